@@ -82,6 +82,8 @@ class SamaConfig(InternVLConfig):
     trained: bool = True
 
     def __post_init__(self, **kwargs):
+        # The library writes one auto class for each saved object; the model answers to `AutoModel` as well.
+        kwargs["auto_map"] = {"AutoModel": "modeling_sama.SamaForConditionalGeneration", **(kwargs.get("auto_map") or {})}
         super().__post_init__(**kwargs)
         if not self.temporal_qformer_config.use_qformer_text_input:
             raise ValueError(
@@ -102,5 +104,7 @@ class SamaConfig(InternVLConfig):
             if self.__dict__[name] not in choices:
                 raise ValueError(f"`{name}` must be one of {choices}, got {self.__dict__[name]!r}.")
 
+
+SamaConfig.register_for_auto_class()
 
 __all__ = ["SamaConfig"]

@@ -7,7 +7,7 @@ Letters in shape comments: B conversations, F encoded frames of all of them, T c
 C language-model width, L tokens of a conversation, Q questions, R regions, G side of the token grid, O objects.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -23,6 +23,7 @@ from .chat_sama import SamaChat
 from .configuration_sama import SamaConfig
 from .modeling_sama_aggregator import SamaContextAggregator, SamaRegionEncoder
 from .modeling_sama_tracker import FrameFeatures, SamaMaskTracker, TrackedFrame
+from .video_sama import MaskTrack
 
 
 logger = logging.get_logger(__name__)
@@ -168,30 +169,45 @@ class SamaModel(InternVLModel):
         """Vision tower and projector: `(num_frames, 3, size, size)` to `(num_frames, tokens_per_frame, width)`."""
         return self.get_image_features(pixel_values, return_dict=True).pooler_output
 
-    def fill_region_prompts(self, visual: SamaVisualInputs, features: FrameFeatures | None = None) -> SamaVisualInputs:
+    def fill_region_prompts(
+        self,
+        masks: Sequence[torch.Tensor],
+        rows: torch.Tensor,
+        points: torch.Tensor,
+        labels: torch.Tensor,
+        features: FrameFeatures,
+    ) -> list[torch.Tensor]:
         """Turns clicks and boxes into masks with SAM 2's own prompt encoder and original decoder.
 
         Args:
-            visual ([`SamaVisualInputs`]): with `region_prompt_*`; rows of other regions stay as they are.
-            features ([`FrameFeatures`], *optional*): of the prompted frames, when SAM 2 has encoded them before.
+            masks (`Sequence[torch.Tensor]`): region masks, each of shape `(num_regions, side, side)` with its own side.
+            rows (`torch.LongTensor` of shape `(num_prompts,)`): which of the regions are given as clicks or boxes.
+            points, labels: of shape `(num_prompts, num_points, 2)` and `(num_prompts, num_points)`, in SAM 2's input pixels.
+            features ([`FrameFeatures`]): of each prompt's frame.
 
         Returns:
-            [`SamaVisualInputs`] whose masks are complete and whose prompts are gone.
+            `list[torch.Tensor]`: `masks`, complete; rows of other regions stay as they are.
         """
-        if features is None:
-            features = self.mask_tracker.encode_frames(visual.region_prompt_pixel_values)
-        rows = visual.region_prompt_frames.to(features.image.device)
-        features = features.take(rows)
-        points, labels = visual.region_prompt_points, visual.region_prompt_labels
-        logits = self.mask_tracker.segment_points(features, points.to(rows.device), labels.to(rows.device)).mask_logits
-        found = prompted_masks(logits, points.to(rows.device), labels.to(rows.device), self.config)  # (R', 1, 4h, 4w)
-        filled = {}
-        for name in ("region_masks", "region_grid_masks"):
-            masks = visual.__dict__[name].clone()
-            resized = F.interpolate(found, masks.shape[-2:], mode="nearest").squeeze(1)
-            masks[visual.region_prompt_indices] = resized.to(masks)
-            filled[name] = masks
-        return replace(visual, region_prompt_indices=None, **filled)
+        points, labels = points.to(features.image.device), labels.to(features.image.device)
+        logits = self.mask_tracker.segment_points(features, points, labels).mask_logits
+        found = prompted_masks(logits, points, labels, self.config)  # (prompts, 1, 4h, 4w)
+        filled = [mask.clone() for mask in masks]
+        for mask in filled:
+            mask[rows] = F.interpolate(found, mask.shape[-2:], mode="nearest").squeeze(1).to(mask)
+        return filled
+
+    def complete_regions(self, visual: SamaVisualInputs) -> SamaVisualInputs:
+        """`visual` with the masks of clicks and boxes filled in; frames one by one, SAM 2's input is large."""
+        frames = visual.region_prompt_pixel_values
+        features = FrameFeatures.concatenate([self.mask_tracker.encode_frames(frame[None]) for frame in frames])
+        masks, grid_masks = self.fill_region_prompts(
+            (visual.region_masks, visual.region_grid_masks),
+            visual.region_prompt_indices,
+            visual.region_prompt_points,
+            visual.region_prompt_labels,
+            features.take(visual.region_prompt_frames.to(features.image.device)),
+        )
+        return replace(visual, region_masks=masks, region_grid_masks=grid_masks, region_prompt_indices=None)
 
     def aggregate_context(self, visual: SamaVisualInputs) -> torch.Tensor:
         """Context tokens of all questions in reading order, flattened to `(num_context_tokens, width)`: every conversation's
@@ -277,7 +293,7 @@ class SamaModel(InternVLModel):
         if visual.frame_features is None:
             visual = replace(visual, frame_features=self.encode_frames(visual.pixel_values))
         if visual.region_prompt_indices is not None:
-            visual = self.fill_region_prompts(visual)
+            visual = self.complete_regions(visual)
         return self.place_visual_tokens(inputs_embeds, mm_token_type_ids, visual)
 
     def forward(
@@ -500,6 +516,43 @@ class SamaForConditionalGeneration(InternVLForConditionalGeneration):
         projection = self.model.seg_projection
         return projection(seg_states.to(projection[0].weight))
 
+    def track_objects(
+        self,
+        seg_states: torch.Tensor,
+        processor,
+        video,
+        frame_features: Callable[[int], FrameFeatures] | None = None,
+        progress: Callable[[Iterable], Iterable] | None = None,
+    ) -> tuple[list[MaskTrack], list[float]]:
+        """Mask tracks at the video's own size, and scores, of all objects of an answer.
+
+        Args:
+            seg_states (`torch.Tensor` of shape `(num_objects, width)`): one entry of `generate(...).seg_states`.
+            processor ([`SamaProcessor`]): the checkpoint's own processor.
+            video: what `processor.open_video` takes.
+            frame_features (`Callable`, *optional*): frame index to [`FrameFeatures`], when SAM 2 encoded the frames before.
+            progress (`Callable`, *optional*): wraps the iterable over tracked frames, as `tqdm` does.
+
+        Returns:
+            a `MaskTrack` for each object, and its mean predicted IoU on the prompted frames, from 0 to 1.
+        """
+        video = processor.open_video(video)
+        frames = self.segment_video(
+            seg_states,
+            frame_features or processor.sam_frames(video),
+            processor.choose_frames(video).prompted,
+            num_frames=len(video),
+        )
+        tracks = [MaskTrack(len(video), video.height, video.width) for _ in seg_states]
+        scores = []
+        for frame in progress(frames) if progress else frames:
+            masks = processor.post_process_masks(frame.mask_logits, video.height, video.width)
+            for track, mask in zip(tracks, masks, strict=True):
+                track[frame.frame_index] = mask
+            if frame.prompted:
+                scores.append(frame.predicted_iou.float().cpu())
+        return tracks, torch.stack(scores).mean(0).tolist() if scores else []
+
     # ---- talk -------------------------------------------------------------------------------------------------------
 
     def start_chat(self, processor, video=None, image=None) -> SamaChat:
@@ -544,10 +597,12 @@ def prompted_masks(
             (left, top), (right, bottom) = corners.tolist()
             mask[top : bottom + 1, left : right + 1] = 1.0
             logger.warning_once("SAM 2 found nothing in a box; the whole box is taken as the region.")
-        if config.region_shape == "box":
+        if config.region_shape == "box" and mask.any():
             rows, columns = mask.nonzero(as_tuple=True)
             mask[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1] = 1.0
     return masks
 
+
+SamaForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
 
 __all__ = ["SamaForConditionalGeneration", "SamaModel"]

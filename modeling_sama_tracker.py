@@ -30,6 +30,13 @@ class FrameFeatures:
     tuned: tuple[torch.Tensor, torch.Tensor]
     original: tuple[torch.Tensor, torch.Tensor]
 
+    @classmethod
+    def concatenate(cls, parts: Sequence["FrameFeatures"]) -> "FrameFeatures":
+        """Features of all frames of `parts`."""
+        tuned = tuple(torch.cat(levels) for levels in zip(*(part.tuned for part in parts), strict=True))
+        original = tuple(torch.cat(levels) for levels in zip(*(part.original for part in parts), strict=True))
+        return cls(torch.cat([part.image for part in parts]), tuned, original)
+
     def take(self, rows: torch.Tensor) -> "FrameFeatures":
         """The frames at `rows`, in that order, repeats allowed."""
         return FrameFeatures(

@@ -1,0 +1,236 @@
+"""The model as a citizen of transformers: loading, saving, switches, and errors that teach."""
+
+import pytest
+import torch
+from tiny_model import tiny_config, tiny_model
+
+from sama.configuration_sama import SamaConfig
+from sama.modeling_sama import SamaForConditionalGeneration, SegRecorder
+
+
+@pytest.fixture(scope="module")
+def saved_model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    model = tiny_model()
+    model.save_pretrained(folder)
+    return model, folder
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_saved_model_loads_complete_in_every_dtype(saved_model, dtype):
+    model, folder = saved_model
+    loaded, info = SamaForConditionalGeneration.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+    assert not any(info.values())
+    assert {parameter.dtype for parameter in loaded.parameters()} == {dtype}
+    original = model.state_dict()
+    for name, tensor in loaded.state_dict().items():
+        assert torch.equal(tensor, original[name].to(dtype)), name
+
+
+def test_buffers_that_are_not_saved_are_rebuilt(saved_model):
+    model, folder = saved_model
+    loaded = SamaForConditionalGeneration.from_pretrained(folder)
+    buffers = dict(loaded.named_buffers())
+    for name, buffer in model.named_buffers():
+        assert torch.equal(buffer, buffers[name]), name
+
+
+def settings_of(config) -> dict:
+    """All settings, down into the parts, without what saving adds."""
+    added = ("_name_or_path", "dtype", "architectures", "transformers_version", "auto_map")
+    flat = {key: value for key, value in config.to_dict().items() if key not in added}
+    return {key: settings_of(getattr(config, key)) if key in config.sub_configs else flat[key] for key in flat}
+
+
+def test_configuration_survives_saving(saved_model):
+    model, folder = saved_model
+    assert settings_of(SamaConfig.from_pretrained(folder)) == settings_of(model.config)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"grounding_policy": "official"}, "grounding_policy.*release.*consistent.*'official'"),
+        ({"region_shape": "circle"}, "region_shape.*'circle'"),
+        ({"temporal_window": 30}, r"30 tokens.*4 tokens"),
+        ({"temporal_qformer_config": {"use_qformer_text_input": False}}, "reads the question"),
+        (
+            {"temporal_qformer_config": {"use_qformer_text_input": True, "encoder_hidden_size": 48}},
+            "width 48.*width 32",
+        ),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_config(**overrides)
+
+
+def text_inputs(length: int = 7) -> dict:
+    ids = torch.arange(1, length + 1)[None]
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def test_embeddings_can_be_resized():
+    model = tiny_model()
+    before = model(**text_inputs()).logits
+    model.resize_token_embeddings(310, mean_resizing=False)
+    after = model(**text_inputs()).logits
+    assert after.shape[-1] == 310 == model.config.text_config.vocab_size
+    torch.testing.assert_close(after[..., :300], before)
+
+
+def test_attention_implementations_agree():
+    model = tiny_model()
+    sdpa = model(**text_inputs()).logits
+    model.set_attn_implementation("eager")
+    torch.testing.assert_close(model(**text_inputs()).logits, sdpa, atol=1e-5, rtol=1e-4)
+
+
+def test_flash_attention_without_its_package_is_a_clear_error():
+    if torch.cuda.is_available():
+        pytest.skip("there may be a flash-attention here")
+    with pytest.raises((ImportError, ValueError), match="(?i)flash"):
+        tiny_model().set_attn_implementation("flash_attention_2")
+
+
+def test_gradient_checkpointing_changes_no_gradient():
+    gradients = []
+    for checkpointing in (False, True):
+        model = tiny_model().train()
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+            assert model.is_gradient_checkpointing
+        inputs = text_inputs()
+        model(**inputs, labels=inputs["input_ids"], use_cache=False).loss.backward()
+        gradients.append(model.model.language_model.embed_tokens.weight.grad)
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+def test_device_map_auto(saved_model):
+    model, folder = saved_model
+    loaded = SamaForConditionalGeneration.from_pretrained(folder, device_map="auto")
+    torch.testing.assert_close(loaded(**text_inputs()).logits.cpu(), model(**text_inputs()).logits)
+
+
+def test_lora_wraps_the_language_model_only():
+    from peft import LoraConfig, get_peft_model
+
+    targets = r"model\.language_model\..*\.(q_proj|v_proj)"
+    wrapped = get_peft_model(tiny_model(), LoraConfig(r=2, target_modules=targets))
+    trained = [name for name, parameter in wrapped.named_parameters() if parameter.requires_grad]
+    assert trained and all("language_model" in name and "lora" in name for name in trained)
+    inputs = text_inputs()
+    wrapped(**inputs, labels=inputs["input_ids"]).loss.backward()
+    generated = wrapped.generate(**inputs, max_new_tokens=2, do_sample=False)
+    assert generated.sequences.shape == (1, 9)
+
+
+def test_four_bit_loading_works_or_says_what_is_missing(saved_model):
+    from transformers import BitsAndBytesConfig
+    from transformers.utils import is_bitsandbytes_available
+
+    settings = BitsAndBytesConfig(load_in_4bit=True)
+    if is_bitsandbytes_available():
+        loaded = SamaForConditionalGeneration.from_pretrained(saved_model[1], quantization_config=settings)
+        assert loaded(**text_inputs()).logits.isfinite().all()
+    else:
+        with pytest.raises(ImportError, match="bitsandbytes"):
+            SamaForConditionalGeneration.from_pretrained(saved_model[1], quantization_config=settings)
+
+
+def test_the_head_runs_only_where_a_label_is():
+    model = tiny_model()
+    inputs = text_inputs()
+    labels = torch.full_like(inputs["input_ids"], -100)
+    labels[0, 4:6] = torch.tensor([8, 9])
+    output = model(**inputs, labels=labels)
+    full = model(**inputs).logits[0, 3:5]
+    assert output.logits.shape == (2, 300)
+    expected = torch.nn.functional.cross_entropy(full, labels[0, 4:6])
+    torch.testing.assert_close(output.loss, expected)
+    torch.testing.assert_close(model(**inputs, labels=labels, num_items_in_batch=8).loss, expected * 2 / 8)
+
+
+def test_without_labels_to_learn_the_loss_is_zero():
+    inputs = text_inputs()
+    loss = tiny_model()(**inputs, labels=torch.full_like(inputs["input_ids"], -100)).loss
+    assert loss == 0
+    loss.backward()
+
+
+# ---- generation -----------------------------------------------------------------------------------------------------
+
+SEG = 262
+
+
+class Dictated:
+    """A logits processor that makes `generate` write the given tokens; token i of the answer, in every row."""
+
+    def __init__(self, tokens: list[int], prompt_length: int):
+        self.tokens, self.prompt_length = tokens, prompt_length
+
+    def __call__(self, input_ids, scores):
+        forced = torch.full_like(scores, float("-inf"))
+        forced[:, self.tokens[input_ids.shape[1] - self.prompt_length]] = 0.0
+        return forced
+
+
+def generate(model, tokens: list[int], inputs: dict | None = None, **kwargs):
+    inputs = inputs or text_inputs()
+    dictated = Dictated(tokens, inputs["input_ids"].shape[1])
+    return model.generate(**inputs, max_new_tokens=len(tokens), logits_processor=[dictated], do_sample=False, **kwargs)
+
+
+@pytest.mark.parametrize("tokens", [[5, SEG, 6], [SEG, SEG, 9, SEG], [4, 4], [7, SEG]])
+def test_seg_states_equal_those_of_one_forward_pass(tokens):
+    model = tiny_model()
+    output = generate(model, tokens)
+    hidden_states = model(input_ids=output.sequences).last_hidden_state[0]
+    expected = hidden_states[7:][torch.tensor(tokens) == SEG]
+    assert len(output.seg_states) == 1
+    torch.testing.assert_close(output.seg_states[0], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_seg_in_the_prompt_is_not_an_answer():
+    inputs = text_inputs()
+    inputs["input_ids"][0, 3] = SEG
+    assert generate(tiny_model(), [4, 5], inputs).seg_states[0].shape == (0, 32)
+
+
+def test_seg_states_of_a_padded_batch_equal_those_of_each_alone():
+    model = tiny_model()
+    short = {"input_ids": torch.tensor([[3, 4]]), "attention_mask": torch.ones(1, 2, dtype=torch.long)}
+    batch = {
+        "input_ids": torch.tensor([[0, 0, 0, 0, 0, 3, 4], [1, 2, 3, 4, 5, 6, 7]]),
+        "attention_mask": torch.tensor([[0, 0, 0, 0, 0, 1, 1], [1] * 7]),
+    }
+    together = generate(model, [SEG, 5, SEG], batch).seg_states
+    for states, inputs in zip(together, (short, text_inputs()), strict=True):
+        torch.testing.assert_close(states, generate(model, [SEG, 5, SEG], inputs).seg_states[0], atol=1e-5, rtol=1e-4)
+
+
+def test_plain_token_ids_on_request():
+    output = generate(tiny_model(), [4, SEG], return_dict_in_generate=False)
+    assert torch.equal(output[0, -2:], torch.tensor([4, SEG]))
+
+
+@pytest.mark.parametrize("name", ["num_beams", "num_return_sequences"])
+def test_several_sequences_a_prompt_are_refused(name):
+    with pytest.raises(ValueError, match=f"{name}=2.*one sequence"):
+        tiny_model().generate(**text_inputs(), **{name: 2}, do_sample=name != "num_beams")
+
+
+def test_a_final_seg_without_cache_says_what_to_do():
+    with pytest.raises(ValueError, match="use_cache=True"):
+        generate(tiny_model(), [4, SEG], use_cache=False)
+
+
+def test_recorder_keeps_only_new_seg_tokens():
+    recorder = SegRecorder(SEG, prompt_length=2)
+    recorder.record(torch.tensor([[SEG, 1, SEG]]), torch.arange(3.0).reshape(1, 3, 1), first_position=0)
+    assert list(recorder.states) == [(0, 2)]
+    assert not recorder.missing(torch.tensor([[SEG, 1, SEG]]))
+    assert recorder.missing(torch.tensor([[SEG, 1, SEG, SEG]]))
