@@ -38,7 +38,7 @@ check: .venv/.installed-test
 	$(BIN)/python -m pytest -q tests/test_layout.py
 
 sync:
-	@for file in checkpoints/sama-tiny/*.py; do cp -v "$$(basename $$file)" "$$file"; done
+	@for file in checkpoints/sama-tiny/*.py; do cp -v "$${file##*/}" "$$file"; done
 
 bench: .venv/.installed-demo
 	$(BIN)/python scripts/benchmark.py

@@ -8,14 +8,15 @@ base_python=${PYTHON:-python3}
 python=.venv/bin/python
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 
+torch_version() { "$python" -c 'from importlib.metadata import version; print(version("torch"))' 2>/dev/null; }
 say() { printf 'install: %s\n' "$*"; }
-install() { "$python" -m pip install --quiet "$@"; }
+install() { "$python" -m pip install -qq "$@"; }
 
-# Without --python pip would look for its own interpreter; Debian's python3 has no ensurepip unless python3-venv is there
+# Debian's python3 makes environments without pip unless its package python3-venv is there; then the pip outside fills in
 make_environment() {
     "$base_python" -m venv .venv >/dev/null 2>&1 && return
     "$base_python" -m venv --clear --without-pip .venv
-    "$base_python" -m pip --python "$python" install --quiet pip
+    "$base_python" -m pip --python "$python" install -qq pip
 }
 
 # The default on Linux pulls gigabytes of CUDA libraries: worth it only where a GPU is
@@ -32,7 +33,7 @@ if [ ! -x "$python" ]; then
     make_environment
 fi
 
-if [ -n "${TORCH:-}" ] || ! "$python" -c 'import torch' 2>/dev/null; then
+if [ -n "${TORCH:-}" ] || ! torch_version >/dev/null; then
     torch=${TORCH:-$(default_torch)}
     say "$torch"
     # shellcheck disable=SC2086  # TORCH may hold several words
@@ -41,7 +42,7 @@ fi
 
 # What is there stays: no dependency may pull another build of torch over the one just chosen
 constraints=.venv/constraints.txt
-"$python" -c 'import torch; print("torch==" + torch.__version__)' >"$constraints"
+echo "torch==$(torch_version)" >"$constraints"
 case $purpose in
 demo) extras=demo ;;
 test) extras=demo,dev ;;
