@@ -47,8 +47,8 @@ WORDS = {
     "animal": "dog cat horse bird cow sheep elephant bear rabbit fish duck monkey tiger lion giraffe panda".split(),
     "animals": "dogs cats horses birds cows elephants bears rabbits ducks monkeys lions".split(),
     "thing": (
-        "car bus truck bicycle motorcycle boat train plane ball frisbee kite cup bottle chair table book phone bag hat "
-        "umbrella door window tree flower guitar camera skateboard surfboard basket rope stick"
+        "car bus truck bicycle motorcycle boat train plane ball frisbee kite cup bottle chair table book phone bag "
+        "hat umbrella door window tree flower guitar camera skateboard surfboard basket rope stick"
     ).split(),
     "clothes": "shirt jacket dress hat shoes trousers coat scarf helmet gloves".split(),
     "place": "park street beach kitchen field forest river road room garden yard snow water sky grass stage".split(),
@@ -62,7 +62,7 @@ WORDS = {
         "moving sliding rolling bouncing spinning turning drifting falling rising flying jumping running walking "
         "swimming standing sitting waiting eating drinking playing looking talking riding climbing"
     ).split(),
-    "act": "holds throws catches pushes pulls chases follows touches passes crosses hides kicks feeds pets rides".split(),
+    "act": "holds throws catches pushes pulls chases follows touches passes crosses hides kicks feeds pets".split(),
     "manner": "slowly quickly together again twice once first then finally suddenly quietly steadily".split(),
     "number": "one two three four five six seven eight nine ten 0 1 2 3 4 5 6 7 8 9 12 16 24 32".split(),
     "order": "first second third fourth last next".split(),

@@ -18,7 +18,7 @@ torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST
 
 @pytest.fixture(scope="session")
 def golden_dir() -> Path:
-    """The folder of values recorded from the official code on a tiny model: $SAMA_GOLDEN, or shared/ beside the clone."""
+    """Values recorded from the official code on a tiny model: $SAMA_GOLDEN, or shared/ beside the repository."""
     folder = Path(os.environ.get("SAMA_GOLDEN", ROOT.parent / "shared" / "golden" / "official_tiny"))
     if not folder.is_dir():
         pytest.skip(f"no recorded values in {folder}; set SAMA_GOLDEN to the folder official_tiny")
