@@ -28,7 +28,7 @@ if ! "$base_python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
     say "$base_python is missing or older than Python 3.11; name another one, for instance: make $purpose PYTHON=python3.12"
     exit 1
 fi
-if [ ! -x "$python" ]; then
+if ! "$python" -m pip --version >/dev/null 2>&1; then
     say "making .venv with $("$base_python" -V)"
     make_environment
 fi

@@ -3,7 +3,9 @@
 import os
 
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported anywhere
+NUM_THREADS = max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+os.environ["HF_HUB_OFFLINE"] = "1"  # both before torch and transformers are imported, and for the programs tests start
+os.environ["OMP_NUM_THREADS"] = str(NUM_THREADS)
 
 from importlib.util import find_spec  # noqa: E402
 from pathlib import Path  # noqa: E402
@@ -13,7 +15,7 @@ import torch  # noqa: E402
 
 
 ROOT = Path(__file__).parent.parent
-torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
+torch.set_num_threads(NUM_THREADS)
 
 
 @pytest.fixture(scope="session")
