@@ -38,7 +38,7 @@ check: .venv/.installed-test
 	$(BIN)/python -m pytest -q tests/test_layout.py
 
 sync:
-	@for file in checkpoints/sama-tiny/*.py; do cp -v "$${file##*/}" "$$file"; done
+	cp *_sama*.py visualization.py checkpoints/sama-tiny/
 
 bench: .venv/.installed-demo
 	$(BIN)/python scripts/benchmark.py
