@@ -1,0 +1,48 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Each makes .venv, installs what is missing and runs.
+#
+#   PYTHON=python3.12      the interpreter .venv is made from (3.11 or newer)
+#   TORCH=...              what to hand to pip for torch, for instance the path of a wheel. Without it: the CPU release
+#                          that was tried, or, where nvidia-smi finds a GPU, any release from 2.11 on
+#   WORKERS=2              test processes
+
+PYTHON ?= python3
+TORCH ?=
+WORKERS ?= 2
+BIN := .venv/bin
+
+.PHONY: help demo test slow style check sync bench
+
+help:
+	@echo "demo   a conversation of three turns about a real clip, written to outputs/"
+	@echo "test   the fast tests            slow   the tests that need real weights"
+	@echo "style  lint and format, mending  check  lint, format and layout rules, changing nothing"
+	@echo "sync   copy the model's code beside checkpoints/sama-tiny"
+	@echo "bench  the table of times and memory in the README"
+
+demo: .venv/.installed-demo
+	$(BIN)/python demo.py --example
+
+test: .venv/.installed-test
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
+
+slow: .venv/.installed-test
+	$(BIN)/python -m pytest -q -m slow
+
+style: .venv/.installed-test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+check: .venv/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest -q tests/test_layout.py
+
+sync:
+	cp *_sama*.py visualization.py checkpoints/sama-tiny/
+
+bench: .venv/.installed-demo
+	$(BIN)/python scripts/benchmark.py
+
+# Nothing is installed again until one of these two files changes.
+.venv/.installed-%: pyproject.toml scripts/install.sh
+	@PYTHON="$(PYTHON)" TORCH="$(TORCH)" bash scripts/install.sh $*

@@ -1,0 +1,81 @@
+#!/usr/bin/env bash
+# Makes .venv and installs what `make demo` or `make test` needs:   bash scripts/install.sh demo|test
+# PYTHON: the interpreter to start from. TORCH: what to hand to pip for torch. Both are explained in the Makefile.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+purpose=${1:?"usage: install.sh demo|test"}
+base_python=${PYTHON:-python3}
+python=.venv/bin/python
+export PIP_DISABLE_PIP_VERSION_CHECK=1
+
+torch_version() { "$python" -c 'from importlib.metadata import version; print(version("torch"))' 2>/dev/null; }
+say() { printf 'install: %s\n' "$*"; }
+install() { "$python" -m pip install -qq "$@"; }
+
+# Debian's python3 makes environments without pip unless its package python3-venv is there; then the pip outside fills in
+make_environment() {
+    "$base_python" -m venv .venv >/dev/null 2>&1 && return
+    "$base_python" -m venv --clear --without-pip .venv
+    "$base_python" -m pip --python "$python" install -qq pip
+}
+
+# The default on Linux pulls gigabytes of CUDA libraries: worth it only where a GPU is
+default_torch() {
+    if [ "$(uname -s)" != Linux ] || nvidia-smi -L >/dev/null 2>&1; then echo 'torch>=2.11'; else echo 'torch==2.13.0'; fi
+}
+
+if ! "$base_python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+    say "$base_python is missing or older than Python 3.11; name another one, for instance: make $purpose PYTHON=python3.12"
+    exit 1
+fi
+if ! "$python" -m pip --version >/dev/null 2>&1; then
+    say "making .venv with $("$base_python" -V)"
+    make_environment
+fi
+
+if [ -n "${TORCH:-}" ] || ! torch_version >/dev/null; then
+    torch=${TORCH:-$(default_torch)}
+    say "$torch"
+    # shellcheck disable=SC2086  # TORCH may hold several words
+    install $torch
+fi
+
+# What is there stays: no dependency may pull another build of torch over the one just chosen
+constraints=.venv/constraints.txt
+echo "torch==$(torch_version)" >"$constraints"
+case $purpose in
+demo) extras=demo ;;
+test) extras=demo,dev ;;
+*) say "unknown purpose $purpose: demo or test" && exit 1 ;;
+esac
+say "the package with its extras: $extras"
+install --constraint "$constraints" --editable ".[$extras]"
+
+if [ "$purpose" = test ]; then
+    # The original tracker, for the parity tests. It asks for torchvision, and the builds of torchvision on the package
+    # index break transformers beside a CPU build of torch. None of the modules we compare with imports it.
+    say "sam2, without torchvision"
+    install --constraint "$constraints" "setuptools>=70.1" hydra-core iopath
+    SAM2_BUILD_CUDA=0 install --no-deps --no-build-isolation "sam2>=1.1.0"
+fi
+
+"$python" - <<'PYTHON'
+import importlib.util
+import sys
+
+import torch
+
+if importlib.util.find_spec("torchvision") is not None:
+    try:
+        import torchvision  # noqa: F401
+    except Exception as error:
+        sys.exit(
+            f"install: torchvision in .venv was built for another torch than {torch.__version__} ({error}). transformers "
+            "cannot be imported beside it and SAMA does not need it: run .venv/bin/python -m pip uninstall torchvision"
+        )
+device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+print(f"install: ready, torch {torch.__version__} on {device}")
+PYTHON
+
+touch ".venv/.installed-$purpose"
+if [ "$purpose" = test ]; then touch .venv/.installed-demo; fi

