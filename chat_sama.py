@@ -168,13 +168,15 @@ class SamaChat:
     def keep_common_prefix(self, input_ids: torch.Tensor) -> int:
         """Cuts the kept keys and values back to what the new prompt begins with, and says how many tokens that is.
 
-        An answer's tokens may differ from how the tokenizer writes the same text: then the turn reads them again, so that
-        a conversation never depends on how it was reached."""
+        An answer's tokens may differ from how the tokenizer writes the same text: then the turn reads them again, so
+        that a conversation never depends on how it was reached."""
         known = self.cached_ids.to(input_ids.device)
         length = min(len(known), len(input_ids) - 1)  # one token is always left to read
         differs = (known[:length] != input_ids[:length]).nonzero()
         kept = int(differs[0]) if len(differs) else length
-        self.cache.crop(kept)
+        surplus = self.cache.get_seq_length() - kept
+        if surplus:
+            self.cache.crop(-surplus)
         self.cached_ids = known[:kept]
         return kept
 

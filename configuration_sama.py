@@ -1,5 +1,5 @@
-"""What a SAMA model is: InternVL (vision tower, projector, language model), a spatio-temporal context aggregator made of
-two Q-Formers, and SAM 2. 1B, 4B and 8B differ only in the numbers of their `config.json`."""
+"""What a SAMA model is: InternVL (vision tower, projector, language model), a spatio-temporal context aggregator made
+of two Q-Formers, and SAM 2. 1B, 4B and 8B differ only in the numbers of their `config.json`."""
 
 from typing import Literal
 
@@ -22,27 +22,30 @@ class SamaConfig(InternVLConfig):
 
     Args:
         spatial_qformer_config (`Blip2QFormerConfig` or `dict`, *optional*):
-            The Q-Former that summarises one frame; `encoder_hidden_size` is the width its frame tokens are projected to.
+            The Q-Former that summarises one frame; `encoder_hidden_size` is the width its frame tokens are projected
+            to.
         temporal_qformer_config (`Blip2QFormerConfig` or `dict`, *optional*):
             The Q-Former that reads the summaries of a window of frames together with the question. `vocab_size` is the
             size of the question tokenizer; `encoder_hidden_size` must be the spatial Q-Former's `hidden_size`.
         sam_config (`Sam2VideoConfig` or `dict`, *optional*):
-            SAM 2; its mask decoder exists twice in the model (tuned for `[SEG]` prompts, and original for propagation).
+            SAM 2; its mask decoder exists twice in the model (tuned for `[SEG]` prompts, and original for
+            propagation).
         num_spatial_queries (`int`, defaults to 32): tokens that summarise one frame.
         num_temporal_queries (`int`, defaults to 32): tokens that summarise one window.
         temporal_window (`int`, defaults to 512): spatial tokens in one window (512 = 16 frames), stride equal to size.
         region_mask_size (`int`, defaults to 112): side of the binary mask whose shape the region encoder reads.
         region_mlp_size (`int`, defaults to 1024): hidden width of that shape encoder.
         region_shape (`"mask"` or `"box"`, defaults to `"mask"`):
-            What a region prompt looks like to the model: its true silhouette, or its filled bounding box, which is what
-            SAMA-239K trains on.
+            What a region prompt looks like to the model: its true silhouette, or its filled bounding box, which is
+            what SAMA-239K trains on.
         null_region_scale (`float`, defaults to 0.0):
             Weight of the null-region vector in questions without a region: 1.0 for converted release weights.
         grounding_policy (`"release"` or `"consistent"`, defaults to `"consistent"`):
-            How masks are propagated. `release`: the tuned decoder on every frame, forwards only. `consistent`: the tuned
-            decoder on the prompted frames, SAM 2's original decoder elsewhere, forwards and backwards.
+            How masks are propagated. `release`: the tuned decoder on every frame, forwards only. `consistent`: the
+            tuned decoder on the prompted frames, SAM 2's original decoder elsewhere, forwards and backwards.
         occlusion_gate (`bool`, defaults to `True`):
-            `consistent` only: on propagated frames an object whose score is not positive has an empty mask, as in SAM 2.
+            `consistent` only: on propagated frames an object whose score is not positive has an empty mask, as in SAM
+            2.
         round_memory_to_bfloat16 (`bool`, defaults to `False`):
             Store mask memories rounded to bfloat16, as SAM 2's own video predictor does.
         seg_token_id (`int`, defaults to 151674): id of `[SEG]`.
@@ -83,17 +86,21 @@ class SamaConfig(InternVLConfig):
 
     def __post_init__(self, **kwargs):
         # The library writes one auto class for each saved object; the model answers to `AutoModel` as well.
-        kwargs["auto_map"] = {"AutoModel": "modeling_sama.SamaForConditionalGeneration", **(kwargs.get("auto_map") or {})}
+        kwargs["auto_map"] = {
+            "AutoModel": "modeling_sama.SamaForConditionalGeneration",
+            **(kwargs.get("auto_map") or {}),
+        }
         super().__post_init__(**kwargs)
         if not self.temporal_qformer_config.use_qformer_text_input:
             raise ValueError(
-                "`temporal_qformer_config.use_qformer_text_input` must be True: the temporal Q-Former reads the question."
+                "`temporal_qformer_config.use_qformer_text_input` must be True: the temporal Q-Former reads the "
+                "question."
             )
         widths = (self.temporal_qformer_config.encoder_hidden_size, self.spatial_qformer_config.hidden_size)
         if widths[0] != widths[1]:
             raise ValueError(
-                f"The temporal Q-Former reads tokens of width {widths[0]} (`encoder_hidden_size`) but the spatial Q-Former "
-                f"writes tokens of width {widths[1]} (`hidden_size`); the two must be equal."
+                f"The temporal Q-Former reads tokens of width {widths[0]} (`encoder_hidden_size`) but the spatial "
+                f"Q-Former writes tokens of width {widths[1]} (`hidden_size`); the two must be equal."
             )
         if self.temporal_window % self.num_spatial_queries:
             raise ValueError(

@@ -38,8 +38,8 @@ class SamaVisualInputs:
 
     Args:
         pixel_values (`torch.Tensor` of shape `(num_frames, 3, size, size)`):
-            Frames for the vision tower. In each conversation first its context frames (or tiles), then frames that only
-            carry a region.
+            Frames for the vision tower. In each conversation first its context frames (or tiles), then frames that
+            only carry a region.
         num_context_frames, num_extra_frames (`torch.LongTensor` of shape `(batch_size,)`): the counts of both kinds.
         dense_frames (`torch.LongTensor` of shape `(num_dense_frames,)`):
             Rows of `pixel_values` whose tokens the language model sees in full, in reading order.
@@ -57,7 +57,8 @@ class SamaVisualInputs:
         region_prompt_pixel_values (`torch.Tensor` of shape `(num_prompt_frames, 3, sam_size, sam_size)`)
         frame_features (`torch.Tensor` of shape `(num_frames, tokens_per_frame, width)`, *optional*):
             Takes the place of `pixel_values` when the frames were encoded before.
-        spatial_tokens (`torch.Tensor` of shape `(num_context_frames, num_spatial_queries, qformer_width)`, *optional*):
+        spatial_tokens (`torch.Tensor` of shape `(num_context_frames, num_spatial_queries, qformer_width)`,
+        *optional*):
             The context frames' summaries, when they were computed before.
     """
 
@@ -87,13 +88,14 @@ VISUAL_INPUT_NAMES = tuple(field.name for field in fields(SamaVisualInputs))
 class SamaOutput(ModelOutput):
     """
     Args:
-        loss, lm_loss (`torch.Tensor` of shape `()`, *optional*, returned with `labels`): the sum of all terms, and each.
+        loss, lm_loss (`torch.Tensor` of shape `()`, *optional*, returned with `labels`): the sum of all terms, and
+        each.
         logits (`torch.Tensor` of shape `(batch_size, kept_length, vocab_size)`):
             Scores of the positions asked for by `logits_to_keep`. With `labels` the head runs only where a label is:
             `(num_labels, vocab_size)`.
         past_key_values (`Cache`, *optional*): the language model's state.
-        last_hidden_state (`torch.Tensor` of shape `(batch_size, length, width)`): after the language model's final norm.
-        hidden_states, attentions (*optional*): of every layer, when asked for.
+        last_hidden_state (`torch.Tensor` of shape `(batch_size, length, width)`): after the language model's final
+        norm. hidden_states, attentions (*optional*): of every layer, when asked for.
     """
 
     loss: torch.Tensor | None = None
@@ -107,8 +109,8 @@ class SamaOutput(ModelOutput):
 
 @dataclass
 class SamaGenerateOutput(GenerateDecoderOnlyOutput):
-    """What `generate` returns: the library's own output, and `seg_states`, for each conversation the language model's states
-    at its new [SEG] tokens, of shape `(num_objects, width)`."""
+    """What `generate` returns: the library's own output, and `seg_states`, for each conversation the language model's
+    states at its new [SEG] tokens, of shape `(num_objects, width)`."""
 
     seg_states: list[torch.Tensor] | None = None
 
@@ -121,7 +123,8 @@ class SegRecorder:
         self.states: dict[tuple[int, int], torch.Tensor] = {}
 
     def record(self, input_ids: torch.Tensor, hidden_states: torch.Tensor, first_position: int) -> None:
-        """Keeps the states of new [SEG] tokens among `input_ids` (B, L), whose first column stands at `first_position`."""
+        """Keeps the states of new [SEG] tokens among `input_ids` (B, L), whose first column stands at
+        `first_position`."""
         for row, column in (input_ids == self.seg_token_id).nonzero().tolist():
             if first_position + column >= self.prompt_length:
                 self.states[row, first_position + column] = hidden_states[row, column]
@@ -180,9 +183,11 @@ class SamaModel(InternVLModel):
         """Turns clicks and boxes into masks with SAM 2's own prompt encoder and original decoder.
 
         Args:
-            masks (`Sequence[torch.Tensor]`): region masks, each of shape `(num_regions, side, side)` with its own side.
+            masks (`Sequence[torch.Tensor]`): region masks, each of shape `(num_regions, side, side)` with its own
+            side.
             rows (`torch.LongTensor` of shape `(num_prompts,)`): which of the regions are given as clicks or boxes.
-            points, labels: of shape `(num_prompts, num_points, 2)` and `(num_prompts, num_points)`, in SAM 2's input pixels.
+            points, labels: of shape `(num_prompts, num_points, 2)` and `(num_prompts, num_points)`, in SAM 2's input
+            pixels.
             features ([`FrameFeatures`]): of each prompt's frame.
 
         Returns:
@@ -210,8 +215,8 @@ class SamaModel(InternVLModel):
         return replace(visual, region_masks=masks, region_grid_masks=grid_masks, region_prompt_indices=None)
 
     def aggregate_context(self, visual: SamaVisualInputs) -> torch.Tensor:
-        """Context tokens of all questions in reading order, flattened to `(num_context_tokens, width)`: every conversation's
-        questions read that conversation's frames."""
+        """Context tokens of all questions in reading order, flattened to `(num_context_tokens, width)`: every
+        conversation's questions read that conversation's frames."""
         aggregator, device = self.context_aggregator, visual.frame_features.device
         contexts, extras = visual.num_context_frames.tolist(), visual.num_extra_frames.tolist()
         summaries = visual.spatial_tokens
@@ -247,7 +252,8 @@ class SamaModel(InternVLModel):
     def encode_regions(
         self, visual: SamaVisualInputs, encoder: SamaRegionEncoder
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Pooled and shape features of all regions in reading order, each of its very own frame; None without regions."""
+        """Pooled and shape features of all regions in reading order, each of its very own frame; None without
+        regions."""
         if visual.region_masks is None:
             return None
         features = visual.frame_features
@@ -274,8 +280,8 @@ class SamaModel(InternVLModel):
             placeholders = mm_token_type_ids == kind
             if placeholders.sum() != len(tokens):
                 raise ValueError(
-                    f"{int(placeholders.sum())} {name} placeholders in the text but {len(tokens)} {name} tokens from the "
-                    "frames; was the prompt built by another processor, or was the text cut?"
+                    f"{int(placeholders.sum())} {name} placeholders in the text but {len(tokens)} {name} tokens from "
+                    "the frames; was the prompt built by another processor, or was the text cut?"
                 )
             tokens = tokens.to(inputs_embeds.device, inputs_embeds.dtype)
             inputs_embeds = inputs_embeds.masked_scatter(placeholders.unsqueeze(-1).to(tokens.device), tokens)
@@ -323,8 +329,8 @@ class SamaModel(InternVLModel):
 
 
 class SamaForConditionalGeneration(InternVLForConditionalGeneration):
-    """SAMA with its language-model head: `forward`, `generate` (which also returns the [SEG] states), `segment_video` and
-    `start_chat`."""
+    """SAMA with its language-model head: `forward`, `generate` (which also returns the [SEG] states), `segment_video`
+    and `start_chat`."""
 
     config_class = SamaConfig
     config: SamaConfig
@@ -372,12 +378,14 @@ class SamaForConditionalGeneration(InternVLForConditionalGeneration):
 
         Args:
             input_ids, attention_mask (`torch.LongTensor` of shape `(batch_size, length)`)
-            labels (`torch.LongTensor` of shape `(batch_size, length)`, *optional*): -100 where nothing is to be learned.
+            labels (`torch.LongTensor` of shape `(batch_size, length)`, *optional*): -100 where nothing is to be
+            learned.
             mm_token_type_ids (`torch.LongTensor` of shape `(batch_size, length)`):
                 0 text, 1 dense-frame token, 2 context token, 3 region, 4 region shape.
             pixel_values to spatial_tokens: see [`SamaVisualInputs`].
             seg_recorder ([`SegRecorder`], *optional*): used by `generate`.
-            num_items_in_batch (`int`, *optional*): labels of the whole update, so that accumulation does not change the mean.
+            num_items_in_batch (`int`, *optional*): labels of the whole update, so that accumulation does not change
+            the mean.
         """
         given = locals()
         visual = SamaVisualInputs(**{name: given[name] for name in VISUAL_INPUT_NAMES})
@@ -440,13 +448,16 @@ class SamaForConditionalGeneration(InternVLForConditionalGeneration):
             [`SamaGenerateOutput`]; with `return_dict_in_generate=False` only the token ids, as elsewhere.
 
         Raises:
-            ValueError: for several sequences a prompt (beams, `num_return_sequences`): frames belong to one conversation.
+            ValueError: for several sequences a prompt (beams, `num_return_sequences`): frames belong to one
+            conversation.
         """
         config = kwargs.get("generation_config") or self.generation_config
         for name in ("num_beams", "num_return_sequences"):
             value = kwargs.get(name) or config.to_dict().get(name) or 1
             if value > 1:
-                raise ValueError(f"`{name}={value}` is not supported: SAMA generates one sequence for each conversation.")
+                raise ValueError(
+                    f"`{name}={value}` is not supported: SAMA generates one sequence for each conversation."
+                )
         if not kwargs.setdefault("return_dict_in_generate", True):
             return super().generate(inputs, **kwargs)
         input_ids = inputs if inputs is not None else kwargs.get("input_ids")
@@ -490,14 +501,15 @@ class SamaForConditionalGeneration(InternVLForConditionalGeneration):
         prompted_frames: Sequence[int],
         num_frames: int | None = None,
     ) -> Iterator[TrackedFrame]:
-        """Mask tracks of all objects of an answer through a whole video, frame by frame in the order of processing; memory
-        does not grow with the length of the video.
+        """Mask tracks of all objects of an answer through a whole video, frame by frame in the order of processing;
+        memory does not grow with the length of the video.
 
         Args:
-            seg_states (`torch.Tensor` of shape `(num_objects, width)`): from [`generate`]; no objects, nothing is yielded.
+            seg_states (`torch.Tensor` of shape `(num_objects, width)`): from [`generate`]; no objects, nothing is
+            yielded.
             sam_frames (`Sequence`):
-                Lazily read frames of shape `(3, sam_size, sam_size)`, as `processor.sam_frames(video)` gives them; or a
-                function from frame index to [`FrameFeatures`], with `num_frames`.
+                Lazily read frames of shape `(3, sam_size, sam_size)`, as `processor.sam_frames(video)` gives them; or
+                a function from frame index to [`FrameFeatures`], with `num_frames`.
             prompted_frames (`Sequence[int]`): frames that [SEG] prompts (`processor.choose_frames(video).prompted`).
 
         Yields:
@@ -530,7 +542,8 @@ class SamaForConditionalGeneration(InternVLForConditionalGeneration):
             seg_states (`torch.Tensor` of shape `(num_objects, width)`): one entry of `generate(...).seg_states`.
             processor ([`SamaProcessor`]): the checkpoint's own processor.
             video: what `processor.open_video` takes.
-            frame_features (`Callable`, *optional*): frame index to [`FrameFeatures`], when SAM 2 encoded the frames before.
+            frame_features (`Callable`, *optional*): frame index to [`FrameFeatures`], when SAM 2 encoded the frames
+            before.
             progress (`Callable`, *optional*): wraps the iterable over tracked frames, as `tqdm` does.
 
         Returns:

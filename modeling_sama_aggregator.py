@@ -1,7 +1,8 @@
 """SAMA's spatio-temporal context aggregator and region encoders (paper section 3; specs: model.md sections 3 to 6).
 
-Letters in shape comments: T context frames, P tokens a frame, C language-model width, H Q-Former width, S spatial queries a
-frame, K temporal queries a window, W windows, L question tokens, N questions, R regions, G side of the token grid.
+Letters in shape comments: T context frames, P tokens a frame, C language-model width, H Q-Former width, S spatial
+queries a frame, K temporal queries a window, W windows, L question tokens, N questions, R regions, G side of the token
+grid.
 """
 
 import torch
@@ -39,26 +40,30 @@ class SamaRegionEncoder(nn.Module):
 
         Args:
             frame_features (`torch.Tensor` of shape `(num_regions, tokens_per_frame, width)`): each region's own frame.
-            grid_masks (`torch.Tensor` of shape `(num_regions, grid, grid)`): cells of the token grid that the region covers.
+            grid_masks (`torch.Tensor` of shape `(num_regions, grid, grid)`): cells of the token grid that the region
+            covers.
             masks (`torch.Tensor` of shape `(num_regions, mask_size, mask_size)`): the region's binary mask.
 
         Returns:
             the pooled feature and the shape feature, each of shape `(num_regions, output_size)`.
         """
         cells = (grid_masks.flatten(1) > 0).to(frame_features.dtype)  # (R, P)
-        # A region smaller than a cell may cover none: its pooled feature is the projection of zeros, as in the release.
+        # A region smaller than a cell may cover none: its pooled feature is the projection of zeros, as in the
+        # release.
         pooled = (cells.unsqueeze(1) @ frame_features).squeeze(1) / (cells.sum(1, keepdim=True) + 1e-8)  # (R, C)
         shape = masks.flatten(1).to(frame_features.dtype)  # (R, M * M)
         return self.pooled_projection(pooled), self.shape_projection(shape)
 
     def encode_nothing(self) -> torch.Tensor:
-        """What an all-zero region gives, both features added: the release's *null-region vector*, of shape `(output_size,)`."""
+        """What an all-zero region gives, both features added: the release's *null-region vector*, of shape
+        `(output_size,)`."""
         pooled_bias = self.pooled_projection.bias
         return pooled_bias + self.shape_projection(pooled_bias.new_zeros(self.shape_projection[0].in_features))
 
 
 class SamaContextInjection(nn.Module):
-    """Lets every frame's tokens read the temporal tokens, and condenses each frame to one token (model.md section 5)."""
+    """Lets every frame's tokens read the temporal tokens, and condenses each frame to one token (model.md section
+    5)."""
 
     def __init__(self, config: SamaConfig):
         super().__init__()
@@ -73,10 +78,12 @@ class SamaContextInjection(nn.Module):
         """
         Args:
             frame_features (`torch.Tensor` of shape `(num_frames, tokens_per_frame, width)`)
-            temporal_tokens (`torch.Tensor` of shape `(num_questions, num_windows * num_temporal_queries, qformer_width)`)
+            temporal_tokens (`torch.Tensor` of shape `(num_questions, num_windows * num_temporal_queries,
+            qformer_width)`)
 
         Returns:
-            `torch.Tensor` of shape `(num_questions, num_frames, width)`: one context token a frame, for every question.
+            `torch.Tensor` of shape `(num_questions, num_frames, width)`: one context token a frame, for every
+            question.
         """
         num_frames, tokens_per_frame = frame_features.shape[:2]
         queries = self.query_projection(frame_features).flatten(0, 1)  # (T * P, C), the same for every question
@@ -87,8 +94,8 @@ class SamaContextInjection(nn.Module):
 
 
 class SamaContextAggregator(nn.Module):
-    """Summarises frames (spatial Q-Former), reads the summaries together with a question (temporal Q-Former) and gives one
-    context token a frame and question. Specs: model.md sections 3 to 5."""
+    """Summarises frames (spatial Q-Former), reads the summaries together with a question (temporal Q-Former) and gives
+    one context token a frame and question. Specs: model.md sections 3 to 5."""
 
     def __init__(self, config: SamaConfig):
         super().__init__()
@@ -100,7 +107,9 @@ class SamaContextAggregator(nn.Module):
         self.spatial_norm = nn.LayerNorm(spatial.encoder_hidden_size)
         self.spatial_queries = nn.Parameter(torch.zeros(1, config.num_spatial_queries, spatial.hidden_size))
         self.spatial_qformer = Blip2QFormerModel(spatial)
-        self.word_embeddings = nn.Embedding(temporal.vocab_size, temporal.hidden_size, padding_idx=temporal.pad_token_id)
+        self.word_embeddings = nn.Embedding(
+            temporal.vocab_size, temporal.hidden_size, padding_idx=temporal.pad_token_id
+        )
         self.position_embeddings = nn.Embedding(temporal.max_position_embeddings, temporal.hidden_size)
         self.temporal_queries = nn.Parameter(torch.zeros(1, config.num_temporal_queries, temporal.hidden_size))
         self.temporal_qformer = Blip2QFormerModel(temporal)
@@ -117,8 +126,8 @@ class SamaContextAggregator(nn.Module):
     def embed_questions(
         self, input_ids: torch.Tensor, regions: tuple[torch.Tensor, torch.Tensor] | None
     ) -> torch.Tensor:
-        """Embeds questions of shape `(num_questions, length)`; rows at `<mask>` and `<pos>` are replaced, in reading order, by
-        the pooled and the shape features of the regions (each of shape `(num_regions, qformer_width)`).
+        """Embeds questions of shape `(num_questions, length)`; rows at `<mask>` and `<pos>` are replaced, in reading
+        order, by the pooled and the shape features of the regions (each of shape `(num_regions, qformer_width)`).
 
         Raises:
             ValueError: if the questions do not hold exactly one `<mask>` and one `<pos>` for every region.
@@ -130,8 +139,9 @@ class SamaContextAggregator(nn.Module):
             placeholder = input_ids == token_id
             if placeholder.sum() != num_regions:
                 raise ValueError(
-                    f"{num_regions} regions were given but the questions hold {int(placeholder.sum())} region placeholders "
-                    f"(id {token_id}); was the question tokenizer saved with this model, and was a question cut?"
+                    f"{num_regions} regions were given but the questions hold {int(placeholder.sum())} region "
+                    f"placeholders (id {token_id}); was the question tokenizer saved with this model, and was a "
+                    "question cut?"
                 )
             if num_regions:
                 embeds = embeds.masked_scatter(placeholder.unsqueeze(-1), regions[index].to(embeds.dtype))
@@ -166,7 +176,8 @@ class SamaContextAggregator(nn.Module):
         return torch.cat([self.read_window(window, rows, mask) for window in windows], 1)
 
     def read_window(self, window: torch.Tensor, rows: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """One window `(window_tokens, qformer_width)` for all questions: `(num_questions, num_temporal_queries, qformer_width)`."""
+        """One window `(window_tokens, qformer_width)` for all questions: `(num_questions, num_temporal_queries,
+        qformer_width)`."""
         num_queries = self.temporal_queries.shape[1]
         output = self.temporal_qformer(
             query_embeds=rows,

@@ -46,8 +46,8 @@ class FrameFeatures:
 
 @dataclass
 class ObjectMasks:
-    """Masks of O objects in N frames: `mask_logits` (N, O, 4h, 4w); `predicted_iou` and `object_score` (N, O), the second a
-    logit; `object_pointer` (N, O, C), the token SAM 2 remembers an object by."""
+    """Masks of O objects in N frames: `mask_logits` (N, O, 4h, 4w); `predicted_iou` and `object_score` (N, O), the
+    second a logit; `object_pointer` (N, O, C), the token SAM 2 remembers an object by."""
 
     mask_logits: torch.Tensor
     predicted_iou: torch.Tensor
@@ -57,8 +57,8 @@ class ObjectMasks:
 
 @dataclass
 class TrackedFrame:
-    """One frame of a track: its index, mask logits of shape (num_objects, 4h, 4w), predicted IoU and object score logits of
-    shape (num_objects,), and whether it was prompted or reached by propagation."""
+    """One frame of a track: its index, mask logits of shape (num_objects, 4h, 4w), predicted IoU and object score
+    logits of shape (num_objects,), and whether it was prompted or reached by propagation."""
 
     frame_index: int
     mask_logits: torch.Tensor
@@ -77,8 +77,8 @@ class SamaMemoryBank:
         self.tracked: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def remember(self, frame_index: int, memory: torch.Tensor, pointer: torch.Tensor, prompted: bool) -> None:
-        """Stores a memory (h * w, O, D) and pointer (O, C). Frames beyond reach of this one are forgotten, except those next
-        to the first prompted frame, where tracking backwards will start."""
+        """Stores a memory (h * w, O, D) and pointer (O, C). Frames beyond reach of this one are forgotten, except
+        those next to the first prompted frame, where tracking backwards will start."""
         if prompted:
             self.prompted[frame_index] = (memory, pointer)
             return
@@ -99,8 +99,8 @@ class SamaMemoryBank:
         ]
 
     def pointers(self, frame_index: int, step: int) -> list[tuple[int, torch.Tensor]]:
-        """(signed distance in frames, pointer) of the prompted frames already passed, then of the tracked ones, nearest
-        first."""
+        """(signed distance in frames, pointer) of the prompted frames already passed, then of the tracked ones,
+        nearest first."""
         prompted = [((frame_index - index) * step, pointer) for index, (_, pointer) in self.prompted.items()]
         recent = [(distance, frame_index - step * distance) for distance in range(1, self.num_pointers)]
         return [(distance, pointer) for distance, pointer in prompted if distance >= 0] + [
@@ -109,7 +109,8 @@ class SamaMemoryBank:
 
 
 class SamaMaskTracker(nn.Module):
-    """SAM 2 with a language prompt. Holds the tuned mask decoder (inside `sam`) and the original one for propagation."""
+    """SAM 2 with a language prompt. Holds the tuned mask decoder (inside `sam`) and the original one for
+    propagation."""
 
     def __init__(self, config: SamaConfig):
         super().__init__()
@@ -132,8 +133,9 @@ class SamaMaskTracker(nn.Module):
     # ---- masks ------------------------------------------------------------------------------------------------------
 
     def embed_points(self, points: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Points (num_frames, num_objects, num_points, 2) in input pixels with labels 1 (on), 0 (off), 2 and 3 (corners of
-        a box), -1 (none), -10 (padding) to sparse prompts (num_frames, num_objects, num_points + 1, width)."""
+        """Points (num_frames, num_objects, num_points, 2) in input pixels with labels 1 (on), 0 (off), 2 and 3
+        (corners of a box), -1 (none), -10 (padding) to sparse prompts (num_frames, num_objects, num_points + 1,
+        width)."""
         sparse, _ = self.sam.prompt_encoder(
             input_points=points.to(self.sam.no_memory_embedding.dtype),
             input_labels=labels,
@@ -182,12 +184,14 @@ class SamaMaskTracker(nn.Module):
         )
 
     def segment_prompted(self, features: FrameFeatures, prompts: torch.Tensor) -> ObjectMasks:
-        """Masks of O objects in N frames from their [SEG] prompts (num_objects, width), each frame for itself: the verb
-        that training and inference share."""
+        """Masks of O objects in N frames from their [SEG] prompts (num_objects, width), each frame for itself: the
+        verb that training and inference share."""
         num_frames, num_objects = len(features.image), len(prompts)
         no_point = self.embed_no_point(num_frames, num_objects)
         language = prompts.to(no_point)[None, :, None].expand(num_frames, -1, -1, -1)
-        return self.decode_masks(features, self.without_memory(features), torch.cat([no_point, language], 2), tuned=True)
+        return self.decode_masks(
+            features, self.without_memory(features), torch.cat([no_point, language], 2), tuned=True
+        )
 
     def segment_points(self, features: FrameFeatures, points: torch.Tensor, labels: torch.Tensor) -> ObjectMasks:
         """Masks of one object in each of N frames from clicks or boxes (see [`embed_points`]; points of shape
@@ -202,8 +206,8 @@ class SamaMaskTracker(nn.Module):
     # ---- memory -----------------------------------------------------------------------------------------------------
 
     def encode_memory(self, features: FrameFeatures, masks: ObjectMasks) -> torch.Tensor:
-        """Memory of O objects in one frame, of shape (h * w, num_objects, memory width). Mask probabilities go in as they
-        are, never binarised."""
+        """Memory of O objects in one frame, of shape (h * w, num_objects, memory width). Mask probabilities go in as
+        they are, never binarised."""
         sam, config = self.sam, self.config.sam_config
         size = [side * 4 for side in sam.prompt_encoder.mask_input_size]
         logits = F.interpolate(masks.mask_logits.float(), size, mode="bilinear", align_corners=False)  # (1, O, S, S)
@@ -237,7 +241,8 @@ class SamaMaskTracker(nn.Module):
     def pointer_tokens(
         self, pointers: list[tuple[int, torch.Tensor]], num_frames: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Pointers (O, C) cut into C / D memory tokens each, and their positions in time (SAM 2.1 only; zeros in 2.0)."""
+        """Pointers (O, C) cut into C / D memory tokens each, and their positions in time (SAM 2.1 only; zeros in
+        2.0)."""
         sam, config = self.sam, self.config.sam_config
         tokens = torch.stack([pointer for _, pointer in pointers])  # (M, O, C)
         splits = tokens.shape[-1] // sam.mem_dim
@@ -285,8 +290,8 @@ class SamaMaskTracker(nn.Module):
         prompted_frames: Sequence[int],
         frame_features: Callable[[int], FrameFeatures],
     ) -> Iterator[TrackedFrame]:
-        """Tracks O objects through a video: prompted frames first, then forwards from the first of them to the end, then
-        (unless the policy is `release`) backwards to the beginning.
+        """Tracks O objects through a video: prompted frames first, then forwards from the first of them to the end,
+        then (unless the policy is `release`) backwards to the beginning.
 
         Args:
             prompts (`torch.Tensor` of shape `(num_objects, width)`): one prompt an object, from its [SEG] state.
@@ -299,7 +304,8 @@ class SamaMaskTracker(nn.Module):
         """
         if not prompted_frames or not 0 <= min(prompted_frames) <= max(prompted_frames) < num_frames:
             raise ValueError(
-                f"Prompted frames {list(prompted_frames)} must be frames of a video of {num_frames} frames, at least one."
+                f"Prompted frames {list(prompted_frames)} must be frames of a video of {num_frames} frames, at least "
+                "one."
             )
         config = self.config.sam_config
         bank = SamaMemoryBank(config.num_maskmem, min(num_frames, config.max_object_pointers_in_encoder))

@@ -12,8 +12,13 @@ from itertools import cycle
 from pathlib import Path
 from string import Formatter
 
+import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import BertTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from sama.configuration_sama import SamaConfig
+from sama.modeling_sama import SamaForConditionalGeneration
+from sama.processing_sama import SamaProcessor
 
 
 CHAT_TOKENS = ["<|im_start|>", "<|im_end|>", "<|endoftext|>"]
@@ -24,6 +29,7 @@ BERT_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 QFORMER_TOKENS = ["[DEC]", "<mask>", "<pos>", "[SEG]", "<p>", "</p>", "<vp>", "</vp>"]
 WORD_PIECE_SIZE = 600
 QFORMER_MAX_LENGTH = 256
+IMAGE_SIZE, TOKENS_PER_FRAME, SAM_IMAGE_SIZE, REGION_MASK_SIZE = 128, 64, 256, 32
 
 # Only the assistant's words and the end of its turn are marked: they are what the model learns to write
 CHAT_TEMPLATE = (
@@ -178,12 +184,132 @@ def save_tokenizers(folder: Path) -> tuple[PreTrainedTokenizerBase, PreTrainedTo
     return tokenizer, qformer_tokenizer
 
 
+def build_config(tokenizer: PreTrainedTokenizerBase, qformer_tokenizer: PreTrainedTokenizerBase) -> SamaConfig:
+    """All classes of the released model, all sizes small: 128 px frames of 64 tokens, SAM 2 at 256 px."""
+    text = {
+        "model_type": "qwen2",
+        "vocab_size": len(tokenizer),
+        "hidden_size": 256,
+        "intermediate_size": 768,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 8192,
+        "tie_word_embeddings": False,
+    }
+    vision = {
+        "hidden_size": 192,
+        "intermediate_size": 512,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 6,
+        "image_size": [IMAGE_SIZE, IMAGE_SIZE],
+        "patch_size": [8, 8],
+        "attention_bias": True,
+    }
+    qformer = {
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "encoder_hidden_size": 128,
+        "vocab_size": len(qformer_tokenizer),
+        "max_position_embeddings": QFORMER_MAX_LENGTH,
+    }
+    return SamaConfig(
+        text_config=text,
+        vision_config=vision,
+        spatial_qformer_config=qformer,
+        temporal_qformer_config=qformer | {"cross_attention_frequency": 1, "use_qformer_text_input": True},
+        sam_config=build_sam_config(),
+        tie_word_embeddings=False,
+        image_seq_length=TOKENS_PER_FRAME,
+        num_spatial_queries=8,
+        num_temporal_queries=8,
+        temporal_window=16 * 8,
+        region_mask_size=REGION_MASK_SIZE,
+        region_mlp_size=128,
+        image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
+        seg_token_id=tokenizer.convert_tokens_to_ids("[SEG]"),
+        qformer_mask_token_id=qformer_tokenizer.convert_tokens_to_ids("<mask>"),
+        qformer_position_token_id=qformer_tokenizer.convert_tokens_to_ids("<pos>"),
+        occlusion_gate=False,  # initial weights know nothing of presence
+        trained=False,
+    )
+
+
+def build_sam_config() -> dict:
+    """SAM 2 with a Hiera of seven blocks; 128 is the least feature width that its memory accepts."""
+    width, backbone_width = 128, 32
+    stages = [backbone_width * 2**stage for stage in range(4)]
+    backbone = {
+        "model_type": "sam2_hiera_det_model",
+        "hidden_size": backbone_width,
+        "num_attention_heads": 1,
+        "embed_dim_per_stage": stages,
+        "num_attention_heads_per_stage": [1, 2, 4, 8],
+        "blocks_per_stage": [1, 2, 3, 1],
+        "global_attention_blocks": [4, 5],
+        "window_size_per_stage": [8, 4, 16, 8],
+        "image_size": [SAM_IMAGE_SIZE, SAM_IMAGE_SIZE],
+    }
+    return {
+        "image_size": SAM_IMAGE_SIZE,
+        "vision_config": {
+            "model_type": "sam2_vision_model",
+            "backbone_config": backbone,
+            "backbone_channel_list": stages[::-1],
+            "backbone_feature_sizes": [[SAM_IMAGE_SIZE // stride] * 2 for stride in (4, 8, 16)],
+            "fpn_hidden_size": width,
+        },
+        "prompt_encoder_config": {"image_size": SAM_IMAGE_SIZE, "hidden_size": width},
+        "mask_decoder_config": {"hidden_size": width, "mlp_dim": 512, "iou_head_hidden_dim": width},
+        "memory_attention_hidden_size": width,
+        "memory_attention_num_layers": 2,
+        "memory_attention_feed_forward_hidden_size": 512,
+        "memory_attention_rope_feat_sizes": [SAM_IMAGE_SIZE // 16] * 2,
+        "memory_encoder_hidden_size": width,
+        "mask_downsampler_embed_dim": width,
+        "memory_fuser_embed_dim": width,
+        "memory_fuser_intermediate_dim": 256,
+    }
+
+
+def build_model(config: SamaConfig, seed: int) -> SamaForConditionalGeneration:
+    """Initial weights in bfloat16; parameters that SAM 2 starts at zero are random too, so that its memory acts."""
+    torch.manual_seed(seed)
+    model = SamaForConditionalGeneration(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if not name.endswith("bias") and not parameter.any():
+                parameter.normal_(std=0.02)
+    end, pad = config.text_config.eos_token_id, config.text_config.pad_token_id
+    model.generation_config.update(eos_token_id=end, pad_token_id=pad, bos_token_id=None)
+    return model.to(torch.bfloat16)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--to", type=Path, default=Path("checkpoints/sama-tiny"), help="folder to write")
+    parser.add_argument("--seed", type=int, default=0, help="of the initial weights")
     arguments = parser.parse_args()
-    tokenizer, qformer_tokenizer = save_tokenizers(arguments.to)
-    print(f"{arguments.to}: tokenizers with {len(tokenizer)} and {len(qformer_tokenizer)} tokens")
+    tokenizer, qformer_tokenizer = build_tokenizer(), build_qformer_tokenizer()
+    config = build_config(tokenizer, qformer_tokenizer)
+    config.text_config.eos_token_id = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    config.text_config.pad_token_id = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    processor = SamaProcessor(
+        tokenizer=tokenizer,
+        qformer_tokenizer=qformer_tokenizer,
+        image_size=IMAGE_SIZE,
+        max_tiles=4,
+        image_seq_length=TOKENS_PER_FRAME,
+        sam_image_size=SAM_IMAGE_SIZE,
+        region_mask_size=REGION_MASK_SIZE,
+    )
+    model = build_model(config, arguments.seed)
+    model.save_pretrained(arguments.to)
+    processor.save_pretrained(arguments.to)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    print(f"{arguments.to}: {parameters / 1e6:.1f} M parameters, {len(tokenizer)} and {len(qformer_tokenizer)} tokens")
 
 
 if __name__ == "__main__":

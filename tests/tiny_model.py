@@ -101,8 +101,8 @@ def tiny_sam_config(size: int = SAM_SIZE) -> dict:
 
 
 def tiny_model(seed: int = 0, **overrides) -> SamaForConditionalGeneration:
-    """The tiny model in evaluation mode; every parameter random, also those that SAM 2 starts at zero, so that no part of
-    the computation is silently absent."""
+    """The tiny model in evaluation mode; every parameter random, also those that SAM 2 starts at zero, so that no part
+    of the computation is silently absent."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = SamaForConditionalGeneration(tiny_config(**overrides)).eval()

@@ -1,0 +1,213 @@
+"""Counts, ratios and peak memory of a checkpoint's chat and tracking, as Markdown tables.
+
+    python scripts/benchmark.py [--model checkpoints/sama-tiny] [--section calls turns objects memory]
+
+Times are medians of several runs and differ between machines; the counts do not, and the tests assert them.
+"""
+
+import argparse
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from transformers import AutoModel, AutoProcessor
+
+from sama.modeling_sama_tracker import FrameFeatures
+from sama.video_sama import SamaVideo
+from sama.visualization import write_video
+
+
+ROOT = Path(__file__).resolve().parent.parent
+CLIP = ROOT / "assets" / "bigbuckbunny.mp4"
+SECTIONS = ("calls", "turns", "objects", "memory")
+
+
+def load(path: str):
+    """The checkpoint as a user loads it."""
+    model = AutoModel.from_pretrained(path, trust_remote_code=True, dtype=torch.float32).eval()
+    return model, AutoProcessor.from_pretrained(path, trust_remote_code=True)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def seconds(action: Callable[[], object], repeats: int = 5) -> float:
+    """Median wall time of `action`, after one run to warm up."""
+    action()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        action()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def make_video(folder: Path, num_frames: int) -> Path:
+    """The clip that ships with the repository, forwards and backwards until it has `num_frames` frames."""
+    clip, path = SamaVideo.open(CLIP), folder / f"{num_frames}.mp4"
+    period = 2 * len(clip) - 2
+    order = (min(index % period, period - index % period) for index in range(num_frames))
+    write_video(path, (clip[index] for index in order), clip.fps)
+    return path
+
+
+def count_calls(module: torch.nn.Module) -> list[int]:
+    """Batch sizes of all later calls of `module`, in a list that grows."""
+    sizes: list[int] = []
+    module.register_forward_pre_hook(
+        lambda _, args, kwargs: sizes.append(len(args[0] if args else kwargs["pixel_values"])), with_kwargs=True
+    )
+    return sizes
+
+
+def answer_states(model, num_objects: int) -> torch.Tensor:
+    """[SEG] states of an answer with `num_objects` objects, random but the same every time."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(num_objects, model.config.text_config.hidden_size, generator=generator)
+
+
+def benchmark_calls(model, processor, folder: Path) -> str:
+    """How often each encoder runs in a conversation of three turns with objects in every answer."""
+    video = SamaVideo.open(make_video(folder, 96))
+    sam_calls, vision_calls = (
+        count_calls(model.model.mask_tracker.sam.vision_encoder),
+        count_calls(model.model.vision_tower),
+    )
+    chat, rows = model.start_chat(processor, video=video), []
+    for turn, num_objects in enumerate((1, 4, 8), start=1):
+        reply = chat.ask("What happens here?", max_new_tokens=4)
+        chat.track(answer_states(model, num_objects), None)
+        rows.append([turn, num_objects, reply.prefilled_tokens, sum(vision_calls), sum(sam_calls)])
+    header = ["turn", "objects tracked", "tokens read", "frames through the vision tower", "frames through SAM 2"]
+    context = len(processor.choose_frames(video).context)
+    return (
+        table(header, rows)
+        + f"\n\n{len(video)} frames, {context} context frames; the last two columns add up over the turns."
+    )
+
+
+def benchmark_turns(model, processor, folder: Path) -> str:
+    """First-token time of a later turn with the state kept, against the same conversation from the start."""
+    video = SamaVideo.open(make_video(folder, 96))
+    questions = ["What happens here?", "Who is that?", "And what comes next?"]
+
+    def start():
+        video.pixel_memo.clear()
+        chat = model.start_chat(processor, video=video)
+        for question in questions:
+            chat.ask(question, max_new_tokens=1)
+        return chat
+
+    def cold():
+        messages = [*chat.messages, {"role": "user", "content": "And then?"}]
+        video.pixel_memo.clear()
+        inputs = processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")
+        model.generate(**inputs, max_new_tokens=1)
+
+    def later():
+        messages = list(chat.messages)
+        chat.ask("And then?", max_new_tokens=1)
+        chat.messages = messages  # the same fourth turn again, read anew each time
+
+    chat = start()
+    cold_time, later_time = seconds(cold), seconds(later)
+    rows = [
+        ["whole conversation from the start", f"{cold_time * 1e3:.0f} ms", "1.0x"],
+        ["state kept between turns", f"{later_time * 1e3:.0f} ms", f"{cold_time / later_time:.1f}x"],
+    ]
+    context = len(processor.choose_frames(video).context)
+    return table([f"turn 4, {context} context frames, to the first token", "time", "speed"], rows)
+
+
+def benchmark_objects(model, processor, folder: Path) -> str:
+    """Time of tracking K objects together over 32 frames, against K runs of one object."""
+    video = SamaVideo.open(make_video(folder, 32))
+    frames, prompted = processor.sam_frames(video), processor.choose_frames(video).prompted
+
+    def track(num_objects: int) -> float:
+        states = answer_states(model, num_objects)
+        return seconds(lambda: list(model.segment_video(states, frames, prompted)), repeats=3)
+
+    times = {num_objects: track(num_objects) for num_objects in (1, 2, 4, 8)}
+    rows = [
+        [count, f"{value:.2f} s", f"{value / times[1]:.2f}", f"{value / (count * times[1]):.0%}"]
+        for count, value in times.items()
+    ]
+    return table(["objects", "32 frames", "against one object", "against as many single runs"], rows)
+
+
+def benchmark_memory(path: str, folder: Path) -> str:
+    """Peak memory of a process that tracks two objects through videos of growing length."""
+    rows = []
+    for num_frames in (60, 300, 1200):
+        video = make_video(folder, num_frames)
+        command = [sys.executable, __file__, "--model", path, "--track", str(video)]
+        printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+        before, peak, masks, alive = (float(value) for value in printed[-4:])
+        rows.append([num_frames, f"{before:.0f} MiB", f"{peak - before:.0f} MiB", f"{masks:.1f} MiB", int(alive)])
+    header = ["frames", "process before tracking", "peak on top", "masks returned", "frames' features alive at once"]
+    return table(header, rows)
+
+
+def track_and_report(path: str, video_path: str) -> None:
+    """Tracks two objects and prints: memory before and at its peak, size of the masks (MiB), features alive at
+    once."""
+    model, processor = load(path)
+    video = processor.open_video(video_path)
+    alive, most = [0], [0]
+    collected = FrameFeatures.__init__
+
+    class CountedFeatures(FrameFeatures):
+        def __init__(self, *args):
+            collected(self, *args)
+            alive[0] += 1
+            most[0] = max(most[0], alive[0])
+
+        def __del__(self):
+            alive[0] -= 1
+
+    tracker, frames = model.model.mask_tracker, processor.sam_frames(video)
+
+    def features(index: int) -> FrameFeatures:
+        encoded = tracker.encode_frames(frames[index][None])
+        return CountedFeatures(encoded.image, encoded.tuned, encoded.original)
+
+    with torch.no_grad():
+        features(0)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    tracks, _ = model.track_objects(answer_states(model, 2), processor, video, features)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    masks = sum(len(track.to_rle(index)["counts"]) * 4 for track in tracks for index in range(len(video))) / 2**20
+    print(before, peak, masks, most[0])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=str(ROOT / "checkpoints" / "sama-tiny"), help="checkpoint folder")
+    parser.add_argument("--section", nargs="+", choices=SECTIONS, default=SECTIONS, help="which tables")
+    parser.add_argument("--track", metavar="VIDEO", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.track:
+        track_and_report(arguments.model, arguments.track)
+        return
+    sections = {"calls": benchmark_calls, "turns": benchmark_turns, "objects": benchmark_objects}
+    with TemporaryDirectory() as folder:
+        for name in arguments.section:
+            if name == "memory":
+                text = benchmark_memory(arguments.model, Path(folder))
+            else:
+                text = sections[name](*load(arguments.model), Path(folder))
+            print(f"\n{text}\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()
