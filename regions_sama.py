@@ -173,17 +173,24 @@ def _spread_along(line: np.ndarray) -> np.ndarray:
     return np.stack(spread, axis=1).astype(np.float32)
 
 
-def resize_masks(regions: Sequence[PreparedRegion], size: int) -> torch.Tensor:
+def mask_tensors(regions: Sequence[tuple[PreparedRegion, SamaVideo]], mask_size: int, grid_size: int) -> dict:
     """
-    Masks of all regions at a square size, by nearest neighbour from the video's size; zeros for those that SAM 2 still
-    has to make from a prompt. Returns a float tensor of shape `(num_regions, size, size)`.
+    Masks of all regions at the two sizes that the model reads, both by nearest neighbour straight from the video's
+    size; zeros for those that SAM 2 still has to make from a prompt. Empty without regions.
+
+    Returns:
+        `dict`: `region_masks` of shape `(num_regions, mask_size, mask_size)` and `region_grid_masks` of shape
+        `(num_regions, grid_size, grid_size)`, both float.
     """
-    resized = torch.zeros(len(regions), size, size)
-    for index, region in enumerate(regions):
-        if region.mask is not None:
-            mask = torch.from_numpy(np.ascontiguousarray(region.mask)).float()
-            resized[index] = F.interpolate(mask[None, None], size=(size, size), mode="nearest")[0, 0]
-    return resized
+    sizes = {"region_masks": mask_size, "region_grid_masks": grid_size} if regions else {}
+    return {name: torch.stack([_resized(region.mask, size) for region, _ in regions]) for name, size in sizes.items()}
+
+
+def _resized(mask: np.ndarray | None, size: int) -> torch.Tensor:
+    if mask is None:
+        return torch.zeros(size, size)
+    pixels = torch.from_numpy(np.ascontiguousarray(mask)).float()
+    return F.interpolate(pixels[None, None], size=(size, size), mode="nearest")[0, 0]
 
 
 def prompt_tensors(

@@ -4,12 +4,10 @@ import importlib.resources
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
-
 from sama.layout_sama import LANGUAGE_TAGS, QFORMER_TAGS
 from sama.processing_sama import SamaProcessor
-
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
 
 TINY_IMAGE, TINY_GRID_TOKENS, TINY_SAM = 28, 4, 64
 
