@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import (
 from transformers.processing_utils import ProcessorMixin
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from .batch_sama import ConversationInputs, collate_frames, collate_questions, collate_tokens
 from .conversation_sama import Conversation, read_conversation
 from .layout_sama import (
     CHAT_TEMPLATES,
@@ -23,10 +24,8 @@ from .layout_sama import (
     LAYOUTS,
     PHRASE_END,
     PHRASE_START,
-    POOLED_SLOT,
     QFORMER_TAGS,
     SEG,
-    SHAPE_SLOT,
     TEXT_TOKEN,
     Answer,
     TurnText,
@@ -36,7 +35,7 @@ from .layout_sama import (
     render_user_turn,
     to_tagged_text,
 )
-from .regions_sama import REGION_SHAPES, PreparedRegion, prepare_region, prompt_tensors, resize_masks
+from .regions_sama import REGION_SHAPES, mask_tensors, prepare_region, prompt_tensors
 from .video_sama import FrameChoice, GroundedPhrase, MaskTrack, SamaVideo, check_policy, choose_frames
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -78,22 +77,6 @@ class ProcessorSettings:
             raise ValueError(f"region_shape={self.region_shape!r} is unknown, expected one of {REGION_SHAPES}.")
         if math.isqrt(self.image_seq_length) ** 2 != self.image_seq_length:
             raise ValueError(f"image_seq_length={self.image_seq_length} is not a square number.")
-
-
-@dataclass
-class ConversationInputs:
-    """One conversation as lists and tensors, before it is batched. Rows count from 0 within the conversation."""
-
-    input_ids: list[int]
-    token_types: list[int]
-    assistant_mask: list[int]
-    pixel_values: torch.Tensor | None = None
-    num_context_frames: int = 0
-    dense_rows: list[int] = field(default_factory=list)
-    questions: list[str] = field(default_factory=list)
-    regions: list[PreparedRegion] = field(default_factory=list)
-    region_rows: list[int] = field(default_factory=list)
-    video: SamaVideo | None = None
 
 
 class SamFrames(Sequence):
@@ -382,60 +365,14 @@ class SamaProcessor(ProcessorMixin):
 
     def _collate(self, samples: list[ConversationInputs], assistant_masks: bool) -> BatchFeature:
         pad_id = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
-        data = {
-            "input_ids": _left_padded([sample.input_ids for sample in samples], pad_id),
-            "attention_mask": _left_padded([[1] * len(sample.input_ids) for sample in samples], 0),
-            "mm_token_type_ids": _left_padded([sample.token_types for sample in samples], TEXT_TOKEN),
-        }
-        if assistant_masks:
-            data["assistant_masks"] = _left_padded([sample.assistant_mask for sample in samples], 0)
-        visuals = [sample for sample in samples if sample.pixel_values is not None]
-        if visuals:
-            data["pixel_values"] = torch.cat([sample.pixel_values for sample in visuals])
-            data.update(self._collate_rows(samples))
-            data.update(self._collate_questions(samples))
-            regions = [(region, sample.video) for sample in visuals for region in sample.regions]
+        data = collate_tokens(samples, pad_id, assistant_masks)
+        if any(sample.pixel_values is not None for sample in samples):
+            regions = [(region, sample.video) for sample in samples for region in sample.regions]
+            data.update(collate_frames(samples))
+            data.update(collate_questions(samples, self.qformer_tokenizer, self.qformer_max_length))
+            data.update(mask_tensors(regions, self.region_mask_size, math.isqrt(self.image_seq_length)))
             data.update(prompt_tensors(regions, self.sam_image_size, self.sam_pixel_values))
         return BatchFeature(data)
-
-    def _collate_rows(self, samples: list[ConversationInputs]) -> dict:
-        """Which rows of `pixel_values` belong to what, and the masks of the regions."""
-        context = [sample.num_context_frames for sample in samples]
-        total = [0 if sample.pixel_values is None else len(sample.pixel_values) for sample in samples]
-        offsets = np.cumsum([0, *total]).tolist()
-        dense = [offset + row for sample, offset in zip(samples, offsets, strict=False) for row in sample.dense_rows]
-        rows = [offset + row for sample, offset in zip(samples, offsets, strict=False) for row in sample.region_rows]
-        data = {
-            "num_context_frames": torch.tensor(context),
-            "num_extra_frames": torch.tensor(total) - torch.tensor(context),
-            "dense_frames": torch.tensor(dense),
-        }
-        regions = [region for sample in samples for region in sample.regions]
-        if regions:
-            data["region_masks"] = resize_masks(regions, self.region_mask_size)
-            data["region_grid_masks"] = resize_masks(regions, math.isqrt(self.image_seq_length))
-            data["region_frames"] = torch.tensor(rows)
-        return data
-
-    def _collate_questions(self, samples: list[ConversationInputs]) -> dict:
-        questions = [question for sample in samples for question in sample.questions]
-        tokens = self.qformer_tokenizer(
-            questions, truncation=True, max_length=self.qformer_max_length, padding=True, return_tensors="pt"
-        )
-        for tag in (POOLED_SLOT, SHAPE_SLOT):
-            kept = (tokens["input_ids"] == self.qformer_tokenizer.convert_tokens_to_ids(tag)).sum(dim=1).tolist()
-            for question, found in zip(questions, kept, strict=True):
-                if found != question.count(tag):
-                    raise ValueError(
-                        f"A question with {question.count(tag)} regions keeps only {found} of them in the "
-                        f"{self.qformer_max_length} tokens that the Q-Former reads, the last ones; shorten the text."
-                    )
-        owners = [index for index, sample in enumerate(samples) for _ in sample.questions]
-        return {
-            "qformer_input_ids": tokens["input_ids"],
-            "qformer_attention_mask": tokens["attention_mask"],
-            "question_samples": torch.tensor(owners),
-        }
 
     # Questions and answers
 
@@ -479,11 +416,6 @@ class SamaProcessor(ProcessorMixin):
             )
         ]
         return Answer(text=text, tagged_text=tagged, objects=objects)
-
-
-def _left_padded(rows: list[list[int]], value: int) -> torch.Tensor:
-    length = max(len(row) for row in rows)
-    return torch.tensor([[value] * (length - len(row)) + row for row in rows])
 
 
 def _check_tags(tokenizer, tags: Sequence[str], name: str) -> None:

@@ -1,0 +1,349 @@
+"""Reading videos, choosing frames, mask tracks and region types."""
+
+import warnings
+
+import numpy as np
+import pytest
+import sama.video_readers_sama as readers
+from PIL import Image
+from processor_fixtures import clip, noise_video
+from sama.video_sama import GroundedPhrase, MaskTrack, Region, SamaVideo, choose_frames
+
+av = pytest.importorskip("av")
+
+
+def write_video(path, num_frames, height=64, width=96, container_options=None, start=0):
+    """An MPEG-4 file of plain grey frames, frame i of brightness 10 * i."""
+    with av.open(str(path), "w", options=container_options or {}) as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt, stream.gop_size = width, height, "yuv420p", 4
+        container.start_encoding()
+        for index in range(num_frames):
+            grey = np.full((height, width, 3), (start + 10 * index) % 256, dtype=np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")))
+        if num_frames:
+            container.mux(stream.encode())
+    return str(path)
+
+
+@pytest.fixture(params=["decord", "av"])
+def reader(request, monkeypatch):
+    """Run a test with each of the two libraries that read video files."""
+    if request.param == "decord":
+        pytest.importorskip("decord")
+    else:
+        monkeypatch.setattr(readers, "decord", None)
+    return request.param
+
+
+def opened_with_warnings(source):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        video = SamaVideo.open(source)
+        frames = list(video)
+    return video, frames, [str(item.message) for item in caught]
+
+
+# Video files
+
+
+def test_real_clip(reader):
+    video = SamaVideo.open(clip("carphone_pristine"))
+    assert (len(video), video.height, video.width, video.is_image) == (120, 144, 176, False)
+    assert video.fps == pytest.approx(29.97, abs=0.01)
+    frame = video[60]
+    assert frame.shape == (144, 176, 3) and frame.dtype == np.uint8
+    assert not np.array_equal(frame, video[61])
+    assert SamaVideo.open(video) is video
+
+
+def test_any_order_of_access_gives_the_same_frames(reader):
+    forward = SamaVideo.open(clip("bikes"))
+    wanted = [0, 1, 2, 40, 39, 38, 37, 249, 120, 121, 119, 5]
+    expected = dict(zip(sorted(wanted), forward.frames(sorted(wanted)), strict=True))
+    jumping = SamaVideo.open(clip("bikes"))
+    for index in wanted:
+        np.testing.assert_array_equal(jumping[index], expected[index])
+
+
+def test_decord_and_pyav_read_the_same_pixels(monkeypatch):
+    pytest.importorskip("decord")
+    by_decord = SamaVideo.open(clip("carphone_pristine")).frames([0, 50, 119])
+    monkeypatch.setattr(readers, "decord", None)
+    by_av = SamaVideo.open(clip("carphone_pristine")).frames([0, 50, 119])
+    np.testing.assert_array_equal(by_decord, by_av)
+
+
+def test_stepping_backward_decodes_in_chunks(reader):
+    video = SamaVideo.open(clip("carphone_pristine"))
+    calls = []
+    read = video._frames._reader.read
+    video._frames._reader.read = lambda index: calls.append(index) or read(index)
+    backward = [video[index] for index in range(40, 20, -1)]
+    assert len(calls) <= 20 + readers.BACKWARD_CHUNK
+    assert len(video._frames._chunk) <= readers.BACKWARD_CHUNK
+    np.testing.assert_array_equal(backward[-1], SamaVideo.open(clip("carphone_pristine"))[21])
+
+
+def test_frame_out_of_range(reader, tmp_path):
+    video = SamaVideo.open(write_video(tmp_path / "five.mp4", 5))
+    for index in (5, -1):
+        with pytest.raises(ValueError, match=rf"Frame {index} does not exist.*has 5 frames"):
+            video[index]
+
+
+def test_one_frame_video(reader, tmp_path):
+    video = SamaVideo.open(write_video(tmp_path / "one.mp4", 1))
+    assert len(video) == 1 and not video.is_image and video[0].shape == (64, 96, 3)
+    assert choose_frames(1, "consistent", "consistent").dense == [0]
+
+
+def test_zero_frame_video(reader, tmp_path):
+    path = write_video(tmp_path / "zero.mp4", 0)
+    with pytest.raises(ValueError, match="zero.mp4' is (a video with 0 frames|not a video)"):
+        SamaVideo.open(path)
+
+
+def test_no_such_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match="There is no file '.*missing.mp4'"):
+        SamaVideo.open(str(tmp_path / "missing.mp4"))
+
+
+@pytest.mark.parametrize("content", [b"", b"this is a letter, not a video " * 40])
+def test_not_a_video(reader, tmp_path, content):
+    path = tmp_path / "letter.mp4"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="letter.mp4' is not a video that can be read"):
+        SamaVideo.open(path)
+
+
+def test_file_without_an_index_is_not_a_video(reader, tmp_path):
+    # The index of this clip stands at its end, so a cut file has none.
+    path = tmp_path / "cut.mp4"
+    path.write_bytes(open(clip("carphone_pristine"), "rb").read()[:200_000])
+    with pytest.raises(ValueError, match="cut.mp4' is not a video that can be read"):
+        SamaVideo.open(path)
+
+
+def test_truncated_video_reads_what_decodes(reader, tmp_path):
+    whole = write_video(tmp_path / "whole.mp4", 40, container_options={"movflags": "faststart"})
+    path = tmp_path / "cut.mp4"
+    content = open(whole, "rb").read()
+    path.write_bytes(content[: int(len(content) * 0.7)])
+    video, frames, messages = opened_with_warnings(path)
+    assert 0 < len(video) < 40 and len(frames) == len(video)
+    # The very last frame lacks a part of its data, which the decoder fills in.
+    np.testing.assert_array_equal(frames[-2], SamaVideo.open(whole)[len(video) - 2])
+    assert len(messages) == 1 and f"Only the first {len(video)} of 40 frames" in messages[0]
+
+
+def test_last_frames_that_do_not_decode(reader, tmp_path):
+    content = bytearray(open(clip("carphone_pristine"), "rb").read())
+    start, end = content.index(b"mdat"), content.index(b"moov")
+    middle = start + (end - start) * 7 // 10
+    content[middle:end] = bytes(end - middle)
+    path = tmp_path / "damaged.mp4"
+    path.write_bytes(content)
+    video, frames, messages = opened_with_warnings(path)
+    assert 60 < len(video) < 120 and len(frames) == len(video)
+    np.testing.assert_array_equal(frames[50], SamaVideo.open(clip("carphone_pristine"))[50])
+    assert len(messages) == 1 and f"Only the first {len(video)} of 120 frames" in messages[0]
+
+
+def test_decord_alone_reads_what_decodes(tmp_path, monkeypatch):
+    pytest.importorskip("decord")
+    monkeypatch.setattr(readers, "av", None)
+    test_last_frames_that_do_not_decode("decord", tmp_path)
+
+
+def test_video_whose_frames_change_size(reader, tmp_path):
+    if "libx264" not in av.codecs_available:
+        pytest.skip("this PyAV cannot write H.264, the format in which a size can change")
+    path = tmp_path / "growing.ts"
+    with open(path, "wb") as joined:
+        for height, width in ((64, 96), (96, 64)):
+            part = tmp_path / f"{height}.ts"
+            with av.open(str(part), "w", format="mpegts") as container:
+                stream = container.add_stream("libx264", rate=10)
+                stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+                for value in range(8):
+                    grey = np.full((height, width, 3), 20 * value, dtype=np.uint8)
+                    container.mux(stream.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")))
+                container.mux(stream.encode())
+            joined.write(part.read_bytes())
+    video, frames, messages = opened_with_warnings(path)
+    assert len(video) == 16 and {frame.shape for frame in frames} == {(64, 96, 3)}
+    assert len(messages) == 1 and "resized to the size of the first one" in messages[0]
+
+
+def test_no_library_to_read_videos(monkeypatch):
+    monkeypatch.setattr(readers, "decord", None)
+    monkeypatch.setattr(readers, "av", None)
+    with pytest.raises(ImportError, match="needs decord or av"):
+        SamaVideo.open(clip("bikes"))
+
+
+# Other sources
+
+
+def test_lists_arrays_and_stills(tmp_path):
+    frames = noise_video(3)
+    paths = [tmp_path / f"{index}.png" for index in range(3)]
+    for path, frame in zip(paths, frames, strict=True):
+        Image.fromarray(frame).save(path)
+    for source in (frames, list(frames), paths, [str(p) for p in paths], [Image.fromarray(f) for f in frames]):
+        video = SamaVideo.open(source)
+        assert (len(video), video.height, video.width, video.is_image) == (3, 20, 30, False)
+        np.testing.assert_array_equal(video[2], frames[2])
+    for source in (paths[0], Image.fromarray(frames[0]), frames[0]):
+        image = SamaVideo.open(source)
+        assert image.is_image and len(image) == 1
+        np.testing.assert_array_equal(image[0], frames[0])
+
+
+def test_listed_frames_of_another_size_are_resized_with_one_warning():
+    frames = [noise_video(1)[0], noise_video(1, 40, 10)[0], noise_video(1, 10, 10)[0]]
+    video, read, messages = opened_with_warnings(frames)
+    assert {frame.shape for frame in read} == {(20, 30, 3)} and len(video) == 3
+    assert len(messages) == 1 and "Frame 1 of 'list of frames' is 10x40, the first frame is 30x20" in messages[0]
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ([], "has 0 frames"),
+        (np.zeros((0, 4, 4, 3), np.uint8), "has 0 frames"),
+        (np.zeros((2, 4, 4, 3), np.float32), r"got float32 of shape \(2, 4, 4, 3\)"),
+        (np.zeros((2, 4, 4), np.uint8), r"got uint8 of shape \(2, 4, 4\)"),
+        ([3, 4], "Expected frame 0 of 'list of frames' to be a path, a PIL image or an array, got int"),
+        (7, "got int"),
+    ],
+)
+def test_wrong_sources(source, message):
+    with pytest.raises(ValueError, match=message):
+        SamaVideo.open(source)
+
+
+def test_folder_and_broken_image(tmp_path):
+    with pytest.raises(ValueError, match="is a folder"):
+        SamaVideo.open(tmp_path)
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match="broken.png' is not an image that can be read"):
+        SamaVideo.open(tmp_path / "broken.png")
+
+
+# Frame choice
+
+
+@pytest.mark.parametrize(
+    ("num_frames", "count"),
+    [(1, 1), (2, 2), (5, 5), (7, 7), (8, 7), (9, 6), (12, 7), (13, 5), (14, 7), (16, 8), (18, 6), (20, 8), (25, 9),
+     (60, 20), (80, 27), (94, 32), (1000, 32)],
+)  # fmt: skip
+def test_context_frames_follow_the_official_table(num_frames, count):
+    context = choose_frames(num_frames, "consistent", "consistent").context
+    assert len(context) == count
+    assert context == sorted(set(context)) and 0 <= context[0] and context[-1] < num_frames
+
+
+@pytest.mark.parametrize(
+    ("num_frames", "positions"),
+    [(14, [0, 1, 2, 3, 4]), (24, [0, 1, 2, 4, 5]), (30, [0, 1, 3, 5, 7]), (48, [1, 4, 7, 10, 13]),
+     (60, [1, 4, 8, 12, 16]), (300, [2, 8, 14, 20, 27])],
+)  # fmt: skip
+def test_dense_frames_follow_the_official_table(num_frames, positions):
+    choice = choose_frames(num_frames, "consistent", "consistent")
+    assert [choice.context.index(frame) for frame in choice.dense] == positions
+    assert choice.prompted == choice.dense
+
+
+def test_golden_context_of_14_frames():
+    assert choose_frames(14, "release", "release").context == [0, 3, 6, 7, 9, 10, 12]
+
+
+@pytest.mark.parametrize("num_frames", range(1, 40))
+def test_dense_frames_are_distinct_context_frames(num_frames):
+    for policy in ("release", "consistent"):
+        choice = choose_frames(num_frames, policy, policy)
+        assert len(set(choice.dense)) == len(choice.dense) == min(5, len(choice.context))
+        assert set(choice.dense) <= set(choice.context)
+        assert len(choice.prompted) == len(choice.dense) and max(choice.prompted) < num_frames
+
+
+def test_policies():
+    release = choose_frames(300, "release", "release")
+    assert release.dense == release.context[:5] and release.prompted == [0, 1, 2, 3, 4]
+    mixed = choose_frames(300, "consistent", "release")
+    assert mixed.dense != release.dense and mixed.prompted == [0, 1, 2, 3, 4]
+    assert len(choose_frames(300, "consistent", "consistent", max_context_frames=4, num_dense_frames=2).context) == 4
+    with pytest.raises(ValueError, match="grounding_policy='new' is unknown, expected one of release, consistent"):
+        choose_frames(10, "release", "new")
+    with pytest.raises(ValueError, match="at least 1 frame, got 0"):
+        choose_frames(0, "release", "release")
+
+
+# Mask tracks, regions, phrases
+
+
+def random_masks(seed=0, shape=(6, 9, 13)):
+    masks = np.random.default_rng(seed).random(shape) > 0.6
+    masks[1] = False
+    masks[2] = True
+    return masks
+
+
+def test_mask_track_keeps_every_pixel():
+    masks = random_masks()
+    track = MaskTrack.from_masks(masks)
+    np.testing.assert_array_equal(track.masks(), masks)
+    assert track.masks().dtype == bool
+    assert [track.area(index) for index in range(6)] == masks.sum(axis=(1, 2)).tolist()
+    assert track.visible_frames() == [0, 2, 3, 4, 5]
+    track[0] = np.zeros((9, 13), dtype=bool)
+    assert track.area(0) == 0 and len(track) == 6
+    assert MaskTrack(3, 4, 5).visible_frames() == []
+
+
+def test_run_lengths_are_those_of_coco():
+    mask_utils = pytest.importorskip("pycocotools.mask")
+    track = MaskTrack.from_masks(random_masks(1))
+    for index in range(6):
+        rle = track.to_rle(index)
+        assert sum(rle["counts"]) == 9 * 13
+        compressed = mask_utils.frPyObjects(rle, 9, 13)
+        np.testing.assert_array_equal(mask_utils.decode(compressed).astype(bool), track[index])
+
+
+def test_mask_track_errors():
+    track = MaskTrack(2, 4, 5)
+    with pytest.raises(ValueError, match=r"shape \(5, 4\) does not fit a track of \(4, 5\)"):
+        track[0] = np.zeros((5, 4))
+    with pytest.raises(ValueError, match="Frame 2 does not exist: the track has 2 frames"):
+        track[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "takes exactly one of mask, box, points, scribble; got none"),
+        ({"box": (0, 0, 1, 1), "points": [(0, 0)]}, "got 2: box, points"),
+        ({"box": (0, 0, 1, 1), "labels": [1]}, "labels only with points"),
+    ],
+)
+def test_region_takes_exactly_one_prompt(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Region(**arguments)
+
+
+def test_region_over_several_frames():
+    region = Region(frame=[3, 5], points=[[(1, 1)], [(2, 2), (3, 3)]], labels=[[1], [1, 0]])
+    assert [(single.frame, single.labels) for single in region.per_frame()] == [(3, [1]), (5, [1, 0])]
+    with pytest.raises(ValueError, match="got 2 frames, 1 box prompts"):
+        Region(frame=[3, 5], box=[(0, 0, 1, 1)]).per_frame()
+
+
+def test_phrase_masks():
+    masks = random_masks()
+    np.testing.assert_array_equal(GroundedPhrase("a dog", (0, 5), MaskTrack.from_masks(masks), 0.5).masks, masks)
+    with pytest.raises(ValueError, match="'a dog' has no masks"):
+        assert GroundedPhrase("a dog", (0, 5)).masks
