@@ -62,6 +62,10 @@ def _read_message(conversation: Conversation, message: Mapping, index: int) -> N
     role, content = message["role"], message["content"]
     if role not in CONTENT_TYPES:
         raise ValueError(f"Message {index} has the role {role!r}, expected one of {', '.join(CONTENT_TYPES)}.")
+    if not isinstance(content, (str, list, tuple)):
+        raise ValueError(
+            f"Message {index}: content must be a string or a list of parts, got {type(content).__name__}."
+        )
     turn = Turn(role)
     conversation.turns.append(turn)
     for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:

@@ -210,9 +210,12 @@ def parse_tagged_text(tagged_text: str) -> tuple[str, list[tuple[str, tuple[int,
         if piece == PHRASE_START:
             start = len(clean)
         elif piece == PHRASE_END:
-            phrase, start, fresh = (phrase if start is None else (start, len(clean))), None, start is not None or fresh
+            if start is not None:
+                phrase, start, fresh = (start, len(clean)), None, True
         elif piece == SEG:
-            spans.append(phrase if phrase is not None else (len(clean), len(clean)))
+            # A [SEG] that stands for no words is placed behind the last word, not behind the blank.
+            here = len(clean.rstrip())
+            spans.append(phrase if phrase is not None and phrase[0] < phrase[1] else (here, here))
             fresh = False
         elif piece:
             added = re.sub(r"[ \t]+", " ", piece)
@@ -229,7 +232,8 @@ def to_tagged_text(text: str, objects: Sequence[GroundedPhrase]) -> str:
 
     Args:
         text (`str`): The clean answer.
-        objects (sequence of [`GroundedPhrase`]): In the order of their spans, which may repeat but not overlap.
+        objects (sequence of [`GroundedPhrase`]): In the order of their spans, which may repeat but not overlap. Blanks
+            at the ends of a span stay outside the tags.
     """
     counts: dict[tuple[int, int], int] = {}
     last_start = last_end = 0
@@ -237,10 +241,12 @@ def to_tagged_text(text: str, objects: Sequence[GroundedPhrase]) -> str:
         start, end = item.span
         if not 0 <= start <= end <= len(text):
             raise ValueError(f"The span {(start, end)} lies outside an answer of {len(text)} characters.")
-        if (start, end) not in counts and (start < last_end or start < last_start):
+        if (start, end) != (last_start, last_end) and start < last_end:
             raise ValueError(f"The span {(start, end)} overlaps or precedes the span {(last_start, last_end)}.")
-        counts[start, end] = counts.get((start, end), 0) + 1
         last_start, last_end = start, end
+        words = text[start:end].strip()
+        start = text.index(words, start) if words else len(text[:start].rstrip())
+        counts[start, start + len(words)] = counts.get((start, start + len(words)), 0) + 1
     pieces, position = [], 0
     for (start, end), count in counts.items():
         pieces.append(text[position:start])

@@ -103,7 +103,7 @@ def _prepare_single(region: Region, video: SamaVideo, region_shape: str) -> Prep
         points = _spread_along(_checked_points(region.scribble, "scribble", video))
         return PreparedRegion(frame=region.frame, area=0.0, points=points, labels=[1] * len(points))
     points = _checked_points(region.points, "points", video)
-    labels = [1] * len(points) if region.labels is None else [int(label) for label in region.labels]
+    labels = [1] * len(points) if region.labels is None else list(region.labels)
     if len(labels) != len(points) or not set(labels) <= {0, 1} or 1 not in labels:
         raise ValueError(
             f"A region of {len(points)} points takes as many labels, each 1 or 0 and at least one 1; got {labels}."
@@ -124,10 +124,11 @@ def _checked_mask(mask, frame: int, video: SamaVideo) -> np.ndarray:
 
 
 def _checked_box(box: Sequence, video: SamaVideo) -> tuple[float, ...]:
-    values = tuple(float(value) for value in box)
-    if len(values) != 4:
-        raise ValueError(f"A box takes 4 numbers (x1, y1, x2, y2), got {len(values)}: {values}.")
-    x1, y1, x2, y2 = values
+    numbers = _numbers(box)
+    if numbers is None or numbers.shape != (4,):
+        found = f"{box!r}" if numbers is None or numbers.ndim != 1 else f"{len(numbers)}: {box!r}"
+        raise ValueError(f"A box takes 4 numbers (x1, y1, x2, y2), got {found}.")
+    x1, y1, x2, y2 = values = tuple(numbers.tolist())
     if not (0 <= x1 <= x2 <= video.width and 0 <= y1 <= y2 <= video.height):
         raise ValueError(
             f"The box {values} does not lie inside the {video.width}x{video.height} pixels of '{video.name}' "
@@ -139,15 +140,23 @@ def _checked_box(box: Sequence, video: SamaVideo) -> tuple[float, ...]:
 
 
 def _checked_points(points: Sequence, kind: str, video: SamaVideo) -> np.ndarray:
-    array = np.asarray(points, dtype=np.float32)
-    if array.ndim != 2 or array.shape[1] != 2 or len(array) == 0:
-        raise ValueError(f"A region's {kind} must be a list of (x, y) pairs, got an array of shape {array.shape}.")
+    array = _numbers(points)
+    if array is None or array.ndim != 2 or array.shape[1] != 2 or len(array) == 0:
+        raise ValueError(f"A region's {kind} must be a list of (x, y) pairs, got {points!r}.")
     for x, y in array.tolist():
         if not (0 <= x < video.width and 0 <= y < video.height):
             raise ValueError(
                 f"The point ({x:g}, {y:g}) lies outside the {video.width}x{video.height} pixels of '{video.name}'."
             )
-    return array
+    return array.astype(np.float32)
+
+
+def _numbers(values) -> np.ndarray | None:
+    """As an array, or `None` for what is not made of numbers in rows of equal length."""
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        return None
 
 
 def _tight_box(mask: np.ndarray) -> tuple[float, ...]:

@@ -146,10 +146,13 @@ def _size_changes(path: str) -> bool:
     """Whether keyframes differ in size (a new size starts at a keyframe): decord scales such frames silently."""
     if av is None:
         return False
-    with av.open(path) as container:
-        stream = container.streams.video[0]
-        stream.codec_context.skip_frame = "NONKEY"
-        return len({(frame.height, frame.width) for frame in _AvReader._decode(container, stream)}) > 1
+    try:
+        with av.open(path) as container:
+            stream = container.streams.video[0]
+            stream.codec_context.skip_frame = "NONKEY"
+            return len({(frame.height, frame.width) for frame in _AvReader._decode(container, stream)}) > 1
+    except (OSError, av.error.FFmpegError):  # what decord reads need not be readable here
+        return False
 
 
 class FileFrames:

@@ -180,6 +180,8 @@ class MaskTrack:
     @classmethod
     def from_masks(cls, masks: np.ndarray) -> "MaskTrack":
         """From an array of shape `(num_frames, height, width)`; what is not zero belongs to the object."""
+        if masks.ndim != 3:
+            raise ValueError(f"Expected masks of shape (num_frames, height, width), got {masks.shape}.")
         track = cls(*masks.shape)
         for index, mask in enumerate(masks):
             track[index] = mask
@@ -256,6 +258,12 @@ class Region:
         if self.labels is not None and self.points is None:
             raise ValueError(f"A region takes labels only with points, got labels with a {given[0]}.")
         self.kind = given[0]
+        frames = [self.frame] if isinstance(self.frame, (int, np.integer, str, type(None))) else list(self.frame)
+        wrong = [frame for frame in frames if not isinstance(frame, (int, np.integer))]
+        if wrong:
+            raise ValueError(f"A region's frame must be a whole number or a list of them, got {wrong[0]!r}.")
+        if len(set(frames)) != len(frames):
+            raise ValueError(f"A region takes one prompt a frame, but its frames {frames} repeat.")
 
     def per_frame(self) -> list["Region"]:
         """The region as one single-frame region a frame."""

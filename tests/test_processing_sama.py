@@ -1,10 +1,4 @@
-"""The processor: text layout, batches, regions, answers, errors, and loading as remote code."""
-
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+"""The processor: text layout, tensors, regions and batches."""
 
 import numpy as np
 import pytest
@@ -14,43 +8,27 @@ from processor_fixtures import (
     TINY_IMAGE,
     TINY_SAM,
     assistant,
+    box_part,
     clip,
     language_tokenizer,
+    mask_part,
     noise_video,
-    qformer_tokenizer,
+    text_of,
     tiny_processor,
     user,
+    video_part,
 )
-from sama.layout_sama import CHAT_TEMPLATES, LANGUAGE_TAGS, LAYOUTS, QFORMER_TAGS
+from sama.layout_sama import CHAT_TEMPLATES, LAYOUTS
 from sama.video_sama import GroundedPhrase, MaskTrack, Region, SamaVideo
 
 torch.set_num_threads(1)
 
-GOLDEN = Path(os.environ.get("SAMA_GOLDEN", Path(__file__).parents[2] / "shared" / "golden")) / "official_tiny"
 TOKEN_KEYS = {"input_ids", "attention_mask", "mm_token_type_ids"}
 
 
 @pytest.fixture(scope="module")
 def processor():
     return tiny_processor()
-
-
-def video_part(num_frames=30, seed=0):
-    return {"type": "video", "video": noise_video(num_frames, seed=seed)}
-
-
-def box_part(frame=0, box=(2, 3, 20, 18)):
-    return {"type": "region", "frame": frame, "box": box}
-
-
-def mask_part(frame=0, size=(20, 30)):
-    mask = np.zeros(size, dtype=bool)
-    mask[2:12, 5:25] = True
-    return {"type": "region", "frame": frame, "mask": mask}
-
-
-def text_of(processor, messages, **kwargs):
-    return processor.apply_chat_template(messages, tokenize=False, **kwargs)
 
 
 # Text layout
@@ -405,306 +383,3 @@ def test_a_shared_video_is_prompted_once(processor):
     messages = [user({"type": "video", "video": video}, "What is ", box_part(5), "?")]
     batch = processor.apply_chat_template([messages, messages])
     assert batch["region_prompt_frames"].tolist() == [0, 0] and len(batch["region_prompt_pixel_values"]) == 1
-
-
-# Answers
-
-
-@pytest.mark.parametrize(
-    ("tagged", "text", "spans"),
-    [
-        ("<p> The man </p> [SEG] pets <p> a dog </p> [SEG].", "The man pets a dog.", [(0, 7), (13, 18)]),
-        ("<p> two dogs </p> [SEG] [SEG] run", "two dogs run", [(0, 8), (0, 8)]),
-        ("Sure, [SEG].", "Sure,.", [(5, 5)]),
-        ("<p> a </p> and <p> b </p> [SEG]", "a and b", [(6, 7)]),
-        ("<p> a </p> [SEG] is near [SEG]", "a is near", [(0, 1), (9, 9)]),
-        ("<p> a </p> stands [SEG]", "a stands", [(0, 1)]),
-        ("<p> a [SEG]", "a", [(1, 1)]),
-        ("No  objects\there.", "No objects here.", []),
-        ("[SEG] first", "first", [(0, 0)]),
-        ("x <p> </p> y", "x y", []),
-        ("", "", []),
-    ],
-)
-def test_parsing(processor, tagged, text, spans):
-    answer = processor.post_process_answer(tagged + "<|im_end|>")
-    assert (answer.text, [item.span for item in answer.objects]) == (text, spans)
-    assert [item.text for item in answer.objects] == [text[start:end] for start, end in spans]
-    again = processor.post_process_answer(processor.to_tagged_text(answer.text, answer.objects))
-    assert (again.text, [item.span for item in again.objects]) == (text, spans)
-
-
-def test_tagged_text_of_an_answer_comes_back(processor):
-    tagged = "<p> The man </p> [SEG] pets <p> two dogs </p> [SEG] [SEG], said [SEG]."
-    answer = processor.post_process_answer(tagged)
-    assert answer.tagged_text == tagged == processor.to_tagged_text(answer.text, answer.objects)
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_any_spans_survive_the_round_trip(processor, seed):
-    generator = np.random.default_rng(seed)
-    text = " ".join("".join(generator.choice(list("abc.,"), generator.integers(1, 6))) for _ in range(12))
-    bounds = sorted(generator.choice(np.flatnonzero([letter != " " for letter in text]), 6, replace=False).tolist())
-    spans = [(start, end) for start, end in zip(bounds[::2], bounds[1::2], strict=True) if text[end - 1] != " "]
-    objects = [GroundedPhrase(text[start:end], (start, end)) for start, end in spans]
-    answer = processor.post_process_answer(processor.to_tagged_text(text, objects))
-    assert (answer.text, [item.span for item in answer.objects]) == (text, spans)
-
-
-def test_answers_from_tokens_with_tracks(processor):
-    ids = processor.tokenizer("<p> A dog </p> [SEG] runs.<|im_end|><|endoftext|><|endoftext|>")["input_ids"]
-    track = MaskTrack(2, 4, 5)
-    for tokens in (ids, torch.tensor(ids)):
-        answer = processor.post_process_answer(tokens, tracks=[track], scores=torch.tensor([0.5]))
-        assert answer.text == "A dog runs." and answer.tagged_text == "<p> A dog </p> [SEG] runs."
-        assert answer.objects == [GroundedPhrase("A dog", (0, 5), track, 0.5)]
-    assert answer.objects[0].masks.shape == (2, 4, 5)
-    with pytest.raises(ValueError, match=r"The answer has 1 \[SEG\] but 2 mask tracks were given"):
-        processor.post_process_answer(ids, tracks=[track, track])
-    assert processor.post_process_answer("Nothing to show.", tracks=[]).objects == []
-
-
-def test_end_mark_that_is_plain_text():
-    assert tiny_processor(chat_template="phi3_chat").post_process_answer("A dog.<|end|>").text == "A dog."
-
-
-@pytest.mark.parametrize(
-    ("spans", "message"), [([(0, 9)], "lies outside an answer of 5"), ([(2, 4), (0, 1)], "overlaps")]
-)
-def test_spans_that_cannot_be_tagged(processor, spans, message):
-    with pytest.raises(ValueError, match=message):
-        processor.to_tagged_text("a dog", [GroundedPhrase("", span) for span in spans])
-
-
-# Bad input: one clear sentence each
-
-
-def region(**prompt):
-    return {"type": "region", "frame": 0, **prompt}
-
-
-@pytest.mark.parametrize(
-    ("part", "message"),
-    [
-        (region(frame=30, box=(0, 0, 5, 5)), "Frame 30 does not exist: 'array' has 30 frames"),
-        (region(box=(0, 0, 31, 5)), r"box \(0.0, 0.0, 31.0, 5.0\) does not lie inside the 30x20 pixels"),
-        (region(box=(5, 0, 2, 5)), "does not lie inside"),
-        (region(box=(5, 2, 5, 9)), r"box \(5.0, 2.0, 5.0, 9.0\) has zero area"),
-        (region(box=(5, 2, 5)), "takes 4 numbers .* got 3"),
-        (region(mask=np.zeros((20, 30))), "mask of the region on frame 0 is empty"),
-        (region(mask=np.ones((10, 30))), r"has shape \(10, 30\), the frames of 'array' are \(20, 30\)"),
-        (region(points=[(30, 5)]), r"point \(30, 5\) lies outside the 30x20 pixels"),
-        (region(points=[(3, float("nan"))]), "lies outside"),
-        (region(points=[(3, 5)], labels=[1, 0]), r"1 points takes as many labels.*got \[1, 0\]"),
-        (region(points=[(3, 5)], labels=[0]), "at least one 1"),
-        (region(points=[]), "must be a list of"),
-        (region(scribble=[(0, 0), (-1, 5)]), r"point \(-1, 5\) lies outside"),
-        (region(), "takes exactly one of mask, box, points, scribble; got none"),
-        (region(polygon=[]), "unknown keys polygon"),
-        ({"type": "region", "region": "the dog"}, "must be a Region, GroundedPhrase or MaskTrack, got str"),
-        ({"type": "region", "region": Region(box=(0, 0, 1, 1)), "frame": 3}, "gives both 'region' and frame"),
-        ({"type": "audio", "path": "x"}, "type 'audio', expected one of video, image, region, text"),
-        ({"type": "grounded", "text": "x", "objects": []}, "type 'grounded', expected one of"),
-        ({"type": "text"}, "lacks text"),
-        ({"type": "text", "text": 7}, "must be a string, got int"),
-        ("Is <region> there?", "has 1 <region>; in messages a region is a content part"),
-        ("Is <IMG_CONTEXT> there?", "contains <IMG_CONTEXT>, which only the processor may write"),
-        ("Is <vp> there <mask>?", "contains <vp>, <mask>"),
-        ({"type": "video", "video": noise_video(2)}, "A second video or image"),
-    ],
-)
-def test_wrong_content(processor, part, message):
-    with pytest.raises(ValueError, match=message):
-        processor.apply_chat_template([user(video_part(), "What is ", part, "?")])
-
-
-@pytest.mark.parametrize(
-    ("messages", "message"),
-    [
-        ([], "at least 1 message, got 0"),
-        ([{"role": "user"}], "must be a dict with 'role' and 'content'"),
-        ([{"role": "robot", "content": "x"}], "role 'robot', expected one of system, user, assistant"),
-        ([user(box_part(), "What?")], "comes before the video or image"),
-        ([user("What is ", box_part(), "?"), assistant("A"), user(video_part())], "comes before the video"),
-        ([user(video_part())], "asks nothing"),
-        ([user({"type": "video"}, "x")], "takes either 'path' or 'video', got 0"),
-        ([user({"type": "image", "image": noise_video(2)}, "x")], "holds a video of 2 frames"),
-        ([user("x"), assistant("see <img>")], "contains <img>"),
-    ],
-)
-def test_wrong_messages(processor, messages, message):
-    with pytest.raises(ValueError, match=message):
-        processor.apply_chat_template(messages)
-
-
-def test_no_such_video_file(processor, tmp_path):
-    with pytest.raises(FileNotFoundError, match="There is no file"):
-        processor.apply_chat_template([user({"type": "video", "path": str(tmp_path / "no.mp4")}, "What?")])
-
-
-def test_regions_and_region_words_must_match(processor):
-    region = Region(box=(0, 0, 5, 5))
-    parts = processor.question_parts("What is <region> doing?", [region])
-    assert [part["type"] for part in parts] == ["text", "region", "text"]
-    assert processor.question_parts("<region>", [region]) == [{"type": "region", "region": region}]
-    with pytest.raises(ValueError, match="The question has 1 <region> but 2 regions were given"):
-        processor.question_parts("What is <region> doing?", [region, region])
-
-
-def test_text_too_long_for_the_model():
-    processor = tiny_processor(tokenizer=language_tokenizer(model_max_length=50))
-    with pytest.raises(ValueError, match="has 1[0-9]+ tokens, more than the 50"):
-        processor.apply_chat_template([user("long " * 20)])
-
-
-def test_tokenizer_without_the_tags():
-    with pytest.raises(ValueError, match=r"The tokenizer lacks \[SEG\]"):
-        tiny_processor(tokenizer=language_tokenizer([tag for tag in LANGUAGE_TAGS if tag != "[SEG]"]))
-    with pytest.raises(ValueError, match="The qformer_tokenizer lacks <pos>"):
-        tiny_processor(qformer_tokenizer=qformer_tokenizer([tag for tag in QFORMER_TAGS if tag != "<pos>"]))
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"layout": "mine"}, "layout='mine' is unknown, expected one of default, release"),
-        ({"frame_policy": "old"}, "frame_policy='old' is unknown"),
-        ({"grounding_policy": "old"}, "grounding_policy='old' is unknown"),
-        ({"region_shape": "circle"}, "region_shape='circle' is unknown"),
-        ({"image_seq_length": 5}, "image_seq_length=5 is not a square"),
-        ({"sam_size": 5}, "Unknown processor settings sam_size"),
-    ],
-)
-def test_wrong_settings(settings, message):
-    with pytest.raises(ValueError, match=message):
-        tiny_processor(**settings)
-
-
-def test_other_tensors_and_templates_without_marks(processor):
-    with pytest.raises(ValueError, match="PyTorch tensors only"):
-        processor.apply_chat_template([user("Hi.")], return_tensors="np")
-    template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
-    assert text_of(processor, [user("Hi."), assistant("Ho.")], chat_template=template) == "Hi.Ho."
-    with pytest.raises(ValueError, match="no {% generation %} block"):
-        processor.apply_chat_template([user("Hi.")], chat_template=template, return_assistant_tokens_mask=True)
-
-
-# Saving, loading, remote code
-
-
-def assert_same_batch(first, second):
-    assert first.keys() == second.keys()
-    for key, value in first.items():
-        torch.testing.assert_close(second[key], value, rtol=0, atol=0)
-
-
-def test_save_and_load(tmp_path):
-    settings = {"frame_policy": "release", "layout": "release", "region_shape": "box", "chat_template": "phi3_chat"}
-    processor = tiny_processor(**settings)
-    processor.save_pretrained(tmp_path)
-    loaded = type(processor).from_pretrained(tmp_path)
-    assert loaded.to_dict() == processor.to_dict() and loaded.chat_template == CHAT_TEMPLATES["phi3_chat"]
-    assert (loaded.image_size, loaded.max_tiles, loaded.frame_policy) == (TINY_IMAGE, 6, "release")
-    saved = json.loads((tmp_path / "processor_config.json").read_text())
-    assert saved["image_seq_length"] == 4 and saved["auto_map"] == {"AutoProcessor": "processing_sama.SamaProcessor"}
-    messages = conversations()[1]
-    assert_same_batch(processor(messages), loaded(messages))
-    changed = type(processor).from_pretrained(tmp_path, frame_policy="consistent", max_tiles=1)
-    assert (changed.frame_policy, changed.max_tiles, changed.layout) == ("consistent", 1, "release")
-    with pytest.raises(ValueError, match="layout='mine' is unknown"):
-        type(processor).from_pretrained(tmp_path, layout="mine")
-
-
-REMOTE_SCRIPT = """
-import sys, numpy, torch
-from transformers import AutoProcessor
-processor = AutoProcessor.from_pretrained(sys.argv[1], trust_remote_code=True)
-assert not any(name == "sama" or name.startswith("sama.") for name in sys.modules)
-content = [{"type": "video", "path": sys.argv[2]}, {"type": "text", "text": "What is "},
-           {"type": "region", "frame": 13, "box": [40, 60, 100, 140]}, {"type": "text", "text": "?"}]
-batch = processor.apply_chat_template([{"role": "user", "content": content}])
-torch.save(dict(batch), sys.argv[3])
-processor.save_pretrained(sys.argv[4])
-"""
-
-
-def test_remote_code_in_a_process_that_never_saw_the_repository(processor, tmp_path):
-    processor.save_pretrained(tmp_path / "checkpoint")
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    environment.update(HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "home"), CUDA_VISIBLE_DEVICES="")
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    arguments = [tmp_path / "checkpoint", clip("carphone_pristine"), tmp_path / "batch.pt", tmp_path / "again"]
-    command = [sys.executable, "-c", REMOTE_SCRIPT, *map(str, arguments)]
-    subprocess.run(command, cwd=elsewhere, env=environment, check=True, timeout=300)
-    part = {"type": "video", "path": clip("carphone_pristine")}
-    here = processor([user(part, "What is ", box_part(13, (40, 60, 100, 140)), "?")])
-    assert_same_batch(dict(here), torch.load(tmp_path / "batch.pt"))
-    for saved in (tmp_path / "checkpoint", tmp_path / "again"):
-        for path in saved.glob("*.py"):
-            assert path.read_bytes() == (Path(__file__).parents[1] / path.name).read_bytes()
-        assert (saved / "qformer_tokenizer").is_dir()
-
-
-# Parity with the published inference code
-
-
-@pytest.fixture(scope="module")
-def golden():
-    if not GOLDEN.is_dir():
-        pytest.skip(f"no golden data in {GOLDEN}: set SAMA_GOLDEN to the folder that holds official_tiny")
-    safetensors = pytest.importorskip("safetensors")
-    from transformers import AutoTokenizer
-
-    processor = tiny_processor(
-        tokenizer=AutoTokenizer.from_pretrained(GOLDEN / "tokenizer"),
-        qformer_tokenizer=AutoTokenizer.from_pretrained(GOLDEN / "qformer_tokenizer"),
-        chat_template="phi3_chat",
-        image_size=448,
-        image_seq_length=256,
-        region_mask_size=112,
-        max_tiles=12,
-        layout="release",
-        frame_policy="release",
-        grounding_policy="release",
-    )
-    with safetensors.safe_open(GOLDEN / "official_state_dict.safetensors", "pt") as weights:
-        embeddings = weights.get_tensor("language_model.model.embed_tokens.weight")
-    with safetensors.safe_open(GOLDEN / "golden.safetensors", "pt") as tensors:
-        values = {key: tensors.get_tensor(key) for key in tensors.keys() if not key.startswith("mask")}
-    return processor, values, embeddings.float(), json.loads((GOLDEN / "golden.json").read_text())
-
-
-def assert_same_text(batch, golden_embeds, embeddings, image_token):
-    """Text rows of the official input are the embeddings of our tokens; all other rows are our placeholders."""
-    ids = batch["input_ids"][0]
-    assert len(ids) == golden_embeds.shape[1]
-    is_text = batch["mm_token_type_ids"][0] == 0
-    assert (ids[~is_text] == image_token).all()
-    torch.testing.assert_close(embeddings[ids[is_text]], golden_embeds[0][is_text], rtol=0, atol=0)
-
-
-def test_golden_video_text(golden):
-    processor, values, embeddings, facts = golden
-    video = SamaVideo.open(values["video_uint8"].numpy())
-    choice = processor.choose_frames(video)
-    assert choice.context == facts["sparse_indices"] and choice.prompted == [0, 1, 2, 3, 4]
-    part = {"type": "video", "video": video}
-    plain = processor([user(part, facts["question_no_region"])])
-    assert_same_text(plain, values["inputs_embeds_no_region"], embeddings, processor.image_token_id)
-    assert plain["dense_frames"].tolist() == facts["dense_indices"]
-    pieces = facts["question_two_regions"].split("<mask>")
-    masks = [{"type": "region", "frame": 0, "mask": np.ones((120, 200))} for _ in range(2)]
-    pointed = processor([user(part, pieces[0], masks[0], pieces[1], masks[1], pieces[2])])
-    assert_same_text(pointed, values["inputs_embeds_two_regions"], embeddings, processor.image_token_id)
-    ids = pointed["qformer_input_ids"][0].tolist()
-    assert ids[0] == 101 and ids[-1] == 102 and ids.count(30523) == ids.count(30524) == 2
-    start = ids.index(30528)
-    assert ids[start : start + 4] == [30528, 30523, 30524, 30529]
-
-
-def test_golden_image_text(golden):
-    processor, values, embeddings, facts = golden
-    part = {"type": "image", "image": values["image_uint8"].numpy()}
-    batch = processor([user(part, facts["question_image"])])
-    assert_same_text(batch, values["inputs_embeds_image"], embeddings, processor.image_token_id)
