@@ -198,7 +198,12 @@ class SamaModel(InternVLModel):
         found = prompted_masks(logits, points, labels, self.config)  # (prompts, 1, 4h, 4w)
         filled = [mask.clone() for mask in masks]
         for mask in filled:
-            mask[rows] = F.interpolate(found, mask.shape[-2:], mode="nearest").squeeze(1).to(mask)
+            resized = F.interpolate(found, mask.shape[-2:], mode="nearest")
+            if self.config.grounding_policy == "consistent":
+                # What lies between the sampled pixels keeps every cell that it touches, as in the processor.
+                lost = ~resized.flatten(1).any(1)
+                resized[lost] = F.adaptive_max_pool2d(found, mask.shape[-2:])[lost]
+            mask[rows] = resized.squeeze(1).to(mask)
         return filled
 
     def complete_regions(self, visual: SamaVisualInputs) -> SamaVisualInputs:

@@ -1,13 +1,14 @@
 """From what a user points at to what the model reads: checked masks and prompts on one frame of the video."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
 from .video_sama import GroundedPhrase, MaskTrack, Region, SamaVideo
+
 
 REGION_SHAPES = ("mask", "box")
 MAX_SCRIBBLE_POINTS = 8
@@ -33,6 +34,19 @@ class PreparedRegion:
     mask: np.ndarray | None = None
     points: np.ndarray | None = None
     labels: Sequence[int] | None = None
+
+
+def as_region(region):
+    """
+    A region as the classes beside this file know it: as it is; made from a dict of [`Region`]'s fields; or, if it is a
+    `Region` of another copy of this code (the repository's, where the model runs a checkpoint's own), made from that.
+    """
+    names = [item.name for item in fields(Region)]
+    if isinstance(region, Mapping):
+        return Region(**region)
+    if not isinstance(region, Region) and is_dataclass(region) and [item.name for item in fields(region)] == names:
+        return Region(**{name: vars(region)[name] for name in names})
+    return region
 
 
 def prepare_region(region, video: SamaVideo, dense_frames: Sequence[int], region_shape: str) -> PreparedRegion:
@@ -182,24 +196,38 @@ def _spread_along(line: np.ndarray) -> np.ndarray:
     return np.stack(spread, axis=1).astype(np.float32)
 
 
-def mask_tensors(regions: Sequence[tuple[PreparedRegion, SamaVideo]], mask_size: int, grid_size: int) -> dict:
+def mask_tensors(
+    regions: Sequence[tuple[PreparedRegion, SamaVideo]], mask_size: int, grid_size: int, keep_small: bool
+) -> dict:
     """
     Masks of all regions at the two sizes that the model reads, both by nearest neighbour straight from the video's
     size; zeros for those that SAM 2 still has to make from a prompt. Empty without regions.
+
+    Args:
+        regions (`list` of `(PreparedRegion, SamaVideo)`): All regions of the batch.
+        mask_size (`int`), grid_size (`int`): Sides of the two sizes.
+        keep_small (`bool`): A region between the sampled pixels vanishes in nearest neighbour, as it does in the
+            release. With `keep_small` it keeps every cell that it touches.
 
     Returns:
         `dict`: `region_masks` of shape `(num_regions, mask_size, mask_size)` and `region_grid_masks` of shape
         `(num_regions, grid_size, grid_size)`, both float.
     """
     sizes = {"region_masks": mask_size, "region_grid_masks": grid_size} if regions else {}
-    return {name: torch.stack([_resized(region.mask, size) for region, _ in regions]) for name, size in sizes.items()}
+    return {
+        name: torch.stack([_resized(region.mask, size, keep_small) for region, _ in regions])
+        for name, size in sizes.items()
+    }
 
 
-def _resized(mask: np.ndarray | None, size: int) -> torch.Tensor:
+def _resized(mask: np.ndarray | None, size: int, keep_small: bool) -> torch.Tensor:
     if mask is None:
         return torch.zeros(size, size)
-    pixels = torch.from_numpy(np.ascontiguousarray(mask)).float()
-    return F.interpolate(pixels[None, None], size=(size, size), mode="nearest")[0, 0]
+    pixels = torch.from_numpy(np.ascontiguousarray(mask)).float()[None, None]
+    resized = F.interpolate(pixels, size=(size, size), mode="nearest")
+    if keep_small and not resized.any():
+        resized = F.adaptive_max_pool2d(pixels, size)
+    return resized[0, 0]
 
 
 def prompt_tensors(

@@ -11,6 +11,7 @@ from PIL import Image
 
 from .video_readers_sama import IMAGE_SUFFIXES, FileFrames, ListFrames, checked_array, existing_file
 
+
 POLICIES = ("release", "consistent")
 # Every third frame is context; a short video is filled up to eight.
 CONTEXT_INTERVAL = 3
