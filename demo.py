@@ -199,9 +199,8 @@ def bar(steps: Iterable, total: int, description: str) -> tqdm:
     return tqdm(steps, total=total, desc=description, leave=False, disable=None)
 
 
-def print_turn(number: int, turn: Turn, num_frames: int) -> None:
+def print_turn(turn: Turn, num_frames: int) -> None:
     """The answer, its phrases in the colours of their masks, and a line for each object."""
-    print(f"\nTurn {number}: {turn.question}")
     print(colored_text(turn.reply.text, turn.reply.objects, turn.colors) or "(the answer is empty)")
     for index, (item, color) in enumerate(zip(turn.reply.objects, turn.colors, strict=True)):
         label = f" {turn.first_object + index + 1} "
@@ -318,7 +317,7 @@ def converse(conversation: Conversation, streamer) -> None:
             except (ValueError, FileNotFoundError) as error:
                 print(one_line(error))
                 continue
-            print_turn(len(conversation.turns), turn, len(conversation.chat.video))
+            print_turn(turn, len(conversation.chat.video))
 
 
 def read_region(number: int) -> RegionRequest:
@@ -393,7 +392,8 @@ def run(arguments: argparse.Namespace) -> None:
     streamer = terminal_streamer(processor)
     try:
         for number, (question, requests) in enumerate(script, start=1):
-            print_turn(number, conversation.ask(question, requests, streamer), len(chat.video))
+            print(f"\nTurn {number}: {question}")
+            print_turn(conversation.ask(question, requests, streamer), len(chat.video))
         if not script:
             converse(conversation, streamer)
     finally:

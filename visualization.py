@@ -230,7 +230,7 @@ def caption_band(
         (letter if first else "", line, line_marks, fill)
         for letter, text, marks, fill in paragraphs
         if text
-        for first, line, line_marks in _wrapped_lines(text, marks, width - indent - margin, font)
+        for first, line, line_marks in _wrapped_lines(text, marks, width - indent - 2 * margin, font)
     ]
     band = Image.new("RGB", (width, 2 * margin + spacing * len(rows)), BAND)
     draw = ImageDraw.Draw(band)
@@ -481,11 +481,11 @@ def _draw_line(
     half = round(font.size * 0.62)
     for start, end in _runs(marks):
         piece, color = text[start:end], marks[start]
-        width = font.getlength(piece)
+        width, pad = font.getlength(piece), 0 if color is None else 2
         if color is not None:
-            draw.rounded_rectangle((x - 2, y - half, x + width + 1, y + half), radius=4, fill=color)
-        draw.text((x, y), piece, font=font, fill=fill if color is None else INK, anchor="lm")
-        x += width
+            draw.rounded_rectangle((x, y - half, x + width + 2 * pad - 1, y + half), radius=4, fill=color)
+        draw.text((x + pad, y), piece, font=font, fill=fill if color is None else INK, anchor="lm")
+        x += width + 2 * pad
 
 
 def _draw_badge(
