@@ -224,8 +224,8 @@ class SamaChat:
 
     def track(
         self, seg_states: torch.Tensor, progress: Callable[[Iterable], Iterable] | None
-    ) -> tuple[list[MaskTrack], list[float]]:
-        """Mask tracks and scores of an answer's objects; none when it has no [SEG] or there is no video."""
-        if self.video is None or not len(seg_states):
-            return [], []
+    ) -> tuple[list[MaskTrack] | None, list[float] | None]:
+        """Mask tracks and scores of an answer's objects; None when there is no video to find them in."""
+        if self.video is None:
+            return None, None
         return self.model.track_objects(seg_states, self.processor, self.video, self.sam_features, progress)

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from .layout_sama import ANSWER_FORBIDDEN, REGION_WORD, USER_FORBIDDEN, check_text, ground_phrase
-from .regions_sama import as_region
 from .video_sama import Region, SamaVideo
 
 
@@ -130,7 +129,7 @@ def _read_region(part: Mapping, where: str):
     others = sorted(set(part) - {"type", "region"})
     if others:
         raise ValueError(f"A region part of {where} gives both 'region' and {', '.join(others)}.")
-    return as_region(part["region"])
+    return part["region"]
 
 
 def _show(conversation: Conversation, part: Mapping, kind: str, where: str) -> None:

@@ -352,14 +352,16 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", default=str(DEFAULT_MODEL), help="folder or Hub name (default: the small model)")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
-    parser.add_argument("--max-new-tokens", type=int, default=512, metavar="N", help="of an answer (default: 512)")
+    parser.add_argument(
+        "--max-new-tokens", type=int, metavar="N", help="of an answer (default: 512; 24 for an untrained model)"
+    )
     parser.add_argument("--preset", choices=("release", "consistent"), help="default: the model's own")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.set_defaults(script=[])
     arguments = parser.parse_args(argv)
     if arguments.example and arguments.script:
         parser.error("--example brings its own questions; leave --ask and --region out or name a --video")
-    if arguments.max_new_tokens < 1:
+    if arguments.max_new_tokens is not None and arguments.max_new_tokens < 1:
         parser.error(f"--max-new-tokens must be at least 1, got {arguments.max_new_tokens}")
     return arguments
 
@@ -388,7 +390,9 @@ def run(arguments: argparse.Namespace) -> None:
     chat = model.start_chat(processor, **{"image" if arguments.image else "video": source})
     # The chat knows the types of its own copy of the code, which is not the one beside this file.
     types = importlib.import_module(".video_sama", type(chat).__module__.rpartition(".")[0])
-    conversation = Conversation(chat, types.Region, arguments.max_new_tokens)
+    # An untrained model does not know when to stop.
+    max_new_tokens = arguments.max_new_tokens or (512 if model.config.trained else 24)
+    conversation = Conversation(chat, types.Region, max_new_tokens)
     streamer = terminal_streamer(processor)
     try:
         for number, (question, requests) in enumerate(script, start=1):

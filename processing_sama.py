@@ -36,7 +36,7 @@ from .layout_sama import (
     render_user_turn,
     to_tagged_text,
 )
-from .regions_sama import REGION_SHAPES, PreparedRegion, as_region, mask_tensors, prepare_region, prompt_tensors
+from .regions_sama import REGION_SHAPES, PreparedRegion, mask_tensors, prepare_region, prompt_tensors
 from .video_sama import FrameChoice, GroundedPhrase, MaskTrack, SamaVideo, check_policy, choose_frames
 
 
@@ -196,7 +196,7 @@ class SamaProcessor(ProcessorMixin):
 
     def region_frame(self, region, video: SamaVideo) -> int:
         """The frame that is used for a region, whatever kind it is of: see [`prepare_region`]."""
-        return self._prepare_region(as_region(region), video).frame
+        return self._prepare_region(region, video).frame
 
     def _prepare_region(self, region, video: SamaVideo) -> PreparedRegion:
         return prepare_region(region, video, self.choose_frames(video).dense, self.region_shape)

@@ -1,13 +1,13 @@
 """From what a user points at to what the model reads: checked masks and prompts on one frame of the video."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
-from .video_sama import GroundedPhrase, MaskTrack, Region, SamaVideo
+from .video_sama import GroundedPhrase, MaskTrack, Region, SamaVideo, is_a
 
 
 REGION_SHAPES = ("mask", "box")
@@ -36,42 +36,31 @@ class PreparedRegion:
     labels: Sequence[int] | None = None
 
 
-def as_region(region):
-    """
-    A region as the classes beside this file know it: as it is; made from a dict of [`Region`]'s fields; or, if it is a
-    `Region` of another copy of this code (the repository's, where the model runs a checkpoint's own), made from that.
-    """
-    names = [item.name for item in fields(Region)]
-    if isinstance(region, Mapping):
-        return Region(**region)
-    if not isinstance(region, Region) and is_dataclass(region) and [item.name for item in fields(region)] == names:
-        return Region(**{name: vars(region)[name] for name in names})
-    return region
-
-
 def prepare_region(region, video: SamaVideo, dense_frames: Sequence[int], region_shape: str) -> PreparedRegion:
     """
     Check a region and choose the frame that is used for it: the first dense frame on which it is visible, else the
     frame on which it is largest.
 
     Args:
-        region ([`Region`], [`GroundedPhrase`] or [`MaskTrack`]): What was pointed at.
+        region ([`Region`], a dict of its fields, [`GroundedPhrase`] or [`MaskTrack`]): What was pointed at.
         video ([`SamaVideo`]): The video it was pointed at in.
         dense_frames (`list[int]`): The frames that the language model sees in full.
         region_shape (`str`): "mask", or "box" when every mask is replaced by its filled bounding box.
     """
-    if isinstance(region, GroundedPhrase):
+    if is_a(region, GroundedPhrase):
         if region.track is None:
             raise ValueError(f"The phrase '{region.text}' has no masks and cannot be used as a region.")
         region = region.track
-    if isinstance(region, MaskTrack):
+    if is_a(region, MaskTrack):
         _check_track(region, video)
         candidates = {frame: float(region.area(frame)) for frame in region.visible_frames()}
         if not candidates:
             raise ValueError(f"The mask of the region is empty on all {len(region)} frames.")
         frame = _choose_frame(candidates, dense_frames)
         return _prepare_single(Region(frame=frame, mask=region[frame]), video, region_shape)
-    if not isinstance(region, Region):
+    if isinstance(region, Mapping):
+        region = Region(**region)
+    if not is_a(region, Region):
         raise ValueError(f"A region must be a Region, GroundedPhrase or MaskTrack, got {type(region).__name__}.")
     singles = region.per_frame()
     several = len(singles) > 1
