@@ -232,11 +232,12 @@ def release_config(
         raise CheckpointError(
             f"`ps_version` is {foreign['ps_version']!r}, another pixel shuffle than InternVL2.5's 'v2'."
         )
+    text = text_config(foreign["llm_config"], vocab_size, tokens)
     vision = vision_config(foreign["vision_config"], foreign.get("force_image_size"))
     ratio = foreign.get("downsample_ratio", 0.5)
     return SamaConfig(
         vision_config=vision,
-        text_config=text_config(foreign["llm_config"], vocab_size, tokens) | {"tie_word_embeddings": tied},
+        text_config=text | {"tie_word_embeddings": tied},
         tie_word_embeddings=tied,
         downsample_ratio=ratio,
         vision_feature_layer=foreign.get("select_layer", -1),
@@ -245,6 +246,8 @@ def release_config(
         seg_token_id=tokens.seg,
         qformer_mask_token_id=tokens.qformer_mask,
         qformer_position_token_id=tokens.qformer_position,
+        # The release's Qwen2 builds its rotary table in bfloat16; InternLM2 computes it in float32 each time
+        round_rotary_to_bfloat16=parts.get("grounding_policy") == "release" and text["model_type"] == "qwen2",
         **parts,
     )
 
