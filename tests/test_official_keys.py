@@ -13,8 +13,8 @@ from sama.scripts.checkpoint_keys import ORIGINAL_DECODER, map_release
 
 SAM_PREFIX = "grounding_encoder.sam2_model."
 VISION = {
-    "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096, "patch_size": 14,
-    "image_size": 448, "qkv_bias": True, "qk_normalization": False, "norm_type": "layer_norm",
+    "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096,
+    "patch_size": 14, "image_size": 448, "qkv_bias": True, "qk_normalization": False, "norm_type": "layer_norm",
 }  # fmt: skip
 QWEN = {"model_type": "qwen2", "rope_theta": 1000000.0, "max_position_embeddings": 32768, "rms_norm_eps": 1e-6}
 INTERNLM = {"model_type": "internlm2", "rope_theta": 1000000.0, "max_position_embeddings": 32768, "rms_norm_eps": 1e-5}
@@ -51,7 +51,9 @@ def test_every_key_and_shape_has_its_place(golden_dir: Path, size: str):
     tokens = INTERNLM_TOKENS if size == "8b" else QWEN_TOKENS
     config = release_config(foreign, shapes[embeddings][0], False, tokens, parts)
     with torch.device("meta"):
-        ours = {name: tuple(tensor.shape) for name, tensor in SamaForConditionalGeneration(config).state_dict().items()}
+        ours = {
+            name: tuple(tensor.shape) for name, tensor in SamaForConditionalGeneration(config).state_dict().items()
+        }
     text = config.text_config
     keys = map_release(shapes, text.num_key_value_heads, text.hidden_size // text.num_attention_heads)
     made = {

@@ -1,8 +1,8 @@
 """Our tracker against the real `sam2` package in one process, on the same random weights: SAM 2.0 and 2.1.
 
-The package's own configurations are built, with a small image encoder where something is computed. The weights are drawn
-so that masks have edges and object scores have both signs; where scores must be positive, only the last bias of the score
-head is raised.
+The package's own configurations are built, with a small image encoder where something is computed. Every parameter is
+drawn, and the last bias of the score head is raised: a score that is not positive empties a mask, and comparing empty
+masks shows nothing. One test moves that bias so that objects leave and come back.
 """
 
 from importlib.util import find_spec
@@ -240,8 +240,8 @@ def test_propagation(package, frames, prompted, round_memory):
 @torch.no_grad()
 def test_propagation_with_objects_that_leave(package, frames):
     """SAM 2 empties the mask of an object whose score is not positive, and remembers that it was not there."""
-    # The score head is turned round, because clicked frames score lowest with these weights, and its last bias is moved so
-    # that about half of the tracked frames lose their objects
+    # The score head is turned round, because clicked frames score lowest here, and its last bias is moved so that about
+    # half of the tracked frames lose their objects
     package.get_parameter(SCORE_WEIGHT).neg_()
     _, scores = package_tracks(package, frames, [0], False)
     tracked = torch.cat([scores[index] for index in range(1, NUM_FRAMES)])
