@@ -47,6 +47,17 @@ class StoredTensor:
         return torch.empty(self.shape, dtype=self.dtype, device="meta")
 
 
+class TensorShapes(dict[str, tuple[int, ...]]):
+    """Names and shapes of a checkpoint; asking for one that is absent says which."""
+
+    def __init__(self, path: Path, shapes: dict[str, tuple[int, ...]]):
+        super().__init__(shapes)
+        self.path = path
+
+    def __missing__(self, name: str):
+        raise CheckpointError(f"{self.path} lacks {name}; is it complete?")
+
+
 class WeightFiles:
     """
     The tensors of a checkpoint: all names and shapes at once, values one by one. At most one file is open.
@@ -61,6 +72,7 @@ class WeightFiles:
 
     def __init__(self, path: Path, belongs: Callable[[set[str]], bool] | None = None):
         files, index = find_files(path)
+        self.path = path
         tensors = {file: list_tensors(file) for file in files}
         if index is None and len(files) > 1 and not all(SHARD_NAME.search(file.name) for file in files):
             tensors = choose_file(path, tensors, belongs)
@@ -81,9 +93,9 @@ class WeightFiles:
         return name in self.tensors
 
     @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
+    def shapes(self) -> TensorShapes:
         """Every name with its shape."""
-        return {name: stored.shape for name, stored in self.tensors.items()}
+        return TensorShapes(self.path, {name: stored.shape for name, stored in self.tensors.items()})
 
     def main_dtype(self) -> torch.dtype:
         """The floating-point type that most numbers have."""
@@ -107,6 +119,19 @@ class WeightFiles:
         self._open_file = self._open = None
 
 
+def read_json(path: Path, needed: tuple[str, ...] = ()) -> dict:
+    """A JSON file of a checkpoint, with the entries `needed`."""
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing; it says what the weights are.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is no JSON file ({error}); download it again.") from error
+    if absent := [name for name in needed if name not in content]:
+        raise CheckpointError(f"{path} lacks {', '.join(absent)}; does it belong to these weights?")
+    return content
+
+
 def find_files(path: Path) -> tuple[list[Path], dict[str, str] | None]:
     """The weight files at `path`, and the index if there is one (name to file name)."""
     if not path.exists():
@@ -117,7 +142,7 @@ def find_files(path: Path) -> tuple[list[Path], dict[str, str] | None]:
         return [path], None
     for suffixes in (SAFETENSORS, PICKLES):
         for index_file in sorted(path.glob(f"*{suffixes[-1]}.index.json")):
-            index = json.loads(index_file.read_text(encoding="utf-8"))["weight_map"]
+            index = read_json(index_file, needed=("weight_map",))["weight_map"]
             names = sorted(set(index.values()))
             if absent := [name for name in names if not (path / name).is_file()]:
                 raise CheckpointError(f"{path}: {len(absent)} of {len(names)} shards are missing, first {absent[0]}.")

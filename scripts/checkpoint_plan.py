@@ -1,6 +1,5 @@
 """What a conversion will do, settled before the first tensor is read: configuration, and the source of each tensor."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from sama.scripts.checkpoint_configs import (
     release_config,
     sam2_config,
 )
-from sama.scripts.checkpoint_files import CheckpointError, WeightFiles
+from sama.scripts.checkpoint_files import CheckpointError, WeightFiles, read_json
 from sama.scripts.checkpoint_keys import (
     AGGREGATOR,
     EMBEDDINGS,
@@ -153,13 +152,6 @@ def open_source(path: Path, kind: str) -> Source:
     return source
 
 
-def read_json(path: Path) -> dict:
-    """A JSON file of a foreign checkpoint."""
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing; it says what the weights are.")
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
 def read_sizes(order: Order, folder: Path) -> dict:
     """The sizes that shapes do not tell, from --sizes or from the recorded test checkpoint's own file."""
     recorded = folder / "golden.json"
@@ -190,7 +182,8 @@ def open_sources(order: Order) -> tuple[Source | None, dict[str, Source]]:
 
 def plan_release(base: Source, parts: dict[str, Source], order: Order) -> tuple[Plan, tuple]:
     """SAMA, Sa2VA or InternVL, with SAM 2 and InstructBLIP beside it; returns the plan and both tokenizers."""
-    shapes, foreign = base.files.shapes, read_json(base.folder / "config.json")
+    shapes = base.files.shapes
+    foreign = read_json(base.folder / "config.json", needed=("llm_config", "vision_config"))
     tokenizer = load_tokenizer([order.tokenizer] if order.tokenizer else [base.folder, base.folder / "tokenizer"])
     places = [base.folder / "qformer_tokenizer", base.folder]
     if base.kind != "sama" and "instructblip" in parts:

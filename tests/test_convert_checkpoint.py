@@ -251,6 +251,16 @@ def test_internvl_gets_the_tags_and_is_filled_step_by_step(tmp_path):
         order(tmp_path / "blip.safetensors", "instructblip", tmp_path / "second", into=tmp_path / "first")
 
 
+def test_tied_embeddings_stay_tied(tmp_path):
+    weights = foreign.write_release(tmp_path / "foreign", "sa2va")
+    del weights["language_model.lm_head.weight"]
+    save_file(weights, tmp_path / "foreign" / "model.safetensors")
+    order(tmp_path / "foreign", "sa2va", tmp_path / "ours")
+    model = load(tmp_path / "ours")
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+    assert torch.equal(model.lm_head.weight, weights["language_model.model.embed_tokens.weight"])
+
+
 def test_sam2_fills_the_original_decoder(released, tmp_path):
     sam = foreign.random_weights(foreign.sam2_shapes(), seed=7, dtype=torch.float32)
     torch.save({"model": sam}, tmp_path / "sam2_tiny.pt")
@@ -333,6 +343,14 @@ def lose_tensor(folder: Path) -> None:
     spoil_json(index, lambda content: content["weight_map"].pop(name))
 
 
+def lose_size(folder: Path) -> None:
+    (folder / "model.safetensors.index.json").unlink()
+    for file in folder.glob("model-*"):
+        tensors = load_file(file)
+        tensors.pop("spatial_Qformer_query_tokens", None)
+        save_file(tensors, file)
+
+
 def add_tensor(folder: Path) -> None:
     (folder / "model.safetensors.index.json").unlink()
     save_file({"some.other.weight": torch.zeros(2)}, folder / "extra-00001-of-00001.safetensors")
@@ -352,8 +370,14 @@ BAD_INPUT = {
     "lost tensor": (lose_tensor, "tensors of the model are not filled: model.vision_tower"),
     "tensor of another model": (add_tensor, "1 unknown tensors: some.other.weight"),
     "no config": (lambda folder: (folder / "config.json").unlink(), "config.json is missing"),
+    "broken config": (lambda folder: (folder / "config.json").write_text("{"), "config.json is no JSON file"),
+    "config of another kind": (
+        lambda folder: (folder / "config.json").write_text("{}"),
+        "config.json lacks llm_config, vision_config",
+    ),
     "another language model": (change_config("llm_config", model_type="phi3"), "'phi3' is not supported"),
     "another width": (change_config("llm_config", intermediate_size=32), "but the configuration wants"),
+    "lost tensor that tells a size": (lose_size, "lacks spatial_Qformer_query_tokens; is it complete"),
     "more layers": (change_config("vision_config", num_hidden_layers=3), "tensors of the model are not filled"),
     "fewer layers": (change_config("llm_config", num_hidden_layers=1), "have no place in the model"),
     "another pixel shuffle": (change_config(None, ps_version="v1"), "`ps_version` is 'v1'"),

@@ -240,8 +240,8 @@ def test_propagation(package, frames, prompted, round_memory):
 @torch.no_grad()
 def test_propagation_with_objects_that_leave(package, frames):
     """SAM 2 empties the mask of an object whose score is not positive, and remembers that it was not there."""
-    # The score head is turned round, because clicked frames score lowest here, and its last bias is moved so that about
-    # half of the tracked frames lose their objects
+    # The score head is turned round, because clicked frames score lowest here, and its last bias is moved so that
+    # about half of the tracked frames lose their objects
     package.get_parameter(SCORE_WEIGHT).neg_()
     _, scores = package_tracks(package, frames, [0], False)
     tracked = torch.cat([scores[index] for index in range(1, NUM_FRAMES)])
