@@ -585,7 +585,9 @@ class SamaForConditionalGeneration(InternVLForConditionalGeneration):
         return SamaChat(self, processor, video=video, image=image)
 
 
-def rounded_to_bfloat16(module: nn.Module, inputs: tuple, outputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+def rounded_to_bfloat16(
+    module: nn.Module, inputs: tuple, outputs: tuple[torch.Tensor, ...]
+) -> tuple[torch.Tensor, ...]:
     """Forward hook: what `module` gives, with the precision of bfloat16."""
     return tuple(output.to(torch.bfloat16).to(output.dtype) for output in outputs)
 
