@@ -42,7 +42,8 @@ ENTRY_POINTS = {"train", "evaluate", "demo"}
 EVERYTHING_BELOW = set(REMOTE_CODE) | {"data", "benchmarks", "metrics"}
 ROOMS = (
     REMOTE_CODE
-    | dict.fromkeys(ENTRY_POINTS | {"scripts"}, EVERYTHING_BELOW)
+    | dict.fromkeys(ENTRY_POINTS, EVERYTHING_BELOW)
+    | {"scripts": EVERYTHING_BELOW | {"scripts"}}  # the converter is several files
     | {"demo": EVERYTHING_BELOW | {"demo_cli"}, "demo_cli": set()}
     | {"tests": EVERYTHING_BELOW | ENTRY_POINTS | {"demo_cli", "scripts"}}
     | {"data": {"data"}, "metrics": set(), "benchmarks": {"data", "metrics", "benchmarks"}, "__init__": set()}

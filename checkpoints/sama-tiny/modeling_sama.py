@@ -164,6 +164,8 @@ class SamaModel(InternVLModel):
         prompt_width = config.sam_config.prompt_encoder_config.hidden_size
         self.seg_projection = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, prompt_width))
         self.mask_tracker = SamaMaskTracker(config)
+        if config.round_rotary_to_bfloat16:
+            self.language_model.rotary_emb.register_forward_hook(rounded_to_bfloat16)
         self.post_init()
 
     # ---- verbs ------------------------------------------------------------------------------------------------------
@@ -581,6 +583,13 @@ class SamaForConditionalGeneration(InternVLForConditionalGeneration):
             video, image (*optional*): what `processor.open_video` takes; neither for a conversation in text alone.
         """
         return SamaChat(self, processor, video=video, image=image)
+
+
+def rounded_to_bfloat16(
+    module: nn.Module, inputs: tuple, outputs: tuple[torch.Tensor, ...]
+) -> tuple[torch.Tensor, ...]:
+    """Forward hook: what `module` gives, with the precision of bfloat16."""
+    return tuple(output.to(torch.bfloat16).to(output.dtype) for output in outputs)
 
 
 def context_rows(num_context: list[int], num_extra: list[int]) -> torch.Tensor:
