@@ -49,8 +49,8 @@ class SamaConfig(InternVLConfig):
         round_memory_to_bfloat16 (`bool`, defaults to `False`):
             Store mask memories rounded to bfloat16, as SAM 2's own video predictor does.
         round_rotary_to_bfloat16 (`bool`, defaults to `False`):
-            Round the language model's rotary table to bfloat16 in float32 too: the release builds the table in bfloat16
-            and keeps it so.
+            Round the language model's rotary table to bfloat16 in float32 too: the release builds it in bfloat16, and
+            keeps it so.
         seg_token_id (`int`, defaults to 151674): id of `[SEG]`.
         qformer_mask_token_id, qformer_position_token_id (`int`):
             ids of `<mask>` and `<pos>` in the question tokenizer; their embeddings are replaced by region features.

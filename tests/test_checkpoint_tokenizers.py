@@ -3,10 +3,10 @@
 import json
 
 import pytest
+from foreign_checkpoints import CHAT_TOKENS, SAMA_TOKENS
 
 from sama.scripts.checkpoint_files import CheckpointError
 from sama.scripts.checkpoint_tokenizers import load_tokenizer
-from sama.tests.foreign_checkpoints import CHAT_TOKENS, SAMA_TOKENS
 
 
 sentencepiece = pytest.importorskip("sentencepiece", reason="reads the tokenizer of the 8B: pip install sentencepiece")

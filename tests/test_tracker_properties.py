@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from foreign_checkpoints import SIZES, sam2_shapes
 
 from sama.configuration_sama import SamaConfig
 from sama.modeling_sama_tracker import SamaMaskTracker
 from sama.scripts.checkpoint_configs import sam2_config
-from sama.tests.foreign_checkpoints import SIZES, sam2_shapes
 
 
 IMAGE_SIZE, NUM_FRAMES, NUM_OBJECTS = SIZES["sam_image_size"], 8, 3

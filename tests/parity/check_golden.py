@@ -128,9 +128,9 @@ def check_features(golden: Golden) -> Iterator[Finding]:
     yield compare("vision_features", golden.frame_features, tensors["vision_features"])
     aggregator = model.context_aggregator
     summaries = aggregator.summarise_frames(golden.frame_features)
-    for name in ("no_region", "two_regions"):
+    for name in sorted(key.removeprefix("context_") for key in tensors if key.startswith("context_")):
         inputs, regions = golden.inputs(name), None
-        if name == "two_regions":
+        if "region_masks" in inputs:
             frames = golden.frame_features[golden.region_positions]
             regions = aggregator.region_encoder(frames, inputs["region_grid_masks"], inputs["region_masks"])
         ids, mask = inputs["qformer_input_ids"], inputs["qformer_attention_mask"]
