@@ -6,25 +6,26 @@ Times are medians of several runs and differ between machines; the counts do not
 """
 
 import argparse
-import resource
 import statistics
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import psutil
 import torch
 from transformers import AutoModel, AutoProcessor
 
-from sama.modeling_sama_tracker import FrameFeatures
 from sama.video_sama import SamaVideo
 from sama.visualization import write_video
 
 
 ROOT = Path(__file__).resolve().parent.parent
 CLIP = ROOT / "assets" / "bigbuckbunny.mp4"
+SETTLED_FRAMES = 50  # prompted frames and the tracker's memory of the last frames are full by then
 SECTIONS = ("calls", "turns", "objects", "memory")
 
 
@@ -146,48 +147,60 @@ def benchmark_objects(model, processor, folder: Path) -> str:
 
 
 def benchmark_memory(path: str, folder: Path) -> str:
-    """Peak memory of a process that tracks two objects through videos of growing length."""
+    """Memory of a process that tracks two objects through videos of growing length."""
     rows = []
     for num_frames in (60, 300, 1200):
         video = make_video(folder, num_frames)
         command = [sys.executable, __file__, "--model", path, "--track", str(video)]
-        printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-        before, peak, masks, alive = (float(value) for value in printed[-4:])
-        rows.append([num_frames, f"{before:.0f} MiB", f"{peak - before:.0f} MiB", f"{masks:.1f} MiB", int(alive)])
-    header = ["frames", "process before tracking", "peak on top", "masks returned", "frames' features alive at once"]
+        printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
+        settled, peak, masks, alive = (float(value) for value in printed.split())
+        rows.append([num_frames, f"{settled:.0f} MiB", f"{peak - settled:.0f} MiB", f"{masks:.0f} MiB", int(alive)])
+    header = [
+        "frames",
+        f"process after {SETTLED_FRAMES} frames",
+        "growth from then to the peak",
+        "masks returned",
+        "most frames' features alive at once",
+    ]
     return table(header, rows)
 
 
+class FeatureCounter:
+    """Counts how many frames' features are alive at once: a weak reference to each tells when it is gone."""
+
+    def __init__(self):
+        self.alive = self.most = 0
+
+    def add(self, features) -> None:
+        self.alive += 1
+        self.most = max(self.most, self.alive)
+        weakref.finalize(features, self.remove)
+
+    def remove(self) -> None:
+        self.alive -= 1
+
+
 def track_and_report(path: str, video_path: str) -> None:
-    """Tracks two objects and prints: memory before and at its peak, size of the masks (MiB), features alive at
-    once."""
+    """Tracks two objects and prints: memory once the tracker's memory is full, its peak after that, the size of the
+    masks (all MiB), and how many frames' features were alive at once."""
     model, processor = load(path)
-    video = processor.open_video(video_path)
-    alive, most = [0], [0]
-    collected = FrameFeatures.__init__
-
-    class CountedFeatures(FrameFeatures):
-        def __init__(self, *args):
-            collected(self, *args)
-            alive[0] += 1
-            most[0] = max(most[0], alive[0])
-
-        def __del__(self):
-            alive[0] -= 1
-
+    video, counter = processor.open_video(video_path), FeatureCounter()
     tracker, frames = model.model.mask_tracker, processor.sam_frames(video)
+    process, sizes = psutil.Process(), []
 
-    def features(index: int) -> FrameFeatures:
+    def features(index: int):
         encoded = tracker.encode_frames(frames[index][None])
-        return CountedFeatures(encoded.image, encoded.tuned, encoded.original)
+        counter.add(encoded)
+        return encoded
 
-    with torch.no_grad():
-        features(0)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    tracks, _ = model.track_objects(answer_states(model, 2), processor, video, features)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    def watch(tracked):
+        for frame in tracked:
+            sizes.append(process.memory_info().rss / 2**20)
+            yield frame
+
+    tracks, _ = model.track_objects(answer_states(model, 2), processor, video, features, watch)
     masks = sum(len(track.to_rle(index)["counts"]) * 4 for track in tracks for index in range(len(video))) / 2**20
-    print(before, peak, masks, most[0])
+    print(sizes[SETTLED_FRAMES], max(sizes[SETTLED_FRAMES:]), masks, counter.most)
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ import pytest
 import torch
 from processor_fixtures import tiny_processor
 
+from sama.layout_sama import CHAT_TEMPLATES
 from sama.video_sama import GroundedPhrase, MaskTrack
 
 
@@ -88,3 +89,10 @@ def test_end_mark_that_is_plain_text():
 def test_spans_that_cannot_be_tagged(processor, spans, message):
     with pytest.raises(ValueError, match=message):
         processor.to_tagged_text("a dog", [GroundedPhrase("", span) for span in spans])
+
+
+def test_an_end_mark_of_ordinary_words_is_a_stop_string():
+    processor = tiny_processor()
+    assert processor.stop_arguments == {}
+    processor.chat_template = CHAT_TEMPLATES["phi3_chat"]
+    assert processor.stop_arguments["stop_strings"] == ["<|end|>"]

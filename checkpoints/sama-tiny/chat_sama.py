@@ -138,7 +138,7 @@ class SamaChat:
             max_new_tokens=max_new_tokens,
             streamer=streamer,
             **visual,
-            **generate_kwargs,
+            **self.processor.stop_arguments | generate_kwargs,
         )
         self.cached_ids = output.sequences[0, : self.cache.get_seq_length()]
         tracks, scores = self.track(output.seg_states[0], progress)

@@ -182,6 +182,15 @@ class SamaProcessor(ProcessorMixin):
         text, spans = self._render(turn, self.chat_template, False)
         return text[spans[0][0] + 1 : spans[0][1]] if spans else ""
 
+    @property
+    def stop_arguments(self) -> dict:
+        """What `generate` needs to stop behind an answer: nothing where the end mark is the end-of-text token, its text
+        where it is ordinary words, as in the `phi3_chat` template."""
+        mark = self.answer_suffix.strip()
+        if not mark or mark in self.tokenizer.all_special_tokens:
+            return {}
+        return {"stop_strings": [mark], "tokenizer": self.tokenizer}
+
     # Videos and frames
 
     def open_video(self, source) -> SamaVideo:
