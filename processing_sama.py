@@ -184,8 +184,8 @@ class SamaProcessor(ProcessorMixin):
 
     @property
     def stop_arguments(self) -> dict:
-        """What `generate` needs to stop behind an answer: nothing where the end mark is the end-of-text token, its text
-        where it is ordinary words, as in the `phi3_chat` template."""
+        """What `generate` needs to stop behind an answer: nothing where the end mark is the end-of-text token, its
+        text where it is ordinary words, as in the `phi3_chat` template."""
         mark = self.answer_suffix.strip()
         if not mark or mark in self.tokenizer.all_special_tokens:
             return {}
