@@ -34,7 +34,12 @@ ROOMS = (
     REMOTE_CODE
     | dict.fromkeys(ENTRY_POINTS | {"scripts"}, EVERYTHING_BELOW)
     | {"tests": EVERYTHING_BELOW | ENTRY_POINTS | {"scripts"}}
-    | {"data": {"data"}, "metrics": set(), "benchmarks": {"data", "metrics", "benchmarks"}, "__init__": set()}
+    | {
+        "data": {"data", "video_sama"},
+        "metrics": set(),
+        "benchmarks": {"data", "metrics", "benchmarks"},
+        "__init__": set(),
+    }
 )
 REMOTE_LIBRARIES = {"torch", "numpy", "PIL", "transformers"} | set(sys.stdlib_module_names)
 OPTIONAL_LIBRARIES = {"decord", "av"}  # inside try only
