@@ -51,10 +51,8 @@ def safe_path(root: Path, name: str, trusted: Sequence[Path] | None = None, fiel
     path = root / join_inside(".", name, field)
     real = path.resolve()
     if not any(real.is_relative_to(folder) for folder in (trusted or [root.resolve()])):
-        problem = (
-            f"is a link that leads out of the data folder: {name!r} is {str(real)!r}; name trusted links in `links`"
-        )
-        raise DataError(problem, field=field)
+        problem = f"is a link that leads out of the data folder: {name!r} is {str(real)!r}"
+        raise DataError(f"{problem}; name the links that you trust under `links`", field=field)
     return path
 
 

@@ -19,7 +19,7 @@ def encode_rle(mask: np.ndarray) -> dict:
     return {"size": [int(length) for length in code["size"]], "counts": code["counts"].decode("ascii")}
 
 
-def to_rle(entry, size: Sequence[int] | None = None) -> dict | None:
+def to_rle(entry, size: Sequence[int] | None = None, check: bool = True) -> dict | None:
     """
     Any form in which an annotation file keeps the mask of one object in one frame, as one compressed code.
 
@@ -27,12 +27,13 @@ def to_rle(entry, size: Sequence[int] | None = None) -> dict | None:
         entry: `None` (not visible), a compressed or uncompressed run-length code, a list of codes (their union), or a
             list of polygons (their union).
         size (`(height, width)`, *optional*): Needed for polygons, which do not know it.
+        check (`bool`): Whether a damaged compressed code is an error here and not only when it is decoded.
     """
     if entry is None or (isinstance(entry, list) and not entry):
         return None
     if isinstance(entry, list):
         if all(isinstance(one, dict) for one in entry):
-            return union(entry)
+            return union([to_rle(one, check=check) for one in entry])
         return _rasterise(entry, size)
     if not isinstance(entry, dict) or not {"size", "counts"} <= set(entry):
         raise ValueError(f"a mask is null, a run-length code or a list of them, got {type(entry).__name__}")
@@ -40,6 +41,8 @@ def to_rle(entry, size: Sequence[int] | None = None) -> dict | None:
     counts = entry["counts"]
     if isinstance(counts, str | bytes):
         text = counts.decode("ascii", errors="replace") if isinstance(counts, bytes) else counts
+        if check:
+            _check_runs(_run_lengths(text), height, width)
         return {"size": [height, width], "counts": text}
     counts = np.asarray(counts, dtype=np.int64)
     _check_runs(counts, height, width)
@@ -63,7 +66,7 @@ def _rasterise(polygons: list, size: Sequence[int] | None) -> dict:
 
 def union(entries: Sequence) -> dict | None:
     """One code for everything that any of the masks covers; `None` if all are `None`. They must agree in size."""
-    codes = [code for code in map(to_rle, entries) if code is not None]
+    codes = [code for code in (to_rle(entry, check=False) for entry in entries) if code is not None]
     if len(codes) < 2:
         return codes[0] if codes else None
     masks = [decode_rle(code) for code in codes]
@@ -81,7 +84,7 @@ def decode_rle(entry, size: Sequence[int] | None = None, resize: bool = False) -
         size (`(height, width)`, *optional*): What the size must be.
         resize (`bool`): A mask of another size is scaled, by nearest neighbour, instead of being an error.
     """
-    code = to_rle(entry, size)
+    code = to_rle(entry, size, check=False)
     if code is None:
         if size is None:
             raise ValueError("an empty mask needs the height and width of its frame")
@@ -95,11 +98,6 @@ def decode_rle(entry, size: Sequence[int] | None = None, resize: bool = False) -
     if not resize:
         raise ValueError(f"the mask is {height} x {width} (height x width), its frame {size[0]} x {size[1]}")
     return np.asarray(Image.fromarray(mask).resize((size[1], size[0]), Image.Resampling.NEAREST))
-
-
-def decode_track(entries: Sequence, size: Sequence[int], resize: bool = False) -> np.ndarray:
-    """Bool array of shape `(num_frames, height, width)`; see [`decode_rle`]."""
-    return np.stack([decode_rle(entry, size, resize) for entry in entries])
 
 
 def _run_lengths(counts: str) -> np.ndarray:

@@ -19,10 +19,14 @@ A record is a plain dict:
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
-from .masks import to_rle, union
+import numpy as np
+
+from .masks import decode_rle, to_rle, union
 
 
 RECORD_KEYS = {"id", "source", "video", "image", "objects", "messages"}
@@ -203,7 +207,7 @@ def _check_part(part: dict, role: str, objects: dict, at: str) -> None:
     kind = take(part, "type", str, at=at)
     if kind not in PARTS_OF_ROLE[role]:
         expected = ", ".join(PARTS_OF_ROLE[role])
-        raise DataError(f"is {kind!r}; the parts of a {role} message are {expected}", field=f"{at}.type")
+        raise DataError(f"is {kind!r}; the parts of the role {role!r} are {expected}", field=f"{at}.type")
     unknown = sorted(set(part) - PART_KEYS[kind] - {"type"})
     if unknown:
         raise DataError(f"is unknown in a part of type {kind!r}", field=f"{at}.{unknown[0]}")
@@ -220,7 +224,9 @@ def _check_part(part: dict, role: str, objects: dict, at: str) -> None:
             raise DataError(f"names {name!r}, which is not among the {len(objects)} objects", field=f"{at}.{field}")
 
 
-def object_masks(record: dict, name: str, num_frames: int, lookup: Callable[[str, str], list]) -> list[dict | None]:
+def object_masks(
+    record: dict, name: str, num_frames: int, lookup: Callable[[str, str], list], frames: Sequence[int] | None = None
+) -> list[dict | None]:
     """
     The masks of one object of a record, one run-length code or `None` a frame.
 
@@ -229,22 +235,68 @@ def object_masks(record: dict, name: str, num_frames: int, lookup: Callable[[str
         name (`str`): The object.
         num_frames (`int`): Frames of the opened video.
         lookup (`callable`): `lookup(store, key)` gives the masks of an object in a mask file, or raises `KeyError`.
+        frames (sequence of `int`, *optional*): Only the masks of these frames.
     """
-    item, at = record["objects"][name], f"objects.{name}"
-    if "union" in item:
-        tracks = [object_masks(record, part, num_frames, lookup) for part in item["union"]]
-        return [union(entries) for entries in zip(*tracks, strict=True)]
+    item, field = record["objects"][name], f"objects.{name}"
+    frames = range(num_frames) if frames is None else frames
+    with _about_record(record, item.get("store")):
+        if "union" in item:
+            tracks = [object_masks(record, part, num_frames, lookup, frames) for part in item["union"]]
+            return [_located(union, entries, field) for entries in zip(*tracks, strict=True)]
+        try:
+            masks = item["masks"] if "masks" in item else lookup(item["store"], item["key"])
+        except KeyError:
+            raise DataError(f"there is no mask {item['key']!r} in the mask file", field=field) from None
+        check_length(masks, num_frames, item.get("fit", False), f"{field}.masks")
+        # A code is checked when it is decoded
+        return [
+            _located(partial(to_rle, check=False), masks[frame], f"{field}.masks[{frame}]")
+            if frame < len(masks)
+            else None
+            for frame in frames
+        ]
+
+
+def decode_object(
+    record: dict,
+    name: str,
+    size: Sequence[int],
+    num_frames: int,
+    lookup: Callable[[str, str], list],
+    frames: Sequence[int] | None = None,
+) -> np.ndarray:
+    """
+    The masks of one object as a bool array of shape `(frames, height, width)`.
+
+    Args:
+        record, name, num_frames, lookup, frames: As in [`object_masks`].
+        size (`(height, width)`): Size of the frames. Masks of another size are an error, or are scaled if the object
+            says "fit".
+    """
+    codes = object_masks(record, name, num_frames, lookup, frames)
+    item, field = record["objects"][name], f"objects.{name}"
+    fit = any(record["objects"][part].get("fit", False) for part in item.get("union", [name]))
+    with _about_record(record, item.get("store")):
+        numbers = range(num_frames) if frames is None else frames
+        decode = partial(decode_rle, size=size, resize=fit)
+        masks = [_located(decode, code, f"{field}.masks[{frame}]") for frame, code in zip(numbers, codes, strict=True)]
+    return np.stack(masks)
+
+
+@contextmanager
+def _about_record(record: dict, store: str | None) -> Iterator[None]:
     try:
-        masks = item["masks"] if "masks" in item else lookup(item["store"], item["key"])
-        check_length(masks, num_frames, item.get("fit", False), f"{at}.masks")
-        return [to_rle(mask) for mask in masks[:num_frames]] + [None] * (num_frames - len(masks))
-    except KeyError:
-        error = DataError(f"there is no object {item['key']!r} in the mask file {item['store']!r}", field=at)
-        raise error.within(source=record["source"], index=record["id"]) from None
+        yield
     except DataError as error:
-        raise error.within(source=record["source"], index=record["id"]) from error
-    except ValueError as error:
-        raise DataError(str(error), source=record["source"], index=record["id"], field=at) from error
+        raise error.within(source=record["source"], file=store, index=record["id"]) from error
+
+
+def _located(function: Callable, entry, field: str):
+    """`function(entry)`, with the field in the error."""
+    try:
+        return function(entry)
+    except (ValueError, TypeError) as error:
+        raise DataError(str(error), field=field) from error
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, dict]]:

@@ -270,7 +270,7 @@ def make_gcg(out: Writer) -> None:
 
     # Two masks of one phrase overlap; a phrase of another caption is null; quotes around the caption
     dog = grounding(0, 5, rle(0, 0, 8, 8), rle(4, 4, 12, 12))
-    first = {"A dog": dog, "a ball": grounding(16, 22, rle(20, 0, 24, 4)), "Sky": None}
+    first = {"A dog": dog, "a ball": grounding(15, 21, rle(20, 0, 24, 4)), "Sky": None}
     second = {"A dog": None, "a ball": None, "Sky": grounding(0, 3, rle(0, 0, 32, 6))}
     out.json(f"{notes}/OpenPsgGCG_train.json", [
         {"file_name": "train2017/p1.jpg", "caption": '"A dog runs for a ball." ', "groundings": first},

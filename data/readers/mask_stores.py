@@ -28,7 +28,7 @@ def read_mask_store(path: Path) -> Iterator[tuple[str, list[dict | None]]]:
 
 def _compact(entry, position: int) -> dict | None:
     try:
-        return to_rle(entry)
+        return to_rle(entry, check=False)
     except (ValueError, TypeError, OverflowError) as error:
         raise DataError(str(error), field=f"[{position}]") from error
 

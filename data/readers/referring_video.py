@@ -33,8 +33,13 @@ def read_referring_video(files: Mapping, root, options: Mapping | None = None) -
     path = reading.path("expressions")
     videos = stream_object(path, "videos")
     if kind == "sorted_counter":
-        videos = sorted(videos, key=lambda entry: entry[0])
+        videos = _by_name(videos)
     yield from reading.convert(videos, lambda name, video: _read_video(reading, name, video, counter), path)
+
+
+def _by_name(videos: Iterator[tuple]) -> Iterator[tuple]:
+    # Sorted when the first is asked for, where errors are told which source they belong to
+    yield from sorted(videos, key=lambda entry: entry[0])
 
 
 def _read_video(reading: Reading, name: str, video: Mapping, counter) -> Iterator[dict]:
