@@ -1,5 +1,6 @@
 """Where the frames of a record are: safe paths below the data root, names of frames, videos read with a stride."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -129,11 +130,16 @@ def open_visual(record: dict, root: Path, trusted: Sequence[Path] | None = None)
 
 
 def _frame_files(folder: Path, names: Sequence[str], root: Path, trusted: Sequence[Path] | None) -> list[str]:
-    files = []
+    # The folder is listed once: asking the file system about thousands of frames one by one is slow on a network
+    try:
+        with os.scandir(folder) as entries:
+            links = {entry.name: entry.is_symlink() for entry in entries}
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(f"there is no folder '{folder}'", field="video.path") from None
     for position, name in enumerate(names):
         field = f"video.frames[{position}]"
-        path = safe_path(root, join_inside(folder.relative_to(root).as_posix(), name, field), trusted, field)
-        if not path.is_file():
-            raise DataError(f"there is no file '{path}'", field=field)
-        files.append(str(path))
-    return files
+        if name not in links:
+            raise DataError(f"there is no file '{folder / name}'", field=field)
+        if links[name]:
+            safe_path(root, (folder / name).relative_to(root).as_posix(), trusted, field)
+    return [str(folder / name) for name in names]

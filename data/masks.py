@@ -90,13 +90,13 @@ def decode_rle(entry, size: Sequence[int] | None = None, resize: bool = False) -
             raise ValueError("an empty mask needs the height and width of its frame")
         return np.zeros(tuple(size), dtype=bool)
     height, width = code["size"]
+    if size is not None and (height, width) != tuple(size) and not resize:
+        raise ValueError(f"the mask is {height} x {width} (height x width), its frame {size[0]} x {size[1]}")
     # pycocotools does not look whether the runs fill the mask: of a cut code it returns uninitialised memory
     _check_runs(_run_lengths(code["counts"]), height, width)
     mask = coco.decode({"size": [height, width], "counts": code["counts"].encode("ascii")}).astype(bool)
     if size is None or mask.shape == tuple(size):
         return mask
-    if not resize:
-        raise ValueError(f"the mask is {height} x {width} (height x width), its frame {size[0]} x {size[1]}")
     return np.asarray(Image.fromarray(mask).resize((size[1], size[0]), Image.Resampling.NEAREST))
 
 

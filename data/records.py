@@ -27,6 +27,7 @@ from pathlib import Path
 import numpy as np
 
 from .masks import decode_rle, to_rle, union
+from .wording import TEMPLATES
 
 
 RECORD_KEYS = {"id", "source", "video", "image", "objects", "messages"}
@@ -198,6 +199,10 @@ def _check_message(message: dict, objects: dict, at: str) -> None:
     unknown = sorted(set(message) - MESSAGE_KEYS)
     if unknown:
         raise DataError(f"is unknown; a message has {', '.join(sorted(MESSAGE_KEYS))}", field=f"{at}.{unknown[0]}")
+    templates = take(message, "templates", str, default=None, at=at)
+    if templates is not None and templates not in TEMPLATES:
+        raise DataError(f"is {templates!r}, expected one of {', '.join(TEMPLATES)}", field=f"{at}.templates")
+    take(message, "wants_masks", bool, default=False, at=at), take(message, "info", dict, default={}, at=at)
     for name, default in (("preamble", []), ("content", REQUIRED)):
         for position, part in enumerate(take(message, name, list, default=default, at=at)):
             _check_part(part, role, objects, f"{at}.{name}[{position}]")

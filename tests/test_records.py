@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -78,6 +79,14 @@ def test_text_image_and_toy_records_are_valid():
         (changed("objects", "7+9", "union", value=["7+9"]), "field 'objects.7+9.union': names '7+9', which is no"),
         (changed("messages", 0, "role", value="human"), "field 'messages[0].role': is 'human', expected one of"),
         (changed("messages", 0, "content", value="Hi"), "field 'messages[0].content': is a string where a list is"),
+        (
+            changed("messages", 0, "templates", value="segment"),
+            "field 'messages[0].templates': is 'segment', expected one of segment_image, segment_video, ",
+        ),
+        (
+            changed("messages", 0, "wants_masks", value=1),
+            "field 'messages[0].wants_masks': is a whole number where true",
+        ),
         (changed("messages", 0, "text", value="Hi"), "field 'messages[0].text': is unknown; a message has content, "),
         (
             changed("messages", 0, "content", 0, "type", value="video"),
@@ -247,6 +256,18 @@ def test_opening_a_record_without_its_frame(tmp_path):
         open_visual(changed("video", value={"path": "x.mp4", "stride": 4}), tmp_path)
     with pytest.raises(DataError, match=r"field 'video\.path': leads out of the data folder"):
         open_visual(changed("video", "path", value="../abc"), tmp_path)
+    with pytest.raises(DataError, match=r"field 'video\.path': there is no folder '.*abd'\."):
+        open_visual(changed("video", "path", value="clips/abd"), tmp_path)
+    (tmp_path / "clips" / "abc" / "0.jpg").symlink_to(tmp_path.parent / "elsewhere.jpg")
+    with pytest.raises(DataError, match=r"field 'video\.frames\[0\]': is a link that leads out of the data folder"):
+        open_visual(changed("video", "frames", value=["0.jpg"]), tmp_path)
+
+
+def test_a_video_that_is_shorter_than_its_masks():
+    record = changed("video", value={"path": "sav_000001.mp4", "stride": 4, "num_frames": 5})
+    root = Path(__file__).parent / "fixtures" / "ref_sav" / "sam_v_full" / "sav_train" / "sav_000"
+    with pytest.raises(DataError, match=r"has 4 frames at a stride of 4, 5 are expected\."):
+        open_visual(record, root)
 
 
 # Wording

@@ -88,7 +88,7 @@ def dialogue_record(reading: Reading, name: str, video: AnnotatedVideo, rounds: 
     return {
         "id": f"{reading.source}/{name}",
         "source": reading.source,
-        "video": video.visual,
+        "video": dict(video.visual),
         "objects": video.objects(list(dict.fromkeys(used))),
         "messages": [message for one in rounds for message in (one.question, one.answer)],
         "layout": "sama_conversation",

@@ -34,14 +34,14 @@ def _read_video(reading: Reading, name: str, item: Mapping) -> Iterator[dict]:
     for key, about in take(item, "objects", dict).items():
         field = f"objects.{key}"
         objects[key] = {"masks": _channel(masklet, key, field)}
-        answer = assistant([grounded("", [key])], templates="segment_answer")
         if reading.options["captions"] == "long":
-            description = take(about, "formated", str, at=field)
-            messages += [user([text(description)], templates="segment_described"), answer]
-            continue
-        for position, caption in enumerate(take(about, "short_caps", list, at=field)):
-            phrase = expect(caption, str, f"{field}.short_caps[{position}]")
-            messages += [user([text(phrase)], templates="segment_video"), answer]
+            captions, templates = [take(about, "formated", str, at=field)], "segment_described"
+        else:
+            captions, templates = take(about, "short_caps", list, at=field), "segment_video"
+        for position, caption in enumerate(captions):
+            words = expect(caption, str, f"{field}.short_caps[{position}]")
+            messages.append(user([text(words)], templates=templates))
+            messages.append(assistant([grounded("", [key])], templates="segment_answer"))
     if not messages:
         reading.drop("videos without a described object")
         return

@@ -49,7 +49,7 @@ def read_sama239k_description(files: Mapping, root, options: Mapping | None = No
             yield {
                 "id": f"{reading.source}/{index}/{chunk}",
                 "source": reading.source,
-                "video": video.visual,
+                "video": dict(video.visual),
                 "objects": video.objects([name for _, name, _ in group]),
                 "messages": messages,
                 "layout": "sama_description",

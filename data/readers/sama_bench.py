@@ -52,7 +52,7 @@ def _descriptions(reading: Reading, name: str, item: Mapping) -> Iterator[dict]:
         yield {
             "id": f"{reading.source}/{name}/{key.strip('<>')}",
             "source": reading.source,
-            "video": video.visual,
+            "video": dict(video.visual),
             "objects": video.objects([target]),
             "messages": [
                 user([region(target)], templates="describe_region_bench", info=info),
