@@ -15,7 +15,6 @@ from .video_sama import GroundedPhrase, MaskTrack, Region, SamaVideo
 from .visualization import overlay_masks, write_video
 
 
-REGION_MARK = "<region>"
 # Inputs with one row a question, and with one row a region: a later turn hands over only its own rows.
 QUESTION_INPUTS = ("qformer_input_ids", "qformer_attention_mask", "question_samples")
 REGION_INPUTS = ("region_masks", "region_grid_masks", "region_frames")
@@ -149,20 +148,10 @@ class SamaChat:
 
     def question_content(self, text: str, regions: Sequence) -> list[dict]:
         """The question as the chat template takes it; the video goes in with the first one."""
-        pieces = text.split(REGION_MARK)
-        if len(pieces) - 1 != len(regions):
-            raise ValueError(
-                f"The question has {len(pieces) - 1} {REGION_MARK} marks but {len(regions)} regions were given."
-            )
-        content: list[dict] = []
+        content = self.processor.question_parts(text, regions)
         if self.video is not None and not self.messages:
-            content.append({"type": "image" if self.video.is_image else "video", "video": self.video})
-        for index, piece in enumerate(pieces):
-            if index:
-                region = regions[index - 1]
-                content.append({"type": "region", **(region if isinstance(region, dict) else {"region": region})})
-            if piece:
-                content.append({"type": "text", "text": piece})
+            kind = "image" if self.video.is_image else "video"
+            content = [{"type": kind, kind: self.video}, *content]
         return content
 
     def keep_common_prefix(self, input_ids: torch.Tensor) -> int:
@@ -235,8 +224,8 @@ class SamaChat:
 
     def track(
         self, seg_states: torch.Tensor, progress: Callable[[Iterable], Iterable] | None
-    ) -> tuple[list[MaskTrack], list[float]]:
-        """Mask tracks and scores of an answer's objects; none when it has no [SEG] or there is no video."""
-        if self.video is None or not len(seg_states):
-            return [], []
+    ) -> tuple[list[MaskTrack] | None, list[float] | None]:
+        """Mask tracks and scores of an answer's objects; None when there is no video to find them in."""
+        if self.video is None:
+            return None, None
         return self.model.track_objects(seg_states, self.processor, self.video, self.sam_features, progress)

@@ -48,6 +48,9 @@ class SamaConfig(InternVLConfig):
             2.
         round_memory_to_bfloat16 (`bool`, defaults to `False`):
             Store mask memories rounded to bfloat16, as SAM 2's own video predictor does.
+        round_rotary_to_bfloat16 (`bool`, defaults to `False`):
+            Round the language model's rotary table to bfloat16 in float32 too: the release builds it in bfloat16, and
+            keeps it so.
         seg_token_id (`int`, defaults to 151674): id of `[SEG]`.
         qformer_mask_token_id, qformer_position_token_id (`int`):
             ids of `<mask>` and `<pos>` in the question tokenizer; their embeddings are replaced by region features.
@@ -79,6 +82,7 @@ class SamaConfig(InternVLConfig):
     grounding_policy: Literal["release", "consistent"] = "consistent"
     occlusion_gate: bool = True
     round_memory_to_bfloat16: bool = False
+    round_rotary_to_bfloat16: bool = False
     seg_token_id: int = 151674
     qformer_mask_token_id: int = 30523
     qformer_position_token_id: int = 30524

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from .layout_sama import ANSWER_FORBIDDEN, REGION_WORD, USER_FORBIDDEN, check_text, ground_phrase
 from .video_sama import Region, SamaVideo
 
+
 CONTENT_TYPES = {
     "system": ("text",),
     "user": ("video", "image", "region", "text"),

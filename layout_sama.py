@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from .video_sama import GroundedPhrase
 
+
 IMAGE_START, IMAGE_END, IMAGE_CONTEXT = "<img>", "</img>", "<IMG_CONTEXT>"
 REGION_START, REGION_END = "<vp>", "</vp>"
 PHRASE_START, PHRASE_END, SEG = "<p>", "</p>", "[SEG]"

@@ -164,6 +164,8 @@ class SamaModel(InternVLModel):
         prompt_width = config.sam_config.prompt_encoder_config.hidden_size
         self.seg_projection = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, prompt_width))
         self.mask_tracker = SamaMaskTracker(config)
+        if config.round_rotary_to_bfloat16:
+            self.language_model.rotary_emb.register_forward_hook(rounded_to_bfloat16)
         self.post_init()
 
     # ---- verbs ------------------------------------------------------------------------------------------------------
@@ -198,7 +200,12 @@ class SamaModel(InternVLModel):
         found = prompted_masks(logits, points, labels, self.config)  # (prompts, 1, 4h, 4w)
         filled = [mask.clone() for mask in masks]
         for mask in filled:
-            mask[rows] = F.interpolate(found, mask.shape[-2:], mode="nearest").squeeze(1).to(mask)
+            resized = F.interpolate(found, mask.shape[-2:], mode="nearest")
+            if self.config.grounding_policy == "consistent":
+                # What lies between the sampled pixels keeps every cell that it touches, as in the processor.
+                lost = ~resized.flatten(1).any(1)
+                resized[lost] = F.adaptive_max_pool2d(found, mask.shape[-2:])[lost]
+            mask[rows] = resized.squeeze(1).to(mask)
         return filled
 
     def complete_regions(self, visual: SamaVisualInputs) -> SamaVisualInputs:
@@ -576,6 +583,13 @@ class SamaForConditionalGeneration(InternVLForConditionalGeneration):
             video, image (*optional*): what `processor.open_video` takes; neither for a conversation in text alone.
         """
         return SamaChat(self, processor, video=video, image=image)
+
+
+def rounded_to_bfloat16(
+    module: nn.Module, inputs: tuple, outputs: tuple[torch.Tensor, ...]
+) -> tuple[torch.Tensor, ...]:
+    """Forward hook: what `module` gives, with the precision of bfloat16."""
+    return tuple(output.to(torch.bfloat16).to(output.dtype) for output in outputs)
 
 
 def context_rows(num_context: list[int], num_extra: list[int]) -> torch.Tensor:

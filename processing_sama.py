@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn import functional as F
 from transformers import BatchFeature
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import (
     GotOcr2ImageProcessorPil,
@@ -35,8 +36,9 @@ from .layout_sama import (
     render_user_turn,
     to_tagged_text,
 )
-from .regions_sama import REGION_SHAPES, mask_tensors, prepare_region, prompt_tensors
+from .regions_sama import REGION_SHAPES, PreparedRegion, mask_tensors, prepare_region, prompt_tensors
 from .video_sama import FrameChoice, GroundedPhrase, MaskTrack, SamaVideo, check_policy, choose_frames
+
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -192,6 +194,13 @@ class SamaProcessor(ProcessorMixin):
             len(video), self.frame_policy, self.grounding_policy, self.max_context_frames, self.num_dense_frames
         )
 
+    def region_frame(self, region, video: SamaVideo) -> int:
+        """The frame that is used for a region, whatever kind it is of: see [`prepare_region`]."""
+        return self._prepare_region(region, video).frame
+
+    def _prepare_region(self, region, video: SamaVideo) -> PreparedRegion:
+        return prepare_region(region, video, self.choose_frames(video).dense, self.region_shape)
+
     def sam_pixel_values(self, frame: np.ndarray) -> torch.Tensor:
         """A `(height, width, 3)` uint8 frame as SAM 2's square input: float tensor of shape `(3, size, size)`."""
         return self._normalized(Image.fromarray(frame), self.sam_image_size)
@@ -344,8 +353,7 @@ class SamaProcessor(ProcessorMixin):
     def _add_visual(self, inputs: ConversationInputs, sample: Conversation, turns: list[TurnText]) -> None:
         """Frames, questions and regions of a conversation about a video or image."""
         video = inputs.video = sample.video
-        dense = [0] if video.is_image else self.choose_frames(video).dense
-        inputs.regions = [prepare_region(region, video, dense, self.region_shape) for region in sample.regions]
+        inputs.regions = [self._prepare_region(region, video) for region in sample.regions]
         first_user = sum(turn.role == "user" for turn in sample.turns[: sample.visual_turn])
         inputs.questions = [turn.question for turn in turns[first_user:]]
         if video.is_image:
@@ -360,7 +368,7 @@ class SamaProcessor(ProcessorMixin):
         frames = context + list(dict.fromkeys(extra))
         inputs.pixel_values = self.encode_frames(video, frames)
         inputs.num_context_frames = len(context)
-        inputs.dense_rows = [context.index(frame) for frame in dense]
+        inputs.dense_rows = [context.index(frame) for frame in self.choose_frames(video).dense]
         inputs.region_rows = [frames.index(region.frame) for region in inputs.regions]
 
     def _collate(self, samples: list[ConversationInputs], assistant_masks: bool) -> BatchFeature:
@@ -370,7 +378,8 @@ class SamaProcessor(ProcessorMixin):
             regions = [(region, sample.video) for sample in samples for region in sample.regions]
             data.update(collate_frames(samples))
             data.update(collate_questions(samples, self.qformer_tokenizer, self.qformer_max_length))
-            data.update(mask_tensors(regions, self.region_mask_size, math.isqrt(self.image_seq_length)))
+            grid_size, keep_small = math.isqrt(self.image_seq_length), self.frame_policy == "consistent"
+            data.update(mask_tensors(regions, self.region_mask_size, grid_size, keep_small))
             data.update(prompt_tensors(regions, self.sam_image_size, self.sam_pixel_values))
         return BatchFeature(data)
 
@@ -383,6 +392,19 @@ class SamaProcessor(ProcessorMixin):
     def to_tagged_text(self, text: str, objects: Sequence[GroundedPhrase]) -> str:
         """Write the tags back into a clean answer: `<p> The man </p> [SEG] pets a dog.`"""
         return to_tagged_text(text, objects)
+
+    def post_process_masks(self, mask_logits: torch.Tensor, height: int, width: int) -> np.ndarray:
+        """
+        Masks at the video's own size: logits of shape `(num_objects, side, side)` go up to SAM 2's input size, then to
+        the video's, bilinearly, and what is positive belongs to the object.
+
+        Returns:
+            `np.ndarray` of shape `(num_objects, height, width)`, bool.
+        """
+        square = (self.sam_image_size, self.sam_image_size)
+        logits = F.interpolate(mask_logits[None].float(), square, mode="bilinear", align_corners=False)
+        logits = F.interpolate(logits, (height, width), mode="bilinear", align_corners=False)
+        return (logits[0] > 0).cpu().numpy()
 
     def post_process_answer(
         self,

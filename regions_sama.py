@@ -1,13 +1,14 @@
 """From what a user points at to what the model reads: checked masks and prompts on one frame of the video."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
-from .video_sama import GroundedPhrase, MaskTrack, Region, SamaVideo
+from .video_sama import GroundedPhrase, MaskTrack, Region, SamaVideo, is_a
+
 
 REGION_SHAPES = ("mask", "box")
 MAX_SCRIBBLE_POINTS = 8
@@ -41,23 +42,25 @@ def prepare_region(region, video: SamaVideo, dense_frames: Sequence[int], region
     frame on which it is largest.
 
     Args:
-        region ([`Region`], [`GroundedPhrase`] or [`MaskTrack`]): What was pointed at.
+        region ([`Region`], a dict of its fields, [`GroundedPhrase`] or [`MaskTrack`]): What was pointed at.
         video ([`SamaVideo`]): The video it was pointed at in.
         dense_frames (`list[int]`): The frames that the language model sees in full.
         region_shape (`str`): "mask", or "box" when every mask is replaced by its filled bounding box.
     """
-    if isinstance(region, GroundedPhrase):
+    if is_a(region, GroundedPhrase):
         if region.track is None:
             raise ValueError(f"The phrase '{region.text}' has no masks and cannot be used as a region.")
         region = region.track
-    if isinstance(region, MaskTrack):
+    if is_a(region, MaskTrack):
         _check_track(region, video)
         candidates = {frame: float(region.area(frame)) for frame in region.visible_frames()}
         if not candidates:
             raise ValueError(f"The mask of the region is empty on all {len(region)} frames.")
         frame = _choose_frame(candidates, dense_frames)
         return _prepare_single(Region(frame=frame, mask=region[frame]), video, region_shape)
-    if not isinstance(region, Region):
+    if isinstance(region, Mapping):
+        region = Region(**region)
+    if not is_a(region, Region):
         raise ValueError(f"A region must be a Region, GroundedPhrase or MaskTrack, got {type(region).__name__}.")
     singles = region.per_frame()
     several = len(singles) > 1
@@ -182,24 +185,38 @@ def _spread_along(line: np.ndarray) -> np.ndarray:
     return np.stack(spread, axis=1).astype(np.float32)
 
 
-def mask_tensors(regions: Sequence[tuple[PreparedRegion, SamaVideo]], mask_size: int, grid_size: int) -> dict:
+def mask_tensors(
+    regions: Sequence[tuple[PreparedRegion, SamaVideo]], mask_size: int, grid_size: int, keep_small: bool
+) -> dict:
     """
     Masks of all regions at the two sizes that the model reads, both by nearest neighbour straight from the video's
     size; zeros for those that SAM 2 still has to make from a prompt. Empty without regions.
+
+    Args:
+        regions (`list` of `(PreparedRegion, SamaVideo)`): All regions of the batch.
+        mask_size (`int`), grid_size (`int`): Sides of the two sizes.
+        keep_small (`bool`): A region between the sampled pixels vanishes in nearest neighbour, as it does in the
+            release. With `keep_small` it keeps every cell that it touches.
 
     Returns:
         `dict`: `region_masks` of shape `(num_regions, mask_size, mask_size)` and `region_grid_masks` of shape
         `(num_regions, grid_size, grid_size)`, both float.
     """
     sizes = {"region_masks": mask_size, "region_grid_masks": grid_size} if regions else {}
-    return {name: torch.stack([_resized(region.mask, size) for region, _ in regions]) for name, size in sizes.items()}
+    return {
+        name: torch.stack([_resized(region.mask, size, keep_small) for region, _ in regions])
+        for name, size in sizes.items()
+    }
 
 
-def _resized(mask: np.ndarray | None, size: int) -> torch.Tensor:
+def _resized(mask: np.ndarray | None, size: int, keep_small: bool) -> torch.Tensor:
     if mask is None:
         return torch.zeros(size, size)
-    pixels = torch.from_numpy(np.ascontiguousarray(mask)).float()
-    return F.interpolate(pixels[None, None], size=(size, size), mode="nearest")[0, 0]
+    pixels = torch.from_numpy(np.ascontiguousarray(mask)).float()[None, None]
+    resized = F.interpolate(pixels, size=(size, size), mode="nearest")
+    if keep_small and not resized.any():
+        resized = F.adaptive_max_pool2d(pixels, size)
+    return resized[0, 0]
 
 
 def prompt_tensors(

@@ -11,6 +11,7 @@ from PIL import Image
 
 from .video_readers_sama import IMAGE_SUFFIXES, FileFrames, ListFrames, checked_array, existing_file
 
+
 POLICIES = ("release", "consistent")
 # Every third frame is context; a short video is filled up to eight.
 CONTEXT_INTERVAL = 3
@@ -19,6 +20,16 @@ MIN_CONTEXT_FRAMES = 8
 
 class FrameIndexError(ValueError, IndexError):
     """A frame that the video does not have. An `IndexError` too, so that a plain `for` over a video ends."""
+
+
+def is_a(value, kind: type) -> bool:
+    """
+    Whether `value` is of the class `kind` or of the same class in another copy of its file: transformers gives the
+    model and the processor of one checkpoint each a copy of this code, and a program may import a third from the
+    repository.
+    """
+    same = [(item.__module__.rpartition(".")[2], item.__qualname__) for item in (type(value), kind)]
+    return same[0] == same[1]
 
 
 class SamaVideo:
@@ -51,7 +62,7 @@ class SamaVideo:
         Open a video file, an image file, a list of frames (paths, PIL images or `(height, width, 3)` uint8 arrays), a
         `(num_frames, height, width, 3)` uint8 array, a PIL image, or return a `SamaVideo` as it is.
         """
-        if isinstance(source, SamaVideo):
+        if is_a(source, SamaVideo):
             return source
         if isinstance(source, (str, os.PathLike)):
             path = existing_file(source)

@@ -31,7 +31,7 @@ Color = tuple[int, int, int]
 # and its phrase in the caption and in the terminal.
 PALETTE: tuple[Color, ...] = tuple(
     tuple(bytes.fromhex(code))
-    for code in "ff4068 00beff ffc800 b080ff 00dc8c ff8224 ff6ee2 5c8cff b8ec00 00e6e2 ffac9c cea46e".split()
+    for code in "ff4068 00beff ffc800 b080ff 00dc8c ff8224 ff6ee2 5c8cff b8ec00 7cffd8 ffac9c cea46e".split()
 )
 WHITE: Color = (255, 255, 255)
 BLACK: Color = (0, 0, 0)
@@ -76,7 +76,8 @@ def overlay_masks(
         if window is None:
             continue
         inside, pixels = mask[window], output[window]
-        pixels[inside] = np.rint(pixels[inside] * (1.0 - opacity) + np.multiply(color, opacity)).astype(np.uint8)
+        blend = np.rint(np.arange(256)[:, None] * (1.0 - opacity) + np.multiply(color, opacity)).astype(np.uint8)
+        pixels[inside] = blend[pixels[inside], (0, 1, 2)]
         rim = _grow(inside, 1) & ~inside
         pixels[rim] = pixels[rim] // 3
         pixels[inside & _grow(~inside, line)] = color
@@ -200,11 +201,10 @@ def contact_sheet(
     tile_height = max(1, round(tile_width * height / width))
     rows, gap = math.ceil(len(frames) / columns), 6
     sheet = Image.new("RGB", (columns * (tile_width + gap) + gap, rows * (tile_height + gap) + gap), BAND)
-    font = _font(tile_width)
     for index, (frame, caption) in enumerate(zip(frames, captions, strict=True)):
         _check_frame(frame)
         tile = Image.fromarray(frame).resize((tile_width, tile_height), Image.Resampling.LANCZOS)
-        _draw_badge(ImageDraw.Draw(tile), (5, 5), caption, font, INK, WHITE)
+        _draw_badge(ImageDraw.Draw(tile), (5, 5), caption, _font(tile_width), INK, WHITE)
         row, column = divmod(index, columns)
         sheet.paste(tile, (gap + column * (tile_width + gap), gap + row * (tile_height + gap)))
     return sheet
@@ -230,7 +230,7 @@ def caption_band(
         (letter if first else "", line, line_marks, fill)
         for letter, text, marks, fill in paragraphs
         if text
-        for first, line, line_marks in _wrapped_lines(text, marks, width - indent - margin, font)
+        for first, line, line_marks in _wrapped_lines(text, marks, width - indent - 2 * margin, font)
     ]
     band = Image.new("RGB", (width, 2 * margin + spacing * len(rows)), BAND)
     draw = ImageDraw.Draw(band)
@@ -357,8 +357,7 @@ def write_video(path: str | os.PathLike, frames: Iterable[np.ndarray], fps: floa
 
 def prepare_output(path: str | os.PathLike) -> Path:
     """Makes the folder of a file to be written and tries that it can be written to; `OSError` in one sentence."""
-    path = Path(path)
-    if path.is_dir():
+    if (path := Path(path)).is_dir():
         raise IsADirectoryError(f"Cannot write {path}: it is a folder; give the name of a file.")
     probe = path.with_name(f".{path.name}.{os.getpid()}.probe")
     try:
@@ -482,11 +481,11 @@ def _draw_line(
     half = round(font.size * 0.62)
     for start, end in _runs(marks):
         piece, color = text[start:end], marks[start]
-        width = font.getlength(piece)
+        width, pad = font.getlength(piece), 0 if color is None else 2
         if color is not None:
-            draw.rounded_rectangle((x - 2, y - half, x + width + 1, y + half), radius=4, fill=color)
-        draw.text((x, y), piece, font=font, fill=fill if color is None else INK, anchor="lm")
-        x += width
+            draw.rounded_rectangle((x, y - half, x + width + 2 * pad - 1, y + half), radius=4, fill=color)
+        draw.text((x + pad, y), piece, font=font, fill=fill if color is None else INK, anchor="lm")
+        x += width + 2 * pad
 
 
 def _draw_badge(

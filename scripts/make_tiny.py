@@ -22,13 +22,15 @@ from sama.processing_sama import SamaProcessor
 
 
 CHAT_TOKENS = ["<|im_start|>", "<|im_end|>", "<|endoftext|>"]
-VISUAL_TOKENS = ["<img>", "</img>", "<IMG_CONTEXT>", "[SEG]", "<p>", "</p>", "<vp>", "</vp>"]
+GROUNDING_TOKENS = ["[SEG]", "<p>", "</p>"]
+VISUAL_TOKENS = ["<img>", "</img>", "<IMG_CONTEXT>", *GROUNDING_TOKENS, "<vp>", "</vp>"]
 BPE_SIZE = 1024 - len(CHAT_TOKENS) - len(VISUAL_TOKENS)
 
 BERT_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 QFORMER_TOKENS = ["[DEC]", "<mask>", "<pos>", "[SEG]", "<p>", "</p>", "<vp>", "</vp>"]
 WORD_PIECE_SIZE = 600
 QFORMER_MAX_LENGTH = 256
+INITIAL_GAIN = 2.5
 IMAGE_SIZE, TOKENS_PER_FRAME, SAM_IMAGE_SIZE, REGION_MASK_SIZE = 128, 64, 256, 32
 
 # Only the assistant's words and the end of its turn are marked: they are what the model learns to write
@@ -274,14 +276,19 @@ def build_sam_config() -> dict:
     }
 
 
-def build_model(config: SamaConfig, seed: int) -> SamaForConditionalGeneration:
-    """Initial weights in bfloat16; parameters that SAM 2 starts at zero are random too, so that its memory acts."""
+def build_model(config: SamaConfig, grounding_token_ids: list[int], seed: int) -> SamaForConditionalGeneration:
+    """Initial weights in bfloat16. Parameters that SAM 2 starts at zero are random too, so that its memory acts; the
+    language model's are wider than usual, or it would repeat one word, and so are the head's rows of what makes an
+    answer grounded, or it would never point at anything."""
     torch.manual_seed(seed)
     model = SamaForConditionalGeneration(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if not name.endswith("bias") and not parameter.any():
                 parameter.normal_(std=0.02)
+            if name.startswith("model.language_model.") and name.endswith("proj.weight"):
+                parameter *= INITIAL_GAIN
+        model.lm_head.weight[grounding_token_ids] *= INITIAL_GAIN
     end, pad = config.text_config.eos_token_id, config.text_config.pad_token_id
     model.generation_config.update(eos_token_id=end, pad_token_id=pad, bos_token_id=None)
     return model.to(torch.bfloat16)
@@ -290,7 +297,7 @@ def build_model(config: SamaConfig, seed: int) -> SamaForConditionalGeneration:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--to", type=Path, default=Path("checkpoints/sama-tiny"), help="folder to write")
-    parser.add_argument("--seed", type=int, default=0, help="of the initial weights")
+    parser.add_argument("--seed", type=int, default=30, help="of the initial weights")
     arguments = parser.parse_args()
     tokenizer, qformer_tokenizer = build_tokenizer(), build_qformer_tokenizer()
     config = build_config(tokenizer, qformer_tokenizer)
@@ -305,7 +312,8 @@ def main() -> None:
         sam_image_size=SAM_IMAGE_SIZE,
         region_mask_size=REGION_MASK_SIZE,
     )
-    model = build_model(config, arguments.seed)
+    grounding_token_ids = tokenizer.convert_tokens_to_ids([*GROUNDING_TOKENS, "<|im_end|>"])
+    model = build_model(config, grounding_token_ids, arguments.seed)
     model.save_pretrained(arguments.to)
     processor.save_pretrained(arguments.to)
     parameters = sum(parameter.numel() for parameter in model.parameters())

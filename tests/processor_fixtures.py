@@ -4,10 +4,12 @@ import importlib.util
 from pathlib import Path
 
 import numpy as np
-from sama.layout_sama import LANGUAGE_TAGS, QFORMER_TAGS
-from sama.processing_sama import SamaProcessor
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
+
+from sama.layout_sama import LANGUAGE_TAGS, QFORMER_TAGS
+from sama.processing_sama import SamaProcessor
+
 
 TINY_IMAGE, TINY_GRID_TOKENS, TINY_SAM = 28, 4, 64
 

@@ -21,9 +21,19 @@ REMOTE_CODE = {
     "configuration_sama": set(),
     "modeling_sama_aggregator": {"configuration_sama"},
     "modeling_sama_tracker": {"configuration_sama"},
-    "modeling_sama": {"configuration_sama", "modeling_sama_aggregator", "modeling_sama_tracker", "chat_sama"},
-    "chat_sama": {"configuration_sama", "visualization", "video_sama"},
-    "processing_sama": {"configuration_sama", "video_sama"},
+    "modeling_sama": {
+        "configuration_sama",
+        "modeling_sama_aggregator",
+        "modeling_sama_tracker",
+        "chat_sama",
+        "video_sama",
+    },
+    "chat_sama": {"modeling_sama_tracker", "visualization", "video_sama"},
+    "processing_sama": {"video_sama", "conversation_sama", "layout_sama", "regions_sama", "batch_sama"},
+    "conversation_sama": {"layout_sama", "video_sama"},
+    "layout_sama": {"video_sama"},
+    "regions_sama": {"video_sama"},
+    "batch_sama": {"layout_sama", "regions_sama", "video_sama"},
     "video_sama": {"video_readers_sama"},
     "video_readers_sama": set(),
     "visualization": set(),
@@ -32,14 +42,12 @@ ENTRY_POINTS = {"train", "evaluate", "demo"}
 EVERYTHING_BELOW = set(REMOTE_CODE) | {"data", "benchmarks", "metrics"}
 ROOMS = (
     REMOTE_CODE
-    | dict.fromkeys(ENTRY_POINTS | {"scripts"}, EVERYTHING_BELOW)
-    | {"tests": EVERYTHING_BELOW | ENTRY_POINTS | {"scripts"}}
-    | {
-        "data": {"data", "video_sama"},
-        "metrics": set(),
-        "benchmarks": {"data", "metrics", "benchmarks"},
-        "__init__": set(),
-    }
+    | dict.fromkeys(ENTRY_POINTS, EVERYTHING_BELOW)
+    | {"scripts": EVERYTHING_BELOW | {"scripts"}}  # the converter is several files
+    | {"demo": EVERYTHING_BELOW | {"demo_cli"}, "demo_cli": set()}
+    | {"tests": EVERYTHING_BELOW | ENTRY_POINTS | {"demo_cli", "scripts"}}
+    | {"data": {"data", "video_sama"}, "metrics": set(), "benchmarks": {"data", "metrics", "benchmarks"}}
+    | {"__init__": set()}
 )
 REMOTE_LIBRARIES = {"torch", "numpy", "PIL", "transformers"} | set(sys.stdlib_module_names)
 OPTIONAL_LIBRARIES = {"decord", "av"}  # inside try only

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 from processor_fixtures import tiny_processor
+
 from sama.video_sama import GroundedPhrase, MaskTrack
+
 
 torch.set_num_threads(1)
 

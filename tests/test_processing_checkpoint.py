@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 from processor_fixtures import TINY_IMAGE, box_part, clip, mask_part, tiny_processor, user, video_part
+
 from sama.layout_sama import CHAT_TEMPLATES
 from sama.video_sama import SamaVideo
+
 
 torch.set_num_threads(1)
 

@@ -14,8 +14,10 @@ from processor_fixtures import (
     user,
     video_part,
 )
+
 from sama.layout_sama import LANGUAGE_TAGS, QFORMER_TAGS
 from sama.video_sama import Region
+
 
 torch.set_num_threads(1)
 

@@ -18,8 +18,10 @@ from processor_fixtures import (
     user,
     video_part,
 )
+
 from sama.layout_sama import CHAT_TEMPLATES, LAYOUTS
 from sama.video_sama import GroundedPhrase, MaskTrack, Region, SamaVideo
+
 
 torch.set_num_threads(1)
 

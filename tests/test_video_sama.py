@@ -4,10 +4,12 @@ import warnings
 
 import numpy as np
 import pytest
-import sama.video_readers_sama as readers
 from PIL import Image
 from processor_fixtures import clip, noise_video
+
+import sama.video_readers_sama as readers
 from sama.video_sama import GroundedPhrase, MaskTrack, Region, SamaVideo, choose_frames
+
 
 av = pytest.importorskip("av")
 

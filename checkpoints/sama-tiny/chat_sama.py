@@ -1,0 +1,231 @@
+"""A conversation about one video that keeps its state between turns: frames are encoded once, a new turn costs its own
+tokens only, and SAM 2 sees every frame once however many objects and turns there are."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+from transformers import DynamicCache
+
+from .modeling_sama_tracker import FrameFeatures
+from .video_sama import GroundedPhrase, MaskTrack, Region, SamaVideo
+from .visualization import overlay_masks, write_video
+
+
+# Inputs with one row a question, and with one row a region: a later turn hands over only its own rows.
+QUESTION_INPUTS = ("qformer_input_ids", "qformer_attention_mask", "question_samples")
+REGION_INPUTS = ("region_masks", "region_grid_masks", "region_frames")
+CONTEXT, REGION_POOLED = 2, 3  # of `mm_token_type_ids`
+
+
+@dataclass
+class SamaReply:
+    """One answer.
+
+    Args:
+        text (`str`): the answer without tags.
+        tagged_text (`str`): with `<p>`, `</p>` and [SEG], as the model wrote it.
+        objects (`list[GroundedPhrase]`): what the answer points at; each may be a region of a later question.
+        video ([`SamaVideo`], *optional*): what the conversation is about.
+        prefilled_tokens (`int`): tokens the language model had to read for this turn, the rest was kept.
+    """
+
+    text: str
+    tagged_text: str
+    objects: list[GroundedPhrase] = field(default_factory=list)
+    video: SamaVideo | None = None
+    prefilled_tokens: int = 0
+
+    def save_video(self, path: str | Path) -> None:
+        """Writes the video with this answer's masks on it, one colour an object.
+
+        Raises:
+            ValueError: if the conversation has no video.
+        """
+        if self.video is None:
+            raise ValueError("This conversation has no video to draw on.")
+        tracks, shape = [phrase.track for phrase in self.objects], (-1, self.video.height, self.video.width)
+        masks = (np.array([track[index] for track in tracks], bool).reshape(shape) for index in range(len(self.video)))
+        write_video(path, map(overlay_masks, self.video, masks), self.video.fps)
+
+
+class SamFeatureStore:
+    """SAM 2's features of a video's frames: each frame is encoded when it is first asked for, then kept in a temporary
+    folder, so that later turns do not encode it again and memory does not grow.
+
+    Args:
+        encode (`Callable`): frame index to [`FrameFeatures`].
+    """
+
+    def __init__(self, encode: Callable[[int], FrameFeatures]):
+        self.encode = encode
+        self.folder = TemporaryDirectory(prefix="sama_features_")
+        self.stored: set[int] = set()
+
+    def __call__(self, index: int) -> FrameFeatures:
+        path = Path(self.folder.name) / f"{index}.pt"
+        if index in self.stored:
+            image, tuned, original = torch.load(path, weights_only=True)
+            return FrameFeatures(image, tuned, original)
+        features = self.encode(index)
+        torch.save((features.image, features.tuned, features.original), path)
+        self.stored.add(index)
+        return features
+
+
+class SamaChat:
+    """A conversation; made by `model.start_chat(processor, video=...)`.
+
+    Args:
+        model ([`SamaForConditionalGeneration`])
+        processor ([`SamaProcessor`])
+        video, image (*optional*): what `processor.open_video` takes; at most one of the two.
+    """
+
+    def __init__(self, model, processor, video=None, image=None):
+        if video is not None and image is not None:
+            raise ValueError("A conversation is about one video or one image, got both.")
+        self.model, self.processor = model, processor
+        source = video if video is not None else image
+        self.video = None if source is None else processor.open_video(source)
+        self.messages: list[dict] = []
+        self.cache = DynamicCache(config=model.config.get_text_config())
+        self.cached_ids = torch.zeros(0, dtype=torch.long)
+        self.frame_features: torch.Tensor | None = None
+        self.spatial_tokens: torch.Tensor | None = None
+        if self.video is not None:
+            frames, tracker = processor.sam_frames(self.video), model.model.mask_tracker
+            self.sam_features = SamFeatureStore(lambda index: tracker.encode_frames(frames[index][None]))
+
+    def ask(
+        self,
+        text: str,
+        regions: Sequence[Region | GroundedPhrase | MaskTrack | dict] = (),
+        max_new_tokens: int = 512,
+        streamer=None,
+        progress: Callable[[Iterable], Iterable] | None = None,
+        **generate_kwargs,
+    ) -> SamaReply:
+        """Asks the next question. If it fails, the conversation is as it was before.
+
+        Args:
+            text (`str`): the question; every `<region>` in it stands for the next of `regions`.
+            regions (*optional*): what the question points at, on any frame; objects of earlier answers too.
+            max_new_tokens (`int`, defaults to 512)
+            streamer (*optional*): a transformers streamer, as for `generate`.
+            progress (`Callable`, *optional*): wraps the iterable over tracked frames, as `tqdm` does.
+            generate_kwargs: for `generate`.
+
+        Raises:
+            ValueError: if `text` holds more or fewer `<region>` marks than `regions`.
+        """
+        messages = [*self.messages, {"role": "user", "content": self.question_content(text, regions)}]
+        inputs = self.processor.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        ).to(self.model.device)
+        with torch.no_grad():
+            kept = self.keep_common_prefix(inputs["input_ids"][0])
+            visual = self.visual_inputs(inputs, kept, regions)
+        prompt_length = inputs["input_ids"].shape[1]
+        output = self.model.generate(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            mm_token_type_ids=inputs["mm_token_type_ids"],
+            past_key_values=self.cache,
+            max_new_tokens=max_new_tokens,
+            streamer=streamer,
+            **visual,
+            **generate_kwargs,
+        )
+        self.cached_ids = output.sequences[0, : self.cache.get_seq_length()]
+        tracks, scores = self.track(output.seg_states[0], progress)
+        answer = self.processor.post_process_answer(output.sequences[0, prompt_length:], tracks, scores)
+        self.messages = [*messages, {"role": "assistant", "content": answer.tagged_text}]
+        return SamaReply(answer.text, answer.tagged_text, answer.objects, self.video, prompt_length - kept)
+
+    def question_content(self, text: str, regions: Sequence) -> list[dict]:
+        """The question as the chat template takes it; the video goes in with the first one."""
+        content = self.processor.question_parts(text, regions)
+        if self.video is not None and not self.messages:
+            kind = "image" if self.video.is_image else "video"
+            content = [{"type": kind, kind: self.video}, *content]
+        return content
+
+    def keep_common_prefix(self, input_ids: torch.Tensor) -> int:
+        """Cuts the kept keys and values back to what the new prompt begins with, and says how many tokens that is.
+
+        An answer's tokens may differ from how the tokenizer writes the same text: then the turn reads them again, so
+        that a conversation never depends on how it was reached."""
+        known = self.cached_ids.to(input_ids.device)
+        length = min(len(known), len(input_ids) - 1)  # one token is always left to read
+        differs = (known[:length] != input_ids[:length]).nonzero()
+        kept = int(differs[0]) if len(differs) else length
+        surplus = self.cache.get_seq_length() - kept
+        if surplus:
+            self.cache.crop(-surplus)
+        self.cached_ids = known[:kept]
+        return kept
+
+    def visual_inputs(self, inputs, kept: int, regions: Sequence) -> dict[str, torch.Tensor]:
+        """The visual inputs of the tokens after `kept`: features of frames that were encoded once, and the rows of the
+        questions and regions that are new."""
+        if "num_context_frames" not in inputs:
+            return {}
+        self.encode_new_frames(inputs)
+        types = inputs["mm_token_type_ids"][0, kept:]
+        num_context = int(inputs["num_context_frames"][0])
+        first_question = len(inputs["question_samples"]) - int((types == CONTEXT).sum()) // num_context
+        visual = {name: inputs[name][first_question:] for name in QUESTION_INPUTS}
+        visual |= {name: inputs[name] for name in ("num_context_frames", "num_extra_frames")}
+        visual["dense_frames"] = inputs["dense_frames"] if kept == 0 else inputs["dense_frames"][:0]
+        num_regions = int((types == REGION_POOLED).sum())
+        if num_regions:
+            first_region = len(inputs["region_masks"]) - num_regions
+            visual |= {name: inputs[name][first_region:] for name in REGION_INPUTS}
+            if "region_prompt_indices" in inputs:
+                visual |= self.fill_prompts(inputs, visual, first_region, regions)
+        if not len(visual["question_samples"]):
+            return {}
+        return visual | {"frame_features": self.frame_features, "spatial_tokens": self.spatial_tokens}
+
+    def encode_new_frames(self, inputs) -> None:
+        """Vision tower for frames that no earlier turn encoded, spatial Q-Former once: rows are only ever added."""
+        known = 0 if self.frame_features is None else len(self.frame_features)
+        if known == len(inputs["pixel_values"]):
+            return
+        features = self.model.model.encode_frames(inputs["pixel_values"][known:])
+        if self.frame_features is None:
+            self.spatial_tokens = self.model.model.context_aggregator.summarise_frames(
+                features[: int(inputs["num_context_frames"][0])]
+            )
+            self.frame_features = features
+        else:
+            self.frame_features = torch.cat([self.frame_features, features])
+
+    def fill_prompts(self, inputs, visual: dict, first_region: int, regions: Sequence) -> dict[str, torch.Tensor]:
+        """Masks of this turn's regions, those given as clicks and boxes filled by SAM 2."""
+        indices = inputs["region_prompt_indices"]
+        new = indices >= first_region
+        if not new.any():
+            return {}
+        rows = indices[new] - first_region
+        frames = [self.processor.region_frame(regions[row], self.video) for row in rows.tolist()]
+        masks, grid_masks = self.model.model.fill_region_prompts(
+            (visual["region_masks"], visual["region_grid_masks"]),
+            rows,
+            inputs["region_prompt_points"][new],
+            inputs["region_prompt_labels"][new],
+            FrameFeatures.concatenate([self.sam_features(frame) for frame in frames]),
+        )
+        return {"region_masks": masks, "region_grid_masks": grid_masks}
+
+    def track(
+        self, seg_states: torch.Tensor, progress: Callable[[Iterable], Iterable] | None
+    ) -> tuple[list[MaskTrack] | None, list[float] | None]:
+        """Mask tracks and scores of an answer's objects; None when there is no video to find them in."""
+        if self.video is None:
+            return None, None
+        return self.model.track_objects(seg_states, self.processor, self.video, self.sam_features, progress)

@@ -1,0 +1,121 @@
+"""What a SAMA model is: InternVL (vision tower, projector, language model), a spatio-temporal context aggregator made
+of two Q-Formers, and SAM 2. 1B, 4B and 8B differ only in the numbers of their `config.json`."""
+
+from typing import Literal
+
+from transformers import Blip2QFormerConfig, InternVLConfig, Sam2VideoConfig
+from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+
+
+SPATIAL_QFORMER_DEFAULTS = {"cross_attention_frequency": 2, "encoder_hidden_size": 1408}
+TEMPORAL_QFORMER_DEFAULTS = {
+    "vocab_size": 30530,  # bert-base-uncased and the eight added tokens, specs: the paper's question encoder
+    "num_hidden_layers": 2,
+    "cross_attention_frequency": 1,
+    "encoder_hidden_size": 768,
+    "use_qformer_text_input": True,
+}
+
+
+class SamaConfig(InternVLConfig):
+    r"""Configuration of [`SamaForConditionalGeneration`]: an [`InternVLConfig`] with the parts that SAMA adds.
+
+    Args:
+        spatial_qformer_config (`Blip2QFormerConfig` or `dict`, *optional*):
+            The Q-Former that summarises one frame; `encoder_hidden_size` is the width its frame tokens are projected
+            to.
+        temporal_qformer_config (`Blip2QFormerConfig` or `dict`, *optional*):
+            The Q-Former that reads the summaries of a window of frames together with the question. `vocab_size` is the
+            size of the question tokenizer; `encoder_hidden_size` must be the spatial Q-Former's `hidden_size`.
+        sam_config (`Sam2VideoConfig` or `dict`, *optional*):
+            SAM 2; its mask decoder exists twice in the model (tuned for `[SEG]` prompts, and original for
+            propagation).
+        num_spatial_queries (`int`, defaults to 32): tokens that summarise one frame.
+        num_temporal_queries (`int`, defaults to 32): tokens that summarise one window.
+        temporal_window (`int`, defaults to 512): spatial tokens in one window (512 = 16 frames), stride equal to size.
+        region_mask_size (`int`, defaults to 112): side of the binary mask whose shape the region encoder reads.
+        region_mlp_size (`int`, defaults to 1024): hidden width of that shape encoder.
+        region_shape (`"mask"` or `"box"`, defaults to `"mask"`):
+            What a region prompt looks like to the model: its true silhouette, or its filled bounding box, which is
+            what SAMA-239K trains on.
+        null_region_scale (`float`, defaults to 0.0):
+            Weight of the null-region vector in questions without a region: 1.0 for converted release weights.
+        grounding_policy (`"release"` or `"consistent"`, defaults to `"consistent"`):
+            How masks are propagated. `release`: the tuned decoder on every frame, forwards only. `consistent`: the
+            tuned decoder on the prompted frames, SAM 2's original decoder elsewhere, forwards and backwards.
+        occlusion_gate (`bool`, defaults to `True`):
+            `consistent` only: on propagated frames an object whose score is not positive has an empty mask, as in SAM
+            2.
+        round_memory_to_bfloat16 (`bool`, defaults to `False`):
+            Store mask memories rounded to bfloat16, as SAM 2's own video predictor does.
+        round_rotary_to_bfloat16 (`bool`, defaults to `False`):
+            Round the language model's rotary table to bfloat16 in float32 too: the release builds it in bfloat16, and
+            keeps it so.
+        seg_token_id (`int`, defaults to 151674): id of `[SEG]`.
+        qformer_mask_token_id, qformer_position_token_id (`int`):
+            ids of `<mask>` and `<pos>` in the question tokenizer; their embeddings are replaced by region features.
+        trained (`bool`, defaults to `True`): False for a checkpoint with initial weights; programs announce it.
+
+    Raises:
+        ValueError: if the widths of two parts do not fit each other.
+    """
+
+    model_type = "sama"
+    sub_configs_defaults = {
+        "text_config": InternVLConfig.sub_configs_defaults["text_config"],
+        "vision_config": InternVLConfig.sub_configs_defaults["vision_config"],
+        "spatial_qformer_config": SubConfigSpec(Blip2QFormerConfig, init_kwargs=SPATIAL_QFORMER_DEFAULTS),
+        "temporal_qformer_config": SubConfigSpec(Blip2QFormerConfig, init_kwargs=TEMPORAL_QFORMER_DEFAULTS),
+        "sam_config": Sam2VideoConfig,
+    }
+
+    spatial_qformer_config: dict | PreTrainedConfig | None = None
+    temporal_qformer_config: dict | PreTrainedConfig | None = None
+    sam_config: dict | PreTrainedConfig | None = None
+    num_spatial_queries: int = 32
+    num_temporal_queries: int = 32
+    temporal_window: int = 512
+    region_mask_size: int = 112
+    region_mlp_size: int = 1024
+    region_shape: Literal["mask", "box"] = "mask"
+    null_region_scale: float = 0.0
+    grounding_policy: Literal["release", "consistent"] = "consistent"
+    occlusion_gate: bool = True
+    round_memory_to_bfloat16: bool = False
+    round_rotary_to_bfloat16: bool = False
+    seg_token_id: int = 151674
+    qformer_mask_token_id: int = 30523
+    qformer_position_token_id: int = 30524
+    trained: bool = True
+
+    def __post_init__(self, **kwargs):
+        # The library writes one auto class for each saved object; the model answers to `AutoModel` as well.
+        kwargs["auto_map"] = {
+            "AutoModel": "modeling_sama.SamaForConditionalGeneration",
+            **(kwargs.get("auto_map") or {}),
+        }
+        super().__post_init__(**kwargs)
+        if not self.temporal_qformer_config.use_qformer_text_input:
+            raise ValueError(
+                "`temporal_qformer_config.use_qformer_text_input` must be True: the temporal Q-Former reads the "
+                "question."
+            )
+        widths = (self.temporal_qformer_config.encoder_hidden_size, self.spatial_qformer_config.hidden_size)
+        if widths[0] != widths[1]:
+            raise ValueError(
+                f"The temporal Q-Former reads tokens of width {widths[0]} (`encoder_hidden_size`) but the spatial "
+                f"Q-Former writes tokens of width {widths[1]} (`hidden_size`); the two must be equal."
+            )
+        if self.temporal_window % self.num_spatial_queries:
+            raise ValueError(
+                f"`temporal_window` ({self.temporal_window} tokens) must hold whole frames of `num_spatial_queries` "
+                f"({self.num_spatial_queries} tokens)."
+            )
+        for name, choices in (("region_shape", ("mask", "box")), ("grounding_policy", ("release", "consistent"))):
+            if self.__dict__[name] not in choices:
+                raise ValueError(f"`{name}` must be one of {choices}, got {self.__dict__[name]!r}.")
+
+
+SamaConfig.register_for_auto_class()
+
+__all__ = ["SamaConfig"]

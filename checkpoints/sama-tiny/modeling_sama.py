@@ -1,0 +1,635 @@
+"""SAMA: point at things in a video, talk about them, and get text whose phrases carry mask tracks.
+
+Read it in this order: the verbs of `SamaModel` (encode frames, encode regions, aggregate context, place tokens), its
+`forward`, then `SamaForConditionalGeneration`: `forward`, `generate`, `segment_video`.
+
+Letters in shape comments: B conversations, F encoded frames of all of them, T context frames of one, P tokens a frame,
+C language-model width, L tokens of a conversation, Q questions, R regions, G side of the token grid, O objects.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import InternVLForConditionalGeneration, InternVLModel
+from transformers.cache_utils import Cache
+from transformers.generation.utils import GenerateDecoderOnlyOutput
+from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.utils import ModelOutput, logging
+
+from .chat_sama import SamaChat
+from .configuration_sama import SamaConfig
+from .modeling_sama_aggregator import SamaContextAggregator, SamaRegionEncoder
+from .modeling_sama_tracker import FrameFeatures, SamaMaskTracker, TrackedFrame
+from .video_sama import MaskTrack
+
+
+logger = logging.get_logger(__name__)
+
+# `mm_token_type_ids`, written by the processor: what fills each placeholder of the text.
+DENSE_FRAME, CONTEXT, REGION_POOLED, REGION_SHAPE = 1, 2, 3, 4
+
+
+@dataclass
+class SamaVisualInputs:
+    """Everything a batch of conversations shows and points at; tensors of all conversations one after another.
+
+    Args:
+        pixel_values (`torch.Tensor` of shape `(num_frames, 3, size, size)`):
+            Frames for the vision tower. In each conversation first its context frames (or tiles), then frames that
+            only carry a region.
+        num_context_frames, num_extra_frames (`torch.LongTensor` of shape `(batch_size,)`): the counts of both kinds.
+        dense_frames (`torch.LongTensor` of shape `(num_dense_frames,)`):
+            Rows of `pixel_values` whose tokens the language model sees in full, in reading order.
+        qformer_input_ids, qformer_attention_mask (`torch.LongTensor` of shape `(num_questions, length)`):
+            The questions as the temporal Q-Former reads them.
+        question_samples (`torch.LongTensor` of shape `(num_questions,)`): the conversation of each question.
+        region_masks (`torch.Tensor` of shape `(num_regions, mask_size, mask_size)`): binary masks, in reading order.
+        region_grid_masks (`torch.Tensor` of shape `(num_regions, grid, grid)`): the same on the token grid.
+        region_frames (`torch.LongTensor` of shape `(num_regions,)`): row of `pixel_values` that each region lies on.
+        region_prompt_indices (`torch.LongTensor` of shape `(num_prompts,)`):
+            Regions given as clicks or boxes: their rows of `region_masks`, which SAM 2 fills.
+        region_prompt_points, region_prompt_labels (`torch.Tensor` of shape `(num_prompts, num_points, 2)` and
+            `torch.LongTensor` of shape `(num_prompts, num_points)`): the clicks, in SAM 2's input pixels and labels.
+        region_prompt_frames (`torch.LongTensor` of shape `(num_prompts,)`): rows of `region_prompt_pixel_values`.
+        region_prompt_pixel_values (`torch.Tensor` of shape `(num_prompt_frames, 3, sam_size, sam_size)`)
+        frame_features (`torch.Tensor` of shape `(num_frames, tokens_per_frame, width)`, *optional*):
+            Takes the place of `pixel_values` when the frames were encoded before.
+        spatial_tokens (`torch.Tensor` of shape `(num_context_frames, num_spatial_queries, qformer_width)`,
+        *optional*):
+            The context frames' summaries, when they were computed before.
+    """
+
+    pixel_values: torch.Tensor | None = None
+    num_context_frames: torch.LongTensor | None = None
+    num_extra_frames: torch.LongTensor | None = None
+    dense_frames: torch.LongTensor | None = None
+    qformer_input_ids: torch.LongTensor | None = None
+    qformer_attention_mask: torch.LongTensor | None = None
+    question_samples: torch.LongTensor | None = None
+    region_masks: torch.Tensor | None = None
+    region_grid_masks: torch.Tensor | None = None
+    region_frames: torch.LongTensor | None = None
+    region_prompt_indices: torch.LongTensor | None = None
+    region_prompt_points: torch.Tensor | None = None
+    region_prompt_labels: torch.LongTensor | None = None
+    region_prompt_frames: torch.LongTensor | None = None
+    region_prompt_pixel_values: torch.Tensor | None = None
+    frame_features: torch.Tensor | None = None
+    spatial_tokens: torch.Tensor | None = None
+
+
+VISUAL_INPUT_NAMES = tuple(field.name for field in fields(SamaVisualInputs))
+
+
+@dataclass
+class SamaOutput(ModelOutput):
+    """
+    Args:
+        loss, lm_loss (`torch.Tensor` of shape `()`, *optional*, returned with `labels`): the sum of all terms, and
+        each.
+        logits (`torch.Tensor` of shape `(batch_size, kept_length, vocab_size)`):
+            Scores of the positions asked for by `logits_to_keep`. With `labels` the head runs only where a label is:
+            `(num_labels, vocab_size)`.
+        past_key_values (`Cache`, *optional*): the language model's state.
+        last_hidden_state (`torch.Tensor` of shape `(batch_size, length, width)`): after the language model's final
+        norm. hidden_states, attentions (*optional*): of every layer, when asked for.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    past_key_values: Cache | None = None
+    last_hidden_state: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    lm_loss: torch.Tensor | None = None
+
+
+@dataclass
+class SamaGenerateOutput(GenerateDecoderOnlyOutput):
+    """What `generate` returns: the library's own output, and `seg_states`, for each conversation the language model's
+    states at its new [SEG] tokens, of shape `(num_objects, width)`."""
+
+    seg_states: list[torch.Tensor] | None = None
+
+
+class SegRecorder:
+    """Collects the language model's states at [SEG] tokens while `generate` runs, and nothing else."""
+
+    def __init__(self, seg_token_id: int, prompt_length: int):
+        self.seg_token_id, self.prompt_length = seg_token_id, prompt_length
+        self.states: dict[tuple[int, int], torch.Tensor] = {}
+
+    def record(self, input_ids: torch.Tensor, hidden_states: torch.Tensor, first_position: int) -> None:
+        """Keeps the states of new [SEG] tokens among `input_ids` (B, L), whose first column stands at
+        `first_position`."""
+        for row, column in (input_ids == self.seg_token_id).nonzero().tolist():
+            if first_position + column >= self.prompt_length:
+                self.states[row, first_position + column] = hidden_states[row, column]
+
+    def missing(self, sequences: torch.Tensor) -> bool:
+        """Whether a new [SEG] in `sequences` (B, L) has no state: the release loses it, we run one more step."""
+        return any(position not in self.states for position in self.positions(sequences))
+
+    def positions(self, sequences: torch.Tensor) -> list[tuple[int, int]]:
+        """(row, column) of every new [SEG] of `sequences`, in reading order."""
+        found = (sequences[:, self.prompt_length :] == self.seg_token_id).nonzero().tolist()
+        return [(row, column + self.prompt_length) for row, column in found]
+
+    def collect(self, sequences: torch.Tensor, width: int) -> list[torch.Tensor]:
+        """For each row of `sequences` its [SEG] states, of shape (num_objects, width)."""
+        rows: list[list[torch.Tensor]] = [[] for _ in range(len(sequences))]
+        for row, column in self.positions(sequences):
+            rows[row].append(self.states[row, column])
+        empty = torch.zeros(0, width, device=sequences.device)
+        return [torch.stack(states) if states else empty for states in rows]
+
+
+class SamaModel(InternVLModel):
+    """InternVL with SAMA's context aggregator, region encoders and mask tracker, without the language-model head."""
+
+    config_class = SamaConfig
+    config: SamaConfig
+    _no_split_modules = ["InternVLVisionLayer", "SamaContextAggregator", "SamaRegionEncoder", "SamaMaskTracker"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+
+    def __init__(self, config: SamaConfig):
+        super().__init__(config)
+        width = config.text_config.hidden_size
+        self.context_aggregator = SamaContextAggregator(config)
+        self.region_encoder = SamaRegionEncoder(config, width)
+        prompt_width = config.sam_config.prompt_encoder_config.hidden_size
+        self.seg_projection = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, prompt_width))
+        self.mask_tracker = SamaMaskTracker(config)
+        if config.round_rotary_to_bfloat16:
+            self.language_model.rotary_emb.register_forward_hook(rounded_to_bfloat16)
+        self.post_init()
+
+    # ---- verbs ------------------------------------------------------------------------------------------------------
+
+    def encode_frames(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Vision tower and projector: `(num_frames, 3, size, size)` to `(num_frames, tokens_per_frame, width)`."""
+        return self.get_image_features(pixel_values, return_dict=True).pooler_output
+
+    def fill_region_prompts(
+        self,
+        masks: Sequence[torch.Tensor],
+        rows: torch.Tensor,
+        points: torch.Tensor,
+        labels: torch.Tensor,
+        features: FrameFeatures,
+    ) -> list[torch.Tensor]:
+        """Turns clicks and boxes into masks with SAM 2's own prompt encoder and original decoder.
+
+        Args:
+            masks (`Sequence[torch.Tensor]`): region masks, each of shape `(num_regions, side, side)` with its own
+            side.
+            rows (`torch.LongTensor` of shape `(num_prompts,)`): which of the regions are given as clicks or boxes.
+            points, labels: of shape `(num_prompts, num_points, 2)` and `(num_prompts, num_points)`, in SAM 2's input
+            pixels.
+            features ([`FrameFeatures`]): of each prompt's frame.
+
+        Returns:
+            `list[torch.Tensor]`: `masks`, complete; rows of other regions stay as they are.
+        """
+        points, labels = points.to(features.image.device), labels.to(features.image.device)
+        logits = self.mask_tracker.segment_points(features, points, labels).mask_logits
+        found = prompted_masks(logits, points, labels, self.config)  # (prompts, 1, 4h, 4w)
+        filled = [mask.clone() for mask in masks]
+        for mask in filled:
+            resized = F.interpolate(found, mask.shape[-2:], mode="nearest")
+            if self.config.grounding_policy == "consistent":
+                # What lies between the sampled pixels keeps every cell that it touches, as in the processor.
+                lost = ~resized.flatten(1).any(1)
+                resized[lost] = F.adaptive_max_pool2d(found, mask.shape[-2:])[lost]
+            mask[rows] = resized.squeeze(1).to(mask)
+        return filled
+
+    def complete_regions(self, visual: SamaVisualInputs) -> SamaVisualInputs:
+        """`visual` with the masks of clicks and boxes filled in; frames one by one, SAM 2's input is large."""
+        frames = visual.region_prompt_pixel_values
+        features = FrameFeatures.concatenate([self.mask_tracker.encode_frames(frame[None]) for frame in frames])
+        masks, grid_masks = self.fill_region_prompts(
+            (visual.region_masks, visual.region_grid_masks),
+            visual.region_prompt_indices,
+            visual.region_prompt_points,
+            visual.region_prompt_labels,
+            features.take(visual.region_prompt_frames.to(features.image.device)),
+        )
+        return replace(visual, region_masks=masks, region_grid_masks=grid_masks, region_prompt_indices=None)
+
+    def aggregate_context(self, visual: SamaVisualInputs) -> torch.Tensor:
+        """Context tokens of all questions in reading order, flattened to `(num_context_tokens, width)`: every
+        conversation's questions read that conversation's frames."""
+        aggregator, device = self.context_aggregator, visual.frame_features.device
+        contexts, extras = visual.num_context_frames.tolist(), visual.num_extra_frames.tolist()
+        summaries = visual.spatial_tokens
+        if summaries is None:
+            rows = context_rows(contexts, extras).to(device)
+            summaries = aggregator.summarise_frames(visual.frame_features[rows])
+        input_ids, attention_mask = visual.qformer_input_ids.to(device), visual.qformer_attention_mask.to(device)
+        regions = self.encode_question_regions(visual)
+        counts = (input_ids == self.config.qformer_mask_token_id).sum(1).tolist()
+        tokens, first_frame, first_summary, first_region = [], 0, 0, 0
+        for sample, (num_context, num_extra) in enumerate(zip(contexts, extras, strict=True)):
+            questions = (visual.question_samples == sample).nonzero().flatten().to(device)
+            num_regions = sum(counts[question] for question in questions.tolist())
+            if len(questions):
+                own = regions and tuple(part[first_region : first_region + num_regions] for part in regions)
+                context = aggregator(
+                    visual.frame_features[first_frame : first_frame + num_context],
+                    summaries[first_summary : first_summary + num_context],
+                    input_ids[questions],
+                    attention_mask[questions],
+                    own if num_regions else None,
+                )  # (questions of this conversation, T, C)
+                tokens.append(context.flatten(0, 1))
+            first_frame += num_context + num_extra
+            first_summary += num_context
+            first_region += num_regions
+        return torch.cat(tokens)
+
+    def encode_question_regions(self, visual: SamaVisualInputs) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Pooled and shape features of all regions for the temporal Q-Former, or None without regions."""
+        return self.encode_regions(visual, self.context_aggregator.region_encoder)
+
+    def encode_regions(
+        self, visual: SamaVisualInputs, encoder: SamaRegionEncoder
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Pooled and shape features of all regions in reading order, each of its very own frame; None without
+        regions."""
+        if visual.region_masks is None:
+            return None
+        features = visual.frame_features
+        return encoder(
+            features[visual.region_frames.to(features.device)],
+            visual.region_grid_masks.to(features.device),
+            visual.region_masks.to(features.device),
+        )
+
+    def place_visual_tokens(
+        self, inputs_embeds: torch.Tensor, mm_token_type_ids: torch.Tensor, visual: SamaVisualInputs
+    ) -> torch.Tensor:
+        """Puts frames, context and regions where `mm_token_type_ids` (B, L) says, each kind in reading order.
+
+        Raises:
+            ValueError: if a kind has more or fewer placeholders than tokens.
+        """
+        regions = self.encode_regions(visual, self.region_encoder)
+        dense = visual.frame_features[visual.dense_frames.to(visual.frame_features.device)].flatten(0, 1)
+        kinds = [(DENSE_FRAME, "dense frame", dense), (CONTEXT, "context", self.aggregate_context(visual))]
+        if regions is not None:
+            kinds += [(REGION_POOLED, "region", regions[0]), (REGION_SHAPE, "region shape", regions[1])]
+        for kind, name, tokens in kinds:
+            placeholders = mm_token_type_ids == kind
+            if placeholders.sum() != len(tokens):
+                raise ValueError(
+                    f"{int(placeholders.sum())} {name} placeholders in the text but {len(tokens)} {name} tokens from "
+                    "the frames; was the prompt built by another processor, or was the text cut?"
+                )
+            tokens = tokens.to(inputs_embeds.device, inputs_embeds.dtype)
+            inputs_embeds = inputs_embeds.masked_scatter(placeholders.unsqueeze(-1).to(tokens.device), tokens)
+        return inputs_embeds
+
+    def embed_inputs(
+        self, input_ids: torch.Tensor, mm_token_type_ids: torch.Tensor | None, visual: SamaVisualInputs
+    ) -> torch.Tensor:
+        """Embeddings (B, L, C) of conversations with everything visual in place."""
+        inputs_embeds = self.get_input_embeddings()(input_ids)
+        if visual.pixel_values is None and visual.frame_features is None:
+            return inputs_embeds
+        if mm_token_type_ids is None:
+            raise ValueError("Frames were given without `mm_token_type_ids`, which says where in the text they go.")
+        if visual.frame_features is None:
+            visual = replace(visual, frame_features=self.encode_frames(visual.pixel_values))
+        if visual.region_prompt_indices is not None:
+            visual = self.complete_regions(visual)
+        return self.place_visual_tokens(inputs_embeds, mm_token_type_ids, visual)
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        mm_token_type_ids: torch.LongTensor | None = None,
+        visual: SamaVisualInputs | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPast:
+        """The language model over text in which frames, context and regions are in place; arguments as in
+        [`SamaForConditionalGeneration.forward`]."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Exactly one of `input_ids` and `inputs_embeds` must be given.")
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_inputs(input_ids, mm_token_type_ids, visual or SamaVisualInputs())
+        return self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            **kwargs,
+        )
+
+
+class SamaForConditionalGeneration(InternVLForConditionalGeneration):
+    """SAMA with its language-model head: `forward`, `generate` (which also returns the [SEG] states), `segment_video`
+    and `start_chat`."""
+
+    config_class = SamaConfig
+    config: SamaConfig
+    _no_split_modules = SamaModel._no_split_modules
+    accepts_loss_kwargs = True
+
+    def __init__(self, config: SamaConfig):
+        super(InternVLForConditionalGeneration, self).__init__(config)
+        self.model = SamaModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        mm_token_type_ids: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        num_context_frames: torch.LongTensor | None = None,
+        num_extra_frames: torch.LongTensor | None = None,
+        dense_frames: torch.LongTensor | None = None,
+        qformer_input_ids: torch.LongTensor | None = None,
+        qformer_attention_mask: torch.LongTensor | None = None,
+        question_samples: torch.LongTensor | None = None,
+        region_masks: torch.Tensor | None = None,
+        region_grid_masks: torch.Tensor | None = None,
+        region_frames: torch.LongTensor | None = None,
+        region_prompt_indices: torch.LongTensor | None = None,
+        region_prompt_points: torch.Tensor | None = None,
+        region_prompt_labels: torch.LongTensor | None = None,
+        region_prompt_frames: torch.LongTensor | None = None,
+        region_prompt_pixel_values: torch.Tensor | None = None,
+        frame_features: torch.Tensor | None = None,
+        spatial_tokens: torch.Tensor | None = None,
+        seg_recorder: SegRecorder | None = None,
+        num_items_in_batch: int | torch.Tensor | None = None,
+        **kwargs,
+    ) -> SamaOutput:
+        """Next-token scores of a batch of conversations, and with `labels` the losses.
+
+        Args:
+            input_ids, attention_mask (`torch.LongTensor` of shape `(batch_size, length)`)
+            labels (`torch.LongTensor` of shape `(batch_size, length)`, *optional*): -100 where nothing is to be
+            learned.
+            mm_token_type_ids (`torch.LongTensor` of shape `(batch_size, length)`):
+                0 text, 1 dense-frame token, 2 context token, 3 region, 4 region shape.
+            pixel_values to spatial_tokens: see [`SamaVisualInputs`].
+            seg_recorder ([`SegRecorder`], *optional*): used by `generate`.
+            num_items_in_batch (`int`, *optional*): labels of the whole update, so that accumulation does not change
+            the mean.
+        """
+        given = locals()
+        visual = SamaVisualInputs(**{name: given[name] for name in VISUAL_INPUT_NAMES})
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            mm_token_type_ids=mm_token_type_ids,
+            visual=visual,
+            **kwargs,
+        )
+        hidden_states = outputs.last_hidden_state
+        if seg_recorder is not None:
+            past = 0 if outputs.past_key_values is None else outputs.past_key_values.get_seq_length()
+            seg_recorder.record(input_ids, hidden_states, max(0, past - hidden_states.shape[1]))
+        lm_loss = None
+        if labels is None:
+            keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = self.lm_head(hidden_states[:, keep])
+        else:
+            logits, lm_loss = self.score_labels(hidden_states, labels, num_items_in_batch)
+        return SamaOutput(
+            loss=lm_loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            last_hidden_state=hidden_states,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            lm_loss=lm_loss,
+        )
+
+    def score_labels(
+        self, hidden_states: torch.Tensor, labels: torch.Tensor, num_items_in_batch: int | torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The head only where a label follows: logits (num_labels, vocab_size) and their mean cross entropy."""
+        targets = labels[:, 1:].to(hidden_states.device)
+        wanted = targets != -100
+        logits = self.lm_head(hidden_states[:, :-1][wanted])
+        total = F.cross_entropy(logits.float(), targets[wanted], reduction="sum")
+        return logits, total / (wanted.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
+
+    # ---- text -------------------------------------------------------------------------------------------------------
+
+    def prepare_inputs_for_generation(self, input_ids: torch.Tensor, is_first_iteration: bool = False, **kwargs):
+        """As in the library, but frames and regions go in with the prompt only."""
+        inputs = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
+        if not is_first_iteration and kwargs.get("use_cache", True):
+            for name in VISUAL_INPUT_NAMES:
+                inputs.pop(name, None)
+        inputs["logits_to_keep"] = 1
+        return inputs
+
+    @torch.no_grad()
+    def generate(self, inputs: torch.Tensor | None = None, **kwargs) -> SamaGenerateOutput | torch.LongTensor:
+        """The library's `generate`, greedy or sampled, with the states of the new [SEG] tokens.
+
+        Returns:
+            [`SamaGenerateOutput`]; with `return_dict_in_generate=False` only the token ids, as elsewhere.
+
+        Raises:
+            ValueError: for several sequences a prompt (beams, `num_return_sequences`): frames belong to one
+            conversation.
+        """
+        config = kwargs.get("generation_config") or self.generation_config
+        for name in ("num_beams", "num_return_sequences"):
+            value = kwargs.get(name) or config.to_dict().get(name) or 1
+            if value > 1:
+                raise ValueError(
+                    f"`{name}={value}` is not supported: SAMA generates one sequence for each conversation."
+                )
+        if not kwargs.setdefault("return_dict_in_generate", True):
+            return super().generate(inputs, **kwargs)
+        input_ids = inputs if inputs is not None else kwargs.get("input_ids")
+        if input_ids is None:
+            raise ValueError("`generate` needs `input_ids`: [SEG] tokens are found by their id.")
+        recorder = SegRecorder(self.config.seg_token_id, input_ids.shape[1])
+        output = super().generate(inputs, seg_recorder=recorder, **kwargs)
+        if recorder.missing(output.sequences):
+            self.read_last_token(output, kwargs.get("attention_mask"), recorder)
+        seg_states = recorder.collect(output.sequences, self.config.text_config.hidden_size)
+        return SamaGenerateOutput(**output, seg_states=seg_states)
+
+    def read_last_token(
+        self, output: GenerateDecoderOnlyOutput, attention_mask: torch.Tensor | None, recorder: SegRecorder
+    ) -> None:
+        """One more step, for a [SEG] that is the very last token: its state comes from reading it."""
+        sequences, cache = output.sequences, output.past_key_values
+        if cache is None:
+            raise ValueError("The answer ends in [SEG], whose state needs the cache: generate with `use_cache=True`.")
+        if attention_mask is None:
+            attention_mask = torch.ones_like(sequences[:, : recorder.prompt_length])
+        new = sequences.shape[1] - attention_mask.shape[1]
+        attention_mask = torch.cat([attention_mask, attention_mask.new_ones(len(sequences), new)], 1)
+        self(
+            input_ids=sequences[:, cache.get_seq_length() :],
+            attention_mask=attention_mask,
+            position_ids=(attention_mask.cumsum(1) - 1).clamp(min=0)[:, cache.get_seq_length() :],
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+            seg_recorder=recorder,
+        )
+
+    # ---- masks ------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def segment_video(
+        self,
+        seg_states: torch.Tensor,
+        sam_frames: Sequence[torch.Tensor] | Callable[[int], FrameFeatures],
+        prompted_frames: Sequence[int],
+        num_frames: int | None = None,
+    ) -> Iterator[TrackedFrame]:
+        """Mask tracks of all objects of an answer through a whole video, frame by frame in the order of processing;
+        memory does not grow with the length of the video.
+
+        Args:
+            seg_states (`torch.Tensor` of shape `(num_objects, width)`): from [`generate`]; no objects, nothing is
+            yielded.
+            sam_frames (`Sequence`):
+                Lazily read frames of shape `(3, sam_size, sam_size)`, as `processor.sam_frames(video)` gives them; or
+                a function from frame index to [`FrameFeatures`], with `num_frames`.
+            prompted_frames (`Sequence[int]`): frames that [SEG] prompts (`processor.choose_frames(video).prompted`).
+
+        Yields:
+            [`TrackedFrame`] with mask logits of shape `(num_objects, sam_size / 4, sam_size / 4)`.
+        """
+        if not len(seg_states):
+            return
+        tracker = self.model.mask_tracker
+        features = sam_frames if callable(sam_frames) else lambda index: tracker.encode_frames(sam_frames[index][None])
+        num_frames = len(sam_frames) if num_frames is None else num_frames
+        prompts = self.project_seg_states(seg_states)
+        yield from tracker.track(prompts, num_frames, prompted_frames, features)
+
+    def project_seg_states(self, seg_states: torch.Tensor) -> torch.Tensor:
+        """[SEG] states (num_objects, width) to SAM 2 prompts (num_objects, prompt_width)."""
+        projection = self.model.seg_projection
+        return projection(seg_states.to(projection[0].weight))
+
+    def track_objects(
+        self,
+        seg_states: torch.Tensor,
+        processor,
+        video,
+        frame_features: Callable[[int], FrameFeatures] | None = None,
+        progress: Callable[[Iterable], Iterable] | None = None,
+    ) -> tuple[list[MaskTrack], list[float]]:
+        """Mask tracks at the video's own size, and scores, of all objects of an answer.
+
+        Args:
+            seg_states (`torch.Tensor` of shape `(num_objects, width)`): one entry of `generate(...).seg_states`.
+            processor ([`SamaProcessor`]): the checkpoint's own processor.
+            video: what `processor.open_video` takes.
+            frame_features (`Callable`, *optional*): frame index to [`FrameFeatures`], when SAM 2 encoded the frames
+            before.
+            progress (`Callable`, *optional*): wraps the iterable over tracked frames, as `tqdm` does.
+
+        Returns:
+            a `MaskTrack` for each object, and its mean predicted IoU on the prompted frames, from 0 to 1.
+        """
+        video = processor.open_video(video)
+        frames = self.segment_video(
+            seg_states,
+            frame_features or processor.sam_frames(video),
+            processor.choose_frames(video).prompted,
+            num_frames=len(video),
+        )
+        tracks = [MaskTrack(len(video), video.height, video.width) for _ in seg_states]
+        scores = []
+        for frame in progress(frames) if progress else frames:
+            masks = processor.post_process_masks(frame.mask_logits, video.height, video.width)
+            for track, mask in zip(tracks, masks, strict=True):
+                track[frame.frame_index] = mask
+            if frame.prompted:
+                scores.append(frame.predicted_iou.float().cpu())
+        return tracks, torch.stack(scores).mean(0).tolist() if scores else []
+
+    # ---- talk -------------------------------------------------------------------------------------------------------
+
+    def start_chat(self, processor, video=None, image=None) -> SamaChat:
+        """A conversation that keeps its state between turns.
+
+        Args:
+            processor ([`SamaProcessor`]): the checkpoint's own processor.
+            video, image (*optional*): what `processor.open_video` takes; neither for a conversation in text alone.
+        """
+        return SamaChat(self, processor, video=video, image=image)
+
+
+def rounded_to_bfloat16(
+    module: nn.Module, inputs: tuple, outputs: tuple[torch.Tensor, ...]
+) -> tuple[torch.Tensor, ...]:
+    """Forward hook: what `module` gives, with the precision of bfloat16."""
+    return tuple(output.to(torch.bfloat16).to(output.dtype) for output in outputs)
+
+
+def context_rows(num_context: list[int], num_extra: list[int]) -> torch.Tensor:
+    """Rows of the context frames among all encoded frames."""
+    rows, first = [], 0
+    for context, extra in zip(num_context, num_extra, strict=True):
+        rows.append(torch.arange(first, first + context))
+        first += context + extra
+    return torch.cat(rows)
+
+
+def prompted_masks(
+    logits: torch.Tensor, points: torch.Tensor, labels: torch.Tensor, config: SamaConfig
+) -> torch.Tensor:
+    """What a click or box selects: SAM 2's mask, plus the clicked cells themselves, so that no region is empty.
+
+    Args:
+        logits (`torch.Tensor` of shape `(num_prompts, 1, size, size)`)
+        points, labels: clicks in SAM 2's input pixels; a box whose mask is empty counts as its filled rectangle.
+
+    Returns:
+        `torch.Tensor` of shape `(num_prompts, 1, size, size)`, float 0 or 1.
+    """
+    masks = (logits > 0).float()
+    size = masks.shape[-1]
+    cells = (points * size / config.sam_config.image_size).long().clamp(0, size - 1)
+    for mask, own_cells, own_labels in zip(masks[:, 0], cells, labels, strict=True):
+        clicked = own_cells[own_labels == 1]
+        mask[clicked[:, 1], clicked[:, 0]] = 1.0
+        corners = own_cells[(own_labels == 2) | (own_labels == 3)]
+        if len(corners) and not mask.any():
+            (left, top), (right, bottom) = corners.tolist()
+            mask[top : bottom + 1, left : right + 1] = 1.0
+            logger.warning_once("SAM 2 found nothing in a box; the whole box is taken as the region.")
+        if config.region_shape == "box" and mask.any():
+            rows, columns = mask.nonzero(as_tuple=True)
+            mask[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1] = 1.0
+    return masks
+
+
+SamaForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
+
+__all__ = ["SamaForConditionalGeneration", "SamaModel"]

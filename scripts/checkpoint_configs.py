@@ -1,0 +1,257 @@
+"""Our configuration of a foreign checkpoint: from its `config.json`, where that says nothing from tensor shapes."""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import Sam2VideoConfig
+
+from sama.configuration_sama import SamaConfig
+from sama.scripts.checkpoint_files import CheckpointError
+
+
+Shapes = Mapping[str, tuple[int, ...]]
+LANGUAGE_MODELS = {"qwen2": "qwen2", "internlm2": "llama", "llama": "llama"}  # foreign `model_type`: the one we use
+BERT_HEAD_DIM = 64
+
+# What the weights of SAM 2 do not tell: heads of the first stage, blocks with global attention, windows. Keyed by what
+# they do tell: width of the first stage, and blocks in each stage. The same for SAM 2.0 and 2.1.
+HIERA_SIZES: dict[tuple[int, tuple[int, ...]], tuple[int, list[int], list[int]]] = {
+    (96, (1, 2, 7, 2)): (1, [5, 7, 9], [8, 4, 14, 7]),  # tiny
+    (96, (1, 2, 11, 2)): (1, [7, 10, 13], [8, 4, 14, 7]),  # small
+    (112, (2, 3, 16, 3)): (2, [12, 16, 20], [8, 4, 14, 7]),  # base+
+    (144, (2, 6, 36, 4)): (2, [23, 33, 43], [8, 4, 16, 8]),  # large
+}
+SAM_IMAGE_SIZE = 1024
+
+
+@dataclass(frozen=True)
+class TokenIds:
+    """The ids that the configuration names."""
+
+    image: int
+    seg: int
+    end_of_turn: int
+    beginning: int | None
+    padding: int | None
+    qformer_mask: int
+    qformer_position: int
+
+
+def text_config(foreign: Mapping[str, Any], vocab_size: int, tokens: TokenIds) -> dict[str, Any]:
+    """The language model's configuration; InternLM2 is held as Llama, which computes the same."""
+    model_type = foreign.get("model_type")
+    if model_type not in LANGUAGE_MODELS:
+        raise CheckpointError(
+            f"A language model of type {model_type!r} is not supported: expected one of {', '.join(LANGUAGE_MODELS)}."
+        )
+    kept = (
+        "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+        "hidden_act", "max_position_embeddings", "rms_norm_eps", "initializer_range", "attention_dropout",
+    )  # fmt: skip
+    config = {name: foreign[name] for name in kept if foreign.get(name) is not None}
+    config |= {"model_type": LANGUAGE_MODELS[model_type], "vocab_size": vocab_size, "rope_parameters": rope(foreign)}
+    config |= {"bos_token_id": tokens.beginning, "eos_token_id": tokens.end_of_turn, "pad_token_id": tokens.padding}
+    if LANGUAGE_MODELS[model_type] == "llama":
+        bias = bool(foreign.get("bias", foreign.get("attention_bias", False)))
+        config |= {"attention_bias": bias, "mlp_bias": False}
+    elif foreign.get("use_sliding_window"):
+        config |= {name: foreign[name] for name in ("use_sliding_window", "sliding_window", "max_window_layers")}
+    return config
+
+
+def rope(foreign: Mapping[str, Any]) -> dict[str, Any]:
+    """Rotary positions in the library's present format; a scaling entry, such as InternLM2's dynamic one, is kept."""
+    scaling = dict(foreign.get("rope_scaling") or {})
+    kind = scaling.pop("rope_type", None) or scaling.pop("type", None) or "default"
+    scaling.pop("type", None)
+    return {"rope_type": kind, "rope_theta": foreign.get("rope_theta", 10000.0), **scaling}
+
+
+def vision_config(foreign: Mapping[str, Any], image_size: int | None) -> dict[str, Any]:
+    """The vision tower's configuration."""
+    names = {
+        "hidden_size": "hidden_size", "num_hidden_layers": "num_hidden_layers", "patch_size": "patch_size",
+        "num_attention_heads": "num_attention_heads", "intermediate_size": "intermediate_size",
+        "qkv_bias": "attention_bias", "qk_normalization": "use_qk_norm", "hidden_act": "hidden_act",
+        "norm_type": "norm_type", "layer_norm_eps": "layer_norm_eps", "num_channels": "num_channels",
+        "initializer_range": "initializer_range",
+    }  # fmt: skip
+    config = {own: foreign[name] for name, own in names.items() if name in foreign}
+    return config | {"model_type": "internvl_vision", "image_size": image_size or foreign.get("image_size", 448)}
+
+
+def sam2_config(shapes: Shapes, prefix: str, sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    SAM 2's configuration, read from the shapes of its tensors.
+
+    Args:
+        shapes (`Mapping`): Foreign names and shapes.
+        prefix (`str`): What stands in front of SAM 2's own names.
+        sizes (`Mapping`): `hiera` and `sam_image_size`, for a SAM 2 that is none of the published ones.
+    """
+    width = shapes[f"{prefix}image_encoder.trunk.patch_embed.proj.weight"][0]
+    blocks = blocks_per_stage(shapes, f"{prefix}image_encoder.trunk.blocks.")
+    if hiera := sizes.get("hiera"):
+        heads, global_blocks, windows = hiera["num_heads"], hiera["global_attention_blocks"], hiera["window_spec"]
+    elif (width, tuple(blocks)) in HIERA_SIZES:
+        heads, global_blocks, windows = HIERA_SIZES[width, tuple(blocks)]
+    else:
+        raise CheckpointError(
+            f"A SAM 2 image encoder of width {width} with {blocks} blocks is none of the published sizes; give "
+            "its heads, windows and global blocks with --sizes."
+        )
+    image_size = sizes.get("sam_image_size", SAM_IMAGE_SIZE)
+    widths = [width * 2**stage for stage in range(len(blocks))]
+    levels = [[image_size // stride] * 2 for stride in (4, 8, 16)]
+    background = list(shapes[f"{prefix}image_encoder.trunk.pos_embed"][-2:])
+    hiera_config = {
+        "model_type": "sam2_hiera_det_model", "hidden_size": width, "num_attention_heads": heads,
+        "embed_dim_per_stage": widths, "num_attention_heads_per_stage": [heads * 2**s for s in range(len(blocks))],
+        "blocks_per_stage": blocks, "global_attention_blocks": global_blocks, "window_size_per_stage": windows,
+        "window_positional_embedding_background_size": background, "image_size": [image_size] * 2,
+    }  # fmt: skip
+    vision = {
+        "model_type": "sam2_vision_model", "backbone_config": hiera_config, "backbone_channel_list": widths[::-1],
+        "backbone_feature_sizes": levels,
+        "fpn_hidden_size": shapes[f"{prefix}image_encoder.neck.convs.0.conv.weight"][0],
+    }  # fmt: skip
+    return {
+        "image_size": image_size, "vision_config": vision, "mask_decoder_config": {},
+        "prompt_encoder_config": {"image_size": image_size}, "memory_attention_rope_feat_sizes": levels[-1],
+        "num_maskmem": shapes[f"{prefix}maskmem_tpos_enc"][0],
+        # SAM 2.1 has both, SAM 2.0 neither
+        "enable_temporal_pos_encoding_for_object_pointers": f"{prefix}obj_ptr_tpos_proj.weight" in shapes,
+        "enable_occlusion_spatial_embedding": f"{prefix}no_obj_embed_spatial" in shapes,
+    }  # fmt: skip
+
+
+def blocks_per_stage(shapes: Shapes, prefix: str) -> list[int]:
+    """Blocks in each stage of a Hiera: a stage begins where a block widens its input."""
+    numbers = sorted({int(key[len(prefix) :].split(".")[0]) for key in shapes if key.startswith(prefix)})
+    starts = [0] + [number for number in numbers if f"{prefix}{number}.proj.weight" in shapes] + [len(numbers)]
+    return [end - start for start, end in zip(starts, starts[1:], strict=False)]
+
+
+def default_sam2_config() -> dict[str, Any]:
+    """Hiera-L of SAM 2.0, which the release is built on, for a model whose SAM 2 is not given."""
+    width, blocks = 144, (2, 6, 36, 4)
+    trunk = "image_encoder.trunk."
+    shapes = {f"{trunk}patch_embed.proj.weight": (width,), f"{trunk}pos_embed": (1, width, 7, 7)}
+    shapes |= {"image_encoder.neck.convs.0.conv.weight": (256,), "maskmem_tpos_enc": (7,)}
+    for number in range(sum(blocks)):
+        shapes[f"{trunk}blocks.{number}.norm1.weight"] = (width,)
+    for stage in range(1, len(blocks)):
+        shapes[f"{trunk}blocks.{sum(blocks[:stage])}.proj.weight"] = (width,)
+    return sam2_config(shapes, "", {})
+
+
+def qformer_config(shapes: Shapes, prefix: str, sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """A Q-Former's configuration from its shapes; BERT's heads are 64 wide unless `sizes` says how many there are."""
+    layer = "encoder.layer.{}."
+    numbers = {
+        int(match[1]) for key in shapes if (match := re.match(rf"{re.escape(prefix)}encoder\.layer\.(\d+)\.", key))
+    }
+    crossing = sorted(n for n in numbers if f"{prefix}{layer.format(n)}crossattention.output.dense.weight" in shapes)
+    first = prefix + layer.format(0)
+    keys = (f"{first}crossattention.self.key.weight", f"{first}crossattention.attention.key.weight")
+    encoder_width = next(shapes[key][1] for key in keys if key in shapes)
+    hidden = shapes[f"{first}attention.output.dense.weight"][0]
+    return {
+        "hidden_size": hidden,
+        "num_hidden_layers": len(numbers),
+        "num_attention_heads": sizes.get("qformer_heads", max(1, hidden // BERT_HEAD_DIM)),
+        "intermediate_size": shapes[f"{first}intermediate_query.dense.weight"][0],
+        "cross_attention_frequency": crossing[1] - crossing[0] if len(crossing) > 1 else len(numbers),
+        "encoder_hidden_size": encoder_width,
+    }
+
+
+def aggregator_config(shapes: Shapes, sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """What SAMA adds to InternVL, from the shapes of a released SAMA."""
+    tables = "temporal_Qformer.bert.embeddings."
+    temporal = qformer_config(shapes, "temporal_Qformer.bert.", sizes) | {
+        "vocab_size": shapes[f"{tables}word_embeddings.weight"][0],
+        "max_position_embeddings": shapes[f"{tables}position_embeddings.weight"][0],
+        "use_qformer_text_input": True,
+    }
+    return {
+        "spatial_qformer_config": qformer_config(shapes, "spatial_Qformer.bert.", sizes),
+        "temporal_qformer_config": temporal,
+        "num_spatial_queries": shapes["spatial_Qformer_query_tokens"][1],
+        "num_temporal_queries": shapes["temporal_Qformer_query_tokens"][1],
+        "temporal_window": sizes.get("window_tokens", 512),
+        "region_mask_size": math.isqrt(shapes["Qformer_mask_proj.layers.0.weight"][1]),
+        "region_mlp_size": shapes["Qformer_mask_proj.layers.0.weight"][0],
+        "null_region_scale": 1.0,
+        "region_shape": "box",
+        "grounding_policy": "release",
+    }
+
+
+def instructblip_config(shapes: Shapes, qformer_vocab_size: int) -> dict[str, Any]:
+    """The aggregator that starts from InstructBLIP: its Q-Former for space, and a fresh one of two layers for time."""
+    prefix = "Qformer.bert." if "Qformer.bert.encoder.layer.0.attention.output.dense.weight" in shapes else "qformer."
+    spatial = qformer_config(shapes, prefix, {})
+    same = {name: spatial[name] for name in ("hidden_size", "num_attention_heads", "intermediate_size")}
+    temporal = default_temporal_config(qformer_vocab_size) | same | {"encoder_hidden_size": spatial["hidden_size"]}
+    return {
+        "spatial_qformer_config": spatial,
+        "temporal_qformer_config": temporal,
+        "num_spatial_queries": shapes["query_tokens"][1],
+    }
+
+
+def default_temporal_config(qformer_vocab_size: int) -> dict[str, Any]:
+    """The temporal Q-Former's entries that are not BERT's."""
+    return {
+        "vocab_size": qformer_vocab_size,
+        "num_hidden_layers": 2,
+        "cross_attention_frequency": 1,
+        "encoder_hidden_size": 768,
+        "use_qformer_text_input": True,
+    }
+
+
+def release_config(
+    foreign: Mapping[str, Any], vocab_size: int, tied: bool, tokens: TokenIds, parts: Mapping[str, Any]
+) -> SamaConfig:
+    """
+    The whole configuration.
+
+    Args:
+        foreign (`Mapping`): The `config.json` of SAMA, Sa2VA or InternVL.
+        vocab_size (`int`): Rows of the embeddings.
+        tied (`bool`): Whether the head is the embeddings.
+        tokens ([`TokenIds`])
+        parts (`Mapping`): `sam_config` and the aggregator's entries.
+    """
+    if foreign.get("ps_version", "v2") != "v2":
+        raise CheckpointError(
+            f"`ps_version` is {foreign['ps_version']!r}, another pixel shuffle than InternVL2.5's 'v2'."
+        )
+    text = text_config(foreign["llm_config"], vocab_size, tokens)
+    vision = vision_config(foreign["vision_config"], foreign.get("force_image_size"))
+    ratio = foreign.get("downsample_ratio", 0.5)
+    return SamaConfig(
+        vision_config=vision,
+        text_config=text | {"tie_word_embeddings": tied},
+        tie_word_embeddings=tied,
+        downsample_ratio=ratio,
+        vision_feature_layer=foreign.get("select_layer", -1),
+        image_seq_length=int((vision["image_size"] // vision["patch_size"] * ratio) ** 2),
+        image_token_id=tokens.image,
+        seg_token_id=tokens.seg,
+        qformer_mask_token_id=tokens.qformer_mask,
+        qformer_position_token_id=tokens.qformer_position,
+        # The release's Qwen2 builds its rotary table in bfloat16; InternLM2 computes it in float32 each time
+        round_rotary_to_bfloat16=parts.get("grounding_policy") == "release" and text["model_type"] == "qwen2",
+        **parts,
+    )
+
+
+def standalone_sam2_config(shapes: Shapes, sizes: Mapping[str, Any]) -> Sam2VideoConfig:
+    """A SAM 2 alone."""
+    return Sam2VideoConfig(**sam2_config(shapes, "", sizes))

@@ -1,0 +1,252 @@
+"""Weight files: foreign ones read one tensor at a time, our own written one shard at a time."""
+
+import json
+import pickle
+import re
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from tqdm import tqdm
+
+
+SAFETENSORS, PICKLES = (".safetensors",), (".pt", ".pth", ".bin")
+SHARD_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.\w+)$")
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be converted, in one sentence for the person who owns it."""
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor lies and what it looks like."""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def empty(self) -> torch.Tensor:
+        """A tensor of this kind without memory."""
+        return torch.empty(self.shape, dtype=self.dtype, device="meta")
+
+
+class TensorShapes(dict[str, tuple[int, ...]]):
+    """Names and shapes of a checkpoint; asking for one that is absent says which."""
+
+    def __init__(self, path: Path, shapes: dict[str, tuple[int, ...]]):
+        super().__init__(shapes)
+        self.path = path
+
+    def __missing__(self, name: str):
+        raise CheckpointError(f"{self.path} lacks {name}; is it complete?")
+
+
+class WeightFiles:
+    """
+    The tensors of a checkpoint: all names and shapes at once, values one by one. At most one file is open.
+
+    Args:
+        path (`Path`): A weight file, or a folder with one or several.
+        belongs (`Callable`, *optional*): Whether a set of names is the checkpoint, where a folder holds others too.
+
+    Raises:
+        CheckpointError: If a file is missing, cut off, no weight file, or not what its index says.
+    """
+
+    def __init__(self, path: Path, belongs: Callable[[set[str]], bool] | None = None):
+        files, index = find_files(path)
+        self.path = path
+        tensors = {file: list_tensors(file) for file in files}
+        if index is None and len(files) > 1 and not all(SHARD_NAME.search(file.name) for file in files):
+            tensors = choose_file(path, tensors, belongs)
+        self.tensors: dict[str, StoredTensor] = {}
+        for stored in tensors.values():
+            if twice := sorted(self.tensors.keys() & stored.keys()):
+                raise CheckpointError(f"{path}: {twice[0]} is in two files; remove what belongs to other checkpoints.")
+            self.tensors |= stored
+        if index is not None and (absent := sorted(set(index) - self.tensors.keys())):
+            raise CheckpointError(
+                f"{path}: the index names {len(absent)} tensors that its files lack, first {absent[0]} in "
+                f"{index[absent[0]]}; download it again."
+            )
+        self._open_file: Path | None = None
+        self._open: safe_open | dict[str, torch.Tensor] | None = None
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.tensors
+
+    @property
+    def shapes(self) -> TensorShapes:
+        """Every name with its shape."""
+        return TensorShapes(self.path, {name: stored.shape for name, stored in self.tensors.items()})
+
+    def main_dtype(self) -> torch.dtype:
+        """The floating-point type that most numbers have."""
+        counts: dict[torch.dtype, int] = {}
+        for stored in self.tensors.values():
+            if stored.dtype.is_floating_point:
+                counts[stored.dtype] = counts.get(stored.dtype, 0) + stored.empty().numel()
+        return max(counts, key=counts.get, default=torch.float32)
+
+    def read(self, name: str) -> torch.Tensor:
+        """The values of one tensor. They may lie in the file: copy what is kept."""
+        file = self.tensors[name].file
+        if file != self._open_file:
+            self.close()
+            self._open = safe_open(file, "pt") if file.suffix in SAFETENSORS else load_pickle(file)
+            self._open_file = file
+        return self._open[name] if isinstance(self._open, dict) else self._open.get_tensor(name)
+
+    def close(self) -> None:
+        """Lets go of the file that is open."""
+        self._open_file = self._open = None
+
+
+def read_json(path: Path, needed: tuple[str, ...] = ()) -> dict:
+    """A JSON file of a checkpoint, with the entries `needed`."""
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing; it says what the weights are.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is no JSON file ({error}); download it again.") from error
+    if absent := [name for name in needed if name not in content]:
+        raise CheckpointError(f"{path} lacks {', '.join(absent)}; does it belong to these weights?")
+    return content
+
+
+def find_files(path: Path) -> tuple[list[Path], dict[str, str] | None]:
+    """The weight files at `path`, and the index if there is one (name to file name)."""
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist.")
+    if path.is_file():
+        if path.suffix not in SAFETENSORS + PICKLES:
+            raise CheckpointError(f"{path} is no weight file: expected {', '.join(SAFETENSORS + PICKLES)}.")
+        return [path], None
+    for suffixes in (SAFETENSORS, PICKLES):
+        for index_file in sorted(path.glob(f"*{suffixes[-1]}.index.json")):
+            index = read_json(index_file, needed=("weight_map",))["weight_map"]
+            names = sorted(set(index.values()))
+            if absent := [name for name in names if not (path / name).is_file()]:
+                raise CheckpointError(f"{path}: {len(absent)} of {len(names)} shards are missing, first {absent[0]}.")
+            return [path / name for name in names], index
+        if files := sorted(file for file in path.iterdir() if file.suffix in suffixes and file.is_file()):
+            return check_shard_numbers(path, files), None
+    raise CheckpointError(f"{path} holds no weight file ({', '.join(SAFETENSORS + PICKLES)}).")
+
+
+def check_shard_numbers(path: Path, files: list[Path]) -> list[Path]:
+    """Shards without an index: `x-00001-of-00003` says how many there must be."""
+    names = {file.name for file in files}
+    for file in files:
+        if match := SHARD_NAME.search(file.name):
+            stem, _, total, suffix = match.groups()
+            wanted = [f"{stem}-{number:05d}-of-{total}{suffix}" for number in range(1, int(total) + 1)]
+            if absent := [name for name in wanted if name not in names]:
+                raise CheckpointError(f"{path}: {len(absent)} of {int(total)} shards are missing, first {absent[0]}.")
+    return files
+
+
+def choose_file(
+    path: Path, tensors: dict[Path, dict[str, StoredTensor]], belongs: Callable[[set[str]], bool] | None
+) -> dict[Path, dict[str, StoredTensor]]:
+    """The one file that holds the checkpoint, where a folder holds others beside it."""
+    named = [file for file in tensors if file.stem in ("model", "pytorch_model")]
+    fitting = named or [file for file, stored in tensors.items() if belongs is not None and belongs(set(stored))]
+    if len(fitting) != 1:
+        names = ", ".join(file.name for file in tensors)
+        raise CheckpointError(f"{path} holds several weight files ({names}) and no index; name the one that is meant.")
+    return {fitting[0]: tensors[fitting[0]]}
+
+
+def list_tensors(file: Path) -> dict[str, StoredTensor]:
+    """Names, shapes and types of the tensors in one file; no values are read."""
+    if file.suffix in PICKLES:
+        return {
+            name: StoredTensor(file, tuple(tensor.shape), tensor.dtype) for name, tensor in load_pickle(file).items()
+        }
+    found = {}
+    try:
+        with safe_open(file, "pt") as opened:
+            for name in opened.keys():  # noqa: SIM118, the handle is no dictionary
+                stored = opened.get_slice(name)
+                if stored.get_dtype() not in DTYPES:
+                    raise CheckpointError(f"{file}: {name} is of type {stored.get_dtype()}, which is not supported.")
+                found[name] = StoredTensor(file, tuple(stored.get_shape()), DTYPES[stored.get_dtype()])
+    except SafetensorError as error:
+        raise CheckpointError(f"{file} is cut off or damaged ({error}); download it again.") from error
+    return found
+
+
+def load_pickle(file: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a `.pt` or `.pth` file, mapped rather than read where that is possible; no code in it is run."""
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{file} is damaged, or holds more than tensors and would have to run code to be read; save its state "
+            "dictionary alone."
+        ) from error
+    except (RuntimeError, EOFError, OSError) as error:
+        raise CheckpointError(f"{file} is cut off or damaged; download it again.") from error
+    for wrapper in ("model", "state_dict"):
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+    tensors = {} if not isinstance(content, Mapping) else content
+    tensors = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, torch.Tensor)}
+    if not tensors:
+        raise CheckpointError(f"{file} holds no tensors.")
+    return tensors
+
+
+def write_weights(
+    folder: Path, planned: dict[str, torch.Tensor], load: Callable[[str], torch.Tensor], max_shard_size: int | str
+) -> None:
+    """
+    Writes `model.safetensors`, or several shards and their index, holding one shard in memory at a time.
+
+    Args:
+        folder (`Path`): Where to.
+        planned (`dict[str, torch.Tensor]`): Every tensor on the meta device, in the order of writing.
+        load (`Callable`): Name to values.
+        max_shard_size (`int` or `str`): Bytes, or "2GB".
+    """
+    split = split_torch_state_dict_into_shards(planned, max_shard_size=max_shard_size)
+    with tqdm(total=len(planned), desc="Converting", unit="tensor") as progress:
+        for name, keys in split.filename_to_tensors.items():
+            shard = {}
+            for key in keys:
+                shard[key] = load(key)
+                progress.update()
+            with full_disk_is_an_error(folder):
+                save_file(shard, folder / name, metadata={"format": "pt"})
+            shard.clear()
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def full_disk_is_an_error(folder: Path) -> Iterator[None]:
+    """Says what a failed write means."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{folder.parent} cannot be written to ({error}); is the disk full?") from error

@@ -1,0 +1,97 @@
+"""What lies beside the weights of a converted checkpoint: code, configuration, tokenizers, processor, model card."""
+
+import shutil
+from pathlib import Path
+
+import torch
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.dynamic_module_utils import custom_object_save
+
+from sama.configuration_sama import SamaConfig
+from sama.modeling_sama import SamaForConditionalGeneration
+from sama.processing_sama import SamaProcessor
+
+
+AUTO_CLASSES = ("AutoModel", "AutoModelForImageTextToText")
+DEFAULT_TEMPLATE = "qwen_chat"
+WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
+
+
+def write_model_files(folder: Path, model: torch.nn.Module, config: PreTrainedConfig) -> None:
+    """`config.json`, and the code of the model for those who do not have this repository."""
+    config.architectures = [type(model).__name__]
+    if isinstance(config, SamaConfig):
+        SamaConfig.register_for_auto_class()
+        for auto_class in AUTO_CLASSES:
+            SamaForConditionalGeneration.register_for_auto_class(auto_class)
+            custom_object_save(model, folder, config)
+    config.save_pretrained(folder)
+
+
+def write_texts(
+    folder: Path,
+    config: SamaConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    qformer_tokenizer: PreTrainedTokenizerBase,
+    template: str | None,
+    release: bool,
+) -> None:
+    """Processor with both tokenizers, and how to generate. `release`: frames and layout of the published inference."""
+    preset = "release" if release else "consistent"
+    processor = SamaProcessor(
+        tokenizer=tokenizer,
+        qformer_tokenizer=qformer_tokenizer,
+        chat_template=template or DEFAULT_TEMPLATE,
+        image_size=config.vision_config.image_size[0],
+        image_seq_length=config.image_seq_length,
+        sam_image_size=config.sam_config.image_size,
+        region_mask_size=config.region_mask_size,
+        region_shape=config.region_shape,
+        frame_policy=preset,
+        grounding_policy=preset,
+        layout="release" if release else "default",
+    )
+    SamaProcessor.register_for_auto_class("AutoProcessor")
+    processor.save_pretrained(folder)
+    text = config.text_config
+    GenerationConfig(
+        bos_token_id=text.bos_token_id,
+        eos_token_id=text.eos_token_id,
+        pad_token_id=text.pad_token_id if text.pad_token_id is not None else text.eos_token_id,
+        do_sample=False,
+    ).save_pretrained(folder)
+
+
+def copy_other_files(source: Path, folder: Path, leave: tuple[str, ...]) -> None:
+    """Takes over everything of a checkpoint but its weights and the files named in `leave`."""
+    weights = {file for pattern in WEIGHT_FILES for file in source.glob(pattern)}
+    for entry in sorted(source.iterdir()):
+        if entry in weights or entry.name in leave or entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            shutil.copytree(entry, folder / entry.name)
+        else:
+            shutil.copyfile(entry, folder / entry.name)
+
+
+def write_card(folder: Path, config: PreTrainedConfig, lines: list[str], sources: list[dict[str, str]]) -> None:
+    """The model card: what it was made from, how to load it, which rules of inference it carries."""
+    made_from = "\n".join(f"* `{source['name']}` ({source['kind']})" for source in sources)
+    facts = "\n".join(f"* {line}" for line in lines)
+    parts = [
+        "---\nlibrary_name: transformers\npipeline_tag: image-text-to-text\ntags: [sama, video, segmentation]\n---",
+        "# Converted checkpoint",
+        f"Made by `scripts/convert_checkpoint.py` from:\n\n{made_from}\n\nThe licence of those weights applies.",
+        f"## What was converted\n\n{facts}",
+    ]
+    if isinstance(config, SamaConfig):
+        parts += [
+            "## Use\n\n```python\nfrom transformers import AutoModel, AutoProcessor\n\n"
+            'model = AutoModel.from_pretrained(path, trust_remote_code=True, dtype="auto")\n'
+            "processor = AutoProcessor.from_pretrained(path, trust_remote_code=True)\n```",
+            f"## Behaviour\n\n* `grounding_policy`: `{config.grounding_policy}`\n"
+            f"* `region_shape`: `{config.region_shape}`\n* `null_region_scale`: {config.null_region_scale}\n"
+            f"* trained: {'yes' if config.trained else 'no'}",
+        ]
+    (folder / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")

@@ -1,0 +1,345 @@
+"""What a conversion will do, settled before the first tensor is read: configuration, and the source of each tensor."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from transformers import Sam2VideoConfig, Sam2VideoModel
+
+from sama.configuration_sama import SamaConfig
+from sama.modeling_sama import SamaForConditionalGeneration
+from sama.scripts.checkpoint_configs import (
+    aggregator_config,
+    default_sam2_config,
+    default_temporal_config,
+    instructblip_config,
+    release_config,
+    sam2_config,
+)
+from sama.scripts.checkpoint_files import CheckpointError, WeightFiles, read_json
+from sama.scripts.checkpoint_keys import (
+    AGGREGATOR,
+    EMBEDDINGS,
+    HEAD,
+    ORIGINAL_DECODER,
+    SAM,
+    KeyMap,
+    Piece,
+    guess_kind,
+    map_instructblip,
+    map_original_decoder,
+    map_own,
+    map_release,
+    map_sam2,
+    with_new_rows,
+)
+from sama.scripts.checkpoint_tokenizers import (
+    check_vocabulary,
+    complete_tokenizer,
+    load_qformer_tokenizer,
+    load_tokenizer,
+    token_ids,
+)
+
+
+KINDS = ("sama", "sa2va", "sam2", "internvl", "instructblip")
+BASES = ("into", "sama", "sa2va", "internvl")  # they bring a language model; the others fill a part
+TRACKER, REGIONS, SEG = "model.mask_tracker.", "model.region_encoder.", "model.seg_projection."
+REPORT_FILE = "conversion.json"
+SAM_PREFIX = "grounding_encoder.sam2_model."
+
+
+@dataclass(frozen=True)
+class Order:
+    """
+    What is to be converted.
+
+    Args:
+        sources (`list[tuple[Path, str]]`): Files or folders, each with its kind.
+        to (`Path`): The folder to write; it must not exist or be empty.
+        into (`Path`, *optional*): A checkpoint of ours that the sources fill.
+        tokenizer, qformer_tokenizer (`Path`, *optional*): Their folders, where they are not in the first source's.
+        sizes (`Path`, *optional*): A JSON file with the sizes that no shape tells, for other than published sizes.
+        dtype (`str`): "auto" keeps the type that most of the weights have.
+        max_shard_size (`str`): Of the written files.
+    """
+
+    sources: list[tuple[Path, str]]
+    to: Path
+    into: Path | None = None
+    tokenizer: Path | None = None
+    qformer_tokenizer: Path | None = None
+    sizes: Path | None = None
+    dtype: str = "auto"
+    max_shard_size: str = "2GB"
+
+
+@dataclass
+class Report:
+    """What went where: saved beside the weights, and printed."""
+
+    sources: list[dict[str, str]] = field(default_factory=list)
+    used: int = 0
+    filled: int = 0
+    unused: dict[str, list[str]] = field(default_factory=dict)
+    copied: list[str] = field(default_factory=list)
+    fresh: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """For people."""
+        lines = [f"{self.used} tensors used, {self.filled} tensors written"]
+        for reason, keys in self.unused.items():
+            lines.append(f"{len(keys)} not used, {reason}: {shortened(keys)}")
+        if self.copied:
+            lines.append(
+                f"{len(self.copied)} copied: the original mask decoder starts as the tuned one; --kind sam2 fills it"
+            )
+        if self.fresh:
+            lines.append(f"{len(self.fresh)} fresh, to be trained: {shortened(self.fresh)}")
+        return lines + self.notes
+
+
+@dataclass
+class Source:
+    """One checkpoint that is read."""
+
+    kind: str
+    path: Path
+    files: WeightFiles
+
+    @property
+    def folder(self) -> Path:
+        return self.path if self.path.is_dir() else self.path.parent
+
+
+@dataclass
+class Plan:
+    """Everything that is known before the first tensor is read."""
+
+    config: SamaConfig | Sam2VideoConfig
+    pieces: dict[str, tuple[Source, Piece]] = field(default_factory=dict)
+    may_be_fresh: tuple[str, ...] = ()
+    report: Report = field(default_factory=Report)
+
+    def add(self, source: Source, keys: KeyMap) -> None:
+        """Takes over what `source` gives; what comes later wins."""
+        if keys.unknown:
+            raise CheckpointError(f"{source.path}: {len(keys.unknown)} unknown tensors: {shortened(keys.unknown)}.")
+        for key, reason in keys.unused.items():
+            self.report.unused.setdefault(reason, []).append(key)
+        self.pieces |= {name: (source, piece) for name, piece in keys.pieces.items()}
+
+
+def shortened(names: list[str], most: int = 8) -> str:
+    """The first names of a list."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+# ---- sources ------------------------------------------------------------
+
+
+def open_source(path: Path, kind: str) -> Source:
+    """Opens a checkpoint and checks that it is of its kind."""
+    source = Source(kind, path, WeightFiles(path, lambda names: guess_kind(names) == kind))
+    found = guess_kind(set(source.files.tensors))
+    if found != kind:
+        looks = f"it looks like --kind {found}" if found in KINDS else "it looks like a checkpoint of ours"
+        raise CheckpointError(
+            f"{path} is no {'checkpoint of ours' if kind == 'into' else kind} checkpoint: "
+            f"{looks if found else 'its names are of no kind that is known'}."
+        )
+    return source
+
+
+def read_sizes(order: Order, folder: Path) -> dict:
+    """The sizes that shapes do not tell, from --sizes or from the recorded test checkpoint's own file."""
+    recorded = folder / "golden.json"
+    path = order.sizes or (recorded if recorded.is_file() else None)
+    content = {} if path is None else read_json(path)
+    return content.get("sizes", content)
+
+
+def open_sources(order: Order) -> tuple[Source | None, dict[str, Source]]:
+    """The checkpoint that brings the language model, if any, and the parts by kind."""
+    sources = [open_source(path, kind) for path, kind in order.sources]
+    if order.into is not None:
+        sources.insert(0, open_source(order.into, "into"))
+    bases = [source for source in sources if source.kind in BASES]
+    parts = {source.kind: source for source in sources if source.kind not in BASES}
+    if len(bases) > 1 or len(bases) + len(parts) < len(sources):
+        raise CheckpointError(
+            f"{' and '.join(source.kind for source in sources)} do not go together: give one of sama, sa2va, "
+            "internvl or --into, and at most one sam2 and one instructblip."
+        )
+    if not bases and set(parts) != {"sam2"}:
+        raise CheckpointError("InstructBLIP fills a part of a SAMA: give --into, or sama, sa2va or internvl too.")
+    return (bases[0] if bases else None), parts
+
+
+# ---- plan ------------------------------------------------------------
+
+
+def plan_release(base: Source, parts: dict[str, Source], order: Order) -> tuple[Plan, tuple]:
+    """SAMA, Sa2VA or InternVL, with SAM 2 and InstructBLIP beside it; returns the plan and both tokenizers."""
+    shapes = base.files.shapes
+    foreign = read_json(base.folder / "config.json", needed=("llm_config", "vision_config"))
+    tokenizer = load_tokenizer([order.tokenizer] if order.tokenizer else [base.folder, base.folder / "tokenizer"])
+    places = [base.folder / "qformer_tokenizer", base.folder]
+    if base.kind != "sama" and "instructblip" in parts:
+        places.insert(0, parts["instructblip"].folder / "qformer_tokenizer")
+    qformer_tokenizer = load_qformer_tokenizer([order.qformer_tokenizer] if order.qformer_tokenizer else places[:-1])
+    complete_tokenizer(tokenizer, may_add=base.kind == "internvl")
+    embeddings = next(
+        (key for key in shapes if key.endswith(("model.embed_tokens.weight", "model.tok_embeddings.weight"))), None
+    )
+    if embeddings is None:
+        raise CheckpointError(f"{base.path} has no word embeddings; is it complete?")
+    num_rows = max(shapes[embeddings][0], len(tokenizer)) if base.kind == "internvl" else shapes[embeddings][0]
+    check_vocabulary(tokenizer, num_rows, "language model's")
+    tied = not {"language_model.lm_head.weight", "language_model.output.weight"} & shapes.keys()
+    entries = part_configs(base, parts, len(qformer_tokenizer), read_sizes(order, base.folder))
+    check_vocabulary(qformer_tokenizer, entries["temporal_qformer_config"]["vocab_size"], "question")
+    config = release_config(foreign, num_rows, tied, token_ids(tokenizer, qformer_tokenizer), entries)
+    plan, text = Plan(config), config.text_config
+    keys = map_release(shapes, text.num_key_value_heads, text.hidden_size // text.num_attention_heads)
+    if num_rows > shapes[embeddings][0]:
+        for name in {EMBEDDINGS, HEAD} & keys.pieces.keys():
+            keys.pieces[name] = Piece(keys.pieces[name].keys, with_new_rows(num_rows))
+        plan.report.notes.append(f"{num_rows - shapes[embeddings][0]} new tokens start at the mean of the embeddings")
+    plan.add(base, keys)
+    fresh = {"sama": (), "sa2va": (AGGREGATOR, REGIONS), "internvl": (AGGREGATOR, REGIONS, SEG, TRACKER)}[base.kind]
+    add_parts(plan, base, parts, fresh)
+    return plan, (tokenizer, qformer_tokenizer, foreign.get("template"))
+
+
+def part_configs(base: Source, parts: dict[str, Source], qformer_vocab_size: int, sizes: dict) -> dict:
+    """`sam_config` and the aggregator's entries of the configuration."""
+    shapes = base.files.shapes
+    if base.kind in ("sama", "sa2va"):
+        entries = {"sam_config": sam2_config(shapes, SAM_PREFIX, sizes)}
+    else:
+        given = parts.get("sam2")
+        entries = {"sam_config": sam2_config(given.files.shapes, "", sizes) if given else default_sam2_config()}
+    if base.kind == "sama":
+        return entries | aggregator_config(shapes, sizes)
+    entries["temporal_qformer_config"] = default_temporal_config(qformer_vocab_size)
+    if "instructblip" in parts:
+        entries |= instructblip_config(parts["instructblip"].files.shapes, qformer_vocab_size)
+    return entries
+
+
+def plan_into(base: Source, parts: dict[str, Source], order: Order) -> Plan:
+    """A checkpoint of ours, with parts of it replaced."""
+    config = SamaConfig.from_pretrained(base.folder)
+    saved = base.folder / REPORT_FILE
+    earlier = read_json(saved) if saved.is_file() else {"fresh": []}
+    fresh = tuple(earlier["fresh"])
+    keys = set(base.files.tensors)
+    if "sam2" in parts and any(name.startswith(SAM) for name in fresh):
+        config.sam_config = Sam2VideoConfig(
+            **sam2_config(parts["sam2"].files.shapes, "", read_sizes(order, base.folder))
+        )
+        keys = {name for name in keys if not name.startswith(TRACKER)}
+        fresh = tuple(name for name in fresh if not name.startswith(TRACKER))
+    if "instructblip" in parts:
+        if f"{AGGREGATOR}spatial_queries" not in fresh:
+            raise CheckpointError(
+                f"{base.path} has a trained context aggregator; InstructBLIP can only start a fresh one."
+            )
+        fresh = tuple(
+            name for name in fresh if not name.startswith((f"{AGGREGATOR}spatial_q", f"{AGGREGATOR}spatial_norm"))
+        )
+    plan = Plan(config)
+    plan.report.fresh = [name for name in fresh if name in keys]
+    plan.report.copied = [name for name in earlier.get("copied", []) if "sam2" not in parts]
+    plan.add(base, map_own(name for name in base.files.tensors if name in keys))
+    add_parts(plan, base, parts, ())
+    return plan
+
+
+def add_parts(plan: Plan, base: Source, parts: dict[str, Source], may_be_fresh: tuple[str, ...]) -> None:
+    """SAM 2 and InstructBLIP on top of the base."""
+    if "sam2" in parts:
+        sam2 = parts["sam2"]
+        if any(name.startswith(SAM) for name in plan.pieces):
+            check_same_sam2(plan.config.sam_config, sam2)
+            plan.add(sam2, map_original_decoder(sam2.files.tensors))
+        else:
+            plan.add(sam2, map_sam2(sam2.files.tensors))
+        may_be_fresh = tuple(prefix for prefix in may_be_fresh if prefix != TRACKER)
+    elif base.kind in ("sama", "sa2va"):
+        plan.report.copied = [name for name in plan.pieces if name.startswith(ORIGINAL_DECODER)]
+    if "instructblip" in parts:
+        plan.add(parts["instructblip"], map_instructblip(parts["instructblip"].files.tensors))
+    plan.may_be_fresh = may_be_fresh
+
+
+def check_same_sam2(config: Sam2VideoConfig, sam2: Source) -> None:
+    """The original decoder fits the image encoder that it was trained with, and no other."""
+    given = Sam2VideoConfig(
+        **sam2_config(sam2.files.shapes, "", {"sam_image_size": config.image_size} | known_hiera(config))
+    )
+    names = ("enable_occlusion_spatial_embedding", "enable_temporal_pos_encoding_for_object_pointers")
+    trunks = [each.vision_config.backbone_config for each in (config, given)]
+    sizes = [(trunk.hidden_size, tuple(trunk.blocks_per_stage)) for trunk in trunks]
+    versions = [tuple(each.to_dict()[name] for name in names) for each in (config, given)]
+    if sizes[0] != sizes[1] or versions[0] != versions[1]:
+        described = [
+            f"SAM 2.{1 if any(version) else 0} of width {width} with {list(blocks)} blocks"
+            for version, (width, blocks) in zip(versions, sizes, strict=True)
+        ]
+        raise CheckpointError(
+            f"{sam2.path} is {described[1]}, but the checkpoint was trained with {described[0]}: the "
+            "original decoder must be that of the same SAM 2."
+        )
+
+
+def known_hiera(config: Sam2VideoConfig) -> dict:
+    """What shapes do not tell of a Hiera, from a configuration that knows."""
+    trunk = config.vision_config.backbone_config
+    return {
+        "hiera": {
+            "num_heads": trunk.num_attention_heads_per_stage[0],
+            "global_attention_blocks": trunk.global_attention_blocks,
+            "window_spec": trunk.window_size_per_stage,
+        }
+    }
+
+
+# ---- tensors ------------------------------------------------------------
+
+
+def meta_model(plan: Plan) -> torch.nn.Module:
+    """The model without memory."""
+    kind = SamaForConditionalGeneration if isinstance(plan.config, SamaConfig) else Sam2VideoModel
+    with torch.device("meta"):
+        return kind(plan.config)
+
+
+def check_plan(plan: Plan, wanted: dict[str, torch.Tensor]) -> None:
+    """Compares the plan with the model, tensor by tensor, and lists what stays fresh.
+
+    Raises:
+        CheckpointError: If a tensor has no place, another shape, or stays empty though it should not.
+    """
+    if unknown := [name for name in plan.pieces if name not in wanted]:
+        foreign = [key for name in unknown for key in plan.pieces[name][1].keys]
+        raise CheckpointError(
+            f"{len(foreign)} tensors have no place in the model: {shortened(foreign)}; is it another architecture?"
+        )
+    for name, (source, piece) in plan.pieces.items():
+        made = piece.make(*(source.files.tensors[key].empty() for key in piece.keys))
+        if made.shape != wanted[name].shape:
+            raise CheckpointError(
+                f"{' + '.join(piece.keys)} gives {name} of shape {tuple(made.shape)} but the configuration wants "
+                f"{tuple(wanted[name].shape)}; do the weights belong to this config.json?"
+            )
+    empty = [name for name in wanted if name not in plan.pieces]
+    if lost := [name for name in empty if not name.startswith(plan.may_be_fresh)]:
+        raise CheckpointError(
+            f"{len(lost)} tensors of the model are not filled: {shortened(lost)}; is the checkpoint complete?"
+        )
+    plan.report.fresh += empty
+    used = {(id(source), key) for source, piece in plan.pieces.values() for key in piece.keys}
+    plan.report.used, plan.report.filled = len(used), len(wanted)

@@ -1,0 +1,129 @@
+"""The two tokenizers of a checkpoint: loaded without running foreign code, and checked against the embeddings."""
+
+import importlib.util
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
+from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from sama.scripts.checkpoint_configs import TokenIds
+from sama.scripts.checkpoint_files import CheckpointError
+
+
+VISUAL_TAGS = ["<img>", "</img>", "<IMG_CONTEXT>"]
+SAMA_TAGS = ["[SEG]", "<p>", "</p>", "<vp>", "</vp>"]  # in the order in which the release adds them
+QFORMER_BEGINNING = "[DEC]"
+QFORMER_TAGS = ["<mask>", "<pos>", "[SEG]", "<p>", "</p>", "<vp>", "</vp>"]
+END_OF_TURN = "<|im_end|>"
+# The release resizes the embeddings to the tokenizer; other trainers pad them to a multiple of this or more
+PADDED_ROWS, MOST_PADDING = 64, 512
+
+
+def load_tokenizer(folders: Sequence[Path]) -> PreTrainedTokenizerBase:
+    """The language model's tokenizer, from the first folder that has one."""
+    for folder in folders:
+        if any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+            return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        if (folder / "tokenizer.model").is_file():
+            return load_sentencepiece(folder)
+    places = " or ".join(str(folder) for folder in folders)
+    raise CheckpointError(
+        f"No tokenizer (tokenizer.json, vocab.json or tokenizer.model) in {places}; give --tokenizer."
+    )
+
+
+def load_sentencepiece(folder: Path) -> PreTrainedTokenizerFast:
+    """InternLM2's tokenizer: a SentencePiece file, and beside it code that we do not run."""
+    for package, module in (("sentencepiece", "sentencepiece"), ("protobuf", "google.protobuf")):
+        if importlib.util.find_spec(module.split(".")[0]) is None:
+            raise CheckpointError(
+                f"Reading {folder / 'tokenizer.model'} needs the package {package}: pip install {package}."
+            )
+    from transformers.convert_slow_tokenizer import SentencePieceExtractor  # heavy, and needed for this file alone
+
+    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    added = {int(number): token for number, token in settings.get("added_tokens_decoder", {}).items()}
+    extractor = SentencePieceExtractor(str(folder / "tokenizer.model"))
+    found = extractor.extract(models.BPE)
+    # Chat tokens stand in the place of pieces that were left free for them
+    vocab = {
+        added[number]["content"] if number in added else piece: number for piece, number in found["vocab"].items()
+    }
+    merges = [merge for merge in found["merges"] if merge[0] in vocab and merge[1] in vocab]
+    backend = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    prefixed = extractor.proto.normalizer_spec.add_dummy_prefix
+    blank = "\u2581"  # what SentencePiece writes for a space
+    backend.normalizer = normalizers.Sequence(
+        ([normalizers.Prepend(blank)] if prefixed else []) + [normalizers.Replace(" ", blank)]
+    )
+    steps = [decoders.Replace(blank, " "), decoders.ByteFallback(), decoders.Fuse()]
+    backend.decoder = decoders.Sequence(steps + ([decoders.Strip(" ", 1, 0)] if prefixed else []))
+    for number, token in sorted(added.items()):
+        backend.add_tokens([AddedToken(token["content"], normalized=False, special=token.get("special", True))])
+        if backend.token_to_id(token["content"]) != number:
+            raise CheckpointError(f"{folder}: {token['content']} should be token {number}; is a token file missing?")
+    names = {name: settings.get(name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
+    named = {name: token["content"] if isinstance(token, dict) else token for name, token in names.items() if token}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False, **named)
+
+
+def load_qformer_tokenizer(folders: Sequence[Path]) -> BertTokenizer:
+    """The question tokenizer: BERT's word pieces with the eight tokens that SAMA adds, in its order."""
+    for folder in folders:
+        if (folder / "vocab.txt").is_file() or (folder / "tokenizer.json").is_file():
+            tokenizer = BertTokenizer.from_pretrained(folder)
+            break
+    else:
+        places = " or ".join(str(folder) for folder in folders)
+        raise CheckpointError(
+            f"No question tokenizer (vocab.txt of bert-base-uncased) in {places}; give --qformer_tokenizer."
+        )
+    tokenizer.truncation_side = "left"
+    if QFORMER_BEGINNING not in tokenizer.get_vocab():
+        tokenizer.add_special_tokens({"bos_token": QFORMER_BEGINNING})
+    if missing := [tag for tag in QFORMER_TAGS if tag not in tokenizer.get_vocab()]:
+        tokenizer.add_special_tokens({"extra_special_tokens": missing}, replace_extra_special_tokens=False)
+    return tokenizer
+
+
+def complete_tokenizer(tokenizer: PreTrainedTokenizerBase, may_add: bool) -> None:
+    """Sees to SAMA's tags: added where training is yet to come, demanded where it is over.
+
+    Raises:
+        CheckpointError: If tags are missing.
+    """
+    vocab = tokenizer.get_vocab()
+    missing = [tag for tag in VISUAL_TAGS + SAMA_TAGS if tag not in vocab]
+    if missing and (not may_add or not set(missing) <= set(SAMA_TAGS)):
+        raise CheckpointError(f"The tokenizer lacks {', '.join(missing)}; it belongs to another checkpoint.")
+    if missing:
+        tokenizer.add_tokens([AddedToken(tag, normalized=False, special=True) for tag in missing], special_tokens=True)
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, num_rows: int, what: str) -> None:
+    """
+    Raises:
+        CheckpointError: If the tokenizer has more tokens than the embeddings rows, or far fewer.
+    """
+    padding = num_rows - len(tokenizer)
+    if padding and not (0 < padding < MOST_PADDING and num_rows % PADDED_ROWS == 0):
+        raise CheckpointError(
+            f"The {what} tokenizer has {len(tokenizer)} tokens but the checkpoint has embeddings for {num_rows}; they "
+            "belong to different checkpoints."
+        )
+
+
+def token_ids(tokenizer: PreTrainedTokenizerBase, qformer_tokenizer: PreTrainedTokenizerBase) -> TokenIds:
+    """The ids that the configuration names. An answer ends where its turn ends, not where the tokenizer says."""
+    vocab, qformer_vocab = tokenizer.get_vocab(), qformer_tokenizer.get_vocab()
+    return TokenIds(
+        image=vocab["<IMG_CONTEXT>"],
+        seg=vocab["[SEG]"],
+        end_of_turn=vocab.get(END_OF_TURN, tokenizer.eos_token_id),
+        beginning=tokenizer.bos_token_id,
+        padding=tokenizer.pad_token_id,
+        qformer_mask=qformer_vocab["<mask>"],
+        qformer_position=qformer_vocab["<pos>"],
+    )

@@ -1,0 +1,211 @@
+"""A conversation with state against the same conversation without, on a real video."""
+
+import numpy as np
+import pytest
+import torch
+from checkpoint import count_calls, dictate, load_checkpoint
+from transformers import TextIteratorStreamer
+
+from sama.video_sama import Region, SamaVideo
+
+
+BOX = Region(frame=10, box=(40, 60, 210, 200))
+CLICK = Region(frame=17, points=[(300, 150), (20, 20)], labels=[1, 0])
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return load_checkpoint()
+
+
+@pytest.fixture(scope="module")
+def clip(real_clip):
+    """The first 20 frames of the real clip; frame 17 is not a context frame."""
+    return np.stack([SamaVideo.open(real_clip)[index] for index in range(20)])
+
+
+def one_shot(model, processor, clip, turns, **generate):
+    """The last of `turns` answered by plain `apply_chat_template` and `generate`; earlier ones bring their answers."""
+    messages = []
+    for index, (question, regions, answer) in enumerate(turns):
+        content = processor.question_parts(question, regions)
+        shown = [] if index else [{"type": "video", "video": clip}]
+        messages.append({"role": "user", "content": shown + content})
+        if answer is not None:
+            messages.append({"role": "assistant", "content": answer})
+    inputs = processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")
+    output = model.generate(**inputs, **generate)
+    tracks, scores = model.track_objects(output.seg_states[0], processor, clip)
+    return processor.post_process_answer(output.sequences[0, inputs["input_ids"].shape[1] :], tracks, scores), output
+
+
+def assert_same(reply, answer):
+    assert reply.tagged_text == answer.tagged_text
+    assert [phrase.span for phrase in reply.objects] == [phrase.span for phrase in answer.objects]
+    for ours, theirs in zip(reply.objects, answer.objects, strict=True):
+        np.testing.assert_array_equal(ours.masks, theirs.masks)
+        assert ours.score == pytest.approx(theirs.score, abs=1e-4)
+
+
+TURNS = [
+    ("What is <region>?", [BOX], "<p> The man </p> [SEG] rides <p> a bike </p> [SEG]."),
+    ("And then?", [], "It stops."),
+    ("Is <region> near <region>?", [CLICK, BOX], "<p> The bike </p> [SEG]"),
+]
+
+
+@pytest.mark.parametrize("dictated", [True, False], ids=["given answers", "own answers"])
+def test_three_turns_with_regions_equal_the_same_without_state(clip, dictated):
+    """Regions in turns 1 and 3, identical tokens and masks. In double precision: reading a conversation turn by turn
+    or at once sums in another order, and in single precision some pixel of a mask made of noise lies within that."""
+    model, processor = load_checkpoint(torch.float64)
+    chat, turns = model.start_chat(processor, video=clip), []
+    for question, regions, given in TURNS:
+        say = (lambda given=given: dictate(processor, given)) if dictated else (lambda: {"max_new_tokens": 6})
+        reply = chat.ask(question, regions, **say())
+        answer, output = one_shot(model, processor, clip, [*turns, (question, regions, None)], **say())
+        assert_same(reply, answer)
+        assert not dictated or reply.tagged_text == given
+        turns.append((question, regions, reply.tagged_text))
+
+
+def test_a_later_turn_reads_only_its_own_tokens(loaded, clip):
+    model, processor = loaded
+    chat, known = model.start_chat(processor, video=clip), 1
+    for question, regions, given in TURNS:
+        reply = chat.ask(question, regions, **dictate(processor, given))
+        answer_length = len(processor.tokenizer(given)["input_ids"])
+        # The last token of an answer was written but never read, unless it is a [SEG]: the next turn reads it.
+        prompt_length = len(chat.cached_ids) + (not given.endswith("[SEG]")) - answer_length
+        assert reply.prefilled_tokens == prompt_length - (known - 1)
+        known = prompt_length + answer_length
+
+
+def test_each_frame_is_encoded_once_whatever_the_number_of_objects_and_turns(loaded, clip):
+    model, processor = loaded
+    sam_calls = count_calls(model.model.mask_tracker.sam.vision_encoder)
+    vision_calls = count_calls(model.model.vision_tower)
+    chat = model.start_chat(processor, video=clip)
+    chat.ask("What is <region>?", [BOX], **dictate(processor, "<p> A </p> [SEG] and <p> b </p> [SEG]."))
+    chat.ask("And <region>?", [CLICK], **dictate(processor, "[SEG] [SEG] [SEG]"))
+    chat.ask("And then?", **dictate(processor, "[SEG]"))
+    context = processor.choose_frames(chat.video).context
+    assert sum(sam_calls) == len(clip)
+    assert sum(vision_calls) == len(context) + len({10, 17} - set(context))
+
+
+def test_an_answers_object_is_a_region_of_the_next_question(loaded, clip):
+    model, processor = loaded
+    chat = model.start_chat(processor, video=clip)
+    first = chat.ask("Who?", **dictate(processor, "<p> The man </p> [SEG]"))
+    reply = chat.ask("What does <region> do?", [first.objects[0]], **dictate(processor, "<p> He </p> [SEG] rides."))
+    assert reply.objects[0].masks.shape == clip.shape[:3]
+    turns = [("Who?", [], first.tagged_text), ("What does <region> do?", [first.objects[0]], None)]
+    assert_same(reply, one_shot(model, processor, clip, turns, **dictate(processor, "<p> He </p> [SEG] rides."))[0])
+
+
+@pytest.mark.parametrize(
+    ("answer", "phrases"),
+    [
+        ("Nothing.", []),
+        ("<p> The man </p> [SEG]", ["The man"]),
+        ("Sure, [SEG].", [""]),
+        ("<p> Two men </p> [SEG] [SEG] and <p> a dog </p> [SEG]!", ["Two men", "Two men", "a dog"]),
+    ],
+)
+def test_none_one_final_and_several_seg(loaded, clip, answer, phrases):
+    model, processor = loaded
+    reply = model.start_chat(processor, video=clip[:9]).ask("What is there?", **dictate(processor, answer))
+    assert [phrase.text for phrase in reply.objects] == phrases
+    assert all(reply.text[slice(*phrase.span)] == phrase.text for phrase in reply.objects)
+    assert all(phrase.masks.shape == (9, *clip.shape[1:3]) and 0 <= phrase.score <= 1 for phrase in reply.objects)
+
+
+def test_a_failed_question_leaves_the_conversation_as_it_was(loaded, clip):
+    model, processor = loaded
+    chat = model.start_chat(processor, video=clip[:9])
+    chat.ask("Who?", **dictate(processor, "A man."))
+    before = list(chat.messages)
+    with pytest.raises(ValueError, match="1 <region> but 0 regions"):
+        chat.ask("What is <region>?")
+
+    def broken(input_ids, scores):
+        raise RuntimeError("the power went out")
+
+    with pytest.raises(RuntimeError, match="power"):
+        chat.ask("And then?", logits_processor=[broken], max_new_tokens=3)
+    assert chat.messages == before
+    reply = chat.ask("And then?", max_new_tokens=8)
+    fresh = model.start_chat(processor, video=clip[:9])
+    fresh.ask("Who?", **dictate(processor, "A man."))
+    assert reply.tagged_text == fresh.ask("And then?", max_new_tokens=8).tagged_text
+
+
+def test_tokens_stream_through_the_librarys_streamer(loaded, clip):
+    model, processor = loaded
+    streamer = TextIteratorStreamer(processor.tokenizer, skip_prompt=True)
+    chat = model.start_chat(processor, video=clip[:5])
+    reply = chat.ask("Who?", streamer=streamer, **dictate(processor, "<p> A man </p> [SEG] rides."))
+    assert "".join(streamer) == reply.tagged_text
+
+
+def test_an_image_and_text_alone(loaded, clip):
+    model, processor = loaded
+    picture = model.start_chat(processor, image=clip[0])
+    reply = picture.ask("What is <region>?", [Region(box=(10, 10, 90, 90))], **dictate(processor, "<p> It </p> [SEG]"))
+    assert reply.objects[0].masks.shape == (1, *clip.shape[1:3])
+    text = model.start_chat(processor)
+    assert [phrase.track for phrase in text.ask("Hello?", **dictate(processor, "A [SEG]")).objects] == [None]
+    assert len(text.ask("Again?", max_new_tokens=4).text) > 0
+    with pytest.raises(ValueError, match="before the video"):
+        text.ask("And <region>?", [BOX])
+
+
+def test_a_video_and_an_image_at_once_are_refused(loaded, clip):
+    model, processor = loaded
+    with pytest.raises(ValueError, match="one video or one image"):
+        model.start_chat(processor, video=clip, image=clip[0])
+
+
+def test_a_reply_saves_its_video(loaded, clip, tmp_path):
+    model, processor = loaded
+    reply = model.start_chat(processor, video=clip[:5]).ask("Who?", **dictate(processor, "[SEG] [SEG]"))
+    reply.save_video(tmp_path / "answer.mp4")
+    written = SamaVideo.open(tmp_path / "answer.mp4")
+    assert (len(written), written.height, written.width) == (5, *clip.shape[1:3])
+    with pytest.raises(ValueError, match="no video"):
+        model.start_chat(processor).ask("Hello?", max_new_tokens=2).save_video(tmp_path / "none.mp4")
+
+
+def test_a_batch_of_different_conversations_answers_as_each_alone(loaded, clip):
+    model, processor = loaded
+    conversations = [
+        [{"role": "user", "content": [{"type": "video", "video": clip[:12]}, *processor.question_parts(q, regions)]}]
+        for q, regions in [("What is <region> doing?", [Region(frame=3, box=(40, 60, 210, 200))]), ("Segment.", [])]
+    ] + [
+        [{"role": "user", "content": [{"type": "image", "image": clip[5]}, {"type": "text", "text": "What is it?"}]}],
+        [{"role": "user", "content": "Hello, how are you?"}],
+    ]
+    together = processor.apply_chat_template(conversations, tokenize=True, return_dict=True, return_tensors="pt")
+    with torch.no_grad():
+        batched = model(**together, logits_to_keep=1).logits[:, -1]
+    for row, conversation in zip(batched, conversations, strict=True):
+        alone = processor.apply_chat_template(conversation, tokenize=True, return_dict=True, return_tensors="pt")
+        with torch.no_grad():
+            torch.testing.assert_close(row, model(**alone, logits_to_keep=1).logits[0, -1], atol=2e-4, rtol=1e-3)
+
+
+def test_placeholders_that_do_not_fit_are_counted(loaded, clip):
+    model, processor = loaded
+    messages = [{"role": "user", "content": [{"type": "video", "video": clip[:9]}, {"type": "text", "text": "Who?"}]}]
+    inputs = processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")
+    cut = dict(inputs)
+    position = int((inputs["mm_token_type_ids"][0] == 2).nonzero()[0])
+    cut["mm_token_type_ids"] = inputs["mm_token_type_ids"].clone()
+    cut["mm_token_type_ids"][0, position] = 0
+    context = len(processor.choose_frames(SamaVideo.open(clip[:9])).context)
+    with pytest.raises(ValueError, match=f"{context - 1} context placeholders.*{context} context tokens"):
+        model(**cut)
+    del cut["mm_token_type_ids"]
+    with pytest.raises(ValueError, match="mm_token_type_ids"):
+        model(**cut)

@@ -1,0 +1,61 @@
+"""InternLM2's tokenizer is read without its code: every text gives the tokens that SentencePiece itself gives."""
+
+import json
+
+import pytest
+from foreign_checkpoints import CHAT_TOKENS, SAMA_TOKENS
+
+from sama.scripts.checkpoint_files import CheckpointError
+from sama.scripts.checkpoint_tokenizers import load_tokenizer
+
+
+sentencepiece = pytest.importorskip("sentencepiece", reason="reads the tokenizer of the 8B: pip install sentencepiece")
+pytest.importorskip("google.protobuf", reason="reads the tokenizer of the 8B: pip install protobuf")
+
+TEXTS = ["The man pets a dog.", "What is  the dog doing?", " leading", "two  blanks, 你好 and 🙂\n a newline", ""]
+FREE = ["[UNUSED_TOKEN_1]", "[UNUSED_TOKEN_2]"]  # where InternLM2 puts its chat tokens
+
+
+@pytest.fixture(params=[True, False], ids=["with prefix", "without prefix"])
+def folder(request, tmp_path):
+    """A small tokenizer as InternLM2 stores its own: chat tokens inside the vocabulary, visual tokens behind it."""
+    (tmp_path / "text.txt").write_text("The man pets a dog in the park.\nWhat is the dog doing now?\n" * 100)
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "text.txt"), model_prefix=str(tmp_path / "tokenizer"), vocab_size=340, model_type="bpe",
+        byte_fallback=True, add_dummy_prefix=request.param, user_defined_symbols=FREE, hard_vocab_limit=False,
+        remove_extra_whitespaces=False, normalization_rule_name="identity", minloglevel=2,
+    )  # fmt: skip
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
+    ids = {"<unk>": 0, "<s>": 1, "</s>": 2} | dict(zip(CHAT_TOKENS, map(pieces.piece_to_id, FREE), strict=False))
+    behind = CHAT_TOKENS[3:] + SAMA_TOKENS
+    ids |= {token: pieces.get_piece_size() + number for number, token in enumerate(behind)}
+    config = {
+        "tokenizer_class": "InternLM2Tokenizer", "auto_map": {"AutoTokenizer": ["x.InternLM2Tokenizer", None]},
+        "bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>", "unk_token": "<unk>",
+        "added_tokens_decoder": {number: {"content": token, "special": True} for token, number in ids.items()},
+    }  # fmt: skip
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    return tmp_path
+
+
+def test_same_tokens_as_sentencepiece(folder):
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+    tokenizer = load_tokenizer([folder])
+    for text in TEXTS:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert ids == pieces.encode(text)
+        assert tokenizer.decode(ids) == text
+    assert tokenizer.convert_tokens_to_ids("<|im_end|>") == pieces.piece_to_id(FREE[1])
+    assert len(tokenizer) == pieces.get_piece_size() + 8
+    assert (tokenizer.bos_token, tokenizer.eos_token) == ("<s>", "</s>")
+
+
+def test_a_token_file_that_is_missing_is_noticed(folder):
+    file = folder / "tokenizer_config.json"
+    config = json.loads(file.read_text())
+    config["added_tokens_decoder"].pop(max(config["added_tokens_decoder"], key=int))
+    last = max(config["added_tokens_decoder"], key=int)
+    config["added_tokens_decoder"][str(int(last) + 7)] = config["added_tokens_decoder"].pop(last)
+    file.write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="<vp> should be token .*; is a token file missing"):
+        load_tokenizer([folder])

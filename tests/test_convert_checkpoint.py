@@ -1,0 +1,478 @@
+"""Foreign checkpoints become ours: every kind, every storage format, and every way in which one can be broken."""
+
+import json
+import subprocess
+import sys
+import weakref
+from pathlib import Path
+
+import foreign_checkpoints as foreign
+import pytest
+import torch
+from parity import check_golden
+from safetensors.torch import load_file, save_file
+from transformers import Sam2VideoModel
+
+from sama.modeling_sama import SamaForConditionalGeneration
+from sama.processing_sama import SamaProcessor
+from sama.scripts import checkpoint_files, convert_checkpoint
+from sama.scripts.checkpoint_files import CheckpointError, WeightFiles
+from sama.scripts.checkpoint_keys import AGGREGATOR, ORIGINAL_DECODER, SAM, grouped, map_instructblip
+from sama.scripts.convert_checkpoint import Order, convert, read_order
+
+
+SCRIPT = Path(__file__).parent.parent / "scripts" / "convert_checkpoint.py"
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory) -> dict:
+    """A tiny SAMA as the release stores it, its weights, and what it was converted to."""
+    folder = tmp_path_factory.mktemp("released")
+    weights = foreign.write_release(folder / "sama", "sama")
+    report = order(folder / "sama", "sama", folder / "ours")
+    return {"folder": folder / "sama", "weights": weights, "ours": folder / "ours", "report": report}
+
+
+def order(source: Path, kind: str, to: Path, **others):
+    """Converts one source, with the sizes that tiny weights need."""
+    sizes = to.parent / "sizes.json"
+    sizes.write_text(json.dumps(foreign.SIZES), encoding="utf-8")
+    return convert(Order([(source, kind)], to, sizes=sizes, **others))
+
+
+def load(folder: Path) -> SamaForConditionalGeneration:
+    """Loads a converted checkpoint and insists that nothing is missing or left over."""
+    model, info = SamaForConditionalGeneration.from_pretrained(folder, dtype="auto", output_loading_info=True)
+    assert not any(info.values()), info
+    return model
+
+
+def test_golden_numbers(golden_dir):
+    found = check_golden.check(golden_dir)
+    print(check_golden.table(found))  # noqa: T201, shown where the test fails
+    assert [finding.quantity for finding in found if not finding.ok] == []
+
+
+def test_release_loads_with_every_weight_in_its_place(released):
+    state, weights, report = load(released["ours"]).state_dict(), released["weights"], released["report"]
+    layer = "model.layers.1.self_attn.q_proj.weight"
+    qkv = weights["vision_model.encoder.layers.1.attn.qkv.bias"]
+    sam, points = "grounding_encoder.sam2_model.", "sam_prompt_encoder.point_embeddings"
+    expected = {
+        f"model.language_{layer}": weights[f"language_model.{layer}"],
+        "lm_head.weight": weights["language_model.lm_head.weight"],
+        "model.vision_tower.encoder.layer.1.attention.k_proj.bias": qkv[
+            foreign.VISION_WIDTH : 2 * foreign.VISION_WIDTH
+        ],
+        "model.multi_modal_projector.linear_2.bias": weights["mlp1.3.bias"],
+        "model.seg_projection.2.weight": weights["text_hidden_fcs.2.weight"],
+        "model.region_encoder.shape_projection.4.bias": weights["Qformer_mask_proj.layers.2.bias"],
+        f"{AGGREGATOR}region_encoder.shape_projection.2.bias": weights["Qformer_mask_proj_st.layers.1.bias"],
+        f"{AGGREGATOR}injection.value_projection.weight": weights["Qformer_temp_attn_v.weight"],
+        f"{AGGREGATOR}temporal_queries": weights["temporal_Qformer_query_tokens"],
+        f"{SAM}memory_encoder.memory_fuser.layers.1.scale": weights[f"{sam}memory_encoder.fuser.layers.1.gamma"],
+        f"{SAM}prompt_encoder.point_embed.weight": torch.cat([weights[f"{sam}{points}.{n}.weight"] for n in range(4)]),
+        f"{ORIGINAL_DECODER}conv_s0.bias": weights[f"{sam}sam_mask_decoder.conv_s0.bias"],
+    }
+    for name, values in expected.items():
+        assert torch.equal(state[name], values), name
+    assert all(tensor.dtype == torch.bfloat16 for tensor in state.values())
+    assert report.used == len(weights) - 2 and report.filled == len(state)
+    assert sum(map(len, report.unused.values())) == 2 and report.fresh == []
+    assert report.copied and all(name.startswith(ORIGINAL_DECODER) for name in report.copied)
+
+
+def test_release_keeps_the_rules_of_the_published_inference(released):
+    config, processor = (
+        load(released["ours"]).config,
+        SamaProcessor.from_pretrained(released["ours"], trust_remote_code=True),
+    )
+    assert (config.grounding_policy, config.region_shape, config.null_region_scale) == ("release", "box", 1.0)
+    assert (config.trained, config.round_rotary_to_bfloat16) == (True, True)
+    policies = (processor.frame_policy, processor.grounding_policy, processor.layout, processor.region_shape)
+    assert policies == ("release", "release", "release", "box")
+    assert (processor.sam_image_size, processor.image_size, processor.region_mask_size) == (128, 56, 8)
+    assert config.seg_token_id == processor.tokenizer.convert_tokens_to_ids("[SEG]")
+    assert config.qformer_mask_token_id == processor.qformer_tokenizer.convert_tokens_to_ids("<mask>") == 12
+    generation = json.loads((released["ours"] / "generation_config.json").read_text())
+    assert generation["eos_token_id"] == processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert "sama" in (released["ours"] / "README.md").read_text()
+
+
+def test_folder_loads_without_the_repository(released):
+    code = (
+        "import sys; from transformers import AutoModel, AutoProcessor\n"
+        "model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)\n"
+        "AutoProcessor.from_pretrained(sys.argv[1], trust_remote_code=True)\n"
+        "assert type(model).__name__ == 'SamaForConditionalGeneration' and 'sama' not in sys.modules\n"
+    )
+    command = [sys.executable, "-I", "-c", code, str(released["ours"])]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=released["ours"].parent)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("storage", ["shards", "shards without index", "pt", "nested pth"])
+def test_every_storage_gives_the_same_weights(released, storage, tmp_path):
+    source = tmp_path / "foreign"
+    source.mkdir()
+    foreign.write_config(source)
+    foreign.write_tokenizers(source)
+    weights = released["weights"]
+    if storage.startswith("shards"):
+        foreign.write_shards(source, weights, 3)
+        if storage == "shards without index":
+            (source / "model.safetensors.index.json").unlink()
+    elif storage == "pt":
+        torch.save(weights, source / "model.pt")
+    else:
+        torch.save({"model": weights, "epoch": 3}, source / "model.pth")
+    order(source, "sama", tmp_path / "ours", max_shard_size="5MB")
+    assert len(list((tmp_path / "ours").glob("model-*.safetensors"))) > 1
+    once, again = load(released["ours"]).state_dict(), load(tmp_path / "ours").state_dict()
+    assert all(torch.equal(once[name], again[name]) for name in once)
+
+
+def test_memory_holds_one_shard(released, tmp_path, monkeypatch):
+    """Counts the bytes of all converted tensors that are alive whenever the next one is read."""
+    limit, alive, peaks = 4_000_000, {}, []
+    read, write = WeightFiles.read, convert_checkpoint.write_weights
+
+    def counting_read(files, name):
+        peaks.append(sum(alive.values()))
+        return read(files, name)
+
+    def counting_write(folder, planned, load, max_shard_size):
+        def counting_load(name):
+            tensor = load(name)
+            alive[name] = tensor.nbytes
+            weakref.finalize(tensor, alive.pop, name)
+            return tensor
+
+        write(folder, planned, counting_load, max_shard_size)
+
+    monkeypatch.setattr(WeightFiles, "read", counting_read)
+    monkeypatch.setattr(convert_checkpoint, "write_weights", counting_write)
+    order(released["folder"], "sama", tmp_path / "ours", max_shard_size=limit)
+    assert sum(tensor.nbytes for tensor in released["weights"].values()) > 3 * limit
+    assert 0 < max(peaks) <= limit
+
+
+def test_one_foreign_file_is_open_at_a_time(released, tmp_path):
+    foreign.write_shards(tmp_path, released["weights"], 3)
+    files = WeightFiles(tmp_path)
+    opened = [files.read(name) is not None and files.tensors[name].file for name in files.tensors]
+    assert len(set(opened)) == 3
+    assert opened == sorted(opened)  # each is opened once, when all is read in the order of the files
+
+
+def test_internlm2_becomes_llama(tmp_path):
+    weights = foreign.write_release(tmp_path / "foreign", "sama", "internlm2")
+    order(tmp_path / "foreign", "sama", tmp_path / "ours")
+    model = load(tmp_path / "ours")
+    state, wqkv = model.state_dict(), weights["language_model.model.layers.0.attention.wqkv.weight"]
+    # Two groups of 16 rows: two query heads of 4 rows, one key head, one value head
+    rows = {
+        "q": [*range(8), *range(16, 24)],
+        "k": [*range(8, 12), *range(24, 28)],
+        "v": [*range(12, 16), *range(28, 32)],
+    }
+    for letter, chosen in rows.items():
+        assert torch.equal(state[f"model.language_model.layers.0.self_attn.{letter}_proj.weight"], wqkv[chosen])
+    w1 = weights["language_model.model.layers.1.feed_forward.w1.weight"]
+    assert torch.equal(state["model.language_model.layers.1.mlp.gate_proj.weight"], w1)
+    text = model.config.text_config
+    assert text.model_type == "llama" and not model.config.round_rotary_to_bfloat16
+    assert text.rope_parameters == {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e6}
+
+
+def test_grouped_split_with_published_numbers():
+    """8B: 8 groups of 4 query heads, key, value, each of 128 rows."""
+    rows = torch.arange(6144)
+    assert grouped("q", 8, 128)(rows)[512].item() == 768  # the second group's first query row
+    assert grouped("k", 8, 128)(rows)[:2].tolist() == [512, 513]
+    assert grouped("v", 8, 128)(rows)[128].item() == 768 + 640
+    assert [len(grouped(letter, 8, 128)(rows)) for letter in "qkv"] == [4096, 1024, 1024]
+
+
+def test_sa2va_starts_with_instructblip(tmp_path):
+    weights = foreign.write_release(tmp_path / "foreign", "sa2va")
+    blip = foreign.random_weights(foreign.instructblip_shapes(), seed=5, dtype=torch.float32)
+    torch.save({"model": blip}, tmp_path / "instructblip.pth")
+    sizes = tmp_path / "foreign" / "sizes.json"
+    sources = [(tmp_path / "foreign", "sa2va"), (tmp_path / "instructblip.pth", "instructblip")]
+    report = convert(Order(sources, tmp_path / "ours", sizes=sizes))
+    model = load(tmp_path / "ours")
+    state, layer = model.state_dict(), "encoder.layer.2.crossattention"
+    key = blip[f"Qformer.bert.{layer}.self.key.weight"].bfloat16()
+    assert torch.equal(state[f"{AGGREGATOR}spatial_qformer.{layer}.attention.key.weight"], key)
+    assert torch.equal(state[f"{AGGREGATOR}spatial_norm.bias"], blip["ln_vision.bias"].bfloat16())
+    assert torch.equal(state[f"{AGGREGATOR}spatial_queries"], blip["query_tokens"].bfloat16())
+    assert torch.equal(state["model.seg_projection.0.bias"], weights["text_hidden_fcs.0.bias"])
+    assert f"{AGGREGATOR}temporal_queries" in report.fresh and f"{AGGREGATOR}spatial_queries" not in report.fresh
+    assert state[f"{AGGREGATOR}injection.query_projection.weight"].std() > 0
+    config = model.config
+    assert (config.trained, config.grounding_policy, config.null_region_scale) == (False, "consistent", 0.0)
+
+
+def test_instructblip_as_transformers_stores_it():
+    names = {"query_tokens", "vision_model.post_layernorm.weight", "qformer.embeddings.layernorm.weight",
+             "qformer.encoder.layer.0.attention.attention.query.weight", "vision_model.embeddings.class_embedding",
+             "language_projection.bias"}  # fmt: skip
+    keys = map_instructblip(names)
+    assert keys.unknown == [] and len(keys.unused) == 2
+    assert f"{AGGREGATOR}spatial_qformer.encoder.layer.0.attention.attention.query.weight" in keys.pieces
+    assert f"{AGGREGATOR}spatial_norm.weight" in keys.pieces
+
+
+def test_internvl_gets_the_tags_and_is_filled_step_by_step(tmp_path):
+    weights = foreign.write_release(tmp_path / "foreign", "internvl")
+    sam = foreign.random_weights(foreign.sam2_shapes(version="2.1"), seed=3, dtype=torch.float32)
+    torch.save({"model": sam}, tmp_path / "sam2.1_tiny.pt")
+    sources = [(tmp_path / "foreign", "internvl"), (tmp_path / "sam2.1_tiny.pt", "sam2")]
+    report = convert(Order(sources, tmp_path / "first", sizes=tmp_path / "foreign" / "sizes.json"))
+    model, words = load(tmp_path / "first"), weights["language_model.model.embed_tokens.weight"]
+    embeddings = model.get_input_embeddings().weight
+    assert len(embeddings) == len(words) + 5
+    assert torch.equal(embeddings[:-5], words)
+    torch.testing.assert_close(embeddings[-5:].float(), words.float().mean(0).expand(5, -1), atol=1e-3, rtol=0)
+    assert torch.equal(model.state_dict()[f"{SAM}no_object_pointer"], sam["no_obj_ptr"].bfloat16())
+    assert torch.equal(
+        model.state_dict()[f"{ORIGINAL_DECODER}conv_s1.bias"], sam["sam_mask_decoder.conv_s1.bias"].bfloat16()
+    )
+    assert model.config.sam_config.enable_occlusion_spatial_embedding
+    assert any("new tokens" in note for note in report.notes) and "model.seg_projection.0.weight" in report.fresh
+
+    blip = foreign.random_weights(foreign.instructblip_shapes(), seed=5, dtype=torch.float32)
+    save_file(blip, tmp_path / "blip.safetensors")
+    with pytest.raises(CheckpointError, match="gives .* of shape .* but the configuration wants"):
+        order(tmp_path / "blip.safetensors", "instructblip", tmp_path / "second", into=tmp_path / "first")
+
+
+def test_tied_embeddings_stay_tied(tmp_path):
+    weights = foreign.write_release(tmp_path / "foreign", "sa2va")
+    del weights["language_model.lm_head.weight"]
+    save_file(weights, tmp_path / "foreign" / "model.safetensors")
+    order(tmp_path / "foreign", "sa2va", tmp_path / "ours")
+    model = load(tmp_path / "ours")
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+    assert torch.equal(model.lm_head.weight, weights["language_model.model.embed_tokens.weight"])
+
+
+def test_sam2_fills_the_original_decoder(released, tmp_path):
+    sam = foreign.random_weights(foreign.sam2_shapes(), seed=7, dtype=torch.float32)
+    torch.save({"model": sam}, tmp_path / "sam2_tiny.pt")
+    report = order(tmp_path / "sam2_tiny.pt", "sam2", tmp_path / "ours", into=released["ours"])
+    before, after = load(released["ours"]).state_dict(), load(tmp_path / "ours").state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {name for name in before if name.startswith(ORIGINAL_DECODER)}
+    values = sam["sam_mask_decoder.iou_prediction_head.layers.1.bias"].bfloat16()
+    assert torch.equal(after[f"{ORIGINAL_DECODER}iou_prediction_head.layers.0.bias"], values)
+    assert report.copied == [] and len(report.unused) == 1
+    assert SamaProcessor.from_pretrained(tmp_path / "ours", trust_remote_code=True).layout == "release"
+
+
+def test_sam2_alone_is_a_model_of_the_library(tmp_path):
+    for version in ("2.0", "2.1"):
+        sam = foreign.random_weights(foreign.sam2_shapes(version=version), seed=7, dtype=torch.float32)
+        torch.save({"model": sam}, tmp_path / f"sam{version}.pt")
+        order(tmp_path / f"sam{version}.pt", "sam2", tmp_path / version)
+        model, info = Sam2VideoModel.from_pretrained(tmp_path / version, output_loading_info=True)
+        assert not any(info.values())
+        assert torch.equal(model.no_object_pointer, sam["no_obj_ptr"])
+        assert model.config.enable_temporal_pos_encoding_for_object_pointers == (version == "2.1")
+
+
+def test_command_line(released, tmp_path, monkeypatch):
+    arguments = ["--from", str(released["folder"]), "--kind", "sama", "--to", str(tmp_path / "ours")]
+    sizes = ["--sizes", str(released["folder"] / "sizes.json")]
+    result = subprocess.run([sys.executable, SCRIPT, *arguments, *sizes], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "copied: the original mask decoder" in result.stdout and "Converting" in result.stderr
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments, *sizes])
+    with pytest.raises(SystemExit, match="error: .* is not empty; give a folder that does not exist yet"):
+        convert_checkpoint.main()
+    several = read_order([*arguments, "--from", "sam2.pt", "--kind", "sam2"])
+    assert several.sources == [(released["folder"], "sama"), (Path("sam2.pt"), "sam2")]
+
+
+# ---- bad input ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def copy(released, tmp_path) -> Path:
+    """The tiny release again, in three shards, to be spoilt."""
+    folder = tmp_path / "foreign"
+    folder.mkdir()
+    foreign.write_config(folder)
+    foreign.write_tokenizers(folder)
+    foreign.write_shards(folder, released["weights"], 3)
+    return folder
+
+
+def spoil_json(path: Path, change) -> None:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    change(content)
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def truncate(folder: Path) -> None:
+    file = folder / "model-00002-of-00003.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+
+
+def lose_shard(folder: Path) -> None:
+    (folder / "model-00003-of-00003.safetensors").unlink()
+
+
+def name_absent_key(folder: Path) -> None:
+    index = folder / "model.safetensors.index.json"
+    spoil_json(
+        index, lambda content: content["weight_map"].update({"mlp1.9.weight": "model-00001-of-00003.safetensors"})
+    )
+
+
+def lose_tensor(folder: Path) -> None:
+    first, index = folder / "model-00001-of-00003.safetensors", folder / "model.safetensors.index.json"
+    tensors = load_file(first)
+    name = next(name for name in tensors if "vision_model.encoder" in name)
+    del tensors[name]
+    save_file(tensors, first)
+    spoil_json(index, lambda content: content["weight_map"].pop(name))
+
+
+def lose_size(folder: Path) -> None:
+    (folder / "model.safetensors.index.json").unlink()
+    for file in folder.glob("model-*"):
+        tensors = load_file(file)
+        tensors.pop("spatial_Qformer_query_tokens", None)
+        save_file(tensors, file)
+
+
+def add_tensor(folder: Path) -> None:
+    (folder / "model.safetensors.index.json").unlink()
+    save_file({"some.other.weight": torch.zeros(2)}, folder / "extra-00001-of-00001.safetensors")
+
+
+def change_config(section: str | None, **values):
+    def change(folder: Path) -> None:
+        spoil_json(folder / "config.json", lambda config: (config[section] if section else config).update(values))
+
+    return change
+
+
+BAD_INPUT = {
+    "truncated shard": (truncate, r"model-00002-of-00003.safetensors is cut off or damaged"),
+    "missing shard": (lose_shard, "1 of 3 shards are missing, first model-00003"),
+    "index with an absent key": (name_absent_key, "the index names 1 tensors that its files lack, first mlp1.9.weig"),
+    "lost tensor": (lose_tensor, "tensors of the model are not filled: model.vision_tower"),
+    "tensor of another model": (add_tensor, "1 unknown tensors: some.other.weight"),
+    "no config": (lambda folder: (folder / "config.json").unlink(), "config.json is missing"),
+    "broken config": (lambda folder: (folder / "config.json").write_text("{"), "config.json is no JSON file"),
+    "config of another kind": (
+        lambda folder: (folder / "config.json").write_text("{}"),
+        "config.json lacks llm_config, vision_config",
+    ),
+    "another language model": (change_config("llm_config", model_type="phi3"), "'phi3' is not supported"),
+    "another width": (change_config("llm_config", intermediate_size=32), "but the configuration wants"),
+    "lost tensor that tells a size": (lose_size, "lacks spatial_Qformer_query_tokens; is it complete"),
+    "more layers": (change_config("vision_config", num_hidden_layers=3), "tensors of the model are not filled"),
+    "fewer layers": (change_config("llm_config", num_hidden_layers=1), "have no place in the model"),
+    "another pixel shuffle": (change_config(None, ps_version="v1"), "`ps_version` is 'v1'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input(copy, case):
+    spoil, message = BAD_INPUT[case]
+    spoil(copy)
+    check_refused(copy, "sama", message)
+
+
+def check_refused(source: Path, kind: str, message: str, **others) -> None:
+    """One sentence, and nothing left behind."""
+    to = source.parent / "ours"
+    with pytest.raises(CheckpointError, match=message) as caught:
+        order(source, kind, to, **others)
+    assert "\n" not in str(caught.value)
+    assert not to.exists() and not list(source.parent.glob(".ours*"))
+
+
+@pytest.mark.parametrize(("kind", "found"), [("sa2va", "sama"), ("sam2", "sama"), ("instructblip", "sama")])
+def test_wrong_kind(copy, kind, found):
+    check_refused(copy, kind, f"is no {kind} checkpoint: it looks like --kind {found}")
+
+
+def test_vocabulary_of_another_checkpoint(copy, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    foreign.write_tokenizers(other, sama=False)
+    check_refused(copy, "sama", r"lacks \[SEG\], <p>, </p>, <vp>, </vp>", tokenizer=other)
+    tokenizer = json.loads((copy / "tokenizer.json").read_text(encoding="utf-8"))
+    last = dict(tokenizer["added_tokens"][-1])
+    tokenizer["added_tokens"].append(last | {"id": last["id"] + 1, "content": "<more>"})
+    (copy / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    check_refused(copy, "sama", "has 19 tokens but the checkpoint has embeddings for 18")
+
+
+def test_question_vocabulary_of_another_checkpoint(copy):
+    vocab = copy / "qformer_tokenizer" / "vocab.txt"
+    vocab.write_text(vocab.read_text(encoding="utf-8") + "cat\n", encoding="utf-8")
+    check_refused(copy, "sama", "question tokenizer has 20 tokens but the checkpoint has embeddings for 19")
+    vocab.unlink()
+    check_refused(copy, "sama", "give --qformer_tokenizer")
+
+
+def test_target_must_be_empty(copy, tmp_path):
+    (tmp_path / "ours").mkdir()
+    (tmp_path / "ours" / "notes.txt").write_text("mine")
+    with pytest.raises(CheckpointError, match="is not empty"):
+        order(copy, "sama", tmp_path / "ours")
+    assert [file.name for file in (tmp_path / "ours").iterdir()] == ["notes.txt"]
+
+
+def test_full_disk(copy, monkeypatch):
+    def full(tensors, file, metadata):
+        Path(file).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint_files, "save_file", full)
+    check_refused(copy, "sama", "is the disk full")
+    usage = convert_checkpoint.shutil.disk_usage(copy)
+    monkeypatch.setattr(convert_checkpoint.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    check_refused(copy, "sama", "but the disk has 0.0 GB left")
+
+
+def test_pickles_that_run_code_are_refused(copy, released):
+    for file in copy.glob("model*"):
+        file.unlink()
+    torch.save({"model": released["weights"], "hook": Path("x")}, copy / "model.pt")
+    check_refused(copy, "sama", "holds more than tensors")
+    (copy / "model.pt").write_bytes((copy / "model.pt").read_bytes()[:100_000])
+    check_refused(copy, "sama", "is damaged|cut off or damaged")
+
+
+def test_parts_must_fit(copy, released, tmp_path):
+    sam = foreign.random_weights(foreign.sam2_shapes(version="2.1"), seed=7)
+    torch.save(sam, tmp_path / "sam2.1.pt")
+    check_refused(tmp_path / "sam2.1.pt", "sam2", r"is SAM 2.1 .* trained with SAM 2.0", into=released["ours"])
+    blip = foreign.random_weights(foreign.instructblip_shapes(), seed=5)
+    torch.save(blip, tmp_path / "blip.pt")
+    check_refused(tmp_path / "blip.pt", "instructblip", "has a trained context aggregator", into=released["ours"])
+    check_refused(tmp_path / "blip.pt", "instructblip", "fills a part of a SAMA")
+    check_refused(copy, "sama", "do not go together", into=released["ours"])
+
+
+def test_unpublished_sizes_must_be_given(copy, tmp_path):
+    with pytest.raises(CheckpointError, match="none of the published sizes; give its heads, windows"):
+        convert(Order([(copy, "sama")], tmp_path / "ours"))
+
+
+def test_several_weight_files(copy, released):
+    save_file({"x": torch.zeros(1)}, copy / "other.safetensors")
+    (copy / "model.safetensors.index.json").unlink()
+    for file in copy.glob("model-*"):
+        file.unlink()
+    save_file(released["weights"], copy / "weights.safetensors")
+    assert set(WeightFiles(copy, lambda names: "mlp1.0.bias" in names).tensors) == set(released["weights"])
+    save_file(released["weights"], copy / "more.safetensors")
+    check_refused(copy, "sama", "holds several weight files")

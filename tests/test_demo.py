@@ -1,0 +1,398 @@
+"""demo.py: what may be typed, what is written, and how it fails. The chat is a stand-in over small real arrays."""
+
+import builtins
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from sama import demo
+from sama.demo_cli import group_turns, parse_region, read_mask
+from sama.visualization import PALETTE, write_video
+
+
+ROOT = Path(__file__).parent.parent
+CHECKPOINT = ROOT / "checkpoints" / "sama-tiny"
+NUM_FRAMES, HEIGHT, WIDTH = 9, 48, 64
+
+
+# Stand-ins with the members that demo.py uses
+
+
+class FakeTrack:
+    def __init__(self, masks):
+        self.stored, (self.height, self.width) = masks, masks.shape[1:]
+
+    def __len__(self):
+        return len(self.stored)
+
+    def __getitem__(self, index):
+        return self.stored[index]
+
+    def area(self, index):
+        return int(self.stored[index].sum())
+
+    def visible_frames(self):
+        return [index for index in range(len(self)) if self.area(index)]
+
+    def to_rle(self, index):
+        flat = np.concatenate(([0], self.stored[index].T.ravel(), [2])).astype(int)
+        edges = np.flatnonzero(np.diff(flat)) if not flat[1] else np.concatenate(([0], np.flatnonzero(np.diff(flat))))
+        counts = np.diff(np.concatenate(([0], edges))).tolist()
+        return {"size": [self.height, self.width], "counts": counts}
+
+
+class FakeVideo(list):
+    fps, height, width, is_image = 12.5, HEIGHT, WIDTH, False
+
+
+class FakeRegion(SimpleNamespace):
+    def __init__(self, frame=0, **prompt):
+        empty = {"mask": None, "box": None, "points": None, "labels": None, "scribble": None}
+        super().__init__(frame=frame, **(empty | prompt))
+
+
+class FakeChat:
+    """Answers "A square moves." with one moving square; a question with "fail" in it fails, with "none" finds none."""
+
+    def __init__(self, num_frames=NUM_FRAMES):
+        rng = np.random.default_rng(0)
+        self.video = FakeVideo(rng.integers(0, 255, (num_frames, HEIGHT, WIDTH, 3), dtype=np.uint8))
+        self.asked = []
+
+    def ask(self, text, regions, max_new_tokens, streamer, progress):
+        self.asked.append((text, regions, max_new_tokens))
+        if "fail" in text:
+            raise ValueError("The box (0, 0, 0, 0)\nhas zero area.")
+        if "none" in text:
+            return SimpleNamespace(text="Nothing.", tagged_text="Nothing.", objects=[])
+        masks = np.zeros((len(self.video), HEIGHT, WIDTH), dtype=bool)
+        for index in progress(range(len(self.video))):
+            masks[index, 10:25, 3 * index : 3 * index + 15] = index != 4  # hidden on frame 4
+        objects = [SimpleNamespace(text="A square", span=(0, 8), score=0.875, track=FakeTrack(masks))]
+        return SimpleNamespace(text="A square moves.", tagged_text="<p> A square </p> [SEG] moves.", objects=objects)
+
+
+@pytest.fixture
+def chat(monkeypatch):
+    """A stand-in chat that `demo.run` finds instead of a loaded model."""
+    chat = FakeChat()
+    code = ModuleType("fake_code.video_sama")
+    code.Region = FakeRegion
+    for module in (ModuleType("fake_code"), code):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(FakeChat, "__module__", "fake_code.chat_sama")
+
+    def start_chat(processor, video=None, image=None):
+        chat.source = (video, image)
+        if image is not None:
+            chat.video = FakeVideo(chat.video[:1])
+            chat.video.is_image = True
+        return chat
+
+    model = SimpleNamespace(config=SimpleNamespace(trained=False), start_chat=start_chat)
+    monkeypatch.setattr(demo, "load", lambda arguments: (model, None))
+    return chat
+
+
+@pytest.fixture
+def clip(tmp_path):
+    return write_video(tmp_path / "clip.mp4", FakeChat().video, fps=12.5)
+
+
+# The region grammar
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("frame=10,box=40,60,210,300", {"frame": 10, "box": (40, 60, 210, 300)}),
+        ("box=1.5,2,3,4", {"frame": 0, "box": (1.5, 2, 3, 4)}),
+        ("box=1,2,3,4,frame=7", {"frame": 7, "box": (1, 2, 3, 4)}),
+        (" frame = 10 , point = 3, 4 ", {"frame": 10, "points": ((3, 4),), "labels": (1,)}),
+        ("point=1,2,point=3,4,negative=5,6", {"points": ((1, 2), (3, 4), (5, 6)), "labels": (1, 1, 0)}),
+        ("negative=5,6,point=1,2", {"points": ((5, 6), (1, 2)), "labels": (0, 1)}),
+        ("frame=2,scribble=1,2,3,4,5,6", {"frame": 2, "scribble": ((1, 2), (3, 4), (5, 6))}),
+        ("frame=2,mask=a,b=c/m 1.png", {"frame": 2, "mask_file": "a,b=c/m 1.png"}),
+        ("mask=m.png", {"mask_file": "m.png"}),
+        ("object=2", {"object_number": 2}),
+    ],
+)
+def test_region_grammar(text, expected):
+    request = parse_region(text)
+    found = {name: value for name, value in vars(request).items() if value is not None and name != "text"}
+    assert found == {"frame": 0} | expected
+    assert request.text == text
+
+
+@pytest.mark.parametrize(
+    ("text", "piece"),
+    [
+        ("", "exactly one .* got none"),
+        ("frame=10", "exactly one .* got none"),
+        ("frame=x,box=1,2,3,4", "frame=x is not a whole number"),
+        ("frame=-1,box=1,2,3,4", "frame=-1 is not a whole number from 0"),
+        ("frame=1,2,box=1,2,3,4", "frame=1,2 is not"),
+        ("frame=1,frame=2,box=1,2,3,4", "frame= is given 2 times"),
+        ("box=1,2,3", "box= takes 4 numbers, got 3"),
+        ("box=1,2,3,4,5", "box= takes 4 numbers, got 5"),
+        ("box=1,2,three,4", '"three" in box='),
+        ("box=1,2,,4", '"" in box='),
+        ("box=1,2,inf,4", "not finite"),
+        ("box=1,2,3,4,box=1,2,3,4", "box= is given 2 times"),
+        ("box=1,2,3,4,point=1,2", "got box and point"),
+        ("object=1,mask=a.png", "got mask and object"),
+        ("point=1", "point= takes 2 numbers, got 1"),
+        ("negative=1,2", "negative= needs a point="),
+        ("scribble=1,2", "two points or more, got 2 numbers"),
+        ("scribble=1,2,3", "got 3 numbers"),
+        ("mask=", "mask= needs the name"),
+        ("object=0", "object=0 is not a whole number from 1"),
+        ("object=two", "object=two"),
+        ("frame=1,object=2", "leave frame= out"),
+        ("circle=1,2,3", '"circle=1" is none of'),
+        ("10,box=1,2,3,4", '"10" is none of'),
+    ],
+)
+def test_region_grammar_names_the_wrong_piece(text, piece):
+    with pytest.raises(ValueError, match=piece) as caught:
+        parse_region(text)
+    assert f'"{text}"' in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_regions_go_to_the_questions_before_them():
+    script = [("ask", "none"), ("ask", "<region> or <region>?"), ("region", "object=1"), ("region", "box=1,2,3,4")]
+    script += [("ask", "<region>?"), ("region", "object=2")]
+    grouped = [(question, [request.text for request in requests]) for question, requests in group_turns(script)]
+    assert grouped == [
+        ("none", []),
+        ("<region> or <region>?", ["object=1", "box=1,2,3,4"]),
+        ("<region>?", ["object=2"]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ([("ask", "What is <region>?")], "Question 1.* has 1 <region> marks but 0 --region"),
+        ([("ask", "What?"), ("region", "object=1")], '"object=1" belongs to no question'),
+        ([("region", "object=1"), ("ask", "<region>?")], "belongs to no question"),
+        ([("ask", "a"), ("ask", "<region> <region>"), ("region", "object=1")], "Question 2.* 2 .* 1 --region"),
+        ([("ask", "<region>"), ("region", "box=1")], "box= takes 4 numbers"),
+    ],
+)
+def test_questions_and_regions_must_match(script, message):
+    with pytest.raises(ValueError, match=message):
+        group_turns(script)
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "RGB"])
+def test_read_mask(tmp_path, mode):
+    expected = np.zeros((6, 8), dtype=bool)
+    expected[2:4, 3:6] = True
+    image = Image.fromarray(np.uint8(expected), mode="P") if mode == "P" else Image.fromarray(np.uint8(expected) * 255)
+    if mode == "P":
+        image.putpalette([200, 0, 0, 0, 0, 0])  # the colours of a palette picture say nothing
+    else:
+        image = image.convert(mode)
+    image.save(tmp_path / "mask.png")
+    assert (read_mask(str(tmp_path / "mask.png")) == expected).all()
+
+
+def test_read_mask_refuses(tmp_path):
+    (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(ValueError, match=r"text\.png.*cannot be read"):
+        read_mask(str(tmp_path / "text.png"))
+    with pytest.raises(FileNotFoundError, match=r"no mask file .*absent\.png"):
+        read_mask(str(tmp_path / "absent.png"))
+
+
+# The command line
+
+
+def test_arguments_keep_their_order():
+    arguments = demo.parse_arguments(["--video", "a.mp4", "--ask", "q1", "--region", "r1", "--ask", "q2"])
+    assert arguments.script == [("ask", "q1"), ("region", "r1"), ("ask", "q2")]
+    assert demo.parse_arguments(["--video", "a.mp4"]).script == []
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [],
+        ["--video", "a", "--image", "b"],
+        ["--example", "--ask", "q"],
+        ["--video", "a", "--max-new-tokens", "0"],
+        ["--video", "a", "--preset", "old"],
+    ],
+)
+def test_arguments_that_do_not_fit(argv, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        demo.parse_arguments(argv)
+    assert "error:" in capsys.readouterr().err
+
+
+def test_the_example_is_three_turns_with_regions_in_the_first_two():
+    turns = group_turns(demo.EXAMPLE_SCRIPT)
+    assert [len(requests) for _, requests in turns] == [1, 1, 0]
+    assert demo.EXAMPLE_VIDEO.is_file()
+
+
+def test_key_frames():
+    masks = np.zeros((10, 2, 2), dtype=bool)
+    masks[6:9] = True
+    assert demo.key_frames(10, [], 4) == [1, 3, 6, 8]
+    assert demo.key_frames(10, [FakeTrack(masks)], 4) == [6, 7, 8]
+    assert demo.key_frames(10, [FakeTrack(masks)], 1) == [7]
+    assert demo.key_frames(1, [], 4) == [0]
+
+
+# What is written
+
+
+CONVERSATION = ["--ask", "What is <region>?", "--region", "frame=3,box=5,6,40,30", "--ask", "none here"]
+CONVERSATION += ["--ask", "And <region> by <region>?", "--region", "object=1", "--region", "frame=2,point=9,9"]
+
+
+def test_files_of_a_conversation(tmp_path, chat, clip, capsys):
+    out = tmp_path / "new" / "answer.mp4"
+    assert demo.main(["--video", str(clip), "--out", str(out), "--max-new-tokens", "7", *CONVERSATION]) == 0
+    assert sorted(os.listdir(out.parent)) == ["answer.json", "answer.mp4", "answer_sheet.png"]
+
+    (question, (region,), limit), _, (_, regions, _) = chat.asked
+    assert (question, limit, chat.source) == ("What is <region>?", 7, (str(clip), None))
+    assert (region.frame, region.box, region.mask) == (3, (5, 6, 40, 30), None)
+    assert regions[0].text == "A square" and regions[1].points == [(9, 9)] and regions[1].labels == [1]
+
+    with av.open(str(out)) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert len(frames) == NUM_FRAMES and frames[0].shape == (HEIGHT, WIDTH, 3)
+    with Image.open(out.with_name("answer_sheet.png")) as sheet:
+        assert sheet.height > 3 * sheet.width // 8  # a block of frames and text for each of three turns
+
+    printed = capsys.readouterr().out
+    assert printed.count("untrained") == 1 and "A square moves." in printed
+    assert "visible on 8 of 9 frames, score 0.88" in printed and "no mask in this answer" in printed
+
+
+def test_json_of_a_conversation(tmp_path, chat, clip):
+    out = tmp_path / "answer.mp4"
+    assert demo.main(["--video", str(clip), "--out", str(out), "--model", "some/model", *CONVERSATION]) == 0
+    record = json.loads((tmp_path / "answer.json").read_text(encoding="utf-8"))
+    turns = record.pop("turns")
+    expected = {"model": "some/model", "video": str(clip), "fps": 12.5, "num_frames": 9, "height": 48, "width": 64}
+    assert record == expected
+    assert [turn["regions"] for turn in turns] == [["frame=3,box=5,6,40,30"], [], ["object=1", "frame=2,point=9,9"]]
+    assert [turn["answer"] for turn in turns] == ["A square moves.", "Nothing.", "A square moves."]
+    assert turns[0]["tagged_answer"] == "<p> A square </p> [SEG] moves."
+    first, second = turns[0]["objects"][0], turns[2]["objects"][0]
+    assert (first["number"], first["phrase"], first["span"], first["score"]) == (1, "A square", [0, 8], 0.875)
+    assert (second["number"], turns[1]["objects"]) == (2, [])
+    assert [first["color"], second["color"]] == ["#{:02x}{:02x}{:02x}".format(*color) for color in PALETTE[:2]]
+    assert first["masks"][4] is None and len(first["masks"]) == NUM_FRAMES
+    mask = coco_mask.decode(first["masks"][0])
+    assert mask.shape == (HEIGHT, WIDTH) and mask[10:25, :15].all() and mask.sum() == 15 * 15
+
+
+def test_an_image_is_answered_with_an_image(tmp_path, chat, capsys):
+    picture = tmp_path / "picture.png"
+    Image.fromarray(chat.video[0]).save(picture)
+    command = ["--image", str(picture), "--ask", "What is <region>?", "--region", "box=5,6,40,30", "--out"]
+    assert demo.main([*command, str(tmp_path / "answer.mp4")]) == 2
+    assert "must end in .png or .jpg or .jpeg" in capsys.readouterr().err
+    assert demo.main([*command, str(tmp_path / "answer.jpg")]) == 0
+    assert chat.source == (None, str(picture))
+    with Image.open(tmp_path / "answer.jpg") as image:
+        assert image.size == (WIDTH, HEIGHT)
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--video", "absent.mp4", "--ask", "q"], "There is no file absent.mp4."),
+        (["--ask", "<region>", "--region", "box=1"], "box= takes 4 numbers, got 1"),
+        (["--ask", "<region>"], "has 1 <region> marks but 0"),
+        (["--ask", "fail"], "The box (0, 0, 0, 0) has zero area."),
+        (["--ask", "<region>", "--region", "object=1"], "There is no object 1"),
+        (["--ask", "q", "--out", "answer.avi"], "must end in .mp4"),
+        (["--ask", "q", "--out", "clip.mp4/answer.mp4"], "not writable"),
+    ],
+)
+def test_an_error_is_one_sentence_and_exit_code_2(tmp_path, chat, clip, capsys, monkeypatch, change, message):
+    monkeypatch.chdir(tmp_path)
+    source = [] if "--video" in change else ["--video", str(clip)]
+    assert demo.main([*source, *change]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.startswith("demo.py: ") and error.count("\n") == 1
+    with pytest.raises((ValueError, OSError)):
+        demo.main([*source, *change, "--debug"])
+
+
+def test_what_was_answered_before_an_error_is_written(tmp_path, chat, clip):
+    out = tmp_path / "answer.mp4"
+    assert demo.main(["--video", str(clip), "--out", str(out), "--ask", "q", "--ask", "fail"]) == 2
+    assert len(json.loads((tmp_path / "answer.json").read_text(encoding="utf-8"))["turns"]) == 1
+    assert out.exists()
+
+
+# The prompt
+
+
+def type_lines(monkeypatch, *lines):
+    waiting = list(lines)
+
+    def fake_input(prompt=""):
+        if not waiting:
+            raise EOFError
+        return waiting.pop(0)
+
+    monkeypatch.setattr(builtins, "input", fake_input)
+    return waiting
+
+
+@pytest.mark.parametrize("end", [["quit"], []], ids=["quit", "ctrl-d"])
+def test_interactive(tmp_path, chat, clip, capsys, monkeypatch, end):
+    lines = ["", "What is <region>?", "box=1", "frame=3,box=5,6,40,30", "fail", "And <region>?", "object=1", *end]
+    waiting = type_lines(monkeypatch, *lines)
+    assert demo.main(["--video", str(clip), "--out", str(tmp_path / "answer.mp4")]) == 0
+    assert waiting == []
+    assert [text for text, _, _ in chat.asked] == ["What is <region>?", "fail", "And <region>?"]
+    printed = capsys.readouterr().out
+    assert "box= takes 4 numbers" in printed and "has zero area." in printed
+    assert len(json.loads((tmp_path / "answer.json").read_text(encoding="utf-8"))["turns"]) == 2
+
+
+def test_interactive_without_a_question_writes_nothing(tmp_path, chat, clip, monkeypatch):
+    type_lines(monkeypatch)
+    assert demo.main(["--video", str(clip), "--out", str(tmp_path / "answer.mp4")]) == 0
+    assert sorted(os.listdir(tmp_path)) == ["clip.mp4"]
+
+
+# The real thing
+
+
+@pytest.mark.skipif(
+    not CHECKPOINT.is_dir(), reason="checkpoints/sama-tiny does not exist: scripts/make_tiny.py makes it"
+)
+@pytest.mark.skipif(importlib.util.find_spec("sama") is None, reason="the package sama is not installed")
+def test_the_example_runs_in_a_process_of_its_own(tmp_path):
+    out = tmp_path / "answer.mp4"
+    command = [sys.executable, str(ROOT / "demo.py"), "--example", "--out", str(out), "--max-new-tokens", "24"]
+    result = subprocess.run([*command, "--device", "cpu"], capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "Turn 3" in result.stdout
+    record = json.loads((tmp_path / "answer.json").read_text(encoding="utf-8"))
+    assert len(record["turns"]) == 3 and record["num_frames"] == 46
+    assert out.exists() and (tmp_path / "answer_sheet.png").exists()

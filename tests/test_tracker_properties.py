@@ -1,0 +1,110 @@
+"""What the tracker must not depend on: company of other objects, batches of frames, and (almost) the precision."""
+
+import pytest
+import torch
+from foreign_checkpoints import SIZES, sam2_shapes
+
+from sama.configuration_sama import SamaConfig
+from sama.modeling_sama_tracker import SamaMaskTracker
+from sama.scripts.checkpoint_configs import sam2_config
+
+
+IMAGE_SIZE, NUM_FRAMES, NUM_OBJECTS = SIZES["sam_image_size"], 8, 3
+POLICIES = {"release": [0, 1, 2], "consistent": [2, 5]}  # with the frames that are prompted
+TOLERANCE = 1e-4  # of the largest value
+LEAST_IOU = 0.98
+
+
+def make_tracker(policy: str, version: str = "2.0") -> SamaMaskTracker:
+    """
+    A small tracker with random weights. Matrices are drawn so that they keep the size of what they multiply, all else
+    small, as in a trained model: with the library's initial values mask logits are all but constant, and rounding
+    decides every mask.
+    """
+    torch.manual_seed(0)
+    sam = sam2_config(sam2_shapes(version=version), "", SIZES)
+    tracker = SamaMaskTracker(SamaConfig(sam_config=sam, grounding_policy=policy)).eval()
+    for name, parameter in tracker.named_parameters():
+        values = torch.randn(parameter.shape)
+        values *= parameter[0].numel() ** -0.5 if parameter.ndim > 1 and "emb" not in name else 0.1
+        parameter.data.copy_(values + 1 if "norm" in name and name.endswith("weight") else values)
+        if "pred_obj_score_head.proj_out.bias" in name:
+            parameter.data.fill_(3.0)  # objects are there, so that no mask is empty
+    return tracker
+
+
+@pytest.fixture(params=POLICIES)
+def tracker(request) -> SamaMaskTracker:
+    return make_tracker(request.param)
+
+
+@pytest.fixture
+def frames() -> torch.Tensor:
+    """A smooth picture that drifts."""
+    generator = torch.Generator().manual_seed(1)
+    coarse = torch.randn(1, 3, 6, 6 + NUM_FRAMES, generator=generator)
+    wide = torch.nn.functional.interpolate(coarse, scale_factor=32, mode="bicubic")
+    return torch.stack([wide[0, :, :IMAGE_SIZE, 16 * index : 16 * index + IMAGE_SIZE] for index in range(NUM_FRAMES)])
+
+
+@pytest.fixture
+def prompts() -> torch.Tensor:
+    return torch.randn(NUM_OBJECTS, 256, generator=torch.Generator().manual_seed(2))
+
+
+@torch.no_grad()
+def track(tracker: SamaMaskTracker, prompts: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
+    """Mask logits, (objects, frames, size, size); each frame is encoded when it is asked for."""
+    prompted = POLICIES[tracker.config.grounding_policy]
+    found = tracker.track(prompts, len(frames), prompted, lambda index: tracker.encode_frames(frames[index][None]))
+    logits = {each.frame_index: each.mask_logits for each in found}
+    return torch.stack([logits[index] for index in sorted(logits)], 1)
+
+
+def difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    return ((ours - theirs).abs().max() / theirs.abs().max()).item()
+
+
+@pytest.mark.parametrize("version", ["2.0", "2.1"])
+@pytest.mark.parametrize("policy", POLICIES)
+def test_batched_objects_equal_single_objects(policy, version, prompts, frames):
+    tracker = make_tracker(policy, version)
+    together = track(tracker, prompts, frames)
+    alone = torch.cat([track(tracker, prompt[None], frames) for prompt in prompts])
+    assert together.std() > 0.1
+    assert difference(together, alone) <= TOLERANCE
+
+
+def test_an_object_does_not_see_its_company(tracker, prompts, frames):
+    swapped = track(tracker, prompts.flip(0), frames).flip(0)
+    assert difference(swapped, track(tracker, prompts, frames)) <= TOLERANCE
+
+
+@torch.no_grad()
+def test_streaming_equals_whole_video(tracker, prompts, frames):
+    """Frames encoded one by one against all of them in one batch."""
+    whole = tracker.encode_frames(frames)
+    prompted = POLICIES[tracker.config.grounding_policy]
+    found = tracker.track(prompts, NUM_FRAMES, prompted, lambda index: whole.take(torch.tensor([index])))
+    logits = {each.frame_index: each.mask_logits for each in found}
+    stacked = torch.stack([logits[index] for index in range(NUM_FRAMES)], 1)
+    assert difference(track(tracker, prompts, frames), stacked) <= TOLERANCE
+
+
+@torch.no_grad()
+def test_release_does_not_look_ahead(prompts, frames):
+    """The masks of a video's beginning do not change when the rest is cut away: nothing waits for the end."""
+    tracker = make_tracker("release")
+    # From 16 frames on the number of frames plays no part; below, it limits how many pointers are remembered
+    whole, cut = track(tracker, prompts, frames), track(tracker, prompts, frames[:6])
+    assert difference(cut[:, :5], whole[:, :5]) <= TOLERANCE
+
+
+def test_bfloat16_masks_are_those_of_float32(tracker, prompts, frames):
+    exact = track(tracker, prompts, frames) > 0
+    rounded = track(tracker.to(torch.bfloat16), prompts.bfloat16(), frames.bfloat16()) > 0
+    area = exact.float().mean((1, 2, 3))
+    assert ((area > 0.02) & (area < 0.98)).all(), area
+    union = (exact | rounded).flatten(1).sum(1)
+    iou = (exact & rounded).flatten(1).sum(1) / union
+    assert iou.min() >= LEAST_IOU, iou
