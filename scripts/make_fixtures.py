@@ -207,12 +207,12 @@ def make_ref_youtube_vos(out: Writer) -> None:
     # Mask keys are running numbers over the file: "10" comes before "2", "zebra" before "ant". Mask n begins at x = n
     zebra = {"frames": numbered(2), "expressions": {str(i): {"exp": f"zebra number {i}"} for i in range(11)}}
     ant = {"frames": numbered(2), "expressions": {"0": {"exp": "an ant"}, "1": {"exp": "the other ant"}}}
-    folder = "video_datas/rvos/meta_expressions/train"
-    out.json(f"{folder}/meta_expressions.json", {"videos": {"zebra": zebra, "ant": ant}})
+    path = "video_datas/rvos/meta_expressions/train/meta_expressions.json"
+    out.json(path, {"videos": {"zebra": zebra, "ant": ant}})
     masks = {str(key): [bytes_rle(key, 0, key + 4, 4), None] for key in range(13)}
     out.pickle("video_datas/rvos/ref_youtube_train_mask_dict.pkl", masks)
-    out.frames("video_datas/rvos/train/JPEGImages/zebra", jpegs(2))
-    out.frames("video_datas/rvos/train/JPEGImages/ant", jpegs(2))
+    for name in ("zebra", "ant"):
+        out.frames(f"video_datas/rvos/train/JPEGImages/{name}", jpegs(2))
 
 
 def make_ref_davis(out: Writer) -> None:
@@ -222,8 +222,8 @@ def make_ref_davis(out: Writer) -> None:
     folder = "video_datas/davis17"
     out.json(f"{folder}/meta_expressions/valid/meta_expressions.json", {"videos": {"dog": dog, "bear": bear}})
     out.pickle(f"{folder}/mask_dict.pkl", {str(key): [bytes_rle(key, 0, key + 4, 4)] * 2 for key in range(3)})
-    for name in ("dog", "bear"):
-        out.frames(f"{folder}/valid/JPEGImages/{name}", jpegs(2))
+    out.frames(f"{folder}/valid/JPEGImages/dog", jpegs(2))
+    out.frames(f"{folder}/valid/JPEGImages/bear", jpegs(2))
 
 
 def make_chat_univi(out: Writer) -> None:
@@ -260,10 +260,6 @@ def make_gcg(out: Writer) -> None:
     notes, images = "glamm_data/annotations", "glamm_data/images"
     for name in ("coco2017/train2017/p1", "coco2017/train2017/p2", "grandf/train/g1", "grandf/train/g2"):
         out.image(f"{images}/{name}.jpg")
-    for name in ("flickr30k/Flickr30K/1000", "flickr30k/Flickr30K/1001", "flickr30k/Flickr30K/1002"):
-        out.image(f"{images}/{name}.jpg", GREEN, 40, 40)
-    for number in (1, 2):
-        out.image(f"{images}/coco2014/train2014/COCO_train2014_{number:012d}.jpg", BLUE)
 
     def grounding(start: int, end: int, *masks: dict) -> dict:
         return {"token_positives": [start, end], "rle_masks": list(masks)}
@@ -283,6 +279,13 @@ def make_gcg(out: Writer) -> None:
         {"file_name": "g2.jpg", "caption": "Nothing here.", "groundings": {"Two cats": None}},
         {"file_name": "g2.jpg", "caption": "One cat.", "groundings": {"One cat": grounding(0, 7, rle(1, 1, 5, 5))}},
     ])  # fmt: skip
+
+
+def make_gcg_flickr_and_refcocog(out: Writer) -> None:
+    notes, images = "glamm_data/annotations", "glamm_data/images"
+    for number in (1, 2, 3):
+        out.image(f"{images}/flickr30k/Flickr30K/{999 + number}.jpg", GREEN, 40, 40)
+        out.image(f"{images}/coco2014/train2014/COCO_train2014_{number:012d}.jpg", BLUE)
     # Too short a caption, an ignored box, an empty box, two people for one phrase
     square = {"height": 40, "width": 40}
     flickr = {"images": [
@@ -402,12 +405,10 @@ def make_sama239k(out: Writer) -> None:
     out.json(f"{root}/sama239k_train_final.json", [mevis, lvvis, rvos, vidstg, sav])
 
     man = [rle(0, 0, 8, 12), None, *(rle(i, 0, i + 8, 12) for i in range(1, 5))]
-    dog = [rle(20, 12, 28, 20)] * 6
-    out.json(f"{root}/mevis_train_mask_dict.json", {"3": man, "4": dog})
+    out.json(f"{root}/mevis_train_mask_dict.json", {"3": man, "4": [rle(20, 12, 28, 20)] * 6})
     out.json(f"{root}/lvvis_train_mask_dict.json", {"5": [None, rle(2, 2, 10, 6)]})
     out.json(f"{root}/VidSTG_mask_dict_train_updated.json", {"0": [rle(i, i, i + 6, i + 6) for i in range(4)]})
-    # The last annotated frame has no entry
-    out.json(f"{root}/SAV_mask_dict_train.json", {"10": [rle(i, 0, i + 8, 8) for i in range(3)]})
+    out.json(f"{root}/SAV_mask_dict_train.json", {"10": [rle(i, 0, i + 8, 8) for i in range(3)]})  # of 4 frames
     out.pickle(f"{root}/ref_youtube_train_mask_dict.pkl", {"2": [bytes_rle(2, 0, 6, 4), None]})
     out.frames(f"{root}/mevis/train/JPEGImages/abc", jpegs(6))
     out.frames(f"{root}/lvvis/train/JPEGImages/00007", jpegs(2))
@@ -483,7 +484,7 @@ def make_json_lines(out: Writer) -> None:
 
 MAKERS = (
     make_refcoco, make_llava, make_mevis, make_revos, make_ref_youtube_vos, make_ref_davis, make_chat_univi,
-    make_ref_sav, make_gcg, make_osprey, make_sama239k, make_sama_bench, make_json_lines,
+    make_ref_sav, make_gcg, make_gcg_flickr_and_refcocog, make_osprey, make_sama239k, make_sama_bench, make_json_lines,
 )  # fmt: skip
 
 
@@ -491,8 +492,8 @@ def main() -> None:
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER
     for make in MAKERS:
         make(Writer(folder))
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    print(f"{len(files)} files, {sum(path.stat().st_size for path in files) / 1e6:.2f} MB in {folder}")
+    sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
+    print(f"{len(sizes)} files, {sum(sizes) / 1e6:.2f} MB in {folder}")
 
 
 if __name__ == "__main__":
