@@ -46,7 +46,8 @@ ROOMS = (
     | {"scripts": EVERYTHING_BELOW | {"scripts"}}  # the converter is several files
     | {"demo": EVERYTHING_BELOW | {"demo_cli"}, "demo_cli": set()}
     | {"tests": EVERYTHING_BELOW | ENTRY_POINTS | {"demo_cli", "scripts"}}
-    | {"data": {"data"}, "metrics": set(), "benchmarks": {"data", "metrics", "benchmarks"}, "__init__": set()}
+    | {"data": {"data", "video_sama"}, "metrics": set(), "benchmarks": {"data", "metrics", "benchmarks"}}
+    | {"__init__": set()}
 )
 REMOTE_LIBRARIES = {"torch", "numpy", "PIL", "transformers"} | set(sys.stdlib_module_names)
 OPTIONAL_LIBRARIES = {"decord", "av"}  # inside try only
@@ -123,7 +124,8 @@ def import_arrows(file: File) -> list[str]:
     for module, level, line, _ in imports(file):
         parts = module.split(".")
         if level:
-            target = parts[0] if "/" not in file.path or level > 1 else file.room
+            folders = file.path.split("/")[:-1]
+            target = [*folders[: len(folders) - level + 1], *parts][0]
         elif parts[0] == "sama":
             target = parts[1] if len(parts) > 1 else "sama"
         else:
@@ -206,6 +208,7 @@ BAD_SNIPPETS = [
     (import_arrows, "train.py", "import sama.scripts.make_tiny"),
     (import_arrows, "metrics/jf.py", "from sama import data"),
     (import_arrows, "data/masks.py", "from ..modeling_sama import SamaModel"),
+    (import_arrows, "data/readers/llava.py", "from ...processing_sama import SamaProcessor"),
     (import_arrows, "utils.py", "x = 1"),
     (remote_code_imports, "modeling_sama.py", "import tqdm"),
     (remote_code_imports, "video_sama.py", "import decord"),
@@ -231,6 +234,7 @@ BAD_SNIPPETS = [
 GOOD_SNIPPETS = [
     ("modeling_sama.py", "from .configuration_sama import SamaConfig\nimport torch\nimport torch.nn.functional as F"),
     ("video_sama.py", "try:\n    import decord\nexcept ImportError:\n    decord = None"),
+    ("data/readers/llava.py", "from ..masks import union\nfrom .streams import stream_list"),
     ("video_sama.py", "def f(self, a, b, c, d, e, f, g): ...\n" + "def g():\n" + "    x = 1\n" * 79),
     ("modeling_sama.py", "class M:\n    def forward(self, a, b, c, d, e, f, g, h, i): ...\n" + "\n" * 890),
     ("configuration_sama.py", "class SamaConfig:\n    def __init__(self, a, b, c, d, e, f, g, h, i): ..."),

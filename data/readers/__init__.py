@@ -1,0 +1,42 @@
+"""
+One reader for every format of annotation file: `READERS[format](files, root, options)` yields records.
+
+`files` and `options` are what a catalogue entry says, `root` is the data root. A reader draws nothing at random, and
+gives the same records in the same order every time.
+"""
+
+from collections.abc import Callable
+
+from .chat_univi import read_chat_univi
+from .gcg import read_gcg
+from .gcg_flickr import read_gcg_flickr
+from .gcg_refcocog import read_gcg_refcocog
+from .json_lines import read_json_lines
+from .llava import read_llava
+from .mask_stores import read_mask_store
+from .osprey import read_osprey
+from .ref_sav import read_ref_sav
+from .refcoco import read_refcoco
+from .referring_video import read_referring_video
+from .sama239k import read_sama239k_conversation, read_sama239k_description
+from .sama_bench import read_sama_bench_c, read_sama_bench_g
+
+
+READERS: dict[str, Callable] = {
+    "refcoco": read_refcoco,
+    "llava": read_llava,
+    "referring_video": read_referring_video,
+    "ref_sav": read_ref_sav,
+    "chat_univi": read_chat_univi,
+    "gcg": read_gcg,
+    "gcg_flickr": read_gcg_flickr,
+    "gcg_refcocog": read_gcg_refcocog,
+    "osprey": read_osprey,
+    "sama239k_conversation": read_sama239k_conversation,
+    "sama239k_description": read_sama239k_description,
+    "sama_bench_g": read_sama_bench_g,
+    "sama_bench_c": read_sama_bench_c,
+    "json_lines": read_json_lines,
+}
+
+__all__ = ["READERS", "read_mask_store"]

@@ -1,0 +1,96 @@
+"""The videos of SAMA-239K and SAMA-Bench: their frames, the mask file they belong to, and the objects of a record."""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from ..frames import ANNOTATED_STRIDE, VIDEO_SUFFIXES, frame_name
+from ..records import DataError, expect, take
+from .grounded_dialogue import Round
+from .reading import Reading
+
+
+# Word in the path of the video -> its mask file under `files`; the first that fits counts
+STORES = {
+    "mevis": "mevis_masks",
+    "lvvis": "lvvis_masks",
+    "ref_youtube_vos": "ref_youtube_vos_masks",
+    "VidSTG": "vidstg_masks",
+    "sav": "sav_masks",
+}
+NO_MASK = -1  # in anno_map: an object without masks
+OBJECT_NUMBER = re.compile(r"obj(\d+)")
+
+
+@dataclass(frozen=True)
+class AnnotatedVideo:
+    """
+    Attributes:
+        visual (`dict`): The record's video.
+        store (`str`): Key of its mask file.
+        keys (`list`): Key in that file of each object, or `None`.
+        fit (`bool`): Whether masks may end before the frames do or have another size.
+    """
+
+    visual: dict
+    store: str
+    keys: list[str | None]
+    fit: bool
+
+    def objects(self, names: list[str]) -> dict:
+        """The record's objects; a name "3+4" is the union of "3" and "4"."""
+        single = [key for name in names for key in name.split("+")]
+        fit = {"fit": True} if self.fit else {}
+        unions = {name: {"union": name.split("+")} for name in names if "+" in name}
+        return {key: {"store": self.store, "key": key, **fit} for key in single} | unions
+
+
+def annotated_video(reading: Reading, item: Mapping, fit: bool = False) -> AnnotatedVideo:
+    """Frames and mask keys of a video of SAMA-239K or SAMA-Bench."""
+    name = take(item, "video", str)
+    store = next((store for word, store in STORES.items() if word in name), None)
+    if store is None:
+        raise DataError(f"{name!r} belongs to none of {', '.join(STORES)}", field="video")
+    if store not in reading.files:
+        raise DataError(f"{name!r} needs the mask file {store!r}, which the catalogue does not name", field="video")
+    anno_map = enumerate(take(item, "anno_map", list))
+    keys = [expect(key, (int, str), f"anno_map[{position}]") for position, key in anno_map]
+    is_file = PurePosixPath(name).suffix in VIDEO_SUFFIXES
+    visual = {"path": reading.media(name, "video"), "frames": None, "stride": ANNOTATED_STRIDE if is_file else 1}
+    if not is_file:
+        # In the file's own order: VidSTG's names are not padded with zeros and must not be sorted
+        visual["frames"] = [frame_name(entry, f"frames[{i}]") for i, entry in enumerate(take(item, "frames", list))]
+    return AnnotatedVideo(
+        visual, store, [None if str(key) == str(NO_MASK) else str(key) for key in keys], fit or is_file
+    )
+
+
+def described_objects(reading: Reading, item: Mapping, keys: list) -> Iterator[tuple[str, str, str]]:
+    """Key in `description`, object name and text of each description, in the file's order."""
+    for key, words in take(item, "description", dict, default={}).items():
+        field = f"description.{key}"
+        found = OBJECT_NUMBER.search(key)
+        if not found or int(found[1]) >= len(keys):
+            raise DataError(f"is about none of the {len(keys)} objects of anno_map", field=field)
+        description = expect(words, str, field).strip()
+        if keys[int(found[1])] is None:
+            reading.drop("descriptions of objects without masks")
+        elif not description:
+            reading.drop("empty descriptions")
+        else:
+            yield key, keys[int(found[1])], description
+
+
+def dialogue_record(reading: Reading, name: str, video: AnnotatedVideo, rounds: list[Round]) -> dict:
+    """A record of some rounds of one video."""
+    used = [key for one in rounds for key in (*one.regions, *one.targets)]
+    return {
+        "id": f"{reading.source}/{name}",
+        "source": reading.source,
+        "video": dict(video.visual),
+        "objects": video.objects(list(dict.fromkeys(used))),
+        "messages": [message for one in rounds for message in (one.question, one.answer)],
+        "layout": "sama_conversation",
+        "region_shape": "box",
+    }

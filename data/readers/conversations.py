@@ -1,0 +1,45 @@
+"""Rounds of a conversation as LLaVA, ChatUniVi and Osprey write them: {"from": "human" or "gpt", "value": text}."""
+
+import re
+from collections.abc import Iterator
+
+from ..records import DataError, expect, take
+from .reading import Reading
+
+
+# The place of the picture in a question. Where it stands the renderer decides, so the newline beside it goes too.
+VISUAL_TAG = re.compile(r"(?:<image>|<video>)\n|\n(?:<image>|<video>)|<image>|<video>")
+ODD_MESSAGE = "last messages without an answer"
+
+
+def rounds_of(messages: list, reading: Reading, skip_first_answers: bool = False) -> Iterator[tuple[str, str, int]]:
+    """
+    Question, answer and the position of the question, for each round; both stripped, the question without the tags of
+    the picture. Newlines inside stay.
+
+    Args:
+        messages (`list`): As the file holds them; they are not changed.
+        reading ([`Reading`]): Counts a last question without an answer, which is left out.
+        skip_first_answers (`bool`): Whether answers before the first question are passed over (LLaVA).
+    """
+    start = 0
+    roles = [take(expect(message, dict, _at(i)), "from", str, at=_at(i)) for i, message in enumerate(messages)]
+    while skip_first_answers and start < len(roles) and roles[start] == "gpt":
+        start += 1
+    if (len(messages) - start) % 2:
+        reading.drop(ODD_MESSAGE)
+    for position in range(start, len(messages) - 1, 2):
+        for offset, expected in enumerate(("human", "gpt")):
+            if roles[position + offset] != expected:
+                found = roles[position + offset]
+                raise DataError(f"is {found!r} where {expected!r} is expected", field=f"{_at(position + offset)}.from")
+        question, answer = (take(messages[i], "value", str, at=_at(i)) for i in (position, position + 1))
+        yield without_visual_tags(question).strip(), answer.strip(), position
+
+
+def without_visual_tags(question: str) -> str:
+    return VISUAL_TAG.sub("", question)
+
+
+def _at(position: int) -> str:
+    return f"conversations[{position}]"

@@ -1,0 +1,88 @@
+"""Captions with grounded spans (GLaMM's GCG): phrases found, overlaps trimmed, and the record of an image."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from ..masks import to_rle
+from ..records import DataError
+from .reading import Reading, assistant, grounded, text, user
+
+
+Span = tuple[int, int]
+
+
+def tidy(caption: str) -> str:
+    return caption.strip().strip('"').strip()
+
+
+def checked_span(positions: list, caption: str, field: str) -> tuple[int, int]:
+    """A span from [start, end] or from a list of one such pair."""
+    pair = positions[0] if len(positions) == 1 else positions
+    if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(number, int) for number in pair):
+        raise DataError(f"is {positions!r} where [start, end] is expected", field=field)
+    start, end = pair
+    if not 0 <= start < end <= len(caption):
+        raise DataError(f"[{start}, {end}] lies outside a caption of {len(caption)} characters", field=field)
+    return start, end
+
+
+def find_phrase(caption: str, phrase: str) -> Span | None:
+    """The first place where the phrase stands as whole words, in whatever case."""
+    pattern = r"\s+".join(re.escape(word) for word in phrase.split())
+    found = re.search(rf"(?<!\w){pattern}(?!\w)", caption, re.IGNORECASE) if pattern else None
+    return found.span() if found else None
+
+
+def trim_overlaps(caption: str, spans: Iterable[Span]) -> dict[Span, Span | None]:
+    """
+    For each span what is left of it so that none overlap: the earlier one ends where the next begins; of two that
+    begin together the longer one begins behind the shorter. `None` if no word is left.
+    """
+    kept: dict[Span, Span | None] = {}
+    ordered = sorted(set(spans))
+    position = 0
+    for index, (start, end) in enumerate(ordered):
+        later = [other for other, _ in ordered[index + 1 :] if other > start]
+        left, right = max(start, position), min([end, *later[:1]])
+        words = caption[left:right]
+        left, right = left + len(words) - len(words.lstrip()), right - len(words) + len(words.rstrip())
+        kept[start, end] = (left, right) if any(map(str.isalnum, words)) else None
+        position = max(position, right)
+    return kept
+
+
+def grounded_parts(caption: str, names_at: Mapping[Span, Sequence[str]]) -> list[dict]:
+    """The caption as text and grounded parts. Spans must not overlap; objects that share one share its phrase."""
+    parts, position = [], 0
+    for (start, end), names in sorted(names_at.items()):
+        parts += [text(caption[position:start]), grounded(caption[start:end], list(names))]
+        position = end
+    parts.append(text(caption[position:]))
+    return [part for part in parts if part["text"]]
+
+
+def caption_record(reading: Reading, index: int, name: str, caption: str, found: list, size) -> Iterator[dict]:
+    """`found`: span, mask in whatever form, and field of each grounded phrase."""
+    kept = trim_overlaps(caption, [span for span, _, _ in found])
+    objects, names_at = {}, {}
+    for span, mask, field in found:
+        try:
+            code = to_rle(mask, size)
+        except (ValueError, TypeError) as error:
+            raise DataError(str(error), field=field) from error
+        if kept[span] is None or code is None:
+            reading.drop("phrases inside other phrases" if code is not None else "phrases without a mask")
+            continue
+        objects[str(len(objects))] = {"masks": [code]}
+        names_at.setdefault(kept[span], []).append(str(len(objects) - 1))
+    if not objects:
+        reading.drop("captions without a mask")
+        return
+    yield {
+        "id": f"{reading.source}/{index}",
+        "source": reading.source,
+        "image": {"path": reading.media(name, "file_name")},
+        "objects": objects,
+        "messages": [user([], templates="caption_image"), assistant(grounded_parts(caption, names_at))],
+        "layout": "gcg",
+    }

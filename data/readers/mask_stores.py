@@ -1,0 +1,40 @@
+"""Mask files: key -> one mask a frame. MeViS, ReVOS, LV-VIS, SA-V and VidSTG as JSON, the others as pickle."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..masks import to_rle
+from ..pickles import load_plain_pickle
+from ..records import DataError, expect
+from .streams import stream_object
+
+
+def read_mask_store(path: Path) -> Iterator[tuple[str, list[dict | None]]]:
+    """
+    Key and masks of each object of a mask file, as compressed run-length codes or `None`, in the file's order.
+
+    JSON is read as a stream: no more than one object is in memory. A pickle cannot be read so; it is in memory whole.
+    Codes are brought into one form, not decoded: [`masks.decode_rle`] finds the damaged ones.
+    """
+    for key, value in _pickled(path) if path.suffix in (".pkl", ".p", ".pickle") else stream_object(path):
+        # SAMA-Bench keeps the whole LV-VIS annotation around its masks
+        masks = value.get("segmentations") if isinstance(value, dict) else value
+        try:
+            entries = enumerate(expect(masks, list, "segmentations" if isinstance(value, dict) else ""))
+            yield str(key), [_compact(entry, position) for position, entry in entries]
+        except DataError as error:
+            raise error.within(file=path, index=key) from error
+
+
+def _compact(entry, position: int) -> dict | None:
+    try:
+        return to_rle(entry, check=False)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise DataError(str(error), field=f"[{position}]") from error
+
+
+def _pickled(path: Path) -> Iterator[tuple]:
+    content = load_plain_pickle(path)
+    if not isinstance(content, dict):
+        raise DataError(f"holds {type(content).__name__} where a dictionary of masks is expected", file=path)
+    yield from content.items()

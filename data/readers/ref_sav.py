@@ -1,0 +1,87 @@
+"""Ref-SAV: long descriptions of objects in SA-V videos, whose masks lie in one JSON file a video."""
+
+import json
+from collections.abc import Iterator, Mapping
+
+from ..frames import ANNOTATED_STRIDE, safe_path
+from ..masks import to_rle
+from ..records import DataError, expect, take
+from .reading import Reading, assistant, grounded, text, user
+from .streams import stream_object
+
+
+CAPTIONS = ("long", "short")
+
+
+def read_ref_sav(files: Mapping, root, options: Mapping | None = None) -> Iterator[dict]:
+    """
+    One record a video, its objects as turns. Files: annotations, media (folder of SA-V videos and mask files). Option
+    `captions`: "long" (the one description, as the release trains) or "short" (several phrases an object).
+    """
+    reading = Reading(files, root, options, "ref_sav", ["annotations", "media"], captions="long")
+    if reading.options["captions"] not in CAPTIONS:
+        found = reading.options["captions"]
+        raise DataError(f"is {found!r}, expected long or short", source=reading.source, field="captions")
+    path = reading.path("annotations")
+    yield from reading.convert(stream_object(path), lambda name, item: _read_video(reading, name, item), path)
+
+
+def _read_video(reading: Reading, name: str, item: Mapping) -> Iterator[dict]:
+    # The published paths begin with a folder that the published archives do not have
+    video, masks = (take(item, key, str).partition("/")[2] for key in ("video_path", "anno_path"))
+    masklet = _read_masklet(reading, masks)
+    objects, messages = {}, []
+    for key, about in take(item, "objects", dict).items():
+        field = f"objects.{key}"
+        objects[key] = {"masks": _channel(masklet, key, field)}
+        if reading.options["captions"] == "long":
+            captions, templates = [take(about, "formated", str, at=field)], "segment_described"
+        else:
+            captions, templates = take(about, "short_caps", list, at=field), "segment_video"
+        for position, caption in enumerate(captions):
+            words = expect(caption, str, f"{field}.short_caps[{position}]")
+            messages.append(user([text(words)], templates=templates))
+            messages.append(assistant([grounded("", [key])], templates="segment_answer"))
+    if not messages:
+        reading.drop("videos without a described object")
+        return
+    yield {
+        "id": f"{reading.source}/{name}",
+        "source": reading.source,
+        "video": {
+            "path": reading.media(video, "video_path"),
+            "frames": None,
+            "stride": ANNOTATED_STRIDE,
+            "num_frames": len(masklet),
+        },
+        "objects": objects,
+        "messages": messages,
+        "sampling": {"turns": 5, "replace": True, "unit": "object"},
+        "layout": "referring_video",
+    }
+
+
+def _read_masklet(reading: Reading, name: str) -> list[list]:
+    """Masks by annotated frame, then by object."""
+    path = safe_path(reading.root, reading.media(name, "anno_path"), reading.trusted, "anno_path")
+    try:
+        with open(path, encoding="utf-8") as file:
+            masklet = take(json.load(file), "masklet", list)
+        return [expect(frame, list, f"masklet[{position}]") for position, frame in enumerate(masklet)]
+    except DataError as error:
+        raise error.within(field="anno_path") from error
+    except FileNotFoundError:
+        raise DataError(f"there is no file '{path}'", field="anno_path") from None
+    except ValueError as error:
+        raise DataError(f"'{path}' is cut or is not JSON ({error})", field="anno_path") from error
+
+
+def _channel(masklet: list[list], key: str, field: str) -> list[dict | None]:
+    """The masks of object `key`, which counts the codes of a frame."""
+    if not key.isdecimal() or any(int(key) >= len(frame) for frame in masklet):
+        fewest = min(map(len, masklet), default=0)
+        raise DataError(f"the mask file has no object {key!r} in every frame, but {fewest} objects", field=field)
+    try:
+        return [to_rle(frame[int(key)]) for frame in masklet]
+    except (ValueError, TypeError) as error:
+        raise DataError(str(error), field=f"{field}.masklet") from error

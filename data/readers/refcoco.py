@@ -1,0 +1,73 @@
+"""RefCOCO, RefCOCO+ and RefCOCOg: COCO's `instances.json`, and a pickled list of sentences about its instances."""
+
+from collections.abc import Iterator, Mapping
+
+from ..masks import to_rle
+from ..pickles import load_plain_pickle
+from ..records import DataError, expect, take
+from .reading import Reading, assistant, grounded, text, user
+from .streams import stream_list
+
+
+def read_refcoco(files: Mapping, root, options: Mapping | None = None) -> Iterator[dict]:
+    """
+    One record an image, all sentences about all its objects as turns. Files: instances, refs, media (folder of
+    images). Option `split`: "train", "val", "testA", "testB"; "test" is the last two together.
+
+    The release draws one sentence an object when the program starts, and five objects with replacement for a sample.
+    """
+    reading = Reading(files, root, options, "refcoco", ["instances", "refs", "media"], split="train")
+    by_image: dict[int, list] = {}
+    refs, instances = reading.path("refs"), reading.path("instances")
+    with reading.about(refs):
+        entries = expect(load_plain_pickle(refs), list, "")
+    for index, ref in enumerate(entries):
+        with reading.about(refs, index):
+            if reading.options["split"] in take(ref, "split", str):
+                by_image.setdefault(take(ref, "image_id", int), []).append((index, ref))
+    polygons, images = {}, {}
+    for key, wanted, found in (("annotations", "image_id", polygons), ("images", "id", images)):
+        with reading.about(instances):
+            for index, item in stream_list(instances, key):
+                with reading.about(instances, f"{key}[{index}]"):
+                    if take(item, wanted, int) in by_image:
+                        found[take(item, "id", int)] = item
+    yield from reading.convert(
+        by_image.items(), lambda image_id, group: _read_image(reading, images.get(image_id), group, polygons), refs
+    )
+
+
+def _read_image(reading: Reading, image: Mapping | None, refs: list, polygons: Mapping) -> Iterator[dict]:
+    if image is None:
+        raise DataError(f"is not among the images of {reading.files['instances']}", field="image_id")
+    size = take(image, "height", int), take(image, "width", int)
+    objects, messages = {}, []
+    for index, ref in refs:
+        ann_id, field = take(ref, "ann_id", int), f"refs[{index}]"
+        if ann_id not in polygons:
+            raise DataError(f"{ann_id} is not among the annotations of the image", field=f"{field}.ann_id")
+        segmentation = take(polygons[ann_id], "segmentation", (list, dict), at=f"annotations.{ann_id}")
+        try:
+            objects[str(ann_id)] = {"masks": [to_rle(segmentation, size)]}
+        except (ValueError, TypeError) as error:
+            raise DataError(str(error), field=f"annotations.{ann_id}.segmentation") from error
+        for position, sentence in enumerate(take(ref, "sentences", list, at=field)):
+            raw = take(sentence, "raw", str, at=f"{field}.sentences[{position}]")
+            phrase = raw.lower().strip().removesuffix(".").strip()
+            if not phrase:
+                reading.drop("empty sentences")
+                continue
+            messages.append(user([text(phrase)], templates="segment_image", info={"sentence": raw}))
+            messages.append(assistant([grounded("", [str(ann_id)])], templates="segment_answer"))
+    if not messages:
+        reading.drop("images without a sentence")
+        return
+    yield {
+        "id": f"{reading.source}/{image['id']}",
+        "source": reading.source,
+        "image": {"path": reading.media(take(image, "file_name", str), "file_name")},
+        "objects": objects,
+        "messages": messages,
+        "sampling": {"turns": 5, "replace": True, "unit": "object"},
+        "layout": "refcoco",
+    }
