@@ -10,7 +10,9 @@ from PIL import Image
 
 BACKGROUNDS = ("texture", "photo", "mixed")
 # Photographs of scikit-image's own package that are free of rights; NOTICE names their makers
-PHOTOS = ("astronaut.png", "brick.png", "camera.png", "chelsea.png", "coffee.png", "grass.png", "gravel.png", "rocket.jpg")  # fmt: skip
+PHOTOS = (
+    "astronaut.png", "brick.png", "camera.png", "chelsea.png", "coffee.png", "grass.png", "gravel.png", "rocket.jpg",
+)  # fmt: skip
 DARKEST, BRIGHTEST = 66.0, 176.0  # white, black and every colour stand out from what lies between
 
 

@@ -1,4 +1,4 @@
-"""One clip of toy world: who plays in it, where everything starts, how it is drawn, what can be seen and what happens."""
+"""One clip of toy world: who plays in it, where everything starts, how it is drawn, what is seen and what happens."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -41,8 +41,8 @@ class ToySettings:
         height, width (`int`): Of a frame.
         speed (`float`): Factor on the length of all ways, from 0.5 to 1.6.
         background (`str`): "texture", "photo" or "mixed"; see [`draw_background`].
-        split (`str`): "train"; "val": other clips of the same kinds; "unseen": colours and shapes in pairs that no clip
-            of the other two shows.
+        split (`str`): "train"; "val": other clips of the same kinds; "unseen": colours and shapes in pairs that no
+            clip of the other two shows.
         tasks (`dict[str, float]`): How often each task comes, in any unit; see `toy_tasks.TASKS`. A task that is not
             named does not come.
     """
@@ -127,13 +127,15 @@ class Clip:
         self.clear = enough & starts_clear & (self.areas.max(axis=1) >= 12)
         self.at_start, self.at_end = share[:, 0] >= SEEN_SHARE, share[:, -1] >= SEEN_SHARE
 
+        self.covered = (self.seen == 0) & present
+
     @property
     def num_frames(self) -> int:
         return self.masks.shape[1]
 
     def visible_again(self, place: int) -> bool:
         """Whether a thing is hidden completely at some time and seen at the end."""
-        return bool((self.seen[place] == 0).any() and self.at_start[place] and self.at_end[place])
+        return bool(self.covered[place].any() and self.at_start[place] and self.at_end[place])
 
 
 def looks(split: str) -> Sequence[tuple[str, str]]:
@@ -141,20 +143,22 @@ def looks(split: str) -> Sequence[tuple[str, str]]:
     return UNSEEN_PAIRS if split == "unseen" else SEEN_PAIRS
 
 
-def cast(settings: ToySettings, wish: Wish, number: int, rng: np.random.Generator) -> list[Thing]:
-    """The things of a clip with their looks and motions, without places."""
-    pairs = wish.pairs or [looks(settings.split)[i] for i in rng.choice(len(looks(settings.split)), number, False)]
-    motions = wish.motions
-    paired = False
+def draw_motions(wish: Wish, number: int, rng: np.random.Generator) -> tuple[list[str], bool]:
+    """The motions of a clip, and whether its first thing has a large neighbour that it could hide behind."""
     if wish.rest:
-        motions = ["still"] * number
-    elif motions is None:
-        motions = [ALONE[i] for i in rng.integers(len(ALONE), size=number)]
-        focus = rng.integers(len(MOTIONS) if number > 1 else len(ALONE))
-        motions[0] = (*ALONE, "hide")[focus]
-        hides = motions[0] == "hide"
-        # As often as a thing hides, one has the same neighbour and does something else
-        paired = hides or (number > 1 and rng.random() < 1 / len(ALONE))
+        return ["still"] * number, False
+    if wish.motions is not None:
+        return wish.motions, False
+    motions = [ALONE[i] for i in rng.integers(len(ALONE), size=number)]
+    motions[0] = (*ALONE, "hide")[rng.integers(len(MOTIONS) if number > 1 else len(ALONE))]
+    # As often as a thing hides, one has the same neighbour and does something else
+    return motions, motions[0] == "hide" or (number > 1 and rng.random() < 1 / len(ALONE))
+
+
+def cast(settings: ToySettings, wish: Wish, motions: list[str], paired: bool, rng) -> list[Thing]:
+    """The things of a clip, with their looks and the manner of their motions, without places."""
+    pool = looks(settings.split)
+    pairs = wish.pairs or [pool[i] for i in rng.choice(len(pool), len(motions), False)]
     things = [
         Thing(shape, colour, _draw_size(motion, rng), PATTERNS[rng.integers(len(PATTERNS))], motion=motion)
         for (colour, shape), motion in zip(pairs, motions, strict=True)
@@ -172,8 +176,9 @@ def cast(settings: ToySettings, wish: Wish, number: int, rng: np.random.Generato
     for thing in things:
         _draw_manner(thing, settings.speed, rng)
     if paired:
-        things[1].scale, things[1].depth = HELPER_GROWTH, 0.0
-        things[0].scale, things[0].depth = min(things[0].scale, 1.0), 1.0
+        things[1].scale, things[1].depth = HELPER_GROWTH, 0.5
+        # In front if it does not hide: it must not be hidden on its way either
+        things[0].scale, things[0].depth = min(things[0].scale, 1.0), 1.0 if things[0].motion == "hide" else 0.0
     return things
 
 
@@ -311,8 +316,8 @@ def _overlap(left: int, top: int, side: int, size: tuple[int, int]) -> tuple[tup
 
 def events(clip: Clip) -> list[dict]:
     """
-    What happens, in order of time: `{"thing", "kind", "first", "last"}` with frame numbers, ends included. Kinds are the
-    motions, and "hidden" for every stretch in which a thing that is there is completely covered by others ("by" names
+    What happens, in order of time: `{"thing", "kind", "first", "last"}` with frame numbers, ends included. Kinds are
+    the motions, "hidden" for every stretch in which a thing that is there is completely covered by others ("by" names
     what is in front where a thing hides on purpose), "stops" for the rest of a thing that stops, "first seen", "gone".
     """
     found = []
@@ -335,8 +340,7 @@ def events(clip: Clip) -> list[dict]:
 
 
 def _hidden_stretches(clip: Clip, index: int) -> list[dict]:
-    covered = (clip.seen[index] == 0) & clip.tracks[index].present
-    steps = np.flatnonzero(np.diff(np.concatenate(([0], covered, [0]))))
+    steps = np.flatnonzero(np.diff(np.concatenate(([0], clip.covered[index], [0]))))
     found = []
     for first, end in zip(steps[::2].tolist(), steps[1::2].tolist(), strict=True):
         event = {"thing": index, "kind": "hidden", "first": first, "last": end - 1}
@@ -348,16 +352,16 @@ def _hidden_stretches(clip: Clip, index: int) -> list[dict]:
 
 def stage(settings: ToySettings, wish: Wish, number: int, num_frames: int, rng: np.random.Generator) -> Iterator[Clip]:
     """
-    Clips without frames for a wish, one after the other until the caller has one that serves. All have the same cast, so
-    that looking for a good one does not prefer any answer; only a cast that fits nowhere is given up.
+    Clips without frames for a wish, one after the other until the caller has one that serves. All have the motions and
+    the number of things that were drawn first, so that looking for a good clip does not prefer any of them.
     """
+    motions, paired = draw_motions(wish, number, rng)
     margin = 0.15 if wish.rest else start_margin(settings.speed)
-    for _ in range(40):
-        things = cast(settings, wish, number, rng)
-        for _ in range(12):
-            place(things, margin, rng)
-            clip = draw(things, num_frames, (settings.height, settings.width), None)
-            hidden = all(clip.visible_again(i) for i, thing in enumerate(things) if thing.motion == "hide")
-            if hidden and clip.clear[0]:
-                yield clip
+    for _ in range(400):
+        things = cast(settings, wish, motions, paired, rng)
+        place(things, margin, rng)
+        clip = draw(things, num_frames, (settings.height, settings.width), None)
+        hidden = all(clip.visible_again(i) for i, thing in enumerate(things) if thing.motion == "hide")
+        if hidden and clip.clear[0]:
+            yield clip
     raise ValueError(f"no clip of {number} things fits these settings: {settings}. Fewer things or a lower speed help")

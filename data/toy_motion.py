@@ -91,6 +91,13 @@ class Thing:
         """Whether one size word is true of it for the whole clip."""
         return self.motion not in SIZES_OF
 
+    @property
+    def seems(self) -> set[str]:
+        """Motions that a person might say it shows; more than one where it goes somewhere in a manner of its own."""
+        if self.motion == "hide":
+            return {"hide", *DIRECTIONS}
+        return {self.motion, self.direction} if self.motion in ("zigzag", "stop", "leave") else {self.motion}
+
 
 class Track(NamedTuple):
     """Where a thing is: centres `(num_frames, 2)` as x and y, diameters and presence `(num_frames,)`."""

@@ -1,9 +1,9 @@
 """
 Questions about a clip of toy world, with answers that are true and cannot be guessed.
 
-Answers are balanced where a question is made, never by throwing samples away: a subject is drawn without looking at the
-answer, or, where there are two answers, the answer is drawn first among those the clip can give and only if it can give
-both. What an earlier turn has told about a thing is not asked again.
+Answers are balanced where a question is made, never by throwing samples away: a subject is drawn without looking at
+the answer, or, where there are two answers, the answer is drawn first and only if the clip can give both. What an
+earlier turn has told about a thing is not asked again.
 """
 
 from dataclasses import dataclass, field
@@ -71,7 +71,7 @@ class Scene:
         return options[self.rng.integers(len(options))]
 
     def fair(self, *aspects: str, helpers: bool = False) -> list[int]:
-        """Things that may be asked about: well seen, and with none of these aspects told. Helpers look as they must."""
+        """Things to ask about: well seen, and with none of these aspects told. A helper's look is fixed."""
         return [
             i
             for i, thing in enumerate(self.things)
@@ -173,7 +173,12 @@ def ask_motion(scene: Scene) -> Turn | None:
         return scene.turn("motion", slots, answer, choices, tells)
     other = scene.things[i].behind
     slots["other"] = scene.say(other, scene.called(other))
-    return scene.turn("motion", slots, answer, choices, tells | known([other], *NAMED), words="hiding")
+    return scene.turn("motion", slots, answer, choices, tells | _hiding_tells(i, other), words="hiding")
+
+
+def _hiding_tells(i: int, other: int) -> set[tuple[int, str]]:
+    """What hides something is larger, and its name is given."""
+    return known([i, other], "size") | known([other], *NAMED)
 
 
 def ask_check_motion(scene: Scene) -> Turn | None:
@@ -182,7 +187,7 @@ def ask_check_motion(scene: Scene) -> Turn | None:
         return None
     i, answer = scene.pick(places), scene.pick(YES_NO)
     truth = scene.things[i].motion
-    named = truth if answer == "yes" else scene.pick([motion for motion in ALONE if motion != truth])
+    named = truth if answer == "yes" else scene.pick([name for name in ALONE if name not in scene.things[i].seems])
     slots = {"a": scene.subject(i), "motion": MOTIONS[named].base, "moves": MOTIONS[named].third}
     slots |= {"name": scene.say(i, scene.called(i)), "truth": MOTIONS[truth].third}
     return scene.turn("check_motion", slots, answer, YES_NO, known([i], "motion", *NAMED))
@@ -245,7 +250,7 @@ def ask_hides_behind(scene: Scene) -> Turn | None:
     hides = scene.things[a].motion == "hide"
     slots = _pair_slots(scene, a, b)
     truth = ["hides behind ", slots["other"]] if hides else MOTIONS[scene.things[a].motion].third
-    tells = known([a], "motion", *NAMED) | known([b], *NAMED)
+    tells = known([a], "motion", *NAMED) | _hiding_tells(a, b)
     return scene.turn("hides_behind", slots | {"truth": truth}, YES_NO[not hides], YES_NO, tells)
 
 
@@ -294,18 +299,22 @@ def _mover(scene: Scene, kind: str, aspect: str, choices: tuple[str, ...]) -> Tu
     """The look of the only thing with a motion."""
     if scene.still or not scene.clip.clear.all():
         return None
-    motions = [thing.motion for thing in scene.things]
     places = [
         i
         for i, thing in enumerate(scene.things)
-        if motions.count(thing.motion) == 1 and thing.role != "helper"
+        if thing.role != "helper"
         and not {(i, "motion"), (i, aspect)} & scene.told
-    ]  # fmt: skip
+        and not any(thing.motion in other.seems for other in scene.things if other is not thing)
+        and (thing.motion != "hide" or scene.clip.covered.any(axis=1).sum() == 1)
+    ]
     if not places:
         return None
     i = scene.pick(places)
     answer = scene.things[i].colour if aspect == "colour" else scene.things[i].shape
-    slots = {"motion": MOTIONS[motions[i]].third, "it": scene.say(i, "this thing" if scene.masks else "it")}
+    slots = {
+        "motion": MOTIONS[scene.things[i].motion].third,
+        "it": scene.say(i, "this thing" if scene.masks else "it"),
+    }
     return scene.turn(kind, slots, answer, choices, known([i], aspect, "motion"))
 
 
@@ -323,7 +332,8 @@ def ask_count(scene: Scene, aspect: str, value: str, most: int, least: int = 0) 
     answer before it would be a hint, and closes its aspect for the turns after it.
     """
     things = scene.things
-    if not scene.clip.clear.all():
+    doubtful = aspect == "motion" and any(value in thing.seems and value != thing.motion for thing in things)
+    if doubtful or not scene.clip.clear.all():
         return None
     values = {"all": [""] * len(things), "colour": [thing.colour for thing in things]}
     values |= {"shape": [thing.shape for thing in things], "motion": [thing.motion for thing in things]}

@@ -25,7 +25,7 @@ SIZES = {"small": 0.15, "medium": 0.225, "large": 0.335}  # diameter, in shares 
 OCCLUDERS = ("circle", "square", "heart")  # large ones cover a small thing completely
 PATTERNS = ("plain", "stripes", "dots", "checks", "shade")
 
-# Every shape goes without one colour in training and every colour without two shapes: three has an inverse modulo eight
+# Every shape goes without one colour in training and every colour without two shapes: 3 has an inverse modulo 8
 UNSEEN_PAIRS = tuple((tuple(COLOURS)[(3 * place + 1) % len(COLOURS)], shape) for place, shape in enumerate(SHAPES))
 SEEN_PAIRS = tuple((colour, shape) for colour in COLOURS for shape in SHAPES if (colour, shape) not in UNSEEN_PAIRS)
 

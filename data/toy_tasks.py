@@ -45,7 +45,8 @@ QA_KINDS = {
     ask_at_end: 1, ask_hides_behind: 1, ask_mover_colour: 2, ask_mover_shape: 2,
 }  # fmt: skip
 STILL_KINDS = {
-    ask_colour: 1, ask_shape: 1, ask_size: 1, ask_identity: 1, ask_beside: 1, ask_above: 1, ask_larger: 1, ask_refer: 3,
+    ask_colour: 1, ask_shape: 1, ask_size: 1, ask_identity: 1, ask_beside: 1, ask_above: 1, ask_larger: 1,
+    ask_refer: 3,
 }  # fmt: skip
 
 
@@ -201,7 +202,8 @@ def refer_motion(settings: ToySettings, rng: np.random.Generator) -> tuple[Clip,
     wish = Wish(pairs=[twin, twin, *others], motions=motions, same_size=True, same_pattern=True)
     order = rng.permutation(2)[: int(rng.integers(1, 3))].tolist()
     for clip in stage(settings, wish, number, num_frames, rng):
-        if clip.clear[:2].all():
+        twins = clip.things[:2]
+        if clip.clear[:2].all() and not twins[0].seems & twins[1].seems:
             return clip, [ask_refer_motion(Scene(clip, rng), i) for i in order]
 
 

@@ -24,8 +24,8 @@ __all__ = ["ToySample", "ToySettings", "ToyWorld", "encode_masks"]
 
 class ToySample(NamedTuple):
     """
-    Frames, uint8 of shape `(num_frames, height, width, 3)`; the record; the visible pixels of the record's objects, bool
-    of shape `(num_objects, num_frames, height, width)`, object "0" first.
+    Frames, uint8 of shape `(num_frames, height, width, 3)`; the record; the visible pixels of the record's objects,
+    bool of shape `(num_objects, num_frames, height, width)`, object "0" first.
     """
 
     frames: np.ndarray
