@@ -3,7 +3,8 @@ Questions about a clip of toy world, with answers that are true and cannot be gu
 
 Answers are balanced where a question is made, never by throwing samples away: a subject is drawn without looking at
 the answer, or, where there are two answers, the answer is drawn first and only if the clip can give both. What an
-earlier turn has told about a thing is not asked again.
+earlier turn has told about a thing is not asked again. A subject that does not suit is not replaced by one that does:
+that would tell something about the things that are left.
 """
 
 from dataclasses import dataclass, field
@@ -123,13 +124,17 @@ def _attribute(scene: Scene, kind: str, choices: tuple[str, ...]) -> Turn | None
     places = scene.fair(kind)
     if kind == "size":
         roles = {thing.role for thing in scene.things}
-        places = [i for i in places if scene.things[i].sized and not ("helper" in roles and scene.things[i].role)]
+        places = [i for i in places if not ("helper" in roles and scene.things[i].role)]
     if not places:
         return None
     i = scene.pick(places)
+    if kind == "size" and not scene.things[i].sized:
+        return None
     answer = {"colour": scene.things[i].colour, "shape": scene.things[i].shape, "size": scene.things[i].size}[kind]
     it = scene.say(i, "this thing" if scene.regions else "it")
     tells = {(i, kind)} | (set() if scene.regions else known([i], *NAMED))
+    if kind == "size":
+        tells.add((i, "motion"))  # only a thing that does not grow or shrink is asked for its size
     return scene.turn(kind, {"a": scene.subject(i), "it": it}, answer, choices, tells)
 
 
@@ -203,7 +208,9 @@ def _presence(scene: Scene, kind: str, motion: str, truths: tuple[str, str]) -> 
     answer = scene.pick(YES_NO)
     i = scene.pick(present if answer == "yes" else absent)
     slots = {"a": scene.subject(i), "name": scene.say(i, scene.called(i)), "truth": truths[YES_NO.index(answer)]}
-    return scene.turn(kind, slots, answer, YES_NO, known([i], "motion", *NAMED))
+    # That it is asked at all tells that some thing appears or leaves
+    tells = known(range(len(scene.things)), "motion") | known([i], *NAMED)
+    return scene.turn(kind, slots, answer, YES_NO, tells)
 
 
 def ask_at_start(scene: Scene) -> Turn | None:
@@ -255,20 +262,17 @@ def ask_hides_behind(scene: Scene) -> Turn | None:
 
 
 def _side(scene: Scene, kind: str, axis: int, choices: tuple[str, str]) -> Turn | None:
-    places = [i for i in scene.fair(kind, helpers=True) if scene.clip.at_start[i]]
+    places = scene.fair(kind, helpers=True)
     starts = {i: scene.things[i].start for i in places}
-    pairs = [
-        (i, j)
-        for i in places
-        for j in places
-        if abs(starts[i][axis] - starts[j][axis])
-        >= max(MIN_OFFSET, 0.5 * abs(starts[i][1 - axis] - starts[j][1 - axis]))
-    ]
-    if not pairs:
+    if len(places) < 2:
         return None
-    a, b = scene.pick(pairs)  # holds every pair in both directions
+    a, b = (places[i] for i in scene.rng.permutation(len(places))[:2])
+    offset, across = (abs(starts[a][one] - starts[b][one]) for one in (axis, 1 - axis))
+    if offset < max(MIN_OFFSET, 0.5 * across) or not scene.clip.at_start[[a, b]].all():
+        return None
     answer = choices[starts[a][axis] > starts[b][axis]]
-    return scene.turn(kind, _pair_slots(scene, a, b), answer, choices, known([a, b], kind, *NAMED))
+    # What is there at the start does not appear later: that much of the motion is told
+    return scene.turn(kind, _pair_slots(scene, a, b), answer, choices, known([a, b], kind, "motion", *NAMED))
 
 
 def ask_beside(scene: Scene) -> Turn | None:
@@ -280,16 +284,19 @@ def ask_above(scene: Scene) -> Turn | None:
 
 
 def ask_larger(scene: Scene) -> Turn | None:
-    places = [i for i in scene.fair("size", helpers=True) if scene.things[i].sized]
-    rank = {i: tuple(SIZES).index(scene.things[i].size) for i in places}
-    pairs = [(i, j) for i in places for j in places if rank[i] != rank[j]]
-    if not pairs:
+    places = scene.fair("size", helpers=True)
+    if len(places) < 2:
         return None
-    a, b = scene.pick(pairs)  # holds every pair in both directions
+    a, b = (places[i] for i in scene.rng.permutation(len(places))[:2])
+    rank = {i: tuple(SIZES).index(scene.things[i].size) for i in (a, b)}
+    if rank[a] == rank[b] or not (scene.things[a].sized and scene.things[b].sized):
+        return None
     winner = a if rank[a] > rank[b] else b
     slots = _pair_slots(scene, a, b) | {"name": scene.say(winner, scene.called(winner))}
     choices = ("first", "second")
-    return scene.turn("larger", slots, choices[winner == b], choices, known([a, b], "size") | known([winner], *NAMED))
+    return scene.turn(
+        "larger", slots, choices[winner == b], choices, known([a, b], "size", "motion") | known([winner], *NAMED)
+    )
 
 
 # Many things
