@@ -229,21 +229,27 @@ def _pair_slots(scene: Scene, a: int, b: int) -> dict:
     return slots | {"name": scene.say(a, scene.called(a)), "other": scene.say(b, scene.called(b))}
 
 
-def key_frame(clip: Clip, i: int) -> int:
-    """The first frame in which a thing that appears is seen, one that leaves is gone, one that stops rests."""
-    return int(np.ceil(clip.things[i].key * (clip.num_frames - 1)))
+def key_frame(clip: Clip, i: int) -> int | None:
+    """
+    The first frame in which a thing that appears is seen, one that leaves is gone, one that stops rests; `None` if
+    what is seen is another frame, because others are in front or a thin end is the last to leave.
+    """
+    frame = int(np.ceil(clip.things[i].key * (clip.num_frames - 1)))
+    seen = np.flatnonzero(clip.seen[i])
+    shown = {"appear": seen[0], "leave": seen[-1] + 1}.get(clip.things[i].motion, frame)
+    return frame if shown == frame else None
 
 
 def ask_order(scene: Scene) -> Turn | None:
     places = [i for i in _moving(scene) if scene.things[i].motion in KEYED]
-    gap = max(1, scene.clip.num_frames // 8)
-    times = {i: key_frame(scene.clip, i) for i in places}
-    pairs = [(i, j) for i in places for j in places if i != j and abs(times[i] - times[j]) >= gap]
-    if not pairs:
+    if len(places) < 2:
         return None
-    a, b = scene.pick(pairs)  # holds every pair in both directions
+    a, b = (places[i] for i in scene.rng.permutation(len(places))[:2])
+    times = key_frame(scene.clip, a), key_frame(scene.clip, b)
+    if None in times or abs(times[0] - times[1]) < max(1, scene.clip.num_frames // 8):
+        return None
     first, second = (KEYED[scene.things[i].motion] for i in (a, b))
-    answer = "before" if times[a] < times[b] else "after"
+    answer = "before" if times[0] < times[1] else "after"
     slots = _pair_slots(scene, a, b) | {"first": first, "second": second}
     return scene.turn("order", slots, answer, ("before", "after"), known([a, b], "motion", *NAMED))
 

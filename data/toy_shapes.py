@@ -30,7 +30,7 @@ UNSEEN_PAIRS = tuple((tuple(COLOURS)[(3 * place + 1) % len(COLOURS)], shape) for
 SEEN_PAIRS = tuple((colour, shape) for colour in COLOURS for shape in SHAPES if (colour, shape) not in UNSEEN_PAIRS)
 
 OVERSAMPLING = 4
-RIM = 0.05  # width of the darker edge, in shares of the diameter
+RIM = 0.025  # width of the darker edge, in shares of the diameter
 
 
 def _star(points: int, inner: float) -> list[tuple[float, float]]:
@@ -131,7 +131,7 @@ def painted(shape: str, colour: str, kind: str, diameter: int) -> tuple[np.ndarr
     """
     whole, inside = stamp(shape, diameter)
     colour_value = np.array(COLOURS[colour], dtype=np.float32)
-    rim = colour_value * 0.45 if colour != "black" else np.full(3, 92, dtype=np.float32)
+    rim = colour_value * 0.5 if colour != "black" else np.full(3, 70, dtype=np.float32)
     surface = np.clip((colour_value + (12 if colour == "black" else 0)) * pattern(kind, diameter), 0, 255)
     share = (inside.astype(np.float32) / np.maximum(whole, 1))[..., None]
     colour_map = np.clip(rim * (1 - share) + surface * share, 0, 255)
