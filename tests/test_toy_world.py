@@ -313,19 +313,25 @@ def test_stills_do_not_go_into_sama239k(tmp_path):
         write_sama239k(ToyWorld(replace(SMALL, tasks={"still": 1})), tmp_path, range(1))
 
 
-def test_real_reader_reads_the_export(tmp_path):
+def test_real_readers_read_the_export(tmp_path):
     readers = pytest.importorskip("sama.data.readers.sama239k", reason="the readers are not here yet")
-    write_sama239k(ToyWorld(replace(FILM, tasks={"dialogue": 1}), seed=6), tmp_path, range(8))
-    files = {"annotations": ANNOTATIONS, "media": "."} | {
-        name.split("_train")[0].split("_mask")[0].lower(): name for name in STORES.values()
-    }
-    records = list(readers.read_sama239k_conversation(files, tmp_path))
-    assert len(records) >= 6
-    assert {part["type"] for record in records for message in record["messages"] for part in message["content"]} == {
-        "text",
-        "region",
-        "grounded",
-    }
+    stores = pytest.importorskip("sama.data.readers.mask_stores")
+    world = ToyWorld(replace(FILM, tasks={"dialogue": 1}), seed=6)
+    write_sama239k(world, tmp_path, range(8))
+    keys = ("mevis_masks", "lvvis_masks", "ref_youtube_vos_masks", "vidstg_masks")
+    files = {"annotations": ANNOTATIONS, "media": "."} | dict(zip(keys, STORES.values(), strict=True))
+    dropped = Counter()
+    dialogues = list(readers.read_sama239k_conversation(files, tmp_path, {"dropped": dropped}))
+    descriptions = list(readers.read_sama239k_description(files, tmp_path))
+    turns = [world.play(index)[2] for index in range(8)]
+    assert sum(len(record["messages"]) for record in dialogues) + 2 * dropped.total() == 2 * sum(map(len, turns))
+    kinds = Counter(
+        part["type"] for record in dialogues for message in record["messages"] for part in message["content"]
+    )
+    assert min(kinds["text"], kinds["region"], kinds["grounded"]) > 8
+    assert len({record["video"]["path"] for record in descriptions}) == 8
+    for name in STORES.values():
+        assert all(len(masks) >= 8 for _, masks in stores.read_mask_store(tmp_path / name))
 
 
 def test_records_on_disk(tmp_path):
