@@ -58,8 +58,8 @@ class ToySettings:
     tasks: dict[str, float] = field(default_factory=lambda: dict(DEFAULT_TASKS))
 
     def __post_init__(self):
-        for name, least, most in (("frames", 8, 24), ("things", 1, 6), ("turns", 1, 4)):
-            low, high = getattr(self, name)
+        bounds = (("frames", self.frames, 8, 24), ("things", self.things, 1, 6), ("turns", self.turns, 1, 4))
+        for name, (low, high), least, most in bounds:
             if not least <= low <= high <= most:
                 raise ValueError(f"{name} is {(low, high)}, expected two numbers from {least} to {most}, lower first")
         if min(self.height, self.width) < 32 or max(self.height, self.width) > 2 * min(self.height, self.width):
