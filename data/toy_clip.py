@@ -37,9 +37,10 @@ class ToySettings:
     What clips of toy world are like.
 
     Args:
-        frames, things, turns (`(int, int)`): Fewest and most frames of a clip, things in it, turns of a dialogue.
+        frames, things, turns (`(int, int)`): Fewest and most frames of a clip, things in it, turns of a dialogue. No
+            dialogue is forced to have more turns than things: what is told is not asked again.
         height, width (`int`): Of a frame.
-        speed (`float`): Factor on the length of all ways, from 0.5 to 1.6.
+        speed (`float`): Factor on the length of all ways, from 0.5 to 1.4.
         background (`str`): "texture", "photo" or "mixed"; see [`draw_background`].
         split (`str`): "train"; "val": other clips of the same kinds; "unseen": colours and shapes in pairs that no
             clip of the other two shows.
@@ -64,8 +65,8 @@ class ToySettings:
                 raise ValueError(f"{name} is {(low, high)}, expected two numbers from {least} to {most}, lower first")
         if min(self.height, self.width) < 32 or max(self.height, self.width) > 2 * min(self.height, self.width):
             raise ValueError(f"{self.height} x {self.width}: sides are 32 pixels or more, one at most twice the other")
-        if not 0.5 <= self.speed <= 1.6:
-            raise ValueError(f"speed is {self.speed}, expected 0.5 to 1.6")
+        if not 0.5 <= self.speed <= 1.4:
+            raise ValueError(f"speed is {self.speed}, expected 0.5 to 1.4")
         for name, value, choices in (("background", self.background, BACKGROUNDS), ("split", self.split, SPLITS)):
             if value not in choices:
                 raise ValueError(f"{name} is {value!r}, expected one of {', '.join(choices)}")
@@ -198,9 +199,12 @@ def _make_pair(things: list[Thing], split: str, rng: np.random.Generator) -> Non
     """A small thing and a large compact one that it could hide behind."""
     small, large = things[:2]
     large.role, large.size = "helper", "large"
-    taken = {(thing.colour, thing.shape) for thing in things if thing is not large}
-    free = [pair for pair in looks(split) if pair[1] in OCCLUDERS and pair not in taken]
-    large.colour, large.shape = free[rng.integers(len(free))]
+    compact = [pair for pair in looks(split) if pair[1] in OCCLUDERS]
+    pair = compact[rng.integers(len(compact))]
+    for thing in things:
+        if (thing.colour, thing.shape) == pair:
+            thing.colour, thing.shape = large.colour, large.shape
+    large.colour, large.shape = pair
     small.size = "small"
     if small.motion in SIZES_OF:
         small.size = SIZES_OF[small.motion][0]

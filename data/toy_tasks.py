@@ -144,7 +144,7 @@ def _conversation(settings, rng, kinds: dict, bounds: tuple[int, int], mode: tup
         first = ask_order
     for clip in stage(settings, wish, number, num_frames, rng):
         turns = _talk(Scene(clip, rng, regions, masks), kinds, first, wanted)
-        if len(turns) >= bounds[0]:
+        if len(turns) >= min(bounds[0], number):
             return clip, turns
 
 
