@@ -1,0 +1,271 @@
+"""The tasks of toy world: for each one a clip that serves it, and its turns."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from .toy_clip import Clip, ToySettings, Wish, looks, stage
+from .toy_motion import ALONE, KEYED, MOTIONS, SIZES_OF
+from .toy_questions import (
+    Scene,
+    Turn,
+    ask_above,
+    ask_at_end,
+    ask_at_start,
+    ask_beside,
+    ask_check_motion,
+    ask_colour,
+    ask_count,
+    ask_hides_behind,
+    ask_identity,
+    ask_larger,
+    ask_motion,
+    ask_mover_colour,
+    ask_mover_shape,
+    ask_order,
+    ask_refer,
+    ask_refer_motion,
+    ask_shape,
+    ask_size,
+    with_article,
+)  # fmt: skip
+from .toy_shapes import COLOURS, SHAPES
+
+
+MOST_COUNTED = 3
+COUNT_SHARE, ORDER_SHARE = 0.25, 0.15  # of the dialogues that open with such a question
+DIALOGUE_KINDS = {
+    ask_motion: 3, ask_check_motion: 1, ask_colour: 1, ask_shape: 1, ask_size: 1, ask_identity: 1, ask_beside: 0.5,
+    ask_above: 0.5, ask_larger: 1, ask_at_start: 1, ask_at_end: 1, ask_hides_behind: 2, ask_mover_colour: 1,
+    ask_mover_shape: 1,
+}  # fmt: skip
+QA_KINDS = {
+    ask_motion: 3, ask_check_motion: 1, ask_size: 1, ask_beside: 0.5, ask_above: 0.5, ask_larger: 1, ask_at_start: 1,
+    ask_at_end: 1, ask_hides_behind: 1, ask_mover_colour: 2, ask_mover_shape: 2,
+}  # fmt: skip
+STILL_KINDS = {
+    ask_colour: 1, ask_shape: 1, ask_size: 1, ask_identity: 1, ask_beside: 1, ask_above: 1, ask_larger: 1,
+    ask_refer: 3,
+}  # fmt: skip
+
+
+class Count(NamedTuple):
+    """A question that opens a dialogue: how many things have this value of this aspect."""
+
+    aspect: str
+    value: str
+    most: int
+    least: int = 0
+
+
+def draw_number(bounds: tuple[int, int], rng: np.random.Generator) -> int:
+    return int(rng.integers(bounds[0], bounds[1] + 1))
+
+
+def _draw_pairs(pool, number: int, rng: np.random.Generator) -> list[tuple[str, str]]:
+    return [pool[i] for i in rng.choice(len(pool), number, replace=False)]
+
+
+def _shuffled(items: list, rng: np.random.Generator) -> list:
+    return [items[i] for i in rng.permutation(len(items))]
+
+
+def _plan_count(settings: ToySettings, number: int, still: bool, rng: np.random.Generator) -> tuple[Wish, int, Count]:
+    """How many there shall be is drawn first, and the cast follows."""
+    aspect = ("all", "colour", "shape", "motion")[rng.integers(3 if still else 4)]
+    if aspect == "all":
+        return Wish(rest=still), number, Count("all", "", settings.things[1], settings.things[0])
+    if aspect == "motion":
+        value, most = ALONE[rng.integers(len(ALONE))], min(MOST_COUNTED, settings.things[1])
+        count = int(rng.integers(most + 1))
+        others = [motion for motion in ALONE if motion != value]
+        number = max(number, count)
+        motions = [value] * count + [others[i] for i in rng.integers(len(others), size=number - count)]
+        return Wish(motions=_shuffled(motions, rng)), number, Count(aspect, value, most)
+    place = ("colour", "shape").index(aspect)
+    values = (tuple(COLOURS), SHAPES)[place]
+    value = values[rng.integers(len(values))]
+    chosen = [pair for pair in looks(settings.split) if pair[place] == value]
+    others = [pair for pair in looks(settings.split) if pair[place] != value]
+    most = min(MOST_COUNTED, len(chosen), settings.things[1])
+    count = int(rng.integers(most + 1))
+    number = max(number, count)
+    pairs = _draw_pairs(chosen, count, rng) + _draw_pairs(others, number - count, rng)
+    # Nobody may get the look of a thing to hide behind, so motions are drawn here too
+    motions = None if still else [ALONE[i] for i in rng.integers(len(ALONE), size=number)]
+    return Wish(pairs=_shuffled(pairs, rng), motions=motions, rest=still), number, Count(aspect, value, most)
+
+
+def _plan_order(number: int, rng: np.random.Generator) -> tuple[Wish, int]:
+    """At least two things with a decisive moment."""
+    number = max(number, 2)
+    motions = [tuple(KEYED)[i] for i in rng.integers(len(KEYED), size=2)]
+    motions += [ALONE[i] for i in rng.integers(len(ALONE), size=number - 2)]
+    return Wish(motions=_shuffled(motions, rng)), number
+
+
+def _talk(scene: Scene, kinds: dict, first: Callable | None, number: int) -> list[Turn]:
+    """Up to `number` turns of these kinds, each kind as likely as its weight, `first` in front."""
+    turns = []
+
+    def add(ask: Callable) -> None:
+        turn = ask(scene)
+        if turn is not None and len(turns) < number:
+            turns.append(turn)
+            scene.told |= turn.tells
+
+    if first is not None:
+        add(first)
+        if not turns:
+            return []
+    asks, weights = list(kinds), np.array(list(kinds.values()), dtype=float)
+    for _ in range(2):
+        for place in np.argsort(scene.rng.exponential(size=len(asks)) / weights):
+            add(asks[place])
+    return turns
+
+
+def _conversation(settings, rng, kinds: dict, bounds: tuple[int, int], mode: tuple[bool, bool, bool]):
+    """A clip and its turns; `mode`: a still, regions in questions, masks in answers."""
+    still, regions, masks = mode
+    number = draw_number(settings.things, rng)
+    num_frames = 1 if still else draw_number(settings.frames, rng)
+    wanted, plan = draw_number(bounds, rng), rng.random()
+    wish, first = Wish(rest=still), None
+    if plan < COUNT_SHARE:
+        wish, number, count = _plan_count(settings, number, still, rng)
+
+        def first(scene):
+            return ask_count(scene, *count)
+
+    elif plan < COUNT_SHARE + ORDER_SHARE and not still and settings.things[1] > 1:
+        wish, number = _plan_order(number, rng)
+        first = ask_order
+    for clip in stage(settings, wish, number, num_frames, rng):
+        turns = _talk(Scene(clip, rng, regions, masks), kinds, first, wanted)
+        if len(turns) >= min(bounds[0], number):
+            return clip, turns
+
+
+def dialogue(settings: ToySettings, rng: np.random.Generator) -> tuple[Clip, list[Turn]]:
+    """Turns that point at things, answered with masks."""
+    return _conversation(settings, rng, DIALOGUE_KINDS, settings.turns, (False, True, True))
+
+
+def video_qa(settings: ToySettings, rng: np.random.Generator) -> tuple[Clip, list[Turn]]:
+    """One to three turns in words alone."""
+    return _conversation(settings, rng, QA_KINDS, (1, 3), (False, False, False))
+
+
+def still(settings: ToySettings, rng: np.random.Generator) -> tuple[Clip, list[Turn]]:
+    """One to three turns about a picture, with regions and masks."""
+    return _conversation(settings, rng, STILL_KINDS, (1, 3), (True, True, True))
+
+
+def refer_look(settings: ToySettings, rng: np.random.Generator) -> tuple[Clip, list[Turn]]:
+    """Segment what is named by its look; mostly there is a rival that shares a part of it."""
+    number, num_frames = max(2, draw_number(settings.things, rng)), draw_number(settings.frames, rng)
+    pool = looks(settings.split)
+    first = pool[rng.integers(len(pool))]
+    rivals = {
+        "colour": [pair for pair in pool if pair[0] == first[0] and pair != first],
+        "shape": [pair for pair in pool if pair[1] == first[1] and pair != first],
+        "size": [first],
+        "none": [pair for pair in pool if pair != first],
+    }
+    kind = tuple(rivals)[rng.integers(len(rivals))]
+    if not rivals[kind]:
+        kind = "none"
+    second = rivals[kind][rng.integers(len(rivals[kind]))]
+    others = _draw_pairs([pair for pair in pool if pair not in (first, second)], number - 2, rng)
+    wish = Wish(pairs=[first, second, *others], other_size=kind == "size")
+    steady = [motion for motion in ALONE if motion not in SIZES_OF]
+    wish.motions = [steady[i] for i in rng.integers(len(steady), size=2)]
+    wish.motions += [ALONE[i] for i in rng.integers(len(ALONE), size=number - 2)]
+    wanted = int(rng.integers(1, 4))
+    for clip in stage(settings, wish, number, num_frames, rng):
+        scene = Scene(clip, rng)
+        turns = _talk(scene, {ask_refer: 1}, lambda scene: ask_refer(scene, [0, 1]), wanted)
+        if turns:
+            return clip, turns
+
+
+def refer_motion(settings: ToySettings, rng: np.random.Generator) -> tuple[Clip, list[Turn]]:
+    """Twins that differ in nothing but their motion: segment one of them, or one after the other."""
+    number, num_frames = max(2, draw_number(settings.things, rng)), draw_number(settings.frames, rng)
+    pool = looks(settings.split)
+    twin = pool[rng.integers(len(pool))]
+    others = _draw_pairs([pair for pair in pool if pair != twin], number - 2, rng)
+    motions = [ALONE[i] for i in rng.choice(len(ALONE), 2, replace=False)]
+    motions += [ALONE[i] for i in rng.integers(len(ALONE), size=number - 2)]
+    wish = Wish(pairs=[twin, twin, *others], motions=motions, same_size=True, same_pattern=True)
+    order = rng.permutation(2)[: int(rng.integers(1, 3))].tolist()
+    for clip in stage(settings, wish, number, num_frames, rng):
+        twins = clip.things[:2]
+        if clip.clear[:2].all() and not twins[0].seems & twins[1].seems:
+            return clip, [ask_refer_motion(Scene(clip, rng), i) for i in order]
+
+
+def description(settings: ToySettings, rng: np.random.Generator) -> tuple[Clip, list[Turn]]:
+    """One to three regions, each described in words."""
+    wanted = int(rng.integers(1, 4))
+    number, num_frames = draw_number(settings.things, rng), draw_number(settings.frames, rng)
+    for clip in stage(settings, Wish(), number, num_frames, rng):
+        scene = Scene(clip, rng, masks=False)
+        places = scene.fair(helpers=True)
+        return clip, [describe_one(scene, places[i]) for i in rng.permutation(len(places))[:wanted]]
+
+
+def caption(settings: ToySettings, rng: np.random.Generator) -> tuple[Clip, list[Turn]]:
+    """Everything that happens, every thing with its mask: first who is there at the start, from left to right."""
+    number, num_frames = draw_number(settings.things, rng), draw_number(settings.frames, rng)
+    for clip in stage(settings, Wish(), number, num_frames, rng):
+        if clip.clear.all():
+            scene = Scene(clip, rng)
+            first_seen = (clip.seen > 0).argmax(axis=1)
+            order = sorted(range(number), key=lambda i: (first_seen[i], clip.things[i].start[0]))
+            sentences = [part for i in order for part in (*_caption_sentence(scene, i), " ")][:-1]
+            return clip, [scene.turn("caption", {"sentences": sentences})]
+
+
+def _caption_sentence(scene: Scene, i: int) -> list:
+    thing = scene.things[i]
+    size = f"{thing.size} " if thing.sized else ""
+    name = with_article(f"{size}{thing.colour} {thing.shape}", "a")
+    sentence = [scene.say(i, name[:1].upper() + name[1:]), f" {MOTIONS[thing.motion].third}"]
+    if thing.behind is not None:
+        sentence += [" behind ", scene.say(thing.behind, scene.called(thing.behind))]
+    return [*sentence, "."]
+
+
+def where(place: tuple[float, float]) -> str:
+    """One of nine places of the picture in words."""
+    row = "top" if place[1] < 0.42 else "bottom" if place[1] > 0.58 else ""
+    column = "left" if place[0] < 0.42 else "right" if place[0] > 0.58 else ""
+    return f"at the {' '.join(word for word in (row, column) if word) or 'center'}"
+
+
+def describe_one(scene: Scene, i: int) -> Turn:
+    """What a thing is, where it starts and what it does, in two sentences."""
+    thing = scene.things[i]
+    size, third, start = f"{thing.size} " if thing.sized else "", MOTIONS[thing.motion].third, where(thing.start)
+    sentences = f"This is {with_article(f'{size}{thing.colour} {thing.shape}', 'a')}. "
+    if thing.motion in ("appear", "still"):
+        sentences += f"It {third} {start}."
+    elif thing.behind is not None:
+        sentences += f"It starts {start}, hides behind {scene.called(thing.behind)} and comes back."
+    else:
+        sentences += f"It starts {start} and {third}."
+    return scene.turn("describe", {"a": scene.subject(i), "sentences": sentences})
+
+
+TASKS: dict[str, Callable[[ToySettings, np.random.Generator], tuple[Clip, list[Turn]]]] = {
+    "dialogue": dialogue,
+    "description": description,
+    "refer_look": refer_look,
+    "refer_motion": refer_motion,
+    "video_qa": video_qa,
+    "caption": caption,
+    "still": still,
+}

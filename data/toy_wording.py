@@ -1,0 +1,127 @@
+"""Every sentence of toy world. A slot in braces is filled with words, a region or a grounded phrase."""
+
+import re
+
+import numpy as np
+
+
+NUMBERS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight")
+YES_NO = ("yes", "no")
+
+# kind of question -> wordings of the question, wordings of the answer
+TEMPLATES = {
+    "colour": (
+        ("What color is {a}?", "Which color does {a} have?", "Tell me the color of {a}."),
+        ("It is {answer}.", "{it} is {answer}."),
+    ),
+    "shape": (
+        ("What shape is {a}?", "Which shape does {a} have?", "Tell me the shape of {a}."),
+        ("It is {article} {answer}.", "{it} is {article} {answer}."),
+    ),
+    "size": (
+        ("How big is {a}?", "Is {a} small, medium or large?", "Tell me the size of {a}."),
+        ("It is {answer}.", "{it} is {answer}."),
+    ),
+    "identity": (("What is {a}?", "What do you see in {a}?"), ("It is {look}.", "This is {look}.")),
+    "motion": (
+        ("What does {a} do?", "What is {a} doing?", "What happens to {a}?"),
+        ("{name} {answer}.",),
+    ),
+    "hiding": (("What does {a} do?", "What is {a} doing?", "What happens to {a}?"), ("{name} hides behind {other}.",)),
+    "check_motion": (("Does {a} {motion}?", "Is it true that {a} {moves}?"), ("{answer}, {name} {truth}.",)),
+    "at_start": (
+        ("Can {a} be seen at the start?", "Is {a} there from the start?"),
+        ("{answer}, {name} {truth}.",),
+    ),
+    "at_end": (("Can {a} be seen at the end?", "Is {a} still there at the end?"), ("{answer}, {name} {truth}.",)),
+    "order": (
+        ("Is it before or after {b} {second} that {a} {first}?", "{a} {first}. Is that before or after {b} {second}?"),
+        ("{name} {first} {answer} {other} {second}.",),
+    ),
+    "hides_behind": (
+        ("Does {a} hide behind {b}?", "Is {a} hidden by {b} at some time?"),
+        ("{answer}, {name} {truth}.",),
+    ),
+    "beside": (
+        ("At the start, is {a} to the left or to the right of {b}?", "Is {a} left or right of {b} at the start?"),
+        ("{name} is to the {answer} of {other}.",),
+    ),
+    "above": (
+        ("At the start, is {a} above or below {b}?", "Is {a} higher or lower than {b} at the start: above or below?"),
+        ("{name} is {answer} {other}.",),
+    ),
+    "larger": (
+        ("Which one is larger, {a} or {b}?", "Of {a} and {b}, which one is larger?"),
+        ("The {answer} one, {name}, is larger.",),
+    ),
+    "mover_colour": (
+        ("What color is the thing that {motion}?", "One thing {motion}. What color is it?"),
+        ("{it} is {answer}.",),
+    ),
+    "mover_shape": (
+        ("What shape is the thing that {motion}?", "One thing {motion}. What shape is it?"),
+        ("{it} is {article} {answer}.",),
+    ),
+    "count_all": (("How many things are there?", "How many things can be seen in all?"), ("There are {group}.",)),
+    "count_look": (("How many {look} are there?", "What is the number of {look}?"), ("There are {group}.",)),
+    "count_motion": (("How many things {motion}?", "Count the things that {motion}."), ("{group} {motion}.",)),
+    "refer": (
+        ("Please segment {look}.", "Can you segment {look}?", "Where is {look}?", "Find {look}."),
+        ("It is {name}.", "Here is {name}.", "Sure, this is {name}."),
+    ),
+    "describe": (
+        ("Describe {a}.", "Please describe {a} in detail.", "Tell me about {a}.", "What can you say about {a}?"),
+        ("{sentences}",),
+    ),
+    "caption": (
+        ("Describe what happens, with masks.", "What happens here? Please show every thing.", "Describe everything."),
+        ("{sentences}",),
+    ),
+}
+STILL_CHANGES = {"At the start, is": "Is", " at the start": ""}  # a still has no start
+
+
+def wording(kind: str, rng: np.random.Generator, still: bool = False) -> tuple[str, str]:
+    """A wording of the question and one of the answer."""
+    questions, answers = TEMPLATES[kind]
+    question, answer = questions[rng.integers(len(questions))], answers[rng.integers(len(answers))]
+    if still:
+        for old, new in STILL_CHANGES.items():
+            question = question.replace(old, new)
+    return question, answer
+
+
+def fill(template: str, slots: dict) -> list[dict]:
+    """
+    The parts of a message: a template with its slots filled.
+
+    Args:
+        template (`str`): Words with slots in braces.
+        slots (`dict`): Name of a slot to a string, a part, or a list of both.
+
+    Returns:
+        Parts as a record has them; neighbouring texts are one, and the first letter is a capital.
+    """
+    parts = []
+    for position, piece in enumerate(re.split(r"\{(\w+)\}", template)):
+        value = slots[piece] if position % 2 else piece
+        for one in value if isinstance(value, list) else [value]:
+            if not isinstance(one, str):
+                parts.append(dict(one))
+            elif one and parts and parts[-1]["type"] == "text":
+                parts[-1]["text"] += one
+            elif one:
+                parts.append({"type": "text", "text": one})
+    first = parts[0]
+    if first["type"] != "region":
+        first["text"] = first["text"][:1].upper() + first["text"][1:]
+    return parts
+
+
+def plural(noun: str) -> str:
+    return f"{noun}es" if noun.endswith("s") else f"{noun}s"
+
+
+def plain(parts: list[dict]) -> str:
+    """The words of a message; a region is written as `<region>`."""
+    return "".join("<region>" if part["type"] == "region" else part["text"] for part in parts)

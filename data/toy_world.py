@@ -1,0 +1,113 @@
+"""
+Toy world: generated clips of moving, hiding, coloured things with exact masks, and all that can be asked about them.
+
+    >>> world = ToyWorld(ToySettings(height=128, width=128), seed=0)
+    >>> frames, record, masks = world[7]
+
+The same settings, seed and index give the same bytes, in any process and in any order.
+"""
+
+from dataclasses import asdict, replace
+from typing import NamedTuple
+
+import numpy as np
+from pycocotools import mask as coco
+
+from .toy_backgrounds import draw_background
+from .toy_clip import SPLITS, Clip, ToySettings, draw, events
+from .toy_questions import Turn
+from .toy_tasks import TASKS
+
+
+__all__ = ["ToySample", "ToySettings", "ToyWorld", "encode_masks"]
+
+
+class ToySample(NamedTuple):
+    """
+    Frames, uint8 of shape `(num_frames, height, width, 3)`; the record; the visible pixels of the record's objects,
+    bool of shape `(num_objects, num_frames, height, width)`, object "0" first.
+    """
+
+    frames: np.ndarray
+    record: dict
+    masks: np.ndarray
+
+
+class ToyWorld:
+    """
+    Clips without end: `world[index]` is a [`ToySample`] for every index from 0 on.
+
+    Args:
+        settings (`ToySettings` or `dict`): What the clips are like.
+        seed (`int`): Of this world.
+    """
+
+    def __init__(self, settings: ToySettings | dict | None = None, seed: int = 0):
+        if isinstance(settings, dict):
+            settings = settings_from(settings)
+        self.settings, self.seed = settings or ToySettings(), seed
+        weights = np.array([self.settings.tasks.get(task, 0) for task in TASKS], dtype=float)
+        self._shares = np.cumsum(weights / weights.sum())
+
+    def __getitem__(self, index: int) -> ToySample:
+        task, clip, turns = self.play(index)
+        return ToySample(clip.frames, self._record(index, task, clip, turns), clip.masks)
+
+    def describe(self, index: int) -> dict:
+        """The record alone, without drawing the frames."""
+        return self._record(index, *self.play(index, frames=False))
+
+    def play(self, index: int, frames: bool = True) -> tuple[str, Clip, list[Turn]]:
+        """The task, the clip and the turns behind a record."""
+        if index < 0:
+            raise IndexError(f"toy world has clips from 0 on, not {index}: it has no end to count from")
+        rng = np.random.default_rng([self.seed, SPLITS.index(self.settings.split), index])
+        task = tuple(TASKS)[int(np.searchsorted(self._shares, rng.random(), side="right"))]
+        clip, turns = TASKS[task](self.settings, rng)
+        if frames:
+            size = (self.settings.height, self.settings.width)
+            background = draw_background(self.settings.background, size, rng)
+            clip = draw(clip.things, clip.num_frames, size, background)
+        return task, clip, turns
+
+    def _record(self, index: int, task: str, clip: Clip, turns: list[Turn]) -> dict:
+        name = f"toy/{self.settings.split}/{self.seed}/{index}"
+        toy = {
+            "seed": self.seed,
+            "index": index,
+            "settings": asdict(self.settings),
+            "task": task,
+            "events": events(clip),
+        }
+        visual = {"image": {"path": name, "toy": toy}} if task == "still" else {"video": {"toy": toy}}
+        objects = {str(i): {"masks": encode_masks(track)} for i, track in enumerate(clip.masks)}
+        return {"id": name, "source": "toy_world", **visual, "objects": objects, "messages": messages(turns)}
+
+
+def messages(turns: list[Turn]) -> list[dict]:
+    """The turns as a record has them; `info` of an answer says what decides whether it is right."""
+    found = []
+    for turn in turns:
+        found.append({"role": "user", "content": turn.question})
+        info = {"kind": turn.kind, "answer": turn.answer, "choices": list(turn.choices)}
+        found.append({"role": "assistant", "content": turn.answer_parts, "info": info})
+    return found
+
+
+def encode_masks(track: np.ndarray) -> list[dict | None]:
+    """Run-length codes of a mask track of shape `(num_frames, height, width)`; `None` where nothing is seen."""
+    codes = coco.encode(np.asfortranarray(track.transpose(1, 2, 0), dtype=np.uint8))
+    return [
+        {"size": [int(side) for side in code["size"]], "counts": code["counts"].decode("ascii")} if seen else None
+        for code, seen in zip(codes, track.any(axis=(1, 2)).tolist(), strict=True)
+    ]
+
+
+def settings_from(values: dict) -> ToySettings:
+    """Settings from a dict such as a YAML file gives; lists become pairs, an unknown name is an error."""
+    known = asdict(ToySettings())
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise ValueError(f"{unknown[0]!r} is no setting of toy world, which has {', '.join(known)}")
+    pairs = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return replace(ToySettings(), **pairs)

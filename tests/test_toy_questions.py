@@ -1,0 +1,332 @@
+"""Toy world's questions: true to the pixels, answered in words that can be checked, and at chance for the blind."""
+
+import re
+from collections import Counter, defaultdict
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from sama.data.toy_clip import ToySettings
+from sama.data.toy_motion import MOTIONS
+from sama.data.toy_questions import Scene, expressions
+from sama.data.toy_shapes import COLOURS, SHAPES, SIZES, UNSEEN_PAIRS
+from sama.data.toy_tasks import where
+from sama.data.toy_wording import NUMBERS, TEMPLATES, fill, plain, wording
+from sama.data.toy_world import ToyWorld
+
+
+SMALL = ToySettings(frames=(8, 12), height=48, width=48)
+OPEN = {"identity", "refer", "describe", "caption", "hiding"}  # "hiding" is a wording of "motion"
+CLOSED = sorted(set(TEMPLATES) - OPEN)
+NUM_CLIPS = 5000
+
+
+def play(settings: ToySettings, number: int, seed: int = 0) -> list[tuple]:
+    world = ToyWorld(settings, seed)
+    return [world.play(index, frames=False) for index in range(number)]
+
+
+@pytest.fixture(scope="module")
+def played() -> list[tuple]:
+    return play(replace(SMALL, tasks={"dialogue": 4, "video_qa": 2, "still": 1}), NUM_CLIPS)
+
+
+@pytest.fixture(scope="module")
+def turns(played) -> list[tuple]:
+    """(turn, the one before it, the clip) of every closed question."""
+    found = []
+    for _, clip, all_turns in played:
+        found += [(turn, before, clip) for before, turn in zip([None, *all_turns], all_turns, strict=False)]
+    return [one for one in found if one[0].answer is not None]
+
+
+def blind_score(rows: list[tuple]) -> tuple[float, int]:
+    """
+    Accuracy of the most frequent answer to a clue, learned on every other row and measured on the rest; a clue that
+    was never met gets the most frequent answer of all. Rows are (clue, answer).
+    """
+    overall, by_clue = Counter(answer for _, answer in rows[::2]).most_common(1)[0][0], defaultdict(Counter)
+    for clue, answer in rows[::2]:
+        by_clue[clue][answer] += 1
+    rest = rows[1::2]
+    hits = [(by_clue[clue].most_common(1)[0][0] if clue in by_clue else overall) == answer for clue, answer in rest]
+    return float(np.mean(hits)), len(hits)
+
+
+def assert_chance(rows: list[tuple], num_choices: float) -> None:
+    score, number = blind_score(rows)
+    chance = 1 / num_choices
+    assert score <= chance + 3.5 * np.sqrt(chance * (1 - chance) / number), (score, chance, number)
+
+
+@pytest.mark.parametrize("kind", CLOSED)
+def test_blind_guess_by_kind(turns, kind):
+    rows = [(len(turn.choices), turn.answer) for turn, _, _ in turns if turn.kind == kind]
+    assert len(rows) > 40
+    assert_chance(rows, max(number for number, _ in rows))
+
+
+@pytest.mark.parametrize("kind", CLOSED)
+def test_blind_guess_by_template(turns, kind):
+    """The question's words without the names of things, which are too many to learn from."""
+    names = re.compile(
+        rf"(the|a|an) ((small|medium|large) )?({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})", re.IGNORECASE
+    )
+    rows = [
+        (names.sub("<thing>", turn.question_text), turn.answer, len(turn.choices))
+        for turn, _, _ in turns
+        if turn.kind == kind
+    ]
+    assert_chance([row[:2] for row in rows], max(row[2] for row in rows))
+
+
+@pytest.mark.parametrize("kind", CLOSED)
+def test_blind_guess_by_text(turns, kind):
+    rows = [(turn.question_text, turn.answer) for turn, _, _ in turns if turn.kind == kind]
+    assert_chance(rows, max(len(turn.choices) for turn, _, _ in turns if turn.kind == kind))
+
+
+@pytest.mark.parametrize("kind", ["colour", "shape", "size", "motion", "check_motion", "larger", "beside", "above"])
+def test_blind_guess_by_earlier_turn(turns, kind):
+    """What was asked and answered just before is no hint either. (A thing does not hide twice: 12 motions remain.)"""
+    rows = [
+        ((before.kind, before.answer), turn.answer)
+        for turn, before, _ in turns
+        if turn.kind == kind and before is not None
+    ]
+    choices = next(len(turn.choices) for turn, _, _ in turns if turn.kind == kind)
+    assert_chance(rows, choices - (kind == "motion"))
+
+
+def test_blind_guess_finds_a_bad_question():
+    rng = np.random.default_rng(0)
+    rows = [("Is it red?", ("yes", "no")[int(rng.random() < 0.3)]) for _ in range(2000)]
+    with pytest.raises(AssertionError):
+        assert_chance(rows, 2)
+
+
+def test_blind_guess_on_unseen_pairs():
+    settings = replace(SMALL, split="unseen", tasks={"dialogue": 2, "still": 1})
+    found = [turn for _, _, turns in play(settings, 900) for turn in turns if turn.answer]
+    for kind, choices in (("colour", COLOURS), ("shape", SHAPES), ("size", SIZES)):
+        assert_chance([(turn.question_text, turn.answer) for turn in found if turn.kind == kind], len(choices))
+
+
+def test_every_choice_is_an_answer(turns):
+    for kind in CLOSED:
+        answers = {turn.answer for turn, _, _ in turns if turn.kind == kind}
+        choices = {choice for turn, _, _ in turns if turn.kind == kind for choice in turn.choices}
+        assert answers == choices, kind
+
+
+def test_answer_text_decides(turns):
+    """The right choice stands in the answer, and none of the others."""
+    for turn, _, _ in turns:
+        text = turn.answer_text.lower()
+        hits = [choice for choice in turn.choices if re.search(rf"\b{re.escape(choice.lower())}\b", text)]
+        assert hits == [turn.answer], (turn.question_text, turn.answer_text)
+
+
+# Answers against the pixels
+
+
+def regions(turn) -> list[int]:
+    return [int(part["object"]) for part in turn.question if part["type"] == "region"]
+
+
+def centre(mask: np.ndarray) -> np.ndarray:
+    return np.argwhere(mask).mean(axis=0)[::-1]
+
+
+def check_beside(clip, turn):
+    a, b = (centre(clip.masks[i, 0])[0] for i in regions(turn))
+    return turn.answer == ("left" if a < b else "right")
+
+
+def check_above(clip, turn):
+    a, b = (centre(clip.masks[i, 0])[1] for i in regions(turn))
+    return turn.answer == ("above" if a < b else "below")
+
+
+def check_at_start(clip, turn):
+    return turn.answer == ("yes" if clip.masks[regions(turn)[0], 0].any() else "no")
+
+
+def check_at_end(clip, turn):
+    return turn.answer == ("yes" if clip.masks[regions(turn)[0], -1].any() else "no")
+
+
+def check_hides_behind(clip, turn):
+    seen = clip.masks[regions(turn)[0]].any(axis=(1, 2))
+    hidden = seen[0] and seen[-1] and not seen.all()
+    return turn.answer == ("yes" if hidden else "no")
+
+
+def check_motion(clip, turn):
+    """Only for motions that one thing's first and last place tell apart."""
+    masks = clip.masks[regions(turn)[0]]
+    if turn.answer == "appears":
+        return not masks[0].any() and masks[-1].any()
+    if turn.answer == "leaves the picture":
+        return masks[0].any() and not masks[-1].any()
+    moved = {"moves left": (0, -1), "moves right": (0, 1), "moves up": (1, -1), "moves down": (1, 1)}
+    if turn.answer not in moved:
+        return True
+    axis, sign = moved[turn.answer]
+    return sign * (centre(masks[-1]) - centre(masks[0]))[axis] > 2
+
+
+CHECKS = [check_beside, check_above, check_at_start, check_at_end, check_hides_behind, check_motion]
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
+def test_answer_agrees_with_the_masks(turns, check):
+    kind = check.__name__.removeprefix("check_")
+    mine = [(clip, turn) for turn, _, clip in turns if turn.kind == kind and regions(turn)]
+    wrong = [(turn.question_text, turn.answer) for clip, turn in mine if not check(clip, turn)]
+    assert len(mine) > 20 and len(wrong) <= 0.01 * len(mine), wrong  # a mask's centre shifts where others cover it
+
+
+def test_order_agrees_with_the_masks(turns):
+    """For appearing and leaving, whose moments the masks show."""
+    checked = 0
+    for turn, _, clip in turns:
+        if turn.kind != "order" or "stops" in turn.question_text or not regions(turn):
+            continue
+        moments = {}
+        for i in regions(turn):
+            seen = np.flatnonzero(clip.masks[i].any(axis=(1, 2)))
+            moments[i] = seen[0] if clip.things[i].motion == "appear" else seen[-1] + 1
+        first = int(next(part["objects"][0] for part in turn.answer_parts if part["type"] == "grounded"))
+        other = next(i for i in moments if i != first)
+        assert turn.answer == ("before" if moments[first] < moments[other] else "after")
+        checked += 1
+    assert checked > 50
+
+
+def test_counts(turns):
+    for turn, _, clip in turns:
+        if turn.kind.startswith("count"):
+            grounded = [part for part in turn.answer_parts if part["type"] == "grounded"]
+            values = [value for thing in clip.things for value in (thing.colour, thing.shape)]
+            words = turn.question_text.lower()
+            if turn.kind == "count_all":
+                number = len(clip.things)
+            elif turn.kind == "count_motion":
+                number = sum(f" {MOTIONS[thing.motion].base}" in words for thing in clip.things)
+            else:
+                number = sum(bool(re.search(rf" {value}s?(es)? ?", words, re.IGNORECASE)) for value in values)
+            assert turn.answer == NUMBERS[number], turn.question_text
+            assert not grounded or len(grounded[0]["objects"]) == number
+
+
+# The tasks
+
+
+def test_dialogues_point_and_answer_with_masks(played):
+    dialogues = [turns for task, _, turns in played if task == "dialogue"]
+    assert {len(turns) for turns in dialogues} == {2, 3, 4}
+    kinds = Counter(part["type"] for turns in dialogues for turn in turns for part in turn.question)
+    assert kinds["region"] > len(dialogues)
+    assert np.mean([any(part["type"] == "grounded" for turn in turns for part in turn.answer_parts)
+                    for turns in dialogues]) > 0.9  # fmt: skip
+
+
+def test_video_qa_is_words_alone(played):
+    for task, _, turns in played:
+        if task == "video_qa":
+            assert all(part["type"] == "text" for turn in turns for part in turn.question + turn.answer_parts)
+
+
+def test_stills_do_not_move(played):
+    for task, clip, turns in played:
+        if task == "still":
+            assert clip.num_frames == 1
+            assert not any(word in turn.question_text for turn in turns for word in ("start", "end", "video", "move"))
+
+
+def test_refer_by_look_fits_one_thing():
+    for _, clip, turns in play(replace(SMALL, tasks={"refer_look": 1}), 150):
+        for turn in turns:
+            (phrase,) = [part for part in turn.answer_parts if part["type"] == "grounded"]
+            (target,) = phrase["objects"]
+            words = set(phrase["text"].lower().split())
+            fits = []
+            for i, thing in enumerate(clip.things):
+                look = {
+                    *thing.colour.split(),
+                    *thing.shape.lower().split(),
+                    *(SIZES if not thing.sized else {thing.size}),
+                }
+                fits += [str(i)] if words - {"the", "thing"} <= look else []
+            assert fits == [target], phrase["text"]
+
+
+def test_twins_differ_in_nothing_but_motion():
+    targets = Counter()
+    for _, clip, turns in play(replace(SMALL, tasks={"refer_motion": 1}), 200):
+        one, other = clip.things[:2]
+        assert (one.colour, one.shape, one.size, one.pattern) == (other.colour, other.shape, other.size, other.pattern)
+        assert not one.seems & other.seems and clip.clear[:2].all()
+        for turn in turns:
+            (target,) = [part["objects"][0] for part in turn.answer_parts if part["type"] == "grounded"]
+            assert MOTIONS[clip.things[int(target)].motion].third in turn.question_text
+        targets[turns[0].answer_parts[1]["objects"][0]] += 1
+    assert abs(targets["0"] - targets["1"]) < 4 * np.sqrt(200)
+
+
+def test_captions_name_everything():
+    for _, clip, (turn,) in play(replace(SMALL, tasks={"caption": 1}), 60):
+        named = {name for part in turn.answer_parts if part["type"] == "grounded" for name in part["objects"]}
+        assert named == {str(i) for i in range(len(clip.things))}
+        for thing in clip.things:
+            assert (
+                f"{thing.colour} {thing.shape}" in turn.answer_text and MOTIONS[thing.motion].third in turn.answer_text
+            )
+
+
+def test_descriptions_are_true():
+    for _, clip, turns in play(replace(SMALL, tasks={"description": 1}), 100):
+        for turn in turns:
+            thing = clip.things[regions(turn)[0]]
+            assert f"{thing.colour} {thing.shape}." in turn.answer_text and where(thing.start) in turn.answer_text
+            assert MOTIONS[thing.motion].third in turn.answer_text
+            assert (thing.size in turn.answer_text) == thing.sized or thing.motion == "hide"
+
+
+def test_questions_never_name_an_unseen_pair_in_training():
+    forbidden = {f"{colour} {shape}" for colour, shape in UNSEEN_PAIRS}
+    for _, _, turns in play(SMALL, 300, seed=1):
+        for turn in turns:
+            for text in (turn.question_text, turn.answer_text):
+                assert not any(re.search(rf"\b{name}\b", text) for name in forbidden), text
+
+
+# Words
+
+
+def test_fill_joins_text_and_keeps_parts():
+    region = {"type": "region", "object": "1"}
+    assert fill("what is {a} doing?", {"a": region}) == [
+        {"type": "text", "text": "What is "},
+        region,
+        {"type": "text", "text": " doing?"},
+    ]
+    grounded = {"type": "grounded", "text": "the red star", "objects": ["1"]}
+    parts = fill("{name} {answer}.", {"name": grounded, "answer": "moves left"})
+    assert plain(parts) == "The red star moves left." and grounded["text"] == "the red star"
+    assert fill("{a}", {"a": ["one ", "two"]}) == [{"type": "text", "text": "One two"}]
+
+
+def test_stills_have_their_own_words():
+    texts = {wording("beside", np.random.default_rng(seed), still=True)[0] for seed in range(20)}
+    assert texts == {"Is {a} to the left or to the right of {b}?", "Is {a} left or right of {b}?"}
+
+
+def test_size_is_named_only_where_it_is_needed():
+    for _, clip, _ in play(replace(SMALL, tasks={"refer_look": 1}), 60):
+        scene = Scene(clip, np.random.default_rng(0))
+        names = [scene.called(i) for i in range(len(clip.things))]
+        assert len(set(names)) == len(names)
+        assert all(expressions(clip.things, i) for i in range(len(clip.things)) if clip.things[i].sized)
