@@ -61,7 +61,7 @@ def test_three_turns_with_regions_equal_the_same_without_state(clip, dictated):
     model, processor = load_checkpoint(torch.float64)
     chat, turns = model.start_chat(processor, video=clip), []
     for question, regions, given in TURNS:
-        say = (lambda given=given: dictate(processor, given)) if dictated else (lambda: {"max_new_tokens": 6})
+        say = (lambda given=given: dictate(processor, given)) if dictated else (lambda: {"max_new_tokens": 4})
         reply = chat.ask(question, regions, **say())
         answer, output = one_shot(model, processor, clip, [*turns, (question, regions, None)], **say())
         assert_same(reply, answer)

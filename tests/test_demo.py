@@ -389,7 +389,7 @@ def test_interactive_without_a_question_writes_nothing(tmp_path, chat, clip, mon
 @pytest.mark.skipif(importlib.util.find_spec("sama") is None, reason="the package sama is not installed")
 def test_the_example_runs_in_a_process_of_its_own(tmp_path):
     out = tmp_path / "answer.mp4"
-    command = [sys.executable, str(ROOT / "demo.py"), "--example", "--out", str(out), "--max-new-tokens", "24"]
+    command = [sys.executable, str(ROOT / "demo.py"), "--example", "--out", str(out), "--max-new-tokens", "8"]
     result = subprocess.run([*command, "--device", "cpu"], capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "Turn 3" in result.stdout
