@@ -1,11 +1,15 @@
 """What a SAMA model is: InternVL (vision tower, projector, language model), a spatio-temporal context aggregator made
 of two Q-Formers, and SAM 2. 1B, 4B and 8B differ only in the numbers of their `config.json`."""
 
-from typing import Literal
-
 from transformers import Blip2QFormerConfig, InternVLConfig, Sam2VideoConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
+
+# `mm_token_type_ids`: what fills a position of the text. The processor writes them, the model reads them.
+TEXT_TOKEN, DENSE_FRAME_TOKEN, CONTEXT_TOKEN, REGION_POOLED_TOKEN, REGION_SHAPE_TOKEN = range(5)
+
+POLICIES = ("release", "consistent")
+REGION_SHAPES = ("mask", "box")
 
 SPATIAL_QFORMER_DEFAULTS = {"cross_attention_frequency": 2, "encoder_hidden_size": 1408}
 TEMPORAL_QFORMER_DEFAULTS = {
@@ -77,9 +81,9 @@ class SamaConfig(InternVLConfig):
     temporal_window: int = 512
     region_mask_size: int = 112
     region_mlp_size: int = 1024
-    region_shape: Literal["mask", "box"] = "mask"
+    region_shape: str = "mask"
     null_region_scale: float = 0.0
-    grounding_policy: Literal["release", "consistent"] = "consistent"
+    grounding_policy: str = "consistent"
     occlusion_gate: bool = True
     round_memory_to_bfloat16: bool = False
     round_rotary_to_bfloat16: bool = False
@@ -111,7 +115,7 @@ class SamaConfig(InternVLConfig):
                 f"`temporal_window` ({self.temporal_window} tokens) must hold whole frames of `num_spatial_queries` "
                 f"({self.num_spatial_queries} tokens)."
             )
-        for name, choices in (("region_shape", ("mask", "box")), ("grounding_policy", ("release", "consistent"))):
+        for name, choices in (("region_shape", REGION_SHAPES), ("grounding_policy", POLICIES)):
             if self.__dict__[name] not in choices:
                 raise ValueError(f"`{name}` must be one of {choices}, got {self.__dict__[name]!r}.")
 

@@ -120,7 +120,7 @@ class Conversation:
             progress=lambda frames: bar(frames, len(self.chat.video), "tracking"),
         )
         shown = [
-            region if request.object_number is None else self._largest_mask(region)
+            region if request.object_number is None else self._as_read(region)
             for request, region in zip(requests, regions, strict=True)
         ]
         turn = Turn(question, requests, shown, reply, len(self.objects))
@@ -144,8 +144,9 @@ class Conversation:
             frame=request.frame, **{name: value for name, value in values.items() if value is not None}
         )
 
-    def _largest_mask(self, item):
-        frame = max(range(len(item.track)), key=item.track.area)
+    def _as_read(self, item):
+        """An answer's object on the frame that the model reads it on."""
+        frame = self.chat.processor.region_frame(item, self.chat.video)
         return self.region_type(frame=frame, mask=item.track[frame])
 
 

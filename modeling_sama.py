@@ -17,19 +17,22 @@ from transformers import InternVLForConditionalGeneration, InternVLModel
 from transformers.cache_utils import Cache
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 from transformers.modeling_outputs import BaseModelOutputWithPast
-from transformers.utils import ModelOutput, logging
+from transformers.utils import ModelOutput, can_return_tuple, logging
 
 from .chat_sama import SamaChat
-from .configuration_sama import SamaConfig
+from .configuration_sama import (
+    CONTEXT_TOKEN,
+    DENSE_FRAME_TOKEN,
+    REGION_POOLED_TOKEN,
+    REGION_SHAPE_TOKEN,
+    SamaConfig,
+)
 from .modeling_sama_aggregator import SamaContextAggregator, SamaRegionEncoder
 from .modeling_sama_tracker import FrameFeatures, SamaMaskTracker, TrackedFrame
 from .video_sama import MaskTrack
 
 
 logger = logging.get_logger(__name__)
-
-# `mm_token_type_ids`, written by the processor: what fills each placeholder of the text.
-DENSE_FRAME, CONTEXT, REGION_POOLED, REGION_SHAPE = 1, 2, 3, 4
 
 
 @dataclass
@@ -143,7 +146,7 @@ class SegRecorder:
         rows: list[list[torch.Tensor]] = [[] for _ in range(len(sequences))]
         for row, column in self.positions(sequences):
             rows[row].append(self.states[row, column])
-        empty = torch.zeros(0, width, device=sequences.device)
+        empty = next(iter(self.states.values()), torch.zeros(width, device=sequences.device)).new_zeros(0, width)
         return [torch.stack(states) if states else empty for states in rows]
 
 
@@ -204,10 +207,12 @@ class SamaModel(InternVLModel):
             if self.config.grounding_policy == "consistent":
                 # What lies between the sampled pixels keeps every cell that it touches, as in the processor.
                 lost = ~resized.flatten(1).any(1)
-                resized[lost] = F.adaptive_max_pool2d(found, mask.shape[-2:])[lost]
+                if lost.any():
+                    resized[lost] = F.adaptive_max_pool2d(found[lost], mask.shape[-2:])
             mask[rows] = resized.squeeze(1).to(mask)
         return filled
 
+    @torch.no_grad()
     def complete_regions(self, visual: SamaVisualInputs) -> SamaVisualInputs:
         """`visual` with the masks of clicks and boxes filled in; frames one by one, SAM 2's input is large."""
         frames = visual.region_prompt_pixel_values
@@ -231,7 +236,7 @@ class SamaModel(InternVLModel):
             rows = context_rows(contexts, extras).to(device)
             summaries = aggregator.summarise_frames(visual.frame_features[rows])
         input_ids, attention_mask = visual.qformer_input_ids.to(device), visual.qformer_attention_mask.to(device)
-        regions = self.encode_question_regions(visual)
+        regions = self.encode_regions(visual, aggregator.region_encoder)
         counts = (input_ids == self.config.qformer_mask_token_id).sum(1).tolist()
         tokens, first_frame, first_summary, first_region = [], 0, 0, 0
         for sample, (num_context, num_extra) in enumerate(zip(contexts, extras, strict=True)):
@@ -251,10 +256,6 @@ class SamaModel(InternVLModel):
             first_summary += num_context
             first_region += num_regions
         return torch.cat(tokens)
-
-    def encode_question_regions(self, visual: SamaVisualInputs) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Pooled and shape features of all regions for the temporal Q-Former, or None without regions."""
-        return self.encode_regions(visual, self.context_aggregator.region_encoder)
 
     def encode_regions(
         self, visual: SamaVisualInputs, encoder: SamaRegionEncoder
@@ -280,9 +281,9 @@ class SamaModel(InternVLModel):
         """
         regions = self.encode_regions(visual, self.region_encoder)
         dense = visual.frame_features[visual.dense_frames.to(visual.frame_features.device)].flatten(0, 1)
-        kinds = [(DENSE_FRAME, "dense frame", dense), (CONTEXT, "context", self.aggregate_context(visual))]
+        kinds = [(DENSE_FRAME_TOKEN, "dense frame", dense), (CONTEXT_TOKEN, "context", self.aggregate_context(visual))]
         if regions is not None:
-            kinds += [(REGION_POOLED, "region", regions[0]), (REGION_SHAPE, "region shape", regions[1])]
+            kinds += [(REGION_POOLED_TOKEN, "region", regions[0]), (REGION_SHAPE_TOKEN, "region shape", regions[1])]
         for kind, name, tokens in kinds:
             placeholders = mm_token_type_ids == kind
             if placeholders.sum() != len(tokens):
@@ -301,6 +302,7 @@ class SamaModel(InternVLModel):
         inputs_embeds = self.get_input_embeddings()(input_ids)
         if visual.pixel_values is None and visual.frame_features is None:
             return inputs_embeds
+        refuse_offloaded(self)
         if mm_token_type_ids is None:
             raise ValueError("Frames were given without `mm_token_type_ids`, which says where in the text they go.")
         if visual.frame_features is None:
@@ -350,6 +352,7 @@ class SamaForConditionalGeneration(InternVLForConditionalGeneration):
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.post_init()
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -394,7 +397,7 @@ class SamaForConditionalGeneration(InternVLForConditionalGeneration):
             num_items_in_batch (`int`, *optional*): labels of the whole update, so that accumulation does not change
             the mean.
         """
-        given = locals()
+        given = locals()  # the visual inputs by name: SamaVisualInputs lists them, and says what they are
         visual = SamaVisualInputs(**{name: given[name] for name in VISUAL_INPUT_NAMES})
         outputs = self.model(
             input_ids=input_ids,
@@ -524,6 +527,7 @@ class SamaForConditionalGeneration(InternVLForConditionalGeneration):
         """
         if not len(seg_states):
             return
+        refuse_offloaded(self.model)
         tracker = self.model.mask_tracker
         features = sam_frames if callable(sam_frames) else lambda index: tracker.encode_frames(sam_frames[index][None])
         num_frames = len(sam_frames) if num_frames is None else num_frames
@@ -533,7 +537,7 @@ class SamaForConditionalGeneration(InternVLForConditionalGeneration):
     def project_seg_states(self, seg_states: torch.Tensor) -> torch.Tensor:
         """[SEG] states (num_objects, width) to SAM 2 prompts (num_objects, prompt_width)."""
         projection = self.model.seg_projection
-        return projection(seg_states.to(projection[0].weight))
+        return projection(seg_states.to(projection[0].bias))  # a quantized weight has another dtype, its bias has not
 
     def track_objects(
         self,
@@ -556,6 +560,7 @@ class SamaForConditionalGeneration(InternVLForConditionalGeneration):
         Returns:
             a `MaskTrack` for each object, and its mean predicted IoU on the prompted frames, from 0 to 1.
         """
+        self.check_processor(processor)
         video = processor.open_video(video)
         frames = self.segment_video(
             seg_states,
@@ -575,14 +580,39 @@ class SamaForConditionalGeneration(InternVLForConditionalGeneration):
 
     # ---- talk -------------------------------------------------------------------------------------------------------
 
-    def start_chat(self, processor, video=None, image=None) -> SamaChat:
+    def start_chat(self, processor, video=None, image=None, feature_folder: str | None = None) -> SamaChat:
         """A conversation that keeps its state between turns.
 
         Args:
             processor ([`SamaProcessor`]): the checkpoint's own processor.
             video, image (*optional*): what `processor.open_video` takes; neither for a conversation in text alone.
+            feature_folder (`str`, *optional*): where SAM 2's features of the frames are kept, see `SamFeatureStore`.
+
+        Raises:
+            ValueError: if a setting that the model and the processor share differs between them.
         """
-        return SamaChat(self, processor, video=video, image=image)
+        self.check_processor(processor)
+        return SamaChat(self, processor, video=video, image=image, feature_folder=feature_folder)
+
+    def check_processor(self, processor) -> None:
+        """Raises `ValueError` unless the model and the processor agree on every setting that they share."""
+        config = self.config
+        shared = {
+            "grounding_policy": config.grounding_policy,
+            "region_shape": config.region_shape,
+            "region_mask_size": config.region_mask_size,
+            "image_seq_length": config.image_seq_length,
+            "sam_image_size": config.sam_config.image_size,
+            "seg_token_id": config.seg_token_id,
+            "image_token_id": config.image_token_id,
+        }
+        for name, ours in shared.items():
+            theirs = vars(processor)[name]
+            if ours != theirs:
+                raise ValueError(
+                    f"`{name}` is {ours!r} in the model and {theirs!r} in the processor; load both from one "
+                    "checkpoint, or change it in both."
+                )
 
 
 def rounded_to_bfloat16(
@@ -590,6 +620,17 @@ def rounded_to_bfloat16(
 ) -> tuple[torch.Tensor, ...]:
     """Forward hook: what `module` gives, with the precision of bfloat16."""
     return tuple(output.to(torch.bfloat16).to(output.dtype) for output in outputs)
+
+
+def refuse_offloaded(model: nn.Module) -> None:
+    """Raises `ValueError` for a model parts of which `device_map` left on the disk or in CPU memory: the aggregator
+    and the tracker read each other's parameters, which offloading brings in only for a module's own forward."""
+    for name, parameter in model.named_parameters():
+        if parameter.device.type == "meta":
+            raise ValueError(
+                f"`{name}` is offloaded. Frames and masks need every part of SAMA on a device: load it with enough "
+                "memory for the whole model, in bfloat16 or in 4 bits, or without `device_map`."
+            )
 
 
 def context_rows(num_context: list[int], num_extra: list[int]) -> torch.Tensor:

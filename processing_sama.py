@@ -17,6 +17,7 @@ from transformers.processing_utils import ProcessorMixin
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from .batch_sama import ConversationInputs, collate_frames, collate_questions, collate_tokens
+from .configuration_sama import REGION_SHAPES, TEXT_TOKEN
 from .conversation_sama import Conversation, read_conversation
 from .layout_sama import (
     CHAT_TEMPLATES,
@@ -27,7 +28,6 @@ from .layout_sama import (
     PHRASE_START,
     QFORMER_TAGS,
     SEG,
-    TEXT_TOKEN,
     Answer,
     TurnText,
     VisualText,
@@ -36,10 +36,11 @@ from .layout_sama import (
     render_user_turn,
     to_tagged_text,
 )
-from .regions_sama import REGION_SHAPES, PreparedRegion, mask_tensors, prepare_region, prompt_tensors
+from .regions_sama import PreparedRegion, mask_tensors, prepare_region, prompt_tensors
 from .video_sama import FrameChoice, GroundedPhrase, MaskTrack, SamaVideo, check_policy, choose_frames
 
 
+ANSWER_TAGS = (SEG, PHRASE_START, PHRASE_END)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -218,7 +219,7 @@ class SamaProcessor(ProcessorMixin):
         """All frames of a video as SAM 2 inputs, decoded and resized only when asked for."""
         return SamFrames(self, video)
 
-    def encode_frames(self, video: SamaVideo, frames: Sequence[int]) -> torch.Tensor:
+    def frame_pixel_values(self, video: SamaVideo, frames: Sequence[int]) -> torch.Tensor:
         """Pixel values of frames, kept with the video: float tensor of shape `(num_frames, 3, size, size)`."""
         memo, size = video.pixel_memo, self.image_size
         for frame in frames:
@@ -226,7 +227,7 @@ class SamaProcessor(ProcessorMixin):
                 memo[size, frame] = self._normalized(Image.fromarray(video[frame]), size)
         return torch.stack([memo[size, frame] for frame in frames])
 
-    def encode_tiles(self, image: SamaVideo) -> torch.Tensor:
+    def tile_pixel_values(self, image: SamaVideo) -> torch.Tensor:
         """
         Pixel values of a still, cut into 1 to `max_tiles` tiles as InternVL does; the whole image comes last when
         there are several. Float tensor of shape `(num_tiles, 3, image_size, image_size)`.
@@ -307,7 +308,7 @@ class SamaProcessor(ProcessorMixin):
         if video is None:
             return None
         if video.is_image:
-            num_context = num_dense = len(self.encode_tiles(video))
+            num_context = num_dense = len(self.tile_pixel_values(video))
         else:
             choice = self.choose_frames(video)
             num_context, num_dense = len(choice.context), len(choice.dense)
@@ -366,7 +367,7 @@ class SamaProcessor(ProcessorMixin):
         first_user = sum(turn.role == "user" for turn in sample.turns[: sample.visual_turn])
         inputs.questions = [turn.question for turn in turns[first_user:]]
         if video.is_image:
-            inputs.pixel_values = self.encode_tiles(video)
+            inputs.pixel_values = self.tile_pixel_values(video)
             inputs.num_context_frames = len(inputs.pixel_values)
             inputs.dense_rows = list(range(inputs.num_context_frames))
             # The last tile is the whole image, the only one in which a region of the image lies where it is.
@@ -375,7 +376,7 @@ class SamaProcessor(ProcessorMixin):
         context = self.choose_frames(video).context
         extra = [region.frame for region in inputs.regions if region.frame not in set(context)]
         frames = context + list(dict.fromkeys(extra))
-        inputs.pixel_values = self.encode_frames(video, frames)
+        inputs.pixel_values = self.frame_pixel_values(video, frames)
         inputs.num_context_frames = len(context)
         inputs.dense_rows = [context.index(frame) for frame in self.choose_frames(video).dense]
         inputs.region_rows = [frames.index(region.frame) for region in inputs.regions]
@@ -387,7 +388,7 @@ class SamaProcessor(ProcessorMixin):
             regions = [(region, sample.video) for sample in samples for region in sample.regions]
             data.update(collate_frames(samples))
             data.update(collate_questions(samples, self.qformer_tokenizer, self.qformer_max_length))
-            grid_size, keep_small = math.isqrt(self.image_seq_length), self.frame_policy == "consistent"
+            grid_size, keep_small = math.isqrt(self.image_seq_length), self.grounding_policy == "consistent"
             data.update(mask_tensors(regions, self.region_mask_size, grid_size, keep_small))
             data.update(prompt_tensors(regions, self.sam_image_size, self.sam_pixel_values))
         return BatchFeature(data)
@@ -397,6 +398,31 @@ class SamaProcessor(ProcessorMixin):
     def question_parts(self, question: str, regions: Sequence = ()) -> list[dict]:
         """Content parts of a question in which every `<region>` stands for the next of `regions`."""
         return question_parts(question, regions)
+
+    def _decode(self, token_ids: Sequence[int] | torch.Tensor) -> str:
+        """Text of an answer. A tag that is spelled with ordinary tokens is no tag and loses its brackets: the model's
+        states are found by the tag's own token."""
+        tag_ids = dict(zip(self.tokenizer.convert_tokens_to_ids(list(ANSWER_TAGS)), ANSWER_TAGS, strict=True))
+        pieces: list[list[int]] = [[]]
+        for token_id in torch.as_tensor(token_ids).tolist():
+            pieces += [[token_id], []] if token_id in tag_ids else []
+            if token_id not in tag_ids:
+                pieces[-1].append(token_id)
+        text = ""
+        for piece in pieces:
+            if len(piece) == 1 and piece[0] in tag_ids:
+                text += tag_ids[piece[0]]
+                continue
+            words = self.tokenizer.decode(
+                piece,
+                skip_special_tokens=False,
+                clean_up_tokenization_spaces=False,
+                spaces_between_special_tokens=False,
+            )
+            for tag in ANSWER_TAGS:
+                words = words.replace(tag, tag.strip("[]<>"))
+            text += words
+        return text
 
     def to_tagged_text(self, text: str, objects: Sequence[GroundedPhrase]) -> str:
         """Write the tags back into a clean answer: `<p> The man </p> [SEG] pets a dog.`"""
@@ -430,11 +456,9 @@ class SamaProcessor(ProcessorMixin):
             scores (`list[float]`, *optional*): One for each [SEG].
         """
         if not isinstance(answer, str):
-            as_written = {"clean_up_tokenization_spaces": False, "spaces_between_special_tokens": False}
-            answer = self.tokenizer.decode(answer, skip_special_tokens=False, **as_written)
-        kept = (SEG, PHRASE_START, PHRASE_END)
-        for token in self.tokenizer.all_special_tokens:
-            answer = answer if token in kept else answer.replace(token, "")
+            answer = self._decode(answer)
+        for token in set(self.tokenizer.all_special_tokens) - set(ANSWER_TAGS):
+            answer = answer.replace(token, "")
         tagged = answer.strip().removesuffix(self.answer_suffix).strip()
         text, spans = parse_tagged_text(tagged)
         for name, values in (("mask tracks", tracks), ("scores", scores)):

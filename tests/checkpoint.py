@@ -20,18 +20,6 @@ def load_checkpoint(dtype: torch.dtype = torch.float32):
 class Dictated:
     """A logits processor that makes `generate` write a given answer, in every row of the batch."""
 
-    def __init__(self, tokens: list[int], prompt_length: int):
-        self.tokens, self.prompt_length = tokens, prompt_length
-
-    def __call__(self, input_ids, scores):
-        forced = torch.full_like(scores, float("-inf"))
-        forced[:, self.tokens[input_ids.shape[1] - self.prompt_length]] = 0.0
-        return forced
-
-
-class DictatedOnce:
-    """As [`Dictated`], for a prompt whose length is known only when generation starts."""
-
     def __init__(self, tokens: list[int]):
         self.tokens, self.step = tokens, 0
 
@@ -45,13 +33,13 @@ class DictatedOnce:
 def dictate(processor, answer: str) -> dict:
     """Arguments for `generate` or `ask` that make the model answer `answer`."""
     tokens = processor.tokenizer(answer, add_special_tokens=False)["input_ids"]
-    return {"logits_processor": [DictatedOnce(tokens)], "max_new_tokens": len(tokens)}
+    return {"logits_processor": [Dictated(tokens)], "max_new_tokens": len(tokens)}
 
 
 def count_calls(module: torch.nn.Module) -> list[int]:
     """Batch sizes of all later calls of `module`, in a list that grows."""
     sizes: list[int] = []
     module.register_forward_pre_hook(
-        lambda _, args, kwargs: sizes.append(len(args[0] if args else kwargs["pixel_values"])), with_kwargs=True
+        lambda _, args, kwargs: sizes.append(len(args[0] if args else next(iter(kwargs.values())))), with_kwargs=True
     )
     return sizes

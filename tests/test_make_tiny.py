@@ -112,3 +112,14 @@ def test_another_process_writes_the_same_bytes(tmp_path):
     assert len(here) == 5
     for path in here:
         assert path.read_bytes() == (tmp_path / "there" / path.relative_to(tmp_path / "here")).read_bytes(), path.name
+
+
+def test_the_shipped_checkpoint_is_what_the_script_makes(tmp_path):
+    """Byte for byte, and at most 30 MB."""
+    shipped = SCRIPT.parents[1] / "checkpoints" / "sama-tiny"
+    subprocess.run([sys.executable, SCRIPT, "--to", tmp_path / "made"], check=True, capture_output=True)
+    made = {path.relative_to(tmp_path / "made"): path.read_bytes() for path in (tmp_path / "made").rglob("*.*")}
+    files = [path for path in shipped.rglob("*.*") if "__pycache__" not in path.parts]
+    assert set(made) == {path.relative_to(shipped) for path in files}
+    assert [path for path in files if path.read_bytes() != made[path.relative_to(shipped)]] == []
+    assert sum(path.stat().st_size for path in files) <= 30e6

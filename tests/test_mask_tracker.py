@@ -1,20 +1,16 @@
 """The mask tracker: which frames are encoded, in which order, with which decoder, and what it remembers."""
 
+import weakref
+
 import pytest
 import torch
+from checkpoint import count_calls
 from tiny_model import SAM_SIZE, tiny_model
 
 from sama.modeling_sama_tracker import SamaMemoryBank
 
 
 WIDTH = 32
-
-
-def count_calls(module: torch.nn.Module) -> list[int]:
-    """Batch sizes of every later call of `module`, in a list that grows."""
-    sizes: list[int] = []
-    module.register_forward_hook(lambda _, args, kwargs, output: sizes.append(1), with_kwargs=True)
-    return sizes
 
 
 def frames(count: int) -> torch.Tensor:
@@ -86,6 +82,22 @@ def test_memory_does_not_grow_with_the_video():
         bank.remember(index, torch.zeros(1), torch.zeros(1), prompted=False)
         sizes.append(len(bank.tracked))
     assert max(sizes) == sizes[-1] == 31  # 15 next to the prompted frame, for the way back, and the 16 last
+
+
+def test_only_a_handful_of_frames_features_are_alive_at_once():
+    model = tiny_model()
+    tracker, clip, alive, most = model.model.mask_tracker, frames(40), set(), []
+
+    def features(index: int):
+        encoded = tracker.encode_frames(clip[index][None])
+        alive.add(index)
+        weakref.finalize(encoded, alive.remove, index)
+        most.append(len(alive))
+        return encoded
+
+    for _ in model.segment_video(seg_states(2), features, [8, 16], num_frames=40):
+        pass
+    assert max(most) <= 3
 
 
 def test_memory_reaches_back_six_frames_and_pointers_fifteen():

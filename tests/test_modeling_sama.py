@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from checkpoint import Dictated
 from tiny_model import tiny_config, tiny_model
 
 from sama.configuration_sama import SamaConfig
@@ -112,7 +113,26 @@ def test_gradient_checkpointing_changes_no_gradient():
 def test_device_map_auto(saved_model):
     model, folder = saved_model
     loaded = SamaForConditionalGeneration.from_pretrained(folder, device_map="auto")
-    torch.testing.assert_close(loaded(**text_inputs()).logits.cpu(), model(**text_inputs()).logits)
+    inputs = {name: tensor.to(loaded.device) for name, tensor in text_inputs().items()}
+    torch.testing.assert_close(loaded(**inputs).logits.cpu(), model(**text_inputs()).logits)
+
+
+def test_an_offloaded_model_says_so(saved_model, tmp_path):
+    kept = ("language_model", "vision_tower", "multi_modal_projector", "region_encoder", "seg_projection")
+    parts = {f"model.{name}": "cpu" for name in (*kept, "context_aggregator")}
+    parts |= {"lm_head": "cpu", "model.mask_tracker": "disk"}
+    loaded = SamaForConditionalGeneration.from_pretrained(saved_model[1], device_map=parts, offload_folder=tmp_path)
+    inputs = text_inputs()
+    assert loaded(**inputs).logits.isfinite().all()
+    with pytest.raises(ValueError, match="mask_tracker.* is offloaded"):
+        loaded(**inputs, pixel_values=torch.zeros(1, 3, 32, 32))
+    with pytest.raises(ValueError, match="is offloaded"):
+        list(loaded.segment_video(torch.zeros(1, 32), torch.zeros(2, 3, 64, 64), [0]))
+
+
+def test_a_plain_tuple_on_request():
+    model = tiny_model()
+    torch.testing.assert_close(model(**text_inputs(), return_dict=False)[0], model(**text_inputs()).logits)
 
 
 def test_lora_wraps_the_language_model_only():
@@ -166,22 +186,10 @@ def test_without_labels_to_learn_the_loss_is_zero():
 SEG = 262
 
 
-class Dictated:
-    """A logits processor that makes `generate` write the given tokens; token i of the answer, in every row."""
-
-    def __init__(self, tokens: list[int], prompt_length: int):
-        self.tokens, self.prompt_length = tokens, prompt_length
-
-    def __call__(self, input_ids, scores):
-        forced = torch.full_like(scores, float("-inf"))
-        forced[:, self.tokens[input_ids.shape[1] - self.prompt_length]] = 0.0
-        return forced
-
-
 def generate(model, tokens: list[int], inputs: dict | None = None, **kwargs):
     inputs = inputs or text_inputs()
-    dictated = Dictated(tokens, inputs["input_ids"].shape[1])
-    return model.generate(**inputs, max_new_tokens=len(tokens), logits_processor=[dictated], do_sample=False, **kwargs)
+    dictated = [Dictated(tokens)]
+    return model.generate(**inputs, max_new_tokens=len(tokens), logits_processor=dictated, do_sample=False, **kwargs)
 
 
 @pytest.mark.parametrize("tokens", [[5, SEG, 6], [SEG, SEG, 9, SEG], [4, 4], [7, SEG]])
@@ -234,3 +242,9 @@ def test_recorder_keeps_only_new_seg_tokens():
     assert list(recorder.states) == [(0, 2)]
     assert not recorder.missing(torch.tensor([[SEG, 1, SEG]]))
     assert recorder.missing(torch.tensor([[SEG, 1, SEG, SEG]]))
+
+
+def test_an_empty_grid_mask_gives_numbers_in_half_precision():
+    encoder = tiny_model().model.region_encoder.half()
+    pooled, _ = encoder(torch.ones(1, 4, 32).half(), torch.zeros(1, 2, 2), torch.ones(1, 16, 16))
+    assert pooled.isfinite().all()

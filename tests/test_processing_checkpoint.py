@@ -17,8 +17,6 @@ from sama.video_sama import SamaVideo
 
 torch.set_num_threads(1)
 
-GOLDEN = Path(os.environ.get("SAMA_GOLDEN", Path(__file__).parents[2] / "shared" / "golden")) / "official_tiny"
-
 
 @pytest.fixture(scope="module")
 def processor():
@@ -87,15 +85,13 @@ def test_remote_code_in_a_process_that_never_saw_the_repository(processor, tmp_p
 
 
 @pytest.fixture(scope="module")
-def golden():
-    if not GOLDEN.is_dir():
-        pytest.skip(f"no golden data in {GOLDEN}: set SAMA_GOLDEN to the folder that holds official_tiny")
+def golden(golden_dir):
     safetensors = pytest.importorskip("safetensors")
     from transformers import AutoTokenizer
 
     processor = tiny_processor(
-        tokenizer=AutoTokenizer.from_pretrained(GOLDEN / "tokenizer"),
-        qformer_tokenizer=AutoTokenizer.from_pretrained(GOLDEN / "qformer_tokenizer"),
+        tokenizer=AutoTokenizer.from_pretrained(golden_dir / "tokenizer"),
+        qformer_tokenizer=AutoTokenizer.from_pretrained(golden_dir / "qformer_tokenizer"),
         chat_template="phi3_chat",
         image_size=448,
         image_seq_length=256,
@@ -105,11 +101,11 @@ def golden():
         frame_policy="release",
         grounding_policy="release",
     )
-    with safetensors.safe_open(GOLDEN / "official_state_dict.safetensors", "pt") as weights:
+    with safetensors.safe_open(golden_dir / "official_state_dict.safetensors", "pt") as weights:
         embeddings = weights.get_tensor("language_model.model.embed_tokens.weight")
-    with safetensors.safe_open(GOLDEN / "golden.safetensors", "pt") as tensors:
+    with safetensors.safe_open(golden_dir / "golden.safetensors", "pt") as tensors:
         values = {key: tensors.get_tensor(key) for key in tensors.keys() if not key.startswith("mask")}
-    return processor, values, embeddings.float(), json.loads((GOLDEN / "golden.json").read_text())
+    return processor, values, embeddings.float(), json.loads((golden_dir / "golden.json").read_text())
 
 
 def assert_same_text(batch, golden_embeds, embeddings, image_token):

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from .layout_sama import POOLED_SLOT, SHAPE_SLOT, TEXT_TOKEN
+from .configuration_sama import TEXT_TOKEN
+from .layout_sama import POOLED_SLOT, SHAPE_SLOT
 from .regions_sama import PreparedRegion
 from .video_sama import SamaVideo
 

@@ -2,7 +2,7 @@
 tokens only, and SAM 2 sees every frame once however many objects and turns there are."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
+from .configuration_sama import CONTEXT_TOKEN, REGION_POOLED_TOKEN
 from .modeling_sama_tracker import FrameFeatures
 from .video_sama import GroundedPhrase, MaskTrack, Region, SamaVideo
 from .visualization import overlay_masks, write_video
@@ -18,7 +19,6 @@ from .visualization import overlay_masks, write_video
 # Inputs with one row a question, and with one row a region: a later turn hands over only its own rows.
 QUESTION_INPUTS = ("qformer_input_ids", "qformer_attention_mask", "question_samples")
 REGION_INPUTS = ("region_masks", "region_grid_masks", "region_frames")
-CONTEXT, REGION_POOLED = 2, 3  # of `mm_token_type_ids`
 
 
 @dataclass
@@ -52,17 +52,38 @@ class SamaReply:
         write_video(path, map(overlay_masks, self.video, masks), self.video.fps)
 
 
+@dataclass(frozen=True)
+class ChatState:
+    """What a conversation keeps between turns, besides the keys and values of `input_ids`. Replaced as a whole, so
+    that a failed question changes nothing.
+
+    Args:
+        messages (`list[dict]`): the conversation so far.
+        input_ids (`torch.LongTensor` of shape `(num_tokens,)`): tokens whose keys and values are kept.
+        frame_features (`torch.Tensor` of shape `(num_frames, tokens_per_frame, width)`, *optional*)
+        spatial_tokens (`torch.Tensor` of shape `(num_context_frames, num_spatial_queries, qformer_width)`, *optional*)
+    """
+
+    messages: list[dict] = field(default_factory=list)
+    input_ids: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
+    frame_features: torch.Tensor | None = None
+    spatial_tokens: torch.Tensor | None = None
+
+
 class SamFeatureStore:
     """SAM 2's features of a video's frames: each frame is encoded when it is first asked for, then kept in a temporary
-    folder, so that later turns do not encode it again and memory does not grow.
+    folder, so that later turns do not encode it again and memory does not grow. A frame of the released size takes
+    15 MB in bfloat16; beyond `max_bytes` frames are not kept, and a later turn encodes them again.
 
     Args:
         encode (`Callable`): frame index to [`FrameFeatures`].
+        folder (`str`, *optional*): where to make the temporary folder; the system's by default.
+        max_bytes (`int`, defaults to 16 GiB)
     """
 
-    def __init__(self, encode: Callable[[int], FrameFeatures]):
-        self.encode = encode
-        self.folder = TemporaryDirectory(prefix="sama_features_")
+    def __init__(self, encode: Callable[[int], FrameFeatures], folder: str | None = None, max_bytes: int = 16 * 2**30):
+        self.encode, self.free_bytes = encode, max_bytes
+        self.folder = TemporaryDirectory(prefix="sama_features_", dir=folder)
         self.stored: set[int] = set()
 
     def __call__(self, index: int) -> FrameFeatures:
@@ -71,8 +92,11 @@ class SamFeatureStore:
             image, tuned, original = torch.load(path, weights_only=True)
             return FrameFeatures(image, tuned, original)
         features = self.encode(index)
-        torch.save((features.image, features.tuned, features.original), path)
-        self.stored.add(index)
+        size = sum(level.nbytes for level in (features.image, *features.tuned, *features.original))
+        if size <= self.free_bytes:
+            torch.save((features.image, features.tuned, features.original), path)
+            self.stored.add(index)
+            self.free_bytes -= size
         return features
 
 
@@ -83,22 +107,30 @@ class SamaChat:
         model ([`SamaForConditionalGeneration`])
         processor ([`SamaProcessor`])
         video, image (*optional*): what `processor.open_video` takes; at most one of the two.
+        feature_folder (`str`, *optional*): where SAM 2's features of the frames are kept, see [`SamFeatureStore`].
+
+    Attributes:
+        messages (`list[dict]`): the conversation so far, as `apply_chat_template` takes it; a copy, not to be edited.
+        video ([`SamaVideo`], *optional*): what it is about.
     """
 
-    def __init__(self, model, processor, video=None, image=None):
+    def __init__(self, model, processor, video=None, image=None, feature_folder: str | None = None):
         if video is not None and image is not None:
             raise ValueError("A conversation is about one video or one image, got both.")
         self.model, self.processor = model, processor
         source = video if video is not None else image
         self.video = None if source is None else processor.open_video(source)
-        self.messages: list[dict] = []
         self.cache = DynamicCache(config=model.config.get_text_config())
-        self.cached_ids = torch.zeros(0, dtype=torch.long)
-        self.frame_features: torch.Tensor | None = None
-        self.spatial_tokens: torch.Tensor | None = None
+        self.state = ChatState()
         if self.video is not None:
             frames, tracker = processor.sam_frames(self.video), model.model.mask_tracker
-            self.sam_features = SamFeatureStore(lambda index: tracker.encode_frames(frames[index][None]))
+            self.sam_features = SamFeatureStore(
+                lambda index: tracker.encode_frames(frames[index][None]), folder=feature_folder
+            )
+
+    @property
+    def messages(self) -> list[dict]:
+        return list(self.state.messages)
 
     def ask(
         self,
@@ -109,7 +141,7 @@ class SamaChat:
         progress: Callable[[Iterable], Iterable] | None = None,
         **generate_kwargs,
     ) -> SamaReply:
-        """Asks the next question. If it fails, the conversation is as it was before.
+        """Asks the next question. If that fails, or is interrupted, the conversation is as it was before.
 
         Args:
             text (`str`): the question; every `<region>` in it stands for the next of `regions`.
@@ -120,36 +152,53 @@ class SamaChat:
             generate_kwargs: for `generate`.
 
         Raises:
-            ValueError: if `text` holds more or fewer `<region>` marks than `regions`.
+            ValueError: if `text` holds more or fewer `<region>` marks than `regions`, if a region does not lie in the
+                video, or if the conversation is longer than the model can read.
         """
-        messages = [*self.messages, {"role": "user", "content": self.question_content(text, regions)}]
+        before = self.state
+        try:
+            return self.answer(text, regions, streamer, progress, max_new_tokens=max_new_tokens, **generate_kwargs)
+        except BaseException:
+            # The keys and values of the tokens that the failed question had in common with the rest are still good.
+            self.state = replace(before, input_ids=self.state.input_ids)
+            raise
+
+    def answer(self, text: str, regions: Sequence, streamer, progress, **generate_kwargs) -> SamaReply:
+        """[`ask`], without its promise about failures."""
+        messages = [*self.state.messages, {"role": "user", "content": self.question_content(text, regions)}]
         inputs = self.processor.apply_chat_template(
             messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-        ).to(self.model.device)
+        )
+        pixel_values = inputs.pop("pixel_values", None)
+        inputs.pop("region_prompt_pixel_values", None)  # SAM 2's features of these frames come from the store
+        inputs = inputs.to(self.model.device)
         with torch.no_grad():
             kept = self.keep_common_prefix(inputs["input_ids"][0])
-            visual = self.visual_inputs(inputs, kept, regions)
+            visual = {} if pixel_values is None else self.visual_inputs(inputs, pixel_values, kept, regions)
         prompt_length = inputs["input_ids"].shape[1]
         output = self.model.generate(
             input_ids=inputs["input_ids"],
             attention_mask=inputs["attention_mask"],
             mm_token_type_ids=inputs["mm_token_type_ids"],
             past_key_values=self.cache,
-            max_new_tokens=max_new_tokens,
             streamer=streamer,
+            return_dict_in_generate=True,
             **visual,
             **self.processor.stop_arguments | generate_kwargs,
         )
-        self.cached_ids = output.sequences[0, : self.cache.get_seq_length()]
         tracks, scores = self.track(output.seg_states[0], progress)
         answer = self.processor.post_process_answer(output.sequences[0, prompt_length:], tracks, scores)
-        self.messages = [*messages, {"role": "assistant", "content": answer.tagged_text}]
+        self.state = replace(
+            self.state,
+            messages=[*messages, {"role": "assistant", "content": answer.tagged_text}],
+            input_ids=output.sequences[0, : self.cache.get_seq_length()],
+        )
         return SamaReply(answer.text, answer.tagged_text, answer.objects, self.video, prompt_length - kept)
 
     def question_content(self, text: str, regions: Sequence) -> list[dict]:
         """The question as the chat template takes it; the video goes in with the first one."""
         content = self.processor.question_parts(text, regions)
-        if self.video is not None and not self.messages:
+        if self.video is not None and not self.state.messages:
             kind = "image" if self.video.is_image else "video"
             content = [{"type": kind, kind: self.video}, *content]
         return content
@@ -159,29 +208,29 @@ class SamaChat:
 
         An answer's tokens may differ from how the tokenizer writes the same text: then the turn reads them again, so
         that a conversation never depends on how it was reached."""
-        known = self.cached_ids.to(input_ids.device)
+        known = self.state.input_ids.to(input_ids.device)
         length = min(len(known), len(input_ids) - 1)  # one token is always left to read
         differs = (known[:length] != input_ids[:length]).nonzero()
         kept = int(differs[0]) if len(differs) else length
-        surplus = self.cache.get_seq_length() - kept
-        if surplus:
-            self.cache.crop(-surplus)
-        self.cached_ids = known[:kept]
+        self.state = replace(self.state, input_ids=known[:kept])
+        for layer in self.cache.layers:  # one by one: an interrupted question leaves them at different lengths
+            if layer.get_seq_length() > kept:
+                layer.crop(kept - layer.get_seq_length())
         return kept
 
-    def visual_inputs(self, inputs, kept: int, regions: Sequence) -> dict[str, torch.Tensor]:
+    def visual_inputs(
+        self, inputs, pixel_values: torch.Tensor, kept: int, regions: Sequence
+    ) -> dict[str, torch.Tensor]:
         """The visual inputs of the tokens after `kept`: features of frames that were encoded once, and the rows of the
         questions and regions that are new."""
-        if "num_context_frames" not in inputs:
-            return {}
-        self.encode_new_frames(inputs)
+        self.encode_new_frames(pixel_values, int(inputs["num_context_frames"][0]))
         types = inputs["mm_token_type_ids"][0, kept:]
         num_context = int(inputs["num_context_frames"][0])
-        first_question = len(inputs["question_samples"]) - int((types == CONTEXT).sum()) // num_context
+        first_question = len(inputs["question_samples"]) - int((types == CONTEXT_TOKEN).sum()) // num_context
         visual = {name: inputs[name][first_question:] for name in QUESTION_INPUTS}
         visual |= {name: inputs[name] for name in ("num_context_frames", "num_extra_frames")}
         visual["dense_frames"] = inputs["dense_frames"] if kept == 0 else inputs["dense_frames"][:0]
-        num_regions = int((types == REGION_POOLED).sum())
+        num_regions = int((types == REGION_POOLED_TOKEN).sum())
         if num_regions:
             first_region = len(inputs["region_masks"]) - num_regions
             visual |= {name: inputs[name][first_region:] for name in REGION_INPUTS}
@@ -189,21 +238,21 @@ class SamaChat:
                 visual |= self.fill_prompts(inputs, visual, first_region, regions)
         if not len(visual["question_samples"]):
             return {}
-        return visual | {"frame_features": self.frame_features, "spatial_tokens": self.spatial_tokens}
+        return visual | {"frame_features": self.state.frame_features, "spatial_tokens": self.state.spatial_tokens}
 
-    def encode_new_frames(self, inputs) -> None:
-        """Vision tower for frames that no earlier turn encoded, spatial Q-Former once: rows are only ever added."""
-        known = 0 if self.frame_features is None else len(self.frame_features)
-        if known == len(inputs["pixel_values"]):
+    def encode_new_frames(self, pixel_values: torch.Tensor, num_context_frames: int) -> None:
+        """Vision tower for the rows that no earlier turn encoded, spatial Q-Former once. The processor lists the
+        context frames first and others in order of first use, so a turn only adds rows."""
+        features, model = self.state.frame_features, self.model.model
+        known = 0 if features is None else len(features)
+        if known == len(pixel_values):
             return
-        features = self.model.model.encode_frames(inputs["pixel_values"][known:])
-        if self.frame_features is None:
-            self.spatial_tokens = self.model.model.context_aggregator.summarise_frames(
-                features[: int(inputs["num_context_frames"][0])]
-            )
-            self.frame_features = features
+        new = model.encode_frames(pixel_values[known:].to(self.model.device))
+        if features is None:
+            spatial_tokens = model.context_aggregator.summarise_frames(new[:num_context_frames])
+            self.state = replace(self.state, frame_features=new, spatial_tokens=spatial_tokens)
         else:
-            self.frame_features = torch.cat([self.frame_features, features])
+            self.state = replace(self.state, frame_features=torch.cat([features, new]))
 
     def fill_prompts(self, inputs, visual: dict, first_region: int, regions: Sequence) -> dict[str, torch.Tensor]:
         """Masks of this turn's regions, those given as clicks and boxes filled by SAM 2."""

@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from .configuration_sama import CONTEXT_TOKEN, DENSE_FRAME_TOKEN, REGION_POOLED_TOKEN, REGION_SHAPE_TOKEN
 from .video_sama import GroundedPhrase
 
 
@@ -20,8 +21,6 @@ QFORMER_TAGS = (POOLED_SLOT, SHAPE_SLOT, REGION_START, REGION_END)
 USER_FORBIDDEN = (*LANGUAGE_TAGS, POOLED_SLOT, SHAPE_SLOT)
 ANSWER_FORBIDDEN = (IMAGE_START, IMAGE_END, IMAGE_CONTEXT, REGION_START, REGION_END)
 
-# Kinds of token in `mm_token_type_ids`.
-TEXT_TOKEN, DENSE_TOKEN, CONTEXT_TOKEN, POOLED_TOKEN, SHAPE_TOKEN = range(5)
 
 LANGUAGE_REGION = f"{REGION_START}{IMAGE_CONTEXT}{IMAGE_CONTEXT}{REGION_END}"
 QFORMER_REGION = f"{REGION_START}{POOLED_SLOT}{SHAPE_SLOT}{REGION_END}"
@@ -134,14 +133,14 @@ def render_user_turn(pieces: Sequence[str | None], visual: VisualText | None, sh
     """
     language = "".join(LANGUAGE_REGION if piece is None else piece for piece in pieces)
     question = "".join(QFORMER_REGION if piece is None else piece for piece in pieces).strip()
-    types = [POOLED_TOKEN, SHAPE_TOKEN] * sum(piece is None for piece in pieces)
+    types = [REGION_POOLED_TOKEN, REGION_SHAPE_TOKEN] * sum(piece is None for piece in pieces)
     if visual is None:
         return TurnText(language, types, question)
     language = IMAGE_CONTEXT * visual.num_context + layout.after_context + language
     types = [CONTEXT_TOKEN] * visual.num_context + types
     if shows:
         language = visual.frame_block() + layout.before_context + language
-        types = [DENSE_TOKEN] * (visual.num_dense * visual.tokens_per_frame) + types
+        types = [DENSE_FRAME_TOKEN] * (visual.num_dense * visual.tokens_per_frame) + types
     return TurnText(language, types, question)
 
 

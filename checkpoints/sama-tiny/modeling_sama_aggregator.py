@@ -50,7 +50,7 @@ class SamaRegionEncoder(nn.Module):
         cells = (grid_masks.flatten(1) > 0).to(frame_features.dtype)  # (R, P)
         # A region smaller than a cell may cover none: its pooled feature is the projection of zeros, as in the
         # release.
-        pooled = (cells.unsqueeze(1) @ frame_features).squeeze(1) / (cells.sum(1, keepdim=True) + 1e-8)  # (R, C)
+        pooled = (cells.unsqueeze(1) @ frame_features).squeeze(1) / cells.sum(1, keepdim=True).clamp(min=1)  # (R, C)
         shape = masks.flatten(1).to(frame_features.dtype)  # (R, M * M)
         return self.pooled_projection(pooled), self.shape_projection(shape)
 

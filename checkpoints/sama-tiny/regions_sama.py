@@ -10,7 +10,6 @@ from torch.nn import functional as F
 from .video_sama import GroundedPhrase, MaskTrack, Region, SamaVideo, is_a
 
 
-REGION_SHAPES = ("mask", "box")
 MAX_SCRIBBLE_POINTS = 8
 # Labels of SAM 2's prompt encoder: 1 and 0 are points of the object and of the rest, 2 and 3 the corners of a box.
 BOX_LABELS, PADDING_LABEL = (2, 3), -10

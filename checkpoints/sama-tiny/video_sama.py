@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from .configuration_sama import POLICIES
 from .video_readers_sama import IMAGE_SUFFIXES, FileFrames, ListFrames, checked_array, existing_file
 
 
-POLICIES = ("release", "consistent")
 # Every third frame is context; a short video is filled up to eight.
 CONTEXT_INTERVAL = 3
 MIN_CONTEXT_FRAMES = 8
@@ -278,7 +278,7 @@ class Region:
 
     def per_frame(self) -> list["Region"]:
         """The region as one single-frame region a frame."""
-        if isinstance(self.frame, (int, np.integer)):
+        if np.ndim(self.frame) == 0:
             return [self]
         frames, prompts = list(self.frame), vars(self)[self.kind]
         labels = [None] * len(frames) if self.labels is None else self.labels
