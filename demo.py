@@ -28,6 +28,7 @@ import importlib
 import io
 import json
 import sys
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,6 +40,7 @@ from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
 from sama.demo_cli import REGION_MARK, RegionRequest, group_turns, parse_region, read_mask
+from sama.video_sama import SamaVideo
 from sama.visualization import (
     caption_band,
     colored_text,
@@ -160,6 +162,8 @@ def load(arguments: argparse.Namespace) -> tuple:
         raise FileNotFoundError(
             f"The small model is missing: there is no folder {DEFAULT_MODEL}; name another: --model."
         )
+    if arguments.model.startswith((".", "/", "~")) and not Path(arguments.model).is_dir():
+        raise FileNotFoundError(f"There is no folder {arguments.model} with a model.")
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     device = arguments.device
     if device == "auto":
@@ -377,18 +381,36 @@ def check_paths(arguments: argparse.Namespace) -> tuple[str, Path]:
     if out.suffix.lower() not in suffixes:
         raise ValueError(f"--out {out} must end in {' or '.join(suffixes)}.")
     for path in output_files(out):
+        if path.exists() and path.samefile(source):
+            raise ValueError(f"--out {out} would overwrite {source}, the file that is asked about; name another.")
         prepare_output(path)
+    for question, requests in group_turns(arguments.script):
+        if not question.strip():
+            raise ValueError("A question given with --ask is empty.")
+        for request in requests:
+            if request.mask_file and not Path(request.mask_file).is_file():
+                raise FileNotFoundError(f'There is no file {request.mask_file} for the region "{request.text}".')
     return source, out
+
+
+def check_source(video, arguments: argparse.Namespace) -> None:
+    """A video given as an image, or the other way round, before anything is asked about it."""
+    if video.is_image != bool(arguments.image):
+        given, other = ("--video", "--image") if video.is_image else ("--image", "--video")
+        kind = "an image" if video.is_image else "a video"
+        raise ValueError(f"{given} {video.name} is {kind}; give it as {other}.")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Loads, asks, writes; what was answered before an error is written too."""
     script = group_turns(EXAMPLE_SCRIPT if arguments.example else arguments.script)
     source, out = check_paths(arguments)
+    video = SamaVideo.open(source)
+    check_source(video, arguments)
     model, processor = load(arguments)
     if not model.config.trained:
         print("This model is untrained: its answers and masks are noise, and only show that everything runs.")
-    chat = model.start_chat(processor, **{"image" if arguments.image else "video": source})
+    chat = model.start_chat(processor, **{"image" if arguments.image else "video": video})
     # The chat knows the types of its own copy of the code, which is not the one beside this file.
     types = importlib.import_module(".video_sama", type(chat).__module__.rpartition(".")[0])
     # An untrained model does not know when to stop.
@@ -409,6 +431,7 @@ def run(arguments: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # an answer may hold letters that the terminal cannot show
+    warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
     arguments = parse_arguments(argv)
     try:
         run(arguments)

@@ -1,10 +1,8 @@
 """Draws answers: coloured masks over frames, the user's regions, captions, contact sheets and mask videos.
 
-Everything takes and returns plain arrays (RGB, uint8) or PIL images, so the file knows nothing of models or
-processors. An "object" is anything with a `span`, the (start, end) characters of its phrase in the answer; a "region"
-is anything with the attributes `frame`, `mask`, `box`, `points`, `labels` and `scribble`.
-
-Letters in the shapes: O objects, H height, W width.
+Everything takes and returns plain arrays (RGB, uint8) or PIL images. An "object" is anything with a `span`, the (start,
+end) characters of its phrase in the answer; a "region" is anything with the attributes `frame`, `mask`, `box`,
+`points`, `labels` and `scribble`. Letters in the shapes: O objects, H height, W width.
 """
 
 import colorsys
@@ -365,7 +363,8 @@ def prepare_output(path: str | os.PathLike) -> Path:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise OSError(f"Cannot write {path}: the folder {path.parent} is not writable ({error.strerror}).") from error
+        reason = "is a file, not a folder" if path.parent.is_file() else f"is not writable ({error.strerror})"
+        raise OSError(f"Cannot write {path}: {path.parent} {reason}.") from error
     return path
 
 

@@ -94,7 +94,7 @@ def chat(monkeypatch):
     monkeypatch.setattr(FakeChat, "__module__", "fake_code.chat_sama")
 
     def start_chat(processor, video=None, image=None):
-        chat.source = (video, image)
+        chat.source = (video and video.name, image and image.name)
         if image is not None:
             chat.video = FakeVideo(chat.video[:1])
             chat.video.is_image = True
@@ -328,7 +328,7 @@ def test_an_image_is_answered_with_an_image(tmp_path, chat, capsys):
         (["--ask", "fail"], "The box (0, 0, 0, 0) has zero area."),
         (["--ask", "<region>", "--region", "object=1"], "There is no object 1"),
         (["--ask", "q", "--out", "answer.avi"], "must end in .mp4"),
-        (["--ask", "q", "--out", "clip.mp4/answer.mp4"], "not writable"),
+        (["--ask", "q", "--out", "clip.mp4/answer.mp4"], "is a file, not a folder"),
     ],
 )
 def test_an_error_is_one_sentence_and_exit_code_2(tmp_path, chat, clip, capsys, monkeypatch, change, message):
@@ -397,3 +397,25 @@ def test_the_example_runs_in_a_process_of_its_own(tmp_path):
     record = json.loads((tmp_path / "answer.json").read_text(encoding="utf-8"))
     assert len(record["turns"]) == 3 and record["num_frames"] == 46
     assert out.exists() and (tmp_path / "answer_sheet.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--video", "clip.mp4", "--ask", "Who?", "--out", "clip.mp4"], "would overwrite clip.mp4"),
+        (["--image", "clip.mp4", "--ask", "Who?", "--out", "a.png"], "clip.mp4 is a video; give it as --video"),
+        (["--video", "picture.png", "--ask", "Who?", "--out", "a.mp4"], "picture.png is an image; give it as --image"),
+        (["--video", "clip.mp4", "--ask", " "], "question given with --ask is empty"),
+        (["--video", "clip.mp4", "--ask", "<region>?", "--region", "mask=no.png"], "no file no.png"),
+        (["--video", "clip.mp4", "--ask", "Who?", "--model", "./nowhere"], "no folder ./nowhere"),
+        (["--video", "clip.mp4", "--ask", "Who?", "--out", "clip.mp4/a.mp4"], "clip.mp4 is a file, not a folder"),
+    ],
+)
+def test_mistakes_are_told_before_a_model_is_loaded(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    write_video("clip.mp4", np.zeros((3, 32, 48, 3), dtype=np.uint8), 10)
+    Image.fromarray(np.zeros((32, 48, 3), dtype=np.uint8)).save("picture.png")
+    before = (tmp_path / "clip.mp4").read_bytes()
+    assert demo.main(arguments) == 2
+    assert message in capsys.readouterr().err
+    assert (tmp_path / "clip.mp4").read_bytes() == before

@@ -346,7 +346,7 @@ def test_video_without_pyav_says_how_to_get_it(tmp_path, monkeypatch):
 
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(OSError, match="Cannot write .*not writable"):
+    with pytest.raises(OSError, match="Cannot write .*is a file, not a folder"):
         write_video(tmp_path / "file" / "a.mp4", [grey_frame()], fps=5)
     with pytest.raises(OSError, match="it is a folder"):
         prepare_output(tmp_path)

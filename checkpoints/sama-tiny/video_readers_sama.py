@@ -1,4 +1,8 @@
-"""Where frames come from: video files through decord or PyAV, and lists of images. Used through `SamaVideo` only."""
+"""Where frames come from: video files through PyAV or decord, and lists of images. Used through `SamaVideo` only.
+
+PyAV comes first. The two give the same pixels, but decord decodes ahead in the background as far as it was fed: while
+a slow consumer tracks through 1,200 frames of 640 x 360 it holds 750 MB of them, and more in a longer video.
+"""
 
 import os
 import re
@@ -164,7 +168,7 @@ class FileFrames:
     def __init__(self, path: str):
         self.name = path
         if decord is None and av is None:
-            raise ImportError(f"Reading '{path}' needs decord or av: run `pip install decord` or `pip install av`.")
+            raise ImportError(f"Reading '{path}' needs av or decord: run `pip install av` or `pip install decord`.")
         self.warning = None
         self._reader = self._intact_reader() or self._damaged_reader()
         self.fps = self._reader.fps
@@ -173,7 +177,7 @@ class FileFrames:
 
     def _intact_reader(self) -> "_DecordReader | _AvReader | None":
         self._problems = []
-        for reader_class in [_DecordReader] * (decord is not None) + [_AvReader] * (av is not None):
+        for reader_class in [_AvReader] * (av is not None) + [_DecordReader] * (decord is not None):
             try:
                 reader = reader_class(self.name)
                 if reader.length == 0:
