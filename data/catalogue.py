@@ -147,6 +147,13 @@ class FileSource:
         """The masks of an object in a mask file; `KeyError` if it does not have them."""
         return self.masks[store][key]
 
+    def located(self, error: DataError) -> DataError:
+        """The same error with the path of a mask file instead of its name in the catalogue."""
+        if error.file not in self.masks:
+            return error.within(source=self.name)
+        path = self.entry.files[error.file]
+        return DataError(error.problem, source=self.name, file=path, index=error.index, field=error.field)
+
     def columns(self) -> dict[str, np.ndarray]:
         """`kind`, `frames`, `turns`, `characters` of each record, see [`RecordStore.column`]."""
         return {name: self.store.column(name) for name in ("kind", "frames", "turns", "characters")}
@@ -184,6 +191,10 @@ class ToySource:
     def lookup(self, store: str, key: str) -> list[dict | None]:
         """Toy world's records hold their masks themselves."""
         raise KeyError(key)
+
+    def located(self, error: DataError) -> DataError:
+        """The same error with the name of this source."""
+        return error.within(source=self.name)
 
     def columns(self) -> dict[str, np.ndarray]:
         """As [`FileSource.columns`], the same for every clip."""

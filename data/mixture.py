@@ -115,7 +115,7 @@ class Mixture(Dataset):
                 video = source.visual(record)
             return self.renderer(record, video, source.lookup, rng)
         except DataError as error:
-            raise error.within(source=source.name, index=record["id"]) from error
+            raise source.located(error).within(index=record["id"]) from error
         except (OSError, ValueError) as error:
             raise DataError(str(error).rstrip("."), source=source.name, index=record["id"]) from error
 

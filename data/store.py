@@ -51,6 +51,8 @@ MASK_FEATURES = Features(
         "heights": List(Value("int32")),
         "widths": List(Value("int32")),
         "counts": List(Value("string")),
+        "problem": Value("string"),  # instead of masks: what is wrong with them, and in which field
+        "field": Value("string"),
     }
 )
 
@@ -84,7 +86,10 @@ class RecordStore:
 
 
 class MaskStore:
-    """The masks of a mask file: `store[key]` is a list of run-length codes or `None`, one a frame."""
+    """
+    The masks of a mask file: `store[key]` is a list of run-length codes or `None`, one a frame. Broken masks raise
+    [`DataError`] when they are asked for, so that they cost the samples that need them and no others.
+    """
 
     def __init__(self, folder: Path):
         self._rows = Dataset.from_file(str(folder / "rows.arrow"))
@@ -107,6 +112,8 @@ class MaskStore:
             if self._hashes["hash"][position] != _hash(key):
                 break
             row = self._rows[int(self._hashes["row"][position])]
+            if row["key"] == key and row["problem"] is not None:
+                raise DataError(row["problem"], field=row["field"])
             if row["key"] == key:
                 sizes = zip(row["heights"], row["widths"], row["counts"], strict=True)
                 return [
@@ -167,10 +174,16 @@ def open_masks(path: Path, cache: Path, source: str) -> MaskStore:
     def write(folder: Path) -> None:
         keys = []
 
+        def numbered(row: dict) -> dict:
+            keys.append((_hash(row["key"]), len(keys)))
+            return row
+
         def rows() -> Iterator[dict]:
-            for key, masks in read_mask_store(path):
-                keys.append((_hash(key), len(keys)))
-                yield _mask_row(key, masks)
+            broken = []
+            for key, masks in read_mask_store(path, lambda key, error: broken.append((key, error))):
+                yield numbered(_mask_row(key, masks))
+            for key, error in broken:
+                yield numbered(_mask_row(key, [], error))
 
         try:
             _write_rows(folder, MASK_FEATURES, rows())
@@ -248,13 +261,15 @@ def _record_row(record: dict) -> dict:
     }
 
 
-def _mask_row(key: str, masks: list[dict | None]) -> dict:
+def _mask_row(key: str, masks: list[dict | None], error: DataError | None = None) -> dict:
     sizes = [(0, 0) if mask is None else mask["size"] for mask in masks]
     return {
         "key": key,
         "heights": [height for height, _ in sizes],
         "widths": [width for _, width in sizes],
         "counts": [None if mask is None else mask["counts"] for mask in masks],
+        "problem": None if error is None else error.problem,
+        "field": None if error is None else f"{key}{error.field}",
     }
 
 

@@ -81,7 +81,7 @@ class Checker:
             video = source.visual(record)
         except DataError as error:
             kind = MISSING if error.problem.startswith("there is no") else UNDECODABLE
-            return counts, [Finding(kind, str(error))]
+            return counts, [Finding(kind, str(source.located(error)))]
         if video is not None:
             choice = self.renderer.processor.choose_frames(video)
             used = sorted({*choice.context, *choice.prompted})
@@ -114,7 +114,7 @@ class Checker:
             try:
                 masks = decode_object(record, name, size, number, lookup, frames)
             except DataError as error:
-                yield Finding(UNFIT, str(error))
+                yield Finding(UNFIT, str(source.located(error)))
                 return
             counts["masks decoded"] += len(masks)
             seen = seen or bool(masks.any())
@@ -127,8 +127,8 @@ class Checker:
         rng = np.random.default_rng([number, index])
         try:
             sample = self.renderer(record, video, self.sources[number].lookup, rng)
-        except (DataError, ValueError) as error:
-            yield Finding(UNRENDERED, str(error))
+        except DataError as error:
+            yield Finding(UNRENDERED, str(self.sources[number].located(error)))
             return
         counts["questions"] += sum(message["role"] == "user" for message in sample.messages)
         counts["regions"] += sum("region" in part for message in sample.messages for part in message["content"])
@@ -278,7 +278,8 @@ class _First:
     def __init__(self, source, limit: int):
         self._source, self._limit = source, limit
         self.name, self.dropped, self.broken = source.name, source.dropped, source.broken
-        self.record, self.visual, self.lookup = source.record, source.visual, source.lookup
+        self.record, self.visual = source.record, source.visual
+        self.lookup, self.located = source.lookup, source.located
 
     def __len__(self) -> int:
         return min(self._limit, len(self._source))
