@@ -170,6 +170,7 @@ class ToySource:
         options = TOY_OPTIONS | entry.options
         self.entry, self.name, self._length = entry, entry.name, options["samples"]
         self.dropped, self.broken, self.masks = {}, [], {}
+        self._drawn: tuple = (None, None)
         try:
             self.world = ToyWorld(options["settings"], options["seed"])
         except (ValueError, TypeError) as error:
@@ -180,12 +181,14 @@ class ToySource:
 
     def record(self, index: int) -> dict:
         """Record `index`."""
-        return self.world.describe(index) | {"source": self.name}
+        frames, record, _ = self.world[index]
+        self._drawn = index, frames  # they are asked for next
+        return record | {"source": self.name}
 
     def visual(self, record: dict) -> SamaVideo:
         """The clip or still, drawn."""
-        toy = record["image" if "image" in record else "video"]["toy"]
-        frames = self.world[toy["index"]].frames
+        index = record["image" if "image" in record else "video"]["toy"]["index"]
+        frames = self._drawn[1] if self._drawn[0] == index else self.world[index].frames
         return SamaVideo.open(frames[0] if "image" in record else frames)
 
     def lookup(self, store: str, key: str) -> list[dict | None]:
