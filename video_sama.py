@@ -44,6 +44,7 @@ class SamaVideo:
         fps (`float`): Frames a second; 24 where the source has no clock.
         is_image (`bool`): Whether the source is a still image.
         name (`str`): For messages: the path, or what kind of source it is.
+        frame_choice ([`FrameChoice`], *optional*): Set where frames are drawn at random instead of by a policy.
         pixel_memo (`dict`): Pixel tensors that the processor made of this video, for the next turn.
     """
 
@@ -51,6 +52,7 @@ class SamaVideo:
         self._frames = frames
         self.name, self.fps, self.is_image = frames.name, frames.fps, frames.is_image
         self.pixel_memo: dict = {}
+        self.frame_choice: FrameChoice | None = None
         self._warned = False
         self.height, self.width = frames.read(0).shape[:2]
         if frames.warning is not None:

@@ -59,16 +59,23 @@ class ToyWorld:
 
     def play(self, index: int, frames: bool = True) -> tuple[str, Clip, list[Turn]]:
         """The task, the clip and the turns behind a record."""
-        if index < 0:
-            raise IndexError(f"toy world has clips from 0 on, not {index}: it has no end to count from")
-        rng = np.random.default_rng([self.seed, SPLITS.index(self.settings.split), index])
-        task = tuple(TASKS)[int(np.searchsorted(self._shares, rng.random(), side="right"))]
+        task, rng = self._start(index)
         clip, turns = TASKS[task](self.settings, rng)
         if frames:
             size = (self.settings.height, self.settings.width)
             background = draw_background(self.settings.background, size, rng)
             clip = draw(clip.things, clip.num_frames, size, background)
         return task, clip, turns
+
+    def task(self, index: int) -> str:
+        """The task of a record, which is known before its clip is made."""
+        return self._start(index)[0]
+
+    def _start(self, index: int) -> tuple[str, np.random.Generator]:
+        if index < 0:
+            raise IndexError(f"toy world has clips from 0 on, not {index}: it has no end to count from")
+        rng = np.random.default_rng([self.seed, SPLITS.index(self.settings.split), index])
+        return tuple(TASKS)[int(np.searchsorted(self._shares, rng.random(), side="right"))], rng
 
     def _record(self, index: int, task: str, clip: Clip, turns: list[Turn]) -> dict:
         name = f"toy/{self.settings.split}/{self.seed}/{index}"

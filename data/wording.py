@@ -83,7 +83,7 @@ MASK_REQUEST_MARK = "with interleaved segmentation masks."
 SHORT_ANSWER = " Answer the question using a single word or phrase."
 
 
-def region_word(number: int) -> str:
+def region_word(number: int | str) -> str:
     """How Osprey's questions and answers name a region."""
     return f"region{number}"
 

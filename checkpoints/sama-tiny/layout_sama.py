@@ -55,6 +55,12 @@ LAYOUTS = {
 }
 
 
+def check_layout(name: str) -> None:
+    """Raise `ValueError` for an unknown layout."""
+    if name not in LAYOUTS:
+        raise ValueError(f"layout={name!r} is unknown, expected one of {', '.join(LAYOUTS)}.")
+
+
 def _chat_template(user: str, answer_start: str, answer_end: str, bos: str = "") -> str:
     """
     A chat template without system text. The answer and its end mark are what training learns, hence the generation
@@ -188,9 +194,11 @@ class Answer:
 
 
 def ground_phrase(text: str, num_objects: int) -> str:
-    """A phrase with one [SEG] for each of its objects; without objects it is plain text."""
+    """A phrase with one [SEG] for each of its objects; without objects it is plain text, without words bare [SEG]s."""
     if num_objects == 0:
         return text
+    if not text:
+        return " ".join([SEG] * num_objects)
     return f"{PHRASE_START} {text} {PHRASE_END}" + f" {SEG}" * num_objects
 
 

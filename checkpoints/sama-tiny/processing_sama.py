@@ -16,7 +16,7 @@ from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import (
 from transformers.processing_utils import ProcessorMixin
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from .batch_sama import ConversationInputs, collate_frames, collate_questions, collate_tokens
+from .batch_sama import ConversationInputs, collate_frames, collate_questions, collate_tokens, tokenize_questions
 from .configuration_sama import REGION_SHAPES, TEXT_TOKEN
 from .conversation_sama import Conversation, read_conversation
 from .layout_sama import (
@@ -26,11 +26,13 @@ from .layout_sama import (
     LAYOUTS,
     PHRASE_END,
     PHRASE_START,
+    POOLED_SLOT,
     QFORMER_TAGS,
     SEG,
     Answer,
     TurnText,
     VisualText,
+    check_layout,
     parse_tagged_text,
     question_parts,
     render_user_turn,
@@ -74,8 +76,7 @@ class ProcessorSettings:
     def __post_init__(self):
         check_policy("frame_policy", self.frame_policy)
         check_policy("grounding_policy", self.grounding_policy)
-        if self.layout not in LAYOUTS:
-            raise ValueError(f"layout={self.layout!r} is unknown, expected one of {', '.join(LAYOUTS)}.")
+        check_layout(self.layout)
         if self.region_shape not in REGION_SHAPES:
             raise ValueError(f"region_shape={self.region_shape!r} is unknown, expected one of {REGION_SHAPES}.")
         if math.isqrt(self.image_seq_length) ** 2 != self.image_seq_length:
@@ -199,7 +200,9 @@ class SamaProcessor(ProcessorMixin):
         return SamaVideo.open(source)
 
     def choose_frames(self, video: SamaVideo) -> FrameChoice:
-        """Context, dense and prompted frames of a video under this processor's policies."""
+        """Context, dense and prompted frames of a video: its own choice, or that of this processor's policies."""
+        if video.frame_choice is not None:
+            return video.frame_choice
         return choose_frames(
             len(video), self.frame_policy, self.grounding_policy, self.max_context_frames, self.num_dense_frames
         )
@@ -265,6 +268,7 @@ class SamaProcessor(ProcessorMixin):
         return_dict: bool = True,
         return_tensors: str = "pt",
         return_assistant_tokens_mask: bool = False,
+        layout: str | Sequence[str] | None = None,
     ):
         """
         Turn one conversation, or a list of them, into model inputs.
@@ -278,16 +282,18 @@ class SamaProcessor(ProcessorMixin):
             return_dict (`bool`): `False` returns `input_ids` alone.
             return_tensors (`str`): Only "pt".
             return_assistant_tokens_mask (`bool`): Add `assistant_masks`: 1 on answers and their end marks.
+            layout (`str` or `list[str]`, *optional*): Another layout than the processor's; a list has one for each.
         """
         if return_tensors != "pt":
             raise ValueError(f"SamaProcessor makes PyTorch tensors only, got return_tensors={return_tensors!r}.")
         batched = bool(conversation) and isinstance(conversation[0], (list, tuple))
         template = CHAT_TEMPLATES.get(chat_template, chat_template) or self.chat_template
         samples = [read_conversation(messages) for messages in (conversation if batched else [conversation])]
+        laid_out = zip(samples, self._layouts(layout, len(samples)), strict=True)
         if not tokenize:
-            texts = [self._write(sample, template, add_generation_prompt)[0] for sample in samples]
+            texts = [self._write(sample, template, add_generation_prompt, named)[0] for sample, named in laid_out]
             return texts if batched else texts[0]
-        inputs = [self._encode(sample, template, add_generation_prompt) for sample in samples]
+        inputs = [self._encode(sample, template, add_generation_prompt, named) for sample, named in laid_out]
         if return_assistant_tokens_mask and "generation" not in template:
             raise ValueError("The chat template has no {% generation %} block, so the answers' tokens are not known.")
         batch = self._collate(inputs, return_assistant_tokens_mask)
@@ -314,29 +320,34 @@ class SamaProcessor(ProcessorMixin):
             num_context, num_dense = len(choice.context), len(choice.dense)
         return VisualText(video.is_image, num_context, num_dense, self.image_seq_length)
 
-    def _write(self, sample: Conversation, template: str, add_generation_prompt: bool) -> tuple[str, list, list]:
+    def _layouts(self, layout: str | Sequence[str] | None, number: int) -> list[str]:
+        names = [layout or self.layout] * number if layout is None or isinstance(layout, str) else list(layout)
+        if len(names) != number:
+            raise ValueError(f"{len(names)} layouts were given for {number} conversations.")
+        for name in names:
+            check_layout(name)
+        return names
+
+    def _write(
+        self, sample: Conversation, template: str, add_generation_prompt: bool, layout: str
+    ) -> tuple[str, list, list]:
         """Text of a conversation, the `(start, end)` characters of its answers, and its user turns (`TurnText`)."""
-        visual, layout, turns, messages = self._visual_text(sample.video), LAYOUTS[self.layout], [], []
+        visual, turns, messages = self._visual_text(sample.video), [], []
         for index, turn in enumerate(sample.turns):
             if turn.role == "user":
                 shown = visual if sample.visual_turn is not None and index >= sample.visual_turn else None
-                text = render_user_turn(turn.pieces, shown, index == sample.visual_turn, layout)
+                text = render_user_turn(turn.pieces, shown, index == sample.visual_turn, LAYOUTS[layout])
                 turns.append(text)
                 messages.append({"role": "user", "content": text.text})
             else:
                 messages.append({"role": turn.role, "content": "".join(turn.pieces)})
         return *self._render(messages, template, add_generation_prompt), turns
 
-    def _encode(self, sample: Conversation, template: str, add_generation_prompt: bool) -> ConversationInputs:
-        text, spans, turns = self._write(sample, template, add_generation_prompt)
-        # Answers are tokenized apart from what surrounds them, as in the official training. So the tokens of a prompt
-        # do not depend on what follows, and a chat that keeps its key/value cache sees the same tokens.
-        cuts = [0, *(position for span in spans for position in span), len(text)]
-        ids, mask = [], []
-        for number, (start, end) in enumerate(zip(cuts, cuts[1:], strict=False)):
-            piece = self.tokenizer(text[start:end], add_special_tokens=False)["input_ids"] if start < end else []
-            ids += piece
-            mask += [number % 2] * len(piece)
+    def _encode(
+        self, sample: Conversation, template: str, add_generation_prompt: bool, layout: str
+    ) -> ConversationInputs:
+        text, spans, turns = self._write(sample, template, add_generation_prompt, layout)
+        ids, mask = self._tokenize(text, spans)
         if len(ids) > self.tokenizer.model_max_length:
             raise ValueError(
                 f"The conversation has {len(ids)} tokens, more than the {self.tokenizer.model_max_length} that the "
@@ -347,6 +358,28 @@ class SamaProcessor(ProcessorMixin):
         if sample.video is not None:
             self._add_visual(inputs, sample, turns)
         return inputs
+
+    def measure(self, conversation: list, layout: str | None = None) -> tuple[int, int]:
+        """How many tokens a conversation has, and how many of its regions the Q-Former cannot read because their
+        questions are too long. No limit is enforced and no video decoded."""
+        sample, layout = read_conversation(conversation), self._layouts(layout, 1)[0]
+        text, spans, turns = self._write(sample, self.chat_template, False, layout)
+        questions = [turn.question for turn in turns]
+        _, kept = tokenize_questions(questions, self.qformer_tokenizer, self.qformer_max_length)
+        asked = sum(question.count(POOLED_SLOT) for question in questions)
+        return len(self._tokenize(text, spans)[0]), asked - sum(kept)
+
+    def _tokenize(self, text: str, spans: list) -> tuple[list[int], list[int]]:
+        """Ids, and 1 for each of an answer."""
+        # Answers are tokenized apart from what surrounds them, as in the official training. So the tokens of a prompt
+        # do not depend on what follows, and a chat that keeps its key/value cache sees the same tokens.
+        cuts = [0, *(position for span in spans for position in span), len(text)]
+        ids, mask = [], []
+        for number, (start, end) in enumerate(zip(cuts, cuts[1:], strict=False)):
+            piece = self.tokenizer(text[start:end], add_special_tokens=False)["input_ids"] if start < end else []
+            ids += piece
+            mask += [number % 2] * len(piece)
+        return ids, mask
 
     def _token_types(self, ids: list[int], kinds: list[int]) -> list[int]:
         positions = [position for position, token in enumerate(ids) if token == self.image_token_id]

@@ -1,7 +1,7 @@
 """Draws answers: coloured masks over frames, the user's regions, captions, contact sheets and mask videos.
 
-Everything takes and returns plain arrays (RGB, uint8) or PIL images. An "object" is anything with a `span`, the (start,
-end) characters of its phrase in the answer; a "region" is anything with the attributes `frame`, `mask`, `box`,
+Everything takes and returns plain arrays (RGB, uint8) or PIL images. An "object" is anything with a `span`, the first
+and last character of its phrase in the answer; a "region" is anything with the attributes `frame`, `mask`, `box`,
 `points`, `labels` and `scribble`. Letters in the shapes: O objects, H height, W width.
 """
 

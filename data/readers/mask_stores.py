@@ -1,6 +1,6 @@
 """Mask files: key -> one mask a frame. MeViS, ReVOS, LV-VIS, SA-V and VidSTG as JSON, the others as pickle."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..masks import to_rle
@@ -9,9 +9,12 @@ from ..records import DataError, expect
 from .streams import stream_object
 
 
-def read_mask_store(path: Path) -> Iterator[tuple[str, list[dict | None]]]:
+def read_mask_store(
+    path: Path, on_error: Callable[[str, DataError], None] | None = None
+) -> Iterator[tuple[str, list[dict | None]]]:
     """
-    Key and masks of each object of a mask file, as compressed run-length codes or `None`, in the file's order.
+    Key and masks of each object of a mask file, as compressed run-length codes or `None`, in the file's order. An
+    object whose masks are broken is an error, or, with `on_error(key, error)`, told there and left out.
 
     JSON is read as a stream: no more than one object is in memory. A pickle cannot be read so; it is in memory whole.
     Codes are brought into one form, not decoded: [`masks.decode_rle`] finds the damaged ones.
@@ -21,9 +24,13 @@ def read_mask_store(path: Path) -> Iterator[tuple[str, list[dict | None]]]:
         masks = value.get("segmentations") if isinstance(value, dict) else value
         try:
             entries = enumerate(expect(masks, list, "segmentations" if isinstance(value, dict) else ""))
-            yield str(key), [_compact(entry, position) for position, entry in entries]
+            compact = [_compact(entry, position) for position, entry in entries]
         except DataError as error:
-            raise error.within(file=path, index=key) from error
+            if on_error is None:
+                raise error.within(file=path, index=key) from error
+            on_error(str(key), error)
+            continue
+        yield str(key), compact
 
 
 def _compact(entry, position: int) -> dict | None:

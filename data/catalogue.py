@@ -1,0 +1,208 @@
+"""
+The catalogue: name of a source -> its format, its files below the data root, its options; and opened sources.
+
+    mevis:
+      format: referring_video              # a reader, or toy_world
+      files: {expressions: ..., media: ..., masks: ...}
+      options: {}                          # of that reader
+      links: []                            # folders below the data root that may be links to elsewhere
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from sama.video_sama import SamaVideo
+
+from .frames import open_visual, trusted_folders
+from .readers import READERS
+from .records import DataError, expect, take
+from .store import KINDS, cache_folder, open_masks, open_records
+from .toy_world import ToyWorld
+
+
+ROOT_VARIABLE = "SAMA_DATA_ROOT"
+TOY_WORLD = "toy_world"
+FORMATS = (*READERS, TOY_WORLD)
+ENTRY_KEYS = {"format", "files", "options", "links"}
+TOY_OPTIONS = {"samples": 10_000, "seed": 0, "settings": None}
+# What a clip of toy world takes, whatever happens in it: enough to sort samples by length
+TOY_FRAMES, TOY_TURNS, TOY_CHARACTERS = 16, 2, 120
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One entry of a catalogue."""
+
+    name: str
+    format: str
+    files: dict = field(default_factory=dict)
+    options: dict = field(default_factory=dict)
+    links: tuple[str, ...] = ()
+
+
+def read_yaml(path: str | Path) -> dict:
+    """A YAML file that holds names with values; [`DataError`] otherwise."""
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError("there is no such file", file=path) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DataError(f"is not YAML ({' '.join(str(error).split())})", file=path) from error
+    if not isinstance(content, dict):
+        raise DataError(f"holds {type(content).__name__} where names with values are expected", file=path)
+    return content
+
+
+def read_catalogue(path: str | Path) -> dict[str, Entry]:
+    """Name -> [`Entry`]. Keys that begin with "." are notes, such as shared lists of files."""
+    try:
+        return {
+            name: parse_entry(name, content) for name, content in read_yaml(path).items() if not name.startswith(".")
+        }
+    except DataError as error:
+        raise error.within(file=path) from error
+
+
+def parse_entry(name: str, content: Mapping) -> Entry:
+    """A checked entry of a catalogue."""
+    try:
+        unknown = sorted(set(expect(content, dict, "")) - ENTRY_KEYS)
+        if unknown:
+            raise DataError(f"is unknown, expected {', '.join(sorted(ENTRY_KEYS))}", field=unknown[0])
+        format = take(content, "format", str)
+        if format not in FORMATS:
+            raise DataError(f"is {format!r}, expected one of {', '.join(FORMATS)}", field="format")
+        files = take(content, "files", dict, default={})
+        for key, value in files.items():
+            for one in expect(value, (str, list), f"files.{key}") if isinstance(value, list) else [value]:
+                expect(one, str, f"files.{key}")
+        links = take(content, "links", list, default=[])
+        return Entry(name, format, dict(files), dict(take(content, "options", dict, default={})), tuple(links))
+    except DataError as error:
+        raise error.within(source=name) from error
+
+
+def data_root(root: str | Path | None = None) -> Path | None:
+    """`root`, else $SAMA_DATA_ROOT, else `None`."""
+    found = root or os.environ.get(ROOT_VARIABLE)
+    return Path(found).expanduser() if found else None
+
+
+def open_source(entry: Entry, root: str | Path | None = None, cache=None, on_error: str = "raise"):
+    """
+    Open a source; its stores are built first if there are none that fit.
+
+    Args:
+        entry ([`Entry`]): What the catalogue says.
+        root (`str` or `Path`, *optional*): The data root; $SAMA_DATA_ROOT by default.
+        cache (`str` or `Path`, *optional*): Where stores lie, see [`cache_folder`].
+        on_error (`str`): "raise" or "skip", for items that the reader cannot read.
+    """
+    if entry.format == TOY_WORLD:
+        return ToySource(entry)
+    found = data_root(root)
+    if found is None:
+        raise DataError(f"needs the folder of the data: set {ROOT_VARIABLE}", source=entry.name)
+    if not found.is_dir():
+        raise DataError(f"the data root '{found}' does not exist: set {ROOT_VARIABLE}", source=entry.name)
+    return FileSource(entry, found, cache_folder(cache), on_error)
+
+
+class FileSource:
+    """
+    A source of the catalogue, opened: `source.record(index)`, what it shows, and its masks.
+
+    Attributes:
+        store ([`RecordStore`]): The records, and what the reader left out.
+        masks (`dict`): Name of a mask file in the catalogue -> [`MaskStore`].
+    """
+
+    def __init__(self, entry: Entry, root: Path, cache: Path, on_error: str):
+        self.entry, self.name, self.root = entry, entry.name, root
+        # The readers' names of files that hold masks by key
+        stores = [key for key in entry.files if key == "masks" or key.endswith("_masks")]
+        self.masks = {key: open_masks(root / entry.files[key], cache, entry.name) for key in stores}
+        options = {**entry.options, "source": entry.name, "links": list(entry.links), "on_error": on_error}
+        self.store = open_records(entry.format, entry.files, root, options, cache)
+        self.dropped, self.broken = self.store.dropped, self.store.broken
+        self._trusted = trusted_folders(root, entry.files, entry.links)
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def record(self, index: int) -> dict:
+        """Record `index`, which has an object's masks or names where they are."""
+        return self.store[index]
+
+    def visual(self, record: dict) -> SamaVideo | None:
+        """What the record shows, opened; `None` for text."""
+        return open_visual(record, self.root, self._trusted)
+
+    def lookup(self, store: str, key: str) -> list[dict | None]:
+        """The masks of an object in a mask file; `KeyError` if it does not have them."""
+        return self.masks[store][key]
+
+    def located(self, error: DataError) -> DataError:
+        """The same error with the path of a mask file instead of its name in the catalogue."""
+        if error.file not in self.masks:
+            return error.within(source=self.name)
+        path = self.entry.files[error.file]
+        return DataError(error.problem, source=self.name, file=path, index=error.index, field=error.field)
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """`kind`, `frames`, `turns`, `characters` of each record, see [`RecordStore.column`]."""
+        return {name: self.store.column(name) for name in ("kind", "frames", "turns", "characters")}
+
+
+class ToySource:
+    """Clips of toy world as a source: they are drawn when they are read, and nothing lies on the disk."""
+
+    def __init__(self, entry: Entry):
+        unknown = sorted(set(entry.options) - set(TOY_OPTIONS))
+        if unknown or entry.files:
+            field = f"options.{unknown[0]}" if unknown else "files"
+            raise DataError(f"is unknown; toy world takes {', '.join(TOY_OPTIONS)}", source=entry.name, field=field)
+        options = TOY_OPTIONS | entry.options
+        self.entry, self.name, self._length = entry, entry.name, options["samples"]
+        self.dropped, self.broken, self.masks = {}, [], {}
+        self._drawn: tuple = (None, None)
+        try:
+            self.world = ToyWorld(options["settings"], options["seed"])
+        except (ValueError, TypeError) as error:
+            raise DataError(str(error), source=entry.name, field="options.settings") from error
+
+    def __len__(self) -> int:
+        return self._length
+
+    def record(self, index: int) -> dict:
+        """Record `index`."""
+        frames, record, _ = self.world[index]
+        self._drawn = index, frames  # they are asked for next
+        return record | {"source": self.name}
+
+    def visual(self, record: dict) -> SamaVideo:
+        """The clip or still, drawn."""
+        index = record["image" if "image" in record else "video"]["toy"]["index"]
+        frames = self._drawn[1] if self._drawn[0] == index else self.world[index].frames
+        return SamaVideo.open(frames[0] if "image" in record else frames)
+
+    def lookup(self, store: str, key: str) -> list[dict | None]:
+        """Toy world's records hold their masks themselves."""
+        raise KeyError(key)
+
+    def located(self, error: DataError) -> DataError:
+        """The same error with the name of this source."""
+        return error.within(source=self.name)
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """As [`FileSource.columns`], the same for every clip."""
+        kinds = [KINDS.index("image" if self.world.task(index) == "still" else "video") for index in range(len(self))]
+        kind, still = np.array(kinds), KINDS.index("image")
+        same = {"turns": TOY_TURNS, "characters": TOY_CHARACTERS}
+        frames = np.where(kind == still, 1, TOY_FRAMES)
+        return {"kind": kind, "frames": frames} | {key: np.full(len(self), value) for key, value in same.items()}

@@ -1,0 +1,53 @@
+"""Rendered samples -> the batch that the model trains on."""
+
+from collections.abc import Sequence
+
+import torch
+
+from .rendering import Sample
+
+
+IGNORED = -100
+
+
+class SamaCollator:
+    """
+    Puts samples into one batch. The keys are those of `SamaProcessor.apply_chat_template` and, always present:
+
+        labels            (B, L): the ids of answers and their end marks, -100 everywhere else
+        sam_pixel_values  (N, 3, S, S): the frames on which [SEG] prompts SAM 2, of all samples one after another
+        sam_frame_counts  (B,): how many of them each sample has; 0 for one without [SEG]
+        target_masks      a list of B bool tensors (O_b, T_b, H_b, W_b): an object for each [SEG], in the order of the
+                          text; T_b is sam_frame_counts[b]; (0, 0, 0, 0) without [SEG]
+
+    A sample that was skipped (`None`) is left out. If nothing else is in the batch, a question without an answer
+    stands there, which has no label and no mask, so that every process of a run still has a batch.
+
+    Args:
+        processor ([`SamaProcessor`]): Makes the tensors.
+    """
+
+    def __init__(self, processor):
+        self.processor = processor
+
+    def __call__(self, samples: Sequence[Sample | None]) -> dict:
+        kept = [sample for sample in samples if sample is not None] or [blank_sample()]
+        batch = self.processor.apply_chat_template(
+            [sample.messages for sample in kept],
+            add_generation_prompt=False,
+            return_assistant_tokens_mask=True,
+            layout=[sample.layout or self.processor.layout for sample in kept],
+        )
+        answers = batch.pop("assistant_masks").bool()
+        batch["labels"] = batch["input_ids"].masked_fill(~answers, IGNORED)
+        size = self.processor.sam_image_size
+        frames = [self.processor.sam_pixel_values(s.video[frame]) for s in kept for frame in s.frames]
+        batch["sam_pixel_values"] = torch.stack(frames) if frames else torch.zeros(0, 3, size, size)
+        batch["sam_frame_counts"] = torch.tensor([len(sample.frames) for sample in kept])
+        batch["target_masks"] = [torch.from_numpy(sample.targets) for sample in kept]
+        return batch
+
+
+def blank_sample() -> Sample:
+    """A question without an answer: nothing to learn."""
+    return Sample("", "", [{"role": "user", "content": [{"type": "text", "text": "."}]}])

@@ -1,0 +1,259 @@
+"""
+A mixture: sources and how often each is read, as one torch Dataset.
+
+    sources:
+      mevis: 4                   # each record four times an epoch, with other draws each time
+      llava: 0.5                 # half of the records, other ones each epoch
+      mine: {weight: 1, format: json_lines, files: {records: mine/records.jsonl, media: mine}}
+    rendering: {preset: default}
+    on_error: raise
+    catalogue: catalogue.yaml    # beside this file, the default
+
+What a sample is depends on (seed, epoch, index) alone.
+"""
+
+import json
+import logging
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, get_worker_info
+
+from .catalogue import Entry, open_source, parse_entry, read_catalogue, read_yaml
+from .records import DataError, expect, take
+from .rendering import Renderer, RenderSettings, Sample
+from .store import KINDS
+
+
+logger = logging.getLogger(__name__)
+
+MIXTURE_KEYS = {"sources", "rendering", "on_error", "catalogue"}
+ON_ERROR = ("raise", "skip")
+COUNTED = ("read", "skipped", "shortened", "rounds left out")
+# Each loader worker counts in a row of its own; the last row is that of the main process
+COUNTER_ROWS = 257
+UNKNOWN_FRAMES = 96  # of a video whose record does not say how many it has: enough for all context frames
+USUAL_TILES = 7
+CHARACTERS_PER_TOKEN = 4
+
+
+class Mixture(Dataset):
+    """
+    `mixture[index]` is a [`Sample`], or `None` if it was skipped; the same for the same seed and index. Index
+    `epoch * len(mixture) + i` is sample `i` of an epoch: the number says everything, so loader workers need not be
+    told of epochs.
+
+    Args:
+        sources (sequence of `(source, weight)`): Opened sources, and how often each is read in an epoch.
+        renderer ([`Renderer`]): Makes samples of records.
+        seed (`int`): Of the run.
+        on_error (`str`): "raise" the [`DataError`] of a broken sample, or "skip" it: it is counted and logged, and
+            nothing comes in its place.
+    """
+
+    def __init__(self, sources: Sequence[tuple], renderer: Renderer, seed: int = 0, on_error: str = "raise"):
+        if on_error not in ON_ERROR:
+            raise DataError(f"is {on_error!r}, expected one of {', '.join(ON_ERROR)}", field="on_error")
+        if not sources:
+            raise DataError("is empty", field="sources")
+        self.sources, self.weights = [source for source, _ in sources], [weight for _, weight in sources]
+        self.renderer, self.seed, self.on_error = renderer, seed, on_error
+        self._counts = [round(len(source) * weight) for source, weight in sources]
+        self._ends = np.cumsum(self._counts)
+        self._lengths: np.ndarray | None = None
+        self._part: tuple = (None, None)
+        # Shared with the loader workers, who count what the main process reports
+        self._counters = torch.zeros(COUNTER_ROWS, len(sources), len(COUNTED), dtype=torch.int64).share_memory_()
+        empty = [source.name for source, count in zip(self.sources, self._counts, strict=True) if count < 1]
+        if empty:
+            raise DataError("gives no sample with this weight", field=f"sources.{empty[0]}")
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, index: int) -> Sample | None:
+        if index < 0:
+            raise IndexError(f"a mixture has no sample {index}: epochs have no end to count from")
+        number, record = self.locate(index)
+        try:
+            sample = self.render(number, record, np.random.default_rng([self.seed, *divmod(index, len(self))]))
+        except DataError as error:
+            if self.on_error == "raise":
+                raise
+            self._count(number, {"skipped": 1})
+            logger.warning("skipped: %s", error)
+            return None
+        left_out = sum(sample.left_out.values())
+        self._count(number, {"read": 1, "shortened": int(left_out > 0), "rounds left out": left_out})
+        return sample
+
+    def locate(self, index: int) -> tuple[int, int]:
+        """Number of the source and of its record behind an index."""
+        epoch, index = divmod(index, len(self))
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        place = index - int(self._ends[number]) + self._counts[number]
+        size = len(self.sources[number])
+        repeat, record = divmod(place, size)
+        # The last, partial repeat takes some of the records, other ones in each epoch
+        if (repeat + 1) * size > self._counts[number]:
+            if self._part[0] != (epoch, number):
+                order = np.random.default_rng([self.seed, epoch, number]).permutation(size)
+                self._part = (epoch, number), order
+            record = int(self._part[1][record])
+        return number, record
+
+    def render(self, number: int, index: int, rng: np.random.Generator) -> Sample:
+        """The sample of record `index` of source `number`, by this generator; [`DataError`] if it is broken."""
+        source = self.sources[number]
+        record = source.record(index)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # a video with a damaged end is told by validation, once
+                video = source.visual(record)
+            return self.renderer(record, video, source.lookup, rng)
+        except DataError as error:
+            raise source.located(error).within(index=record["id"]) from error
+        except (OSError, ValueError) as error:
+            raise DataError(str(error).rstrip("."), source=source.name, index=record["id"]) from error
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """About how many tokens each sample of an epoch has, one number for each, repeats included."""
+        if self._lengths is None:
+            found = []
+            for source, count in zip(self.sources, self._counts, strict=True):
+                each = self._estimate(source.columns())
+                # A partial repeat has other records in each epoch: it takes the mean
+                whole = np.tile(each, count // len(each))
+                found += [whole, np.full(count - len(whole), int(each.mean()))]
+            self._lengths = np.concatenate(found)
+        return self._lengths
+
+    def _estimate(self, columns: dict[str, np.ndarray]) -> np.ndarray:
+        processor, settings = self.renderer.processor, self.renderer.settings
+        frames = np.where(columns["frames"] > 0, columns["frames"], UNKNOWN_FRAMES)
+        context = np.clip(frames // 3, np.minimum(frames, 8), processor.max_context_frames)
+        dense = np.minimum(context, processor.num_dense_frames)
+        tiles = min(USUAL_TILES, processor.max_tiles)
+        video, image = columns["kind"] == KINDS.index("video"), columns["kind"] == KINDS.index("image")
+        dense, context = (np.select([video, image], [some, tiles]) for some in (dense, context))
+        turns = np.minimum(columns["turns"], settings.turns or columns["turns"])
+        words = columns["characters"] * turns // np.maximum(columns["turns"], 1) // CHARACTERS_PER_TOKEN
+        return (dense * processor.image_seq_length + turns * context + words).astype(np.int64)
+
+    def _count(self, number: int, counts: dict[str, int]) -> None:
+        worker = get_worker_info()
+        row = COUNTER_ROWS - 1 if worker is None else worker.id % (COUNTER_ROWS - 1)
+        for name, count in counts.items():
+            self._counters[row, number, COUNTED.index(name)] += count
+
+    def report(self) -> dict[str, dict[str, int]]:
+        """Source -> samples read, skipped, shortened, and rounds left out so far, by all workers of this process."""
+        totals = self._counters.sum(dim=0).tolist()
+        return {
+            source.name: dict(zip(COUNTED, row, strict=True)) for source, row in zip(self.sources, totals, strict=True)
+        }
+
+    def resolved(self) -> dict:
+        """Everything that decides what is read, for the record of a run."""
+        sources = {}
+        for source, weight, count in zip(self.sources, self.weights, self._counts, strict=True):
+            entry = {key: value for key, value in vars(source.entry).items() if key != "name" and value}
+            sources[source.name] = {"weight": weight, "records": len(source), "samples": count, **entry}
+            sources[source.name] |= {"left out by the reader": dict(source.dropped)} if source.dropped else {}
+        rendering = vars(self.renderer.settings)
+        return {
+            "samples": len(self), "seed": self.seed, "on_error": self.on_error, "rendering": rendering,
+            "sources": sources,
+        }  # fmt: skip
+
+    def save(self, path: str | Path) -> None:
+        """Write [`Mixture.resolved`] as JSON."""
+        Path(path).write_text(json.dumps(self.resolved(), indent=2, default=list) + "\n", encoding="utf-8")
+
+    def __str__(self) -> str:
+        rows = [("source", "weight", "records", "samples", "share")]
+        for source, weight, count in zip(self.sources, self.weights, self._counts, strict=True):
+            share = f"{count / len(self):.1%}"
+            rows.append((source.name, f"{weight:g}", f"{len(source):,}", f"{count:,}", share))
+        rows.append(("together", "", "", f"{len(self):,}", ""))
+        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        return "\n".join(
+            "  ".join(cell.ljust(width) if not column else cell.rjust(width)
+                      for column, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip()
+            for row in rows
+        )  # fmt: skip
+
+
+def read_mixture(path: str | Path) -> tuple[list[tuple[Entry, float]], dict]:
+    """
+    The entries and weights that a mixture file names, and its other settings.
+
+    Raises [`DataError`] for what is not in the catalogue, or not known.
+    """
+    content = read_yaml(path)
+    try:
+        unknown = sorted(set(content) - MIXTURE_KEYS)
+        if unknown:
+            raise DataError(f"is unknown, expected {', '.join(sorted(MIXTURE_KEYS))}", field=unknown[0])
+        beside = Path(path).parent / take(content, "catalogue", str, default="catalogue.yaml")
+        needs_catalogue = "catalogue" in content or beside.is_file()
+        catalogue = read_catalogue(beside) if needs_catalogue else {}
+        listed = take(content, "sources", dict)
+        entries = [_weighted(name, value, catalogue) for name, value in listed.items()]
+        if not entries:
+            raise DataError("is empty", field="sources")
+    except DataError as error:
+        raise error.within(file=path) from error
+    return entries, {key: content[key] for key in ("rendering", "on_error") if key in content}
+
+
+def _weighted(name: str, value, catalogue: dict[str, Entry]) -> tuple[Entry, float]:
+    field = f"sources.{name}"
+    weight, about = value, {}
+    if isinstance(value, dict):
+        weight = take(value, "weight", (int, float), default=1, at=field)
+        about = {key: content for key, content in value.items() if key != "weight"}
+    if expect(weight, (int, float), field) <= 0:
+        raise DataError(f"has the weight {weight}, expected a number above 0", field=field)
+    if "format" in about:
+        return parse_entry(name, about), weight
+    if name not in catalogue:
+        known = ", ".join(sorted(catalogue)) or "nothing"
+        raise DataError(f"is not in the catalogue, which has {known}", field=field)
+    entry = catalogue[name]
+    if about:  # options of this mixture alone
+        known = vars(entry) | {"options": {**entry.options, **take(about, "options", dict, default={}, at=field)}}
+        unknown = sorted(set(about) - {"options"})
+        if unknown:
+            raise DataError("is unknown, expected weight, options or a whole source", field=f"{field}.{unknown[0]}")
+        entry = Entry(**known)
+    return entry, weight
+
+
+def load_mixture(
+    path: str | Path, processor, seed: int = 0, root=None, cache=None, on_error: str | None = None
+) -> Mixture:
+    """
+    Open a mixture file.
+
+    Args:
+        path (`str` or `Path`): The YAML file.
+        processor ([`SamaProcessor`]): What samples are rendered for.
+        seed (`int`): Of the run.
+        root, cache (*optional*): See [`open_source`].
+        on_error (`str`, *optional*): Instead of what the file says.
+    """
+    entries, settings = read_mixture(path)
+    action = on_error or settings.get("on_error", "raise")
+    if action not in ON_ERROR:
+        raise DataError(f"is {action!r}, expected one of {', '.join(ON_ERROR)}", file=path, field="on_error")
+    try:
+        rendering = RenderSettings(**expect(settings.get("rendering", {}), dict, "rendering"))
+    except (TypeError, ValueError) as error:
+        raise DataError(str(error).rstrip("."), file=path, field="rendering") from error
+    sources = [(open_source(entry, root, cache, action), weight) for entry, weight in entries]
+    return Mixture(sources, Renderer(processor, rendering), seed, action)

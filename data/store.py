@@ -1,0 +1,281 @@
+"""
+Records and masks as Arrow files that are built once and memory-mapped from then on.
+
+A reader streams a source into the cache folder. Every process that opens the result maps the same pages, so loader
+workers share them, and none of them holds a mask file in memory. A store is named by what it is made of and by the
+size and time of its files: when one of them changes, it is built anew and the old one removed. It is written into a
+temporary folder and renamed, so an interrupted build leaves nothing that could be taken for a store.
+
+    cache/<source>-<what it is made of>/<version, sizes and times>/rows.arrow, info.json (and keys.npy for masks)
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset, Features, List, Value
+from datasets.arrow_writer import ArrowWriter
+from filelock import FileLock
+
+from .readers import READERS, read_mask_store
+from .records import DataError
+
+
+# To be raised when a reader gives other records, or a store another form, for the same files
+VERSION = 1
+CACHE_VARIABLE, DEFAULT_CACHE = "SAMA_CACHE", "~/.cache/sama"
+# Rows that wait in memory before they are written; a mask track of a long video is about a megabyte
+ROWS_AT_ONCE = 32
+MOST_ERRORS = 1000  # broken items that are kept with a store; all are counted
+
+KINDS = ("text", "image", "video")
+RECORD_FEATURES = Features(
+    {
+        "record": Value("string"),
+        "kind": Value("int8"),
+        "frames": Value("int32"),
+        "turns": Value("int32"),
+        "characters": Value("int32"),
+    }
+)
+# Column by column: a list of structures takes several times the space and time
+MASK_FEATURES = Features(
+    {
+        "key": Value("string"),
+        "heights": List(Value("int32")),
+        "widths": List(Value("int32")),
+        "counts": List(Value("string")),
+        "problem": Value("string"),  # instead of masks: what is wrong with them, and in which field
+        "field": Value("string"),
+    }
+)
+
+
+class RecordStore:
+    """The records of a source: `store[index]` is one of them, `store.column("turns")` a number of each."""
+
+    def __init__(self, folder: Path):
+        self._rows = Dataset.from_file(str(folder / "rows.arrow"))
+        self.info = json.loads((folder / "info.json").read_text(encoding="utf-8"))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict:
+        return json.loads(self._rows[index]["record"])
+
+    def column(self, name: str) -> np.ndarray:
+        """`kind` (place in `KINDS`), `frames` (0: not known before the video is opened), `turns`, `characters`."""
+        return self._rows.data.column(name).to_numpy()
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """What the reader left out, by reason."""
+        return self.info["dropped"]
+
+    @property
+    def broken(self) -> list[DataError]:
+        """The broken items that were left out, the first thousand of them."""
+        return [DataError(**item) for item in self.info["broken"]]
+
+
+class MaskStore:
+    """
+    The masks of a mask file: `store[key]` is a list of run-length codes or `None`, one a frame. Broken masks raise
+    [`DataError`] when they are asked for, so that they cost the samples that need them and no others.
+    """
+
+    def __init__(self, folder: Path):
+        self._rows = Dataset.from_file(str(folder / "rows.arrow"))
+        self._folder = folder
+        self._hashes = np.load(folder / "keys.npy", mmap_mode="r")
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getstate__(self) -> dict:
+        # A mapped array would be copied into the pickle
+        return {"folder": self._folder}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__init__(**state)
+
+    def __getitem__(self, key: str) -> list[dict | None]:
+        start = int(np.searchsorted(self._hashes["hash"], _hash(key)))
+        for position in range(start, len(self._hashes)):
+            if self._hashes["hash"][position] != _hash(key):
+                break
+            row = self._rows[int(self._hashes["row"][position])]
+            if row["key"] == key and row["problem"] is not None:
+                raise DataError(row["problem"], field=row["field"])
+            if row["key"] == key:
+                sizes = zip(row["heights"], row["widths"], row["counts"], strict=True)
+                return [
+                    None if counts is None else {"size": [height, width], "counts": counts}
+                    for height, width, counts in sizes
+                ]
+        raise KeyError(key)
+
+    def keys(self) -> Iterator[str]:
+        """All keys, in the file's order."""
+        yield from (key for start in range(0, len(self), 1000) for key in self._rows[start : start + 1000]["key"])
+
+
+def cache_folder(folder: str | Path | None = None) -> Path:
+    """`folder`, else $SAMA_CACHE, else a folder in the user's home."""
+    return Path(folder or os.environ.get(CACHE_VARIABLE) or DEFAULT_CACHE).expanduser()
+
+
+def open_records(format: str, files: Mapping, root: Path, options: Mapping, cache: Path) -> RecordStore:
+    """
+    The store of a source, built if there is none that fits.
+
+    Args:
+        format (`str`): Name of the reader.
+        files, options (`dict`), root (`Path`): As the reader takes them; `options` has "source", and its "on_error"
+            says whether the first broken item is raised ("raise") or all are counted and left out ("skip").
+        cache (`Path`): Where stores lie.
+    """
+    if format not in READERS:
+        raise DataError(
+            f"is {format!r}, expected one of {', '.join(READERS)}", source=options["source"], field="format"
+        )
+    strict = options.get("on_error", "raise") == "raise"
+    named = [value for entry in files.values() for value in ([entry] if isinstance(entry, str) else entry)]
+    paths = [root / name for name in named if not (root / name).is_dir()]
+    lasting = {key: value for key, value in options.items() if key not in ("on_error", "dropped")}
+    settings = {"format": format, "files": dict(files), "options": lasting}
+
+    def write(folder: Path) -> None:
+        dropped, broken = Counter(), []
+        action = "raise" if strict else broken.append
+        records = READERS[format](files, root, {**lasting, "on_error": action, "dropped": dropped})
+        count = _write_rows(folder, RECORD_FEATURES, map(_record_row, records))
+        if not count and not broken:
+            raise DataError("gives no record", source=options["source"])
+        info = {"records": count, "dropped": dict(dropped), "broken": [vars(error) for error in broken[:MOST_ERRORS]]}
+        (folder / "info.json").write_text(json.dumps(info, default=str), encoding="utf-8")
+
+    store = RecordStore(_built(_place(cache, options["source"], root, settings), paths, options["source"], write))
+    if strict and store.broken:
+        raise store.broken[0]
+    return store
+
+
+def open_masks(path: Path, cache: Path, source: str) -> MaskStore:
+    """The store of a mask file, built if there is none that fits; `source` is for messages."""
+
+    def write(folder: Path) -> None:
+        keys = []
+
+        def numbered(row: dict) -> dict:
+            keys.append((_hash(row["key"]), len(keys)))
+            return row
+
+        def rows() -> Iterator[dict]:
+            broken = []
+            for key, masks in read_mask_store(path, lambda key, error: broken.append((key, error))):
+                yield numbered(_mask_row(key, masks))
+            for key, error in broken:
+                yield numbered(_mask_row(key, [], error))
+
+        try:
+            _write_rows(folder, MASK_FEATURES, rows())
+        except DataError as error:
+            raise error.within(source=source, file=path) from error
+        np.save(folder / "keys.npy", np.sort(np.array(keys, dtype=[("hash", "u8"), ("row", "i8")])))
+
+    place = _place(cache, path.stem, path.parent, {"masks": path.name})
+    return MaskStore(_built(place, [path], source, write))
+
+
+def _place(cache: Path, name: str, root: Path, settings: Mapping) -> Path:
+    made_of = json.dumps([str(root.resolve()), settings], sort_keys=True, default=list)
+    return cache / f"{re.sub(r'[^A-Za-z0-9.+_-]', '_', name)}-{_digest(made_of)}"
+
+
+def _state(paths: Iterable[Path], source: str) -> str:
+    found = []
+    for path in paths:
+        try:
+            about = path.stat()
+        except OSError:
+            raise DataError("there is no such file", source=source, file=path) from None
+        found.append([path.name, about.st_size, about.st_mtime_ns])
+    return _digest(json.dumps([VERSION, found]))
+
+
+def _built(place: Path, paths: list[Path], source: str, write: Callable[[Path], None]) -> Path:
+    """The folder for the present state of the files; `write` fills it if it does not exist."""
+    state = _state(paths, source)
+    folder = place / state
+    if folder.is_dir():
+        return folder
+    place.mkdir(parents=True, exist_ok=True)
+    # The processes of one machine wait for the first of them instead of building the same thing beside it
+    with FileLock(place / "lock"):
+        if folder.is_dir():
+            return folder
+        temporary = place / f"building-{os.getpid()}"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        try:
+            write(temporary)
+            if _state(paths, source) != state:
+                raise DataError("one of its files changed while it was read", source=source)
+            temporary.rename(folder)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        for other in place.iterdir():
+            if other.is_dir() and other != folder:
+                shutil.rmtree(other, ignore_errors=True)
+    return folder
+
+
+def _write_rows(folder: Path, features: Features, rows: Iterable[dict]) -> int:
+    with ArrowWriter(features=features, path=str(folder / "rows.arrow"), writer_batch_size=ROWS_AT_ONCE) as writer:
+        for row in rows:
+            writer.write(row)
+        return writer.finalize()[0]
+
+
+def _record_row(record: dict) -> dict:
+    kind = next((kind for kind in ("video", "image") if kind in record), "text")
+    frames = 1 if kind == "image" else 0
+    if kind == "video":
+        frames = len(record["video"].get("frames") or []) or record["video"].get("num_frames") or 0
+    parts = [part for message in record["messages"] for part in message["content"]]
+    return {
+        "record": json.dumps(record, ensure_ascii=False),
+        "kind": KINDS.index(kind),
+        "frames": frames,
+        "turns": sum(message["role"] == "user" for message in record["messages"]),
+        "characters": sum(len(part.get("text", "")) for part in parts),
+    }
+
+
+def _mask_row(key: str, masks: list[dict | None], error: DataError | None = None) -> dict:
+    sizes = [(0, 0) if mask is None else mask["size"] for mask in masks]
+    return {
+        "key": key,
+        "heights": [height for height, _ in sizes],
+        "widths": [width for _, width in sizes],
+        "counts": [None if mask is None else mask["counts"] for mask in masks],
+        "problem": None if error is None else error.problem,
+        "field": None if error is None else f"{key}{error.field}",
+    }
+
+
+def _digest(words: str) -> str:
+    return hashlib.blake2b(words.encode(), digest_size=8).hexdigest()
+
+
+def _hash(key: str) -> np.uint64:
+    return np.uint64(int(_digest(key), 16))

@@ -1,0 +1,185 @@
+"""Memory and start-up of a large mask file in four loader workers, and samples a second of toy world, as tables.
+
+    python scripts/benchmark_data.py [--size 200] [--samples 240] [--section masks samples]
+
+The mask file is synthetic: true run-length codes of 60 frames an object, 480 x 854. "Added" is what the processes
+use beyond what they used before they opened the file, shared pages counted once (PSS). "Private" is the part of it
+that no other process shares (USS); the rest are pages of the file on the disk, which the system takes back when it
+needs them.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import psutil
+import torch
+from torch.utils.data import DataLoader
+
+from sama.data.collator import SamaCollator
+from sama.data.masks import encode_rle
+from sama.data.mixture import load_mixture
+from sama.data.sampler import MixtureSampler
+from sama.data.store import open_masks
+from sama.processing_sama import SamaProcessor
+from sama.scripts.benchmark import table
+
+
+ROOT = Path(__file__).resolve().parent.parent
+MEGABYTE = 1 << 20
+FRAMES, HEIGHT, WIDTH, TRACKS = 60, 480, 854, 16
+WORKERS, LOOKUPS = 4, 500
+LARGE = 500  # MB from which on the naive way is tried in one process, not in four: it would not fit
+FACTOR_NEEDED = 6  # times the file's size, which reading it whole takes at its peak; a margin for the system
+
+
+def write_masks(path: Path, megabytes: int) -> int:
+    """A mask file of about this size; returns its number of objects."""
+    rng, tracks = np.random.default_rng(0), []
+    rows, columns = np.mgrid[:HEIGHT, :WIDTH]
+    for _ in range(TRACKS):
+        x, y, size = rng.uniform(200, 600), rng.uniform(150, 330), rng.uniform(60, 140)
+        edge = size * (1 + 0.1 * np.sin(rng.integers(5, 40) * np.arctan2(rows - y, columns - x)))
+        masks = [encode_rle(np.hypot(columns - x - 2 * frame, rows - y) < edge) for frame in range(FRAMES)]
+        tracks.append(json.dumps(masks))
+    count, written = 0, 0
+    with open(path, "w", encoding="utf-8") as file:
+        while written < megabytes * MEGABYTE:
+            written += file.write(f'{"," if count else "{"}"{count}": {tracks[count % TRACKS]}')
+            count += 1
+        file.write("}")
+    return count
+
+
+def read_store(path: Path, cache: Path) -> Callable[[str], list]:
+    """Our way: the masks of one object, from the memory-mapped store."""
+    return open_masks(path, cache, "benchmark").__getitem__
+
+
+def read_whole(path: Path, cache: Path) -> Callable[[str], list]:
+    """The naive way: the whole file in memory."""
+    with open(path, encoding="utf-8") as file:
+        return json.load(file).__getitem__
+
+
+def build(path: Path, cache: Path, answer) -> None:
+    """Build the store in a process of its own; tells seconds and peak memory, before and after, in MB."""
+    before, start = _peak(), time.perf_counter()
+    open_masks(path, cache, "benchmark")
+    answer.put((time.perf_counter() - start, before, _peak()))
+
+
+def _peak() -> float:
+    # Not getrusage: what it tells of a new process is at least what its parent used
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024
+
+
+def work(read: Callable, arguments: tuple, count: int, barrier, answer) -> None:
+    """A loader worker: opens the masks and reads some; tells memory before and after, and seconds to open."""
+    barrier.wait()
+    before = psutil.Process().memory_full_info()
+    barrier.wait()
+    start = time.perf_counter()
+    lookup = read(*arguments)
+    opened = time.perf_counter() - start
+    start = time.perf_counter()
+    for key in np.random.default_rng(os.getpid()).integers(0, count, LOOKUPS):
+        assert len(lookup(str(key))) == FRAMES
+    reading = (time.perf_counter() - start) / LOOKUPS
+    barrier.wait()
+    after = psutil.Process().memory_full_info()
+    barrier.wait()
+    added, private = (after.pss - before.pss) / MEGABYTE, (after.uss - before.uss) / MEGABYTE
+    answer.put((added, private, opened, reading))
+
+
+def measure(read: Callable, arguments: tuple, count: int, workers: int) -> list[str]:
+    """What `workers` processes add together and keep for themselves, how long until the last has opened the masks,
+    and how long an object takes."""
+    context = multiprocessing.get_context("spawn")
+    barrier, answer = context.Barrier(workers), context.Queue()
+    processes = [context.Process(target=work, args=(read, arguments, count, barrier, answer)) for _ in range(workers)]
+    for process in processes:
+        process.start()
+    results = np.array([answer.get() for _ in processes])
+    for process in processes:
+        process.join()
+    added, private, opened, reading = results.T
+    memory = [f"{amounts.sum():,.0f} MB" for amounts in (added, private)]
+    return [*memory, f"{opened.max():.2f} s", f"{1000 * reading.mean():.3f} ms"]
+
+
+def benchmark_masks(megabytes: int, folder: Path) -> str:
+    """Our way beside the naive one, for a mask file of this size."""
+    free = shutil.disk_usage(folder).free / MEGABYTE
+    if free < 3 * megabytes:
+        needed = f"{megabytes} MB of masks need {3 * megabytes} MB of disk with their store"
+        raise SystemExit(f"{needed}, {free:.0f} are free")
+    path, cache = folder / "masks.json", folder / "cache"
+    count = write_masks(path, megabytes)
+    context = multiprocessing.get_context("spawn")
+    answer = context.Queue()
+    process = context.Process(target=build, args=(path, cache, answer))
+    process.start()
+    seconds, before, peak = answer.get()
+    process.join()
+    rows = [
+        ("build once, streaming", 1, f"{peak - before:,.0f} MB (peak)", "", f"{seconds:.1f} s", ""),
+        ("memory-mapped store", WORKERS, *measure(read_store, (path, cache), count, WORKERS)),
+    ]
+    workers = 1 if megabytes >= LARGE else WORKERS
+    needed = FACTOR_NEEDED * megabytes * workers
+    if psutil.virtual_memory().available / MEGABYTE > needed:
+        rows.append(("whole JSON in each", workers, *measure(read_whole, (path, cache), count, workers)))
+    else:
+        rows.append(("whole JSON in each", workers, f"not tried: up to {needed:,} MB", "", "", ""))
+    title = f"A mask file of {megabytes:,} MB, {count:,} objects; {LOOKUPS} read by each process\n\n"
+    return title + table(("way", "processes", "added together", "private", "start", "an object"), rows)
+
+
+def benchmark_samples(samples: int, folder: Path, workers: int = 2, batch_size: int = 4) -> str:
+    """Samples a second from toy world to finished batches."""
+    processor = SamaProcessor.from_pretrained(ROOT / "checkpoints" / "sama-tiny", trust_remote_code=True)
+    mixture = load_mixture(ROOT / "data_configs" / "toy.yaml", processor, cache=folder)
+    sampler = MixtureSampler(mixture.lengths, batch_size)
+    loader = iter(
+        DataLoader(mixture, batch_size, sampler=sampler, num_workers=workers, collate_fn=SamaCollator(processor))
+    )
+    start = time.perf_counter()
+    next(loader)
+    first, start = time.perf_counter() - start, time.perf_counter()
+    for _ in range(samples // batch_size):
+        next(loader)
+    rate = samples // batch_size * batch_size / (time.perf_counter() - start)
+    frame = f"{processor.image_size} px frames, SAM 2 input {processor.sam_image_size} px"
+    rows = [("toy.yaml", workers, batch_size, f"{first:.1f} s", f"{rate:.0f}")]
+    return f"Toy world with the processor of sama-tiny ({frame})\n\n" + table(
+        ("mixture", "workers", "batch", "first batch", "samples a second"), rows
+    )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, default=200, help="of the mask file in MB (default: %(default)s)")
+    parser.add_argument("--samples", type=int, default=240, help="to read of toy world (default: %(default)s)")
+    parser.add_argument("--section", nargs="+", choices=("masks", "samples"), default=["masks", "samples"])
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    with TemporaryDirectory() as folder:
+        if "masks" in options.section:
+            print(benchmark_masks(options.size, Path(folder)), end="\n\n")
+        if "samples" in options.section:
+            print(benchmark_samples(options.samples, Path(folder)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""Draws a rendered sample: its frames with the target masks and the regions asked about, and its dialogue."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from sama.data.rendering import Sample
+from sama.video_sama import GroundedPhrase
+from sama.visualization import (
+    caption_band,
+    contact_sheet,
+    draw_region,
+    object_color,
+    overlay_masks,
+    stack_images,
+)
+
+
+TILE_WIDTH, COLUMNS, TEXT_WIDTH = 300, 5, 900
+TITLE_HEIGHT, TITLE_SIZE, INK, PAPER = 40, 20, (20, 20, 24), (235, 235, 235)
+OPACITY = 0.15  # things keep their own colour: the dialogue speaks of it
+BARE, REGION = "[SEG]", "<region>"
+
+
+def preview_sheet(sample: Sample, plain_frames: Sequence[int] = ()) -> Image.Image:
+    """
+    One picture of a sample: who it is, the frames that SAM 2 is prompted on and those that regions lie on, then every
+    question and answer. An object has one colour in all frames and answers.
+
+    Args:
+        sample ([`Sample`]): What a mixture gives.
+        plain_frames (sequence of `int`): Shown where a sample has neither masks nor regions.
+    """
+    names = list(dict.fromkeys(sample.objects))
+    colors = {name: object_color(index) for index, name in enumerate(names)}
+    regions = [part["region"] for message in sample.messages for part in message["content"] if "region" in part]
+    pictures = []
+    if sample.video is not None:
+        shown = sorted({*sample.frames, *(region.frame for region in regions)}) or list(plain_frames)
+        tiles = [_frame(sample, frame, colors, regions) for frame in shown]
+        other = ", no target" if sample.frames else ""
+        captions = [f"frame {frame}" + ("" if frame in sample.frames else other) for frame in shown]
+        pictures.append(contact_sheet(tiles, captions, columns=min(COLUMNS, len(tiles)), tile_width=TILE_WIDTH))
+    width = max(TEXT_WIDTH, *(picture.width for picture in pictures), 0)
+    return stack_images([_title(sample, width), *pictures, *_dialogue(sample, colors, width)])
+
+
+def _title(sample: Sample, width: int) -> Image.Image:
+    band = Image.new("RGB", (width, TITLE_HEIGHT), PAPER)
+    font = ImageFont.load_default(TITLE_SIZE)
+    words = f"{sample.id}   {_about(sample)}"
+    ImageDraw.Draw(band).text((12, TITLE_HEIGHT // 2), words, font=font, fill=INK, anchor="lm")
+    return band
+
+
+def _about(sample: Sample) -> str:
+    targets = f"{len(sample.targets)} [SEG] on frames {sample.frames}" if sample.frames else "no [SEG]"
+    left_out = "".join(f", {count} {reason}" for reason, count in sample.left_out.items())
+    size = "" if sample.video is None else f", {len(sample.video)} frames {sample.video.width}x{sample.video.height}"
+    return f"({targets}{size}{left_out})"
+
+
+def _frame(sample: Sample, frame: int, colors: dict, regions: list) -> np.ndarray:
+    picture = sample.video[frame]
+    if picture.shape[1] < TILE_WIDTH:  # small clips are enlarged first, or outlines would hide the things
+        factor = -(-TILE_WIDTH // picture.shape[1])
+        picture = picture.repeat(factor, axis=0).repeat(factor, axis=1)
+    factor = picture.shape[0] // sample.video.height
+    if frame in sample.frames:
+        masks = sample.targets[:, sample.frames.index(frame)].repeat(factor, axis=1).repeat(factor, axis=2)
+        shades = [colors[name] for name in sample.objects]
+        picture = overlay_masks(picture, masks, shades, OPACITY)
+    for number, region in enumerate(regions, start=1):
+        if region.frame == frame:
+            mask = region.mask.repeat(factor, axis=0).repeat(factor, axis=1)
+            picture = draw_region(picture, type(region)(frame=frame, mask=mask), f"region {number}")
+    return picture
+
+
+def _dialogue(sample: Sample, colors: dict, width: int) -> list[Image.Image]:
+    bands, question, regions = [], "", 0
+    for message in sample.messages:
+        if message["role"] == "user":
+            words = []
+            for part in message["content"]:
+                regions += part["type"] == "region"
+                words.append(f"{REGION} {regions}" if part["type"] == "region" else part.get("text", ""))
+            question = "".join(words)
+        elif message["role"] == "assistant":
+            answer, phrases, shades = _answer(message["content"], colors)
+            bands.append(caption_band(width, question, answer, phrases, shades))
+            question = ""
+    return bands
+
+
+def _answer(content: list[dict], colors: dict) -> tuple[str, list[GroundedPhrase], list]:
+    answer, phrases, shades = "", [], []
+    for part in content:
+        text = part["text"] or BARE
+        for name in part.get("objects", []):
+            phrases.append(GroundedPhrase(text, (len(answer), len(answer) + len(text))))
+            shades.append(colors[name])
+        answer += text
+    return answer, phrases, shades

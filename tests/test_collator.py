@@ -1,0 +1,104 @@
+"""The batch: labels on answers only, masks and frames of all samples, and what a skipped sample leaves."""
+
+import torch
+from data_fixtures import mixture, render, source
+from fixture_sources import FIXTURES
+from processor_fixtures import TINY_SAM, tiny_processor
+
+from sama.data.collator import IGNORED, SamaCollator, blank_sample
+from sama.data.mixture import load_mixture
+from sama.data.sampler import MixtureSampler
+
+
+NAMES = ("sama239k_conversation", "llava", "refcoco", "osprey_short", "mevis", "gcg_flickr")
+
+
+def batch_of(tmp_path, names=NAMES, **settings):
+    samples = [render(name, tmp_path, index=0, **settings) for name in names]
+    processor = tiny_processor()
+    return processor, samples, SamaCollator(processor)(samples)
+
+
+def test_labels_are_the_answers_and_their_ends(tmp_path):
+    processor, samples, batch = batch_of(tmp_path)
+    assert batch["labels"].shape == batch["input_ids"].shape
+    taught = batch["labels"] != IGNORED
+    assert torch.equal(batch["labels"][taught], batch["input_ids"][taught])
+    for sample, row in zip(samples, batch["labels"], strict=True):
+        answers = []
+        for message in sample.messages:
+            if message["role"] == "assistant":
+                text = processor.apply_chat_template([{"role": "user", "content": "q"}, message], tokenize=False)
+                answers.append(text.split("assistant\n")[1].strip())
+        assert processor.tokenizer.decode(row[row != IGNORED]) == "".join(answers)
+    assert not (taught & (batch["attention_mask"] == 0)).any()
+
+
+def test_masks_and_frames_fit_each_other_and_the_text(tmp_path):
+    processor, samples, batch = batch_of(tmp_path)
+    segs = (batch["input_ids"] == processor.seg_token_id).sum(dim=1).tolist()
+    assert segs == [len(masks) for masks in batch["target_masks"]] and min(segs) == 0
+    counts = batch["sam_frame_counts"].tolist()
+    assert counts == [masks.shape[1] for masks in batch["target_masks"]]
+    assert batch["sam_pixel_values"].shape == (sum(counts), 3, TINY_SAM, TINY_SAM)
+    assert all(masks.dtype == torch.bool for masks in batch["target_masks"])
+    start = 0
+    for sample, count in zip(samples, counts, strict=True):
+        for row, frame in enumerate(sample.frames):
+            expected = processor.sam_pixel_values(sample.video[frame])
+            assert torch.equal(batch["sam_pixel_values"][start + row], expected)
+        start += count
+
+
+def test_batch_without_masks_has_the_same_keys(tmp_path):
+    _, _, batch = batch_of(tmp_path, ("llava", "osprey_short"))
+    assert batch["sam_pixel_values"].shape == (0, 3, TINY_SAM, TINY_SAM)
+    assert batch["sam_frame_counts"].tolist() == [0, 0]
+    assert [tuple(masks.shape) for masks in batch["target_masks"]] == [(0, 0, 0, 0)] * 2
+
+
+def test_each_sample_keeps_its_layout(tmp_path):
+    processor, samples, batch = batch_of(tmp_path, preset="release")
+    assert len({sample.layout for sample in samples}) == len(samples)
+    for sample, ids, mask in zip(samples, batch["input_ids"], batch["attention_mask"], strict=True):
+        alone = processor.apply_chat_template(sample.messages, add_generation_prompt=False, layout=sample.layout)
+        assert torch.equal(ids[mask.bool()], alone["input_ids"][0])
+
+
+def test_skipped_samples_are_left_out(tmp_path):
+    processor = tiny_processor()
+    sample = render("refcoco", tmp_path)
+    batch = SamaCollator(processor)([None, sample, None])
+    assert len(batch["input_ids"]) == len(batch["target_masks"]) == 1
+    assert (batch["labels"] != IGNORED).any()
+
+
+def test_batch_of_skipped_samples_teaches_nothing():
+    batch = SamaCollator(tiny_processor())([None, None])
+    assert len(batch["input_ids"]) == 1 and (batch["labels"] == IGNORED).all()
+    assert batch["sam_frame_counts"].tolist() == [0] and len(blank_sample().targets) == 0
+
+
+def test_file_to_batch_through_workers(tmp_path):
+    processor = tiny_processor()
+    path = tmp_path / "mix.yaml"
+    path.write_text("sources: {toy: {format: toy_world, options: {samples: 8}}}")
+    found = load_mixture(path, processor, root=FIXTURES, cache=tmp_path)
+    sampler = MixtureSampler(found.lengths, batch_size=4)
+    loader = torch.utils.data.DataLoader(
+        found, 4, sampler=sampler, num_workers=1, collate_fn=SamaCollator(processor), multiprocessing_context="fork"
+    )
+    batches = list(loader)
+    assert [len(batch["input_ids"]) for batch in batches] == [4, 4]
+    alone = SamaCollator(processor)([found[index] for index in list(MixtureSampler(found.lengths, 4))[:4]])
+    for key, value in alone.items():
+        same = value if key != "target_masks" else torch.cat([masks.ravel() for masks in value])
+        other = batches[0][key] if key != "target_masks" else torch.cat([m.ravel() for m in batches[0][key]])
+        assert torch.equal(same, other), key
+
+
+def test_collator_is_deterministic(tmp_path):
+    processor = tiny_processor()
+    found = mixture({source("sama239k_conversation", tmp_path): 1})
+    first, second = (SamaCollator(processor)([found[0], found[1]]) for _ in range(2))
+    assert all(torch.equal(first[key], second[key]) for key in first if key != "target_masks")

@@ -1,0 +1,111 @@
+"""scripts/validate_data.py on fixtures: a clean mixture, and every kind of damage where it is."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+from data_fixtures import CONFIGS, copied, render
+from fixture_sources import FIXTURES, SOURCES
+from PIL import Image
+
+from sama.scripts.preview_data import preview_sheet
+from sama.scripts.validate_data import main
+
+
+def run(tmp_path, mixture, *arguments, root=FIXTURES):
+    options = ["--root", root, "--cache", tmp_path / "cache", "--report", tmp_path / "report.json"]
+    code = main([str(word) for word in (mixture, *options, "--workers", "0", *arguments)])
+    report = tmp_path / "report.json"
+    return code, json.loads(report.read_text()) if report.is_file() else None
+
+
+@pytest.fixture
+def mixture(tmp_path):
+    """A mixture file over the catalogue that ships, of the sources named."""
+
+    def write(*names):
+        (tmp_path / "catalogue.yaml").write_text((CONFIGS / "catalogue.yaml").read_text())
+        path = tmp_path / "mixture.yaml"
+        path.write_text(yaml.safe_dump({"sources": dict.fromkeys(names, 1)}))
+        return path
+
+    return write
+
+
+def test_everything_that_ships_is_valid(tmp_path, capsys):
+    code, report = run(tmp_path, CONFIGS / "sama_1b.yaml")
+    assert code == 0 and report["problems"] == 0 and len(report["sources"]) == 20
+    assert report["sources"]["mevis"]["counts"]["records"] == 2
+    assert report["sources"]["sama239k_conversation"]["counts"]["[SEG]"] == 7
+    assert "rounds whose [SEG] and groundtruth differ in number" in capsys.readouterr().out
+
+
+def test_toy_world_with_sheets(tmp_path):
+    out = tmp_path / "sheets"
+    code, report = run(tmp_path, CONFIGS / "toy.yaml", "--limit", "6", "--preview", "3", "--out", out, "--all-frames")
+    counts = report["sources"]["toy_train"]["counts"]
+    assert code == 0 and counts["records"] == 6 and counts["masks decoded"] > counts["frames decoded"] > 6
+    assert len(list(out.glob("*.png"))) == 3
+    assert Image.open(next(out.iterdir())).width >= 900
+
+
+def test_in_processes_as_in_one(tmp_path, mixture):
+    names = ("mevis", "refcoco", "llava")
+    _, alone = run(tmp_path, mixture(*names))
+    _, together = run(tmp_path, mixture(*names), "--workers", "2")
+    assert alone == together
+
+
+def damage(root):
+    (root / "video_datas/mevis/train/JPEGImages/vid_b/00001.jpg").unlink()
+    (root / "video_datas/mevis/train/JPEGImages/vid_a/00003.jpg").write_bytes(b"no picture")
+    masks = root / SOURCES["sama239k_conversation"][1]["mevis_masks"]
+    content = json.loads(masks.read_text())
+    content["3"] = content["3"][:-1]
+    masks.write_text(json.dumps(content))
+    llava = root / SOURCES["llava"][1]["annotations"]
+    items = json.loads(llava.read_text())
+    items[1]["conversations"] = "nothing"
+    llava.write_text(json.dumps(items))
+    (root / SOURCES["gcg_openpsg"][1]["annotations"]).unlink()
+
+
+def test_damage_is_found_and_named(tmp_path, mixture, capsys):
+    root = copied(tmp_path)
+    damage(root)
+    path = mixture("mevis", "sama239k_conversation", "llava", "gcg_openpsg", "refcoco")
+    code, report = run(tmp_path, path, root=root)
+    found = {name: source["problems"] for name, source in report["sources"].items()}
+    assert code == 1 and report["problems"] == sum(sum(problems.values()) for problems in found.values())
+    assert found["mevis"] == {"missing files": 1, "undecodable frames": 1}
+    assert set(found["sama239k_conversation"]) == {"masks that do not fit"}
+    assert found["llava"] == {"broken items": 1}
+    assert found["gcg_openpsg"] == {"source cannot be opened": 1}
+    assert found["refcoco"] == {}
+    printed = capsys.readouterr().out
+    assert "mevis, item mevis/vid_b, field 'video.frames[1]': there is no file" in printed
+    place = "sama239k_conversation, sama239k_data/mevis_train_mask_dict.json, item sama239k_conversation/0/0"
+    assert f"{place}, field 'objects.3.masks': holds 5 masks for 6 frames." in printed
+
+
+def test_never_visible_object_is_a_note(tmp_path, mixture):
+    root = copied(tmp_path)
+    masks = root / SOURCES["mevis"][1]["masks"]
+    content = json.loads(masks.read_text())
+    content["7"] = [None] * len(content["7"])
+    masks.write_text(json.dumps(content))
+    code, report = run(tmp_path, mixture("mevis"), root=root)
+    assert code == 0 and report["sources"]["mevis"]["notes"] == {"objects visible in no frame": 1}
+
+
+def test_wrong_mixture_file_is_another_exit_code(tmp_path, mixture, capsys):
+    assert run(tmp_path, mixture("nowhere"))[0] == 2
+    assert "field 'sources.nowhere': is not in the catalogue" in capsys.readouterr().err
+    assert run(tmp_path, tmp_path / "absent.yaml")[0] == 2
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_every_kind_of_sample_can_be_drawn(name, tmp_path):
+    sheet = preview_sheet(render(name, tmp_path), [0])
+    assert sheet.width >= 900 and len(np.unique(np.asarray(sheet).reshape(-1, 3), axis=0)) > 5
