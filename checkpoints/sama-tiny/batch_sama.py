@@ -60,18 +60,23 @@ def collate_frames(samples: Sequence[ConversationInputs]) -> dict:
     return {**data, "region_frames": torch.tensor(region_frames)} if region_frames else data
 
 
+def tokenize_questions(questions: Sequence[str], tokenizer, max_length: int) -> tuple:
+    """The questions' tokens, cut on the left, and how many regions of each question they hold whole."""
+    tokens = tokenizer(list(questions), truncation=True, max_length=max_length, padding=True, return_tensors="pt")
+    slots = [tokens["input_ids"] == tokenizer.convert_tokens_to_ids(tag) for tag in (POOLED_SLOT, SHAPE_SLOT)]
+    return tokens, torch.stack([slot.sum(dim=1) for slot in slots]).amin(dim=0).tolist()
+
+
 def collate_questions(samples: Sequence[ConversationInputs], tokenizer, max_length: int) -> dict:
     """The Q-Former's questions, padded on the right, and the sample that each belongs to."""
     questions = [question for sample in samples for question in sample.questions]
-    tokens = tokenizer(questions, truncation=True, max_length=max_length, padding=True, return_tensors="pt")
-    for tag in (POOLED_SLOT, SHAPE_SLOT):
-        kept = (tokens["input_ids"] == tokenizer.convert_tokens_to_ids(tag)).sum(dim=1).tolist()
-        for question, found in zip(questions, kept, strict=True):
-            if found != question.count(tag):
-                raise ValueError(
-                    f"A question with {question.count(tag)} regions keeps only {found} of them in the {max_length} "
-                    "tokens that the Q-Former reads, the last ones; shorten the text behind the regions."
-                )
+    tokens, kept = tokenize_questions(questions, tokenizer, max_length)
+    for question, found in zip(questions, kept, strict=True):
+        if found != question.count(POOLED_SLOT):
+            raise ValueError(
+                f"A question with {question.count(POOLED_SLOT)} regions keeps only {found} of them in the "
+                f"{max_length} tokens that the Q-Former reads, the last ones; shorten the text behind the regions."
+            )
     owners = [index for index, sample in enumerate(samples) for _ in sample.questions]
     return {
         "qformer_input_ids": tokens["input_ids"],

@@ -16,7 +16,7 @@ from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import (
 from transformers.processing_utils import ProcessorMixin
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from .batch_sama import ConversationInputs, collate_frames, collate_questions, collate_tokens
+from .batch_sama import ConversationInputs, collate_frames, collate_questions, collate_tokens, tokenize_questions
 from .conversation_sama import Conversation, read_conversation
 from .layout_sama import (
     CHAT_TEMPLATES,
@@ -25,6 +25,7 @@ from .layout_sama import (
     LAYOUTS,
     PHRASE_END,
     PHRASE_START,
+    POOLED_SLOT,
     QFORMER_TAGS,
     SEG,
     TEXT_TOKEN,
@@ -280,8 +281,7 @@ class SamaProcessor(ProcessorMixin):
             return_dict (`bool`): `False` returns `input_ids` alone.
             return_tensors (`str`): Only "pt".
             return_assistant_tokens_mask (`bool`): Add `assistant_masks`: 1 on answers and their end marks.
-            layout (`str` or `list[str]`, *optional*): Another layout than the processor's; one for each conversation
-                where a list is given.
+            layout (`str` or `list[str]`, *optional*): Another layout than the processor's; a list has one for each.
         """
         if return_tensors != "pt":
             raise ValueError(f"SamaProcessor makes PyTorch tensors only, got return_tensors={return_tensors!r}.")
@@ -358,11 +358,15 @@ class SamaProcessor(ProcessorMixin):
             self._add_visual(inputs, sample, turns)
         return inputs
 
-    def count_tokens(self, conversation: list, layout: str | None = None) -> int:
-        """How many tokens a conversation has, without a limit and without decoding a video."""
-        layout = self._layouts(layout, 1)[0]
-        text, spans, _ = self._write(read_conversation(conversation), self.chat_template, False, layout)
-        return len(self._tokenize(text, spans)[0])
+    def measure(self, conversation: list, layout: str | None = None) -> tuple[int, int]:
+        """How many tokens a conversation has, and how many of its regions the Q-Former cannot read because their
+        questions are too long. No limit is enforced and no video decoded."""
+        sample, layout = read_conversation(conversation), self._layouts(layout, 1)[0]
+        text, spans, turns = self._write(sample, self.chat_template, False, layout)
+        questions = [turn.question for turn in turns]
+        _, kept = tokenize_questions(questions, self.qformer_tokenizer, self.qformer_max_length)
+        asked = sum(question.count(POOLED_SLOT) for question in questions)
+        return len(self._tokenize(text, spans)[0]), asked - sum(kept)
 
     def _tokenize(self, text: str, spans: list) -> tuple[list[int], list[int]]:
         """Ids, and 1 for each of an answer."""
