@@ -20,12 +20,11 @@ from .batch_sama import ConversationInputs, collate_frames, collate_questions, c
 from .configuration_sama import REGION_SHAPES, TEXT_TOKEN
 from .conversation_sama import Conversation, read_conversation
 from .layout_sama import (
+    ANSWER_TAGS,
     CHAT_TEMPLATES,
     IMAGE_CONTEXT,
     LANGUAGE_TAGS,
     LAYOUTS,
-    PHRASE_END,
-    PHRASE_START,
     POOLED_SLOT,
     QFORMER_TAGS,
     SEG,
@@ -33,6 +32,7 @@ from .layout_sama import (
     TurnText,
     VisualText,
     check_layout,
+    decode_answer,
     parse_tagged_text,
     question_parts,
     render_user_turn,
@@ -42,7 +42,6 @@ from .regions_sama import PreparedRegion, mask_tensors, prepare_region, prompt_t
 from .video_sama import FrameChoice, GroundedPhrase, MaskTrack, SamaVideo, check_policy, choose_frames
 
 
-ANSWER_TAGS = (SEG, PHRASE_START, PHRASE_END)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -432,31 +431,6 @@ class SamaProcessor(ProcessorMixin):
         """Content parts of a question in which every `<region>` stands for the next of `regions`."""
         return question_parts(question, regions)
 
-    def _decode(self, token_ids: Sequence[int] | torch.Tensor) -> str:
-        """Text of an answer. A tag that is spelled with ordinary tokens is no tag and loses its brackets: the model's
-        states are found by the tag's own token."""
-        tag_ids = dict(zip(self.tokenizer.convert_tokens_to_ids(list(ANSWER_TAGS)), ANSWER_TAGS, strict=True))
-        pieces: list[list[int]] = [[]]
-        for token_id in torch.as_tensor(token_ids).tolist():
-            pieces += [[token_id], []] if token_id in tag_ids else []
-            if token_id not in tag_ids:
-                pieces[-1].append(token_id)
-        text = ""
-        for piece in pieces:
-            if len(piece) == 1 and piece[0] in tag_ids:
-                text += tag_ids[piece[0]]
-                continue
-            words = self.tokenizer.decode(
-                piece,
-                skip_special_tokens=False,
-                clean_up_tokenization_spaces=False,
-                spaces_between_special_tokens=False,
-            )
-            for tag in ANSWER_TAGS:
-                words = words.replace(tag, tag.strip("[]<>"))
-            text += words
-        return text
-
     def to_tagged_text(self, text: str, objects: Sequence[GroundedPhrase]) -> str:
         """Write the tags back into a clean answer: `<p> The man </p> [SEG] pets a dog.`"""
         return to_tagged_text(text, objects)
@@ -489,7 +463,7 @@ class SamaProcessor(ProcessorMixin):
             scores (`list[float]`, *optional*): One for each [SEG].
         """
         if not isinstance(answer, str):
-            answer = self._decode(answer)
+            answer = decode_answer(answer, self.tokenizer)
         for token in set(self.tokenizer.all_special_tokens) - set(ANSWER_TAGS):
             answer = answer.replace(token, "")
         tagged = answer.strip().removesuffix(self.answer_suffix).strip()

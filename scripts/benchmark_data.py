@@ -3,9 +3,9 @@
     python scripts/benchmark_data.py [--size 200] [--samples 240] [--section masks samples]
 
 The mask file is synthetic: true run-length codes of 60 frames an object, 480 x 854. "Added" is what the processes
-use beyond what they used before they opened the file, shared pages counted once (PSS). "Private" is the part of it
-that no other process shares (USS); the rest are pages of the file on the disk, which the system takes back when it
-needs them.
+use beyond what they used before they opened the file, shared pages counted once (PSS). "Own" is the part of it that is
+their own memory; the rest are pages of the file on the disk, which the system takes back when it needs them, and which
+are the same for all processes. Read from /proc, so on Linux only.
 """
 
 import argparse
@@ -86,7 +86,7 @@ def _peak() -> float:
 def work(read: Callable, arguments: tuple, count: int, barrier, answer) -> None:
     """A loader worker: opens the masks and reads some; tells memory before and after, and seconds to open."""
     barrier.wait()
-    before = psutil.Process().memory_full_info()
+    before = _memory()
     barrier.wait()
     start = time.perf_counter()
     lookup = read(*arguments)
@@ -96,10 +96,17 @@ def work(read: Callable, arguments: tuple, count: int, barrier, answer) -> None:
         assert len(lookup(str(key))) == FRAMES
     reading = (time.perf_counter() - start) / LOOKUPS
     barrier.wait()
-    after = psutil.Process().memory_full_info()
+    after = _memory()
     barrier.wait()
-    added, private = (after.pss - before.pss) / MEGABYTE, (after.uss - before.uss) / MEGABYTE
-    answer.put((added, private, opened, reading))
+    answer.put((*(now - then for now, then in zip(after, before, strict=True)), opened, reading))
+
+
+def _memory() -> tuple[float, float]:
+    """MB of this process: in all, a page of n processes counted as 1 / n, and without pages of files."""
+    rollup = Path("/proc/self/smaps_rollup").read_text()
+    return tuple(
+        int(re.search(rf"^{name}:\s+(\d+) kB", rollup, re.MULTILINE)[1]) / 1024 for name in ("Pss", "Pss_Anon")
+    )
 
 
 def measure(read: Callable, arguments: tuple, count: int, workers: int) -> list[str]:
@@ -113,8 +120,8 @@ def measure(read: Callable, arguments: tuple, count: int, workers: int) -> list[
     results = np.array([answer.get() for _ in processes])
     for process in processes:
         process.join()
-    added, private, opened, reading = results.T
-    memory = [f"{amounts.sum():,.0f} MB" for amounts in (added, private)]
+    added, own, opened, reading = results.T
+    memory = [f"{amounts.sum():,.0f} MB" for amounts in (added, own)]
     return [*memory, f"{opened.max():.2f} s", f"{1000 * reading.mean():.3f} ms"]
 
 
@@ -143,7 +150,7 @@ def benchmark_masks(megabytes: int, folder: Path) -> str:
     else:
         rows.append(("whole JSON in each", workers, f"not tried: up to {needed:,} MB", "", "", ""))
     title = f"A mask file of {megabytes:,} MB, {count:,} objects; {LOOKUPS} read by each process\n\n"
-    return title + table(("way", "processes", "added together", "private", "start", "an object"), rows)
+    return title + table(("way", "processes", "added together", "of it own", "start", "an object"), rows)
 
 
 def benchmark_samples(samples: int, folder: Path, workers: int = 2, batch_size: int = 4) -> str:

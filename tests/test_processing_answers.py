@@ -5,7 +5,7 @@ import pytest
 import torch
 from processor_fixtures import tiny_processor
 
-from sama.layout_sama import CHAT_TEMPLATES
+from sama.layout_sama import CHAT_TEMPLATES, ground_phrase
 from sama.video_sama import GroundedPhrase, MaskTrack
 
 
@@ -96,3 +96,11 @@ def test_an_end_mark_of_ordinary_words_is_a_stop_string():
     assert processor.stop_arguments == {}
     processor.chat_template = CHAT_TEMPLATES["phi3_chat"]
     assert processor.stop_arguments["stop_strings"] == ["<|end|>"]
+
+
+@pytest.mark.parametrize(
+    ("text", "count", "written"),
+    [("", 1, "[SEG]"), ("", 2, "[SEG] [SEG]"), ("it", 1, "<p> it </p> [SEG]"), ("it", 0, "it")],
+)
+def test_phrase_without_words_is_a_bare_seg(text, count, written):
+    assert ground_phrase(text, count) == written

@@ -143,3 +143,11 @@ def test_other_tensors_and_templates_without_marks(processor):
     assert text_of(processor, [user("Hi."), assistant("Ho.")], chat_template=template) == "Hi.Ho."
     with pytest.raises(ValueError, match="no {% generation %} block"):
         processor.apply_chat_template([user("Hi.")], chat_template=template, return_assistant_tokens_mask=True)
+
+
+def test_layouts_that_do_not_fit():
+    messages = [[user("a")], [user("b")]]
+    with pytest.raises(ValueError, match="3 layouts were given for 2 conversations"):
+        tiny_processor().apply_chat_template(messages, layout=["llava"] * 3)
+    with pytest.raises(ValueError, match="layout='x' is unknown, expected one of default"):
+        tiny_processor().apply_chat_template(messages[0], layout="x")

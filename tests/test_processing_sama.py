@@ -19,7 +19,7 @@ from processor_fixtures import (
     video_part,
 )
 
-from sama.video_sama import GroundedPhrase, MaskTrack, Region, SamaVideo
+from sama.video_sama import FrameChoice, GroundedPhrase, MaskTrack, Region, SamaVideo
 
 
 torch.set_num_threads(1)
@@ -397,3 +397,27 @@ def test_a_shared_video_is_prompted_once(processor):
     messages = [user({"type": "video", "video": video}, "What is ", box_part(5), "?")]
     batch = processor.apply_chat_template([messages, messages])
     assert batch["region_prompt_frames"].tolist() == [0, 0] and len(batch["region_prompt_pixel_values"]) == 1
+
+
+def test_conversations_of_one_batch_may_have_different_layouts(processor):
+    conversations = [[user(video_part(seed=seed), "What?")] for seed in range(2)]
+    texts = processor.apply_chat_template(conversations, tokenize=False, layout=["refcoco", "llava"])
+    assert texts == [
+        processor.apply_chat_template(messages, tokenize=False, layout=layout)
+        for messages, layout in zip(conversations, ("refcoco", "llava"), strict=True)
+    ]
+    assert texts[0] != texts[1]
+
+
+def test_measure_counts_tokens_and_regions_out_of_reach():
+    messages = [user(video_part(), box_part(), " and ", box_part(), " x" * 40)]
+    short, long = tiny_processor(qformer_max_length=30), tiny_processor(qformer_max_length=200)
+    tokens = long.apply_chat_template(messages, add_generation_prompt=False)["input_ids"].shape[1]
+    assert long.measure(messages) == (tokens, 0) and short.measure(messages) == (tokens, 2)
+
+
+def test_a_video_may_bring_its_own_choice_of_frames(processor):
+    video = SamaVideo.open(noise_video(30))
+    video.frame_choice = FrameChoice(context=[4, 9, 2], dense=[9, 4], prompted=[9, 4])
+    batch = processor.apply_chat_template([user({"type": "video", "video": video}, "What?")])
+    assert batch["num_context_frames"].tolist() == [3] and batch["dense_frames"].tolist() == [1, 0]

@@ -16,7 +16,8 @@ POOLED_SLOT, SHAPE_SLOT = "<mask>", "<pos>"
 # How a region is written in a question that is given as one string.
 REGION_WORD = "<region>"
 
-LANGUAGE_TAGS = (SEG, PHRASE_START, PHRASE_END, REGION_START, REGION_END, IMAGE_START, IMAGE_END, IMAGE_CONTEXT)
+ANSWER_TAGS = (SEG, PHRASE_START, PHRASE_END)
+LANGUAGE_TAGS = (*ANSWER_TAGS, REGION_START, REGION_END, IMAGE_START, IMAGE_END, IMAGE_CONTEXT)
 QFORMER_TAGS = (POOLED_SLOT, SHAPE_SLOT, REGION_START, REGION_END)
 USER_FORBIDDEN = (*LANGUAGE_TAGS, POOLED_SLOT, SHAPE_SLOT)
 ANSWER_FORBIDDEN = (IMAGE_START, IMAGE_END, IMAGE_CONTEXT, REGION_START, REGION_END)
@@ -200,6 +201,24 @@ def ground_phrase(text: str, num_objects: int) -> str:
     if not text:
         return " ".join([SEG] * num_objects)
     return f"{PHRASE_START} {text} {PHRASE_END}" + f" {SEG}" * num_objects
+
+
+def decode_answer(token_ids: Sequence[int], tokenizer) -> str:
+    """Text of an answer. A tag that is spelled with ordinary tokens is no tag and loses its brackets: the model's states
+    are found by the tag's own token."""
+    tags = dict(zip(tokenizer.convert_tokens_to_ids(list(ANSWER_TAGS)), ANSWER_TAGS, strict=True))
+    text, words = "", []
+    for token_id in [*(int(token_id) for token_id in token_ids), None]:
+        if token_id is not None and token_id not in tags:
+            words.append(token_id)
+            continue
+        spelled = tokenizer.decode(
+            words, skip_special_tokens=False, clean_up_tokenization_spaces=False, spaces_between_special_tokens=False
+        )
+        for tag in ANSWER_TAGS:
+            spelled = spelled.replace(tag, tag.strip("[]<>"))
+        text, words = text + spelled + tags.get(token_id, ""), []
+    return text
 
 
 def parse_tagged_text(tagged_text: str) -> tuple[str, list[tuple[str, tuple[int, int]]]]:

@@ -1,0 +1,23 @@
+"""scripts/benchmark_data.py: that both ways read the same masks, and that the tables are filled."""
+
+import pytest
+
+from sama.scripts.benchmark_data import FRAMES, benchmark_masks, benchmark_samples, read_store, read_whole, write_masks
+
+
+def test_both_ways_read_the_same(tmp_path):
+    count = write_masks(tmp_path / "masks.json", 1)
+    assert (tmp_path / "masks.json").stat().st_size >= 1 << 20
+    ways = [read(tmp_path / "masks.json", tmp_path / "cache") for read in (read_store, read_whole)]
+    for key in ("0", str(count - 1)):
+        assert ways[0](key) == ways[1](key) and len(ways[0](key)) == FRAMES
+
+
+def test_samples_table(tmp_path):
+    row = benchmark_samples(8, tmp_path, workers=1).splitlines()[-1]
+    assert row.startswith("| toy.yaml | 1 | 4 |")
+
+
+def test_disk_is_asked_for_before_it_is_filled(tmp_path):
+    with pytest.raises(SystemExit, match="MB of disk with their store"):
+        benchmark_masks(10**9, tmp_path)
