@@ -204,8 +204,8 @@ def ground_phrase(text: str, num_objects: int) -> str:
 
 
 def decode_answer(token_ids: Sequence[int], tokenizer) -> str:
-    """Text of an answer. A tag that is spelled with ordinary tokens is no tag and loses its brackets: the model's states
-    are found by the tag's own token."""
+    """Text of an answer. A tag that is spelled with ordinary tokens is no tag and loses its brackets: the model's
+    states are found by the tag's own token."""
     tags = dict(zip(tokenizer.convert_tokens_to_ids(list(ANSWER_TAGS)), ANSWER_TAGS, strict=True))
     text, words = "", []
     for token_id in [*(int(token_id) for token_id in token_ids), None]:

@@ -74,7 +74,7 @@ class Golden:
     @cached_property
     def frame_features(self) -> torch.Tensor:
         frames = self.processor.choose_frames(self.video).context
-        return self.model.model.encode_frames(self.processor.encode_frames(self.video, frames))
+        return self.model.model.encode_frames(self.processor.frame_pixel_values(self.video, frames))
 
     @cached_property
     def region_positions(self) -> list[int]:
