@@ -55,6 +55,9 @@ def randomise(model: torch.nn.Module, seed: int) -> None:
             values *= 0.1
         is_norm = parameter.ndim == 1 and name.endswith("weight")
         parameter.data.copy_(values + 1 if is_norm else values)
+    # The positions of clicks: a buffer, which the package draws from the global generator
+    frequencies = model.sam_prompt_encoder.pe_layer.positional_encoding_gaussian_matrix
+    frequencies.copy_(torch.randn(frequencies.shape, generator=generator))
 
 
 def our_tracker(model: torch.nn.Module, round_memory: bool = False) -> SamaMaskTracker:
