@@ -27,6 +27,7 @@ from .configuration_sama import (
     REGION_SHAPE_TOKEN,
     SamaConfig,
 )
+from .losses_sama import mask_iou, mask_losses, resize_targets
 from .modeling_sama_aggregator import SamaContextAggregator, SamaRegionEncoder
 from .modeling_sama_tracker import FrameFeatures, SamaMaskTracker, TrackedFrame
 from .video_sama import MaskTrack
@@ -84,15 +85,66 @@ class SamaVisualInputs:
     spatial_tokens: torch.Tensor | None = None
 
 
+@dataclass
+class SamaMaskTargets:
+    """What the [SEG]s of a batch are to select, in training; F frames of all conversations one after another.
+
+    Args:
+        sam_pixel_values (`torch.Tensor` of shape `(num_frames, 3, sam_size, sam_size)`): the frames with targets.
+        sam_frame_counts (`torch.LongTensor` of shape `(batch_size,)`): how many of them each conversation has.
+        sam_prompted (`torch.BoolTensor` of shape `(num_frames,)`, *optional*):
+            Frames that [SEG] prompts; the others are reached by propagation. Without it, all are prompted.
+        target_masks (`list[torch.Tensor]`):
+            For each conversation bool masks of shape `(num_objects, num_frames, height, width)`, an object for each
+            [SEG] that has a label, at any size.
+        point_seeds (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+            What decides at which points the masks of each conversation are compared, 0 by default.
+    """
+
+    sam_pixel_values: torch.Tensor | None = None
+    sam_frame_counts: torch.LongTensor | None = None
+    sam_prompted: torch.BoolTensor | None = None
+    target_masks: list[torch.Tensor] | None = None
+    point_seeds: torch.LongTensor | None = None
+
+    def check(self, num_segs: list[int]) -> None:
+        """Raises `ValueError` unless every conversation has a mask for each of its [SEG]s in each of its frames."""
+        found = [tuple(masks.shape[:2]) for masks in self.target_masks]
+        wanted = [(segs, frames if segs else 0) for segs, frames in zip(num_segs, self.counts, strict=True)]
+        if found != wanted or sum(self.counts) != len(self.sam_pixel_values):
+            raise ValueError(
+                f"Masks of (objects, frames) {found} for {wanted} in the text and `sam_frame_counts`, and "
+                f"{len(self.sam_pixel_values)} frames for {sum(self.counts)} counted; was an answer cut?"
+            )
+
+    @property
+    def counts(self) -> list[int]:
+        """Frames of each conversation."""
+        return self.sam_frame_counts.tolist()
+
+    @property
+    def need_memory(self) -> bool:
+        """Whether some frame is reached by propagation."""
+        return self.sam_prompted is not None and not self.sam_prompted.all()
+
+    @property
+    def prompted_frames(self) -> list[list[int]]:
+        """For each conversation, which of its frames [SEG] prompts."""
+        return [given.nonzero().flatten().tolist() for given in self.sam_prompted.split(self.counts)]
+
+
 VISUAL_INPUT_NAMES = tuple(field.name for field in fields(SamaVisualInputs))
+MASK_TARGET_NAMES = tuple(field.name for field in fields(SamaMaskTargets))
+WEIGHTED_LOSSES = ("mask_loss", "dice_loss", "iou_loss", "presence_loss")
 
 
 @dataclass
 class SamaOutput(ModelOutput):
     """
     Args:
-        loss, lm_loss (`torch.Tensor` of shape `()`, *optional*, returned with `labels`): the sum of all terms, and
-        each.
+        loss, lm_loss, mask_loss, dice_loss, iou_loss, presence_loss (`torch.Tensor` of shape `()`, *optional*,
+        returned with `labels`): the weighted sum of all terms, and each for itself.
+        mask_iou (`torch.Tensor` of shape `(num_masks,)`, *optional*): of each mask with its target.
         logits (`torch.Tensor` of shape `(batch_size, kept_length, vocab_size)`):
             Scores of the positions asked for by `logits_to_keep`. With `labels` the head runs only where a label is:
             `(num_labels, vocab_size)`.
@@ -108,6 +160,11 @@ class SamaOutput(ModelOutput):
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
     lm_loss: torch.Tensor | None = None
+    mask_loss: torch.Tensor | None = None
+    dice_loss: torch.Tensor | None = None
+    iou_loss: torch.Tensor | None = None
+    presence_loss: torch.Tensor | None = None
+    mask_iou: torch.Tensor | None = None
 
 
 @dataclass
@@ -295,6 +352,79 @@ class SamaModel(InternVLModel):
             inputs_embeds = inputs_embeds.masked_scatter(placeholders.unsqueeze(-1).to(tokens.device), tokens)
         return inputs_embeds
 
+    def decode_targets(
+        self, prompts: torch.Tensor, num_segs: list[int], targets: SamaMaskTargets
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Mask logits (num_masks, 4h, 4w), predicted IoU and object score (num_masks,) of all objects (O,
+        prompt_width) in all frames of their conversations, frame by frame, the objects of a frame together."""
+        features = self.mask_tracker.encode_frames(targets.sam_pixel_values)
+        frames = torch.arange(len(features.image), device=prompts.device).split(targets.counts)
+        objects = torch.arange(len(prompts), device=prompts.device).split(num_segs)
+        if not targets.need_memory:
+            # A frame and one object of it is one row, so that all conversations go through the decoder at once
+            pairs = [torch.cartesian_prod(*pair) for pair in zip(frames, objects, strict=True) if len(pair[1])]
+            rows, owners = torch.cat(pairs).unbind(1)
+            masks = self.mask_tracker.segment_prompted(features.take(rows), prompts[owners].unsqueeze(1))
+            return masks.open_logits[:, 0], masks.predicted_iou[:, 0], masks.object_score[:, 0]
+        tracks = [
+            self.track_clip(features.take(rows), prompts[owners], prompted)
+            for rows, owners, prompted in zip(frames, objects, targets.prompted_frames, strict=True)
+            if len(owners)
+        ]
+        return tuple(torch.cat(parts) for parts in zip(*tracks, strict=True))
+
+    def track_clip(
+        self, features: FrameFeatures, prompts: torch.Tensor, prompted_frames: list[int]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What [`decode_targets`] gives, for one conversation, whose frames are tracked as in inference, as a video of
+        their own."""
+        num_frames = len(features.image)
+        rows = torch.arange(num_frames, device=prompts.device)
+        track = self.mask_tracker.track(prompts, num_frames, prompted_frames, lambda i: features.take(rows[i : i + 1]))
+        found = sorted(track, key=lambda frame: frame.frame_index)
+        return (
+            torch.cat([frame.open_logits for frame in found]),
+            torch.cat([frame.predicted_iou for frame in found]),
+            torch.cat([frame.object_score for frame in found]),
+        )
+
+    def unused_parts(self, visual: SamaVisualInputs, targets: SamaMaskTargets) -> torch.Tensor | float:
+        """Zero, with a gradient of zero for what this batch does not use, when several processes train together:
+        each must give every trained parameter a gradient, and run every part, whatever kinds of samples it drew."""
+        if not (self.training and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1):
+            return 0.0
+        reference, unused = self.get_input_embeddings().weight, []
+        if visual.region_masks is None:
+            blank = self.blank_visual_inputs(reference.device)
+            blank = replace(blank, frame_features=self.encode_frames(blank.pixel_values.to(reference.dtype)))
+            unused += [self.aggregate_context(blank), *self.encode_regions(blank, self.region_encoder)]
+        with_memory = targets.sam_prompted is not None
+        if not any(masks.numel() for masks in targets.target_masks) or (with_memory and not targets.need_memory):
+            size = self.config.sam_config.image_size
+            features = self.mask_tracker.encode_frames(reference.new_zeros(1 + with_memory, 3, size, size))
+            prompts = self.seg_projection(reference.new_zeros(1, reference.shape[1]))
+            mask_logits, predicted_iou, object_score = self.track_clip(features, prompts, [0])
+            unused.append(mask_logits)
+            unused += [predicted_iou] if self.config.iou_loss_coefficient else []
+            unused += [object_score] if self.config.presence_loss_coefficient else []
+        return 0.0 * sum(output.float().sum() for output in unused)
+
+    def blank_visual_inputs(self, device: torch.device) -> SamaVisualInputs:
+        """One black frame, and one question that is nothing but a region which covers it."""
+        config, one = self.config, torch.ones(1, dtype=torch.long, device=device)
+        grid = round(config.image_seq_length**0.5)
+        return SamaVisualInputs(
+            pixel_values=torch.zeros(1, 3, *config.vision_config.image_size, device=device),
+            num_context_frames=one,
+            num_extra_frames=0 * one,
+            qformer_input_ids=one.new_tensor([[config.qformer_mask_token_id, config.qformer_position_token_id]]),
+            qformer_attention_mask=one.new_ones(1, 2),
+            question_samples=0 * one,
+            region_masks=torch.ones(1, config.region_mask_size, config.region_mask_size, device=device),
+            region_grid_masks=torch.ones(1, grid, grid, device=device),
+            region_frames=0 * one,
+        )
+
     def embed_inputs(
         self, input_ids: torch.Tensor, mm_token_type_ids: torch.Tensor | None, visual: SamaVisualInputs
     ) -> torch.Tensor:
@@ -380,11 +510,17 @@ class SamaForConditionalGeneration(InternVLForConditionalGeneration):
         region_prompt_pixel_values: torch.Tensor | None = None,
         frame_features: torch.Tensor | None = None,
         spatial_tokens: torch.Tensor | None = None,
+        sam_pixel_values: torch.Tensor | None = None,
+        sam_frame_counts: torch.LongTensor | None = None,
+        sam_prompted: torch.BoolTensor | None = None,
+        target_masks: list[torch.Tensor] | None = None,
+        point_seeds: torch.LongTensor | None = None,
         seg_recorder: SegRecorder | None = None,
         num_items_in_batch: int | torch.Tensor | None = None,
+        num_masks_in_batch: int | torch.Tensor | None = None,
         **kwargs,
     ) -> SamaOutput:
-        """Next-token scores of a batch of conversations, and with `labels` the losses.
+        """Next-token scores of a batch of conversations, and with `labels` and `target_masks` the losses.
 
         Args:
             input_ids, attention_mask (`torch.LongTensor` of shape `(batch_size, length)`)
@@ -393,9 +529,10 @@ class SamaForConditionalGeneration(InternVLForConditionalGeneration):
             mm_token_type_ids (`torch.LongTensor` of shape `(batch_size, length)`):
                 0 text, 1 dense-frame token, 2 context token, 3 region, 4 region shape.
             pixel_values to spatial_tokens: see [`SamaVisualInputs`].
+            sam_pixel_values to point_seeds: see [`SamaMaskTargets`].
             seg_recorder ([`SegRecorder`], *optional*): used by `generate`.
-            num_items_in_batch (`int`, *optional*): labels of the whole update, so that accumulation does not change
-            the mean.
+            num_items_in_batch, num_masks_in_batch (`int`, *optional*):
+                Labels and masks of the whole update, so that accumulation does not change the means.
         """
         given = locals()  # the visual inputs by name: SamaVisualInputs lists them, and says what they are
         visual = SamaVisualInputs(**{name: given[name] for name in VISUAL_INPUT_NAMES})
@@ -413,21 +550,19 @@ class SamaForConditionalGeneration(InternVLForConditionalGeneration):
         if seg_recorder is not None:
             past = 0 if outputs.past_key_values is None else outputs.past_key_values.get_seq_length()
             seg_recorder.record(input_ids, hidden_states, max(0, past - hidden_states.shape[1]))
-        lm_loss = None
+        losses = {}
         if labels is None:
             keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self.lm_head(hidden_states[:, keep])
         else:
             logits, lm_loss = self.score_labels(hidden_states, labels, num_items_in_batch)
-        return SamaOutput(
-            loss=lm_loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            last_hidden_state=hidden_states,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            lm_loss=lm_loss,
-        )
+            losses = {"loss": lm_loss, "lm_loss": lm_loss}
+        if target_masks is not None:
+            targets = SamaMaskTargets(**{name: given[name] for name in MASK_TARGET_NAMES})
+            losses |= self.score_masks(hidden_states, labels == self.config.seg_token_id, targets, num_masks_in_batch)
+            losses["loss"] = self.total_loss(losses) + self.model.unused_parts(visual, targets)
+        kept = {name: outputs[name] for name in ("past_key_values", "hidden_states", "attentions") if name in outputs}
+        return SamaOutput(logits=logits, last_hidden_state=hidden_states, **kept, **losses)
 
     def score_labels(
         self, hidden_states: torch.Tensor, labels: torch.Tensor, num_items_in_batch: int | torch.Tensor | None
@@ -438,6 +573,43 @@ class SamaForConditionalGeneration(InternVLForConditionalGeneration):
         logits = self.lm_head(hidden_states[:, :-1][wanted])
         total = F.cross_entropy(logits.float(), targets[wanted], reduction="sum")
         return logits, total / (wanted.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
+
+    def score_masks(
+        self,
+        hidden_states: torch.Tensor,
+        is_seg: torch.Tensor,
+        targets: SamaMaskTargets,
+        num_masks_in_batch: int | torch.Tensor | None,
+    ) -> dict[str, torch.Tensor]:
+        """The mask losses by name and `mask_iou`, where `is_seg` (B, L) marks the [SEG]s; zeros without any."""
+        num_segs = is_seg.sum(1).tolist()
+        targets.check(num_segs)
+        if not sum(num_segs):
+            zero = hidden_states.new_zeros((), dtype=torch.float32)
+            return dict.fromkeys(WEIGHTED_LOSSES, zero) | {"mask_iou": hidden_states.new_zeros(0)}
+        prompts = self.project_seg_states(hidden_states[is_seg.to(hidden_states.device)])
+        mask_logits, predicted_iou, object_score = self.model.decode_targets(prompts, num_segs, targets)
+        wanted = resize_targets(targets.target_masks, mask_logits.shape[-2:], prompts.device)
+        seeds = [0] * len(num_segs) if targets.point_seeds is None else targets.point_seeds.tolist()
+        counts = [segs * frames for segs, frames in zip(num_segs, targets.counts, strict=True)]
+        bce, dice = mask_losses(mask_logits, wanted, self.config.num_mask_points, seeds, counts)
+        overlap, present = mask_iou(mask_logits, wanted), wanted.flatten(1).any(1).float()
+        each = (
+            bce,
+            dice,
+            (predicted_iou.float() - overlap).abs(),
+            F.binary_cross_entropy_with_logits(object_score.float(), present, reduction="none"),
+        )
+        total = len(wanted) if num_masks_in_batch is None else num_masks_in_batch
+        return {name: loss.sum() / total for name, loss in zip(WEIGHTED_LOSSES, each, strict=True)} | {
+            "mask_iou": overlap
+        }
+
+    def total_loss(self, losses: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The sum of all losses by their weights. What weighs nothing stays out of the sum: its head gets no
+        gradient, not one of zero."""
+        weights = {name: vars(self.config)[f"{name}_coefficient"] for name in losses if name in WEIGHTED_LOSSES}
+        return losses["lm_loss"] + sum(weight * losses[name] for name, weight in weights.items() if weight)
 
     # ---- text -------------------------------------------------------------------------------------------------------
 

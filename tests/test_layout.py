@@ -19,10 +19,12 @@ TINY = ROOT / "checkpoints" / "sama-tiny"
 # Who may import whom. A file or folder that is not named here must be put somewhere first.
 REMOTE_CODE = {
     "configuration_sama": set(),
+    "losses_sama": set(),
     "modeling_sama_aggregator": {"configuration_sama"},
     "modeling_sama_tracker": {"configuration_sama"},
     "modeling_sama": {
         "configuration_sama",
+        "losses_sama",
         "modeling_sama_aggregator",
         "modeling_sama_tracker",
         "chat_sama",
@@ -197,7 +199,8 @@ def global_chance(file: File) -> list[str]:
              if module == "random" and not level]  # fmt: skip
     for node, name in calls(file):
         first, _, last = name.rpartition(".")
-        seeds = last in GLOBAL_SEEDS and (first in ("", "transformers") or first.startswith("torch"))
+        own = first.endswith("Generator()")  # a generator that was just made
+        seeds = last in GLOBAL_SEEDS and not own and (first in ("", "transformers") or first.startswith("torch"))
         draws = first == "torch" and last in GLOBAL_DRAWS and "generator" not in [word.arg for word in node.keywords]
         if not file.runs and (seeds or draws):
             found.append(f"{file.path}:{node.lineno} {name} uses the global random state")

@@ -55,6 +55,12 @@ class SamaConfig(InternVLConfig):
         round_rotary_to_bfloat16 (`bool`, defaults to `False`):
             Round the language model's rotary table to bfloat16 in float32 too: the release builds it in bfloat16, and
             keeps it so.
+        mask_loss_coefficient, dice_loss_coefficient (`float`, defaults to 2.0 and 0.5):
+            Weights of binary cross entropy and dice beside the language-model loss, whose weight is 1.
+        iou_loss_coefficient, presence_loss_coefficient (`float`, defaults to 0.0):
+            Weights of the two losses that SAM 2's own heads learn by: its predicted IoU, and whether the object is in
+            the frame. The release trains neither.
+        num_mask_points (`int`, defaults to 12544): points of each mask that are compared in training.
         seg_token_id (`int`, defaults to 151674): id of `[SEG]`.
         qformer_mask_token_id, qformer_position_token_id (`int`):
             ids of `<mask>` and `<pos>` in the question tokenizer; their embeddings are replaced by region features.
@@ -87,6 +93,11 @@ class SamaConfig(InternVLConfig):
     occlusion_gate: bool = True
     round_memory_to_bfloat16: bool = False
     round_rotary_to_bfloat16: bool = False
+    mask_loss_coefficient: float = 2.0
+    dice_loss_coefficient: float = 0.5
+    iou_loss_coefficient: float = 0.0
+    presence_loss_coefficient: float = 0.0
+    num_mask_points: int = 12544
     seg_token_id: int = 151674
     qformer_mask_token_id: int = 30523
     qformer_position_token_id: int = 30524

@@ -47,24 +47,28 @@ class FrameFeatures:
 @dataclass
 class ObjectMasks:
     """Masks of O objects in N frames: `mask_logits` (N, O, 4h, 4w); `predicted_iou` and `object_score` (N, O), the
-    second a logit; `object_pointer` (N, O, C), the token SAM 2 remembers an object by."""
+    second a logit; `object_pointer` (N, O, C), the token SAM 2 remembers an object by; `open_logits`, the mask logits
+    before those of an absent object were emptied, which training compares: an emptied mask has no gradient."""
 
     mask_logits: torch.Tensor
     predicted_iou: torch.Tensor
     object_score: torch.Tensor
     object_pointer: torch.Tensor
+    open_logits: torch.Tensor
 
 
 @dataclass
 class TrackedFrame:
     """One frame of a track: its index, mask logits of shape (num_objects, 4h, 4w), predicted IoU and object score
-    logits of shape (num_objects,), and whether it was prompted or reached by propagation."""
+    logits of shape (num_objects,), whether it was prompted or reached by propagation, and the mask logits before those
+    of absent objects were emptied."""
 
     frame_index: int
     mask_logits: torch.Tensor
     predicted_iou: torch.Tensor
     object_score: torch.Tensor
     prompted: bool
+    open_logits: torch.Tensor
 
 
 class SamaMemoryBank:
@@ -176,19 +180,21 @@ class SamaMaskTracker(nn.Module):
         best = predicted_iou.argmax(-1)[..., None]  # (N, O, 1)
         token = tokens.take_along_dim(best[..., None], 2).squeeze(2)  # (N, O, C)
         present = (object_score > 0).to(token.dtype)  # (N, O, 1): a hard choice, as in SAM 2
+        mask_logits = masks.take_along_dim(best[..., None, None], 2).squeeze(2)
         return ObjectMasks(
-            mask_logits=masks.take_along_dim(best[..., None, None], 2).squeeze(2),
+            mask_logits=mask_logits,
             predicted_iou=predicted_iou.take_along_dim(best, 2).squeeze(2),
             object_score=object_score.squeeze(2),
             object_pointer=present * sam.object_pointer_proj(token) + (1 - present) * sam.no_object_pointer,
+            open_logits=mask_logits,
         )
 
     def segment_prompted(self, features: FrameFeatures, prompts: torch.Tensor) -> ObjectMasks:
-        """Masks of O objects in N frames from their [SEG] prompts (num_objects, width), each frame for itself: the
-        verb that training and inference share."""
-        num_frames, num_objects = len(features.image), len(prompts)
+        """Masks of O objects in N frames from their [SEG] prompts, (num_objects, width) for all frames or (num_frames,
+        num_objects, width), each frame for itself: the verb that training and inference share."""
+        num_frames, num_objects = len(features.image), prompts.shape[-2]
         no_point = self.embed_no_point(num_frames, num_objects)
-        language = prompts.to(no_point)[None, :, None].expand(num_frames, -1, -1, -1)
+        language = prompts.to(no_point).expand(num_frames, -1, -1).unsqueeze(2)
         return self.decode_masks(
             features, self.without_memory(features), torch.cat([no_point, language], 2), tuned=True
         )
@@ -342,12 +348,20 @@ class SamaMaskTracker(nn.Module):
             masks.predicted_iou.transpose(0, 1),
             masks.object_score.transpose(0, 1),
             masks.object_pointer.transpose(0, 1),
+            masks.open_logits.transpose(0, 1),
         )
 
 
 def tracked_frame(frame_index: int, masks: ObjectMasks, prompted: bool) -> TrackedFrame:
     """The one frame of `masks`, with its index."""
-    return TrackedFrame(frame_index, masks.mask_logits[0], masks.predicted_iou[0], masks.object_score[0], prompted)
+    return TrackedFrame(
+        frame_index,
+        masks.mask_logits[0],
+        masks.predicted_iou[0],
+        masks.object_score[0],
+        prompted,
+        masks.open_logits[0],
+    )
 
 
 def sine_encoding(positions: torch.Tensor, size: int, temperature: float = 10000.0) -> torch.Tensor:
