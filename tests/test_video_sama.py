@@ -245,13 +245,22 @@ def test_context_frames_follow_the_official_table(num_frames, count):
 
 @pytest.mark.parametrize(
     ("num_frames", "positions"),
-    [(14, [0, 1, 2, 3, 4]), (24, [0, 1, 2, 4, 5]), (30, [0, 1, 3, 5, 7]), (48, [1, 4, 7, 10, 13]),
-     (60, [1, 4, 8, 12, 16]), (300, [2, 8, 14, 20, 27])],
+    [(14, [0, 2, 3, 4, 6]), (24, [0, 2, 4, 5, 7]), (30, [1, 3, 5, 7, 9]), (48, [1, 4, 8, 11, 14]),
+     (60, [2, 6, 10, 14, 18]), (300, [3, 9, 16, 22, 28])],
 )  # fmt: skip
-def test_dense_frames_follow_the_official_table(num_frames, positions):
+def test_dense_frames_lie_in_the_middle_of_equal_stretches(num_frames, positions):
     choice = choose_frames(num_frames, "consistent", "consistent")
     assert [choice.context.index(frame) for frame in choice.dense] == positions
     assert choice.prompted == choice.dense
+
+
+@pytest.mark.parametrize("num_frames", range(6, 300, 7))
+def test_dense_frames_reach_both_ends(num_frames):
+    """The release's training leaves the last fifth of a short video out of the dense frames."""
+    choice = choose_frames(num_frames, "consistent", "consistent")
+    positions, last = [choice.context.index(frame) for frame in choice.dense], len(choice.context) - 1
+    assert positions[0] <= last / 5 and last - positions[-1] <= last / 5
+    assert abs(positions[0] - (last - positions[-1])) <= 1
 
 
 def test_golden_context_of_14_frames():

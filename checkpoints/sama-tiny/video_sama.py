@@ -144,7 +144,7 @@ def choose_frames(
     Args:
         num_frames (`int`): Frames of the video.
         frame_policy (`str`): "release": the first `num_dense_frames` context frames are dense; "consistent": the dense
-            frames are spread over the context frames, as in training.
+            frames are spread over the context frames, to the end of the video.
         grounding_policy (`str`): "release": SAM 2 is prompted on the first frames of the video; "consistent": on the
             dense frames themselves.
         max_context_frames (`int`): Upper bound of the context frames.
@@ -158,9 +158,9 @@ def choose_frames(
     if frame_policy == "release" or len(context) <= num_dense_frames:
         dense = context[:num_dense_frames]
     else:
-        # Middle of each of equal stretches of the context list (integer arithmetic, as the official linspace).
-        bounds = [i * (len(context) - 1) // num_dense_frames for i in range(num_dense_frames + 1)]
-        dense = [context[(low + high - 1) // 2] for low, high in zip(bounds, bounds[1:], strict=False)]
+        # The middle of each of equal stretches: neither the beginning nor the end of the video is left out
+        stretches = 2 * num_dense_frames
+        dense = [context[(2 * i + 1) * len(context) // stretches] for i in range(num_dense_frames)]
     prompted = list(range(len(dense))) if grounding_policy == "release" else dense
     return FrameChoice(context=context, dense=dense, prompted=list(prompted))
 
