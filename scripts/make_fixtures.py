@@ -268,9 +268,12 @@ def make_gcg(out: Writer) -> None:
     dog = grounding(0, 5, rle(0, 0, 8, 8), rle(4, 4, 12, 12))
     first = {"A dog": dog, "a ball": grounding(15, 21, rle(20, 0, 24, 4)), "Sky": None}
     second = {"A dog": None, "a ball": None, "Sky": grounding(0, 3, rle(0, 0, 32, 6))}
+    # Positions in the caption as it stands, with its quotes
+    third = {"A dog": None, "a cat": grounding(2, 7, rle(2, 2, 6, 6)), "straw": grounding(11, 16, rle(0, 8, 32, 24))}
     out.json(f"{notes}/OpenPsgGCG_train.json", [
         {"file_name": "train2017/p1.jpg", "caption": '"A dog runs for a ball." ', "groundings": first},
         {"file_name": "train2017/p2.jpg", "caption": "Sky over a field.", "groundings": second},
+        {"file_name": "train2017/p2.jpg", "caption": ' "A cat on Straw." ', "groundings": third},
     ])  # fmt: skip
     # The second has no mask at all
     out.json(f"{notes}/GranDf_HA_GCG_train.json", [

@@ -127,7 +127,7 @@ BREAKS = [
     (
         "gcg_openpsg",
         lambda c: c[0]["groundings"]["A dog"].update(token_positives=[5, 50]),
-        "item 0, field 'groundings.A dog': [5, 50] lies outside a caption of 22 characters.",
+        "item 0, field 'groundings.A dog': [5, 50] lies outside a caption of 25 characters.",
     ),
     (
         "gcg_openpsg",
