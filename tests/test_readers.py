@@ -384,10 +384,11 @@ def test_chat_univi():
     assert one["video"] == {
         "path": "video_datas/chat_univi/Activity_Videos/v_one.mp4", "frames": None, "stride": 1,
     }  # fmt: skip
-    assert turns(one) == ["What happens?", "It grows brighter."] and one["frame_policy"] == "segments"
+    # The newline beside <image> stays, see test_rendering.py
+    assert turns(one) == ["What happens?\n", "It grows brighter."] and one["frame_policy"] == "segments"
     # Named .mkv, published as .mp4
     assert two["video"]["path"].endswith("/v_two.mp4") and len(open_visual(two, FIXTURES)) == 6
-    assert turns(two) == ["Is it dark?", "At first.", "And then?", "No."]
+    assert turns(two) == ["\nIs it dark?", "At first.", "And then?", "No."]
 
 
 def test_json_lines():
