@@ -466,20 +466,17 @@ def make_json_lines(out: Writer) -> None:
         return {"type": "text", "text": text}
 
     clip = {"path": "clip", "frames": ["0.png", "1.png"]}
+    question = [say("What is "), {"type": "region", "object": "ball"}, say("?")]
+    answer = [{"type": "grounded", "text": "A ball", "objects": ["ball"]}, say(".")]
+
+    def talk(asked: list, answered: list) -> dict:
+        return {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]}
+
+    ball = {"ball": {"masks": [uncompressed(0, 0, 4, 4), None]}}
     records = [
-        {
-            "id": "mine/1",
-            "video": clip,
-            "objects": {"ball": {"masks": [uncompressed(0, 0, 4, 4), None]}},
-            "messages": [
-                {"role": "user", "content": [
-                    say("What is "), {"type": "region", "object": "ball"}, say("?")]},
-                {"role": "assistant", "content": [
-                    {"type": "grounded", "text": "A ball", "objects": ["ball"]}, say(".")]},
-            ],
-        },
-        {"messages": [{"role": "user", "content": [say("Hello")]}, {"role": "assistant", "content": [say("Hi.")]}]},
-    ]  # fmt: skip
+        {"id": "mine/1", "video": clip, "objects": ball, **talk(question, answer)},
+        talk([say("Hello")], [say("Hi.")]),
+    ]
     lines = [json.dumps(record) for record in records]
     out.path("custom/records.jsonl").write_text(f"{lines[0]}\n\n{lines[1]}\n", encoding="utf-8")
     out.frames("custom/media/clip", clip["frames"])
