@@ -204,6 +204,31 @@ def test_broken_refcoco(root):
         read("refcoco", root)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["images"][0].pop("height"), "item image 1, field 'height': is missing."),
+        (lambda c: c["annotations"][0].pop("segmentation"), "item annotation 11, field 'segmentation': is missing."),
+        (
+            lambda c: c["annotations"][0]["segmentation"][1].pop(),
+            "item annotation 11, field 'segmentation': a polygon is a flat list of at least 3 pairs of numbers.",
+        ),
+        (lambda c: c["images"].pop(0), None),
+    ],
+)
+def test_broken_refcoco_instances(root, change, message):
+    """What is wrong in instances.json is said of that file, not of the references."""
+    path = root / "coco/refcoco/instances.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError) as caught:
+        read("refcoco", root)
+    absent = "refcoco, coco/refcoco/refs(unc).p, item 1, field 'image_id': is not among the images of coco/refcoco/"
+    expected = absent if message is None else f"refcoco, coco/refcoco/instances.json, {message}"
+    assert str(caught.value).startswith(expected)
+
+
 def test_record_with_an_unknown_part(root):
     path = root / annotations_of("json_lines")
     path.write_text(path.read_text().replace('"type": "region"', '"type": "click"'))
