@@ -9,7 +9,8 @@ from test_readers import boxes, masks, questions, read, turns
 
 from sama.data.frames import open_visual
 from sama.data.readers import READERS
-from sama.data.readers.grounded_dialogue import answer_parts
+from sama.data.readers.grounded_dialogue import answer_parts, grounded_rounds
+from sama.data.readers.reading import Reading
 
 
 MASK_REQUEST = "Response with interleaved segmentation masks."
@@ -72,6 +73,20 @@ def test_sama239k_empty_groundtruth_takes_no_mask():
     assert turns(mevis)[5] == "The sky and [the dog|4]."
 
 
+@pytest.mark.parametrize(
+    ("groundtruth", "names"), [([[], [3]], ["3"]), ([[3], []], ["3"]), ([[3], [], [4]], ["3", "4"]), ([[]], [])]
+)
+def test_sama239k_empty_groundtruth_wherever_it_stands(groundtruth, names):
+    """data.md 6.3: the release repeats the mask before it, or takes None where there is none before."""
+    answer = " and ".join(f"<p> thing {name} </p> [SEG]" for name in names)
+    item = {"conversation": [{"from": "human", "value": "What?"}, {"from": "gpt", "value": answer}]}
+    item |= {"obj_masks": [[]], "groundtruth": [groundtruth]}
+    reading = Reading({}, FIXTURES, {}, "sama239k_conversation", [])
+    (one,) = grounded_rounds(reading, item, ["3", "4"])
+    assert one.targets == names and not reading.dropped
+    assert [part["objects"] for part in one.answer["content"] if "objects" in part] == [[name] for name in names]
+
+
 def test_sama239k_an_object_may_be_listed_twice_in_anno_map():
     """data.md 6.3: a duplicate id ends the release's worker with exit(0)."""
     assert turns(read("sama239k_description")[0])[4:] == ["describe_region_video: <4>", "That dog."]
@@ -100,7 +115,7 @@ def test_vidstg_frames_stay_in_the_order_of_the_file():
 def test_sav_masks_may_end_before_the_frames():
     sav = read("sama239k_conversation")[3]
     assert sav["video"] == {"path": "sama239k_data/sav_train/sav_000/sav_000001.mp4", "frames": None, "stride": 4}
-    assert sav["objects"]["10"] == {"store": "sav_masks", "key": "10", "fit": True}
+    assert sav["objects"]["10"] == {"store": "sav_masks", "key": "10", "short": True}
 
 
 @pytest.mark.parametrize(
