@@ -92,6 +92,20 @@ def test_objects_that_are_none(tmp_path):
         list(stream_object(tmp_path / "a.json", "videos"))
 
 
+@pytest.mark.parametrize("source", ["sama_bench_g", "sama_bench_c"])
+@pytest.mark.parametrize("file", SOURCES["sama_bench_g"][1]["annotations"])
+def test_each_of_the_files_of_the_bench_may_be_missing_or_cut(root, source, file):
+    content = (root / file).read_bytes()
+    (root / file).write_bytes(content[:-40])
+    with pytest.raises(DataError) as caught:
+        read(source, root)
+    assert str(caught.value).startswith(f"{source}, {file}: is cut or is not JSON ")
+    (root / file).unlink()
+    with pytest.raises(DataError) as caught:
+        read(source, root)
+    assert str(caught.value) == f"{source}, {file}: there is no such file."
+
+
 BREAKS = [
     ("llava", lambda c: c[1].pop("conversations"), "item 1, field 'conversations': is missing."),
     ("llava", lambda c: c[0].update(image="../../secret.jpg"), "item 0, field 'image': leads out of the data folder"),
@@ -269,6 +283,12 @@ def test_skipping_leaves_out_and_counts_and_shows_nothing_else_instead(root, cap
     assert dropped["broken items"] == 1 and "item 1, field 'conversations': is missing." in caplog.text
     assert read("llava", root, on_error=errors.append) == [whole[0], *whole[2:]]
     assert [error.index for error in errors] == [1]
+
+
+def test_frames_are_sorted_by_their_names_without_suffix(root):
+    """data.md 1.3: masks are numbered so; "f1.jpg" would come behind "f1-2.jpg"."""
+    edit(root, "revos", lambda content: content["videos"]["TAO/train/clip"].update(frames=["f1-2", "f1", "f10"]))
+    assert read("revos", root)[1]["video"]["frames"] == ["f1.jpg", "f1-2.jpg", "f10.jpg"]
 
 
 def test_a_skipped_video_does_not_shift_the_running_numbers(root):

@@ -96,6 +96,21 @@ def test_phrases_of_several_objects_and_objects_named_twice():
     assert sample.frames == tiny_processor().choose_frames(sample.video).prompted
 
 
+@pytest.mark.parametrize("preset", ["default", "release"])
+@pytest.mark.parametrize("num_frames", [1, 2, 3, 4, 5, 6, 7, 9, 13, 14])
+def test_short_videos_have_one_mask_a_frame(num_frames, preset):
+    """data.md 6.3: up to 5 context frames, also of 13, gave the dense index -1, and fewer frames than masks."""
+    track = [square(frame, 0) for frame in range(num_frames)]
+    messages = [user("Where is ", region("a"), "?"), assistant(grounded("it", "a"))]
+    record = record_of(messages, {"a": track}, num_frames)
+    sample = rendered(record, num_frames=num_frames, preset=preset, regions="mask")
+    assert sample.frames == sorted(set(sample.frames)) and set(sample.frames) <= set(range(num_frames))
+    assert len(sample.frames) == min(num_frames, 5)
+    np.testing.assert_array_equal(sample.targets[0], [track[frame] for frame in sample.frames])
+    (found,) = shown(sample)
+    np.testing.assert_array_equal(found.mask, track[found.frame])
+
+
 # Drawing
 
 
