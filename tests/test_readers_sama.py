@@ -208,5 +208,32 @@ def test_sama_bench_masks_are_padded_unwrapped_and_resized():
     assert vidstg == [["frame_0.jpg", "frame_4.jpg", "frame_8.jpg", "frame_12.jpg"]] * 8
 
 
+M1, LV = "mevis/val_u/JPEGImages/m1", "lvvis/val/JPEGImages/00002"
+R1, STG = "ref_youtube_vos/valid/JPEGImages/r1", "VidSTG/val/3001"
+BENCH_VIDEOS = {
+    # file: folder, object, first question_id, its boxes on each frame
+    "mevis": (M1, "11", 0, [(0, 0, 8, 8), None, None]),
+    **{f"lvvis_{i}": (LV, "21", 100 + 10 * i, [None, (3, 3, 9, 9), (4, 3, 10, 9)]) for i in range(2)},
+    **{f"ref_youtube_vos_{i}": (R1, "31", 200 + 10 * i, [(4, 4, 12, 8)] * 3) for i in range(2)},
+    **{f"VidSTG_{i}": (STG, "41", 300 + 10 * i, [(0, 0, 4, 4)] * 4) for i in range(8)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("file", BENCH_VIDEOS)
+def test_each_file_of_the_bench(file):
+    folder, name, number, expected = BENCH_VIDEOS[file]
+    asked, shape = [record for record in read("sama_bench_g") if record["id"].startswith(f"sama_bench_g/{file}/0/")]
+    (described,) = [record for record in read("sama_bench_c") if record["id"] == f"sama_bench_c/{file}/0/obj0"]
+    assert turns(asked) == [f"What is <{name}>?", f"[It|{name}] is a square."]
+    assert turns(shape) == [f"What shape is <{name}>?", "Square."]
+    assert turns(described) == [f"describe_region_bench: <{name}>", "A square."]
+    assert [record["messages"][0]["info"]["question_id"] for record in (asked, shape)] == [number, number + 1]
+    assert described["messages"][0]["info"]["description_id"] == number + 2
+    for record in (asked, shape, described):
+        assert record["video"]["path"] == f"sama_bench/{folder}" and len(record["video"]["frames"]) == len(expected)
+        assert np.array_equal(masks("sama_bench_g", record, name), boxes(*expected))
+
+
 def test_files_of_the_bench_are_thirteen():
-    assert len(SOURCES["sama_bench_g"][1]["annotations"]) == 13
+    files = SOURCES["sama_bench_g"][1]["annotations"]
+    assert len(files) == 13 and files == [f"sama_bench/{name}.json" for name in BENCH_VIDEOS]
