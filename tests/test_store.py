@@ -27,7 +27,7 @@ def test_store_holds_what_the_reader_gives(name, tmp_path):
     assert [found.record(index) for index in range(len(found))] == json.loads(json.dumps(records))
     for key, opened in found.masks.items():
         expected = dict(read_mask_store(FIXTURES / files[key]))
-        assert {k: opened[k] for k in opened.keys()} == expected  # noqa: SIM118: a store is no dict
+        assert {k: opened[k] for k in opened.keys()} == expected  # noqa: SIM118 (a store is no dict)
 
 
 def test_columns_say_what_a_record_costs(tmp_path):
