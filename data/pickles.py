@@ -13,10 +13,10 @@ from .records import DataError
 # Letters of numpy types without pointers in them: an object array made from raw bytes would let a file write memory
 PLAIN_KINDS = "biufcSU"
 
-
 # A damaged or hostile pickle can make the unpickler raise any of these
 DAMAGES = (
     EOFError, ValueError, TypeError, AttributeError, IndexError, KeyError, OverflowError, ImportError, MemoryError,
+    RecursionError,
 )  # fmt: skip
 
 
@@ -126,17 +126,7 @@ def load_plain_pickle(path: Path):
         raise DataError("there is no such file", file=path) from None
     except pickle.UnpicklingError as error:
         raise DataError(f"this pickle is not read: {error}", file=path) from error
-    # A damaged or hostile pickle can make the unpickler raise any of these
-    except (
-        EOFError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        IndexError,
-        KeyError,
-        OverflowError,
-        ImportError,
-    ) as error:
+    except DAMAGES as error:
         raise DataError(f"this pickle is damaged ({type(error).__name__}: {error})", file=path) from error
 
 

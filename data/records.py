@@ -8,7 +8,8 @@ A record is a plain dict:
                     or {"toy": settings}; image: {"path": file}; text alone has neither
     objects         name -> {"masks": [rle or None, ...]}, one entry a frame (an image has one);
                     or {"store": name of a mask file, "key": key in it}; or {"union": [names of other objects]}.
-                    "fit": True lets masks end early or have another size than the frames (SAMA-Bench, SA-V)
+                    "short": True lets masks end before the frames do (SA-V); "fit": True also lets them have another
+                    size than the frames, and they are scaled (SAMA-Bench)
     messages        [{"role": "user" or "assistant", "content": [parts]}]; a part is
                     {"type": "text", "text"}, in user turns {"type": "region", "object"},
                     in answers {"type": "grounded", "text", "objects": [names]}; without words it is a bare [SEG].
@@ -41,6 +42,7 @@ RELEASE_CHOICES = {
 MESSAGE_KEYS = {"role", "content", "templates", "preamble", "wants_masks", "info"}
 PART_KEYS = {"text": {"text"}, "region": {"object", "name"}, "grounded": {"text", "objects"}}
 PARTS_OF_ROLE = {"system": ("text",), "user": ("text", "region"), "assistant": ("text", "grounded")}
+ALLOWANCES = ("short", "fit")  # of an object whose masks need not match the frames
 VIDEO_KEYS = {"path", "frames", "stride", "num_frames", "toy"}
 KIND_NAMES = {str: "a string", int: "a whole number", list: "a list", dict: "an object", bool: "true or false"}
 REQUIRED = object()
@@ -170,7 +172,9 @@ def _check_object(item: dict, objects: dict, num_frames: int | None, at: str) ->
     forms = [key for key in ("masks", "store", "union") if key in expect(item, dict, at)]
     if len(forms) != 1:
         raise DataError(f"has {len(forms)} of masks, store and union where exactly 1 is expected", field=at)
-    unknown = sorted(set(item) - {forms[0], "fit"} - ({"key"} if forms == ["store"] else set()))
+    for allowance in ALLOWANCES:
+        take(item, allowance, bool, default=False, at=at)
+    unknown = sorted(set(item) - {forms[0], *ALLOWANCES} - ({"key"} if forms == ["store"] else set()))
     if unknown:
         raise DataError(f"is unknown in an object with {forms[0]}", field=f"{at}.{unknown[0]}")
     if forms == ["store"]:
@@ -182,13 +186,17 @@ def _check_object(item: dict, objects: dict, num_frames: int | None, at: str) ->
     else:
         masks = take(item, "masks", list, at=at)
         if num_frames is not None:
-            check_length(masks, num_frames, take(item, "fit", bool, default=False, at=at), f"{at}.masks")
+            check_length(masks, num_frames, _may_be_short(item), f"{at}.masks")
 
 
-def check_length(masks: list, num_frames: int, fit: bool, field: str) -> None:
-    """Raise [`DataError`] unless there is one mask a frame; with `fit` the last frames may lack theirs."""
+def _may_be_short(item: Mapping) -> bool:
+    return any(item.get(allowance, False) for allowance in ALLOWANCES)
+
+
+def check_length(masks: list, num_frames: int, short: bool, field: str) -> None:
+    """Raise [`DataError`] unless there is one mask a frame; with `short` the last frames may lack theirs."""
     surplus = [position for position in range(num_frames, len(masks)) if masks[position] is not None]
-    if surplus or (len(masks) != num_frames and not fit):
+    if surplus or (len(masks) != num_frames and not short):
         raise DataError(f"holds {len(masks)} masks for {num_frames} frames", field=field)
 
 
@@ -252,7 +260,7 @@ def object_masks(
             masks = item["masks"] if "masks" in item else lookup(item["store"], item["key"])
         except KeyError:
             raise DataError(f"there is no mask {item['key']!r} in the mask file", field=field) from None
-        check_length(masks, num_frames, item.get("fit", False), f"{field}.masks")
+        check_length(masks, num_frames, _may_be_short(item), f"{field}.masks")
         # A code is checked when it is decoded
         return [
             _located(partial(to_rle, check=False), masks[frame], f"{field}.masks[{frame}]")

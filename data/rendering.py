@@ -174,6 +174,8 @@ class Renderer:
                 content = [part for part in parts if part["type"] != "text" or part["text"]]
             if message.get("wants_masks") and MASK_REQUEST_MARK not in _words(content):
                 content.append({"type": "text", "text": MASK_REQUEST})
+            if message["role"] == "user" and not self.release:
+                content = _stripped(content)
             written.append({"role": message["role"], "content": content})
         if self.release and record.get("layout") in JOINED_LAYOUTS and messages[0] is _first_question(record):
             for part in written[0]["content"]:
@@ -340,6 +342,14 @@ def _named_groups(preamble: list[tuple], rounds: Rounds) -> list[tuple]:
         # The words in front of the first region say what the list is
         kept.append((name, parts if named else parts[: int(name == first)]))
     return kept
+
+
+def _stripped(content: list[dict]) -> list[dict]:
+    """A question without blanks and newlines at its ends."""
+    for position, strip in ((0, str.lstrip), (-1, str.rstrip)):
+        if content and content[position]["type"] == "text":
+            content[position]["text"] = strip(content[position]["text"])
+    return [part for part in content if part["type"] != "text" or part["text"]]
 
 
 def _first_question(record: dict) -> dict | None:

@@ -28,7 +28,7 @@ from .records import DataError
 
 
 # To be raised when a reader gives other records, or a store another form, for the same files
-VERSION = 1
+VERSION = 2
 CACHE_VARIABLE, DEFAULT_CACHE = "SAMA_CACHE", "~/.cache/sama"
 # Rows that wait in memory before they are written; a mask track of a long video is about a megabyte
 ROWS_AT_ONCE = 32

@@ -4,7 +4,7 @@ Questions about a clip of toy world, with answers that are true and cannot be gu
 Answers are balanced where a question is made, never by throwing samples away: a subject is drawn without looking at
 the answer, or, where there are two answers, the answer is drawn first and only if the clip can give both. What an
 earlier turn has told about a thing is not asked again. A subject that does not suit is not replaced by one that does:
-that would tell something about the things that are left.
+that would tell something about the things that are left. For the same reason what it would have told counts as told.
 """
 
 from dataclasses import dataclass, field
@@ -129,6 +129,7 @@ def _attribute(scene: Scene, kind: str, choices: tuple[str, ...]) -> Turn | None
         return None
     i = scene.pick(places)
     if kind == "size" and not scene.things[i].sized:
+        scene.told |= known([i], "size", "motion")  # or the things left would grow and shrink too often
         return None
     answer = {"colour": scene.things[i].colour, "shape": scene.things[i].shape, "size": scene.things[i].size}[kind]
     it = scene.say(i, "this thing" if scene.regions else "it")
@@ -273,6 +274,7 @@ def _side(scene: Scene, kind: str, axis: int, choices: tuple[str, str]) -> Turn 
     if len(places) < 2:
         return None
     a, b = (places[i] for i in scene.rng.permutation(len(places))[:2])
+    scene.told |= known([a, b], "motion")  # also where they do not suit
     offset, across = (abs(starts[a][one] - starts[b][one]) for one in (axis, 1 - axis))
     if offset < max(MIN_OFFSET, 0.5 * across) or not scene.clip.at_start[[a, b]].all():
         return None
@@ -294,6 +296,7 @@ def ask_larger(scene: Scene) -> Turn | None:
     if len(places) < 2:
         return None
     a, b = (places[i] for i in scene.rng.permutation(len(places))[:2])
+    scene.told |= known([a, b], "motion")  # also where they do not suit
     rank = {i: tuple(SIZES).index(scene.things[i].size) for i in (a, b)}
     if rank[a] == rank[b] or not (scene.things[a].sized and scene.things[b].sized):
         return None

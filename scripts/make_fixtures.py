@@ -268,9 +268,12 @@ def make_gcg(out: Writer) -> None:
     dog = grounding(0, 5, rle(0, 0, 8, 8), rle(4, 4, 12, 12))
     first = {"A dog": dog, "a ball": grounding(15, 21, rle(20, 0, 24, 4)), "Sky": None}
     second = {"A dog": None, "a ball": None, "Sky": grounding(0, 3, rle(0, 0, 32, 6))}
+    # Positions in the caption as it stands, with its quotes
+    third = {"A dog": None, "a cat": grounding(2, 7, rle(2, 2, 6, 6)), "straw": grounding(11, 16, rle(0, 8, 32, 24))}
     out.json(f"{notes}/OpenPsgGCG_train.json", [
         {"file_name": "train2017/p1.jpg", "caption": '"A dog runs for a ball." ', "groundings": first},
         {"file_name": "train2017/p2.jpg", "caption": "Sky over a field.", "groundings": second},
+        {"file_name": "train2017/p2.jpg", "caption": ' "A cat on Straw." ', "groundings": third},
     ])  # fmt: skip
     # The second has no mask at all
     out.json(f"{notes}/GranDf_HA_GCG_train.json", [
@@ -463,20 +466,17 @@ def make_json_lines(out: Writer) -> None:
         return {"type": "text", "text": text}
 
     clip = {"path": "clip", "frames": ["0.png", "1.png"]}
+    question = [say("What is "), {"type": "region", "object": "ball"}, say("?")]
+    answer = [{"type": "grounded", "text": "A ball", "objects": ["ball"]}, say(".")]
+
+    def talk(asked: list, answered: list) -> dict:
+        return {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]}
+
+    ball = {"ball": {"masks": [uncompressed(0, 0, 4, 4), None]}}
     records = [
-        {
-            "id": "mine/1",
-            "video": clip,
-            "objects": {"ball": {"masks": [uncompressed(0, 0, 4, 4), None]}},
-            "messages": [
-                {"role": "user", "content": [
-                    say("What is "), {"type": "region", "object": "ball"}, say("?")]},
-                {"role": "assistant", "content": [
-                    {"type": "grounded", "text": "A ball", "objects": ["ball"]}, say(".")]},
-            ],
-        },
-        {"messages": [{"role": "user", "content": [say("Hello")]}, {"role": "assistant", "content": [say("Hi.")]}]},
-    ]  # fmt: skip
+        {"id": "mine/1", "video": clip, "objects": ball, **talk(question, answer)},
+        talk([say("Hello")], [say("Hi.")]),
+    ]
     lines = [json.dumps(record) for record in records]
     out.path("custom/records.jsonl").write_text(f"{lines[0]}\n\n{lines[1]}\n", encoding="utf-8")
     out.frames("custom/media/clip", clip["frames"])

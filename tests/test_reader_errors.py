@@ -92,6 +92,20 @@ def test_objects_that_are_none(tmp_path):
         list(stream_object(tmp_path / "a.json", "videos"))
 
 
+@pytest.mark.parametrize("source", ["sama_bench_g", "sama_bench_c"])
+@pytest.mark.parametrize("file", SOURCES["sama_bench_g"][1]["annotations"])
+def test_each_of_the_files_of_the_bench_may_be_missing_or_cut(root, source, file):
+    content = (root / file).read_bytes()
+    (root / file).write_bytes(content[:-40])
+    with pytest.raises(DataError) as caught:
+        read(source, root)
+    assert str(caught.value).startswith(f"{source}, {file}: is cut or is not JSON ")
+    (root / file).unlink()
+    with pytest.raises(DataError) as caught:
+        read(source, root)
+    assert str(caught.value) == f"{source}, {file}: there is no such file."
+
+
 BREAKS = [
     ("llava", lambda c: c[1].pop("conversations"), "item 1, field 'conversations': is missing."),
     ("llava", lambda c: c[0].update(image="../../secret.jpg"), "item 0, field 'image': leads out of the data folder"),
@@ -127,7 +141,7 @@ BREAKS = [
     (
         "gcg_openpsg",
         lambda c: c[0]["groundings"]["A dog"].update(token_positives=[5, 50]),
-        "item 0, field 'groundings.A dog': [5, 50] lies outside a caption of 22 characters.",
+        "item 0, field 'groundings.A dog': [5, 50] lies outside a caption of 25 characters.",
     ),
     (
         "gcg_openpsg",
@@ -204,6 +218,31 @@ def test_broken_refcoco(root):
         read("refcoco", root)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["images"][0].pop("height"), "item image 1, field 'height': is missing."),
+        (lambda c: c["annotations"][0].pop("segmentation"), "item annotation 11, field 'segmentation': is missing."),
+        (
+            lambda c: c["annotations"][0]["segmentation"][1].pop(),
+            "item annotation 11, field 'segmentation': a polygon is a flat list of at least 3 pairs of numbers.",
+        ),
+        (lambda c: c["images"].pop(0), None),
+    ],
+)
+def test_broken_refcoco_instances(root, change, message):
+    """What is wrong in instances.json is said of that file, not of the references."""
+    path = root / "coco/refcoco/instances.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError) as caught:
+        read("refcoco", root)
+    absent = "refcoco, coco/refcoco/refs(unc).p, item 1, field 'image_id': is not among the images of coco/refcoco/"
+    expected = absent if message is None else f"refcoco, coco/refcoco/instances.json, {message}"
+    assert str(caught.value).startswith(expected)
+
+
 def test_record_with_an_unknown_part(root):
     path = root / annotations_of("json_lines")
     path.write_text(path.read_text().replace('"type": "region"', '"type": "click"'))
@@ -244,6 +283,12 @@ def test_skipping_leaves_out_and_counts_and_shows_nothing_else_instead(root, cap
     assert dropped["broken items"] == 1 and "item 1, field 'conversations': is missing." in caplog.text
     assert read("llava", root, on_error=errors.append) == [whole[0], *whole[2:]]
     assert [error.index for error in errors] == [1]
+
+
+def test_frames_are_sorted_by_their_names_without_suffix(root):
+    """data.md 1.3: masks are numbered so; "f1.jpg" would come behind "f1-2.jpg"."""
+    edit(root, "revos", lambda content: content["videos"]["TAO/train/clip"].update(frames=["f1-2", "f1", "f10"]))
+    assert read("revos", root)[1]["video"]["frames"] == ["f1.jpg", "f1-2.jpg", "f10.jpg"]
 
 
 def test_a_skipped_video_does_not_shift_the_running_numbers(root):

@@ -9,7 +9,7 @@ from fixture_sources import FIXTURES, SOURCES
 
 from sama.data.frames import open_visual, trusted_folders
 from sama.data.readers import READERS, read_mask_store
-from sama.data.records import decode_object, validate_record
+from sama.data.records import DataError, decode_object, validate_record
 
 
 HEIGHT, WIDTH = 24, 32
@@ -175,13 +175,31 @@ def test_llava_conversations_are_not_changed_by_reading():
 
 
 def test_gcg_openpsg():
-    dog, sky = read("gcg_openpsg")
+    dog, sky, _ = read("gcg_openpsg")
     assert dog["image"] == {"path": "glamm_data/images/coco2017/train2017/p1.jpg"} and dog["layout"] == "gcg"
     assert turns(dog) == ["caption_image: ", "[A dog|0] runs for [a ball|1]."]
     # One phrase, two codes: their union
     assert np.array_equal(masks("gcg_openpsg", dog, "0"), boxes([(0, 0, 8, 8), (4, 4, 12, 12)]))
     assert np.array_equal(masks("gcg_openpsg", dog, "1"), boxes((20, 0, 24, 4)))
     assert turns(sky)[1] == "[Sky|0] over a field."
+
+
+def test_gcg_spans_are_taken_from_the_caption_that_they_count_in():
+    """
+    data.md 1.7: captions lose quotes and blanks. Positions in the tidied caption and positions in the one that stands
+    in the file both give the phrase; what stands in neither place is taken from the tidied one, as in the release.
+    """
+    from sama.data.readers.grounded_captions import phrase_span
+
+    _, _, cat = read("gcg_openpsg")
+    assert turns(cat)[1] == "[A cat|0] on [Straw|1]."
+    assert np.array_equal(masks("gcg_openpsg", cat, "0"), boxes((2, 2, 6, 6)))
+    assert phrase_span([0, 5], ' "A cat on straw" ', "a cat", "f") == (0, 5)
+    assert phrase_span([2, 7], ' "A cat on straw" ', "a  Cat", "f") == (0, 5)
+    assert phrase_span([2, 7], ' "A cat on straw" ', "kitten", "f") == (2, 7)
+    assert phrase_span([[2, 7]], "A cat on straw", "a cat", "f") == (2, 7)
+    with pytest.raises(DataError, match=r"field 'f': \[10, 16\] lies outside a caption of 14 characters"):
+        phrase_span([10, 16], ' "A cat on straw" ', "kitten", "f")
 
 
 def test_gcg_grandf():
@@ -366,10 +384,11 @@ def test_chat_univi():
     assert one["video"] == {
         "path": "video_datas/chat_univi/Activity_Videos/v_one.mp4", "frames": None, "stride": 1,
     }  # fmt: skip
-    assert turns(one) == ["What happens?", "It grows brighter."] and one["frame_policy"] == "segments"
+    # The newline beside <image> stays, see test_rendering.py
+    assert turns(one) == ["What happens?\n", "It grows brighter."] and one["frame_policy"] == "segments"
     # Named .mkv, published as .mp4
     assert two["video"]["path"].endswith("/v_two.mp4") and len(open_visual(two, FIXTURES)) == 6
-    assert turns(two) == ["Is it dark?", "At first.", "And then?", "No."]
+    assert turns(two) == ["\nIs it dark?", "At first.", "And then?", "No."]
 
 
 def test_json_lines():

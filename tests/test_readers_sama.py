@@ -9,7 +9,8 @@ from test_readers import boxes, masks, questions, read, turns
 
 from sama.data.frames import open_visual
 from sama.data.readers import READERS
-from sama.data.readers.grounded_dialogue import answer_parts
+from sama.data.readers.grounded_dialogue import answer_parts, grounded_rounds
+from sama.data.readers.reading import Reading
 
 
 MASK_REQUEST = "Response with interleaved segmentation masks."
@@ -72,6 +73,20 @@ def test_sama239k_empty_groundtruth_takes_no_mask():
     assert turns(mevis)[5] == "The sky and [the dog|4]."
 
 
+@pytest.mark.parametrize(
+    ("groundtruth", "names"), [([[], [3]], ["3"]), ([[3], []], ["3"]), ([[3], [], [4]], ["3", "4"]), ([[]], [])]
+)
+def test_sama239k_empty_groundtruth_wherever_it_stands(groundtruth, names):
+    """data.md 6.3: the release repeats the mask before it, or takes None where there is none before."""
+    answer = " and ".join(f"<p> thing {name} </p> [SEG]" for name in names)
+    item = {"conversation": [{"from": "human", "value": "What?"}, {"from": "gpt", "value": answer}]}
+    item |= {"obj_masks": [[]], "groundtruth": [groundtruth]}
+    reading = Reading({}, FIXTURES, {}, "sama239k_conversation", [])
+    (one,) = grounded_rounds(reading, item, ["3", "4"])
+    assert one.targets == names and not reading.dropped
+    assert [part["objects"] for part in one.answer["content"] if "objects" in part] == [[name] for name in names]
+
+
 def test_sama239k_an_object_may_be_listed_twice_in_anno_map():
     """data.md 6.3: a duplicate id ends the release's worker with exit(0)."""
     assert turns(read("sama239k_description")[0])[4:] == ["describe_region_video: <4>", "That dog."]
@@ -100,7 +115,7 @@ def test_vidstg_frames_stay_in_the_order_of_the_file():
 def test_sav_masks_may_end_before_the_frames():
     sav = read("sama239k_conversation")[3]
     assert sav["video"] == {"path": "sama239k_data/sav_train/sav_000/sav_000001.mp4", "frames": None, "stride": 4}
-    assert sav["objects"]["10"] == {"store": "sav_masks", "key": "10", "fit": True}
+    assert sav["objects"]["10"] == {"store": "sav_masks", "key": "10", "short": True}
 
 
 @pytest.mark.parametrize(
@@ -193,5 +208,32 @@ def test_sama_bench_masks_are_padded_unwrapped_and_resized():
     assert vidstg == [["frame_0.jpg", "frame_4.jpg", "frame_8.jpg", "frame_12.jpg"]] * 8
 
 
+M1, LV = "mevis/val_u/JPEGImages/m1", "lvvis/val/JPEGImages/00002"
+R1, STG = "ref_youtube_vos/valid/JPEGImages/r1", "VidSTG/val/3001"
+BENCH_VIDEOS = {
+    # file: folder, object, first question_id, its boxes on each frame
+    "mevis": (M1, "11", 0, [(0, 0, 8, 8), None, None]),
+    **{f"lvvis_{i}": (LV, "21", 100 + 10 * i, [None, (3, 3, 9, 9), (4, 3, 10, 9)]) for i in range(2)},
+    **{f"ref_youtube_vos_{i}": (R1, "31", 200 + 10 * i, [(4, 4, 12, 8)] * 3) for i in range(2)},
+    **{f"VidSTG_{i}": (STG, "41", 300 + 10 * i, [(0, 0, 4, 4)] * 4) for i in range(8)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("file", BENCH_VIDEOS)
+def test_each_file_of_the_bench(file):
+    folder, name, number, expected = BENCH_VIDEOS[file]
+    asked, shape = [record for record in read("sama_bench_g") if record["id"].startswith(f"sama_bench_g/{file}/0/")]
+    (described,) = [record for record in read("sama_bench_c") if record["id"] == f"sama_bench_c/{file}/0/obj0"]
+    assert turns(asked) == [f"What is <{name}>?", f"[It|{name}] is a square."]
+    assert turns(shape) == [f"What shape is <{name}>?", "Square."]
+    assert turns(described) == [f"describe_region_bench: <{name}>", "A square."]
+    assert [record["messages"][0]["info"]["question_id"] for record in (asked, shape)] == [number, number + 1]
+    assert described["messages"][0]["info"]["description_id"] == number + 2
+    for record in (asked, shape, described):
+        assert record["video"]["path"] == f"sama_bench/{folder}" and len(record["video"]["frames"]) == len(expected)
+        assert np.array_equal(masks("sama_bench_g", record, name), boxes(*expected))
+
+
 def test_files_of_the_bench_are_thirteen():
-    assert len(SOURCES["sama_bench_g"][1]["annotations"]) == 13
+    files = SOURCES["sama_bench_g"][1]["annotations"]
+    assert len(files) == 13 and files == [f"sama_bench/{name}.json" for name in BENCH_VIDEOS]

@@ -167,6 +167,18 @@ def test_fit_fills_up_and_resizes():
         object_masks(record, "7", 2, lookup)
 
 
+def test_short_fills_up_and_does_not_resize():
+    record = changed("objects", "7", value={"masks": [MASK], "short": True})
+    masks = decode_object(validate_record(record), "7", (4, 4), 2, lookup)
+    assert np.array_equal(masks, [np.eye(4, dtype=bool), np.zeros((4, 4), dtype=bool)])
+    with pytest.raises(
+        DataError, match=r"field 'objects.7.masks\[0\]': the mask is 4 x 4 \(height x width\), its frame 8 x"
+    ):
+        decode_object(record, "7", (8, 8), 2, lookup)
+    with pytest.raises(DataError, match="field 'objects.7.short': is a string where true or false is expected"):
+        validate_record(changed("objects", "7", value={"masks": [MASK, None], "short": "yes"}))
+
+
 @pytest.mark.parametrize(
     ("name", "num_frames", "size", "masks", "message"),
     [

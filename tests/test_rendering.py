@@ -96,6 +96,21 @@ def test_phrases_of_several_objects_and_objects_named_twice():
     assert sample.frames == tiny_processor().choose_frames(sample.video).prompted
 
 
+@pytest.mark.parametrize("preset", ["default", "release"])
+@pytest.mark.parametrize("num_frames", [1, 2, 3, 4, 5, 6, 7, 9, 13, 14])
+def test_short_videos_have_one_mask_a_frame(num_frames, preset):
+    """data.md 6.3: up to 5 context frames, also of 13, gave the dense index -1, and fewer frames than masks."""
+    track = [square(frame, 0) for frame in range(num_frames)]
+    messages = [user("Where is ", region("a"), "?"), assistant(grounded("it", "a"))]
+    record = record_of(messages, {"a": track}, num_frames)
+    sample = rendered(record, num_frames=num_frames, preset=preset, regions="mask")
+    assert sample.frames == sorted(set(sample.frames)) and set(sample.frames) <= set(range(num_frames))
+    assert len(sample.frames) == min(num_frames, 5)
+    np.testing.assert_array_equal(sample.targets[0], [track[frame] for frame in sample.frames])
+    (found,) = shown(sample)
+    np.testing.assert_array_equal(found.mask, track[found.frame])
+
+
 # Drawing
 
 
@@ -272,17 +287,69 @@ def test_rendering_twice_does_not_change_the_record(tmp_path):
         assert record == twin
 
 
-@pytest.mark.parametrize(
-    ("name", "start"),
-    [("refcoco", "<img>#</img>#"), ("mevis", "<img>#</img>#\n"), ("gcg_openpsg", "<img>#</img>\n#\n")],
-)
-def test_release_has_the_newlines_of_each_source(name, start, tmp_path):
-    sample = render(name, tmp_path, preset="release")
-    question = words(sample.messages[0]).split(")", 1)[1]
+PICTURE = "<img>#</img>"
+MASKS_PLEASE = " Response with interleaved segmentation masks."
+OSPREY_LIST = "<image> There are 2 part regions in the picture: region1<vp>#</vp>, region2<vp>#</vp>.\n"
+# source, record -> the first question and the beginning of the second as the release writes them (data.md 1), where #
+# is any number of context tokens and * a sentence that is drawn; videos have five pictures of five dense frames
+RELEASE_TEXTS = {
+    ("refcoco", 0): (f"{PICTURE}#*", "#*"),
+    ("llava", 0): (f"{PICTURE}\n#\nWhat is it?Answer the question using a single word.", "#\nWhat\ncolour?"),
+    ("mevis", 1): ("\n".join([PICTURE] * 5) + "#\n*", "#\n*"),
+    ("revos", 0): ("\n".join([PICTURE] * 2) + "#\n*", "#\n*"),
+    ("ref_youtube_vos", 0): ("\n".join([PICTURE] * 2) + "#\n*", "#\n*"),
+    ("ref_sav", 0): (
+        "\n".join([PICTURE] * 4) + "#\nPlease segment the object according to the description: *",
+        "#\nPlease segment the object according to the description: *",
+    ),
+    ("chat_univi", 1): ("\n".join([PICTURE] * 5) + "#\n\nIs it dark?", "#\nAnd then?"),
+    ("gcg_openpsg", 0): (f"{PICTURE}\n#\n*", None),
+    ("gcg_grandf", 0): (f"{PICTURE}\n#\n*", None),
+    ("gcg_flickr", 0): (f"{PICTURE}\n#\n*", None),
+    ("gcg_refcocog", 0): (f"{PICTURE}\n#\n*", None),
+    ("osprey_conversation", 0): (
+        f"{PICTURE}\n#\n{OSPREY_LIST}What is region1 to region2?Say it shortly.", "#\nIs region2 big?",
+    ),
+    ("osprey_description", 0): (f"{PICTURE}\n#\n{OSPREY_LIST}*", "#\n*"),
+    ("osprey_short", 0): (
+        f"{PICTURE}\n#\n{OSPREY_LIST}What colour is region1? Answer the question using a single word or phrase.", None,
+    ),
+    ("sama239k_conversation", 0): (
+        "\n".join([PICTURE] * 5) + f"#What is the man <vp>#</vp> doing?{MASKS_PLEASE}",
+        f"#How do <vp>#</vp> and <vp>#</vp> differ?{MASKS_PLEASE}",
+    ),
+    ("sama239k_description", 0): ("\n".join([PICTURE] * 5) + "#\n*", "#\n*"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "index"), RELEASE_TEXTS)
+def test_release_writes_each_source_in_its_own_layout(name, index, tmp_path):
+    """data.md 1 and 6.3: newlines around the context tokens, those that are deleted or doubled, and `<image> `."""
+    sample = render(name, tmp_path, index, preset="release")
     spread = re.sub("(<IMG_CONTEXT>)+", "#", written(sample))
-    # RefCOCO has nothing between the two blocks of placeholders but the tag's end
-    assert start + question in spread
-    assert render(name, tmp_path).layout is None
+    found = [turn.split("<|im_end|>")[0] for turn in spread.split("<|im_start|>user\n")[1:]]
+    for text, expected in zip(found, RELEASE_TEXTS[name, index], strict=False):
+        if expected is not None and expected.endswith("*"):
+            assert text.startswith(expected[:-1]) and text[len(expected) - 1] not in "#\n<"
+        elif expected is not None:
+            assert text == expected
+    assert len(found) >= 1 + (RELEASE_TEXTS[name, index][1] is not None)
+    assert render(name, tmp_path, index).layout is None
+
+
+def test_every_source_of_the_release_has_its_layout_tested():
+    # Those that are left out share the reader of one that is in; the benchmarks are not trained on
+    tested = {SOURCES[name][0] for name, _ in RELEASE_TEXTS}
+    assert tested == {reader for reader, _, _ in SOURCES.values()} - {"json_lines", "sama_bench_g", "sama_bench_c"}
+
+
+def test_newline_beside_the_tag_of_chat_univi_stays_in_the_release_alone(tmp_path):
+    """data.md 1.6: only `<image>` is removed, so the release shows two newlines behind the context tokens."""
+    for index, first in ((0, "What happens?\n"), (1, "\nIs it dark?")):
+        (question, *_), (released, *_) = (
+            render("chat_univi", tmp_path, index, **settings).messages for settings in ({}, {"preset": "release"})
+        )
+        assert words(question) == f"(video){first.strip()}" and words(released) == f"(video){first}"
 
 
 def test_release_draws_frames_of_a_conversation_in_segments(tmp_path):

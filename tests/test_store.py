@@ -27,7 +27,7 @@ def test_store_holds_what_the_reader_gives(name, tmp_path):
     assert [found.record(index) for index in range(len(found))] == json.loads(json.dumps(records))
     for key, opened in found.masks.items():
         expected = dict(read_mask_store(FIXTURES / files[key]))
-        assert {k: opened[k] for k in opened.keys()} == expected  # noqa: SIM118: a store is no dict
+        assert {k: opened[k] for k in opened.keys()} == expected  # noqa: SIM118 (a store is no dict)
 
 
 def test_columns_say_what_a_record_costs(tmp_path):
@@ -143,8 +143,24 @@ def test_broken_item_raises_or_is_counted(tmp_path):
         source("llava", tmp_path / "b", root)
 
 
-def test_missing_file_is_named(tmp_path):
+MASK_FILES = [
+    (name, key, file)
+    for name, (_, files, _) in SOURCES.items()
+    for key, file in files.items()
+    if key == "masks" or key.endswith("_masks")
+]
+
+
+@pytest.mark.parametrize("action", ["raise", "skip"])
+@pytest.mark.parametrize(("name", "key", "file"), MASK_FILES)
+def test_mask_file_that_is_missing_or_cut_is_named(name, key, file, action, tmp_path):
     root = copied(tmp_path)
-    (root / SOURCES["mevis"][1]["masks"]).unlink()
-    with pytest.raises(DataError, match="mevis, .*mask_dict.json: there is no such file"):
-        source("mevis", tmp_path / "cache", root)
+    content = (root / file).read_bytes()
+    (root / file).write_bytes(content[: len(content) - 20])
+    with pytest.raises(DataError, match="is cut or is not JSON |this pickle is (damaged|not read)") as told:
+        source(name, tmp_path / "cache", root, action)
+    assert told.value.source == name and str(told.value.file).endswith(file)
+    (root / file).unlink()
+    with pytest.raises(DataError, match="there is no such file") as told:
+        source(name, tmp_path / "cache", root, action)
+    assert told.value.source == name and str(told.value.file).endswith(file)

@@ -30,20 +30,19 @@ class AnnotatedVideo:
         visual (`dict`): The record's video.
         store (`str`): Key of its mask file.
         keys (`list`): Key in that file of each object, or `None`.
-        fit (`bool`): Whether masks may end before the frames do or have another size.
+        allowances (`dict`): "short": masks may end before the frames do; "fit": they may also have another size.
     """
 
     visual: dict
     store: str
     keys: list[str | None]
-    fit: bool
+    allowances: dict
 
     def objects(self, names: list[str]) -> dict:
         """The record's objects; a name "3+4" is the union of "3" and "4"."""
         single = [key for name in names for key in name.split("+")]
-        fit = {"fit": True} if self.fit else {}
         unions = {name: {"union": name.split("+")} for name in names if "+" in name}
-        return {key: {"store": self.store, "key": key, **fit} for key in single} | unions
+        return {key: {"store": self.store, "key": key, **self.allowances} for key in single} | unions
 
 
 def annotated_video(reading: Reading, item: Mapping, fit: bool = False) -> AnnotatedVideo:
@@ -61,9 +60,9 @@ def annotated_video(reading: Reading, item: Mapping, fit: bool = False) -> Annot
     if not is_file:
         # In the file's own order: VidSTG's names are not padded with zeros and must not be sorted
         visual["frames"] = [frame_name(entry, f"frames[{i}]") for i, entry in enumerate(take(item, "frames", list))]
-    return AnnotatedVideo(
-        visual, store, [None if str(key) == str(NO_MASK) else str(key) for key in keys], fit or is_file
-    )
+    allowances = {"fit": True} if fit else {"short": True} if is_file else {}
+    named = [None if str(key) == str(NO_MASK) else str(key) for key in keys]
+    return AnnotatedVideo(visual, store, named, allowances)
 
 
 def described_objects(reading: Reading, item: Mapping, keys: list) -> Iterator[tuple[str, str, str]]:

@@ -10,13 +10,16 @@ from .streams import stream_list
 
 
 def read_chat_univi(files: Mapping, root, options: Mapping | None = None) -> Iterator[dict]:
-    """One record a conversation. Files: annotations, media (folder of videos)."""
+    """
+    One record a conversation. Files: annotations, media (folder of videos). The newline that stood beside `<image>`
+    stays in the question: the release trains with it, the default rendering takes it away.
+    """
     reading = Reading(files, root, options, "chat_univi", ["annotations", "media"])
     path = reading.path("annotations")
 
     def read_item(index: int, item: Mapping) -> Iterator[dict]:
         messages = []
-        for question, answer, _ in rounds_of(take(item, "conversations", list), reading):
+        for question, answer, _ in rounds_of(take(item, "conversations", list), reading, keep_blanks=True):
             messages += [user([text(question)]), assistant([text(answer)])]
         if not messages:
             reading.drop("conversations without a complete round")

@@ -8,11 +8,14 @@ from .reading import Reading
 
 
 # The place of the picture in a question. Where it stands the renderer decides, so the newline beside it goes too.
+VISUAL_WORD = re.compile(r"<image>|<video>")
 VISUAL_TAG = re.compile(r"(?:<image>|<video>)\n|\n(?:<image>|<video>)|<image>|<video>")
 ODD_MESSAGE = "last messages without an answer"
 
 
-def rounds_of(messages: list, reading: Reading, skip_first_answers: bool = False) -> Iterator[tuple[str, str, int]]:
+def rounds_of(
+    messages: list, reading: Reading, skip_first_answers: bool = False, keep_blanks: bool = False
+) -> Iterator[tuple[str, str, int]]:
     """
     Question, answer and the position of the question, for each round; both stripped, the question without the tags of
     the picture. Newlines inside stay.
@@ -21,6 +24,7 @@ def rounds_of(messages: list, reading: Reading, skip_first_answers: bool = False
         messages (`list`): As the file holds them; they are not changed.
         reading ([`Reading`]): Counts a last question without an answer, which is left out.
         skip_first_answers (`bool`): Whether answers before the first question are passed over (LLaVA).
+        keep_blanks (`bool`): Whether the newline beside a tag and the blanks around a question stay (ChatUniVi).
     """
     start = 0
     roles = [take(expect(message, dict, _at(i)), "from", str, at=_at(i)) for i, message in enumerate(messages)]
@@ -34,7 +38,8 @@ def rounds_of(messages: list, reading: Reading, skip_first_answers: bool = False
                 found = roles[position + offset]
                 raise DataError(f"is {found!r} where {expected!r} is expected", field=f"{_at(position + offset)}.from")
         question, answer = (take(messages[i], "value", str, at=_at(i)) for i in (position, position + 1))
-        yield without_visual_tags(question).strip(), answer.strip(), position
+        bare = VISUAL_WORD.sub("", question) if keep_blanks else without_visual_tags(question).strip()
+        yield bare, answer.strip(), position
 
 
 def without_visual_tags(question: str) -> str:

@@ -26,6 +26,25 @@ def checked_span(positions: list, caption: str, field: str) -> tuple[int, int]:
     return start, end
 
 
+def phrase_span(positions: list, caption: str, phrase: str, field: str) -> Span:
+    """
+    The span of a phrase in the tidied caption. The positions may count from the start of the caption as it stands in
+    the file, with its quotes and blanks, or from that of the tidied one: where the phrase stands decides, and the
+    second, which the release assumes, if it stands in neither place.
+    """
+    tidied = tidy(caption)
+    offset = caption.find(tidied)
+    if offset:
+        start, end = checked_span(positions, caption, field)
+        if _alike(caption[start:end], phrase) and not _alike(tidied[start:end], phrase):
+            return checked_span([start - offset, end - offset], tidied, field)
+    return checked_span(positions, tidied, field)
+
+
+def _alike(words: str, phrase: str) -> bool:
+    return words.casefold().split() == phrase.casefold().split()
+
+
 def find_phrase(caption: str, phrase: str) -> Span | None:
     """The first place where the phrase stands as whole words, in whatever case."""
     pattern = r"\s+".join(re.escape(word) for word in phrase.split())

@@ -40,17 +40,21 @@ def read_refcoco(files: Mapping, root, options: Mapping | None = None) -> Iterat
 def _read_image(reading: Reading, image: Mapping | None, refs: list, polygons: Mapping) -> Iterator[dict]:
     if image is None:
         raise DataError(f"is not among the images of {reading.files['instances']}", field="image_id")
-    size = take(image, "height", int), take(image, "width", int)
+    instances = reading.path("instances")
+    with reading.about(instances, f"image {image['id']}"):
+        size = take(image, "height", int), take(image, "width", int)
+        path = reading.media(take(image, "file_name", str), "file_name")
     objects, messages = {}, []
     for index, ref in refs:
         ann_id, field = take(ref, "ann_id", int), f"refs[{index}]"
         if ann_id not in polygons:
             raise DataError(f"{ann_id} is not among the annotations of the image", field=f"{field}.ann_id")
-        segmentation = take(polygons[ann_id], "segmentation", (list, dict), at=f"annotations.{ann_id}")
-        try:
-            objects[str(ann_id)] = {"masks": [to_rle(segmentation, size)]}
-        except (ValueError, TypeError) as error:
-            raise DataError(str(error), field=f"annotations.{ann_id}.segmentation") from error
+        with reading.about(instances, f"annotation {ann_id}"):
+            segmentation = take(polygons[ann_id], "segmentation", (list, dict))
+            try:
+                objects[str(ann_id)] = {"masks": [to_rle(segmentation, size)]}
+            except (ValueError, TypeError) as error:
+                raise DataError(str(error), field="segmentation") from error
         for position, sentence in enumerate(take(ref, "sentences", list, at=field)):
             raw = take(sentence, "raw", str, at=f"{field}.sentences[{position}]")
             phrase = raw.lower().strip().removesuffix(".").strip()
@@ -65,7 +69,7 @@ def _read_image(reading: Reading, image: Mapping | None, refs: list, polygons: M
     yield {
         "id": f"{reading.source}/{image['id']}",
         "source": reading.source,
-        "image": {"path": reading.media(take(image, "file_name", str), "file_name")},
+        "image": {"path": path},
         "objects": objects,
         "messages": messages,
         "sampling": {"turns": 5, "replace": True, "unit": "object"},

@@ -11,6 +11,7 @@ Expression ids are sorted as strings, "0", "1", "10", "2", which decides the run
 
 import itertools
 from collections.abc import Iterator, Mapping
+from pathlib import PurePosixPath
 
 from ..frames import frame_name
 from ..records import DataError, expect, take
@@ -46,7 +47,9 @@ def _read_video(reading: Reading, name: str, video: Mapping, counter) -> Iterato
     expressions = take(video, "expressions", dict)
     # All numbers of a video are used up first, so that a broken one does not shift those of the next
     keys = {exp_id: None if counter is None else str(next(counter)) for exp_id in sorted(expressions)}
-    frames = sorted(frame_name(entry, f"frames[{i}]") for i, entry in enumerate(take(video, "frames", list)))
+    frames = [frame_name(entry, f"frames[{i}]") for i, entry in enumerate(take(video, "frames", list))]
+    # Masks are numbered over the names without suffix in the order of strings
+    frames.sort(key=lambda file: PurePosixPath(file).stem)
     objects, messages = {}, []
     for exp_id, key in keys.items():
         field = f"expressions.{exp_id}"
