@@ -108,7 +108,7 @@ class Scene:
 
 
 def with_article(noun: str, article: str) -> str:
-    if article == "a" and noun[0] in "aeiou":
+    if article == "a" and noun.startswith((*"aeiou", "hour")):
         article = "an"
     return f"{article} {noun}"
 
