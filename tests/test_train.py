@@ -76,7 +76,7 @@ def test_command_line_trains_and_saves(tmp_path):
     }
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
     command = [sys.executable, str(ROOT / "train.py"), "--config", str(tmp_path / "run.yaml"), "--max_steps", "2"]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
     assert result.returncode == 0, result.stderr[-3000:]
     assert "mask_decoder" in result.stdout and "toy_train" in result.stdout
     logged = history(tmp_path / "out")

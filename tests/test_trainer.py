@@ -134,12 +134,17 @@ def test_batches_accumulation_and_processes_agree(checkpoint, tmp_path):
     """Batch 4, 2 x accumulate 2, and 2 processes x 2, where one process or one half has text alone."""
     mixture = toy_mixture(tmp_path, samples=2, texts=2, tasks={"dialogue": 1})
     shared = {"num_train_epochs": 2, "learning_rate": 1e-2, "warmup_steps": 0}
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    command += ["--local-addr", "127.0.0.1"]
     command += [str(Path(__file__).parent / "training_fixtures.py"), str(checkpoint), str(mixture), str(tmp_path)]
     options = [{**shared, **case, "per_device_train_batch_size": 2} for case in CASES]
     folders = os.pathsep.join([str(ROOT / "tests"), *sys.path])
     result = subprocess.run(
-        [*command, json.dumps(options)], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": folders}
+        [*command, json.dumps(options)],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env={**os.environ, "PYTHONPATH": folders},
     )
     assert result.returncode == 0, result.stderr[-3000:]
     ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2)]

@@ -143,6 +143,8 @@ class SamaTrainer(Trainer):
             self.stop(f"the loss is {outputs.loss.item():g} ({parts})")
         self.count(outputs, inputs["labels"])
         loss = outputs.loss * self.args.world_size
+        if not loss.requires_grad:  # text alone passes through no trained part: its gradient is zero
+            loss = loss + 0.0 * next(p for p in model.parameters() if p.requires_grad).sum()
         return (loss, outputs) if return_outputs else loss
 
     @torch.no_grad()
