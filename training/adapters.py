@@ -13,7 +13,7 @@ PART_MODULES = {
     "vision_tower": ("model.vision_tower",),
     "projector": ("model.multi_modal_projector",),
     "aggregator": ("model.context_aggregator", "model.region_encoder"),
-    "seg_head": ("model.seg_projection",),
+    "seg_head": ("seg_projection.0", "seg_projection.2"),
     "sam_encoder": ("sam.vision_encoder",),
     "mask_decoder": ("sam.mask_decoder",),
 }
