@@ -1,6 +1,7 @@
 """train.py from the command line: a run, its folder, and runs that are killed, stopped, or fed broken samples."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -117,12 +118,15 @@ def test_killed_run_resumes_as_if_nothing_had_happened(checkpoint, whole_run, tm
 
 def test_sigterm_saves_and_exits(checkpoint, whole_run, tmp_path, monkeypatch, capsys):
     expected, mixture = whole_run
-    arguments = flags(checkpoint, mixture, tmp_path / "out", **STEPS)
+    arguments = flags(checkpoint, mixture, tmp_path / "out", **STEPS, dataloader_num_workers=1)
     original = SamaTrainer.training_step
 
     def terminated(self, *args, **kwargs):
         if self.state.global_step == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
+            workers = [process.pid for process in multiprocessing.active_children()]
+            assert workers  # a scheduler sends it to them as well
+            for process in [*workers, os.getpid()]:
+                os.kill(process, signal.SIGTERM)
         return original(self, *args, **kwargs)
 
     before = signal.getsignal(signal.SIGTERM)

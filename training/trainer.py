@@ -21,6 +21,7 @@ from sama.data.sampler import MixtureSampler
 
 STATE_FILE, ORDER_FILE = "trainer_state.json", "order.json"
 STAGING = ".saving"  # a checkpoint is written here, and moved to its place when it is whole
+GRACE_SECONDS = 60  # that a loader worker lives after SIGTERM
 LOSSES = ("lm_loss", "mask_loss", "dice_loss", "iou_loss", "presence_loss")
 RATIOS = {  # logged name -> what is counted, and out of what
     "token_accuracy": ("right_tokens", "tokens"),
@@ -38,6 +39,12 @@ def find_checkpoint(folder: str | Path) -> Path | None:
     """The newest whole checkpoint of a run, or `None`. The state is the last file that is written."""
     found = [path for path in Path(folder).glob("checkpoint-*") if (path / STATE_FILE).is_file()]
     return max(found, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)
+
+
+def outlive_terminate(worker: int) -> None:
+    """Schedulers send SIGTERM to loader workers too: they go on while the run finishes its update and saves."""
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_SECONDS))
+    signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
 
 
 class StopOnTerminate(TrainerCallback):
@@ -111,6 +118,7 @@ class SamaTrainer(Trainer):
             prefetch_factor=args.dataloader_prefetch_factor,
             persistent_workers=args.dataloader_persistent_workers,
             drop_last=args.world_size > 1,
+            worker_init_fn=outlive_terminate,
         )
 
     def _run_epoch(self, model, epoch, train_dataloader, *args, **kwargs):
