@@ -10,13 +10,14 @@ TORCH ?=
 WORKERS ?= 2
 BIN := .venv/bin
 
-.PHONY: help demo test slow style check sync bench
+.PHONY: help demo test slow style check sync bench train-toy
 
 help:
 	@echo "demo   a conversation of three turns about a real clip, written to outputs/"
 	@echo "test   the fast tests            slow   the tests that need real weights"
 	@echo "style  lint and format, mending  check  lint, format and layout rules, changing nothing"
 	@echo "sync   copy the model's code beside checkpoints/sama-tiny"
+	@echo "train-toy  five minutes of training on a CPU, with its curves in outputs/train_toy"
 	@echo "bench  the table of times and memory in the README"
 
 demo: .venv/.installed-demo
@@ -39,6 +40,10 @@ check: .venv/.installed-test
 
 sync:
 	cp *_sama*.py visualization.py checkpoints/sama-tiny/
+
+train-toy: .venv/.installed-test
+	$(BIN)/python train.py --config scripts/train_toy.yaml
+	$(BIN)/python scripts/plot_run.py outputs/train_toy
 
 bench: .venv/.installed-demo
 	$(BIN)/python scripts/benchmark.py

@@ -19,16 +19,19 @@ class SamaCollator:
         sam_frame_counts  (B,): how many of them each sample has; 0 for one without [SEG]
         target_masks      a list of B bool tensors (O_b, T_b, H_b, W_b): an object for each [SEG], in the order of the
                           text; T_b is sam_frame_counts[b]; (0, 0, 0, 0) without [SEG]
+        point_seeds       (B,): of each sample, for the points at which its masks are compared
+        sam_prompted      (N,) bool, with memory only: the frames that [SEG] prompts; the others are propagated to
 
     A sample that was skipped (`None`) is left out. If nothing else is in the batch, a question without an answer
     stands there, which has no label and no mask, so that every process of a run still has a batch.
 
     Args:
         processor ([`SamaProcessor`]): Makes the tensors.
+        with_memory (`bool`): Whether samples were rendered with `memory_frames`.
     """
 
-    def __init__(self, processor):
-        self.processor = processor
+    def __init__(self, processor, with_memory: bool = False):
+        self.processor, self.with_memory = processor, with_memory
 
     def __call__(self, samples: Sequence[Sample | None]) -> dict:
         kept = [sample for sample in samples if sample is not None] or [blank_sample()]
@@ -45,6 +48,10 @@ class SamaCollator:
         batch["sam_pixel_values"] = torch.stack(frames) if frames else torch.zeros(0, 3, size, size)
         batch["sam_frame_counts"] = torch.tensor([len(sample.frames) for sample in kept])
         batch["target_masks"] = [torch.from_numpy(sample.targets) for sample in kept]
+        batch["point_seeds"] = torch.tensor([sample.point_seed for sample in kept])
+        if self.with_memory:
+            prompted = [frame in sample.prompted for sample in kept for frame in sample.frames]
+            batch["sam_prompted"] = torch.tensor(prompted, dtype=torch.bool)
         return batch
 
 

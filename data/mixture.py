@@ -235,7 +235,13 @@ def _weighted(name: str, value, catalogue: dict[str, Entry]) -> tuple[Entry, flo
 
 
 def load_mixture(
-    path: str | Path, processor, seed: int = 0, root=None, cache=None, on_error: str | None = None
+    path: str | Path,
+    processor,
+    seed: int = 0,
+    root=None,
+    cache=None,
+    on_error: str | None = None,
+    rendering: dict | None = None,
 ) -> Mixture:
     """
     Open a mixture file.
@@ -246,14 +252,16 @@ def load_mixture(
         seed (`int`): Of the run.
         root, cache (*optional*): See [`open_source`].
         on_error (`str`, *optional*): Instead of what the file says.
+        rendering (`dict`, *optional*): Settings of rendering, instead of those of the same name in the file.
     """
     entries, settings = read_mixture(path)
     action = on_error or settings.get("on_error", "raise")
     if action not in ON_ERROR:
         raise DataError(f"is {action!r}, expected one of {', '.join(ON_ERROR)}", file=path, field="on_error")
     try:
-        rendering = RenderSettings(**expect(settings.get("rendering", {}), dict, "rendering"))
+        written = expect(settings.get("rendering", {}), dict, "rendering")
+        rendered = RenderSettings(**{**written, **(rendering or {})})
     except (TypeError, ValueError) as error:
         raise DataError(str(error).rstrip("."), file=path, field="rendering") from error
     sources = [(open_source(entry, root, cache, action), weight) for entry, weight in entries]
-    return Mixture(sources, Renderer(processor, rendering), seed, action)
+    return Mixture(sources, Renderer(processor, rendered), seed, action)

@@ -24,6 +24,7 @@ REGIONS = (*SHAPES, "mixed", "source")
 REGION_WORD = "<region>"  # stands for a region where a question is one string, so no text may hold it
 # Layouts in which the release deletes the newlines of the first question, and the one whose image tag it leaves there
 JOINED_LAYOUTS, LEFTOVER_LAYOUT, LEFTOVER = ("llava", "osprey"), "osprey", "<image> "
+POINT_SEEDS = 2**31
 SEGMENTS, DENSE_SEGMENTS = 32, 5  # of the release's frames for the policy "segments"
 # Why a sample has fewer rounds than its record asked for
 TOO_LONG = "rounds that did not fit the context"
@@ -46,12 +47,15 @@ class RenderSettings:
             "mixed", in the preset `release` "source".
         turns (`int`, *optional*): Most rounds of a sample; those of a record that asks for sampling are drawn.
         max_length (`int`, *optional*): Most tokens of a sample, where that is less than the tokenizer's own limit.
+        memory_frames (`int`, defaults to 0): How many other frames of a video have targets beside the prompted ones,
+            for training with memory.
     """
 
     preset: str = "default"
     regions: str | None = None
     turns: int | None = None
     max_length: int | None = None
+    memory_frames: int = 0
 
     def __post_init__(self):
         if self.preset not in PRESETS:
@@ -61,6 +65,8 @@ class RenderSettings:
         for name, value in (("turns", self.turns), ("max_length", self.max_length)):
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name} is {value!r}, expected a whole number from 1 on")
+        if not isinstance(self.memory_frames, int) or self.memory_frames < 0:
+            raise ValueError(f"memory_frames is {self.memory_frames!r}, expected a whole number from 0 on")
 
 
 @dataclass
@@ -73,11 +79,13 @@ class Sample:
         messages (`list[dict]`): For `SamaProcessor.apply_chat_template`; the video is opened, not decoded.
         layout (`str`, *optional*): Layout of the text; `None` for the processor's own.
         video ([`SamaVideo`], *optional*): What it is about.
-        frames (`list[int]`): The frames on which SAM 2 is prompted, where there are targets.
+        frames (`list[int]`): The frames that have targets.
+        prompted (`list[int]`): Those of them on which [SEG] prompts SAM 2: all, unless there are frames for memory.
         targets (`np.ndarray`): Bool, of shape `(num_objects, num_frames, height, width)`: one object for each [SEG],
             in the order of the text. Without [SEG] all lengths are 0.
         objects (`list[str]`): Their names in the record.
         left_out (`dict[str, int]`): Rounds that were left out, by reason.
+        point_seed (`int`): Decides at which points its masks are compared in training.
     """
 
     source: str
@@ -86,9 +94,11 @@ class Sample:
     layout: str | None = None
     video: SamaVideo | None = None
     frames: list[int] = field(default_factory=list)
+    prompted: list[int] = field(default_factory=list)
     targets: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0, 0), dtype=bool))
     objects: list[str] = field(default_factory=list)
     left_out: dict[str, int] = field(default_factory=dict)
+    point_seed: int = 0
 
 
 class Renderer:
@@ -138,7 +148,8 @@ class Renderer:
                 "has only questions about regions that are never visible", field="objects", **_names(record)
             )
         self._fit(record, shown, self._preamble(record, masks, rng), sample)
-        self._add_targets(masks, sample)
+        self._add_targets(masks, sample, rng)
+        sample.point_seed = int(rng.integers(POINT_SEEDS))
         return sample
 
     def _layout(self, record: dict) -> str | None:
@@ -262,12 +273,18 @@ class Renderer:
             )
         raise DataError(problem, field="messages", source=sample.source, index=sample.id)
 
-    def _add_targets(self, masks: "_Masks", sample: Sample) -> None:
-        """The masks behind the [SEG]s of the answers, in the order of the text."""
+    def _add_targets(self, masks: "_Masks", sample: Sample, rng: np.random.Generator) -> None:
+        """The masks behind the [SEG]s of the answers, in the order of the text, on the prompted frames and those that
+        are drawn for memory."""
         parts = [part for message in sample.messages for part in message["content"] if part["type"] == "grounded"]
         sample.objects = [name for part in parts for name in part["objects"]]
         if sample.objects:
-            sample.frames = list(self.processor.choose_frames(sample.video).prompted)
+            sample.prompted = list(self.processor.choose_frames(sample.video).prompted)
+            sample.frames = sample.prompted
+            if self.settings.memory_frames:
+                others = sorted({*range(len(sample.video))} - {*sample.prompted})
+                drawn = rng.choice(others, min(self.settings.memory_frames, len(others)), replace=False)
+                sample.frames = sorted({*sample.prompted, *(int(frame) for frame in drawn)})
             decoded = {name: masks.decode(name, sample.frames) for name in dict.fromkeys(sample.objects)}
             sample.targets = np.stack([decoded[name] for name in sample.objects])
 

@@ -45,7 +45,7 @@ constraints=.venv/constraints.txt
 echo "torch==$(torch_version)" >"$constraints"
 case $purpose in
 demo) extras=demo ;;
-test) extras=demo,dev ;;
+test) extras=demo,dev,train ;;
 *) say "unknown purpose $purpose: demo or test" && exit 1 ;;
 esac
 say "the package with its extras: $extras"

@@ -1,10 +1,11 @@
 """The batch: labels on answers only, masks and frames of all samples, and what a skipped sample leaves."""
 
 import torch
-from data_fixtures import mixture, render, source
+from data_fixtures import mixture, render, source, toy
 from fixture_sources import FIXTURES
 from processor_fixtures import TINY_SAM, tiny_processor
 
+from sama.data.catalogue import open_source
 from sama.data.collator import IGNORED, SamaCollator, blank_sample
 from sama.data.mixture import load_mixture
 from sama.data.sampler import MixtureSampler
@@ -17,6 +18,10 @@ def batch_of(tmp_path, names=NAMES, **settings):
     samples = [render(name, tmp_path, index=0, **settings) for name in names]
     processor = tiny_processor()
     return processor, samples, SamaCollator(processor)(samples)
+
+
+def toy_source():
+    return open_source(toy(), None, None, "raise")
 
 
 def test_labels_are_the_answers_and_their_ends(tmp_path):
@@ -102,3 +107,38 @@ def test_collator_is_deterministic(tmp_path):
     found = mixture({source("sama239k_conversation", tmp_path): 1})
     first, second = (SamaCollator(processor)([found[0], found[1]]) for _ in range(2))
     assert all(torch.equal(first[key], second[key]) for key in first if key != "target_masks")
+
+
+def test_samples_carry_seeds_for_their_points():
+    found = mixture({toy_source(): 1})
+    samples = [found[index] for index in range(4)]
+    batch = SamaCollator(tiny_processor())(samples)
+    assert batch["point_seeds"].tolist() == [sample.point_seed for sample in samples]
+    assert len(set(batch["point_seeds"].tolist())) == 4 and "sam_prompted" not in batch
+    assert found[0].point_seed != found[len(found)].point_seed  # the next epoch compares other points
+
+
+def test_frames_for_memory_have_targets_and_are_not_prompted(tmp_path):
+    found, plain = mixture({toy_source(): 1}, memory_frames=2), mixture({toy_source(): 1})
+    samples = [found[index] for index in range(6)]
+    batch = SamaCollator(tiny_processor(), with_memory=True)(samples)
+    assert batch["sam_prompted"].dtype == torch.bool and not batch["sam_prompted"].all()
+    assert batch["sam_frame_counts"].tolist() == [len(sample.frames) for sample in samples]
+    start = 0
+    for index, sample in enumerate(samples):
+        frames, prompted = sample.frames, batch["sam_prompted"][start : start + len(sample.frames)]
+        start += len(frames)
+        assert frames == sorted(set(frames)) and sample.targets.shape[1] == len(frames)
+        kept = [frame for frame, given in zip(frames, prompted.tolist(), strict=True) if given]
+        assert kept == sample.prompted == plain[index].frames
+        if sample.targets.size:
+            rows = [frames.index(frame) for frame in sample.prompted]
+            assert (sample.targets[:, rows] == plain[index].targets).all()
+            assert len(frames) == len(sample.prompted) + min(2, len(sample.video) - len(sample.prompted))
+
+
+def test_stills_and_text_have_no_frames_for_memory(tmp_path):
+    samples = [render(name, tmp_path, memory_frames=3) for name in ("refcoco", "llava")]
+    batch = SamaCollator(tiny_processor(), with_memory=True)(samples)
+    assert batch["sam_prompted"].tolist() == [True]
+    assert SamaCollator(tiny_processor(), with_memory=True)([None])["sam_prompted"].shape == (0,)

@@ -48,13 +48,14 @@ REMOTE_CODE = {
     "visualization": set(),
 }
 ENTRY_POINTS = {"train", "evaluate", "demo"}
-EVERYTHING_BELOW = set(REMOTE_CODE) | {"data", "benchmarks", "metrics"}
+EVERYTHING_BELOW = set(REMOTE_CODE) | {"data", "training", "benchmarks", "metrics"}
 ROOMS = (
     REMOTE_CODE
     | dict.fromkeys(ENTRY_POINTS, EVERYTHING_BELOW)
     | {"scripts": EVERYTHING_BELOW | {"scripts"}}  # the converter is several files
     | {"demo": EVERYTHING_BELOW | {"demo_cli"}, "demo_cli": set()}
     | {"tests": EVERYTHING_BELOW | ENTRY_POINTS | {"demo_cli", "scripts"}}
+    | {"training": set(REMOTE_CODE) | {"data", "training"}}
     | {"data": {"data", "video_sama"}, "metrics": set(), "benchmarks": {"data", "metrics", "benchmarks"}}
     | {"__init__": set()}
 )

@@ -1,0 +1,273 @@
+"""The Trainer: which parts move, totals of an update, what is logged, and what happens when something breaks."""
+
+import errno
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from training_fixtures import history, record_run, save_checkpoint, toy_mixture, trainer_of
+from transformers import TrainerCallback
+
+from sama.training.parts import PART_PREFIXES, PUBLISHED_PARTS, is_reached, parameter_table, parse_parts, part_of
+from sama.training.trainer import STAGING, TrainingError, find_checkpoint
+
+
+ROOT = Path(__file__).parent.parent
+TALK_AND_MASKS = {"dialogue": 1}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return save_checkpoint(tmp_path_factory.mktemp("tiny") / "checkpoint")
+
+
+class At(TrainerCallback):
+    """Does something at the beginning of an update."""
+
+    def __init__(self, step: int, action):
+        self.step, self.action = step, action
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.step - 1:
+            self.action()
+
+
+def weights(model) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def moved_parts(trainer) -> tuple[set[str], set[str]]:
+    """Parts of which every parameter moved in a run, and parts of which some did."""
+    before = weights(trainer.model)
+    trainer.train()
+    after = weights(trainer.model)
+    moved = {name: not torch.equal(before[name], after[name]) for name in before}
+    reached = {name: change for name, change in moved.items() if is_reached(name, trainer.model.config)}
+    each = {part: [change for name, change in reached.items() if part_of(name) == part] for part in PART_PREFIXES}
+    some = {part_of(name) for name, change in moved.items() if change}
+    return {part for part, changes in each.items() if changes and all(changes)}, some
+
+
+# ---- parts ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, set(PUBLISHED_PARTS)),
+        ({"train_parts": "vision_tower,language_model"}, {"vision_tower", "language_model"}),
+        ({"train_parts": "seg_head", "memory_training": True}, {"seg_head", "memory"}),
+        ({"train_parts": "sam_encoder,prompt_encoder"}, {"sam_encoder", "prompt_encoder"}),
+    ],
+    ids=["published", "language", "memory", "sam"],
+)
+def test_trained_parts_move_and_frozen_ones_do_not(checkpoint, tmp_path, options, expected):
+    settings = {"max_steps": 2, "warmup_steps": 0, "weight_decay": 0.1, "save_strategy": "no", **options}
+    trainer = trainer_of(checkpoint, toy_mixture(tmp_path, 4, tasks={"dialogue": 1}), tmp_path / "out", **settings)
+    whole, some = moved_parts(trainer)
+    assert some == expected
+    # Of the language model and SAM's prompts a batch uses some rows and points alone; decay moves the others
+    assert whole == expected
+
+
+def test_table_names_every_part(checkpoint, tmp_path):
+    trainer = trainer_of(checkpoint, toy_mixture(tmp_path), tmp_path / "out")
+    rows = {line.split()[0]: line.split()[1:] for line in parameter_table(trainer.model).splitlines()}
+    assert set(rows) == {"part", "together", *PART_PREFIXES}
+    assert {part for part, (trained, _) in rows.items() if trained not in ("0", "trained")} == {
+        *PUBLISHED_PARTS,
+        "together",
+    }
+    total = sum(parameter.numel() for parameter in trainer.model.parameters())
+    assert sum(int(number.replace(",", "")) for number in rows["together"]) == total
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [("decoder", "decoder, expected some of vision_tower"), ("", "nothing"), ("memory", "memory_training")],
+)
+def test_wrong_parts_are_refused(names, message):
+    with pytest.raises(ValueError, match=message):
+        parse_parts(names)
+
+
+def test_all_parts_and_memory():
+    assert set(parse_parts("all")) == set(PART_PREFIXES) - {"memory"}
+    assert set(parse_parts("all", memory_training=True)) == set(PART_PREFIXES)
+    assert parse_parts("seg_head, projector") == ("seg_head", "projector")
+
+
+def test_heads_that_no_loss_reaches_are_refused(checkpoint, tmp_path):
+    with pytest.raises(ValueError, match="sam_heads.*iou_loss_coefficient"):
+        trainer_of(checkpoint, toy_mixture(tmp_path), tmp_path / "out", train_parts="sam_heads")
+
+
+# ---- totals of an update --------------------------------------------------------------------------------------------
+
+
+CASES = [
+    {"train_parts": "aggregator,seg_head,mask_decoder,projector,language_model,vision_tower"},
+    {"train_parts": "aggregator,seg_head,mask_decoder", "memory_training": True},
+]
+
+
+def assert_same_run(found: dict, expected: dict) -> None:
+    assert len(found["gradients"]) == len(expected["gradients"]) == 2
+    for mine, theirs in zip(found["logged"], expected["logged"], strict=True):
+        for name in ("loss", "lm_loss", "mask_loss", "dice_loss", "token_accuracy", "seg_accuracy", "mask_iou"):
+            assert mine[name] == pytest.approx(theirs[name], abs=1e-5), name
+    for mine, theirs in zip(found["gradients"], expected["gradients"], strict=True):
+        assert mine.keys() == theirs.keys()
+        assert max(gradient.abs().max() for gradient in theirs.values()) > 1e-2
+        for name in mine:
+            torch.testing.assert_close(
+                mine[name], theirs[name], atol=1e-5, rtol=1e-5, msg=lambda m, n=name: f"{n} {m}"
+            )
+
+
+def test_batches_accumulation_and_processes_agree(checkpoint, tmp_path):
+    """Batch 4, 2 x accumulate 2, and 2 processes x 2, where one process or one half has text alone."""
+    mixture = toy_mixture(tmp_path, samples=2, texts=2, tasks={"dialogue": 1})
+    shared = {"num_train_epochs": 2, "learning_rate": 1e-2, "warmup_steps": 0}
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    command += ["--local-addr", "127.0.0.1"]
+    command += [str(Path(__file__).parent / "training_fixtures.py"), str(checkpoint), str(mixture), str(tmp_path)]
+    options = [{**shared, **case, "per_device_train_batch_size": 2} for case in CASES]
+    folders = os.pathsep.join([str(ROOT / "tests"), *sys.path])
+    result = subprocess.run(
+        [*command, json.dumps(options)],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env={**os.environ, "PYTHONPATH": folders},
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2)]
+    for number, case in enumerate(CASES):
+        run = {**shared, **case}
+        whole = record_run(checkpoint, mixture, tmp_path / "whole", per_device_train_batch_size=4, **run)
+        halves = record_run(
+            checkpoint, mixture, tmp_path / "h", per_device_train_batch_size=2, gradient_accumulation_steps=2, **run
+        )
+        assert whole["world_size"] == 1 and whole["batches_without_masks"] == 0
+        assert halves["batches_without_masks"] == 2
+        assert_same_run(halves, whole)
+        for rank in ranks:
+            assert (rank[number]["wrapper"], rank[number]["world_size"]) == ("DistributedDataParallel", 2)
+            assert_same_run(rank[number], whole)
+        assert sum(rank[number]["batches_without_masks"] for rank in ranks) == 2
+
+
+def test_log_says_the_losses_and_their_sum(checkpoint, tmp_path):
+    trainer = trainer_of(checkpoint, toy_mixture(tmp_path), tmp_path / "out", max_steps=4, logging_steps=2)
+    trainer.train()
+    for entry in [entry for entry in trainer.state.log_history if "loss" in entry]:
+        config = trainer.model.config
+        total = config.mask_loss_coefficient * entry["mask_loss"] + config.dice_loss_coefficient * entry["dice_loss"]
+        assert entry["loss"] == pytest.approx(entry["lm_loss"] + total, rel=1e-5)
+        assert all(0 <= entry[name] <= 1 for name in ("token_accuracy", "seg_accuracy", "mask_iou"))
+        assert not {"iou_loss", "presence_loss"} & set(entry)
+
+
+def test_accuracy_counts_labels(checkpoint, tmp_path):
+    trainer = trainer_of(checkpoint, toy_mixture(tmp_path), tmp_path / "out")
+    seg = trainer.model.config.seg_token_id
+    labels = torch.tensor([[-100, 5, seg, -100], [7, 6, seg, 8]])  # position 0 is never predicted
+    logits = torch.nn.functional.one_hot(torch.tensor([5, seg, 6, 1, 2]), 300).float()
+    losses = {name: torch.tensor(1.0) for name in ("lm_loss", "mask_loss", "dice_loss")}
+    output = type(trainer.model(input_ids=labels.clamp(min=0)))(
+        logits=logits, mask_iou=torch.tensor([0.5, 0.7]), **losses
+    )
+    trainer.count(output, labels)
+    trainer.state.global_step, trainer.last_logged = 1, 0
+    logs = {"loss": 3.0}
+    trainer.log(logs)
+    assert (logs["token_accuracy"], logs["seg_accuracy"]) == pytest.approx((3 / 5, 1 / 2))
+    assert logs["mask_iou"] == pytest.approx(0.6) and logs["dice_loss"] == 1
+
+
+# ---- faults ---------------------------------------------------------------------------------------------------------
+
+
+def test_another_order_of_samples_is_refused(checkpoint, tmp_path):
+    mixture = toy_mixture(tmp_path)
+    trainer_of(checkpoint, mixture, tmp_path / "out", max_steps=2, save_steps=1).train()
+    trainer = trainer_of(checkpoint, mixture, tmp_path / "out", max_steps=2, per_device_train_batch_size=4)
+    with pytest.raises(ValueError, match="batch_size 2 and not 4"):
+        trainer.train(resume_from_checkpoint=True)
+
+
+def test_resuming_without_a_checkpoint_is_refused(checkpoint, tmp_path):
+    with pytest.raises(ValueError, match="no whole checkpoint"):
+        trainer_of(checkpoint, toy_mixture(tmp_path), tmp_path / "out").train(resume_from_checkpoint=True)
+
+
+def test_loss_that_is_no_number_stops_the_run(checkpoint, tmp_path):
+    trainer = trainer_of(checkpoint, toy_mixture(tmp_path), tmp_path / "out", max_steps=4, save_steps=1)
+    broken = trainer.model.model.multi_modal_projector.linear_1.weight
+    trainer.add_callback(At(3, lambda: broken.data.fill_(float("nan"))))
+    with pytest.raises(TrainingError, match=r"step 3: the loss is nan \(lm_loss nan.*checkpoint-2\."):
+        trainer.train()
+    assert find_checkpoint(tmp_path / "out").name == "checkpoint-2"
+
+
+def test_gradient_that_is_no_number_stops_the_run(checkpoint, tmp_path):
+    trainer = trainer_of(checkpoint, toy_mixture(tmp_path), tmp_path / "out", max_steps=4)
+    trainer.model.model.multi_modal_projector.linear_1.weight.register_hook(lambda gradient: gradient * float("nan"))
+    before = weights(trainer.model)
+    with pytest.raises(TrainingError, match=r"step 1: the norm of the gradients is nan. There is no checkpoint yet\."):
+        trainer.train()
+    assert all(torch.equal(parameter, before[name]) for name, parameter in trainer.model.named_parameters())
+
+
+def fill_disk(monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(torch, "save", full)
+
+
+def limit_files(monkeypatch):
+    """Files end after 100 kB, as if the disk were full: the weights are cut."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    monkeypatch.setattr(At, "restore", lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard)), raising=False)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+
+
+@pytest.mark.parametrize("break_disk", [fill_disk, limit_files])
+def test_full_disk_stops_the_run_and_keeps_the_last_checkpoint(checkpoint, tmp_path, monkeypatch, break_disk):
+    trainer = trainer_of(checkpoint, toy_mixture(tmp_path), tmp_path / "out", max_steps=4, save_steps=1)
+    trainer.add_callback(At(3, lambda: break_disk(monkeypatch)))
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with pytest.raises(TrainingError, match=r"checkpoint-3 could not be written \(.*checkpoint-2\."):
+            trainer.train()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+        monkeypatch.undo()
+    found = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert STAGING not in found and "checkpoint-3" not in found
+    trainer = trainer_of(checkpoint, toy_mixture(tmp_path), tmp_path / "out", max_steps=3, save_steps=1)
+    trainer.train(resume_from_checkpoint=True)
+    assert find_checkpoint(tmp_path / "out").name == "checkpoint-3"
+
+
+def test_checkpoint_without_a_state_is_not_whole(tmp_path):
+    for name in ("checkpoint-3", "checkpoint-20", "checkpoint-100"):
+        (tmp_path / name).mkdir()
+    for name in ("checkpoint-3", "checkpoint-20"):
+        (tmp_path / name / "trainer_state.json").write_text("{}")
+    assert find_checkpoint(tmp_path).name == "checkpoint-20"
+    assert find_checkpoint(tmp_path / "absent") is None
+
+
+def test_old_checkpoints_are_deleted(checkpoint, tmp_path):
+    options = {"max_steps": 4, "save_steps": 1, "save_total_limit": 2}
+    trainer_of(checkpoint, toy_mixture(tmp_path), tmp_path / "out", **options).train()
+    assert sorted(path.name for path in (tmp_path / "out").glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-4"]
+    assert len(history(tmp_path / "out" / "checkpoint-4")) == 4

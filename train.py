@@ -1,0 +1,117 @@
+"""Trains SAMA on a mixture.
+
+python train.py --model_name_or_path checkpoints/sama-tiny --mixture data_configs/toy.yaml --output_dir outputs/toy
+python train.py --config run.yaml --learning_rate 1e-5      # flags override the file
+torchrun --nproc_per_node 8 train.py --config run.yaml --resume_from_checkpoint last
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from transformers.utils import logging
+from trl import ModelConfig, TrlParser
+
+from sama.data.mixture import load_mixture
+from sama.data.records import DataError
+from sama.modeling_sama import SamaForConditionalGeneration
+from sama.processing_sama import SamaProcessor
+from sama.training.adapters import add_lora, quantization
+from sama.training.arguments import DataArguments, SamaTrainingArguments
+from sama.training.parts import freeze_all_but, parameter_table
+from sama.training.trainer import SamaTrainer, TrainingError, find_checkpoint
+
+
+LAST = "last"
+TERMINATED = 128 + 15  # what a shell reports for a program that SIGTERM ended
+
+
+def parse(arguments: Sequence[str] | None = None) -> tuple[SamaTrainingArguments, DataArguments, ModelConfig]:
+    """The command line, over the file that `--config` names."""
+    parser = TrlParser((SamaTrainingArguments, DataArguments, ModelConfig), description=__doc__.splitlines()[0])
+    training, data, model = parser.parse_args_and_config(arguments)
+    if not model.model_name_or_path:
+        parser.error("--model_name_or_path is missing: a checkpoint folder, or a name on the Hub")
+    return training, data, model
+
+
+def load_model(options: ModelConfig, training: SamaTrainingArguments):
+    """The model in training shape: loaded, adapters added, all but the parts to train frozen."""
+    model = SamaForConditionalGeneration.from_pretrained(
+        options.model_name_or_path,
+        revision=options.model_revision,
+        dtype=options.dtype,
+        attn_implementation=options.attn_implementation,
+        quantization_config=quantization(options),
+    )
+    if options.use_peft:
+        model = add_lora(model, options, training.parts)
+    freeze_all_but(model, training.parts)
+    return model
+
+
+def build(training: SamaTrainingArguments, data: DataArguments, options: ModelConfig) -> SamaTrainer:
+    """Everything that a run needs."""
+    processor = SamaProcessor.from_pretrained(
+        options.model_name_or_path, revision=options.model_revision, trust_remote_code=True
+    )
+    mixture = load_mixture(
+        data.mixture,
+        processor,
+        seed=training.seed if training.data_seed is None else training.data_seed,
+        root=data.data_root,
+        cache=data.data_cache,
+        on_error=data.on_error,
+        rendering=data.rendering(training.memory_training),
+    )
+    return SamaTrainer(load_model(options, training), training, mixture, processor)
+
+
+def checkpoint_to_resume(training: SamaTrainingArguments) -> Path | None:
+    """Where the run goes on: the named checkpoint; for `last` the newest whole one, or the start if there is none."""
+    wanted = training.resume_from_checkpoint
+    return find_checkpoint(training.output_dir) if wanted == LAST else Path(wanted) if wanted else None
+
+
+def finish(trainer: SamaTrainer) -> None:
+    """Writes the trained model with its processor, the curves, and what was read."""
+    trainer.model.config.trained = True
+    folder = Path(trainer.args.output_dir)
+    with trainer.writing("the trained model"):
+        trainer.save_model()
+        trainer.save_state()
+    for source, counts in trainer.train_dataset.report().items():
+        if trainer.is_world_process_zero() and (counts["skipped"] or counts["shortened"]):
+            print(f"{source}: {counts}")
+    if trainer.is_world_process_zero():
+        print(f"Saved to {folder}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    training, data, options = parse(arguments)
+    try:
+        trainer = build(training, data, options)
+        resumed = checkpoint_to_resume(training)
+        if trainer.is_world_process_zero():
+            trainer.train_dataset.save(Path(training.output_dir) / "mixture.json")
+            print(f"{trainer.train_dataset}\n\n{parameter_table(trainer.model)}\n")
+            print(f"Resuming from {resumed}" if resumed else "Starting anew", flush=True)
+        trainer.train(resume_from_checkpoint=resumed)
+    except (TrainingError, DataError) as error:
+        logging.get_logger("sama.train").debug("stopped", exc_info=True)
+        print(f"train: {error}", file=sys.stderr, flush=True)
+        return 1
+    if trainer.terminate.stopped:
+        found = find_checkpoint(training.output_dir)
+        print(f"train: stopped by SIGTERM and saved {found}; go on with --resume_from_checkpoint {LAST}", flush=True)
+        return TERMINATED
+    try:
+        finish(trainer)
+    except TrainingError as error:
+        print(f"train: {error}", file=sys.stderr, flush=True)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
