@@ -217,6 +217,7 @@ def learn(lesson: MaskLesson, arguments: argparse.Namespace, state_path: Path) -
         print(f"going on from step {first}")
     for step in range(first, steps):
         rng = np.random.default_rng([arguments.seed, step])
+        torch.manual_seed(arguments.seed + step)  # dropout in the memory
         for group in optimizer.param_groups:
             group["lr"] = arguments.learning_rate * rate(step, steps)
         optimizer.zero_grad()
