@@ -5,7 +5,7 @@
 A learned prompt of colour, shape, size and place stands for [SEG] and goes to the tuned decoder; clicks and boxes go
 to the original one; on short clips memory carries masks through frames that were not prompted. Weights of SAM 2 start
 anew, as torch starts them: with transformers' small normal weights the decoders paint everything and never look at
-their prompt (docs/log.md). Killed, it goes on from its last state, `state.pt`, and gives the same weights.
+their prompt (docs/log.md). Killed, it goes on from its last state, `state.pt`, as if nothing had been.
 """
 
 import argparse

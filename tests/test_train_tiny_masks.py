@@ -59,7 +59,7 @@ def test_a_point_lies_on_the_mask_and_a_box_around_it():
     assert found[2, 3] == [[4, 4], [8, 12]]
 
 
-def test_a_killed_run_goes_on_to_the_same_weights(tmp_path):
+def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path):
     def lesson() -> MaskLesson:
         size = SimpleNamespace(sam_image_size=SAM_SIZE, sam_pixel_values=small_pixels)
         return MaskLesson(tiny_model().model.mask_tracker.train(), size, seed=0)
@@ -72,8 +72,9 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path):
     with pytest.raises(pytest.fail.Exception, match="killed"):
         learn(killed, arguments, tmp_path / "state.pt")
     learn(resumed, arguments, tmp_path / "state.pt")
-    for ours, theirs in zip(resumed.tracker.parameters(), whole.tracker.parameters(), strict=True):
-        assert torch.equal(ours, theirs)
+    for (name, ours), theirs in zip(resumed.tracker.named_parameters(), whole.tracker.parameters(), strict=True):
+        # Sums in another order, as memory happens to lie, change the last bits
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
     start = tiny_model().model.mask_tracker
     moved = [not torch.equal(a, b) for a, b in zip(whole.tracker.parameters(), start.parameters(), strict=True)]
     assert sum(moved) > len(moved) / 2
