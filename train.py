@@ -37,6 +37,7 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[SamaTrainingArguments
 
 def load_model(options: ModelConfig, training: SamaTrainingArguments):
     """The model in training shape: loaded, adapters added, all but the parts to train frozen."""
+    training.device  # noqa: B018  starts the processes' group: ZeRO-3 cuts each weight when it is loaded
     model = SamaForConditionalGeneration.from_pretrained(
         options.model_name_or_path,
         revision=options.model_revision,

@@ -1,6 +1,7 @@
 """What every process of a distributed test runs, started by torchrun or `accelerate launch`; rank 0 writes a report.
 
-train ARGUMENTS: train.py's own run. mixed STAGE FOLDER: three updates of the tiny model on batches of different kinds.
+train ARGUMENTS: train.py's own run. zero STAGE FOLDER, fsdp FOLDER: three updates of the tiny model on batches of
+different kinds.
 """
 
 import json
@@ -81,8 +82,8 @@ def totals(pair: tuple[dict, dict]) -> dict:
     return {"num_items_in_batch": labels, "num_masks_in_batch": max(masks, 1)}
 
 
-def mixed(stage: int, folder: Path) -> dict:
-    """Three updates of two processes under ZeRO; the weights go to `folder`."""
+def zero(stage: int, folder: Path) -> dict:
+    """Three updates under ZeRO; the weights go to `folder`."""
     import deepspeed
 
     from sama.training.sharding import keep_parts_whole
@@ -91,6 +92,8 @@ def mixed(stage: int, folder: Path) -> dict:
     settings = {name: value for name, value in settings.items() if value != "auto" and name != "bf16"}
     # Buckets so small that there are many: it matters in which order gradients come
     settings["zero_optimization"] |= {"reduce_bucket_size": 20_000}
+    if stage == 3:
+        settings["zero_optimization"] |= {"stage3_param_persistence_threshold": 0}
     # Clipped is every norm above 1 unless it says otherwise
     settings |= {"train_batch_size": 2, "train_micro_batch_size_per_gpu": 1, "gradient_clipping": 1e9}
     model = mixed_model()
@@ -103,11 +106,40 @@ def mixed(stage: int, folder: Path) -> dict:
         output = engine(**pair[rank], **totals(pair), use_cache=False)
         engine.backward(2 * output.loss)
         engine.step()
-    cut = sum(parameter.numel() == 0 for parameter in model.parameters())
+    cut = [name for name, parameter in model.named_parameters() if not parameter.numel()]
     with deepspeed.zero.GatheredParameters(list(model.parameters()), enabled=stage == 3):
         if rank == 0:
             torch.save(model.state_dict(), folder / "weights.pt")
     return {"wrapper": type(engine).__name__, "stage": engine.zero_optimization_stage(), "cut": cut}
+
+
+def fsdp(folder: Path) -> dict:
+    """Three updates with torch's own `fully_shard`, units as Accelerate makes them; the weights go to `folder`."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import FSDPModule, fully_shard
+
+    from sama.training.sharding import sharded_layers
+
+    mesh = init_device_mesh("cpu", (2,))
+    model = mixed_model()
+    units = [part for part in model.modules() if type(part).__name__ in sharded_layers(model)]
+    for unit in (*units, model.get_input_embeddings(), [model.model.language_model.norm, model.lm_head], model):
+        fully_shard(unit, mesh=mesh)
+    sharded = sorted({type(part).__name__ for part in model.modules() if isinstance(part, FSDPModule)})
+    optimizer = torch.optim.SGD([parameter for parameter in model.parameters() if parameter.requires_grad], RATE)
+    rank = torch.distributed.get_rank()
+    for pair in UPDATES:
+        (2 * model(**pair[rank], **totals(pair), use_cache=False).loss).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    kinds = sorted({type(parameter).__name__ for parameter in model.parameters()})
+    weights = {
+        name: value.full_tensor() if name in dict(model.named_parameters()) else value
+        for name, value in model.state_dict().items()
+    }
+    if rank == 0:
+        torch.save(weights, folder / "weights.pt")
+    return {"wrapper": type(model).__name__, "units": sharded, "num_units": len(units), "kinds": kinds}
 
 
 def train(arguments: list[str]) -> dict:
@@ -123,14 +155,20 @@ def train(arguments: list[str]) -> dict:
     if trainer.is_deepspeed_enabled:
         report |= {
             "stage": wrapped.zero_optimization_stage(),
-            "cut": sum(p.numel() == 0 for p in trainer.model.parameters()),
+            "cut": [name for name, parameter in trainer.model.named_parameters() if not parameter.numel()],
         }
     return report
 
 
 def main() -> None:
     mode, report_path, *arguments = sys.argv[1:]
-    report = train(arguments) if mode == "train" else mixed(int(arguments[0]), Path(arguments[1]))
+    if mode == "train":
+        report = train(arguments)
+    elif mode == "zero":
+        report = zero(int(arguments[0]), Path(arguments[1]))
+    else:
+        torch.distributed.init_process_group("gloo")
+        report = fsdp(Path(arguments[0]))
     report["world"] = torch.distributed.get_world_size()
     if torch.distributed.get_rank() == 0:
         Path(report_path).write_text(json.dumps(report), encoding="utf-8")

@@ -1,7 +1,8 @@
 """Training with weights in pieces: which modules may be cut, and how the others stay whole under ZeRO-3.
 
-The vision tower and the language model run exactly once in each process and step. SAMA's own parts run as often as the
-samples of a process ask for, are called by methods, and read each other's parameters: they are small, and stay whole.
+The vision tower with its projector and the language model run exactly once in each process and step. SAMA's own parts
+run as often as the samples of a process ask for, are called by methods, and read each other's parameters: they are
+small, and stay whole.
 """
 
 from torch import nn
@@ -10,8 +11,9 @@ from transformers import TrainerCallback
 from .parts import base_name
 
 
-# Beginnings of the names of parameters that may be cut; the others stay whole in every process
-SHARDED = ("model.vision_tower.", "model.language_model.", "lm_head.")
+# What names of modules and parameters begin with that may be cut; the others stay whole in every process
+SHARDED = ("model.vision_tower.", "model.multi_modal_projector.", "model.language_model.", "lm_head.")
+WHOLE = ("model.context_aggregator.", "model.region_encoder.", "model.seg_projection.", "model.mask_tracker.")
 
 
 def may_be_cut(name: str) -> bool:
@@ -28,21 +30,28 @@ def sharded_layers(model: nn.Module) -> list[str]:
 
 def keep_parts_whole(model: nn.Module, optimizer) -> None:
     """
-    Gathers SAMA's own parts, and has DeepSpeed gather them again after every update.
+    Gathers SAMA's own parts for good: DeepSpeed gathers them again after an update, and leaves them alone otherwise.
 
-    ZeRO-3 brings a module's weights together when its `forward` begins, in all processes at once. Without this, a
-    method that is no `forward` finds empty weights, and processes whose samples differ wait for each other for ever.
+    ZeRO-3 brings a module's weights together when its `forward` begins, in all processes at once, and demands that all
+    run the same modules in the same order. Without this, a method that is no `forward` finds empty weights, and
+    processes whose samples differ wait for each other for ever.
 
     Args:
         model ([`SamaForConditionalGeneration`] or `PeftModel`): Prepared by DeepSpeed.
         optimizer (`DeepSpeedZeroOptimizer_Stage3`): DeepSpeed's own.
     """
-    parameters = [parameter for name, parameter in model.named_parameters() if not may_be_cut(name)]
-    added = [parameter for parameter in parameters if not parameter.ds_persist]
-    for parameter in added:
+    for name, module in model.named_modules():
+        if base_name(f"{name}.").startswith(WHOLE):
+            for hooks in (module._forward_pre_hooks, module._forward_hooks):
+                for key, hook in list(hooks.items()):
+                    if hook.__module__.startswith("deepspeed."):
+                        del hooks[key]
+    whole = [parameter for name, parameter in model.named_parameters() if base_name(name).startswith(WHOLE)]
+    for parameter in whole:
         parameter.ds_persist = True
-    optimizer.persistent_parameters.extend(added)
-    optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
+    known = {id(parameter) for parameter in optimizer.persistent_parameters}
+    optimizer.persistent_parameters.extend(parameter for parameter in whole if id(parameter) not in known)
+    whole[0].all_gather(whole)
 
 
 class KeepPartsWhole(TrainerCallback):
