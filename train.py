@@ -19,6 +19,7 @@ from sama.processing_sama import SamaProcessor
 from sama.training.adapters import add_lora, quantization
 from sama.training.arguments import DataArguments, SamaTrainingArguments
 from sama.training.parts import freeze_all_but, parameter_table
+from sama.training.sharding import join_processes
 from sama.training.trainer import SamaTrainer, TrainingError, find_checkpoint
 
 
@@ -37,7 +38,7 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[SamaTrainingArguments
 
 def load_model(options: ModelConfig, training: SamaTrainingArguments):
     """The model in training shape: loaded, adapters added, all but the parts to train frozen."""
-    training.device  # noqa: B018  starts the processes' group: ZeRO-3 cuts each weight when it is loaded
+    join_processes(training)
     model = SamaForConditionalGeneration.from_pretrained(
         options.model_name_or_path,
         revision=options.model_revision,

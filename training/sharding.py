@@ -5,8 +5,9 @@ run as often as the samples of a process ask for, are called by methods, and rea
 small, and stay whole.
 """
 
+import torch
 from torch import nn
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
 
 from .parts import base_name
 
@@ -14,6 +15,16 @@ from .parts import base_name
 # What names of modules and parameters begin with that may be cut; the others stay whole in every process
 SHARDED = ("model.vision_tower.", "model.multi_modal_projector.", "model.language_model.", "lm_head.")
 WHOLE = ("model.context_aggregator.", "model.region_encoder.", "model.seg_projection.", "model.mask_tracker.")
+
+
+def join_processes(args: TrainingArguments) -> None:
+    """Starts the process group, and makes it known to DeepSpeed: ZeRO-3 cuts every weight as soon as it is loaded, and
+    without this for one process."""
+    args.device  # noqa: B018  asking for it starts the group
+    if args.deepspeed_plugin is not None and torch.distributed.is_initialized():
+        import deepspeed
+
+        deepspeed.init_distributed(torch.distributed.get_backend())
 
 
 def may_be_cut(name: str) -> bool:
