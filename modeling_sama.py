@@ -700,7 +700,9 @@ class SamaForConditionalGeneration(InternVLForConditionalGeneration):
     def project_seg_states(self, seg_states: torch.Tensor) -> torch.Tensor:
         """[SEG] states (num_objects, width) to SAM 2 prompts (num_objects, prompt_width)."""
         projection = self.model.seg_projection
-        return projection(seg_states.to(projection[0].bias))  # a quantized weight has another dtype, its bias has not
+        # A quantized weight has another dtype, its bias has not
+        bias = next(parameter for name, parameter in projection.named_parameters() if name.endswith("bias"))
+        return projection(seg_states.to(bias))
 
     def track_objects(
         self,
