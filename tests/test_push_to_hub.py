@@ -115,7 +115,7 @@ def test_everything_goes_up_in_one_commit(hub, folder):
     done = push(str(folder), "me/toy", "--private", **online(hub))
     assert done.returncode == 0, done.stderr
     assert f"{hub.address}/me/toy/commit/1" in done.stdout
-    assert (hub.created["name"], hub.created["organization"], hub.created["private"]) == ("toy", "me", True)
+    assert (hub.created["name"], hub.created["organization"], hub.created["visibility"]) == ("toy", "me", "private")
     assert {token for path, token in hub.requests if "/toy" in path} == {"Bearer hf_secret"}
     (commit,) = hub.commits
     assert sorted(commit) == UPLOADED
