@@ -18,7 +18,7 @@ from sama.modeling_sama import SamaForConditionalGeneration
 from sama.processing_sama import SamaProcessor
 from sama.training.adapters import add_lora, quantization
 from sama.training.arguments import DataArguments, SamaTrainingArguments
-from sama.training.parts import freeze_all_but, parameter_table
+from sama.training.parts import freeze_all_but, hold_trained_in_float32, parameter_table
 from sama.training.sharding import join_processes
 from sama.training.trainer import SamaTrainer, TrainingError, find_checkpoint
 
@@ -49,6 +49,8 @@ def load_model(options: ModelConfig, training: SamaTrainingArguments):
     if options.use_peft:
         model = add_lora(model, options, training.parts)
     freeze_all_but(model, training.parts)
+    if training.deepspeed_plugin is None:  # DeepSpeed has copies in float32 of its own
+        hold_trained_in_float32(model)
     return model
 
 

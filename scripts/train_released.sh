@@ -27,5 +27,6 @@ exec accelerate launch "${launch[@]}" train.py \
     --train_parts aggregator,seg_head,mask_decoder,projector --num_train_epochs 1 \
     --per_device_train_batch_size "$batch" --gradient_accumulation_steps $((64 / (processes * batch))) \
     --learning_rate 4e-5 --optim adamw_torch --adam_beta1 0.9 --adam_beta2 0.999 --weight_decay 0.05 \
-    --warmup_steps 0.05 --lr_scheduler_type cosine --max_grad_norm 1 --bf16 true --gradient_checkpointing true \
+    --warmup_steps 0.05 --lr_scheduler_type cosine --max_grad_norm 1 \
+    --dtype bfloat16 --bf16 true --gradient_checkpointing true \
     --save_steps 250 --save_total_limit "$KEEP" --resume_from_checkpoint last "$@"

@@ -25,6 +25,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from sama.configuration_sama import SamaConfig
 from sama.modeling_sama import SamaForConditionalGeneration
 from sama.scripts.released_sizes import LANGUAGE_MODELS, released_config
+from sama.training.parts import PUBLISHED_PARTS, freeze_all_but
+from sama.training.sharding import may_be_cut
 
 
 GIGABYTE = 1e9
@@ -33,26 +35,13 @@ ADAM = 2 * FLOAT32  # both moments
 # 4-bit blocks of 64 with an 8-bit scale each, and a float32 for 256 scales: bitsandbytes with nested quantisation
 FOUR_BIT = 0.5 + 1 / 64 + 4 / (64 * 256)
 
-SAMA_PARTS = (
-    "model.context_aggregator.", "model.region_encoder.", "model.seg_projection.", "model.multi_modal_projector.",
-    "model.mask_tracker.sam.mask_decoder.",
-)  # fmt: skip
-LANGUAGE_MODEL = ("model.language_model.", "lm_head.")
-# SAM 2's own heads: no loss of the recipe reaches them
-UNTRAINED = (
-    "model.mask_tracker.sam.mask_decoder.iou_prediction_head.",
-    "model.mask_tracker.sam.mask_decoder.pred_obj_score_head.",
-)
-# What ZeRO-3 and FSDP2 cut into pieces; the rest stays whole on every GPU (docs/training.md says why)
-PARTITIONED = ("model.vision_tower.", *LANGUAGE_MODEL)
-
 
 @dataclass(frozen=True)
 class Setting:
     """What is trained."""
 
     name: str
-    trained: tuple[str, ...] = SAMA_PARTS  # beginnings of parameter names
+    parts: tuple[str, ...] = PUBLISHED_PARTS  # as `train_parts` names them
     lora_r: int = 0
     four_bit: bool = False
 
@@ -61,7 +50,7 @@ SETTINGS = (
     Setting("published"),
     Setting("LoRA", lora_r=128),
     Setting("QLoRA", lora_r=128, four_bit=True),
-    Setting("full", trained=(*SAMA_PARTS, *LANGUAGE_MODEL, "model.vision_tower.")),
+    Setting("full", parts=(*PUBLISHED_PARTS, "language_model", "vision_tower")),
 )
 
 
@@ -170,8 +159,7 @@ def build(config: SamaConfig, setting: Setting) -> SamaForConditionalGeneration:
     # Dynamic positions read a value of a tensor, and these have none; their table has the same size
     config.text_config.rope_parameters = config.text_config.rope_parameters | {"rope_type": "default"}
     model = SamaForConditionalGeneration._from_config(config, dtype=torch.bfloat16).train()
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.startswith(setting.trained) and not name.startswith(UNTRAINED))
+    freeze_all_but(model, setting.parts)
     if setting.lora_r:
         for layer in list(model.model.language_model.layers.modules()):
             for name, child in list(layer.named_children()):
@@ -185,7 +173,7 @@ def count_parameters(model: SamaForConditionalGeneration, setting: Setting) -> P
     counts = dict.fromkeys(("whole_trained", "whole_frozen", "partitioned_trained", "partitioned_frozen"), 0)
     four_bit = 0
     for name, parameter in model.named_parameters():
-        place = "partitioned" if name.startswith(PARTITIONED) else "whole"
+        place = "partitioned" if may_be_cut(name) else "whole"
         counts[f"{place}_{'trained' if parameter.requires_grad else 'frozen'}"] += parameter.numel()
         if setting.four_bit and name.startswith("model.language_model.layers.") and not parameter.requires_grad:
             four_bit += parameter.numel() if parameter.ndim == 2 else 0

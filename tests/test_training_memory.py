@@ -123,7 +123,7 @@ def test_activations_grow_with_what_is_trained(measured):
 
 
 def test_activations_grow_with_the_text():
-    nothing = Setting("head", trained=("model.seg_projection.",))
+    nothing = Setting("head", parts=("seg_head",))
     short = measure(tiny_config(), nothing, SMALL)[1].total
     long = measure(tiny_config(), nothing, Workload(**vars(SMALL) | {"tokens": 128}))[1].total
     assert long > short
