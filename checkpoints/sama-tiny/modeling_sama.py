@@ -525,8 +525,7 @@ class SamaForConditionalGeneration(InternVLForConditionalGeneration):
                 Labels and masks of the whole update, so that accumulation does not change the means.
         """
         given = locals()  # the visual inputs by name: SamaVisualInputs lists them, and says what they are
-        visual = SamaVisualInputs(**{name: given[name] for name in VISUAL_INPUT_NAMES})
-        in_step = self.model.keep_in_step()
+        in_step, visual = self.model.keep_in_step(), SamaVisualInputs(**{n: given[n] for n in VISUAL_INPUT_NAMES})
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -700,9 +699,7 @@ class SamaForConditionalGeneration(InternVLForConditionalGeneration):
     def project_seg_states(self, seg_states: torch.Tensor) -> torch.Tensor:
         """[SEG] states (num_objects, width) to SAM 2 prompts (num_objects, prompt_width)."""
         projection = self.model.seg_projection
-        # A quantized weight has another dtype, its bias has not
-        bias = next(parameter for name, parameter in projection.named_parameters() if name.endswith("bias"))
-        return projection(seg_states.to(bias))
+        return projection(seg_states.to(projection[0].bias))  # a quantized weight has another dtype, its bias has not
 
     def track_objects(
         self,
