@@ -18,7 +18,8 @@ from sama.modeling_sama import SamaForConditionalGeneration
 from sama.processing_sama import SamaProcessor
 from sama.training.adapters import add_lora, quantization
 from sama.training.arguments import DataArguments, SamaTrainingArguments
-from sama.training.parts import freeze_all_but, parameter_table
+from sama.training.parts import freeze_all_but, hold_trained_in_float32, parameter_table
+from sama.training.sharding import join_processes
 from sama.training.trainer import SamaTrainer, TrainingError, find_checkpoint
 
 
@@ -37,6 +38,7 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[SamaTrainingArguments
 
 def load_model(options: ModelConfig, training: SamaTrainingArguments):
     """The model in training shape: loaded, adapters added, all but the parts to train frozen."""
+    join_processes(training)
     model = SamaForConditionalGeneration.from_pretrained(
         options.model_name_or_path,
         revision=options.model_revision,
@@ -47,6 +49,8 @@ def load_model(options: ModelConfig, training: SamaTrainingArguments):
     if options.use_peft:
         model = add_lora(model, options, training.parts)
     freeze_all_but(model, training.parts)
+    if training.deepspeed_plugin is None:  # DeepSpeed has copies in float32 of its own
+        hold_trained_in_float32(model)
     return model
 
 

@@ -45,7 +45,10 @@ constraints=.venv/constraints.txt
 echo "torch==$(torch_version)" >"$constraints"
 case $purpose in
 demo) extras=demo ;;
-test) extras=demo,dev,train ;;
+test)
+    extras=demo,dev,train
+    [ "$(uname -s)" != Linux ] || extras=$extras,deepspeed
+    ;;
 *) say "unknown purpose $purpose: demo or test" && exit 1 ;;
 esac
 say "the package with its extras: $extras"

@@ -18,6 +18,8 @@ from transformers.trainer_utils import rotate_checkpoints
 from sama.data.collator import IGNORED, SamaCollator
 from sama.data.sampler import MixtureSampler
 
+from .sharding import KeepPartsWhole
+
 
 STATE_FILE, ORDER_FILE = "trainer_state.json", "order.json"
 STAGING = ".saving"  # a checkpoint is written here, and moved to its place when it is whole
@@ -83,7 +85,7 @@ class SamaTrainer(Trainer):
     """
 
     def __init__(self, model, args, mixture, processor, **kwargs):
-        self.terminate = StopOnTerminate()
+        self.terminate, whole = StopOnTerminate(), KeepPartsWhole()
         self.staging: Path | None = None
         self.masks_in_update: torch.Tensor | None = None
         super().__init__(
@@ -92,10 +94,10 @@ class SamaTrainer(Trainer):
             train_dataset=mixture,
             data_collator=SamaCollator(processor, with_memory=args.memory_training),
             processing_class=processor,
-            callbacks=[*kwargs.pop("callbacks", []), self.terminate],
+            callbacks=[*kwargs.pop("callbacks", []), self.terminate, whole],
             **kwargs,
         )
-        self.terminate.trainer = self
+        self.terminate.trainer = whole.trainer = self
         seed = args.seed if args.data_seed is None else args.data_seed
         self.order = MixtureSampler(
             mixture.lengths, args.train_batch_size, seed, rank=args.process_index, num_ranks=args.world_size

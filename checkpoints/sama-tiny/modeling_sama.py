@@ -388,42 +388,32 @@ class SamaModel(InternVLModel):
             torch.cat([frame.object_score for frame in found]),
         )
 
-    def unused_parts(self, visual: SamaVisualInputs, targets: SamaMaskTargets) -> torch.Tensor | float:
-        """Zero, with a gradient of zero for what this batch does not use, when several processes train together:
-        each must give every trained parameter a gradient, and run every part, whatever kinds of samples it drew."""
-        if not (self.training and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1):
-            return 0.0
-        reference, unused = self.get_input_embeddings().weight, []
-        if visual.region_masks is None:
-            blank = self.blank_visual_inputs(reference.device)
-            blank = replace(blank, frame_features=self.encode_frames(blank.pixel_values.to(reference.dtype)))
-            unused += [self.aggregate_context(blank), *self.encode_regions(blank, self.region_encoder)]
-        with_memory = targets.sam_prompted is not None
-        if not any(masks.numel() for masks in targets.target_masks) or (with_memory and not targets.need_memory):
-            size = self.config.sam_config.image_size
-            features = self.mask_tracker.encode_frames(reference.new_zeros(1 + with_memory, 3, size, size))
-            prompts = self.seg_projection(reference.new_zeros(1, reference.shape[1]))
-            mask_logits, predicted_iou, object_score = self.track_clip(features, prompts, [0])
-            unused.append(mask_logits)
-            unused += [predicted_iou] if self.config.iou_loss_coefficient else []
-            unused += [object_score] if self.config.presence_loss_coefficient else []
-        return 0.0 * sum(output.float().sum() for output in unused)
+    @property
+    def trains_in_step(self) -> bool:
+        """Whether several processes train together: they exchange gradients and, with their weights in pieces, the
+        weights of each module, and all must do so equally often and in the same order."""
+        distributed = torch.distributed
+        return self.training and distributed.is_initialized() and distributed.get_world_size() > 1
 
-    def blank_visual_inputs(self, device: torch.device) -> SamaVisualInputs:
-        """One black frame, and one question that is nothing but a region which covers it."""
-        config, one = self.config, torch.ones(1, dtype=torch.long, device=device)
-        grid = round(config.image_seq_length**0.5)
-        return SamaVisualInputs(
-            pixel_values=torch.zeros(1, 3, *config.vision_config.image_size, device=device),
-            num_context_frames=one,
-            num_extra_frames=0 * one,
-            qformer_input_ids=one.new_tensor([[config.qformer_mask_token_id, config.qformer_position_token_id]]),
-            qformer_attention_mask=one.new_ones(1, 2),
-            question_samples=0 * one,
-            region_masks=torch.ones(1, config.region_mask_size, config.region_mask_size, device=device),
-            region_grid_masks=torch.ones(1, grid, grid, device=device),
-            region_frames=0 * one,
-        )
+    def keep_in_step(self) -> torch.Tensor | float:
+        """Zero, with a gradient of zero for every trained parameter of the parts that a batch uses as often as its
+        samples ask for, or not at all.
+
+        To be asked for before these parts run: what is used first gets its gradient last, so that the gradients of
+        these parts come at the end of the backward pass, always all of them and in the order of this sum. DeepSpeed
+        adds up the gradients of several processes in the order in which they come.
+        """
+        if not self.trains_in_step:
+            return 0.0
+        parts = (self.context_aggregator, self.region_encoder, self.seg_projection, self.mask_tracker)
+        trained = [parameter for part in parts for parameter in part.parameters() if parameter.requires_grad]
+        return 0.0 * sum(parameter.sum(dtype=torch.float32) for parameter in trained)
+
+    def encode_blank_frame(self, inputs_embeds: torch.Tensor) -> torch.Tensor:
+        """Zero, from a black frame: a process whose samples are text alone runs the vision tower too."""
+        size = self.config.vision_config.image_size
+        blank = torch.zeros(1, 3, *size, dtype=inputs_embeds.dtype, device=inputs_embeds.device)
+        return 0.0 * self.encode_frames(blank).sum()
 
     def embed_inputs(
         self, input_ids: torch.Tensor, mm_token_type_ids: torch.Tensor | None, visual: SamaVisualInputs
@@ -431,7 +421,7 @@ class SamaModel(InternVLModel):
         """Embeddings (B, L, C) of conversations with everything visual in place."""
         inputs_embeds = self.get_input_embeddings()(input_ids)
         if visual.pixel_values is None and visual.frame_features is None:
-            return inputs_embeds
+            return inputs_embeds + self.encode_blank_frame(inputs_embeds) if self.trains_in_step else inputs_embeds
         refuse_offloaded(self)
         if mm_token_type_ids is None:
             raise ValueError("Frames were given without `mm_token_type_ids`, which says where in the text they go.")
@@ -535,7 +525,7 @@ class SamaForConditionalGeneration(InternVLForConditionalGeneration):
                 Labels and masks of the whole update, so that accumulation does not change the means.
         """
         given = locals()  # the visual inputs by name: SamaVisualInputs lists them, and says what they are
-        visual = SamaVisualInputs(**{name: given[name] for name in VISUAL_INPUT_NAMES})
+        in_step, visual = self.model.keep_in_step(), SamaVisualInputs(**{n: given[n] for n in VISUAL_INPUT_NAMES})
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -560,7 +550,7 @@ class SamaForConditionalGeneration(InternVLForConditionalGeneration):
         if target_masks is not None:
             targets = SamaMaskTargets(**{name: given[name] for name in MASK_TARGET_NAMES})
             losses |= self.score_masks(hidden_states, labels == self.config.seg_token_id, targets, num_masks_in_batch)
-            losses["loss"] = self.total_loss(losses) + self.model.unused_parts(visual, targets)
+            losses["loss"] = self.total_loss(losses) + in_step
         kept = {name: outputs[name] for name in ("past_key_values", "hidden_states", "attentions") if name in outputs}
         return SamaOutput(logits=logits, last_hidden_state=hidden_states, **kept, **losses)
 

@@ -1,0 +1,340 @@
+"""Expected memory of a GPU in training, computed from a configuration: nothing is allocated, no GPU is needed.
+
+    python scripts/training_memory.py                       # 1B, 4B and 8B under every setting, as Markdown
+    python scripts/training_memory.py --sizes 8b --detail   # what it is made of
+    python scripts/training_memory.py --config my/config.json --gpus 4 --batch 1
+
+Parameters, gradients and optimiser states are counted. Activations are what autograd keeps for the backward pass of
+one micro-batch: the model's own code runs at true size on tensors without storage, and every tensor that is saved is
+added up once. Not in the table: the CUDA context (about 0.5 GB), temporary buffers of single operations,
+fragmentation; allow 10 to 15 %.
+"""
+
+import argparse
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional as F
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from sama.configuration_sama import SamaConfig
+from sama.modeling_sama import SamaForConditionalGeneration
+from sama.scripts.released_sizes import LANGUAGE_MODELS, released_config
+from sama.training.parts import PUBLISHED_PARTS, freeze_all_but
+from sama.training.sharding import may_be_cut
+
+
+GIGABYTE = 1e9
+BFLOAT16, FLOAT32 = 2, 4
+ADAM = 2 * FLOAT32  # both moments
+# 4-bit blocks of 64 with an 8-bit scale each, and a float32 for 256 scales: bitsandbytes with nested quantisation
+FOUR_BIT = 0.5 + 1 / 64 + 4 / (64 * 256)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is trained."""
+
+    name: str
+    parts: tuple[str, ...] = PUBLISHED_PARTS  # as `train_parts` names them
+    lora_r: int = 0
+    four_bit: bool = False
+
+
+SETTINGS = (
+    Setting("published"),
+    Setting("LoRA", lora_r=128),
+    Setting("QLoRA", lora_r=128, four_bit=True),
+    Setting("full", parts=(*PUBLISHED_PARTS, "language_model", "vision_tower")),
+)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One micro-batch of a GPU. The defaults are the published recipe's."""
+
+    batch: int = 2
+    tokens: int = 2048  # of a conversation, frames and context included
+    labels: int = 256  # of them with a label
+    questions: int = 3
+    question_tokens: int = 40
+    frames: int = 32  # context frames
+    sam_frames: int = 5
+    objects: int = 5
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Numbers of parameters: `whole` stay on every GPU, `partitioned` may be cut; `largest` is the largest module that
+    is brought together at once."""
+
+    whole_trained: int = 0
+    whole_frozen: int = 0
+    partitioned_trained: int = 0
+    partitioned_frozen: int = 0
+    four_bit: int = 0  # of the frozen ones that may be cut
+    largest: int = 0
+
+    @property
+    def trained(self) -> int:
+        return self.whole_trained + self.partitioned_trained
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one GPU."""
+
+    parameters: float
+    gradients: float
+    optimizer: float
+    activations: float = 0.0
+
+    @property
+    def total(self) -> float:
+        return self.parameters + self.gradients + self.optimizer + self.activations
+
+
+def frozen_bytes(count: Parameters) -> tuple[float, float]:
+    """Frozen weights in bfloat16, or in 4 bits: those that stay whole, and those that may be cut."""
+    partitioned = BFLOAT16 * (count.partitioned_frozen - count.four_bit) + FOUR_BIT * count.four_bit
+    return BFLOAT16 * count.whole_frozen, partitioned
+
+
+def ddp(count: Parameters, gpus: int) -> Memory:
+    """Trained weights in float32, with the bfloat16 copy that autocast makes of them; gradients twice on several GPUs,
+    since the buckets that are exchanged are copies."""
+    weights = (FLOAT32 + BFLOAT16) * count.trained + sum(frozen_bytes(count))
+    return Memory(weights, FLOAT32 * count.trained * (2 if gpus > 1 else 1), ADAM * count.trained)
+
+
+def zero2(count: Parameters, gpus: int) -> Memory:
+    """bfloat16 weights on every GPU; gradients, float32 weights and moments of one part in `gpus`."""
+    weights = BFLOAT16 * count.trained + sum(frozen_bytes(count))
+    return Memory(weights, BFLOAT16 * count.trained / gpus, (FLOAT32 + ADAM) * count.trained / gpus)
+
+
+def zero3(count: Parameters, gpus: int) -> Memory:
+    """As ZeRO-2, and large modules' weights cut as well: two of them are together at a time."""
+    whole, partitioned = frozen_bytes(count)
+    cut = (BFLOAT16 * count.partitioned_trained + partitioned) / gpus
+    gathered = 2 * BFLOAT16 * count.largest if gpus > 1 else 0
+    weights = BFLOAT16 * count.whole_trained + whole + cut + gathered
+    return Memory(weights, BFLOAT16 * count.trained / gpus, (FLOAT32 + ADAM) * count.trained / gpus)
+
+
+def fsdp2(count: Parameters, gpus: int) -> Memory:
+    """Everything cut, trained weights in float32. What ZeRO-3 keeps whole is in the outermost group, which stays
+    together from its first use to the end of the step, in bfloat16."""
+    whole, partitioned = frozen_bytes(count)
+    cut = (FLOAT32 * count.trained + whole + partitioned) / gpus
+    gathered = BFLOAT16 * (count.whole_trained + count.whole_frozen + 2 * count.largest) if gpus > 1 else 0
+    return Memory(cut + gathered, FLOAT32 * count.trained / gpus, ADAM * count.trained / gpus)
+
+
+STRATEGIES: dict[str, Callable[[Parameters, int], Memory]] = {
+    "DDP": ddp, "ZeRO-2": zero2, "ZeRO-3": zero3, "FSDP2": fsdp2,
+}  # fmt: skip
+
+
+class LowRank(nn.Module):
+    """What PEFT makes of a linear layer: its sizes are all that counts here, and PEFT needs tensors with storage."""
+
+    def __init__(self, base: nn.Linear, rank: int):
+        super().__init__()
+        self.base = base
+        self.down = nn.Linear(base.in_features, rank, bias=False, dtype=base.weight.dtype)
+        self.up = nn.Linear(rank, base.out_features, bias=False, dtype=base.weight.dtype)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.base(hidden_states) + self.up(self.down(hidden_states))
+
+
+def build(config: SamaConfig, setting: Setting) -> SamaForConditionalGeneration:
+    """The model in bfloat16 with the setting's parameters trained; to be called inside `FakeTensorMode`."""
+    # Dynamic positions read a value of a tensor, and these have none; their table has the same size
+    config.text_config.rope_parameters = config.text_config.rope_parameters | {"rope_type": "default"}
+    model = SamaForConditionalGeneration._from_config(config, dtype=torch.bfloat16).train()
+    freeze_all_but(model, setting.parts)
+    if setting.lora_r:
+        for layer in list(model.model.language_model.layers.modules()):
+            for name, child in list(layer.named_children()):
+                if isinstance(child, nn.Linear):
+                    layer.add_module(name, LowRank(child, setting.lora_r))
+    return model
+
+
+def count_parameters(model: SamaForConditionalGeneration, setting: Setting) -> Parameters:
+    """How many parameters are trained, frozen, cut and in 4 bits."""
+    counts = dict.fromkeys(("whole_trained", "whole_frozen", "partitioned_trained", "partitioned_frozen"), 0)
+    four_bit = 0
+    for name, parameter in model.named_parameters():
+        place = "partitioned" if may_be_cut(name) else "whole"
+        counts[f"{place}_{'trained' if parameter.requires_grad else 'frozen'}"] += parameter.numel()
+        if setting.four_bit and name.startswith("model.language_model.layers.") and not parameter.requires_grad:
+            four_bit += parameter.numel() if parameter.ndim == 2 else 0
+    modules = [*model.model.language_model.layers, model.get_input_embeddings(), model.lm_head]
+    largest = max(sum(parameter.numel() for parameter in module.parameters()) for module in modules)
+    return Parameters(**counts, four_bit=four_bit, largest=largest)
+
+
+class SavedTensors:
+    """Adds up the storages that autograd keeps, each once; weights are not counted.
+
+    Args:
+        model (`nn.Module`): whose checkpointed layers are told from the rest.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        self.weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+        self.storages: dict[nn.Module | None, dict[int, int]] = defaultdict(dict)  # of each layer; None: outside
+        self.inputs: dict[nn.Module, dict[int, int]] = {}
+        self.kept: list[torch.Tensor] = []  # alive, so that no address is used twice
+        self.layer: nn.Module | None = None
+
+    def pack(self, tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self.weights:
+            self.storages[self.layer][storage._cdata] = storage.nbytes()
+            self.kept.append(tensor)
+        return tensor
+
+    def enter(self, layer: nn.Module, arguments: tuple, named: dict) -> None:
+        given = [value for value in (*arguments, *named.values()) if isinstance(value, torch.Tensor)]
+        self.inputs[layer] = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in given}
+        self.kept += given
+        self.layer = layer
+
+    def leave(self, layer: nn.Module, arguments: tuple, output: object) -> None:
+        self.layer = None
+
+    @contextmanager
+    def watch(self) -> Iterator[None]:
+        """Counts what is saved inside."""
+        layers = [module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)]
+        hooks = [layer.register_forward_pre_hook(self.enter, with_kwargs=True) for layer in layers]
+        hooks += [layer.register_forward_hook(self.leave) for layer in layers]
+        with torch.autograd.graph.saved_tensors_hooks(self.pack, lambda tensor: tensor):
+            yield
+        for hook in hooks:
+            hook.remove()
+
+    @property
+    def total(self) -> int:
+        """Bytes without gradient checkpointing."""
+        return sum({key: size for saved in self.storages.values() for key, size in saved.items()}.values())
+
+    @property
+    def checkpointed(self) -> int:
+        """Bytes with it: what lies outside of layers, the layers' inputs, and one layer at a time."""
+        layers = [layer for layer, saved in self.storages.items() if layer is not None and saved]
+        kept = dict(self.storages[None])
+        for layer in layers:
+            kept |= self.inputs[layer]
+        inside = [sum(size for key, size in self.storages[layer].items() if key not in kept) for layer in layers]
+        return sum(kept.values()) + max(inside, default=0)
+
+
+def count_activations(model: SamaForConditionalGeneration, workload: Workload) -> SavedTensors:
+    """Runs every part of a training step on tensors without storage; to be called inside `FakeTensorMode`."""
+    inner, config = model.model, model.config
+    aggregator, tracker, dtype = inner.context_aggregator, inner.mask_tracker, model.dtype
+    image_size, sam_size = config.vision_config.image_size, config.sam_config.image_size
+    batch, num_frames = workload.batch, workload.batch * workload.frames
+    saved = SavedTensors(model)
+    with saved.watch():
+        features = inner.encode_frames(torch.zeros(num_frames, 3, *image_size, dtype=dtype))
+        summaries = aggregator.summarise_frames(features)
+        length = config.num_temporal_queries + workload.question_tokens
+        rows = torch.zeros(workload.questions, length, config.temporal_qformer_config.hidden_size, dtype=dtype)
+        rows.requires_grad_()
+        attention_mask = torch.ones(workload.questions, length, dtype=torch.long)
+        for own, frames in zip(summaries.split(workload.frames), features.split(workload.frames), strict=True):
+            windows = own.flatten(0, 1).split(config.temporal_window)
+            temporal = torch.cat([aggregator.read_window(window, rows, attention_mask) for window in windows], 1)
+            aggregator.injection(frames, temporal)
+        embeds = torch.zeros(batch, workload.tokens, config.text_config.hidden_size, dtype=dtype, requires_grad=True)
+        states = inner.language_model(inputs_embeds=embeds, use_cache=False).last_hidden_state
+        labels = torch.zeros(batch * workload.labels, dtype=torch.long)
+        F.cross_entropy(model.lm_head(states[:, -workload.labels :].flatten(0, 1)).float(), labels)
+        pixels = torch.zeros(batch * workload.sam_frames, 3, sam_size, sam_size, dtype=dtype)
+        frames = tracker.encode_frames(pixels)
+        prompts = model.project_seg_states(states[:, : workload.objects].flatten(0, 1))
+        owners = torch.arange(len(prompts)).repeat(workload.sam_frames)
+        chosen = frames.take(torch.arange(len(pixels)).repeat_interleave(workload.objects))
+        tracker.segment_prompted(chosen, prompts[owners].unsqueeze(1))
+    return saved
+
+
+def measure(config: SamaConfig, setting: Setting, workload: Workload) -> tuple[Parameters, SavedTensors]:
+    """Parameters and saved tensors of a setting."""
+    with FakeTensorMode():
+        model = build(config, setting)
+        return count_parameters(model, setting), count_activations(model, workload)
+
+
+def table_rows(
+    name: str, config: SamaConfig, workload: Workload, num_gpus: list[int], detail: bool
+) -> Iterator[list[str]]:
+    """Rows of Markdown: a setting each, or in detail a setting and a strategy each."""
+    for setting in SETTINGS:
+        count, saved = measure(config, setting, workload)
+        columns = []
+        for gpus in num_gpus:
+            for strategy, states in STRATEGIES.items():
+                memory = replace(states(count, gpus), activations=saved.total)
+                small = replace(memory, activations=saved.checkpointed)
+                if setting.four_bit and strategy in ("ZeRO-3", "FSDP2"):
+                    columns.append("-")  # 4-bit weights are not cut
+                    continue
+                columns.append(f"{small.total / GIGABYTE:.0f} / {memory.total / GIGABYTE:.0f}")
+                parts = (small.parameters, small.gradients, small.optimizer, small.activations, memory.activations)
+                if detail:
+                    yield [name, setting.name, f"{strategy}, {gpus}", *(f"{part / GIGABYTE:.1f}" for part in parts)]
+        if not detail:
+            yield [name, setting.name, f"{count.trained / 1e6:.0f} M", *columns]
+
+
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="*", choices=LANGUAGE_MODELS, default=list(LANGUAGE_MODELS))
+    parser.add_argument("--config", help="config.json or folder of a checkpoint, instead of the released sizes")
+    parser.add_argument("--gpus", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--batch", type=int, default=Workload.batch, help="samples a GPU reads at once")
+    parser.add_argument("--tokens", type=int, default=Workload.tokens, help="of one conversation, frames included")
+    parser.add_argument("--detail", action="store_true", help="one row for each strategy, in parts")
+    arguments = parser.parse_args()
+    labels = min(Workload.labels, arguments.tokens)
+    workload = Workload(batch=arguments.batch, tokens=arguments.tokens, labels=labels)
+    if arguments.config:
+        configs = {arguments.config: SamaConfig.from_pretrained(arguments.config)}
+    else:
+        configs = {size: released_config(size) for size in arguments.sizes}
+    rows = [
+        row
+        for name, config in configs.items()
+        for row in table_rows(name, config, workload, arguments.gpus, arguments.detail)
+    ]
+    if arguments.detail:
+        parts = ["parameters", "gradients", "optimiser", "activations, checkpointed", "activations, all"]
+        head = ["model", "setting", "strategy, GPUs", *parts]
+    else:
+        head = ["model", "setting", "trained"]
+        head += [f"{strategy}, {gpus} GPU" for gpus in arguments.gpus for strategy in STRATEGIES]
+    print(f"{workload.batch} samples of {workload.tokens} tokens, {workload.frames} context frames and ", end="")
+    print(f"{workload.objects} objects in {workload.sam_frames} frames; GB a GPU, with / without checkpointing\n")
+    print(markdown(head, rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""What every process of a distributed test runs, started by torchrun or `accelerate launch`; rank 0 writes a report.
+
+train ARGUMENTS: train.py's own run. zero STAGE FOLDER, fsdp FOLDER: three updates of the tiny model on batches of
+different kinds.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from tiny_model import IMAGE_SIZE, SAM_SIZE, tiny_model
+from torch import nn
+
+
+MASK, POSITION, SEG = 113, 114, 262
+TRAINED = ("context_aggregator", "region_encoder", "seg_projection", "mask_decoder", "multi_modal_projector")
+UNTRAINED = ("iou_prediction_head", "pred_obj_score_head", "original_mask_decoder")
+RATE = 0.05
+
+
+def sample(seed: int, seen: bool, masks: bool) -> dict:
+    """A batch of one conversation: with frames and a region if `seen`, with objects to segment if `masks`."""
+    generator = torch.Generator().manual_seed(seed)
+    # The first frame in full (4 tokens), the context of both, the region and its shape, then words
+    kinds = [1] * 4 + [2] * 2 + [3, 4] if seen else []
+    words = torch.randint(1, 110, (10,), generator=generator).tolist()
+    answer = [40, SEG, 41, SEG] if masks else [40, 41]
+    ids = torch.tensor([[261] * len(kinds) + words + answer])
+    labels = ids.clone()
+    labels[:, : -len(answer)] = -100
+    num_objects, num_frames = (2, 3) if masks else (0, 0)
+    batch = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "mm_token_type_ids": torch.tensor([kinds + [0] * len(words + answer)]),
+        "labels": labels,
+        "sam_pixel_values": torch.randn(num_frames, 3, SAM_SIZE, SAM_SIZE, generator=generator),
+        "sam_frame_counts": torch.tensor([num_frames]),
+        "target_masks": [torch.rand(num_objects, num_frames, 24, 24, generator=generator) > 0.5],
+    }
+    one = torch.ones(1, dtype=torch.long)
+    visual = {
+        "pixel_values": torch.randn(2, 3, IMAGE_SIZE, IMAGE_SIZE, generator=generator),
+        "num_context_frames": 2 * one,
+        "num_extra_frames": 0 * one,
+        "dense_frames": 0 * one,
+        "qformer_input_ids": torch.tensor([[7, MASK, POSITION, 9]]),
+        "qformer_attention_mask": torch.ones(1, 4, dtype=torch.long),
+        "question_samples": 0 * one,
+        "region_masks": (torch.rand(1, 16, 16, generator=generator) > 0.5).float(),
+        "region_grid_masks": torch.ones(1, 2, 2),
+        "region_frames": 0 * one,
+    }
+    return batch | (visual if seen else {})
+
+
+# What the two processes read in each update: no two kinds use the same parts
+UPDATES = [
+    (sample(1, seen=False, masks=False), sample(2, seen=True, masks=True)),
+    (sample(3, seen=True, masks=False), sample(4, seen=False, masks=True)),
+    (sample(5, seen=False, masks=False), sample(6, seen=False, masks=False)),
+]
+
+
+def mixed_model() -> nn.Module:
+    """The tiny model as the recipe trains it, without dropout, and with the language model trained too."""
+    model = tiny_model(num_mask_points=60).train()
+    for name, parameter in model.named_parameters():
+        trained = any(part in name for part in (*TRAINED, "language_model.layers"))
+        parameter.requires_grad_(trained and not any(part in name for part in UNTRAINED))
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return model
+
+
+def totals(pair: tuple[dict, dict]) -> dict:
+    """Labels and masks of an update."""
+    labels = sum(int((batch["labels"] != -100).sum()) for batch in pair)
+    masks = sum(len(batch["target_masks"][0].flatten(0, 1)) for batch in pair)
+    return {"num_items_in_batch": labels, "num_masks_in_batch": max(masks, 1)}
+
+
+def zero(stage: int, folder: Path) -> dict:
+    """Three updates under ZeRO; the weights go to `folder`."""
+    import deepspeed
+
+    from sama.training.sharding import keep_parts_whole
+
+    settings = json.loads((Path(__file__).parent.parent / f"scripts/accelerate/zero{stage}.json").read_text())
+    settings = {name: value for name, value in settings.items() if value != "auto" and name != "bf16"}
+    # Buckets so small that there are many: it matters in which order gradients come
+    settings["zero_optimization"] |= {"reduce_bucket_size": 20_000}
+    if stage == 3:
+        settings["zero_optimization"] |= {"stage3_param_persistence_threshold": 0}
+    # Clipped is every norm above 1 unless it says otherwise
+    settings |= {"train_batch_size": 2, "train_micro_batch_size_per_gpu": 1, "gradient_clipping": 1e9}
+    model = mixed_model()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    engine, *_ = deepspeed.initialize(model=model, optimizer=torch.optim.SGD(trained, RATE), config=settings)
+    if stage == 3:
+        keep_parts_whole(engine.module, engine.optimizer)
+    rank = torch.distributed.get_rank()
+    for pair in UPDATES:
+        output = engine(**pair[rank], **totals(pair), use_cache=False)
+        engine.backward(2 * output.loss)
+        engine.step()
+    cut = [name for name, parameter in model.named_parameters() if not parameter.numel()]
+    with deepspeed.zero.GatheredParameters(list(model.parameters()), enabled=stage == 3):
+        if rank == 0:
+            torch.save(model.state_dict(), folder / "weights.pt")
+    return {"wrapper": type(engine).__name__, "stage": engine.zero_optimization_stage(), "cut": cut}
+
+
+def fsdp(folder: Path) -> dict:
+    """Three updates with torch's own `fully_shard`, units as Accelerate makes them; the weights go to `folder`."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import FSDPModule, fully_shard
+
+    from sama.training.sharding import sharded_layers
+
+    mesh = init_device_mesh("cpu", (2,))
+    model = mixed_model()
+    units = [part for part in model.modules() if type(part).__name__ in sharded_layers(model)]
+    for unit in (*units, model.get_input_embeddings(), [model.model.language_model.norm, model.lm_head], model):
+        fully_shard(unit, mesh=mesh)
+    sharded = sorted({type(part).__name__ for part in model.modules() if isinstance(part, FSDPModule)})
+    optimizer = torch.optim.SGD([parameter for parameter in model.parameters() if parameter.requires_grad], RATE)
+    rank = torch.distributed.get_rank()
+    for pair in UPDATES:
+        (2 * model(**pair[rank], **totals(pair), use_cache=False).loss).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    kinds = sorted({type(parameter).__name__ for parameter in model.parameters()})
+    weights = {
+        name: value.full_tensor() if name in dict(model.named_parameters()) else value
+        for name, value in model.state_dict().items()
+    }
+    if rank == 0:
+        torch.save(weights, folder / "weights.pt")
+    return {"wrapper": type(model).__name__, "units": sharded, "num_units": len(units), "kinds": kinds}
+
+
+def train(arguments: list[str]) -> dict:
+    """A run of train.py."""
+    from sama.train import build, finish, parse
+
+    trainer = build(*parse(arguments))
+    trainer.train()
+    finish(trainer)
+    wrapped = trainer.model_wrapped
+    losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    report = {"wrapper": type(wrapped).__name__, "losses": losses, "world": trainer.args.world_size}
+    if trainer.is_deepspeed_enabled:
+        report |= {
+            "stage": wrapped.zero_optimization_stage(),
+            "cut": [name for name, parameter in trainer.model.named_parameters() if not parameter.numel()],
+        }
+    return report
+
+
+def main() -> None:
+    mode, report_path, *arguments = sys.argv[1:]
+    if mode == "train":
+        report = train(arguments)
+    elif mode == "zero":
+        report = zero(int(arguments[0]), Path(arguments[1]))
+    else:
+        torch.distributed.init_process_group("gloo")
+        report = fsdp(Path(arguments[0]))
+    report["world"] = torch.distributed.get_world_size()
+    if torch.distributed.get_rank() == 0:
+        Path(report_path).write_text(json.dumps(report), encoding="utf-8")
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""Two processes on a CPU: DeepSpeed ZeRO-2 and ZeRO-3, and FSDP2's units. Each test asks for the number of processes
+and the class of the wrapper, since some launches silently run each process for itself."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from distributed_worker import RATE, UPDATES, mixed_model, totals
+from tiny_model import tiny_model
+from torch.distributed.run import __file__ as torchrun
+
+from sama.training.sharding import SHARDED, WHOLE, sharded_layers
+
+
+ROOT = Path(__file__).parent.parent
+WORKER = ROOT / "tests" / "distributed_worker.py"
+needs_deepspeed = pytest.mark.skipif(
+    find_spec("deepspeed") is None,
+    reason="deepspeed, whose ZeRO is tested, is not installed: pip install -e .[deepspeed]",
+)
+TRAINING = [
+    "--model_name_or_path", "checkpoints/sama-tiny", "--mixture", "data_configs/toy.yaml", "--use_cpu", "true",
+    "--max_steps", "4", "--per_device_train_batch_size", "1", "--learning_rate", "1e-3", "--logging_steps", "1",
+    "--dataloader_num_workers", "0", "--report_to", "none", "--save_strategy", "no", "--disable_tqdm", "true",
+    "--turns", "1", "--warmup_steps", "0",
+]  # fmt: skip
+
+
+def free_port() -> str:
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return str(listener.getsockname()[1])
+
+
+def launch(launcher: list[str], arguments: list[str], folder: Path) -> dict:
+    """The report of two processes."""
+    report = folder / "report.json"
+    command = [sys.executable, *launcher, str(WORKER), arguments[0], str(report), *arguments[1:]]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT.parent), *sys.path])}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+    return json.loads(report.read_text(encoding="utf-8"))
+
+
+def by_torchrun() -> list[str]:
+    return [torchrun, "--nproc_per_node", "2", "--master_port", free_port()]
+
+
+def by_accelerate(config: str) -> list[str]:
+    return [
+        "-m", "accelerate.commands.launch", "--config_file", f"scripts/accelerate/{config}.yaml",
+        "--num_processes", "2", "--main_process_port", free_port(),
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def expected():
+    """The weights after the same updates in one process."""
+    model = mixed_model()
+    optimizer = torch.optim.SGD([parameter for parameter in model.parameters() if parameter.requires_grad], RATE)
+    for pair in UPDATES:
+        for batch in pair:
+            model(**batch, **totals(pair), use_cache=False).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    before, after = mixed_model().state_dict(), model.state_dict()
+    assert sum(not torch.equal(before[name], after[name]) for name in after) > 200
+    return after
+
+
+def assert_same_weights(folder: Path, expected: dict[str, torch.Tensor]) -> None:
+    found = torch.load(folder / "weights.pt")
+    assert set(found) == set(expected)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, atol=1e-6, rtol=1e-4, msg=lambda text, n=name: f"{n}: {text}")
+
+
+@needs_deepspeed
+@pytest.mark.parametrize("stage", [2, 3])
+def test_zero_equals_one_process_whatever_each_process_reads(stage, tmp_path, expected):
+    """Text alone beside frames, a region and masks: parts that one process does not use, the other does."""
+    report = launch(by_torchrun(), ["zero", str(stage), str(tmp_path)], tmp_path)
+    assert (report["world"], report["wrapper"], report["stage"]) == (2, "DeepSpeedEngine", stage)
+    names = [name for name, _ in tiny_model().named_parameters()]
+    assert report["cut"] == [name for name in names if stage == 3 and name.startswith(SHARDED)]
+    assert_same_weights(tmp_path, expected)
+
+
+def test_fsdp2_equals_one_process_whatever_each_process_reads(tmp_path, expected):
+    report = launch(by_torchrun(), ["fsdp", str(tmp_path)], tmp_path)
+    units = ["FSDPEmbedding", "FSDPInternVLVisionLayer", "FSDPLinear", "FSDPQwen2DecoderLayer", "FSDPQwen2RMSNorm"]
+    assert report["units"] == [*units, "FSDPSamaForConditionalGeneration"]
+    assert (report["world"], report["kinds"], report["num_units"]) == (2, ["DTensor"], 4)
+    assert_same_weights(tmp_path, expected)
+
+
+@needs_deepspeed
+def test_train_under_zero2_by_accelerate(tmp_path):
+    arguments = ["train", *TRAINING, "--output_dir", str(tmp_path / "run")]
+    report = launch(by_accelerate("zero2"), arguments, tmp_path)
+    assert (report["world"], report["wrapper"], report["stage"]) == (2, "DeepSpeedEngine", 2)
+    check_run(report, tmp_path / "run")
+
+
+@needs_deepspeed
+def test_train_under_zero3_by_torchrun(tmp_path):
+    arguments = ["train", *TRAINING, "--output_dir", str(tmp_path / "run"), "--deepspeed",
+                 "scripts/accelerate/zero3.json"]  # fmt: skip
+    report = launch(by_torchrun(), arguments, tmp_path)
+    assert (report["world"], report["wrapper"], report["stage"]) == (2, "DeepSpeedEngine", 3)
+    assert any(name.startswith("model.language_model.") for name in report["cut"])
+    assert not any(name.startswith(WHOLE) for name in report["cut"])
+    check_run(report, tmp_path / "run")
+
+
+def check_run(report: dict, folder: Path) -> None:
+    """Finite, falling losses, and a model that loads complete."""
+    from sama.modeling_sama import SamaForConditionalGeneration
+
+    losses = torch.tensor(report["losses"])
+    assert len(losses) == 4 and losses.isfinite().all()
+    assert losses[2:].mean() < losses[:2].mean()
+    _, info = SamaForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
+    assert not any(info.values())
+
+
+def test_every_process_runs_once_what_may_be_cut():
+    model = tiny_model()
+    assert sharded_layers(model) == ["InternVLVisionLayer", "Qwen2DecoderLayer"]
+    names = {name for name, _ in model.named_parameters()}
+    assert names == {name for name in names if name.startswith(SHARDED + WHOLE)}
+    config = (ROOT / "scripts/accelerate/fsdp2.yaml").read_text(encoding="utf-8")
+    assert f"fsdp_transformer_layer_cls_to_wrap: {','.join(sharded_layers(model))}\n" in config
+
+
+@pytest.mark.parametrize("kinds", [(False, True), (True, False), (True, True)])
+def test_gradients_come_in_one_order(kinds, monkeypatch):
+    from distributed_worker import sample
+
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda *group: 2)
+    model, orders = mixed_model(), []
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    for seen, masks in ((False, False), kinds):
+        order = []
+        hooks = [
+            parameter.register_post_accumulate_grad_hook(lambda _, name=name, order=order: order.append(name))
+            for name, parameter in trained
+        ]
+        model(**sample(1, seen, masks), use_cache=False).loss.backward()
+        orders.append(order)
+        for hook in hooks:
+            hook.remove()
+    assert orders[0] == orders[1]
+    assert sorted(orders[0]) == sorted(name for name, _ in trained)

@@ -1,0 +1,96 @@
+"""docs/finetune.md walked through on ten clips of toy world; its commands and its mixture are read from the page."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoProcessor
+
+from sama.data.toy_export import write_records
+from sama.data.toy_world import ToyWorld
+
+
+ROOT = Path(__file__).parent.parent
+TINY = ROOT / "checkpoints" / "sama-tiny"
+PAGE = (ROOT / "docs" / "finetune.md").read_text(encoding="utf-8")
+# What a run of seconds on a CPU has otherwise than the page
+SMALL = (
+    "--use_cpu true --max_steps 2 --gradient_accumulation_steps 1 --lora_r 4 --turns 1 --report_to none "
+    "--dataloader_num_workers 0 --disable_tqdm true --logging_steps 1 --save_strategy no"
+)
+
+
+def command(program: str) -> list[str]:
+    """The page's command line that runs `program`, without `python`."""
+    lines = [line for block in re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
+    (line,) = [line for line in lines if line.startswith(f"python {program} ")]
+    return shlex.split(line)[1:]
+
+
+def run(words: list[str], folder: Path) -> subprocess.CompletedProcess:
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(ROOT.parent), *sys.path]),
+        "SAMA_DATA_ROOT": str(folder),
+        "SAMA_CACHE": str(folder / "cache"),
+    }
+    done = subprocess.run(
+        [sys.executable, str(ROOT / words[0]), *words[1:]],
+        cwd=folder, env=environment, capture_output=True, text=True, timeout=500,
+    )  # fmt: skip
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+    return done
+
+
+@pytest.fixture(scope="module")
+def walked(tmp_path_factory):
+    """The folder in which every command of the page was run."""
+    folder = tmp_path_factory.mktemp("finetune")
+    records = write_records(ToyWorld(), folder / "mine", range(10))
+    assert len(records.read_text(encoding="utf-8").splitlines()) == 10
+    (mixture,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+    (folder / "data_configs").mkdir()
+    settings = yaml.safe_load(mixture) | {"catalogue": str(ROOT / "data_configs" / "catalogue.yaml")}
+    (folder / "data_configs" / "mine.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    checked = run([*command("scripts/validate_data.py"), "--processor", str(TINY)], folder)
+    words = [str(TINY) if word == "MODEL" else word for word in command("train.py")]
+    trained = run([*words, *SMALL.split()], folder)
+    run(command("scripts/merge_lora.py"), folder)
+    return folder, checked, trained
+
+
+def test_the_run_says_what_it_reads_and_trains(walked):
+    _, checked, trained = walked
+    assert "mine" in checked.stdout and "mine" in trained.stdout
+    (adapters,) = re.findall(r"^adapters +([\d,]+) +([\d,]+)$", trained.stdout, re.MULTILINE)
+    assert int(adapters[0].replace(",", "")) > 0 and adapters[1] == "0"
+    (language,) = re.findall(r"^language_model +([\d,]+) +([\d,]+)$", trained.stdout, re.MULTILINE)
+    assert language[0] == "0"
+
+
+def test_the_merged_model_is_another_one_and_complete(walked):
+    folder, *_ = walked
+    merged = folder / "outputs" / "mine-merged"
+    _, info = AutoModel.from_pretrained(merged, trust_remote_code=True, output_loading_info=True)
+    assert not any(info.values())
+    before, after = load_file(TINY / "model.safetensors"), load_file(merged / "model.safetensors")
+    assert set(before) == set(after)
+    moved = {name for name in before if not torch.equal(before[name].float(), after[name].float())}
+    for part in ("language_model.layers", "context_aggregator", "seg_projection", "mask_decoder"):
+        assert any(part in name for name in moved), part
+    assert not any("vision_tower" in name or "original_mask_decoder" in name for name in moved)
+
+
+def test_the_merged_model_answers(walked):
+    folder, *_ = walked
+    merged = folder / "outputs" / "mine-merged"
+    model = AutoModel.from_pretrained(merged, trust_remote_code=True, dtype=torch.float32)
+    processor = AutoProcessor.from_pretrained(merged, trust_remote_code=True)
+    reply = model.start_chat(processor).ask("What is there?", max_new_tokens=4)
+    assert isinstance(reply.text, str)

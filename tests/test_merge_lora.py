@@ -1,0 +1,70 @@
+"""A merged adapter computes what the model with the adapter computes."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_model import tiny_model
+from transformers import AutoModel
+from trl import ModelConfig
+
+from sama.processing_sama import SamaProcessor
+from sama.scripts.merge_lora import main, merge
+from sama.training.adapters import add_lora
+
+
+TINY = Path(__file__).parent.parent / "checkpoints" / "sama-tiny"
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A base, and an adapter with a trained part beside it."""
+    tiny_model().save_pretrained(tmp_path / "base")
+    model = tiny_model()
+    model.config._name_or_path = model.name_or_path = str(tmp_path / "base")
+    model = add_lora(model, ModelConfig(use_peft=True, lora_r=4), ["aggregator", "seg_head"])
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".lora_" in name or ".modules_to_save." in name:
+                parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+    model.save_pretrained(tmp_path / "adapter")
+    SamaProcessor.from_pretrained(TINY).save_pretrained(tmp_path / "adapter")
+    return model.eval(), tmp_path
+
+
+def test_merged_model_computes_the_same(trained):
+    model, folder = trained
+    merge(folder / "adapter", folder / "merged", str(folder / "base"))
+    merged = AutoModel.from_pretrained(folder / "merged", trust_remote_code=True)
+    ids = torch.arange(1, 9)[None]
+    with torch.no_grad():
+        expected, plain = model(input_ids=ids).logits, tiny_model()(input_ids=ids).logits
+        found = merged(input_ids=ids).logits
+        states = torch.ones(1, 32)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+        assert not torch.allclose(found, plain, atol=1e-3)
+        torch.testing.assert_close(
+            merged.project_seg_states(states), model.base_model.model.project_seg_states(states), atol=1e-5, rtol=1e-4
+        )
+    assert merged.config.trained and not any("lora" in name for name in merged.state_dict())
+    assert SamaProcessor.from_pretrained(folder / "merged").tokenizer is not None
+
+
+def test_the_adapter_names_its_base(trained, monkeypatch, capsys):
+    _, folder = trained
+    arguments = ["merge_lora.py", str(folder / "adapter"), str(folder / "merged"), "--dtype", "bfloat16"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    main()
+    assert "merged" in capsys.readouterr().out
+    merged = AutoModel.from_pretrained(folder / "merged", trust_remote_code=True, dtype="auto")
+    assert merged.dtype == torch.bfloat16
+    with pytest.raises(SystemExit):
+        main()
+    assert "holds a model already" in capsys.readouterr().err
+
+
+def test_a_folder_without_adapter_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"adapter_config\.json does not exist.*--use_peft"):
+        merge(tmp_path, tmp_path / "merged")

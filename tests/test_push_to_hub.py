@@ -1,0 +1,161 @@
+"""What goes to the Hub, seen by a Hub that runs here."""
+
+import base64
+import json
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+
+from sama.scripts.push_to_hub import files_to_upload, model_card
+
+
+ROOT = Path(__file__).parent.parent
+
+
+class FakeHub(BaseHTTPRequestHandler):
+    """Answers as the Hub does where a repository is made and files are committed; remembers what it was sent."""
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        server = self.server
+        server.requests.append((self.path, self.headers["Authorization"]))
+        if self.path == "/api/repos/create":
+            server.created = json.loads(body)
+            if server.refuse:
+                self.answer({"error": "no such token"}, status=401)
+                return
+            self.answer({"url": f"{server.address}/me/toy", "name": "me/toy", "id": "me/toy"})
+        elif self.path == "/api/validate-yaml":
+            self.answer({"errors": [], "warnings": []})
+        elif "/preupload/" in self.path:
+            files = json.loads(body)["files"]
+            self.answer(
+                {"files": [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in files]}
+            )
+        elif "/commit/" in self.path:
+            lines = [json.loads(line) for line in body.splitlines()]
+            server.commits.append(
+                {line["value"]["path"]: base64.b64decode(line["value"]["content"])
+                 for line in lines if line["key"] == "file"}
+            )  # fmt: skip
+            self.answer({"commitUrl": f"{server.address}/me/toy/commit/1", "commitOid": "1", "success": True})
+        else:
+            self.answer({"error": "unknown"}, status=404)
+
+    def do_GET(self):
+        self.answer({"error": "unknown"}, status=404)
+
+    def answer(self, content: dict, status: int = 200) -> None:
+        body = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def hub():
+    server = ThreadingHTTPServer(("localhost", 0), FakeHub)
+    server.address = f"http://localhost:{server.server_address[1]}"
+    server.requests, server.commits, server.created, server.refuse = [], [], None, False
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A run's folder, with things that stay at home."""
+    run = tmp_path / "run"
+    contents = {
+        "model.safetensors": "weights",
+        "config.json": json.dumps({"model_type": "sama", "trained": True}),
+        "modeling_sama.py": "code",
+        "qformer_tokenizer/tokenizer.json": "{}",
+        "checkpoint-3/model.safetensors": "older",
+        "runs/events": "curves",
+        "training_args.bin": "arguments",
+        "mixture.json": json.dumps({"sources": {"toy_train": {"weight": 1.0, "records": 4000}}}),
+        "trainer_state.json": json.dumps(
+            {"log_history": [{"loss": 9.0, "step": 1}, {"loss": 2.5, "mask_iou": 0.5, "step": 7}, {"runtime": 3}]}
+        ),
+    }
+    for name, content in contents.items():
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text(content, encoding="utf-8")
+    return run
+
+
+UPLOADED = ["README.md", "config.json", "model.safetensors", "modeling_sama.py", "qformer_tokenizer/tokenizer.json"]
+
+
+def push(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "scripts/push_to_hub.py", *arguments]
+    settings = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT.parent), *sys.path])} | environment
+    return subprocess.run(command, cwd=ROOT, env=settings, capture_output=True, text=True, timeout=200)
+
+
+def online(hub) -> dict[str, str]:
+    return {"HF_ENDPOINT": hub.address, "HF_TOKEN": "hf_secret", "HF_HUB_OFFLINE": "0"}
+
+
+def test_everything_goes_up_in_one_commit(hub, folder):
+    done = push(str(folder), "me/toy", "--private", **online(hub))
+    assert done.returncode == 0, done.stderr
+    assert f"{hub.address}/me/toy/commit/1" in done.stdout
+    assert (hub.created["name"], hub.created["organization"], hub.created["visibility"]) == ("toy", "me", "private")
+    assert {token for path, token in hub.requests if "/toy" in path} == {"Bearer hf_secret"}
+    (commit,) = hub.commits
+    assert sorted(commit) == UPLOADED
+    assert commit["model.safetensors"] == b"weights"
+    assert commit["README.md"].decode() == model_card(folder, "me/toy", "apache-2.0")
+
+
+def test_a_refusal_is_a_message(hub, folder):
+    hub.refuse = True
+    done = push(str(folder), "me/toy", **online(hub))
+    assert done.returncode == 1 and "push_to_hub:" in done.stderr and "Traceback" not in done.stderr
+    assert hub.commits == []
+
+
+def test_a_dry_run_asks_nobody(hub, folder, tmp_path):
+    done = push(str(folder), "me/toy", "--dry_run", str(tmp_path / "upload"), **online(hub))
+    assert done.returncode == 0, done.stderr
+    assert hub.requests == []
+    written = [path for path in (tmp_path / "upload").rglob("*") if path.is_file()]
+    assert sorted(path.relative_to(tmp_path / "upload").as_posix() for path in written) == UPLOADED
+    card = ModelCard.load(tmp_path / "upload" / "README.md")
+    assert (card.data.license, card.data.library_name) == ("apache-2.0", "transformers")
+    for part in ("| toy_train | 1.0 | 4000 |", "| loss | 2.5000 |", "| mask iou | 0.5000 |", "step 7",
+                 'from_pretrained("me/toy", trust_remote_code=True'):  # fmt: skip
+        assert part in card.text
+
+
+def test_cards_of_adapters_and_untrained_models(folder):
+    (folder / "config.json").write_text('{"trained": false}', encoding="utf-8")
+    for name in ("mixture.json", "trainer_state.json"):
+        (folder / name).unlink()
+    card = model_card(folder, "me/toy", "mit")
+    assert "untrained" in card and "not recorded" in card and "No training log" in card
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "you/base"}', encoding="utf-8")
+    data = ModelCard(model_card(folder, "me/toy", "mit")).data
+    assert (data.license, data.library_name, data.base_model) == ("mit", "peft", "you/base")
+
+
+@pytest.mark.parametrize(("missing", "message"), [("model.safetensors", "no weights"), ("config.json", "neither")])
+def test_an_incomplete_folder_is_refused(folder, missing, message):
+    (folder / missing).unlink()
+    with pytest.raises(ValueError, match=message):
+        files_to_upload(folder)

@@ -1,0 +1,89 @@
+"""The launch scripts: what they hand to Accelerate and train.py, read back by train.py's own parser."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sama.train import parse
+
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = {
+    "cpu": "NO", "single_gpu": "NO", "ddp": "MULTI_GPU", "zero2": "DEEPSPEED", "zero3": "DEEPSPEED", "fsdp2": "FSDP",
+}  # fmt: skip
+
+
+@pytest.fixture
+def launched(tmp_path):
+    """A function that runs a script with an `accelerate` that only writes down what it is told."""
+    command = tmp_path / "accelerate"
+    command.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n', encoding="utf-8")
+    command.chmod(0o755)
+
+    def run(size: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
+        environment = os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"} | variables
+        script = ["bash", f"scripts/train_{size}.sh", *arguments]
+        return subprocess.run(script, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+
+    return run
+
+
+def split(done: subprocess.CompletedProcess) -> tuple[list[str], list[str]]:
+    """What is for Accelerate, and what for train.py."""
+    words = done.stdout.splitlines()
+    place = words.index("train.py")
+    return words[:place], words[place + 1 :]
+
+
+@pytest.mark.parametrize("size", ["1b", "4b", "8b"])
+@pytest.mark.parametrize(
+    ("variables", "processes", "accumulation"), [({}, 8, 4), ({"NODES": "4", "RANK": "3"}, 32, 1)]
+)
+def test_published_settings(launched, tmp_path, size, variables, processes, accumulation):
+    launch, words = split(launched(size, "start", "--output_dir", str(tmp_path / "out"), **variables))
+    assert launch[launch.index("--num_processes") + 1] == str(processes)
+    assert launch[launch.index("--machine_rank") + 1] == variables.get("RANK", "0")
+    assert launch[launch.index("--config_file") + 1] == "scripts/accelerate/zero2.yaml"
+    words[words.index("--bf16") + 1] = "false"  # the parser refuses it without a GPU
+    training, data, model = parse([*words, "--use_cpu", "true"])
+    assert model.model_name_or_path == "start"
+    assert (ROOT / data.mixture).is_file() and data.mixture == f"data_configs/sama_{size}.yaml"
+    assert training.per_device_train_batch_size * training.gradient_accumulation_steps * processes == 64
+    assert training.gradient_accumulation_steps == accumulation
+    published = {
+        "learning_rate": 4e-5, "adam_beta1": 0.9, "adam_beta2": 0.999, "weight_decay": 0.05, "warmup_steps": 0.05,
+        "max_grad_norm": 1.0, "num_train_epochs": 1.0, "gradient_checkpointing": True,
+        "save_total_limit": 10 if size == "4b" else 3,
+    }  # fmt: skip
+    assert {name: vars(training)[name] for name in published} == published
+    assert training.lr_scheduler_type == "cosine" and training.optim == "adamw_torch"
+    assert training.parts == ("aggregator", "seg_head", "mask_decoder", "projector")
+    assert training.output_dir == str(tmp_path / "out")  # flags that follow win
+
+
+def test_fsdp2_names_the_layers_of_the_language_model(launched):
+    for size, layer in (("1b", "Qwen2DecoderLayer"), ("8b", "LlamaDecoderLayer")):
+        launch, _ = split(launched(size, "start", CONFIG="fsdp2"))
+        assert launch[launch.index("--fsdp_transformer_layer_cls_to_wrap") + 1] == f"InternVLVisionLayer,{layer}"
+
+
+def test_mistakes_are_messages(launched):
+    done = launched("1b")
+    assert done.returncode != 0 and "usage" in done.stderr
+    done = launched("1b", "start", GPUS="5")
+    assert done.returncode == 1 and "5 processes with 2 samples each do not divide the 64" in done.stderr
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_accelerate_reads_its_configurations(name):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    path = ROOT / "scripts" / "accelerate" / f"{name}.yaml"
+    config = load_config_from_file(str(path))
+    assert config.distributed_type == CONFIGS[name]
+    assert config.use_cpu == (name == "cpu")
+    deepspeed = yaml.safe_load(path.read_text(encoding="utf-8")).get("deepspeed_config")
+    assert deepspeed is None or (ROOT / deepspeed["deepspeed_config_file"]).is_file()
