@@ -142,7 +142,7 @@ def test_real_video_with_a_region_between_the_context_frames(processor):
     batch = processor.apply_chat_template([user(part, "What is ", box_part(13, (40, 60, 100, 140)), "?")])
     assert batch["pixel_values"].shape == (33, 3, TINY_IMAGE, TINY_IMAGE)
     assert (batch["num_context_frames"].tolist(), batch["num_extra_frames"].tolist()) == ([32], [1])
-    assert batch["dense_frames"].tolist() == [2, 8, 14, 20, 27]
+    assert batch["dense_frames"].tolist() == [3, 9, 16, 22, 28]
     assert batch["region_frames"].tolist() == [32]
     assert batch["region_prompt_labels"].tolist() == [[2, 3]]
     expected = [[40 * TINY_SAM / 176, 60 * TINY_SAM / 144], [100 * TINY_SAM / 176, 140 * TINY_SAM / 144]]
