@@ -3,11 +3,15 @@
 from collections.abc import Callable
 
 from .benchmark import Benchmark, BenchmarkError
+from .json_lines import JsonLinesBenchmark
 from .toy_world import ToyWorldBenchmark
 
 
 # A name may stand for a class, or for a class with some of its options chosen (`functools.partial`)
-BENCHMARKS: dict[str, Callable[..., Benchmark]] = {ToyWorldBenchmark.name: ToyWorldBenchmark}
+BENCHMARKS: dict[str, Callable[..., Benchmark]] = {
+    ToyWorldBenchmark.name: ToyWorldBenchmark,
+    JsonLinesBenchmark.name: JsonLinesBenchmark,
+}
 
 
 def open_benchmark(name: str, **arguments) -> Benchmark:
