@@ -56,7 +56,7 @@ ROOMS = (
     | {"demo": EVERYTHING_BELOW | {"demo_cli"}, "demo_cli": set()}
     | {"tests": EVERYTHING_BELOW | ENTRY_POINTS | {"demo_cli", "scripts"}}
     | {"training": set(REMOTE_CODE) | {"data", "training"}}
-    | {"data": {"data", "video_sama"}, "metrics": set()}
+    | {"data": {"data", "video_sama"}, "metrics": {"metrics"}}
     | {"benchmarks": {"data", "metrics", "benchmarks", "layout_sama", "video_sama"}}
     | {"evaluation": {"data", "metrics", "benchmarks", "evaluation", "video_sama", "visualization"}}
     | {"__init__": set()}
