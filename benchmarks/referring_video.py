@@ -28,18 +28,11 @@ ON_SERVER = "only the challenge server has the masks of this split: write a subm
 
 
 class ReferringVideo(CatalogueBenchmark):
-    """
-    What the four have in common.
-
-    Attributes:
-        archive_folder (`str`, *optional*): Folder of the masks inside the zip for the challenge server, "" for none;
-            `None` for a benchmark without a server.
-    """
+    """What the four have in common."""
 
     version: ClassVar[int] = 1
     max_new_tokens: ClassVar[int] = 2048
     headline: ClassVar[str] = "J"
-    archive_folder: ClassVar[str | None] = None
 
     def question_ids(self, records: list[dict]) -> list[str]:
         return [f"{self.local_name(record)}/{info['expression_id']}" for record in records for info in _infos(record)]
@@ -113,7 +106,6 @@ class MeViS(ReferringVideo):
 
     name: ClassVar[str] = "mevis"
     splits: ClassVar[tuple[str, ...]] = ("valid_u", "valid")
-    archive_folder: ClassVar[str] = ""
 
 
 class RefYoutubeVOS(ReferringVideo):
@@ -122,7 +114,6 @@ class RefYoutubeVOS(ReferringVideo):
     name: ClassVar[str] = "ref_youtube_vos"
     splits: ClassVar[tuple[str, ...]] = ("valid",)
     spare_files: ClassVar[tuple[str, ...]] = ("masks",)
-    archive_folder: ClassVar[str] = "Annotations"
 
 
 class ReVOS(ReferringVideo):

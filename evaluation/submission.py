@@ -19,6 +19,7 @@ from PIL import Image
 from sama.benchmarks import frame_masks
 from sama.benchmarks.benchmark import Benchmark, BenchmarkError, Prediction
 from sama.benchmarks.referring_video import ReferringVideo
+from sama.metrics.submission import ARCHIVE_FOLDERS, grey_mask, member_name
 
 
 MOST_PROBLEMS = 20
@@ -86,14 +87,13 @@ def check_submission(path: str | Path, benchmark: Benchmark) -> list[str]:
 
 def members(benchmark: ReferringVideo, group: str, name: str) -> list[str]:
     """Names in the zip of the frames of one expression, in order."""
-    expression = name.removeprefix(f"{group}/")
-    folder = PurePosixPath(benchmark.archive_folder, group, expression)
-    (record,) = benchmark.records(group)
-    return [str(folder / f"{PurePosixPath(frame).stem}.png") for frame in record["video"]["frames"]]
+    (record,), expression = benchmark.records(group), name.removeprefix(f"{group}/")
+    stems = [PurePosixPath(frame).stem for frame in record["video"]["frames"]]
+    return [member_name(benchmark.name, group, expression, stem) for stem in stems]
 
 
 def _of_server(benchmark: Benchmark) -> ReferringVideo:
-    if not isinstance(benchmark, ReferringVideo) or benchmark.archive_folder is None:
+    if not isinstance(benchmark, ReferringVideo) or benchmark.name not in ARCHIVE_FOLDERS:
         raise BenchmarkError(
             f"{benchmark.name} has no challenge server: a zip is written for MeViS and Ref-YouTube-VOS."
         )
@@ -119,7 +119,7 @@ def _masks(
 
 def _png(mask: np.ndarray) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(mask.astype(np.uint8) * np.uint8(255)).save(buffer, format="PNG")
+    Image.fromarray(grey_mask(mask)).save(buffer, format="PNG")
     return buffer.getvalue()
 
 
@@ -139,7 +139,7 @@ def _problems(archive: zipfile.ZipFile, benchmark: ReferringVideo) -> Iterator[s
             if member in left:
                 yield from _picture_problems(archive, member, (video.height, video.width))
         left -= set(expected)
-    layout = PurePosixPath(benchmark.archive_folder, "<video>", "<expression>", "<frame>.png")
+    layout = member_name(benchmark.name, "<video>", "<expression>", "<frame>")
     for name in sorted(left):
         yield f"'{name}' belongs to no frame of the expression file, whose frames are {layout}."
 

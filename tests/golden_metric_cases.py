@@ -5,6 +5,7 @@ from functools import cache
 import numpy as np
 import pytest
 from golden_cases import checks, close, drawn
+from PIL import Image
 
 from sama.data.masks import decode_rle, to_rle
 from sama.metrics.aggregate import RELEASE_SOURCE, mean_over_videos, release_rank_mean
@@ -27,6 +28,7 @@ from sama.metrics.jf import (
 )
 from sama.metrics.mme import YesNo, mme_rating
 from sama.metrics.recall import GLAMM, GroundedPair, matches, recall
+from sama.metrics.submission import grey_mask, member_name
 
 
 # SAMA-Bench-G
@@ -451,3 +453,20 @@ def merged_ranks(case):
     close({"g": release_rank_mean(ranks), "c": release_rank_mean(ranks, 0)}, case["output"])
     every = {str(i): {"miou": value} for i, value in enumerate(value for rank in ranks for value in rank)}
     close(mean_over_videos(every)["miou"].value, case["input"]["true_mean"])
+
+
+# Archives for the servers
+
+
+@checks("vos.zip.zip_mp_mevis.py", "vos.zip.zip_mp_refytvos.py")
+def archive_names(case):
+    benchmark = "mevis" if "mevis" in case["id"] else "ref_youtube_vos"
+    found = [member_name(benchmark, *name.removesuffix(".png").split("/")) for name in case["input"]]
+    assert found == case["output"]
+
+
+@checks("vos.png")
+def grey_pictures(case):
+    picture = Image.fromarray(grey_mask(drawn("y5:15 x5:15", SIZE)))
+    assert picture.mode == case["output"]["mode"]
+    assert sorted(set(np.unique(picture).tolist())) == case["output"]["values"]

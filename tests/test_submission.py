@@ -10,6 +10,7 @@ from PIL import Image
 
 from sama.benchmarks.benchmark import BenchmarkError, Prediction
 from sama.evaluation.submission import check_submission, write_submission
+from sama.metrics.submission import grey_mask, member_name
 
 
 MIDDLE, LEFT = box(5, 5, 15, 15), box(5, 5, 10, 15)
@@ -144,3 +145,17 @@ def test_only_two_have_a_server():
         check_submission("x.zip", opened("revos"))
     with pytest.raises(BenchmarkError, match="mme has no challenge server"):
         write_submission([], opened("mme"), "x.zip")
+
+
+def test_member_name():
+    assert member_name("mevis", "v", "0", "00000") == "v/0/00000.png"
+    assert member_name("ref_youtube_vos", "v", "0", "00000") == "Annotations/v/0/00000.png"
+    with pytest.raises(ValueError, match="'davis' takes no archive"):
+        member_name("davis", "v", "0", "00000")
+
+
+def test_grey_mask():
+    found = grey_mask(np.array([[0, 1], [2, 0]]))
+    assert found.dtype == np.uint8 and found.tolist() == [[0, 255], [255, 0]]
+    with pytest.raises(ValueError, match=r"got \(2,\)"):
+        grey_mask(np.zeros(2))
