@@ -36,7 +36,8 @@ class CatalogueBenchmark(Benchmark):
         if self.chosen["broken"] not in BROKEN_ITEMS:
             raise BenchmarkError(f"broken is {self.chosen['broken']!r}, expected one of {', '.join(BROKEN_ITEMS)}.")
         self.source = self._open_source()
-        self._groups = self._grouped()
+        self._groups: dict[str, list[int]] = {}
+        self._outline = self._read_outline()
         self._opened: tuple[str | None, SamaVideo | None] = (None, None)
 
     def _open_source(self) -> FileSource:
@@ -53,12 +54,11 @@ class CatalogueBenchmark(Benchmark):
         except DataError as error:
             raise BenchmarkError(str(error)) from error
 
-    def _grouped(self) -> dict[str, list[int]]:
-        """Group -> numbers of its records, in the order of the source."""
-        groups: dict[str, list[int]] = {}
+    def _read_outline(self) -> dict[str, list[str]]:
+        """Sorts the records into groups, too."""
         for index in range(len(self.source)):
-            groups.setdefault(self.group_of(self.source.record(index)), []).append(index)
-        return groups
+            self._groups.setdefault(self.group_of(self.source.record(index)), []).append(index)
+        return {group: self.question_ids(self.records(group)) for group in self._groups}
 
     @property
     def left_out(self) -> dict[str, int]:
@@ -66,7 +66,7 @@ class CatalogueBenchmark(Benchmark):
         return dict(self.source.dropped)
 
     def outline(self) -> dict[str, list[str]]:
-        return {group: self.question_ids(self.records(group)) for group in self._groups}
+        return self._outline
 
     def open(self, group: str) -> SamaVideo | None:
         if self._opened[0] != group:
@@ -79,7 +79,7 @@ class CatalogueBenchmark(Benchmark):
             found = self.group_questions(records, self.open(group))
         except DataError as error:
             raise self.source.located(error) from error
-        asked, planned = [question.id for question in found], self.question_ids(records)
+        asked, planned = [question.id for question in found], self._outline[group]
         if asked != planned:
             raise ValueError(f"{self.name}: {group!r} has the questions {asked}, the outline says {planned}.")
         return found
