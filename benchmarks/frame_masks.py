@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from sama.data.masks import decode_rle
-from sama.metrics.iou import Overlaps, overlaps
 from sama.metrics.jf import boundary_f, region_similarity
 
 from .benchmark import Prediction, Question, Track
@@ -67,14 +66,3 @@ def frame_jf(truth: np.ndarray, prediction: np.ndarray) -> tuple[float, float]:
 def track_jf(truth: Iterator[np.ndarray], prediction: Iterator[np.ndarray]) -> list[tuple[float, float]]:
     """J and F of every frame."""
     return [frame_jf(*masks) for masks in zip(truth, prediction, strict=True)]
-
-
-def track_overlaps(truths: Sequence[Track], predictions: Sequence[Track], num_frames: int, size: Size) -> Overlaps:
-    """Pixel counts of all pairs of tracks over the whole video."""
-    counts = (len(truths), len(predictions))
-    total = Overlaps(np.zeros(counts, np.int64), *(np.zeros(count, np.int64) for count in counts))
-    sides = [[frames(track, num_frames, size) for track in tracks] for tracks in (truths, predictions)]
-    for _ in range(num_frames):
-        masks = [[next(track) for track in side] for side in sides]
-        total = total + overlaps(*masks)
-    return total

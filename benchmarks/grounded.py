@@ -15,7 +15,8 @@ from sama.metrics.recall import GLAMM, GroundedPair, recall
 from sama.metrics.values import RELEASE, Value
 
 from .benchmark import Prediction, Question, Track
-from .frame_masks import check_shape, track_overlaps
+from .frame_masks import check_shape
+from .tracks import track_overlaps
 
 
 NO_SIMILARITY = "no text similarity was given: --similarity with the folder of a BERT"

@@ -10,14 +10,15 @@ from .referring_video import REFERRING_VIDEO
 from .region_captions import RegionCaptions
 from .sama_bench_c import SamaBenchC
 from .sama_bench_g import SamaBenchG
+from .toy_world import ToyWorldBenchmark
 
 
+SINGLE = (ToyWorldBenchmark, SamaBenchG, SamaBenchC, GroundedCaptions, RegionCaptions, MME)
 # A name may stand for a class, or for a class with some of its options chosen (`functools.partial`)
 BENCHMARKS: dict[str, Callable[..., Benchmark]] = {
-    **{kind.name: kind for kind in (SamaBenchG, SamaBenchC)},
+    **{kind.name: kind for kind in SINGLE},
     **REFERRING_VIDEO,
     **REFCOCO,
-    **{kind.name: kind for kind in (GroundedCaptions, RegionCaptions, MME)},
 }
 
 
