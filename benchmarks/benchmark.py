@@ -19,6 +19,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+
 from sama.video_sama import MaskTrack, Region, SamaVideo
 
 
@@ -210,12 +212,14 @@ class Tools:
     What scoring may use besides the predictions; a score that needs what is missing is `None` with the reason.
 
     Args:
-        judge (`Callable`, *optional*): A language model that compares texts; see `evaluation/judges.py`.
-        similarity (`Callable`, *optional*): Similarity of phrases; see `evaluation/similarity.py`.
+        judge (`Callable`, *optional*): A language model that compares texts: chat messages to the text of its answer;
+            `OSError` if it cannot be reached. See `evaluation/judges.py`.
+        similarity (`Callable`, *optional*): Two lists of phrases to their similarities, float array of shape
+            `(len(first), len(second))`. See `evaluation/similarity.py`.
     """
 
-    judge: Callable | None = None
-    similarity: Callable | None = None
+    judge: Callable[[list[dict]], str] | None = None
+    similarity: Callable[[Sequence[str], Sequence[str]], np.ndarray] | None = None
 
 
 class Benchmark(ABC):
@@ -280,6 +284,11 @@ class Benchmark(ABC):
         (files on the disk excepted)."""
         settings = {"split": self.split, "preset": self.preset, "options": dict(self.chosen)}
         return {"benchmark": self.name, "version": self.version, **settings}
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """What of the annotation files is not asked, with the reason; for the results."""
+        return {}
 
     # What a subclass says
 

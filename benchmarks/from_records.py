@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from sama.data.masks import decode_rle, encode_rle, filled_box
 from sama.data.records import object_masks
-from sama.data.wording import TEMPLATES
+from sama.data.wording import MASK_REQUEST, MASK_REQUEST_MARK, TEMPLATES
 from sama.video_sama import MaskTrack, SamaVideo
 
 from .benchmark import Track, Turn
@@ -38,11 +38,20 @@ def fitted(masks: Track, video: SamaVideo) -> Track:
 
 
 def question_text(message: Mapping) -> str:
-    """The words of a user message with `<region>` marks; of a set of templates the first is taken."""
-    words = "".join("<region>" if part["type"] == "region" else part["text"] for part in message["content"])
+    """
+    The words of a user message with `<region>` marks; of a set of templates the first is taken. A preamble stands in
+    front, a request for masks, where the record wants one, behind.
+    """
+    opening, words = (_marked(message.get(name, [])) for name in ("preamble", "content"))
     if "templates" in message:
         words = TEMPLATES[message["templates"]][0].replace("{}", words)
-    return words.strip()
+    if message.get("wants_masks", False) and MASK_REQUEST_MARK not in words:
+        words = words.strip() + MASK_REQUEST
+    return (opening + words).strip()
+
+
+def _marked(content: Sequence[Mapping]) -> str:
+    return "".join("<region>" if part["type"] == "region" else part["text"] for part in content)
 
 
 def reference_text(message: Mapping) -> str:
@@ -82,7 +91,8 @@ def record_turns(record: Mapping, video: SamaVideo | None, lookup: Callable, box
             continue
         answer = messages[position + 1] if position + 1 < len(messages) else None
         answer = answer if answer is not None and answer["role"] == "assistant" else None
-        regions = [track_of(masks(part["object"]), video, box) for part in message["content"] if "object" in part]
+        parts = [*message.get("preamble", []), *message["content"]]
+        regions = [track_of(masks(part["object"]), video, box) for part in parts if "object" in part]
         names = [name for part in (answer or {"content": []})["content"] for name in part.get("objects", [])]
         turns.append(
             Turn(

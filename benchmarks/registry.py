@@ -3,14 +3,24 @@
 from collections.abc import Callable
 
 from .benchmark import Benchmark, BenchmarkError
+from .grounded_captions import GroundedCaptions
 from .json_lines import JsonLinesBenchmark
+from .mme import MME
+from .refcoco import REFCOCO
+from .referring_video import REFERRING_VIDEO
+from .region_captions import RegionCaptions
+from .sama_bench_c import SamaBenchC
+from .sama_bench_g import SamaBenchG
 from .toy_world import ToyWorldBenchmark
 
 
 # A name may stand for a class, or for a class with some of its options chosen (`functools.partial`)
 BENCHMARKS: dict[str, Callable[..., Benchmark]] = {
-    ToyWorldBenchmark.name: ToyWorldBenchmark,
-    JsonLinesBenchmark.name: JsonLinesBenchmark,
+    **{kind.name: kind for kind in (SamaBenchG, SamaBenchC)},
+    **REFERRING_VIDEO,
+    **REFCOCO,
+    **{kind.name: kind for kind in (GroundedCaptions, RegionCaptions, MME)},
+    **{kind.name: kind for kind in (ToyWorldBenchmark, JsonLinesBenchmark)},
 }
 
 

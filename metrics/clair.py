@@ -129,7 +129,7 @@ def _parse_release(answer: str) -> Verdict | None:
         return Verdict(float(found["score"]) / 100, found.get("reason", UNKNOWN))
     except (json.JSONDecodeError, KeyError):
         number, reason = _NUMBER.search(answer), _REASON.search(answer)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"the judge's score is not a number: {error}") from error
     if number is None:
         return None

@@ -40,22 +40,26 @@ def average_precision(
         `dict`: A name of `AP_NAMES` -> [`Value`] in [0, 1], without a value where no true mask is of that size.
 
     Raises:
-        `ValueError`: A prediction is of an image that has no truth.
+        `ValueError`: A prediction is of an image that has no truth, the masks of an image differ in size, or scores
+            and masks differ in number.
     """
     unknown = sorted(str(name) for name in set(predictions) - set(truths))
     if unknown:
         raise ValueError(f"{len(unknown)} predicted images are not among the true ones, such as {unknown[0]!r}.")
     if not any(len(masks) for masks in truths.values()):
         return dict.fromkeys(AP_NAMES, Value(None, "there are no true masks"))
+    found = {}
+    for side, masks in (("true", truths), ("predicted", predictions)):
+        found[side] = {name: [_run_lengths(mask) for mask in masks.get(name, ())] for name in truths}
     numbers = {name: number for number, name in enumerate(truths, 1)}
-    found = [
-        {**one, "score": 1.0 if scores is None else float(scores[name][position])}
-        for name, masks in predictions.items()
-        for position, one in enumerate(_annotations(numbers[name], masks))
-    ]
+    images = [{"id": numbers[name], **_size(name, found["true"][name] + found["predicted"][name])} for name in truths]
     with contextlib.redirect_stdout(io.StringIO()):  # the library reports its progress
-        true = _dataset([one for name, masks in truths.items() for one in _annotations(numbers[name], masks)], numbers)
-        evaluation = COCOeval(true, _dataset(found, numbers), "segm")
+        true, predicted = (
+            _dataset(images, [_annotation(numbers[name], code) for name in truths for code in codes[name]])
+            for codes in found.values()
+        )
+        _set_scores(predicted, [number for name in truths for number in (scores or {}).get(name, ())])
+        evaluation = COCOeval(true, predicted, "segm")
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
@@ -66,15 +70,6 @@ def average_precision(
     }
 
 
-def _annotations(image: int, masks: Sequence) -> list[dict]:
-    codes = [_run_lengths(mask) for mask in masks]
-    return [
-        {"image_id": image, "category_id": ONE_CLASS, "segmentation": code, "area": float(coco_mask.area(code)),
-         "bbox": coco_mask.toBbox(code).tolist(), "iscrowd": 0}
-        for code in codes
-    ]  # fmt: skip
-
-
 def _run_lengths(mask) -> dict:
     if isinstance(mask, Mapping):
         counts = mask["counts"]
@@ -82,12 +77,34 @@ def _run_lengths(mask) -> dict:
     return coco_mask.encode(np.asfortranarray(np.asarray(mask) != 0, dtype=np.uint8))
 
 
-def _dataset(annotations: list[dict], images: Mapping) -> COCO:
+def _size(name: Hashable, codes: list[dict]) -> dict[str, int]:
+    sizes = {tuple(code["size"]) for code in codes} or {(0, 0)}
+    if len(sizes) > 1:
+        raise ValueError(f"The masks of image {name!r} are of the sizes {sorted(sizes)} (height, width).")
+    height, width = sizes.pop()
+    return {"height": int(height), "width": int(width)}
+
+
+def _annotation(image: int, code: dict) -> dict:
+    area, box = float(coco_mask.area(code)), coco_mask.toBbox(code).tolist()
+    return {
+        "image_id": image, "category_id": ONE_CLASS, "segmentation": code, "area": area, "bbox": box, "iscrowd": 0,
+    }  # fmt: skip
+
+
+def _set_scores(predicted: COCO, scores: list[float]) -> None:
+    annotations = predicted.dataset["annotations"]
+    if scores and len(scores) != len(annotations):
+        raise ValueError(f"{len(scores)} scores were given for {len(annotations)} predicted masks.")
+    for annotation, score in zip(annotations, scores or [1.0] * len(annotations), strict=True):
+        annotation["score"] = float(score)
+
+
+def _dataset(images: list[dict], annotations: list[dict]) -> COCO:
     dataset = COCO()
-    # "info": two releases of pycocotools read it without asking
     dataset.dataset = {
-        "info": {},
-        "images": [{"id": number} for number in images.values()],
+        "info": {},  # two releases of pycocotools read it without asking
+        "images": images,
         "categories": [{"id": ONE_CLASS, "name": "object"}],
         "annotations": [{**one, "id": number} for number, one in enumerate(annotations, 1)],
     }
