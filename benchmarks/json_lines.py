@@ -2,7 +2,7 @@
 Your own questions: records with reference answers as JSON Lines, in the repository's own format (docs/data.md).
 
 A conversation is one sample, its turns asked one after the other, the model's own answers in the history. Masks are
-judged by mIoU, recall and J&F, words by the caption metrics over all answers.
+judged by mIoU, recall and J&F, words by the caption metrics over all answers; all in percent.
 """
 
 from collections import defaultdict
@@ -21,6 +21,7 @@ from sama.video_sama import SamaVideo
 
 from .benchmark import Benchmark, Measures, PredictedTurn, Prediction, Question, Score, Tools, Turn
 from .from_records import record_turns
+from .rows import mean_row
 from .tracks import chunks, decode_track, track_overlaps
 
 
@@ -105,16 +106,15 @@ class JsonLinesBenchmark(Benchmark):
         texts = [pair for sample in samples for pair in sample.facts["texts"]]
         words = caption_scores([pair[0] for pair in texts], [pair[1] for pair in texts]) if texts else {}
         return [
-            _mean("mIoU", [value for sample in samples for value in sample.facts["mious"]]),
-            _mean(f"recall at IoU {RECALL_IOU}", found),
-            _mean("J", [pair[0] for pair in pairs]),
-            _mean("F", [pair[1] for pair in pairs]),
-            _mean("J&F", [(pair[0] + pair[1]) / 2 for pair in pairs]),
+            _masks_row("mIoU", [value for sample in samples for value in sample.facts["mious"]]),
+            _masks_row(f"recall at IoU {RECALL_IOU}", found),
+            _masks_row("J", [pair[0] for pair in pairs]),
+            _masks_row("F", [pair[1] for pair in pairs]),
+            _masks_row("J&F", [(pair[0] + pair[1]) / 2 for pair in pairs]),
             *(
-                Score(name, words[key].value, len(texts), "words", reason=words[key].reason)
-                if texts
-                else Score(name, None, 0, "words", reason="no answer has a reference")
+                Score(name, _percent(words[key].value), len(texts), "words", reason=words[key].reason)
                 for name, key in CAPTIONS.items()
+                if texts
             ),
         ]
 
@@ -123,10 +123,12 @@ def _no_store(store: str, key: str) -> list:
     raise KeyError(key)
 
 
-def _mean(name: str, values: Sequence[float]) -> Score:
-    if not values:
-        return Score(name, None, 0, "masks", reason="no answer has masks")
-    return Score(name, sum(values) / len(values), len(values), "masks")
+def _percent(value: float | None) -> float | None:
+    return None if value is None else 100 * value
+
+
+def _masks_row(name: str, values: Sequence[float]) -> Score:
+    return mean_row(name, [100 * value for value in values], "answers with masks", "masks")
 
 
 def measure_masks(turn: Turn, answer: PredictedTurn, prediction: Prediction) -> dict:

@@ -87,10 +87,13 @@ def _bars(axes, bins: Sequence[tuple[str, list[float]]], name: str, headline: st
     means = [sum(values) / len(values) for _, values in bins]
     errors = [_standard_error(values) for _, values in bins]
     axes.bar(range(len(bins)), means, yerr=errors, color=BLUE, ecolor=GREY, capsize=3, width=0.75)
+    plate = {"boxstyle": "round,pad=0.15", "fc": GREY, "ec": "none"}
     for place, (_, values) in enumerate(bins):
-        axes.annotate(str(len(values)), (place, 0), xytext=(0, 3), textcoords="offset points", ha="center",
-                      color="white", fontsize=8, bbox={"boxstyle": "round,pad=0.15", "fc": GREY, "ec": "none"})  # fmt: skip
-    axes.set_xticks(range(len(bins)), [label for label, _ in bins])
+        axes.annotate(
+            str(len(values)), (place, 0), xytext=(0, 3), textcoords="offset points", ha="center", color="white",
+            fontsize=8, bbox=plate,
+        )  # fmt: skip
+    axes.set_xticks(range(len(bins)), [label for label, _ in bins], fontsize=8)
     axes.set_ylim(0, 1)
     _tidy(axes, name, headline)
 
