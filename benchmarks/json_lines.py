@@ -19,7 +19,7 @@ from sama.metrics.iou import greedy_pairs, miou
 from sama.metrics.jf import JF, jf
 from sama.video_sama import SamaVideo
 
-from .benchmark import Benchmark, Measures, PredictedTurn, Prediction, Question, Score, Tools, Turn
+from .benchmark import Benchmark, BenchmarkError, Measures, PredictedTurn, Prediction, Question, Score, Tools, Turn
 from .from_records import record_turns
 from .rows import mean_row
 from .tracks import chunks, decode_track, track_overlaps
@@ -48,7 +48,7 @@ class JsonLinesBenchmark(Benchmark):
         found = {}
         for record in READERS["json_lines"](files, self.data_root, {"source": self.name}):
             if record["id"] in found:
-                raise ValueError(f"Two records have the id {record['id']!r}; ids name the lines of the predictions.")
+                raise BenchmarkError(f"Two records have the id {record['id']!r}; ids name lines of predictions.")
             if any(message["role"] == "user" for message in record["messages"]):
                 found[record["id"]] = record
         return found
@@ -135,7 +135,7 @@ def measure_masks(turn: Turn, answer: PredictedTurn, prediction: Prediction) -> 
     """`ious` and `jf` of the true objects under greedy matching, those that were missed compared with nothing found;
     `miou` of the answer, in which surplus objects count too."""
     size, num_frames = (prediction.height, prediction.width), prediction.num_frames
-    found = [item.masks for item in answer.objects]
+    found = [item.masks for item in answer.objects if item.masks]  # none were made where there is no video
     matrix = track_overlaps(turn.targets, found, num_frames, size).ious()
     pairs = dict(greedy_pairs(matrix))
     matched = [found[pairs[truth]] if truth in pairs else [] for truth in range(len(turn.targets))]

@@ -114,5 +114,5 @@ def test_bad_files(folder):
     with pytest.raises(DataError, match="line 1, field 'messages'"):
         open_benchmark("json_lines", data_root=folder).outline()
     (folder / "records.jsonl").write_text("\n".join([json.dumps(RECORDS[2])] * 2), encoding="utf-8")
-    with pytest.raises(ValueError, match="Two records have the id 'words'"):
+    with pytest.raises(BenchmarkError, match="Two records have the id 'words'"):
         open_benchmark("json_lines", data_root=folder).outline()
