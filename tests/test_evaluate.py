@@ -45,7 +45,7 @@ class ScriptedChat:
     def start_over(self):
         pass
 
-    def ask(self, text, regions, max_new_tokens, masks):
+    def ask(self, text, regions, max_new_tokens, masks, do_sample):
         self.model.asked += 1
         if self.video is None:
             return SimpleNamespace(tagged_text="Hi.", objects=[])
@@ -106,10 +106,30 @@ def test_toy_world_from_questions_to_pictures(toy_run):
 def test_scores_come_from_the_file_alone(toy_run, tmp_path, monkeypatch, capsys):
     shutil.copytree(toy_run, tmp_path / "copy")
     monkeypatch.setattr(evaluate, "load", lambda arguments: pytest.fail("the model was loaded"))
-    arguments = ["--benchmark", "toy_world", "--option", "clips=5", "--max_new_tokens", "3"]
-    assert evaluate.main([*arguments, "--score_only", "--output", str(tmp_path / "copy")]) == 0
+    arguments = ["--benchmark", "toy_world", "--option", "clips=5", "--score_only"]
+    assert evaluate.main([*arguments, "--output", str(tmp_path / "copy")]) == 0
     assert results(tmp_path / "copy")["scores"] == results(toy_run)["scores"]
     assert "mask mIoU" in capsys.readouterr().out
+    assert evaluate.main([*arguments, "--output", str(tmp_path / "none")]) == 1
+    assert "There are no predictions" in capsys.readouterr().err
+
+
+def test_predictions_from_elsewhere_can_be_scored(toy_run, tmp_path, capsys):
+    shutil.copy(toy_run / PREDICTIONS, tmp_path)
+    arguments = ["--benchmark", "toy_world", "--option", "clips=5", "--score_only", "--output", str(tmp_path)]
+    assert evaluate.main(arguments) == 1 and "no run.json" in capsys.readouterr().err
+    assert evaluate.main([*arguments, "--accept_foreign"]) == 0
+    assert results(tmp_path)["scores"] == results(toy_run)["scores"]
+    assert "Checkpoint `unknown`" in (tmp_path / "results.md").read_text(encoding="utf-8")
+
+
+def test_a_run_that_goes_on_can_be_looked_at(toy_run, tmp_path):
+    part = tmp_path / "predictions.part0.jsonl"
+    shutil.copy(toy_run / PREDICTIONS, part)
+    shutil.copy(toy_run / RUN, tmp_path)
+    arguments = ["--benchmark", "toy_world", "--option", "clips=5", "--score_only", "--no_gallery"]
+    assert evaluate.main([*arguments, "--output", str(tmp_path)]) == 0
+    assert part.exists() and results(tmp_path)["samples"]["scored"] == 3
 
 
 def launch(output: Path, *launcher: str) -> subprocess.Popen:
