@@ -148,7 +148,9 @@ def test_sama_bench_g():
     assert len(records) == 13 * 2 + 4
     first, without_masks = records[:2]
     assert first["id"] == "sama_bench_g/mevis/0/0" and turns(first) == ["What is <11>?", "[It|11] is a square."]
-    assert first["messages"][0]["info"] == {"round": 0, "question_id": 0, "video": "mevis/val_u/JPEGImages/m1"}
+    as_written = {"answer": "<p> It </p> [SEG] is a square.", "entries": [[11]]}
+    about = {"round": 0, "question_id": 0, "video": "mevis/val_u/JPEGImages/m1", **as_written}
+    assert first["messages"][0]["info"] == about
     assert first["messages"][0]["wants_masks"] and first["region_shape"] == "box"
     assert turns(without_masks) == ["What shape is <11>?", "Square."]
     assert "wants_masks" not in without_masks["messages"][0]

@@ -12,11 +12,13 @@ from .streams import stream_list
 def read_refcoco(files: Mapping, root, options: Mapping | None = None) -> Iterator[dict]:
     """
     One record an image, all sentences about all its objects as turns. Files: instances, refs, media (folder of
-    images). Option `split`: "train", "val", "testA", "testB"; "test" is the last two together.
+    images). Option `split`: "train", "val", "testA", "testB"; "test" is the last two together. With the option
+    `layers` the questions about an object of several polygons hold these one by one, for a benchmark that puts them
+    together as the release does.
 
     The release draws one sentence an object when the program starts, and five objects with replacement for a sample.
     """
-    reading = Reading(files, root, options, "refcoco", ["instances", "refs", "media"], split="train")
+    reading = Reading(files, root, options, "refcoco", ["instances", "refs", "media"], split="train", layers=False)
     by_image: dict[int, list] = {}
     refs, instances = reading.path("refs"), reading.path("instances")
     with reading.about(refs):
@@ -61,7 +63,8 @@ def _read_image(reading: Reading, image: Mapping | None, refs: list, polygons: M
             if not phrase:
                 reading.drop("empty sentences")
                 continue
-            messages.append(user([text(phrase)], templates="segment_image", info={"sentence": raw}))
+            layers = _layers(segmentation, size) if reading.options["layers"] else {}
+            messages.append(user([text(phrase)], templates="segment_image", info={"sentence": raw, **layers}))
             messages.append(assistant([grounded("", [str(ann_id)])], templates="segment_answer"))
     if not messages:
         reading.drop("images without a sentence")
@@ -75,3 +78,8 @@ def _read_image(reading: Reading, image: Mapping | None, refs: list, polygons: M
         "sampling": {"turns": 5, "replace": True, "unit": "object"},
         "layout": "refcoco",
     }
+
+
+def _layers(segmentation, size: tuple[int, int]) -> dict:
+    several = isinstance(segmentation, list) and len(segmentation) > 1
+    return {"layers": [to_rle([polygon], size) for polygon in segmentation]} if several else {}

@@ -13,7 +13,10 @@ FOLDER_DIGITS = 5
 
 
 def read_sama_bench_g(files: Mapping, root, options: Mapping | None = None) -> Iterator[dict]:
-    """One record a round, without the rounds before it. Files: annotations (a list), media, and four mask files."""
+    """
+    One record a round, without the rounds before it. Files: annotations (a list), media, and four mask files. `info`
+    of the question holds `answer` and `entries` as they stand in the file, where some entries are empty.
+    """
     yield from _read(Reading(files, root, options, "sama_bench_g", ["annotations", "media"]), _questions)
 
 
@@ -38,7 +41,8 @@ def _questions(reading: Reading, name: str, item: Mapping) -> Iterator[dict]:
     for number, one in enumerate(grounded_rounds(reading, item, video.keys)):
         if one is not None:
             record = dialogue_record(reading, f"{name}/{number}", video, [one])
-            one.question["info"]["video"] = item["video"]
+            raw = {"answer": item["conversation"][2 * number + 1]["value"], "entries": item["groundtruth"][number]}
+            one.question["info"] |= {"video": item["video"], **raw}
             yield record
 
 

@@ -1,0 +1,31 @@
+"""Name of a benchmark on the command line -> what opens it."""
+
+from collections.abc import Callable
+
+from .benchmark import Benchmark, BenchmarkError
+from .grounded_captions import GroundedCaptions
+from .json_lines import JsonLinesBenchmark
+from .mme import MME
+from .refcoco import REFCOCO
+from .referring_video import REFERRING_VIDEO
+from .region_captions import RegionCaptions
+from .sama_bench_c import SamaBenchC
+from .sama_bench_g import SamaBenchG
+from .toy_world import ToyWorldBenchmark
+
+
+# A name may stand for a class, or for a class with some of its options chosen (`functools.partial`)
+BENCHMARKS: dict[str, Callable[..., Benchmark]] = {
+    **{kind.name: kind for kind in (SamaBenchG, SamaBenchC)},
+    **REFERRING_VIDEO,
+    **REFCOCO,
+    **{kind.name: kind for kind in (GroundedCaptions, RegionCaptions, MME)},
+    **{kind.name: kind for kind in (ToyWorldBenchmark, JsonLinesBenchmark)},
+}
+
+
+def open_benchmark(name: str, **arguments) -> Benchmark:
+    """The benchmark of this name; arguments as for [`Benchmark`]."""
+    if name not in BENCHMARKS:
+        raise BenchmarkError(f"There is no benchmark {name!r}, only {', '.join(BENCHMARKS)}.")
+    return BENCHMARKS[name](**arguments)

@@ -1,0 +1,161 @@
+"""
+Zips for the challenge servers of MeViS and Ref-YouTube-VOS, and a check of such a zip before it is handed in.
+
+Layout (evaluation spec 4.1): one 8-bit grey PNG, 0 or 255, for each frame of each expression,
+
+    MeViS              <video>/<expression>/<frame>.png
+    Ref-YouTube-VOS    Annotations/<video>/<expression>/<frame>.png
+"""
+
+import io
+import zipfile
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from PIL import Image
+
+from sama.benchmarks import frame_masks
+from sama.benchmarks.benchmark import Benchmark, BenchmarkError, Prediction
+from sama.benchmarks.referring_video import ReferringVideo
+from sama.metrics.submission import ARCHIVE_FOLDERS, grey_mask, member_name
+
+
+MOST_PROBLEMS = 20
+# The same predictions give the same bytes
+DATE = (1980, 1, 1, 0, 0, 0)
+
+
+def write_submission(
+    predictions: Iterable[Prediction], benchmark: Benchmark, path: str | Path, fill_missing: bool = False
+) -> int:
+    """
+    Write the zip for the server; masks are decoded frame by frame.
+
+    Args:
+        predictions (iterable of [`Prediction`]): In any order.
+        benchmark ([`Benchmark`]): Of a data set that has a server.
+        path (`str` or `Path`): Of the zip; nothing is left there if this fails.
+        fill_missing (`bool`): Give empty masks to expressions without an answer. Otherwise they are an error.
+
+    Returns:
+        `int`: How many expressions had no answer.
+
+    Raises:
+        BenchmarkError: for a benchmark without a server, and for expressions without an answer.
+    """
+    asked = _of_server(benchmark)
+    answered = {one.question: one for one in predictions if one.error is None}
+    wanted = [name for names in asked.outline().values() for name in names]
+    missing = [name for name in wanted if name not in answered]
+    if missing and not fill_missing:
+        raise BenchmarkError(
+            f"{len(missing)} of {len(wanted)} expressions of {asked.name} ({asked.split}) have no answer, such as "
+            f"{missing[0]!r}. Answer them first, or have their masks left empty (fill_missing)."
+        )
+    path, unfinished = Path(path), Path(f"{path}.unfinished")
+    try:
+        with zipfile.ZipFile(unfinished, "w", zipfile.ZIP_DEFLATED) as archive:
+            for group, names in asked.outline().items():
+                for name in names:
+                    for member, mask in _masks(asked, group, name, answered.get(name)):
+                        archive.writestr(zipfile.ZipInfo(member, DATE), _png(mask), zipfile.ZIP_DEFLATED)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return len(missing)
+
+
+def check_submission(path: str | Path, benchmark: Benchmark) -> list[str]:
+    """
+    What is wrong with a zip, in sentences, at most `MOST_PROBLEMS` of them; an empty list if nothing is.
+
+    Every frame of every expression of the expression file must be there once, of the size of its video, in mode L,
+    with no value but 0 and 255; and nothing else may be there.
+    """
+    asked = _of_server(benchmark)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            problems = list(islice(_problems(archive, asked), MOST_PROBLEMS + 1))
+    except FileNotFoundError:
+        return [f"There is no file '{path}'."]
+    except zipfile.BadZipFile as error:
+        return [f"'{path}' is not a zip that can be read ({error})."]
+    return problems if len(problems) <= MOST_PROBLEMS else [*problems[:MOST_PROBLEMS], "And more."]
+
+
+def members(benchmark: ReferringVideo, group: str, name: str) -> list[str]:
+    """Names in the zip of the frames of one expression, in order."""
+    (record,), expression = benchmark.records(group), name.removeprefix(f"{group}/")
+    stems = [PurePosixPath(frame).stem for frame in record["video"]["frames"]]
+    return [member_name(benchmark.name, group, expression, stem) for stem in stems]
+
+
+def _of_server(benchmark: Benchmark) -> ReferringVideo:
+    if not isinstance(benchmark, ReferringVideo) or benchmark.name not in ARCHIVE_FOLDERS:
+        raise BenchmarkError(
+            f"{benchmark.name} has no challenge server: a zip is written for MeViS and Ref-YouTube-VOS."
+        )
+    return benchmark
+
+
+def _masks(
+    benchmark: ReferringVideo, group: str, name: str, prediction: Prediction | None
+) -> Iterator[tuple[str, np.ndarray]]:
+    names = members(benchmark, group, name)
+    if prediction is None:
+        video = benchmark.open(group)
+        found, size = [], (video.height, video.width)
+    else:
+        found, size = [item.masks for item in prediction.turns[0].objects], (prediction.height, prediction.width)
+        if prediction.num_frames != len(names):
+            raise BenchmarkError(
+                f"The prediction for {name!r} has {prediction.num_frames} frames, the expression file {len(names)}: "
+                "it was made with other files."
+            )
+    yield from zip(names, frame_masks.united(found, len(names), size), strict=True)
+
+
+def _png(mask: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(grey_mask(mask)).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _problems(archive: zipfile.ZipFile, benchmark: ReferringVideo) -> Iterator[str]:
+    listed = [item.filename for item in archive.infolist() if not item.is_dir()]
+    left = set(listed)
+    if len(left) < len(listed):
+        twice = next(name for name in listed if listed.count(name) > 1)
+        yield f"{len(listed) - len(left)} files stand in it more than once, such as '{twice}'."
+    for group, names in benchmark.outline().items():
+        expected = {member: name for name in names for member in members(benchmark, group, name)}
+        absent = [member for member in expected if member not in left]
+        if absent:
+            yield f"{len(absent)} of {len(expected)} frames of the video {group!r} are missing, such as '{absent[0]}'."
+        video = benchmark.open(group)
+        for member in expected:
+            if member in left:
+                yield from _picture_problems(archive, member, (video.height, video.width))
+        left -= set(expected)
+    layout = member_name(benchmark.name, "<video>", "<expression>", "<frame>")
+    for name in sorted(left):
+        yield f"'{name}' belongs to no frame of the expression file, whose frames are {layout}."
+
+
+def _picture_problems(archive: zipfile.ZipFile, member: str, size: tuple[int, int]) -> Iterator[str]:
+    try:
+        with Image.open(io.BytesIO(archive.read(member))) as picture:
+            picture.load()
+    except (OSError, zipfile.BadZipFile) as error:
+        yield f"'{member}' is not a picture that can be read ({error})."
+        return
+    if picture.format != "PNG" or picture.mode != "L":
+        yield f"'{member}' is {picture.format} in mode {picture.mode}, expected PNG in mode L (8-bit grey)."
+    elif (picture.height, picture.width) != size:
+        yield f"'{member}' is {picture.height} x {picture.width} (height x width), its video {size[0]} x {size[1]}."
+    else:
+        other = sorted(set(np.unique(np.asarray(picture)).tolist()) - {0, 255})
+        if other:
+            yield f"'{member}' holds the value {other[0]}, expected 0 and 255 only."

@@ -1,0 +1,71 @@
+"""Clean-up of answers, and means over videos."""
+
+import pytest
+
+from sama.metrics.aggregate import mean_over_videos, release_rank_mean
+from sama.metrics.answers import (
+    caption,
+    current_tags,
+    image_caption,
+    mme_answer,
+    phrases,
+    region_caption,
+    shortened,
+)
+from sama.metrics.values import Value, mean
+
+
+ANSWER = "<p> The Man </p> [SEG] rides <p>a bike</p> [SEG].<|im_end|>"
+
+
+def test_phrases_and_caption():
+    assert phrases(ANSWER) == ["the man", "a bike"] and phrases(ANSWER, lower=False) == ["The Man", "a bike"]
+    assert caption(ANSWER) == "The Man rides a bike ."
+    assert current_tags(" <g_s> x <g_e> <seg> ") == "<p> x </p> [SEG]"
+
+
+def test_shortened():
+    assert shortened("a  b c", 3) == "a  b c" and shortened("a  b c d", 3) == "a b c"
+    assert shortened("word " * 301).split() == ["word"] * 300 and len(shortened("x" * 3000)) == 2000
+
+
+def test_image_caption():
+    assert image_caption("USER: hi ASSISTANT: <p>A man</p> [SEG] runs") == ("A man runs", ["A man"])
+
+
+@pytest.mark.parametrize(
+    ("answer", "fixed", "release"),
+    [
+        ("The region marked by region1 is a red car.<|im_end|>", "a red car.", "a red car."),
+        ("Region1 shows a fish on a dish.", "a fish on a dish.", "a fh on a dh."),
+        ("This is his island: blue", "This is his island: blue", "Th h land blue"),
+        ("<p> a man </p> [SEG]", "a man", "a man"),
+        ("region 1 is: a cat", "a cat", None),
+    ],
+)
+def test_region_caption(answer, fixed, release):
+    assert region_caption(answer) == fixed
+    if release is not None:
+        assert region_caption(answer, "release") == release
+
+
+def test_mme_answer():
+    assert mme_answer("Yes.<|im_end|>") == "Yes"
+
+
+def test_mean_leaves_out_what_has_no_value():
+    assert mean([1.0, None, Value(0.0), Value(None, "x")]).value == 0.5
+    assert mean([None], "videos") == (None, "none of the 1 videos has a value")
+
+
+def test_means_over_videos():
+    videos = {
+        "mevis/a": {"miou": 1.0, "CIDEr": None},
+        "VidSTG/b": {"miou": 0.0, "CIDEr": 2.0},
+        "VidSTG/c": {"miou": 0.5},
+    }
+    found = mean_over_videos(videos)
+    assert found["miou"].value == 0.5 and found["CIDEr"].value == 2
+    assert mean_over_videos(videos, "VidSTG")["miou"].value == 0.25
+    assert mean_over_videos({}) == {}
+    assert release_rank_mean([[0.2, 0.4], [0.9]], 0) == pytest.approx(0.6)
