@@ -22,17 +22,23 @@ from tqdm import tqdm
 from sama.benchmarks.benchmark import PRESETS, Benchmark, BenchmarkError, Tools
 from sama.benchmarks.registry import BENCHMARKS, open_benchmark
 from sama.data.records import DataError
+from sama.evaluation.gallery import write_gallery
 from sama.evaluation.inference import Interviewer
+from sama.evaluation.judges import open_judge
+from sama.evaluation.plots import write_plots
 from sama.evaluation.predictions import PredictionError, PredictionFiles, PredictionWriter
 from sama.evaluation.processes import device, join, leave, rank_and_size, wait_for_all
 from sama.evaluation.provenance import checkpoint_hash, commit_of
 from sama.evaluation.report import terminal_table, write_report
+from sama.evaluation.similarity import BertSimilarity
+from sama.evaluation.submission import check_submission, need_server, write_submission
 from sama.modeling_sama import SamaForConditionalGeneration
 from sama.processing_sama import SamaProcessor
 
 
 ROOT = Path(__file__).resolve().parent
 SOME_FAILED = 3
+JUDGE_ANSWERS = "judge"  # folder below the output: what a judge said is not asked again
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -50,6 +56,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--score_only", action="store_true", help="ask nothing, score what was answered before")
     parser.add_argument("--retry_failed", action="store_true", help="ask the questions again that failed")
     parser.add_argument("--accept_foreign", action="store_true", help="predictions of another model or version too")
+    parser.add_argument("--judge_url", help="OpenAI-compatible endpoint that compares texts, for CLAIR")
+    parser.add_argument("--judge_model", help="its model's name; without --judge_url the folder of a local model")
+    parser.add_argument("--similarity_model", help="folder of a BERT that compares phrases, for recall")
+    parser.add_argument("--submission", help="write and check a zip for the challenge server (MeViS, Ref-YouTube-VOS)")
+    parser.add_argument("--no_gallery", action="store_true", help="draw neither plots nor sheets of cases")
     parser.add_argument("--dtype", default="auto", help="of the weights; float32 by default on a CPU")
     found = parser.parse_args(arguments)
     if not found.model and not (found.score_only and found.output):
@@ -126,6 +137,8 @@ def evaluate(arguments: argparse.Namespace) -> int:
     options = dict(option.split("=", 1) for option in arguments.option)
     where = {"data_root": arguments.data_root, "split": arguments.split, "preset": arguments.preset}
     benchmark = open_benchmark(arguments.benchmark, **where, **options)
+    if arguments.submission:
+        need_server(benchmark)  # said before hours of answers
     files = PredictionFiles(output_folder(arguments, benchmark))
     about = about_run(arguments, benchmark)
     files.check_run(about, arguments.accept_foreign)
@@ -141,37 +154,58 @@ def evaluate(arguments: argparse.Namespace) -> int:
         return 0
     if files.parts():
         files.merge(name for group in benchmark.outline().values() for name in group)
-    return score(benchmark, files, names)
+    code = report(arguments, benchmark, files, names)
+    if arguments.submission:
+        submit(arguments.submission, benchmark, files)
+    return code
 
 
-def score(benchmark: Benchmark, files: PredictionFiles, names: list[str]) -> int:
-    """Results of these questions, from the files alone."""
+def submit(path: str, benchmark: Benchmark, files: PredictionFiles) -> None:
+    """The zip for the challenge server; `BenchmarkError` where answers are missing, or the server would refuse it."""
+    write_submission(files.read([name for names in benchmark.outline().values() for name in names]), benchmark, path)
+    problems = check_submission(path, benchmark)
+    if problems:
+        raise BenchmarkError(" ".join(problems))
+    print(f"Zip for the server, complete: {path}")
+
+
+def open_tools(arguments: argparse.Namespace, files: PredictionFiles) -> tuple[Tools, dict]:
+    """Judge and similarity that the command line names, and what to write of them into the results."""
+    judge = open_judge(arguments.judge_url, arguments.judge_model, cache=files.folder / JUDGE_ANSWERS)
+    similarity = BertSimilarity(arguments.similarity_model) if arguments.similarity_model else None
+    named = {"judge": judge and judge.identity, "similarity": similarity and similarity.identity}
+    return Tools(judge, similarity), named
+
+
+def report(arguments: argparse.Namespace, benchmark: Benchmark, files: PredictionFiles, names: Sequence[str]) -> int:
+    """Results of these questions, from the files alone: written, drawn and printed; the exit code."""
+    tools, named = open_tools(arguments, files)
     failures = [
         {"question": prediction.question, "error": prediction.error}
         for prediction in files.read(names)
         if prediction.error is not None
     ]
-    scores = benchmark.score(files.read(names), Tools())
-    answered = len(scores.samples)
-    every = sum(len(group) for group in benchmark.outline().values())
-    counts = {"scored": answered, "failed": len(failures), "skipped": every - answered - len(failures)}
-    about = {**files.read_run(), "samples": counts, "failures": failures}
+    scores = benchmark.score(files.read(names), tools)
+    scored, every = len(scores.samples), sum(len(group) for group in benchmark.outline().values())
+    counts = {"scored": scored, "failed": len(failures), "skipped": every - scored - len(failures)}
+    about = {**files.read_run(), **named, "left_out": benchmark.left_out, "samples": counts, "failures": failures}
     write_report(files.folder, about, scores)
+    if not arguments.no_gallery:
+        write_plots(files.folder, scores.samples, benchmark.headline)
+        write_gallery(files.folder / "gallery", benchmark, scores.samples, lambda chosen: list(files.read(chosen)))
     print(f"\n{terminal_table(scores.rows)}\n")
-    print(f"{answered} questions scored, {len(failures)} failed, {counts['skipped']} not asked. Files: {files.folder}")
+    print(f"{scored} questions scored, {len(failures)} failed, {counts['skipped']} not asked. Files: {files.folder}")
     if failures:
-        print(
-            f"evaluate: {len(failures)} failed, first {failures[0]['question']}: {failures[0]['error']}",
-            file=sys.stderr,
-        )
+        first = failures[0]
+        print(f"evaluate: {len(failures)} failed, first {first['question']}: {first['error']}", file=sys.stderr)
     return SOME_FAILED if failures else 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return evaluate(parse(arguments))
-    except (BenchmarkError, PredictionError, DataError) as error:
-        print(f"evaluate: {error}", file=sys.stderr, flush=True)
+    except (BenchmarkError, PredictionError, DataError, OSError) as error:
+        print(f"evaluate: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         return 1
     finally:
         leave()

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from .benchmark import Benchmark, BenchmarkError
 from .grounded_captions import GroundedCaptions
+from .json_lines import JsonLinesBenchmark
 from .mme import MME
 from .refcoco import REFCOCO
 from .referring_video import REFERRING_VIDEO
@@ -13,12 +14,13 @@ from .sama_bench_g import SamaBenchG
 from .toy_world import ToyWorldBenchmark
 
 
-SINGLE = (ToyWorldBenchmark, SamaBenchG, SamaBenchC, GroundedCaptions, RegionCaptions, MME)
 # A name may stand for a class, or for a class with some of its options chosen (`functools.partial`)
 BENCHMARKS: dict[str, Callable[..., Benchmark]] = {
-    **{kind.name: kind for kind in SINGLE},
+    **{kind.name: kind for kind in (SamaBenchG, SamaBenchC)},
     **REFERRING_VIDEO,
     **REFCOCO,
+    **{kind.name: kind for kind in (GroundedCaptions, RegionCaptions, MME)},
+    **{kind.name: kind for kind in (ToyWorldBenchmark, JsonLinesBenchmark)},
 }
 
 

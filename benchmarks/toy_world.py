@@ -20,7 +20,18 @@ from sama.metrics.intervals import bootstrap_mean, wilson
 from sama.metrics.iou import greedy_pairs, miou
 from sama.video_sama import SamaVideo
 
-from .benchmark import Benchmark, Measures, PredictedTurn, Prediction, Question, Score, Tools, Track, Turn
+from .benchmark import (
+    Benchmark,
+    BenchmarkError,
+    Measures,
+    PredictedTurn,
+    Prediction,
+    Question,
+    Score,
+    Tools,
+    Track,
+    Turn,
+)
 from .from_records import record_turns
 from .tracks import track_overlaps
 
@@ -45,9 +56,12 @@ class ToyWorldBenchmark(Benchmark):
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)
         size = self.chosen["size"]
-        settings = ToySettings(
-            height=size, width=size, split=self.split, background=self.chosen["background"], tasks=TASKS
-        )
+        try:
+            settings = ToySettings(
+                height=size, width=size, split=self.split, background=self.chosen["background"], tasks=TASKS
+            )
+        except ValueError as error:
+            raise BenchmarkError(f"toy_world cannot be drawn: {error}.") from error
         self.world = ToyWorld(settings, self.chosen["seed"])
         self._drawn: tuple[str, ToySample] | None = None
 

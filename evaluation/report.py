@@ -63,6 +63,7 @@ def markdown(about: Mapping, scores: Scores) -> str:
         "",
         *("| " + " | ".join(row) + " |" for row in cells),
         "",
+        *(f"- left out of the annotation files: {count} {reason}" for reason, count in about["left_out"].items()),
         *(f"- failed: `{failure['question']}`: {failure['error']}" for failure in about["failures"][:20]),
         *([f"- and {len(about['failures']) - 20} more"] if len(about["failures"]) > 20 else []),
         "",

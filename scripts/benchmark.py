@@ -1,6 +1,6 @@
 """Counts, ratios and peak memory of a checkpoint's chat and tracking, as Markdown tables.
 
-    python scripts/benchmark.py [--model checkpoints/sama-tiny] [--section calls turns objects memory]
+    python scripts/benchmark.py [--model checkpoints/sama-tiny] [--section calls turns questions objects memory]
 
 Times are medians of several runs and differ between machines; the counts do not, and the tests assert them.
 """
@@ -26,7 +26,7 @@ from sama.visualization import write_video
 ROOT = Path(__file__).resolve().parent.parent
 CLIP = ROOT / "assets" / "bigbuckbunny.mp4"
 SETTLED_FRAMES = 50  # prompted frames and the tracker's memory of the last frames are full by then
-SECTIONS = ("calls", "turns", "objects", "memory")
+SECTIONS = ("calls", "turns", "questions", "objects", "memory")
 
 
 def load(path: str):
@@ -138,6 +138,43 @@ def benchmark_turns(model, processor, folder: Path) -> str:
     return table([f"turn 4, {context} context frames, to the first token", "tokens read", "time", "speed"], rows)
 
 
+def benchmark_questions(model, processor, folder: Path) -> str:
+    """Questions about one video that have nothing to do with one another, one object in each answer: a new chat for
+    each, against one chat that starts over."""
+    path, questions = make_video(folder, 48), [f"What happens in part {number}?" for number in range(8)]
+    calls = [count_calls(module) for module in (model.model.vision_tower, model.model.mask_tracker.sam.vision_encoder)]
+    lengths: list[int] = []
+    model.model.language_model.register_forward_pre_hook(
+        lambda _, args, kwargs: lengths.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
+    )
+    states = answer_states(model, 1)
+
+    def by_itself() -> None:
+        for question in questions:
+            chat = model.start_chat(processor, video=SamaVideo.open(path))
+            chat.ask(question, max_new_tokens=2, masks=False)
+            chat.track(states, None)
+
+    def starting_over() -> None:
+        chat = model.start_chat(processor, video=SamaVideo.open(path))
+        for question in questions:
+            chat.start_over()
+            chat.ask(question, max_new_tokens=2, masks=False)
+            chat.track(states, None)
+
+    rows, first = [], None
+    for name, action in (("a chat for each", by_itself), ("one chat that starts over", starting_over)):
+        for counted in (*calls, lengths):
+            counted.clear()
+        action()
+        counts = [sum(length for length in lengths if length > 1), *(sum(counted) for counted in calls)]
+        median = seconds(action, repeats=3)
+        first = first or median
+        rows.append([name, *counts, f"{median:.2f} s", f"{first / median:.1f}x"])
+    header = ["8 questions about 48 frames", "tokens read", "frames through the vision tower", "frames through SAM 2"]
+    return table([*header, "time", "speed"], rows)
+
+
 def benchmark_objects(model, processor, folder: Path) -> str:
     """Time of tracking K objects together over 32 frames, against K runs of one object."""
     video = SamaVideo.open(make_video(folder, 32))
@@ -221,7 +258,12 @@ def main() -> None:
     if arguments.track:
         track_and_report(arguments.model, arguments.track)
         return
-    sections = {"calls": benchmark_calls, "turns": benchmark_turns, "objects": benchmark_objects}
+    sections = {
+        "calls": benchmark_calls,
+        "turns": benchmark_turns,
+        "questions": benchmark_questions,
+        "objects": benchmark_objects,
+    }
     with TemporaryDirectory() as folder:
         for name in arguments.section:
             if name == "memory":

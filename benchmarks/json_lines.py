@@ -1,0 +1,159 @@
+"""
+Your own questions: records with reference answers as JSON Lines, in the repository's own format (docs/data.md).
+
+A conversation is one sample, its turns asked one after the other, the model's own answers in the history. Masks are
+judged by mIoU, recall and J&F, words by the caption metrics over all answers; all in percent.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+
+from sama.data.frames import open_visual
+from sama.data.readers import READERS
+from sama.layout_sama import parse_tagged_text
+from sama.metrics.captions import caption_scores
+from sama.metrics.iou import greedy_pairs, miou
+from sama.metrics.jf import JF, jf
+from sama.video_sama import SamaVideo
+
+from .benchmark import Benchmark, BenchmarkError, Measures, PredictedTurn, Prediction, Question, Score, Tools, Turn
+from .from_records import record_turns
+from .rows import mean_row
+from .tracks import chunks, decode_track, track_overlaps
+
+
+RECALL_IOU = 0.5
+CAPTIONS = {"METEOR": "METEOR", "CIDEr": "CIDEr", "BLEU-4": "Bleu_4", "ROUGE-L": "ROUGE_L"}
+
+
+class JsonLinesBenchmark(Benchmark):
+    """The records of one file; paths in them are below the folder `media`."""
+
+    name = "json_lines"
+    version = 1
+    splits = ("all",)
+    options = {"records": "records.jsonl", "media": ".", "history": "own"}
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.need(self.chosen["records"], self.chosen["media"])
+
+    @cached_property
+    def records(self) -> dict[str, dict]:
+        """Id -> record, checked; those without a question are no samples."""
+        files = {name: self.chosen[name] for name in ("records", "media")}
+        found = {}
+        for record in READERS["json_lines"](files, self.data_root, {"source": self.name}):
+            if record["id"] in found:
+                raise BenchmarkError(f"Two records have the id {record['id']!r}; ids name lines of predictions.")
+            if any(message["role"] == "user" for message in record["messages"]):
+                found[record["id"]] = record
+        return found
+
+    def outline(self) -> dict[str, list[str]]:
+        """One group for each video or image; of text alone each record is its own."""
+        groups = defaultdict(list)
+        for name, record in self.records.items():
+            groups[self._group(record)].append(name)
+        return dict(groups)
+
+    def _group(self, record: dict) -> str:
+        visual = record.get("video") or record.get("image")
+        if visual is None:
+            return record["id"]
+        frames = visual.get("frames") or [""]
+        return f"{visual['path']} {frames[0]}-{frames[-1]} {len(frames)} {visual.get('stride', 1)}"
+
+    def open(self, group: str) -> SamaVideo | None:
+        """The video of the group's records."""
+        return open_visual(self.records[self.outline()[group][0]], self.data_root)
+
+    def questions(self, group: str) -> list[Question]:
+        """One for each record."""
+        video, history = self.open(group), self.chosen["history"]
+        turns = {name: record_turns(self.records[name], video, _no_store) for name in self.outline()[group]}
+        return [Question(name, group, turns[name], history, masks=video is not None) for name in turns]
+
+    def measure(self, question: Question, prediction: Prediction) -> Measures:
+        """IoU, J and F of each true object, and the texts of answers that have a reference."""
+        pairs = list(zip(question.turns, prediction.turns, strict=True))
+        judged = [measure_masks(turn, answer, prediction) for turn, answer in pairs]
+        texts = [
+            [parse_tagged_text(turn.reference)[0], parse_tagged_text(answer.text)[0]]
+            for turn, answer in pairs
+            if turn.reference is not None
+        ]
+        ious = [iou for one in judged for iou in one["ious"]]
+        mious = [one["miou"] for one in judged if one["miou"] is not None]
+        return Measures(
+            question=question.id,
+            group=question.group,
+            value=sum(mious) / len(mious) if mious else None,
+            ious=ious,
+            num_frames=prediction.num_frames,
+            num_objects=len(ious),
+            facts={"mious": mious, "jf": [pair for one in judged for pair in one["jf"]], "texts": texts},
+        )
+
+    def summarise(self, samples: Sequence[Measures], tools: Tools) -> list[Score]:
+        """Masks, then words."""
+        ious = [iou for sample in samples for iou in sample.ious]
+        pairs = [pair for sample in samples for pair in sample.facts["jf"]]
+        found = [iou >= RECALL_IOU for iou in ious]
+        texts = [pair for sample in samples for pair in sample.facts["texts"]]
+        words = caption_scores([pair[0] for pair in texts], [pair[1] for pair in texts]) if texts else {}
+        return [
+            _masks_row("mIoU", [value for sample in samples for value in sample.facts["mious"]]),
+            _masks_row(f"recall at IoU {RECALL_IOU}", found),
+            _masks_row("J", [pair[0] for pair in pairs]),
+            _masks_row("F", [pair[1] for pair in pairs]),
+            _masks_row("J&F", [(pair[0] + pair[1]) / 2 for pair in pairs]),
+            *(
+                Score(name, _percent(words[key].value), len(texts), "words", reason=words[key].reason)
+                for name, key in CAPTIONS.items()
+                if texts
+            ),
+        ]
+
+
+def _no_store(store: str, key: str) -> list:
+    raise KeyError(key)
+
+
+def _percent(value: float | None) -> float | None:
+    return None if value is None else 100 * value
+
+
+def _masks_row(name: str, values: Sequence[float]) -> Score:
+    return mean_row(name, [100 * value for value in values], "answers with masks", "masks")
+
+
+def measure_masks(turn: Turn, answer: PredictedTurn, prediction: Prediction) -> dict:
+    """`ious` and `jf` of the true objects under greedy matching, those that were missed compared with nothing found;
+    `miou` of the answer, in which surplus objects count too."""
+    size, num_frames = (prediction.height, prediction.width), prediction.num_frames
+    found = [item.masks for item in answer.objects if item.masks]  # none were made where there is no video
+    matrix = track_overlaps(turn.targets, found, num_frames, size).ious()
+    pairs = dict(greedy_pairs(matrix))
+    matched = [found[pairs[truth]] if truth in pairs else [] for truth in range(len(turn.targets))]
+    return {
+        "ious": [float(matrix[truth, pairs[truth]]) if truth in pairs else 0.0 for truth in range(len(matched))],
+        "miou": miou(matrix),
+        "jf": [
+            list(track_jf(target, guess, num_frames, size))
+            for target, guess in zip(turn.targets, matched, strict=True)
+        ],
+    }
+
+
+def track_jf(target: list, guess: list, num_frames: int, size: tuple[int, int]) -> JF:
+    """J and F of a track, means over all frames, decoded a few frames at a time."""
+    parts = [
+        (jf(decode_track(target, size, frames), decode_track(guess, size, frames)), len(frames))
+        for frames in chunks(num_frames)
+    ]
+    weights = np.array([count for _, count in parts]) / num_frames
+    return JF(*(float(np.dot(weights, [part[place] for part, _ in parts])) for place in (0, 1)))

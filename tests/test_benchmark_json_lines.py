@@ -1,0 +1,118 @@
+"""Your own records as a benchmark, with scores counted by hand."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sama.benchmarks.benchmark import BenchmarkError, PredictedObject, PredictedTurn, Prediction
+from sama.benchmarks.registry import open_benchmark
+from sama.data.masks import encode_rle
+from sama.data.records import DataError
+
+
+SIZE = (20, 20)
+
+
+def square(left: int, right: int) -> dict:
+    """A square of 10 rows, from one column to another."""
+    mask = np.zeros(SIZE, dtype=bool)
+    mask[5:15, left:right] = True
+    return encode_rle(mask)
+
+
+def user(*parts) -> dict:
+    return {"role": "user", "content": list(parts)}
+
+
+def said(*parts) -> dict:
+    return {"role": "assistant", "content": list(parts)}
+
+
+def text(words: str) -> dict:
+    return {"type": "text", "text": words}
+
+
+ASKED = {"type": "region", "object": "a"}
+VIDEO = {"path": "clip", "frames": ["0.png", "1.png"]}
+RECORDS = [
+    {
+        "id": "one", "video": VIDEO, "objects": {"a": {"masks": [square(5, 15), square(5, 15)]}},
+        "messages": [
+            user(text("What is "), ASKED, text("?")),
+            said({"type": "grounded", "text": "A ball", "objects": ["a"]}, text(".")),
+            user(text("Is it red?")), said(text("Yes.")),
+        ],
+    },
+    {
+        "id": "two", "video": VIDEO, "objects": {"a": {"masks": [square(5, 15), None]}},
+        "messages": [user(text("Segment it.")), said({"type": "grounded", "text": "", "objects": ["a"]})],
+    },
+    {"id": "words", "messages": [user(text("Hello")), said(text("Hi."))]},
+]  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "clip").mkdir()
+    for name in VIDEO["frames"]:
+        Image.fromarray(np.full((*SIZE, 3), 90, dtype=np.uint8)).save(tmp_path / "clip" / name)
+    (tmp_path / "records.jsonl").write_text("\n".join(map(json.dumps, RECORDS)), encoding="utf-8")
+    return tmp_path
+
+
+def predicted(name: str, *turns) -> Prediction:
+    said = [PredictedTurn(words, [PredictedObject("", masks) for masks in tracks]) for words, *tracks in turns]
+    return Prediction(name, said, 2, *SIZE)
+
+
+def test_records_about_one_video_are_one_group(folder):
+    benchmark = open_benchmark("json_lines", data_root=folder)
+    assert list(benchmark.outline().values()) == [["one", "two"], ["words"]]
+    (first, second), (words,) = (benchmark.questions(group) for group in benchmark.outline())
+    assert [turn.text for turn in first.turns] == ["What is <region>?", "Is it red?"]
+    assert [turn.reference for turn in first.turns] == ["<p> A ball </p> [SEG].", "Yes."]
+    assert len(first.turns[0].regions) == 1 and first.turns[0].targets == [RECORDS[0]["objects"]["a"]["masks"]]
+    assert second.turns[0].reference == "[SEG]" and not words.masks
+    assert benchmark.open("words") is None
+
+
+def test_scores_by_hand(folder):
+    benchmark = open_benchmark("json_lines", data_root=folder)
+    shifted = [square(10, 20), square(5, 15)]
+    scores = benchmark.score([
+        # Frame 0: 50 of 150 pixels in common, frame 1 all 100: IoU 150/250 over the volume, J (1/3 + 1) / 2
+        predicted("one", ("<p> A ball </p> [SEG].", shifted), ("Yes.",)),
+        # Nothing found where something is: IoU 0; J and F 0 in frame 0, 1 in frame 1, in which nothing is to be found
+        predicted("two", ("No.",)),
+        predicted("words", ("Hi.",)),
+    ])  # fmt: skip
+    rows = {row.name: row for row in scores.rows}
+    assert rows["mIoU"].value == pytest.approx(30.0) and rows["mIoU"].count == 2
+    assert rows["recall at IoU 0.5"].value == pytest.approx(50.0)
+    assert rows["J"].value == pytest.approx(100 * (2 / 3 + 1 / 2) / 2)
+    assert rows["J&F"].value == pytest.approx((rows["J"].value + rows["F"].value) / 2)
+    assert 50 < rows["F"].value < 75  # of the shifted square's edge between none and all is right
+    assert rows["METEOR"].count == 4 and (rows["METEOR"].value is None) == bool(rows["METEOR"].reason)
+    assert [sample.ious for sample in scores.samples] == [[0.6], [0.0], []]
+    assert scores.samples[0].value == pytest.approx(0.6) and scores.samples[2].value is None
+
+
+def test_reference_history_is_an_option_that_names_the_run(folder):
+    benchmark = open_benchmark("json_lines", data_root=folder, history="reference")
+    assert benchmark.questions(next(iter(benchmark.outline())))[0].history == "reference"
+    assert benchmark.identity["options"]["history"] == "reference"
+
+
+def test_bad_files(folder):
+    with pytest.raises(BenchmarkError, match="json_lines .*lacks .*mine.jsonl"):
+        open_benchmark("json_lines", data_root=folder, records="mine.jsonl")
+    with pytest.raises(BenchmarkError, match="--data_root"):
+        open_benchmark("json_lines")
+    (folder / "records.jsonl").write_text('{"messages": []}', encoding="utf-8")
+    with pytest.raises(DataError, match="line 1, field 'messages'"):
+        open_benchmark("json_lines", data_root=folder).outline()
+    (folder / "records.jsonl").write_text("\n".join([json.dumps(RECORDS[2])] * 2), encoding="utf-8")
+    with pytest.raises(BenchmarkError, match="Two records have the id 'words'"):
+        open_benchmark("json_lines", data_root=folder).outline()

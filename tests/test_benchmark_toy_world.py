@@ -1,0 +1,172 @@
+"""Toy world as a benchmark: what is asked, and scores that can be counted by hand."""
+
+import numpy as np
+import pytest
+
+from sama.benchmarks.benchmark import BenchmarkError, PredictedObject, PredictedTurn, Prediction, Turn
+from sama.benchmarks.registry import open_benchmark
+from sama.benchmarks.toy_world import LOOK, MOTION, is_right, measure_turn
+from sama.data.masks import encode_rle
+from sama.video_sama import MaskTrack
+
+
+SIZE = (10, 20)
+
+
+def track(*columns: tuple[int, int] | None) -> list:
+    """Full-height stripes from one column to another, one for each frame; `None` where nothing is seen."""
+    codes = []
+    for ends in columns:
+        mask = np.zeros(SIZE, dtype=bool)
+        if ends is not None:
+            mask[:, ends[0] : ends[1]] = True
+        codes.append(encode_rle(mask) if mask.any() else None)
+    return codes
+
+
+def turn(*targets, **info) -> Turn:
+    told = {"kind": "colour", "answer": "red", "choices": ["red", "blue"], "late": [], "hidden": []}
+    return Turn("?", [], "It is red.", list(targets), told | info)
+
+
+def answer(text: str, *tracks) -> tuple[PredictedTurn, Prediction]:
+    said = PredictedTurn(text, [PredictedObject("", masks) for masks in tracks])
+    return said, Prediction("0", [said], 2, *SIZE)
+
+
+def reference_answers(benchmark, change=lambda number, turn: turn.reference) -> list[Prediction]:
+    """The reference's masks, and what `change` says."""
+    found = []
+    for group in benchmark.outline():
+        for question in benchmark.questions(group):
+            video = benchmark.open(group)
+            turns = [
+                PredictedTurn(change(number, turn), [PredictedObject("", masks) for masks in turn.targets])
+                for number, turn in enumerate(question.turns)
+            ]
+            found.append(Prediction(question.id, turns, len(video), video.height, video.width))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("It is red.", True),
+        ("<p> Red </p> [SEG] it is", True),
+        ("It is red or blue.", False),
+        ("It is reddish.", False),
+        ("It is blue.", False),
+        ("", False),
+    ],
+)
+def test_the_expected_word_is_the_only_choice_in_a_right_answer(text, expected):
+    assert is_right(text, "red", ["blue", "red"]) is expected
+
+
+def test_choices_of_several_words():
+    choices = ["moves left", "moves right", "leaves the picture"]
+    assert is_right("The red star moves left.", "moves left", choices)
+    assert not is_right("The red star moves left, moves right.", "moves left", choices)
+    assert is_right("It is a letter T.", "letter T", ["letter T", "letter H"])
+
+
+def test_iou_of_half_a_stripe_is_a_half():
+    found = measure_turn(turn(track((0, 4), (0, 4))), *answer("It is red.", track((0, 2), (0, 2))))
+    assert (found["ious"], found["miou"], found["right"], found["chance"]) == ([0.5], 0.5, True, 0.5)
+
+
+def test_a_missed_and_a_surplus_object_count_as_nothing():
+    one, other = track((0, 4), (0, 4)), track((10, 14), None)
+    missed = measure_turn(turn(one, other), *answer("It is blue.", other))
+    assert (missed["ious"], missed["miou"], missed["right"]) == ([0.0, 1.0], 0.5, False)
+    surplus = measure_turn(turn(one), *answer("It is red.", other, one))
+    assert (surplus["ious"], surplus["miou"]) == ([1.0], 0.5)
+    silent = measure_turn(turn(one), *answer(""))
+    assert (silent["ious"], silent["miou"]) == ([0.0], 0.0)
+    words = measure_turn(turn(), *answer("It is red."))
+    assert (words["ious"], words["miou"], words["right"]) == ([], None, True)
+
+
+@pytest.mark.parametrize(("drawn", "chosen"), [((0, 3), True), ((10, 14), False), ((5, 8), False), (None, False)])
+def test_choice_between_twins(drawn, chosen):
+    asked = turn(track((0, 4), (0, 4)), twin=track((10, 14), (10, 14)), choices=[])
+    tracks = [] if drawn is None else [track(drawn, drawn)]
+    found = measure_turn(asked, *answer("", *tracks))
+    assert found["chosen"] is chosen and found["right"] is None and found["chance"] is None
+
+
+def test_questions_are_the_same_in_every_run_and_ask_with_regions():
+    first, again = (open_benchmark("toy_world", clips=3) for _ in range(2))
+    assert first.outline() == {"0": ["0"], "1": ["1"], "2": ["2"]}
+    for group in first.outline():
+        (one,), (other,) = first.questions(group), again.questions(group)
+        assert [(t.text, t.reference, t.targets, t.info) for t in one.turns] == [
+            (t.text, t.reference, t.targets, t.info) for t in other.turns
+        ]
+        np.testing.assert_array_equal(first.open(group)[0], again.open(group)[0])
+        for asked in one.turns:
+            assert asked.text.count("<region>") == len(asked.regions)
+            assert asked.reference.count("[SEG]") == len(asked.targets) == len(asked.info["late"])
+            assert all(isinstance(region, MaskTrack) for region in asked.regions)
+    other_split = open_benchmark("toy_world", split="unseen", clips=3)
+    assert other_split.identity != first.identity
+    assert other_split.questions("0")[0].turns[0].text != first.questions("0")[0].turns[0].text or not np.array_equal(
+        other_split.open("0")[0], first.open("0")[0]
+    )
+
+
+def test_reference_answers_are_all_right_and_others_are_not():
+    benchmark = open_benchmark("toy_world", clips=12)
+    scores = benchmark.score(reference_answers(benchmark))
+    rows = {(row.part, row.name): row for row in scores.rows}
+    for row in scores.rows:
+        assert row.value in (None, 1.0) and (row.value is None) == (row.count == 0)
+    assert rows[LOOK, "mask mIoU"].count and rows[MOTION, "choice between the twins"].chance == 0.5
+    assert rows["region questions", "accuracy, colour"].chance in (None, 1 / 8)
+    # Words without sense, from the second turn on
+    wrong = benchmark.score(reference_answers(benchmark, lambda number, turn: "?" if number else turn.reference))
+    rows = {(row.part, row.name): row for row in wrong.rows}
+    assert rows["region questions", "accuracy, turn 1"].value == 1.0
+    assert rows["region questions", "accuracy, turn 2"].value == 0.0
+    assert 0 < rows["region questions", "accuracy"].value < 1
+    low, high = rows["region questions", "accuracy"].interval
+    assert 0 <= low < rows["region questions", "accuracy"].value < high <= 1
+
+
+def test_objects_that_appear_late_or_come_back_are_marked():
+    """Against the masks themselves."""
+    benchmark, marked = open_benchmark("toy_world", clips=40), {"late": 0, "hidden": 0}
+    for group in benchmark.outline():
+        for asked in benchmark.questions(group)[0].turns:
+            for target, late, hidden in zip(asked.targets, asked.info["late"], asked.info["hidden"], strict=True):
+                seen = [frame for frame, code in enumerate(target) if code is not None]
+                assert late == (bool(seen) and seen[0] >= len(target) / 2)
+                assert not hidden or set(range(seen[0], seen[-1])) - set(seen)  # a gap
+                marked["late"] += late
+                marked["hidden"] += hidden
+    assert all(marked.values())
+
+
+def test_nothing_answered_gives_a_table_of_reasons():
+    rows = open_benchmark("toy_world", clips=2).score([]).rows
+    assert rows and all(row.value is None and row.reason for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"split": "train"}, "no split 'train', only val, unseen"),
+        ({"preset": "new"}, "no preset 'new', only consistent, release"),
+        ({"clip": 3}, "no option 'clip'; it has clips, seed, size, background"),
+        ({"clips": "many"}, "option clips of toy_world is 'many', no int"),
+        ({"size": 8}, "cannot be drawn: 8 x 8"),
+    ],
+)
+def test_what_there_is_not(arguments, message):
+    with pytest.raises(BenchmarkError, match=message):
+        open_benchmark("toy_world", **arguments)
+
+
+def test_a_benchmark_that_there_is_not():
+    with pytest.raises(BenchmarkError, match="no benchmark 'toy', only .*toy_world"):
+        open_benchmark("toy")

@@ -1,0 +1,305 @@
+"""evaluate.py: whole runs, runs that were cut off, several processes, and everything that can be wrong."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from checkpoint import CHECKPOINT, load_checkpoint
+from PIL import Image
+
+from sama import evaluate
+from sama.evaluation.inference import Interviewer
+from sama.evaluation.predictions import PREDICTIONS, RUN
+from sama.video_sama import GroundedPhrase, MaskTrack
+
+
+ROOT = Path(__file__).parent.parent
+# Answers of three tokens: the small checkpoint may be untrained, and then writes one object after the other
+TOY = ["--benchmark", "toy_world", "--option", "clips=5", "--limit", "3", "--max_new_tokens", "3"]
+FILES = ["gallery", "plots.png", PREDICTIONS, "results.json", "results.md", RUN]
+
+
+class ScriptedModel:
+    """Says the same to everything, with a mask of everything; `asked` counts."""
+
+    def __init__(self):
+        self.asked = 0
+
+    def start_chat(self, processor, video=None, image=None):
+        shown = video if video is not None else image
+        return ScriptedChat(self, shown)
+
+
+class ScriptedChat:
+    def __init__(self, model, video):
+        self.model, self.video = model, video
+
+    def start_over(self):
+        pass
+
+    def ask(self, text, regions, max_new_tokens, masks):
+        self.model.asked += 1
+        if self.video is None:
+            return SimpleNamespace(tagged_text="Hi.", objects=[])
+        for index in range(len(self.video)):
+            self.video[index]  # as a model would, which finds what is broken
+        track = MaskTrack.from_masks(np.ones((len(self.video), self.video.height, self.video.width), dtype=bool))
+        return SimpleNamespace(tagged_text="<p> It </p> [SEG].", objects=[GroundedPhrase("It", (0, 2), track, 0.5)])
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    model = ScriptedModel()
+    monkeypatch.setattr(evaluate, "load", lambda arguments: (model, SimpleNamespace(layout="default")))
+    return model
+
+
+def run(output: Path, *arguments: str, model: str = str(CHECKPOINT)) -> int:
+    return evaluate.main(["--model", model, "--output", str(output), *arguments])
+
+
+def results(output: Path) -> dict:
+    return json.loads((output / "results.json").read_text(encoding="utf-8"))
+
+
+# Whole runs with the small checkpoint
+
+
+@pytest.fixture(scope="module")
+def toy_run(tmp_path_factory):
+    """A run through the command line's own function with the checkpoint in this process."""
+    output = tmp_path_factory.mktemp("toy")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "load", lambda arguments: load_checkpoint())
+        assert run(output, *TOY) == 0
+    return output
+
+
+def test_toy_world_from_questions_to_pictures(toy_run):
+    assert sorted(path.name for path in toy_run.iterdir()) == FILES
+    lines = [json.loads(line) for line in (toy_run / PREDICTIONS).read_text(encoding="utf-8").splitlines()]
+    assert [line["question"] for line in lines] == ["0", "1", "2"]
+    assert all(line["error"] is None and line["num_frames"] >= 8 and line["turns"] for line in lines)
+    assert all(set(item) == {"phrase", "masks", "score"} for line in lines for turn in line["turns"]
+               for item in turn["objects"])  # fmt: skip
+    found = results(toy_run)
+    assert found["samples"] == {"scored": 3, "failed": 0, "skipped": 2}
+    assert (found["benchmark"], found["version"], found["split"], found["preset"]) == (
+        "toy_world",
+        1,
+        "val",
+        "consistent",
+    )
+    assert len(found["checkpoint"]) == 16 and found["commit"] and "evaluate.py" in found["command"]
+    assert {row["name"] for row in found["scores"]} >= {"mask mIoU", "choice between the twins", "accuracy, motion"}
+    assert "3 questions scored, 0 failed, 2 not asked." in (toy_run / "results.md").read_text(encoding="utf-8")
+
+
+def test_scores_come_from_the_file_alone(toy_run, tmp_path, monkeypatch, capsys):
+    shutil.copytree(toy_run, tmp_path / "copy")
+    monkeypatch.setattr(evaluate, "load", lambda arguments: pytest.fail("the model was loaded"))
+    arguments = ["--benchmark", "toy_world", "--option", "clips=5", "--max_new_tokens", "3"]
+    assert evaluate.main([*arguments, "--score_only", "--output", str(tmp_path / "copy")]) == 0
+    assert results(tmp_path / "copy")["scores"] == results(toy_run)["scores"]
+    assert "mask mIoU" in capsys.readouterr().out
+
+
+def launch(output: Path, *launcher: str) -> subprocess.Popen:
+    environment = os.environ | {"PYTHONPATH": str(ROOT.parent), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [*(launcher or [sys.executable]), "evaluate.py", "--model", str(CHECKPOINT), *TOY, "--no_gallery"]
+    return subprocess.Popen([*command, "--output", str(output)], cwd=ROOT, env=environment, stderr=subprocess.PIPE)
+
+
+def test_two_processes_give_the_file_and_the_scores_of_one(tmp_path):
+    runs = [launch(tmp_path / "one"), launch(tmp_path / "two", sys.executable, "-m", "torch.distributed.run",
+                                             "--standalone", "--nproc_per_node", "2")]  # fmt: skip
+    for process in runs:
+        assert process.wait() == 0, process.stderr.read().decode()[-2000:]
+    one, two = ((tmp_path / name / PREDICTIONS).read_bytes() for name in ("one", "two"))
+    assert one == two and len(one.splitlines()) == 3
+    assert results(tmp_path / "one")["scores"] == results(tmp_path / "two")["scores"]
+    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == [
+        PREDICTIONS,
+        "results.json",
+        "results.md",
+        RUN,
+    ]
+
+
+def test_a_killed_run_goes_on_where_it_stopped(tmp_path):
+    """SIGKILL after the first answer; the rest is asked, and the file is what a run without a stop writes."""
+    output = tmp_path / "killed"
+    process, part = launch(output), output / "predictions.part0.jsonl"
+    while process.poll() is None and not (part.exists() and part.read_bytes().count(b"\n")):
+        time.sleep(0.05)
+    assert process.poll() is None, process.stderr.read().decode()[-2000:]
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    answered = part.read_bytes()
+    assert 1 <= answered.count(b"\n") < 3 and not (output / PREDICTIONS).exists()
+    again, whole = launch(output), launch(tmp_path / "whole")
+    for process in (again, whole):
+        assert process.wait() == 0, process.stderr.read().decode()[-2000:]
+    expected = (tmp_path / "whole" / PREDICTIONS).read_bytes()
+    assert (output / PREDICTIONS).read_bytes() == expected and expected.startswith(answered.rpartition(b"\n")[0])
+    assert results(output)["scores"] == results(tmp_path / "whole")["scores"]
+
+
+# Runs that are cut off, with scripted answers
+
+
+def test_nothing_is_asked_twice(scripted, tmp_path, monkeypatch):
+    assert run(tmp_path / "whole", *TOY) == 0
+    asked, scripted.asked = scripted.asked, 0
+    ask, seen = Interviewer.ask, []
+
+    def interrupted(self, start, video, question):
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        seen.append(question.id)
+        return ask(self, start, video, question)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Interviewer, "ask", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "cut", *TOY)
+    part = tmp_path / "cut" / "predictions.part0.jsonl"
+    part.write_bytes(part.read_bytes()[:-20])  # the second line was still being written
+    before, scripted.asked = scripted.asked, 0
+    assert run(tmp_path / "cut", *TOY) == 0
+    assert 0 < before and scripted.asked < asked
+    assert (tmp_path / "cut" / PREDICTIONS).read_bytes() == (tmp_path / "whole" / PREDICTIONS).read_bytes()
+    scripted.asked = 0
+    assert run(tmp_path / "cut", *TOY) == 0 and scripted.asked == 0
+
+
+def test_a_larger_limit_asks_only_what_is_new(scripted, tmp_path):
+    assert run(tmp_path, *TOY, "--limit", "1") == 0
+    first = (tmp_path / PREDICTIONS).read_bytes()
+    assert run(tmp_path, *TOY, "--limit", "2") == 0
+    assert (tmp_path / PREDICTIONS).read_bytes().startswith(first)
+    assert results(tmp_path)["samples"] == {"scored": 2, "failed": 0, "skipped": 3}
+
+
+def test_groups_are_dealt_to_processes_whole(scripted, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "join", lambda: None)
+    assert run(tmp_path / "one", *TOY) == 0
+    for rank in (1, 0):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        assert run(tmp_path / "two", *TOY) == 0
+        if rank == 1:
+            lines = (tmp_path / "two" / "predictions.part1.jsonl").read_text(encoding="utf-8").splitlines()
+            assert [json.loads(line)["question"] for line in lines] == ["1"]
+    assert (tmp_path / "one" / PREDICTIONS).read_bytes() == (tmp_path / "two" / PREDICTIONS).read_bytes()
+
+
+# What can be wrong
+
+
+def test_predictions_of_another_model_are_refused_and_can_be_taken(scripted, tmp_path, capsys):
+    other = tmp_path / "other"
+    shutil.copytree(CHECKPOINT, other)
+    (other / "generation_config.json").write_text("{}", encoding="utf-8")
+    assert run(tmp_path / "run", *TOY) == 0
+    assert run(tmp_path / "run", *TOY, model=str(other)) == 1
+    assert "checkpoint is" in (message := capsys.readouterr().err) and "--accept_foreign" in message
+    assert run(tmp_path / "run", *TOY, "--preset", "release") == 1
+    assert "preset is consistent there and release here" in capsys.readouterr().err
+    assert run(tmp_path / "run", *TOY, "--accept_foreign", model=str(other)) == 0
+    assert [one["model"] for one in results(tmp_path / "run")["before"]] == [str(CHECKPOINT)]
+
+
+def test_a_corrupt_line_is_reported_with_its_number(scripted, tmp_path, capsys):
+    assert run(tmp_path, *TOY) == 0
+    lines = (tmp_path / PREDICTIONS).read_bytes().splitlines(keepends=True)
+    (tmp_path / PREDICTIONS).write_bytes(b"".join([lines[0], b"{broken\n", *lines[2:]]))
+    assert run(tmp_path, *TOY) == 1
+    assert f"{PREDICTIONS}, line 2 is no prediction" in capsys.readouterr().err
+    (tmp_path / PREDICTIONS).write_bytes(lines[0] + b"".join(lines[2:]))
+    assert run(tmp_path, *TOY) == 0
+    assert (tmp_path / PREDICTIONS).read_bytes() == b"".join(lines)
+
+
+def write_records(folder: Path) -> None:
+    records = []
+    for name in ("good", "bad"):
+        (folder / name).mkdir(parents=True)
+        for frame in range(2):
+            Image.fromarray(np.full((24, 32, 3), 90, dtype=np.uint8)).save(folder / name / f"{frame}.png")
+        mask = {"size": [24, 32], "counts": [0, 24 * 32]}
+        records.append({
+            "id": name, "video": {"path": name, "frames": ["0.png", "1.png"]}, "objects": {"a": {"masks": [mask] * 2}},
+            "messages": [
+                {"role": "user", "content": [{"type": "text", "text": "Segment it."}]},
+                {"role": "assistant", "content": [{"type": "grounded", "text": "It", "objects": ["a"]}]},
+            ],
+        })  # fmt: skip
+    (folder / "records.jsonl").write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
+
+
+def test_a_video_that_does_not_decode_is_counted_and_can_be_retried(scripted, tmp_path, capsys):
+    write_records(tmp_path / "data")
+    arguments = ["--benchmark", "json_lines", "--data_root", str(tmp_path / "data")]
+    whole = (tmp_path / "data" / "bad" / "1.png").read_bytes()
+    (tmp_path / "data" / "bad" / "1.png").write_bytes(whole[:40])
+    assert run(tmp_path / "run", *arguments) == evaluate.SOME_FAILED == 3
+    assert "1 failed, first bad: " in capsys.readouterr().err
+    found = results(tmp_path / "run")
+    assert found["samples"] == {"scored": 1, "failed": 1, "skipped": 0}
+    assert [failure["question"] for failure in found["failures"]] == ["bad"]
+    assert {row["name"]: row["value"] for row in found["scores"]}["mIoU"] == 100.0
+    (tmp_path / "data" / "bad" / "1.png").write_bytes(whole)
+    scripted.asked = 0
+    assert run(tmp_path / "run", *arguments) == 3 and scripted.asked == 0
+    assert run(tmp_path / "run", *arguments, "--retry_failed") == 0 and scripted.asked == 1
+    assert results(tmp_path / "run")["samples"] == {"scored": 2, "failed": 0, "skipped": 0}
+
+
+def test_json_lines_with_the_checkpoint(tmp_path, monkeypatch):
+    write_records(tmp_path / "data")
+    monkeypatch.setattr(evaluate, "load", lambda arguments: load_checkpoint())
+    arguments = ["--benchmark", "json_lines", "--data_root", str(tmp_path / "data"), "--max_new_tokens", "3"]
+    assert run(tmp_path / "run", *arguments, "--no_gallery") == 0
+    assert results(tmp_path / "run")["samples"]["scored"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--benchmark", "json_lines"], "needs the folder of its data: --data_root"),
+        (["--benchmark", "json_lines", "--data_root", "nowhere"], "lacks nowhere/records.jsonl, nowhere"),
+        (["--benchmark", "toys"], "There is no benchmark 'toys', only"),
+        (["--benchmark", "toy_world", "--split", "train"], "no split 'train'"),
+        (["--benchmark", "toy_world", "--option", "clips=x"], "'x', no int"),
+        ([*TOY, "--similarity_model", "nowhere"], "nowhere"),
+    ],
+)
+def test_one_sentence_for_what_is_missing(scripted, tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.delenv("SAMA_DATA_ROOT", raising=False)
+    assert run(tmp_path, *arguments) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("evaluate: ") and message in error
+
+
+def test_command_line_that_cannot_be_meant(capsys):
+    for arguments in (["--benchmark", "toy_world"], [*TOY, "--model", "m", "--option", "clips"]):
+        with pytest.raises(SystemExit):
+            evaluate.main(arguments)
+    message = capsys.readouterr().err
+    assert "--model is missing" in message and "NAME=VALUE" in message
+
+
+def test_presets_reach_the_model_and_the_processor():
+    arguments = evaluate.parse(["--model", str(CHECKPOINT), "--benchmark", "toy_world", "--preset", "release"])
+    model, processor = evaluate.load(arguments)
+    assert model.config.grounding_policy == processor.grounding_policy == processor.frame_policy == "release"
+    assert model.dtype.itemsize == 4 or model.device.type != "cpu"
