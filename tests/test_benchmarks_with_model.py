@@ -12,8 +12,7 @@ from sama.benchmarks.benchmark import Prediction
 from sama.benchmarks.registry import BENCHMARKS
 from sama.evaluate import main
 from sama.evaluation.inference import Interviewer
-from sama.evaluation.predictions import PredictionFiles
-from sama.evaluation.submission import check_submission, write_submission
+from sama.evaluation.submission import check_submission
 from sama.modeling_sama import SamaForConditionalGeneration
 from sama.processing_sama import SamaProcessor
 
@@ -76,16 +75,17 @@ def test_conversations_of_sama_bench_g(tiny):
     check(benchmark.score(predictions), predictions)
 
 
-def test_run_and_zip(tmp_path):
+def test_run_and_zip(tmp_path, capsys):
     if not TINY.is_dir():
         pytest.skip("checkpoints/sama-tiny does not exist: make it with scripts/make_tiny.py")
     where = ["--data_root", str(ROOT), "--split", "valid", "--output", str(tmp_path / "run")]
-    command = ["--model", str(TINY), "--benchmark", "mevis", *where, "--max_new_tokens", str(TOKENS)]
-    assert main(command) == 0
+    command = ["--model", str(TINY), "--benchmark", "mevis", *where, "--max_new_tokens", str(TOKENS), "--no_gallery"]
+    assert main([*command, "--submission", str(tmp_path / "mevis.zip")]) == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["samples"] == {"scored": 3, "failed": 0, "skipped": 0}
     assert [row["value"] for row in results["scores"]] == [None] * 3
-    valid = opened("mevis", split="valid")
-    names = [name for names in valid.outline().values() for name in names]
-    assert write_submission(PredictionFiles(tmp_path / "run").read(names), valid, tmp_path / "mevis.zip") == 0
-    assert check_submission(tmp_path / "mevis.zip", valid) == []
+    assert check_submission(tmp_path / "mevis.zip", opened("mevis", split="valid")) == []
+    # Other benchmarks have no server, which is said at once
+    run = ["--model", str(TINY), "--data_root", str(ROOT), "--output", str(tmp_path / "other"), "--no_gallery"]
+    assert main([*run, "--benchmark", "revos", "--submission", str(tmp_path / "revos.zip")]) == 1
+    assert "revos has no challenge server" in capsys.readouterr().err and not (tmp_path / "other").exists()
