@@ -19,7 +19,7 @@ import yaml
 from sama.video_sama import SamaVideo
 
 from .frames import open_visual, trusted_folders
-from .readers import READERS
+from .readers import BENCHMARK_READERS, READERS
 from .records import DataError, expect, take
 from .store import KINDS, cache_folder, open_masks, open_records
 from .toy_world import ToyWorld
@@ -27,7 +27,7 @@ from .toy_world import ToyWorld
 
 ROOT_VARIABLE = "SAMA_DATA_ROOT"
 TOY_WORLD = "toy_world"
-FORMATS = (*READERS, TOY_WORLD)
+FORMATS = (*READERS, *BENCHMARK_READERS, TOY_WORLD)
 ENTRY_KEYS = {"format", "files", "options", "links"}
 TOY_OPTIONS = {"samples": 10_000, "seed": 0, "settings": None}
 # What a clip of toy world takes, whatever happens in it: enough to sort samples by length

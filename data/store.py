@@ -23,7 +23,7 @@ from datasets import Dataset, Features, List, Value
 from datasets.arrow_writer import ArrowWriter
 from filelock import FileLock
 
-from .readers import READERS, read_mask_store
+from .readers import BENCHMARK_READERS, READERS, read_mask_store
 from .records import DataError
 
 
@@ -142,9 +142,10 @@ def open_records(format: str, files: Mapping, root: Path, options: Mapping, cach
             says whether the first broken item is raised ("raise") or all are counted and left out ("skip").
         cache (`Path`): Where stores lie.
     """
-    if format not in READERS:
+    readers = READERS | BENCHMARK_READERS
+    if format not in readers:
         raise DataError(
-            f"is {format!r}, expected one of {', '.join(READERS)}", source=options["source"], field="format"
+            f"is {format!r}, expected one of {', '.join(readers)}", source=options["source"], field="format"
         )
     strict = options.get("on_error", "raise") == "raise"
     named = [value for entry in files.values() for value in ([entry] if isinstance(entry, str) else entry)]
@@ -155,7 +156,7 @@ def open_records(format: str, files: Mapping, root: Path, options: Mapping, cach
     def write(folder: Path) -> None:
         dropped, broken = Counter(), []
         action = "raise" if strict else broken.append
-        records = READERS[format](files, root, {**lasting, "on_error": action, "dropped": dropped})
+        records = readers[format](files, root, {**lasting, "on_error": action, "dropped": dropped})
         count = _write_rows(folder, RECORD_FEATURES, map(_record_row, records))
         if not count and not broken:
             raise DataError("gives no record", source=options["source"])

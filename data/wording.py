@@ -70,11 +70,18 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
     "describe_region_video": _places("the video", "this clip"),
     # the one question of SAMA-Bench-C
     "describe_region_bench": ("Please describe the region {} in the video in detail.",),
+    # the questions of other benchmarks; a number stands for the region in RefCOCOg's
+    "segment_image_bench": ("Please segment {} in this image.",),
+    "segment_video_bench": ("Please segment {}.",),
+    "caption_image_bench": (f"{_BRIEF[0]} {INTERLEAVED_ANSWER}",),
+    "caption_region_bench": ("Please give me a short description of the region in the picture marked by {}.",),
     # answers to "segment ...": a bare [SEG] goes in; 5 in the release
     "segment_answer": ("Sure, {}.", "It is {}.", "Here it is: {}.", "{}.", "This is the mask: {}."),
 }
 # Sets that the preset `release` takes instead
 RELEASE_TEMPLATES = {"segment_video": "segment_image"}
+# The release asks for image captions over the end of a line, whose blanks are in the question
+RELEASE_CAPTION_QUESTION = TEMPLATES["caption_image_bench"][0].replace("interleaved ", "interleaved     ")
 
 # Put behind a SAMA-239K or SAMA-Bench question whose answer holds masks and which does not end like this itself
 MASK_REQUEST = " Response with interleaved segmentation masks."

@@ -48,7 +48,7 @@ REMOTE_CODE = {
     "visualization": set(),
 }
 ENTRY_POINTS = {"train", "evaluate", "demo"}
-EVERYTHING_BELOW = set(REMOTE_CODE) | {"data", "training", "benchmarks", "metrics"}
+EVERYTHING_BELOW = set(REMOTE_CODE) | {"data", "training", "benchmarks", "metrics", "evaluation"}
 ROOMS = (
     REMOTE_CODE
     | dict.fromkeys(ENTRY_POINTS, EVERYTHING_BELOW)
@@ -56,7 +56,9 @@ ROOMS = (
     | {"demo": EVERYTHING_BELOW | {"demo_cli"}, "demo_cli": set()}
     | {"tests": EVERYTHING_BELOW | ENTRY_POINTS | {"demo_cli", "scripts"}}
     | {"training": set(REMOTE_CODE) | {"data", "training"}}
-    | {"data": {"data", "video_sama"}, "metrics": set(), "benchmarks": {"data", "metrics", "benchmarks"}}
+    | {"data": {"data", "video_sama"}, "metrics": {"metrics"}}
+    | {"benchmarks": {"data", "metrics", "benchmarks", "layout_sama", "video_sama"}}
+    | {"evaluation": {"data", "metrics", "benchmarks", "evaluation", "video_sama", "visualization"}}
     | {"__init__": set()}
 )
 REMOTE_LIBRARIES = {"torch", "numpy", "PIL", "transformers"} | set(sys.stdlib_module_names)

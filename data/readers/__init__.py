@@ -9,15 +9,18 @@ from collections.abc import Callable
 
 from .chat_univi import read_chat_univi
 from .gcg import read_gcg
+from .gcg_bench import read_gcg_bench
 from .gcg_flickr import read_gcg_flickr
 from .gcg_refcocog import read_gcg_refcocog
 from .json_lines import read_json_lines
 from .llava import read_llava
 from .mask_stores import read_mask_store
+from .mme import read_mme
 from .osprey import read_osprey
 from .ref_sav import read_ref_sav
 from .refcoco import read_refcoco
 from .referring_video import read_referring_video
+from .region_captions import read_region_captions
 from .sama239k import read_sama239k_conversation, read_sama239k_description
 from .sama_bench import read_sama_bench_c, read_sama_bench_g
 
@@ -39,4 +42,11 @@ READERS: dict[str, Callable] = {
     "json_lines": read_json_lines,
 }
 
-__all__ = ["READERS", "read_mask_store"]
+# Formats in which there is nothing to train on
+BENCHMARK_READERS: dict[str, Callable] = {
+    "gcg_bench": read_gcg_bench,
+    "region_captions": read_region_captions,
+    "mme": read_mme,
+}
+
+__all__ = ["BENCHMARK_READERS", "READERS", "read_mask_store"]

@@ -9,6 +9,9 @@ from ..records import DataError, expect
 from .streams import stream_object
 
 
+OF_LVVIS, OF_REVOS = "segmentations", "masks_rle"
+
+
 def read_mask_store(
     path: Path, on_error: Callable[[str, DataError], None] | None = None
 ) -> Iterator[tuple[str, list[dict | None]]]:
@@ -20,10 +23,11 @@ def read_mask_store(
     Codes are brought into one form, not decoded: [`masks.decode_rle`] finds the damaged ones.
     """
     for key, value in _pickled(path) if path.suffix in (".pkl", ".p", ".pickle") else stream_object(path):
-        # SAMA-Bench keeps the whole LV-VIS annotation around its masks
-        masks = value.get("segmentations") if isinstance(value, dict) else value
+        # SAMA-Bench keeps the whole LV-VIS annotation around its masks, ReVOS's file of foregrounds also their size
+        field = "" if not isinstance(value, dict) else OF_REVOS if OF_REVOS in value else OF_LVVIS
+        masks = value.get(field) if field else value
         try:
-            entries = enumerate(expect(masks, list, "segmentations" if isinstance(value, dict) else ""))
+            entries = enumerate(expect(masks, list, field))
             compact = [_compact(entry, position) for position, entry in entries]
         except DataError as error:
             if on_error is None:

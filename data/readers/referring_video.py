@@ -57,6 +57,8 @@ def _read_video(reading: Reading, name: str, video: Mapping, counter) -> Iterato
         about = {"expression_id": exp_id, "expression": phrase}
         if "type_id" in expression:
             about["type_id"] = take(expression, "type_id", int, at=field)
+        if isinstance(expression.get("obj_id"), str):  # Ref-DAVIS17; elsewhere a list that nobody needs
+            about["obj_id"] = expression["obj_id"]
         if "?" in phrase:  # ReVOS asks whole questions
             messages.append(user([text(phrase)], info=about))
         else:

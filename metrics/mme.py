@@ -1,0 +1,65 @@
+"""MME: yes-or-no questions in pairs about one picture, 14 kinds (evaluation spec 6)."""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from .values import Value
+
+
+PERCEPTION = (
+    "OCR", "artwork", "celebrity", "color", "count", "existence", "landmark", "position", "posters", "scene",
+)  # fmt: skip
+REASONING = ("code_reasoning", "commonsense_reasoning", "numerical_calculation", "text_translation")
+
+
+class YesNo(NamedTuple):
+    """One answered question: its kind, its picture, and whether the answer is right."""
+
+    category: str
+    image: str
+    right: bool
+
+
+def yes_or_no(answer: str) -> bool | None:
+    """`True` for yes, `False` for no; `None` where the words stand in the text both or neither."""
+    words = set(re.findall(r"[a-z]+", answer.lower()))
+    return None if ("yes" in words) == ("no" in words) else "yes" in words
+
+
+def mme_rating(answers: Iterable[YesNo]) -> dict[str, Value]:
+    """
+    MME's points.
+
+    Args:
+        answers (iterable of [`YesNo`]): All answers, in any order.
+
+    Returns:
+        `dict`: Each kind: 100 times the share of right answers, plus 100 times the share of pictures with all answers
+        right, 200 at most; `perception` and `reasoning`: the sums over their kinds, without a value while one lacks.
+
+    Raises:
+        `ValueError`: A kind that MME does not have.
+    """
+    by_category: dict[str, dict[str, list[bool]]] = {name: {} for name in (*PERCEPTION, *REASONING)}
+    for answer in answers:
+        if answer.category not in by_category:
+            raise ValueError(f"MME has no category {answer.category!r}, only {', '.join(by_category)}.")
+        by_category[answer.category].setdefault(answer.image, []).append(answer.right)
+    points = {name: _points(images) for name, images in by_category.items()}
+    return {"perception": _total(points, PERCEPTION), "reasoning": _total(points, REASONING), **points}
+
+
+def _points(images: Mapping[str, list[bool]]) -> Value:
+    if not images:
+        return Value(None, "no question of this category was answered")
+    rights = [right for answers in images.values() for right in answers]
+    whole = [all(answers) for answers in images.values()]
+    return Value(100 * sum(rights) / len(rights) + 100 * sum(whole) / len(whole))
+
+
+def _total(points: Mapping[str, Value], names: Iterable[str]) -> Value:
+    missing = [name for name in names if points[name].value is None]
+    if missing:
+        return Value(None, f"no answers in {', '.join(missing)}")
+    return Value(sum(points[name].value for name in names))
