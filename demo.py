@@ -65,7 +65,7 @@ DEFAULT_MODEL = ROOT / "checkpoints" / "sama-tiny"
 EXAMPLES = {  # of a clip that ships, what is asked about it
     ROOT / "assets" / "toy_world.mp4": (
         ("ask", "What is <region>?"),
-        ("region", "frame=12,box=26,72,112,160"),
+        ("region", "frame=12,box=48,70,137,159"),
         ("ask", "What does <region> do?"),
         ("region", "object=1"),
         ("ask", "Please segment the red circle."),

@@ -277,6 +277,9 @@ def test_the_toy_clip_is_the_one_that_its_record_describes():
         frames = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
     assert frames.shape == sample.frames.shape
     assert np.abs(frames.astype(int) - sample.frames).mean() < 4  # what H.264 loses
+    asked = parse_region(demo.EXAMPLES[path][1][1])
+    rows, columns = sample.masks[2, asked.frame].nonzero()  # the ring
+    assert asked.box == (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
 
 
 def test_key_frames():
