@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
-from .configuration_sama import CONTEXT_TOKEN, REGION_POOLED_TOKEN
+from .configuration_sama import CONTEXT_TOKEN, DENSE_FRAME_TOKEN, REGION_POOLED_TOKEN
 from .modeling_sama_tracker import FrameFeatures
 from .video_sama import GroundedPhrase, MaskTrack, Region, SamaVideo
 from .visualization import overlay_masks, write_video
@@ -62,12 +62,15 @@ class ChatState:
         input_ids (`torch.LongTensor` of shape `(num_tokens,)`): tokens whose keys and values are kept.
         frame_features (`torch.Tensor` of shape `(num_frames, tokens_per_frame, width)`, *optional*)
         spatial_tokens (`torch.Tensor` of shape `(num_context_frames, num_spatial_queries, qformer_width)`, *optional*)
+        video_ids (`torch.LongTensor` of shape `(num_video_tokens,)`, *optional*):
+            The first of `input_ids`, in front of every question, once [`SamaChat.start_over`] read them.
     """
 
     messages: list[dict] = field(default_factory=list)
     input_ids: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
     frame_features: torch.Tensor | None = None
     spatial_tokens: torch.Tensor | None = None
+    video_ids: torch.Tensor | None = None
 
 
 class SamFeatureStore:
@@ -139,6 +142,7 @@ class SamaChat:
         max_new_tokens: int = 512,
         streamer=None,
         progress: Callable[[Iterable], Iterable] | None = None,
+        masks: bool = True,
         **generate_kwargs,
     ) -> SamaReply:
         """Asks the next question. If that fails, or is interrupted, the conversation is as it was before.
@@ -149,6 +153,7 @@ class SamaChat:
             max_new_tokens (`int`, defaults to 512)
             streamer (*optional*): a transformers streamer, as for `generate`.
             progress (`Callable`, *optional*): wraps the iterable over tracked frames, as `tqdm` does.
+            masks (`bool`, defaults to `True`): whether the objects of the answer are found in the video.
             generate_kwargs: for `generate`.
 
         Raises:
@@ -157,21 +162,60 @@ class SamaChat:
         """
         before = self.state
         try:
-            return self.answer(text, regions, streamer, progress, max_new_tokens=max_new_tokens, **generate_kwargs)
+            generate_kwargs |= {"streamer": streamer, "max_new_tokens": max_new_tokens}
+            return self.answer(text, regions, progress, masks, **generate_kwargs)
         except BaseException:
             # The keys and values of the tokens that the failed question had in common with the rest are still good.
             self.state = replace(before, input_ids=self.state.input_ids)
             raise
 
-    def answer(self, text: str, regions: Sequence, streamer, progress, **generate_kwargs) -> SamaReply:
-        """[`ask`], without its promise about failures."""
-        messages = [*self.state.messages, {"role": "user", "content": self.question_content(text, regions)}]
+    def start_over(self) -> None:
+        """Forgets the conversation but not the video: the next question costs its own tokens only, and is answered as
+        if it were the first, whatever was asked before. The first call encodes the frames and reads them; so many
+        questions about a video that have nothing to do with one another are each asked after a `start_over`."""
+        if self.video is None:  # what two conversations have in common stays
+            self.state = ChatState(input_ids=self.state.input_ids)
+            return
+        state = self.state
+        context = None if state.spatial_tokens is None else state.frame_features[: len(state.spatial_tokens)]
+        self.state = replace(state, messages=[], frame_features=context)
+        if state.video_ids is None:
+            self.read_frames()
+        self.state = replace(self.state, input_ids=self.state.video_ids)
+
+    @torch.no_grad()
+    def read_frames(self) -> None:
+        """Reads everything that stands in front of the first question's context, whatever the question, into an empty
+        cache."""
+        inputs, pixel_values = self.model_inputs([{"role": "user", "content": self.question_content("?", ())}])
+        types, model = inputs["mm_token_type_ids"][0], self.model.model
+        length = int((types == CONTEXT_TOKEN).nonzero()[0])
+        self.encode_new_frames(pixel_values, int(inputs["num_context_frames"][0]))
+        embeds = model.get_input_embeddings()(inputs["input_ids"][:, :length])
+        dense = self.state.frame_features[inputs["dense_frames"]].flatten(0, 1).to(embeds)
+        embeds = embeds.masked_scatter((types[:length] == DENSE_FRAME_TOKEN).unsqueeze(-1), dense)
+        self.cache = DynamicCache(config=self.model.config.get_text_config())
+        model.language_model(inputs_embeds=embeds, cache=self.cache, use_cache=True)
+        self.state = replace(self.state, video_ids=inputs["input_ids"][0, :length])
+
+    def replace_answer(self, tagged_text: str) -> None:
+        """Puts another answer, with its tags, in the place of the last one; later questions follow on that."""
+        *before, last = self.state.messages
+        self.state = replace(self.state, messages=[*before, {**last, "content": tagged_text}])
+
+    def model_inputs(self, messages: list[dict]) -> tuple:
+        """What the processor makes of the conversation, and its frames; the latter are not moved to the device."""
         inputs = self.processor.apply_chat_template(
             messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
         )
         pixel_values = inputs.pop("pixel_values", None)
         inputs.pop("region_prompt_pixel_values", None)  # SAM 2's features of these frames come from the store
-        inputs = inputs.to(self.model.device)
+        return inputs.to(self.model.device), pixel_values
+
+    def answer(self, text: str, regions: Sequence, progress, masks: bool, **generate_kwargs) -> SamaReply:
+        """[`ask`], without its promise about failures."""
+        messages = [*self.state.messages, {"role": "user", "content": self.question_content(text, regions)}]
+        inputs, pixel_values = self.model_inputs(messages)
         with torch.no_grad():
             kept = self.keep_common_prefix(inputs["input_ids"][0])
             visual = {} if pixel_values is None else self.visual_inputs(inputs, pixel_values, kept, regions)
@@ -181,12 +225,11 @@ class SamaChat:
             attention_mask=inputs["attention_mask"],
             mm_token_type_ids=inputs["mm_token_type_ids"],
             cache=self.cache,
-            streamer=streamer,
             return_dict_in_generate=True,
             **visual,
             **self.processor.stop_arguments | generate_kwargs,
         )
-        tracks, scores = self.track(output.seg_states[0], progress)
+        tracks, scores = self.track(output.seg_states[0], progress) if masks else (None, None)
         answer = self.processor.post_process_answer(output.sequences[0, prompt_length:], tracks, scores)
         self.state = replace(
             self.state,

@@ -3,10 +3,11 @@
 from collections.abc import Callable
 
 from .benchmark import Benchmark, BenchmarkError
+from .toy_world import ToyWorldBenchmark
 
 
 # A name may stand for a class, or for a class with some of its options chosen (`functools.partial`)
-BENCHMARKS: dict[str, Callable[..., Benchmark]] = {}
+BENCHMARKS: dict[str, Callable[..., Benchmark]] = {ToyWorldBenchmark.name: ToyWorldBenchmark}
 
 
 def open_benchmark(name: str, **arguments) -> Benchmark:

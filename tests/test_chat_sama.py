@@ -291,3 +291,81 @@ def test_placeholders_that_do_not_fit_are_counted(loaded, clip):
     del cut["mm_token_type_ids"]
     with pytest.raises(ValueError, match="mm_token_type_ids"):
         model(**cut)
+
+
+QUESTIONS = [
+    ("What is <region>?", [BOX], "<p> The man </p> [SEG] rides."),
+    ("And what happens?", [], "Nothing [SEG]."),
+    ("Is <region> near <region>?", [CLICK, BOX], "<p> The bike </p> [SEG] [SEG]"),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_questions_after_start_over_are_answered_as_each_alone(clip, dtype):
+    """Regions on other frames, and two orders: nothing of the question before is left."""
+    model, processor = load_checkpoint(dtype)
+    chat = model.start_chat(processor, video=clip)
+    for question, regions, given in [*QUESTIONS, *QUESTIONS[::-1]]:
+        chat.start_over()
+        assert chat.messages == []
+        reply = chat.ask(question, regions, **dictate(processor, given))
+        answer, _ = one_shot(model, processor, clip, [(question, regions, None)], **dictate(processor, given))
+        assert_same(reply, answer, tolerance=0 if dtype == torch.float64 else 1e-5)
+        chat.start_over()
+        written = chat.ask(question, regions, max_new_tokens=6, masks=False)
+        alone, _ = one_shot(model, processor, clip, [(question, regions, None)], max_new_tokens=6)
+        assert written.tagged_text == alone.tagged_text
+        assert all(phrase.track is None for phrase in written.objects)
+
+
+def test_many_questions_read_the_video_once(loaded, clip):
+    """Frames through both encoders, and tokens that the language model reads: the frames' own once, then only those of
+    each question. What a question reads does not depend on which came before, so a run that goes on in the middle
+    computes the same numbers."""
+    model, processor = loaded
+    lengths: list[int] = []
+    handle = model.model.language_model.register_forward_pre_hook(
+        lambda _, args, kwargs: lengths.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
+    )
+    sam_calls = count_calls(model.model.mask_tracker.sam.vision_encoder)
+    vision_calls = count_calls(model.model.vision_tower)
+    chat, read, whole = model.start_chat(processor, video=clip), 0, []
+    for question, regions, given in QUESTIONS:
+        chat.start_over()
+        content = [{"type": "video", "video": clip}, *processor.question_parts(question, regions)]
+        whole.append(processor.apply_chat_template([{"role": "user", "content": content}])["input_ids"].shape[1])
+        read = read or lengths[0]
+        reply = chat.ask(question, regions, **dictate(processor, given))
+        assert reply.prefilled_tokens == whole[-1] - read
+    handle.remove()
+    context = processor.choose_frames(chat.video).context
+    dense = len(processor.choose_frames(chat.video).dense) * processor.image_seq_length
+    assert read > dense and sum(length for length in lengths if length > 1) == sum(whole) - 2 * read
+    assert sum(sam_calls) == len(clip)
+    extra = [len({region.frame for region in regions} - set(context)) for _, regions, _ in QUESTIONS]
+    assert sum(vision_calls) == len(context) + sum(extra)
+
+
+def test_start_over_in_the_middle_of_a_conversation_and_without_a_video(loaded, clip):
+    model, processor = loaded
+    chat = model.start_chat(processor, video=clip)
+    chat.ask("Is <region> near?", [CLICK], **dictate(processor, "<p> The bike </p> [SEG] is."))
+    vision_calls = count_calls(model.model.vision_tower)
+    chat.start_over()
+    after = chat.ask("Who?", max_new_tokens=6).tagged_text
+    assert after == model.start_chat(processor, video=clip).ask("Who?", max_new_tokens=6).tagged_text
+    assert len(vision_calls) == 1  # of the second chat: the first kept its frames
+    text = model.start_chat(processor)
+    first = text.ask("Hello?", max_new_tokens=4).text
+    text.start_over()
+    assert text.ask("Hello?", max_new_tokens=4).text == first and len(text.messages) == 2
+
+
+def test_another_answer_takes_the_place_of_the_last(loaded, clip):
+    model, processor = loaded
+    chat = model.start_chat(processor, video=clip)
+    chat.ask("Who?", **dictate(processor, "A dog."))
+    chat.replace_answer("<p> A man </p> [SEG].")
+    reply = chat.ask("And then?", max_new_tokens=6)
+    turns = [("Who?", [], "<p> A man </p> [SEG]."), ("And then?", [], None)]
+    assert reply.tagged_text == one_shot(model, processor, clip, turns, max_new_tokens=6)[0].tagged_text

@@ -1,0 +1,230 @@
+"""
+Toy world, held out: clips that no training clip equals, judged by what the model writes and draws.
+
+    grounded dialogue   turns that point at things, the model's own answers in the history, answers with masks
+    referring           a thing named by its look, or one of two twins named by its motion alone
+
+"val" has clips of the kinds that training shows, "unseen" pairs of colours and shapes that it never shows. A text
+answer is right if the expected word is the only one of the question's choices that stands in it.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from sama.data.toy_clip import ToySettings
+from sama.data.toy_world import ToySample, ToyWorld
+from sama.layout_sama import parse_tagged_text
+from sama.metrics.intervals import bootstrap_mean, wilson
+from sama.metrics.iou import greedy_pairs, miou
+from sama.video_sama import SamaVideo
+
+from .benchmark import Benchmark, Measures, PredictedTurn, Prediction, Question, Score, Tools, Track, Turn
+from .from_records import record_turns
+from .tracks import track_overlaps
+
+
+TASKS = {"dialogue": 2, "refer_look": 1, "refer_motion": 1}
+RECALL_IOU = 0.5
+MAIN_KINDS = ("colour", "size", "shape", "motion")
+DIALOGUE, LOOK, MOTION = "grounded dialogue", "referring by look", "referring by motion only"
+PART_OF_TASK = {"dialogue": DIALOGUE, "refer_look": LOOK, "refer_motion": MOTION}
+
+
+class ToyWorldBenchmark(Benchmark):
+    """One question a clip: its dialogue. The same seed, split and number give the same clips."""
+
+    name = "toy_world"
+    version = 1
+    splits = ("val", "unseen")
+    # The catalogue's sources have the seeds 0, 1 and 2: nothing that was looked at during training comes here again
+    options = {"clips": 300, "seed": 7, "size": 64, "background": "texture"}
+    max_new_tokens = 64
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        size = self.chosen["size"]
+        settings = ToySettings(
+            height=size, width=size, split=self.split, background=self.chosen["background"], tasks=TASKS
+        )
+        self.world = ToyWorld(settings, self.chosen["seed"])
+        self._drawn: tuple[str, ToySample] | None = None
+
+    def outline(self) -> dict[str, list[str]]:
+        """Group -> its one question, of the same name."""
+        return {str(index): [str(index)] for index in range(self.chosen["clips"])}
+
+    def open(self, group: str) -> SamaVideo:
+        """The clip, drawn."""
+        return SamaVideo.open(self._sample(group).frames)
+
+    def questions(self, group: str) -> list[Question]:
+        """The dialogue about a clip, all its turns."""
+        sample = self._sample(group)
+        turns = record_turns(sample.record, self.open(group), _no_store)
+        about = sample.record["video"]["toy"]
+        answers = [message for message in sample.record["messages"] if message["role"] == "assistant"]
+        told = [
+            replace(turn, info={**turn.info, "task": about["task"], **_object_facts(sample, answer, about)})
+            for turn, answer in zip(turns, answers, strict=True)
+        ]
+        return [Question(id=group, group=group, turns=told)]
+
+    def _sample(self, group: str) -> ToySample:
+        if self._drawn is None or self._drawn[0] != group:
+            self._drawn = group, self.world[int(group)]
+        return self._drawn[1]
+
+    def measure(self, question: Question, prediction: Prediction) -> Measures:
+        """For each turn whether it is right and how well its objects were found."""
+        turns = [
+            measure_turn(turn, answer, prediction)
+            for turn, answer in zip(question.turns, prediction.turns, strict=True)
+        ]
+        ious = [iou for turn in turns for iou in turn["ious"]]
+        values = [turn["miou"] for turn in turns if turn["miou"] is not None]
+        return Measures(
+            question=question.id,
+            group=question.group,
+            value=sum(values) / len(values) if values else None,
+            ious=ious,
+            num_frames=prediction.num_frames,
+            num_objects=len(ious),
+            facts={"task": question.turns[0].info["task"], "turns": turns},
+        )
+
+    def summarise(self, samples: Sequence[Measures], tools: Tools) -> list[Score]:
+        """Dialogue: masks, then words by kind and by turn; referring by look; referring by motion only."""
+        turns = defaultdict(list)
+        for sample in samples:
+            for number, turn in enumerate(sample.facts["turns"], start=1):
+                turns[sample.facts["task"]].append({**turn, "number": number, "clip": sample.group})
+        talk, twins = turns["dialogue"], turns["refer_motion"]
+        return [
+            *_mask_rows(DIALOGUE, talk),
+            _iou_row("mask IoU, first seen in the second half", DIALOGUE, talk, "late"),
+            _iou_row("mask IoU, through full occlusion", DIALOGUE, talk, "hidden"),
+            *_word_rows(talk),
+            *_mask_rows(LOOK, turns["refer_look"]),
+            *_mask_rows(MOTION, twins),
+            _share("choice between the twins", MOTION, [turn["chosen"] for turn in twins], 0.5),
+        ]
+
+
+def _no_store(store: str, key: str) -> Track:
+    raise KeyError(key)
+
+
+def _object_facts(sample: ToySample, answer: Mapping, about: Mapping) -> dict:
+    """Of each target: whether it was first seen in the second half, whether it was hidden completely and came back;
+    and the masks of its twin, if it has one."""
+    names = [name for part in answer["content"] for name in part.get("objects", [])]
+    seen = sample.masks.any(axis=(2, 3))
+    half, events = seen.shape[1] / 2, about["events"]
+    back = {
+        event["thing"]
+        for event in events
+        if event["kind"] == "hidden" and seen[event["thing"], : event["first"]].any()
+        and seen[event["thing"], event["last"] + 1 :].any()
+    }  # fmt: skip
+    facts = {
+        "late": [bool(seen[int(name)].any() and seen[int(name)].argmax() >= half) for name in names],
+        "hidden": [int(name) in back for name in names],
+    }
+    if about["task"] == "refer_motion":  # the twins are the first two things
+        facts["twin"] = sample.record["objects"][str(1 - int(names[0]))]["masks"]
+    return facts
+
+
+def measure_turn(turn: Turn, answer: PredictedTurn, prediction: Prediction) -> dict:
+    """
+    What one answer is worth, ready for JSON: `kind`, `chance`, `right` (`None` for a question without choices), `ious`
+    of the true objects under greedy matching with 0 for those that were missed, `miou` of the answer, in which surplus
+    objects count too, the `late` and `hidden` of its objects, and `chosen`: whether the first mask is nearer to the
+    thing that was meant than to its twin.
+    """
+    size = (prediction.height, prediction.width)
+    found = [item.masks for item in answer.objects]
+    matrix = track_overlaps(turn.targets, found, prediction.num_frames, size).ious()
+    ious = [0.0] * len(turn.targets)
+    for truth, guess in greedy_pairs(matrix):
+        ious[truth] = float(matrix[truth, guess])
+    chosen = None
+    if "twin" in turn.info:
+        pair = [turn.targets[0], turn.info["twin"]]
+        target, twin = track_overlaps(pair, found[:1], prediction.num_frames, size).ious().sum(axis=1)
+        chosen = bool(target > twin)
+    choices = turn.info["choices"]
+    return {
+        "kind": turn.info["kind"],
+        "right": is_right(answer.text, turn.info["answer"], choices) if choices else None,
+        "chance": 1 / len(choices) if choices else None,
+        "ious": ious,
+        "miou": miou(matrix),
+        "late": turn.info["late"],
+        "hidden": turn.info["hidden"],
+        "chosen": chosen,
+    }
+
+
+def is_right(answer: str, expected: str, choices: Iterable[str]) -> bool:
+    """Whether, of the choices, the expected one alone stands in the answer, as whole words."""
+    text = parse_tagged_text(answer)[0].lower()
+    named = [choice for choice in choices if re.search(rf"(?<!\w){re.escape(choice.lower())}(?!\w)", text)]
+    return named == [expected]
+
+
+# Rows of the table
+
+
+def _mask_rows(part: str, turns: Sequence[dict]) -> list[Score]:
+    """mIoU over answers with masks, and recall over their true objects."""
+    with_masks = [turn for turn in turns if turn["miou"] is not None]
+    ious = [iou for turn in turns for iou in turn["ious"]]
+    values = [turn["miou"] for turn in with_masks]
+    return [
+        _mean("mask mIoU", part, values, [turn["clip"] for turn in with_masks]),
+        _share(f"recall at IoU {RECALL_IOU}", part, [iou >= RECALL_IOU for iou in ious]),
+    ]
+
+
+def _iou_row(name: str, part: str, turns: Sequence[dict], which: str) -> Score:
+    """Mean IoU of the objects that are marked in the list `which`."""
+    chosen = [
+        (iou, turn["clip"])
+        for turn in turns
+        for iou, marked in zip(turn["ious"], turn[which], strict=True)
+        if marked
+    ]  # fmt: skip
+    return _mean(name, part, [iou for iou, _ in chosen], [clip for _, clip in chosen])
+
+
+def _word_rows(turns: Sequence[dict]) -> list[Score]:
+    """Accuracy of the answers with choices: all, by kind, and by turn."""
+    judged = [turn for turn in turns if turn["right"] is not None]
+    others = sorted({turn["kind"] for turn in judged} - set(MAIN_KINDS))
+    numbers = sorted({turn["number"] for turn in judged})
+
+    def row(name: str, keep: Callable[[dict], bool]) -> Score:
+        chosen = [turn for turn in judged if keep(turn)]
+        chance = sum(turn["chance"] for turn in chosen) / len(chosen) if chosen else None
+        return _share(name, "region questions", [turn["right"] for turn in chosen], chance)
+
+    return [
+        row("accuracy", lambda turn: True),
+        *(row(f"accuracy, {kind}", lambda turn, kind=kind: turn["kind"] == kind) for kind in (*MAIN_KINDS, *others)),
+        *(row(f"accuracy, turn {number}", lambda turn, number=number: turn["number"] == number) for number in numbers),
+    ]
+
+
+def _mean(name: str, part: str, values: Sequence[float], clips: Sequence[str]) -> Score:
+    if not values:
+        return Score(name, None, 0, part, reason="no such object was asked for")
+    return Score(name, sum(values) / len(values), len(values), part, interval=bootstrap_mean(values, clips))
+
+
+def _share(name: str, part: str, hits: Sequence[bool], chance: float | None = None) -> Score:
+    if not hits:
+        return Score(name, None, 0, part, reason="no such question was asked")
+    return Score(name, sum(hits) / len(hits), len(hits), part, interval=wilson(sum(hits), len(hits)), chance=chance)

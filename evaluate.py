@@ -1,0 +1,181 @@
+"""Asks a model the questions of a benchmark, and scores the answers.
+
+python evaluate.py --model checkpoints/sama-tiny --benchmark toy_world --split val --limit 40
+torchrun --nproc_per_node 8 evaluate.py --model sama-1b --benchmark mevis --data_root data   # the same results
+python evaluate.py --benchmark toy_world --score_only --output outputs/evaluation/sama-tiny/toy_world-val-consistent
+
+The answers are kept, a line each, in predictions.jsonl. A run that was cut off goes on where it stopped when it is
+started again. Scores come from that file alone: --score_only needs no model and no GPU.
+
+Exit code: 0; 1 if the run could not be done, with one sentence why; 3 if questions failed, which results.md names.
+"""
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from sama.benchmarks.benchmark import PRESETS, Benchmark, BenchmarkError, Tools
+from sama.benchmarks.registry import BENCHMARKS, open_benchmark
+from sama.data.records import DataError
+from sama.evaluation.inference import Interviewer
+from sama.evaluation.predictions import PredictionError, PredictionFiles, PredictionWriter
+from sama.evaluation.processes import device, join, leave, rank_and_size, wait_for_all
+from sama.evaluation.provenance import checkpoint_hash, commit_of
+from sama.evaluation.report import terminal_table, write_report
+from sama.modeling_sama import SamaForConditionalGeneration
+from sama.processing_sama import SamaProcessor
+
+
+ROOT = Path(__file__).resolve().parent
+SOME_FAILED = 3
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="checkpoint folder, or a name on the Hub; not needed with --score_only")
+    parser.add_argument("--benchmark", required=True, help=", ".join(BENCHMARKS))
+    parser.add_argument("--split", help="the benchmark's first one by default")
+    parser.add_argument("--preset", choices=PRESETS, default=PRESETS[0], help="whose frames, prompts and wording")
+    parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="of the benchmark")
+    parser.add_argument("--data_root", default=os.environ.get("SAMA_DATA_ROOT"), help="default: $SAMA_DATA_ROOT")
+    parser.add_argument("--max_new_tokens", type=int, help="of an answer, instead of the benchmark's own number")
+    parser.add_argument("--limit", type=int, help="ask only the first questions")
+    parser.add_argument("--output", help="folder; outputs/evaluation/<model>/<benchmark>-<split>-<preset> by default")
+    parser.add_argument("--score_only", action="store_true", help="ask nothing, score what was answered before")
+    parser.add_argument("--retry_failed", action="store_true", help="ask the questions again that failed")
+    parser.add_argument("--accept_foreign", action="store_true", help="predictions of another model or version too")
+    parser.add_argument("--dtype", default="auto", help="of the weights; float32 by default on a CPU")
+    found = parser.parse_args(arguments)
+    if not found.model and not (found.score_only and found.output):
+        parser.error("--model is missing; only --score_only with --output goes without")
+    if any("=" not in option for option in found.option):
+        parser.error("--option takes NAME=VALUE")
+    return found
+
+
+def load(arguments: argparse.Namespace) -> tuple[SamaForConditionalGeneration, SamaProcessor]:
+    """Model and processor on the device of this process, both under the preset."""
+    policy, where = arguments.preset, device()
+    dtype = "float32" if arguments.dtype == "auto" and where == "cpu" else arguments.dtype
+    model = SamaForConditionalGeneration.from_pretrained(arguments.model, dtype=dtype, grounding_policy=policy)
+    processor = SamaProcessor.from_pretrained(
+        arguments.model, trust_remote_code=True, frame_policy=policy, grounding_policy=policy
+    )
+    return model.to(where).eval(), processor
+
+
+def asked_groups(benchmark: Benchmark, limit: int | None) -> dict[str, list[str]]:
+    """Group -> the questions of it that are among the first `limit` of the benchmark."""
+    left, groups = limit, {}
+    for group, names in benchmark.outline().items():
+        if left is not None:
+            names, left = names[:left], left - len(names[:left])
+        if names:
+            groups[group] = names
+    return groups
+
+
+def predict(arguments: argparse.Namespace, benchmark: Benchmark, groups: dict, files: PredictionFiles) -> None:
+    """Asks what is not answered yet of the groups of this process; whole groups are dealt out in turn."""
+    rank, size = rank_and_size()
+    known = {name for name, line in files.index().items() if not (line.failed and arguments.retry_failed)}
+    mine = [(group, [name for name in groups[group] if name not in known]) for group in list(groups)[rank::size]]
+    total, values = sum(len(names) for _, names in mine), []
+    if not total:
+        return
+    model, processor = load(arguments)
+    interviewer = Interviewer(model, processor, benchmark, arguments.max_new_tokens or benchmark.max_new_tokens)
+    bar = tqdm(total=total, desc=benchmark.name, unit="question", disable=rank > 0)
+    with PredictionWriter(files.part(rank)) as writer:
+        for group, names in mine:
+            for question, prediction in interviewer.ask_group(group, names) if names else ():
+                writer.write(prediction)
+                if prediction.error is None and rank == 0:
+                    value = benchmark.running_value(question, prediction)
+                    values += [] if value is None else [value]
+                bar.set_postfix({benchmark.headline: f"{sum(values) / len(values):.3f}"} if values else {})
+                bar.update()
+    bar.close()
+
+
+def about_run(arguments: argparse.Namespace, benchmark: Benchmark) -> dict:
+    """What `run.json` says of this run."""
+    model = {"model": arguments.model, "checkpoint": checkpoint_hash(arguments.model)} if arguments.model else {}
+    command = shlex.join(["python", "evaluate.py", *sys.argv[1:]])
+    tokens = arguments.max_new_tokens or benchmark.max_new_tokens
+    settings = {"max_new_tokens": tokens, "command": command}
+    return {**model, "commit": commit_of(ROOT), **benchmark.identity, **settings}
+
+
+def output_folder(arguments: argparse.Namespace, benchmark: Benchmark) -> Path:
+    """Where everything is written."""
+    if arguments.output:
+        return Path(arguments.output)
+    name = f"{benchmark.name}-{benchmark.split}-{benchmark.preset}"
+    return ROOT / "outputs" / "evaluation" / Path(arguments.model).name / name
+
+
+def evaluate(arguments: argparse.Namespace) -> int:
+    """Predictions, then scores; the exit code."""
+    options = dict(option.split("=", 1) for option in arguments.option)
+    where = {"data_root": arguments.data_root, "split": arguments.split, "preset": arguments.preset}
+    benchmark = open_benchmark(arguments.benchmark, **where, **options)
+    files = PredictionFiles(output_folder(arguments, benchmark))
+    about = about_run(arguments, benchmark)
+    files.check_run(about, arguments.accept_foreign)
+    groups = asked_groups(benchmark, arguments.limit)
+    names = [name for group in groups.values() for name in group]
+    if not arguments.score_only:
+        join()
+        if rank_and_size()[0] == 0:
+            files.write_run(about)
+        predict(arguments, benchmark, groups, files)
+        wait_for_all()
+    if rank_and_size()[0] > 0:
+        return 0
+    if files.parts():
+        files.merge(name for group in benchmark.outline().values() for name in group)
+    return score(benchmark, files, names)
+
+
+def score(benchmark: Benchmark, files: PredictionFiles, names: list[str]) -> int:
+    """Results of these questions, from the files alone."""
+    failures = [
+        {"question": prediction.question, "error": prediction.error}
+        for prediction in files.read(names)
+        if prediction.error is not None
+    ]
+    scores = benchmark.score(files.read(names), Tools())
+    answered = len(scores.samples)
+    every = sum(len(group) for group in benchmark.outline().values())
+    counts = {"scored": answered, "failed": len(failures), "skipped": every - answered - len(failures)}
+    about = {**files.read_run(), "samples": counts, "failures": failures}
+    write_report(files.folder, about, scores)
+    print(f"\n{terminal_table(scores.rows)}\n")
+    print(f"{answered} questions scored, {len(failures)} failed, {counts['skipped']} not asked. Files: {files.folder}")
+    if failures:
+        print(
+            f"evaluate: {len(failures)} failed, first {failures[0]['question']}: {failures[0]['error']}",
+            file=sys.stderr,
+        )
+    return SOME_FAILED if failures else 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    try:
+        return evaluate(parse(arguments))
+    except (BenchmarkError, PredictionError, DataError) as error:
+        print(f"evaluate: {error}", file=sys.stderr, flush=True)
+        return 1
+    finally:
+        leave()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,41 @@
+"""Where numbers come from: the checkpoint's hash and the commit of the code."""
+
+import hashlib
+import subprocess
+from pathlib import Path
+
+from transformers.utils import cached_file
+
+
+# What decides a checkpoint's answers. Copies of the model's code do not: the code of this repository runs
+CHECKPOINT_SUFFIXES = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt")
+HASH_DIGITS, BLOCK = 16, 2**20
+
+
+def checkpoint_hash(name: str) -> str:
+    """SHA-256 (its first digits) over names and contents of a folder's weights, configurations and tokenizers; for a
+    name on the Hub the commit that is in the cache or is fetched."""
+    folder = Path(name)
+    if not folder.is_dir():
+        return Path(cached_file(name, "config.json")).parent.name[:HASH_DIGITS]
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.suffix in CHECKPOINT_SUFFIXES):
+        digest.update(path.relative_to(folder).as_posix().encode())
+        with open(path, "rb") as file:
+            while block := file.read(BLOCK):
+                digest.update(block)
+    return digest.hexdigest()[:HASH_DIGITS]
+
+
+def commit_of(folder: Path) -> str:
+    """The commit that is checked out, with "+" if files differ from it; "unknown" where there is no git."""
+    try:
+        commit = _git(folder, "rev-parse", "--short=12", "HEAD")
+        return commit + ("+" if _git(folder, "status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    run = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True)
+    return run.stdout.strip()

@@ -1,0 +1,83 @@
+"""The results as a table for the terminal and for Markdown, and as JSON."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from sama.benchmarks.benchmark import Score, Scores
+
+from .predictions import write_whole
+
+
+RESULTS, TABLE = "results.json", "results.md"
+HEADER = ("part", "score", "value", "95 %", "release", "chance", "count")
+
+
+def rows_of(scores: Sequence[Score]) -> list[tuple[str, ...]]:
+    """The table's rows as text; columns that would be empty throughout are left out. The first row is the header."""
+    rows = [
+        (
+            score.part,
+            score.name + (" (lower is better)" if score.lower_is_better else ""),
+            _number(score.value) if score.value is not None else f"none: {score.reason}",
+            "" if score.interval is None else f"{_number(score.interval[0])} to {_number(score.interval[1])}",
+            _number(score.release),
+            _number(score.chance),
+            str(score.count),
+        )
+        for score in scores
+    ]
+    kept = [column for column in range(len(HEADER)) if column < 3 or any(row[column] for row in rows)]
+    return [tuple(row[column] for column in kept) for row in [HEADER, *rows]]
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def terminal_table(scores: Sequence[Score]) -> str:
+    """Columns of equal width; a part is named once."""
+    rows = rows_of(scores)
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines, last = [], None
+    for row in rows:
+        shown = ("" if row[0] == last else row[0], *row[1:])
+        last = row[0]
+        lines.append("  ".join(cell.ljust(width) for cell, width in zip(shown, widths, strict=True)).rstrip())
+    return "\n".join(lines)
+
+
+def markdown(about: Mapping, scores: Scores) -> str:
+    """The page `results.md`: what was run, the table, and what failed."""
+    samples = about["samples"]
+    rows = rows_of(scores.rows)
+    cells = [rows[0], ("---",) * len(rows[0]), *rows[1:]]
+    lines = [
+        f"# {about['benchmark']} {about['split']}",
+        "",
+        f"Checkpoint `{about['model']}` ({about['checkpoint']}), commit {about['commit']}, benchmark version "
+        f"{about['version']}, preset {about['preset']}{_options(about['options'])}.",
+        "",
+        f"{samples['scored']} questions scored, {samples['failed']} failed, {samples['skipped']} not asked.",
+        "",
+        *("| " + " | ".join(row) + " |" for row in cells),
+        "",
+        *(f"- failed: `{failure['question']}`: {failure['error']}" for failure in about["failures"][:20]),
+        *([f"- and {len(about['failures']) - 20} more"] if len(about["failures"]) > 20 else []),
+        "",
+        f"    {about['command']}",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _options(options: Mapping) -> str:
+    return "".join(f", {name} {value}" for name, value in options.items())
+
+
+def write_report(folder: Path, about: Mapping, scores: Scores) -> None:
+    """Writes `results.json` and `results.md`."""
+    content = {**about, "scores": [asdict(row) for row in scores.rows]}
+    write_whole(folder / RESULTS, json.dumps(content, indent=2) + "\n")
+    write_whole(folder / TABLE, markdown(about, scores))
