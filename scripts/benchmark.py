@@ -1,6 +1,6 @@
 """Counts, ratios and peak memory of a checkpoint's chat, tracking and training, as Markdown tables.
 
-    python scripts/benchmark.py [--model checkpoints/sama-tiny] [--section calls turns questions objects memory training]
+    python scripts/benchmark.py [--model DIR] [--section calls turns questions objects memory training]
 
 Times are medians of several runs and differ between machines; the counts do not, and the tests assert them.
 """
