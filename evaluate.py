@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from sama.benchmarks.benchmark import PRESETS, Benchmark, BenchmarkError, Tools
+from sama.benchmarks.benchmark import PRESETS, Benchmark, BenchmarkError, Scores, Tools
 from sama.benchmarks.registry import BENCHMARKS, open_benchmark
 from sama.data.records import DataError
 from sama.evaluation.gallery import write_gallery
@@ -78,6 +78,7 @@ def load(arguments: argparse.Namespace) -> tuple[SamaForConditionalGeneration, S
     processor = SamaProcessor.from_pretrained(
         arguments.model, trust_remote_code=True, frame_policy=policy, grounding_policy=policy
     )
+    model.check_processor(processor)
     return model.to(where).eval(), processor
 
 
@@ -119,9 +120,10 @@ def about_run(arguments: argparse.Namespace, benchmark: Benchmark) -> dict:
     """What `run.json` says of this run."""
     model = {"model": arguments.model, "checkpoint": checkpoint_hash(arguments.model)} if arguments.model else {}
     command = shlex.join(["python", "evaluate.py", *sys.argv[1:]])
-    tokens = arguments.max_new_tokens or benchmark.max_new_tokens
-    settings = {"max_new_tokens": tokens, "command": command}
-    return {**model, "commit": commit_of(ROOT), **benchmark.identity, **settings}
+    about = {**model, "commit": commit_of(ROOT), **benchmark.identity, "command": command}
+    if arguments.max_new_tokens or not arguments.score_only:  # how long answers could be does not matter afterwards
+        about["max_new_tokens"] = arguments.max_new_tokens or benchmark.max_new_tokens
+    return about
 
 
 def output_folder(arguments: argparse.Namespace, benchmark: Benchmark) -> Path:
@@ -143,8 +145,10 @@ def evaluate(arguments: argparse.Namespace) -> int:
     about = about_run(arguments, benchmark)
     files.check_run(about, arguments.accept_foreign)
     groups = asked_groups(benchmark, arguments.limit)
-    names = [name for group in groups.values() for name in group]
-    if not arguments.score_only:
+    tools, named = open_tools(arguments, files) if rank_and_size()[0] == 0 else (None, None)
+    if arguments.score_only:
+        files.need_some(about)
+    else:
         join()
         if rank_and_size()[0] == 0:
             files.write_run(about)
@@ -152,9 +156,13 @@ def evaluate(arguments: argparse.Namespace) -> int:
         wait_for_all()
     if rank_and_size()[0] > 0:
         return 0
-    if files.parts():
+    if files.parts() and not arguments.score_only:  # a run may be going on that is only looked at
         files.merge(name for group in benchmark.outline().values() for name in group)
-    code = report(arguments, benchmark, files, names)
+    names = [name for group in groups.values() for name in group]
+    scores, about = score(benchmark, files, names, tools)
+    if not arguments.no_gallery:
+        draw(benchmark, files, scores)
+    code = report(files.folder, {**about, **named}, scores)
     if arguments.submission:
         submit(arguments.submission, benchmark, files)
     return code
@@ -177,24 +185,32 @@ def open_tools(arguments: argparse.Namespace, files: PredictionFiles) -> tuple[T
     return Tools(judge, similarity), named
 
 
-def report(arguments: argparse.Namespace, benchmark: Benchmark, files: PredictionFiles, names: Sequence[str]) -> int:
-    """Results of these questions, from the files alone: written, drawn and printed; the exit code."""
-    tools, named = open_tools(arguments, files)
+def score(benchmark: Benchmark, files: PredictionFiles, names: Sequence[str], tools: Tools) -> tuple[Scores, dict]:
+    """Scores of these questions from the files alone, and what was run, with counts and failures."""
+    lines = files.index()
     failures = [
         {"question": prediction.question, "error": prediction.error}
-        for prediction in files.read(names)
-        if prediction.error is not None
+        for prediction in files.read([name for name in names if name in lines and lines[name].failed], lines)
     ]
-    scores = benchmark.score(files.read(names), tools)
+    scores = benchmark.score(files.read(names, lines), tools)
     scored, every = len(scores.samples), sum(len(group) for group in benchmark.outline().values())
     counts = {"scored": scored, "failed": len(failures), "skipped": every - scored - len(failures)}
-    about = {**files.read_run(), **named, "left_out": benchmark.left_out, "samples": counts, "failures": failures}
-    write_report(files.folder, about, scores)
-    if not arguments.no_gallery:
-        write_plots(files.folder, scores.samples, benchmark.headline)
-        write_gallery(files.folder / "gallery", benchmark, scores.samples, lambda chosen: list(files.read(chosen)))
+    return scores, {**files.read_run(), "left_out": benchmark.left_out, "samples": counts, "failures": failures}
+
+
+def draw(benchmark: Benchmark, files: PredictionFiles, scores: Scores) -> None:
+    """Plots, and sheets of cases."""
+    lines = files.index()
+    write_plots(files.folder, scores.samples, benchmark.headline)
+    write_gallery(files.folder / "gallery", benchmark, scores.samples, lambda names: list(files.read(names, lines)))
+
+
+def report(folder: Path, about: dict, scores: Scores) -> int:
+    """Writes the results and prints them; the exit code."""
+    write_report(folder, about, scores)
+    samples, failures = about["samples"], about["failures"]
     print(f"\n{terminal_table(scores.rows)}\n")
-    print(f"{scored} questions scored, {len(failures)} failed, {counts['skipped']} not asked. Files: {files.folder}")
+    print("{scored} questions scored, {failed} failed, {skipped} not asked.".format(**samples), f"Files: {folder}")
     if failures:
         first = failures[0]
         print(f"evaluate: {len(failures)} failed, first {first['question']}: {first['error']}", file=sys.stderr)

@@ -55,6 +55,10 @@ class JsonLinesBenchmark(Benchmark):
 
     def outline(self) -> dict[str, list[str]]:
         """One group for each video or image; of text alone each record is its own."""
+        return self._outline
+
+    @cached_property
+    def _outline(self) -> dict[str, list[str]]:
         groups = defaultdict(list)
         for name, record in self.records.items():
             groups[self._group(record)].append(name)

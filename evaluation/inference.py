@@ -52,6 +52,7 @@ class Interviewer:
                     turn.regions,
                     max_new_tokens=self.max_new_tokens,
                     masks=question.masks,
+                    do_sample=False,  # some checkpoints say otherwise
                 )
                 turns.append(PredictedTurn(reply.tagged_text, [_written(phrase) for phrase in reply.objects]))
                 if question.history == "reference" and number < len(question.turns):

@@ -8,7 +8,7 @@ them count as answered. A line that was cut by the end of the process is no answ
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,15 +67,13 @@ class PredictionFiles:
             identity (`dict`): What `run.json` must say under the names in `IDENTITY`; those it lacks are not compared.
             accept_foreign (`bool`): Take them all the same.
         """
-        if accept_foreign:
+        if accept_foreign or not (self.merged.exists() or self.parts()):
             return
         if not self.run_file.exists():
-            if self.merged.exists() or self.parts():
-                raise PredictionError(
-                    f"{self.folder} holds predictions but no {RUN} that says whose they are; give another --output, "
-                    "or --accept_foreign to take them for this model's."
-                )
-            return
+            raise PredictionError(
+                f"{self.folder} holds predictions but no {RUN} that says whose they are; give another --output, "
+                "or --accept_foreign to take them for this model's."
+            )
         before = self.read_run()
         for name in IDENTITY:
             if name in identity and before.get(name) != identity[name]:
@@ -83,6 +81,16 @@ class PredictionFiles:
                     f"The predictions in {self.folder} are of another run: {name} is {_short(before.get(name))} there "
                     f"and {_short(identity[name])} here; give another --output, or --accept_foreign to mix them."
                 )
+
+    def need_some(self, about: dict) -> None:
+        """Raise [`PredictionError`] if there is nothing to score. Predictions of nobody are from now on those of the
+        run `about`."""
+        if not (self.merged.exists() or self.parts()):
+            raise PredictionError(
+                f"There are no predictions in {self.folder}; leave out --score_only to ask for some."
+            )
+        if not self.run_file.exists():
+            self.write_run(about)
 
     def read_run(self) -> dict:
         """What `run.json` says."""
@@ -116,19 +124,18 @@ class PredictionFiles:
         """Puts everything into one file, in this order, and removes the parts. Questions that are not in `order` (an
         earlier run with a larger limit) follow in the order in which they lie."""
         lines = self.index()
-        wanted = [name for name in order if name in lines]
-        rest = [name for name in lines if name not in set(wanted)]
+        wanted = {name: lines.pop(name) for name in list(order) if name in lines}
         temporary = self.merged.with_suffix(".tmp")
         with open(temporary, "wb") as file:
-            for raw in self._raw(lines[name] for name in (*wanted, *rest)):
+            for raw in self._raw([*wanted.values(), *lines.values()]):
                 file.write(raw)
         os.replace(temporary, self.merged)
         for path in self.parts():
             path.unlink()
 
-    def read(self, names: Sequence[str]) -> Iterator[Prediction]:
-        """The predictions for these questions that exist, one by one."""
-        lines = self.index()
+    def read(self, names: Sequence[str], lines: Mapping[str, Line] | None = None) -> Iterator[Prediction]:
+        """The predictions for these questions that exist, one by one; `lines` is what `index` gave, if it is known."""
+        lines = self.index() if lines is None else lines
         for raw in self._raw(lines[name] for name in names if name in lines):
             yield Prediction.from_dict(json.loads(raw))
 

@@ -8,7 +8,10 @@ from transformers.utils import cached_file
 
 
 # What decides a checkpoint's answers. Copies of the model's code do not: the code of this repository runs
-CHECKPOINT_SUFFIXES = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt")
+CHECKPOINT_FILES = (
+    "*.safetensors", "*.index.json", "pytorch_model*.bin", "*config.json", "*token*", "*chat_template*", "*vocab*",
+    "merges.txt", "qformer_tokenizer/*",
+)  # fmt: skip
 HASH_DIGITS, BLOCK = 16, 2**20
 
 
@@ -19,7 +22,8 @@ def checkpoint_hash(name: str) -> str:
     if not folder.is_dir():
         return Path(cached_file(name, "config.json")).parent.name[:HASH_DIGITS]
     digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.suffix in CHECKPOINT_SUFFIXES):
+    found = {path for pattern in CHECKPOINT_FILES for path in folder.glob(pattern) if path.is_file()}
+    for path in sorted(found):
         digest.update(path.relative_to(folder).as_posix().encode())
         with open(path, "rb") as file:
             while block := file.read(BLOCK):

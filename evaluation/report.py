@@ -56,8 +56,9 @@ def markdown(about: Mapping, scores: Scores) -> str:
     lines = [
         f"# {about['benchmark']} {about['split']}",
         "",
-        f"Checkpoint `{about['model']}` ({about['checkpoint']}), commit {about['commit']}, benchmark version "
-        f"{about['version']}, preset {about['preset']}{_options(about['options'])}.",
+        f"Checkpoint `{about.get('model', 'unknown')}` ({about.get('checkpoint', 'unknown')}), commit "
+        f"{about['commit']}, benchmark version {about['version']}, preset {about['preset']}"
+        f"{_options(about['options'])}.",
         "",
         f"{samples['scored']} questions scored, {samples['failed']} failed, {samples['skipped']} not asked.",
         "",

@@ -46,7 +46,7 @@ echo "torch==$(torch_version)" >"$constraints"
 case $purpose in
 demo) extras=demo ;;
 test)
-    extras=demo,dev,train
+    extras=demo,dev,train,eval
     [ "$(uname -s)" != Linux ] || extras=$extras,deepspeed
     ;;
 *) say "unknown purpose $purpose: demo or test" && exit 1 ;;

@@ -16,8 +16,9 @@ from checkpoint import CHECKPOINT, load_checkpoint
 from PIL import Image
 
 from sama import evaluate
+from sama.benchmarks.registry import open_benchmark
 from sama.evaluation.inference import Interviewer
-from sama.evaluation.predictions import PREDICTIONS, RUN
+from sama.evaluation.predictions import PREDICTIONS, RUN, PredictionFiles
 from sama.video_sama import GroundedPhrase, MaskTrack
 
 
@@ -45,7 +46,7 @@ class ScriptedChat:
     def start_over(self):
         pass
 
-    def ask(self, text, regions, max_new_tokens, masks):
+    def ask(self, text, regions, max_new_tokens, masks, do_sample):
         self.model.asked += 1
         if self.video is None:
             return SimpleNamespace(tagged_text="Hi.", objects=[])
@@ -106,10 +107,30 @@ def test_toy_world_from_questions_to_pictures(toy_run):
 def test_scores_come_from_the_file_alone(toy_run, tmp_path, monkeypatch, capsys):
     shutil.copytree(toy_run, tmp_path / "copy")
     monkeypatch.setattr(evaluate, "load", lambda arguments: pytest.fail("the model was loaded"))
-    arguments = ["--benchmark", "toy_world", "--option", "clips=5", "--max_new_tokens", "3"]
-    assert evaluate.main([*arguments, "--score_only", "--output", str(tmp_path / "copy")]) == 0
+    arguments = ["--benchmark", "toy_world", "--option", "clips=5", "--score_only"]
+    assert evaluate.main([*arguments, "--output", str(tmp_path / "copy")]) == 0
     assert results(tmp_path / "copy")["scores"] == results(toy_run)["scores"]
     assert "mask mIoU" in capsys.readouterr().out
+    assert evaluate.main([*arguments, "--output", str(tmp_path / "none")]) == 1
+    assert "There are no predictions" in capsys.readouterr().err
+
+
+def test_predictions_from_elsewhere_can_be_scored(toy_run, tmp_path, capsys):
+    shutil.copy(toy_run / PREDICTIONS, tmp_path)
+    arguments = ["--benchmark", "toy_world", "--option", "clips=5", "--score_only", "--output", str(tmp_path)]
+    assert evaluate.main(arguments) == 1 and "no run.json" in capsys.readouterr().err
+    assert evaluate.main([*arguments, "--accept_foreign"]) == 0
+    assert results(tmp_path)["scores"] == results(toy_run)["scores"]
+    assert "Checkpoint `unknown`" in (tmp_path / "results.md").read_text(encoding="utf-8")
+
+
+def test_a_run_that_goes_on_can_be_looked_at(toy_run, tmp_path):
+    part = tmp_path / "predictions.part0.jsonl"
+    shutil.copy(toy_run / PREDICTIONS, part)
+    shutil.copy(toy_run / RUN, tmp_path)
+    arguments = ["--benchmark", "toy_world", "--option", "clips=5", "--score_only", "--no_gallery"]
+    assert evaluate.main([*arguments, "--output", str(tmp_path)]) == 0
+    assert part.exists() and results(tmp_path)["samples"]["scored"] == 3
 
 
 def launch(output: Path, *launcher: str) -> subprocess.Popen:
@@ -190,16 +211,17 @@ def test_a_larger_limit_asks_only_what_is_new(scripted, tmp_path):
 
 
 def test_groups_are_dealt_to_processes_whole(scripted, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate, "join", lambda: None)
     assert run(tmp_path / "one", *TOY) == 0
-    for rank in (1, 0):
+    arguments = evaluate.parse(["--model", str(CHECKPOINT), *TOY])
+    benchmark, files = open_benchmark("toy_world", clips=5), PredictionFiles(tmp_path / "two")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, names in ((1, ["1"]), (0, ["0", "2"])):
         monkeypatch.setenv("RANK", str(rank))
-        monkeypatch.setenv("WORLD_SIZE", "2")
-        assert run(tmp_path / "two", *TOY) == 0
-        if rank == 1:
-            lines = (tmp_path / "two" / "predictions.part1.jsonl").read_text(encoding="utf-8").splitlines()
-            assert [json.loads(line)["question"] for line in lines] == ["1"]
-    assert (tmp_path / "one" / PREDICTIONS).read_bytes() == (tmp_path / "two" / PREDICTIONS).read_bytes()
+        evaluate.predict(arguments, benchmark, evaluate.asked_groups(benchmark, 3), files)
+        lines = files.part(rank).read_text(encoding="utf-8").splitlines()
+        assert [json.loads(line)["question"] for line in lines] == names
+    files.merge(["0", "1", "2"])
+    assert (tmp_path / "one" / PREDICTIONS).read_bytes() == files.merged.read_bytes()
 
 
 # What can be wrong

@@ -133,6 +133,8 @@ def test_a_broken_line_is_reported_with_its_number(tmp_path, line):
 def test_predictions_of_another_run_are_refused(tmp_path, name):
     files = PredictionFiles(tmp_path)
     files.write_run({**IDENTITY, "commit": "1"})
+    files.check_run({**IDENTITY, name: "other"})  # nothing was answered yet
+    files.merged.write_text("", encoding="utf-8")
     files.check_run({**IDENTITY, "commit": "2"})  # the same questions to the same model
     with pytest.raises(PredictionError, match=f"{name} is .* there and other here; .*--accept_foreign"):
         files.check_run({**IDENTITY, name: "other"})
@@ -168,7 +170,7 @@ class Chat:
     def start_over(self):
         self.log.append(("start over", self.layout))
 
-    def ask(self, text, regions, max_new_tokens, masks):
+    def ask(self, text, regions, max_new_tokens, masks, do_sample):
         if "c" in text and self.video is None:
             raise ValueError("The conversation\nis too long.")
         self.log.append((text, len(regions), masks, max_new_tokens))
