@@ -36,7 +36,7 @@ from .from_records import record_turns
 from .tracks import track_overlaps
 
 
-TASKS = {"dialogue": 2, "refer_look": 1, "refer_motion": 1}
+TASKS = {"dialogue": 3, "refer_look": 1, "refer_motion": 1}
 RECALL_IOU = 0.5
 MAIN_KINDS = ("colour", "size", "shape", "motion")
 DIALOGUE, LOOK, MOTION = "grounded dialogue", "referring by look", "referring by motion only"
@@ -80,7 +80,7 @@ class ToyWorldBenchmark(Benchmark):
         about = sample.record["video"]["toy"]
         answers = [message for message in sample.record["messages"] if message["role"] == "assistant"]
         told = [
-            replace(turn, info={**turn.info, "task": about["task"], **_object_facts(sample, answer, about)})
+            replace(turn, info={**turn.info, "task": about["task"], **object_facts(sample, answer, about)})
             for turn, answer in zip(turns, answers, strict=True)
         ]
         return [Question(id=group, group=group, turns=told)]
@@ -130,7 +130,7 @@ def _no_store(store: str, key: str) -> Track:
     raise KeyError(key)
 
 
-def _object_facts(sample: ToySample, answer: Mapping, about: Mapping) -> dict:
+def object_facts(sample: ToySample, answer: Mapping, about: Mapping) -> dict:
     """Of each target: whether it was first seen in the second half, whether it was hidden completely and came back;
     and the masks of its twin, if it has one."""
     names = [name for part in answer["content"] for name in part.get("objects", [])]

@@ -16,8 +16,9 @@ from checkpoint import CHECKPOINT, load_checkpoint
 from PIL import Image
 
 from sama import evaluate
+from sama.benchmarks.registry import open_benchmark
 from sama.evaluation.inference import Interviewer
-from sama.evaluation.predictions import PREDICTIONS, RUN
+from sama.evaluation.predictions import PREDICTIONS, RUN, PredictionFiles
 from sama.video_sama import GroundedPhrase, MaskTrack
 
 
@@ -210,16 +211,17 @@ def test_a_larger_limit_asks_only_what_is_new(scripted, tmp_path):
 
 
 def test_groups_are_dealt_to_processes_whole(scripted, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate, "join", lambda: None)
     assert run(tmp_path / "one", *TOY) == 0
-    for rank in (1, 0):
+    arguments = evaluate.parse(["--model", str(CHECKPOINT), *TOY])
+    benchmark, files = open_benchmark("toy_world", clips=5), PredictionFiles(tmp_path / "two")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, names in ((1, ["1"]), (0, ["0", "2"])):
         monkeypatch.setenv("RANK", str(rank))
-        monkeypatch.setenv("WORLD_SIZE", "2")
-        assert run(tmp_path / "two", *TOY) == 0
-        if rank == 1:
-            lines = (tmp_path / "two" / "predictions.part1.jsonl").read_text(encoding="utf-8").splitlines()
-            assert [json.loads(line)["question"] for line in lines] == ["1"]
-    assert (tmp_path / "one" / PREDICTIONS).read_bytes() == (tmp_path / "two" / PREDICTIONS).read_bytes()
+        evaluate.predict(arguments, benchmark, evaluate.asked_groups(benchmark, 3), files)
+        lines = files.part(rank).read_text(encoding="utf-8").splitlines()
+        assert [json.loads(line)["question"] for line in lines] == names
+    files.merge(["0", "1", "2"])
+    assert (tmp_path / "one" / PREDICTIONS).read_bytes() == files.merged.read_bytes()
 
 
 # What can be wrong
