@@ -42,6 +42,7 @@ sync:
 	cp *_sama*.py visualization.py checkpoints/sama-tiny/
 
 train-toy: .venv/.installed-test
+	$(BIN)/python scripts/make_tiny.py --to outputs/tiny_start
 	$(BIN)/python train.py --config scripts/train_toy.yaml
 	$(BIN)/python scripts/plot_run.py outputs/train_toy
 

@@ -51,6 +51,10 @@ LOOKS = ("colour", "shape", "size")
 DIRECTED = ("zigzag", "stop", "leave")  # motions with a direction that their name does not tell
 WAY_TIMES = 8  # moments of a clip at which a region's state tells where the thing is
 PLACE = 4  # seen or not, x, y and width, in shares of the picture
+TALK = {
+    "dialogue": 4, "refer_look": 2, "refer_motion": 1, "description": 0.5, "video_qa": 0.5, "caption": 0.5,
+    "still": 0.5,
+}  # fmt: skip
 SIDE = 64  # of toy world's frames
 BLOCK = 4  # steps whose lessons are drawn together, so that those of a step are of like length
 MASKS, REHEARSED = 512, 96  # masks in a step of the first phase, and in one of the others
@@ -179,7 +183,7 @@ class Teacher:
             self.heads = Heads(width)
         self.prompts = AttributePrompts(model.config.sam_config.prompt_encoder_config.hidden_size)
         self.prompts.requires_grad_(False)
-        self.world = ToyWorld({"split": split}, seed)
+        self.world = ToyWorld({"split": split, "tasks": TALK}, seed)
         self.sights = ToyWorld({"split": split, "tasks": {"dialogue": 3, "caption": 1, "refer_look": 1}}, seed + 1)
 
     # ---- lessons ----------------------------------------------------------------------------------------------------
@@ -460,6 +464,8 @@ def learn(teacher: Teacher, arguments: argparse.Namespace, state_path: Path) -> 
         first = state["step"]
         print(f"going on from step {first}")
     for step in range(first, steps):
+        if step == max(first, sights):  # the eyes are good by now, and cost a sixth of a step
+            nn.ModuleList(parts[:2]).requires_grad_(False)
         start, end = next(bounds for bounds in pairwise((0, arguments.mask_steps, sights, steps)) if step < bounds[1])
         for group in optimizer.param_groups:
             group["lr"] = arguments.learning_rate * rate(step - start, end - start)
@@ -472,7 +478,7 @@ def learn(teacher: Teacher, arguments: argparse.Namespace, state_path: Path) -> 
             stamps, _ = teacher.stamp_losses(REHEARSED, np.random.default_rng([arguments.seed, step]))
             losses["rehearsal"] = sum(WEIGHTS[name] * loss for name, loss in stamps.items())
         sum(WEIGHTS[name] * loss for name, loss in losses.items()).backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
+        nn.utils.clip_grad_norm_([each for each in parameters if each.grad is not None], 1.0)
         optimizer.step()
         optimizer.zero_grad()
         for name, value in [*report.items(), *((f"loss {name}", loss.item()) for name, loss in losses.items())]:

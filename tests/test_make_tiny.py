@@ -1,10 +1,12 @@
 """The tokenizers of the small checkpoint: same bytes every time, any text comes back, tags stay whole."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
 from transformers import AutoTokenizer
 
 from sama.scripts.make_tiny import (
@@ -114,12 +116,31 @@ def test_another_process_writes_the_same_bytes(tmp_path):
         assert path.read_bytes() == (tmp_path / "there" / path.relative_to(tmp_path / "here")).read_bytes(), path.name
 
 
-def test_the_shipped_checkpoint_is_what_the_script_makes(tmp_path):
-    """Byte for byte, and at most 30 MB."""
+def test_the_shipped_checkpoint_is_a_trained_one_of_what_the_script_makes(tmp_path):
+    """The same files but for the card and the curves, the same tensors by name and shape, at most 30 MB."""
     shipped = SCRIPT.parents[1] / "checkpoints" / "sama-tiny"
     subprocess.run([sys.executable, SCRIPT, "--to", tmp_path / "made"], check=True, capture_output=True)
     made = {path.relative_to(tmp_path / "made"): path.read_bytes() for path in (tmp_path / "made").rglob("*.*")}
     files = [path for path in shipped.rglob("*.*") if "__pycache__" not in path.parts]
-    assert set(made) == {path.relative_to(shipped) for path in files}
-    assert [path for path in files if path.read_bytes() != made[path.relative_to(shipped)]] == []
+    assert {path.relative_to(shipped) for path in files} - set(made) == {Path("README.md"), Path("curves.png")}
+    changed = {path.name for path in files if made.get(path.relative_to(shipped), b"") != path.read_bytes()}
+    assert changed - {"README.md", "curves.png"} == {"config.json", "model.safetensors"}
+    configs = [json.loads((folder / "config.json").read_text()) for folder in (shipped, tmp_path / "made")]
+    assert {key for key in configs[0] if configs[0][key] != configs[1].get(key)} == {"trained", "occlusion_gate"}
+    with (
+        safe_open(shipped / "model.safetensors", "pt") as ours,
+        safe_open(tmp_path / "made" / "model.safetensors", "pt") as theirs,
+    ):
+        assert set(ours.keys()) == set(theirs.keys())
+        for name in ours.keys():
+            assert ours.get_slice(name).get_shape() == theirs.get_slice(name).get_shape()
+            assert ours.get_slice(name).get_dtype() == "BF16"
     assert sum(path.stat().st_size for path in files) <= 30e6
+
+
+def test_the_script_writes_the_same_weights_every_time(tmp_path):
+    for name in ("one", "two"):
+        subprocess.run([sys.executable, SCRIPT, "--to", tmp_path / name], check=True, capture_output=True)
+    assert (tmp_path / "one" / "model.safetensors").read_bytes() == (
+        tmp_path / "two" / "model.safetensors"
+    ).read_bytes()
