@@ -180,7 +180,7 @@ class SamaChat:
             input_ids=inputs["input_ids"],
             attention_mask=inputs["attention_mask"],
             mm_token_type_ids=inputs["mm_token_type_ids"],
-            past_key_values=self.cache,
+            cache=self.cache,
             streamer=streamer,
             return_dict_in_generate=True,
             **visual,

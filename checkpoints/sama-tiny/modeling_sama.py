@@ -148,14 +148,14 @@ class SamaOutput(ModelOutput):
         logits (`torch.Tensor` of shape `(batch_size, kept_length, vocab_size)`):
             Scores of the positions asked for by `logits_to_keep`. With `labels` the head runs only where a label is:
             `(num_labels, vocab_size)`.
-        past_key_values (`Cache`, *optional*): the language model's state.
+        cache (`Cache`, *optional*): the language model's state.
         last_hidden_state (`torch.Tensor` of shape `(batch_size, length, width)`): after the language model's final
         norm. hidden_states, attentions (*optional*): of every layer, when asked for.
     """
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
-    past_key_values: Cache | None = None
+    cache: Cache | None = None
     last_hidden_state: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
@@ -436,7 +436,7 @@ class SamaModel(InternVLModel):
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         mm_token_type_ids: torch.LongTensor | None = None,
         visual: SamaVisualInputs | None = None,
@@ -452,7 +452,7 @@ class SamaModel(InternVLModel):
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             **kwargs,
         )
 
@@ -478,7 +478,7 @@ class SamaForConditionalGeneration(InternVLForConditionalGeneration):
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
@@ -530,7 +530,7 @@ class SamaForConditionalGeneration(InternVLForConditionalGeneration):
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             mm_token_type_ids=mm_token_type_ids,
             visual=visual,
@@ -538,7 +538,7 @@ class SamaForConditionalGeneration(InternVLForConditionalGeneration):
         )
         hidden_states = outputs.last_hidden_state
         if seg_recorder is not None:
-            past = 0 if outputs.past_key_values is None else outputs.past_key_values.get_seq_length()
+            past = 0 if outputs.cache is None else outputs.cache.get_seq_length()
             seg_recorder.record(input_ids, hidden_states, max(0, past - hidden_states.shape[1]))
         losses = {}
         if labels is None:
@@ -551,7 +551,7 @@ class SamaForConditionalGeneration(InternVLForConditionalGeneration):
             targets = SamaMaskTargets(**{name: given[name] for name in MASK_TARGET_NAMES})
             losses |= self.score_masks(hidden_states, labels == self.config.seg_token_id, targets, num_masks_in_batch)
             losses["loss"] = self.total_loss(losses) + in_step
-        kept = {name: outputs[name] for name in ("past_key_values", "hidden_states", "attentions") if name in outputs}
+        kept = {name: outputs[name] for name in ("cache", "hidden_states", "attentions") if name in outputs}
         return SamaOutput(logits=logits, last_hidden_state=hidden_states, **kept, **losses)
 
     def score_labels(
@@ -646,7 +646,7 @@ class SamaForConditionalGeneration(InternVLForConditionalGeneration):
         self, output: GenerateDecoderOnlyOutput, attention_mask: torch.Tensor | None, recorder: SegRecorder
     ) -> None:
         """One more step, for a [SEG] that is the very last token: its state comes from reading it."""
-        sequences, cache = output.sequences, output.past_key_values
+        sequences, cache = output.sequences, output.cache
         if cache is None:
             raise ValueError("The answer ends in [SEG], whose state needs the cache: generate with `use_cache=True`.")
         if attention_mask is None:
@@ -657,7 +657,7 @@ class SamaForConditionalGeneration(InternVLForConditionalGeneration):
             input_ids=sequences[:, cache.get_seq_length() :],
             attention_mask=attention_mask,
             position_ids=(attention_mask.cumsum(1) - 1).clamp(min=0)[:, cache.get_seq_length() :],
-            past_key_values=cache,
+            cache=cache,
             use_cache=True,
             logits_to_keep=1,
             seg_recorder=recorder,
