@@ -293,7 +293,7 @@ def test_placeholders_that_do_not_fit_are_counted(loaded, clip):
         model(**cut)
 
 
-NEAR, FAR = Region(frame=2, box=(40, 60, 210, 200)), Region(frame=7, points=[(300, 150), (20, 20)], labels=[1, 0])
+NEAR, FAR = Region(frame=1, box=(40, 60, 210, 200)), Region(frame=3, points=[(300, 150), (20, 20)], labels=[1, 0])
 QUESTIONS = [
     ("What is <region>?", [NEAR], "<p> The man </p> [SEG] rides."),
     ("And what happens?", [], "Nothing [SEG]."),
@@ -303,7 +303,7 @@ QUESTIONS = [
 
 def test_questions_after_start_over_are_answered_as_each_alone(clip):
     """Regions on different frames, and one question asked twice: nothing of the question before is left."""
-    (model, processor), short = load_checkpoint(torch.float64), clip[:9]
+    (model, processor), short = load_checkpoint(torch.float64), clip[:5]
     chat = model.start_chat(processor, video=short)
     for question, regions, given in [*QUESTIONS, QUESTIONS[0]]:
         chat.start_over()

@@ -25,6 +25,7 @@ from sama.video_sama import GroundedPhrase, MaskTrack
 ROOT = Path(__file__).parent.parent
 # Answers of three tokens: the small checkpoint may be untrained, and then writes one object after the other
 TOY = ["--benchmark", "toy_world", "--option", "clips=5", "--limit", "3", "--max_new_tokens", "3"]
+PLAIN = [*TOY, "--no_gallery"]
 FILES = ["gallery", "plots.png", PREDICTIONS, "results.json", "results.md", RUN]
 
 
@@ -178,7 +179,7 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path):
 
 
 def test_nothing_is_asked_twice(scripted, tmp_path, monkeypatch):
-    assert run(tmp_path / "whole", *TOY) == 0
+    assert run(tmp_path / "whole", *PLAIN) == 0
     asked, scripted.asked = scripted.asked, 0
     ask, seen = Interviewer.ask, []
 
@@ -191,28 +192,28 @@ def test_nothing_is_asked_twice(scripted, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Interviewer, "ask", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            run(tmp_path / "cut", *TOY)
+            run(tmp_path / "cut", *PLAIN)
     part = tmp_path / "cut" / "predictions.part0.jsonl"
     part.write_bytes(part.read_bytes()[:-20])  # the second line was still being written
     before, scripted.asked = scripted.asked, 0
-    assert run(tmp_path / "cut", *TOY) == 0
+    assert run(tmp_path / "cut", *PLAIN) == 0
     assert 0 < before and scripted.asked < asked
     assert (tmp_path / "cut" / PREDICTIONS).read_bytes() == (tmp_path / "whole" / PREDICTIONS).read_bytes()
     scripted.asked = 0
-    assert run(tmp_path / "cut", *TOY) == 0 and scripted.asked == 0
+    assert run(tmp_path / "cut", *PLAIN) == 0 and scripted.asked == 0
 
 
 def test_a_larger_limit_asks_only_what_is_new(scripted, tmp_path):
-    assert run(tmp_path, *TOY, "--limit", "1") == 0
+    assert run(tmp_path, *PLAIN, "--limit", "1") == 0
     first = (tmp_path / PREDICTIONS).read_bytes()
-    assert run(tmp_path, *TOY, "--limit", "2") == 0
+    assert run(tmp_path, *PLAIN, "--limit", "2") == 0
     assert (tmp_path / PREDICTIONS).read_bytes().startswith(first)
     assert results(tmp_path)["samples"] == {"scored": 2, "failed": 0, "skipped": 3}
 
 
 def test_groups_are_dealt_to_processes_whole(scripted, tmp_path, monkeypatch):
-    assert run(tmp_path / "one", *TOY) == 0
-    arguments = evaluate.parse(["--model", str(CHECKPOINT), *TOY])
+    assert run(tmp_path / "one", *PLAIN) == 0
+    arguments = evaluate.parse(["--model", str(CHECKPOINT), *PLAIN])
     benchmark, files = open_benchmark("toy_world", clips=5), PredictionFiles(tmp_path / "two")
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank, names in ((1, ["1"]), (0, ["0", "2"])):
@@ -231,23 +232,23 @@ def test_predictions_of_another_model_are_refused_and_can_be_taken(scripted, tmp
     other = tmp_path / "other"
     shutil.copytree(CHECKPOINT, other)
     (other / "generation_config.json").write_text("{}", encoding="utf-8")
-    assert run(tmp_path / "run", *TOY) == 0
-    assert run(tmp_path / "run", *TOY, model=str(other)) == 1
+    assert run(tmp_path / "run", *PLAIN) == 0
+    assert run(tmp_path / "run", *PLAIN, model=str(other)) == 1
     assert "checkpoint is" in (message := capsys.readouterr().err) and "--accept_foreign" in message
-    assert run(tmp_path / "run", *TOY, "--preset", "release") == 1
+    assert run(tmp_path / "run", *PLAIN, "--preset", "release") == 1
     assert "preset is consistent there and release here" in capsys.readouterr().err
-    assert run(tmp_path / "run", *TOY, "--accept_foreign", model=str(other)) == 0
+    assert run(tmp_path / "run", *PLAIN, "--accept_foreign", model=str(other)) == 0
     assert [one["model"] for one in results(tmp_path / "run")["before"]] == [str(CHECKPOINT)]
 
 
 def test_a_corrupt_line_is_reported_with_its_number(scripted, tmp_path, capsys):
-    assert run(tmp_path, *TOY) == 0
+    assert run(tmp_path, *PLAIN) == 0
     lines = (tmp_path / PREDICTIONS).read_bytes().splitlines(keepends=True)
     (tmp_path / PREDICTIONS).write_bytes(b"".join([lines[0], b"{broken\n", *lines[2:]]))
-    assert run(tmp_path, *TOY) == 1
+    assert run(tmp_path, *PLAIN) == 1
     assert f"{PREDICTIONS}, line 2 is no prediction" in capsys.readouterr().err
     (tmp_path / PREDICTIONS).write_bytes(lines[0] + b"".join(lines[2:]))
-    assert run(tmp_path, *TOY) == 0
+    assert run(tmp_path, *PLAIN) == 0
     assert (tmp_path / PREDICTIONS).read_bytes() == b"".join(lines)
 
 
@@ -270,7 +271,7 @@ def write_records(folder: Path) -> None:
 
 def test_a_video_that_does_not_decode_is_counted_and_can_be_retried(scripted, tmp_path, capsys):
     write_records(tmp_path / "data")
-    arguments = ["--benchmark", "json_lines", "--data_root", str(tmp_path / "data")]
+    arguments = ["--benchmark", "json_lines", "--data_root", str(tmp_path / "data"), "--no_gallery"]
     whole = (tmp_path / "data" / "bad" / "1.png").read_bytes()
     (tmp_path / "data" / "bad" / "1.png").write_bytes(whole[:40])
     assert run(tmp_path / "run", *arguments) == evaluate.SOME_FAILED == 3
@@ -302,7 +303,7 @@ def test_json_lines_with_the_checkpoint(tmp_path, monkeypatch):
         (["--benchmark", "toys"], "There is no benchmark 'toys', only"),
         (["--benchmark", "toy_world", "--split", "train"], "no split 'train'"),
         (["--benchmark", "toy_world", "--option", "clips=x"], "'x', no int"),
-        ([*TOY, "--similarity_model", "nowhere"], "nowhere"),
+        ([*PLAIN, "--similarity_model", "nowhere"], "nowhere"),
     ],
 )
 def test_one_sentence_for_what_is_missing(scripted, tmp_path, monkeypatch, capsys, arguments, message):
@@ -313,7 +314,7 @@ def test_one_sentence_for_what_is_missing(scripted, tmp_path, monkeypatch, capsy
 
 
 def test_command_line_that_cannot_be_meant(capsys):
-    for arguments in (["--benchmark", "toy_world"], [*TOY, "--model", "m", "--option", "clips"]):
+    for arguments in (["--benchmark", "toy_world"], [*PLAIN, "--model", "m", "--option", "clips"]):
         with pytest.raises(SystemExit):
             evaluate.main(arguments)
     message = capsys.readouterr().err
