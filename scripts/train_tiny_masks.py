@@ -26,6 +26,7 @@ from sama.losses_sama import mask_bce, mask_dice, mask_iou, resize_targets
 from sama.modeling_sama import SamaForConditionalGeneration
 from sama.modeling_sama_tracker import SamaMaskTracker
 from sama.processing_sama import SamaProcessor
+from sama.scripts.tiny_facts import colours_of_cells
 
 
 FRAMES, CLIP_FRAMES = 8, 5  # of a toy clip; of them, those that a step with memory sees
@@ -34,7 +35,6 @@ WARM_UP, FLOOR, WEIGHT_DECAY = 50, 0.05, 0.01
 # Masks of small things are few pixels: dice weighs as much as BCE, other than in the published recipe
 BCE_WEIGHT, DICE_WEIGHT, IOU_WEIGHT, PRESENCE_WEIGHT = 2.0, 2.0, 0.1, 0.2
 LEFT_OUT = 0.15  # how often a colour or shape is not told, where the rest still decides
-CELL = 3  # share of a cell that is covered, and that share times mean x and y of the covered pixels, from -1 to 1
 CELLS_WEIGHT = 20.0
 # Features that grow drown the positions that are added to them, which are about 1 large (docs/log.md)
 SCALE_WEIGHT = 0.1
@@ -80,30 +80,6 @@ def place_of(masks: np.ndarray) -> np.ndarray:
             x, y = (seen.sum(1) @ columns / area / width), (seen.sum(2) @ rows / area / height)
             place[:] = (x.mean(), y.mean(), x[0], y[0], x[-1], y[-1], 1)
     return places
-
-
-def cells(masks: np.ndarray, grid: int, of_frame: bool = False) -> np.ndarray:
-    """What each cell of a grid holds of a mask (..., height, width), as [`CELL`] says: (..., grid * grid, 3).
-    `of_frame`: x and y are -1 to 1 in the frame, not in the cell, so that sums over cells tell where the mask is."""
-    height, width = (side // grid for side in masks.shape[-2:])
-    parts = masks.reshape(*masks.shape[:-2], grid, height, grid, width).astype(np.float32)
-    down, across = (np.linspace(-1, 1, side, dtype=np.float32) for side in (height, width))
-    if of_frame:
-        down, across = (np.linspace(-1, 1, side, dtype=np.float32) for side in masks.shape[-2:])
-        down, across = down.reshape(grid, 1, height).swapaxes(1, 2), across.reshape(grid, width)
-    else:
-        down = down[:, None]
-    rows, columns = parts.mean(-1), parts.mean(-3)  # (..., grid, height, grid) and (..., grid, grid, width)
-    held = np.stack([columns.mean(-1), (columns * across).mean(-1), (rows * down).mean(-2)], -1)
-    return held.reshape(*masks.shape[:-2], grid * grid, CELL)
-
-
-def colours_of_cells(clip: Clip, frames: list[int], grid: int) -> np.ndarray:
-    """What each cell of a grid holds of each colour: (num_frames, grid * grid, num_colours, 3)."""
-    held = np.zeros((len(frames), grid * grid, len(COLOURS), CELL), dtype=np.float32)
-    for thing, masks in zip(clip.things, clip.masks, strict=True):
-        held[:, :, list(COLOURS).index(thing.colour)] += cells(masks[frames], grid)
-    return held
 
 
 def describe(clip: Clip, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,16 +10,8 @@ from checkpoint import CHECKPOINT
 from sama.data.toy_shapes import COLOURS, SHAPES
 from sama.modeling_sama import SamaForConditionalGeneration
 from sama.processing_sama import SamaProcessor
-from sama.scripts.train_tiny_language import (
-    Teacher,
-    draw_stamps,
-    facts,
-    learn,
-    name_of,
-    places,
-    trained_parts,
-)
-from sama.scripts.train_tiny_masks import cells
+from sama.scripts.tiny_facts import cells, draw_stamps, facts, name_of, places
+from sama.scripts.train_tiny_language import Teacher, learn, trained_parts
 
 
 @pytest.fixture(scope="module")
