@@ -1,7 +1,7 @@
 """
 SAMA for `lmms-eval`, so that MME, MMBench, SEED, AI2D, MMStar, ScienceQA, Video-MME and others need no code of ours.
 
-    pip install lmms-eval                 # in an environment of its own: it needs torchvision
+    pip install lmms-eval 'filelock<3.21' # in an environment of its own: it asks for torchvision; not with filelock 4
     pip install -e .                      # this repository, beside it
     lmms-eval --model sama --model_args pretrained=checkpoints/sama-tiny --tasks mme --batch_size 1 \
         --output_path outputs/lmms_eval --log_samples
