@@ -6,6 +6,7 @@ python scripts/finish_tiny.py --run outputs/tiny --to checkpoints/sama-tiny [--r
 import argparse
 import json
 import re
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,7 +14,6 @@ import matplotlib
 import torch
 
 from sama.modeling_sama import SamaForConditionalGeneration
-from sama.processing_sama import SamaProcessor
 
 
 matplotlib.use("Agg")  # no window
@@ -80,8 +80,8 @@ def main() -> None:
     model = SamaForConditionalGeneration.from_pretrained(trained, dtype=torch.bfloat16)
     model.config.trained = True
     model.config.occlusion_gate = True  # its object scores were trained
+    shutil.copytree(arguments.run / "start", arguments.to, dirs_exist_ok=True)  # tokenizers and processor
     model.save_pretrained(arguments.to)
-    SamaProcessor.from_pretrained(trained, trust_remote_code=True).save_pretrained(arguments.to)
     draw_curves(arguments.run, arguments.to / "curves.png")
     results = arguments.results.read_text(encoding="utf-8") if arguments.results else "Not measured yet."
     card = CARD.read_text(encoding="utf-8").replace("{results}", results.strip())
