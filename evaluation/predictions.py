@@ -112,12 +112,15 @@ class PredictionFiles:
     # What was answered
 
     def index(self) -> dict[str, Line]:
-        """Question id -> where its last prediction lies."""
+        """Question id -> where its last prediction lies; where one failed and another did not, the last that did not:
+        the order of the parts says nothing about which is newer."""
         found: dict[str, Line] = {}
         for path in [self.merged, *self.parts()]:
             if path.exists():
                 for start, raw, prediction in complete_lines(path):
-                    found[prediction.question] = Line(path, start, len(raw), prediction.error is not None)
+                    name, failed = prediction.question, prediction.error is not None
+                    if name not in found or found[name].failed or not failed:
+                        found[name] = Line(path, start, len(raw), failed)
         return found
 
     def merge(self, order: Iterable[str]) -> None:

@@ -107,6 +107,16 @@ def test_a_later_answer_takes_the_place_of_a_failure(tmp_path):
     assert len(files.merged.read_bytes().splitlines()) == 2
 
 
+def test_a_failure_of_another_part_does_not_take_the_place_of_an_answer(tmp_path):
+    files = PredictionFiles(tmp_path)
+    for rank, error in ((1, "OSError: broken"), (0, None)):
+        with PredictionWriter(files.part(rank)) as writer:
+            writer.write(prediction("a", error=error))
+    assert not files.index()["a"].failed
+    files.merge("a")
+    assert [found.error for found in files.read("a")] == [None]
+
+
 def test_a_line_that_was_cut_off_is_no_answer_and_is_removed(tmp_path):
     files = PredictionFiles(tmp_path)
     with PredictionWriter(files.part(0)) as writer:
