@@ -3,8 +3,8 @@ The files of a run: who answered (`run.json`) and what (`predictions.jsonl`, one
 
 While a run is going each process appends to a part of its own, `predictions.part0.jsonl`; at the end the parts are put
 together in the order of the benchmark. A run that was cut off left parts, whatever their number: all complete lines in
-them count as answered. A line that was cut by the end of the process is no answer, and is asked again. A part is locked
-while it is written or put together, where the system has such locks.
+them count as answered. A line that was cut by the end of the process is no answer, and is asked again. Where
+the system has locks, a part is locked while it is written or put together.
 """
 
 import json
@@ -45,8 +45,8 @@ class PredictionError(ValueError):
 
 @dataclass(frozen=True)
 class Line:
-    """Where a prediction lies: its file, the place of its first byte, its length with the newline if it has one, and whether the
-    question failed."""
+    """Where a prediction lies: its file, the place of its first byte, its length with its newline, if it has one, and
+    whether the question failed."""
 
     path: Path
     start: int
