@@ -333,8 +333,9 @@ def test_json_lines_with_the_checkpoint(tmp_path, monkeypatch):
     write_records(tmp_path / "data")
     monkeypatch.setattr(evaluate, "load", lambda arguments: load_checkpoint())
     arguments = ["--benchmark", "json_lines", "--data_root", str(tmp_path / "data"), "--max_new_tokens", "3"]
-    assert run(tmp_path / "run", *arguments, "--no_gallery") == 0
+    assert run(tmp_path / "run", *arguments) == 0
     assert results(tmp_path / "run")["samples"]["scored"] == 2
+    assert (tmp_path / "run" / "gallery" / "best.png").is_file()
 
 
 @pytest.mark.parametrize(
