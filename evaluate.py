@@ -21,12 +21,12 @@ from tqdm import tqdm
 
 from sama.benchmarks.benchmark import PRESETS, Benchmark, BenchmarkError, Scores, Tools
 from sama.benchmarks.registry import BENCHMARKS, open_benchmark
-from sama.data.records import DataError
+from sama.configuration_sama import SamaConfig
 from sama.evaluation.gallery import write_gallery
 from sama.evaluation.inference import Interviewer
 from sama.evaluation.judges import open_judge
 from sama.evaluation.plots import write_plots
-from sama.evaluation.predictions import PredictionError, PredictionFiles, PredictionWriter
+from sama.evaluation.predictions import PredictionFiles, PredictionWriter
 from sama.evaluation.processes import device, join, leave, rank_and_size, wait_for_all
 from sama.evaluation.provenance import checkpoint_hash, commit_of
 from sama.evaluation.report import terminal_table, write_report
@@ -38,6 +38,7 @@ from sama.processing_sama import SamaProcessor
 
 ROOT = Path(__file__).resolve().parent
 SOME_FAILED = 3
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 JUDGE_ANSWERS = "judge"  # folder below the output: what a judge said is not asked again
 
 
@@ -61,7 +62,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--similarity_model", help="folder of a BERT that compares phrases, for recall")
     parser.add_argument("--submission", help="write and check a zip for the challenge server (MeViS, Ref-YouTube-VOS)")
     parser.add_argument("--no_gallery", action="store_true", help="draw neither plots nor sheets of cases")
-    parser.add_argument("--dtype", default="auto", help="of the weights; float32 by default on a CPU")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default=DTYPES[0], help="of the weights; float32 by default on a CPU"
+    )
     found = parser.parse_args(arguments)
     if not found.model and not (found.score_only and found.output):
         parser.error("--model is missing; only --score_only with --output goes without")
@@ -70,16 +73,24 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return found
 
 
+def dtype_of(arguments: argparse.Namespace) -> str:
+    """Name of the dtype of the weights; "auto" stays where the checkpoint does not say."""
+    if arguments.dtype != "auto":
+        return arguments.dtype
+    if device() == "cpu":
+        return "float32"
+    return str(SamaConfig.from_pretrained(arguments.model).dtype or "auto").removeprefix("torch.")
+
+
 def load(arguments: argparse.Namespace) -> tuple[SamaForConditionalGeneration, SamaProcessor]:
     """Model and processor on the device of this process, both under the preset."""
-    policy, where = arguments.preset, device()
-    dtype = "float32" if arguments.dtype == "auto" and where == "cpu" else arguments.dtype
+    policy, dtype = arguments.preset, dtype_of(arguments)
     model = SamaForConditionalGeneration.from_pretrained(arguments.model, dtype=dtype, grounding_policy=policy)
     processor = SamaProcessor.from_pretrained(
         arguments.model, trust_remote_code=True, frame_policy=policy, grounding_policy=policy
     )
     model.check_processor(processor)
-    return model.to(where).eval(), processor
+    return model.to(device()).eval(), processor
 
 
 def asked_groups(benchmark: Benchmark, limit: int | None) -> dict[str, list[str]]:
@@ -123,6 +134,8 @@ def about_run(arguments: argparse.Namespace, benchmark: Benchmark) -> dict:
     about = {**model, "commit": commit_of(ROOT), **benchmark.identity, "command": command}
     if arguments.max_new_tokens or not arguments.score_only:  # how long answers could be does not matter afterwards
         about["max_new_tokens"] = arguments.max_new_tokens or benchmark.max_new_tokens
+    if not arguments.score_only:
+        about["dtype"] = dtype_of(arguments)
     return about
 
 
@@ -159,12 +172,13 @@ def evaluate(arguments: argparse.Namespace) -> int:
     if files.parts() and not arguments.score_only:  # a run may be going on that is only looked at
         files.merge(name for group in benchmark.outline().values() for name in group)
     names = [name for group in groups.values() for name in group]
+    scored_by = {name: about[name] for name in ("commit", "version", "command")}
     scores, about = score(benchmark, files, names, tools)
-    if not arguments.no_gallery:
-        draw(benchmark, files, scores)
-    code = report(files.folder, {**about, **named}, scores)
+    code = report(files.folder, {**about, **named, "scored_by": scored_by}, scores)
     if arguments.submission:
         submit(arguments.submission, benchmark, files)
+    if not arguments.no_gallery:  # last: a picture that fails loses no results
+        draw(benchmark, files, scores)
     return code
 
 
@@ -220,7 +234,7 @@ def report(folder: Path, about: dict, scores: Scores) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return evaluate(parse(arguments))
-    except (BenchmarkError, PredictionError, DataError, OSError) as error:
+    except (ValueError, OSError) as error:  # BenchmarkError, PredictionError and DataError are of the first
         print(f"evaluate: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         return 1
     finally:

@@ -13,9 +13,11 @@ afterwards: `score` needs the file and the benchmark's own data, no model.
 A new benchmark is a subclass with these five methods, a name in `registry.py`, and a test with scores counted by hand.
 """
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,6 +28,7 @@ from sama.video_sama import MaskTrack, Region, SamaVideo
 
 PRESETS = ("consistent", "release")
 HISTORIES = ("own", "reference")
+HASH_DIGITS, WHOLE_UP_TO, END = 16, 2**28, 2**24  # annotation files beyond this size are hashed by their ends
 # The masks of an object through a video: a compressed run-length code for each frame, `None` where it is not seen
 Track = list[dict | None]
 
@@ -281,9 +284,18 @@ class Benchmark(ABC):
     @property
     def identity(self) -> dict:
         """Everything that decides what is asked, ready for JSON: two runs with the same one have the same questions
-        (files on the disk excepted)."""
+        (pictures and videos on the disk excepted)."""
         settings = {"split": self.split, "preset": self.preset, "options": dict(self.chosen)}
-        return {"benchmark": self.name, "version": self.version, **settings}
+        return {"benchmark": self.name, "version": self.version, **settings, "annotations": self.annotations}
+
+    @cached_property
+    def annotations(self) -> str | None:
+        """Digest of the annotation files, wherever they lie; `None` without any."""
+        return digest_of(self.annotation_files()) or None
+
+    def annotation_files(self) -> list[Path]:
+        """The files that say what is asked and what is true, in an order of their own."""
+        return []
 
     @property
     def left_out(self) -> dict[str, int]:
@@ -340,3 +352,19 @@ class Benchmark(ABC):
         """The results of a file of predictions."""
         samples = [self.measure(*pair) for pair in self.paired(predictions)]
         return Scores(self.summarise(samples, tools or Tools()), samples)
+
+
+def digest_of(paths: Sequence[Path]) -> str:
+    """SHA-256 (its first digits) over the contents of files, "" for none. Of a file of more than 256 MiB its size and
+    its first and last 16 MiB count, so that a change in its middle that keeps its size is not seen."""
+    digest = hashlib.sha256()
+    for path in paths:
+        size = path.stat().st_size
+        digest.update(f"{size} ".encode())
+        with open(path, "rb") as file:
+            if size > WHOLE_UP_TO:
+                digest.update(file.read(END))
+                file.seek(-END, 2)
+            while block := file.read(END):
+                digest.update(block)
+    return digest.hexdigest()[:HASH_DIGITS] if paths else ""

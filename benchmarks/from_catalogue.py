@@ -65,6 +65,14 @@ class CatalogueBenchmark(Benchmark):
         """What of the annotation files is not asked, by reason."""
         return dict(self.source.dropped)
 
+    def annotation_files(self) -> list[Path]:
+        """All files of the source but its folders of pictures."""
+        files = self.source.entry.files
+        names = [
+            name for key in sorted(files) for name in ([files[key]] if isinstance(files[key], str) else files[key])
+        ]
+        return [path for path in map(self.data_root.joinpath, names) if path.is_file()]
+
     def outline(self) -> dict[str, list[str]]:
         return self._outline
 

@@ -8,6 +8,7 @@ judged by mIoU, recall and J&F, words by the caption metrics over all answers; a
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 
@@ -40,6 +41,9 @@ class JsonLinesBenchmark(Benchmark):
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)
         self.need(self.chosen["records"], self.chosen["media"])
+
+    def annotation_files(self) -> list[Path]:
+        return [self.data_root / self.chosen["records"]]
 
     @cached_property
     def records(self) -> dict[str, dict]:

@@ -7,6 +7,7 @@ them have been asked.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import ClassVar
 
 from sama.metrics.answers import mme_answer
@@ -30,6 +31,10 @@ class MME(CatalogueBenchmark):
     splits: ClassVar[tuple[str, ...]] = ("test",)
     max_new_tokens: ClassVar[int] = 64
     headline: ClassVar[str] = "accuracy"
+
+    def annotation_files(self) -> list[Path]:
+        """The texts that lie beside the pictures."""
+        return sorted((self.data_root / self.source.entry.files["media"]).rglob("*.txt"))
 
     def question_ids(self, records: list[dict]) -> list[str]:
         (record,) = records

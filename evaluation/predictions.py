@@ -3,21 +3,40 @@ The files of a run: who answered (`run.json`) and what (`predictions.jsonl`, one
 
 While a run is going each process appends to a part of its own, `predictions.part0.jsonl`; at the end the parts are put
 together in the order of the benchmark. A run that was cut off left parts, whatever their number: all complete lines in
-them count as answered. A line that was cut by the end of the process is no answer, and is asked again.
+them count as answered. A line that was cut by the end of the process is no answer, and is asked again. Where
+the system has locks, a part is locked while it is written or put together.
 """
 
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, TextIO
 
 from sama.benchmarks.benchmark import Prediction
 
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+
 PREDICTIONS, RUN = "predictions.jsonl", "run.json"
 # What must agree for two runs to be one
-IDENTITY = ("checkpoint", "benchmark", "version", "split", "preset", "options", "max_new_tokens")
+IDENTITY = (
+    "checkpoint",
+    "benchmark",
+    "version",
+    "split",
+    "preset",
+    "options",
+    "annotations",
+    "dtype",
+    "max_new_tokens",
+)
 
 
 class PredictionError(ValueError):
@@ -26,8 +45,8 @@ class PredictionError(ValueError):
 
 @dataclass(frozen=True)
 class Line:
-    """Where a prediction lies: its file, the place of its first byte, its length with the newline, and whether the
-    question failed."""
+    """Where a prediction lies: its file, the place of its first byte, its length with its newline, if it has one, and
+    whether the question failed."""
 
     path: Path
     start: int
@@ -112,26 +131,35 @@ class PredictionFiles:
     # What was answered
 
     def index(self) -> dict[str, Line]:
-        """Question id -> where its last prediction lies."""
+        """Question id -> where its last prediction lies; where one failed and another did not, the last that did not:
+        the order of the parts says nothing about which is newer."""
         found: dict[str, Line] = {}
         for path in [self.merged, *self.parts()]:
             if path.exists():
-                for start, raw, prediction in complete_lines(path):
-                    found[prediction.question] = Line(path, start, len(raw), prediction.error is not None)
+                # Nobody appends to the merged file: what stands at its end is a line, with or without a newline
+                for start, raw, prediction in complete_lines(path, torn=path == self.merged):
+                    name, failed = prediction.question, prediction.error is not None
+                    if name not in found or found[name].failed or not failed:
+                        found[name] = Line(path, start, len(raw), failed)
         return found
 
     def merge(self, order: Iterable[str]) -> None:
         """Puts everything into one file, in this order, and removes the parts. Questions that are not in `order` (an
-        earlier run with a larger limit) follow in the order in which they lie."""
-        lines = self.index()
-        wanted = {name: lines.pop(name) for name in list(order) if name in lines}
-        temporary = self.merged.with_suffix(".tmp")
-        with open(temporary, "wb") as file:
-            for raw in self._raw([*wanted.values(), *lines.values()]):
-                file.write(raw)
-        os.replace(temporary, self.merged)
-        for path in self.parts():
-            path.unlink()
+        earlier run with a larger limit) follow in the order in which they lie. [`PredictionError`] if another run
+        still writes a part."""
+        with ExitStack() as stack:
+            parts = self.parts()
+            for path in parts:
+                _lock(stack.enter_context(open(path, "rb")), path)
+            lines = self.index()
+            wanted = {name: lines.pop(name) for name in list(order) if name in lines}
+            temporary = self.merged.with_suffix(".tmp")
+            with open(temporary, "wb") as file:
+                for raw in self._raw([*wanted.values(), *lines.values()]):
+                    file.write(raw.rstrip(b"\n") + b"\n")
+            os.replace(temporary, self.merged)
+            for path in parts:
+                path.unlink()
 
     def read(self, names: Sequence[str], lines: Mapping[str, Line] | None = None) -> Iterator[Prediction]:
         """The predictions for these questions that exist, one by one; `lines` is what `index` gave, if it is known."""
@@ -154,13 +182,16 @@ class PredictionFiles:
 
 class PredictionWriter:
     """Appends predictions to a part, each flushed to the disk before the next is asked for. A line that was cut off at
-    the end of the file is removed first."""
+    the end of the file is removed first. [`PredictionError`] if another run writes this part."""
 
     def __init__(self, path: Path):
-        path.touch()
-        whole = sum(len(raw) for _, raw in _whole_lines(path))
-        os.truncate(path, whole)
         self.file = open(path, "a", encoding="utf-8")
+        try:
+            _lock(self.file, path)
+        except PredictionError:
+            self.file.close()
+            raise
+        os.truncate(path, sum(len(raw) for _, raw in _lines(path)))
 
     def write(self, prediction: Prediction) -> None:
         self.file.write(json.dumps(prediction.to_dict(), ensure_ascii=False, separators=(",", ":")) + "\n")
@@ -174,19 +205,32 @@ class PredictionWriter:
         self.file.close()
 
 
-def _whole_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Start and bytes of each line that ends in a newline."""
+def _lock(file: BinaryIO | TextIO, path: Path) -> None:
+    """Locks an open file until it is closed; [`PredictionError`] if another run has done so."""
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise PredictionError(f"Another run is writing {path}; wait for its end, or give another --output.") from error
+    except OSError:  # a file system without locks
+        return
+
+
+def _lines(path: Path, torn: bool = False) -> Iterator[tuple[int, bytes]]:
+    """Start and bytes of each line that ends in a newline, with `torn` also of a last one that does not."""
     start = 0
     with open(path, "rb") as file:
         for raw in file:
-            if raw.endswith(b"\n"):
+            if raw.endswith(b"\n") or torn:
                 yield start, raw
             start += len(raw)
 
 
-def complete_lines(path: Path) -> Iterator[tuple[int, bytes, Prediction]]:
-    """Start, bytes and content of each complete line; [`PredictionError`] with its number for one that is broken."""
-    for number, (start, raw) in enumerate(_whole_lines(path), start=1):
+def complete_lines(path: Path, torn: bool = False) -> Iterator[tuple[int, bytes, Prediction]]:
+    """Start, bytes and content of each complete line, with `torn` also of a last one without a newline;
+    [`PredictionError`] with its number for one that is broken."""
+    for number, (start, raw) in enumerate(_lines(path, torn), start=1):
         try:
             prediction = Prediction.from_dict(json.loads(raw))
         except (ValueError, KeyError, TypeError) as error:

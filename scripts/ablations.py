@@ -22,10 +22,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sama.benchmarks.benchmark import Benchmark
+from sama.benchmarks.benchmark import Benchmark, digest_of
 from sama.benchmarks.registry import open_benchmark
 from sama.data.toy_world import ToyWorld
 from sama.evaluation.inference import Interviewer
+from sama.evaluation.provenance import checkpoint_hash
 from sama.modeling_sama import SamaForConditionalGeneration
 from sama.processing_sama import SamaProcessor
 from sama.scripts.benchmark_training import table
@@ -205,10 +206,13 @@ def examine(model, processor, benchmark: Benchmark) -> dict:
 
 
 def budget(variant: Dialogues | Masks, arguments: argparse.Namespace) -> dict:
-    """Everything that decides a result but for the variant; the paths of the start are not compared."""
+    """Everything that decides a result but for the variant; of the start its contents, not its paths."""
     names = ["steps", "batch_size", "learning_rate", "seed", "clips"]
     names += ["mask_steps", "mask_batch_size", "mask_learning_rate"] if isinstance(variant, Masks) else []
-    return {name: vars(arguments)[name] for name in names}
+    states = {name: folder and digest_of([folder / STATE]) for name, folder in
+              (("masks", arguments.masks), ("start", arguments.start))}  # fmt: skip
+    start = {"model": checkpoint_hash(str(arguments.model)), **states}
+    return {name: vars(arguments)[name] for name in names} | start
 
 
 def finish(name: str, arguments: argparse.Namespace) -> dict:
@@ -250,6 +254,8 @@ def report(results: Sequence[dict]) -> str:
 def cell(row: dict) -> str:
     if row["value"] is None:
         return "-"
+    if row["interval"] is None:  # one clip says nothing about variation
+        return f"{row['value']:.2f}"
     low, high = row["interval"]
     return f"{row['value']:.2f} ± {(high - low) / 2:.2f}"
 

@@ -5,15 +5,13 @@ from argparse import Namespace
 
 import pytest
 import torch
+from checkpoint import CHECKPOINT
 from tiny_model import tiny_model
 
 from sama.data.toy_world import ToyWorld
-
-
-# The recipe whose steps the ablations repeat
-pytest.importorskip("sama.scripts.train_tiny_language")
-
-from sama.scripts import ablations  # noqa: E402
+from sama.modeling_sama import SamaForConditionalGeneration
+from sama.scripts import ablations
+from sama.scripts.train_tiny_masks import AttributePrompts
 
 
 BUDGET = {"steps": 1, "batch_size": 1, "learning_rate": 1e-3, "seed": 0, "clips": 1}
@@ -71,10 +69,45 @@ def test_the_table_has_a_column_for_each_variant():
     assert row == "| words: accuracy | 20 | 0.12 | 0.40 ± 0.20 | - |"
 
 
+def test_one_clip_has_no_interval():
+    row = result("full", 0.4)["scores"][0] | {"interval": None}
+    assert ablations.cell(row) == "0.40"
+
+
+def start(folder) -> dict:
+    """Folders with what the ablations start from, in name only."""
+    for name in ("model", "masks"):
+        (folder / name).mkdir()
+    (folder / "masks" / "state.pt").write_bytes(b"masks")
+    return {"model": folder / "model", "masks": folder / "masks", "start": None}
+
+
+def test_one_step_of_a_variant_is_trained_asked_and_kept(tmp_path, monkeypatch):
+    """Of the small checkpoint; what it answers is not looked at."""
+    model = SamaForConditionalGeneration.from_pretrained(CHECKPOINT, dtype=torch.float32)
+    prompts = AttributePrompts(model.config.sam_config.prompt_encoder_config.hidden_size)
+    (tmp_path / "masks").mkdir()
+    state = {"tracker": model.model.mask_tracker.state_dict(), "prompts": prompts.state_dict()}
+    torch.save(state, tmp_path / "masks" / "state.pt")
+    monkeypatch.setattr(ablations, "examine", lambda model, processor, benchmark: {"failed": 0, "scores": []})
+    paths = {"model": CHECKPOINT, "masks": tmp_path / "masks", "start": None, "to": tmp_path / "to"}
+    arguments = Namespace(**paths, **(BUDGET | {"batch_size": 2}))
+    kept = ablations.finish("no-shape", arguments)
+    assert kept == json.loads((tmp_path / "to" / "no-shape.json").read_text()) and kept["budget"]["start"] is None
+    trained = SamaForConditionalGeneration.from_pretrained(tmp_path / "to" / "no-shape", dtype=torch.float32)
+    moved = [not torch.equal(*pair) for pair in zip(trained.parameters(), model.parameters(), strict=True)]
+    assert any(moved)
+
+
 def test_a_finished_variant_is_read_and_one_of_another_budget_refused(tmp_path):
-    (tmp_path / "full.json").write_text(json.dumps(result("full", 0.4)))
-    arguments = Namespace(to=tmp_path, **BUDGET)
-    assert ablations.finish("full", arguments) == result("full", 0.4)
+    arguments = Namespace(to=tmp_path, **start(tmp_path), **BUDGET)
+    kept = result("full", 0.4) | {"budget": ablations.budget(ablations.VARIANTS["full"], arguments)}
+    (tmp_path / "full.json").write_text(json.dumps(kept))
+    assert ablations.finish("full", arguments) == kept
+    (tmp_path / "masks" / "state.pt").write_bytes(b"other")
+    with pytest.raises(ValueError, match="'masks': "):
+        ablations.finish("full", arguments)
+    (tmp_path / "masks" / "state.pt").write_bytes(b"masks")
     arguments.steps = 2
     with pytest.raises(ValueError, match=r"'steps': 1.*'steps': 2"):
         ablations.finish("full", arguments)

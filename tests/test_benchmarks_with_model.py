@@ -8,6 +8,7 @@ import pytest
 from benchmark_answers import ROOT, NoMeteor, opened
 from fixture_sources import FIXTURES
 
+from sama import evaluate
 from sama.benchmarks.benchmark import Prediction
 from sama.benchmarks.registry import BENCHMARKS
 from sama.evaluate import main
@@ -19,7 +20,7 @@ from sama.processing_sama import SamaProcessor
 
 TINY = Path(__file__).parent.parent / "checkpoints" / "sama-tiny"
 QUESTIONS, TOKENS = 2, 12
-# Toy world and a person's own records have tests of their own
+# Toy world and a person's own records go through whole runs in test_evaluate.py
 NAMES = [name for name in BENCHMARKS if name not in ("toy_world", "json_lines")]
 
 
@@ -62,10 +63,17 @@ def check(scores, predictions) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_first_questions(tiny, name):
-    benchmark = opened(name, root_of(name))
-    predictions = asked(tiny, benchmark, groups=2)
-    check(benchmark.score(predictions), predictions)
+def test_whole_run_over_the_first_question(tiny, name, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "load", lambda arguments: tiny)
+    where = ["--data_root", str(root_of(name)), "--output", str(tmp_path / "run")]
+    command = ["--model", str(TINY), "--benchmark", name, *where, "--max_new_tokens", str(TOKENS), "--limit", "1"]
+    assert main(command) == 0
+    results = json.loads((tmp_path / "run" / "results.json").read_text(encoding="utf-8"))
+    assert (results["benchmark"], results["samples"]["scored"], results["samples"]["failed"]) == (name, 1, 0)
+    assert results["scores"] and results["annotations"]
+    for row in results["scores"]:
+        assert row["reason"] if row["value"] is None else math.isfinite(row["value"]) and row["count"]
+    assert (tmp_path / "run" / "gallery" / "best.png").is_file()
 
 
 def test_conversations_of_sama_bench_g(tiny):

@@ -287,12 +287,55 @@ def test_a_video_that_does_not_decode_is_counted_and_can_be_retried(scripted, tm
     assert results(tmp_path / "run")["samples"] == {"scored": 2, "failed": 0, "skipped": 0}
 
 
+def test_answers_about_one_folder_are_not_scored_against_another(scripted, tmp_path, capsys):
+    for name in ("one", "two"):
+        write_records(tmp_path / name)
+    records = tmp_path / "two" / "records.jsonl"
+    records.write_text(records.read_text(encoding="utf-8").replace("Segment it", "Find it"), encoding="utf-8")
+    arguments = ["--benchmark", "json_lines", "--no_gallery", "--data_root"]
+    assert run(tmp_path / "run", *arguments, str(tmp_path / "one")) == 0
+    (tmp_path / "one").rename(tmp_path / "moved")  # where the files lie does not matter
+    assert run(tmp_path / "run", *arguments, str(tmp_path / "moved")) == 0
+    for more in ([], ["--score_only"]):
+        assert run(tmp_path / "run", *arguments, str(tmp_path / "two"), *more) == 1
+        message = capsys.readouterr().err
+        assert "annotations is" in message and "--accept_foreign" in message
+    assert run(tmp_path / "run", *arguments, str(tmp_path / "two"), "--accept_foreign") == 0
+
+
+def test_answers_of_another_dtype_are_not_mixed(scripted, tmp_path, capsys):
+    assert run(tmp_path, *PLAIN, "--dtype", "float32") == 0
+    assert run(tmp_path, *PLAIN, "--dtype", "bfloat16") == 1
+    assert "dtype is float32 there and bfloat16 here" in capsys.readouterr().err
+
+
+def test_results_say_who_asked_and_who_scored(scripted, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "commit_of", lambda folder: "asked")
+    assert run(tmp_path, *PLAIN) == 0
+    monkeypatch.setattr(evaluate, "commit_of", lambda folder: "scored")
+    assert run(tmp_path, *PLAIN, "--score_only") == 0
+    found = results(tmp_path)
+    assert (found["commit"], found["scored_by"]["commit"], found["scored_by"]["version"]) == ("asked", "scored", 1)
+    assert "evaluate.py" in found["scored_by"]["command"]
+
+
+def test_a_picture_that_fails_loses_no_results(scripted, tmp_path, monkeypatch, capsys):
+    def broken(*arguments):
+        raise ValueError("the answers were made with other files")
+
+    monkeypatch.setattr(evaluate, "write_gallery", broken)
+    assert run(tmp_path, *TOY) == 1
+    assert capsys.readouterr().err.strip().endswith("evaluate: the answers were made with other files")
+    assert results(tmp_path)["samples"]["scored"] == 3
+
+
 def test_json_lines_with_the_checkpoint(tmp_path, monkeypatch):
     write_records(tmp_path / "data")
     monkeypatch.setattr(evaluate, "load", lambda arguments: load_checkpoint())
     arguments = ["--benchmark", "json_lines", "--data_root", str(tmp_path / "data"), "--max_new_tokens", "3"]
-    assert run(tmp_path / "run", *arguments, "--no_gallery") == 0
+    assert run(tmp_path / "run", *arguments) == 0
     assert results(tmp_path / "run")["samples"]["scored"] == 2
+    assert (tmp_path / "run" / "gallery" / "best.png").is_file()
 
 
 @pytest.mark.parametrize(
@@ -304,6 +347,8 @@ def test_json_lines_with_the_checkpoint(tmp_path, monkeypatch):
         (["--benchmark", "toy_world", "--split", "train"], "no split 'train'"),
         (["--benchmark", "toy_world", "--option", "clips=x"], "'x', no int"),
         ([*PLAIN, "--similarity_model", "nowhere"], "nowhere"),
+        ([*PLAIN, "--judge_url", "http://localhost:1/v1"], "needs the name of its model: --judge_model"),
+        ([*PLAIN, "--judge_url", "localhost", "--judge_model", "m"], "localhost"),
     ],
 )
 def test_one_sentence_for_what_is_missing(scripted, tmp_path, monkeypatch, capsys, arguments, message):

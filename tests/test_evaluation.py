@@ -28,7 +28,7 @@ from sama.video_sama import MaskTrack, Region, SamaVideo
 
 IDENTITY = {
     "checkpoint": "abc", "benchmark": "plain", "version": 1, "split": "all", "preset": "consistent", "options": {},
-    "max_new_tokens": 8,
+    "annotations": "def", "dtype": "float32", "max_new_tokens": 8,
 }  # fmt: skip
 
 
@@ -107,6 +107,16 @@ def test_a_later_answer_takes_the_place_of_a_failure(tmp_path):
     assert len(files.merged.read_bytes().splitlines()) == 2
 
 
+def test_a_failure_of_another_part_does_not_take_the_place_of_an_answer(tmp_path):
+    files = PredictionFiles(tmp_path)
+    for rank, error in ((1, "OSError: broken"), (0, None)):
+        with PredictionWriter(files.part(rank)) as writer:
+            writer.write(prediction("a", error=error))
+    assert not files.index()["a"].failed
+    files.merge("a")
+    assert [found.error for found in files.read("a")] == [None]
+
+
 def test_a_line_that_was_cut_off_is_no_answer_and_is_removed(tmp_path):
     files = PredictionFiles(tmp_path)
     with PredictionWriter(files.part(0)) as writer:
@@ -120,6 +130,33 @@ def test_a_line_that_was_cut_off_is_no_answer_and_is_removed(tmp_path):
     assert files.part(0).read_bytes() == whole
 
 
+def test_two_runs_do_not_write_one_part(tmp_path):
+    pytest.importorskip("fcntl")
+    files = PredictionFiles(tmp_path)
+    with PredictionWriter(files.part(0)) as writer:
+        writer.write(prediction("a"))
+        with pytest.raises(PredictionError, match=r"Another run is writing .*predictions.part0.jsonl; .*--output"):
+            PredictionWriter(files.part(0))
+        with pytest.raises(PredictionError, match="Another run is writing"):
+            files.merge("a")
+        with PredictionWriter(files.part(1)) as other:
+            other.write(prediction("b"))
+    files.merge("ab")
+    assert [found.question for found in files.read("ab")] == ["a", "b"] and files.parts() == []
+
+
+def test_the_last_line_of_a_foreign_file_needs_no_newline(tmp_path):
+    files = PredictionFiles(tmp_path)
+    lines = [json.dumps(prediction(name).to_dict()) for name in "ba"]
+    files.merged.write_text("\n".join(lines), encoding="utf-8")
+    assert [found.question for found in files.read("ab")] == ["a", "b"]
+    files.merge("ab")
+    assert files.merged.read_text(encoding="utf-8").splitlines() == lines[::-1]
+    files.merged.write_text("\n".join(lines)[:-5], encoding="utf-8")
+    with pytest.raises(PredictionError, match=r"predictions.jsonl, line 2 is no prediction"):
+        files.index()
+
+
 @pytest.mark.parametrize("line", ["{", '{"question": "a"}', '{"question": "a", "turns": [], "colour": 1}', "[1]"])
 def test_a_broken_line_is_reported_with_its_number(tmp_path, line):
     files = PredictionFiles(tmp_path)
@@ -129,7 +166,9 @@ def test_a_broken_line_is_reported_with_its_number(tmp_path, line):
         files.index()
 
 
-@pytest.mark.parametrize("name", ["checkpoint", "version", "preset", "options", "max_new_tokens"])
+@pytest.mark.parametrize(
+    "name", ["checkpoint", "version", "preset", "options", "annotations", "dtype", "max_new_tokens"]
+)
 def test_predictions_of_another_run_are_refused(tmp_path, name):
     files = PredictionFiles(tmp_path)
     files.write_run({**IDENTITY, "commit": "1"})
