@@ -58,7 +58,7 @@ ROOMS = (
     | {"training": set(REMOTE_CODE) | {"data", "training"}}
     | {"data": {"data", "video_sama"}, "metrics": {"metrics"}}
     | {"benchmarks": {"data", "metrics", "benchmarks", "layout_sama", "video_sama"}}
-    | {"evaluation": {"data", "metrics", "benchmarks", "evaluation", "video_sama", "visualization"}}
+    | {"evaluation": {"data", "metrics", "benchmarks", "evaluation", "layout_sama", "video_sama", "visualization"}}
     | {"__init__": set()}
 )
 REMOTE_LIBRARIES = {"torch", "numpy", "PIL", "transformers"} | set(sys.stdlib_module_names)
