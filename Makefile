@@ -13,7 +13,7 @@ BIN := .venv/bin
 .PHONY: help demo test slow style check sync bench train-toy
 
 help:
-	@echo "demo   a conversation of three turns about a real clip, written to outputs/"
+	@echo "demo   conversations of three turns about a generated and a real clip, written to outputs/"
 	@echo "test   the fast tests            slow   the tests that need real weights"
 	@echo "style  lint and format, mending  check  lint, format and layout rules, changing nothing"
 	@echo "sync   copy the model's code beside checkpoints/sama-tiny"
@@ -42,6 +42,7 @@ sync:
 	cp *_sama*.py visualization.py checkpoints/sama-tiny/
 
 train-toy: .venv/.installed-test
+	$(BIN)/python scripts/make_tiny.py --to outputs/tiny_start
 	$(BIN)/python train.py --config scripts/train_toy.yaml
 	$(BIN)/python scripts/plot_run.py outputs/train_toy
 

@@ -6,7 +6,7 @@ A conversation about your own file, one --ask a turn; every <region> in a questi
         --ask "What is <region> doing?" --region "frame=10,box=40,60,210,300" \\
         --ask "And <region>?" --region "object=1" --out answer.mp4
 
-Without --ask the questions are read from the terminal, and --example is a conversation about a clip that ships:
+Without --ask the questions are read from the terminal, and --example is two conversations about clips that ship:
 
     python demo.py --video park.mp4
     python demo.py --example
@@ -33,6 +33,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -61,14 +62,22 @@ with contextlib.suppress(ImportError):
 
 ROOT = Path(__file__).resolve().parent
 DEFAULT_MODEL = ROOT / "checkpoints" / "sama-tiny"
-EXAMPLE_VIDEO = ROOT / "assets" / "bigbuckbunny.mp4"
-EXAMPLE_SCRIPT = (
-    ("ask", "What is <region> doing?"),
-    ("region", "frame=16,box=78,80,332,300"),
-    ("ask", "What is <region>, and does it move?"),
-    ("region", "frame=30,point=500,200"),
-    ("ask", "Please segment everything that moves."),
-)
+EXAMPLES = {  # of a clip that ships, what is asked about it
+    ROOT / "assets" / "toy_world.mp4": (
+        ("ask", "What is <region>?"),
+        ("region", "frame=12,box=48,70,137,159"),
+        ("ask", "What does <region> do?"),
+        ("region", "object=1"),
+        ("ask", "Please segment the red circle."),
+    ),
+    ROOT / "assets" / "bigbuckbunny.mp4": (
+        ("ask", "What is <region> doing?"),
+        ("region", "frame=16,box=78,80,332,300"),
+        ("ask", "What is <region>, and does it move?"),
+        ("region", "frame=30,point=500,200"),
+        ("ask", "Please segment everything that moves."),
+    ),
+}
 SHEET_COLUMNS = 4
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
@@ -128,6 +137,14 @@ class Conversation:
         turn = Turn(question, requests, shown, reply, len(self.objects))
         self.turns.append(turn)
         return turn
+
+    def known_region(self, request: RegionRequest) -> RegionRequest:
+        """The same, or the first region of the conversation for an object that no answer has: what a model will find
+        is not known when an example is written."""
+        if request.object_number is None or request.object_number <= len(self.objects):
+            return request
+        print(f"  (no answer has an object {request.object_number}: about the first region again)")
+        return self.turns[0].requests[0]
 
     def _region(self, request: RegionRequest):
         number, known = request.object_number, len(self.objects)
@@ -350,7 +367,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--video", metavar="FILE", help="what to talk about")
     source.add_argument("--image", metavar="FILE", help="a still picture instead")
-    source.add_argument("--example", action="store_true", help="three turns about the clip that ships")
+    source.add_argument("--example", action="store_true", help="three turns about each of the clips that ship")
     parser.add_argument("--ask", action=InOrder, metavar="QUESTION", help="one turn; may be given several times")
     parser.add_argument("--region", action=InOrder, metavar="REGION", help="for the next <region>; see above")
     parser.add_argument("--out", type=Path, metavar="FILE", help="default: outputs/answer.mp4 (.png for an image)")
@@ -371,26 +388,48 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return arguments
 
 
-def check_paths(arguments: argparse.Namespace) -> tuple[str, Path]:
-    """Source and output, before minutes are spent on a model."""
-    source = str(EXAMPLE_VIDEO) if arguments.example else arguments.video or arguments.image
-    if not Path(source).is_file():
-        raise FileNotFoundError(f"There is no file {source}.")
+class Task(NamedTuple):
+    """A conversation to be held: about which file, written where, and its questions with their regions; none for
+    questions from the terminal."""
+
+    source: str
+    out: Path
+    script: list[tuple[str, list[RegionRequest]]]
+
+
+def plan(arguments: argparse.Namespace) -> list[Task]:
+    """The conversations of the command line, their paths checked before minutes are spent on a model."""
     out = arguments.out or Path("outputs") / ("answer.png" if arguments.image else "answer.mp4")
     suffixes = IMAGE_SUFFIXES if arguments.image else (".mp4",)
     if out.suffix.lower() not in suffixes:
         raise ValueError(f"--out {out} must end in {' or '.join(suffixes)}.")
-    for path in output_files(out):
-        if path.exists() and path.samefile(source):
-            raise ValueError(f"--out {out} would overwrite {source}, the file that is asked about; name another.")
+    if arguments.example:
+        tasks = [
+            Task(str(clip), out.with_stem(f"{out.stem}_{clip.stem}"), group_turns(script))
+            for clip, script in EXAMPLES.items()
+        ]
+    else:
+        tasks = [Task(arguments.video or arguments.image, out, group_turns(arguments.script))]
+    for task in tasks:
+        check_paths(task)
+    return tasks
+
+
+def check_paths(task: Task) -> None:
+    """Raises an error in one sentence for a file that is missing or cannot be written, and for an empty question."""
+    if not Path(task.source).is_file():
+        raise FileNotFoundError(f"There is no file {task.source}.")
+    for path in output_files(task.out):
+        if path.exists() and path.samefile(task.source):
+            problem = f"would overwrite {task.source}, the file that is asked about"
+            raise ValueError(f"--out {task.out} {problem}; name another.")
         prepare_output(path)
-    for question, requests in group_turns(arguments.script):
+    for question, requests in task.script:
         if not question.strip():
             raise ValueError("A question given with --ask is empty.")
         for request in requests:
             if request.mask_file and not Path(request.mask_file).is_file():
                 raise FileNotFoundError(f'There is no file {request.mask_file} for the region "{request.text}".')
-    return source, out
 
 
 def check_source(video, arguments: argparse.Namespace) -> None:
@@ -402,30 +441,41 @@ def check_source(video, arguments: argparse.Namespace) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Loads, asks, writes; what was answered before an error is written too."""
-    script = group_turns(EXAMPLE_SCRIPT if arguments.example else arguments.script)
-    source, out = check_paths(arguments)
-    video = SamaVideo.open(source)
-    check_source(video, arguments)
+    """Loads, and holds the conversations."""
+    tasks = plan(arguments)
+    videos = [SamaVideo.open(task.source) for task in tasks]
+    for video in videos:
+        check_source(video, arguments)
     model, processor = load(arguments)
     if not model.config.trained:
         print("This model is untrained: its answers and masks are noise, and only show that everything runs.")
-    chat = model.start_chat(processor, **{"image" if arguments.image else "video": video})
+    for task, video in zip(tasks, videos, strict=True):
+        if len(tasks) > 1:
+            print(f"\n{Path(task.source).name}")
+        chat = model.start_chat(processor, **{"image" if arguments.image else "video": video})
+        hold(task, chat, arguments)
+
+
+def hold(task: Task, chat, arguments: argparse.Namespace) -> None:
+    """One conversation: asks, writes; what was answered before an error is written too."""
     # The chat knows the types of its own copy of the code, which is not the one beside this file.
     types = importlib.import_module(".video_sama", type(chat).__module__.rpartition(".")[0])
     # An untrained model does not know when to stop.
-    max_new_tokens = arguments.max_new_tokens or (512 if model.config.trained else 24)
+    max_new_tokens = arguments.max_new_tokens or (512 if chat.model.config.trained else 24)
     conversation = Conversation(chat, types.Region, max_new_tokens)
-    streamer = terminal_streamer(processor)
+    streamer = terminal_streamer(chat.processor)
     try:
-        for number, (question, requests) in enumerate(script, start=1):
+        for number, (question, requests) in enumerate(task.script, start=1):
             print(f"\nTurn {number}: {question}")
+            if arguments.example:
+                requests = [conversation.known_region(request) for request in requests]
             print_turn(conversation.ask(question, requests, streamer), len(chat.video))
-        if not script:
+        if not task.script:
             converse(conversation, streamer)
     finally:
         if conversation.turns:
-            print("\nwritten: " + "  ".join(map(str, write_files(conversation, out, arguments.model, source))))
+            written = write_files(conversation, task.out, arguments.model, task.source)
+            print("\nwritten: " + "  ".join(map(str, written)))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -31,6 +31,7 @@ from sama.evaluation.processes import device, join, leave, rank_and_size, wait_f
 from sama.evaluation.provenance import checkpoint_hash, commit_of
 from sama.evaluation.report import terminal_table, write_report
 from sama.evaluation.similarity import BertSimilarity
+from sama.evaluation.submission import check_submission, need_server, write_submission
 from sama.modeling_sama import SamaForConditionalGeneration
 from sama.processing_sama import SamaProcessor
 
@@ -58,6 +59,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--judge_url", help="OpenAI-compatible endpoint that compares texts, for CLAIR")
     parser.add_argument("--judge_model", help="its model's name; without --judge_url the folder of a local model")
     parser.add_argument("--similarity_model", help="folder of a BERT that compares phrases, for recall")
+    parser.add_argument("--submission", help="write and check a zip for the challenge server (MeViS, Ref-YouTube-VOS)")
     parser.add_argument("--no_gallery", action="store_true", help="draw neither plots nor sheets of cases")
     parser.add_argument("--dtype", default="auto", help="of the weights; float32 by default on a CPU")
     found = parser.parse_args(arguments)
@@ -137,6 +139,8 @@ def evaluate(arguments: argparse.Namespace) -> int:
     options = dict(option.split("=", 1) for option in arguments.option)
     where = {"data_root": arguments.data_root, "split": arguments.split, "preset": arguments.preset}
     benchmark = open_benchmark(arguments.benchmark, **where, **options)
+    if arguments.submission:
+        need_server(benchmark)  # said before hours of answers
     files = PredictionFiles(output_folder(arguments, benchmark))
     about = about_run(arguments, benchmark)
     files.check_run(about, arguments.accept_foreign)
@@ -158,7 +162,19 @@ def evaluate(arguments: argparse.Namespace) -> int:
     scores, about = score(benchmark, files, names, tools)
     if not arguments.no_gallery:
         draw(benchmark, files, scores)
-    return report(files.folder, {**about, **named}, scores)
+    code = report(files.folder, {**about, **named}, scores)
+    if arguments.submission:
+        submit(arguments.submission, benchmark, files)
+    return code
+
+
+def submit(path: str, benchmark: Benchmark, files: PredictionFiles) -> None:
+    """The zip for the challenge server; `BenchmarkError` where answers are missing, or the server would refuse it."""
+    write_submission(files.read([name for names in benchmark.outline().values() for name in names]), benchmark, path)
+    problems = check_submission(path, benchmark)
+    if problems:
+        raise BenchmarkError(" ".join(problems))
+    print(f"Zip for the server, complete: {path}")
 
 
 def open_tools(arguments: argparse.Namespace, files: PredictionFiles) -> tuple[Tools, dict]:

@@ -19,7 +19,7 @@ from .frame_masks import check_shape
 from .tracks import track_overlaps
 
 
-NO_SIMILARITY = "no text similarity was given: --similarity with the folder of a BERT"
+NO_SIMILARITY = "no text similarity was given: --similarity_model with the folder of a BERT"
 
 
 def seg_phrases(tagged: str) -> list[str]:

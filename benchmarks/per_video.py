@@ -83,7 +83,7 @@ def source_rows(
             both = [videos[video][name] for video in members]
             fixed, release = ([_percent(value) for value in values] for values in zip(*both, strict=True))
             reason = next((value.reason for value, _ in both if value.reason), "")
-            rows.append(mean_row(name, fixed, "videos", f"{prefix}{part}", release, reason))
+            rows.append(mean_row(name, fixed, "videos", f"{prefix}{part}", release, reason, members))
     return rows
 
 

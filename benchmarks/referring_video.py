@@ -70,7 +70,8 @@ class ReferringVideo(CatalogueBenchmark):
         fixed = self.values(turn, found, prediction, "fixed")
         # More than one [SEG] is rare: nothing is computed twice without need
         release = self.values(turn, found[:1], prediction, RELEASE) if self.differs(found) else fixed
-        measures.facts = {"fixed": fixed, "release": release, "type_id": turn.info.get("type_id")}
+        about = {"type_id": turn.info.get("type_id"), "video": question.group}
+        measures.facts = {"fixed": fixed, "release": release, **about}
         measures.value, measures.ious = fixed["J"], [fixed["J"]]
         return measures
 
@@ -234,7 +235,7 @@ class RefDavis17(ReferringVideo):
             by_annotator: dict[int, list] = {}
             for facts in rated:
                 if facts[key] is not None:
-                    by_annotator.setdefault(facts["annotator"], []).append({"fixed": facts[key], "release": None})
+                    by_annotator.setdefault(facts["annotator"], []).append({**facts, "fixed": facts[key]})
             found = [jf_rows(group, part) for group in by_annotator.values()]
             count = sum(map(len, by_annotator.values()))
             for position, name in enumerate(("J&F", "J", "F")):
@@ -265,16 +266,22 @@ def share_pixels(masks: Sequence[np.ndarray], confidences: Sequence[float | None
 
 
 def jf_rows(facts: Sequence[Mapping], part: str, reason: str = "") -> list[Score]:
-    """Rows of J&F, J and F in percent; of `facts`, "fixed" and "release" hold J and F of an expression."""
+    """
+    Rows of J&F, J and F in percent.
 
-    def percent(mode: str, name: str) -> list[float]:
-        rated = [one[mode] for one in facts if one[mode] is not None]
-        return [100 * ((one["J"] + one["F"]) / 2 if name == "J&F" else one[name]) for one in rated]
+    Args:
+        facts (sequence of `dict`): Of each expression "fixed" and "release", which hold J and F or are `None`, and its
+            "video": expressions about one video are right or wrong together, which the intervals know.
+        part, reason (`str`): Of the rows.
+    """
 
+    def percent(mode: str, name: str) -> list[float | None]:
+        rated = [one[mode] and (one[mode] | {"J&F": (one[mode]["J"] + one[mode]["F"]) / 2}) for one in facts]
+        return [one and 100 * one[name] for one in rated]
+
+    videos = [one["video"] for one in facts]
     return [
-        mean_row(
-            name, percent("fixed", name), "expressions", part=part, release=percent("release", name), reason=reason
-        )
+        mean_row(name, percent("fixed", name), "expressions", part, percent("release", name), reason, videos)
         for name in ("J&F", "J", "F")
     ]
 

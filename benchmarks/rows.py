@@ -1,7 +1,8 @@
 """Rows of the results from the values behind them. All are in percent, except where a benchmark counts points."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
+from sama.metrics.intervals import bootstrap_mean
 from sama.metrics.values import mean
 
 from .benchmark import Score
@@ -14,6 +15,7 @@ def mean_row(
     part: str = "all",
     release: Sequence[float | None] = (),
     reason: str = "",
+    clusters: Sequence[Hashable] | None = None,
 ) -> Score:
     """
     Mean of the values that exist, as a row.
@@ -24,8 +26,13 @@ def mean_row(
         what (`str`): What a value is of, for the reason where there is none: "expressions".
         release (sequence of `float` or `None`): The same as the release computes them.
         reason (`str`): Why there is no value, where that is known.
+        clusters (sequence, *optional*): What each value belongs to, such as its video; given for an interval.
     """
     found = mean(values, what)
     count = sum(value is not None for value in values)
     why = "" if found.value is not None else reason or found.reason
-    return Score(name, found.value, count, part, mean(release, what).value, reason=why)
+    interval = None
+    if clusters is not None:
+        known = [pair for pair in zip(values, clusters, strict=True) if pair[0] is not None]
+        interval = bootstrap_mean(*zip(*known, strict=True)) if known else None
+    return Score(name, found.value, count, part, mean(release, what).value, interval, reason=why)

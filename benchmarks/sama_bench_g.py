@@ -45,11 +45,14 @@ class SamaBenchG(CatalogueBenchmark):
 
     def __init__(self, data_root=None, split=None, preset: str = "consistent", **options):
         super().__init__(data_root, split, preset, **options)
-        asked = self.chosen["asked"].split(",")
-        unknown = [way for way in asked if way not in WAYS]
+        unknown = [way for way in self.chosen["asked"].split(",") if way not in WAYS]
         if unknown:
             raise BenchmarkError(f"asked holds {unknown[0]!r}, expected some of {', '.join(WAYS)}.")
-        self.ways = [way for way in WAYS if way in asked]
+
+    @property
+    def ways(self) -> list[str]:
+        """The ways in which it is asked, in their order."""
+        return [way for way in WAYS if way in self.chosen["asked"].split(",")]
 
     def group_of(self, record: Mapping) -> str:
         return record["messages"][0]["info"]["video"]

@@ -45,7 +45,7 @@ def write_submission(
     Raises:
         BenchmarkError: for a benchmark without a server, and for expressions without an answer.
     """
-    asked = _of_server(benchmark)
+    asked = need_server(benchmark)
     answered = {one.question: one for one in predictions if one.error is None}
     wanted = [name for names in asked.outline().values() for name in names]
     missing = [name for name in wanted if name not in answered]
@@ -74,7 +74,7 @@ def check_submission(path: str | Path, benchmark: Benchmark) -> list[str]:
     Every frame of every expression of the expression file must be there once, of the size of its video, in mode L,
     with no value but 0 and 255; and nothing else may be there.
     """
-    asked = _of_server(benchmark)
+    asked = need_server(benchmark)
     try:
         with zipfile.ZipFile(path) as archive:
             problems = list(islice(_problems(archive, asked), MOST_PROBLEMS + 1))
@@ -92,7 +92,8 @@ def members(benchmark: ReferringVideo, group: str, name: str) -> list[str]:
     return [member_name(benchmark.name, group, expression, stem) for stem in stems]
 
 
-def _of_server(benchmark: Benchmark) -> ReferringVideo:
+def need_server(benchmark: Benchmark) -> ReferringVideo:
+    """The benchmark, if it is of a data set that has a server; `BenchmarkError` otherwise."""
     if not isinstance(benchmark, ReferringVideo) or benchmark.name not in ARCHIVE_FOLDERS:
         raise BenchmarkError(
             f"{benchmark.name} has no challenge server: a zip is written for MeViS and Ref-YouTube-VOS."

@@ -1,6 +1,6 @@
-"""Counts, ratios and peak memory of a checkpoint's chat and tracking, as Markdown tables.
+"""Counts, ratios and peak memory of a checkpoint's chat, tracking and training, as Markdown tables.
 
-    python scripts/benchmark.py [--model checkpoints/sama-tiny] [--section calls turns questions objects memory]
+    python scripts/benchmark.py [--model DIR] [--section calls turns questions objects memory training]
 
 Times are medians of several runs and differ between machines; the counts do not, and the tests assert them.
 """
@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,6 +19,7 @@ import psutil
 import torch
 from transformers import AutoModel, AutoProcessor
 
+from sama.scripts.benchmark_training import benchmark_training, table
 from sama.video_sama import SamaVideo
 from sama.visualization import write_video
 
@@ -26,7 +27,7 @@ from sama.visualization import write_video
 ROOT = Path(__file__).resolve().parent.parent
 CLIP = ROOT / "assets" / "bigbuckbunny.mp4"
 SETTLED_FRAMES = 50  # prompted frames and the tracker's memory of the last frames are full by then
-SECTIONS = ("calls", "turns", "questions", "objects", "memory")
+SECTIONS = ("calls", "turns", "questions", "objects", "memory", "training")
 
 
 def load(path: str):
@@ -34,12 +35,6 @@ def load(path: str):
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = AutoModel.from_pretrained(path, trust_remote_code=True, dtype=torch.float32).to(device).eval()
     return model, AutoProcessor.from_pretrained(path, trust_remote_code=True)
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence]) -> str:
-    """A Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 
 
 def seconds(action: Callable[[], object], repeats: int = 5) -> float:
@@ -268,6 +263,8 @@ def main() -> None:
         for name in arguments.section:
             if name == "memory":
                 text = benchmark_memory(arguments.model, Path(folder))
+            elif name == "training":
+                text = benchmark_training(arguments.model)
             else:
                 text = sections[name](*load(arguments.model), Path(folder))
             print(f"\n{text}\n", flush=True)

@@ -2,8 +2,9 @@
 
     python scripts/make_tiny.py --to checkpoints/sama-tiny
 
-Its two tokenizers are trained here on plain English sentences about what is seen and asked in short videos: a
-byte-level BPE for the language model, and lower-cased word pieces, as BERT has them, for the temporal Q-Former.
+Its two tokenizers are trained here on plain English sentences about what is seen and asked in short videos, and on
+dialogues of toy world, whose words so become one token each: a byte-level BPE for the language model, and lower-cased
+word pieces, as BERT has them, for the temporal Q-Former.
 """
 
 import argparse
@@ -17,6 +18,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import BertTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from sama.configuration_sama import SamaConfig
+from sama.data.toy_wording import plain
+from sama.data.toy_world import ToyWorld
 from sama.modeling_sama import SamaForConditionalGeneration
 from sama.processing_sama import SamaProcessor
 
@@ -31,7 +34,7 @@ QFORMER_TOKENS = ["[DEC]", "<mask>", "<pos>", "[SEG]", "<p>", "</p>", "<vp>", "<
 WORD_PIECE_SIZE = 600
 QFORMER_MAX_LENGTH = 256
 INITIAL_GAIN = 2.5
-IMAGE_SIZE, TOKENS_PER_FRAME, SAM_IMAGE_SIZE, REGION_MASK_SIZE = 128, 64, 256, 32
+IMAGE_SIZE, TOKENS_PER_FRAME, SAM_IMAGE_SIZE, REGION_MASK_SIZE = 64, 16, 128, 64
 
 # Only the assistant's words and the end of its turn are marked: they are what the model learns to write
 CHAT_TEMPLATE = (
@@ -115,10 +118,12 @@ SENTENCES = [
     "The object is hidden behind the {thing} between frames {number} and {number}.",
 ]
 ROUNDS = 120  # times through the list; every word is seen and none dominates
+TOY_RECORDS = 1500
 
 
 def make_sentences() -> Iterator[str]:
-    """The training text of both tokenizers: each slot of each sentence takes the next word of its list."""
+    """The training text of both tokenizers: each slot of each sentence takes the next word of its list; then messages
+    of toy world with the names of their roles, as the chat template writes them."""
     words = {slot: cycle(choices) for slot, choices in WORDS.items()}
     slots = [[name for _, name, _, _ in Formatter().parse(sentence) if name] for sentence in SENTENCES]
     for _ in range(ROUNDS):
@@ -126,6 +131,10 @@ def make_sentences() -> Iterator[str]:
             for name in names:
                 sentence = sentence.replace("{" + name + "}", next(words[name]), 1)
             yield sentence
+    world = ToyWorld({"split": "unseen"})  # the words are those of every split; these clips are trained on by none
+    for index in range(TOY_RECORDS):
+        for message in world.describe(index)["messages"]:
+            yield f"{message['role']}\n{plain(message['content'])}"
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -187,12 +196,12 @@ def save_tokenizers(folder: Path) -> tuple[PreTrainedTokenizerBase, PreTrainedTo
 
 
 def build_config(tokenizer: PreTrainedTokenizerBase, qformer_tokenizer: PreTrainedTokenizerBase) -> SamaConfig:
-    """All classes of the released model, all sizes small: 128 px frames of 64 tokens, SAM 2 at 256 px."""
+    """All classes of the released model, all sizes small: 64 px frames of 16 tokens, SAM 2 at 128 px."""
     text = {
         "model_type": "qwen2",
         "vocab_size": len(tokenizer),
-        "hidden_size": 256,
-        "intermediate_size": 768,
+        "hidden_size": 128,
+        "intermediate_size": 384,
         "num_hidden_layers": 4,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
@@ -200,13 +209,14 @@ def build_config(tokenizer: PreTrainedTokenizerBase, qformer_tokenizer: PreTrain
         "tie_word_embeddings": False,
     }
     vision = {
-        "hidden_size": 192,
-        "intermediate_size": 512,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 6,
+        "hidden_size": 128,
+        "intermediate_size": 384,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
         "image_size": [IMAGE_SIZE, IMAGE_SIZE],
         "patch_size": [8, 8],
         "attention_bias": True,
+        "layer_scale_init_value": 1.0,  # InternVL's 0.1 slows a tower of three layers
     }
     qformer = {
         "hidden_size": 128,
@@ -229,7 +239,7 @@ def build_config(tokenizer: PreTrainedTokenizerBase, qformer_tokenizer: PreTrain
         num_temporal_queries=8,
         temporal_window=16 * 8,
         region_mask_size=REGION_MASK_SIZE,
-        region_mlp_size=128,
+        region_mlp_size=512,
         image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
         seg_token_id=tokenizer.convert_tokens_to_ids("[SEG]"),
         qformer_mask_token_id=qformer_tokenizer.convert_tokens_to_ids("<mask>"),
@@ -251,7 +261,7 @@ def build_sam_config() -> dict:
         "num_attention_heads_per_stage": [1, 2, 4, 8],
         "blocks_per_stage": [1, 2, 3, 1],
         "global_attention_blocks": [4, 5],
-        "window_size_per_stage": [8, 4, 16, 8],
+        "window_size_per_stage": [8, 4, 8, 4],
         "image_size": [SAM_IMAGE_SIZE, SAM_IMAGE_SIZE],
     }
     return {

@@ -10,6 +10,8 @@ their prompt (docs/log.md). Killed, it goes on from its last state, `state.pt`, 
 
 import argparse
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,7 @@ from sama.losses_sama import mask_bce, mask_dice, mask_iou, resize_targets
 from sama.modeling_sama import SamaForConditionalGeneration
 from sama.modeling_sama_tracker import SamaMaskTracker
 from sama.processing_sama import SamaProcessor
+from sama.scripts.tiny_facts import colours_of_cells
 
 
 FRAMES, CLIP_FRAMES = 8, 5  # of a toy clip; of them, those that a step with memory sees
@@ -32,6 +35,9 @@ WARM_UP, FLOOR, WEIGHT_DECAY = 50, 0.05, 0.01
 # Masks of small things are few pixels: dice weighs as much as BCE, other than in the published recipe
 BCE_WEIGHT, DICE_WEIGHT, IOU_WEIGHT, PRESENCE_WEIGHT = 2.0, 2.0, 0.1, 0.2
 LEFT_OUT = 0.15  # how often a colour or shape is not told, where the rest still decides
+CELLS_WEIGHT = 20.0
+# Features that grow drown the positions that are added to them, which are about 1 large (docs/log.md)
+SCALE_WEIGHT = 0.1
 NO_POINT = -10  # SAM 2's label of padding
 
 
@@ -43,12 +49,15 @@ class AttributePrompts(nn.Module):
         self.words = nn.ModuleList(nn.Embedding(len(kind) + 1, width) for kind in (COLOURS, SHAPES, SIZES))
         self.place = nn.Sequential(nn.Linear(7, width), nn.ReLU(), nn.Linear(width, width))
         self.mix = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
+        # As large as SAM 2's embeddings of points: what is smaller is not heard beside them (docs/log.md)
+        self.level = nn.LayerNorm(width)
 
     def forward(self, looks: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         """Looks (num_objects, 3), the last index of a kind standing for "not told", and places (num_objects, 7), zeros
         where they are not told, to prompts (num_objects, width)."""
         words = [embedding(looks[:, number]) for number, embedding in enumerate(self.words)]
-        return self.mix(sum(words) + self.place(places))
+        told = sum(words) + self.place(places)
+        return self.level(told + self.mix(told))
 
 
 def look_of(clip: Clip) -> np.ndarray:
@@ -111,9 +120,35 @@ class MaskLesson:
         self.tracker, self.processor, self.seed = tracker, processor, seed
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            self.prompts = AttributePrompts(tracker.config.sam_config.prompt_encoder_config.hidden_size)
+            width = tracker.config.sam_config.prompt_encoder_config.hidden_size
+            self.prompts, self.cells = AttributePrompts(width), nn.Linear(width, len(COLOURS))
         moving = {"dialogue": 3, "refer_look": 1, "refer_motion": 1, "caption": 1}
         self.world = ToyWorld({"frames": [FRAMES, FRAMES], "split": split, "tasks": moving}, seed)
+        self.generator = torch.Generator()
+
+    @contextmanager
+    def any_candidate(self, step: int) -> Iterator[None]:
+        """While the block runs, masks come from any of the decoders' three candidates by chance. The best one always,
+        and each candidate learns a group of colours of its own, which is all that a prompt then chooses between."""
+        self.generator.manual_seed(step)
+        decoders = self.tracker.sam.mask_decoder, self.tracker.original_mask_decoder
+        handles = [decoder.register_forward_hook(self.choose_candidate) for decoder in decoders]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def choose_candidate(self, module: nn.Module, inputs: tuple, output: tuple) -> tuple[torch.Tensor, ...]:
+        """Forward hook of a mask decoder: one candidate of each object in place of all three."""
+        masks, predicted_iou, tokens, object_score = output
+        chosen = torch.randint(masks.shape[2], (*masks.shape[:2], 1), generator=self.generator)
+        return (
+            masks.take_along_dim(chosen[..., None, None], 2),
+            predicted_iou.take_along_dim(chosen, 2),
+            tokens.take_along_dim(chosen[..., None], 2),
+            object_score,
+        )
 
     def clip(self, index: int) -> Clip:
         return self.world.play(index)[1]
@@ -131,6 +166,11 @@ class MaskLesson:
         features = tracker.encode_frames(
             self.pixels(np.stack([clip.frames[frame] for clip, frame in zip(clips, chosen, strict=True)]))
         )
+        grid = features.image.shape[-1]
+        held = [colours_of_cells(clip, [frame], grid)[0, ..., 0] for clip, frame in zip(clips, chosen, strict=True)]
+        found = self.cells(features.image.flatten(2).transpose(1, 2))  # (frames, cells, colours)
+        cells_loss = CELLS_WEIGHT * F.mse_loss(found, torch.from_numpy(np.stack(held)))
+        scale = features.image.square().mean()
         features = features.take(torch.tensor([row for row, own in enumerate(masks) for _ in own]))
         masks = np.concatenate(masks)
         prompts = self.prompts(torch.cat(looks), torch.cat(places))
@@ -142,7 +182,8 @@ class MaskLesson:
         by_points = tracker.segment_points(features.take(seen), torch.tensor(points, dtype=torch.float32), labels)
         loss_of_points, overlap_of_points, _ = self.compare(by_points, masks[seen.numpy()])
         report = {"words": overlap[seen].mean().item(), "points": overlap_of_points.mean().item()}
-        return loss + loss_of_points, report
+        loss = loss + loss_of_points + cells_loss + SCALE_WEIGHT * F.relu(scale - 1)
+        return loss, report | {"cells": cells_loss.item(), "scale": scale.item()}
 
     def clip_loss(self, clip: Clip, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
         """Some frames of a clip, one or two of them prompted by attributes, the others reached by memory."""
@@ -204,14 +245,15 @@ def rate(step: int, steps: int) -> float:
 
 
 def learn(lesson: MaskLesson, arguments: argparse.Namespace, state_path: Path) -> None:
-    """The steps of both phases: `image_steps` on frames alone, then `clip_steps`, every other one on clips."""
-    parameters = [*lesson.tracker.parameters(), *lesson.prompts.parameters()]
+    """The steps of both phases: `image_steps` on frames alone, then `clip_steps`, three of four on clips."""
+    parts = nn.ModuleDict({"tracker": lesson.tracker, "prompts": lesson.prompts, "cells": lesson.cells})
+    parameters = [*parts.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=arguments.learning_rate, weight_decay=WEIGHT_DECAY)
     first, steps, sums = 0, arguments.image_steps + arguments.clip_steps, {}
     if state_path.is_file():
         state = torch.load(state_path, weights_only=True)
-        lesson.tracker.load_state_dict(state["tracker"])
-        lesson.prompts.load_state_dict(state["prompts"])
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
         optimizer.load_state_dict(state["optimizer"])
         first = state["step"]
         print(f"going on from step {first}")
@@ -221,11 +263,12 @@ def learn(lesson: MaskLesson, arguments: argparse.Namespace, state_path: Path) -
         for group in optimizer.param_groups:
             group["lr"] = arguments.learning_rate * rate(step, steps)
         optimizer.zero_grad()
-        with_memory = step >= arguments.image_steps and step % 2
+        with_memory = step >= arguments.image_steps and step % 4
         clips = [lesson.clip(step * IMAGES + number) for number in range(CLIPS if with_memory else IMAGES)]
         groups = [[clip] for clip in clips] if with_memory else [clips]
-        for group in groups:
-            loss, report = lesson.clip_loss(group[0], rng) if with_memory else lesson.image_loss(group, rng)
+        for number, group in enumerate(groups):
+            with lesson.any_candidate(step * len(groups) + number):
+                loss, report = lesson.clip_loss(group[0], rng) if with_memory else lesson.image_loss(group, rng)
             (loss / len(groups)).backward()
             for name, value in report.items():
                 sums.setdefault(name, []).append(value)
@@ -235,7 +278,7 @@ def learn(lesson: MaskLesson, arguments: argparse.Namespace, state_path: Path) -
             print(f"step {step + 1}: IoU by", ", ".join(f"{k} {np.mean(v):.3f}" for k, v in sums.items()), flush=True)
             sums = {}
         if (step + 1) % arguments.save_steps == 0 or step + 1 == steps:
-            state = {"tracker": lesson.tracker.state_dict(), "prompts": lesson.prompts.state_dict()}
+            state = {name: part.state_dict() for name, part in parts.items()}
             unfinished = state_path.with_suffix(".unfinished")
             torch.save(state | {"optimizer": optimizer.state_dict(), "step": step + 1}, unfinished)
             unfinished.replace(state_path)
@@ -261,7 +304,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True, help="a small SAMA, as scripts/make_tiny.py makes it")
     parser.add_argument("--to", type=Path, required=True, help="folder of the result")
     parser.add_argument("--image-steps", type=int, default=3000, help="steps on frames alone")
-    parser.add_argument("--clip-steps", type=int, default=3000, help="steps after them, every other one with memory")
+    parser.add_argument("--clip-steps", type=int, default=3000, help="steps after them, three of four with memory")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--log-steps", type=int, default=50)

@@ -16,7 +16,9 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from sama import demo
+from sama.data.toy_world import ToyWorld
 from sama.demo_cli import group_turns, parse_region, read_mask
+from sama.scripts import make_toy_clip
 from sama.visualization import PALETTE, write_video
 
 
@@ -101,6 +103,7 @@ def chat(monkeypatch):
         return chat
 
     model = SimpleNamespace(config=SimpleNamespace(trained=False), start_chat=start_chat)
+    chat.model = model
     monkeypatch.setattr(demo, "load", lambda arguments: (model, None))
     return chat
 
@@ -242,10 +245,41 @@ def test_arguments_that_do_not_fit(argv, capsys):
     assert "error:" in capsys.readouterr().err
 
 
-def test_the_example_is_three_turns_with_regions_in_the_first_two():
-    turns = group_turns(demo.EXAMPLE_SCRIPT)
-    assert [len(requests) for _, requests in turns] == [1, 1, 0]
-    assert demo.EXAMPLE_VIDEO.is_file()
+def test_the_examples_are_three_turns_about_clips_that_ship():
+    needed = {
+        clip.name: [len(regions) for _, regions in group_turns(script)] for clip, script in demo.EXAMPLES.items()
+    }
+    assert needed == {"toy_world.mp4": [1, 1, 0], "bigbuckbunny.mp4": [1, 1, 0]}
+    assert all(clip.is_file() for clip in demo.EXAMPLES)
+
+
+def test_an_example_points_at_its_first_region_for_an_object_that_no_answer_has(tmp_path, chat, clip, monkeypatch):
+    script = [
+        ("ask", "none in <region>"),
+        ("region", "frame=2,point=9,9"),
+        ("ask", "<region>?"),
+        ("region", "object=1"),
+    ]
+    monkeypatch.setattr(demo, "EXAMPLES", {clip: [*script, ("ask", "And <region>?"), ("region", "object=1")]})
+    assert demo.main(["--example", "--out", str(tmp_path / "answer.mp4")]) == 0
+    _, (_, (second,), _), (_, (third,), _) = chat.asked
+    assert second.points == [(9, 9)] and third.text == "A square"
+    assert (tmp_path / "answer_clip.mp4").is_file() and (tmp_path / "answer_clip_sheet.png").is_file()
+
+
+def test_the_toy_clip_is_the_one_that_its_record_describes():
+    """The picture that ships, its masks, and the world that it was drawn from."""
+    path = ROOT / "assets" / "toy_world.mp4"
+    record = json.loads(path.with_suffix(".jsonl").read_text(encoding="utf-8"))
+    sample = ToyWorld(make_toy_clip.SETTINGS)[make_toy_clip.INDEX]
+    assert record == sample.record | {"video": {"path": path.name}}
+    with av.open(str(path)) as container:
+        frames = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+    assert frames.shape == sample.frames.shape
+    assert np.abs(frames.astype(int) - sample.frames).mean() < 4  # what H.264 loses
+    asked = parse_region(demo.EXAMPLES[path][1][1])
+    rows, columns = sample.masks[2, asked.frame].nonzero()  # the ring
+    assert asked.box == (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
 
 
 def test_key_frames():
@@ -388,15 +422,16 @@ def test_interactive_without_a_question_writes_nothing(tmp_path, chat, clip, mon
     not CHECKPOINT.is_dir(), reason="checkpoints/sama-tiny does not exist: scripts/make_tiny.py makes it"
 )
 @pytest.mark.skipif(importlib.util.find_spec("sama") is None, reason="the package sama is not installed")
-def test_the_example_runs_in_a_process_of_its_own(tmp_path):
+def test_the_examples_run_in_a_process_of_its_own(tmp_path):
     out = tmp_path / "answer.mp4"
     command = [sys.executable, str(ROOT / "demo.py"), "--example", "--out", str(out), "--max-new-tokens", "8"]
     result = subprocess.run([*command, "--device", "cpu"], capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert "Turn 3" in result.stdout
-    record = json.loads((tmp_path / "answer.json").read_text(encoding="utf-8"))
-    assert len(record["turns"]) == 3 and record["num_frames"] == 46
-    assert out.exists() and (tmp_path / "answer_sheet.png").exists()
+    assert result.stdout.count("Turn 3") == 2
+    for name, num_frames in (("toy_world", 24), ("bigbuckbunny", 46)):
+        record = json.loads((tmp_path / f"answer_{name}.json").read_text(encoding="utf-8"))
+        assert len(record["turns"]) == 3 and record["num_frames"] == num_frames
+        assert (tmp_path / f"answer_{name}.mp4").exists() and (tmp_path / f"answer_{name}_sheet.png").exists()
 
 
 @pytest.mark.parametrize(

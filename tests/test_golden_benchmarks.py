@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmark_answers import answer, box, masks, opened, predictions, values
+from benchmark_answers import NoMeteor, answer, box, masks, opened, predictions, values
 from PIL import Image
 
 from sama.benchmarks.benchmark import Tools, Turn
@@ -21,6 +21,7 @@ from sama.metrics.values import Value
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("SAMA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("pycocoevalcap.meteor.meteor.Meteor", NoMeteor)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,148 @@
+"""
+SAMA for `lmms-eval`, so that MME, MMBench, SEED, AI2D, MMStar, ScienceQA, Video-MME and others need no code of ours.
+
+    pip install lmms-eval 'filelock<3.21' # in an environment of its own: it asks for torchvision; not with filelock 4
+    pip install -e .                      # this repository, beside it
+    lmms-eval --model sama --model_args pretrained=checkpoints/sama-tiny --tasks mme --batch_size 1 \
+        --output_path outputs/lmms_eval --log_samples
+
+Several processes: `accelerate launch --num_processes 8 -m lmms_eval --model sama ...`. `lmms-eval` finds this file by
+the entry point `lmms_eval.models` of pyproject.toml; nothing of ours imports it. Written against lmms-eval 0.7.3.
+
+A request is one question with one answer, without sampling. One picture is a still, a path is a video, several
+pictures are the frames of a video, as Sa2VA shows them. The answer's words are returned, without tags; no masks are
+computed.
+"""
+
+import os
+import warnings
+from collections.abc import Sequence
+
+import torch
+from lmms_eval.api.model import lmms
+from lmms_eval.models.registry_v2 import ModelManifest
+from PIL import Image
+from tqdm import tqdm
+from transformers import AutoModel, AutoProcessor
+
+
+MAX_NEW_TOKENS = 1024
+IMAGE_MARK = "<image>"  # where tasks say that a picture stands; ours stands at the beginning
+
+
+def manifest() -> ModelManifest:
+    """What the entry point gives to `lmms-eval`: the name of the model and where its class is."""
+    return ModelManifest(model_id="sama", simple_class_path=f"{__name__}.SamaLmms")
+
+
+class SamaLmms(lmms):
+    """
+    A SAMA checkpoint that answers the requests of `lmms-eval`.
+
+    Args:
+        pretrained (`str`): Folder or Hub name of the checkpoint.
+        device (`str`, *optional*): Default: this process's GPU, or the CPU.
+        dtype (`str`): Of the weights; "auto" takes that of the checkpoint.
+        policy (`str`, *optional*): "release" or "consistent" frames and grounding instead of the checkpoint's own.
+        max_new_tokens (`int`): Where the task does not say it.
+        batch_size (`int` or `str`): Only 1.
+        options: `max_batch_size`, which `lmms-eval` hands to every model and which is ignored.
+    """
+
+    is_simple = True
+
+    def __init__(
+        self,
+        pretrained: str,
+        device: str | None = None,
+        dtype: str = "auto",
+        policy: str | None = None,
+        max_new_tokens: int = MAX_NEW_TOKENS,
+        batch_size: int | str = 1,
+        **options,
+    ):
+        super().__init__()
+        if int(batch_size) != 1:
+            raise ValueError(f"SAMA answers one request at a time, got batch_size={batch_size}: use --batch_size 1.")
+        unknown = sorted(set(options) - {"max_batch_size"})
+        if unknown:
+            raise ValueError(f"Unknown model_args {', '.join(unknown)}.")
+        rank = int(os.environ.get("LOCAL_RANK", "0"))
+        self.device = torch.device(device or (f"cuda:{rank}" if torch.cuda.is_available() else "cpu"))
+        self.max_new_tokens, self.batch_size = int(max_new_tokens), 1
+        grounding = {} if policy is None else {"grounding_policy": policy}
+        frames = {} if policy is None else {"frame_policy": policy}
+        self.model = AutoModel.from_pretrained(pretrained, trust_remote_code=True, dtype=dtype, **grounding)
+        self.model = self.model.to(self.device).eval()
+        self.processor = AutoProcessor.from_pretrained(pretrained, trust_remote_code=True, **grounding, **frames)
+        self._warned = False
+
+    def generate_until(self, requests: list) -> list[str]:
+        """
+        An answer for each request.
+
+        Args:
+            requests (`list[Instance]`): Of each, `args` is `(context, generation arguments, doc_to_visual, doc_id,
+                task, split)`; pictures and videos are made when their turn comes.
+        """
+        answers = []
+        for request in tqdm(requests, disable=self.rank != 0, desc="Answers"):
+            context, arguments, doc_to_visual, doc_id, task, split = request.args
+            visuals = doc_to_visual(self.task_dict[task][split][doc_id]) if doc_to_visual is not None else []
+            answer = self._answer(context, visuals or [], dict(arguments))
+            self.cache_hook.add_partial("generate_until", (context, arguments), answer)
+            answers.append(answer)
+        return answers
+
+    def loglikelihood(self, requests: list) -> list:
+        """Not offered: tasks that compare likelihoods have versions that generate."""
+        raise NotImplementedError("SAMA generates answers; choose a task with output_type generate_until.")
+
+    def generate_until_multi_round(self, requests: list) -> list:
+        """Not offered: SAMA's own benchmarks cover conversations."""
+        raise NotImplementedError("The adapter asks single questions; choose a task with output_type generate_until.")
+
+    @torch.no_grad()
+    def _answer(self, context: str, visuals: Sequence, arguments: dict) -> str:
+        self._check_greedy(arguments)
+        text = {"type": "text", "text": self._plain(context)}
+        messages = [{"role": "user", "content": [*_visual_parts(visuals), text]}]
+        inputs = self.processor(messages).to(self.device)
+        length = inputs["input_ids"].shape[1]
+        tokens = int(arguments.get("max_new_tokens", self.max_new_tokens))
+        output = self.model.generate(
+            **inputs, **self.processor.stop_arguments, max_new_tokens=tokens, do_sample=False, num_beams=1
+        )
+        answer = self.processor.post_process_answer(output.sequences[0, length:]).text
+        until = arguments.get("until") or []
+        for stop in [until] if isinstance(until, str) else until:
+            answer = answer.split(stop)[0] if stop else answer
+        return answer.strip()
+
+    def _check_greedy(self, arguments: dict) -> None:
+        sampled = bool(arguments.get("do_sample")) or float(arguments.get("temperature") or 0) > 0
+        if (sampled or int(arguments.get("num_beams") or 1) > 1) and not self._warned:
+            self._warned = True
+            warnings.warn("The task asks for sampling or beams; SAMA takes the likeliest token.", stacklevel=3)
+
+    def _plain(self, context: str) -> str:
+        """The question without image marks; a blank makes ordinary text of what looks like one of SAMA's tags."""
+        text = context.replace(IMAGE_MARK, "").strip()
+        tags = {*self.processor.tokenizer.all_special_tokens, *self.processor.qformer_tokenizer.all_special_tokens}
+        for tag in sorted(tags, key=len, reverse=True):
+            text = text.replace(tag, f"{tag[0]} {tag[1:]}")
+        return text
+
+
+def _visual_parts(visuals: Sequence) -> list[dict]:
+    """What a question shows as parts of a message: nothing, a still, or a video."""
+    pictures = [visual.convert("RGB") for visual in visuals if isinstance(visual, Image.Image)]
+    paths = [visual for visual in visuals if isinstance(visual, str)]
+    if len(pictures) + len(paths) < len(visuals) or len(paths) > 1 or (pictures and paths):
+        kinds = ", ".join(type(visual).__name__ for visual in visuals)
+        raise ValueError(f"SAMA looks at one video or at pictures, a request shows: {kinds}.")
+    if len(pictures) == 1:
+        return [{"type": "image", "image": pictures[0]}]
+    if pictures:
+        return [{"type": "video", "video": pictures}]
+    return [{"type": "video", "video": path} for path in paths]

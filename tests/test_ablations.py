@@ -1,0 +1,80 @@
+"""scripts/ablations.py: what is left out is zero, dialogues are cut to a window of rounds, results are kept."""
+
+import json
+from argparse import Namespace
+
+import pytest
+import torch
+from tiny_model import tiny_model
+
+from sama.data.toy_world import ToyWorld
+
+
+# The recipe whose steps the ablations repeat
+pytest.importorskip("sama.scripts.train_tiny_language")
+
+from sama.scripts import ablations  # noqa: E402
+
+
+BUDGET = {"steps": 1, "batch_size": 1, "learning_rate": 1e-3, "seed": 0, "clips": 1}
+
+
+def test_context_tokens_are_zero():
+    model = tiny_model()
+    ablations.without_context(model)
+    width = model.config.text_config.hidden_size
+    frames, summaries = torch.randn(3, 4, width), torch.randn(3, 4, 32)
+    question = torch.ones(2, 5, dtype=torch.long)
+    context = model.model.context_aggregator(frames, summaries, question, torch.ones_like(question))
+    assert context.shape == (2, 3, width) and not context.any()
+
+
+def test_shape_features_are_zero_for_both_readers():
+    model = tiny_model()
+    ablations.without_shape(model)
+    inner, side = model.model, model.config.region_mask_size
+    frames, cells, masks = torch.randn(1, 4, 32), torch.ones(1, 2, 2), torch.ones(1, side, side)
+    for encoder in (inner.region_encoder, inner.context_aggregator.region_encoder):
+        pooled, shape = encoder(frames, cells, masks)
+        assert pooled.any() and not shape.any()
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_dialogues_are_cut_to_a_window_of_rounds(rounds):
+    settings = {
+        "tasks": {"dialogue": 1},
+        "turns": [4, 4],
+        "things": [4, 4],
+        "frames": [8, 8],
+        "height": 32,
+        "width": 32,
+    }
+    whole, cut = ToyWorld(settings), ablations.Rounds(settings, 0, rounds)
+    firsts = set()
+    for index in range(6):
+        every, kept = whole.describe(index)["messages"], cut.describe(index)["messages"]
+        first = every.index(kept[0])
+        assert kept == every[first : first + 2 * rounds] and first % 2 == 0 and len(kept) == 2 * rounds
+        firsts.add(first)
+    assert len(firsts) > 1
+
+
+def result(name: str, value: float | None, failed: int = 0) -> dict:
+    row = {"score": "words: accuracy", "value": value, "interval": [0.2, 0.6], "count": 20, "chance": 0.125}
+    return {"variant": name, "budget": BUDGET, "failed": failed, "scores": [row]}
+
+
+def test_the_table_has_a_column_for_each_variant():
+    text = ablations.report([result("full", 0.4), result("no-shape", None, failed=2)])
+    header, _, row = text.splitlines()
+    assert header.endswith("| n | chance | full model | without region shape feature (2 questions failed) |")
+    assert row == "| words: accuracy | 20 | 0.12 | 0.40 ± 0.20 | - |"
+
+
+def test_a_finished_variant_is_read_and_one_of_another_budget_refused(tmp_path):
+    (tmp_path / "full.json").write_text(json.dumps(result("full", 0.4)))
+    arguments = Namespace(to=tmp_path, **BUDGET)
+    assert ablations.finish("full", arguments) == result("full", 0.4)
+    arguments.steps = 2
+    with pytest.raises(ValueError, match=r"'steps': 1.*'steps': 2"):
+        ablations.finish("full", arguments)

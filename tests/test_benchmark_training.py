@@ -1,0 +1,79 @@
+"""scripts/benchmark_training.py: what is switched off computes the same, at the cost that the product saves."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from sama.modeling_sama import SamaForConditionalGeneration
+from sama.scripts import benchmark_training
+from sama.scripts.benchmark_training import (
+    SavedBytes,
+    Setup,
+    count_rows,
+    encoder_with_graph,
+    frames_for_each_use,
+    head_everywhere,
+    larger_config,
+    make_batch,
+)
+from sama.training.parts import PUBLISHED_PARTS, freeze_all_but
+
+
+CHECKPOINT = Path(__file__).parent.parent / "checkpoints" / "sama-tiny"
+pytestmark = pytest.mark.skipif(not CHECKPOINT.is_dir(), reason="scripts/make_tiny.py makes checkpoints/sama-tiny")
+
+
+@pytest.fixture
+def setup(monkeypatch):
+    """The benchmark's own model and batch, at sizes for a test."""
+    for name, value in {"FRAME_SIZE": 56, "FRAME_TOKENS": 4, "SAM_SIZE": 128, "SAMPLES": 2}.items():
+        monkeypatch.setattr(benchmark_training, name, value)
+    text = {"vocab_size": 2000, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1}
+    monkeypatch.setattr(benchmark_training, "TEXT", benchmark_training.TEXT | text | {"num_attention_heads": 2})
+    monkeypatch.setattr(benchmark_training, "VISION", benchmark_training.VISION | {"num_hidden_layers": 1})
+    monkeypatch.setattr(benchmark_training, "WORLD", benchmark_training.WORLD | {"height": 64, "width": 64})
+    torch.manual_seed(0)
+    model = SamaForConditionalGeneration(larger_config(str(CHECKPOINT))).eval()
+    freeze_all_but(model, PUBLISHED_PARTS)
+    return Setup(model, make_batch(str(CHECKPOINT)))
+
+
+def run(setup: Setup) -> tuple[float, int]:
+    """The loss, and the bytes that are kept for its backward pass."""
+    saved = SavedBytes(setup.model)
+    with saved.counting():
+        loss = setup.model(**setup.batch, use_cache=False).loss
+    return loss.item(), saved.total
+
+
+def test_each_saving_changes_its_own_count_and_no_loss(setup):
+    count_rows(setup)
+    loss, kept = run(setup)
+    default, labels = dict(setup.counts), setup.batch["labels"][:, 1:]
+    objects = [len(masks) for masks in setup.batch["target_masks"]]
+    assert default["head"] == (labels != -100).sum() and default["sam"] == setup.batch["sam_frame_counts"].sum()
+    assert default["vision"] == len(setup.batch["pixel_values"])
+
+    head_everywhere(setup)
+    found, kept_everywhere = run(setup)
+    assert found == pytest.approx(loss, rel=1e-5) and kept_everywhere > kept
+    assert setup.counts == default | {"head": labels.numel()}
+
+    num_uses = len(setup.batch["dense_frames"]) + len(setup.batch["region_frames"])
+    frames_for_each_use(setup)
+    found, _ = run(setup)
+    assert found == pytest.approx(loss, rel=1e-5) and max(objects) > 1
+    frames = setup.batch["sam_frame_counts"].tolist()
+    assert setup.counts["vision"] == default["vision"] + num_uses
+    assert setup.counts["sam"] == sum(count * of for count, of in zip(objects, frames, strict=True))
+
+
+def test_the_frozen_encoder_keeps_nothing(setup):
+    tracker, pixels = setup.model.model.mask_tracker, setup.batch["sam_pixel_values"]
+    for kept in (False, True):
+        saved = SavedBytes(setup.model)
+        with saved.counting():
+            tracker.sam.vision_encoder(pixels)
+        assert bool(saved.total) is kept
+        encoder_with_graph(setup)

@@ -1,0 +1,91 @@
+"""Every benchmark asked of checkpoints/sama-tiny: questions fit the model, answers fit the scores."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from benchmark_answers import ROOT, NoMeteor, opened
+from fixture_sources import FIXTURES
+
+from sama.benchmarks.benchmark import Prediction
+from sama.benchmarks.registry import BENCHMARKS
+from sama.evaluate import main
+from sama.evaluation.inference import Interviewer
+from sama.evaluation.submission import check_submission
+from sama.modeling_sama import SamaForConditionalGeneration
+from sama.processing_sama import SamaProcessor
+
+
+TINY = Path(__file__).parent.parent / "checkpoints" / "sama-tiny"
+QUESTIONS, TOKENS = 2, 12
+# Toy world and a person's own records have tests of their own
+NAMES = [name for name in BENCHMARKS if name not in ("toy_world", "json_lines")]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("SAMA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("pycocoevalcap.meteor.meteor.Meteor", NoMeteor)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    if not TINY.is_dir():
+        pytest.skip("checkpoints/sama-tiny does not exist: make it with scripts/make_tiny.py")
+    model = SamaForConditionalGeneration.from_pretrained(TINY, dtype="float32").eval()
+    return model, SamaProcessor.from_pretrained(TINY)
+
+
+def root_of(name: str) -> Path:
+    return FIXTURES if name.startswith("sama_bench") else ROOT
+
+
+def asked(tiny, benchmark, groups: int = 1) -> list[Prediction]:
+    """The model's answers to the first questions, read back from their lines."""
+    interviewer = Interviewer(*tiny, benchmark, TOKENS)
+    lines = [
+        json.dumps(prediction.to_dict())
+        for group, names in list(benchmark.outline().items())[:groups]
+        for _, prediction in interviewer.ask_group(group, names[:QUESTIONS])
+    ]
+    return [Prediction.from_dict(json.loads(line)) for line in lines]
+
+
+def check(scores, predictions) -> None:
+    assert [prediction.error for prediction in predictions] == [None] * len(predictions)
+    assert len(scores.samples) == len(predictions)
+    assert json.loads(json.dumps([sample.facts for sample in scores.samples], allow_nan=False)) is not None
+    for row in scores.rows:
+        assert row.value is None or (math.isfinite(row.value) and row.count)
+        assert row.value is not None or row.reason
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_first_questions(tiny, name):
+    benchmark = opened(name, root_of(name))
+    predictions = asked(tiny, benchmark, groups=2)
+    check(benchmark.score(predictions), predictions)
+
+
+def test_conversations_of_sama_bench_g(tiny):
+    benchmark = opened("sama_bench_g", FIXTURES, asked="own,reference", preset="release")
+    predictions = asked(tiny, benchmark)
+    assert [len(prediction.turns) for prediction in predictions] == [2, 2]
+    check(benchmark.score(predictions), predictions)
+
+
+def test_run_and_zip(tmp_path, capsys):
+    if not TINY.is_dir():
+        pytest.skip("checkpoints/sama-tiny does not exist: make it with scripts/make_tiny.py")
+    where = ["--data_root", str(ROOT), "--split", "valid", "--output", str(tmp_path / "run")]
+    command = ["--model", str(TINY), "--benchmark", "mevis", *where, "--max_new_tokens", str(TOKENS), "--no_gallery"]
+    assert main([*command, "--submission", str(tmp_path / "mevis.zip")]) == 0
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["samples"] == {"scored": 3, "failed": 0, "skipped": 0}
+    assert [row["value"] for row in results["scores"]] == [None] * 3
+    assert check_submission(tmp_path / "mevis.zip", opened("mevis", split="valid")) == []
+    # Other benchmarks have no server, which is said at once
+    run = ["--model", str(TINY), "--data_root", str(ROOT), "--output", str(tmp_path / "other"), "--no_gallery"]
+    assert main([*run, "--benchmark", "revos", "--submission", str(tmp_path / "revos.zip")]) == 1
+    assert "revos has no challenge server" in capsys.readouterr().err and not (tmp_path / "other").exists()

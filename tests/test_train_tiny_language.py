@@ -1,0 +1,126 @@
+"""The second stage of the small model: what it is told is true, and a killed run goes on to the same weights."""
+
+from argparse import Namespace
+
+import numpy as np
+import pytest
+import torch
+from checkpoint import CHECKPOINT
+
+from sama.data.toy_shapes import COLOURS, SHAPES
+from sama.modeling_sama import SamaForConditionalGeneration
+from sama.processing_sama import SamaProcessor
+from sama.scripts.tiny_facts import cells, draw_stamps, facts, name_of, places
+from sama.scripts.train_tiny_language import Teacher, learn, trained_parts
+
+
+@pytest.fixture(scope="module")
+def model():
+    return SamaForConditionalGeneration.from_pretrained(CHECKPOINT, dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return SamaProcessor.from_pretrained(CHECKPOINT, trust_remote_code=True)
+
+
+def test_cells_by_hand():
+    mask = np.zeros((8, 8), dtype=bool)
+    mask[0:2, 4:6] = True  # the upper left quarter of the upper right cell of 2 x 2
+    held = cells(mask, 2)
+    assert held[1].tolist() == pytest.approx([0.25, 0.25 * (-1 - 1 / 3) / 2, 0.25 * (-1 - 1 / 3) / 2])
+    assert not held[[0, 2, 3]].any()
+
+
+def test_stamps_are_seen_and_lie_where_they_are_said_to_be():
+    masks, classes, spots = draw_stamps(40, np.random.default_rng(0))
+    assert masks.any((1, 2)).all() and len(set(classes["shape"].tolist())) > 8
+    rows, columns = np.nonzero(masks[7])
+    side = masks.shape[-1]
+    assert spots[7].tolist() == pytest.approx(
+        [1, (columns.mean() + 0.5) / side, (rows.mean() + 0.5) / side, masks[7].sum() ** 0.5 / side]
+    )
+
+
+def test_a_lesson_knows_what_its_questions_are_about(model, processor):
+    teacher = Teacher(model, processor, seed=0)
+    kinds = set()
+    for index in range(30):
+        lesson, record = teacher.dialogue(index), teacher.world.describe(index)
+        asked = [message for message in record["messages"] if message["role"] == "user"][: len(lesson.subjects)]
+        regions = [int(part["object"]) for message in asked for part in message["content"] if part["type"] == "region"]
+        assert lesson.regions == regions
+        assert len(lesson.subjects) == sum(message["role"] == "user" for message in lesson.messages)
+        for subject, message in zip(lesson.subjects, asked, strict=True):
+            pointed = [int(part["object"]) for part in message["content"] if part["type"] == "region"]
+            assert not pointed or subject == pointed[0]
+        segs = sum("objects" in part for message in lesson.messages for part in message["content"])
+        assert bool(lesson.segs) == bool(segs)
+        kinds.add((bool(regions), bool(segs)))
+    assert len(kinds) >= 3
+
+
+def test_facts_and_places_are_those_of_the_clip(model, processor):
+    teacher = Teacher(model, processor, seed=0)
+    for index in range(5):
+        clip = teacher.sight(index).clip
+        for thing, one in enumerate(clip.things):
+            colour, shape, size, _, _ = facts(clip, thing)
+            assert (list(COLOURS)[colour], SHAPES[shape]) == (one.colour, one.shape)
+            assert (size == -100) == (one.motion in ("grow", "shrink"))
+        found = places(clip, [0], [0])[0, 0]
+        if clip.seen[0, 0]:
+            rows, columns = np.nonzero(clip.masks[0, 0])
+            assert found[1] == pytest.approx((columns.mean() + 0.5) / clip.masks.shape[-1])
+            assert found[2] == pytest.approx((rows.mean() + 0.5) / clip.masks.shape[-2])
+
+
+def test_a_name_suits_one_thing_alone(model, processor):
+    teacher, rng, named = Teacher(model, processor, seed=0), np.random.default_rng(0), 0
+    for index in range(20):
+        clip = teacher.sight(index).clip
+        for thing in range(len(clip.things)):
+            name = name_of(clip, thing, rng)
+            if name is None:
+                continue
+            named += 1
+            words = [word for word in (*COLOURS, *SHAPES) if f" {word} " in f"{name} "]
+            suited = [one for one in clip.things if {one.colour, one.shape} >= set(words)]
+            assert suited == [clip.things[thing]]
+    assert named > 20
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path, processor):
+    arguments = Namespace(
+        mask_steps=1,
+        sight_steps=2,
+        dialogue_steps=2,
+        batch_size=2,
+        learning_rate=1e-3,
+        seed=0,
+        log_steps=9,
+        save_steps=1,
+    )
+
+    def teacher() -> Teacher:
+        fresh = SamaForConditionalGeneration.from_pretrained(CHECKPOINT, dtype=torch.float32).train()
+        fresh.model.mask_tracker.requires_grad_(False)
+        return Teacher(fresh, processor, seed=0)
+
+    whole, killed, resumed = teacher(), teacher(), teacher()
+    start = [parameter.clone() for parameter in trained_parts(whole.model).parameters()]
+    tracker = [parameter.clone() for parameter in whole.model.model.mask_tracker.parameters()]
+    learn(whole, arguments, tmp_path / "whole.pt")
+    dialogue = killed.dialogue
+    killed.dialogue = lambda index: dialogue(index) if index < 8 else pytest.fail("killed")
+    with pytest.raises(pytest.fail.Exception, match="killed"):
+        learn(killed, arguments, tmp_path / "state.pt")
+    learn(resumed, arguments, tmp_path / "state.pt")
+    parts = trained_parts(whole.model), trained_parts(resumed.model)
+    for ours, theirs in zip(*(part.parameters() for part in parts), strict=True):
+        # Sums in another order, as memory happens to lie, change the last bits
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-3)
+    moved = [not torch.equal(a, b) for a, b in zip(parts[0].parameters(), start, strict=True)]
+    assert sum(moved) > 0.9 * len(moved)
+    kept = [torch.equal(a, b) for a, b in zip(whole.model.model.mask_tracker.parameters(), tracker, strict=True)]
+    assert all(kept)
