@@ -58,6 +58,7 @@ def draw(panel, lines: list[dict], names: Iterable[str], title: str) -> None:
     panel.set_xlabel("step")
     panel.grid(alpha=0.3)
     panel.legend(fontsize=8)
+    panel.set_visible(panel.has_data())  # a stage that has not run yet
 
 
 def draw_curves(run: Path, to: Path) -> None:
@@ -78,10 +79,13 @@ def main() -> None:
     arguments = parser.parse_args()
     trained = arguments.run / "joint"
     model = SamaForConditionalGeneration.from_pretrained(trained, dtype=torch.bfloat16)
-    model.config.trained = True
-    model.config.occlusion_gate = True  # its object scores were trained
-    shutil.copytree(arguments.run / "start", arguments.to, dirs_exist_ok=True)  # tokenizers and processor
     model.save_pretrained(arguments.to)
+    shutil.copytree(  # tokenizers, processor and settings are those that it started with
+        arguments.run / "start", arguments.to, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors")
+    )
+    config = json.loads((arguments.to / "config.json").read_text(encoding="utf-8"))
+    config |= {"trained": True, "occlusion_gate": True}  # its object scores were trained
+    (arguments.to / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     draw_curves(arguments.run, arguments.to / "curves.png")
     results = arguments.results.read_text(encoding="utf-8") if arguments.results else "Not measured yet."
     card = CARD.read_text(encoding="utf-8").replace("{results}", results.strip())

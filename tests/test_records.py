@@ -293,12 +293,16 @@ def test_template_sets_have_the_sizes_of_the_release():
         "describe_region_bench": 1,
         "segment_video": 16,
     }
+    # A benchmark asks in one wording
+    sizes |= dict.fromkeys(
+        ("segment_image_bench", "segment_video_bench", "caption_image_bench", "caption_region_bench"), 1
+    )
     assert {name: len(set(sentences)) for name, sentences in TEMPLATES.items()} == sizes
 
 
 def test_every_template_has_the_slot_of_its_set():
     for name, sentences in TEMPLATES.items():
-        assert {sentence.count("{}") for sentence in sentences} == {0 if name == "caption_image" else 1}
+        assert {sentence.count("{}") for sentence in sentences} == {0 if name.startswith("caption_image") else 1}
 
 
 def test_questions_about_videos_do_not_say_image():
