@@ -97,7 +97,7 @@ class EndpointJudge:
         return {"url": self.url, "model": self.model, **chosen}
 
     def __call__(self, messages: Messages) -> str:
-        """The answer. Raises [`JudgeError`] when there is none after all tries, `RefusedTextError` for this text alone."""
+        """The answer. Raises [`JudgeError`] if there is none after all tries, `RefusedTextError` for this text."""
         wait_s, problem = self.settings.backoff_s, ""
         for number in range(self.settings.tries):
             if number:

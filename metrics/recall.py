@@ -95,8 +95,8 @@ def recall(
 
 def _falling(ious: np.ndarray, similarities: np.ndarray, least_iou: float, least_text: float) -> list:
     """
-    Pairs by falling IoU; ends at the first that fails. `nan` is the largest and fails no comparison. A mask whose place
-    has no phrase cannot be looked up (the release stops with an error): the whole answer then has no pair.
+    Pairs by falling IoU; ends at the first that fails. `nan` is the largest and fails no comparison. If the place of a
+    mask has no phrase, where the release stops with an error, the whole answer has no pair.
     """
     ious, similarities, pairs = np.array(ious, dtype=float), np.array(similarities, dtype=float), []
     while ious.size:
