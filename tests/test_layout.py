@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -58,7 +59,7 @@ ROOMS = (
     | {"training": set(REMOTE_CODE) | {"data", "training"}}
     | {"data": {"data", "video_sama"}, "metrics": {"metrics"}}
     | {"benchmarks": {"data", "metrics", "benchmarks", "layout_sama", "video_sama"}}
-    | {"evaluation": {"data", "metrics", "benchmarks", "evaluation", "video_sama", "visualization"}}
+    | {"evaluation": {"data", "metrics", "benchmarks", "evaluation", "layout_sama", "video_sama", "visualization"}}
     | {"__init__": set()}
 )
 REMOTE_LIBRARIES = {"torch", "numpy", "PIL", "transformers"} | set(sys.stdlib_module_names)
@@ -413,6 +414,7 @@ def test_readme_tree_is_the_tree():
     if not TINY.is_dir():
         paths = [path for path in paths if not path.startswith("checkpoints/")]
     assert [path for path in paths if not (ROOT / path).exists()] == []
+    assert [path for path, count in Counter(paths).items() if count > 1] == []
     expected = {path for path in PYTHON if path.split("/")[0] in ("scripts", path) and path != "__init__.py"}
     assert expected - set(paths) == set()
 
