@@ -24,7 +24,7 @@ from sama.benchmarks.registry import BENCHMARKS, open_benchmark
 from sama.configuration_sama import SamaConfig
 from sama.evaluation.gallery import write_gallery
 from sama.evaluation.inference import Interviewer
-from sama.evaluation.judges import open_judge
+from sama.evaluation.judges import JudgeSettings, open_judge
 from sama.evaluation.plots import write_plots
 from sama.evaluation.predictions import PredictionFiles, PredictionWriter
 from sama.evaluation.processes import device, join, leave, rank_and_size, wait_for_all
@@ -59,6 +59,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--accept_foreign", action="store_true", help="predictions of another model or version too")
     parser.add_argument("--judge_url", help="OpenAI-compatible endpoint that compares texts, for CLAIR")
     parser.add_argument("--judge_model", help="its model's name; without --judge_url the folder of a local model")
+    parser.add_argument("--judge_rpm", type=float, help="most requests a minute to the endpoint")
     parser.add_argument("--similarity_model", help="folder of a BERT that compares phrases, for recall")
     parser.add_argument("--submission", help="write and check a zip for the challenge server (MeViS, Ref-YouTube-VOS)")
     parser.add_argument("--no_gallery", action="store_true", help="draw neither plots nor sheets of cases")
@@ -68,6 +69,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     found = parser.parse_args(arguments)
     if not found.model and not (found.score_only and found.output):
         parser.error("--model is missing; only --score_only with --output goes without")
+    if found.judge_rpm is not None and not found.judge_rpm > 0:
+        parser.error("--judge_rpm must be more than 0")
     if any("=" not in option for option in found.option):
         parser.error("--option takes NAME=VALUE")
     return found
@@ -193,7 +196,8 @@ def submit(path: str, benchmark: Benchmark, files: PredictionFiles) -> None:
 
 def open_tools(arguments: argparse.Namespace, files: PredictionFiles) -> tuple[Tools, dict]:
     """Judge and similarity that the command line names, and what to write of them into the results."""
-    judge = open_judge(arguments.judge_url, arguments.judge_model, cache=files.folder / JUDGE_ANSWERS)
+    settings = JudgeSettings(requests_per_minute=arguments.judge_rpm)
+    judge = open_judge(arguments.judge_url, arguments.judge_model, files.folder / JUDGE_ANSWERS, settings)
     similarity = BertSimilarity(arguments.similarity_model) if arguments.similarity_model else None
     named = {"judge": judge and judge.identity, "similarity": similarity and similarity.identity}
     return Tools(judge, similarity), named

@@ -8,6 +8,7 @@ from sama.data.masks import decode_rle
 from sama.metrics.jf import boundary_f, region_similarity
 
 from .benchmark import Prediction, Question, Track
+from .tracks import check_length
 
 
 Size = tuple[int, int]  # height and width
@@ -29,8 +30,7 @@ def check_shape(question: Question, prediction: Prediction, truth: Sequence[Trac
 
 def frames(track: Track, num_frames: int, size: Size) -> Iterator[np.ndarray]:
     """The masks of a track, bool of shape `(height, width)` each; a track without entries is empty everywhere."""
-    if track and len(track) != num_frames:
-        raise ValueError(f"A track has {len(track)} masks for {num_frames} frames.")
+    check_length(track, num_frames)
     for frame in range(num_frames):
         yield decode_rle(track[frame] if track else None, size)
 

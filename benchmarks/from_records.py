@@ -37,6 +37,11 @@ def fitted(masks: Track, video: SamaVideo) -> Track:
     ]
 
 
+def no_store(store: str, key: str) -> Track:
+    """The `lookup` of [`record_turns`] for records that hold their masks themselves."""
+    raise KeyError(key)
+
+
 def question_text(message: Mapping) -> str:
     """
     The words of a user message with `<region>` marks; of a set of templates the first is taken. A preamble stands in

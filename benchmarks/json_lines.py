@@ -5,6 +5,8 @@ A conversation is one sample, its turns asked one after the other, the model's o
 judged by mIoU, recall and J&F, words by the caption metrics over all answers; all in percent.
 """
 
+import hashlib
+import json
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import cached_property
@@ -17,16 +19,16 @@ from sama.data.readers import READERS
 from sama.layout_sama import parse_tagged_text
 from sama.metrics.captions import caption_scores
 from sama.metrics.iou import greedy_pairs, miou
-from sama.metrics.jf import JF, jf
+from sama.metrics.recall import IOU_THRESHOLD
 from sama.video_sama import SamaVideo
 
 from .benchmark import Benchmark, BenchmarkError, Measures, PredictedTurn, Prediction, Question, Score, Tools, Turn
-from .from_records import record_turns
+from .frame_masks import frames, track_jf
+from .from_records import no_store, record_turns
 from .rows import mean_row
-from .tracks import chunks, decode_track, track_overlaps
+from .tracks import track_overlaps
 
 
-RECALL_IOU = 0.5
 CAPTIONS = {"METEOR": "METEOR", "CIDEr": "CIDEr", "BLEU-4": "Bleu_4", "ROUGE-L": "ROUGE_L"}
 
 
@@ -72,8 +74,9 @@ class JsonLinesBenchmark(Benchmark):
         visual = record.get("video") or record.get("image")
         if visual is None:
             return record["id"]
-        frames = visual.get("frames") or [""]
-        return f"{visual['path']} {frames[0]}-{frames[-1]} {len(frames)} {visual.get('stride', 1)}"
+        # All that says what is shown: other frames, a stride, a length
+        shown = json.dumps({kind: record.get(kind) for kind in ("video", "image")}, sort_keys=True)
+        return f"{visual['path']} {hashlib.sha256(shown.encode()).hexdigest()[:16]}"
 
     def open(self, group: str) -> SamaVideo | None:
         """The video of the group's records."""
@@ -82,7 +85,7 @@ class JsonLinesBenchmark(Benchmark):
     def questions(self, group: str) -> list[Question]:
         """One for each record."""
         video, history = self.open(group), self.chosen["history"]
-        turns = {name: record_turns(self.records[name], video, _no_store) for name in self.outline()[group]}
+        turns = {name: record_turns(self.records[name], video, no_store) for name in self.outline()[group]}
         return [Question(name, group, turns[name], history, masks=video is not None) for name in turns]
 
     def measure(self, question: Question, prediction: Prediction) -> Measures:
@@ -110,12 +113,12 @@ class JsonLinesBenchmark(Benchmark):
         """Masks, then words."""
         ious = [iou for sample in samples for iou in sample.ious]
         pairs = [pair for sample in samples for pair in sample.facts["jf"]]
-        found = [iou >= RECALL_IOU for iou in ious]
+        found = [iou >= IOU_THRESHOLD for iou in ious]
         texts = [pair for sample in samples for pair in sample.facts["texts"]]
         words = caption_scores([pair[0] for pair in texts], [pair[1] for pair in texts]) if texts else {}
         return [
             _masks_row("mIoU", [value for sample in samples for value in sample.facts["mious"]]),
-            _masks_row(f"recall at IoU {RECALL_IOU}", found),
+            _masks_row(f"recall at IoU {IOU_THRESHOLD}", found),
             _masks_row("J", [pair[0] for pair in pairs]),
             _masks_row("F", [pair[1] for pair in pairs]),
             _masks_row("J&F", [(pair[0] + pair[1]) / 2 for pair in pairs]),
@@ -125,10 +128,6 @@ class JsonLinesBenchmark(Benchmark):
                 if texts
             ),
         ]
-
-
-def _no_store(store: str, key: str) -> list:
-    raise KeyError(key)
 
 
 def _percent(value: float | None) -> float | None:
@@ -151,17 +150,7 @@ def measure_masks(turn: Turn, answer: PredictedTurn, prediction: Prediction) -> 
         "ious": [float(matrix[truth, pairs[truth]]) if truth in pairs else 0.0 for truth in range(len(matched))],
         "miou": miou(matrix),
         "jf": [
-            list(track_jf(target, guess, num_frames, size))
-            for target, guess in zip(turn.targets, matched, strict=True)
+            np.mean(track_jf(*(frames(track, num_frames, size) for track in pair)), axis=0).tolist()
+            for pair in zip(turn.targets, matched, strict=True)
         ],
     }
-
-
-def track_jf(target: list, guess: list, num_frames: int, size: tuple[int, int]) -> JF:
-    """J and F of a track, means over all frames, decoded a few frames at a time."""
-    parts = [
-        (jf(decode_track(target, size, frames), decode_track(guess, size, frames)), len(frames))
-        for frames in chunks(num_frames)
-    ]
-    weights = np.array([count for _, count in parts]) / num_frames
-    return JF(*(float(np.dot(weights, [part[place] for part, _ in parts])) for place in (0, 1)))

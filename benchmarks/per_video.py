@@ -38,18 +38,20 @@ def caption_values(corpora: Mapping[Hashable, Corpus]) -> dict[Hashable, dict[st
 
 
 def clair_values(corpora: Mapping[Hashable, Corpus], judge: Callable | None) -> dict[Hashable, Both]:
-    """CLAIR of each corpus: the mean over its samples. A judge that cannot be reached is not asked again."""
-    values, reason = {}, "" if judge is not None else NO_JUDGE
+    """
+    CLAIR of each corpus: the mean over its samples, without those whose text the judge refuses. Once the judge cannot
+    be reached it is not asked again, and no corpus has a value: a mean over those that came first would pass for the
+    CLAIR of all.
+    """
+    if judge is None:
+        return dict.fromkeys(corpora, (Value(None, NO_JUDGE),) * 2)
+    values = {}
     for name, (references, predictions) in corpora.items():
-        if not reason:
-            pairs = list(zip(predictions, references, strict=True))
-            try:
-                fixed = mean_clair([clair(*pair, judge) for pair in pairs])
-                values[name] = fixed, _release_clair(pairs, judge)
-            except OSError as error:
-                reason = f"the judge cannot be reached: {error}"
-        if name not in values:
-            values[name] = Value(None, reason), Value(None, reason)
+        pairs = list(zip(predictions, references, strict=True))
+        try:
+            values[name] = mean_clair([clair(*pair, judge) for pair in pairs]), _release_clair(pairs, judge)
+        except OSError as error:
+            return dict.fromkeys(corpora, (Value(None, f"the judge cannot be reached: {error}"),) * 2)
     return values
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from sama.data.masks import union
 from sama.data.wording import TEMPLATES
 from sama.metrics.jf import REVOS_GROUPS, accuracy, revos_table, robustness
-from sama.metrics.values import RELEASE
+from sama.metrics.values import FIXED, RELEASE
 from sama.video_sama import SamaVideo
 
 from . import frame_masks
@@ -67,20 +67,20 @@ class ReferringVideo(CatalogueBenchmark):
         if not turn.targets:
             return measures
         frame_masks.check_shape(question, prediction, turn.targets)
-        fixed = self.values(turn, found, prediction, "fixed")
+        fixed = self.values(turn, found, prediction)
         # More than one [SEG] is rare: nothing is computed twice without need
-        release = self.values(turn, found[:1], prediction, RELEASE) if self.differs(found) else fixed
+        release = self.values(turn, found[:1], prediction) if len(found) > 1 else fixed
+        fixed, release = (
+            values | self.further_values(turn, tracks, prediction, mode)
+            for values, tracks, mode in ((fixed, found, FIXED), (release, found[:1], RELEASE))
+        )
         about = {"type_id": turn.info.get("type_id"), "video": question.group}
         measures.facts = {"fixed": fixed, "release": release, **about}
         measures.value, measures.ious = fixed["J"], [fixed["J"]]
         return measures
 
-    def differs(self, found: Sequence[Track]) -> bool:
-        """Whether the release computes something else of such an answer."""
-        return len(found) > 1
-
-    def values(self, turn: Turn, found: Sequence[Track], prediction: Prediction, mode: str) -> dict[str, float]:
-        """J and F, and what else a benchmark measures, as means over frames, each in [0, 1]."""
+    def values(self, turn: Turn, found: Sequence[Track], prediction: Prediction) -> dict[str, float]:
+        """J and F as means over frames, each in [0, 1]."""
         size = (prediction.height, prediction.width)
         each = frame_masks.track_jf(
             frame_masks.united(turn.targets, prediction.num_frames, size),
@@ -88,6 +88,12 @@ class ReferringVideo(CatalogueBenchmark):
         )
         j, f = np.mean(each, axis=0)
         return {"J": float(j), "F": float(f)}
+
+    def further_values(
+        self, turn: Turn, found: Sequence[Track], prediction: Prediction, mode: str
+    ) -> dict[str, float]:
+        """What a benchmark measures besides."""
+        return {}
 
     def running_value(self, question: Question, prediction: Prediction) -> float | None:
         targets = question.turns[0].targets
@@ -137,12 +143,10 @@ class ReVOS(ReferringVideo):
     def known(self, info: Mapping, target: str, record: Mapping, video: SamaVideo) -> dict:
         return {"parts": [self._parts[name] for name in target.split("+")], "foreground": self._foreground}
 
-    def differs(self, found: Sequence[Track]) -> bool:
-        return True
-
-    def values(self, turn: Turn, found: Sequence[Track], prediction: Prediction, mode: str) -> dict[str, float]:
+    def further_values(
+        self, turn: Turn, found: Sequence[Track], prediction: Prediction, mode: str
+    ) -> dict[str, float]:
         number, size = prediction.num_frames, (prediction.height, prediction.width)
-        values = super().values(turn, found, prediction, mode)
 
         def videos():
             # The release compares pictures of 0 and 255 with the sum of an expression's objects
@@ -154,11 +158,11 @@ class ReVOS(ReferringVideo):
         def robust(truth, guess, front):
             return robustness(truth[None], guess[None], front[None], mode)
 
-        values["A"] = frame_masks.mean_over(lambda truth, guess: accuracy(truth[None], guess[None], mode), *videos())
-        values["R"] = frame_masks.mean_over(
-            robust, *videos(), frame_masks.frames(turn.info["foreground"], number, size)
-        )
-        return values
+        front = frame_masks.frames(turn.info["foreground"], number, size)
+        return {
+            "A": frame_masks.mean_over(lambda truth, guess: accuracy(truth[None], guess[None], mode), *videos()),
+            "R": frame_masks.mean_over(robust, *videos(), front),
+        }
 
     def summarise(self, samples: Sequence[Measures], tools: Tools) -> list[Score]:
         rated = [sample.facts for sample in samples if sample.facts]

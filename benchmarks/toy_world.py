@@ -18,6 +18,7 @@ from sama.data.toy_world import ToySample, ToyWorld
 from sama.layout_sama import parse_tagged_text
 from sama.metrics.intervals import bootstrap_mean, wilson
 from sama.metrics.iou import greedy_pairs, miou
+from sama.metrics.recall import IOU_THRESHOLD
 from sama.video_sama import SamaVideo
 
 from .benchmark import (
@@ -29,15 +30,13 @@ from .benchmark import (
     Question,
     Score,
     Tools,
-    Track,
     Turn,
 )
-from .from_records import record_turns
+from .from_records import no_store, record_turns
 from .tracks import track_overlaps
 
 
 TASKS = {"dialogue": 3, "refer_look": 1, "refer_motion": 1}
-RECALL_IOU = 0.5
 MAIN_KINDS = ("colour", "size", "shape", "motion")
 DIALOGUE, LOOK, MOTION = "grounded dialogue", "referring by look", "referring by motion only"
 PART_OF_TASK = {"dialogue": DIALOGUE, "refer_look": LOOK, "refer_motion": MOTION}
@@ -76,7 +75,7 @@ class ToyWorldBenchmark(Benchmark):
     def questions(self, group: str) -> list[Question]:
         """The dialogue about a clip, all its turns."""
         sample = self._sample(group)
-        turns = record_turns(sample.record, self.open(group), _no_store)
+        turns = record_turns(sample.record, self.open(group), no_store)
         about = sample.record["video"]["toy"]
         answers = [message for message in sample.record["messages"] if message["role"] == "assistant"]
         told = [
@@ -124,10 +123,6 @@ class ToyWorldBenchmark(Benchmark):
             *_mask_rows(MOTION, twins),
             _share("choice between the twins", MOTION, [turn["chosen"] for turn in twins], 0.5),
         ]
-
-
-def _no_store(store: str, key: str) -> Track:
-    raise KeyError(key)
 
 
 def object_facts(sample: ToySample, answer: Mapping, about: Mapping) -> dict:
@@ -199,7 +194,7 @@ def _mask_rows(part: str, turns: Sequence[dict]) -> list[Score]:
     values = [turn["miou"] for turn in with_masks]
     return [
         _mean("mask mIoU", part, values, [turn["clip"] for turn in with_masks]),
-        _share(f"recall at IoU {RECALL_IOU}", part, [iou >= RECALL_IOU for iou in ious]),
+        _share(f"recall at IoU {IOU_THRESHOLD}", part, [iou >= IOU_THRESHOLD for iou in ious]),
     ]
 
 

@@ -13,11 +13,17 @@ from .benchmark import Track
 CHUNK = 16  # frames in memory at a time
 
 
+def check_length(track: Track, num_frames: int) -> None:
+    """`ValueError` unless a track has a mask for each frame, or none at all, which is empty everywhere."""
+    if track and len(track) != num_frames:
+        raise ValueError(f"A track has {len(track)} masks for {num_frames} frames.")
+
+
 def decode_track(track: Track, size: tuple[int, int], frames: Sequence[int]) -> np.ndarray:
-    """Bool array of shape `(len(frames), height, width)`; frames beyond the end of the track are empty."""
+    """Bool array of shape `(len(frames), height, width)`; a track without entries is empty everywhere."""
     masks = np.zeros((len(frames), *size), dtype=bool)
     for row, frame in enumerate(frames):
-        if frame < len(track) and track[frame] is not None:
+        if track and track[frame] is not None:
             masks[row] = decode_rle(track[frame], size)
     return masks
 
@@ -36,7 +42,12 @@ def track_overlaps(
     Args:
         truths, predictions (sequences of `Track`)
         num_frames (`int`), size (`(height, width)`): Of the video.
+
+    Raises:
+        `ValueError`: A track has another number of masks than the video has frames, and not none.
     """
+    for track in (*truths, *predictions):
+        check_length(track, num_frames)
     shape = (len(truths), len(predictions))
     total = Overlaps(np.zeros(shape, np.int64), np.zeros(shape[0], np.int64), np.zeros(shape[1], np.int64))
     for frames in chunks(num_frames):

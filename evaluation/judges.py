@@ -3,7 +3,8 @@ Judges: language models that compare texts, for CLAIR. A judge takes chat messag
 
 An OpenAI-compatible endpoint ([`EndpointJudge`]) or a Transformers model in a folder (`local_judge.py`), behind a
 cache on the disk ([`CachedJudge`]); [`open_judge`] makes one of what the command line says. A judge that cannot answer
-raises [`JudgeError`], an `OSError`: the score is then missing, with that reason, and not 0.
+raises [`JudgeError`], an `OSError`: the score is then missing, with that reason, and not 0. One that works but refuses
+a text raises `RefusedTextError`: only the score of that text is missing.
 """
 
 import hashlib
@@ -19,11 +20,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from sama.metrics.clair import RefusedTextError, parse_clair
+
 
 Messages = list[dict]
 
 CHAT_PATH = "/chat/completions"
 TOO_MANY_REQUESTS = 429
+# Refusals of whatever is asked: no key, no money, no such model, a proxy; other 4xx are about the text
+NOT_ABOUT_THE_TEXT = {401, 402, 403, 404, 405, 407, 408}
 LONGEST_WAIT_S = 120.0
 SHOWN_CHARACTERS = 300  # of a body that is no answer
 
@@ -92,7 +97,7 @@ class EndpointJudge:
         return {"url": self.url, "model": self.model, **chosen}
 
     def __call__(self, messages: Messages) -> str:
-        """The answer. Raises [`JudgeError`] when there is none after all tries."""
+        """The answer. Raises [`JudgeError`] if there is none after all tries, `RefusedTextError` for this text."""
         wait_s, problem = self.settings.backoff_s, ""
         for number in range(self.settings.tries):
             if number:
@@ -128,7 +133,9 @@ class EndpointJudge:
             problem = f"HTTP {error.code}: {_shown(error.read())}"
             if error.code == TOO_MANY_REQUESTS or error.code >= 500:
                 raise _TryAgain(problem, _seconds(error.headers.get("Retry-After"))) from error
-            raise JudgeError(f"{self.model} at {self.url} refuses: {problem}") from error
+            message = f"{self.model} at {self.url} refuses: {problem}"
+            kind = RefusedTextError if 400 <= error.code and error.code not in NOT_ABOUT_THE_TEXT else JudgeError
+            raise kind(message) from error
         except OSError as error:  # not reached, cut off, or timed out
             raise _TryAgain(str(error)) from error
 
@@ -157,7 +164,7 @@ def _seconds(header: str | None) -> float | None:
 class CachedJudge:
     """
     A judge whose answers are kept on the disk, one file each, named by what was asked of whom. The same question is
-    not asked again, in this run or in a later one, not even where the answer holds no score: delete its file for that.
+    not asked again, in this run or in a later one, unless the answer holds no score ([`parse_clair`]).
 
     Several processes may share a folder: a file appears whole or not at all.
 
@@ -187,6 +194,8 @@ class CachedJudge:
         if kept is not None:
             return kept
         answer = self.judge(messages)
+        if parse_clair(answer) is None:
+            return answer
         content = {"judge": self.identity, "messages": messages, "answer": answer}
         # Beside its place, so that moving it there is one step of the file system
         with tempfile.NamedTemporaryFile("w", dir=self.folder, suffix=".part", delete=False, encoding="utf-8") as part:
@@ -196,14 +205,14 @@ class CachedJudge:
 
 
 def _kept(path: Path) -> str | None:
-    """A kept answer; `None` without one, also where the file was damaged from outside."""
+    """A kept answer; `None` without one, also where it holds no score or the file was damaged from outside."""
     try:
         answer = json.loads(path.read_text(encoding="utf-8"))["answer"]
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError):
         return None
-    return answer if isinstance(answer, str) else None
+    return answer if isinstance(answer, str) and parse_clair(answer) is not None else None
 
 
 def open_judge(

@@ -67,8 +67,10 @@ class SamaLmms(lmms):
         unknown = sorted(set(options) - {"max_batch_size"})
         if unknown:
             raise ValueError(f"Unknown model_args {', '.join(unknown)}.")
-        rank = int(os.environ.get("LOCAL_RANK", "0"))
-        self.device = torch.device(device or (f"cuda:{rank}" if torch.cuda.is_available() else "cpu"))
+        # Of the base class, which takes 0 of 1; lmms-eval deals requests out by the same variables
+        self._rank, self._world_size = (int(os.environ.get(*of)) for of in (("RANK", "0"), ("WORLD_SIZE", "1")))
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        self.device = torch.device(device or (f"cuda:{local}" if torch.cuda.is_available() else "cpu"))
         self.max_new_tokens, self.batch_size = int(max_new_tokens), 1
         grounding = {} if policy is None else {"grounding_policy": policy}
         frames = {} if policy is None else {"frame_policy": policy}

@@ -15,12 +15,15 @@ HEADER = ("part", "score", "value", "95 %", "release", "chance", "count")
 
 
 def rows_of(scores: Sequence[Score]) -> list[tuple[str, ...]]:
-    """The table's rows as text; columns that would be empty throughout are left out. The first row is the header."""
+    """
+    The table's rows as text; columns that would be empty throughout are left out. The first row is the header. The
+    reasons for values that are none are apart, see [`reasons_of`].
+    """
     rows = [
         (
             score.part,
             score.name + (" (lower is better)" if score.lower_is_better else ""),
-            _number(score.value) if score.value is not None else f"none: {score.reason}",
+            _number(score.value) if score.value is not None else "none",
             "" if score.interval is None else f"{_number(score.interval[0])} to {_number(score.interval[1])}",
             _number(score.release),
             _number(score.chance),
@@ -32,12 +35,21 @@ def rows_of(scores: Sequence[Score]) -> list[tuple[str, ...]]:
     return [tuple(row[column] for column in kept) for row in [HEADER, *rows]]
 
 
+def reasons_of(scores: Sequence[Score]) -> list[str]:
+    """Each reason for which there is no value, once, with the scores that lack theirs for it."""
+    lacking: dict[str, dict[str, None]] = {}
+    for score in scores:
+        if score.value is None:
+            lacking.setdefault(score.reason, {})[score.name] = None
+    return [f"no {', '.join(names)}: {reason}" for reason, names in lacking.items()]
+
+
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
 
 def terminal_table(scores: Sequence[Score]) -> str:
-    """Columns of equal width; a part is named once."""
+    """Columns of equal width; a part is named once. Below it the reasons for values that are none."""
     rows = rows_of(scores)
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines, last = [], None
@@ -45,7 +57,8 @@ def terminal_table(scores: Sequence[Score]) -> str:
         shown = ("" if row[0] == last else row[0], *row[1:])
         last = row[0]
         lines.append("  ".join(cell.ljust(width) for cell, width in zip(shown, widths, strict=True)).rstrip())
-    return "\n".join(lines)
+    reasons = reasons_of(scores)
+    return "\n".join([*lines, *([""] if reasons else []), *reasons])
 
 
 def markdown(about: Mapping, scores: Scores) -> str:
@@ -64,6 +77,7 @@ def markdown(about: Mapping, scores: Scores) -> str:
         "",
         *("| " + " | ".join(row) + " |" for row in cells),
         "",
+        *(f"- {reason}" for reason in reasons_of(scores.rows)),
         *(f"- left out of the annotation files: {count} {reason}" for reason, count in about["left_out"].items()),
         *(f"- failed: `{failure['question']}`: {failure['error']}" for failure in about["failures"][:20]),
         *([f"- and {len(about['failures']) - 20} more"] if len(about["failures"]) > 20 else []),

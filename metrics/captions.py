@@ -1,6 +1,6 @@
 """
 Caption metrics through pycocoevalcap, whose scorers are called one by one, so that one that fails takes no other with
-it. BLEU, METEOR, ROUGE-L, CIDEr, and SPICE where its models are installed. Definitions: evaluation spec 8.
+it. BLEU, METEOR, ROUGE-L, CIDEr, and SPICE where it is wanted and installed. Definitions: evaluation spec 8.
 
 Words are cut by Stanford's PTB tokenizer and METEOR is a Java program; both lie inside pycocoevalcap. Without Java
 there are no values, since another tokenizer gives other ones. No file is written.
@@ -17,7 +17,8 @@ from .values import FIXED, Value, check_mode
 
 
 BLEU = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4")
-CAPTION_METRICS = (*BLEU, "METEOR", "ROUGE_L", "CIDEr", "SPICE")
+CAPTION_METRICS = (*BLEU, "METEOR", "ROUGE_L", "CIDEr")
+SPICE = "SPICE"  # in no table: its models are large, and seldom there
 Corpus = tuple[Sequence[str], Sequence[str]]  # references and predictions
 
 _TOKENIZER_JAR, _TOKENIZER_CLASS = "stanford-corenlp-3.4.1.jar", "edu.stanford.nlp.process.PTBTokenizer"
@@ -53,8 +54,8 @@ def caption_scores_by_group(
         spice (`bool`): Whether SPICE is wanted; its models (CoreNLP 3.6.0) are never downloaded.
 
     Returns:
-        `dict`: Group -> metric of `CAPTION_METRICS` -> [`Value`], METEOR as its system-level score, none of them in
-        percent.
+        `dict`: Group -> metric of `CAPTION_METRICS`, with `spice` also "SPICE" -> [`Value`], METEOR as its
+        system-level score, none of them in percent.
 
     Raises:
         `ValueError`: References and predictions of a group differ in number.
@@ -64,10 +65,11 @@ def caption_scores_by_group(
         if len(references) != len(predictions):
             raise ValueError(f"{len(references)} references but {len(predictions)} predictions in group {name!r}.")
     reasons = {name: _unfit(references) for name, (references, _) in groups.items()}
-    scores = {name: dict.fromkeys(CAPTION_METRICS, Value(None, reason)) for name, reason in reasons.items() if reason}
+    wanted = (*CAPTION_METRICS, SPICE) if spice else CAPTION_METRICS
+    scores = {name: dict.fromkeys(wanted, Value(None, reason)) for name, reason in reasons.items() if reason}
     fit = {name: corpus for name, corpus in groups.items() if not reasons[name]}
     if fit:
-        scores.update(_score_groups(fit, mode, spice))
+        scores.update(_score_groups(fit, mode, wanted))
     return {name: scores[name] for name in groups}
 
 
@@ -119,19 +121,20 @@ def _unfit(references: Sequence[str]) -> str | None:
     return None if any(text.strip() for text in references) else "all references are empty"
 
 
-def _score_groups(groups: Mapping, mode: str, spice: bool) -> dict:
+def _score_groups(groups: Mapping, mode: str, wanted: Sequence[str]) -> dict:
     """Scores of corpora that have samples and references."""
     texts = [text for corpus in groups.values() for side in corpus for text in side]
     try:
         words = iter(tokenize(texts))
     except CaptionError as error:
-        return {name: dict.fromkeys(CAPTION_METRICS, Value(None, str(error))) for name in groups}
+        return {name: dict.fromkeys(wanted, Value(None, str(error))) for name in groups}
     cut = {name: [_numbered(words, len(side)) for side in corpus] for name, corpus in groups.items()}
     meteors, scores = _meteor(cut), {}
     for name, sides in cut.items():
         found = _bleu(*sides) | {"ROUGE_L": _rouge(*sides), "CIDEr": _cider(*sides, mode), "METEOR": meteors[name]}
-        found["SPICE"] = _spice(*sides) if spice else Value(None, "not asked for")
-        scores[name] = {metric: found[metric] for metric in CAPTION_METRICS}
+        if SPICE in wanted:
+            found[SPICE] = _spice(*sides)
+        scores[name] = {metric: found[metric] for metric in wanted}
     return scores
 
 

@@ -32,6 +32,10 @@ _NAMED_SCORE = re.compile(r"[\"']?score[\"']?\s*[:=]\s*[\"']?(\d*\.?\d+)", re.IG
 _REASON = re.compile("reason(.*)", re.IGNORECASE | re.DOTALL)
 
 
+class RefusedTextError(Exception):
+    """A judge that works, but not for this text, such as one that is too long or filtered; says why."""
+
+
 class Verdict(NamedTuple):
     """
     What a judge said.
@@ -83,13 +87,17 @@ def clair(candidate: str, reference: str, judge: Judge, mode: str = FIXED, tries
 
     Args:
         candidate, reference (`str`): The predicted and the true text.
-        judge (callable): Takes the messages, gives the text of the answer. What it raises is passed on.
+        judge (callable): Takes the messages, gives the text of the answer. A [`RefusedTextError`] leaves this answer
+            without a value; what else it raises is passed on.
         mode (`str`): See [`parse_clair`]. Without a score the value is `None` in "fixed" and 0 in "release".
         tries (`int`): Questions at most.
     """
     messages = clair_messages([candidate], [reference])
     for _ in range(tries):
-        verdict = parse_clair(judge(messages), mode)
+        try:
+            verdict = parse_clair(judge(messages), mode)
+        except RefusedTextError as error:
+            return Verdict(None, str(error))
         if verdict is not None:
             return verdict
     if mode == RELEASE:

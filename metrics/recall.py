@@ -94,11 +94,18 @@ def recall(
 
 
 def _falling(ious: np.ndarray, similarities: np.ndarray, least_iou: float, least_text: float) -> list:
-    """Pairs by falling IoU; ends at the first that fails. `nan` is the largest and fails no comparison."""
+    """
+    Pairs by falling IoU; ends at the first that fails. `nan` is the largest and fails no comparison. If the place of a
+    mask has no phrase, where the release stops with an error, the whole answer has no pair.
+    """
     ious, similarities, pairs = np.array(ious, dtype=float), np.array(similarities, dtype=float), []
     while ious.size:
         place = np.unravel_index(np.argmax(ious), ious.shape)
-        if ious[place] < least_iou or similarities[place] < least_text:
+        if ious[place] < least_iou:
+            break
+        if any(index >= length for index, length in zip(place, similarities.shape, strict=True)):
+            return []
+        if similarities[place] < least_text:
             break
         pairs.append((int(place[0]), int(place[1])))
         ious[place[0], :] = ious[:, place[1]] = similarities[place[0], :] = similarities[:, place[1]] = 0

@@ -168,7 +168,7 @@ def caption_values(case: dict) -> dict[str, float]:
 @checks(*CORPORA[:6], "regioncap.metrics")
 def caption_metrics(case):
     found = caption_values(case)
-    assert found.pop("SPICE") is case["output"]["SPICE"] is None
+    assert case["output"]["SPICE"] is None and "SPICE" not in found
     close(found, {name: value for name, value in case["output"].items() if name != "SPICE"})
 
 
@@ -182,7 +182,7 @@ def the_others_do_not_need_spice(case):
     """Without SPICE's models the release has no caption metrics at all; ours lack SPICE alone."""
     assert case["output"] == {"raised": "URLError"}
     found = caption_values(case["all"]["cap.single_perfect"])
-    assert found["SPICE"] is None and found["METEOR"] == 1 and corpus(case) == (["a cat sits"], ["a cat sits"])
+    assert found["METEOR"] == 1 and corpus(case) == (["a cat sits"], ["a cat sits"])
 
 
 @checks("cap.pycocotools_info")

@@ -8,6 +8,7 @@ from PIL import Image
 
 from sama.benchmarks.benchmark import BenchmarkError, PredictedObject, PredictedTurn, Prediction
 from sama.benchmarks.registry import open_benchmark
+from sama.benchmarks.tracks import track_overlaps
 from sama.data.masks import encode_rle
 from sama.data.records import DataError
 
@@ -76,6 +77,29 @@ def test_records_about_one_video_are_one_group(folder):
     assert len(first.turns[0].regions) == 1 and first.turns[0].targets == [RECORDS[0]["objects"]["a"]["masks"]]
     assert second.turns[0].reference == "[SEG]" and not words.masks
     assert benchmark.open("words") is None
+
+
+def test_records_that_show_other_frames_are_other_groups(folder):
+    shown = [
+        {**VIDEO, "frames": ["0.png", "1.png", "0.png"]},
+        {**VIDEO, "frames": ["0.png", "0.png", "0.png"]},
+        {"path": "clip.mp4", "num_frames": 4},
+        {"path": "clip.mp4", "num_frames": 8},
+        {"num_frames": 8, "path": "clip.mp4"},  # the same in another order
+    ]
+    records = [{**RECORDS[2], "id": str(number), "video": video} for number, video in enumerate(shown)]
+    records.append({**RECORDS[2], "id": "still", "image": {"path": "clip.mp4"}})
+    (folder / "records.jsonl").write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
+    outline = open_benchmark("json_lines", data_root=folder).outline()
+    assert list(outline.values()) == [["0"], ["1"], ["2"], ["3", "4"], ["still"]]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_tracks_of_another_length_are_an_error(folder, count):
+    benchmark = open_benchmark("json_lines", data_root=folder)
+    with pytest.raises(ValueError, match=f"A track has {count} masks for 2 frames"):
+        benchmark.score([predicted("two", ("[SEG]", [square(5, 15)] * count))])
+    assert track_overlaps([[]], [[square(5, 15)] * 2], 2, SIZE).ious().tolist() == [[0.0]]
 
 
 def test_scores_by_hand(folder):

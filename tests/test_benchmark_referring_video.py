@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from benchmark_answers import ROOT, box, masks, opened, perfect, predictions, text_of, values
 
+from sama.benchmarks import frame_masks
 from sama.benchmarks.benchmark import BenchmarkError, Prediction
 from sama.benchmarks.referring_video import ON_SERVER, share_pixels
 from sama.data.catalogue import read_catalogue
@@ -97,6 +98,15 @@ def test_revos_groups_and_the_wrong_values_of_the_release():
     assert released["reasoning"] == pytest.approx({"J&F": 69.405, "J": 66.67, "F": 72.14, "A": 72.5, "R": 50})
     assert released["overall"]["J&F"] == pytest.approx(84.7025)
     assert [row.count for row in scores.rows if row.name == "J"] == [2, 1, 1]
+
+
+@pytest.mark.parametrize(("tracks", "times"), [([[LEFT] * 2], 1), ([[LEFT] * 2, [CORNER] * 2], 2)])
+def test_the_release_computes_j_and_f_anew_of_several_masks_only(monkeypatch, tracks, times):
+    revos, name, calls = opened("revos"), "LVVIS/train/00009/0", []
+    whole = frame_masks.track_jf
+    monkeypatch.setattr(frame_masks, "track_jf", lambda *sides: calls.append(1) or whole(*sides))
+    (sample,) = revos.score(predictions(revos, {name: masks(*tracks)})).samples
+    assert len(calls) == times and set(sample.facts["fixed"]) == set(sample.facts["release"]) == {"J", "F", "A", "R"}
 
 
 def test_revos_without_its_foreground_file_takes_all_objects(tmp_path):

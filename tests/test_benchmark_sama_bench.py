@@ -9,10 +9,11 @@ from fixture_sources import FIXTURES
 
 from sama.benchmarks import per_video
 from sama.benchmarks.benchmark import BenchmarkError, Tools, Turn
-from sama.benchmarks.per_video import NO_JUDGE, source_of, word_overlap
+from sama.benchmarks.per_video import NO_JUDGE, source_of, source_rows, word_overlap
 from sama.benchmarks.sama_bench_g import release_rows
 from sama.data.masks import encode_rle
 from sama.metrics.captions import CAPTION_METRICS
+from sama.metrics.clair import RefusedTextError
 from sama.metrics.values import Value
 
 
@@ -192,6 +193,34 @@ def test_a_judge_that_is_down_is_asked_once():
     found = per_video.clair_values({"a": (["x"], ["y"]), "b": (["x"], ["y"])}, judge)
     assert len(asked) == 1
     assert {value.reason for both in found.values() for value in both} == {"the judge cannot be reached: refused"}
+
+
+def test_clair_of_a_part_of_the_videos_is_none():
+    answers = iter(['{"score": 80}'] * 2)
+
+    def judge(messages: list[dict]) -> str:
+        for found in answers:
+            return found
+        raise ConnectionError("gone")
+
+    names = [M1, "lvvis/val/2"]
+    found = per_video.clair_values({name: (["x"], ["y"]) for name in names}, judge)
+    rows = source_rows({name: {"CLAIR": found[name]} for name in names}, ["CLAIR"])
+    assert {(row.value, row.release, row.reason) for row in rows} == {
+        (None, None, "the judge cannot be reached: gone")
+    }
+
+
+def test_a_refused_text_leaves_out_its_sample_alone():
+    def judge(messages: list[dict]) -> str:
+        if "filtered" in messages[1]["content"]:
+            raise RefusedTextError("HTTP 400: content filter")
+        return '{"score": 80}'
+
+    corpora = {"a": (["x", "x"], ["y", "filtered"]), "b": (["x"], ["filtered"]), "c": (["x"], ["y"])}
+    found = per_video.clair_values(corpora, judge)
+    assert [found[name][0].value for name in "abc"] == [found[name][1].value for name in "abc"] == [0.8, None, 0.8]
+    assert found["b"][0].reason == "HTTP 400: content filter"
 
 
 def test_a_score_in_percent_ends_a_video_of_the_release_only():

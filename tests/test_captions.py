@@ -89,8 +89,13 @@ def test_cider_by_hand():
     assert found.value == pytest.approx(10 * 2 / 4 / 2)
 
 
-def test_spice_is_never_downloaded(scores):
-    assert scores["two"]["SPICE"] == (None, "not asked for")
+def test_spice_stands_nowhere_unless_it_is_asked_for(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert "SPICE" not in caption_scores(["a cat"], ["a cat"])
+    assert list(caption_scores(["a cat"], ["a cat"], spice=True)) == [*CAPTION_METRICS, "SPICE"]
+
+
+def test_spice_is_never_downloaded():
     if not (captions._installed() / "spice" / "lib" / captions._SPICE_JARS[0]).is_file():
         found = captions._spice({0: ["a cat"]}, {0: ["a cat"]})
         assert found.value is None and "stanford-corenlp-3.6.0.jar" in found.reason

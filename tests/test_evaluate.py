@@ -29,6 +29,18 @@ PLAIN = [*TOY, "--no_gallery"]
 FILES = ["gallery", "plots.png", PREDICTIONS, "results.json", "results.md", RUN]
 
 
+def test_requests_a_minute_reach_the_judge(tmp_path, capsys):
+    given = ["--model", "m", *TOY, "--judge_url", "http://localhost:1/v1", "--judge_model", "small"]
+    files = PredictionFiles(tmp_path)
+    for more, expected in ([], None), (["--judge_rpm", "30"], 30.0):
+        tools, named = evaluate.open_tools(evaluate.parse([*given, *more]), files)
+        assert tools.judge.judge.settings.requests_per_minute == expected
+        assert named["judge"]["model"] == "small" and "requests_per_minute" not in named["judge"]
+    with pytest.raises(SystemExit):
+        evaluate.parse([*given, "--judge_rpm", "0"])
+    assert "--judge_rpm must be more than 0" in capsys.readouterr().err
+
+
 class ScriptedModel:
     """Says the same to everything, with a mask of everything; `asked` counts."""
 

@@ -303,11 +303,25 @@ def test_table_leaves_out_empty_columns():
     rows = rows_of(scores)
     assert rows[0] == ("part", "score", "value", "95 %", "chance", "count")
     assert rows[1] == ("val", "mIoU", "0.500", "0.250 to 0.750", "", "4")
-    assert rows[3] == ("words", "CLAIR", "none: no judge", "", "", "0")
+    assert rows[3] == ("words", "CLAIR", "none", "", "", "0")
     lines = terminal_table(scores).splitlines()
     assert (
         lines[2].startswith("     ") and "val" not in lines[2] and len({line.index("  ") for line in lines[:2]}) == 2
     )
+
+
+def test_a_reason_stands_once_below_the_table():
+    missing = [("METEOR", "Java is not installed"), ("CLAIR", "no judge"), ("CIDEr", "Java is not installed")]
+    scores = [Score(name, None, 0, part, reason=reason) for part in ("all", "mevis") for name, reason in missing]
+    expected = ["no METEOR, CIDEr: Java is not installed", "no CLAIR: no judge"]
+    assert terminal_table(scores).splitlines()[-3:] == ["", *expected]
+    about = {
+        **IDENTITY, "commit": "c", "command": "x", "left_out": {}, "failures": [],
+        "samples": {"scored": 0, "failed": 0, "skipped": 0},
+    }  # fmt: skip
+    text = markdown(about, Scores(scores, []))
+    assert "| all | METEOR | none | 0 |" in text and all(text.count(line) == 1 for line in expected)
+    assert text.count("Java") == 1 and "no " not in terminal_table([Score("mIoU", 0.5, 1)])
 
 
 def test_markdown_names_failures():

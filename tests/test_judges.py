@@ -120,6 +120,15 @@ def test_a_refusal_is_not_repeated(serve):
     assert len(server.requests) == 1
 
 
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_a_text_that_is_refused(serve, status):
+    server = serve((status, b"too long"), (200, completion('{"score": 40}')))
+    judge = EndpointJudge(server.url, "small", QUICK)
+    verdict = clair("a", "b", judge)
+    assert verdict.value is None and f"refuses: HTTP {status}: too long" in verdict.reason
+    assert clair("a", "b", judge).value == 0.4 and len(server.requests) == 2
+
+
 def test_an_endpoint_that_is_down(serve):
     server = serve((200, b""))
     server.http.shutdown()
@@ -153,10 +162,10 @@ def test_wrong_addresses(url):
 
 
 def test_kept_answers_are_not_asked_again(serve, tmp_path):
-    server = serve((200, completion("Grüße\u2028")))
+    server = serve((200, completion("Grüße: 80\u2028")))
     for _ in range(2):  # a second run
         judge = open_judge(server.url, "small", tmp_path / "new" / "cache", QUICK)
-        assert judge(MESSAGES) == judge(MESSAGES) == "Grüße\u2028"
+        assert judge(MESSAGES) == judge(MESSAGES) == "Grüße: 80\u2028"
     assert len(server.requests) == 1
     judge([{"role": "user", "content": "else"}])
     open_judge(server.url, "large", tmp_path / "new" / "cache", QUICK)(MESSAGES)
@@ -164,7 +173,7 @@ def test_kept_answers_are_not_asked_again(serve, tmp_path):
 
 
 def test_failures_are_not_kept(serve, tmp_path):
-    server = serve((400, b"no"), (200, completion('{"score": 40}')))
+    server = serve((403, b"no"), (200, completion('{"score": 40}')))
     judge = open_judge(server.url, "small", tmp_path, QUICK)
     with pytest.raises(JudgeError):
         clair("a", "b", judge)
@@ -172,12 +181,19 @@ def test_failures_are_not_kept(serve, tmp_path):
     assert clair("a", "b", judge).value == 0.4
 
 
-@pytest.mark.parametrize("damage", ["", '{"answer"', "[1]", '{"answer": 3}', "{}"])
+def test_answers_without_a_score_are_not_kept(serve, tmp_path):
+    server = serve(*[(200, completion("I cannot say."))] * 3, (200, completion('{"score": 40}')))
+    judge = open_judge(server.url, "small", tmp_path, QUICK)
+    assert clair("a", "b", judge).value is None and list(tmp_path.iterdir()) == []
+    assert clair("a", "b", judge).value == clair("a", "b", judge).value == 0.4 and len(server.requests) == 4
+
+
+@pytest.mark.parametrize("damage", ["", '{"answer"', "[1]", '{"answer": 3}', "{}", '{"answer": "no idea"}'])
 def test_a_damaged_file_is_replaced(serve, tmp_path, damage):
-    server = serve((200, completion("fine")))
+    server = serve((200, completion("fine: 80")))
     judge = CachedJudge(EndpointJudge(server.url, "small", QUICK), tmp_path)
     judge.path(MESSAGES).write_text(damage)
-    assert judge(MESSAGES) == "fine" and judge(MESSAGES) == "fine"
+    assert judge(MESSAGES) == judge(MESSAGES) == "fine: 80"
     assert len(server.requests) == 1
 
 

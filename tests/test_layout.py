@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -413,6 +414,7 @@ def test_readme_tree_is_the_tree():
     if not TINY.is_dir():
         paths = [path for path in paths if not path.startswith("checkpoints/")]
     assert [path for path in paths if not (ROOT / path).exists()] == []
+    assert [path for path, count in Counter(paths).items() if count > 1] == []
     expected = {path for path in PYTHON if path.split("/")[0] in ("scripts", path) and path != "__init__.py"}
     assert expected - set(paths) == set()
 

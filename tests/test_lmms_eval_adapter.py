@@ -48,6 +48,10 @@ class FakeLmms(abc.ABC):
     def rank(self):
         return self._rank
 
+    @property
+    def world_size(self):
+        return self._world_size
+
 
 @dataclass(frozen=True)
 class FakeManifest:
@@ -119,6 +123,15 @@ def ask(model):
         return model.generate_until(requests)
 
     return run
+
+
+def test_a_process_knows_its_place(adapter, monkeypatch):
+    if not TINY.is_dir():
+        pytest.skip("checkpoints/sama-tiny does not exist: make it with scripts/make_tiny.py")
+    for name, value in {"RANK": "9", "LOCAL_RANK": "1", "WORLD_SIZE": "16"}.items():
+        monkeypatch.setenv(name, value)
+    found = adapter.SamaLmms(str(TINY), device="cpu")
+    assert (found.rank, found.world_size) == (9, 16)
 
 
 def test_manifest_names_the_class(adapter):

@@ -80,6 +80,15 @@ def test_a_phrase_for_each_mask():
     assert recall([pair(ONE, [[0.1, 1.0]])], "release").value == 0
 
 
+def test_a_mask_without_a_phrase_matches_nothing_in_glamm():
+    second = pair([[0.1, 0.9]], [[1.0]])
+    assert matches(second, GLAMM) == [] and recall([second, pair(ONE, ONE)], GLAMM).value == 1 / 2
+    # Also where a pair was found before it, on the other axis, and where nothing was said
+    assert matches(pair([[0.9, 0.0], [0.0, 0.8]], [[1.0]]), GLAMM) == []
+    assert matches(pair([[0.1], [0.9]], [[1.0]]), GLAMM) == matches(pair(ONE, np.zeros((1, 0))), GLAMM) == []
+    assert matches(pair([[0.9, 0.1]], [[1.0]]), GLAMM) == [(0, 0)]
+
+
 def test_nan_is_the_largest_in_glamm():
     one = pair([[1.0, 0.0], [0.0, np.nan]], np.ones((2, 2)))
     assert matches(one, GLAMM) == [(1, 1), (0, 0)]
