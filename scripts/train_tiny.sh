@@ -10,7 +10,6 @@ mkdir -p "$out"
 
 [ -d "$out/start" ] || "$python" scripts/make_tiny.py --to "$out/start"
 
-# SAM 2 and the masks of the language side do not wait for each other until dialogues begin
 "$python" scripts/train_tiny_masks.py --model "$out/start" --to "$out/masks" | tee -a "$out/masks.log"
 "$python" scripts/train_tiny_language.py --model "$out/start" --masks "$out/masks" --to "$out/language" |
     tee -a "$out/language.log"
