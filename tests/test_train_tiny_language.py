@@ -117,9 +117,11 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path, processor):
         learn(killed, arguments, tmp_path / "state.pt")
     learn(resumed, arguments, tmp_path / "state.pt")
     parts = trained_parts(whole.model), trained_parts(resumed.model)
-    for ours, theirs in zip(*(part.parameters() for part in parts), strict=True):
-        # Sums in another order, as memory happens to lie, change the last bits
-        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-3)
+    ours, theirs = (torch.cat([parameter.detach().flatten() for parameter in part.parameters()]) for part in parts)
+    # Sums in another order, as memory happens to lie, change the last bits, and Adam makes a step of 1e-3 of a gradient
+    # that is nearly zero: a few of millions of weights may differ visibly, by less than one step
+    gap = (ours - theirs).abs()
+    assert (gap > 1e-5).float().mean() < 1e-3 and gap.max() < 1e-3
     moved = [not torch.equal(a, b) for a, b in zip(parts[0].parameters(), start, strict=True)]
     assert sum(moved) > 0.9 * len(moved)
     kept = [torch.equal(a, b) for a, b in zip(whole.model.model.mask_tracker.parameters(), tracker, strict=True)]
