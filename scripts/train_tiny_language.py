@@ -126,7 +126,7 @@ class Teacher:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.heads = Heads(width)
-        self.prompts = AttributePrompts(model.config.sam_config.prompt_encoder_config.hidden_size)
+            self.prompts = AttributePrompts(model.config.sam_config.prompt_encoder_config.hidden_size)
         self.prompts.requires_grad_(False)
         self.world = ToyWorld({"split": split, "tasks": TALK}, seed)
         self.sights = ToyWorld({"split": split, "tasks": {"dialogue": 3, "caption": 1, "refer_look": 1}}, seed + 1)
@@ -240,13 +240,11 @@ class Teacher:
         losses["named"] = self.class_loss(self.heads.named, temporal, known, "named", report)
         losses["context"], report["context px"] = self.context_loss(lessons, embeds[types == CONTEXT_TOKEN])
         regions = [(lesson.clip, thing) for lesson in lessons for thing in lesson.regions]
-        classes = torch.tensor([facts(*one) for one in regions]).T
-        classes = dict(zip(CLOSED_SETS, classes, strict=True)) if regions else {}
-        for name, kind in (("pooled", REGION_POOLED_TOKEN), ("shape", REGION_SHAPE_TOKEN)):
-            if regions:
+        if regions:
+            classes = dict(zip(CLOSED_SETS, torch.tensor([facts(*one) for one in regions]).T, strict=True))
+            for name, kind in (("pooled", REGION_POOLED_TOKEN), ("shape", REGION_SHAPE_TOKEN)):
                 heads = self.heads.get_submodule(name)
                 losses[name] = self.class_loss(heads, embeds[types == kind], classes, name, report)
-        if regions:
             losses["asked"] = self.class_loss(self.heads.asked, asked[0][1], classes, "asked", report)
         if with_language:
             hidden = model.model(inputs_embeds=embeds, attention_mask=batch["attention_mask"]).last_hidden_state
@@ -338,12 +336,23 @@ class Teacher:
         things = [(lesson.clip, thing) for lesson in lessons for thing in lesson.segs]
         if not things:
             return hidden.new_zeros(()), 0.0
-        looks = np.stack([look_of(clip)[thing] for clip, thing in things])
-        ways = np.stack([place_of(clip.masks[[thing]])[0] for clip, thing in things])
-        wanted = self.prompts(torch.from_numpy(looks), torch.from_numpy(ways))
+        wanted = self.prompts(*map(torch.from_numpy, told_of(things)))
         found = self.model.project_seg_states(hidden[labels == self.model.config.seg_token_id])
-        loss = (found - wanted).square().mean() / wanted.var(0, unbiased=False).mean().clamp(min=1e-6)
+        spread = wanted.var(0, unbiased=False).mean().clamp(min=0.1)  # a single [SEG] has none
+        loss = (found - wanted).square().mean() / spread
         return loss, loss.item()
+
+
+def told_of(things: list[tuple[Clip, int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Looks (num_things, 3) and places (num_things, 7) of things, as [`AttributePrompts`] takes them. Places are told
+    only of those that look like another one: a place is harder to say than a look."""
+    looks, places = [], []
+    for clip, thing in things:
+        own = look_of(clip)
+        twin = (np.delete(own, thing, axis=0) == own[thing]).all(1).any()
+        looks.append(own[thing])
+        places.append(place_of(clip.masks[[thing]])[0] * twin)
+    return np.stack(looks), np.stack(places)
 
 
 @contextmanager
@@ -388,7 +397,7 @@ def learn(teacher: Teacher, arguments: argparse.Namespace, state_path: Path) -> 
         if step < arguments.mask_steps:
             losses, report = teacher.stamp_losses(MASKS, np.random.default_rng([arguments.seed, step]))
         else:
-            if step % BLOCK == 0 or not block:
+            if step % BLOCK == 0 or step == sights or not block:
                 block = teacher.block(step, arguments.batch_size, step >= sights)
             losses, report = teacher.losses(block[step % BLOCK], step >= sights)
             stamps, _ = teacher.stamp_losses(REHEARSED, np.random.default_rng([arguments.seed, step]))
@@ -419,13 +428,15 @@ def main() -> None:
     parser.add_argument("--dialogue-steps", type=int, default=3000, help="steps on dialogues after them")
     parser.add_argument("--batch-size", type=int, default=16, help="clips in a step")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--keep", action="store_true", help="start from the model's weights, not from new ones")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--log-steps", type=int, default=50)
     parser.add_argument("--save-steps", type=int, default=100)
     arguments = parser.parse_args()
     model = SamaForConditionalGeneration.from_pretrained(arguments.model, dtype=torch.float32)
     processor = SamaProcessor.from_pretrained(arguments.model, trust_remote_code=True)
-    start_anew(trained_parts(model), arguments.seed)
+    if not arguments.keep:
+        start_anew(trained_parts(model), arguments.seed)
     teacher = Teacher(model.train(), processor, arguments.seed)
     if arguments.masks:
         state = torch.load(arguments.masks / "state.pt", weights_only=True)

@@ -5,13 +5,17 @@
 A learned prompt of colour, shape, size and place stands for [SEG] and goes to the tuned decoder; clicks and boxes go
 to the original one; on short clips memory carries masks through frames that were not prompted. Weights of SAM 2 start
 anew, as torch starts them: with transformers' small normal weights the decoders paint everything and never look at
-their prompt (docs/log.md). Killed, it goes on from its last state, `state.pt`, as if nothing had been.
+their prompt (docs/log.md). With `--keep` they go on from those of the model, and the prompts, which no checkpoint
+holds, are learned anew in the steps without memory. They and the image encoder then stay as they are: the next stage
+goes by the former, and the latter becomes worse by steps with memory (docs/log.md). Killed, it goes on from its last
+state, `state.pt`, as if nothing had been.
 """
 
 import argparse
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +33,8 @@ from sama.processing_sama import SamaProcessor
 from sama.scripts.tiny_facts import colours_of_cells
 
 
-FRAMES, CLIP_FRAMES = 8, 5  # of a toy clip; of them, those that a step with memory sees
+FRAMES, CLIP_FRAMES = 16, 5  # of a toy clip; of them, those that a step with memory sees
+STRIDES = 3  # a step with memory sees neighbours, every second frame or every third one
 IMAGES, CLIPS = 16, 4  # in a step without memory, and in one with it
 WARM_UP, FLOOR, WEIGHT_DECAY = 50, 0.05, 0.01
 # Masks of small things are few pixels: dice weighs as much as BCE, other than in the published recipe
@@ -187,7 +192,8 @@ class MaskLesson:
 
     def clip_loss(self, clip: Clip, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
         """Some frames of a clip, one or two of them prompted by attributes, the others reached by memory."""
-        frames = np.sort(rng.choice(FRAMES, CLIP_FRAMES, replace=False))
+        stride = rng.integers(1, STRIDES + 1)
+        frames = rng.integers(FRAMES - stride * (CLIP_FRAMES - 1)) + stride * np.arange(CLIP_FRAMES)
         prompted = sorted(rng.choice(CLIP_FRAMES, rng.integers(1, 3), replace=False).tolist())
         loss, overlap, present, reached = self.follow(clip, frames, prompted, describe(clip, rng))
         seen = reached & (present > 0)
@@ -257,11 +263,16 @@ def learn(lesson: MaskLesson, arguments: argparse.Namespace, state_path: Path) -
         optimizer.load_state_dict(state["optimizer"])
         first = state["step"]
         print(f"going on from step {first}")
+    schedules = (0, arguments.image_steps, steps) if arguments.keep else (0, steps)
+    settled = nn.ModuleList([lesson.prompts, lesson.tracker.sam.vision_encoder])
     for step in range(first, steps):
+        if arguments.keep:
+            settled.requires_grad_(step < arguments.image_steps)
         rng = np.random.default_rng([arguments.seed, step])
         torch.manual_seed(arguments.seed + step)  # dropout in the memory
+        start, end = next(bounds for bounds in pairwise(schedules) if step < bounds[1])
         for group in optimizer.param_groups:
-            group["lr"] = arguments.learning_rate * rate(step, steps)
+            group["lr"] = arguments.learning_rate * rate(step - start, end - start)
         optimizer.zero_grad()
         with_memory = step >= arguments.image_steps and step % 4
         clips = [lesson.clip(step * IMAGES + number) for number in range(CLIPS if with_memory else IMAGES)]
@@ -306,6 +317,7 @@ def main() -> None:
     parser.add_argument("--image-steps", type=int, default=3000, help="steps on frames alone")
     parser.add_argument("--clip-steps", type=int, default=3000, help="steps after them, three of four with memory")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--keep", action="store_true", help="start from the model's weights, not from new ones")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--log-steps", type=int, default=50)
     parser.add_argument("--save-steps", type=int, default=200)
@@ -314,7 +326,8 @@ def main() -> None:
     model = SamaForConditionalGeneration.from_pretrained(arguments.model, dtype=torch.float32)
     processor = SamaProcessor.from_pretrained(arguments.model, trust_remote_code=True)
     tracker = model.model.mask_tracker.train()
-    start_anew(tracker, arguments.seed)
+    if not arguments.keep:
+        start_anew(tracker, arguments.seed)
     lesson = MaskLesson(tracker, processor, arguments.seed)
     arguments.to.mkdir(parents=True, exist_ok=True)
     learn(lesson, arguments, arguments.to / "state.pt")

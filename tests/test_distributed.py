@@ -38,11 +38,20 @@ def free_port() -> str:
         return str(listener.getsockname()[1])
 
 
-def launch(launcher: list[str], arguments: list[str], folder: Path) -> dict:
+@pytest.fixture(scope="module")
+def extensions(tmp_path_factory) -> Path:
+    """Where DeepSpeed builds its communication for these tests. In the folder of the user, a build that was killed
+    leaves a lock for which the next launch waits without end."""
+    return tmp_path_factory.mktemp("torch_extensions")
+
+
+def launch(launcher: list[str], arguments: list[str], folder: Path, extensions: Path | None = None) -> dict:
     """The report of two processes."""
     report = folder / "report.json"
     command = [sys.executable, *launcher, str(WORKER), arguments[0], str(report), *arguments[1:]]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT.parent), *sys.path])}
+    if extensions:
+        environment["TORCH_EXTENSIONS_DIR"] = str(extensions)
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
     return json.loads(report.read_text(encoding="utf-8"))
@@ -83,9 +92,9 @@ def assert_same_weights(folder: Path, expected: dict[str, torch.Tensor]) -> None
 
 @needs_deepspeed
 @pytest.mark.parametrize("stage", [2, 3])
-def test_zero_equals_one_process_whatever_each_process_reads(stage, tmp_path, expected):
+def test_zero_equals_one_process_whatever_each_process_reads(stage, tmp_path, expected, extensions):
     """Text alone beside frames, a region and masks: parts that one process does not use, the other does."""
-    report = launch(by_torchrun(), ["zero", str(stage), str(tmp_path)], tmp_path)
+    report = launch(by_torchrun(), ["zero", str(stage), str(tmp_path)], tmp_path, extensions)
     assert (report["world"], report["wrapper"], report["stage"]) == (2, "DeepSpeedEngine", stage)
     names = [name for name, _ in tiny_model().named_parameters()]
     assert report["cut"] == [name for name in names if stage == 3 and name.startswith(SHARDED)]
@@ -101,18 +110,18 @@ def test_fsdp2_equals_one_process_whatever_each_process_reads(tmp_path, expected
 
 
 @needs_deepspeed
-def test_train_under_zero2_by_accelerate(tmp_path):
+def test_train_under_zero2_by_accelerate(tmp_path, extensions):
     arguments = ["train", *TRAINING, "--output_dir", str(tmp_path / "run")]
-    report = launch(by_accelerate("zero2"), arguments, tmp_path)
+    report = launch(by_accelerate("zero2"), arguments, tmp_path, extensions)
     assert (report["world"], report["wrapper"], report["stage"]) == (2, "DeepSpeedEngine", 2)
     check_run(report, tmp_path / "run")
 
 
 @needs_deepspeed
-def test_train_under_zero3_by_torchrun(tmp_path):
+def test_train_under_zero3_by_torchrun(tmp_path, extensions):
     arguments = ["train", *TRAINING, "--output_dir", str(tmp_path / "run"), "--deepspeed",
                  "scripts/accelerate/zero3.json"]  # fmt: skip
-    report = launch(by_torchrun(), arguments, tmp_path)
+    report = launch(by_torchrun(), arguments, tmp_path, extensions)
     assert (report["world"], report["wrapper"], report["stage"]) == (2, "DeepSpeedEngine", 3)
     assert any(name.startswith("model.language_model.") for name in report["cut"])
     assert not any(name.startswith(WHOLE) for name in report["cut"])

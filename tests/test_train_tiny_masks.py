@@ -1,6 +1,7 @@
 """The first stage of the small model: what its prompts say, and that a killed run goes on to the same weights."""
 
 from argparse import Namespace
+from copy import deepcopy
 from types import SimpleNamespace
 
 import numpy as np
@@ -59,12 +60,24 @@ def test_a_point_lies_on_the_mask_and_a_box_around_it():
     assert found[2, 3] == [[4, 4], [8, 12]]
 
 
-def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path):
-    def lesson() -> MaskLesson:
-        size = SimpleNamespace(sam_image_size=SAM_SIZE, sam_pixel_values=small_pixels)
-        return MaskLesson(tiny_model().model.mask_tracker.train(), size, seed=0)
+def lesson() -> MaskLesson:
+    size = SimpleNamespace(sam_image_size=SAM_SIZE, sam_pixel_values=small_pixels)
+    return MaskLesson(tiny_model().model.mask_tracker.train(), size, seed=0)
 
-    arguments = Namespace(image_steps=1, clip_steps=2, learning_rate=1e-3, seed=0, log_steps=9, save_steps=1)
+
+def steps(**changes) -> Namespace:
+    few = {"image_steps": 1, "clip_steps": 2, "keep": False, "learning_rate": 1e-3, "seed": 0}
+    return Namespace(**few | {"log_steps": 9, "save_steps": 1} | changes)
+
+
+def moved(part: torch.nn.Module, start: torch.nn.Module) -> float:
+    """Share of parameters that differ."""
+    pairs = list(zip(part.parameters(), start.parameters(), strict=True))
+    return sum(not torch.equal(*pair) for pair in pairs) / len(pairs)
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path):
+    arguments = steps()
     whole, killed, resumed = lesson(), lesson(), lesson()
     learn(whole, arguments, tmp_path / "whole.pt")
     clip = killed.clip
@@ -75,9 +88,18 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path):
     for (name, ours), theirs in zip(resumed.tracker.named_parameters(), whole.tracker.parameters(), strict=True):
         # Sums in another order, as memory happens to lie, change the last bits
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
-    start = tiny_model().model.mask_tracker
-    moved = [not torch.equal(a, b) for a, b in zip(whole.tracker.parameters(), start.parameters(), strict=True)]
-    assert sum(moved) > len(moved) / 2
+    assert moved(whole.tracker, tiny_model().model.mask_tracker) > 0.5
+    assert moved(whole.prompts, lesson().prompts) == 1
+
+
+def test_prompts_that_another_stage_goes_by_stay_while_memory_is_learned(tmp_path):
+    kept, start = lesson(), lesson()
+    learn(kept, steps(keep=True, clip_steps=0), tmp_path / "state.pt")
+    prompts, encoder = deepcopy(kept.prompts), deepcopy(kept.tracker.sam.vision_encoder)
+    assert moved(prompts, start.prompts) == 1 and moved(encoder, start.tracker.sam.vision_encoder) > 0.5
+    learn(kept, steps(keep=True), tmp_path / "state.pt")
+    assert moved(kept.prompts, prompts) == moved(kept.tracker.sam.vision_encoder, encoder) == 0
+    assert moved(kept.tracker.sam.memory_attention, start.tracker.sam.memory_attention) > 0.5
 
 
 def small_pixels(frame: np.ndarray) -> torch.Tensor:
