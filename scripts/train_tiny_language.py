@@ -28,7 +28,7 @@ from sama.configuration_sama import CONTEXT_TOKEN, REGION_POOLED_TOKEN, REGION_S
 from sama.data.collator import IGNORED
 from sama.data.rendering import Renderer, RenderSettings
 from sama.data.toy_clip import Clip
-from sama.data.toy_shapes import COLOURS
+from sama.data.toy_shapes import COLOURS, SIZES
 from sama.data.toy_world import ToyWorld
 from sama.modeling_sama import VISUAL_INPUT_NAMES, SamaForConditionalGeneration, SamaVisualInputs
 from sama.processing_sama import SamaProcessor
@@ -36,6 +36,7 @@ from sama.scripts.tiny_facts import (
     CELL,
     CLOSED_SETS,
     PLACE,
+    SIDE,
     cells,
     colours_of_cells,
     draw_stamps,
@@ -57,8 +58,9 @@ TALK = {
 BLOCK = 4  # steps whose lessons are drawn together, so that those of a step are of like length
 MASKS, REHEARSED = 512, 96  # masks in a step of the first phase, and in one of the others
 WEIGHTS = {
-    "language": 3.0, "prompt": 2.0, "context": 1.0, "cells": 20.0, "found": 100.0, "pooled": 0.1, "shape": 0.2,
-    "asked": 0.2, "named": 0.5, "attention": 0.5, "rehearsal": 1.0, "state": 0.15, "way": 2.0, "stamp": 2.0,
+    "language": 3.0, "prompt": 2.0, "context": 1.0, "cells": 20.0, "spot": 5.0, "found": 100.0, "pooled": 0.1,
+    "shape": 0.2, "asked": 0.2, "named": 0.5, "attention": 2.0, "rehearsal": 1.0, "state": 0.15, "way": 2.0,
+    "stamp": 2.0,
 }  # fmt: skip
 
 
@@ -99,6 +101,7 @@ class Heads(nn.Module):
         self.context = mlp(width, PLACE)
         self.cells = mlp(width, CELL * len(COLOURS))
         self.found = nn.Linear(width, CELL)
+        self.spot = nn.Linear(width, 2)
         self.named = nn.ModuleDict({kind: mlp(width, len(CLOSED_SETS[kind])) for kind in ("colour", "shape")})
         self.stamps = nn.ModuleDict({name: mlp(width, PLACE) for name in ("shape", "asked")})
         self.pooled = nn.ModuleDict({kind: mlp(width, len(CLOSED_SETS[kind])) for kind in ("colour", "size")})
@@ -230,6 +233,7 @@ class Teacher:
         ):
             embeds = model.model.embed_inputs(batch["input_ids"], types, visual)
         losses["cells"] = self.cell_loss(lessons, frames[0][1], visual)
+        losses["spot"], report["spot px"] = self.spot_loss(frames[0][1])
         losses["found"] = self.found_loss(lessons, [output for _, output in attended])
         pairs = zip((output for _, output in queries), (output for _, output in keys), strict=True)
         losses["attention"] = self.attention_loss(lessons, pairs)
@@ -271,19 +275,32 @@ class Teacher:
         found = self.heads.cells(frames[rows])
         return F.mse_loss(found, torch.from_numpy(np.concatenate(wanted)))
 
+    def spot_loss(self, frames: torch.Tensor) -> tuple[torch.Tensor, float]:
+        """Where in its frame each cell lies, read off it; `frames` (num_frames, tokens, width). Without it cells keep
+        their colours alone, and no attention to them can tell where a thing is (docs/log.md)."""
+        centres = (torch.arange(self.grid) + 0.5) / self.grid
+        wanted = torch.cartesian_prod(centres, centres).expand(len(frames), -1, -1)
+        found = self.heads.spot(frames)
+        return F.mse_loss(found, wanted), SIDE * (found - wanted).abs().mean().item()
+
     def attention_loss(
         self, lessons: list[Lesson], pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]
     ) -> torch.Tensor:
         """Which temporal tokens the cells of a frame read: those that hold the thing in question the first four, by
         where in the frame they hold it, all others the rest. `pairs` has for each lesson queries (num_frames, tokens,
-        width) and keys (num_questions, num_temporal_queries, width)."""
+        width) and keys (num_questions, num_temporal_queries, width). The few cells that hold the thing, those that
+        hold another one and the bare ground weigh the same."""
         losses = []
         for lesson, (queries, keys) in zip(lessons, pairs, strict=True):
             for subject, own in zip(lesson.subjects, keys, strict=True):
                 if subject >= 0 and lesson.whole_frames:
-                    wanted = readers(lesson.clip.masks[subject][lesson.frames], self.grid, len(own))
+                    masks = lesson.clip.masks[:, lesson.frames]
+                    wanted = torch.from_numpy(readers(masks[subject], self.grid, len(own)))
                     found = (queries @ own.T / own.shape[-1] ** 0.5).log_softmax(-1)
-                    losses.append(-(torch.from_numpy(wanted) * found).sum(-1).mean())
+                    apart = -(wanted * found).sum(-1)
+                    thing, things = (cells(mask, self.grid)[..., 0] > 0 for mask in (masks[subject], masks.any(0)))
+                    kinds = [apart[torch.from_numpy(kind)] for kind in (thing, things & ~thing, ~things)]
+                    losses.append(torch.stack([kind.mean() for kind in kinds if len(kind)]).mean())
         return torch.stack(losses).mean()
 
     def found_loss(self, lessons: list[Lesson], attended: list[torch.Tensor]) -> torch.Tensor:
@@ -308,7 +325,7 @@ class Teacher:
         known = torch.tensor(known)
         found = self.heads.context(tokens[known])
         loss, gap = place_loss(found, torch.from_numpy(np.concatenate(wanted))[known])
-        return loss, 64 * gap.item()
+        return loss, SIDE * gap.item()
 
     def way_loss(self, states: torch.Tensor, regions: list[tuple[Clip, int]]) -> tuple[torch.Tensor, float]:
         """Where the thing of a region is at `WAY_TIMES` moments, read off the region's state (num_regions, width)."""
@@ -316,7 +333,7 @@ class Teacher:
         wanted = [places(clip, [thing], times)[0] for (clip, thing), times in zip(regions, moments, strict=True)]
         found = self.heads.way(states).unflatten(-1, (WAY_TIMES, PLACE))
         loss, gap = place_loss(found, torch.from_numpy(np.stack(wanted)))
-        return loss, 64 * gap.item()
+        return loss, SIDE * gap.item()
 
     def class_loss(
         self, heads: nn.ModuleDict, tokens: torch.Tensor, classes: dict, name: str, report: dict
@@ -344,14 +361,18 @@ class Teacher:
 
 
 def told_of(things: list[tuple[Clip, int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Looks (num_things, 3) and places (num_things, 7) of things, as [`AttributePrompts`] takes them. Places are told
-    only of those that look like another one: a place is harder to say than a look."""
+    """Looks (num_things, 3) and places (num_things, 7) of things, as [`AttributePrompts`] takes them. A size is told
+    only where colour and shape do not decide, and a place where a size does not either: an answer tells them seldom,
+    and then the language model has to see them."""
     looks, places = [], []
     for clip, thing in things:
         own = look_of(clip)
-        twin = (np.delete(own, thing, axis=0) == own[thing]).all(1).any()
-        looks.append(own[thing])
-        places.append(place_of(clip.masks[[thing]])[0] * twin)
+        look, others = own[thing].copy(), np.delete(own, thing, axis=0)
+        place = place_of(clip.masks[[thing]])[0] * (others == look).all(1).any()
+        if not (others[:, :2] == look[:2]).all(1).any():
+            look[2] = len(SIZES)
+        looks.append(look)
+        places.append(place)
     return np.stack(looks), np.stack(places)
 
 
