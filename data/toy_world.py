@@ -51,11 +51,11 @@ class ToyWorld:
 
     def __getitem__(self, index: int) -> ToySample:
         task, clip, turns = self.play(index)
-        return ToySample(clip.frames, self._record(index, task, clip, turns), clip.masks)
+        return ToySample(clip.frames, self.record(index, task, clip, turns), clip.masks)
 
     def describe(self, index: int) -> dict:
         """The record alone, without drawing the frames."""
-        return self._record(index, *self.play(index, frames=False))
+        return self.record(index, *self.play(index, frames=False))
 
     def play(self, index: int, frames: bool = True) -> tuple[str, Clip, list[Turn]]:
         """The task, the clip and the turns behind a record."""
@@ -77,7 +77,8 @@ class ToyWorld:
         rng = np.random.default_rng([self.seed, SPLITS.index(self.settings.split), index])
         return tuple(TASKS)[int(np.searchsorted(self._shares, rng.random(), side="right"))], rng
 
-    def _record(self, index: int, task: str, clip: Clip, turns: list[Turn]) -> dict:
+    def record(self, index: int, task: str, clip: Clip, turns: list[Turn]) -> dict:
+        """The record of what [`play`] gave."""
         name = f"toy/{self.settings.split}/{self.seed}/{index}"
         toy = {
             "seed": self.seed,

@@ -24,13 +24,15 @@ import torch
 
 from sama.benchmarks.benchmark import Benchmark, digest_of
 from sama.benchmarks.registry import open_benchmark
+from sama.data.toy_clip import Clip
+from sama.data.toy_questions import Turn
 from sama.data.toy_world import ToyWorld
 from sama.evaluation.inference import Interviewer
 from sama.evaluation.provenance import checkpoint_hash
 from sama.modeling_sama import SamaForConditionalGeneration
 from sama.processing_sama import SamaProcessor
 from sama.scripts.benchmark_training import table
-from sama.scripts.train_tiny_language import Teacher, learn, trained_parts
+from sama.scripts.train_tiny_language import Lessons, Teacher, learn, trained_parts
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -99,9 +101,9 @@ class Rounds(ToyWorld):
         super().__init__(settings, seed)
         self.rounds = rounds
 
-    def describe(self, index: int) -> dict:
+    def record(self, index: int, task: str, clip: Clip, turns: list[Turn]) -> dict:
         """The record, cut."""
-        record = super().describe(index)
+        record = super().record(index, task, clip, turns)
         messages, others = record["messages"], len(record["messages"]) // 2 - self.rounds
         rng = np.random.default_rng([self.seed, index, self.rounds])
         first = 2 * int(rng.integers(max(others, 0) + 1))
@@ -124,8 +126,7 @@ def train_dialogues(variant: Dialogues, arguments: argparse.Namespace, folder: P
     model, processor = load(arguments.model)
     variant.leave_out(model)
     torch.manual_seed(arguments.seed)  # dropout
-    teacher = Teacher(model.train(), processor, arguments.seed)
-    teacher.world = Rounds(teacher.world.settings, arguments.seed, variant.rounds)
+    teacher = Teacher(model.train(), arguments.seed)
     masks = torch.load(arguments.masks / STATE, weights_only=True)
     model.model.mask_tracker.load_state_dict(masks["tracker"])
     model.model.mask_tracker.requires_grad_(False)
@@ -141,10 +142,14 @@ def train_dialogues(variant: Dialogues, arguments: argparse.Namespace, folder: P
         batch_size=arguments.batch_size,
         learning_rate=arguments.learning_rate,
         seed=arguments.seed,
+        device="cpu",
+        num_workers=0,
         log_steps=25,
         save_steps=50,
     )
-    learn(teacher, plan, folder / STATE)
+    lessons = Lessons(processor, model.config, plan)
+    lessons.world = Rounds(lessons.world.settings, arguments.seed, variant.rounds)
+    learn(teacher, lessons, folder / STATE)
     save(model, processor, folder)
     return model, processor
 

@@ -13,6 +13,7 @@ SIDE = 64  # of toy world's frames
 CLOSED_SETS = {"colour": COLOURS, "shape": SHAPES, "size": SIZES, "motion": MOTIONS, "direction": DIRECTIONS}
 DIRECTED = ("zigzag", "stop", "leave")  # motions with a direction that their name does not tell
 PLACE = 4  # seen or not, x, y and width, in shares of the picture
+LEAST_HELD = 0.1  # share of a cell
 CELL = 3  # share of a cell that is covered, and that share times mean x and y of the covered pixels, from -1 to 1
 
 
@@ -38,6 +39,14 @@ def colours_of_cells(clip: Clip, frames: list[int], grid: int) -> np.ndarray:
     for thing, masks in zip(clip.things, clip.masks, strict=True):
         held[:, :, list(COLOURS).index(thing.colour)] += cells(masks[frames], grid)
     return held
+
+
+def looks_of_cells(clip: Clip, frames: list[int], grid: int) -> np.ndarray:
+    """Shape and size, as classes, of the thing that each cell of a grid holds most of: (num_frames, grid * grid, 2);
+    -100 for cells that hold less than `LEAST_HELD` of every thing, and where a size is not true of the whole clip."""
+    cover = np.stack([cells(masks[frames], grid)[..., 0] for masks in clip.masks])
+    looks = np.array([facts(clip, thing)[1:3] for thing in range(len(clip.things))])
+    return np.where(cover.max(0)[..., None] < LEAST_HELD, IGNORED, looks[cover.argmax(0)])
 
 
 def places(clip: Clip, things: list[int], frames: list[int]) -> np.ndarray:

@@ -4,33 +4,40 @@
 
 Three phases, each with a schedule of its own and heads that are dropped afterwards. Masks alone: the shape encoders
 learn shape, size and place. Then frames: regions and names of things are shown to the aggregator, and heads read off
-its context tokens where the thing in question is in each frame, off every cell of a frame what colours it holds, and
-off the region tokens what they look like. Then dialogues: the language loss, the same heads, heads on the language
-model's states of a region (look, motion, way), and a [SEG] prompt that is to equal the one by which SAM 2 found the
-thing in the first stage, so that no frame passes SAM 2 here. Motion does not come from the language loss alone in the
-time there is (docs/log.md). Killed, it goes on from its last state, `state.pt`, as if nothing had been.
+its context tokens where the thing in question is in each frame, off every cell of a frame where it lies and what it
+holds, and off the region tokens what they look like. Then dialogues: the language loss, the same heads, heads on the
+language model's states of a region (look, motion, way), and a [SEG] prompt that is to equal the one by which SAM 2
+found the thing in the first stage, so that no frame passes SAM 2 here. Motion does not come from the language loss
+alone in the time there is (docs/log.md). Killed, it goes on from its last state, `state.pt`, as if nothing had been.
 """
 
 import argparse
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import chain, islice, pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import Dataset
 
-from sama.configuration_sama import CONTEXT_TOKEN, REGION_POOLED_TOKEN, REGION_SHAPE_TOKEN
+from sama.configuration_sama import CONTEXT_TOKEN, REGION_POOLED_TOKEN, REGION_SHAPE_TOKEN, SamaConfig
 from sama.data.collator import IGNORED
 from sama.data.rendering import Renderer, RenderSettings
 from sama.data.toy_clip import Clip
 from sama.data.toy_shapes import COLOURS, SIZES
 from sama.data.toy_world import ToyWorld
-from sama.modeling_sama import VISUAL_INPUT_NAMES, SamaForConditionalGeneration, SamaVisualInputs
+from sama.modeling_sama import (
+    VISUAL_INPUT_NAMES,
+    SamaForConditionalGeneration,
+    SamaVisualInputs,
+    questions_by_length,
+)
+from sama.modeling_sama_aggregator import of_videos
 from sama.processing_sama import SamaProcessor
 from sama.scripts.tiny_facts import (
     CELL,
@@ -41,25 +48,28 @@ from sama.scripts.tiny_facts import (
     colours_of_cells,
     draw_stamps,
     facts,
+    looks_of_cells,
     name_of,
     named,
     places,
     readers,
 )
-from sama.scripts.train_tiny_masks import AttributePrompts, look_of, place_of, rate, start_anew
+from sama.scripts.train_tiny_masks import AttributePrompts, in_advance, look_of, place_of, rate, start_anew
 from sama.video_sama import Region, SamaVideo
 
 
 WAY_TIMES = 8  # moments of a clip at which a region's state tells where the thing is
 TALK = {
-    "dialogue": 4, "refer_look": 2, "refer_motion": 1, "description": 0.5, "video_qa": 0.5, "caption": 0.5,
+    "dialogue": 4, "refer_look": 2, "refer_motion": 2, "description": 0.5, "video_qa": 0.5, "caption": 0.5,
     "still": 0.5,
 }  # fmt: skip
 BLOCK = 4  # steps whose lessons are drawn together, so that those of a step are of like length
+MASK_REGIONS = 0.85  # share of dialogues whose regions are masks; in the others they are clicks, boxes, scribbles too
 MASKS, REHEARSED = 512, 96  # masks in a step of the first phase, and in one of the others
 WEIGHTS = {
     "language": 3.0, "prompt": 2.0, "context": 1.0, "cells": 20.0, "spot": 5.0, "found": 100.0, "pooled": 0.1,
-    "shape": 0.2, "asked": 0.2, "named": 0.5, "attention": 2.0, "rehearsal": 1.0, "state": 0.15, "way": 2.0,
+    "shape": 0.2, "asked": 0.2, "named": 0.5, "attention": 2.0, "rehearsal": 1.0, "state": 0.3, "way": 2.0,
+    "seen": 0.3, "seg way": 1.0,
     "stamp": 2.0,
 }  # fmt: skip
 
@@ -108,7 +118,9 @@ class Heads(nn.Module):
         self.shape = nn.ModuleDict({kind: mlp(width, len(CLOSED_SETS[kind])) for kind in ("shape", "size")})
         self.asked = nn.ModuleDict({kind: mlp(width, len(CLOSED_SETS[kind])) for kind in ("shape", "size")})
         self.state = nn.ModuleDict({kind: mlp(width, len(words)) for kind, words in CLOSED_SETS.items()})
+        self.seen = nn.ModuleDict({kind: mlp(width, len(CLOSED_SETS[kind])) for kind in ("shape", "size")})
         self.way = mlp(width, WAY_TIMES * PLACE)
+        self.seg_way = mlp(width, WAY_TIMES * PLACE)
 
 
 def place_loss(found: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -119,33 +131,58 @@ def place_loss(found: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor,
     return 0.1 * presence + gap.sum() / seen.sum().clamp(min=1), gap[..., :2].sum() / seen.sum().clamp(min=1) / 2
 
 
-class Teacher:
-    """Lessons by their number, and the losses of a batch of them."""
+class Lessons(Dataset):
+    """Lessons by their number; and what the model sees in each step and what is true of it, a block at a time."""
 
-    def __init__(self, model: SamaForConditionalGeneration, processor: SamaProcessor, seed: int, split: str = "train"):
-        self.model, self.processor, self.seed = model, processor, seed
-        self.grid = int(model.config.image_seq_length**0.5)
-        width = model.config.text_config.hidden_size
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            self.heads = Heads(width)
-            self.prompts = AttributePrompts(model.config.sam_config.prompt_encoder_config.hidden_size)
-        self.prompts.requires_grad_(False)
-        self.world = ToyWorld({"split": split, "tasks": TALK}, seed)
-        self.sights = ToyWorld({"split": split, "tasks": {"dialogue": 3, "caption": 1, "refer_look": 1}}, seed + 1)
+    def __init__(self, processor: SamaProcessor, config: SamaConfig, arguments: argparse.Namespace):
+        self.processor, self.config, self.arguments, self.seed = processor, config, arguments, arguments.seed
+        self.grid = int(config.image_seq_length**0.5)
+        self.world = ToyWorld({"split": "train", "tasks": TALK}, self.seed)
+        moving = {"dialogue": 3, "caption": 1, "refer_look": 1}
+        self.sights = ToyWorld({"split": "train", "tasks": moving}, self.seed + 1)
 
-    # ---- lessons ----------------------------------------------------------------------------------------------------
+    @property
+    def phases(self) -> tuple[int, int, int]:
+        """The first steps of the phases after the first one, and the number of all steps."""
+        masks, arguments = self.arguments.mask_steps, self.arguments
+        return masks, masks + arguments.sight_steps, masks + arguments.sight_steps + arguments.dialogue_steps
+
+    def __len__(self) -> int:
+        return -(-self.phases[-1] // BLOCK)
+
+    def __getitem__(self, block: int) -> list[dict[str, dict[str, torch.Tensor]]]:
+        """For each step of a block the parts `stamps` and, after the first phase, `inputs` and `truth`."""
+        steps = range(BLOCK * block, min(BLOCK * (block + 1), self.phases[-1]))
+        examples = [{"stamps": self.stamps(step)} for step in steps]
+        for with_language in (False, True):
+            own = [
+                place
+                for place, step in enumerate(steps)
+                if self.phases[0] <= step and with_language == (step >= self.phases[1])
+            ]
+            for place, lessons in zip(own, self.of_like_length(block, len(own), with_language), strict=True):
+                inputs = self.encode(lessons)
+                examples[place] |= {"inputs": inputs, "truth": self.truth(lessons, inputs)}
+        return examples
+
+    def of_like_length(self, block: int, steps: int, with_language: bool) -> list[list[Lesson]]:
+        """The lessons of some steps of a block, those of each step about equally long."""
+        size, lesson = self.arguments.batch_size, self.dialogue if with_language else self.sight
+        first = block * BLOCK * size
+        drawn = sorted((lesson(first + number) for number in range(steps * size)), key=lambda one: len(one.messages))
+        order = np.random.default_rng([self.seed, 2, block]).permutation(steps)
+        return [drawn[place * size : (place + 1) * size] for place in order]
 
     def dialogue(self, index: int) -> Lesson:
         """A record of toy world as the Trainer would see it."""
         rng = np.random.default_rng([self.seed, index])
-        task, clip, _ = self.world.play(index)
-        record = self.world.describe(index)
+        task, clip, turns = self.world.play(index)
+        record = self.world.record(index, task, clip, turns)
         if task == "still":
             video = SamaVideo.open(clip.frames[0])
         else:
             video = SamaVideo.open(list(clip.frames))
-        shape = "mask" if rng.random() < 0.7 else "mixed"
+        shape = "mask" if rng.random() < MASK_REGIONS else "mixed"
         sample = Renderer(self.processor, RenderSettings(regions=shape))(record, video, None, rng)
         asked = [message for message in record["messages"] if message["role"] == "user"]
         answers = [message for message in record["messages"] if message["role"] == "assistant"]
@@ -181,14 +218,6 @@ class Teacher:
         messages[0]["content"].insert(0, {"type": "video", "video": video})
         return self.finish(Lesson(messages, clip, subjects, regions), video)
 
-    def block(self, step: int, size: int, with_language: bool) -> list[list[Lesson]]:
-        """The lessons of the `BLOCK` steps around this one, `size` for each step."""
-        first = step // BLOCK * BLOCK * size
-        lesson = self.dialogue if with_language else self.sight
-        drawn = sorted((lesson(first + number) for number in range(BLOCK * size)), key=lambda one: len(one.messages))
-        order = np.random.default_rng([self.seed, 2, step // BLOCK]).permutation(BLOCK)
-        return [drawn[place * size : (place + 1) * size] for place in order]
-
     def finish(self, lesson: Lesson, video: SamaVideo) -> Lesson:
         tiles = len(self.processor.tile_pixel_values(video)) if video.is_image else 0
         lesson.frames = [0] * tiles if tiles else list(self.processor.choose_frames(video).context)
@@ -200,164 +229,209 @@ class Teacher:
             [lesson.messages for lesson in lessons], add_generation_prompt=False, return_assistant_tokens_mask=True
         )
         batch["labels"] = batch["input_ids"].masked_fill(batch.pop("assistant_masks") == 0, IGNORED)
-        return batch
+        return dict(batch)
 
-    # ---- losses -----------------------------------------------------------------------------------------------------
-
-    def stamp_losses(self, number: int, rng: np.random.Generator) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
-        """Shape, size and place of masks, read off both shape encoders."""
-        masks, classes, spots = draw_stamps(number, rng)
-        side = self.model.config.region_mask_size
+    def stamps(self, step: int) -> dict[str, torch.Tensor]:
+        """Masks of single things at the size of the shape encoders, flat, their shapes and sizes, and places."""
+        number, side = (MASKS if step < self.phases[0] else REHEARSED), self.config.region_mask_size
+        masks, classes, spots = draw_stamps(number, np.random.default_rng([self.seed, step]))
         masks = F.interpolate(torch.from_numpy(masks)[:, None].float(), (side, side), mode="nearest").flatten(1)
-        inner, losses, report = self.model.model, {"stamp": 0.0}, {}
-        for name, encoder in (("shape", inner.region_encoder), ("asked", inner.context_aggregator.region_encoder)):
-            tokens = encoder.shape_projection(masks)
-            losses[name] = self.class_loss(self.heads.get_submodule(name), tokens, classes, name, report)
-            loss, _ = place_loss(self.heads.stamps[name](tokens), spots)
-            losses["stamp"] = losses["stamp"] + loss
-        return losses, report
+        return {"masks": masks, "places": spots, **classes}
 
-    def losses(self, lessons: list[Lesson], with_language: bool) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
-        """Every loss by name, and figures for the log."""
-        batch, model = self.encode(lessons), self.model
-        visual = SamaVisualInputs(**{name: batch.get(name) for name in VISUAL_INPUT_NAMES})
-        types = batch["mm_token_type_ids"]
-        aggregator, losses, report = model.model.context_aggregator, {}, {}
-        with (
-            inputs_and_outputs(model.model.multi_modal_projector) as frames,
-            inputs_and_outputs(aggregator.injection) as injected,
-            inputs_and_outputs(aggregator.injection.attention_projection) as attended,
-            inputs_and_outputs(aggregator.injection.query_projection) as queries,
-            inputs_and_outputs(aggregator.injection.key_projection) as keys,
-            inputs_and_outputs(aggregator.region_encoder.shape_projection) as asked,
-        ):
-            embeds = model.model.embed_inputs(batch["input_ids"], types, visual)
-        losses["cells"] = self.cell_loss(lessons, frames[0][1], visual)
-        losses["spot"], report["spot px"] = self.spot_loss(frames[0][1])
-        losses["found"] = self.found_loss(lessons, [output for _, output in attended])
-        pairs = zip((output for _, output in queries), (output for _, output in keys), strict=True)
-        losses["attention"] = self.attention_loss(lessons, pairs)
-        temporal = torch.cat([inputs[1].mean(1) for inputs, _ in injected])  # (num_questions, width)
-        subjects = [(lesson.clip, subject) for lesson in lessons for subject in lesson.subjects]
-        known = [facts(*one)[:2] if one[1] >= 0 else [IGNORED] * 2 for one in subjects]
-        known = dict(zip(("colour", "shape"), torch.tensor(known).T, strict=True))
-        losses["named"] = self.class_loss(self.heads.named, temporal, known, "named", report)
-        losses["context"], report["context px"] = self.context_loss(lessons, embeds[types == CONTEXT_TOKEN])
+    def truth(self, lessons: list[Lesson], inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What the heads and prompts are to find, see the methods of [`Teacher`]. Of what belongs to questions, those
+        about videos with fewer context frames come first, as in the aggregator."""
+        questions = [(lesson, subject) for lesson in lessons for subject in lesson.subjects]
         regions = [(lesson.clip, thing) for lesson in lessons for thing in lesson.regions]
+        segs = [(lesson.clip, thing) for lesson in lessons for thing in lesson.segs]
+        truth = self.of_context_tokens(questions) | self.of_frames(lessons, inputs)
+        groups = questions_by_length(inputs["num_context_frames"], inputs["question_samples"])
+        truth |= self.of_questions([questions[place] for group in groups for place in group.tolist()])
         if regions:
-            classes = dict(zip(CLOSED_SETS, torch.tensor([facts(*one) for one in regions]).T, strict=True))
-            for name, kind in (("pooled", REGION_POOLED_TOKEN), ("shape", REGION_SHAPE_TOKEN)):
-                heads = self.heads.get_submodule(name)
-                losses[name] = self.class_loss(heads, embeds[types == kind], classes, name, report)
-            losses["asked"] = self.class_loss(self.heads.asked, asked[0][1], classes, "asked", report)
-        if with_language:
-            hidden = model.model(inputs_embeds=embeds, attention_mask=batch["attention_mask"]).last_hidden_state
-            logits, losses["language"] = model.score_labels(hidden, batch["labels"], None)
-            targets = batch["labels"][:, 1:]
-            report["token"] = (logits.argmax(-1) == targets[targets != IGNORED]).float().mean().item()
-            if regions:
-                states = hidden[types == REGION_SHAPE_TOKEN]
-                losses["state"] = self.class_loss(self.heads.state, states, classes, "state", report)
-                losses["way"], report["way px"] = self.way_loss(states, regions)
-            losses["prompt"], report["prompt"] = self.prompt_loss(lessons, hidden, batch["labels"])
-        return losses, report
+            truth["regions"] = torch.tensor([facts(*one) for one in regions]).T
+            truth["way"] = torch.from_numpy(np.stack([way_of(*one) for one in regions]))
+        if segs:
+            truth |= dict(zip(("looks", "places"), map(torch.from_numpy, told_of(segs)), strict=True))
+            truth["seg way"] = torch.from_numpy(np.stack([way_of(*one) for one in segs]))
+        return truth
 
-    def cell_loss(self, lessons: list[Lesson], frames: torch.Tensor, visual: SamaVisualInputs) -> torch.Tensor:
-        """How much of each colour each cell of the context frames holds; `frames` (num_frames, tokens, width)."""
-        counts = zip(visual.num_context_frames.tolist(), visual.num_extra_frames.tolist(), strict=True)
-        rows, first, wanted = [], 0, []
+    def of_frames(self, lessons: list[Lesson], inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What each cell of the context frames holds of each colour, and shape and size of the thing that it holds
+        most of, where these are frames and not tiles."""
+        counts = zip(inputs["num_context_frames"].tolist(), inputs["num_extra_frames"].tolist(), strict=True)
+        rows, first, held, seen = [], 0, [], []
         for lesson, (context, extra) in zip(lessons, counts, strict=True):
             if lesson.whole_frames:
                 rows += range(first, first + context)
-                held = colours_of_cells(lesson.clip, lesson.frames, self.grid)
-                wanted.append(held.reshape(*held.shape[:2], -1))
+                held.append(colours_of_cells(lesson.clip, lesson.frames, self.grid).reshape(context, self.grid**2, -1))
+                seen.append(looks_of_cells(lesson.clip, lesson.frames, self.grid))
             first += context + extra
-        found = self.heads.cells(frames[rows])
-        return F.mse_loss(found, torch.from_numpy(np.concatenate(wanted)))
+        return {
+            "frames": torch.tensor(rows),
+            "colours": torch.from_numpy(np.concatenate(held)),
+            "seen": torch.from_numpy(np.concatenate(seen)),
+        }
 
-    def spot_loss(self, frames: torch.Tensor) -> tuple[torch.Tensor, float]:
+    def of_context_tokens(self, questions: list[tuple[Lesson, int]]) -> dict[str, torch.Tensor]:
+        """Where the thing in question is in the frame of each context token, and for which tokens that is known."""
+        known = [[subject >= 0 and lesson.whole_frames] * len(lesson.frames) for lesson, subject in questions]
+        where = [places(lesson.clip, [max(subject, 0)], lesson.frames)[0] for lesson, subject in questions]
+        known = torch.tensor([one for tokens in known for one in tokens])
+        return {"context known": known, "context": torch.from_numpy(np.concatenate(where))[known]}
+
+    def of_questions(self, questions: list[tuple[Lesson, int]]) -> dict[str, torch.Tensor]:
+        """Colour and shape of the thing in question; and for each pair of a question and a context frame of its video,
+        where a thing is known: its number among all `pairs` and that of its question (`askers`), where cells hold the
+        thing (`held`), and which temporal tokens they are to read (`readers`) with which weight (`weights`). The few
+        cells that hold the thing, those that hold another one and the bare ground weigh the same."""
+        classes = [facts(lesson.clip, thing)[:2] if thing >= 0 else [IGNORED] * 2 for lesson, thing in questions]
+        found, first, counted = defaultdict(list), 0, 0
+        for number, (lesson, subject) in enumerate(questions):
+            pairs = first + np.arange(len(lesson.frames))
+            first += len(lesson.frames)
+            if subject < 0 or not lesson.whole_frames:
+                continue
+            masks, counted = lesson.clip.masks[:, lesson.frames], counted + 1
+            found["pairs"].append(pairs)
+            found["askers"].append(np.full(len(lesson.frames), number))
+            found["held"].append(cells(masks[subject], self.grid, of_frame=True))
+            found["readers"].append(readers(masks[subject], self.grid, self.config.num_temporal_queries))
+            thing, things = (cells(mask, self.grid)[..., 0] > 0 for mask in (masks[subject], masks.any(0)))
+            kinds = [kind for kind in (thing, things & ~thing, ~things) if kind.any()]
+            found["weights"].append(sum(kind / kind.sum() for kind in kinds).astype(np.float32) / len(kinds))
+        pairs = {name: torch.from_numpy(np.concatenate(parts)) for name, parts in found.items()}
+        return pairs | {"counted": torch.tensor(counted), "subjects": torch.tensor(classes).T}
+
+
+class Teacher:
+    """The heads and prompts, and the losses of a step."""
+
+    def __init__(self, model: SamaForConditionalGeneration, seed: int):
+        self.model = model
+        self.grid = int(model.config.image_seq_length**0.5)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.heads = Heads(model.config.text_config.hidden_size)
+            self.prompts = AttributePrompts(model.config.sam_config.prompt_encoder_config.hidden_size)
+        self.prompts.requires_grad_(False)
+
+    def stamp_losses(self, stamps: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+        """Shape, size and place of masks, read off both shape encoders."""
+        inner, losses, report = self.model.model, {"stamp": 0.0}, {}
+        for name, encoder in (("shape", inner.region_encoder), ("asked", inner.context_aggregator.region_encoder)):
+            tokens = encoder.shape_projection(stamps["masks"])
+            losses[name] = self.class_loss(name, tokens, stamps, report)
+            loss, _ = place_loss(self.heads.stamps[name](tokens), stamps["places"])
+            losses["stamp"] = losses["stamp"] + loss
+        return losses, report
+
+    def losses(
+        self, inputs: dict[str, torch.Tensor], truth: dict[str, torch.Tensor], with_language: bool
+    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """Every loss by name, and figures for the log."""
+        model, types = self.model.model, inputs["mm_token_type_ids"]
+        visual = SamaVisualInputs(**{name: inputs.get(name) for name in VISUAL_INPUT_NAMES})
+        injection, losses, report = model.context_aggregator.injection, {}, {}
+        with (
+            inputs_and_outputs(model.multi_modal_projector) as frames,
+            inputs_and_outputs(injection) as injected,
+            inputs_and_outputs(injection.query_projection) as queries,
+            inputs_and_outputs(injection.key_projection) as keys,
+            inputs_and_outputs(injection.attention_projection) as attended,
+            inputs_and_outputs(model.context_aggregator.region_encoder.shape_projection) as asked,
+        ):
+            embeds = model.embed_inputs(inputs["input_ids"], types, visual)
+        cells_of_frames = frames[0][1]
+        losses["cells"] = F.mse_loss(self.heads.cells(cells_of_frames[truth["frames"]]), truth["colours"])
+        losses["spot"], report["spot px"] = self.spot_loss(cells_of_frames)
+        seen = dict(zip(("shape", "size"), truth["seen"].flatten(0, 1).T, strict=True))
+        losses["seen"] = self.class_loss("seen", cells_of_frames[truth["frames"]].flatten(0, 1), seen, report)
+        if "pairs" in truth:
+            groups = [(inputs[2], inputs[0].shape[1:3]) for inputs, _ in injected]  # videos of questions, T and P
+            pairs = [of_videos(output, videos) for (_, output), (videos, _) in zip(queries, groups, strict=True)]
+            taken = [output.unflatten(1, sizes) for (_, output), (_, sizes) in zip(attended, groups, strict=True)]
+            pairs, taken = (torch.cat([part.flatten(0, 1) for part in parts]) for parts in (pairs, taken))
+            read = torch.cat([output for _, output in keys])[truth["askers"]]
+            losses |= self.attention_losses(pairs[truth["pairs"]], read, taken[truth["pairs"]], truth)
+        about = torch.cat([inputs[1].mean(1) for inputs, _ in injected])  # (num_questions, width)
+        losses["named"] = self.class_loss(
+            "named", about, dict(zip(CLOSED_SETS, truth["subjects"], strict=False)), report
+        )
+        found = self.heads.context(embeds[types == CONTEXT_TOKEN][truth["context known"]])
+        losses["context"], gap = place_loss(found, truth["context"])
+        report["context px"] = SIDE * gap
+        if "regions" in truth:
+            classes = dict(zip(CLOSED_SETS, truth["regions"], strict=True))
+            losses["pooled"] = self.class_loss("pooled", embeds[types == REGION_POOLED_TOKEN], classes, report)
+            losses["shape"] = self.class_loss("shape", embeds[types == REGION_SHAPE_TOKEN], classes, report)
+            losses["asked"] = self.class_loss("asked", asked[0][1], classes, report)
+        if with_language:
+            self.add_language_losses(embeds, inputs, truth, losses, report)
+        return losses, report
+
+    def add_language_losses(self, embeds: torch.Tensor, inputs: dict, truth: dict, losses: dict, report: dict) -> None:
+        """The language loss, what is read off the states of regions, and the [SEG] prompts."""
+        model, types, labels = self.model, inputs["mm_token_type_ids"], inputs["labels"]
+        hidden = model.model(inputs_embeds=embeds, attention_mask=inputs["attention_mask"]).last_hidden_state
+        logits, losses["language"] = model.score_labels(hidden, labels, None)
+        wanted = labels[:, 1:]
+        report["token"] = (logits.argmax(-1) == wanted[wanted != IGNORED]).float().mean()
+        if "regions" in truth:
+            states = hidden[types == REGION_SHAPE_TOKEN]
+            classes = dict(zip(CLOSED_SETS, truth["regions"], strict=True))
+            losses["state"] = self.class_loss("state", states, classes, report)
+            losses["way"], gap = place_loss(self.heads.way(states).unflatten(-1, (WAY_TIMES, PLACE)), truth["way"])
+            report["way px"] = SIDE * gap
+        if "looks" in truth:
+            states = hidden[labels == model.config.seg_token_id]
+            way = self.heads.seg_way(states).unflatten(-1, (WAY_TIMES, PLACE))
+            losses["seg way"], gap = place_loss(way, truth["seg way"])
+            report["seg way px"] = SIDE * gap
+            found = model.project_seg_states(states)
+            losses["prompt"] = report["prompt"] = prompt_loss(found, self.prompts(truth["looks"], truth["places"]))
+
+    def spot_loss(self, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Where in its frame each cell lies, read off it; `frames` (num_frames, tokens, width). Without it cells keep
         their colours alone, and no attention to them can tell where a thing is (docs/log.md)."""
-        centres = (torch.arange(self.grid) + 0.5) / self.grid
+        centres = (torch.arange(self.grid, device=frames.device) + 0.5) / self.grid
         wanted = torch.cartesian_prod(centres, centres).expand(len(frames), -1, -1)
         found = self.heads.spot(frames)
-        return F.mse_loss(found, wanted), SIDE * (found - wanted).abs().mean().item()
+        return F.mse_loss(found, wanted), SIDE * (found - wanted).detach().abs().mean()
 
-    def attention_loss(
-        self, lessons: list[Lesson], pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]
-    ) -> torch.Tensor:
-        """Which temporal tokens the cells of a frame read: those that hold the thing in question the first four, by
-        where in the frame they hold it, all others the rest. `pairs` has for each lesson queries (num_frames, tokens,
-        width) and keys (num_questions, num_temporal_queries, width). The few cells that hold the thing, those that
-        hold another one and the bare ground weigh the same."""
+    def attention_losses(
+        self, queries: torch.Tensor, keys: torch.Tensor, taken: torch.Tensor, truth: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """Which temporal tokens the cells of a frame read, for pairs of a question and a frame: `queries` (num_pairs,
+        tokens, width), `keys` (num_pairs, num_temporal_queries, width). Those that hold the thing in question read the
+        first four, by where in the frame they hold it, all others the rest. And where the thing is, read off what each
+        cell has `taken` from the temporal tokens, (num_pairs, tokens, width)."""
+        found = (queries @ keys.transpose(1, 2) / keys.shape[-1] ** 0.5).log_softmax(-1)
+        apart = -(truth["readers"] * found).sum(-1)
+        losses = {"attention": (truth["weights"] * apart).sum() / truth["counted"]}
+        return losses | {"found": F.mse_loss(self.heads.found(taken), truth["held"])}
+
+    def class_loss(self, name: str, tokens: torch.Tensor, classes: dict, report: dict) -> torch.Tensor:
+        """What the heads of this name read off tokens, (num_tokens, width)."""
         losses = []
-        for lesson, (queries, keys) in zip(lessons, pairs, strict=True):
-            for subject, own in zip(lesson.subjects, keys, strict=True):
-                if subject >= 0 and lesson.whole_frames:
-                    masks = lesson.clip.masks[:, lesson.frames]
-                    wanted = torch.from_numpy(readers(masks[subject], self.grid, len(own)))
-                    found = (queries @ own.T / own.shape[-1] ** 0.5).log_softmax(-1)
-                    apart = -(wanted * found).sum(-1)
-                    thing, things = (cells(mask, self.grid)[..., 0] > 0 for mask in (masks[subject], masks.any(0)))
-                    kinds = [apart[torch.from_numpy(kind)] for kind in (thing, things & ~thing, ~things)]
-                    losses.append(torch.stack([kind.mean() for kind in kinds if len(kind)]).mean())
-        return torch.stack(losses).mean()
-
-    def found_loss(self, lessons: list[Lesson], attended: list[torch.Tensor]) -> torch.Tensor:
-        """Where the thing in question is, read off what each cell has taken from the temporal tokens: one tensor
-        (num_questions, num_frames * tokens, width) for each lesson."""
-        found, wanted = [], []
-        for lesson, cells_of_lesson in zip(lessons, attended, strict=True):
-            for subject, own in zip(lesson.subjects, cells_of_lesson, strict=True):
-                if subject >= 0 and lesson.whole_frames:
-                    found.append(own)
-                    held = cells(lesson.clip.masks[subject][lesson.frames], self.grid, of_frame=True)
-                    wanted.append(held.reshape(-1, CELL))
-        return F.mse_loss(self.heads.found(torch.cat(found)), torch.from_numpy(np.concatenate(wanted)))
-
-    def context_loss(self, lessons: list[Lesson], tokens: torch.Tensor) -> tuple[torch.Tensor, float]:
-        """Where the thing in question is in the frame of each context token (num_tokens, width)."""
-        wanted, known = [], []
-        for lesson in lessons:
-            for subject in lesson.subjects:
-                known += [subject >= 0 and lesson.whole_frames] * len(lesson.frames)
-                wanted.append(places(lesson.clip, [max(subject, 0)], lesson.frames)[0])
-        known = torch.tensor(known)
-        found = self.heads.context(tokens[known])
-        loss, gap = place_loss(found, torch.from_numpy(np.concatenate(wanted))[known])
-        return loss, SIDE * gap.item()
-
-    def way_loss(self, states: torch.Tensor, regions: list[tuple[Clip, int]]) -> tuple[torch.Tensor, float]:
-        """Where the thing of a region is at `WAY_TIMES` moments, read off the region's state (num_regions, width)."""
-        moments = [np.linspace(0, clip.num_frames - 1, WAY_TIMES).round().astype(int) for clip, _ in regions]
-        wanted = [places(clip, [thing], times)[0] for (clip, thing), times in zip(regions, moments, strict=True)]
-        found = self.heads.way(states).unflatten(-1, (WAY_TIMES, PLACE))
-        loss, gap = place_loss(found, torch.from_numpy(np.stack(wanted)))
-        return loss, SIDE * gap.item()
-
-    def class_loss(
-        self, heads: nn.ModuleDict, tokens: torch.Tensor, classes: dict, name: str, report: dict
-    ) -> torch.Tensor:
-        losses = []
-        for kind, head in heads.items():
+        for kind, head in self.heads.get_submodule(name).items():
             logits, wanted = head(tokens), classes[kind]
-            if (wanted != IGNORED).any():
+            known = wanted != IGNORED
+            if known.any():
                 losses.append(F.cross_entropy(logits, wanted, ignore_index=IGNORED))
-                report[f"{name} {kind}"] = (logits.argmax(-1) == wanted)[wanted != IGNORED].float().mean().item()
+                report[f"{name} {kind}"] = (logits.argmax(-1) == wanted)[known].float().mean()
         return sum(losses)
 
-    def prompt_loss(
-        self, lessons: list[Lesson], hidden: torch.Tensor, labels: torch.Tensor
-    ) -> tuple[torch.Tensor, float]:
-        """How far each [SEG] prompt is from the one that the first stage learned, in shares of their variance."""
-        things = [(lesson.clip, thing) for lesson in lessons for thing in lesson.segs]
-        if not things:
-            return hidden.new_zeros(()), 0.0
-        wanted = self.prompts(*map(torch.from_numpy, told_of(things)))
-        found = self.model.project_seg_states(hidden[labels == self.model.config.seg_token_id])
-        spread = wanted.var(0, unbiased=False).mean().clamp(min=0.1)  # a single [SEG] has none
-        loss = (found - wanted).square().mean() / spread
-        return loss, loss.item()
+
+def prompt_loss(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """How far [SEG] prompts are from those that the first stage learned, in shares of their variance."""
+    spread = wanted.var(0, unbiased=False).mean().clamp(min=0.1)  # a single [SEG] has none
+    return (found - wanted).square().mean() / spread
+
+
+def way_of(clip: Clip, thing: int) -> np.ndarray:
+    """Where a thing is at `WAY_TIMES` moments, as [`places`] says."""
+    moments = np.linspace(0, clip.num_frames - 1, WAY_TIMES).round().astype(int)
+    return places(clip, [thing], moments)[0]
 
 
 def told_of(things: list[tuple[Clip, int]]) -> tuple[np.ndarray, np.ndarray]:
@@ -394,43 +468,43 @@ def trained_parts(model: SamaForConditionalGeneration) -> nn.ModuleList:
     return nn.ModuleList([*parts, inner.region_encoder, inner.seg_projection, model.lm_head])
 
 
-def learn(teacher: Teacher, arguments: argparse.Namespace, state_path: Path) -> None:
-    """The steps of both phases."""
-    parts = trained_parts(teacher.model)
+def learn(teacher: Teacher, lessons: Lessons, state_path: Path) -> None:
+    """The steps of all phases."""
+    arguments, parts = lessons.arguments, trained_parts(teacher.model)
+    for part in (teacher.model, teacher.heads, teacher.prompts):
+        part.to(arguments.device)
     parameters = [*parts.parameters(), *teacher.heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=arguments.learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
-    sights, block = arguments.mask_steps + arguments.sight_steps, []
-    first, steps, sums = 0, sights + arguments.dialogue_steps, defaultdict(list)
+    masks, sights, steps = lessons.phases
+    first, sums = 0, defaultdict(list)
     if state_path.is_file():
-        state = torch.load(state_path, weights_only=True)
+        state = torch.load(state_path, weights_only=True, map_location=arguments.device)
         parts.load_state_dict(state["parts"])
         teacher.heads.load_state_dict(state["heads"])
         optimizer.load_state_dict(state["optimizer"])
         first = state["step"]
         print(f"going on from step {first}")
-    for step in range(first, steps):
-        if step == max(first, sights):  # the eyes are good by now, and cost a sixth of a step
-            nn.ModuleList(parts[:2]).requires_grad_(False)
-        start, end = next(bounds for bounds in pairwise((0, arguments.mask_steps, sights, steps)) if step < bounds[1])
+    blocks = in_advance(lessons, first // BLOCK, arguments)
+    examples = islice(chain.from_iterable(blocks), first % BLOCK, None)
+    for step, example in enumerate(examples, start=first):
+        start, end = next(bounds for bounds in pairwise((0, masks, sights, steps)) if step < bounds[1])
         torch.manual_seed(arguments.seed + step)  # dropout in the Q-Formers
         for group in optimizer.param_groups:
             group["lr"] = arguments.learning_rate * rate(step - start, end - start)
-        if step < arguments.mask_steps:
-            losses, report = teacher.stamp_losses(MASKS, np.random.default_rng([arguments.seed, step]))
-        else:
-            if step % BLOCK == 0 or step == sights or not block:
-                block = teacher.block(step, arguments.batch_size, step >= sights)
-            losses, report = teacher.losses(block[step % BLOCK], step >= sights)
-            stamps, _ = teacher.stamp_losses(REHEARSED, np.random.default_rng([arguments.seed, step]))
-            losses["rehearsal"] = sum(WEIGHTS[name] * loss for name, loss in stamps.items())
+        losses, report = teacher.stamp_losses(example["stamps"])
+        if "inputs" in example:
+            rehearsal = sum(WEIGHTS[name] * loss for name, loss in losses.items())
+            losses, report = teacher.losses(example["inputs"], example["truth"], step >= sights)
+            losses["rehearsal"] = rehearsal
         sum(WEIGHTS[name] * loss for name, loss in losses.items()).backward()
         nn.utils.clip_grad_norm_([each for each in parameters if each.grad is not None], 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        for name, value in [*report.items(), *((f"loss {name}", loss.item()) for name, loss in losses.items())]:
-            sums[name].append(value)
+        for name, value in [*report.items(), *((f"loss {name}", loss) for name, loss in losses.items())]:
+            sums[name].append(value.detach())
         if (step + 1) % arguments.log_steps == 0 or step + 1 == steps:
-            print(f"step {step + 1}:", ", ".join(f"{k} {np.mean(v):.3g}" for k, v in sums.items()), flush=True)
+            means = {name: torch.stack(values).mean().item() for name, values in sums.items()}
+            print(f"step {step + 1}:", ", ".join(f"{k} {v:.3g}" for k, v in means.items()), flush=True)
             sums.clear()
         if (step + 1) % arguments.save_steps == 0 or step + 1 == steps:
             state = {"parts": parts.state_dict(), "heads": teacher.heads.state_dict()}
@@ -451,6 +525,8 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--keep", action="store_true", help="start from the model's weights, not from new ones")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--num-workers", type=int, default=0, help="processes that draw lessons")
     parser.add_argument("--log-steps", type=int, default=50)
     parser.add_argument("--save-steps", type=int, default=100)
     arguments = parser.parse_args()
@@ -458,14 +534,14 @@ def main() -> None:
     processor = SamaProcessor.from_pretrained(arguments.model, trust_remote_code=True)
     if not arguments.keep:
         start_anew(trained_parts(model), arguments.seed)
-    teacher = Teacher(model.train(), processor, arguments.seed)
+    teacher = Teacher(model.train(), arguments.seed)
     if arguments.masks:
-        state = torch.load(arguments.masks / "state.pt", weights_only=True)
+        state = torch.load(arguments.masks / "state.pt", weights_only=True, map_location="cpu")
         model.model.mask_tracker.load_state_dict(state["tracker"])
         teacher.prompts.load_state_dict(state["prompts"])
     model.model.mask_tracker.requires_grad_(False)
     arguments.to.mkdir(parents=True, exist_ok=True)
-    learn(teacher, arguments, arguments.to / "state.pt")
+    learn(teacher, Lessons(processor, model.config, arguments), arguments.to / "state.pt")
     model.save_pretrained(arguments.to)
     processor.save_pretrained(arguments.to)
 

@@ -13,6 +13,7 @@ state, `state.pt`, as if nothing had been.
 
 import argparse
 import math
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -22,20 +23,22 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._pytree import tree_map
+from torch.utils.data import DataLoader, Dataset
 
 from sama.data.toy_clip import Clip
 from sama.data.toy_shapes import COLOURS, SHAPES, SIZES
 from sama.data.toy_world import ToyWorld
-from sama.losses_sama import mask_bce, mask_dice, mask_iou, resize_targets
+from sama.losses_sama import mask_bce, mask_dice, mask_iou
 from sama.modeling_sama import SamaForConditionalGeneration
-from sama.modeling_sama_tracker import SamaMaskTracker
+from sama.modeling_sama_tracker import ObjectMasks, SamaMaskTracker, TrackedFrame
 from sama.processing_sama import SamaProcessor
 from sama.scripts.tiny_facts import colours_of_cells
 
 
 FRAMES, CLIP_FRAMES = 16, 5  # of a toy clip; of them, those that a step with memory sees
 STRIDES = 3  # a step with memory sees neighbours, every second frame or every third one
-IMAGES, CLIPS = 16, 4  # in a step without memory, and in one with it
+PROMPT_NOISE = 0.5  # most that a number of a prompt is off, of a variance of 1
 WARM_UP, FLOOR, WEIGHT_DECAY = 50, 0.05, 0.01
 # Masks of small things are few pixels: dice weighs as much as BCE, other than in the published recipe
 BCE_WEIGHT, DICE_WEIGHT, IOU_WEIGHT, PRESENCE_WEIGHT = 2.0, 2.0, 0.1, 0.2
@@ -118,18 +121,87 @@ def point_at(mask: np.ndarray, size: int, rng: np.random.Generator) -> tuple[lis
     return [*corners, [(columns.max() + 1) * x_scale, (rows.max() + 1) * y_scale]], [2, 3]
 
 
-class MaskLesson:
-    """The steps of this stage: a tracker and its prompts, on clips that are drawn by their number."""
+class MaskExamples(Dataset):
+    """What the steps of this stage see, by their number: `image_steps` of frames alone, then three of four with short
+    clips, drawn from toy world."""
 
-    def __init__(self, tracker: SamaMaskTracker, processor: SamaProcessor, seed: int, split: str = "train"):
-        self.tracker, self.processor, self.seed = tracker, processor, seed
+    def __init__(self, processor: SamaProcessor, grid: int, width: int, arguments: argparse.Namespace):
+        self.processor, self.grid, self.width, self.arguments = processor, grid, width, arguments
+        moving = {"dialogue": 3, "refer_look": 1, "refer_motion": 1, "caption": 1}
+        settings = {"frames": [FRAMES, FRAMES], "split": arguments.split, "tasks": moving}
+        self.world = ToyWorld(settings, arguments.seed)
+
+    def __len__(self) -> int:
+        return self.arguments.image_steps + self.arguments.clip_steps
+
+    def with_memory(self, step: int) -> bool:
+        return step >= self.arguments.image_steps and step % 4 > 0
+
+    def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
+        rng, memory = np.random.default_rng([self.arguments.seed, step]), self.with_memory(step)
+        number, size = (self.arguments.clips if memory else self.arguments.images), self.arguments.images
+        clips = [self.world.play(step * size + place)[1] for place in range(number)]
+        if not memory:
+            return self.of_frames(clips, rng)
+        strides = rng.integers(1, STRIDES + 1, len(clips))
+        frames = [
+            rng.integers(FRAMES - stride * (CLIP_FRAMES - 1)) + stride * np.arange(CLIP_FRAMES) for stride in strides
+        ]
+        prompted = sorted(rng.choice(CLIP_FRAMES, rng.integers(1, 3), replace=False).tolist())
+        words = [describe(clip, rng) for clip in clips]
+        return self.of_clips(clips, frames, prompted, words) | self.noise(words, rng)
+
+    def of_frames(self, clips: list[Clip], rng: np.random.Generator) -> dict[str, torch.Tensor]:
+        """One frame of each clip: its things by attributes, and those in sight by a click or a box."""
+        chosen = [[frame] for frame in rng.integers(FRAMES, size=len(clips))]
+        words = [describe(clip, rng) for clip in clips]
+        example = self.of_clips(clips, chosen, [0], words) | self.noise(words, rng)
+        masks, size = example["masks"].numpy(), self.processor.sam_image_size
+        seen = np.flatnonzero(masks.any((1, 2)))
+        points, labels = zip(*(point_at(masks[row], size, rng) for row in seen), strict=True)
+        held = [colours_of_cells(clip, frame, self.grid)[0, ..., 0] for clip, frame in zip(clips, chosen, strict=True)]
+        example |= {"seen": torch.from_numpy(seen), "points": torch.tensor(points, dtype=torch.float32)}
+        return example | {
+            "labels": torch.tensor(labels, dtype=torch.int32),
+            "colours": torch.from_numpy(np.stack(held)),
+        }
+
+    def of_clips(self, clips: list[Clip], frames: list, prompted: list[int], words: list) -> dict[str, torch.Tensor]:
+        """As many frames of each clip, the first ones of all, then the second ones, and so on; the masks of all things
+        (num_frames * num_objects, height, width), the clip of each, and how they are told."""
+        pairs = [pair for moment in zip(*frames, strict=True) for pair in zip(clips, moment, strict=True)]
+        looks, places = (torch.cat(parts) for parts in zip(*words, strict=True))
+        rows = torch.arange(len(clips)).repeat_interleave(torch.tensor([len(clip.masks) for clip in clips]))
+        return {
+            "pixels": torch.stack([self.processor.sam_pixel_values(clip.frames[frame]) for clip, frame in pairs]),
+            "masks": torch.from_numpy(np.concatenate([clip.masks[:, frame] for clip, frame in pairs])),
+            "rows": rows,
+            "prompted": torch.tensor(prompted),
+            "looks": looks,
+            "places": places,
+        }
+
+    def noise(self, words: list, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+        """What is added to prompts: those of a language model are never quite right."""
+        number = sum(len(looks) for looks, _ in words)
+        level = PROMPT_NOISE * rng.random((number, 1))
+        return {"noise": torch.from_numpy((level * rng.standard_normal((number, self.width))).astype(np.float32))}
+
+
+class MaskLesson:
+    """The steps of this stage: a tracker and its prompts, and what they are to find."""
+
+    def __init__(self, tracker: SamaMaskTracker, processor: SamaProcessor, seed: int):
+        self.tracker, self.processor = tracker, processor
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            width = tracker.config.sam_config.prompt_encoder_config.hidden_size
-            self.prompts, self.cells = AttributePrompts(width), nn.Linear(width, len(COLOURS))
-        moving = {"dialogue": 3, "refer_look": 1, "refer_motion": 1, "caption": 1}
-        self.world = ToyWorld({"frames": [FRAMES, FRAMES], "split": split, "tasks": moving}, seed)
+            self.width = tracker.config.sam_config.prompt_encoder_config.hidden_size
+            self.prompts, self.cells = AttributePrompts(self.width), nn.Linear(self.width, len(COLOURS))
         self.generator = torch.Generator()
+
+    def examples(self, arguments: argparse.Namespace) -> MaskExamples:
+        grid = self.tracker.sam.backbone_feature_sizes[-1][0]
+        return MaskExamples(self.processor, grid, self.width, arguments)
 
     @contextmanager
     def any_candidate(self, step: int) -> Iterator[None]:
@@ -147,7 +219,7 @@ class MaskLesson:
     def choose_candidate(self, module: nn.Module, inputs: tuple, output: tuple) -> tuple[torch.Tensor, ...]:
         """Forward hook of a mask decoder: one candidate of each object in place of all three."""
         masks, predicted_iou, tokens, object_score = output
-        chosen = torch.randint(masks.shape[2], (*masks.shape[:2], 1), generator=self.generator)
+        chosen = torch.randint(masks.shape[2], (*masks.shape[:2], 1), generator=self.generator).to(masks.device)
         return (
             masks.take_along_dim(chosen[..., None, None], 2),
             predicted_iou.take_along_dim(chosen, 2),
@@ -155,84 +227,64 @@ class MaskLesson:
             object_score,
         )
 
-    def clip(self, index: int) -> Clip:
-        return self.world.play(index)[1]
-
-    def pixels(self, frames: np.ndarray) -> torch.Tensor:
-        """Frames (num_frames, height, width, 3) as SAM 2 takes them."""
-        return torch.stack([self.processor.sam_pixel_values(frame) for frame in frames])
-
-    def image_loss(self, clips: list[Clip], rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
-        """One frame of each clip: its things by attributes, and those in sight by a click or a box."""
-        tracker, size = self.tracker, self.processor.sam_image_size
-        chosen = rng.integers(FRAMES, size=len(clips))
-        masks = [clip.masks[:, frame] for clip, frame in zip(clips, chosen, strict=True)]
-        looks, places = zip(*(describe(clip, rng) for clip in clips), strict=True)
-        features = tracker.encode_frames(
-            self.pixels(np.stack([clip.frames[frame] for clip, frame in zip(clips, chosen, strict=True)]))
-        )
-        grid = features.image.shape[-1]
-        held = [colours_of_cells(clip, [frame], grid)[0, ..., 0] for clip, frame in zip(clips, chosen, strict=True)]
+    def image_loss(self, example: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
+        """Frames alone, see [`MaskExamples.of_frames`]."""
+        tracker = self.tracker
+        features = tracker.encode_frames(example["pixels"])
         found = self.cells(features.image.flatten(2).transpose(1, 2))  # (frames, cells, colours)
-        cells_loss = CELLS_WEIGHT * F.mse_loss(found, torch.from_numpy(np.stack(held)))
+        cells_loss = CELLS_WEIGHT * F.mse_loss(found, example["colours"])
         scale = features.image.square().mean()
-        features = features.take(torch.tensor([row for row, own in enumerate(masks) for _ in own]))
-        masks = np.concatenate(masks)
-        prompts = self.prompts(torch.cat(looks), torch.cat(places))
-        by_words = tracker.segment_prompted(features, prompts.unsqueeze(1))
-        loss, overlap, present = self.compare(by_words, masks)
-        seen = present.nonzero().flatten()
-        points, labels = zip(*(point_at(masks[row], size, rng) for row in seen.tolist()), strict=True)
-        labels = torch.tensor(labels, dtype=torch.int32)
-        by_points = tracker.segment_points(features.take(seen), torch.tensor(points, dtype=torch.float32), labels)
-        loss_of_points, overlap_of_points, _ = self.compare(by_points, masks[seen.numpy()])
+        features = features.take(example["rows"])
+        prompts = self.prompts(example["looks"], example["places"]) + example["noise"]
+        loss, overlap, present = self.compare([tracker.segment_objects(features, prompts)], example["masks"])
+        seen = example["seen"]
+        by_points = tracker.segment_points(features.take(seen), example["points"], example["labels"]).transpose()
+        loss_of_points, overlap_of_points, _ = self.compare([by_points], example["masks"][seen])
         report = {"words": overlap[seen].mean().item(), "points": overlap_of_points.mean().item()}
         loss = loss + loss_of_points + cells_loss + SCALE_WEIGHT * F.relu(scale - 1)
         return loss, report | {"cells": cells_loss.item(), "scale": scale.item()}
 
-    def clip_loss(self, clip: Clip, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
-        """Some frames of a clip, one or two of them prompted by attributes, the others reached by memory."""
-        stride = rng.integers(1, STRIDES + 1)
-        frames = rng.integers(FRAMES - stride * (CLIP_FRAMES - 1)) + stride * np.arange(CLIP_FRAMES)
-        prompted = sorted(rng.choice(CLIP_FRAMES, rng.integers(1, 3), replace=False).tolist())
-        loss, overlap, present, reached = self.follow(clip, frames, prompted, describe(clip, rng))
-        seen = reached & (present > 0)
-        return loss, {"memory": overlap[seen].mean().item()} if seen.any() else {}
+    def clip_loss(self, example: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
+        """Some frames of each clip, one or two of them prompted by attributes, the others reached by memory."""
+        prompts = self.prompts(example["looks"], example["places"]) + example.get("noise", 0)
+        loss, overlap, present, reached = self.follow(example, prompts)
+        report = {}
+        for name, kind in (("memory", reached), ("prompted", ~reached)):
+            if (present & kind).any():
+                report[name] = overlap[present & kind].mean().item()
+        return loss, report
 
-    def follow(self, clip: Clip, frames: np.ndarray, prompted: list[int], words: tuple) -> tuple[torch.Tensor, ...]:
-        """Loss, IoU, presence and whether it was reached by memory, of each thing in each of these frames."""
-        features = self.tracker.encode_frames(self.pixels(clip.frames[frames]))
+    def follow(self, example: dict[str, torch.Tensor], prompts: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Loss of all masks, and IoU, presence and whether it was reached by memory of each."""
+        features, rows = self.tracker.encode_frames(example["pixels"]), example["rows"]
+        num_clips, num_objects = int(rows.max()) + 1, len(rows)
+        num_frames = len(example["pixels"]) // num_clips
         track = self.tracker.track(
-            self.prompts(*words), len(frames), prompted, lambda index: features.take(torch.tensor([index]))
+            prompts,
+            num_frames,
+            example["prompted"].tolist(),
+            lambda frame: features.take(frame * num_clips + (rows if num_clips > 1 else rows[:1])),
         )
         found = sorted(track, key=lambda frame: frame.frame_index)
-        masks = clip.masks[:, frames].swapaxes(0, 1).reshape(-1, *clip.masks.shape[-2:])
-        reached = torch.tensor([not frame.prompted for frame in found]).repeat_interleave(len(clip.masks))
-        return *self.compare_all(found, masks), reached
+        reached = torch.tensor([not frame.prompted for frame in found], device=rows.device)
+        return *self.compare(found, example["masks"]), reached.repeat_interleave(num_objects)
 
-    def compare(self, found, masks: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """[`losses`] of masks found one in a frame."""
-        return losses(found.open_logits[:, 0], found.predicted_iou[:, 0], found.object_score[:, 0], masks)
-
-    def compare_all(self, found: list, masks: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """[`losses`] of tracked frames."""
-        parts = [torch.cat([vars(one)[name] for one in found]) for name in ("open_logits", "predicted_iou")]
-        return losses(*parts, torch.cat([one.object_score for one in found]), masks)
-
-
-def losses(
-    mask_logits: torch.Tensor, predicted_iou: torch.Tensor, object_score: torch.Tensor, masks: np.ndarray
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The loss of all masks together, and the IoU and presence (num_masks,) of each; `masks` (num_masks, height,
-    width)."""
-    targets = resize_targets([torch.from_numpy(masks)[:, None]], mask_logits.shape[-2:], mask_logits.device)
-    bce = mask_bce(mask_logits.flatten(1), targets.flatten(1)).mean()
-    dice = mask_dice(mask_logits.flatten(1), targets.flatten(1)).mean()
-    overlap, present = mask_iou(mask_logits, targets), targets.flatten(1).any(1).float()
-    iou = (predicted_iou - overlap).abs().mean()
-    presence = F.binary_cross_entropy_with_logits(object_score, present)
-    loss = BCE_WEIGHT * bce + DICE_WEIGHT * dice + IOU_WEIGHT * iou + PRESENCE_WEIGHT * presence
-    return loss, overlap, present
+    def compare(
+        self, found: list[TrackedFrame | ObjectMasks], masks: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The loss of all masks together, and the IoU and presence (num_masks,) of each; bool `masks` (num_masks,
+        height, width), frame by frame. At the size of the masks, not of the logits: to those, pixels are whole cells,
+        and what fits them best then has an IoU of 0.75 with the mask itself (docs/log.md)."""
+        logits = torch.cat([one.open_logits.flatten(0, -3) for one in found])
+        iou = torch.cat([one.predicted_iou.flatten() for one in found])
+        score = torch.cat([one.object_score.flatten() for one in found])
+        logits, targets = self.processor.resize_mask_logits(logits, *masks.shape[-2:]), masks.float()
+        bce = mask_bce(logits.flatten(1), targets.flatten(1)).mean()
+        dice = mask_dice(logits.flatten(1), targets.flatten(1)).mean()
+        overlap, present = mask_iou(logits, targets), masks.flatten(1).any(1)
+        presence = F.binary_cross_entropy_with_logits(score, present.float())
+        loss = BCE_WEIGHT * bce + DICE_WEIGHT * dice + IOU_WEIGHT * (iou - overlap).abs().mean()
+        return loss + PRESENCE_WEIGHT * presence, overlap, present
 
 
 def start_anew(tracker: SamaMaskTracker, seed: int) -> None:
@@ -253,11 +305,13 @@ def rate(step: int, steps: int) -> float:
 def learn(lesson: MaskLesson, arguments: argparse.Namespace, state_path: Path) -> None:
     """The steps of both phases: `image_steps` on frames alone, then `clip_steps`, three of four on clips."""
     parts = nn.ModuleDict({"tracker": lesson.tracker, "prompts": lesson.prompts, "cells": lesson.cells})
+    parts.to(arguments.device)
     parameters = [*parts.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=arguments.learning_rate, weight_decay=WEIGHT_DECAY)
-    first, steps, sums = 0, arguments.image_steps + arguments.clip_steps, {}
+    examples = lesson.examples(arguments)
+    first, steps, sums = 0, len(examples), defaultdict(list)
     if state_path.is_file():
-        state = torch.load(state_path, weights_only=True)
+        state = torch.load(state_path, weights_only=True, map_location=arguments.device)
         for name, part in parts.items():
             part.load_state_dict(state[name])
         optimizer.load_state_dict(state["optimizer"])
@@ -265,29 +319,24 @@ def learn(lesson: MaskLesson, arguments: argparse.Namespace, state_path: Path) -
         print(f"going on from step {first}")
     schedules = (0, arguments.image_steps, steps) if arguments.keep else (0, steps)
     settled = nn.ModuleList([lesson.prompts, lesson.tracker.sam.vision_encoder])
-    for step in range(first, steps):
+    for step, example in enumerate(in_advance(examples, first, arguments), start=first):
         if arguments.keep:
             settled.requires_grad_(step < arguments.image_steps)
-        rng = np.random.default_rng([arguments.seed, step])
         torch.manual_seed(arguments.seed + step)  # dropout in the memory
         start, end = next(bounds for bounds in pairwise(schedules) if step < bounds[1])
         for group in optimizer.param_groups:
             group["lr"] = arguments.learning_rate * rate(step - start, end - start)
         optimizer.zero_grad()
-        with_memory = step >= arguments.image_steps and step % 4
-        clips = [lesson.clip(step * IMAGES + number) for number in range(CLIPS if with_memory else IMAGES)]
-        groups = [[clip] for clip in clips] if with_memory else [clips]
-        for number, group in enumerate(groups):
-            with lesson.any_candidate(step * len(groups) + number):
-                loss, report = lesson.clip_loss(group[0], rng) if with_memory else lesson.image_loss(group, rng)
-            (loss / len(groups)).backward()
-            for name, value in report.items():
-                sums.setdefault(name, []).append(value)
+        with lesson.any_candidate(step):
+            loss, report = (lesson.clip_loss if examples.with_memory(step) else lesson.image_loss)(example)
+        loss.backward()
+        for name, value in report.items():
+            sums[name].append(value)
         nn.utils.clip_grad_norm_([each for each in parameters if each.grad is not None], 1.0)
         optimizer.step()
         if (step + 1) % arguments.log_steps == 0 or step + 1 == steps:
             print(f"step {step + 1}: IoU by", ", ".join(f"{k} {np.mean(v):.3f}" for k, v in sums.items()), flush=True)
-            sums = {}
+            sums.clear()
         if (step + 1) % arguments.save_steps == 0 or step + 1 == steps:
             state = {name: part.state_dict() for name, part in parts.items()}
             unfinished = state_path.with_suffix(".unfinished")
@@ -295,19 +344,31 @@ def learn(lesson: MaskLesson, arguments: argparse.Namespace, state_path: Path) -
             unfinished.replace(state_path)
 
 
+def in_advance(examples: Dataset, first: int, arguments: argparse.Namespace) -> Iterator:
+    """Examples from number `first` on, on the device; with `num_workers`, other processes draw them in advance."""
+    if arguments.num_workers:  # an example has many small tensors, and each would hold an open file
+        torch.multiprocessing.set_sharing_strategy("file_system")
+    loader = DataLoader(
+        examples, batch_size=None, sampler=range(first, len(examples)), num_workers=arguments.num_workers
+    )
+    for example in loader:
+        yield tree_map(lambda part: part.to(arguments.device), example)
+
+
 @torch.no_grad()
-def examine(lesson: MaskLesson, prompts: AttributePrompts, count: int) -> dict[str, float]:
+def examine(lesson: MaskLesson, arguments: argparse.Namespace) -> dict[str, float]:
     """On other clips, told in full and prompted on the first and a middle frame: mean IoU where things are in
     sight."""
-    lesson.prompts = prompts
-    overlaps = {False: [], True: []}
-    for index in range(count):
-        clip = lesson.clip(index)
-        words = torch.from_numpy(look_of(clip)), torch.from_numpy(place_of(clip.masks))
-        _, overlap, present, reached = lesson.follow(clip, np.arange(FRAMES), [0, FRAMES // 2], words)
-        for memory in (False, True):
-            overlaps[memory] += overlap[(reached == memory) & (present > 0)].tolist()
-    return {"prompted": float(np.mean(overlaps[False])), "by memory": float(np.mean(overlaps[True]))}
+    lesson.tracker.eval()
+    examples, found = lesson.examples(argparse.Namespace(**vars(arguments) | {"split": "val"})), defaultdict(list)
+    for index in range(arguments.examined):
+        clip = examples.world.play(index)[1]
+        words = [(torch.from_numpy(look_of(clip)), torch.from_numpy(place_of(clip.masks)))]
+        example = examples.of_clips([clip], [range(FRAMES)], [0, FRAMES // 2], words)
+        _, report = lesson.clip_loss({name: part.to(arguments.device) for name, part in example.items()})
+        for name, value in report.items():
+            found[name].append(value)
+    return {name: float(np.mean(values)) for name, values in found.items()}
 
 
 def main() -> None:
@@ -316,22 +377,29 @@ def main() -> None:
     parser.add_argument("--to", type=Path, required=True, help="folder of the result")
     parser.add_argument("--image-steps", type=int, default=3000, help="steps on frames alone")
     parser.add_argument("--clip-steps", type=int, default=3000, help="steps after them, three of four with memory")
+    parser.add_argument("--images", type=int, default=16, help="frames in a step without memory")
+    parser.add_argument("--clips", type=int, default=4, help="clips in a step with memory")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--keep", action="store_true", help="start from the model's weights, not from new ones")
+    parser.add_argument("--prompts", type=Path, help="with --keep: state.pt of an earlier run, whose prompts are kept")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--num-workers", type=int, default=0, help="processes that draw clips")
     parser.add_argument("--log-steps", type=int, default=50)
     parser.add_argument("--save-steps", type=int, default=200)
     parser.add_argument("--examined", type=int, default=100, help="clips that the result is tried on")
-    arguments = parser.parse_args()
+    arguments = argparse.Namespace(**vars(parser.parse_args()), split="train")
     model = SamaForConditionalGeneration.from_pretrained(arguments.model, dtype=torch.float32)
     processor = SamaProcessor.from_pretrained(arguments.model, trust_remote_code=True)
     tracker = model.model.mask_tracker.train()
     if not arguments.keep:
         start_anew(tracker, arguments.seed)
     lesson = MaskLesson(tracker, processor, arguments.seed)
+    if arguments.prompts:
+        lesson.prompts.load_state_dict(torch.load(arguments.prompts, weights_only=True, map_location="cpu")["prompts"])
     arguments.to.mkdir(parents=True, exist_ok=True)
     learn(lesson, arguments, arguments.to / "state.pt")
-    found = examine(MaskLesson(tracker.eval(), processor, arguments.seed, "val"), lesson.prompts, arguments.examined)
+    found = examine(lesson, arguments)
     print("other clips:", ", ".join(f"{name} {value:.3f}" for name, value in found.items()))
     model.save_pretrained(arguments.to)
     processor.save_pretrained(arguments.to)

@@ -24,6 +24,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from sama.configuration_sama import SamaConfig
 from sama.modeling_sama import SamaForConditionalGeneration
+from sama.modeling_sama_aggregator import of_videos
 from sama.scripts.released_sizes import LANGUAGE_MODELS, released_config
 from sama.training.parts import PUBLISHED_PARTS, freeze_all_but
 from sama.training.sharding import may_be_cut
@@ -242,33 +243,45 @@ class SavedTensors:
 
 def count_activations(model: SamaForConditionalGeneration, workload: Workload) -> SavedTensors:
     """Runs every part of a training step on tensors without storage; to be called inside `FakeTensorMode`."""
-    inner, config = model.model, model.config
-    aggregator, tracker, dtype = inner.context_aggregator, inner.mask_tracker, model.dtype
-    image_size, sam_size = config.vision_config.image_size, config.sam_config.image_size
-    batch, num_frames = workload.batch, workload.batch * workload.frames
     saved = SavedTensors(model)
     with saved.watch():
-        features = inner.encode_frames(torch.zeros(num_frames, 3, *image_size, dtype=dtype))
-        summaries = aggregator.summarise_frames(features)
-        length = config.num_temporal_queries + workload.question_tokens
-        rows = torch.zeros(workload.questions, length, config.temporal_qformer_config.hidden_size, dtype=dtype)
-        rows.requires_grad_()
-        attention_mask = torch.ones(workload.questions, length, dtype=torch.long)
-        for own, frames in zip(summaries.split(workload.frames), features.split(workload.frames), strict=True):
-            windows = own.flatten(0, 1).split(config.temporal_window)
-            temporal = torch.cat([aggregator.read_window(window, rows, attention_mask) for window in windows], 1)
-            aggregator.injection(frames, temporal)
-        embeds = torch.zeros(batch, workload.tokens, config.text_config.hidden_size, dtype=dtype, requires_grad=True)
-        states = inner.language_model(inputs_embeds=embeds, use_cache=False).last_hidden_state
-        labels = torch.zeros(batch * workload.labels, dtype=torch.long)
-        F.cross_entropy(model.lm_head(states[:, -workload.labels :].flatten(0, 1)).float(), labels)
-        pixels = torch.zeros(batch * workload.sam_frames, 3, sam_size, sam_size, dtype=dtype)
-        frames = tracker.encode_frames(pixels)
-        prompts = model.project_seg_states(states[:, : workload.objects].flatten(0, 1))
-        owners = torch.arange(len(prompts)).repeat(workload.sam_frames)
-        chosen = frames.take(torch.arange(len(pixels)).repeat_interleave(workload.objects))
-        tracker.segment_prompted(chosen, prompts[owners].unsqueeze(1))
+        training_step(model, workload)
     return saved
+
+
+def training_step(model: SamaForConditionalGeneration, workload: Workload) -> list[torch.Tensor]:
+    """Every part of a training step on zeros, on the default device: a language loss, mask logits and context tokens,
+    which are all that a gradient can come from."""
+    inner, config = model.model, model.config
+    aggregator, tracker, dtype = (
+        inner.context_aggregator,
+        inner.mask_tracker,
+        model.get_input_embeddings().weight.dtype,
+    )
+    image_size, sam_size = config.vision_config.image_size, config.sam_config.image_size
+    batch, num_frames = workload.batch, workload.batch * workload.frames
+    features = inner.encode_frames(torch.zeros(num_frames, 3, *image_size, dtype=dtype))
+    summaries = aggregator.summarise_frames(features)
+    length = config.num_temporal_queries + workload.question_tokens
+    videos = torch.arange(batch).repeat_interleave(workload.questions)
+    rows = torch.zeros(len(videos), length, config.temporal_qformer_config.hidden_size, dtype=dtype)
+    rows.requires_grad_()
+    attention_mask = torch.ones(rows.shape[:2], dtype=torch.long)
+    frames, summaries = (part.unflatten(0, (batch, -1)) for part in (features, summaries))
+    windows = summaries.flatten(1, 2).split(config.temporal_window, 1)
+    read = [aggregator.read_window(of_videos(window, videos), rows, attention_mask) for window in windows]
+    context = aggregator.injection(frames, torch.cat(read, 1), videos)
+    embeds = torch.zeros(batch, workload.tokens, config.text_config.hidden_size, dtype=dtype, requires_grad=True)
+    states = inner.language_model(inputs_embeds=embeds, use_cache=False).last_hidden_state
+    labels = torch.zeros(batch * workload.labels, dtype=torch.long)
+    language = F.cross_entropy(model.lm_head(states[:, -workload.labels :].flatten(0, 1)).float(), labels)
+    pixels = torch.zeros(batch * workload.sam_frames, 3, sam_size, sam_size, dtype=dtype)
+    frames = tracker.encode_frames(pixels)
+    prompts = model.project_seg_states(states[:, : workload.objects].flatten(0, 1))
+    owners = torch.arange(len(prompts)).repeat(workload.sam_frames)
+    chosen = frames.take(torch.arange(len(pixels)).repeat_interleave(workload.objects))
+    masks = tracker.segment_prompted(chosen, prompts[owners].unsqueeze(1))
+    return [language, masks.mask_logits, context]
 
 
 def measure(config: SamaConfig, setting: Setting, workload: Workload) -> tuple[Parameters, SavedTensors]:

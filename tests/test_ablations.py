@@ -21,9 +21,9 @@ def test_context_tokens_are_zero():
     model = tiny_model()
     ablations.without_context(model)
     width = model.config.text_config.hidden_size
-    frames, summaries = torch.randn(3, 4, width), torch.randn(3, 4, 32)
-    question = torch.ones(2, 5, dtype=torch.long)
-    context = model.model.context_aggregator(frames, summaries, question, torch.ones_like(question))
+    frames, summaries = torch.randn(1, 3, 4, width), torch.randn(1, 3, 4, 32)
+    question, videos = torch.ones(2, 5, dtype=torch.long), torch.zeros(2, dtype=torch.long)
+    context = model.model.context_aggregator(frames, summaries, question, torch.ones_like(question), videos)
     assert context.shape == (2, 3, width) and not context.any()
 
 

@@ -11,7 +11,7 @@ from sama.data.toy_shapes import COLOURS, SHAPES
 from sama.modeling_sama import SamaForConditionalGeneration
 from sama.processing_sama import SamaProcessor
 from sama.scripts.tiny_facts import cells, draw_stamps, facts, name_of, places
-from sama.scripts.train_tiny_language import Teacher, learn, trained_parts
+from sama.scripts.train_tiny_language import Lessons, Teacher, learn, trained_parts
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +22,11 @@ def model():
 @pytest.fixture(scope="module")
 def processor():
     return SamaProcessor.from_pretrained(CHECKPOINT, trust_remote_code=True)
+
+
+@pytest.fixture(scope="module")
+def lessons(model, processor, arguments):
+    return Lessons(processor, model.config, arguments)
 
 
 def test_cells_by_hand():
@@ -42,11 +47,10 @@ def test_stamps_are_seen_and_lie_where_they_are_said_to_be():
     )
 
 
-def test_a_lesson_knows_what_its_questions_are_about(model, processor):
-    teacher = Teacher(model, processor, seed=0)
+def test_a_lesson_knows_what_its_questions_are_about(lessons):
     kinds = set()
     for index in range(30):
-        lesson, record = teacher.dialogue(index), teacher.world.describe(index)
+        lesson, record = lessons.dialogue(index), lessons.world.describe(index)
         asked = [message for message in record["messages"] if message["role"] == "user"][: len(lesson.subjects)]
         regions = [int(part["object"]) for message in asked for part in message["content"] if part["type"] == "region"]
         assert lesson.regions == regions
@@ -60,10 +64,9 @@ def test_a_lesson_knows_what_its_questions_are_about(model, processor):
     assert len(kinds) >= 3
 
 
-def test_facts_and_places_are_those_of_the_clip(model, processor):
-    teacher = Teacher(model, processor, seed=0)
+def test_facts_and_places_are_those_of_the_clip(lessons):
     for index in range(5):
-        clip = teacher.sight(index).clip
+        clip = lessons.sight(index).clip
         for thing, one in enumerate(clip.things):
             colour, shape, size, _, _ = facts(clip, thing)
             assert (list(COLOURS)[colour], SHAPES[shape]) == (one.colour, one.shape)
@@ -75,10 +78,10 @@ def test_facts_and_places_are_those_of_the_clip(model, processor):
             assert found[2] == pytest.approx((rows.mean() + 0.5) / clip.masks.shape[-2])
 
 
-def test_a_name_suits_one_thing_alone(model, processor):
-    teacher, rng, named = Teacher(model, processor, seed=0), np.random.default_rng(0), 0
+def test_a_name_suits_one_thing_alone(lessons):
+    rng, named = np.random.default_rng(0), 0
     for index in range(20):
-        clip = teacher.sight(index).clip
+        clip = lessons.sight(index).clip
         for thing in range(len(clip.things)):
             name = name_of(clip, thing, rng)
             if name is None:
@@ -93,16 +96,16 @@ def test_a_name_suits_one_thing_alone(model, processor):
 class Recorded(Teacher):
     """A teacher that keeps the losses of its steps, and is killed in the step with number `dies`."""
 
-    def __init__(self, processor, dies: int | None = None):
+    def __init__(self, dies: int | None = None):
         model = SamaForConditionalGeneration.from_pretrained(CHECKPOINT, dtype=torch.float32).train()
         model.model.mask_tracker.requires_grad_(False)
-        super().__init__(model, processor, seed=0)
+        super().__init__(model, seed=0)
         self.dies, self.told = dies, []
 
-    def losses(self, lessons, with_language):
+    def losses(self, inputs, truth, with_language):
         if len(self.told) == self.dies:
             pytest.fail("killed")
-        losses, report = super().losses(lessons, with_language)
+        losses, report = super().losses(inputs, truth, with_language)
         self.told.append({name: loss.item() for name, loss in losses.items()})
         return losses, report
 
@@ -111,15 +114,16 @@ class Recorded(Teacher):
 def arguments():
     """A step on masks, two on frames, and two on dialogues, of which the first lies within a block."""
     steps = {"mask_steps": 1, "sight_steps": 2, "dialogue_steps": 2, "batch_size": 2}
-    return Namespace(**steps, learning_rate=1e-3, seed=0, log_steps=9, save_steps=1)
+    steps |= {"learning_rate": 1e-3, "seed": 0, "device": "cpu", "num_workers": 0}
+    return Namespace(**steps, log_steps=9, save_steps=1)
 
 
 @pytest.fixture(scope="module")
-def whole(arguments, processor, tmp_path_factory):
-    teacher = Recorded(processor)
+def whole(lessons, tmp_path_factory):
+    teacher = Recorded()
     parts = trained_parts(teacher.model), teacher.model.model.mask_tracker
     start = [[parameter.clone() for parameter in part.parameters()] for part in parts]
-    learn(teacher, arguments, tmp_path_factory.mktemp("whole") / "state.pt")
+    learn(teacher, lessons, tmp_path_factory.mktemp("whole") / "state.pt")
     return teacher, parts, start
 
 
@@ -133,12 +137,28 @@ def test_everything_but_sam_is_trained(whole):
 
 
 @pytest.mark.parametrize("dies", [1, 2, 3])
-def test_a_killed_run_goes_on_with_the_losses_it_would_have_had(whole, arguments, processor, tmp_path, dies):
+def test_a_killed_run_goes_on_with_the_losses_it_would_have_had(whole, lessons, tmp_path, dies):
     with pytest.raises(pytest.fail.Exception, match="killed"):
-        learn(Recorded(processor, dies), arguments, tmp_path / "state.pt")
-    resumed = Recorded(processor)
-    learn(resumed, arguments, tmp_path / "state.pt")
+        learn(Recorded(dies), lessons, tmp_path / "state.pt")
+    resumed = Recorded()
+    learn(resumed, lessons, tmp_path / "state.pt")
     assert len(resumed.told) == 4 - dies
     for ours, theirs in zip(resumed.told, whole[0].told[dies:], strict=True):
         # Sums in another order, as memory happens to lie, change the last digits
         assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5)
+
+
+def test_what_is_true_fits_what_is_seen(lessons):
+    """The parts of a lesson belong to the tokens that the model makes of it, whatever the lengths of its videos."""
+    for example in [example for block in range(2) for example in lessons[block] if "inputs" in example]:
+        inputs, truth = example["inputs"], example["truth"]
+        lengths = inputs["num_context_frames"][inputs["question_samples"]]
+        assert len(truth["context known"]) == lengths.sum()
+        assert truth["context known"].sum() == len(truth["context"]) == len(truth["pairs"])
+        ordered = lengths.sort().values
+        starts = ordered.cumsum(0) - ordered
+        for question in truth["askers"].unique().tolist():
+            own = truth["pairs"][truth["askers"] == question]
+            assert own.tolist() == list(range(starts[question], starts[question] + ordered[question]))
+        assert truth["seen"].shape[:2] == truth["colours"].shape[:2]
+        assert truth["weights"].sum() == pytest.approx(int(truth["counted"]), rel=1e-4)

@@ -7,9 +7,20 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from checkpoint import CHECKPOINT
 from tiny_model import SAM_SIZE, tiny_model
 
-from sama.scripts.train_tiny_masks import IMAGES, MaskLesson, describe, learn, look_of, place_of, point_at
+from sama.processing_sama import SamaProcessor
+from sama.scripts.train_tiny_masks import (
+    MaskExamples,
+    MaskLesson,
+    describe,
+    in_advance,
+    learn,
+    look_of,
+    place_of,
+    point_at,
+)
 
 
 RED_STAR, RED_RING, BLUE_STAR = ("red", "star", "small"), ("red", "ring", "small"), ("blue", "star", "large")
@@ -61,12 +72,14 @@ def test_a_point_lies_on_the_mask_and_a_box_around_it():
 
 
 def lesson() -> MaskLesson:
-    size = SimpleNamespace(sam_image_size=SAM_SIZE, sam_pixel_values=small_pixels)
-    return MaskLesson(tiny_model().model.mask_tracker.train(), size, seed=0)
+    processor = SamaProcessor.from_pretrained(CHECKPOINT, trust_remote_code=True)
+    processor.sam_image_size = SAM_SIZE
+    return MaskLesson(tiny_model().model.mask_tracker.train(), processor, seed=0)
 
 
 def steps(**changes) -> Namespace:
-    few = {"image_steps": 1, "clip_steps": 2, "keep": False, "learning_rate": 1e-3, "seed": 0}
+    few = {"image_steps": 1, "clip_steps": 2, "images": 3, "clips": 2, "keep": False, "prompts": None}
+    few |= {"learning_rate": 1e-3, "seed": 0, "split": "train", "device": "cpu", "num_workers": 0}
     return Namespace(**few | {"log_steps": 9, "save_steps": 1} | changes)
 
 
@@ -76,14 +89,17 @@ def moved(part: torch.nn.Module, start: torch.nn.Module) -> float:
     return sum(not torch.equal(*pair) for pair in pairs) / len(pairs)
 
 
-def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path):
+def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path, monkeypatch):
     arguments = steps()
     whole, killed, resumed = lesson(), lesson(), lesson()
     learn(whole, arguments, tmp_path / "whole.pt")
-    clip = killed.clip
-    killed.clip = lambda index: clip(index) if index < 2 * IMAGES else pytest.fail("killed")
-    with pytest.raises(pytest.fail.Exception, match="killed"):
-        learn(killed, arguments, tmp_path / "state.pt")
+    draw = MaskExamples.__getitem__
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            MaskExamples, "__getitem__", lambda self, step: draw(self, step) if step < 2 else pytest.fail("killed")
+        )
+        with pytest.raises(pytest.fail.Exception, match="killed"):
+            learn(killed, arguments, tmp_path / "state.pt")
     learn(resumed, arguments, tmp_path / "state.pt")
     for (name, ours), theirs in zip(resumed.tracker.named_parameters(), whole.tracker.parameters(), strict=True):
         # Sums in another order, as memory happens to lie, change the last bits
@@ -102,6 +118,31 @@ def test_prompts_that_another_stage_goes_by_stay_while_memory_is_learned(tmp_pat
     assert moved(kept.tracker.sam.memory_attention, start.tracker.sam.memory_attention) > 0.5
 
 
-def small_pixels(frame: np.ndarray) -> torch.Tensor:
-    picture = torch.from_numpy(frame).permute(2, 0, 1)[None].float() / 255
-    return torch.nn.functional.interpolate(picture, (SAM_SIZE, SAM_SIZE))[0] - 0.5
+def test_examples_from_other_processes_are_the_same():
+    alone, helped = (
+        list(in_advance(lesson().examples(steps(num_workers=number)), 1, steps(num_workers=number)))
+        for number in (0, 2)
+    )
+    assert len(alone) == len(helped) == 2
+    for ours, theirs in zip(alone, helped, strict=True):
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_clips_that_are_followed_together_are_found_as_alone():
+    teacher = lesson()
+    teacher.tracker.eval()
+    examples = teacher.examples(steps())
+    clips = [examples.world.play(index)[1] for index in range(3)]
+    words = [(torch.from_numpy(look_of(clip)), torch.from_numpy(place_of(clip.masks))) for clip in clips]
+
+    def found(chosen: list[int]) -> torch.Tensor:
+        example = examples.of_clips(
+            [clips[number] for number in chosen], [range(3)] * len(chosen), [1], [words[number] for number in chosen]
+        )
+        with torch.no_grad():
+            _, overlap, _, reached = teacher.follow(example, teacher.prompts(example["looks"], example["places"]))
+        assert reached.float().mean() == pytest.approx(2 / 3)
+        return overlap.view(3, -1)
+
+    torch.testing.assert_close(found([0, 1, 2]), torch.cat([found([number]) for number in range(3)], 1))

@@ -1,0 +1,152 @@
+"""What only a GPU shows, at the released sizes with random weights: memory of a training step against what
+`training_memory.py` expects, tracking with SAM 2 at its true size, and the kinds of attention.
+
+    python scripts/benchmark_gpu.py [--size 1b] [--section training tracking attention]
+
+Random weights cost what trained ones do. Times differ between machines; the card is named with them.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from sama.configuration_sama import SamaConfig
+from sama.modeling_sama import SamaForConditionalGeneration
+from sama.scripts.benchmark_training import table
+from sama.scripts.released_sizes import LANGUAGE_MODELS, released_config
+from sama.scripts.training_memory import GIGABYTE, SETTINGS, Workload, build, ddp, measure, training_step
+
+
+PUBLISHED = SETTINGS[0]
+TRACKED_FRAMES, PROMPTED = 40, [0, 8, 16, 24, 32]
+PROMPT_TOKENS = 8192  # of a conversation whose first answer is awaited
+
+
+def seconds(action: Callable[[], object], repeats: int = 3) -> float:
+    """Fastest wall time of `action` of several, after one run to warm up."""
+    times = []
+    for _ in range(repeats + 1):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        action()
+        torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return min(times[1:])
+
+
+def peak(action: Callable[[], object]) -> float:
+    """Most memory in gigabytes while `action` runs, with what is held before."""
+    torch.cuda.reset_peak_memory_stats()
+    action()
+    return torch.cuda.max_memory_allocated() / GIGABYTE
+
+
+def benchmark_training(config: SamaConfig) -> str:
+    """The published setting on one GPU: trained weights in float32, bfloat16 by autocast, AdamW; memory and time."""
+    workload, rows = Workload(), []
+    count, saved = measure(config, PUBLISHED, workload)
+    model = build(config, PUBLISHED)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.data = parameter.data.float()
+    optimizer = torch.optim.AdamW(trained, lr=1e-5)
+
+    def step() -> None:
+        with torch.autocast("cuda", torch.bfloat16):
+            parts = training_step(model, workload)
+        sum(part.float().mean() for part in parts).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    for name, activations in (("off", saved.total), ("on", saved.checkpointed)):
+        if name == "on":
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        expected = replace(ddp(count, 1), activations=activations).total / GIGABYTE
+        duration = seconds(step)
+        rows.append([name, f"{expected:.1f}", f"{peak(step):.1f}", f"{1000 * duration:.0f}"])
+    about = (
+        f"{workload.batch} samples of {workload.tokens} tokens, {workload.frames} context frames, {workload.objects} "
+    )
+    header = ["gradient checkpointing", "GB expected", "GB measured", "ms a step"]
+    return table(header, rows) + f"\n\n{about}objects in {workload.sam_frames} frames each."
+
+
+@torch.no_grad()
+def benchmark_tracking(config: SamaConfig) -> str:
+    """Frames a second of SAM 2's encoder alone, and with objects tracked, in both precisions."""
+    rows, size = [], config.sam_config.image_size
+    model = SamaForConditionalGeneration._from_config(config, dtype=torch.float32).eval()
+    tracker = model.model.mask_tracker
+    del model
+    width = config.sam_config.prompt_encoder_config.hidden_size
+    for dtype in (torch.float32, torch.bfloat16):
+        tracker.to(dtype)
+        pixels = torch.zeros(8, 3, size, size, dtype=dtype)
+        encoded = 8 / seconds(lambda pixels=pixels: [tracker.encode_frames(frame[None]) for frame in pixels])
+        row = [str(dtype).removeprefix("torch."), f"{encoded:.1f}"]
+        for objects in (1, 5, 20):
+            prompts = torch.randn(objects, width, dtype=dtype)
+
+            def track(prompts=prompts, pixels=pixels) -> None:
+                features = lambda index: tracker.encode_frames(pixels[index % 8][None])  # noqa: E731
+                for _ in tracker.track(prompts, TRACKED_FRAMES, PROMPTED, features):
+                    pass
+
+            duration = seconds(track, repeats=1)
+            row.append(f"{TRACKED_FRAMES / duration:.1f} ({peak(track):.1f})")
+        rows.append(row)
+    header = ["dtype", "frames a second, encoder alone", *(f"with {n} objects (GB)" for n in (1, 5, 20))]
+    return table(header, rows) + f"\n\n{TRACKED_FRAMES} frames of {size} pixels, {len(PROMPTED)} of them prompted."
+
+
+@torch.no_grad()
+def benchmark_attention(config: SamaConfig) -> str:
+    """Reading a prompt with each kind of attention, in bfloat16; and how far the last state is from float32's."""
+    rows = []
+    model = SamaForConditionalGeneration._from_config(config, dtype=torch.bfloat16).eval()
+    language = model.model.language_model
+    embeds = torch.randn(1, PROMPT_TOKENS, config.text_config.hidden_size, dtype=torch.bfloat16)
+
+    def read() -> torch.Tensor:
+        return language(inputs_embeds=embeds.to(language.embed_tokens.weight.dtype), use_cache=False).last_hidden_state
+
+    kinds = {"eager": None, "sdpa, math": SDPBackend.MATH, "sdpa, flash": SDPBackend.FLASH_ATTENTION}
+    found = {}
+    for name, backend in kinds.items():
+        language.set_attn_implementation("eager" if backend is None else "sdpa")
+        with sdpa_kernel(backend or SDPBackend.MATH):
+            duration = seconds(read)
+            found[name] = read()[:, -1].float(), duration, peak(read)
+    language.float()
+    true = read()[:, -1]
+    for name, (state, duration, memory) in found.items():
+        error = ((state - true).norm() / true.norm()).item()
+        rows.append([name, f"{1000 * duration:.0f}", f"{memory:.1f}", f"{error:.3f}"])
+    header = ["attention", "ms", "GB", "relative error against float32"]
+    return table(header, rows) + f"\n\nA prompt of {PROMPT_TOKENS} tokens."
+
+
+SECTIONS = {"training": benchmark_training, "tracking": benchmark_tracking, "attention": benchmark_attention}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=LANGUAGE_MODELS, default="1b")
+    parser.add_argument("--section", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("no GPU was found")
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, SAMA {arguments.size}\n", flush=True)
+    torch.manual_seed(0)
+    for name in arguments.section:
+        torch.cuda.empty_cache()
+        with torch.device("cuda"):
+            print(f"### {name}\n\n{SECTIONS[name](released_config(arguments.size))}\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()
