@@ -8,19 +8,20 @@ import numpy as np
 NUMBERS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight")
 YES_NO = ("yes", "no")
 
-# kind of question -> wordings of the question, wordings of the answer
+# kind of question -> wordings of the question, wordings of the answer. All wordings of an answer have the same phrases:
+# were it a matter of chance whether an answer has a mask, no model could do better than chance there
 TEMPLATES = {
     "colour": (
         ("What color is {a}?", "Which color does {a} have?", "Tell me the color of {a}."),
-        ("It is {answer}.", "{it} is {answer}."),
+        ("{it} is {answer}.",),
     ),
     "shape": (
         ("What shape is {a}?", "Which shape does {a} have?", "Tell me the shape of {a}."),
-        ("It is {article} {answer}.", "{it} is {article} {answer}."),
+        ("{it} is {article} {answer}.",),
     ),
     "size": (
         ("How big is {a}?", "Is {a} small, medium or large?", "Tell me the size of {a}."),
-        ("It is {answer}.", "{it} is {answer}."),
+        ("{it} is {answer}.",),
     ),
     "identity": (("What is {a}?", "What do you see in {a}?"), ("It is {look}.", "This is {look}.")),
     "motion": (

@@ -8,10 +8,12 @@ its context tokens where the thing in question is in each frame, off every cell 
 holds, and off the region tokens what they look like. Then dialogues: the language loss, the same heads, heads on the
 language model's states of a region (look, motion, way), and a [SEG] prompt that is to equal the one by which SAM 2
 found the thing in the first stage, so that no frame passes SAM 2 here. Motion does not come from the language loss
-alone in the time there is (docs/log.md). Killed, it goes on from its last state, `state.pt`, as if nothing had been.
+alone in the time there is (docs/log.md). `torchrun --nproc_per_node 2` in place of `python` gives each process lessons
+of its own. Killed, it goes on from its last state, `state.pt`, as if nothing had been.
 """
 
 import argparse
+import os
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import distributed, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
@@ -68,7 +70,7 @@ MASK_REGIONS = 0.85  # share of dialogues whose regions are masks; in the others
 MASKS, REHEARSED = 512, 96  # masks in a step of the first phase, and in one of the others
 WEIGHTS = {
     "language": 3.0, "prompt": 2.0, "context": 1.0, "cells": 20.0, "spot": 5.0, "found": 100.0, "pooled": 0.1,
-    "shape": 0.2, "asked": 0.2, "named": 0.5, "attention": 2.0, "rehearsal": 1.0, "state": 0.3, "way": 2.0,
+    "shape": 0.2, "asked": 0.2, "named": 0.5, "attention": 2.0, "rehearsal": 1.0, "state": 0.5, "way": 2.0,
     "seen": 0.3, "seg way": 1.0,
     "stamp": 2.0,
 }  # fmt: skip
@@ -168,7 +170,7 @@ class Lessons(Dataset):
     def of_like_length(self, block: int, steps: int, with_language: bool) -> list[list[Lesson]]:
         """The lessons of some steps of a block, those of each step about equally long."""
         size, lesson = self.arguments.batch_size, self.dialogue if with_language else self.sight
-        first = block * BLOCK * size
+        first = (block * processes() + process()) * BLOCK * size
         drawn = sorted((lesson(first + number) for number in range(steps * size)), key=lambda one: len(one.messages))
         order = np.random.default_rng([self.seed, 2, block]).permutation(steps)
         return [drawn[place * size : (place + 1) * size] for place in order]
@@ -468,6 +470,27 @@ def trained_parts(model: SamaForConditionalGeneration) -> nn.ModuleList:
     return nn.ModuleList([*parts, inner.region_encoder, inner.seg_projection, model.lm_head])
 
 
+def processes() -> int:
+    """How many processes train together, as torchrun has started them."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def process() -> int:
+    """The number of this one."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def average_gradients(parameters: list[nn.Parameter]) -> None:
+    """Gradients as of the lessons of all processes; what no lesson of a process has touched counts as zero."""
+    if processes() == 1:
+        return
+    parts = [torch.zeros_like(each) if each.grad is None else each.grad for each in parameters]
+    flat = torch.cat([part.flatten() for part in parts])
+    distributed.all_reduce(flat)
+    for each, part in zip(parameters, flat.split([each.numel() for each in parameters]), strict=True):
+        each.grad = part.view_as(each) / processes()
+
+
 def learn(teacher: Teacher, lessons: Lessons, state_path: Path) -> None:
     """The steps of all phases."""
     arguments, parts = lessons.arguments, trained_parts(teacher.model)
@@ -497,11 +520,14 @@ def learn(teacher: Teacher, lessons: Lessons, state_path: Path) -> None:
             losses, report = teacher.losses(example["inputs"], example["truth"], step >= sights)
             losses["rehearsal"] = rehearsal
         sum(WEIGHTS[name] * loss for name, loss in losses.items()).backward()
+        average_gradients(parameters)
         nn.utils.clip_grad_norm_([each for each in parameters if each.grad is not None], 1.0)
         optimizer.step()
         optimizer.zero_grad()
         for name, value in [*report.items(), *((f"loss {name}", loss) for name, loss in losses.items())]:
             sums[name].append(value.detach())
+        if process():
+            continue
         if (step + 1) % arguments.log_steps == 0 or step + 1 == steps:
             means = {name: torch.stack(values).mean().item() for name, values in sums.items()}
             print(f"step {step + 1}:", ", ".join(f"{k} {v:.3g}" for k, v in means.items()), flush=True)
@@ -524,12 +550,17 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16, help="clips in a step")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--keep", action="store_true", help="start from the model's weights, not from new ones")
+    parser.add_argument(
+        "--earlier", type=Path, help="state.pt of an earlier run, whose weights and heads this one starts from"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--num-workers", type=int, default=0, help="processes that draw lessons")
     parser.add_argument("--log-steps", type=int, default=50)
     parser.add_argument("--save-steps", type=int, default=100)
     arguments = parser.parse_args()
+    if "WORLD_SIZE" in os.environ:
+        distributed.init_process_group("gloo" if arguments.device == "cpu" else "nccl")
     model = SamaForConditionalGeneration.from_pretrained(arguments.model, dtype=torch.float32)
     processor = SamaProcessor.from_pretrained(arguments.model, trust_remote_code=True)
     if not arguments.keep:
@@ -541,9 +572,14 @@ def main() -> None:
         teacher.prompts.load_state_dict(state["prompts"])
     model.model.mask_tracker.requires_grad_(False)
     arguments.to.mkdir(parents=True, exist_ok=True)
+    if arguments.earlier:
+        state = torch.load(arguments.earlier, weights_only=True, map_location="cpu")
+        trained_parts(model).load_state_dict(state["parts"])
+        teacher.heads.load_state_dict(state["heads"])
     learn(teacher, Lessons(processor, model.config, arguments), arguments.to / "state.pt")
-    model.save_pretrained(arguments.to)
-    processor.save_pretrained(arguments.to)
+    if not process():
+        model.save_pretrained(arguments.to)
+        processor.save_pretrained(arguments.to)
 
 
 if __name__ == "__main__":

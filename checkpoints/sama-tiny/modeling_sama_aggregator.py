@@ -1,8 +1,8 @@
 """SAMA's spatio-temporal context aggregator and region encoders (paper section 3; specs: model.md sections 3 to 6).
 
-Letters in shape comments: T context frames, P tokens a frame, C language-model width, H Q-Former width, S spatial
-queries a frame, K temporal queries a window, W windows, L question tokens, N questions, R regions, G side of the token
-grid.
+Letters in shape comments: V videos of one length, T context frames, P tokens a frame, C language-model width, H
+Q-Former width, S spatial queries a frame, K temporal queries a window, W windows, L question tokens, N questions, R
+regions, G side of the token grid.
 """
 
 import torch
@@ -74,23 +74,31 @@ class SamaContextInjection(nn.Module):
         self.attention_projection = nn.Linear(width, width)
         self.output_projection = nn.Linear(width, width)
 
-    def forward(self, frame_features: torch.Tensor, temporal_tokens: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, frame_features: torch.Tensor, temporal_tokens: torch.Tensor, videos: torch.Tensor
+    ) -> torch.Tensor:
         """
         Args:
-            frame_features (`torch.Tensor` of shape `(num_frames, tokens_per_frame, width)`)
+            frame_features (`torch.Tensor` of shape `(num_videos, num_frames, tokens_per_frame, width)`)
             temporal_tokens (`torch.Tensor` of shape `(num_questions, num_windows * num_temporal_queries,
             qformer_width)`)
+            videos (`torch.LongTensor` of shape `(num_questions,)`): the video of each question.
 
         Returns:
             `torch.Tensor` of shape `(num_questions, num_frames, width)`: one context token a frame, for every
             question.
         """
-        num_frames, tokens_per_frame = frame_features.shape[:2]
-        queries = self.query_projection(frame_features).flatten(0, 1)  # (T * P, C), the same for every question
+        queries = self.query_projection(frame_features).flatten(1, 2)  # (V, T * P, C), once for all questions
         keys, values = self.key_projection(temporal_tokens), self.value_projection(temporal_tokens)  # (N, W * K, C)
-        attended = F.scaled_dot_product_attention(queries.expand(len(keys), -1, -1), keys, values)  # (N, T * P, C)
-        injected = self.attention_projection(attended).unflatten(1, (num_frames, tokens_per_frame)) + frame_features
+        attended = F.scaled_dot_product_attention(of_videos(queries, videos), keys, values)  # (N, T * P, C)
+        attended = self.attention_projection(attended).unflatten(1, frame_features.shape[1:3])
+        injected = attended + of_videos(frame_features, videos)
         return self.output_projection(injected.mean(2))  # (N, T, C)
+
+
+def of_videos(rows: torch.Tensor, videos: torch.Tensor) -> torch.Tensor:
+    """The row of each question's video. A single video's is not copied: at true size, frames are large."""
+    return rows.expand(len(videos), *rows.shape[1:]) if len(rows) == 1 else rows[videos]
 
 
 class SamaContextAggregator(nn.Module):
@@ -152,12 +160,14 @@ class SamaContextAggregator(nn.Module):
         spatial_tokens: torch.Tensor,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor,
+        videos: torch.Tensor,
         regions: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        """Temporal Q-Former: every question reads every window of one video.
+        """Temporal Q-Former: every question reads every window of its video.
 
         Args:
-            spatial_tokens (`torch.Tensor` of shape `(num_frames, num_spatial_queries, qformer_width)`)
+            spatial_tokens (`torch.Tensor` of shape `(num_videos, num_frames, num_spatial_queries, qformer_width)`)
+            videos (`torch.LongTensor` of shape `(num_questions,)`): the video of each question.
             input_ids, attention_mask (`torch.LongTensor` of shape `(num_questions, length)`): right padded questions.
             regions (*optional*): pooled and shape features of all regions of these questions, in reading order.
 
@@ -172,18 +182,18 @@ class SamaContextAggregator(nn.Module):
             null_region = self.null_region_scale * self.region_encoder.encode_nothing()
             rows = rows + without_region[:, None, None] * null_region
         mask = torch.cat([attention_mask.new_ones(queries.shape[:2]), attention_mask], 1)
-        windows = spatial_tokens.flatten(0, 1).split(self.window)  # W x (window, H), the last one may be shorter
-        return torch.cat([self.read_window(window, rows, mask) for window in windows], 1)
+        windows = spatial_tokens.flatten(1, 2).split(self.window, 1)  # W x (V, window, H), the last may be shorter
+        return torch.cat([self.read_window(of_videos(window, videos), rows, mask) for window in windows], 1)
 
     def read_window(self, window: torch.Tensor, rows: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """One window `(window_tokens, qformer_width)` for all questions: `(num_questions, num_temporal_queries,
-        qformer_width)`."""
+        """One window, of each question's video, `(num_questions, window_tokens, qformer_width)`: `(num_questions,
+        num_temporal_queries, qformer_width)`."""
         num_queries = self.temporal_queries.shape[1]
         output = self.temporal_qformer(
             query_embeds=rows,
             query_length=num_queries,
             attention_mask=attention_mask,
-            encoder_hidden_states=window.expand(len(rows), -1, -1),
+            encoder_hidden_states=window,
         )
         return output.last_hidden_state[:, :num_queries]
 
@@ -193,8 +203,10 @@ class SamaContextAggregator(nn.Module):
         spatial_tokens: torch.Tensor,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor,
+        videos: torch.Tensor,
         regions: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        """Context tokens of one video for all its questions: `(num_questions, num_frames, width)`."""
-        temporal_tokens = self.read_questions(spatial_tokens, input_ids, attention_mask, regions)
-        return self.injection(frame_features, temporal_tokens)
+        """Context tokens of all questions about videos of one length: `(num_questions, num_frames, width)`; arguments
+        as of [`SamaContextInjection`] and [`read_questions`]."""
+        temporal_tokens = self.read_questions(spatial_tokens, input_ids, attention_mask, videos, regions)
+        return self.injection(frame_features, temporal_tokens, videos)

@@ -7,7 +7,7 @@ h = w = S / 16 the side of the lowest feature level, 4h the side of the low-reso
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import nn
@@ -55,6 +55,10 @@ class ObjectMasks:
     object_score: torch.Tensor
     object_pointer: torch.Tensor
     open_logits: torch.Tensor
+
+    def transpose(self) -> "ObjectMasks":
+        """Frames for objects and objects for frames."""
+        return ObjectMasks(*(getattr(self, field.name).transpose(0, 1) for field in fields(self)))
 
 
 @dataclass
@@ -199,6 +203,13 @@ class SamaMaskTracker(nn.Module):
             features, self.without_memory(features), torch.cat([no_point, language], 2), tuned=True
         )
 
+    def segment_objects(self, features: FrameFeatures, prompts: torch.Tensor) -> ObjectMasks:
+        """Masks of O objects from their [SEG] prompts (num_objects, width), (1, num_objects, ...): all in one frame,
+        or, where features have a row for each object, each in a frame of its own."""
+        if len(features.image) == 1:
+            return self.segment_prompted(features, prompts)
+        return self.segment_prompted(features, prompts.unsqueeze(1)).transpose()
+
     def segment_points(self, features: FrameFeatures, points: torch.Tensor, labels: torch.Tensor) -> ObjectMasks:
         """Masks of one object in each of N frames from clicks or boxes (see [`embed_points`]; points of shape
         (num_frames, num_points, 2), labels of shape (num_frames, num_points)), by SAM 2's original decoder."""
@@ -304,6 +315,7 @@ class SamaMaskTracker(nn.Module):
             num_frames (`int`): length of the video.
             prompted_frames (`Sequence[int]`): frames in which [SEG] prompts the decoder, in increasing order.
             frame_features (`Callable`): frame index to the [`FrameFeatures`] of that one frame; asked once a frame.
+                With a row for each object instead, objects of several videos of one length are tracked together.
 
         Yields:
             [`TrackedFrame`], in the order of processing.
@@ -317,7 +329,7 @@ class SamaMaskTracker(nn.Module):
         bank = SamaMemoryBank(config.num_maskmem, min(num_frames, config.max_object_pointers_in_encoder))
         for index in prompted_frames:
             features = frame_features(index)
-            masks = self.segment_prompted(features, prompts)
+            masks = self.segment_objects(features, prompts)
             bank.remember(index, self.encode_memory(features, masks), masks.object_pointer[0], prompted=True)
             yield tracked_frame(index, masks, prompted=True)
         start = min(prompted_frames)
@@ -343,13 +355,7 @@ class SamaMaskTracker(nn.Module):
         mask_logits = masks.mask_logits
         if not release and self.config.occlusion_gate:
             mask_logits = mask_logits.where(masks.object_score[..., None, None] > 0, NO_OBJECT_LOGIT)
-        return ObjectMasks(
-            mask_logits.transpose(0, 1),
-            masks.predicted_iou.transpose(0, 1),
-            masks.object_score.transpose(0, 1),
-            masks.object_pointer.transpose(0, 1),
-            masks.open_logits.transpose(0, 1),
-        )
+        return replace(masks, mask_logits=mask_logits).transpose()
 
 
 def tracked_frame(frame_index: int, masks: ObjectMasks, prompted: bool) -> TrackedFrame:

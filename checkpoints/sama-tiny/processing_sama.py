@@ -443,10 +443,13 @@ class SamaProcessor(ProcessorMixin):
         Returns:
             `np.ndarray` of shape `(num_objects, height, width)`, bool.
         """
+        return (self.resize_mask_logits(mask_logits, height, width) > 0).cpu().numpy()
+
+    def resize_mask_logits(self, mask_logits: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        """Float logits of shape `(num_objects, height, width)`, on the way that [`post_process_masks`] describes."""
         square = (self.sam_image_size, self.sam_image_size)
         logits = F.interpolate(mask_logits[None].float(), square, mode="bilinear", align_corners=False)
-        logits = F.interpolate(logits, (height, width), mode="bilinear", align_corners=False)
-        return (logits[0] > 0).cpu().numpy()
+        return F.interpolate(logits, (height, width), mode="bilinear", align_corners=False)[0]
 
     def post_process_answer(
         self,
