@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from safetensors import safe_open
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from sama.scripts.make_tiny import (
     BERT_TOKENS,
@@ -131,7 +131,11 @@ def test_the_shipped_checkpoint_is_a_trained_one_of_what_the_script_makes(tmp_pa
     assert files == {path.relative_to(made) for path in made.rglob("*.*")} | {Path("README.md"), Path("curves.png")}
     common = files - {Path("README.md"), Path("curves.png")}
     changed = {path.name for path in common if contents(shipped / path) != contents(made / path)}
-    assert changed == {"config.json", "model.safetensors"}
+    # Weights go with the vocabulary that they were trained with: that of toy world's wording before it last changed
+    assert changed == {"config.json", "model.safetensors", "tokenizer.json"}
+    tokenizers = [PreTrainedTokenizerFast.from_pretrained(folder) for folder in (shipped, made)]
+    assert len({len(one) for one in tokenizers}) == 1
+    assert tokenizers[0].added_tokens_encoder == tokenizers[1].added_tokens_encoder
     configs = [contents(folder / "config.json") for folder in (shipped, made)]
     assert {key for key in configs[0] if configs[0][key] != configs[1].get(key)} == {"trained", "occlusion_gate"}
     weights = [safe_open(folder / "model.safetensors", "pt") for folder in (shipped, made)]
