@@ -8,8 +8,8 @@ import numpy as np
 NUMBERS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight")
 YES_NO = ("yes", "no")
 
-# kind of question -> wordings of the question, wordings of the answer. All wordings of an answer have the same phrases:
-# were it a matter of chance whether an answer has a mask, no model could do better than chance there
+# kind of question -> wordings of the question, wordings of the answer. All wordings of an answer have the same masks:
+# were these a matter of chance, no model could do better than chance there
 TEMPLATES = {
     "colour": (
         ("What color is {a}?", "Which color does {a} have?", "Tell me the color of {a}."),
