@@ -32,7 +32,8 @@ from sama.evaluation.provenance import checkpoint_hash
 from sama.modeling_sama import SamaForConditionalGeneration
 from sama.processing_sama import SamaProcessor
 from sama.scripts.benchmark_training import table
-from sama.scripts.train_tiny_language import Lessons, Teacher, learn, trained_parts
+from sama.scripts.tiny_lessons import Lessons
+from sama.scripts.train_tiny_language import Teacher, learn, trained_parts
 
 
 ROOT = Path(__file__).resolve().parent.parent

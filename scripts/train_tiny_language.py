@@ -17,27 +17,20 @@ import os
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from itertools import chain, islice, pairwise
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import distributed, nn
 from torch.nn import functional as F
-from torch.utils.data import Dataset
 
-from sama.configuration_sama import CONTEXT_TOKEN, REGION_POOLED_TOKEN, REGION_SHAPE_TOKEN, SamaConfig
+from sama.configuration_sama import CONTEXT_TOKEN, REGION_POOLED_TOKEN, REGION_SHAPE_TOKEN
 from sama.data.collator import IGNORED
-from sama.data.rendering import Renderer, RenderSettings
-from sama.data.toy_clip import Clip
-from sama.data.toy_shapes import COLOURS, SIZES
-from sama.data.toy_world import ToyWorld
+from sama.data.toy_shapes import COLOURS
 from sama.modeling_sama import (
     VISUAL_INPUT_NAMES,
     SamaForConditionalGeneration,
     SamaVisualInputs,
-    questions_by_length,
 )
 from sama.modeling_sama_aggregator import of_videos
 from sama.processing_sama import SamaProcessor
@@ -46,59 +39,17 @@ from sama.scripts.tiny_facts import (
     CLOSED_SETS,
     PLACE,
     SIDE,
-    cells,
-    colours_of_cells,
-    draw_stamps,
-    facts,
-    looks_of_cells,
-    name_of,
-    named,
-    places,
-    readers,
 )
-from sama.scripts.train_tiny_masks import AttributePrompts, in_advance, look_of, place_of, rate, start_anew
-from sama.video_sama import Region, SamaVideo
+from sama.scripts.tiny_lessons import BLOCK, WAY_TIMES, Lessons, process, processes
+from sama.scripts.train_tiny_masks import AttributePrompts, in_advance, rate, start_anew
 
 
-WAY_TIMES = 8  # moments of a clip at which a region's state tells where the thing is
-TALK = {
-    "dialogue": 4, "refer_look": 2, "refer_motion": 2, "description": 0.5, "video_qa": 0.5, "caption": 0.5,
-    "still": 0.5,
-}  # fmt: skip
-BLOCK = 4  # steps whose lessons are drawn together, so that those of a step are of like length
-MASK_REGIONS = 0.85  # share of dialogues whose regions are masks; in the others they are clicks, boxes, scribbles too
-MASKS, REHEARSED = 512, 96  # masks in a step of the first phase, and in one of the others
 WEIGHTS = {
     "language": 3.0, "prompt": 2.0, "context": 1.0, "cells": 20.0, "spot": 5.0, "found": 100.0, "pooled": 0.1,
     "shape": 0.2, "asked": 0.2, "named": 0.5, "attention": 2.0, "rehearsal": 1.0, "state": 0.5, "way": 2.0,
     "seen": 0.3, "seg way": 1.0,
     "stamp": 2.0,
 }  # fmt: skip
-
-
-@dataclass
-class Lesson:
-    """A conversation, and what is true of the things in it.
-
-    Args:
-        messages (`list[dict]`): As the processor takes them.
-        clip (`Clip`): What is shown.
-        subjects (`list[int]`): The thing that each user turn asks about, -1 where that is not known.
-        regions, segs (`list[int]`): The thing of each region and of each [SEG], in reading order.
-        frames (`list[int]`): The context frames.
-    """
-
-    messages: list[dict]
-    clip: Clip
-    subjects: list[int]
-    regions: list[int]
-    segs: list[int] = field(default_factory=list)
-    frames: list[int] = field(default_factory=list)
-
-    @property
-    def whole_frames(self) -> bool:
-        """Whether the context frames are frames, not tiles of a still."""
-        return len(self.frames) <= self.clip.num_frames
 
 
 def mlp(width: int, outputs: int) -> nn.Sequential:
@@ -131,178 +82,6 @@ def place_loss(found: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor,
     presence = F.binary_cross_entropy_with_logits(found[..., 0], seen)
     gap = (found[..., 1:] - wanted[..., 1:]).abs() * seen[..., None]
     return 0.1 * presence + gap.sum() / seen.sum().clamp(min=1), gap[..., :2].sum() / seen.sum().clamp(min=1) / 2
-
-
-class Lessons(Dataset):
-    """Lessons by their number; and what the model sees in each step and what is true of it, a block at a time."""
-
-    def __init__(self, processor: SamaProcessor, config: SamaConfig, arguments: argparse.Namespace):
-        self.processor, self.config, self.arguments, self.seed = processor, config, arguments, arguments.seed
-        self.grid = int(config.image_seq_length**0.5)
-        self.world = ToyWorld({"split": "train", "tasks": TALK}, self.seed)
-        moving = {"dialogue": 3, "caption": 1, "refer_look": 1}
-        self.sights = ToyWorld({"split": "train", "tasks": moving}, self.seed + 1)
-
-    @property
-    def phases(self) -> tuple[int, int, int]:
-        """The first steps of the phases after the first one, and the number of all steps."""
-        masks, arguments = self.arguments.mask_steps, self.arguments
-        return masks, masks + arguments.sight_steps, masks + arguments.sight_steps + arguments.dialogue_steps
-
-    def __len__(self) -> int:
-        return -(-self.phases[-1] // BLOCK)
-
-    def __getitem__(self, block: int) -> list[dict[str, dict[str, torch.Tensor]]]:
-        """For each step of a block the parts `stamps` and, after the first phase, `inputs` and `truth`."""
-        steps = range(BLOCK * block, min(BLOCK * (block + 1), self.phases[-1]))
-        examples = [{"stamps": self.stamps(step)} for step in steps]
-        for with_language in (False, True):
-            own = [
-                place
-                for place, step in enumerate(steps)
-                if self.phases[0] <= step and with_language == (step >= self.phases[1])
-            ]
-            for place, lessons in zip(own, self.of_like_length(block, len(own), with_language), strict=True):
-                inputs = self.encode(lessons)
-                examples[place] |= {"inputs": inputs, "truth": self.truth(lessons, inputs)}
-        return examples
-
-    def of_like_length(self, block: int, steps: int, with_language: bool) -> list[list[Lesson]]:
-        """The lessons of some steps of a block, those of each step about equally long."""
-        size, lesson = self.arguments.batch_size, self.dialogue if with_language else self.sight
-        first = (block * processes() + process()) * BLOCK * size
-        drawn = sorted((lesson(first + number) for number in range(steps * size)), key=lambda one: len(one.messages))
-        order = np.random.default_rng([self.seed, 2, block]).permutation(steps)
-        return [drawn[place * size : (place + 1) * size] for place in order]
-
-    def dialogue(self, index: int) -> Lesson:
-        """A record of toy world as the Trainer would see it."""
-        rng = np.random.default_rng([self.seed, index])
-        task, clip, turns = self.world.play(index)
-        record = self.world.record(index, task, clip, turns)
-        if task == "still":
-            video = SamaVideo.open(clip.frames[0])
-        else:
-            video = SamaVideo.open(list(clip.frames))
-        shape = "mask" if rng.random() < MASK_REGIONS else "mixed"
-        sample = Renderer(self.processor, RenderSettings(regions=shape))(record, video, None, rng)
-        asked = [message for message in record["messages"] if message["role"] == "user"]
-        answers = [message for message in record["messages"] if message["role"] == "assistant"]
-        pointed = [named(message, "region", "object") for message in asked[: len(sample.messages) // 2]]
-        subjects = [
-            (regions or named(answer, "grounded", "objects") or [-1])[0]
-            for regions, answer in zip(pointed, answers, strict=False)
-        ]
-        regions = [thing for one in pointed for thing in one]
-        return self.finish(
-            Lesson(sample.messages, clip, subjects, regions, [int(name) for name in sample.objects]), video
-        )
-
-    def sight(self, index: int) -> Lesson:
-        """A clip and one short question for each of its things, by a region or by a name that suits it alone."""
-        rng = np.random.default_rng([self.seed, 1, index])
-        clip = self.sights.play(index)[1]
-        video = SamaVideo.open(list(clip.frames))
-        dense = self.processor.choose_frames(video).dense
-        messages, subjects, regions = [], [], []
-        for thing in range(len(clip.things)):
-            name, seen = name_of(clip, thing, rng), [frame for frame in dense if clip.seen[thing, frame]]
-            for by_name in (False, True):
-                if not seen or (by_name and name is None):
-                    continue
-                frame = seen[rng.integers(len(seen))]
-                part = {"type": "region", "region": Region(frame=frame, mask=clip.masks[thing, frame])}
-                content = [{"type": "text", "text": f"Find {name}."}] if by_name else [part]
-                messages += [{"role": "user", "content": content}]
-                messages += [{"role": "assistant", "content": [{"type": "text", "text": "."}]}]
-                subjects.append(thing)
-                regions += [] if by_name else [thing]
-        messages[0]["content"].insert(0, {"type": "video", "video": video})
-        return self.finish(Lesson(messages, clip, subjects, regions), video)
-
-    def finish(self, lesson: Lesson, video: SamaVideo) -> Lesson:
-        tiles = len(self.processor.tile_pixel_values(video)) if video.is_image else 0
-        lesson.frames = [0] * tiles if tiles else list(self.processor.choose_frames(video).context)
-        return lesson
-
-    def encode(self, lessons: list[Lesson]) -> dict[str, torch.Tensor]:
-        """Model inputs with labels."""
-        batch = self.processor.apply_chat_template(
-            [lesson.messages for lesson in lessons], add_generation_prompt=False, return_assistant_tokens_mask=True
-        )
-        batch["labels"] = batch["input_ids"].masked_fill(batch.pop("assistant_masks") == 0, IGNORED)
-        return dict(batch)
-
-    def stamps(self, step: int) -> dict[str, torch.Tensor]:
-        """Masks of single things at the size of the shape encoders, flat, their shapes and sizes, and places."""
-        number, side = (MASKS if step < self.phases[0] else REHEARSED), self.config.region_mask_size
-        masks, classes, spots = draw_stamps(number, np.random.default_rng([self.seed, step]))
-        masks = F.interpolate(torch.from_numpy(masks)[:, None].float(), (side, side), mode="nearest").flatten(1)
-        return {"masks": masks, "places": spots, **classes}
-
-    def truth(self, lessons: list[Lesson], inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """What the heads and prompts are to find, see the methods of [`Teacher`]. Of what belongs to questions, those
-        about videos with fewer context frames come first, as in the aggregator."""
-        questions = [(lesson, subject) for lesson in lessons for subject in lesson.subjects]
-        regions = [(lesson.clip, thing) for lesson in lessons for thing in lesson.regions]
-        segs = [(lesson.clip, thing) for lesson in lessons for thing in lesson.segs]
-        truth = self.of_context_tokens(questions) | self.of_frames(lessons, inputs)
-        groups = questions_by_length(inputs["num_context_frames"], inputs["question_samples"])
-        truth |= self.of_questions([questions[place] for group in groups for place in group.tolist()])
-        if regions:
-            truth["regions"] = torch.tensor([facts(*one) for one in regions]).T
-            truth["way"] = torch.from_numpy(np.stack([way_of(*one) for one in regions]))
-        if segs:
-            truth |= dict(zip(("looks", "places"), map(torch.from_numpy, told_of(segs)), strict=True))
-            truth["seg way"] = torch.from_numpy(np.stack([way_of(*one) for one in segs]))
-        return truth
-
-    def of_frames(self, lessons: list[Lesson], inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """What each cell of the context frames holds of each colour, and shape and size of the thing that it holds
-        most of, where these are frames and not tiles."""
-        counts = zip(inputs["num_context_frames"].tolist(), inputs["num_extra_frames"].tolist(), strict=True)
-        rows, first, held, seen = [], 0, [], []
-        for lesson, (context, extra) in zip(lessons, counts, strict=True):
-            if lesson.whole_frames:
-                rows += range(first, first + context)
-                held.append(colours_of_cells(lesson.clip, lesson.frames, self.grid).reshape(context, self.grid**2, -1))
-                seen.append(looks_of_cells(lesson.clip, lesson.frames, self.grid))
-            first += context + extra
-        return {
-            "frames": torch.tensor(rows),
-            "colours": torch.from_numpy(np.concatenate(held)),
-            "seen": torch.from_numpy(np.concatenate(seen)),
-        }
-
-    def of_context_tokens(self, questions: list[tuple[Lesson, int]]) -> dict[str, torch.Tensor]:
-        """Where the thing in question is in the frame of each context token, and for which tokens that is known."""
-        known = [[subject >= 0 and lesson.whole_frames] * len(lesson.frames) for lesson, subject in questions]
-        where = [places(lesson.clip, [max(subject, 0)], lesson.frames)[0] for lesson, subject in questions]
-        known = torch.tensor([one for tokens in known for one in tokens])
-        return {"context known": known, "context": torch.from_numpy(np.concatenate(where))[known]}
-
-    def of_questions(self, questions: list[tuple[Lesson, int]]) -> dict[str, torch.Tensor]:
-        """Colour and shape of the thing in question; and for each pair of a question and a context frame of its video,
-        where a thing is known: its number among all `pairs` and that of its question (`askers`), where cells hold the
-        thing (`held`), and which temporal tokens they are to read (`readers`) with which weight (`weights`). The few
-        cells that hold the thing, those that hold another one and the bare ground weigh the same."""
-        classes = [facts(lesson.clip, thing)[:2] if thing >= 0 else [IGNORED] * 2 for lesson, thing in questions]
-        found, first, counted = defaultdict(list), 0, 0
-        for number, (lesson, subject) in enumerate(questions):
-            pairs = first + np.arange(len(lesson.frames))
-            first += len(lesson.frames)
-            if subject < 0 or not lesson.whole_frames:
-                continue
-            masks, counted = lesson.clip.masks[:, lesson.frames], counted + 1
-            found["pairs"].append(pairs)
-            found["askers"].append(np.full(len(lesson.frames), number))
-            found["held"].append(cells(masks[subject], self.grid, of_frame=True))
-            found["readers"].append(readers(masks[subject], self.grid, self.config.num_temporal_queries))
-            thing, things = (cells(mask, self.grid)[..., 0] > 0 for mask in (masks[subject], masks.any(0)))
-            kinds = [kind for kind in (thing, things & ~thing, ~things) if kind.any()]
-            found["weights"].append(sum(kind / kind.sum() for kind in kinds).astype(np.float32) / len(kinds))
-        pairs = {name: torch.from_numpy(np.concatenate(parts)) for name, parts in found.items()}
-        return pairs | {"counted": torch.tensor(counted), "subjects": torch.tensor(classes).T}
 
 
 class Teacher:
@@ -430,28 +209,6 @@ def prompt_loss(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     return (found - wanted).square().mean() / spread
 
 
-def way_of(clip: Clip, thing: int) -> np.ndarray:
-    """Where a thing is at `WAY_TIMES` moments, as [`places`] says."""
-    moments = np.linspace(0, clip.num_frames - 1, WAY_TIMES).round().astype(int)
-    return places(clip, [thing], moments)[0]
-
-
-def told_of(things: list[tuple[Clip, int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Looks (num_things, 3) and places (num_things, 7) of things, as [`AttributePrompts`] takes them. A size is told
-    only where colour and shape do not decide, and a place where a size does not either: an answer tells them seldom,
-    and then the language model has to see them."""
-    looks, places = [], []
-    for clip, thing in things:
-        own = look_of(clip)
-        look, others = own[thing].copy(), np.delete(own, thing, axis=0)
-        place = place_of(clip.masks[[thing]])[0] * (others == look).all(1).any()
-        if not (others[:, :2] == look[:2]).all(1).any():
-            look[2] = len(SIZES)
-        looks.append(look)
-        places.append(place)
-    return np.stack(looks), np.stack(places)
-
-
 @contextmanager
 def inputs_and_outputs(module: nn.Module) -> Iterator[list[tuple]]:
     """What a module takes and gives, call by call, while the block runs."""
@@ -468,16 +225,6 @@ def trained_parts(model: SamaForConditionalGeneration) -> nn.ModuleList:
     inner = model.model
     parts = [inner.vision_tower, inner.multi_modal_projector, inner.language_model, inner.context_aggregator]
     return nn.ModuleList([*parts, inner.region_encoder, inner.seg_projection, model.lm_head])
-
-
-def processes() -> int:
-    """How many processes train together, as torchrun has started them."""
-    return distributed.get_world_size() if distributed.is_initialized() else 1
-
-
-def process() -> int:
-    """The number of this one."""
-    return distributed.get_rank() if distributed.is_initialized() else 0
 
 
 def average_gradients(parameters: list[nn.Parameter]) -> None:

@@ -11,7 +11,8 @@ from sama.data.toy_shapes import COLOURS, SHAPES
 from sama.modeling_sama import SamaForConditionalGeneration
 from sama.processing_sama import SamaProcessor
 from sama.scripts.tiny_facts import cells, draw_stamps, facts, name_of, places
-from sama.scripts.train_tiny_language import Lessons, Teacher, learn, trained_parts
+from sama.scripts.tiny_lessons import Lessons
+from sama.scripts.train_tiny_language import Teacher, learn, trained_parts
 
 
 @pytest.fixture(scope="module")

@@ -134,7 +134,8 @@ def check_features(golden: Golden) -> Iterator[Finding]:
             frames = golden.frame_features[golden.region_positions]
             regions = aggregator.region_encoder(frames, inputs["region_grid_masks"], inputs["region_masks"])
         ids, mask = inputs["qformer_input_ids"], inputs["qformer_attention_mask"]
-        context = aggregator(golden.frame_features, summaries, ids, mask, regions)
+        videos = torch.zeros(len(ids), dtype=torch.long)
+        context = aggregator(golden.frame_features[None], summaries[None], ids, mask, videos, regions)
         yield compare(f"context_{name}", context, tensors[f"context_{name}"])
     regions = torch.cat([golden.encode_region(*row) for row in enumerate(golden.region_positions)])
     yield compare("region_tokens", regions, tensors["region_tokens"])
