@@ -151,14 +151,18 @@ class Teacher:
         return losses, report
 
     def add_language_losses(self, embeds: torch.Tensor, inputs: dict, truth: dict, losses: dict, report: dict) -> None:
-        """The language loss, what is read off the states of regions, and the [SEG] prompts."""
+        """The language loss, what is read off the states of regions, and the [SEG] prompts. The states of regions are
+        those before the last layer: what is known of a region after it can reach no word of the answer."""
         model, types, labels = self.model, inputs["mm_token_type_ids"], inputs["labels"]
-        hidden = model.model(inputs_embeds=embeds, attention_mask=inputs["attention_mask"]).last_hidden_state
+        outputs = model.model(
+            inputs_embeds=embeds, attention_mask=inputs["attention_mask"], output_hidden_states=True
+        )
+        hidden = outputs.last_hidden_state
         logits, losses["language"] = model.score_labels(hidden, labels, None)
         wanted = labels[:, 1:]
         report["token"] = (logits.argmax(-1) == wanted[wanted != IGNORED]).float().mean()
         if "regions" in truth:
-            states = hidden[types == REGION_SHAPE_TOKEN]
+            states = outputs.hidden_states[-2][types == REGION_SHAPE_TOKEN]
             classes = dict(zip(CLOSED_SETS, truth["regions"], strict=True))
             losses["state"] = self.class_loss("state", states, classes, report)
             losses["way"], gap = place_loss(self.heads.way(states).unflatten(-1, (WAY_TIMES, PLACE)), truth["way"])

@@ -1,0 +1,53 @@
+"""Small steps between the stages of the small model: more layers, and prompts read back."""
+
+from argparse import Namespace
+
+import pytest
+import torch
+from checkpoint import CHECKPOINT
+
+from sama.modeling_sama import SamaForConditionalGeneration
+from sama.processing_sama import SamaProcessor
+from sama.scripts.deepen_tiny import deepen
+from sama.scripts.tiny_lessons import Lessons
+from sama.scripts.tiny_prompts import fit, gather
+from sama.scripts.train_tiny_masks import AttributePrompts
+
+
+@pytest.fixture(scope="module")
+def model():
+    return SamaForConditionalGeneration.from_pretrained(CHECKPOINT, dtype=torch.float32).eval()
+
+
+def test_new_layers_change_nothing_and_can_learn(model):
+    deep = deepen(model, 2, 1, seed=0).eval()
+    for name in ("text_config", "vision_config"):
+        assert getattr(deep.config, name).num_hidden_layers > getattr(model.config, name).num_hidden_layers
+    layers = deep.model.language_model.layers, deep.model.vision_tower.encoder.layer
+    assert [len(one) for one in layers] == [
+        deep.config.text_config.num_hidden_layers,
+        deep.config.vision_config.num_hidden_layers,
+    ]
+    ids, pixels = torch.arange(20, 40)[None], torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    wanted, found = (one(input_ids=ids, mm_token_type_ids=torch.zeros_like(ids)).logits for one in (model, deep))
+    wanted_frames, found_frames = (one.model.encode_frames(pixels) for one in (model, deep))
+    assert torch.equal(wanted, found) and torch.equal(wanted_frames, found_frames)
+    (found.square().mean() + found_frames.square().mean()).backward()
+    assert all(layer.mlp.down_proj.weight.grad.any() for layer in layers[0])
+    assert all(layer.lambda_1.grad.any() for layer in layers[1])
+
+
+def test_prompts_that_are_read_back_fit_those_of_the_model(model):
+    steps = {"mask_steps": 0, "sight_steps": 0, "dialogue_steps": 4, "batch_size": 4}
+    arguments = Namespace(**steps, seed=0, device="cpu", num_workers=0)
+    lessons = Lessons(SamaProcessor.from_pretrained(CHECKPOINT, trust_remote_code=True), model.config, arguments)
+    gathered = gather(model, lessons)
+    told = [example["truth"].get("looks", torch.zeros(0, 3)) for block in range(len(lessons)) for example in lessons[block]]
+    assert torch.equal(gathered["looks"], torch.cat(told).to(gathered["looks"]))
+    assert len(gathered["found"]) > 10
+    torch.manual_seed(0)
+    true, prompts = AttributePrompts(16), AttributePrompts(16)
+    with torch.no_grad():
+        gathered["found"] = true(gathered["looks"], gathered["places"])
+    before = fit(prompts, gathered, seed=0, steps=1)
+    assert fit(prompts, gathered, seed=0, steps=200) < 0.5 * before
