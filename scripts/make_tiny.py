@@ -202,7 +202,7 @@ def build_config(tokenizer: PreTrainedTokenizerBase, qformer_tokenizer: PreTrain
         "vocab_size": len(tokenizer),
         "hidden_size": 128,
         "intermediate_size": 384,
-        "num_hidden_layers": 4,
+        "num_hidden_layers": 6,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "max_position_embeddings": 8192,
@@ -211,12 +211,12 @@ def build_config(tokenizer: PreTrainedTokenizerBase, qformer_tokenizer: PreTrain
     vision = {
         "hidden_size": 128,
         "intermediate_size": 384,
-        "num_hidden_layers": 3,
+        "num_hidden_layers": 5,
         "num_attention_heads": 4,
         "image_size": [IMAGE_SIZE, IMAGE_SIZE],
         "patch_size": [8, 8],
         "attention_bias": True,
-        "layer_scale_init_value": 1.0,  # InternVL's 0.1 slows a tower of three layers
+        "layer_scale_init_value": 1.0,  # InternVL's 0.1 slows a tower of few layers
     }
     qformer = {
         "hidden_size": 128,

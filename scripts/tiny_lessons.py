@@ -14,7 +14,6 @@ from sama.configuration_sama import SamaConfig
 from sama.data.collator import IGNORED
 from sama.data.rendering import Renderer, RenderSettings
 from sama.data.toy_clip import Clip
-from sama.data.toy_shapes import SIZES
 from sama.data.toy_world import ToyWorld
 from sama.modeling_sama import questions_by_length
 from sama.processing_sama import SamaProcessor
@@ -29,7 +28,7 @@ from sama.scripts.tiny_facts import (
     places,
     readers,
 )
-from sama.scripts.train_tiny_masks import look_of, place_of
+from sama.scripts.train_tiny_masks import told_of
 from sama.video_sama import Region, SamaVideo
 
 
@@ -244,22 +243,6 @@ def way_of(clip: Clip, thing: int) -> np.ndarray:
     """Where a thing is at `WAY_TIMES` moments, as [`places`] says."""
     moments = np.linspace(0, clip.num_frames - 1, WAY_TIMES).round().astype(int)
     return places(clip, [thing], moments)[0]
-
-
-def told_of(things: list[tuple[Clip, int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Looks (num_things, 3) and places (num_things, 7) of things, as [`AttributePrompts`] takes them. A size is told
-    only where colour and shape do not decide, and a place where a size does not either: an answer tells them seldom,
-    and then the language model has to see them."""
-    looks, places = [], []
-    for clip, thing in things:
-        own = look_of(clip)
-        look, others = own[thing].copy(), np.delete(own, thing, axis=0)
-        place = place_of(clip.masks[[thing]])[0] * (others == look).all(1).any()
-        if not (others[:, :2] == look[:2]).all(1).any():
-            look[2] = len(SIZES)
-        looks.append(look)
-        places.append(place)
-    return np.stack(looks), np.stack(places)
 
 
 def processes() -> int:

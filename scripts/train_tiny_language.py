@@ -154,9 +154,7 @@ class Teacher:
         """The language loss, what is read off the states of regions, and the [SEG] prompts. The states of regions are
         those before the last layer: what is known of a region after it can reach no word of the answer."""
         model, types, labels = self.model, inputs["mm_token_type_ids"], inputs["labels"]
-        outputs = model.model(
-            inputs_embeds=embeds, attention_mask=inputs["attention_mask"], output_hidden_states=True
-        )
+        outputs = model.model(inputs_embeds=embeds, attention_mask=inputs["attention_mask"], output_hidden_states=True)
         hidden = outputs.last_hidden_state
         logits, losses["language"] = model.score_labels(hidden, labels, None)
         wanted = labels[:, 1:]

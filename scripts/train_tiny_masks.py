@@ -6,9 +6,10 @@ A learned prompt of colour, shape, size and place stands for [SEG] and goes to t
 to the original one; on short clips memory carries masks through frames that were not prompted. Weights of SAM 2 start
 anew, as torch starts them: with transformers' small normal weights the decoders paint everything and never look at
 their prompt (docs/log.md). With `--keep` they go on from those of the model, and the prompts, which no checkpoint
-holds, are learned anew in the steps without memory. They and the image encoder then stay as they are: the next stage
-goes by the former, and the latter becomes worse by steps with memory (docs/log.md). Killed, it goes on from its last
-state, `state.pt`, as if nothing had been.
+holds, are learned anew in the first phase; with `--prompts` they are those of an earlier run, and only what they tell
+of places is learned, so that the language model of that run still goes by them. The image encoder then learns in steps
+without memory alone: it becomes worse by those with it (docs/log.md). Killed, it goes on from its last state,
+`state.pt`, as if nothing had been.
 """
 
 import argparse
@@ -47,6 +48,8 @@ CELLS_WEIGHT = 20.0
 # Features that grow drown the positions that are added to them, which are about 1 large (docs/log.md)
 SCALE_WEIGHT = 0.1
 NO_POINT = -10  # SAM 2's label of padding
+CENTRES = 6  # numbers of [`place_of`] that are x or y
+FREQUENCIES = (1, 2, 4, 8)  # half waves across the picture: from plain numbers a net hardly learns to tell near places
 
 
 class AttributePrompts(nn.Module):
@@ -55,7 +58,8 @@ class AttributePrompts(nn.Module):
     def __init__(self, width: int):
         super().__init__()
         self.words = nn.ModuleList(nn.Embedding(len(kind) + 1, width) for kind in (COLOURS, SHAPES, SIZES))
-        self.place = nn.Sequential(nn.Linear(7, width), nn.ReLU(), nn.Linear(width, width))
+        waves = 2 * CENTRES * len(FREQUENCIES)
+        self.place = nn.Sequential(nn.Linear(waves, width), nn.ReLU(), nn.Linear(width, width))
         self.mix = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
         # As large as SAM 2's embeddings of points: what is smaller is not heard beside them (docs/log.md)
         self.level = nn.LayerNorm(width)
@@ -64,7 +68,8 @@ class AttributePrompts(nn.Module):
         """Looks (num_objects, 3), the last index of a kind standing for "not told", and places (num_objects, 7), zeros
         where they are not told, to prompts (num_objects, width)."""
         words = [embedding(looks[:, number]) for number, embedding in enumerate(self.words)]
-        told = sum(words) + self.place(places)
+        angles = math.pi * (places[:, :CENTRES, None] * places.new_tensor(FREQUENCIES)).flatten(1)
+        told = sum(words) + places[:, CENTRES:] * self.place(torch.cat([angles.sin(), angles.cos()], 1))
         return self.level(told + self.mix(told))
 
 
@@ -90,9 +95,27 @@ def place_of(masks: np.ndarray) -> np.ndarray:
     return places
 
 
+def told_of(things: list[tuple[Clip, int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Looks (num_things, 3) and places (num_things, 7) of things, as [`AttributePrompts`] takes them. A size is told
+    only where colour and shape do not decide, and a place where a size does not either: an answer tells them seldom,
+    and then the language model has to see them."""
+    looks, places = [], []
+    for clip, thing in things:
+        own = look_of(clip)
+        look, others = own[thing].copy(), np.delete(own, thing, axis=0)
+        place = place_of(clip.masks[[thing]])[0] * (others == look).all(1).any()
+        if not (others[:, :2] == look[:2]).all(1).any():
+            look[2] = len(SIZES)
+        looks.append(look)
+        places.append(place)
+    return np.stack(looks), np.stack(places)
+
+
 def describe(clip: Clip, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Looks and places of a clip's things as [`AttributePrompts`] takes them; what does not decide is left out at
-    times, as it is in questions."""
+    """Looks and places of a clip's things as [`AttributePrompts`] takes them: half of the time as the language model
+    will tell them, and else what does not decide is left out at times."""
+    if rng.random() < 0.5:
+        return tuple(map(torch.from_numpy, told_of([(clip, thing) for thing in range(len(clip.things))])))
     looks, places = look_of(clip), place_of(clip.masks)
     told = looks.copy()
     for number, look in enumerate(looks):
@@ -122,12 +145,13 @@ def point_at(mask: np.ndarray, size: int, rng: np.random.Generator) -> tuple[lis
 
 
 class MaskExamples(Dataset):
-    """What the steps of this stage see, by their number: `image_steps` of frames alone, then three of four with short
-    clips, drawn from toy world."""
+    """What the steps of this stage see, by their number: `image_steps` of frames alone, then `memory_steps` of four
+    with short clips, drawn from toy world. Most clips have things that are hard to tell apart: a
+    decoder that has seen few of them paints both (docs/log.md)."""
 
     def __init__(self, processor: SamaProcessor, grid: int, width: int, arguments: argparse.Namespace):
         self.processor, self.grid, self.width, self.arguments = processor, grid, width, arguments
-        moving = {"dialogue": 3, "refer_look": 1, "refer_motion": 1, "caption": 1}
+        moving = {"dialogue": 2, "refer_look": 3, "refer_motion": 2, "caption": 1}
         settings = {"frames": [FRAMES, FRAMES], "split": arguments.split, "tasks": moving}
         self.world = ToyWorld(settings, arguments.seed)
 
@@ -135,7 +159,7 @@ class MaskExamples(Dataset):
         return self.arguments.image_steps + self.arguments.clip_steps
 
     def with_memory(self, step: int) -> bool:
-        return step >= self.arguments.image_steps and step % 4 > 0
+        return step >= self.arguments.image_steps and step % 4 >= 4 - self.arguments.memory_steps
 
     def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
         rng, memory = np.random.default_rng([self.arguments.seed, step]), self.with_memory(step)
@@ -303,7 +327,7 @@ def rate(step: int, steps: int) -> float:
 
 
 def learn(lesson: MaskLesson, arguments: argparse.Namespace, state_path: Path) -> None:
-    """The steps of both phases: `image_steps` on frames alone, then `clip_steps`, three of four on clips."""
+    """The steps of both phases: `image_steps` on frames alone, then `clip_steps`, of which some on clips."""
     parts = nn.ModuleDict({"tracker": lesson.tracker, "prompts": lesson.prompts, "cells": lesson.cells})
     parts.to(arguments.device)
     parameters = [*parts.parameters()]
@@ -318,10 +342,11 @@ def learn(lesson: MaskLesson, arguments: argparse.Namespace, state_path: Path) -
         first = state["step"]
         print(f"going on from step {first}")
     schedules = (0, arguments.image_steps, steps) if arguments.keep else (0, steps)
-    settled = nn.ModuleList([lesson.prompts, lesson.tracker.sam.vision_encoder])
     for step, example in enumerate(in_advance(examples, first, arguments), start=first):
         if arguments.keep:
-            settled.requires_grad_(step < arguments.image_steps)
+            lesson.prompts.requires_grad_(step < arguments.image_steps and not arguments.prompts)
+            lesson.prompts.place.requires_grad_(step < arguments.image_steps or bool(arguments.prompts))
+            lesson.tracker.sam.vision_encoder.requires_grad_(not examples.with_memory(step))
         torch.manual_seed(arguments.seed + step)  # dropout in the memory
         start, end = next(bounds for bounds in pairwise(schedules) if step < bounds[1])
         for group in optimizer.param_groups:
@@ -376,7 +401,8 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True, help="a small SAMA, as scripts/make_tiny.py makes it")
     parser.add_argument("--to", type=Path, required=True, help="folder of the result")
     parser.add_argument("--image-steps", type=int, default=3000, help="steps on frames alone")
-    parser.add_argument("--clip-steps", type=int, default=3000, help="steps after them, three of four with memory")
+    parser.add_argument("--clip-steps", type=int, default=3000, help="steps after them, some with memory")
+    parser.add_argument("--memory-steps", type=int, default=3, choices=range(5), help="of four, those with memory")
     parser.add_argument("--images", type=int, default=16, help="frames in a step without memory")
     parser.add_argument("--clips", type=int, default=4, help="clips in a step with memory")
     parser.add_argument("--learning-rate", type=float, default=1e-3)

@@ -42,7 +42,8 @@ def test_prompts_that_are_read_back_fit_those_of_the_model(model):
     arguments = Namespace(**steps, seed=0, device="cpu", num_workers=0)
     lessons = Lessons(SamaProcessor.from_pretrained(CHECKPOINT, trust_remote_code=True), model.config, arguments)
     gathered = gather(model, lessons)
-    told = [example["truth"].get("looks", torch.zeros(0, 3)) for block in range(len(lessons)) for example in lessons[block]]
+    blocks = [lessons[block] for block in range(len(lessons))]
+    told = [example["truth"].get("looks", torch.zeros(0, 3)) for block in blocks for example in block]
     assert torch.equal(gathered["looks"], torch.cat(told).to(gathered["looks"]))
     assert len(gathered["found"]) > 10
     torch.manual_seed(0)

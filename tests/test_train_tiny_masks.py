@@ -78,7 +78,8 @@ def lesson() -> MaskLesson:
 
 
 def steps(**changes) -> Namespace:
-    few = {"image_steps": 1, "clip_steps": 2, "images": 3, "clips": 2, "keep": False, "prompts": None}
+    few = {"image_steps": 1, "clip_steps": 2, "memory_steps": 3, "images": 3, "clips": 2}
+    few |= {"keep": False, "prompts": None}
     few |= {"learning_rate": 1e-3, "seed": 0, "split": "train", "device": "cpu", "num_workers": 0}
     return Namespace(**few | {"log_steps": 9, "save_steps": 1} | changes)
 
@@ -116,6 +117,13 @@ def test_prompts_that_another_stage_goes_by_stay_while_memory_is_learned(tmp_pat
     learn(kept, steps(keep=True), tmp_path / "state.pt")
     assert moved(kept.prompts, prompts) == moved(kept.tracker.sam.vision_encoder, encoder) == 0
     assert moved(kept.tracker.sam.memory_attention, start.tracker.sam.memory_attention) > 0.5
+
+
+def test_prompts_of_an_earlier_run_learn_places_alone(tmp_path):
+    kept, start = lesson(), lesson()
+    learn(kept, steps(keep=True, prompts=tmp_path, clip_steps=0), tmp_path / "state.pt")
+    assert moved(kept.prompts.place, start.prompts.place) == 1
+    assert moved(kept.prompts.words, start.prompts.words) == moved(kept.prompts.mix, start.prompts.mix) == 0
 
 
 def test_examples_from_other_processes_are_the_same():
