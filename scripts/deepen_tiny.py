@@ -18,7 +18,9 @@ from sama.processing_sama import SamaProcessor
 from sama.scripts.train_tiny_masks import start_anew
 
 
-LAYERS, VISION_LAYERS = "model.language_model.layers", "model.vision_tower.encoder.layer"
+# Where the layers are, and the weights that all of what a layer adds to its input is multiplied by
+LAYERS = "model.language_model.layers", ("self_attn.o_proj.weight", "mlp.down_proj.weight")
+VISION_LAYERS = "model.vision_tower.encoder.layer", ("lambda_1", "lambda_2")
 
 
 def deepen(
@@ -26,8 +28,8 @@ def deepen(
 ) -> SamaForConditionalGeneration:
     """A model with the same outputs whose language model and vision tower have so many more layers."""
     config, state = copy.deepcopy(model.config), model.state_dict()
-    more = ((config.text_config, layers, LAYERS), (config.vision_config, vision_layers, VISION_LAYERS))
-    for sizes, number, name in more:
+    more = ((config.text_config, layers, *LAYERS), (config.vision_config, vision_layers, *VISION_LAYERS))
+    for sizes, number, name, _ in more:
         last = sizes.num_hidden_layers - 1
         sizes.num_hidden_layers += number
         state = {key.replace(f"{name}.{last}.", f"{name}.{last + number}."): value for key, value in state.items()}
@@ -35,21 +37,15 @@ def deepen(
     text.layer_types = text.layer_types + text.layer_types[-1:] * layers
     deep = SamaForConditionalGeneration(config).to(model.dtype)
     with torch.no_grad():
-        for sizes, number, name in more:
+        for sizes, number, name, weights in more:
             last = sizes.num_hidden_layers - 1
-            for layer in deep.get_submodule(name)[last - number : last]:
-                start_anew(layer, seed)
-                for weight in what_is_added(layer):
-                    weight.zero_()
+            new = deep.get_submodule(name)[last - number : last]
+            start_anew(new, seed)
+            for layer in new:
+                for weight in weights:
+                    layer.get_parameter(weight).zero_()
     deep.load_state_dict(deep.state_dict() | state)
     return deep
-
-
-def what_is_added(layer: torch.nn.Module) -> tuple[torch.nn.Parameter, torch.nn.Parameter]:
-    """The weights that all of what a layer adds to its input is multiplied by."""
-    if hasattr(layer, "lambda_1"):
-        return layer.lambda_1, layer.lambda_2
-    return layer.self_attn.o_proj.weight, layer.mlp.down_proj.weight
 
 
 def main() -> None:

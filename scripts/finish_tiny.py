@@ -33,8 +33,10 @@ CARD = Path(__file__).with_name("tiny_card.md")
 
 
 def read_log(path: Path) -> list[dict]:
-    """The lines `step N: name value, ...` that a stage printed."""
+    """The lines `step N: name value, ...` that a stage printed; none of a stage that did not run."""
     found = []
+    if not path.is_file():
+        return found
     for line in path.read_text(encoding="utf-8").splitlines():
         match = LINE.match(line)
         if match:
@@ -88,7 +90,7 @@ def main() -> None:
     (arguments.to / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     draw_curves(arguments.run, arguments.to / "curves.png")
     results = arguments.results.read_text(encoding="utf-8") if arguments.results else "Not measured yet."
-    card = CARD.read_text(encoding="utf-8").replace("{results}", results.strip())
+    card = CARD.read_text(encoding="utf-8").replace("{results}", results.strip().replace("# ", "### ", 1))
     (arguments.to / "README.md").write_text(card, encoding="utf-8")
     print(f"{arguments.to}: {sum(parameter.numel() for parameter in model.parameters()) / 1e6:.1f} M parameters")
 

@@ -72,7 +72,7 @@ class Lessons(Dataset):
 
     def __init__(self, processor: SamaProcessor, config: SamaConfig, arguments: argparse.Namespace):
         self.processor, self.config, self.arguments, self.seed = processor, config, arguments, arguments.seed
-        self.grid = int(config.image_seq_length**0.5)
+        self.grid, self.process, self.processes = grid_of(config), process(), processes()
         self.world = ToyWorld({"split": "train", "tasks": TALK}, self.seed)
         moving = {"dialogue": 3, "caption": 1, "refer_look": 1}
         self.sights = ToyWorld({"split": "train", "tasks": moving}, self.seed + 1)
@@ -104,7 +104,7 @@ class Lessons(Dataset):
     def of_like_length(self, block: int, steps: int, with_language: bool) -> list[list[Lesson]]:
         """The lessons of some steps of a block, those of each step about equally long."""
         size, lesson = self.arguments.batch_size, self.dialogue if with_language else self.sight
-        first = (block * processes() + process()) * BLOCK * size
+        first = (block * self.processes + self.process) * BLOCK * size
         drawn = sorted((lesson(first + number) for number in range(steps * size)), key=lambda one: len(one.messages))
         order = np.random.default_rng([self.seed, 2, block]).permutation(steps)
         return [drawn[place * size : (place + 1) * size] for place in order]
@@ -155,6 +155,7 @@ class Lessons(Dataset):
         return self.finish(Lesson(messages, clip, subjects, regions), video)
 
     def finish(self, lesson: Lesson, video: SamaVideo) -> Lesson:
+        """The lesson with its context frames: frames of a clip, or the tiles of a still."""
         tiles = len(self.processor.tile_pixel_values(video)) if video.is_image else 0
         lesson.frames = [0] * tiles if tiles else list(self.processor.choose_frames(video).context)
         return lesson
@@ -170,12 +171,12 @@ class Lessons(Dataset):
     def stamps(self, step: int) -> dict[str, torch.Tensor]:
         """Masks of single things at the size of the shape encoders, flat, their shapes and sizes, and places."""
         number, side = (MASKS if step < self.phases[0] else REHEARSED), self.config.region_mask_size
-        masks, classes, spots = draw_stamps(number, np.random.default_rng([self.seed, step]))
+        masks, classes, spots = draw_stamps(number, np.random.default_rng([self.seed, 3, step, self.process]))
         masks = F.interpolate(torch.from_numpy(masks)[:, None].float(), (side, side), mode="nearest").flatten(1)
         return {"masks": masks, "places": spots, **classes}
 
     def truth(self, lessons: list[Lesson], inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """What the heads and prompts are to find, see the methods of [`Teacher`]. Of what belongs to questions, those
+        """What the heads and prompts are to find, see the methods below. Of what belongs to questions, those
         about videos with fewer context frames come first, as in the aggregator."""
         questions = [(lesson, subject) for lesson in lessons for subject in lesson.subjects]
         regions = [(lesson.clip, thing) for lesson in lessons for thing in lesson.regions]
@@ -243,6 +244,11 @@ def way_of(clip: Clip, thing: int) -> np.ndarray:
     """Where a thing is at `WAY_TIMES` moments, as [`places`] says."""
     moments = np.linspace(0, clip.num_frames - 1, WAY_TIMES).round().astype(int)
     return places(clip, [thing], moments)[0]
+
+
+def grid_of(config: SamaConfig) -> int:
+    """Cells along a side of a frame."""
+    return int(config.image_seq_length**0.5)
 
 
 def processes() -> int:

@@ -77,7 +77,7 @@ def main() -> None:
     gathered = gather(model.to(arguments.device), lessons)
     with torch.random.fork_rng():
         torch.manual_seed(arguments.seed)
-        prompts = AttributePrompts(gathered["found"].shape[1]).to(arguments.device)
+        prompts = AttributePrompts.of_tracker(model.model.mask_tracker).to(arguments.device)
     error = fit(prompts, gathered, arguments.seed)
     print(f"{len(gathered['found'])} [SEG] prompts, error {error:.3f} of their variance")
     arguments.to.mkdir(parents=True, exist_ok=True)

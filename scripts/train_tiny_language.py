@@ -40,8 +40,8 @@ from sama.scripts.tiny_facts import (
     PLACE,
     SIDE,
 )
-from sama.scripts.tiny_lessons import BLOCK, WAY_TIMES, Lessons, process, processes
-from sama.scripts.train_tiny_masks import AttributePrompts, in_advance, rate, start_anew
+from sama.scripts.tiny_lessons import BLOCK, WAY_TIMES, Lessons, grid_of, process, processes
+from sama.scripts.train_tiny_masks import WEIGHT_DECAY, AttributePrompts, in_advance, rate, save_state, start_anew
 
 
 WEIGHTS = {
@@ -53,6 +53,7 @@ WEIGHTS = {
 
 
 def mlp(width: int, outputs: int) -> nn.Sequential:
+    """A head of one hidden layer."""
     return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, outputs))
 
 
@@ -89,11 +90,11 @@ class Teacher:
 
     def __init__(self, model: SamaForConditionalGeneration, seed: int):
         self.model = model
-        self.grid = int(model.config.image_seq_length**0.5)
+        self.grid = grid_of(model.config)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.heads = Heads(model.config.text_config.hidden_size)
-            self.prompts = AttributePrompts(model.config.sam_config.prompt_encoder_config.hidden_size)
+            self.prompts = AttributePrompts.of_tracker(model.model.mask_tracker)
         self.prompts.requires_grad_(False)
 
     def stamp_losses(self, stamps: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
@@ -246,7 +247,7 @@ def learn(teacher: Teacher, lessons: Lessons, state_path: Path) -> None:
     for part in (teacher.model, teacher.heads, teacher.prompts):
         part.to(arguments.device)
     parameters = [*parts.parameters(), *teacher.heads.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=arguments.learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(parameters, lr=arguments.learning_rate, weight_decay=WEIGHT_DECAY, betas=(0.9, 0.98))
     masks, sights, steps = lessons.phases
     first, sums = 0, defaultdict(list)
     if state_path.is_file():
@@ -273,19 +274,17 @@ def learn(teacher: Teacher, lessons: Lessons, state_path: Path) -> None:
         nn.utils.clip_grad_norm_([each for each in parameters if each.grad is not None], 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        for name, value in [*report.items(), *((f"loss {name}", loss) for name, loss in losses.items())]:
-            sums[name].append(value.detach())
         if process():
             continue
+        for name, value in [*report.items(), *((f"loss {name}", loss) for name, loss in losses.items())]:
+            sums[name].append(value.detach())
         if (step + 1) % arguments.log_steps == 0 or step + 1 == steps:
             means = {name: torch.stack(values).mean().item() for name, values in sums.items()}
             print(f"step {step + 1}:", ", ".join(f"{k} {v:.3g}" for k, v in means.items()), flush=True)
             sums.clear()
         if (step + 1) % arguments.save_steps == 0 or step + 1 == steps:
             state = {"parts": parts.state_dict(), "heads": teacher.heads.state_dict()}
-            unfinished = state_path.with_suffix(".unfinished")
-            torch.save(state | {"optimizer": optimizer.state_dict(), "step": step + 1}, unfinished)
-            unfinished.replace(state_path)
+            save_state(state | {"optimizer": optimizer.state_dict(), "step": step + 1}, state_path)
 
 
 def main() -> None:
@@ -309,6 +308,8 @@ def main() -> None:
     parser.add_argument("--save-steps", type=int, default=100)
     arguments = parser.parse_args()
     if "WORLD_SIZE" in os.environ:
+        if arguments.device == "cuda":
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         distributed.init_process_group("gloo" if arguments.device == "cpu" else "nccl")
     model = SamaForConditionalGeneration.from_pretrained(arguments.model, dtype=torch.float32)
     processor = SamaProcessor.from_pretrained(arguments.model, trust_remote_code=True)

@@ -6,9 +6,9 @@ A learned prompt of colour, shape, size and place stands for [SEG] and goes to t
 to the original one; on short clips memory carries masks through frames that were not prompted. Weights of SAM 2 start
 anew, as torch starts them: with transformers' small normal weights the decoders paint everything and never look at
 their prompt (docs/log.md). With `--keep` they go on from those of the model, and the prompts, which no checkpoint
-holds, are learned anew in the first phase; with `--prompts` they are those of an earlier run, and only what they tell
-of places is learned, so that the language model of that run still goes by them. The image encoder then learns in steps
-without memory alone: it becomes worse by those with it (docs/log.md). Killed, it goes on from its last state,
+holds, are learned anew in the first phase; with `--prompts` they are those of an earlier run, of which only what
+tells places is learned, and the image encoder stays as it is. After that phase both stay: the next stage goes by the
+former, and the latter becomes worse by steps with memory (docs/log.md). Killed, it goes on from its last state,
 `state.pt`, as if nothing had been.
 """
 
@@ -44,32 +44,46 @@ WARM_UP, FLOOR, WEIGHT_DECAY = 50, 0.05, 0.01
 # Masks of small things are few pixels: dice weighs as much as BCE, other than in the published recipe
 BCE_WEIGHT, DICE_WEIGHT, IOU_WEIGHT, PRESENCE_WEIGHT = 2.0, 2.0, 0.1, 0.2
 LEFT_OUT = 0.15  # how often a colour or shape is not told, where the rest still decides
+PLACE_ALONE, LOOK_ALONE = 0.6, 0.2  # how often nothing but the place is told, and everything but it
+NOTHING = (len(COLOURS), len(SHAPES), len(SIZES))  # a look of which nothing is told
 CELLS_WEIGHT = 20.0
 # Features that grow drown the positions that are added to them, which are about 1 large (docs/log.md)
 SCALE_WEIGHT = 0.1
 NO_POINT = -10  # SAM 2's label of padding
-CENTRES = 6  # numbers of [`place_of`] that are x or y
-FREQUENCIES = (1, 2, 4, 8)  # half waves across the picture: from plain numbers a net hardly learns to tell near places
+CENTRES = (1.5, 1.0, 1.0)  # weights, at the start, of a thing's mean, first and last centre in its prompt
+SHIFT, JITTER = 0.04, 0.03  # spread of what all centres of a thing and each of them are off, in shares of the picture
 
 
 class AttributePrompts(nn.Module):
-    """What stands for [SEG] here: things by their look and, where that does not decide, their way through the clip."""
+    """What stands for [SEG] here: things by their look and their way through the clip. Places are told as SAM 2 tells
+    points, by waves of the frequencies that its image embedding has: from plain numbers a decoder does not learn to
+    heed them (docs/log.md)."""
 
-    def __init__(self, width: int):
+    def __init__(self, frequencies: torch.Tensor):
+        """`frequencies` (2, width / 2): of the tracker whose prompts these are, see [`of_tracker`]."""
         super().__init__()
+        width = 2 * frequencies.shape[1]
         self.words = nn.ModuleList(nn.Embedding(len(kind) + 1, width) for kind in (COLOURS, SHAPES, SIZES))
-        waves = 2 * CENTRES * len(FREQUENCIES)
-        self.place = nn.Sequential(nn.Linear(waves, width), nn.ReLU(), nn.Linear(width, width))
+        self.frequencies = nn.Buffer(frequencies.clone())
+        self.place = nn.Linear(len(CENTRES) * width, width, bias=False)
+        with torch.no_grad():
+            self.place.weight.copy_(torch.cat([weight * torch.eye(width) for weight in CENTRES], 1))
         self.mix = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
         # As large as SAM 2's embeddings of points: what is smaller is not heard beside them (docs/log.md)
         self.level = nn.LayerNorm(width)
+
+    @classmethod
+    def of_tracker(cls, tracker: SamaMaskTracker) -> "AttributePrompts":
+        """New prompts, which tell places by the waves that the tracker knows."""
+        return cls(tracker.sam.shared_image_embedding.positional_embedding)
 
     def forward(self, looks: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         """Looks (num_objects, 3), the last index of a kind standing for "not told", and places (num_objects, 7), zeros
         where they are not told, to prompts (num_objects, width)."""
         words = [embedding(looks[:, number]) for number, embedding in enumerate(self.words)]
-        angles = math.pi * (places[:, :CENTRES, None] * places.new_tensor(FREQUENCIES)).flatten(1)
-        told = sum(words) + places[:, CENTRES:] * self.place(torch.cat([angles.sin(), angles.cos()], 1))
+        centres, known = places[:, :-1].unflatten(1, (len(CENTRES), 2)), places[:, -1:]
+        angles = 2 * math.pi * (2 * centres - 1) @ self.frequencies
+        told = sum(words) + known * self.place(torch.cat([angles.sin(), angles.cos()], -1).flatten(1))
         return self.level(told + self.mix(told))
 
 
@@ -97,40 +111,51 @@ def place_of(masks: np.ndarray) -> np.ndarray:
 
 def told_of(things: list[tuple[Clip, int]]) -> tuple[np.ndarray, np.ndarray]:
     """Looks (num_things, 3) and places (num_things, 7) of things, as [`AttributePrompts`] takes them. A size is told
-    only where colour and shape do not decide, and a place where a size does not either: an answer tells them seldom,
-    and then the language model has to see them."""
-    looks, places = [], []
+    only where colour and shape do not decide: an answer tells it seldom, and then the language model has to see it."""
+    looks = []
     for clip, thing in things:
         own = look_of(clip)
         look, others = own[thing].copy(), np.delete(own, thing, axis=0)
-        place = place_of(clip.masks[[thing]])[0] * (others == look).all(1).any()
         if not (others[:, :2] == look[:2]).all(1).any():
             look[2] = len(SIZES)
         looks.append(look)
-        places.append(place)
-    return np.stack(looks), np.stack(places)
+    return np.stack(looks), np.concatenate([place_of(clip.masks[[thing]]) for clip, thing in things])
 
 
 def describe(clip: Clip, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
     """Looks and places of a clip's things as [`AttributePrompts`] takes them: half of the time as the language model
-    will tell them, and else what does not decide is left out at times."""
+    will tell them, and else what does not decide is left out at times. Of some only the place is told: looks decide so
+    often that a decoder would not learn to heed places (docs/log.md)."""
     if rng.random() < 0.5:
-        return tuple(map(torch.from_numpy, told_of([(clip, thing) for thing in range(len(clip.things))])))
-    looks, places = look_of(clip), place_of(clip.masks)
+        told, places = told_of([(clip, thing) for thing in range(len(clip.things))])
+        return torch.from_numpy(told), torch.from_numpy(blur(places, rng))
+    looks, places = look_of(clip), blur(place_of(clip.masks), rng)
     told = looks.copy()
     for number, look in enumerate(looks):
         others = np.delete(looks, number, axis=0)
         unique = not (others == look).all(1).any()
-        if unique and rng.random() < 0.5:
+        chance = rng.random()
+        if places[number].any() and chance < PLACE_ALONE:
+            told[number] = NOTHING
+            continue
+        if unique and chance > 1 - LOOK_ALONE:
             places[number] = 0
-        for kind, unknown in enumerate((len(COLOURS), len(SHAPES), len(SIZES))):
+        for kind, unknown in enumerate(NOTHING):
             trial = told[number].copy()
             trial[kind] = unknown
-            known = trial != (len(COLOURS), len(SHAPES), len(SIZES))
+            known = trial != NOTHING
             decides = places[number].any() or not (others[:, known] == look[known]).all(1).any()
             if decides and rng.random() < (0.5 if kind == 2 else LEFT_OUT):
                 told[number] = trial
     return torch.from_numpy(told), torch.from_numpy(places)
+
+
+def blur(places: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Places as a language model tells them, which is never quite right."""
+    centres = places[:, :-1].reshape(len(places), -1, 2)
+    gaps = SHIFT * rng.standard_normal((len(places), 1, 2)) + JITTER * rng.standard_normal(centres.shape)
+    blurred = np.concatenate([(centres + gaps).reshape(len(places), -1), places[:, -1:]], 1)
+    return (blurred * places[:, -1:]).astype(np.float32)  # zeros where a thing is never seen
 
 
 def point_at(mask: np.ndarray, size: int, rng: np.random.Generator) -> tuple[list, list]:
@@ -145,8 +170,8 @@ def point_at(mask: np.ndarray, size: int, rng: np.random.Generator) -> tuple[lis
 
 
 class MaskExamples(Dataset):
-    """What the steps of this stage see, by their number: `image_steps` of frames alone, then `memory_steps` of four
-    with short clips, drawn from toy world. Most clips have things that are hard to tell apart: a
+    """What the steps of this stage see, by their number: `image_steps` of frames alone, then, of every four
+    steps, `memory_steps` with short clips, drawn from toy world. Most clips have things that are hard to tell apart: a
     decoder that has seen few of them paints both (docs/log.md)."""
 
     def __init__(self, processor: SamaProcessor, grid: int, width: int, arguments: argparse.Namespace):
@@ -159,11 +184,13 @@ class MaskExamples(Dataset):
         return self.arguments.image_steps + self.arguments.clip_steps
 
     def with_memory(self, step: int) -> bool:
+        """Whether a step sees short clips."""
         return step >= self.arguments.image_steps and step % 4 >= 4 - self.arguments.memory_steps
 
     def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
         rng, memory = np.random.default_rng([self.arguments.seed, step]), self.with_memory(step)
-        number, size = (self.arguments.clips if memory else self.arguments.images), self.arguments.images
+        number = self.arguments.clips if memory else self.arguments.images
+        size = max(self.arguments.images, self.arguments.clips)
         clips = [self.world.play(step * size + place)[1] for place in range(number)]
         if not memory:
             return self.of_frames(clips, rng)
@@ -182,6 +209,8 @@ class MaskExamples(Dataset):
         example = self.of_clips(clips, chosen, [0], words) | self.noise(words, rng)
         masks, size = example["masks"].numpy(), self.processor.sam_image_size
         seen = np.flatnonzero(masks.any((1, 2)))
+        if not len(seen):
+            raise ValueError(f"{len(clips)} frames of as many clips show nothing: raise --images")
         points, labels = zip(*(point_at(masks[row], size, rng) for row in seen), strict=True)
         held = [colours_of_cells(clip, frame, self.grid)[0, ..., 0] for clip, frame in zip(clips, chosen, strict=True)]
         example |= {"seen": torch.from_numpy(seen), "points": torch.tensor(points, dtype=torch.float32)}
@@ -220,10 +249,12 @@ class MaskLesson:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.width = tracker.config.sam_config.prompt_encoder_config.hidden_size
-            self.prompts, self.cells = AttributePrompts(self.width), nn.Linear(self.width, len(COLOURS))
+            self.prompts = AttributePrompts.of_tracker(tracker)
+            self.cells = nn.Linear(self.width, len(COLOURS))
         self.generator = torch.Generator()
 
     def examples(self, arguments: argparse.Namespace) -> MaskExamples:
+        """What the steps see, at the sizes of this tracker."""
         grid = self.tracker.sam.backbone_feature_sizes[-1][0]
         return MaskExamples(self.processor, grid, self.width, arguments)
 
@@ -262,11 +293,15 @@ class MaskLesson:
         prompts = self.prompts(example["looks"], example["places"]) + example["noise"]
         loss, overlap, present = self.compare([tracker.segment_objects(features, prompts)], example["masks"])
         seen = example["seen"]
+        report = {"words": overlap[seen].mean().item()}
+        if scale.requires_grad:  # the image encoder learns
+            loss = loss + cells_loss + SCALE_WEIGHT * F.relu(scale - 1)
+            report |= {"cells": cells_loss.item(), "scale": scale.item()}
+        if not next(tracker.original_mask_decoder.parameters()).requires_grad:
+            return loss, report
         by_points = tracker.segment_points(features.take(seen), example["points"], example["labels"]).transpose()
         loss_of_points, overlap_of_points, _ = self.compare([by_points], example["masks"][seen])
-        report = {"words": overlap[seen].mean().item(), "points": overlap_of_points.mean().item()}
-        loss = loss + loss_of_points + cells_loss + SCALE_WEIGHT * F.relu(scale - 1)
-        return loss, report | {"cells": cells_loss.item(), "scale": scale.item()}
+        return loss + loss_of_points, report | {"points": overlap_of_points.mean().item()}
 
     def clip_loss(self, example: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
         """Some frames of each clip, one or two of them prompted by attributes, the others reached by memory."""
@@ -311,13 +346,13 @@ class MaskLesson:
         return loss + PRESENCE_WEIGHT * presence, overlap, present
 
 
-def start_anew(tracker: SamaMaskTracker, seed: int) -> None:
-    """Draws the weights of all layers as torch does."""
+def start_anew(module: nn.Module, seed: int) -> None:
+    """Draws the weights of all its linear layers and convolutions as torch does."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        for module in tracker.modules():
-            if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
-                module.reset_parameters()
+        for layer in module.modules():
+            if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+                layer.reset_parameters()
 
 
 def rate(step: int, steps: int) -> float:
@@ -344,9 +379,11 @@ def learn(lesson: MaskLesson, arguments: argparse.Namespace, state_path: Path) -
     schedules = (0, arguments.image_steps, steps) if arguments.keep else (0, steps)
     for step, example in enumerate(in_advance(examples, first, arguments), start=first):
         if arguments.keep:
-            lesson.prompts.requires_grad_(step < arguments.image_steps and not arguments.prompts)
-            lesson.prompts.place.requires_grad_(step < arguments.image_steps or bool(arguments.prompts))
-            lesson.tracker.sam.vision_encoder.requires_grad_(not examples.with_memory(step))
+            first_phase = step < arguments.image_steps
+            lesson.prompts.requires_grad_(first_phase and not arguments.prompts)
+            lesson.prompts.place.requires_grad_(first_phase)
+            lesson.tracker.sam.vision_encoder.requires_grad_(first_phase and not arguments.prompts)
+            lesson.tracker.original_mask_decoder.requires_grad_(not (first_phase and arguments.prompts))
         torch.manual_seed(arguments.seed + step)  # dropout in the memory
         start, end = next(bounds for bounds in pairwise(schedules) if step < bounds[1])
         for group in optimizer.param_groups:
@@ -364,9 +401,14 @@ def learn(lesson: MaskLesson, arguments: argparse.Namespace, state_path: Path) -
             sums.clear()
         if (step + 1) % arguments.save_steps == 0 or step + 1 == steps:
             state = {name: part.state_dict() for name, part in parts.items()}
-            unfinished = state_path.with_suffix(".unfinished")
-            torch.save(state | {"optimizer": optimizer.state_dict(), "step": step + 1}, unfinished)
-            unfinished.replace(state_path)
+            save_state(state | {"optimizer": optimizer.state_dict(), "step": step + 1}, state_path)
+
+
+def save_state(state: dict, path: Path) -> None:
+    """Writes a state so that the file is whole or as it was, whenever the run is killed."""
+    unfinished = path.with_suffix(".unfinished")
+    torch.save(state, unfinished)
+    unfinished.replace(path)
 
 
 def in_advance(examples: Dataset, first: int, arguments: argparse.Namespace) -> Iterator:

@@ -85,7 +85,7 @@ def start(folder) -> dict:
 def test_one_step_of_a_variant_is_trained_asked_and_kept(tmp_path, monkeypatch):
     """Of the small checkpoint; what it answers is not looked at."""
     model = SamaForConditionalGeneration.from_pretrained(CHECKPOINT, dtype=torch.float32)
-    prompts = AttributePrompts(model.config.sam_config.prompt_encoder_config.hidden_size)
+    prompts = AttributePrompts.of_tracker(model.model.mask_tracker)
     (tmp_path / "masks").mkdir()
     state = {"tracker": model.model.mask_tracker.state_dict(), "prompts": prompts.state_dict()}
     torch.save(state, tmp_path / "masks" / "state.pt")

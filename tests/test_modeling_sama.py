@@ -1,12 +1,15 @@
 """The model as a citizen of transformers: loading, saving, switches, and errors that teach."""
 
+import numpy as np
 import pytest
 import torch
-from checkpoint import Dictated
+from checkpoint import CHECKPOINT, Dictated
 from tiny_model import tiny_config, tiny_model
 
-from sama.configuration_sama import SamaConfig
-from sama.modeling_sama import SamaForConditionalGeneration, SegRecorder
+from sama.configuration_sama import CONTEXT_TOKEN, SamaConfig
+from sama.modeling_sama import VISUAL_INPUT_NAMES, SamaForConditionalGeneration, SamaVisualInputs, SegRecorder
+from sama.processing_sama import SamaProcessor
+from sama.video_sama import Region
 
 
 @pytest.fixture(scope="module")
@@ -248,3 +251,31 @@ def test_an_empty_grid_mask_gives_numbers_in_half_precision():
     encoder = tiny_model().model.region_encoder.half()
     pooled, _ = encoder(torch.ones(1, 4, 32).half(), torch.zeros(1, 2, 2), torch.ones(1, 16, 16))
     assert pooled.isfinite().all()
+
+
+def test_context_of_videos_of_several_lengths_is_that_of_each_alone():
+    model = SamaForConditionalGeneration.from_pretrained(CHECKPOINT, dtype=torch.float32).eval()
+    processor = SamaProcessor.from_pretrained(CHECKPOINT, trust_remote_code=True)
+    generator = np.random.default_rng(0)
+    conversations = []
+    for frames, questions in ((3, 1), (5, 2), (3, 2)):
+        video = generator.integers(0, 256, (frames, 64, 64, 3), dtype=np.uint8)
+        messages = []
+        for number in range(questions):
+            region = Region(frame=1, box=(8, 8 + 8 * number, 40, 40))
+            content = [{"type": "text", "text": "What is "}, {"type": "region", "region": region}]
+            messages.append({"role": "user", "content": content if number or questions == 1 else content[:1]})
+            messages.append({"role": "assistant", "content": [{"type": "text", "text": "."}]})
+        messages[0]["content"] = [{"type": "video", "video": video}, *messages[0]["content"]]
+        conversations.append(messages)
+
+    def context(chosen: list) -> torch.Tensor:
+        inputs = processor.apply_chat_template(chosen, add_generation_prompt=False)
+        visual = SamaVisualInputs(**{name: inputs.get(name) for name in VISUAL_INPUT_NAMES})
+        types = inputs["mm_token_type_ids"]
+        with torch.no_grad():
+            return model.model.embed_inputs(inputs["input_ids"], types, visual)[types == CONTEXT_TOKEN]
+
+    alone = torch.cat([context([one]) for one in conversations])
+    assert len(alone) == 3 + 2 * 5 + 2 * 3
+    torch.testing.assert_close(context(conversations), alone, atol=1e-5, rtol=1e-4)

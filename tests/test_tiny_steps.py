@@ -47,8 +47,11 @@ def test_prompts_that_are_read_back_fit_those_of_the_model(model):
     assert torch.equal(gathered["looks"], torch.cat(told).to(gathered["looks"]))
     assert len(gathered["found"]) > 10
     torch.manual_seed(0)
-    true, prompts = AttributePrompts(16), AttributePrompts(16)
+    frequencies = torch.randn(2, 8)
+    true, prompts = AttributePrompts(frequencies), AttributePrompts(frequencies)
     with torch.no_grad():
         gathered["found"] = true(gathered["looks"], gathered["places"])
+        elsewhere = true(gathered["looks"], gathered["places"].roll(1, 0))
+    assert not torch.allclose(gathered["found"], elsewhere)
     before = fit(prompts, gathered, seed=0, steps=1)
     assert fit(prompts, gathered, seed=0, steps=200) < 0.5 * before
