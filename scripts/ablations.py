@@ -127,7 +127,7 @@ def train_dialogues(variant: Dialogues, arguments: argparse.Namespace, folder: P
     model, processor = load(arguments.model)
     variant.leave_out(model)
     torch.manual_seed(arguments.seed)  # dropout
-    teacher = Teacher(model.train(), arguments.seed)
+    teacher = Teacher(model.train(), processor, arguments.seed)
     masks = torch.load(arguments.masks / STATE, weights_only=True)
     model.model.mask_tracker.load_state_dict(masks["tracker"])
     model.model.mask_tracker.requires_grad_(False)

@@ -52,6 +52,7 @@ class Lesson:
         subjects (`list[int]`): The thing that each user turn asks about, -1 where that is not known.
         regions, segs (`list[int]`): The thing of each region and of each [SEG], in reading order.
         frames (`list[int]`): The context frames.
+        shown (`int`): The frame in which the masks of [SEG]s are looked at.
     """
 
     messages: list[dict]
@@ -60,6 +61,7 @@ class Lesson:
     regions: list[int]
     segs: list[int] = field(default_factory=list)
     frames: list[int] = field(default_factory=list)
+    shown: int = 0
 
     @property
     def whole_frames(self) -> bool:
@@ -128,9 +130,10 @@ class Lessons(Dataset):
             for regions, answer in zip(pointed, answers, strict=False)
         ]
         regions = [thing for one in pointed for thing in one]
-        return self.finish(
-            Lesson(sample.messages, clip, subjects, regions, [int(name) for name in sample.objects]), video
-        )
+        segs = [int(name) for name in sample.objects]
+        seen = np.flatnonzero(clip.seen[segs].any(0))
+        lesson = Lesson(sample.messages, clip, subjects, regions, segs, shown=int(rng.choice(seen)) if segs else 0)
+        return self.finish(lesson, video)
 
     def sight(self, index: int) -> Lesson:
         """A clip and one short question for each of its things, by a region or by a name that suits it alone."""
@@ -190,7 +193,23 @@ class Lessons(Dataset):
         if segs:
             truth |= dict(zip(("looks", "places"), map(torch.from_numpy, told_of(segs)), strict=True))
             truth["seg way"] = torch.from_numpy(np.stack([way_of(*one) for one in segs]))
+            truth |= self.of_masks([lesson for lesson in lessons if lesson.segs])
         return truth
+
+    def of_masks(self, lessons: list[Lesson]) -> dict[str, torch.Tensor]:
+        """A frame of each lesson as SAM 2 takes it, (num_lessons, 3, size, size); and of each [SEG] the row of its
+        frame, and its mask there, (num_segs, height, width)."""
+        return {
+            "sam frames": torch.stack(
+                [self.processor.sam_pixel_values(lesson.clip.frames[lesson.shown]) for lesson in lessons]
+            ),
+            "seg rows": torch.arange(len(lessons)).repeat_interleave(
+                torch.tensor([len(lesson.segs) for lesson in lessons])
+            ),
+            "seg masks": torch.from_numpy(
+                np.concatenate([lesson.clip.masks[lesson.segs, lesson.shown] for lesson in lessons])
+            ),
+        }
 
     def of_frames(self, lessons: list[Lesson], inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """What each cell of the context frames holds of each colour, and shape and size of the thing that it holds

@@ -7,7 +7,7 @@ learn shape, size and place. Then frames: regions and names of things are shown 
 its context tokens where the thing in question is in each frame, off every cell of a frame where it lies and what it
 holds, and off the region tokens what they look like. Then dialogues: the language loss, the same heads, heads on the
 language model's states of a region (look, motion, way), and a [SEG] prompt that is to equal the one by which SAM 2
-found the thing in the first stage, so that no frame passes SAM 2 here. Motion does not come from the language loss
+found the thing in the first stage, and to give its mask in one frame. Motion does not come from the language loss
 alone in the time there is (docs/log.md). `torchrun --nproc_per_node 2` in place of `python` gives each process lessons
 of its own. Killed, it goes on from its last state, `state.pt`, as if nothing had been.
 """
@@ -41,13 +41,21 @@ from sama.scripts.tiny_facts import (
     SIDE,
 )
 from sama.scripts.tiny_lessons import BLOCK, WAY_TIMES, Lessons, grid_of, process, processes
-from sama.scripts.train_tiny_masks import WEIGHT_DECAY, AttributePrompts, in_advance, rate, save_state, start_anew
+from sama.scripts.train_tiny_masks import (
+    WEIGHT_DECAY,
+    AttributePrompts,
+    compare_masks,
+    in_advance,
+    rate,
+    save_state,
+    start_anew,
+)
 
 
 WEIGHTS = {
-    "language": 3.0, "prompt": 2.0, "context": 1.0, "cells": 20.0, "spot": 5.0, "found": 100.0, "pooled": 0.1,
+    "language": 3.0, "prompt": 3.0, "context": 1.0, "cells": 20.0, "spot": 5.0, "found": 100.0, "pooled": 0.1,
     "shape": 0.2, "asked": 0.2, "named": 0.5, "attention": 2.0, "rehearsal": 1.0, "state": 0.5, "way": 2.0,
-    "seen": 0.3, "seg way": 1.0,
+    "seen": 0.3, "seg way": 2.0, "mask": 1.0,
     "stamp": 2.0,
 }  # fmt: skip
 
@@ -88,8 +96,8 @@ def place_loss(found: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor,
 class Teacher:
     """The heads and prompts, and the losses of a step."""
 
-    def __init__(self, model: SamaForConditionalGeneration, seed: int):
-        self.model = model
+    def __init__(self, model: SamaForConditionalGeneration, processor: SamaProcessor, seed: int):
+        self.model, self.processor = model, processor
         self.grid = grid_of(model.config)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -173,6 +181,16 @@ class Teacher:
             report["seg way px"] = SIDE * gap
             found = model.project_seg_states(states)
             losses["prompt"] = report["prompt"] = prompt_loss(found, self.prompts(truth["looks"], truth["places"]))
+            losses["mask"], report["mask IoU"] = self.mask_loss(found, truth)
+
+    def mask_loss(self, prompts: torch.Tensor, truth: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The loss of the masks that SAM 2, which does not learn here, finds in one frame of each lesson, and their
+        mean IoU where things are in sight."""
+        tracker = self.model.model.mask_tracker
+        features = tracker.encode_frames(truth["sam frames"]).take(truth["seg rows"])
+        masks = tracker.segment_objects(features, prompts)
+        loss, overlap, present = compare_masks([masks], truth["seg masks"], self.processor)
+        return loss, overlap[present].mean()
 
     def spot_loss(self, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Where in its frame each cell lies, read off it; `frames` (num_frames, tokens, width). Without it cells keep
@@ -315,7 +333,7 @@ def main() -> None:
     processor = SamaProcessor.from_pretrained(arguments.model, trust_remote_code=True)
     if not arguments.keep:
         start_anew(trained_parts(model), arguments.seed)
-    teacher = Teacher(model.train(), arguments.seed)
+    teacher = Teacher(model.train(), processor, arguments.seed)
     if arguments.masks:
         state = torch.load(arguments.masks / "state.pt", weights_only=True, map_location="cpu")
         model.model.mask_tracker.load_state_dict(state["tracker"])

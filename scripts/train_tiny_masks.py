@@ -6,10 +6,10 @@ A learned prompt of colour, shape, size and place stands for [SEG] and goes to t
 to the original one; on short clips memory carries masks through frames that were not prompted. Weights of SAM 2 start
 anew, as torch starts them: with transformers' small normal weights the decoders paint everything and never look at
 their prompt (docs/log.md). With `--keep` they go on from those of the model, and the prompts, which no checkpoint
-holds, are learned anew in the first phase; with `--prompts` they are those of an earlier run, of which only what
-tells places is learned, and the image encoder stays as it is. After that phase both stay: the next stage goes by the
-former, and the latter becomes worse by steps with memory (docs/log.md). Killed, it goes on from its last state,
-`state.pt`, as if nothing had been.
+holds, are learned anew in the first phase. After it prompts and image encoder stay: the next stage goes by the former,
+and the latter becomes worse by steps with memory. With `--from-points` the tuned decoder starts as a copy of the
+original one, as it does in SAM 2's checkpoints: that one heeds places, which a decoder that has learned looks does not
+learn to (docs/log.md). Killed, it goes on from its last state, `state.pt`, as if nothing had been.
 """
 
 import argparse
@@ -50,7 +50,8 @@ CELLS_WEIGHT = 20.0
 # Features that grow drown the positions that are added to them, which are about 1 large (docs/log.md)
 SCALE_WEIGHT = 0.1
 NO_POINT = -10  # SAM 2's label of padding
-CENTRES = (1.5, 1.0, 1.0)  # weights, at the start, of a thing's mean, first and last centre in its prompt
+# Weights in a prompt, at the start, of a thing's mean, first and last centre and of each word
+CENTRES, WORDS = (1.5, 0.3, 0.3), 0.4
 SHIFT, JITTER = 0.04, 0.03  # spread of what all centres of a thing and each of them are off, in shares of the picture
 
 
@@ -68,6 +69,8 @@ class AttributePrompts(nn.Module):
         self.place = nn.Linear(len(CENTRES) * width, width, bias=False)
         with torch.no_grad():
             self.place.weight.copy_(torch.cat([weight * torch.eye(width) for weight in CENTRES], 1))
+            for embedding in self.words:
+                embedding.weight.mul_(WORDS)
         self.mix = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
         # As large as SAM 2's embeddings of points: what is smaller is not heard beside them (docs/log.md)
         self.level = nn.LayerNorm(width)
@@ -291,7 +294,9 @@ class MaskLesson:
         scale = features.image.square().mean()
         features = features.take(example["rows"])
         prompts = self.prompts(example["looks"], example["places"]) + example["noise"]
-        loss, overlap, present = self.compare([tracker.segment_objects(features, prompts)], example["masks"])
+        loss, overlap, present = compare_masks(
+            [tracker.segment_objects(features, prompts)], example["masks"], self.processor
+        )
         seen = example["seen"]
         report = {"words": overlap[seen].mean().item()}
         if scale.requires_grad:  # the image encoder learns
@@ -300,7 +305,7 @@ class MaskLesson:
         if not next(tracker.original_mask_decoder.parameters()).requires_grad:
             return loss, report
         by_points = tracker.segment_points(features.take(seen), example["points"], example["labels"]).transpose()
-        loss_of_points, overlap_of_points, _ = self.compare([by_points], example["masks"][seen])
+        loss_of_points, overlap_of_points, _ = compare_masks([by_points], example["masks"][seen], self.processor)
         return loss + loss_of_points, report | {"points": overlap_of_points.mean().item()}
 
     def clip_loss(self, example: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
@@ -326,24 +331,25 @@ class MaskLesson:
         )
         found = sorted(track, key=lambda frame: frame.frame_index)
         reached = torch.tensor([not frame.prompted for frame in found], device=rows.device)
-        return *self.compare(found, example["masks"]), reached.repeat_interleave(num_objects)
+        return *compare_masks(found, example["masks"], self.processor), reached.repeat_interleave(num_objects)
 
-    def compare(
-        self, found: list[TrackedFrame | ObjectMasks], masks: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The loss of all masks together, and the IoU and presence (num_masks,) of each; bool `masks` (num_masks,
-        height, width), frame by frame. At the size of the masks, not of the logits: to those, pixels are whole cells,
-        and what fits them best then has an IoU of 0.75 with the mask itself (docs/log.md)."""
-        logits = torch.cat([one.open_logits.flatten(0, -3) for one in found])
-        iou = torch.cat([one.predicted_iou.flatten() for one in found])
-        score = torch.cat([one.object_score.flatten() for one in found])
-        logits, targets = self.processor.resize_mask_logits(logits, *masks.shape[-2:]), masks.float()
-        bce = mask_bce(logits.flatten(1), targets.flatten(1)).mean()
-        dice = mask_dice(logits.flatten(1), targets.flatten(1)).mean()
-        overlap, present = mask_iou(logits, targets), masks.flatten(1).any(1)
-        presence = F.binary_cross_entropy_with_logits(score, present.float())
-        loss = BCE_WEIGHT * bce + DICE_WEIGHT * dice + IOU_WEIGHT * (iou - overlap).abs().mean()
-        return loss + PRESENCE_WEIGHT * presence, overlap, present
+
+def compare_masks(
+    found: list[TrackedFrame | ObjectMasks], masks: torch.Tensor, processor: SamaProcessor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The loss of all masks together, and the IoU and presence (num_masks,) of each; bool `masks` (num_masks, height,
+    width), frame by frame. At the size of the masks, not of the logits: to those, pixels are whole cells, and what
+    fits them best then has an IoU of 0.75 with the mask itself (docs/log.md)."""
+    logits = torch.cat([one.open_logits.flatten(0, -3) for one in found])
+    iou = torch.cat([one.predicted_iou.flatten() for one in found])
+    score = torch.cat([one.object_score.flatten() for one in found])
+    logits, targets = processor.resize_mask_logits(logits, *masks.shape[-2:]), masks.float()
+    bce = mask_bce(logits.flatten(1), targets.flatten(1)).mean()
+    dice = mask_dice(logits.flatten(1), targets.flatten(1)).mean()
+    overlap, present = mask_iou(logits, targets), masks.flatten(1).any(1)
+    presence = F.binary_cross_entropy_with_logits(score, present.float())
+    loss = BCE_WEIGHT * bce + DICE_WEIGHT * dice + IOU_WEIGHT * (iou - overlap).abs().mean()
+    return loss + PRESENCE_WEIGHT * presence, overlap, present
 
 
 def start_anew(module: nn.Module, seed: int) -> None:
@@ -377,13 +383,13 @@ def learn(lesson: MaskLesson, arguments: argparse.Namespace, state_path: Path) -
         first = state["step"]
         print(f"going on from step {first}")
     schedules = (0, arguments.image_steps, steps) if arguments.keep else (0, steps)
+    by_points = nn.ModuleList([lesson.tracker.original_mask_decoder, lesson.tracker.sam.prompt_encoder])
     for step, example in enumerate(in_advance(examples, first, arguments), start=first):
         if arguments.keep:
             first_phase = step < arguments.image_steps
-            lesson.prompts.requires_grad_(first_phase and not arguments.prompts)
-            lesson.prompts.place.requires_grad_(first_phase)
-            lesson.tracker.sam.vision_encoder.requires_grad_(first_phase and not arguments.prompts)
-            lesson.tracker.original_mask_decoder.requires_grad_(not (first_phase and arguments.prompts))
+            lesson.prompts.requires_grad_(first_phase)
+            lesson.tracker.sam.vision_encoder.requires_grad_(first_phase and not arguments.from_points)
+            by_points.requires_grad_(not (first_phase and arguments.from_points))
         torch.manual_seed(arguments.seed + step)  # dropout in the memory
         start, end = next(bounds for bounds in pairwise(schedules) if step < bounds[1])
         for group in optimizer.param_groups:
@@ -449,7 +455,10 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=4, help="clips in a step with memory")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--keep", action="store_true", help="start from the model's weights, not from new ones")
-    parser.add_argument("--prompts", type=Path, help="with --keep: state.pt of an earlier run, whose prompts are kept")
+    parser.add_argument("--prompts", type=Path, help="state.pt of an earlier run, whose prompts this one starts from")
+    parser.add_argument(
+        "--from-points", action="store_true", help="with --keep: start the decoder of [SEG] from that of points"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--num-workers", type=int, default=0, help="processes that draw clips")
@@ -463,6 +472,8 @@ def main() -> None:
     if not arguments.keep:
         start_anew(tracker, arguments.seed)
     lesson = MaskLesson(tracker, processor, arguments.seed)
+    if arguments.from_points:
+        tracker.sam.mask_decoder.load_state_dict(tracker.original_mask_decoder.state_dict())
     if arguments.prompts:
         lesson.prompts.load_state_dict(torch.load(arguments.prompts, weights_only=True, map_location="cpu")["prompts"])
     arguments.to.mkdir(parents=True, exist_ok=True)

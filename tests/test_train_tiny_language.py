@@ -100,7 +100,7 @@ class Recorded(Teacher):
     def __init__(self, dies: int | None = None):
         model = SamaForConditionalGeneration.from_pretrained(CHECKPOINT, dtype=torch.float32).train()
         model.model.mask_tracker.requires_grad_(False)
-        super().__init__(model, seed=0)
+        super().__init__(model, SamaProcessor.from_pretrained(CHECKPOINT, trust_remote_code=True), seed=0)
         self.dies, self.told = dies, []
 
     def losses(self, inputs, truth, with_language):

@@ -12,8 +12,12 @@ from tiny_model import SAM_SIZE, tiny_model
 
 from sama.processing_sama import SamaProcessor
 from sama.scripts.train_tiny_masks import (
+    JITTER,
+    NOTHING,
+    SHIFT,
     MaskExamples,
     MaskLesson,
+    blur,
     describe,
     in_advance,
     learn,
@@ -79,7 +83,7 @@ def lesson() -> MaskLesson:
 
 def steps(**changes) -> Namespace:
     few = {"image_steps": 1, "clip_steps": 2, "memory_steps": 3, "images": 3, "clips": 2}
-    few |= {"keep": False, "prompts": None}
+    few |= {"keep": False, "from_points": False}
     few |= {"learning_rate": 1e-3, "seed": 0, "split": "train", "device": "cpu", "num_workers": 0}
     return Namespace(**few | {"log_steps": 9, "save_steps": 1} | changes)
 
@@ -119,11 +123,31 @@ def test_prompts_that_another_stage_goes_by_stay_while_memory_is_learned(tmp_pat
     assert moved(kept.tracker.sam.memory_attention, start.tracker.sam.memory_attention) > 0.5
 
 
-def test_prompts_of_an_earlier_run_learn_places_alone(tmp_path):
+def test_what_points_go_through_stays_while_its_decoder_learns_words(tmp_path):
     kept, start = lesson(), lesson()
-    learn(kept, steps(keep=True, prompts=tmp_path, clip_steps=0), tmp_path / "state.pt")
-    assert moved(kept.prompts.place, start.prompts.place) == 1
-    assert moved(kept.prompts.words, start.prompts.words) == moved(kept.prompts.mix, start.prompts.mix) == 0
+    learn(kept, steps(keep=True, from_points=True, clip_steps=0), tmp_path / "state.pt")
+    assert moved(kept.prompts, start.prompts) == 1
+    assert moved(kept.tracker.sam.mask_decoder, start.tracker.sam.mask_decoder) > 0.5
+    for part in ("original_mask_decoder", "sam.vision_encoder", "sam.prompt_encoder"):
+        assert moved(kept.tracker.get_submodule(part), start.tracker.get_submodule(part)) == 0
+
+
+def test_a_blurred_place_is_near_and_an_unknown_one_stays_unknown():
+    places = np.tile(np.float32([0.5, 0.4, 0.2, 0.1, 0.8, 0.7, 1]), (400, 1))
+    places[0] = 0
+    found = blur(places, np.random.default_rng(0))
+    gaps = (found - places)[1:, :-1]
+    assert not found[0].any() and (found[1:, -1] == 1).all()
+    assert gaps.std() == pytest.approx((SHIFT**2 + JITTER**2) ** 0.5, rel=0.1)
+
+
+def test_of_some_things_only_the_place_is_told():
+    clips = lesson().examples(steps()).world
+    rng = np.random.default_rng(0)
+    looks, places = zip(*(describe(clips.play(index)[1], rng) for index in range(40)), strict=True)
+    looks, places = torch.cat(looks), torch.cat(places)
+    bare = (looks == torch.tensor(NOTHING)).all(1)
+    assert 0.1 < bare.float().mean() < 0.5 and places[bare, -1].all()
 
 
 def test_examples_from_other_processes_are_the_same():
