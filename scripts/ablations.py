@@ -142,6 +142,7 @@ def train_dialogues(variant: Dialogues, arguments: argparse.Namespace, folder: P
         dialogue_steps=arguments.steps,
         batch_size=arguments.batch_size,
         learning_rate=arguments.learning_rate,
+        decoder_rate=0.0,
         seed=arguments.seed,
         device="cpu",
         num_workers=0,

@@ -1,7 +1,7 @@
 # The published recipe, for train_1b.sh, train_4b.sh and train_8b.sh, which set SIZE, KEEP (checkpoints) and LAYER (class).
 # One epoch, 64 samples an update, by default on 8 GPUs of 80 GB with ZeRO-2.
 #
-# MODEL  where training starts: what convert_checkpoint.py made of InternVL 2.5, InstructBLIP and SAM 2
+# MODEL  where training starts: what convert_checkpoint.py made of Sa2VA and InstructBLIP (docs/checkpoints.md)
 # GPUS   of this machine; BATCH, samples that a GPU reads at once; CONFIG, a file of scripts/accelerate without ending
 # NODES  machines: the same command on each, with RANK (0 on the first) and MAIN (address of the first)
 # What follows MODEL are flags of train.py; they win over those below.

@@ -10,7 +10,9 @@ mkdir -p "$out"
 
 [ -d "$out/start" ] || "$python" scripts/make_tiny.py --to "$out/start"
 
-"$python" scripts/train_tiny_masks.py --model "$out/start" --to "$out/masks" | tee -a "$out/masks.log"
+"$python" scripts/train_tiny_masks.py --model "$out/start" --to "$out/points" | tee -a "$out/points.log"
+"$python" scripts/train_tiny_masks.py --model "$out/points" --to "$out/masks" --keep --from-points \
+    --image-steps 700 --clip-steps 500 --memory-steps 1 | tee -a "$out/masks.log"
 "$python" scripts/train_tiny_language.py --model "$out/start" --masks "$out/masks" --to "$out/language" |
     tee -a "$out/language.log"
 "$python" train.py --config scripts/train_tiny.yaml --model_name_or_path "$out/language" \

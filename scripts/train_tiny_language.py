@@ -7,7 +7,8 @@ learn shape, size and place. Then frames: regions and names of things are shown 
 its context tokens where the thing in question is in each frame, off every cell of a frame where it lies and what it
 holds, and off the region tokens what they look like. Then dialogues: the language loss, the same heads, heads on the
 language model's states of a region (look, motion, way), and a [SEG] prompt that is to equal the one by which SAM 2
-found the thing in the first stage, and to give its mask in one frame. Motion does not come from the language loss
+found the thing in the first stage, and to give its mask in one frame. With `--decoder-rate` SAM 2's decoder of [SEG]
+learns too, how far prompts of a language model can be trusted. Motion does not come from the language loss
 alone in the time there is (docs/log.md). `torchrun --nproc_per_node 2` in place of `python` gives each process lessons
 of its own. Killed, it goes on from its last state, `state.pt`, as if nothing had been.
 """
@@ -53,9 +54,9 @@ from sama.scripts.train_tiny_masks import (
 
 
 WEIGHTS = {
-    "language": 3.0, "prompt": 3.0, "context": 1.0, "cells": 20.0, "spot": 5.0, "found": 100.0, "pooled": 0.1,
+    "language": 3.0, "prompt": 1.0, "context": 1.0, "cells": 20.0, "spot": 5.0, "found": 100.0, "pooled": 0.1,
     "shape": 0.2, "asked": 0.2, "named": 0.5, "attention": 2.0, "rehearsal": 1.0, "state": 0.5, "way": 2.0,
-    "seen": 0.3, "seg way": 2.0, "mask": 1.0,
+    "seen": 0.3, "seg way": 2.0, "mask": 3.0,
     "stamp": 2.0,
 }  # fmt: skip
 
@@ -184,7 +185,7 @@ class Teacher:
             losses["mask"], report["mask IoU"] = self.mask_loss(found, truth)
 
     def mask_loss(self, prompts: torch.Tensor, truth: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """The loss of the masks that SAM 2, which does not learn here, finds in one frame of each lesson, and their
+        """The loss of the masks that SAM 2 finds in one frame of each lesson, and their
         mean IoU where things are in sight."""
         tracker = self.model.model.mask_tracker
         features = tracker.encode_frames(truth["sam frames"]).take(truth["seg rows"])
@@ -264,14 +265,21 @@ def learn(teacher: Teacher, lessons: Lessons, state_path: Path) -> None:
     arguments, parts = lessons.arguments, trained_parts(teacher.model)
     for part in (teacher.model, teacher.heads, teacher.prompts):
         part.to(arguments.device)
-    parameters = [*parts.parameters(), *teacher.heads.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=arguments.learning_rate, weight_decay=WEIGHT_DECAY, betas=(0.9, 0.98))
+    decoder = teacher.model.model.mask_tracker.sam.mask_decoder.requires_grad_(arguments.decoder_rate > 0)
+    shares = [(1.0, nn.ModuleList([parts, teacher.heads])), (arguments.decoder_rate, decoder)]
+    parameters = [parameter for _, group in shares for parameter in group.parameters()]
+    optimizer = torch.optim.AdamW(
+        [{"params": [*group.parameters()], "share": share} for share, group in shares],
+        weight_decay=WEIGHT_DECAY,
+        betas=(0.9, 0.98),
+    )
     masks, sights, steps = lessons.phases
     first, sums = 0, defaultdict(list)
     if state_path.is_file():
         state = torch.load(state_path, weights_only=True, map_location=arguments.device)
         parts.load_state_dict(state["parts"])
         teacher.heads.load_state_dict(state["heads"])
+        decoder.load_state_dict(state["decoder"])
         optimizer.load_state_dict(state["optimizer"])
         first = state["step"]
         print(f"going on from step {first}")
@@ -281,7 +289,7 @@ def learn(teacher: Teacher, lessons: Lessons, state_path: Path) -> None:
         start, end = next(bounds for bounds in pairwise((0, masks, sights, steps)) if step < bounds[1])
         torch.manual_seed(arguments.seed + step)  # dropout in the Q-Formers
         for group in optimizer.param_groups:
-            group["lr"] = arguments.learning_rate * rate(step - start, end - start)
+            group["lr"] = group["share"] * arguments.learning_rate * rate(step - start, end - start)
         losses, report = teacher.stamp_losses(example["stamps"])
         if "inputs" in example:
             rehearsal = sum(WEIGHTS[name] * loss for name, loss in losses.items())
@@ -301,7 +309,8 @@ def learn(teacher: Teacher, lessons: Lessons, state_path: Path) -> None:
             print(f"step {step + 1}:", ", ".join(f"{k} {v:.3g}" for k, v in means.items()), flush=True)
             sums.clear()
         if (step + 1) % arguments.save_steps == 0 or step + 1 == steps:
-            state = {"parts": parts.state_dict(), "heads": teacher.heads.state_dict()}
+            trained = {"parts": parts, "heads": teacher.heads, "decoder": decoder}
+            state = {name: part.state_dict() for name, part in trained.items()}
             save_state(state | {"optimizer": optimizer.state_dict(), "step": step + 1}, state_path)
 
 
@@ -315,6 +324,12 @@ def main() -> None:
     parser.add_argument("--dialogue-steps", type=int, default=3000, help="steps on dialogues after them")
     parser.add_argument("--batch-size", type=int, default=16, help="clips in a step")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument(
+        "--decoder-rate",
+        type=float,
+        default=0.0,
+        help="share of the rate that SAM 2's decoder of [SEG] gets",
+    )
     parser.add_argument("--keep", action="store_true", help="start from the model's weights, not from new ones")
     parser.add_argument(
         "--earlier", type=Path, help="state.pt of an earlier run, whose weights and heads this one starts from"

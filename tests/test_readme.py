@@ -19,4 +19,4 @@ def test_python_block_runs(tmp_path):
         (tmp_path / folder).symlink_to(ROOT / folder)
     result = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert (tmp_path / "answer.mp4").stat().st_size > 0
+    assert (tmp_path / "outputs" / "answer.mp4").stat().st_size > 0

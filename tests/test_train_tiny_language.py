@@ -115,7 +115,7 @@ class Recorded(Teacher):
 def arguments():
     """A step on masks, two on frames, and two on dialogues, of which the first lies within a block."""
     steps = {"mask_steps": 1, "sight_steps": 2, "dialogue_steps": 2, "batch_size": 2}
-    steps |= {"learning_rate": 1e-3, "seed": 0, "device": "cpu", "num_workers": 0}
+    steps |= {"learning_rate": 1e-3, "decoder_rate": 0.0, "seed": 0, "device": "cpu", "num_workers": 0}
     return Namespace(**steps, log_steps=9, save_steps=1)
 
 
