@@ -34,8 +34,12 @@ def gather(model: SamaForConditionalGeneration, lessons: Lessons) -> dict[str, t
             if "looks" not in truth:
                 continue
             visual = SamaVisualInputs(**{name: inputs.get(name) for name in VISUAL_INPUT_NAMES})
-            embeds = model.model.embed_inputs(inputs["input_ids"], inputs["mm_token_type_ids"], visual)
-            hidden = model.model(inputs_embeds=embeds, attention_mask=inputs["attention_mask"]).last_hidden_state
+            hidden = model.model(
+                inputs["input_ids"],
+                inputs["attention_mask"],
+                mm_token_type_ids=inputs["mm_token_type_ids"],
+                visual=visual,
+            ).last_hidden_state
             states = hidden[inputs["labels"] == model.config.seg_token_id]
             told = truth["looks"], truth["places"], model.project_seg_states(states)
             for name, part in zip(parts, told, strict=True):

@@ -332,7 +332,9 @@ def main() -> None:
     )
     parser.add_argument("--keep", action="store_true", help="start from the model's weights, not from new ones")
     parser.add_argument(
-        "--earlier", type=Path, help="state.pt of an earlier run, whose weights and heads this one starts from"
+        "--earlier",
+        type=Path,
+        help="state.pt of an earlier run, whose weights but for SAM 2 and whose heads to start from",
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -466,6 +466,8 @@ def main() -> None:
     parser.add_argument("--save-steps", type=int, default=200)
     parser.add_argument("--examined", type=int, default=100, help="clips that the result is tried on")
     arguments = argparse.Namespace(**vars(parser.parse_args()), split="train")
+    if arguments.from_points and not arguments.keep:
+        parser.error("--from-points needs --keep: a decoder of points that has just been drawn heeds nothing")
     model = SamaForConditionalGeneration.from_pretrained(arguments.model, dtype=torch.float32)
     processor = SamaProcessor.from_pretrained(arguments.model, trust_remote_code=True)
     tracker = model.model.mask_tracker.train()

@@ -21,13 +21,9 @@ def model():
 
 def test_new_layers_change_nothing_and_can_learn(model):
     deep = deepen(model, 2, 1, seed=0).eval()
-    for name in ("text_config", "vision_config"):
-        assert getattr(deep.config, name).num_hidden_layers > getattr(model.config, name).num_hidden_layers
     layers = deep.model.language_model.layers, deep.model.vision_tower.encoder.layer
-    assert [len(one) for one in layers] == [
-        deep.config.text_config.num_hidden_layers,
-        deep.config.vision_config.num_hidden_layers,
-    ]
+    assert len(layers[0]) == model.config.text_config.num_hidden_layers + 2
+    assert len(layers[1]) == model.config.vision_config.num_hidden_layers + 1
     ids, pixels = torch.arange(20, 40)[None], torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     wanted, found = (one(input_ids=ids, mm_token_type_ids=torch.zeros_like(ids)).logits for one in (model, deep))
     wanted_frames, found_frames = (one.model.encode_frames(pixels) for one in (model, deep))
