@@ -84,7 +84,8 @@ class Wish:
 
     Args:
         pairs (`list[(colour, shape)]`, *optional*): The looks, one a thing.
-        motions (`list[str]`, *optional*): The motions, one a thing.
+        motions (`list[str]`, *optional*): The motions, one a thing. If the first one is "hide", that thing hides
+            behind the second one.
         same_size, same_pattern (`bool`): The first two things agree in it.
         other_size (`bool`): The first two things differ in size, and keep it.
         rest (`bool`): A still: nothing moves and things stand anywhere.
@@ -149,7 +150,7 @@ def draw_motions(wish: Wish, number: int, rng: np.random.Generator) -> tuple[lis
     if wish.rest:
         return ["still"] * number, False
     if wish.motions is not None:
-        return wish.motions, False
+        return wish.motions, wish.motions[0] == "hide"
     motions = [ALONE[i] for i in rng.integers(len(ALONE), size=number)]
     motions[0] = (*ALONE, "hide")[rng.integers(len(MOTIONS) if number > 1 else len(ALONE))]
     # As often as a thing hides, one has the same neighbour and does something else

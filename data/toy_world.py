@@ -61,11 +61,13 @@ class ToyWorld:
         """The task, the clip and the turns behind a record."""
         task, rng = self._start(index)
         clip, turns = TASKS[task](self.settings, rng)
-        if frames:
-            size = (self.settings.height, self.settings.width)
-            background = draw_background(self.settings.background, size, rng)
-            clip = draw(clip.things, clip.num_frames, size, background)
-        return task, clip, turns
+        return task, self.show(clip, rng) if frames else clip, turns
+
+    def show(self, clip: Clip, rng: np.random.Generator) -> Clip:
+        """A clip with its frames, in front of a background."""
+        size = (self.settings.height, self.settings.width)
+        background = draw_background(self.settings.background, size, rng)
+        return draw(clip.things, clip.num_frames, size, background)
 
     def task(self, index: int) -> str:
         """The task of a record, which is known before its clip is made."""

@@ -226,6 +226,9 @@ def build_config(tokenizer: PreTrainedTokenizerBase, qformer_tokenizer: PreTrain
         "encoder_hidden_size": 128,
         "vocab_size": len(qformer_tokenizer),
         "max_position_embeddings": QFORMER_MAX_LENGTH,
+        # Toy world never shows a clip twice: there is nothing to learn by heart that dropout would have to prevent
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
     }
     return SamaConfig(
         text_config=text,

@@ -28,14 +28,14 @@ from sama.scripts.tiny_facts import (
     places,
     readers,
 )
-from sama.scripts.train_tiny_masks import told_of
+from sama.scripts.tiny_mask_examples import HIDDEN, told_of
 from sama.video_sama import Region, SamaVideo
 
 
 WAY_TIMES = 8  # moments of a clip at which a region's state tells where the thing is
 TALK = {
-    "dialogue": 4, "refer_look": 2, "refer_motion": 2, "description": 0.5, "video_qa": 0.5, "caption": 0.5,
-    "still": 0.5,
+    "dialogue": 4, "refer_look": 2, "refer_motion": 3, "description": 0.3, "video_qa": 0.5, "caption": 0.3,
+    "still": 0.3,
 }  # fmt: skip
 BLOCK = 4  # steps whose lessons are drawn together, so that those of a step are of like length
 MASK_REGIONS = 0.85  # share of dialogues whose regions are masks; in the others they are clicks, boxes, scribbles too
@@ -131,8 +131,8 @@ class Lessons(Dataset):
         ]
         regions = [thing for one in pointed for thing in one]
         segs = [int(name) for name in sample.objects]
-        seen = np.flatnonzero(clip.seen[segs].any(0))
-        lesson = Lesson(sample.messages, clip, subjects, regions, segs, shown=int(rng.choice(seen)) if segs else 0)
+        shown = frame_with(clip, segs, rng) if segs else 0
+        lesson = Lesson(sample.messages, clip, subjects, regions, segs, shown=shown)
         return self.finish(lesson, video)
 
     def sight(self, index: int) -> Lesson:
@@ -257,6 +257,13 @@ class Lessons(Dataset):
             found["weights"].append(sum(kind / kind.sum() for kind in kinds).astype(np.float32) / len(kinds))
         pairs = {name: torch.from_numpy(np.concatenate(parts)) for name, parts in found.items()}
         return pairs | {"counted": torch.tensor(counted), "subjects": torch.tensor(classes).T}
+
+
+def frame_with(clip: Clip, things: list[int], rng: np.random.Generator) -> int:
+    """A frame in which one of these things is in sight, or, for half of the clips in which one of them is hidden at
+    times, one in which it is hidden."""
+    hidden = np.flatnonzero(clip.covered[things].any(0)) if rng.random() < HIDDEN else ()
+    return int(rng.choice(hidden if len(hidden) else np.flatnonzero(clip.seen[things].any(0))))
 
 
 def way_of(clip: Clip, thing: int) -> np.ndarray:

@@ -54,8 +54,8 @@ from sama.scripts.train_tiny_masks import (
 
 
 WEIGHTS = {
-    "language": 3.0, "prompt": 1.0, "context": 1.0, "cells": 20.0, "spot": 5.0, "found": 100.0, "pooled": 0.1,
-    "shape": 0.2, "asked": 0.2, "named": 0.5, "attention": 2.0, "rehearsal": 1.0, "state": 0.5, "way": 2.0,
+    "language": 5.0, "prompt": 1.0, "context": 1.0, "cells": 20.0, "spot": 5.0, "found": 100.0, "pooled": 0.1,
+    "shape": 0.2, "asked": 0.2, "named": 0.5, "attention": 1.0, "rehearsal": 1.0, "state": 0.5, "way": 3.0,
     "seen": 0.3, "seg way": 2.0, "mask": 3.0,
     "stamp": 2.0,
 }  # fmt: skip

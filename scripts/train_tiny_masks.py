@@ -27,32 +27,22 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, Dataset
 
-from sama.data.toy_clip import Clip
 from sama.data.toy_shapes import COLOURS, SHAPES, SIZES
-from sama.data.toy_world import ToyWorld
 from sama.losses_sama import mask_bce, mask_dice, mask_iou
 from sama.modeling_sama import SamaForConditionalGeneration
 from sama.modeling_sama_tracker import ObjectMasks, SamaMaskTracker, TrackedFrame
 from sama.processing_sama import SamaProcessor
-from sama.scripts.tiny_facts import colours_of_cells
+from sama.scripts.tiny_mask_examples import FRAMES, MaskExamples, look_of, place_of
 
 
-FRAMES, CLIP_FRAMES = 16, 5  # of a toy clip; of them, those that a step with memory sees
-STRIDES = 3  # a step with memory sees neighbours, every second frame or every third one
-PROMPT_NOISE = 0.5  # most that a number of a prompt is off, of a variance of 1
 WARM_UP, FLOOR, WEIGHT_DECAY = 50, 0.05, 0.01
 # Masks of small things are few pixels: dice weighs as much as BCE, other than in the published recipe
 BCE_WEIGHT, DICE_WEIGHT, IOU_WEIGHT, PRESENCE_WEIGHT = 2.0, 2.0, 0.1, 0.2
-LEFT_OUT = 0.15  # how often a colour or shape is not told, where the rest still decides
-PLACE_ALONE, LOOK_ALONE = 0.6, 0.2  # how often nothing but the place is told, and everything but it
-NOTHING = (len(COLOURS), len(SHAPES), len(SIZES))  # a look of which nothing is told
 CELLS_WEIGHT = 20.0
 # Features that grow drown the positions that are added to them, which are about 1 large (docs/log.md)
 SCALE_WEIGHT = 0.1
-NO_POINT = -10  # SAM 2's label of padding
 # Weights in a prompt, at the start, of a thing's mean, first and last centre and of each word
 CENTRES, WORDS = (1.5, 0.3, 0.3), 0.4
-SHIFT, JITTER = 0.04, 0.03  # spread of what all centres of a thing and each of them are off, in shares of the picture
 
 
 class AttributePrompts(nn.Module):
@@ -88,160 +78,6 @@ class AttributePrompts(nn.Module):
         angles = 2 * math.pi * (2 * centres - 1) @ self.frequencies
         told = sum(words) + known * self.place(torch.cat([angles.sin(), angles.cos()], -1).flatten(1))
         return self.level(told + self.mix(told))
-
-
-def look_of(clip: Clip) -> np.ndarray:
-    """Colour, shape and size of each thing as numbers, (num_objects, 3)."""
-    kinds = [list(kind) for kind in (COLOURS, SHAPES, SIZES)]
-    looks = [(thing.colour, thing.shape, thing.size) for thing in clip.things]
-    return np.array([[kind.index(word) for kind, word in zip(kinds, look, strict=True)] for look in looks])
-
-
-def place_of(masks: np.ndarray) -> np.ndarray:
-    """Mean, first and last centre of each thing's visible pixels, x before y, in shares of the picture, and a 1:
-    (num_objects, 7); zeros for what is never seen."""
-    height, width = masks.shape[-2:]
-    rows, columns = (np.arange(side) + 0.5 for side in (height, width))
-    places = np.zeros((len(masks), 7), dtype=np.float32)
-    for place, track in zip(places, masks, strict=True):
-        seen = track[track.any(axis=(1, 2))]
-        if len(seen):
-            area = seen.sum(axis=(1, 2))
-            x, y = (seen.sum(1) @ columns / area / width), (seen.sum(2) @ rows / area / height)
-            place[:] = (x.mean(), y.mean(), x[0], y[0], x[-1], y[-1], 1)
-    return places
-
-
-def told_of(things: list[tuple[Clip, int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Looks (num_things, 3) and places (num_things, 7) of things, as [`AttributePrompts`] takes them. A size is told
-    only where colour and shape do not decide: an answer tells it seldom, and then the language model has to see it."""
-    looks = []
-    for clip, thing in things:
-        own = look_of(clip)
-        look, others = own[thing].copy(), np.delete(own, thing, axis=0)
-        if not (others[:, :2] == look[:2]).all(1).any():
-            look[2] = len(SIZES)
-        looks.append(look)
-    return np.stack(looks), np.concatenate([place_of(clip.masks[[thing]]) for clip, thing in things])
-
-
-def describe(clip: Clip, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Looks and places of a clip's things as [`AttributePrompts`] takes them: half of the time as the language model
-    will tell them, and else what does not decide is left out at times. Of some only the place is told: looks decide so
-    often that a decoder would not learn to heed places (docs/log.md)."""
-    if rng.random() < 0.5:
-        told, places = told_of([(clip, thing) for thing in range(len(clip.things))])
-        return torch.from_numpy(told), torch.from_numpy(blur(places, rng))
-    looks, places = look_of(clip), blur(place_of(clip.masks), rng)
-    told = looks.copy()
-    for number, look in enumerate(looks):
-        others = np.delete(looks, number, axis=0)
-        unique = not (others == look).all(1).any()
-        chance = rng.random()
-        if places[number].any() and chance < PLACE_ALONE:
-            told[number] = NOTHING
-            continue
-        if unique and chance > 1 - LOOK_ALONE:
-            places[number] = 0
-        for kind, unknown in enumerate(NOTHING):
-            trial = told[number].copy()
-            trial[kind] = unknown
-            known = trial != NOTHING
-            decides = places[number].any() or not (others[:, known] == look[known]).all(1).any()
-            if decides and rng.random() < (0.5 if kind == 2 else LEFT_OUT):
-                told[number] = trial
-    return torch.from_numpy(told), torch.from_numpy(places)
-
-
-def blur(places: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Places as a language model tells them, which is never quite right."""
-    centres = places[:, :-1].reshape(len(places), -1, 2)
-    gaps = SHIFT * rng.standard_normal((len(places), 1, 2)) + JITTER * rng.standard_normal(centres.shape)
-    blurred = np.concatenate([(centres + gaps).reshape(len(places), -1), places[:, -1:]], 1)
-    return (blurred * places[:, -1:]).astype(np.float32)  # zeros where a thing is never seen
-
-
-def point_at(mask: np.ndarray, size: int, rng: np.random.Generator) -> tuple[list, list]:
-    """A click or a box on a mask, as two points with labels, in pixels of a square of `size`."""
-    rows, columns = np.nonzero(mask)
-    y_scale, x_scale = size / mask.shape[0], size / mask.shape[1]
-    if rng.random() < 0.5:
-        chosen = rng.integers(len(rows))
-        return [[(columns[chosen] + 0.5) * x_scale, (rows[chosen] + 0.5) * y_scale], [0, 0]], [1, NO_POINT]
-    corners = [[columns.min() * x_scale, rows.min() * y_scale]]
-    return [*corners, [(columns.max() + 1) * x_scale, (rows.max() + 1) * y_scale]], [2, 3]
-
-
-class MaskExamples(Dataset):
-    """What the steps of this stage see, by their number: `image_steps` of frames alone, then, of every four
-    steps, `memory_steps` with short clips, drawn from toy world. Most clips have things that are hard to tell apart: a
-    decoder that has seen few of them paints both (docs/log.md)."""
-
-    def __init__(self, processor: SamaProcessor, grid: int, width: int, arguments: argparse.Namespace):
-        self.processor, self.grid, self.width, self.arguments = processor, grid, width, arguments
-        moving = {"dialogue": 2, "refer_look": 3, "refer_motion": 2, "caption": 1}
-        settings = {"frames": [FRAMES, FRAMES], "split": arguments.split, "tasks": moving}
-        self.world = ToyWorld(settings, arguments.seed)
-
-    def __len__(self) -> int:
-        return self.arguments.image_steps + self.arguments.clip_steps
-
-    def with_memory(self, step: int) -> bool:
-        """Whether a step sees short clips."""
-        return step >= self.arguments.image_steps and step % 4 >= 4 - self.arguments.memory_steps
-
-    def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
-        rng, memory = np.random.default_rng([self.arguments.seed, step]), self.with_memory(step)
-        number = self.arguments.clips if memory else self.arguments.images
-        size = max(self.arguments.images, self.arguments.clips)
-        clips = [self.world.play(step * size + place)[1] for place in range(number)]
-        if not memory:
-            return self.of_frames(clips, rng)
-        strides = rng.integers(1, STRIDES + 1, len(clips))
-        frames = [
-            rng.integers(FRAMES - stride * (CLIP_FRAMES - 1)) + stride * np.arange(CLIP_FRAMES) for stride in strides
-        ]
-        prompted = sorted(rng.choice(CLIP_FRAMES, rng.integers(1, 3), replace=False).tolist())
-        words = [describe(clip, rng) for clip in clips]
-        return self.of_clips(clips, frames, prompted, words) | self.noise(words, rng)
-
-    def of_frames(self, clips: list[Clip], rng: np.random.Generator) -> dict[str, torch.Tensor]:
-        """One frame of each clip: its things by attributes, and those in sight by a click or a box."""
-        chosen = [[frame] for frame in rng.integers(FRAMES, size=len(clips))]
-        words = [describe(clip, rng) for clip in clips]
-        example = self.of_clips(clips, chosen, [0], words) | self.noise(words, rng)
-        masks, size = example["masks"].numpy(), self.processor.sam_image_size
-        seen = np.flatnonzero(masks.any((1, 2)))
-        if not len(seen):
-            raise ValueError(f"{len(clips)} frames of as many clips show nothing: raise --images")
-        points, labels = zip(*(point_at(masks[row], size, rng) for row in seen), strict=True)
-        held = [colours_of_cells(clip, frame, self.grid)[0, ..., 0] for clip, frame in zip(clips, chosen, strict=True)]
-        example |= {"seen": torch.from_numpy(seen), "points": torch.tensor(points, dtype=torch.float32)}
-        return example | {
-            "labels": torch.tensor(labels, dtype=torch.int32),
-            "colours": torch.from_numpy(np.stack(held)),
-        }
-
-    def of_clips(self, clips: list[Clip], frames: list, prompted: list[int], words: list) -> dict[str, torch.Tensor]:
-        """As many frames of each clip, the first ones of all, then the second ones, and so on; the masks of all things
-        (num_frames * num_objects, height, width), the clip of each, and how they are told."""
-        pairs = [pair for moment in zip(*frames, strict=True) for pair in zip(clips, moment, strict=True)]
-        looks, places = (torch.cat(parts) for parts in zip(*words, strict=True))
-        rows = torch.arange(len(clips)).repeat_interleave(torch.tensor([len(clip.masks) for clip in clips]))
-        return {
-            "pixels": torch.stack([self.processor.sam_pixel_values(clip.frames[frame]) for clip, frame in pairs]),
-            "masks": torch.from_numpy(np.concatenate([clip.masks[:, frame] for clip, frame in pairs])),
-            "rows": rows,
-            "prompted": torch.tensor(prompted),
-            "looks": looks,
-            "places": places,
-        }
-
-    def noise(self, words: list, rng: np.random.Generator) -> dict[str, torch.Tensor]:
-        """What is added to prompts: those of a language model are never quite right."""
-        number = sum(len(looks) for looks, _ in words)
-        level = PROMPT_NOISE * rng.random((number, 1))
-        return {"noise": torch.from_numpy((level * rng.standard_normal((number, self.width))).astype(np.float32))}
 
 
 class MaskLesson:
@@ -388,7 +224,9 @@ def learn(lesson: MaskLesson, arguments: argparse.Namespace, state_path: Path) -
         if arguments.keep:
             first_phase = step < arguments.image_steps
             lesson.prompts.requires_grad_(first_phase)
-            lesson.tracker.sam.vision_encoder.requires_grad_(first_phase and not arguments.from_points)
+            lesson.tracker.sam.vision_encoder.requires_grad_(
+                first_phase and not arguments.from_points and not arguments.prompts
+            )
             by_points.requires_grad_(not (first_phase and arguments.from_points))
         torch.manual_seed(arguments.seed + step)  # dropout in the memory
         start, end = next(bounds for bounds in pairwise(schedules) if step < bounds[1])
@@ -455,7 +293,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=4, help="clips in a step with memory")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--keep", action="store_true", help="start from the model's weights, not from new ones")
-    parser.add_argument("--prompts", type=Path, help="state.pt of an earlier run, whose prompts this one starts from")
+    parser.add_argument("--prompts", type=Path, help="state.pt of prompts to start from; the image encoder then stays")
     parser.add_argument(
         "--from-points", action="store_true", help="with --keep: start the decoder of [SEG] from that of points"
     )

@@ -101,21 +101,6 @@ def test_saved_tokenizers_load_and_give_equal_ids(tmp_path):
         assert loaded.model_max_length == tokenizer.model_max_length
 
 
-def test_another_process_writes_the_same_bytes(tmp_path):
-    save_tokenizers(tmp_path / "here")
-    lines = (
-        "import sys, pathlib",
-        "sys.path.insert(0, sys.argv[1])",
-        "from make_tiny import save_tokenizers",
-        "save_tokenizers(pathlib.Path(sys.argv[2]))",
-    )
-    subprocess.run([sys.executable, "-c", "\n".join(lines), SCRIPT.parent, tmp_path / "there"], check=True)
-    here = sorted(path for path in (tmp_path / "here").rglob("*") if path.is_file())
-    assert len(here) == 5
-    for path in here:
-        assert path.read_bytes() == (tmp_path / "there" / path.relative_to(tmp_path / "here")).read_bytes(), path.name
-
-
 def contents(path: Path):
     """What a file says, whatever release of transformers wrote it."""
     if path.suffix != ".json":
@@ -123,10 +108,17 @@ def contents(path: Path):
     return {key: value for key, value in json.loads(path.read_text()).items() if key != "transformers_version"}
 
 
-def test_the_shipped_checkpoint_is_a_trained_one_of_what_the_script_makes(tmp_path):
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """What the script writes."""
+    folder = tmp_path_factory.mktemp("made")
+    subprocess.run([sys.executable, SCRIPT, "--to", folder], check=True, capture_output=True)
+    return folder
+
+
+def test_the_shipped_checkpoint_is_a_trained_one_of_what_the_script_makes(made):
     """The same files but for the card and the curves, the same tensors by name and shape, at most 30 MB."""
-    shipped, made = SCRIPT.parents[1] / "checkpoints" / "sama-tiny", tmp_path / "made"
-    subprocess.run([sys.executable, SCRIPT, "--to", made], check=True, capture_output=True)
+    shipped = SCRIPT.parents[1] / "checkpoints" / "sama-tiny"
     files = {path.relative_to(shipped) for path in shipped.rglob("*.*") if "__pycache__" not in path.parts}
     assert files == {path.relative_to(made) for path in made.rglob("*.*")} | {Path("README.md"), Path("curves.png")}
     common = files - {Path("README.md"), Path("curves.png")}
@@ -145,9 +137,9 @@ def test_the_shipped_checkpoint_is_a_trained_one_of_what_the_script_makes(tmp_pa
     assert sum((shipped / path).stat().st_size for path in files) <= 30e6
 
 
-def test_the_script_writes_the_same_weights_every_time(tmp_path):
-    for name in ("one", "two"):
-        subprocess.run([sys.executable, SCRIPT, "--to", tmp_path / name], check=True, capture_output=True)
-    assert (tmp_path / "one" / "model.safetensors").read_bytes() == (
-        tmp_path / "two" / "model.safetensors"
-    ).read_bytes()
+def test_the_script_writes_the_same_bytes_every_time(made, tmp_path):
+    subprocess.run([sys.executable, SCRIPT, "--to", tmp_path], check=True, capture_output=True)
+    files = sorted(path.relative_to(made) for path in made.rglob("*.*"))
+    assert Path("model.safetensors") in files and Path("tokenizer.json") in files
+    for path in files:
+        assert (made / path).read_bytes() == (tmp_path / path).read_bytes(), path

@@ -1,0 +1,107 @@
+"""What the small model's first stage sees: things are told so that they can be found, and often they are hidden."""
+
+from argparse import Namespace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from checkpoint import CHECKPOINT
+
+from sama.processing_sama import SamaProcessor
+from sama.scripts.tiny_mask_examples import (
+    HIDING,
+    JITTER,
+    NOTHING,
+    SHIFT,
+    MaskExamples,
+    blur,
+    describe,
+    frame_of,
+    look_of,
+    place_of,
+    point_at,
+)
+
+
+RED_STAR, RED_RING, BLUE_STAR = ("red", "star", "small"), ("red", "ring", "small"), ("blue", "star", "large")
+
+
+@pytest.fixture(scope="module")
+def examples():
+    processor = SamaProcessor.from_pretrained(CHECKPOINT, trust_remote_code=True)
+    return MaskExamples(processor, 8, 128, Namespace(split="train", seed=0))
+
+
+def clip_of(*looks: tuple[str, str, str]) -> SimpleNamespace:
+    things = [SimpleNamespace(colour=colour, shape=shape, size=size) for colour, shape, size in looks]
+    masks = np.zeros((len(looks), 2, 4, 8), dtype=bool)
+    for number in range(len(looks)):
+        masks[number, 0, number, :2] = True
+    return SimpleNamespace(things=things, masks=masks)
+
+
+def test_place_by_hand():
+    masks = np.zeros((2, 3, 4, 8), dtype=bool)
+    masks[0, 0, 0, :2] = True  # centre (1, 0.5) of 8 x 4
+    masks[0, 2, 3, 6:] = True  # centre (7, 3.5)
+    assert place_of(masks).tolist() == [[0.5, 0.5, 0.125, 0.125, 0.875, 0.875, 1], [0] * 7]
+
+
+def test_what_is_left_out_never_decides():
+    clip, words = clip_of(RED_STAR, RED_RING, BLUE_STAR), look_of(clip_of(RED_STAR, RED_RING, BLUE_STAR))
+    seen = set()
+    for seed in range(60):
+        told, places = describe(clip, np.random.default_rng(seed))
+        for number, (look, place) in enumerate(zip(told.numpy(), places, strict=True)):
+            known = look == words[number]
+            seen.add(tuple(known.tolist()) + (bool(place.any()),))
+            alike = (words[:, known] == look[known]).all(1).sum()
+            assert alike == 1 or place.any()
+    assert len(seen) > 4  # something is left out, and not always the same
+
+
+def test_twins_are_told_apart_by_their_place():
+    for seed in range(20):
+        _, places = describe(clip_of(RED_STAR, RED_STAR), np.random.default_rng(seed))
+        assert places.any(1).all()
+
+
+def test_a_point_lies_on_the_mask_and_a_box_around_it():
+    mask = np.zeros((4, 8), dtype=bool)
+    mask[1:3, 2:4] = True
+    found = {
+        tuple(labels): points for points, labels in (point_at(mask, 16, np.random.default_rng(i)) for i in range(9))
+    }
+    x, y = found[1, -10][0]
+    assert mask[int(y / 4), int(x / 2)]
+    assert found[2, 3] == [[4, 4], [8, 12]]
+
+
+def test_a_blurred_place_is_near_and_an_unknown_one_stays_unknown():
+    places = np.tile(np.float32([0.5, 0.4, 0.2, 0.1, 0.8, 0.7, 1]), (400, 1))
+    places[0] = 0
+    found = blur(places, np.random.default_rng(0))
+    gaps = (found - places)[1:, :-1]
+    assert not found[0].any() and (found[1:, -1] == 1).all()
+    assert gaps.std() == pytest.approx((SHIFT**2 + JITTER**2) ** 0.5, rel=0.1)
+
+
+def test_of_some_things_only_the_place_is_told(examples):
+    rng = np.random.default_rng(0)
+    looks, places = zip(*(describe(examples.world.play(index)[1], rng) for index in range(40)), strict=True)
+    looks, places = torch.cat(looks), torch.cat(places)
+    bare = (looks == torch.tensor(NOTHING)).all(1)
+    assert 0.1 < bare.float().mean() < 0.5 and places[bare, -1].all()
+
+
+def test_in_many_clips_a_thing_hides_and_it_is_often_looked_at_while_it_does(examples):
+    rng = np.random.default_rng(0)
+    clips = [examples.clip(index) for index in range(60)]
+    hiding = [clip for clip in clips if clip.things[0].motion == "hide"]
+    assert all(clip.visible_again(0) and clip.frames is not None for clip in hiding)
+    assert len(hiding) == pytest.approx(HIDING * len(clips), abs=12)
+    frames = [(clip, frame_of(clip, rng)) for clip in hiding for _ in range(20)]
+    assert np.mean([clip.covered[0, frame] for clip, frame in frames]) > 0.4
+    other = next(clip for clip in clips if clip.things[0].motion != "hide")
+    assert len({frame_of(other, rng) for _ in range(200)}) == other.num_frames
