@@ -35,7 +35,7 @@ WORD_PIECE_SIZE = 600
 QFORMER_MAX_LENGTH = 256
 INITIAL_GAIN = 2.5
 IMAGE_SIZE, TOKENS_PER_FRAME, SAM_IMAGE_SIZE, REGION_MASK_SIZE = 64, 16, 128, 64
-NUM_DENSE_FRAMES = 8  # all context frames of a toy clip: the published five do not show that something zigzags or stops
+NUM_DENSE_FRAMES = 8  # all context frames of a toy clip: five do not show that something zigzags or stops
 
 # Only the assistant's words and the end of its turn are marked: they are what the model learns to write
 CHAT_TEMPLATE = (
