@@ -85,7 +85,7 @@ class Wish:
     Args:
         pairs (`list[(colour, shape)]`, *optional*): The looks, one a thing.
         motions (`list[str]`, *optional*): The motions, one a thing. If the first one is "hide", that thing hides
-            behind the second one.
+            behind the second one, which stands still, whatever was wished for it.
         same_size, same_pattern (`bool`): The first two things agree in it.
         other_size (`bool`): The first two things differ in size, and keep it.
         rest (`bool`): A still: nothing moves and things stand anywhere.
@@ -105,7 +105,7 @@ class Clip:
     A clip, seen and described.
 
     Args:
-        things (`list[Thing]`): In no particular order.
+        things (`list[Thing]`): In no particular order, but that the first one may hide behind the second.
         tracks (`list[Track]`): Where each one is.
         masks (`numpy.ndarray` of shape `(num_things, num_frames, height, width)`): Their visible pixels.
         areas (`numpy.ndarray` of shape `(num_things, num_frames)`): Pixels each would have if nothing hid it.
@@ -150,7 +150,10 @@ def draw_motions(wish: Wish, number: int, rng: np.random.Generator) -> tuple[lis
     if wish.rest:
         return ["still"] * number, False
     if wish.motions is not None:
-        return wish.motions, wish.motions[0] == "hide"
+        hides = wish.motions[0] == "hide"
+        if hides and number < 2:
+            raise ValueError(f"a thing hides behind another one, and {number} is wished for")
+        return wish.motions, hides
     motions = [ALONE[i] for i in rng.integers(len(ALONE), size=number)]
     motions[0] = (*ALONE, "hide")[rng.integers(len(MOTIONS) if number > 1 else len(ALONE))]
     # As often as a thing hides, one has the same neighbour and does something else

@@ -28,7 +28,7 @@ from sama.scripts.tiny_facts import (
     places,
     readers,
 )
-from sama.scripts.tiny_mask_examples import HIDDEN, told_of
+from sama.scripts.tiny_mask_examples import frame_of, told_of
 from sama.video_sama import Region, SamaVideo
 
 
@@ -131,7 +131,7 @@ class Lessons(Dataset):
         ]
         regions = [thing for one in pointed for thing in one]
         segs = [int(name) for name in sample.objects]
-        shown = frame_with(clip, segs, rng) if segs else 0
+        shown = frame_of(clip, segs, rng) if segs else 0
         lesson = Lesson(sample.messages, clip, subjects, regions, segs, shown=shown)
         return self.finish(lesson, video)
 
@@ -257,13 +257,6 @@ class Lessons(Dataset):
             found["weights"].append(sum(kind / kind.sum() for kind in kinds).astype(np.float32) / len(kinds))
         pairs = {name: torch.from_numpy(np.concatenate(parts)) for name, parts in found.items()}
         return pairs | {"counted": torch.tensor(counted), "subjects": torch.tensor(classes).T}
-
-
-def frame_with(clip: Clip, things: list[int], rng: np.random.Generator) -> int:
-    """A frame in which one of these things is in sight, or, for half of the clips in which one of them is hidden at
-    times, one in which it is hidden."""
-    hidden = np.flatnonzero(clip.covered[things].any(0)) if rng.random() < HIDDEN else ()
-    return int(rng.choice(hidden if len(hidden) else np.flatnonzero(clip.seen[things].any(0))))
 
 
 def way_of(clip: Clip, thing: int) -> np.ndarray:

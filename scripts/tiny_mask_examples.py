@@ -16,8 +16,8 @@ from sama.scripts.tiny_facts import colours_of_cells
 
 FRAMES, CLIP_FRAMES = 16, 5  # of a toy clip; of them, those that a step with memory sees
 STRIDES = 3  # a step with memory sees neighbours, every second frame or every third one
-# Share of clips in which a thing hides, and of their frames shown alone, share of those in which it is hidden
-HIDING, HIDDEN = 0.4, 0.5
+HIDING = 0.4  # share of clips that are made so that a thing hides, beside those in which one does by chance
+HIDDEN = 0.5  # how often a frame is looked for in which a thing is hidden, in both stages
 PROMPT_NOISE = 0.5  # most that a number of a prompt is off, of a variance of 1
 LEFT_OUT = 0.15  # how often a colour or shape is not told, where the rest still decides
 PLACE_ALONE, LOOK_ALONE = 0.6, 0.2  # how often nothing but the place is told, and everything but it
@@ -97,10 +97,11 @@ def blur(places: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return (blurred * places[:, -1:]).astype(np.float32)  # zeros where a thing is never seen
 
 
-def frame_of(clip: Clip, rng: np.random.Generator) -> int:
-    """A frame of a clip; if its first thing hides, often one in which it is hidden."""
-    hidden = np.flatnonzero(clip.covered[0]) if clip.things[0].motion == "hide" else ()
-    return int(rng.choice(hidden if len(hidden) and rng.random() < HIDDEN else clip.num_frames))
+def frame_of(clip: Clip, things: list[int] | slice, rng: np.random.Generator) -> int:
+    """A frame of a clip; where one of these things is hidden at times, often one in which it is, and else one in which
+    one of them is in sight."""
+    hidden = np.flatnonzero(clip.covered[things].any(0)) if rng.random() < HIDDEN else ()
+    return int(rng.choice(hidden if len(hidden) else np.flatnonzero(clip.seen[things].any(0))))
 
 
 def point_at(mask: np.ndarray, size: int, rng: np.random.Generator) -> tuple[list, list]:
@@ -116,7 +117,7 @@ def point_at(mask: np.ndarray, size: int, rng: np.random.Generator) -> tuple[lis
 
 class MaskExamples(Dataset):
     """What the steps of this stage see, by their number: `image_steps` of frames alone, then, of every four
-    steps, `memory_steps` with short clips, drawn from toy world. Most clips have things that are hard to tell apart: a
+    steps, `memory_steps` with short clips, drawn from toy world. Many clips have things that are hard to tell apart: a
     decoder that has seen few of them paints both. In many a thing hides: where it cannot be seen, a decoder that has
     seen few of them paints what it hides behind (docs/log.md)."""
 
@@ -160,7 +161,7 @@ class MaskExamples(Dataset):
 
     def of_frames(self, clips: list[Clip], rng: np.random.Generator) -> dict[str, torch.Tensor]:
         """One frame of each clip: its things by attributes, and those in sight by a click or a box."""
-        chosen = [[frame_of(clip, rng)] for clip in clips]
+        chosen = [[frame_of(clip, slice(None), rng)] for clip in clips]
         words = [describe(clip, rng) for clip in clips]
         example = self.of_clips(clips, chosen, [0], words) | self.noise(words, rng)
         masks, size = example["masks"].numpy(), self.processor.sam_image_size

@@ -9,7 +9,9 @@ their prompt (docs/log.md). With `--keep` they go on from those of the model, an
 holds, are learned anew in the first phase. After it prompts and image encoder stay: the next stage goes by the former,
 and the latter becomes worse by steps with memory. With `--from-points` the tuned decoder starts as a copy of the
 original one, as it does in SAM 2's checkpoints: that one heeds places, which a decoder that has learned looks does not
-learn to (docs/log.md). Killed, it goes on from its last state, `state.pt`, as if nothing had been.
+learn to (docs/log.md). With `--prompts`, which needs `--keep`, prompts go on from given ones, and the image encoder
+stays from the start: they were learned on its features. Killed, it goes on from its last state, `state.pt`, as if
+nothing had been.
 """
 
 import argparse
@@ -293,7 +295,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=4, help="clips in a step with memory")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--keep", action="store_true", help="start from the model's weights, not from new ones")
-    parser.add_argument("--prompts", type=Path, help="state.pt of prompts to start from; the image encoder then stays")
+    parser.add_argument("--prompts", type=Path, help="with --keep: state.pt of prompts to start from")
     parser.add_argument(
         "--from-points", action="store_true", help="with --keep: start the decoder of [SEG] from that of points"
     )
@@ -306,6 +308,8 @@ def main() -> None:
     arguments = argparse.Namespace(**vars(parser.parse_args()), split="train")
     if arguments.from_points and not arguments.keep:
         parser.error("--from-points needs --keep: a decoder of points that has just been drawn heeds nothing")
+    if arguments.prompts and not arguments.keep:
+        parser.error("--prompts needs --keep: an image encoder that has just been drawn knows nothing of them")
     model = SamaForConditionalGeneration.from_pretrained(arguments.model, dtype=torch.float32)
     processor = SamaProcessor.from_pretrained(arguments.model, trust_remote_code=True)
     tracker = model.model.mask_tracker.train()

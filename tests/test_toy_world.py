@@ -277,6 +277,9 @@ def test_a_thing_that_is_wished_to_hide_hides_behind_the_second_one():
     wish = Wish(motions=["hide", "circle", "left"])
     clip = next(stage(SMALL, wish, 3, 12, np.random.default_rng(0)))
     assert clip.things[0].behind == 1 and clip.things[1].role == "helper" and clip.visible_again(0)
+    assert [thing.motion for thing in clip.things] == ["hide", "still", "left"]
+    with pytest.raises(ValueError, match="hides behind another one, and 1"):
+        next(stage(SMALL, Wish(motions=["hide"]), 1, 12, np.random.default_rng(0)))
 
 
 # On disk

@@ -11,8 +11,7 @@ from sama.data.toy_shapes import COLOURS, SHAPES
 from sama.modeling_sama import SamaForConditionalGeneration
 from sama.processing_sama import SamaProcessor
 from sama.scripts.tiny_facts import cells, draw_stamps, facts, name_of, places
-from sama.scripts.tiny_lessons import Lessons, frame_with
-from sama.scripts.tiny_mask_examples import HIDDEN
+from sama.scripts.tiny_lessons import Lessons
 from sama.scripts.train_tiny_language import Teacher, learn, trained_parts
 
 
@@ -64,14 +63,6 @@ def test_a_lesson_knows_what_its_questions_are_about(lessons):
         assert bool(lesson.segs) == bool(segs)
         kinds.add((bool(regions), bool(segs)))
     assert len(kinds) >= 3
-
-
-def test_things_that_hide_are_often_looked_at_while_they_are_hidden():
-    covered = np.array([[False] * 8, [False] * 6 + [True] * 2])
-    clip, rng = Namespace(covered=covered, seen=~covered), np.random.default_rng(0)
-    frames = [frame_with(clip, [1], rng) for _ in range(400)]
-    assert np.mean([covered[1, frame] for frame in frames]) == pytest.approx(HIDDEN, abs=0.08)
-    assert {frame_with(clip, [0], rng) for _ in range(200)} == set(range(8))
 
 
 def test_facts_and_places_are_those_of_the_clip(lessons):
