@@ -1,6 +1,6 @@
 """Makes what ships of the small model's last stage: weights in bfloat16, the curves of every stage, and a model card.
 
-python scripts/finish_tiny.py --run outputs/tiny --to checkpoints/sama-tiny [--results outputs/toy/results.json]
+python scripts/finish_tiny.py --run outputs/tiny --to checkpoints/sama-tiny [--results val.md unseen.md]
 """
 
 import argparse
@@ -73,11 +73,18 @@ def draw_curves(run: Path, to: Path) -> None:
     pyplot.close(figure)
 
 
+def write_card(results: Iterable[Path], to: Path) -> None:
+    """The model card, with these tables below its own headings."""
+    tables = [path.read_text(encoding="utf-8").strip().replace("# ", "### ", 1) for path in results]
+    card = CARD.read_text(encoding="utf-8").replace("{results}", "\n\n".join(tables) or "Not measured yet.")
+    to.write_text(card, encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="folder of scripts/train_tiny.sh")
     parser.add_argument("--to", type=Path, required=True, help="folder to write")
-    parser.add_argument("--results", type=Path, help="the results table in Markdown that evaluate.py wrote")
+    parser.add_argument("--results", type=Path, nargs="+", help="the tables in Markdown that evaluate.py wrote")
     arguments = parser.parse_args()
     trained = arguments.run / "joint"
     model = SamaForConditionalGeneration.from_pretrained(trained, dtype=torch.bfloat16)
@@ -89,9 +96,7 @@ def main() -> None:
     config |= {"trained": True, "occlusion_gate": True}  # its object scores were trained
     (arguments.to / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     draw_curves(arguments.run, arguments.to / "curves.png")
-    results = arguments.results.read_text(encoding="utf-8") if arguments.results else "Not measured yet."
-    card = CARD.read_text(encoding="utf-8").replace("{results}", results.strip().replace("# ", "### ", 1))
-    (arguments.to / "README.md").write_text(card, encoding="utf-8")
+    write_card(arguments.results or [], arguments.to / "README.md")
     print(f"{arguments.to}: {sum(parameter.numel() for parameter in model.parameters()) / 1e6:.1f} M parameters")
 
 
