@@ -1,0 +1,82 @@
+"""sama-tiny answers, selects and learns what was recorded: tokens to the letter, masks to the pixel but for rounding.
+
+The values were recorded with float32 on x86-64. Another CPU sums in another order, so that a pixel on the edge of a mask
+may fall on the other side; more than one pixel in 10,000 is an error.
+"""
+
+import json
+
+import numpy as np
+import pytest
+from oracles.oracles import ORACLES, recorded
+from pycocotools import mask as coco_mask
+
+
+PIXEL_TOLERANCE = 1e-4
+
+
+def split_masks(value, size: list[int], masks: list):
+    """`value` without its masks, which go to `masks` in order, as (size, counts)."""
+    if isinstance(value, list):
+        return [split_masks(item, size, masks) for item in value]
+    if not isinstance(value, dict):
+        return value
+    size = value.get("size", size)
+    rest = {}
+    for name, item in value.items():
+        if name == "masks":
+            masks += [(mask["size"], mask["counts"]) if isinstance(mask, dict) else (size, mask) for mask in item]
+        else:
+            rest[name] = split_masks(item, size, masks)
+    return rest
+
+
+def different_pixels(found: list, expected: list) -> float:
+    """Share of differing pixels among all pixels of all masks."""
+    different = total = 0
+    for (size, mine), (other_size, theirs) in zip(found, expected, strict=True):
+        total += np.prod(size or other_size or [1])
+        if mine != theirs:
+            empty = np.zeros(size or other_size, np.uint8)
+            one, other = (
+                empty if counts is None else coco_mask.decode({"size": size or other_size, "counts": counts})
+                for counts in (mine, theirs)
+            )
+            different += int((one != other).sum())
+    return different / max(total, 1)
+
+
+@pytest.mark.parametrize("name", ["conversations", "demo_file"])
+def test_answers_and_masks(name):
+    found_masks, expected_masks = [], []
+    found = split_masks(json.loads(json.dumps(ORACLES[name]())), None, found_masks)
+    expected = split_masks(recorded(name), None, expected_masks)
+    assert found == rounded_like(expected, found)
+    assert different_pixels(found_masks, expected_masks) <= PIXEL_TOLERANCE
+
+
+def test_benchmark_rows():
+    found, expected = json.loads(json.dumps(ORACLES["benchmark_rows"]())), recorded("benchmark_rows")
+    found_masks, expected_masks = [], []
+    for mine, theirs in zip(found["predictions"], expected["predictions"], strict=True):
+        mine, theirs = split_masks(mine, None, found_masks), split_masks(theirs, None, expected_masks)
+        assert mine == rounded_like(theirs, mine)
+    assert different_pixels(found_masks, expected_masks) <= PIXEL_TOLERANCE
+    assert found["scores"] == rounded_like(expected["scores"], found["scores"])
+
+
+def test_training_losses():
+    found, expected = ORACLES["training_losses"](), recorded("training_losses")
+    assert len(found) == 20
+    assert found == rounded_like(expected, found)
+
+
+def rounded_like(expected, found):
+    """`expected` with every float that `found` matches to 1e-3 relative taken from `found`."""
+    if isinstance(expected, dict) and isinstance(found, dict):
+        return {name: rounded_like(value, found.get(name)) for name, value in expected.items()}
+    if isinstance(expected, list) and isinstance(found, list) and len(expected) == len(found):
+        return [rounded_like(mine, theirs) for mine, theirs in zip(expected, found, strict=True)]
+    if isinstance(expected, float) and isinstance(found, float) and abs(expected - found) <= 1e-3 * abs(expected):
+        return found
+    return expected
