@@ -42,12 +42,12 @@ sync:
 	cp *_sama*.py visualization.py checkpoints/sama-tiny/
 
 train-toy: .venv/.installed-test
-	$(BIN)/python scripts/make_tiny.py --to outputs/tiny_start
-	$(BIN)/python train.py --config scripts/train_toy.yaml
+	$(BIN)/python recipes/sama_tiny/initialize.py --to outputs/tiny_start
+	$(BIN)/python train.py --config recipes/train_toy.yaml
 	$(BIN)/python scripts/plot_run.py outputs/train_toy
 
 bench: .venv/.installed-demo
-	$(BIN)/python scripts/benchmark.py
+	$(BIN)/python profiling/inference.py
 
 # Nothing is installed again until one of these two files changes.
 .venv/.installed-%: pyproject.toml scripts/install.sh

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from sama.benchmarks.benchmark import PRESETS, Benchmark, BenchmarkError, Scores, Tools
 from sama.benchmarks.registry import BENCHMARKS, open_benchmark
 from sama.configuration_sama import SamaConfig
-from sama.evaluation.gallery import write_gallery
+from sama.drawing.gallery import write_gallery
 from sama.evaluation.inference import Interviewer
 from sama.evaluation.judges import JudgeSettings, open_judge
 from sama.evaluation.plots import write_plots

@@ -13,12 +13,12 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from sama.data.toy_clip import ToySettings
-from sama.data.toy_world import ToySample, ToyWorld
 from sama.layout_sama import parse_tagged_text
 from sama.metrics.intervals import bootstrap_mean, wilson
 from sama.metrics.iou import greedy_pairs, miou
 from sama.metrics.recall import IOU_THRESHOLD
+from sama.toy_world.clip import ToySettings
+from sama.toy_world.world import ToySample, ToyWorld
 from sama.video_sama import SamaVideo
 
 from .benchmark import (

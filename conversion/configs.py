@@ -9,7 +9,7 @@ from typing import Any
 from transformers import Sam2VideoConfig
 
 from sama.configuration_sama import SamaConfig
-from sama.scripts.checkpoint_files import CheckpointError
+from sama.conversion.files import CheckpointError
 
 
 Shapes = Mapping[str, tuple[int, ...]]

@@ -1,8 +1,8 @@
 """Converts released checkpoints to ours: SAMA, Sa2VA, SAM 2, InternVL 2.5 and InstructBLIP (see docs/checkpoints.md).
 
-    python scripts/convert_checkpoint.py --from SAMA-1B --kind sama --to sama-1b --qformer_tokenizer bert-base-uncased
-    python scripts/convert_checkpoint.py --from sam2_hiera_large.pt --kind sam2 --into sama-1b --to sama-1b-consistent
-    python scripts/convert_checkpoint.py --from Sa2VA-1B --kind sa2va --from instruct_blip_vicuna7b_trimmed.pth \\
+    python conversion/convert.py --from SAMA-1B --kind sama --to sama-1b --qformer_tokenizer bert-base-uncased
+    python conversion/convert.py --from sam2_hiera_large.pt --kind sam2 --into sama-1b --to sama-1b-consistent
+    python conversion/convert.py --from Sa2VA-1B --kind sa2va --from instruct_blip_vicuna7b_trimmed.pth \\
         --kind instructblip --to sama-start --qformer_tokenizer bert-base-uncased
 
 Every tensor of the foreign checkpoint is used or listed with the reason, every one of ours is filled or listed as
@@ -23,12 +23,11 @@ from pathlib import Path
 import torch
 
 from sama.configuration_sama import SamaConfig
-from sama.modeling_sama import SamaForConditionalGeneration
-from sama.scripts.checkpoint_configs import standalone_sam2_config
-from sama.scripts.checkpoint_files import CheckpointError, full_disk_is_an_error, write_weights
-from sama.scripts.checkpoint_folder import copy_other_files, write_card, write_model_files, write_texts
-from sama.scripts.checkpoint_keys import HEAD, SAM, KeyMap, map_sam2
-from sama.scripts.checkpoint_plan import (
+from sama.conversion.configs import standalone_sam2_config
+from sama.conversion.files import CheckpointError, full_disk_is_an_error, write_weights
+from sama.conversion.folder import copy_other_files, write_card, write_model_files, write_texts
+from sama.conversion.keys import HEAD, SAM, KeyMap, map_sam2
+from sama.conversion.plan import (
     KINDS,
     REPORT_FILE,
     Order,
@@ -42,6 +41,7 @@ from sama.scripts.checkpoint_plan import (
     plan_release,
     read_sizes,
 )
+from sama.modeling_sama import SamaForConditionalGeneration
 
 
 FRESH_SEED = 0

@@ -82,7 +82,7 @@ def write_card(folder: Path, config: PreTrainedConfig, lines: list[str], sources
     parts = [
         "---\nlibrary_name: transformers\npipeline_tag: image-text-to-text\ntags: [sama, video, segmentation]\n---",
         "# Converted checkpoint",
-        f"Made by `scripts/convert_checkpoint.py` from:\n\n{made_from}\n\nThe licence of those weights applies.",
+        f"Made by `conversion/convert.py` from:\n\n{made_from}\n\nThe licence of those weights applies.",
         f"## What was converted\n\n{facts}",
     ]
     if isinstance(config, SamaConfig):

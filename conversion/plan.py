@@ -7,8 +7,7 @@ import torch
 from transformers import Sam2VideoConfig, Sam2VideoModel
 
 from sama.configuration_sama import SamaConfig
-from sama.modeling_sama import SamaForConditionalGeneration
-from sama.scripts.checkpoint_configs import (
+from sama.conversion.configs import (
     aggregator_config,
     default_sam2_config,
     default_temporal_config,
@@ -16,8 +15,8 @@ from sama.scripts.checkpoint_configs import (
     release_config,
     sam2_config,
 )
-from sama.scripts.checkpoint_files import CheckpointError, WeightFiles, read_json
-from sama.scripts.checkpoint_keys import (
+from sama.conversion.files import CheckpointError, WeightFiles, read_json
+from sama.conversion.keys import (
     AGGREGATOR,
     EMBEDDINGS,
     HEAD,
@@ -33,13 +32,14 @@ from sama.scripts.checkpoint_keys import (
     map_sam2,
     with_new_rows,
 )
-from sama.scripts.checkpoint_tokenizers import (
+from sama.conversion.tokenizers import (
     check_vocabulary,
     complete_tokenizer,
     load_qformer_tokenizer,
     load_tokenizer,
     token_ids,
 )
+from sama.modeling_sama import SamaForConditionalGeneration
 
 
 KINDS = ("sama", "sa2va", "sam2", "internvl", "instructblip")

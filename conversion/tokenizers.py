@@ -8,8 +8,8 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from sama.scripts.checkpoint_configs import TokenIds
-from sama.scripts.checkpoint_files import CheckpointError
+from sama.conversion.configs import TokenIds
+from sama.conversion.files import CheckpointError
 
 
 VISUAL_TAGS = ["<img>", "</img>", "<IMG_CONTEXT>"]

@@ -18,11 +18,11 @@ import yaml
 
 from sama.video_sama import SamaVideo
 
+from ..toy_world.world import ToyWorld
 from .frames import open_visual, trusted_folders
 from .readers import BENCHMARK_READERS, READERS
 from .records import DataError, expect, take
 from .store import KINDS, cache_folder, open_masks, open_records
-from .toy_world import ToyWorld
 
 
 ROOT_VARIABLE = "SAMA_DATA_ROOT"

@@ -1,6 +1,6 @@
 """Memory and start-up of a large mask file in four loader workers, and samples a second of toy world, as tables.
 
-    python scripts/benchmark_data.py [--size 200] [--samples 240] [--section masks samples]
+    python profiling/data_loading.py [--size 200] [--samples 240] [--section masks samples]
 
 The mask file is synthetic: true run-length codes of 60 frames an object, 480 x 854. "Added" is what the processes
 use beyond what they used before they opened the file, shared pages counted once (PSS). "Own" is the part of it that is
@@ -29,8 +29,8 @@ from sama.data.masks import encode_rle
 from sama.data.mixture import load_mixture
 from sama.data.sampler import MixtureSampler
 from sama.data.store import open_masks
+from sama.drawing.tables import markdown_table
 from sama.processing_sama import SamaProcessor
-from sama.scripts.benchmark import table
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -150,7 +150,7 @@ def benchmark_masks(megabytes: int, folder: Path) -> str:
     else:
         rows.append(("whole JSON in each", workers, f"not tried: up to {needed:,} MB", "", "", ""))
     title = f"A mask file of {megabytes:,} MB, {count:,} objects; {LOOKUPS} read by each process\n\n"
-    return title + table(("way", "processes", "added together", "of it own", "start", "an object"), rows)
+    return title + markdown_table(("way", "processes", "added together", "of it own", "start", "an object"), rows)
 
 
 def benchmark_samples(samples: int, folder: Path, workers: int = 2, batch_size: int = 4) -> str:
@@ -169,7 +169,7 @@ def benchmark_samples(samples: int, folder: Path, workers: int = 2, batch_size: 
     rate = samples // batch_size * batch_size / (time.perf_counter() - start)
     frame = f"{processor.image_size} px frames, SAM 2 input {processor.sam_image_size} px"
     rows = [("toy.yaml", workers, batch_size, f"{first:.1f} s", f"{rate:.0f}")]
-    return f"Toy world with the processor of sama-tiny ({frame})\n\n" + table(
+    return f"Toy world with the processor of sama-tiny ({frame})\n\n" + markdown_table(
         ("mixture", "workers", "batch", "first batch", "samples a second"), rows
     )
 

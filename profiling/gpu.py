@@ -1,7 +1,7 @@
 """What only a GPU shows, at the released sizes with random weights: memory of a training step against what
 `training_memory.py` expects, tracking with SAM 2 at its true size, and the kinds of attention.
 
-    python scripts/benchmark_gpu.py [--size 1b] [--section training tracking attention]
+    python profiling/gpu.py [--size 1b] [--section training tracking attention]
 
 Random weights cost what trained ones do. Times differ between machines; the card is named with them.
 """
@@ -15,10 +15,10 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sama.configuration_sama import SamaConfig
+from sama.drawing.tables import markdown_table
 from sama.modeling_sama import SamaForConditionalGeneration
-from sama.scripts.benchmark_training import table
-from sama.scripts.released_sizes import LANGUAGE_MODELS, released_config
-from sama.scripts.training_memory import GIGABYTE, SETTINGS, Workload, build, ddp, measure, training_step
+from sama.profiling.released_sizes import LANGUAGE_MODELS, released_config
+from sama.profiling.training_memory import GIGABYTE, SETTINGS, Workload, build, ddp, measure, training_step
 
 
 PUBLISHED = SETTINGS[0]
@@ -72,7 +72,7 @@ def benchmark_training(config: SamaConfig) -> str:
         f"{workload.batch} samples of {workload.tokens} tokens, {workload.frames} context frames, {workload.objects} "
     )
     header = ["gradient checkpointing", "GB expected", "GB measured", "ms a step"]
-    return table(header, rows) + f"\n\n{about}objects in {workload.sam_frames} frames each."
+    return markdown_table(header, rows) + f"\n\n{about}objects in {workload.sam_frames} frames each."
 
 
 @torch.no_grad()
@@ -100,7 +100,10 @@ def benchmark_tracking(config: SamaConfig) -> str:
             row.append(f"{TRACKED_FRAMES / duration:.1f} ({peak(track):.1f})")
         rows.append(row)
     header = ["dtype", "frames a second, encoder alone", *(f"with {n} objects (GB)" for n in (1, 5, 20))]
-    return table(header, rows) + f"\n\n{TRACKED_FRAMES} frames of {size} pixels, {len(PROMPTED)} of them prompted."
+    return (
+        markdown_table(header, rows)
+        + f"\n\n{TRACKED_FRAMES} frames of {size} pixels, {len(PROMPTED)} of them prompted."
+    )
 
 
 @torch.no_grad()
@@ -127,7 +130,7 @@ def benchmark_attention(config: SamaConfig) -> str:
         error = ((state - true).norm() / true.norm()).item()
         rows.append([name, f"{1000 * duration:.0f}", f"{memory:.1f}", f"{error:.3f}"])
     header = ["attention", "ms", "GB", "relative error against float32"]
-    return table(header, rows) + f"\n\nA prompt of {PROMPT_TOKENS} tokens."
+    return markdown_table(header, rows) + f"\n\nA prompt of {PROMPT_TOKENS} tokens."
 
 
 SECTIONS = {"training": benchmark_training, "tracking": benchmark_tracking, "attention": benchmark_attention}

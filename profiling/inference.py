@@ -1,6 +1,6 @@
 """Counts, ratios and peak memory of a checkpoint's chat, tracking and training, as Markdown tables.
 
-    python scripts/benchmark.py [--model DIR] [--section calls turns questions objects memory training]
+    python profiling/inference.py [--model DIR] [--section calls turns questions objects memory training]
 
 Times are medians of several runs and differ between machines; the counts do not, and the tests assert them.
 """
@@ -19,7 +19,8 @@ import psutil
 import torch
 from transformers import AutoModel, AutoProcessor
 
-from sama.scripts.benchmark_training import benchmark_training, table
+from sama.drawing.tables import markdown_table
+from sama.profiling.training import benchmark_training
 from sama.video_sama import SamaVideo
 from sama.visualization import write_video
 
@@ -87,7 +88,7 @@ def benchmark_calls(model, processor, folder: Path) -> str:
     header = ["turn", "objects tracked", "tokens read", "frames through the vision tower", "frames through SAM 2"]
     context = len(processor.choose_frames(video).context)
     return (
-        table(header, rows)
+        markdown_table(header, rows)
         + f"\n\n{len(video)} frames, {context} context frames; the last two columns add up over the turns."
     )
 
@@ -130,7 +131,9 @@ def benchmark_turns(model, processor, folder: Path) -> str:
         first = first or median
         rows.append([name, tokens[0], f"{median * 1e3:.0f} ms", f"{first / median:.1f}x"])
     context = len(processor.choose_frames(SamaVideo.open(path)).context)
-    return table([f"turn 4, {context} context frames, to the first token", "tokens read", "time", "speed"], rows)
+    return markdown_table(
+        [f"turn 4, {context} context frames, to the first token", "tokens read", "time", "speed"], rows
+    )
 
 
 def benchmark_questions(model, processor, folder: Path) -> str:
@@ -167,7 +170,7 @@ def benchmark_questions(model, processor, folder: Path) -> str:
         first = first or median
         rows.append([name, *counts, f"{median:.2f} s", f"{first / median:.1f}x"])
     header = ["8 questions about 48 frames", "tokens read", "frames through the vision tower", "frames through SAM 2"]
-    return table([*header, "time", "speed"], rows)
+    return markdown_table([*header, "time", "speed"], rows)
 
 
 def benchmark_objects(model, processor, folder: Path) -> str:
@@ -184,7 +187,7 @@ def benchmark_objects(model, processor, folder: Path) -> str:
         [count, f"{value:.2f} s", f"{value / times[1]:.2f}", f"{value / (count * times[1]):.0%}"]
         for count, value in times.items()
     ]
-    return table(["objects", "32 frames", "against one object", "against as many single runs"], rows)
+    return markdown_table(["objects", "32 frames", "against one object", "against as many single runs"], rows)
 
 
 def benchmark_memory(path: str, folder: Path) -> str:
@@ -203,7 +206,7 @@ def benchmark_memory(path: str, folder: Path) -> str:
         "masks returned",
         "most frames' features alive at once",
     ]
-    return table(header, rows)
+    return markdown_table(header, rows)
 
 
 class FeatureCounter:

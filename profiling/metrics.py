@@ -1,6 +1,6 @@
 """How long our boundary measure F takes on a pair of masks, against the usual implementation, as a Markdown table.
 
-    python scripts/benchmark_metrics.py [--height 480 --width 854] [--repeats 30]
+    python profiling/metrics.py [--height 480 --width 854] [--repeats 30]
 
 The usual implementation (DAVIS 2017's) dilates both boundaries by a disk, with OpenCV; scikit-image's and scipy's
 dilations stand beside it. Those that are not installed are left out: SAMA needs none. One thread; processor time,

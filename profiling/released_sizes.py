@@ -3,7 +3,7 @@
 from typing import Any
 
 from sama.configuration_sama import SamaConfig
-from sama.scripts.checkpoint_configs import TokenIds, default_sam2_config, release_config
+from sama.conversion.configs import TokenIds, default_sam2_config, release_config
 
 
 VISION = {

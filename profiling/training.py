@@ -1,6 +1,6 @@
 """Memory and time of a training step with each saving of `train.py` on and off, as a Markdown table.
 
-    python scripts/benchmark_training.py [--model checkpoints/sama-tiny] [--steps 3]
+    python profiling/training.py [--model checkpoints/sama-tiny] [--steps 3]
 
 The model has the classes and the processor of a checkpoint at sizes that a CPU can still train and at which it shows
 where memory goes; its weights are random, and what is trained is the published recipe. What the product always does is
@@ -28,9 +28,10 @@ from torch.nn import functional as F
 from sama.configuration_sama import SamaConfig
 from sama.data.collator import IGNORED, SamaCollator
 from sama.data.rendering import Renderer, RenderSettings
-from sama.data.toy_world import ToyWorld
+from sama.drawing.tables import markdown_table
 from sama.modeling_sama import SamaForConditionalGeneration
 from sama.processing_sama import SamaProcessor
+from sama.toy_world.world import ToyWorld
 from sama.training.parts import PUBLISHED_PARTS, freeze_all_but, hold_trained_in_float32
 from sama.video_sama import SamaVideo
 
@@ -237,12 +238,6 @@ def measure(path: str, variant: str, steps: int) -> dict[str, float]:
     return found | setup.counts
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence]) -> str:
-    """A Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
-
-
 def benchmark_training(path: str, steps: int = 3) -> str:
     """The table, a process for each row."""
     rows, first = [], None
@@ -256,7 +251,7 @@ def benchmark_training(path: str, steps: int = 3) -> str:
     rows[0][1:4] = [f"{first['peak'] / MIB:.0f} MiB", f"{first['saved'] / MIB:.0f} MiB", f"{first['seconds']:.1f} s"]
     header = ["training step", "peak memory", "kept for backward", "time", "rows of the head"]
     header += ["frames through the vision tower", "frames through SAM 2"]
-    return table(header, rows)
+    return markdown_table(header, rows)
 
 
 def main() -> None:

@@ -1,8 +1,8 @@
 """Expected memory of a GPU in training, computed from a configuration: nothing is allocated, no GPU is needed.
 
-    python scripts/training_memory.py                       # 1B, 4B and 8B under every setting, as Markdown
-    python scripts/training_memory.py --sizes 8b --detail   # what it is made of
-    python scripts/training_memory.py --config my/config.json --gpus 4 --batch 1
+    python profiling/training_memory.py                       # 1B, 4B and 8B under every setting, as Markdown
+    python profiling/training_memory.py --sizes 8b --detail   # what it is made of
+    python profiling/training_memory.py --config my/config.json --gpus 4 --batch 1
 
 Parameters, gradients and optimiser states are counted. Activations are what autograd keeps for the backward pass of
 one micro-batch: the model's own code runs at true size on tensors without storage, and every tensor that is saved is
@@ -25,7 +25,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from sama.configuration_sama import SamaConfig
 from sama.modeling_sama import SamaForConditionalGeneration
 from sama.modeling_sama_aggregator import of_videos
-from sama.scripts.released_sizes import LANGUAGE_MODELS, released_config
+from sama.profiling.released_sizes import LANGUAGE_MODELS, released_config
 from sama.training.parts import PUBLISHED_PARTS, freeze_all_but
 from sama.training.sharding import may_be_cut
 

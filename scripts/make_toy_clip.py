@@ -10,7 +10,7 @@ import argparse
 import json
 from pathlib import Path
 
-from sama.data.toy_world import ToyWorld
+from sama.toy_world.world import ToyWorld
 from sama.visualization import write_video
 
 

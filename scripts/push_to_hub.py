@@ -15,6 +15,8 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError
 
+from sama.drawing.tables import markdown_table
+
 
 CARD = "README.md"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
@@ -47,19 +49,13 @@ def read_json(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def table(head: tuple[str, ...], rows: list[tuple]) -> str:
-    """A Markdown table."""
-    lines = [head, ("---",) * len(head), *rows]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
-
-
 def data_section(folder: Path) -> str:
     """What was read, from the mixture that train.py saved."""
     mixture = read_json(folder / "mixture.json")
     if not mixture:
         return "What the model was trained on is not recorded."
     rows = [(name, source["weight"], source["records"]) for name, source in mixture["sources"].items()]
-    return table(("source", "read how often in an epoch", "records"), rows)
+    return markdown_table(("source", "read how often in an epoch", "records"), rows)
 
 
 def metric_section(folder: Path) -> str:
@@ -70,7 +66,7 @@ def metric_section(folder: Path) -> str:
         return "No training log lies beside the weights."
     rows = [(name.replace("_", " "), f"{last[name]:.4f}") for name in METRICS if name in last]
     text = f"Training batches at step {last['step']}, not a benchmark:\n\n"
-    return text + table(("metric", "value"), rows)
+    return text + markdown_table(("metric", "value"), rows)
 
 
 def model_card(folder: Path, repo: str, license_name: str) -> str:

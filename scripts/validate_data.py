@@ -28,8 +28,8 @@ from sama.data.catalogue import Entry, open_source
 from sama.data.mixture import read_mixture
 from sama.data.records import DataError, decode_object
 from sama.data.rendering import Renderer, RenderSettings
+from sama.drawing.preview import preview_sheet
 from sama.processing_sama import SamaProcessor
-from sama.scripts.preview_data import preview_sheet
 
 
 DEFAULT_PROCESSOR = Path(__file__).resolve().parent.parent / "checkpoints" / "sama-tiny"

@@ -2,7 +2,7 @@
 Writes tests/benchmark_fixtures: a data root with a few questions of every benchmark in its published format, except
 SAMA-Bench, which make_fixtures.py writes.
 
-    python scripts/make_benchmark_fixtures.py [FOLDER]
+    python tests/make_benchmark_fixtures.py [FOLDER]
 
 Pictures are 20 x 20 and masks are rectangles, so that a test can say which score it expects.
 """
@@ -11,7 +11,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from sama.scripts.make_fixtures import FOLDER, GREEN, RED, Writer, jpegs, numbered, polygon, rle
+from make_fixtures import FOLDER, GREEN, RED, Writer, jpegs, numbered, polygon, rle
 
 
 SIDE = 20

@@ -1,7 +1,7 @@
 """
 Writes tests/fixtures: at least two samples of every source in its published format, laid out like a data root.
 
-    python scripts/make_fixtures.py [FOLDER]
+    python tests/make_fixtures.py [FOLDER]
 
 Everything is tiny (pictures of 32 x 24) and written by hand: masks are rectangles (x1, y1, x2, y2), so that a test can
 say what it expects. The awkward cases of the real files are in it. Nothing of ours is used to write it.

@@ -16,9 +16,9 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from sama import demo
-from sama.data.toy_world import ToyWorld
 from sama.demo_cli import group_turns, parse_region, read_mask
 from sama.scripts import make_toy_clip
+from sama.toy_world.world import ToyWorld
 from sama.visualization import PALETTE, write_video
 
 
@@ -419,7 +419,7 @@ def test_interactive_without_a_question_writes_nothing(tmp_path, chat, clip, mon
 
 
 @pytest.mark.skipif(
-    not CHECKPOINT.is_dir(), reason="checkpoints/sama-tiny does not exist: scripts/make_tiny.py makes it"
+    not CHECKPOINT.is_dir(), reason="checkpoints/sama-tiny does not exist: recipes/sama_tiny/initialize.py makes it"
 )
 @pytest.mark.skipif(importlib.util.find_spec("sama") is None, reason="the package sama is not installed")
 def test_the_examples_run_in_a_process_of_its_own(tmp_path):

@@ -13,8 +13,8 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor
 
-from sama.data.toy_export import write_records
-from sama.data.toy_world import ToyWorld
+from sama.toy_world.export import write_records
+from sama.toy_world.world import ToyWorld
 
 
 ROOT = Path(__file__).parent.parent

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 
 def test_python_block_runs(tmp_path):
     if not (ROOT / "checkpoints" / "sama-tiny" / "config.json").is_file():
-        pytest.skip("checkpoints/sama-tiny does not exist: make it with scripts/make_tiny.py")
+        pytest.skip("checkpoints/sama-tiny does not exist: make it with recipes/sama_tiny/initialize.py")
     (block,) = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
     for folder in ("checkpoints", "assets"):
         (tmp_path / folder).symlink_to(ROOT / folder)

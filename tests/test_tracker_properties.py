@@ -5,8 +5,8 @@ import torch
 from foreign_checkpoints import SIZES, sam2_shapes
 
 from sama.configuration_sama import SamaConfig
+from sama.conversion.configs import sam2_config
 from sama.modeling_sama_tracker import SamaMaskTracker
-from sama.scripts.checkpoint_configs import sam2_config
 
 
 IMAGE_SIZE, NUM_FRAMES, NUM_OBJECTS = SIZES["sam_image_size"], 8, 3

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .toy_backgrounds import BACKGROUNDS
-from .toy_motion import (
+from .backgrounds import BACKGROUNDS
+from .motion import (
     ALONE,
     BESIDE,
     CIRCLE_RADIUS,
@@ -20,7 +20,7 @@ from .toy_motion import (
     start_margin,
     track,
 )
-from .toy_shapes import OCCLUDERS, PATTERNS, SEEN_PAIRS, SIZES, UNSEEN_PAIRS, painted, stamp
+from .shapes import OCCLUDERS, PATTERNS, SEEN_PAIRS, SIZES, UNSEEN_PAIRS, painted, stamp
 
 
 SPLITS = ("train", "val", "unseen")

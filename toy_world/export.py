@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .toy_clip import Clip
-from .toy_questions import Scene, Turn
-from .toy_tasks import describe_one
-from .toy_world import ToyWorld, encode_masks
+from .clip import Clip
+from .questions import Scene, Turn
+from .tasks import describe_one
+from .world import ToyWorld, encode_masks
 
 
 # Where SAMA-239K keeps the frames of a source, and its masks. SA-V, whose videos are mp4 files, is left out.

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .toy_shapes import SIZES
+from .shapes import SIZES
 
 
 class Motion(NamedTuple):

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .toy_clip import Clip
-from .toy_motion import ALONE, KEYED, MOTIONS, Thing
-from .toy_shapes import COLOURS, SHAPES, SIZES
-from .toy_wording import NUMBERS, YES_NO, fill, plain, plural, wording
+from .clip import Clip
+from .motion import ALONE, KEYED, MOTIONS, Thing
+from .shapes import COLOURS, SHAPES, SIZES
+from .wording import NUMBERS, YES_NO, fill, plain, plural, wording
 
 
 LOOK = ("colour", "shape", "size")

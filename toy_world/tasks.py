@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .toy_clip import Clip, ToySettings, Wish, looks, stage
-from .toy_motion import ALONE, KEYED, MOTIONS, SIZES_OF
-from .toy_questions import (
+from .clip import Clip, ToySettings, Wish, looks, stage
+from .motion import ALONE, KEYED, MOTIONS, SIZES_OF
+from .questions import (
     Scene,
     Turn,
     ask_above,
@@ -30,7 +30,7 @@ from .toy_questions import (
     ask_size,
     with_article,
 )  # fmt: skip
-from .toy_shapes import COLOURS, SHAPES
+from .shapes import COLOURS, SHAPES
 
 
 MOST_COUNTED = 3

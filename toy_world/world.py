@@ -13,10 +13,10 @@ from typing import NamedTuple
 import numpy as np
 from pycocotools import mask as coco
 
-from .toy_backgrounds import draw_background
-from .toy_clip import SPLITS, Clip, ToySettings, draw, events
-from .toy_questions import Turn
-from .toy_tasks import TASKS
+from .backgrounds import draw_background
+from .clip import SPLITS, Clip, ToySettings, draw, events
+from .questions import Turn
+from .tasks import TASKS
 
 
 __all__ = ["ToySample", "ToySettings", "ToyWorld", "encode_masks"]

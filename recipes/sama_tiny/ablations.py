@@ -1,9 +1,9 @@
-"""What each part of SAMA is worth: short trainings of the small model from one start with one budget, as one table.
+"""What each part of SAMA contributes: short trainings of the small model from one start with one budget, as one table.
 
-    python scripts/ablations.py --model checkpoints/sama-tiny --masks outputs/tiny-masks \\
+    python recipes/sama_tiny/ablations.py --model checkpoints/sama-tiny --masks outputs/tiny-masks \\
         --start outputs/tiny-language --to outputs/ablations
 
-The first variants train dialogues as scripts/train_tiny_language.py does, with something left out, in training and in
+The first variants train dialogues as train_language.py does, with something left out, in training and in
 use alike; the others train masks with train.py, from what the first one has learned. What is left out is set to zero
 by hooks here; the product has no switch for it. Every variant is asked the same held-out questions of toy world, which
 it answers by generation. The result of a variant is a file, `<variant>.json`: started again, a run goes on with those
@@ -24,19 +24,19 @@ import torch
 
 from sama.benchmarks.benchmark import Benchmark, digest_of
 from sama.benchmarks.registry import open_benchmark
-from sama.data.toy_clip import Clip
-from sama.data.toy_questions import Turn
-from sama.data.toy_world import ToyWorld
+from sama.drawing.tables import markdown_table
 from sama.evaluation.inference import Interviewer
 from sama.evaluation.provenance import checkpoint_hash
 from sama.modeling_sama import SamaForConditionalGeneration
 from sama.processing_sama import SamaProcessor
-from sama.scripts.benchmark_training import table
-from sama.scripts.tiny_lessons import Lessons
-from sama.scripts.train_tiny_language import Teacher, learn, trained_parts
+from sama.recipes.sama_tiny.examples import Lessons
+from sama.recipes.sama_tiny.train_language import Teacher, learn, trained_parts
+from sama.toy_world.clip import Clip
+from sama.toy_world.questions import Turn
+from sama.toy_world.world import ToyWorld
 
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 FULL = "full"
 STATE = "state.pt"
 ROUNDS = 3  # of a dialogue in training, but for the variant with one
@@ -255,7 +255,7 @@ def report(results: Sequence[dict]) -> str:
         VARIANTS[result["variant"]].title + (f" ({result['failed']} questions failed)" if result["failed"] else "")
         for result in results
     ]
-    return table(["held-out toy world, ± half of the 95 % interval", "n", "chance", *titles], rows)
+    return markdown_table(["held-out toy world, ± half of the 95 % interval", "n", "chance", *titles], rows)
 
 
 def cell(row: dict) -> str:
@@ -270,8 +270,10 @@ def cell(row: dict) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="a small SAMA: its sizes and its processor")
-    parser.add_argument("--masks", type=Path, required=True, help="what scripts/train_tiny_masks.py wrote")
-    parser.add_argument("--start", type=Path, help="what scripts/train_tiny_language.py wrote; else the model itself")
+    parser.add_argument("--masks", type=Path, required=True, help="what recipes/sama_tiny/train_masks.py wrote")
+    parser.add_argument(
+        "--start", type=Path, help="what recipes/sama_tiny/train_language.py wrote; else the model itself"
+    )
     parser.add_argument("--to", type=Path, required=True, help="folder of the results; table.md is the table")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--steps", type=int, default=100, help="of a variant of dialogues")

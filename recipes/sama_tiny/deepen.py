@@ -1,7 +1,8 @@
 """Gives the small model's language model and vision tower more layers before their last ones, which change nothing
 until they are trained.
 
-    python scripts/deepen_tiny.py --model checkpoints/sama-tiny --layers 2 --vision-layers 2 --to outputs/tiny/deep
+    python recipes/sama_tiny/deepen.py --model checkpoints/sama-tiny --layers 2 --vision-layers 2 \\
+        --to outputs/tiny/deep
 
 What a layer of the language model adds to its input passes through two projections, and what one of the tower adds is
 multiplied by two scales; these start at zero.
@@ -15,7 +16,7 @@ import torch
 
 from sama.modeling_sama import SamaForConditionalGeneration
 from sama.processing_sama import SamaProcessor
-from sama.scripts.train_tiny_masks import start_anew
+from sama.recipes.sama_tiny.train_masks import start_anew
 
 
 # Where the layers are, and the weights that all of what a layer adds to its input is multiplied by

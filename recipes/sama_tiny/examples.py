@@ -13,11 +13,9 @@ from torch.utils.data import Dataset
 from sama.configuration_sama import SamaConfig
 from sama.data.collator import IGNORED
 from sama.data.rendering import Renderer, RenderSettings
-from sama.data.toy_clip import Clip
-from sama.data.toy_world import ToyWorld
 from sama.modeling_sama import questions_by_length
 from sama.processing_sama import SamaProcessor
-from sama.scripts.tiny_facts import (
+from sama.recipes.sama_tiny.labels import (
     cells,
     colours_of_cells,
     draw_stamps,
@@ -28,7 +26,9 @@ from sama.scripts.tiny_facts import (
     places,
     readers,
 )
-from sama.scripts.tiny_mask_examples import frame_of, told_of
+from sama.recipes.sama_tiny.mask_examples import frame_of, told_of
+from sama.toy_world.clip import Clip
+from sama.toy_world.world import ToyWorld
 from sama.video_sama import Region, SamaVideo
 
 

@@ -1,6 +1,6 @@
 """Makes what ships of the small model's last stage: weights in bfloat16, the curves of every stage, and a model card.
 
-python scripts/finish_tiny.py --run outputs/tiny --to checkpoints/sama-tiny [--results val.md unseen.md]
+python recipes/sama_tiny/finish.py --run outputs/tiny --to checkpoints/sama-tiny [--results val.md unseen.md]
 """
 
 import argparse
@@ -29,7 +29,7 @@ PANELS = (  # title, log, names
 )
 LINE = re.compile(r"^step (\d+):(.*)$")
 PAIR = re.compile(r"([a-z ]+?) (-?[\d.]+(?:e[+-]?\d+)?)(?:,|$)")
-CARD = Path(__file__).with_name("tiny_card.md")
+CARD = Path(__file__).with_name("card.md")
 
 
 def read_log(path: Path) -> list[dict]:
@@ -82,7 +82,7 @@ def write_card(results: Iterable[Path], to: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, required=True, help="folder of scripts/train_tiny.sh")
+    parser.add_argument("--run", type=Path, required=True, help="folder of recipes/sama_tiny/train.sh")
     parser.add_argument("--to", type=Path, required=True, help="folder to write")
     parser.add_argument("--results", type=Path, nargs="+", help="the tables in Markdown that evaluate.py wrote")
     arguments = parser.parse_args()

@@ -1,6 +1,6 @@
 """Makes the small checkpoint that ships with the repository, from nothing and the same file byte for byte every time.
 
-    python scripts/make_tiny.py --to checkpoints/sama-tiny
+    python recipes/sama_tiny/initialize.py --to checkpoints/sama-tiny
 
 Its two tokenizers are trained here on plain English sentences about what is seen and asked in short videos, and on
 dialogues of toy world, whose words so become one token each: a byte-level BPE for the language model, and lower-cased
@@ -18,10 +18,10 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import BertTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from sama.configuration_sama import SamaConfig
-from sama.data.toy_wording import plain
-from sama.data.toy_world import ToyWorld
 from sama.modeling_sama import SamaForConditionalGeneration
 from sama.processing_sama import SamaProcessor
+from sama.toy_world.wording import plain
+from sama.toy_world.world import ToyWorld
 
 
 CHAT_TOKENS = ["<|im_start|>", "<|im_end|>", "<|endoftext|>"]

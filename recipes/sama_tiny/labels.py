@@ -4,9 +4,9 @@ import numpy as np
 import torch
 
 from sama.data.collator import IGNORED
-from sama.data.toy_clip import Clip
-from sama.data.toy_motion import DIRECTIONS, MOTIONS
-from sama.data.toy_shapes import COLOURS, SHAPES, SIZES, stamp
+from sama.toy_world.clip import Clip
+from sama.toy_world.motion import DIRECTIONS, MOTIONS
+from sama.toy_world.shapes import COLOURS, SHAPES, SIZES, stamp
 
 
 SIDE = 64  # of toy world's frames

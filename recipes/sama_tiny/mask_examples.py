@@ -6,12 +6,12 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from sama.data.toy_clip import Clip, Wish, stage
-from sama.data.toy_motion import ALONE
-from sama.data.toy_shapes import COLOURS, SHAPES, SIZES
-from sama.data.toy_world import ToyWorld
 from sama.processing_sama import SamaProcessor
-from sama.scripts.tiny_facts import colours_of_cells
+from sama.recipes.sama_tiny.labels import colours_of_cells
+from sama.toy_world.clip import Clip, Wish, stage
+from sama.toy_world.motion import ALONE
+from sama.toy_world.shapes import COLOURS, SHAPES, SIZES
+from sama.toy_world.world import ToyWorld
 
 
 FRAMES, CLIP_FRAMES = 16, 5  # of a toy clip; of them, those that a step with memory sees

@@ -1,11 +1,11 @@
 """Reads the prompts of the small model's first stage back from its language model, which has learned to give them.
 
-    python scripts/tiny_prompts.py --model checkpoints/sama-tiny --to outputs/tiny/masks
+    python recipes/sama_tiny/read_prompts.py --model checkpoints/sama-tiny --to outputs/tiny/masks
 
 A checkpoint holds SAM 2 but not the attribute prompts that it was trained with. Where the state of the first stage is
 gone, this fits prompts to the [SEG] prompts that the model gives in dialogues; what it gets wrong by chance averages
-out. The result is a `state.pt` for `--masks` of scripts/train_tiny_language.py and `--prompts` of
-scripts/train_tiny_masks.py.
+out. The result is a `state.pt` for `--masks` of recipes/sama_tiny/train_language.py and `--prompts` of
+recipes/sama_tiny/train_masks.py.
 """
 
 import argparse
@@ -15,9 +15,9 @@ import torch
 
 from sama.modeling_sama import VISUAL_INPUT_NAMES, SamaForConditionalGeneration, SamaVisualInputs
 from sama.processing_sama import SamaProcessor
-from sama.scripts.tiny_lessons import Lessons
-from sama.scripts.train_tiny_language import prompt_loss
-from sama.scripts.train_tiny_masks import AttributePrompts, in_advance
+from sama.recipes.sama_tiny.examples import Lessons
+from sama.recipes.sama_tiny.train_language import prompt_loss
+from sama.recipes.sama_tiny.train_masks import AttributePrompts, in_advance
 
 
 FIT_STEPS, FIT_BATCH, FIT_RATE = 4000, 1024, 2e-3

@@ -1,6 +1,7 @@
 """Second stage of the small model: its eyes, its aggregator and its language model learn toy world.
 
-    python scripts/train_tiny_language.py --model outputs/tiny/start --masks outputs/tiny/masks --to outputs/language
+    python recipes/sama_tiny/train_language.py --model outputs/tiny/start --masks outputs/tiny/masks \\
+        --to outputs/language
 
 Three phases, each with a schedule of its own and heads that are dropped afterwards. Masks alone: the shape encoders
 learn shape, size and place. Then frames: regions and names of things are shown to the aggregator, and heads read off
@@ -27,7 +28,6 @@ from torch.nn import functional as F
 
 from sama.configuration_sama import CONTEXT_TOKEN, REGION_POOLED_TOKEN, REGION_SHAPE_TOKEN
 from sama.data.collator import IGNORED
-from sama.data.toy_shapes import COLOURS
 from sama.modeling_sama import (
     VISUAL_INPUT_NAMES,
     SamaForConditionalGeneration,
@@ -35,14 +35,14 @@ from sama.modeling_sama import (
 )
 from sama.modeling_sama_aggregator import of_videos
 from sama.processing_sama import SamaProcessor
-from sama.scripts.tiny_facts import (
+from sama.recipes.sama_tiny.examples import BLOCK, WAY_TIMES, Lessons, grid_of, process, processes
+from sama.recipes.sama_tiny.labels import (
     CELL,
     CLOSED_SETS,
     PLACE,
     SIDE,
 )
-from sama.scripts.tiny_lessons import BLOCK, WAY_TIMES, Lessons, grid_of, process, processes
-from sama.scripts.train_tiny_masks import (
+from sama.recipes.sama_tiny.train_masks import (
     WEIGHT_DECAY,
     AttributePrompts,
     compare_masks,
@@ -51,6 +51,7 @@ from sama.scripts.train_tiny_masks import (
     save_state,
     start_anew,
 )
+from sama.toy_world.shapes import COLOURS
 
 
 WEIGHTS = {
@@ -316,8 +317,10 @@ def learn(teacher: Teacher, lessons: Lessons, state_path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True, help="a small SAMA, as scripts/make_tiny.py makes it")
-    parser.add_argument("--masks", type=Path, help="what scripts/train_tiny_masks.py wrote")
+    parser.add_argument(
+        "--model", type=Path, required=True, help="a small SAMA, as recipes/sama_tiny/initialize.py makes it"
+    )
+    parser.add_argument("--masks", type=Path, help="what recipes/sama_tiny/train_masks.py wrote")
     parser.add_argument("--to", type=Path, required=True, help="folder of the result")
     parser.add_argument("--mask-steps", type=int, default=1500, help="steps on masks alone")
     parser.add_argument("--sight-steps", type=int, default=600, help="steps on frames after them")

@@ -1,6 +1,6 @@
 """First stage of the small model: its SAM 2 learns toy world, before any language model can ask for masks.
 
-    python scripts/train_tiny_masks.py --model checkpoints/sama-tiny --to outputs/tiny-masks
+    python recipes/sama_tiny/train_masks.py --model checkpoints/sama-tiny --to outputs/tiny-masks
 
 A learned prompt of colour, shape, size and place stands for [SEG] and goes to the tuned decoder; clicks and boxes go
 to the original one; on short clips memory carries masks through frames that were not prompted. Weights of SAM 2 start
@@ -29,12 +29,12 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, Dataset
 
-from sama.data.toy_shapes import COLOURS, SHAPES, SIZES
 from sama.losses_sama import mask_bce, mask_dice, mask_iou
 from sama.modeling_sama import SamaForConditionalGeneration
 from sama.modeling_sama_tracker import ObjectMasks, SamaMaskTracker, TrackedFrame
 from sama.processing_sama import SamaProcessor
-from sama.scripts.tiny_mask_examples import FRAMES, MaskExamples, look_of, place_of
+from sama.recipes.sama_tiny.mask_examples import FRAMES, MaskExamples, look_of, place_of
+from sama.toy_world.shapes import COLOURS, SHAPES, SIZES
 
 
 WARM_UP, FLOOR, WEIGHT_DECAY = 50, 0.05, 0.01
@@ -286,7 +286,9 @@ def examine(lesson: MaskLesson, arguments: argparse.Namespace) -> dict[str, floa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True, help="a small SAMA, as scripts/make_tiny.py makes it")
+    parser.add_argument(
+        "--model", type=Path, required=True, help="a small SAMA, as recipes/sama_tiny/initialize.py makes it"
+    )
     parser.add_argument("--to", type=Path, required=True, help="folder of the result")
     parser.add_argument("--image-steps", type=int, default=3000, help="steps on frames alone")
     parser.add_argument("--clip-steps", type=int, default=3000, help="steps after them, some with memory")

@@ -1,6 +1,6 @@
 """
 The recorded values of the official scripts, through the benchmarks' own `release` columns: files, questions, answers,
-scores. tests/test_golden_metrics.py has the functions by themselves.
+scores. tests/metrics/test_recorded_values.py has the functions by themselves.
 """
 
 import json

@@ -18,7 +18,7 @@ from sama.modeling_sama import SamaForConditionalGeneration
 from sama.processing_sama import SamaProcessor
 
 
-TINY = Path(__file__).parent.parent / "checkpoints" / "sama-tiny"
+TINY = Path(__file__).parents[2] / "checkpoints" / "sama-tiny"
 QUESTIONS, TOKENS = 2, 12
 # Toy world and a person's own records go through whole runs in test_evaluate.py
 NAMES = [name for name in BENCHMARKS if name not in ("toy_world", "json_lines")]
@@ -33,7 +33,7 @@ def cache(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def tiny():
     if not TINY.is_dir():
-        pytest.skip("checkpoints/sama-tiny does not exist: make it with scripts/make_tiny.py")
+        pytest.skip("checkpoints/sama-tiny does not exist: make it with recipes/sama_tiny/initialize.py")
     model = SamaForConditionalGeneration.from_pretrained(TINY, dtype="float32").eval()
     return model, SamaProcessor.from_pretrained(TINY)
 
@@ -85,7 +85,7 @@ def test_conversations_of_sama_bench_g(tiny):
 
 def test_run_and_zip(tmp_path, capsys):
     if not TINY.is_dir():
-        pytest.skip("checkpoints/sama-tiny does not exist: make it with scripts/make_tiny.py")
+        pytest.skip("checkpoints/sama-tiny does not exist: make it with recipes/sama_tiny/initialize.py")
     where = ["--data_root", str(ROOT), "--split", "valid", "--output", str(tmp_path / "run")]
     command = ["--model", str(TINY), "--benchmark", "mevis", *where, "--max_new_tokens", str(TOKENS), "--no_gallery"]
     assert main([*command, "--submission", str(tmp_path / "mevis.zip")]) == 0

@@ -13,15 +13,16 @@ from parity import check_golden
 from safetensors.torch import load_file, save_file
 from transformers import Sam2VideoModel
 
+from sama.conversion import convert as convert_checkpoint
+from sama.conversion import files as checkpoint_files
+from sama.conversion.convert import Order, convert, read_order
+from sama.conversion.files import CheckpointError, WeightFiles
+from sama.conversion.keys import AGGREGATOR, ORIGINAL_DECODER, SAM, grouped, map_instructblip
 from sama.modeling_sama import SamaForConditionalGeneration
 from sama.processing_sama import SamaProcessor
-from sama.scripts import checkpoint_files, convert_checkpoint
-from sama.scripts.checkpoint_files import CheckpointError, WeightFiles
-from sama.scripts.checkpoint_keys import AGGREGATOR, ORIGINAL_DECODER, SAM, grouped, map_instructblip
-from sama.scripts.convert_checkpoint import Order, convert, read_order
 
 
-SCRIPT = Path(__file__).parent.parent / "scripts" / "convert_checkpoint.py"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "convert_checkpoint.py"
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from sama.conversion.configs import aggregator_config, release_config, sam2_config
+from sama.conversion.keys import ORIGINAL_DECODER, map_release
 from sama.modeling_sama import SamaForConditionalGeneration
-from sama.scripts.checkpoint_configs import aggregator_config, release_config, sam2_config
-from sama.scripts.checkpoint_keys import ORIGINAL_DECODER, map_release
-from sama.scripts.released_sizes import LANGUAGE_MODELS, VISION, released_config
+from sama.profiling.released_sizes import LANGUAGE_MODELS, VISION, released_config
 
 
 SAM_PREFIX = "grounding_encoder.sam2_model."

@@ -5,8 +5,8 @@ import json
 import pytest
 from foreign_checkpoints import CHAT_TOKENS, SAMA_TOKENS
 
-from sama.scripts.checkpoint_files import CheckpointError
-from sama.scripts.checkpoint_tokenizers import load_tokenizer
+from sama.conversion.files import CheckpointError
+from sama.conversion.tokenizers import load_tokenizer
 
 
 sentencepiece = pytest.importorskip("sentencepiece", reason="reads the tokenizer of the 8B: pip install sentencepiece")

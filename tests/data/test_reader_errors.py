@@ -10,6 +10,7 @@ import tracemalloc
 from collections import Counter
 from pathlib import Path
 
+import make_fixtures
 import numpy as np
 import pytest
 from fixture_sources import FIXTURES, SOURCES
@@ -18,7 +19,7 @@ from PIL import Image
 from sama.data.readers import READERS, read_mask_store
 from sama.data.readers.streams import stream_list, stream_object
 from sama.data.records import DataError
-from sama.scripts import extract_vidstg_frames, make_fixtures
+from sama.scripts import extract_vidstg_frames
 
 
 def write_json(path, content):

@@ -5,15 +5,15 @@ import shutil
 import sys
 from pathlib import Path
 
+import make_benchmark_fixtures
 import pytest
 
 from sama.data.masks import decode_rle
 from sama.data.readers import BENCHMARK_READERS, read_mask_store
 from sama.data.records import DataError
-from sama.scripts import make_benchmark_fixtures
 
 
-ROOT = Path(__file__).parent / "benchmark_fixtures"
+ROOT = Path(__file__).parents[1] / "benchmark_fixtures"
 NOTES = "glamm_data/annotations"
 GCG = {
     "mask_annotations": f"{NOTES}/val_gcg_coco_mask_gt.json",

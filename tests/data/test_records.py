@@ -277,7 +277,7 @@ def test_opening_a_record_without_its_frame(tmp_path):
 
 def test_a_video_that_is_shorter_than_its_masks():
     record = changed("video", value={"path": "sav_000001.mp4", "stride": 4, "num_frames": 5})
-    root = Path(__file__).parent / "fixtures" / "ref_sav" / "sam_v_full" / "sav_train" / "sav_000"
+    root = Path(__file__).parents[1] / "fixtures" / "ref_sav" / "sam_v_full" / "sav_train" / "sav_000"
     with pytest.raises(DataError, match=r"has 4 frames at a stride of 4, 5 are expected\."):
         open_visual(record, root)
 

@@ -9,7 +9,7 @@ from data_fixtures import CONFIGS, copied, render
 from fixture_sources import FIXTURES, SOURCES
 from PIL import Image
 
-from sama.scripts.preview_data import preview_sheet
+from sama.drawing.preview import preview_sheet
 from sama.scripts.validate_data import main
 
 

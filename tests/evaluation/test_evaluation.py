@@ -18,7 +18,7 @@ from sama.benchmarks.benchmark import (
     Turn,
 )
 from sama.data.masks import encode_rle
-from sama.evaluation.gallery import draw_turn, key_frames, write_gallery
+from sama.drawing.gallery import draw_turn, key_frames, write_gallery
 from sama.evaluation.inference import Interviewer
 from sama.evaluation.plots import _bins, write_plots
 from sama.evaluation.predictions import PredictionError, PredictionFiles, PredictionWriter

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 
-TINY = Path(__file__).parent.parent / "checkpoints" / "sama-tiny"
+TINY = Path(__file__).parents[2] / "checkpoints" / "sama-tiny"
 
 
 class FakeLmms(abc.ABC):
@@ -100,7 +100,7 @@ def adapter():
 def model(adapter):
     """Opened as lmms-eval opens it: from its command line, with what it hands to every model."""
     if not TINY.is_dir():
-        pytest.skip("checkpoints/sama-tiny does not exist: make it with scripts/make_tiny.py")
+        pytest.skip("checkpoints/sama-tiny does not exist: make it with recipes/sama_tiny/initialize.py")
     extra = {"batch_size": 1, "max_batch_size": None, "device": "cpu"}
     return adapter.SamaLmms.create_from_arg_string(f"pretrained={TINY},dtype=float32,max_new_tokens=6", extra)
 
@@ -127,7 +127,7 @@ def ask(model):
 
 def test_a_process_knows_its_place(adapter, monkeypatch):
     if not TINY.is_dir():
-        pytest.skip("checkpoints/sama-tiny does not exist: make it with scripts/make_tiny.py")
+        pytest.skip("checkpoints/sama-tiny does not exist: make it with recipes/sama_tiny/initialize.py")
     for name, value in {"RANK": "9", "LOCAL_RANK": "1", "WORLD_SIZE": "16"}.items():
         monkeypatch.setenv(name, value)
     found = adapter.SamaLmms(str(TINY), device="cpu")
@@ -192,7 +192,7 @@ def test_other_kinds_of_tasks(model):
 
 
 def test_nothing_imports_it():
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     files = [path for folder in ("evaluation", "benchmarks", "metrics") for path in (root / folder).glob("*.py")]
     files += root.glob("*.py")
     assert [path.name for path in files if "lmms_eval_adapter" in path.read_text()] == []

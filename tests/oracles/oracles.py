@@ -1,5 +1,5 @@
-"""What sama-tiny answers, selects and learns, computed through the public interfaces. test_oracles.py compares it with the
-values recorded beside this file; running this file as a program records them anew:
+"""What sama-tiny answers, selects and learns, computed through the public interfaces. test_oracles.py compares it
+with the values recorded beside this file; running this file as a program records them anew:
 
     python tests/oracles/oracles.py
 """
@@ -17,13 +17,19 @@ from pycocotools import mask as coco_mask
 from transformers import AutoModel, AutoProcessor
 
 from sama import demo, evaluate, train
-from sama.data.toy_world import ToyWorld
+from sama.toy_world.world import ToyWorld
 
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parent.parent
 CHECKPOINT = ROOT / "checkpoints" / "sama-tiny"
 NUM_CONVERSATIONS = 20
+QUESTIONS = (
+    "What is <region>?",
+    "What does <region> do?",
+    "Which is larger, <region> or <region>?",
+    "Segment the circle.",
+)
 SEED = 1234  # of the clips that the conversations are about; neither trained on nor part of the benchmark
 
 

@@ -1,7 +1,7 @@
 """sama-tiny answers, selects and learns what was recorded: tokens to the letter, masks to the pixel but for rounding.
 
-The values were recorded with float32 on x86-64. Another CPU sums in another order, so that a pixel on the edge of a mask
-may fall on the other side; more than one pixel in 10,000 is an error.
+The values were recorded in float32 on x86-64. Another CPU sums in another order, so a pixel on the edge of a mask may
+fall on the other side; more than one pixel in 10,000 is an error.
 """
 
 import json

@@ -20,9 +20,9 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
+from sama.conversion.convert import Order, convert
 from sama.modeling_sama import VISUAL_INPUT_NAMES, SamaForConditionalGeneration, SamaVisualInputs
 from sama.processing_sama import SamaProcessor
-from sama.scripts.convert_checkpoint import Order, convert
 from sama.video_sama import Region, SamaVideo
 
 

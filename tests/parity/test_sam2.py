@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from sama.configuration_sama import SamaConfig
+from sama.conversion.configs import HIERA_SIZES, sam2_config
+from sama.conversion.keys import ORIGINAL_DECODER, SAM, map_sam2
 from sama.modeling_sama_tracker import FrameFeatures, ObjectMasks, SamaMaskTracker, SamaMemoryBank
-from sama.scripts.checkpoint_configs import HIERA_SIZES, sam2_config
-from sama.scripts.checkpoint_keys import ORIGINAL_DECODER, SAM, map_sam2
 
 
 pytest.importorskip("sam2", reason="the sam2 package is the oracle: pip install --no-deps sam2, and hydra-core iopath")

@@ -1,8 +1,8 @@
-"""scripts/benchmark_data.py: that both ways read the same masks, and that the tables are filled."""
+"""profiling/data_loading.py: that both ways read the same masks, and that the tables are filled."""
 
 import pytest
 
-from sama.scripts.benchmark_data import FRAMES, benchmark_masks, benchmark_samples, read_store, read_whole, write_masks
+from sama.profiling.data_loading import FRAMES, benchmark_masks, benchmark_samples, read_store, read_whole, write_masks
 
 
 def test_both_ways_read_the_same(tmp_path):

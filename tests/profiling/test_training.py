@@ -1,4 +1,4 @@
-"""scripts/benchmark_training.py: what is switched off computes the same, at the cost that the product saves."""
+"""profiling/training.py: what is switched off computes the same, at the cost that the product saves."""
 
 from pathlib import Path
 
@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from sama.modeling_sama import SamaForConditionalGeneration
-from sama.scripts import benchmark_training
-from sama.scripts.benchmark_training import (
+from sama.profiling import training as benchmark_training
+from sama.profiling.training import (
     SavedBytes,
     Setup,
     count_rows,
@@ -20,8 +20,8 @@ from sama.scripts.benchmark_training import (
 from sama.training.parts import PUBLISHED_PARTS, freeze_all_but
 
 
-CHECKPOINT = Path(__file__).parent.parent / "checkpoints" / "sama-tiny"
-pytestmark = pytest.mark.skipif(not CHECKPOINT.is_dir(), reason="scripts/make_tiny.py makes checkpoints/sama-tiny")
+CHECKPOINT = Path(__file__).parents[2] / "checkpoints" / "sama-tiny"
+pytestmark = pytest.mark.skipif(not CHECKPOINT.is_dir(), reason="no checkpoints/sama-tiny")
 
 
 @pytest.fixture

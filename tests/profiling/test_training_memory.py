@@ -6,7 +6,7 @@ from tiny_model import tiny_config, tiny_model
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from sama.scripts.training_memory import (
+from sama.profiling.training_memory import (
     SETTINGS,
     STRATEGIES,
     Memory,

@@ -1,4 +1,4 @@
-"""scripts/ablations.py: what is left out is zero, dialogues are cut to a window of rounds, results are kept."""
+"""The ablations: what is left out is zero, dialogues are cut to a window of rounds, results are kept."""
 
 import json
 from argparse import Namespace
@@ -8,10 +8,10 @@ import torch
 from checkpoint import CHECKPOINT
 from tiny_model import tiny_model
 
-from sama.data.toy_world import ToyWorld
 from sama.modeling_sama import SamaForConditionalGeneration
-from sama.scripts import ablations
-from sama.scripts.train_tiny_masks import AttributePrompts
+from sama.recipes.sama_tiny import ablations
+from sama.recipes.sama_tiny.train_masks import AttributePrompts
+from sama.toy_world.world import ToyWorld
 
 
 BUDGET = {"steps": 1, "batch_size": 1, "learning_rate": 1e-3, "seed": 0, "clips": 1}

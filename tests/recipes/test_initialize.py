@@ -9,7 +9,7 @@ import pytest
 from safetensors import safe_open
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from sama.scripts.make_tiny import (
+from sama.recipes.sama_tiny.initialize import (
     BERT_TOKENS,
     CHAT_TOKENS,
     QFORMER_TOKENS,
@@ -20,7 +20,7 @@ from sama.scripts.make_tiny import (
 )
 
 
-SCRIPT = Path(__file__).parent.parent / "scripts" / "make_tiny.py"
+SCRIPT = Path(__file__).parents[2] / "recipes" / "sama_tiny" / "initialize.py"
 TEXTS = [
     "The man throws a frisbee to the dog.",
     "<p> The man </p> [SEG] pets <p> a dog </p> [SEG].",
@@ -118,7 +118,7 @@ def made(tmp_path_factory):
 
 def test_the_shipped_checkpoint_is_a_trained_one_of_what_the_script_makes(made):
     """The same files but for the card and the curves, the same tensors by name and shape, at most 30 MB."""
-    shipped = SCRIPT.parents[1] / "checkpoints" / "sama-tiny"
+    shipped = SCRIPT.parents[2] / "checkpoints" / "sama-tiny"
     files = {path.relative_to(shipped) for path in shipped.rglob("*.*") if "__pycache__" not in path.parts}
     assert files == {path.relative_to(made) for path in made.rglob("*.*")} | {Path("README.md"), Path("curves.png")}
     common = files - {Path("README.md"), Path("curves.png")}

@@ -9,7 +9,7 @@ import torch
 from checkpoint import CHECKPOINT
 
 from sama.processing_sama import SamaProcessor
-from sama.scripts.tiny_mask_examples import (
+from sama.recipes.sama_tiny.mask_examples import (
     HIDDEN,
     HIDING,
     JITTER,

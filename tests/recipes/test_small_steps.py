@@ -8,10 +8,10 @@ from checkpoint import CHECKPOINT
 
 from sama.modeling_sama import SamaForConditionalGeneration
 from sama.processing_sama import SamaProcessor
-from sama.scripts.deepen_tiny import deepen
-from sama.scripts.tiny_lessons import Lessons
-from sama.scripts.tiny_prompts import fit, gather
-from sama.scripts.train_tiny_masks import AttributePrompts
+from sama.recipes.sama_tiny.deepen import deepen
+from sama.recipes.sama_tiny.examples import Lessons
+from sama.recipes.sama_tiny.read_prompts import fit, gather
+from sama.recipes.sama_tiny.train_masks import AttributePrompts
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,12 @@ import pytest
 import torch
 from checkpoint import CHECKPOINT
 
-from sama.data.toy_shapes import COLOURS, SHAPES
 from sama.modeling_sama import SamaForConditionalGeneration
 from sama.processing_sama import SamaProcessor
-from sama.scripts.tiny_facts import cells, draw_stamps, facts, name_of, places
-from sama.scripts.tiny_lessons import Lessons
-from sama.scripts.train_tiny_language import Teacher, learn, trained_parts
+from sama.recipes.sama_tiny.examples import Lessons
+from sama.recipes.sama_tiny.labels import cells, draw_stamps, facts, name_of, places
+from sama.recipes.sama_tiny.train_language import Teacher, learn, trained_parts
+from sama.toy_world.shapes import COLOURS, SHAPES
 
 
 @pytest.fixture(scope="module")

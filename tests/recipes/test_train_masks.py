@@ -9,8 +9,8 @@ from checkpoint import CHECKPOINT
 from tiny_model import SAM_SIZE, tiny_model
 
 from sama.processing_sama import SamaProcessor
-from sama.scripts.tiny_mask_examples import MaskExamples, look_of, place_of
-from sama.scripts.train_tiny_masks import MaskLesson, in_advance, learn
+from sama.recipes.sama_tiny.mask_examples import MaskExamples, look_of, place_of
+from sama.recipes.sama_tiny.train_masks import MaskLesson, in_advance, learn
 
 
 def lesson() -> MaskLesson:

@@ -14,7 +14,7 @@ from sama.scripts.merge_lora import main, merge
 from sama.training.adapters import add_lora
 
 
-TINY = Path(__file__).parent.parent / "checkpoints" / "sama-tiny"
+TINY = Path(__file__).parents[2] / "checkpoints" / "sama-tiny"
 
 
 @pytest.fixture

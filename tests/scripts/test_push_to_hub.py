@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard
 from sama.scripts.push_to_hub import files_to_upload, model_card
 
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 class FakeHub(BaseHTTPRequestHandler):

@@ -7,13 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sama.data.toy_clip import ToySettings
-from sama.data.toy_motion import MOTIONS
-from sama.data.toy_questions import Scene, ask_above, ask_beside, ask_larger, ask_size, expressions
-from sama.data.toy_shapes import COLOURS, SHAPES, SIZES, UNSEEN_PAIRS
-from sama.data.toy_tasks import where
-from sama.data.toy_wording import NUMBERS, TEMPLATES, fill, plain, wording
-from sama.data.toy_world import ToyWorld
+from sama.toy_world.clip import ToySettings
+from sama.toy_world.motion import MOTIONS
+from sama.toy_world.questions import Scene, ask_above, ask_beside, ask_larger, ask_size, expressions
+from sama.toy_world.shapes import COLOURS, SHAPES, SIZES, UNSEEN_PAIRS
+from sama.toy_world.tasks import where
+from sama.toy_world.wording import NUMBERS, TEMPLATES, fill, plain, wording
+from sama.toy_world.world import ToyWorld
 
 
 SMALL = ToySettings(frames=(8, 12), height=48, width=48)

@@ -11,13 +11,13 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from sama.data import toy_backgrounds
-from sama.data.toy_backgrounds import PHOTOS, draw_background
-from sama.data.toy_clip import ToySettings, Wish, draw, events, stage
-from sama.data.toy_export import ANNOTATIONS, STORES, write_records, write_sama239k
-from sama.data.toy_motion import DIRECTIONS, MOTIONS, SIZES_OF, Thing, track
-from sama.data.toy_shapes import COLOURS, SEEN_PAIRS, SHAPES, SIZES, UNSEEN_PAIRS, stamp
-from sama.data.toy_tasks import TASKS
-from sama.data.toy_world import ToyWorld
+from sama.toy_world.backgrounds import PHOTOS, draw_background
+from sama.toy_world.clip import ToySettings, Wish, draw, events, stage
+from sama.toy_world.export import ANNOTATIONS, STORES, write_records, write_sama239k
+from sama.toy_world.motion import DIRECTIONS, MOTIONS, SIZES_OF, Thing, track
+from sama.toy_world.shapes import COLOURS, SEEN_PAIRS, SHAPES, SIZES, UNSEEN_PAIRS, stamp
+from sama.toy_world.tasks import TASKS
+from sama.toy_world.world import ToyWorld
 
 
 SMALL = ToySettings(frames=(8, 12), height=48, width=48)

@@ -18,7 +18,7 @@ from torch.distributed.run import __file__ as torchrun
 from sama.training.sharding import SHARDED, WHOLE, sharded_layers
 
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 WORKER = ROOT / "tests" / "distributed_worker.py"
 needs_deepspeed = pytest.mark.skipif(
     find_spec("deepspeed") is None,

@@ -17,7 +17,7 @@ from sama.training.parts import PART_PREFIXES, PUBLISHED_PARTS, is_reached, para
 from sama.training.trainer import STAGING, TrainingError, find_checkpoint
 
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 TALK_AND_MASKS = {"dialogue": 1}
 
 
@@ -136,7 +136,7 @@ def test_batches_accumulation_and_processes_agree(checkpoint, tmp_path):
     shared = {"num_train_epochs": 2, "learning_rate": 1e-2, "warmup_steps": 0}
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     command += ["--local-addr", "127.0.0.1"]
-    command += [str(Path(__file__).parent / "training_fixtures.py"), str(checkpoint), str(mixture), str(tmp_path)]
+    command += [str(Path(__file__).parents[1] / "training_fixtures.py"), str(checkpoint), str(mixture), str(tmp_path)]
     options = [{**shared, **case, "per_device_train_batch_size": 2} for case in CASES]
     folders = os.pathsep.join([str(ROOT / "tests"), *sys.path])
     result = subprocess.run(

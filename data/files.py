@@ -1,0 +1,38 @@
+"""Files and folders that appear under their name only when they are complete."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+    """
+    A temporary path next to `path`, renamed to `path` when the block ends without an error and deleted otherwise.
+
+    The block writes a file or a folder there. The folder that holds `path` is created if needed. An existing file is
+    replaced; an existing folder is not, because that cannot be done in one step.
+
+    Raises:
+        OSError: if `path` is an existing folder with files in it, or cannot be written.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The suffix stays last: writers such as PIL and numpy choose the format by it
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def write_text_atomically(path: str | os.PathLike, text: str) -> None:
+    """Writes `text` in UTF-8 to `path`, which holds the old text or the new one at any time."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
