@@ -8,8 +8,21 @@ from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 # `mm_token_type_ids`: what fills a position of the text. The processor writes them, the model reads them.
 TEXT_TOKEN, DENSE_FRAME_TOKEN, CONTEXT_TOKEN, REGION_POOLED_TOKEN, REGION_SHAPE_TOKEN = range(5)
 
-POLICIES = ("release", "consistent")
+PRESETS = ("published", "consistent")
 REGION_SHAPES = ("mask", "box")
+
+
+def check_preset(name: str) -> str:
+    """The preset `name`; `release`, the name that it had before version 0.2, is read as `published`.
+
+    Raises:
+        ValueError: if there is no such preset.
+    """
+    name = "published" if name == "release" else name
+    if name not in PRESETS:
+        raise ValueError(f"preset={name!r} is unknown, expected one of {', '.join(PRESETS)}.")
+    return name
+
 
 SPATIAL_QFORMER_DEFAULTS = {"cross_attention_frequency": 2, "encoder_hidden_size": 1408}
 TEMPORAL_QFORMER_DEFAULTS = {
@@ -44,8 +57,8 @@ class SamaConfig(InternVLConfig):
             what SAMA-239K trains on.
         null_region_scale (`float`, defaults to 0.0):
             Weight of the null-region vector in questions without a region: 1.0 for converted release weights.
-        grounding_policy (`"release"` or `"consistent"`, defaults to `"consistent"`):
-            How masks are propagated. `release`: the tuned decoder on every frame, forwards only. `consistent`: the
+        preset (`"published"` or `"consistent"`, defaults to `"consistent"`):
+            How masks are propagated. `published`: the tuned decoder on every frame, forwards only. `consistent`: the
             tuned decoder on the prompted frames, SAM 2's original decoder elsewhere, forwards and backwards.
         occlusion_gate (`bool`, defaults to `True`):
             `consistent` only: on propagated frames an object whose score is not positive has an empty mask, as in SAM
@@ -89,7 +102,7 @@ class SamaConfig(InternVLConfig):
     region_mlp_size: int = 1024
     region_shape: str = "mask"
     null_region_scale: float = 0.0
-    grounding_policy: str = "consistent"
+    preset: str = "consistent"
     occlusion_gate: bool = True
     round_memory_to_bfloat16: bool = False
     round_rotary_to_bfloat16: bool = False
@@ -104,6 +117,8 @@ class SamaConfig(InternVLConfig):
     trained: bool = True
 
     def __post_init__(self, **kwargs):
+        if "grounding_policy" in kwargs:  # the name of `preset` in files written before version 0.2
+            self.preset = check_preset(kwargs.pop("grounding_policy"))
         # The library writes one auto class for each saved object; the model answers to `AutoModel` as well.
         kwargs["auto_map"] = {
             "AutoModel": "modeling_sama.SamaForConditionalGeneration",
@@ -126,9 +141,9 @@ class SamaConfig(InternVLConfig):
                 f"`temporal_window` ({self.temporal_window} tokens) must hold whole frames of `num_spatial_queries` "
                 f"({self.num_spatial_queries} tokens)."
             )
-        for name, choices in (("region_shape", REGION_SHAPES), ("grounding_policy", POLICIES)):
-            if self.__dict__[name] not in choices:
-                raise ValueError(f"`{name}` must be one of {choices}, got {self.__dict__[name]!r}.")
+        self.preset = check_preset(self.preset)
+        if self.region_shape not in REGION_SHAPES:
+            raise ValueError(f"`region_shape` must be one of {REGION_SHAPES}, got {self.region_shape!r}.")
 
 
 SamaConfig.register_for_auto_class()

@@ -193,12 +193,10 @@ def load(arguments: argparse.Namespace) -> tuple:
     settings = {}
     if arguments.preset is not None:
         config = AutoConfig.from_pretrained(arguments.model, trust_remote_code=True)
-        if "grounding_policy" not in config.to_dict():
+        if "preset" not in config.to_dict():
             raise ValueError(f"The model {arguments.model} has no presets, so --preset cannot be given.")
-        settings = {"grounding_policy": arguments.preset}
+        settings = {"preset": arguments.preset}
     model = AutoModel.from_pretrained(arguments.model, trust_remote_code=True, dtype=dtype, **settings)
-    if settings:
-        settings["frame_policy"] = arguments.preset  # which frames are read concerns the processor alone
     processor = AutoProcessor.from_pretrained(arguments.model, trust_remote_code=True, **settings)
     return model.to(device).eval(), processor
 
@@ -377,7 +375,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--max-new-tokens", type=int, metavar="N", help="of an answer (default: 512; 24 for an untrained model)"
     )
-    parser.add_argument("--preset", choices=("release", "consistent"), help="default: the model's own")
+    parser.add_argument("--preset", choices=("published", "consistent"), help="default: the model's own")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.set_defaults(script=[])
     arguments = parser.parse_args(argv)

@@ -88,10 +88,8 @@ def dtype_of(arguments: argparse.Namespace) -> str:
 def load(arguments: argparse.Namespace) -> tuple[SamaForConditionalGeneration, SamaProcessor]:
     """Model and processor on the device of this process, both under the preset."""
     policy, dtype = arguments.preset, dtype_of(arguments)
-    model = SamaForConditionalGeneration.from_pretrained(arguments.model, dtype=dtype, grounding_policy=policy)
-    processor = SamaProcessor.from_pretrained(
-        arguments.model, trust_remote_code=True, frame_policy=policy, grounding_policy=policy
-    )
+    model = SamaForConditionalGeneration.from_pretrained(arguments.model, dtype=dtype, preset=policy)
+    processor = SamaProcessor.from_pretrained(arguments.model, trust_remote_code=True, preset=policy)
     model.check_processor(processor)
     return model.to(device()).eval(), processor
 

@@ -44,7 +44,7 @@ class Layout:
 # The release trains each data source with its own newlines; `release` is what its plain inference writes.
 LAYOUTS = {
     "default": Layout("\n", "\n"),
-    "release": Layout("", "\n"),
+    "published": Layout("", "\n"),
     "refcoco": Layout("", ""),
     "llava": Layout("\n", "\n"),
     "referring_video": Layout("", "\n"),

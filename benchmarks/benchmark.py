@@ -26,7 +26,7 @@ import numpy as np
 from sama.video_sama import MaskTrack, Region, SamaVideo
 
 
-PRESETS = ("consistent", "release")
+PRESETS = ("consistent", "published")
 HISTORIES = ("own", "reference")
 HASH_DIGITS, WHOLE_UP_TO, END = 16, 2**28, 2**24  # annotation files beyond this size are hashed by their ends
 # The masks of an object through a video: a compressed run-length code for each frame, `None` where it is not seen
@@ -179,7 +179,7 @@ class Score:
         value (`float`, *optional*): As it should be computed. `None` if it was not, and `reason` says why; never 0.
         count (`int`): Samples, objects or questions behind it.
         part (`str`): Of what: a source, a kind of question; "all" for everything.
-        release (`float`, *optional*): As the release computes it, where that differs.
+        published (`float`, *optional*): As the release computes it, where that differs.
         interval (`(float, float)`, *optional*): 95 % confidence.
         chance (`float`, *optional*): What guessing gives.
         reason (`str`): Why there is no value.
@@ -190,7 +190,7 @@ class Score:
     value: float | None
     count: int
     part: str = "all"
-    release: float | None = None
+    published: float | None = None
     interval: tuple[float, float] | None = None
     chance: float | None = None
     reason: str = ""
@@ -232,7 +232,7 @@ class Benchmark(ABC):
     Args:
         data_root (`str` or `Path`, *optional*): Folder of the data; $SAMA_DATA_ROOT where that is set.
         split (`str`, *optional*): One of `splits`; the first by default.
-        preset (`str`): "consistent", or "release": questions worded and laid out as the published evaluation does.
+        preset (`str`): "consistent", or "published": questions worded and laid out as the published evaluation does.
         options: Instead of the class's own `options`, by name.
 
     Raises:

@@ -24,12 +24,12 @@ class CatalogueBenchmark(Benchmark):
 
     Attributes, set by a subclass:
         spare_files (`tuple[str, ...]`): Keys of files in the catalogue that may be absent.
-        release_layout (`str`): Layout of the text in the preset "release".
+        release_layout (`str`): Layout of the text in the preset "published".
     """
 
     options: ClassVar[Mapping[str, Any]] = {"broken": "raise"}
     spare_files: ClassVar[tuple[str, ...]] = ()
-    release_layout: ClassVar[str] = "release"
+    release_layout: ClassVar[str] = "published"
 
     def __init__(self, data_root=None, split=None, preset: str = "consistent", **options):
         super().__init__(find_data_root(data_root), split, preset, **options)
@@ -103,7 +103,7 @@ class CatalogueBenchmark(Benchmark):
     @property
     def layout(self) -> str | None:
         """Layout of the questions: the checkpoint's own, or the one of the published evaluation."""
-        return self.release_layout if self.preset == "release" else None
+        return self.release_layout if self.preset == "published" else None
 
     # What a subclass says
 

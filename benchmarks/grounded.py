@@ -74,7 +74,7 @@ def release_ious(facts: Mapping) -> np.ndarray:
 
 def recall_values(answers: Sequence[Mapping], similarity: Callable | None, mode: str = RELEASE) -> tuple[Value, Value]:
     """
-    Recall over answers, as it should be and in the mode of the release ("release" or "glamm").
+    Recall over answers, as it should be and in the mode of the release ("published" or "glamm").
 
     Of each answer, `wanted` and `found` are the phrases by mask, `release_wanted` and `release_found` those of the
     release. A true object without a phrase has no words to be found by and does not count.

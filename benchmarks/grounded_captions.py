@@ -42,7 +42,7 @@ class GroundedCaptions(CatalogueBenchmark):
     def group_questions(self, records: list[dict], video: SamaVideo) -> list[Question]:
         (record,) = records
         (turn,) = record_turns(record, video, self.source.lookup)
-        text = RELEASE_CAPTION_QUESTION if self.preset == "release" else turn.text
+        text = RELEASE_CAPTION_QUESTION if self.preset == "published" else turn.text
         size = (video.height, video.width)
         truth = [[_visible(item["masks"][0], size)] for item in record["objects"].values()]
         asked = Turn(text, (), turn.reference, truth, turn.info)
@@ -60,7 +60,7 @@ class GroundedCaptions(CatalogueBenchmark):
             "release_found": found,
             "reference": turn.info["caption"],
             "fixed": caption(answer.text),
-            "release": text,
+            "published": text,
             "truths": [track[0] for track in turn.targets],
             "guesses": [_visible(item.masks[0] if item.masks else None, size) for item in answer.objects],
         }
@@ -89,6 +89,6 @@ def _visible(code: dict | None, size: tuple[int, int]) -> dict:
 
 def _row(name: str, values: tuple[Value, Value], count: int) -> Score:
     fixed, release = ([None if value.value is None else 100 * value.value] for value in values)
-    row = mean_row(name, fixed, "images", release=release, reason=values[0].reason)
+    row = mean_row(name, fixed, "images", published=release, reason=values[0].reason)
     row.count = count
     return row

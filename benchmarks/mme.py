@@ -53,13 +53,13 @@ class MME(CatalogueBenchmark):
         info, answer = question.turns[0].info, prediction.turns[0].text
         right = info["answer"] == "Yes"
         facts = {"category": info["category"], "fixed": yes_or_no(answer) is right}
-        facts["release"] = official_yes_or_no(answer) is right
+        facts["published"] = official_yes_or_no(answer) is right
         return Measures(question.id, question.group, float(facts["fixed"]), num_frames=1, facts=facts)
 
     def summarise(self, samples: Sequence[Measures], tools: Tools) -> list[Score]:
         fixed, release = (
             mme_rating(YesNo(one.facts["category"], one.group, one.facts[mode]) for one in samples)
-            for mode in ("fixed", "release")
+            for mode in ("fixed", "published")
         )
         counts = {name: sum(one.facts["category"] == name for one in samples) for name in (*PERCEPTION, *REASONING)}
         counts |= {"perception": sum(map(counts.get, PERCEPTION)), "reasoning": sum(map(counts.get, REASONING))}

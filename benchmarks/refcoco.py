@@ -72,7 +72,7 @@ class RefCOCO(CatalogueBenchmark):
                     name,
                     None if fixed.value is None else 100 * fixed.value,
                     len(samples),
-                    release=None if release.value is None else 100 * release.value,
+                    published=None if release.value is None else 100 * release.value,
                     reason=fixed.reason or "",
                 )
             )

@@ -52,7 +52,7 @@ class ReferringVideo(CatalogueBenchmark):
         if "?" in phrase:  # a question already
             text = phrase
         else:
-            tidy = phrase if self.preset == "release" else phrase.replace(".", "").strip().lower()
+            tidy = phrase if self.preset == "published" else phrase.replace(".", "").strip().lower()
             text = TEMPLATES["segment_video_bench"][0].format(tidy)
         info = {**turn.info, **self.known(turn.info, target, record, video)}
         return Turn(text, (), turn.reference, turn.targets, info)
@@ -75,7 +75,7 @@ class ReferringVideo(CatalogueBenchmark):
             for values, tracks, mode in ((fixed, found, FIXED), (release, found[:1], RELEASE))
         )
         about = {"type_id": turn.info.get("type_id"), "video": question.group}
-        measures.facts = {"fixed": fixed, "release": release, **about}
+        measures.facts = {"fixed": fixed, "published": release, **about}
         measures.value, measures.ious = fixed["J"], [fixed["J"]]
         return measures
 
@@ -247,7 +247,7 @@ class RefDavis17(ReferringVideo):
                 row.count = count
                 rows.append(row)
         for row, single in zip(rows, jf_rows(rated, "all"), strict=False):
-            row.release = single.release
+            row.published = single.published
         return rows
 
 
@@ -274,7 +274,7 @@ def jf_rows(facts: Sequence[Mapping], part: str, reason: str = "") -> list[Score
     Rows of J&F, J and F in percent.
 
     Args:
-        facts (sequence of `dict`): Of each expression "fixed" and "release", which hold J and F or are `None`, and its
+        facts (sequence of `dict`): "fixed" and "published" of each expression, J and F or `None`, and its
             "video": expressions about one video are right or wrong together, which the intervals know.
         part, reason (`str`): Of the rows.
     """
@@ -285,7 +285,7 @@ def jf_rows(facts: Sequence[Mapping], part: str, reason: str = "") -> list[Score
 
     videos = [one["video"] for one in facts]
     return [
-        mean_row(name, percent("fixed", name), "expressions", part, percent("release", name), reason, videos)
+        mean_row(name, percent("fixed", name), "expressions", part, percent("published", name), reason, videos)
         for name in ("J&F", "J", "F")
     ]
 

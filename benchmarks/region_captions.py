@@ -53,7 +53,7 @@ class RegionCaptions(CatalogueBenchmark):
 
 
 def corpus_rows(facts: Sequence[dict], first: Sequence[str]) -> list[Score]:
-    """Rows of the caption metrics over all answers in percent; of `facts`, "fixed" and "release" are compared with
+    """Rows of the caption metrics over all answers in percent; of `facts`, "fixed" and "published" are compared with
     "reference". The metrics in `first` lead."""
     references = [one["reference"] for one in facts]
     corpora = {mode: (references, [one[mode] for one in facts]) for mode in (FIXED, RELEASE)}
@@ -62,7 +62,7 @@ def corpus_rows(facts: Sequence[dict], first: Sequence[str]) -> list[Score]:
     for name in (*first, *(metric for metric in CAPTION_METRICS if metric not in first)):
         fixed, release = (found[mode][name] for mode in (FIXED, RELEASE))
         percent = [None if value.value is None else 100 * value.value for value in (fixed, release)]
-        row = mean_row(name, percent[:1], "corpora", release=percent[1:], reason=fixed.reason)
+        row = mean_row(name, percent[:1], "corpora", published=percent[1:], reason=fixed.reason)
         row.count = len(facts)
         rows.append(row)
     return rows

@@ -13,7 +13,7 @@ def mean_row(
     values: Sequence[float | None],
     what: str,
     part: str = "all",
-    release: Sequence[float | None] = (),
+    published: Sequence[float | None] = (),
     reason: str = "",
     clusters: Sequence[Hashable] | None = None,
 ) -> Score:
@@ -24,7 +24,7 @@ def mean_row(
         name, part (`str`): Of the row.
         values (sequence of `float` or `None`): As they should be computed.
         what (`str`): What a value is of, for the reason where there is none: "expressions".
-        release (sequence of `float` or `None`): The same as the release computes them.
+        published (sequence of `float` or `None`): The same as the release computes them.
         reason (`str`): Why there is no value, where that is known.
         clusters (sequence, *optional*): What each value belongs to, such as its video; given for an interval.
     """
@@ -35,4 +35,4 @@ def mean_row(
     if clusters is not None:
         known = [pair for pair in zip(values, clusters, strict=True) if pair[0] is not None]
         interval = bootstrap_mean(*zip(*known, strict=True)) if known else None
-    return Score(name, found.value, count, part, mean(release, what).value, interval, reason=why)
+    return Score(name, found.value, count, part, mean(published, what).value, interval, reason=why)

@@ -187,7 +187,7 @@ def aggregator_config(shapes: Shapes, sizes: Mapping[str, Any]) -> dict[str, Any
         "region_mlp_size": shapes["Qformer_mask_proj.layers.0.weight"][0],
         "null_region_scale": 1.0,
         "region_shape": "box",
-        "grounding_policy": "release",
+        "preset": "published",
     }
 
 
@@ -247,7 +247,7 @@ def release_config(
         qformer_mask_token_id=tokens.qformer_mask,
         qformer_position_token_id=tokens.qformer_position,
         # The release's Qwen2 builds its rotary table in bfloat16; InternLM2 computes it in float32 each time
-        round_rotary_to_bfloat16=parts.get("grounding_policy") == "release" and text["model_type"] == "qwen2",
+        round_rotary_to_bfloat16=parts.get("preset") == "published" and text["model_type"] == "qwen2",
         **parts,
     )
 

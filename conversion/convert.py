@@ -144,7 +144,7 @@ def write_others(folder: Path, plan: Plan, model: torch.nn.Module, base: Source 
         if texts is None:
             copy_other_files(base.folder, folder, leave=(REPORT_FILE, "README.md", "config.json"))
         else:
-            write_texts(folder, plan.config, *texts, release=base.kind == "sama")
+            write_texts(folder, plan.config, *texts, published=base.kind == "sama")
     write_model_files(folder, model, plan.config)
     report = json.dumps(asdict(plan.report), indent=2, ensure_ascii=False)
     (folder / REPORT_FILE).write_text(report + "\n", encoding="utf-8")

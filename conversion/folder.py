@@ -35,10 +35,10 @@ def write_texts(
     tokenizer: PreTrainedTokenizerBase,
     qformer_tokenizer: PreTrainedTokenizerBase,
     template: str | None,
-    release: bool,
+    published: bool,
 ) -> None:
-    """Processor with both tokenizers, and how to generate. `release`: frames and layout of the published inference."""
-    preset = "release" if release else "consistent"
+    """Processor with both tokenizers, and how to generate. `published`: with the preset of that name."""
+    preset = "published" if published else "consistent"
     processor = SamaProcessor(
         tokenizer=tokenizer,
         qformer_tokenizer=qformer_tokenizer,
@@ -48,9 +48,8 @@ def write_texts(
         sam_image_size=config.sam_config.image_size,
         region_mask_size=config.region_mask_size,
         region_shape=config.region_shape,
-        frame_policy=preset,
-        grounding_policy=preset,
-        layout="release" if release else "default",
+        preset=preset,
+        layout="published" if published else "default",
     )
     SamaProcessor.register_for_auto_class("AutoProcessor")
     processor.save_pretrained(folder)
@@ -90,7 +89,7 @@ def write_card(folder: Path, config: PreTrainedConfig, lines: list[str], sources
             "## Use\n\n```python\nfrom transformers import AutoModel, AutoProcessor\n\n"
             'model = AutoModel.from_pretrained(path, trust_remote_code=True, dtype="auto")\n'
             "processor = AutoProcessor.from_pretrained(path, trust_remote_code=True)\n```",
-            f"## Behaviour\n\n* `grounding_policy`: `{config.grounding_policy}`\n"
+            f"## Behaviour\n\n* `preset`: `{config.preset}`\n"
             f"* `region_shape`: `{config.region_shape}`\n* `null_region_scale`: {config.null_region_scale}\n"
             f"* trained: {'yes' if config.trained else 'no'}",
         ]

@@ -140,7 +140,7 @@ INSTRUCTBLIP_PREFIXES: list[tuple[str, str, Rules]] = [
     ("qformer.", f"{AGGREGATOR}spatial_qformer.", QFORMER_RULES),
 ]
 UNUSED: dict[str, list[tuple[str, str]]] = {
-    "release": [(r"_Qformer\.bert\.embeddings\.position_ids$", "a constant: 0, 1, 2, ...")],
+    "published": [(r"_Qformer\.bert\.embeddings\.position_ids$", "a constant: 0, 1, 2, ...")],
     "instructblip": [
         (r"embeddings\.position_ids$", "a constant: 0, 1, 2, ..."),
         (r"^[Qq]former\.(bert\.)?embeddings\.(word|position)_embeddings\.", "the spatial Q-Former reads no text"),
@@ -278,7 +278,7 @@ def map_release(keys: Iterable[str], num_key_value_heads: int, head_dim: int) ->
     for key in keys:
         if key.startswith(sam_prefix):
             sam_keys.append(key)
-        elif reason := known_unused(key, "release"):
+        elif reason := known_unused(key, "published"):
             result.unused[key] = reason
         elif match := re.fullmatch(r"Qformer_mask_proj(_st)?\.layers\.(\d)\.(\w+)", key):
             owner = AGGREGATOR if match[1] else "model."

@@ -16,7 +16,7 @@ A record is a plain dict:
                     "templates": name of a set in wording.py whose slot the content is put into,
                     "preamble": parts in front of everything, "wants_masks": the answer holds masks and the question
                     does not say so, "info": whatever a benchmark needs to know
-    sampling, layout, region_shape, frame_policy    how the release turns this record into samples: see RELEASE_CHOICES
+    sampling, layout, region_shape, frame_policy    what the release does with this record: see PUBLISHED_CHOICES
 """
 
 import json
@@ -33,7 +33,7 @@ from .wording import TEMPLATES
 
 RECORD_KEYS = {"id", "source", "video", "image", "objects", "messages"}
 # What the release does with a record of this source; the preset `release` of the renderer follows it.
-RELEASE_CHOICES = {
+PUBLISHED_CHOICES = {
     "sampling",  # {"turns": 5, "replace": True, "unit": "turn" or "object"}: what one sample takes of the record
     "layout",  # newlines around the context tokens, by the names of `layout_sama.LAYOUTS`
     "region_shape",  # "box": regions are shown as filled boxes, "mask": as they are
@@ -121,7 +121,7 @@ def _kind_name(value) -> str:
 
 def validate_record(record: dict) -> dict:
     """Return the record, or raise [`DataError`] naming the first field that is not as described above."""
-    unknown = sorted(set(expect(record, dict, "")) - RECORD_KEYS - RELEASE_CHOICES)
+    unknown = sorted(set(expect(record, dict, "")) - RECORD_KEYS - PUBLISHED_CHOICES)
     if unknown:
         raise DataError(f"is not part of a record, which has {', '.join(sorted(RECORD_KEYS))}", field=unknown[0])
     take(record, "id", str), take(record, "source", str)

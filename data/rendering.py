@@ -18,7 +18,7 @@ from .records import DataError, decode_object, object_masks
 from .wording import MASK_REQUEST, MASK_REQUEST_MARK, RELEASE_TEMPLATES, TEMPLATES, region_word
 
 
-PRESETS = ("default", "release")
+PRESETS = ("default", "published")
 SHAPES = ("box", "mask", "jitter")
 REGIONS = (*SHAPES, "mixed", "source")
 REGION_WORD = "<region>"  # stands for a region where a question is one string, so no text may hold it
@@ -40,8 +40,9 @@ class RenderSettings:
     How records become samples.
 
     Args:
-        preset (`str`): "default"; or "release", which talks as the released checkpoints were taught: expressions drawn
-            with replacement, questions about videos that say "image", each source's own newlines, boxes as regions.
+        preset (`str`): "default"; or "published", which talks as the released checkpoints were taught: expressions
+            drawn with replacement, questions about videos that say "image", each source's own newlines, boxes as
+            regions.
         regions (`str`, *optional*): How a region is shown: "box" (its filled box), "mask", "jitter" (a box as drawn by
             hand), "mixed" (one of the three, drawn), "source" (what the release does with this source). By default
             "mixed", in the preset `release` "source".
@@ -118,9 +119,9 @@ class Renderer:
         self._tags = sorted(special | {REGION_WORD}, key=len, reverse=True)
 
     @property
-    def release(self) -> bool:
-        """Whether the preset is `release`."""
-        return self.settings.preset == "release"
+    def published(self) -> bool:
+        """Whether the preset is `published`."""
+        return self.settings.preset == "published"
 
     def __call__(self, record: dict, video: SamaVideo | None, lookup: Callable, rng: np.random.Generator) -> Sample:
         """
@@ -133,7 +134,7 @@ class Renderer:
             rng (`np.random.Generator`): Decides everything that is open.
         """
         masks = _Masks(record, video, lookup)
-        if video is not None and self.release and record.get("frame_policy") == "segments":
+        if video is not None and self.published and record.get("frame_policy") == "segments":
             video.frame_choice = segment_frames(len(video), rng)
         sample = Sample(record["source"], record["id"], [], self._layout(record), video)
         rounds = split_rounds(record["messages"], sample.left_out)
@@ -153,7 +154,7 @@ class Renderer:
         return sample
 
     def _layout(self, record: dict) -> str | None:
-        return record.get("layout", "release") if self.release else None
+        return record.get("layout", "published") if self.published else None
 
     def _draw(self, rounds: Rounds, record: dict, rng: np.random.Generator) -> Rounds:
         """The rounds of this sample: all, or those that are drawn. Their order is that of the drawing."""
@@ -167,7 +168,7 @@ class Renderer:
             for one in rounds:
                 by_object.setdefault(tuple(_grounded_names(one)), []).append(one)
             groups = list(by_object.values())
-        replace = self.release and sampling.get("replace", False)
+        replace = self.published and sampling.get("replace", False)
         drawn = rng.choice(len(groups), count if replace else min(count, len(groups)), replace=replace)
         return [groups[i][rng.integers(len(groups[i]))] for i in drawn]
 
@@ -178,17 +179,17 @@ class Renderer:
             content = [self._plain(part) for part in message["content"]]
             if "templates" in message:
                 name = message["templates"]
-                name = RELEASE_TEMPLATES.get(name, name) if self.release else name
+                name = RELEASE_TEMPLATES.get(name, name) if self.published else name
                 template = TEMPLATES[name][rng.integers(len(TEMPLATES[name]))]
                 before, slot, after = template.partition("{}")
                 parts = [{"type": "text", "text": before}, *(content if slot else []), {"type": "text", "text": after}]
                 content = [part for part in parts if part["type"] != "text" or part["text"]]
             if message.get("wants_masks") and MASK_REQUEST_MARK not in _words(content):
                 content.append({"type": "text", "text": MASK_REQUEST})
-            if message["role"] == "user" and not self.release:
+            if message["role"] == "user" and not self.published:
                 content = _stripped(content)
             written.append({"role": message["role"], "content": content})
-        if self.release and record.get("layout") in JOINED_LAYOUTS and messages[0] is _first_question(record):
+        if self.published and record.get("layout") in JOINED_LAYOUTS and messages[0] is _first_question(record):
             for part in written[0]["content"]:
                 part.update({"text": part["text"].replace("\n", "")} if part["type"] == "text" else {})
         return written
@@ -234,12 +235,12 @@ class Renderer:
                 kept = words if self._show_regions(words, masks, rng) else words[:-1]
                 groups, words = [*groups, (part["object"], kept)], []
         groups = [*groups, (None, words)] if words else groups
-        if groups and self.release:
+        if groups and self.published:
             groups = [(None, [{"type": "text", "text": LEFTOVER}]), *groups]
         return groups
 
     def _shape(self, mask: np.ndarray, record: dict, rng: np.random.Generator) -> np.ndarray:
-        shape = self.settings.regions or ("source" if self.release else "mixed")
+        shape = self.settings.regions or ("source" if self.published else "mixed")
         if shape == "source":
             shape = record.get("region_shape", "mask")
         elif shape == "mixed":

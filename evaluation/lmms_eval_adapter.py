@@ -43,7 +43,7 @@ class SamaLmms(lmms):
         pretrained (`str`): Folder or Hub name of the checkpoint.
         device (`str`, *optional*): Default: this process's GPU, or the CPU.
         dtype (`str`): Of the weights; "auto" takes that of the checkpoint.
-        policy (`str`, *optional*): "release" or "consistent" frames and grounding instead of the checkpoint's own.
+        policy (`str`, *optional*): "published" or "consistent" frames and grounding instead of the checkpoint's own.
         max_new_tokens (`int`): Where the task does not say it.
         batch_size (`int` or `str`): Only 1.
         options: `max_batch_size`, which `lmms-eval` hands to every model and which is ignored.
@@ -72,8 +72,8 @@ class SamaLmms(lmms):
         local = int(os.environ.get("LOCAL_RANK", "0"))
         self.device = torch.device(device or (f"cuda:{local}" if torch.cuda.is_available() else "cpu"))
         self.max_new_tokens, self.batch_size = int(max_new_tokens), 1
-        grounding = {} if policy is None else {"grounding_policy": policy}
-        frames = {} if policy is None else {"frame_policy": policy}
+        grounding = {} if policy is None else {"preset": policy}
+        frames = {} if policy is None else {"preset": policy}
         self.model = AutoModel.from_pretrained(pretrained, trust_remote_code=True, dtype=dtype, **grounding)
         self.model = self.model.to(self.device).eval()
         self.processor = AutoProcessor.from_pretrained(pretrained, trust_remote_code=True, **grounding, **frames)

@@ -11,7 +11,7 @@ from .predictions import write_whole
 
 
 RESULTS, TABLE = "results.json", "results.md"
-HEADER = ("part", "score", "value", "95 %", "release", "chance", "count")
+HEADER = ("part", "score", "value", "95 %", "published", "chance", "count")
 
 
 def rows_of(scores: Sequence[Score]) -> list[tuple[str, ...]]:
@@ -25,7 +25,7 @@ def rows_of(scores: Sequence[Score]) -> list[tuple[str, ...]]:
             score.name + (" (lower is better)" if score.lower_is_better else ""),
             _number(score.value) if score.value is not None else "none",
             "" if score.interval is None else f"{_number(score.interval[0])} to {_number(score.interval[1])}",
-            _number(score.release),
+            _number(score.published),
             _number(score.chance),
             str(score.count),
         )

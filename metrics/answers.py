@@ -69,7 +69,7 @@ def region_caption(answer: str, mode: str = FIXED) -> str:
     Args:
         answer (`str`): As it was written.
         mode (`str`): "fixed": without tags, end marks, and an opening such as "The region marked by region1 is".
-            "release": without these words and every "is", "shows" and ":" anywhere, inside words too, so that "a fish"
+            "published": without these words and every "is", "shows" and ":" anywhere, inside words too: "a fish"
             becomes "a fh".
     """
     check_mode(mode)

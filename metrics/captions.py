@@ -50,7 +50,7 @@ def caption_scores_by_group(
     Args:
         groups (mapping of `(references, predictions)`): One corpus each, such as the answers about one video.
         mode (`str`): "fixed": a corpus of a single sample has no CIDEr, because its words have no frequencies to be
-            compared with. "release": such a corpus has a CIDEr of 0, as the library computes it.
+            compared with. "published": such a corpus has a CIDEr of 0, as the library computes it.
         spice (`bool`): Whether SPICE is wanted; its models (CoreNLP 3.6.0) are never downloaded.
 
     Returns:

@@ -63,11 +63,11 @@ def parse_clair(answer: str, mode: str = FIXED) -> Verdict | None:
     Args:
         answer (`str`): The judge's text.
         mode (`str`): "fixed": the number that is named `score`, in JSON or not, else the first number of the text; one
-            below 1 counts as a share, so that 0.85 and 85 and "85%" are the same; one above 100 is none. "release":
+            below 1 counts as a share, so that 0.85 and 85 and "85%" are the same; one above 100 is none. "published":
             the first `{...}` as JSON, whose score is taken as it stands, else the first number of the text.
 
     Raises:
-        `ValueError`: In "release", the JSON's score is not a number, such as "85%".
+        `ValueError`: In "published", the JSON's score is not a number, such as "85%".
     """
     check_mode(mode)
     if mode == RELEASE:
@@ -89,7 +89,7 @@ def clair(candidate: str, reference: str, judge: Judge, mode: str = FIXED, tries
         candidate, reference (`str`): The predicted and the true text.
         judge (callable): Takes the messages, gives the text of the answer. A [`RefusedTextError`] leaves this answer
             without a value; what else it raises is passed on.
-        mode (`str`): See [`parse_clair`]. Without a score the value is `None` in "fixed" and 0 in "release".
+        mode (`str`): See [`parse_clair`]. Without a score the value is `None` in "fixed" and 0 in "published".
         tries (`int`): Questions at most.
     """
     messages = clair_messages([candidate], [reference])

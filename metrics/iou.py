@@ -117,7 +117,7 @@ def miou(ious: np.ndarray, mode: str = FIXED) -> float | None:
 
     Args:
         ious (`np.ndarray`): Shape `(num_truths, num_predictions)`.
-        mode (`str`): "release": the mean over the pairs that were found, 0 without any, so that one right object of
+        mode (`str`): "published": the mean over the pairs that were found, 0 without any, so that one right object of
             five counts as 1. "fixed": the sum over the pairs divided by the larger of both numbers of objects, so that
             each missed and each surplus object counts as 0.
 
@@ -163,7 +163,7 @@ def ciou(counts: Iterable[PairCounts], mode: str = FIXED) -> Value:
     """
     Cumulative IoU: all pixels in common over all pixels in either mask, of all expressions.
 
-    "release" leaves out the expressions without a predicted mask, so that they do not lower it. It ends in an error
+    "published" leaves out the expressions without a predicted mask, so that they do not lower it. It ends in an error
     where an image has none at all, which is not repeated here.
     """
     check_mode(mode)
@@ -178,7 +178,7 @@ def ciou(counts: Iterable[PairCounts], mode: str = FIXED) -> Value:
 
 def giou(counts: Iterable[PairCounts], mode: str = FIXED) -> Value:
     """
-    Mean over expressions of the IoU of each; two empty masks count 1, a missing mask that of an empty one. "release"
+    Mean over expressions of the IoU of each; two empty masks count 1, a missing mask that of an empty one. "published"
     adds 1e-5 to each union, and a missing mask counts 0 even where the truth is empty.
     """
     check_mode(mode)

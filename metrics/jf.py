@@ -145,7 +145,7 @@ def accuracy(truth: np.ndarray, prediction: np.ndarray, mode: str = FIXED) -> fl
 
     Args:
         truth, prediction (`np.ndarray`): Masks of shape `(num_frames, height, width)`.
-        mode (`str`): "fixed": what is not zero belongs to the object. "release": values are compared as they are. It
+        mode (`str`): "fixed": what is not zero belongs to the object. "published": values are compared as they are. It
             reads predictions as 0 and 255 but the truth as the sum of an expression's objects, so that no pixel of an
             object ever agrees. Give it such arrays.
     """
@@ -165,8 +165,8 @@ def robustness(truth: np.ndarray, prediction: np.ndarray, foreground: np.ndarray
     Args:
         truth, prediction (`np.ndarray`): Masks of shape `(num_frames, height, width)`.
         foreground (`np.ndarray`): Union of all annotated objects of the video, same shape.
-        mode (`str`): "fixed" or "release"; in the latter the values are taken as they are, in 8 bits: 255 wrong pixels
-            for each one, and where two objects overlap, 1 - 2 = 255. See [`accuracy`].
+        mode (`str`): "fixed" or "published"; in the latter the values are taken as they are, in 8 bits: 255 wrong
+            pixels for each one, and where two objects overlap, 1 - 2 = 255. See [`accuracy`].
     """
     check_mode(mode)
     values = []
@@ -199,7 +199,7 @@ def revos_table(
 
     Args:
         expressions (sequence of `(type_id, values)`): `values` has J, F, A and R in [0, 1].
-        mode (`str`): "release" rounds each expression's percentages to two decimals before averaging.
+        mode (`str`): "published" rounds each expression's percentages to two decimals before averaging.
 
     Returns:
         `dict`: Group -> `J`, `F`, `A`, `R` and `J&F`.

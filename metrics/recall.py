@@ -46,7 +46,7 @@ def matches(
         pair ([`GroundedPair`]): One answer.
         mode (`str`): "fixed": as many pairs as can be had at once, each object in at most one. That does not depend on
             the order of the objects, and a pair that fails in its words takes nothing from the others. "glamm" (the
-            release's image GCG): pairs by falling IoU until the first one that fails. "release" (SAMA-Bench-G): the
+            release's image GCG): pairs by falling IoU until the first one that fails. "published" (SAMA-Bench-G): the
             same on matrices that are cut to their common upper left, the masks' one transposed against the words' one.
         iou_threshold (`float`), text_threshold (`float`): Least values; the thresholds themselves count.
 
@@ -79,7 +79,7 @@ def recall(
     """
     Share of the true objects of a video or a benchmark that are found, see [`matches`].
 
-    An answer without masks counts with all its true objects as missed; "release" leaves it out, so that silence is
+    An answer without masks counts with all its true objects as missed; "published" leaves it out, so that silence is
     rewarded. The denominator counts true phrases.
     """
     check_mode(mode, (FIXED, RELEASE, GLAMM))

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 
-FIXED, RELEASE = "fixed", "release"
+FIXED, RELEASE = "fixed", "published"
 
 
 class Value(NamedTuple):

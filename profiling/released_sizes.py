@@ -36,5 +36,5 @@ def released_config(size: str) -> SamaConfig:
     """The configuration of a released SAMA (`"1b"`, `"4b"` or `"8b"`); what is not said here is [`SamaConfig`]'s
     default, which is the release's."""
     language, vocab_size, tokens = LANGUAGE_MODELS[size]
-    parts = {"sam_config": default_sam2_config(), "grounding_policy": "release", "null_region_scale": 1.0}
+    parts = {"sam_config": default_sam2_config(), "preset": "published", "null_region_scale": 1.0}
     return release_config({"llm_config": language, "vision_config": VISION}, vocab_size, False, tokens, parts)

@@ -88,9 +88,9 @@ def _objects(turn: Turn) -> list[PredictedObject]:
     return [PredictedObject(*pair) for pair in zip(phrases, turn.targets, strict=True)]
 
 
-def values(scores: Scores, part: str = "all", release: bool = False) -> dict[str, float | None]:
+def values(scores: Scores, part: str = "all", published: bool = False) -> dict[str, float | None]:
     """Name -> value of the rows of one part."""
-    return {row.name: row.release if release else row.value for row in scores.rows if row.part == part}
+    return {row.name: row.published if published else row.value for row in scores.rows if row.part == part}
 
 
 def text_of(benchmark: Benchmark, question_id: str) -> list[str]:

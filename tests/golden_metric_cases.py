@@ -55,7 +55,7 @@ def spatio_temporal_iou(case):
 def greedy_miou(case):
     masks = named_masks(case)
     pairs = [[[masks[name] for name in names] for names in pair] for pair in case["input"]]
-    close([miou(iou_matrix(truths, guesses), "release") for guesses, truths in pairs], case["output"])
+    close([miou(iou_matrix(truths, guesses), "published") for guesses, truths in pairs], case["output"])
 
 
 @checks("gcg.evaluate_mask_miou")
@@ -65,7 +65,7 @@ def mean_of_greedy_miou(case):
         iou_matrix([masks[name] for name in truths], [masks[name] for name in guesses])
         for truths, guesses in zip(sides["gt"], sides["pred"], strict=True)
     ]
-    close(mean_miou(samples, "release").value, case["output"])
+    close(mean_miou(samples, "published").value, case["output"])
 
 
 # What the notes of the cases call the intended value
@@ -90,7 +90,7 @@ def grounded_recall(case):
         similarities = np.array(alike, dtype=float).reshape(len(words), len(said))
         ious = iou_matrix([masks[name] for name in truths], [masks[name] for name in guesses])
         samples.append(GroundedPair(ious, similarities))
-    close(recall(samples, "release").value, case["output"])
+    close(recall(samples, "published").value, case["output"])
     if case["id"] in INTENDED_RECALL:
         close(recall(samples).value, INTENDED_RECALL[case["id"]])
         return
@@ -126,7 +126,7 @@ def cleaned_image_captions(case):
 
 @checks("regioncap.postprocess")
 def cleaned_region_captions(case):
-    assert [region_caption(text, "release") for text in case["input"]] == case["output"]
+    assert [region_caption(text, "published") for text in case["input"]] == case["output"]
 
 
 @checks("mme.postprocess")
@@ -152,7 +152,7 @@ def corpus(case: dict) -> tuple[list[str], list[str]]:
 
 @cache
 def _scores(key: tuple) -> dict:
-    return caption_scores_by_group({name: sides for name, *sides in key}, "release")
+    return caption_scores_by_group({name: sides for name, *sides in key}, "published")
 
 
 def caption_values(case: dict) -> dict[str, float]:
@@ -212,9 +212,9 @@ def parsed_verdicts(case):
         judge = Canned(answers)
         if "raised" in expected:
             with pytest.raises(ValueError, match="not a number"):
-                clair("a", "b", judge, "release")
+                clair("a", "b", judge, "published")
         else:
-            found = clair("a", "b", judge, "release")
+            found = clair("a", "b", judge, "published")
             close(found.value, expected["result"][0])
             assert found.reason == expected["result"][1]
         assert judge.calls == expected["n_calls"]
@@ -229,7 +229,7 @@ def exact_request(case):
 @checks("clair.video_mean")
 def mean_of_verdicts(case):
     judge = Canned(case["input"]["responses"])
-    close(mean_clair([clair("a", "b", judge, "release") for _ in judge.answers]).value, case["output"])
+    close(mean_clair([clair("a", "b", judge, "published") for _ in judge.answers]).value, case["output"])
 
 
 # J, F, A, R
@@ -289,8 +289,8 @@ def accuracy_and_robustness(case):
     overlapping = truth.astype(np.uint8) + drawn("y0:5 x0:10", SIZE)
     variants = {
         "pred_01": (truth.astype(np.uint8), 1, "fixed"),
-        "pred_0_255": (truth.astype(np.uint8), 255, "release"),
-        "gt_overlap_pred_01": (overlapping, 1, "release"),
+        "pred_0_255": (truth.astype(np.uint8), 255, "published"),
+        "gt_overlap_pred_01": (overlapping, 1, "published"),
     }
     for name, (true, factor, mode) in variants.items():
         pairs = [(true[None], guess[None] * np.uint8(factor)) for guess in guesses]
@@ -331,10 +331,10 @@ def revos(case):
     rows = []
     for kind, guess in ((0, truth), (1, clip("y5:15 x5:10", "y5:15 x5:17")), (2, truth)):
         found, white = jf(truth, guess), guess.astype(np.uint8) * 255
-        other = {"A": accuracy(truth.astype(np.uint8), white, "release")}
-        other["R"] = robustness(truth.astype(np.uint8), white, front, "release")
+        other = {"A": accuracy(truth.astype(np.uint8), white, "published")}
+        other["R"] = robustness(truth.astype(np.uint8), white, front, "published")
         rows.append((kind, {"J": found.j, "F": found.f, **other}))
-    table = revos_table(rows, "release")
+    table = revos_table(rows, "published")
     for theirs, ours in {"referring": "referring", "reason": "reasoning", "overall": "overall"}.items():
         values = {name.replace("&", ""): score.value for name, score in table[ours].items()}
         close(values, case["output"]["result"][theirs])
@@ -347,7 +347,7 @@ def revos(case):
 def referring_images(case):
     boxes = {name: drawn(text, (10, 10)) for name, text in case["input"]["boxes"].items() if name != "size"}
     boxes["empty"] = np.zeros((10, 10), dtype=bool)
-    mode = "release" if case["id"] == "refcoco.sama_evaluate" else "fixed"
+    mode = "published" if case["id"] == "refcoco.sama_evaluate" else "fixed"
     for name, expected in case["output"].items():
         pairs = [pair for image in case["input"][name] for pair in image["expr"]]
         pairs = [[text.split()[0] for text in pair] for pair in pairs]
@@ -395,7 +395,7 @@ def image_gcg(case):
         said = given["pred_labels"][image]
         alike = [[table.get(f"{label}|{other}", default) for other in said] for label in given["gt_labels"][image]]
         samples.append(GroundedPair(iou_matrix(masks, guesses[image], empty=np.nan), np.array(alike)))
-    close(mean_miou([sample.ious for sample in samples], "release").value, case["output"]["mIoU"], **printed)
+    close(mean_miou([sample.ious for sample in samples], "published").value, case["output"]["mIoU"], **printed)
     close(recall(samples, GLAMM).value, case["output"]["Recall"], **printed)
     captions = caption_values(case)
     for name in ("Bleu_1", "METEOR", "ROUGE_L", "CIDEr"):
@@ -416,7 +416,7 @@ def image_gcg_without_union(case):
     masks = named_masks(case)
     masks["empty"] = masks["z"]
     ious = iou_matrix(*([masks[name] for name in case["input"][side]] for side in ("gt", "pred")), empty=np.nan)
-    close(miou(ious, "release"), case["output"]["miou"])
+    close(miou(ious, "published"), case["output"]["miou"])
     assert [list(pair) for pair in matches(GroundedPair(ious, np.ones((2, 2))), GLAMM)] == case["output"]["matches"]
 
 

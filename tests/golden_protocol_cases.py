@@ -22,7 +22,7 @@ from sama.modeling_sama import SegRecorder
 from sama.video_sama import SamaVideo, choose_frames
 
 
-RELEASE = {"frame_policy": "release", "grounding_policy": "release", "layout": "release", "chat_template": "qwen_chat"}
+RELEASE = {"preset": "published", "layout": "published", "chat_template": "qwen_chat"}
 FRAMES, HEIGHT, WIDTH = 20, 28, 56
 
 
@@ -49,9 +49,9 @@ def context_frames(case):
     for length, expected in case["output"].items():
         if length == "0":  # no video of ours has no frames
             with pytest.raises(ValueError, match="at least 1 frame"):
-                choose_frames(0, "release", "release", limit)
+                choose_frames(0, "published", limit)
         else:
-            assert choose_frames(int(length), "release", "release", limit).context == expected
+            assert choose_frames(int(length), "published", limit).context == expected
 
 
 # Questions

@@ -211,7 +211,7 @@ def test_frames_beyond_the_stores_size_are_encoded_again(loaded, clip):
     assert sum(calls) == 18 and not chat.sam_features.stored
 
 
-@pytest.mark.parametrize("name", ["grounding_policy", "region_shape", "seg_token_id"])
+@pytest.mark.parametrize("name", ["preset", "region_shape", "seg_token_id"])
 def test_a_processor_of_other_settings_is_refused(loaded, clip, monkeypatch, name):
     model, processor = loaded
     monkeypatch.setitem(vars(processor), name, "other")

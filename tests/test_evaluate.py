@@ -247,8 +247,8 @@ def test_predictions_of_another_model_are_refused_and_can_be_taken(scripted, tmp
     assert run(tmp_path / "run", *PLAIN) == 0
     assert run(tmp_path / "run", *PLAIN, model=str(other)) == 1
     assert "checkpoint is" in (message := capsys.readouterr().err) and "--accept_foreign" in message
-    assert run(tmp_path / "run", *PLAIN, "--preset", "release") == 1
-    assert "preset is consistent there and release here" in capsys.readouterr().err
+    assert run(tmp_path / "run", *PLAIN, "--preset", "published") == 1
+    assert "preset is consistent there and published here" in capsys.readouterr().err
     assert run(tmp_path / "run", *PLAIN, "--accept_foreign", model=str(other)) == 0
     assert [one["model"] for one in results(tmp_path / "run")["before"]] == [str(CHECKPOINT)]
 
@@ -379,7 +379,7 @@ def test_command_line_that_cannot_be_meant(capsys):
 
 
 def test_presets_reach_the_model_and_the_processor():
-    arguments = evaluate.parse(["--model", str(CHECKPOINT), "--benchmark", "toy_world", "--preset", "release"])
+    arguments = evaluate.parse(["--model", str(CHECKPOINT), "--benchmark", "toy_world", "--preset", "published"])
     model, processor = evaluate.load(arguments)
-    assert model.config.grounding_policy == processor.grounding_policy == processor.frame_policy == "release"
+    assert model.config.preset == processor.preset == "published"
     assert model.dtype.itemsize == 4 or model.device.type != "cpu"

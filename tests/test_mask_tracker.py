@@ -37,7 +37,7 @@ def test_order_is_prompted_then_forwards_then_backwards():
 
 
 def test_release_tracks_forwards_only_with_the_tuned_decoder():
-    model = tiny_model(grounding_policy="release")
+    model = tiny_model(preset="published")
     tracker = model.model.mask_tracker
     tuned, original = count_calls(tracker.sam.mask_decoder), count_calls(tracker.original_mask_decoder)
     order = [frame.frame_index for frame in model.segment_video(seg_states(1), frames(7), [0, 1])]

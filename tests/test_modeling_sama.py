@@ -54,7 +54,7 @@ def test_configuration_survives_saving(saved_model):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"grounding_policy": "official"}, "grounding_policy.*release.*consistent.*'official'"),
+        ({"preset": "official"}, "preset.*official.*published.*consistent"),
         ({"region_shape": "circle"}, "region_shape.*'circle'"),
         ({"temporal_window": 30}, r"30 tokens.*4 tokens"),
         ({"temporal_qformer_config": {"use_qformer_text_input": False}}, "reads the question"),

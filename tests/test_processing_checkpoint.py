@@ -33,19 +33,19 @@ def assert_same_batch(first, second):
 
 
 def test_save_and_load(tmp_path):
-    settings = {"frame_policy": "release", "layout": "release", "region_shape": "box", "chat_template": "phi3_chat"}
+    settings = {"preset": "published", "layout": "published", "region_shape": "box", "chat_template": "phi3_chat"}
     processor = tiny_processor(**settings)
     processor.save_pretrained(tmp_path)
     loaded = type(processor).from_pretrained(tmp_path)
     assert loaded.to_dict() == {key: value for key, value in processor.to_dict().items() if key != "auto_map"}
     assert loaded.chat_template == CHAT_TEMPLATES["phi3_chat"]
-    assert (loaded.image_size, loaded.max_tiles, loaded.frame_policy) == (TINY_IMAGE, 6, "release")
+    assert (loaded.image_size, loaded.max_tiles, loaded.preset) == (TINY_IMAGE, 6, "published")
     saved = json.loads((tmp_path / "processor_config.json").read_text())
     assert saved["image_seq_length"] == 4 and saved["auto_map"] == {"AutoProcessor": "processing_sama.SamaProcessor"}
     messages = [user(video_part(), "What is ", mask_part(6), "?")]
     assert_same_batch(processor(messages), loaded(messages))
-    changed = type(processor).from_pretrained(tmp_path, frame_policy="consistent", max_tiles=1)
-    assert (changed.frame_policy, changed.max_tiles, changed.layout) == ("consistent", 1, "release")
+    changed = type(processor).from_pretrained(tmp_path, preset="consistent", max_tiles=1)
+    assert (changed.preset, changed.max_tiles, changed.layout) == ("consistent", 1, "published")
     with pytest.raises(ValueError, match="layout='mine' is unknown"):
         type(processor).from_pretrained(tmp_path, layout="mine")
 
@@ -97,9 +97,8 @@ def golden(golden_dir):
         image_seq_length=256,
         region_mask_size=112,
         max_tiles=12,
-        layout="release",
-        frame_policy="release",
-        grounding_policy="release",
+        layout="published",
+        preset="published",
     )
     with safetensors.safe_open(golden_dir / "official_state_dict.safetensors", "pt") as weights:
         embeddings = weights.get_tensor("language_model.model.embed_tokens.weight")

@@ -123,9 +123,9 @@ def test_tokenizer_without_the_tags():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"layout": "mine"}, "layout='mine' is unknown, expected one of default, release"),
-        ({"frame_policy": "old"}, "frame_policy='old' is unknown"),
-        ({"grounding_policy": "old"}, "grounding_policy='old' is unknown"),
+        ({"layout": "mine"}, "layout='mine' is unknown, expected one of default, published"),
+        ({"preset": "old"}, "preset='old' is unknown"),
+        ({"preset": "old"}, "preset='old' is unknown"),
         ({"region_shape": "circle"}, "region_shape='circle' is unknown"),
         ({"image_seq_length": 5}, "image_seq_length=5 is not a square"),
         ({"sam_size": 5}, "Unknown processor settings sam_size"),

@@ -73,7 +73,7 @@ def test_visual_in_a_later_turn(processor):
     ("layout", "before", "after"),
     [
         ("default", "\n", "\n"),
-        ("release", "", "\n"),
+        ("published", "", "\n"),
         ("refcoco", "", ""),
         ("llava", "\n", "\n"),
         ("referring_video", "", "\n"),

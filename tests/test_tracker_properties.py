@@ -10,7 +10,7 @@ from sama.modeling_sama_tracker import SamaMaskTracker
 
 
 IMAGE_SIZE, NUM_FRAMES, NUM_OBJECTS = SIZES["sam_image_size"], 8, 3
-POLICIES = {"release": [0, 1, 2], "consistent": [2, 5]}  # with the frames that are prompted
+PRESETS = {"published": [0, 1, 2], "consistent": [2, 5]}  # with the frames that are prompted
 TOLERANCE = 1e-4  # of the largest value
 LEAST_IOU = 0.98
 
@@ -23,7 +23,7 @@ def make_tracker(policy: str, version: str = "2.0") -> SamaMaskTracker:
     """
     torch.manual_seed(0)
     sam = sam2_config(sam2_shapes(version=version), "", SIZES)
-    tracker = SamaMaskTracker(SamaConfig(sam_config=sam, grounding_policy=policy)).eval()
+    tracker = SamaMaskTracker(SamaConfig(sam_config=sam, preset=policy)).eval()
     for name, parameter in tracker.named_parameters():
         values = torch.randn(parameter.shape)
         values *= parameter[0].numel() ** -0.5 if parameter.ndim > 1 and "emb" not in name else 0.1
@@ -33,7 +33,7 @@ def make_tracker(policy: str, version: str = "2.0") -> SamaMaskTracker:
     return tracker
 
 
-@pytest.fixture(params=POLICIES)
+@pytest.fixture(params=PRESETS)
 def tracker(request) -> SamaMaskTracker:
     return make_tracker(request.param)
 
@@ -55,7 +55,7 @@ def prompts() -> torch.Tensor:
 @torch.no_grad()
 def track(tracker: SamaMaskTracker, prompts: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
     """Mask logits, (objects, frames, size, size); each frame is encoded when it is asked for."""
-    prompted = POLICIES[tracker.config.grounding_policy]
+    prompted = PRESETS[tracker.config.preset]
     found = tracker.track(prompts, len(frames), prompted, lambda index: tracker.encode_frames(frames[index][None]))
     logits = {each.frame_index: each.mask_logits for each in found}
     return torch.stack([logits[index] for index in sorted(logits)], 1)
@@ -66,7 +66,7 @@ def difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("version", ["2.0", "2.1"])
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", PRESETS)
 def test_batched_objects_equal_single_objects(policy, version, prompts, frames):
     tracker = make_tracker(policy, version)
     together = track(tracker, prompts, frames)
@@ -84,7 +84,7 @@ def test_an_object_does_not_see_its_company(tracker, prompts, frames):
 def test_streaming_equals_whole_video(tracker, prompts, frames):
     """Frames encoded one by one against all of them in one batch."""
     whole = tracker.encode_frames(frames)
-    prompted = POLICIES[tracker.config.grounding_policy]
+    prompted = PRESETS[tracker.config.preset]
     found = tracker.track(prompts, NUM_FRAMES, prompted, lambda index: whole.take(torch.tensor([index])))
     logits = {each.frame_index: each.mask_logits for each in found}
     stacked = torch.stack([logits[index] for index in range(NUM_FRAMES)], 1)
@@ -94,7 +94,7 @@ def test_streaming_equals_whole_video(tracker, prompts, frames):
 @torch.no_grad()
 def test_release_does_not_look_ahead(prompts, frames):
     """The masks of a video's beginning do not change when the rest is cut away: nothing waits for the end."""
-    tracker = make_tracker("release")
+    tracker = make_tracker("published")
     # From 16 frames on the number of frames plays no part; below, it limits how many pointers are remembered
     whole, cut = track(tracker, prompts, frames), track(tracker, prompts, frames[:6])
     assert difference(cut[:, :5], whole[:, :5]) <= TOLERANCE

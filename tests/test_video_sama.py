@@ -95,7 +95,7 @@ def test_frame_out_of_range(reader, tmp_path):
 def test_one_frame_video(reader, tmp_path):
     video = SamaVideo.open(write_video(tmp_path / "one.mp4", 1))
     assert len(video) == 1 and not video.is_image and video[0].shape == (64, 96, 3)
-    assert choose_frames(1, "consistent", "consistent").dense == [0]
+    assert choose_frames(1, "consistent").dense == [0]
 
 
 def test_zero_frame_video(reader, tmp_path):
@@ -238,7 +238,7 @@ def test_folder_and_broken_image(tmp_path):
      (60, 20), (80, 27), (94, 32), (1000, 32)],
 )  # fmt: skip
 def test_context_frames_follow_the_official_table(num_frames, count):
-    context = choose_frames(num_frames, "consistent", "consistent").context
+    context = choose_frames(num_frames, "consistent").context
     assert len(context) == count
     assert context == sorted(set(context)) and 0 <= context[0] and context[-1] < num_frames
 
@@ -249,7 +249,7 @@ def test_context_frames_follow_the_official_table(num_frames, count):
      (60, [2, 6, 10, 14, 18]), (300, [3, 9, 16, 22, 28])],
 )  # fmt: skip
 def test_dense_frames_lie_in_the_middle_of_equal_stretches(num_frames, positions):
-    choice = choose_frames(num_frames, "consistent", "consistent")
+    choice = choose_frames(num_frames, "consistent")
     assert [choice.context.index(frame) for frame in choice.dense] == positions
     assert choice.prompted == choice.dense
 
@@ -257,35 +257,36 @@ def test_dense_frames_lie_in_the_middle_of_equal_stretches(num_frames, positions
 @pytest.mark.parametrize("num_frames", range(6, 300, 7))
 def test_dense_frames_reach_both_ends(num_frames):
     """The release's training leaves the last fifth of a short video out of the dense frames."""
-    choice = choose_frames(num_frames, "consistent", "consistent")
+    choice = choose_frames(num_frames, "consistent")
     positions, last = [choice.context.index(frame) for frame in choice.dense], len(choice.context) - 1
     assert positions[0] <= last / 5 and last - positions[-1] <= last / 5
     assert abs(positions[0] - (last - positions[-1])) <= 1
 
 
 def test_golden_context_of_14_frames():
-    assert choose_frames(14, "release", "release").context == [0, 3, 6, 7, 9, 10, 12]
+    assert choose_frames(14, "published").context == [0, 3, 6, 7, 9, 10, 12]
 
 
 @pytest.mark.parametrize("num_frames", range(1, 40))
 def test_dense_frames_are_distinct_context_frames(num_frames):
-    for policy in ("release", "consistent"):
-        choice = choose_frames(num_frames, policy, policy)
+    for policy in ("published", "consistent"):
+        choice = choose_frames(num_frames, policy)
         assert len(set(choice.dense)) == len(choice.dense) == min(5, len(choice.context))
         assert set(choice.dense) <= set(choice.context)
         assert len(choice.prompted) == len(choice.dense) and max(choice.prompted) < num_frames
 
 
 def test_policies():
-    release = choose_frames(300, "release", "release")
+    release = choose_frames(300, "published")
     assert release.dense == release.context[:5] and release.prompted == [0, 1, 2, 3, 4]
-    mixed = choose_frames(300, "consistent", "release")
-    assert mixed.dense != release.dense and mixed.prompted == [0, 1, 2, 3, 4]
-    assert len(choose_frames(300, "consistent", "consistent", max_context_frames=4, num_dense_frames=2).context) == 4
-    with pytest.raises(ValueError, match="grounding_policy='new' is unknown, expected one of release, consistent"):
-        choose_frames(10, "release", "new")
+    consistent = choose_frames(300, "consistent")
+    assert consistent.dense != release.dense and consistent.prompted == consistent.dense
+    assert choose_frames(300, "release") == release
+    assert len(choose_frames(300, "consistent", max_context_frames=4, num_dense_frames=2).context) == 4
+    with pytest.raises(ValueError, match="preset='new' is unknown, expected one of published, consistent"):
+        choose_frames(10, "new")
     with pytest.raises(ValueError, match="at least 1 frame, got 0"):
-        choose_frames(0, "release", "release")
+        choose_frames(0, "published")
 
 
 # Mask tracks, regions, phrases

@@ -143,6 +143,8 @@ class SamaChat:
         streamer=None,
         progress: Callable[[Iterable], Iterable] | None = None,
         masks: bool = True,
+        on_answer: Callable[[SamaReply], None] | None = None,
+        on_frame: Callable[[int, np.ndarray], None] | None = None,
         **generate_kwargs,
     ) -> SamaReply:
         """Asks the next question. If that fails, or is interrupted, the conversation is as it was before.
@@ -154,6 +156,10 @@ class SamaChat:
             streamer (*optional*): a transformers streamer, as for `generate`.
             progress (`Callable`, *optional*): wraps the iterable over tracked frames, as `tqdm` does.
             masks (`bool`, defaults to `True`): whether the objects of the answer are found in the video.
+            on_answer (`Callable`, *optional*): called with the reply when its text is complete, before its objects are
+                found in the video; they have no tracks yet.
+            on_frame (`Callable`, *optional*): called with the index and the bool masks, of shape `(num_objects, height,
+                width)`, of each frame in the order of tracking. An exception raised in a callback ends the question.
             generate_kwargs: for `generate`.
 
         Raises:
@@ -163,7 +169,8 @@ class SamaChat:
         before = self.state
         try:
             generate_kwargs |= {"streamer": streamer, "max_new_tokens": max_new_tokens}
-            return self.answer(text, regions, progress, masks, **generate_kwargs)
+            tracking = {"progress": progress, "on_frame": on_frame}
+            return self.answer(text, regions, tracking if masks else None, on_answer, **generate_kwargs)
         except BaseException:
             # The keys and values of the tokens that the failed question had in common with the rest are still good.
             self.state = replace(before, input_ids=self.state.input_ids)
@@ -212,7 +219,7 @@ class SamaChat:
         inputs.pop("region_prompt_pixel_values", None)  # SAM 2's features of these frames come from the store
         return inputs.to(self.model.device), pixel_values
 
-    def answer(self, text: str, regions: Sequence, progress, masks: bool, **generate_kwargs) -> SamaReply:
+    def answer(self, text: str, regions: Sequence, tracking: dict | None, on_answer, **generate_kwargs) -> SamaReply:
         """[`ask`], without its promise about failures."""
         messages = [*self.state.messages, {"role": "user", "content": self.question_content(text, regions)}]
         inputs, pixel_values = self.model_inputs(messages)
@@ -229,7 +236,10 @@ class SamaChat:
             **visual,
             **self.processor.stop_arguments | generate_kwargs,
         )
-        tracks, scores = self.track(output.seg_states[0], progress) if masks else (None, None)
+        if on_answer is not None:
+            early = self.processor.post_process_answer(output.sequences[0, prompt_length:])
+            on_answer(SamaReply(early.text, early.tagged_text, early.objects, self.video, prompt_length - kept))
+        tracks, scores = (None, None) if tracking is None else self.track(output.seg_states[0], **tracking)
         answer = self.processor.post_process_answer(output.sequences[0, prompt_length:], tracks, scores)
         self.state = replace(
             self.state,
@@ -315,9 +325,12 @@ class SamaChat:
         return {"region_masks": masks, "region_grid_masks": grid_masks}
 
     def track(
-        self, seg_states: torch.Tensor, progress: Callable[[Iterable], Iterable] | None
+        self,
+        seg_states: torch.Tensor,
+        progress: Callable[[Iterable], Iterable] | None,
+        on_frame: Callable[[int, np.ndarray], None] | None,
     ) -> tuple[list[MaskTrack] | None, list[float] | None]:
         """Mask tracks and scores of an answer's objects; None when there is no video to find them in."""
         if self.video is None:
             return None, None
-        return self.model.track_objects(seg_states, self.processor, self.video, self.sam_features, progress)
+        return self.model.track_objects(seg_states, self.processor, self.video, self.sam_features, progress, on_frame)

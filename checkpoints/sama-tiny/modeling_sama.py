@@ -10,6 +10,7 @@ C language-model width, L tokens of a conversation, Q questions, R regions, G si
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -261,7 +262,7 @@ class SamaModel(InternVLModel):
         filled = [mask.clone() for mask in masks]
         for mask in filled:
             resized = F.interpolate(found, mask.shape[-2:], mode="nearest")
-            if self.config.grounding_policy == "consistent":
+            if self.config.preset == "consistent":
                 # What lies between the sampled pixels keeps every cell that it touches, as in the processor.
                 lost = ~resized.flatten(1).any(1)
                 if lost.any():
@@ -709,6 +710,7 @@ class SamaForConditionalGeneration(InternVLForConditionalGeneration):
         video,
         frame_features: Callable[[int], FrameFeatures] | None = None,
         progress: Callable[[Iterable], Iterable] | None = None,
+        on_frame: Callable[[int, np.ndarray], None] | None = None,
     ) -> tuple[list[MaskTrack], list[float]]:
         """Mask tracks at the video's own size, and scores, of all objects of an answer.
 
@@ -719,6 +721,8 @@ class SamaForConditionalGeneration(InternVLForConditionalGeneration):
             frame_features (`Callable`, *optional*): frame index to [`FrameFeatures`], when SAM 2 encoded the frames
             before.
             progress (`Callable`, *optional*): wraps the iterable over tracked frames, as `tqdm` does.
+            on_frame (`Callable`, *optional*): called with the index and the bool masks, of shape `(num_objects, height,
+            width)`, of each frame as it is tracked.
 
         Returns:
             a `MaskTrack` for each object, and its mean predicted IoU on the prompted frames, from 0 to 1.
@@ -737,6 +741,8 @@ class SamaForConditionalGeneration(InternVLForConditionalGeneration):
             masks = processor.post_process_masks(frame.mask_logits, video.height, video.width)
             for track, mask in zip(tracks, masks, strict=True):
                 track[frame.frame_index] = mask
+            if on_frame is not None:
+                on_frame(frame.frame_index, masks)
             if frame.prompted:
                 scores.append(frame.predicted_iou.float().cpu())
         return tracks, torch.stack(scores).mean(0).tolist() if scores else []
@@ -761,7 +767,7 @@ class SamaForConditionalGeneration(InternVLForConditionalGeneration):
         """Raises `ValueError` unless the model and the processor agree on every setting that they share."""
         config = self.config
         shared = {
-            "grounding_policy": config.grounding_policy,
+            "preset": config.preset,
             "region_shape": config.region_shape,
             "region_mask_size": config.region_mask_size,
             "image_seq_length": config.image_seq_length,

@@ -334,7 +334,7 @@ class SamaMaskTracker(nn.Module):
             yield tracked_frame(index, masks, prompted=True)
         start = min(prompted_frames)
         passes = [(range(start + 1, num_frames), 1)]
-        if self.config.grounding_policy == "consistent":
+        if self.config.preset == "consistent":
             passes.append((range(start - 1, -1, -1), -1))
         for indices, step in passes:
             for index in indices:
@@ -349,7 +349,7 @@ class SamaMaskTracker(nn.Module):
     ) -> ObjectMasks:
         """Masks of O objects in one frame from memory alone; shapes as of one frame, (1, O, ...)."""
         image = self.attend_memory(features, bank, frame_index, step, num_frames)  # (O, C, h, w)
-        release = self.config.grounding_policy == "release"
+        release = self.config.preset == "published"
         # To the decoder every object is a frame of its own, since each remembers something else: (O, 1, ...).
         masks = self.decode_masks(features, image, self.embed_no_point(len(image), 1), tuned=release)
         mask_logits = masks.mask_logits

@@ -17,7 +17,7 @@ from transformers.processing_utils import ProcessorMixin
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from .batch_sama import ConversationInputs, collate_frames, collate_questions, collate_tokens, tokenize_questions
-from .configuration_sama import REGION_SHAPES, TEXT_TOKEN
+from .configuration_sama import REGION_SHAPES, TEXT_TOKEN, check_preset
 from .conversation_sama import Conversation, read_conversation
 from .layout_sama import (
     ANSWER_TAGS,
@@ -39,7 +39,7 @@ from .layout_sama import (
     to_tagged_text,
 )
 from .regions_sama import PreparedRegion, mask_tensors, prepare_region, prompt_tensors
-from .video_sama import FrameChoice, GroundedPhrase, MaskTrack, SamaVideo, check_policy, choose_frames
+from .video_sama import FrameChoice, GroundedPhrase, MaskTrack, SamaVideo, choose_frames
 
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -55,7 +55,7 @@ class ProcessorSettings:
         sam_image_size (`int`): Side of SAM 2's square input.
         region_mask_size (`int`): Side of the masks that the shape encoder reads.
         region_shape (`str`): "mask", or "box" when every region is replaced by its filled bounding box.
-        frame_policy (`str`), grounding_policy (`str`): "consistent" or "release", see [`choose_frames`].
+        preset (`str`): "consistent" or "published", see [`choose_frames`].
         layout (`str`): A name of `LAYOUTS`: the newlines around the context tokens.
         max_context_frames (`int`), num_dense_frames (`int`): See [`choose_frames`].
         qformer_max_length (`int`): Tokens of a question in the Q-Former; longer ones are cut on the left.
@@ -65,16 +65,14 @@ class ProcessorSettings:
     sam_image_size: int = 1024
     region_mask_size: int = 112
     region_shape: str = "mask"
-    frame_policy: str = "consistent"
-    grounding_policy: str = "consistent"
+    preset: str = "consistent"
     layout: str = "default"
     max_context_frames: int = 32
     num_dense_frames: int = 5
     qformer_max_length: int = 256
 
     def __post_init__(self):
-        check_policy("frame_policy", self.frame_policy)
-        check_policy("grounding_policy", self.grounding_policy)
+        self.preset = check_preset(self.preset)
         check_layout(self.layout)
         if self.region_shape not in REGION_SHAPES:
             raise ValueError(f"region_shape={self.region_shape!r} is unknown, expected one of {REGION_SHAPES}.")
@@ -147,7 +145,8 @@ class SamaProcessor(ProcessorMixin):
     def from_args_and_dict(cls, args, processor_dict: dict, **kwargs):
         """As the base class; also passes the settings on, which are not named in the constructor's signature."""
         settings = [item.name for item in fields(ProcessorSettings)]
-        chosen = {name: kwargs.pop(name, processor_dict.get(name)) for name in settings}
+        legacy = {"preset": processor_dict.get("grounding_policy")}  # its name before version 0.2
+        chosen = {name: kwargs.pop(name, processor_dict.get(name, legacy.get(name))) for name in settings}
         return (
             super()
             .from_args_and_dict(args, processor_dict, **kwargs)
@@ -202,9 +201,7 @@ class SamaProcessor(ProcessorMixin):
         """Context, dense and prompted frames of a video: its own choice, or that of this processor's policies."""
         if video.frame_choice is not None:
             return video.frame_choice
-        return choose_frames(
-            len(video), self.frame_policy, self.grounding_policy, self.max_context_frames, self.num_dense_frames
-        )
+        return choose_frames(len(video), self.preset, self.max_context_frames, self.num_dense_frames)
 
     def region_frame(self, region, video: SamaVideo) -> int:
         """The frame that is used for a region, whatever kind it is of: see [`prepare_region`]."""
@@ -420,7 +417,7 @@ class SamaProcessor(ProcessorMixin):
             regions = [(region, sample.video) for sample in samples for region in sample.regions]
             data.update(collate_frames(samples))
             data.update(collate_questions(samples, self.qformer_tokenizer, self.qformer_max_length))
-            grid_size, keep_small = math.isqrt(self.image_seq_length), self.grounding_policy == "consistent"
+            grid_size, keep_small = math.isqrt(self.image_seq_length), self.preset == "consistent"
             data.update(mask_tensors(regions, self.region_mask_size, grid_size, keep_small))
             data.update(prompt_tensors(regions, self.sam_image_size, self.sam_pixel_values))
         return BatchFeature(data)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .configuration_sama import POLICIES
+from .configuration_sama import check_preset
 from .video_readers_sama import IMAGE_SUFFIXES, FileFrames, ListFrames, checked_array, existing_file
 
 
@@ -125,16 +125,9 @@ class FrameChoice:
     prompted: list[int]
 
 
-def check_policy(name: str, value: str) -> None:
-    """Raise `ValueError` for an unknown preset."""
-    if value not in POLICIES:
-        raise ValueError(f"{name}={value!r} is unknown, expected one of {', '.join(POLICIES)}.")
-
-
 def choose_frames(
     num_frames: int,
-    frame_policy: str,
-    grounding_policy: str,
+    preset: str,
     max_context_frames: int = 32,
     num_dense_frames: int = 5,
 ) -> FrameChoice:
@@ -143,25 +136,23 @@ def choose_frames(
 
     Args:
         num_frames (`int`): Frames of the video.
-        frame_policy (`str`): "release": the first `num_dense_frames` context frames are dense; "consistent": the dense
-            frames are spread over the context frames, to the end of the video.
-        grounding_policy (`str`): "release": SAM 2 is prompted on the first frames of the video; "consistent": on the
-            dense frames themselves.
+        preset (`str`): "published": the first `num_dense_frames` context frames are dense, and SAM 2 is prompted on
+            the first frames of the video. "consistent": the dense frames are spread over the context frames, to
+            the end of the video, and SAM 2 is prompted on them.
         max_context_frames (`int`): Upper bound of the context frames.
         num_dense_frames (`int`): Dense frames of a video that is long enough.
     """
-    check_policy("frame_policy", frame_policy)
-    check_policy("grounding_policy", grounding_policy)
+    preset = check_preset(preset)
     if num_frames < 1:
         raise ValueError(f"A video needs at least 1 frame, got {num_frames}.")
     context = _context_frames(num_frames, max_context_frames)
-    if frame_policy == "release" or len(context) <= num_dense_frames:
+    if preset == "published" or len(context) <= num_dense_frames:
         dense = context[:num_dense_frames]
     else:
         # The middle of each of equal stretches: neither the beginning nor the end of the video is left out
         stretches = 2 * num_dense_frames
         dense = [context[(2 * i + 1) * len(context) // stretches] for i in range(num_dense_frames)]
-    prompted = list(range(len(dense))) if grounding_policy == "release" else dense
+    prompted = list(range(len(dense))) if preset == "published" else dense
     return FrameChoice(context=context, dense=dense, prompted=list(prompted))
 
 

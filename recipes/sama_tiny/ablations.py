@@ -40,7 +40,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FULL = "full"
 STATE = "state.pt"
 ROUNDS = 3  # of a dialogue in training, but for the variant with one
-CONSISTENT, RELEASE = "consistent", "release"
+CONSISTENT, RELEASE = "consistent", "published"
 
 
 # What is left out
@@ -87,7 +87,7 @@ VARIANTS: dict[str, Dialogues | Masks] = {
     "one-turn": Dialogues("1 turn in training", rounds=1),
     "consistent": Masks("masks, consistent", CONSISTENT, memory=False),
     "consistent-memory": Masks("masks, consistent, memory training", CONSISTENT, memory=True),
-    "release": Masks("masks, release", RELEASE, memory=False),
+    "published": Masks("masks, release", RELEASE, memory=False),
     "release-memory": Masks("masks, release, memory training", RELEASE, memory=True),
 }
 
@@ -113,8 +113,8 @@ class Rounds(ToyWorld):
 
 def load(folder: Path, policy: str = CONSISTENT) -> tuple[SamaForConditionalGeneration, SamaProcessor]:
     """The model of a folder in float32 and its processor, both under a policy of masks."""
-    model = SamaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, grounding_policy=policy)
-    return model, SamaProcessor.from_pretrained(folder, trust_remote_code=True, grounding_policy=policy)
+    model = SamaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, preset=policy)
+    return model, SamaProcessor.from_pretrained(folder, trust_remote_code=True, preset=policy)
 
 
 def save(model: SamaForConditionalGeneration, processor: SamaProcessor, folder: Path) -> None:

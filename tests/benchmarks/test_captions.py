@@ -53,8 +53,8 @@ def test_masks_of_grounded_captions(no_captions):
     found = values(scores)
     # The man: 80 of 100 pixels; the ball is not found. The cat is right, the grass is one too many
     assert found["mIoU"] == pytest.approx(100 * (0.8 / 2 + 1 / 2) / 2)
-    assert values(scores, release=True)["mIoU"] == pytest.approx(90)
-    assert found["Recall"] == values(scores, release=True)["Recall"] == pytest.approx(200 / 3)
+    assert values(scores, published=True)["mIoU"] == pytest.approx(90)
+    assert found["Recall"] == values(scores, published=True)["Recall"] == pytest.approx(200 / 3)
     # COCO's 101 points, of 2 found in the order right, wrong, right, wrong: as the release prints it
     assert (found["AP50"], found["AP"]) == (pytest.approx(55.4, abs=0.05), pytest.approx(42.2, abs=0.05))
     assert [row.name for row in scores.rows[:5]] == ["AP50", "mIoU", "Recall", "METEOR", "CIDEr"]
@@ -65,7 +65,7 @@ def test_questions_of_grounded_captions(no_captions):
     assert opened("grounded_captions", split="test").outline() == {"i3": ["i3"]}
     wording = "with interleaved segmentation masks for"
     assert wording in text_of(opened("grounded_captions"), "i1")[0]
-    released = text_of(opened("grounded_captions", preset="release"), "i1")[0]
+    released = text_of(opened("grounded_captions", preset="published"), "i1")[0]
     assert wording.replace("interleaved ", "interleaved     ") in released
     right = opened("grounded_captions", split="test")
     (question,) = right.questions("i3")
@@ -92,7 +92,7 @@ def test_texts_of_grounded_captions(no_meteor):
     # "A man plays with a ball": of "The man and a dog" 2 of 5 words stand in it; "A cat on the grass" is right; the
     # release makes "catthe" of the line break. 10 words for 11, and 9
     assert values(scores)["Bleu_1"] == pytest.approx(100 * 7 / 10 * np.exp(1 - 11 / 10), rel=1e-5)
-    assert values(scores, release=True)["Bleu_1"] == pytest.approx(100 * 5 / 9 * np.exp(1 - 11 / 9), rel=1e-5)
+    assert values(scores, published=True)["Bleu_1"] == pytest.approx(100 * 5 / 9 * np.exp(1 - 11 / 9), rel=1e-5)
 
 
 @needs_java

@@ -16,8 +16,8 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("SAMA_CACHE", str(tmp_path / "cache"))
 
 
-def parts(scores, release: bool = False) -> dict:
-    return {row.part: row.release if release else row.value for row in scores.rows}
+def parts(scores, published: bool = False) -> dict:
+    return {row.part: row.published if published else row.value for row in scores.rows}
 
 
 def test_accuracy_of_questions_and_of_pictures():

@@ -51,7 +51,7 @@ def test_mevis_script(cases):
     both = mevis.questions("v1")[1].turns[0].targets[0]
     found = {"v1/0": masks([drawn(words) for words in given["pred"]["v1/0"]]), "v1/1": masks(both), "v2/0": masks()}
     scores = mevis.score(predictions(mevis, found))
-    rounded(values(scores, release=True), cases["vos.mevis_script"]["output"]["result"])
+    rounded(values(scores, published=True), cases["vos.mevis_script"]["output"]["result"])
     rounded(values(scores), cases["vos.mevis_script"]["output"]["result"])
 
 
@@ -75,7 +75,7 @@ def test_davis_script(cases, tmp_path):
     found = {"a-vid/0": masks(truth["0"]), "b-vid/0": masks(truth["1"])}
     found["b-vid/1"] = masks([drawn(given["pred"]["b-vid/1"])])
     scores = davis.score(predictions(davis, found))
-    rounded(values(scores, release=True), cases["vos.davis_script"]["output"]["result"])
+    rounded(values(scores, published=True), cases["vos.davis_script"]["output"]["result"])
 
 
 def test_revos_script(cases):
@@ -84,7 +84,7 @@ def test_revos_script(cases):
     found = {f"{name}/0": exact, f"{name}/2": exact, f"{name}/1": masks([drawn(one) for one in given["1 (type 1)"]])}
     scores, expected = revos.score(predictions(revos, found)), cases["vos.revos_script"]["output"]["result"]
     for part, recorded in (("referring", "referring"), ("reasoning", "reason"), ("overall", "overall")):
-        rounded(values(scores, part, release=True), expected[recorded])
+        rounded(values(scores, part, published=True), expected[recorded])
 
 
 def test_refcoco_scripts(cases):
@@ -100,7 +100,7 @@ def test_refcoco_scripts(cases):
             recorded = cases[case]["output"][name]
             expected = {metric: 100 * recorded[metric] for metric in ("cIoU", "gIoU")}
             # Sa2VA adds 1e-5 to each union of gIoU, which only the release's column does
-            assert values(scores, release=release) == pytest.approx(expected, rel=1e-6 if release else 1e-5)
+            assert values(scores, published=release) == pytest.approx(expected, rel=1e-6 if release else 1e-5)
 
 
 def test_image_captions_script(cases):
@@ -120,7 +120,7 @@ def test_image_captions_script(cases):
         found[name] = answer((text, [(label, [drawn(mask)]) for label, mask in zip(labels, words, strict=True)]))
     # The fixture writes its labels as the case does
     scores = captions.score(predictions(captions, found), Tools(similarity=similarity))
-    release, output = values(scores, release=True), case["output"]
+    release, output = values(scores, published=True), case["output"]
     assert {name: round(release[name] / 100, 3) for name in ("mIoU", "Recall")} == {
         name: output[name] for name in ("mIoU", "Recall")
     }
@@ -139,7 +139,7 @@ def test_tables_of_sama_bench(cases):
     rows = source_rows(videos, list(case["output"]))
     # As shipped the script of -G keeps VidSTG only; that of -C is the mean over all videos
     for part, recorded in (("VidSTG", "agg.bench_g_final"), ("all", "agg.bench_c_final")):
-        found = {row.name: row.release / 100 for row in rows if row.part == part}
+        found = {row.name: row.published / 100 for row in rows if row.part == part}
         assert {name: found[name] for name in cases[recorded]["output"]} == pytest.approx(
             cases[recorded]["output"], abs=5.1e-7
         )
@@ -153,12 +153,12 @@ def test_empty_entry_repeats_the_mask_before_it(cases):
 
 
 def test_questions(cases):
-    mevis = opened("mevis", preset="release")
+    mevis = opened("mevis", preset="published")
     case = cases["vos.prompt"]
     for text, expected in zip(case["input"], case["output"], strict=True):
         asked = mevis.turn(Turn("", info={"expression": text}), "", {}, None)
         assert asked.text == expected["after_cleaning"]
-    captions = opened("grounded_captions", preset="release")
+    captions = opened("grounded_captions", preset="published")
     assert captions.questions("i1")[0].turns[0].text == cases["prompts.exact"]["output"]["image_gcg"]
     regions = opened("region_captions").questions("11")[0].turns[0].text
     assert f"<image>\n{regions.splitlines()[1]}" == cases["prompts.exact"]["output"]["region_caption"]

@@ -39,7 +39,7 @@ def test_mevis_is_the_mean_over_expressions():
     answers = {"v1/0": masks([MIDDLE, LEFT]), "v1/1": masks(both), "v2/0": masks()}
     scores = mevis.score(predictions(mevis, answers))
     j, f = (0.75 + 1 + 0) / 3, ((1 + HALF_F) / 2 + 1 + 0) / 3
-    assert values(scores) == values(scores, release=True) == expected(100 * j, 100 * f)
+    assert values(scores) == values(scores, published=True) == expected(100 * j, 100 * f)
     assert [row.count for row in scores.rows] == [3] * 3
     assert [sample.value for sample in scores.samples] == [0.75, 1, 0]
 
@@ -49,15 +49,15 @@ def test_second_mask_counts_except_in_the_release():
     both = masks([LEFT, LEFT], [box(10, 5, 15, 15)] * 2)
     scores = mevis.score(predictions(mevis, {"v1/0": both}))
     assert values(scores) == expected(100, 100)
-    assert values(scores, release=True) == expected(100 * HALF_J, 100 * HALF_F)
+    assert values(scores, published=True) == expected(100 * HALF_J, 100 * HALF_F)
 
 
 def test_questions_of_both_presets():
     assert text_of(opened("mevis"), "v1/0") == ["Please segment the square."]
-    assert text_of(opened("mevis", preset="release"), "v1/0") == ["Please segment The square.."]
+    assert text_of(opened("mevis", preset="published"), "v1/0") == ["Please segment The square.."]
     assert text_of(opened("revos"), "LVVIS/train/00009/1") == ["Which of them would roll?"]
-    assert [opened("mevis", preset=name).questions("v1")[0].layout for name in ("consistent", "release")] == [
-        None, "release",
+    assert [opened("mevis", preset=name).questions("v1")[0].layout for name in ("consistent", "published")] == [
+        None, "published",
     ]  # fmt: skip
 
 
@@ -93,7 +93,7 @@ def test_revos_groups_and_the_wrong_values_of_the_release():
     assert (fixed["A"], fixed["R"]) == (pytest.approx(a), pytest.approx(r, abs=1e-4))
     assert values(scores, "referring") == pytest.approx({"J&F": 100, "J": 100, "F": 100, "A": 100, "R": 100})
     assert values(scores, "overall")["A"] == pytest.approx((100 + a) / 2)
-    released = {part: values(scores, part, release=True) for part in ("referring", "reasoning", "overall")}
+    released = {part: values(scores, part, published=True) for part in ("referring", "reasoning", "overall")}
     assert released["referring"] == pytest.approx({"J&F": 100, "J": 100, "F": 100, "A": 75, "R": 100})
     assert released["reasoning"] == pytest.approx({"J&F": 69.405, "J": 66.67, "F": 72.14, "A": 72.5, "R": 50})
     assert released["overall"]["J&F"] == pytest.approx(84.7025)
@@ -106,7 +106,7 @@ def test_the_release_computes_j_and_f_anew_of_several_masks_only(monkeypatch, tr
     whole = frame_masks.track_jf
     monkeypatch.setattr(frame_masks, "track_jf", lambda *sides: calls.append(1) or whole(*sides))
     (sample,) = revos.score(predictions(revos, {name: masks(*tracks)})).samples
-    assert len(calls) == times and set(sample.facts["fixed"]) == set(sample.facts["release"]) == {"J", "F", "A", "R"}
+    assert len(calls) == times and set(sample.facts["fixed"]) == set(sample.facts["published"]) == {"J", "F", "A", "R"}
 
 
 def test_revos_without_its_foreground_file_takes_all_objects(tmp_path):
@@ -130,7 +130,7 @@ def davis_answers(**changes) -> dict:
 def test_davis_right_answers():
     davis = opened("ref_davis17")
     scores = davis.score(predictions(davis, davis_answers()))
-    assert values(scores) == values(scores, release=True) == expected(100, 100)
+    assert values(scores) == values(scores, published=True) == expected(100, 100)
     assert values(scores, "without first and last frame") == expected(100, 100)
 
 
@@ -143,7 +143,7 @@ def test_davis_objects_of_an_annotator_share_their_pixels():
     assert values(scores)["J"] == pytest.approx(100 * (3 + shared) / 4)
     assert values(scores)["F"] == pytest.approx(100 * (3 + 1 / 3) / 4)
     # The release counts every one of the 12 expressions by itself
-    assert values(scores, release=True)["J"] == pytest.approx(100 * (9 + 3 * alone) / 12)
+    assert values(scores, published=True)["J"] == pytest.approx(100 * (9 + 3 * alone) / 12)
     surer = davis.score(
         predictions(davis, davis_answers(a_1=masks(everything, confidence=0.2), a_5=masks(everything, confidence=0.9)))
     )

@@ -66,7 +66,7 @@ def test_asked_by_itself_and_in_conversation():
     assert [len(question.turns) for question in questions.values()] == [1, 1, 1, 1, 4, 4]
     assert [questions[f"mevis/1/{way}"].history for way in ("own", "reference")] == ["own", "reference"]
     assert bench().left_out["last messages without an answer"] == 1
-    single = bench(asked="single", preset="release")
+    single = bench(asked="single", preset="published")
     assert single.outline()[M1] == ["mevis/0/0", "mevis/0/1"]
     assert single.questions(M1)[0].layout == "sama_conversation"
     with pytest.raises(BenchmarkError, match="asked holds 'alone'"):
@@ -89,9 +89,9 @@ def test_right_answers(no_captions):
             found = values(scores, prefix + part)
             assert (found["mIoU"], found["Recall"]) == (100, 100)
     # The release counts the rounds without masks as 0: half of them in four of the videos, of M2 round 4 of four
-    release = values(scores, release=True)
+    release = values(scores, published=True)
     assert release["mIoU"] == pytest.approx(100 * (4 * 0.5 + 0.75) / 5)
-    assert values(scores, "mevis", release=True)["mIoU"] == pytest.approx(100 * (0.5 + 0.75) / 2)
+    assert values(scores, "mevis", published=True)["mIoU"] == pytest.approx(100 * (0.5 + 0.75) / 2)
     counts = {row.part: row.count for row in scores.rows if row.name == "mIoU" and "history" not in row.part}
     assert counts == {"all": 5, "mevis": 2, "lvvis": 1, "ref_youtube_vos": 1, "VidSTG": 1}
 
@@ -110,7 +110,7 @@ def test_missed_and_surplus_objects_count(no_captions):
     both = 96 / 160
     assert [sample.value for sample in scores.samples] == pytest.approx([1 / 3, 0.5, both / 2])
     assert values(scores)["mIoU"] == pytest.approx(100 * (1 / 3 + (0.5 + both / 2) / 2) / 2)
-    assert values(scores, release=True)["mIoU"] == pytest.approx(100 * (1 / 3 + (1 + both) / 2) / 2)
+    assert values(scores, published=True)["mIoU"] == pytest.approx(100 * (1 / 3 + (1 + both) / 2) / 2)
     # M1: nothing reaches 0.5; M2: 2 of the 3 phrases
     assert values(scores)["Recall"] == pytest.approx(100 * (0 + 2 / 3) / 2)
 
@@ -122,7 +122,7 @@ def test_recall_pairs_a_mask_with_the_phrase_in_front_of_it(no_captions):
     scores = g.score(predictions(g, answers), Tools(similarity=same))
     assert values(scores)["Recall"] == 100
     # The release puts "the sky" to the man and "the man" to the dog
-    assert values(scores, release=True)["Recall"] == 0 and values(scores)["Recall (GLaMM)"] == 0
+    assert values(scores, published=True)["Recall"] == 0 and values(scores)["Recall (GLaMM)"] == 0
 
 
 def test_silence_is_not_rewarded(no_captions):
@@ -134,7 +134,7 @@ def test_silence_is_not_rewarded(no_captions):
     scores = g.score(predictions(g, answers), Tools(similarity=same))
     assert values(scores)["Recall"] == pytest.approx(100 / 3)
     # The release leaves the silent answer out; of round 3 it counts the phrase without a mask too
-    assert values(scores, release=True)["Recall"] == 0
+    assert values(scores, published=True)["Recall"] == 0
     assert values(scores)["mIoU"] == 50
 
 
@@ -170,7 +170,7 @@ def test_captions_and_clair_by_video(no_meteor):
     assert values(scores)["Bleu_1"] == pytest.approx(100 * (2 / 3 + 1 + 2 / 3) / 3, rel=1e-6)
     assert values(scores)["CLAIR"] == pytest.approx(100 * (0.8 + 0.4 + 0.4) / 3)
     # A video with one description has no CIDEr, where the release has 0; of two equal ones nothing is rare: 0
-    cider = {row.part: (row.value, row.count, row.release) for row in scores.rows if row.name == "CIDEr"}
+    cider = {row.part: (row.value, row.count, row.published) for row in scores.rows if row.name == "CIDEr"}
     assert cider == {"all": (0, 1, 0), "mevis": (None, 0, 0), "lvvis": (0, 1, 0)}
     assert [(row.name, row.count) for row in scores.rows[:3]] == [("METEOR", 3), ("CIDEr", 1), ("CLAIR", 3)]
 
@@ -206,7 +206,7 @@ def test_clair_of_a_part_of_the_videos_is_none():
     names = [M1, "lvvis/val/2"]
     found = per_video.clair_values({name: (["x"], ["y"]) for name in names}, judge)
     rows = source_rows({name: {"CLAIR": found[name]} for name in names}, ["CLAIR"])
-    assert {(row.value, row.release, row.reason) for row in rows} == {
+    assert {(row.value, row.published, row.reason) for row in rows} == {
         (None, None, "the judge cannot be reached: gone")
     }
 

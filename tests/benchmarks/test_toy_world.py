@@ -171,7 +171,7 @@ def test_nothing_answered_gives_a_table_of_reasons():
     ("arguments", "message"),
     [
         ({"split": "train"}, "no split 'train', only val, unseen"),
-        ({"preset": "new"}, "no preset 'new', only consistent, release"),
+        ({"preset": "new"}, "no preset 'new', only consistent, published"),
         ({"clip": 3}, "no option 'clip'; it has clips, seed, size, background"),
         ({"clips": "many"}, "option clips of toy_world is 'many', no int"),
         ({"size": 8}, "cannot be drawn: 8 x 8"),

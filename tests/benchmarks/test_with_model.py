@@ -77,7 +77,7 @@ def test_whole_run_over_the_first_question(tiny, name, tmp_path, monkeypatch):
 
 
 def test_conversations_of_sama_bench_g(tiny):
-    benchmark = opened("sama_bench_g", FIXTURES, asked="own,reference", preset="release")
+    benchmark = opened("sama_bench_g", FIXTURES, asked="own,reference", preset="published")
     predictions = asked(tiny, benchmark)
     assert [len(prediction.turns) for prediction in predictions] == [2, 2]
     check(benchmark.score(predictions), predictions)

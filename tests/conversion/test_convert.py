@@ -88,10 +88,10 @@ def test_release_keeps_the_rules_of_the_published_inference(released):
         load(released["ours"]).config,
         SamaProcessor.from_pretrained(released["ours"], trust_remote_code=True),
     )
-    assert (config.grounding_policy, config.region_shape, config.null_region_scale) == ("release", "box", 1.0)
+    assert (config.preset, config.region_shape, config.null_region_scale) == ("published", "box", 1.0)
     assert (config.trained, config.round_rotary_to_bfloat16) == (True, True)
-    policies = (processor.frame_policy, processor.grounding_policy, processor.layout, processor.region_shape)
-    assert policies == ("release", "release", "release", "box")
+    policies = (processor.preset, processor.layout, processor.region_shape)
+    assert policies == ("published", "published", "box")
     assert (processor.sam_image_size, processor.image_size, processor.region_mask_size) == (128, 56, 8)
     assert config.seg_token_id == processor.tokenizer.convert_tokens_to_ids("[SEG]")
     assert config.qformer_mask_token_id == processor.qformer_tokenizer.convert_tokens_to_ids("<mask>") == 12
@@ -212,7 +212,7 @@ def test_sa2va_starts_with_instructblip(tmp_path):
     assert f"{AGGREGATOR}temporal_queries" in report.fresh and f"{AGGREGATOR}spatial_queries" not in report.fresh
     assert state[f"{AGGREGATOR}injection.query_projection.weight"].std() > 0
     config = model.config
-    assert (config.trained, config.grounding_policy, config.null_region_scale) == (False, "consistent", 0.0)
+    assert (config.trained, config.preset, config.null_region_scale) == (False, "consistent", 0.0)
 
 
 def test_instructblip_as_transformers_stores_it():
@@ -269,7 +269,7 @@ def test_sam2_fills_the_original_decoder(released, tmp_path):
     values = sam["sam_mask_decoder.iou_prediction_head.layers.1.bias"].bfloat16()
     assert torch.equal(after[f"{ORIGINAL_DECODER}iou_prediction_head.layers.0.bias"], values)
     assert report.copied == [] and len(report.unused) == 1
-    assert SamaProcessor.from_pretrained(tmp_path / "ours", trust_remote_code=True).layout == "release"
+    assert SamaProcessor.from_pretrained(tmp_path / "ours", trust_remote_code=True).layout == "published"
 
 
 def test_sam2_alone_is_a_model_of_the_library(tmp_path):

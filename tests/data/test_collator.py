@@ -63,7 +63,7 @@ def test_batch_without_masks_has_the_same_keys(tmp_path):
 
 
 def test_each_sample_keeps_its_layout(tmp_path):
-    processor, samples, batch = batch_of(tmp_path, preset="release")
+    processor, samples, batch = batch_of(tmp_path, preset="published")
     assert len({sample.layout for sample in samples}) == len(samples)
     for sample, ids, mask in zip(samples, batch["input_ids"], batch["attention_mask"], strict=True):
         alone = processor.apply_chat_template(sample.messages, add_generation_prompt=False, layout=sample.layout)

@@ -69,7 +69,7 @@ def written(sample, processor=None):
 
 
 @pytest.mark.parametrize("name", SOURCES)
-@pytest.mark.parametrize("preset", ["default", "release"])
+@pytest.mark.parametrize("preset", ["default", "published"])
 def test_every_source_has_a_mask_for_each_seg_in_the_order_of_the_text(name, preset, tmp_path):
     for index in range(len(source(name, tmp_path))):
         sample = render(name, tmp_path, index, preset=preset)
@@ -96,7 +96,7 @@ def test_phrases_of_several_objects_and_objects_named_twice():
     assert sample.frames == tiny_processor().choose_frames(sample.video).prompted
 
 
-@pytest.mark.parametrize("preset", ["default", "release"])
+@pytest.mark.parametrize("preset", ["default", "published"])
 @pytest.mark.parametrize("num_frames", [1, 2, 3, 4, 5, 6, 7, 9, 13, 14])
 def test_short_videos_have_one_mask_a_frame(num_frames, preset):
     """data.md 6.3: up to 5 context frames, also of 13, gave the dense index -1, and fewer frames than masks."""
@@ -121,10 +121,12 @@ def test_default_draws_without_replacement_and_release_with():
         sample = rendered(record, seed)
         asked = [words(message) for message in sample.messages[::2]]
         assert len(asked) == 5 and all(sum(f"thing {i}" in question for question in asked) == 1 for i in range(5))
-    repeated = [len({words(m)[-20:] for m in rendered(record, s, preset="release").messages[::2]}) for s in range(20)]
+    repeated = [
+        len({words(m)[-20:] for m in rendered(record, s, preset="published").messages[::2]}) for s in range(20)
+    ]
     assert min(repeated) < 5
     few = record_of(messages[:4], sampling={"turns": 5, "replace": True, "unit": "turn"})
-    assert len(rendered(few).messages) == 4 and len(rendered(few, preset="release").messages) == 10
+    assert len(rendered(few).messages) == 4 and len(rendered(few, preset="published").messages) == 10
     assert len(rendered(record, turns=2).messages) == 4
 
 
@@ -134,7 +136,7 @@ def test_objects_are_drawn_before_their_sentences():
     record = record_of([*many, user("b0"), assistant(grounded("", "b"))], tracks,
                        sampling={"turns": 2, "replace": True, "unit": "object"})  # fmt: skip
     assert all(sorted(rendered(record, seed).objects) == ["a", "b"] for seed in range(10))
-    share = np.mean([name == "b" for s in range(100) for name in rendered(record, s, preset="release").objects])
+    share = np.mean([name == "b" for s in range(100) for name in rendered(record, s, preset="published").objects])
     assert 0.35 < share < 0.65
 
 
@@ -143,7 +145,7 @@ def test_templates_take_the_content_and_release_says_image():
     found = {words(rendered(record, seed).messages[0]) for seed in range(60)}
     sentences = {f"(video){sentence.replace('{}', 'the red dog')}" for sentence in TEMPLATES["segment_video"]}
     assert found <= sentences and len(found) > 8
-    released = {words(rendered(record, seed, preset="release").messages[0]) for seed in range(20)}
+    released = {words(rendered(record, seed, preset="published").messages[0]) for seed in range(20)}
     assert released <= {f"(video){sentence.replace('{}', 'the red dog')}" for sentence in TEMPLATES["segment_image"]}
     answers = {words(rendered(record, seed).messages[1]) for seed in range(60)}
     assert answers == {"Sure, y.", "It is y.", "Here it is: y.", "y.", "This is the mask: y."}
@@ -220,7 +222,7 @@ def test_osprey_lists_its_regions_first(tmp_path):
     assert words(sample.messages[0]).startswith(
         "(image)There are 2 part regions in the picture: region1<region>, region2<region>.\n"
     )
-    assert words(render("osprey_conversation", tmp_path, preset="release").messages[0]).startswith(
+    assert words(render("osprey_conversation", tmp_path, preset="published").messages[0]).startswith(
         "(image)<image> There are 2 part regions"
     )
 
@@ -274,7 +276,7 @@ def test_tags_of_the_data_are_ordinary_text(tag, role):
 def test_newlines_of_the_first_question_go_in_the_release_alone(tmp_path):
     record = record_of([user("One\ntwo"), assistant("x"), user("three\nfour"), assistant("y")], layout="llava")
     assert [words(m) for m in rendered(record).messages[::2]] == ["(video)One\ntwo", "three\nfour"]
-    assert [words(m) for m in rendered(record, preset="release").messages[::2]] == ["(video)Onetwo", "three\nfour"]
+    assert [words(m) for m in rendered(record, preset="published").messages[::2]] == ["(video)Onetwo", "three\nfour"]
     assert record["messages"][0]["content"][0]["text"] == "One\ntwo"  # data.md 6.3: conversations were changed
 
 
@@ -325,7 +327,7 @@ RELEASE_TEXTS = {
 @pytest.mark.parametrize(("name", "index"), RELEASE_TEXTS)
 def test_release_writes_each_source_in_its_own_layout(name, index, tmp_path):
     """data.md 1 and 6.3: newlines around the context tokens, those that are deleted or doubled, and `<image> `."""
-    sample = render(name, tmp_path, index, preset="release")
+    sample = render(name, tmp_path, index, preset="published")
     spread = re.sub("(<IMG_CONTEXT>)+", "#", written(sample))
     found = [turn.split("<|im_end|>")[0] for turn in spread.split("<|im_start|>user\n")[1:]]
     for text, expected in zip(found, RELEASE_TEXTS[name, index], strict=False):
@@ -347,13 +349,13 @@ def test_newline_beside_the_tag_of_chat_univi_stays_in_the_release_alone(tmp_pat
     """data.md 1.6: only `<image>` is removed, so the release shows two newlines behind the context tokens."""
     for index, first in ((0, "What happens?\n"), (1, "\nIs it dark?")):
         (question, *_), (released, *_) = (
-            render("chat_univi", tmp_path, index, **settings).messages for settings in ({}, {"preset": "release"})
+            render("chat_univi", tmp_path, index, **settings).messages for settings in ({}, {"preset": "published"})
         )
         assert words(question) == f"(video){first.strip()}" and words(released) == f"(video){first}"
 
 
 def test_release_draws_frames_of_a_conversation_in_segments(tmp_path):
-    sample = render("chat_univi", tmp_path, preset="release")
+    sample = render("chat_univi", tmp_path, preset="published")
     assert len(sample.video.frame_choice.context) == 32
     assert sample.video.frame_choice.context[:6] == [0, 1, 2, 3, 4, 5]
     assert render("chat_univi", tmp_path).video.frame_choice is None

@@ -330,7 +330,7 @@ def test_markdown_names_failures():
         "samples": {"scored": 1, "failed": 21, "skipped": 0},
         "failures": [{"question": str(number), "error": "OSError: x"} for number in range(21)],
     }  # fmt: skip
-    text = markdown(about, Scores([Score("mIoU", 0.5, 1, release=0.25)], []))
+    text = markdown(about, Scores([Score("mIoU", 0.5, 1, published=0.25)], []))
     assert "| all | mIoU | 0.500 | 0.250 | 1 |" in text
     assert "1 questions scored, 21 failed, 0 not asked." in text and "`19`: OSError: x" in text
     assert "and 1 more" in text and "left out of the annotation files: 2 empty" in text

@@ -34,7 +34,7 @@ def test_image_caption():
 
 
 @pytest.mark.parametrize(
-    ("answer", "fixed", "release"),
+    ("answer", "fixed", "published"),
     [
         ("The region marked by region1 is a red car.<|im_end|>", "a red car.", "a red car."),
         ("Region1 shows a fish on a dish.", "a fish on a dish.", "a fh on a dh."),
@@ -43,10 +43,10 @@ def test_image_caption():
         ("region 1 is: a cat", "a cat", None),
     ],
 )
-def test_region_caption(answer, fixed, release):
+def test_region_caption(answer, fixed, published):
     assert region_caption(answer) == fixed
-    if release is not None:
-        assert region_caption(answer, "release") == release
+    if published is not None:
+        assert region_caption(answer, "published") == published
 
 
 def test_mme_answer():

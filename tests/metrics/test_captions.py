@@ -63,7 +63,7 @@ def test_wrong_captions(scores):
 def test_cider_of_one_sample(scores, needs_java):
     assert scores["one"]["CIDEr"].value is None and "only one sample" in scores["one"]["CIDEr"].reason
     assert scores["one"]["METEOR"].value == 1
-    assert captions._cider({0: ["a cat"]}, {0: ["a cat"]}, "release").value == 0
+    assert captions._cider({0: ["a cat"]}, {0: ["a cat"]}, "published").value == 0
 
 
 def test_rouge_by_hand():

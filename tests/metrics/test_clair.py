@@ -14,11 +14,11 @@ def test_messages():
 
 
 @pytest.mark.parametrize(
-    ("answer", "fixed", "release"),
+    ("answer", "fixed", "published"),
     [
         ('{"score": 85, "reason": "same"}', 0.85, 0.85),
         ('{"score": "85", "reason": "same"}', 0.85, 0.85),
-        ('{"score": 0.85}', 0.85, 0.0085),  # the release takes the JSON's number as it stands, but not the text's
+        ('{"score": 0.85}', 0.85, 0.0085),  # the published takes the JSON's number as it stands, but not the text's
         ("Score: 0.85", 0.85, 0.85),
         ('{"score": 0, "reason": "no"}', 0.0, 0.0),
         ('{"score": 80, "reason": "has {nested} braces"}', 0.8, 0.8),
@@ -31,9 +31,9 @@ def test_messages():
         ('{"score": null}', None, None),
     ],
 )
-def test_parse(answer, fixed, release):
-    for mode, expected in (("fixed", fixed), ("release", release)):
-        if answer == '{"score": null}' and mode == "release":
+def test_parse(answer, fixed, published):
+    for mode, expected in (("fixed", fixed), ("published", published)):
+        if answer == '{"score": null}' and mode == "published":
             continue  # an error there, as for "85%"
         found = parse_clair(answer, mode)
         assert (None if found is None else found.value) == pytest.approx(expected)
@@ -43,12 +43,12 @@ def test_percent_sign():
     assert parse_clair('{"score": "85%"}') == Verdict(0.85, "Unknown")
     for answer in ('{"score": "85%"}', '{"score": null}'):
         with pytest.raises(ValueError, match="not a number"):
-            parse_clair(answer, "release")
+            parse_clair(answer, "published")
 
 
 def test_reason():
     assert parse_clair('Well: {"score": 10, "reason": "a dog"}').reason == "a dog"
-    assert parse_clair("Score: 0.4 Reason: close match", "release").reason == "close match"
+    assert parse_clair("Score: 0.4 Reason: close match", "published").reason == "close match"
 
 
 def test_a_judge_is_asked_again():
@@ -60,7 +60,7 @@ def test_a_judge_is_asked_again():
         "the judge gave no score in 2 answers",
     )
     assert len(calls) == 2
-    assert clair("a", "b", lambda messages: "?", "release").value == 0
+    assert clair("a", "b", lambda messages: "?", "published").value == 0
 
 
 def test_a_judge_that_is_down():

@@ -73,7 +73,7 @@ def test_greedy_pairs_take_the_largest_first():
 
 
 @pytest.mark.parametrize(
-    ("ious", "release", "fixed"),
+    ("ious", "published", "fixed"),
     [
         ([[1.0, 0.0]], 1.0, 0.5),  # a surplus mask
         ([[1.0], [0.0], [0.0]], 1.0, 1 / 3),  # two missed objects
@@ -84,20 +84,20 @@ def test_greedy_pairs_take_the_largest_first():
         (np.zeros((0, 0)), 0.0, None),  # rightly silent
     ],
 )
-def test_miou(ious, release, fixed):
-    assert miou(np.array(ious), "release") == release
+def test_miou(ious, published, fixed):
+    assert miou(np.array(ious), "published") == published
     assert miou(np.array(ious)) == pytest.approx(fixed)
 
 
 def test_mean_miou_leaves_out_what_has_no_masks():
     samples = [np.array([[1.0]]), np.zeros((0, 0)), np.zeros((1, 0))]
-    assert mean_miou(samples).value == 0.5 and mean_miou(samples, "release").value == pytest.approx(1 / 3)
+    assert mean_miou(samples).value == 0.5 and mean_miou(samples, "published").value == pytest.approx(1 / 3)
     assert mean_miou([]) == (None, "there are no answers with masks to compare")
     assert mean_miou([np.zeros((0, 0))]).value is None
 
 
 def test_miou_raises():
-    with pytest.raises(ValueError, match="mode='official' is unknown, expected one of fixed, release"):
+    with pytest.raises(ValueError, match="mode='official' is unknown, expected one of fixed, published"):
         miou(np.zeros((1, 1)), "official")
     with pytest.raises(ValueError, match=r"got \(3,\)"):
         miou(np.zeros(3))
@@ -111,28 +111,28 @@ def test_ciou_and_giou_by_hand():
     ]
     assert counts == [PairCounts(4, 8, True), PairCounts(10, 10, True), PairCounts(0, 4, False)]
     assert ciou(counts).value == 14 / 22 and giou(counts).value == 1.5 / 3
-    # the release does not count the missing mask's object in cIoU
-    assert ciou(counts, "release").value == pytest.approx(14 / 18)
-    assert giou(counts, "release").value == pytest.approx(0.5, abs=1e-6)
+    # the published does not count the missing mask's object in cIoU
+    assert ciou(counts, "published").value == pytest.approx(14 / 18)
+    assert giou(counts, "published").value == pytest.approx(0.5, abs=1e-6)
 
 
 def test_empty_truth():
     empty = strip(0, 0)
     rightly_silent, answered = count_pair(empty, None), count_pair(empty, empty)
-    assert giou([rightly_silent, answered]).value == 1 and giou([rightly_silent], "release").value == 0
+    assert giou([rightly_silent, answered]).value == 1 and giou([rightly_silent], "published").value == 0
     assert ciou([answered]) == (None, "all masks are empty")
 
 
 def test_nothing_to_score_is_no_zero():
     assert ciou([]) == (None, "there are no expressions") and giou([]).value is None
-    assert ciou([count_pair(strip(0, 2), None)], "release") == (None, "no expression has a predicted mask")
+    assert ciou([count_pair(strip(0, 2), None)], "published") == (None, "no expression has a predicted mask")
 
 
 def test_release_polygon_truth():
     layers = np.zeros((2, 3, 4), dtype=bool)
     layers[0, :, :2], layers[1, :, 2:] = True, True
     assert (release_polygon_truth(layers) == layers.any(0)).all()
-    layers[1, 1, 1] = True  # twice covered: the release has a hole there
+    layers[1, 1, 1] = True  # twice covered: the published has a hole there
     expected = layers.any(0)
     expected[1, 1] = False
     assert (release_polygon_truth(layers) == expected).all()

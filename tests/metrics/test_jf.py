@@ -112,8 +112,8 @@ def test_accuracy_and_robustness():
     assert accuracy(truth, guess) == 380 / 400 and robustness(truth, guess, front) == pytest.approx(1 - 20 / 200)
     # of 0 and 255 no pixel of an object agrees, and each wrong one counts 255 times
     white = guess.astype(np.uint8) * 255
-    assert accuracy(truth.astype(np.uint8), white, "release") == 280 / 400
-    assert robustness(truth, white, front, "release") == 0
+    assert accuracy(truth.astype(np.uint8), white, "published") == 280 / 400
+    assert robustness(truth, white, front, "published") == 0
     assert accuracy(truth, white) == 380 / 400 and robustness(truth * 2, white, front) == pytest.approx(0.9)
 
 
@@ -140,7 +140,7 @@ def test_revos_table():
     assert found["reasoning"]["J"].value == pytest.approx(12.345)
     assert found["overall"]["J"].value == pytest.approx((100 + 12.345) / 2)
     assert found["overall"]["J&F"].value == pytest.approx((100 + (12.345 + 50) / 2) / 2)
-    assert revos_table(rows, "release")["reasoning"]["J"].value == pytest.approx(12.35, abs=0.0051)
+    assert revos_table(rows, "published")["reasoning"]["J"].value == pytest.approx(12.35, abs=0.0051)
     alone = revos_table(rows[:1])
     assert alone["referring"]["J"].value == 100
     assert alone["overall"]["J"] == alone["overall"]["J&F"] == (None, "there are no reasoning expressions")

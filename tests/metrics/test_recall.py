@@ -30,24 +30,24 @@ def test_a_cycle_of_three_is_right_in_fixed_only():
     # truth 0 is prediction 2, truth 1 is prediction 0, truth 2 is prediction 1
     found = np.roll(np.eye(3), -1, axis=1)
     cycle = pair(found, found)
-    assert recall([cycle]).value == recall([cycle], GLAMM).value == 1 and recall([cycle], "release").value == 0
+    assert recall([cycle]).value == recall([cycle], GLAMM).value == 1 and recall([cycle], "published").value == 0
 
 
 def test_a_failing_pair_stops_the_others_in_the_release_only():
     one = pair([[0.9, 0.0], [0.0, 0.8]], [[0.0, 0.0], [0.0, 1.0]])
     assert matches(one) == [(1, 1)]
-    assert matches(one, GLAMM) == matches(one, "release") == []
+    assert matches(one, GLAMM) == matches(one, "published") == []
 
 
 def test_surplus_predictions_are_not_cut():
     late = pair([[0.0, 0.0, 1.0]], [[0.0, 0.0, 1.0]])
-    assert recall([late]).value == 1 and recall([late], "release").value == 0
+    assert recall([late]).value == 1 and recall([late], "published").value == 0
 
 
 def test_silence_counts():
     silent, half = pair(np.zeros((2, 0)), np.zeros((2, 0))), pair([[1.0], [0.0]], [[1.0], [0.0]])
     assert recall([silent, half]).value == 1 / 4
-    assert recall([silent, half], "release").value == 1 / 2
+    assert recall([silent, half], "published").value == 1 / 2
 
 
 def test_fixed_does_not_depend_on_the_order():
@@ -76,8 +76,8 @@ def test_fixed_finds_the_most_pairs():
 def test_a_phrase_for_each_mask():
     with pytest.raises(ValueError, match=r"\(1, 1\) masks but \(1, 2\) phrases"):
         matches(pair(ONE, [[0.1, 1.0]]))
-    # The release pairs them by position: the mask gets the first phrase
-    assert recall([pair(ONE, [[0.1, 1.0]])], "release").value == 0
+    # The published pairs them by position: the mask gets the first phrase
+    assert recall([pair(ONE, [[0.1, 1.0]])], "published").value == 0
 
 
 def test_a_mask_without_a_phrase_matches_nothing_in_glamm():
@@ -97,5 +97,5 @@ def test_nan_is_the_largest_in_glamm():
 def test_nothing_to_find_is_no_zero():
     assert recall([]) == (None, "no answer has a phrase to be found")
     assert recall([pair(np.zeros((0, 1)), np.zeros((0, 1)))]).value is None
-    with pytest.raises(ValueError, match="mode='best' is unknown, expected one of fixed, release, glamm"):
+    with pytest.raises(ValueError, match="mode='best' is unknown, expected one of fixed, published, glamm"):
         recall([], "best")
