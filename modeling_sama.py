@@ -721,8 +721,8 @@ class SamaForConditionalGeneration(InternVLForConditionalGeneration):
             frame_features (`Callable`, *optional*): frame index to [`FrameFeatures`], when SAM 2 encoded the frames
             before.
             progress (`Callable`, *optional*): wraps the iterable over tracked frames, as `tqdm` does.
-            on_frame (`Callable`, *optional*): called with the index and the bool masks, of shape `(num_objects, height,
-            width)`, of each frame as it is tracked.
+            on_frame (`Callable`, *optional*): called with the index and the bool masks, of shape `(num_objects,
+            height, width)`, of each frame as it is tracked.
 
         Returns:
             a `MaskTrack` for each object, and its mean predicted IoU on the prompted frames, from 0 to 1.
