@@ -159,7 +159,8 @@ class SamaChat:
             on_answer (`Callable`, *optional*): called with the reply when its text is complete, before its objects are
                 found in the video; they have no tracks yet.
             on_frame (`Callable`, *optional*): called with the index and the bool masks, of shape `(num_objects,
-                height, width)`, of each frame in the order of tracking. An exception raised in a callback ends the question.
+                height, width)`, of each frame in the order of tracking. An exception raised in a callback ends the
+                question.
             generate_kwargs: for `generate`.
 
         Raises:
