@@ -10,15 +10,11 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
-from .configuration_sama import CONTEXT_TOKEN, DENSE_FRAME_TOKEN, REGION_POOLED_TOKEN
+from .configuration_sama import CONTEXT_TOKEN
 from .modeling_sama_tracker import FrameFeatures
-from .video_sama import GroundedPhrase, MaskTrack, Region, SamaVideo
+from .objects_sama import GroundedPhrase, MaskTrack, Region
+from .video_sama import SamaVideo
 from .visualization import overlay_masks, write_video
-
-
-# Inputs with one row a question, and with one row a region: a later turn hands over only its own rows.
-QUESTION_INPUTS = ("qformer_input_ids", "qformer_attention_mask", "question_samples")
-REGION_INPUTS = ("region_masks", "region_grid_masks", "region_frames")
 
 
 @dataclass
@@ -60,17 +56,18 @@ class ChatState:
     Args:
         messages (`list[dict]`): the conversation so far.
         input_ids (`torch.LongTensor` of shape `(num_tokens,)`): tokens whose keys and values are kept.
+        frames (`list[int]`): frames of the video that were encoded, in the order of their features.
         frame_features (`torch.Tensor` of shape `(num_frames, tokens_per_frame, width)`, *optional*)
         spatial_tokens (`torch.Tensor` of shape `(num_context_frames, num_spatial_queries, qformer_width)`, *optional*)
-        video_ids (`torch.LongTensor` of shape `(num_video_tokens,)`, *optional*):
-            The first of `input_ids`, in front of every question, once [`SamaChat.start_over`] read them.
+        video_length (`int`): how many of `input_ids` come before the first question and do not depend on it.
     """
 
     messages: list[dict] = field(default_factory=list)
     input_ids: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
+    frames: list[int] = field(default_factory=list)
     frame_features: torch.Tensor | None = None
     spatial_tokens: torch.Tensor | None = None
-    video_ids: torch.Tensor | None = None
+    video_length: int = 0
 
 
 class SamFeatureStore:
@@ -174,80 +171,70 @@ class SamaChat:
             return self.answer(text, regions, tracking if masks else None, on_answer, **generate_kwargs)
         except BaseException:
             # The keys and values of the tokens that the failed question had in common with the rest are still good.
-            self.state = replace(before, input_ids=self.state.input_ids)
+            self.state = replace(before, input_ids=self.state.input_ids, video_length=self.state.video_length)
             raise
 
-    def start_over(self) -> None:
+    def reset(self) -> None:
         """Forgets the conversation but not the video: the next question costs its own tokens only, and is answered as
-        if it were the first, whatever was asked before. The first call encodes the frames and reads them; so many
-        questions about a video that have nothing to do with one another are each asked after a `start_over`."""
-        if self.video is None:  # what two conversations have in common stays
-            self.state = ChatState(input_ids=self.state.input_ids)
-            return
+        if it were the first. So many questions about a video that have nothing to do with one another are each asked
+        after a `reset`."""
         state = self.state
-        context = None if state.spatial_tokens is None else state.frame_features[: len(state.spatial_tokens)]
-        self.state = replace(state, messages=[], frame_features=context)
-        if state.video_ids is None:
-            self.read_frames()
-        self.state = replace(self.state, input_ids=self.state.video_ids)
+        if self.video is None:  # what two conversations have in common stays
+            self.state = ChatState(input_ids=state.input_ids)
+            return
+        context = 0 if state.spatial_tokens is None else len(state.spatial_tokens)
+        self.state = replace(
+            state,
+            messages=[],
+            input_ids=state.input_ids[: state.video_length],
+            frames=state.frames[:context],
+            frame_features=None if state.frame_features is None else state.frame_features[:context],
+        )
 
-    @torch.no_grad()
-    def read_frames(self) -> None:
-        """Reads everything that stands in front of the first question's context, whatever the question, into an empty
-        cache."""
-        inputs, pixel_values = self.model_inputs([{"role": "user", "content": self.question_content("?", ())}])
-        types, model = inputs["mm_token_type_ids"][0], self.model.model
-        length = int((types == CONTEXT_TOKEN).nonzero()[0])
-        self.encode_new_frames(pixel_values, int(inputs["num_context_frames"][0]))
-        embeds = model.get_input_embeddings()(inputs["input_ids"][:, :length])
-        dense = self.state.frame_features[inputs["dense_frames"]].flatten(0, 1).to(embeds)
-        embeds = embeds.masked_scatter((types[:length] == DENSE_FRAME_TOKEN).unsqueeze(-1), dense)
-        self.cache = DynamicCache(config=self.model.config.get_text_config())
-        model.language_model(inputs_embeds=embeds, cache=self.cache, use_cache=True)
-        self.state = replace(self.state, video_ids=inputs["input_ids"][0, :length])
+    def start_over(self) -> None:
+        """The name of [`reset`] before version 0.2."""
+        self.reset()
 
     def replace_answer(self, tagged_text: str) -> None:
         """Puts another answer, with its tags, in the place of the last one; later questions follow on that."""
         *before, last = self.state.messages
         self.state = replace(self.state, messages=[*before, {**last, "content": tagged_text}])
 
-    def model_inputs(self, messages: list[dict]) -> tuple:
-        """What the processor makes of the conversation, and its frames; the latter are not moved to the device."""
-        inputs = self.processor.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-        )
-        pixel_values = inputs.pop("pixel_values", None)
-        inputs.pop("region_prompt_pixel_values", None)  # SAM 2's features of these frames come from the store
-        return inputs.to(self.model.device), pixel_values
-
     def answer(self, text: str, regions: Sequence, tracking: dict | None, on_answer, **generate_kwargs) -> SamaReply:
         """[`ask`], without its promise about failures."""
         messages = [*self.state.messages, {"role": "user", "content": self.question_content(text, regions)}]
-        inputs, pixel_values = self.model_inputs(messages)
-        with torch.no_grad():
-            kept = self.keep_common_prefix(inputs["input_ids"][0])
-            visual = {} if pixel_values is None else self.visual_inputs(inputs, pixel_values, kept, regions)
-        prompt_length = inputs["input_ids"].shape[1]
+        turn = self.processor.encode_turn(messages, self.state.input_ids, self.state.frames)
+        self.keep_tokens(turn.num_known_tokens)
+        visual = self.encode_visual(turn)
+        input_ids, device = turn.input_ids.to(self.model.device), self.model.device
         output = self.model.generate(
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
-            mm_token_type_ids=inputs["mm_token_type_ids"],
+            input_ids=input_ids,
+            attention_mask=torch.ones_like(input_ids),
+            mm_token_type_ids=turn.mm_token_type_ids.to(device),
             cache=self.cache,
             return_dict_in_generate=True,
             **visual,
             **self.processor.stop_arguments | generate_kwargs,
         )
+        new_tokens = output.sequences[0, input_ids.shape[1] :]
+        num_read = input_ids.shape[1] - turn.num_known_tokens
         if on_answer is not None:
-            early = self.processor.post_process_answer(output.sequences[0, prompt_length:])
-            on_answer(SamaReply(early.text, early.tagged_text, early.objects, self.video, prompt_length - kept))
-        tracks, scores = (None, None) if tracking is None else self.track(output.seg_states[0], **tracking)
-        answer = self.processor.post_process_answer(output.sequences[0, prompt_length:], tracks, scores)
+            on_answer(self.reply(new_tokens, num_read))
+        tracks, scores = (None, None)
+        if tracking is not None and self.video is not None:
+            tracks, scores = self.track_objects(output.seg_states[0], **tracking)
+        reply = self.reply(new_tokens, num_read, tracks, scores)
         self.state = replace(
             self.state,
-            messages=[*messages, {"role": "assistant", "content": answer.tagged_text}],
+            messages=[*messages, {"role": "assistant", "content": reply.tagged_text}],
             input_ids=output.sequences[0, : self.cache.get_seq_length()],
         )
-        return SamaReply(answer.text, answer.tagged_text, answer.objects, self.video, prompt_length - kept)
+        return reply
+
+    def reply(self, tokens: torch.Tensor, num_read: int, tracks=None, scores=None) -> SamaReply:
+        """What the model's new `tokens` say."""
+        answer = self.processor.post_process_answer(tokens, tracks, scores)
+        return SamaReply(answer.text, answer.tagged_text, answer.objects, self.video, num_read)
 
     def question_content(self, text: str, regions: Sequence) -> list[dict]:
         """The question as the chat template takes it; the video goes in with the first one."""
@@ -257,81 +244,92 @@ class SamaChat:
             content = [{"type": kind, kind: self.video}, *content]
         return content
 
-    def keep_common_prefix(self, input_ids: torch.Tensor) -> int:
-        """Cuts the kept keys and values back to what the new prompt begins with, and says how many tokens that is.
+    def keep_tokens(self, number: int) -> None:
+        """Cuts the kept keys and values back to the first `number` tokens, with which the new prompt begins.
 
         An answer's tokens may differ from how the tokenizer writes the same text: then the turn reads them again, so
         that a conversation never depends on how it was reached."""
-        known = self.state.input_ids.to(input_ids.device)
-        length = min(len(known), len(input_ids) - 1)  # one token is always left to read
-        differs = (known[:length] != input_ids[:length]).nonzero()
-        kept = int(differs[0]) if len(differs) else length
-        self.state = replace(self.state, input_ids=known[:kept])
+        self.state = replace(self.state, input_ids=self.state.input_ids[:number])
         for layer in self.cache.layers:  # one by one: an interrupted question leaves them at different lengths
-            if layer.get_seq_length() > kept:
-                layer.crop(kept - layer.get_seq_length())
-        return kept
+            if layer.get_seq_length() > number:
+                layer.crop(number - layer.get_seq_length())
 
-    def visual_inputs(
-        self, inputs, pixel_values: torch.Tensor, kept: int, regions: Sequence
-    ) -> dict[str, torch.Tensor]:
-        """The visual inputs of the tokens after `kept`: features of frames that were encoded once, and the rows of the
-        questions and regions that are new."""
-        self.encode_new_frames(pixel_values, int(inputs["num_context_frames"][0]))
-        types = inputs["mm_token_type_ids"][0, kept:]
-        num_context = int(inputs["num_context_frames"][0])
-        first_question = len(inputs["question_samples"]) - int((types == CONTEXT_TOKEN).sum()) // num_context
-        visual = {name: inputs[name][first_question:] for name in QUESTION_INPUTS}
-        visual |= {name: inputs[name] for name in ("num_context_frames", "num_extra_frames")}
-        visual["dense_frames"] = inputs["dense_frames"] if kept == 0 else inputs["dense_frames"][:0]
-        num_regions = int((types == REGION_POOLED_TOKEN).sum())
-        if num_regions:
-            first_region = len(inputs["region_masks"]) - num_regions
-            visual |= {name: inputs[name][first_region:] for name in REGION_INPUTS}
-            if "region_prompt_indices" in inputs:
-                visual |= self.fill_prompts(inputs, visual, first_region, regions)
-        if not len(visual["question_samples"]):
+    @torch.no_grad()
+    def encode_visual(self, turn) -> dict[str, torch.Tensor]:
+        """The visual arguments of a turn: frames that are new go through the vision tower, clicks and boxes become
+        masks, and the video is read into the cache unless it is there."""
+        if not turn.visual:
             return {}
-        return visual | {"frame_features": self.state.frame_features, "spatial_tokens": self.state.spatial_tokens}
+        self.encode_new_frames(turn)
+        device = self.model.device
+        visual = {name: value.to(device) for name, value in turn.visual.items()}
+        visual |= {"frame_features": self.state.frame_features, "spatial_tokens": self.state.spatial_tokens}
+        if turn.prompt_frames:
+            features = FrameFeatures.concatenate([self.sam_features(frame) for frame in turn.prompt_frames])
+            prompts = [visual.pop(f"region_prompt_{name}") for name in ("indices", "points", "labels")]
+            masks = (visual["region_masks"], visual["region_grid_masks"])
+            filled = self.model.model.fill_region_prompts(masks, *prompts, features)
+            visual |= dict(zip(("region_masks", "region_grid_masks"), filled, strict=True))
+        if len(visual["dense_frames"]):
+            self.read_video(turn, visual)
+            visual["dense_frames"] = visual["dense_frames"][:0]
+        return visual
 
-    def encode_new_frames(self, pixel_values: torch.Tensor, num_context_frames: int) -> None:
-        """Vision tower for the rows that no earlier turn encoded, spatial Q-Former once. The processor lists the
-        context frames first and others in order of first use, so a turn only adds rows."""
+    def encode_new_frames(self, turn) -> None:
+        """Vision tower for the frames that no earlier turn encoded, spatial Q-Former once."""
         features, model = self.state.frame_features, self.model.model
-        known = 0 if features is None else len(features)
-        if known == len(pixel_values):
-            return
-        new = model.encode_frames(pixel_values[known:].to(self.model.device))
-        if features is None:
-            spatial_tokens = model.context_aggregator.summarise_frames(new[:num_context_frames])
-            self.state = replace(self.state, frame_features=new, spatial_tokens=spatial_tokens)
-        else:
-            self.state = replace(self.state, frame_features=torch.cat([features, new]))
+        if len(turn.pixel_values):
+            new = model.encode_frames(turn.pixel_values.to(self.model.device))
+            features = new if features is None else torch.cat([features, new])
+            self.state = replace(self.state, frames=turn.frames, frame_features=features)
+        if self.state.spatial_tokens is None:
+            spatial_tokens = model.context_aggregator.summarise_frames(features[: turn.num_context_frames])
+            self.state = replace(self.state, spatial_tokens=spatial_tokens)
 
-    def fill_prompts(self, inputs, visual: dict, first_region: int, regions: Sequence) -> dict[str, torch.Tensor]:
-        """Masks of this turn's regions, those given as clicks and boxes filled by SAM 2."""
-        indices = inputs["region_prompt_indices"]
-        new = indices >= first_region
-        if not new.any():
-            return {}
-        rows = indices[new] - first_region
-        frames = [self.processor.region_frame(regions[row], self.video) for row in rows.tolist()]
-        masks, grid_masks = self.model.model.fill_region_prompts(
-            (visual["region_masks"], visual["region_grid_masks"]),
-            rows,
-            inputs["region_prompt_points"][new],
-            inputs["region_prompt_labels"][new],
-            FrameFeatures.concatenate([self.sam_features(frame) for frame in frames]),
+    def read_video(self, turn, visual: dict[str, torch.Tensor]) -> None:
+        """Reads what comes before the first question into the cache, apart from the question: so its keys and values
+        do not depend on the question, and [`reset`] can go back to them."""
+        types = turn.mm_token_type_ids
+        length = int((types[0] == CONTEXT_TOKEN).nonzero()[0])
+        first = len(self.state.input_ids)
+        frames = ("num_context_frames", "num_extra_frames", "frame_features", "spatial_tokens", "dense_frames")
+        self.model(
+            input_ids=turn.input_ids[:, first:length].to(self.model.device),
+            mm_token_type_ids=types[:, first:length].to(self.model.device),
+            cache=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+            **{name: visual[name] for name in frames},
         )
-        return {"region_masks": masks, "region_grid_masks": grid_masks}
+        self.state = replace(self.state, input_ids=turn.input_ids[0, :length], video_length=length)
 
-    def track(
+    @torch.no_grad()
+    def track_objects(
         self,
         seg_states: torch.Tensor,
-        progress: Callable[[Iterable], Iterable] | None,
-        on_frame: Callable[[int, np.ndarray], None] | None,
-    ) -> tuple[list[MaskTrack] | None, list[float] | None]:
-        """Mask tracks and scores of an answer's objects; None when there is no video to find them in."""
-        if self.video is None:
-            return None, None
-        return self.model.track_objects(seg_states, self.processor, self.video, self.sam_features, progress, on_frame)
+        progress: Callable[[Iterable], Iterable] | None = None,
+        on_frame: Callable[[int, np.ndarray], None] | None = None,
+    ) -> tuple[list[MaskTrack], list[float]]:
+        """Mask tracks at the video's own size, and scores, of all objects of an answer.
+
+        Args:
+            seg_states (`torch.Tensor` of shape `(num_objects, width)`): one entry of `generate(...).seg_states`.
+            progress, on_frame (`Callable`, *optional*): as for [`ask`].
+
+        Returns:
+            a `MaskTrack` for each object, and its mean predicted IoU on the prompted frames, from 0 to 1.
+        """
+        video, processor = self.video, self.processor
+        prompted = processor.choose_frames(video).prompted
+        frames = self.model.segment_video(seg_states, self.sam_features, prompted, num_frames=len(video))
+        tracks = [MaskTrack(len(video), video.height, video.width) for _ in seg_states]
+        scores = []
+        for frame in progress(frames) if progress else frames:
+            masks = processor.post_process_masks(frame.mask_logits, video.height, video.width)
+            for track, mask in zip(tracks, masks, strict=True):
+                track[frame.frame_index] = mask
+            if on_frame is not None:
+                on_frame(frame.frame_index, masks)
+            if frame.prompted:
+                scores.append(frame.predicted_iou.float().cpu())
+        return tracks, torch.stack(scores).mean(0).tolist() if scores else []

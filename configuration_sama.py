@@ -10,6 +10,8 @@ TEXT_TOKEN, DENSE_FRAME_TOKEN, CONTEXT_TOKEN, REGION_POOLED_TOKEN, REGION_SHAPE_
 
 PRESETS = ("published", "consistent")
 REGION_SHAPES = ("mask", "box")
+# Settings of the model that the processor needs too. They are stored once, in the model's `config.json`.
+SHARED_SETTINGS = ("preset", "region_shape", "region_mask_size", "image_seq_length", "image_token_id", "seg_token_id")
 
 
 def check_preset(name: str) -> str:

@@ -47,14 +47,14 @@ class FrameFeatures:
 @dataclass
 class ObjectMasks:
     """Masks of O objects in N frames: `mask_logits` (N, O, 4h, 4w); `predicted_iou` and `object_score` (N, O), the
-    second a logit; `object_pointer` (N, O, C), the token SAM 2 remembers an object by; `open_logits`, the mask logits
-    before those of an absent object were emptied, which training compares: an emptied mask has no gradient."""
+    second a logit; `object_pointer` (N, O, C), the token SAM 2 remembers an object by; `ungated_logits`, the mask
+    logits before those of an absent object were emptied, which training compares: an emptied mask has no gradient."""
 
     mask_logits: torch.Tensor
     predicted_iou: torch.Tensor
     object_score: torch.Tensor
     object_pointer: torch.Tensor
-    open_logits: torch.Tensor
+    ungated_logits: torch.Tensor
 
     def transpose(self) -> "ObjectMasks":
         """Frames for objects and objects for frames."""
@@ -72,7 +72,7 @@ class TrackedFrame:
     predicted_iou: torch.Tensor
     object_score: torch.Tensor
     prompted: bool
-    open_logits: torch.Tensor
+    ungated_logits: torch.Tensor
 
 
 class SamaMemoryBank:
@@ -190,7 +190,7 @@ class SamaMaskTracker(nn.Module):
             predicted_iou=predicted_iou.take_along_dim(best, 2).squeeze(2),
             object_score=object_score.squeeze(2),
             object_pointer=present * sam.object_pointer_proj(token) + (1 - present) * sam.no_object_pointer,
-            open_logits=mask_logits,
+            ungated_logits=mask_logits,
         )
 
     def segment_prompted(self, features: FrameFeatures, prompts: torch.Tensor) -> ObjectMasks:
@@ -366,7 +366,7 @@ def tracked_frame(frame_index: int, masks: ObjectMasks, prompted: bool) -> Track
         masks.predicted_iou[0],
         masks.object_score[0],
         prompted,
-        masks.open_logits[0],
+        masks.ungated_logits[0],
     )
 
 

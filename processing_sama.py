@@ -1,96 +1,72 @@
-"""What goes into SAMA and what comes out: conversations to tensors, answers to grounded phrases."""
+"""Messages to tensors, and answers back to phrases; the same for training and inference."""
 
 import math
+import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from torch.nn import functional as F
-from transformers import BatchFeature
-from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import (
-    GotOcr2ImageProcessorPil,
-    get_optimal_tiled_canvas,
-)
-from transformers.processing_utils import ProcessorMixin
-from transformers.utils.chat_template_utils import render_jinja_template
+from transformers import BatchFeature, ProcessorMixin
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 
-from .batch_sama import ConversationInputs, collate_frames, collate_questions, collate_tokens, tokenize_questions
-from .configuration_sama import REGION_SHAPES, TEXT_TOKEN, check_preset
-from .conversation_sama import Conversation, read_conversation
-from .layout_sama import (
+from .configuration_sama import DENSE_FRAME_TOKEN, SHARED_SETTINGS, TEXT_TOKEN, SamaConfig
+from .encoding_sama import (
+    ConversationInputs,
+    SamFrames,
+    TokenCounts,
+    TurnInputs,
+    WrittenConversation,
+    check_ids,
+    check_tags,
+    collate_frames,
+    collate_questions,
+    collate_tokens,
+    common_prefix,
+    count_tokens,
+    cut_tiles,
+    normalized_pixels,
+    one_for_each,
+    place_regions,
+    tile_grid,
+    token_types,
+    tokenize_text,
+    turns_with_placeholders,
+)
+from .objects_sama import (
+    GroundedPhrase,
+    MaskTrack,
+    PreparedRegion,
+    mask_tensors,
+    prepare_region,
+    prompt_pixel_values,
+    prompt_tensors,
+)
+from .prompts_sama import (
     ANSWER_TAGS,
     CHAT_TEMPLATES,
-    IMAGE_CONTEXT,
     LANGUAGE_TAGS,
-    LAYOUTS,
-    POOLED_SLOT,
     QFORMER_TAGS,
-    SEG,
+    TURN_FORMATS,
     Answer,
-    TurnText,
+    ParsedConversation,
     VisualText,
-    check_layout,
+    check_turn_format,
     decode_answer,
-    parse_tagged_text,
+    parse_answer,
     question_parts,
+    read_conversation,
+    render_messages,
     render_user_turn,
     to_tagged_text,
 )
-from .regions_sama import PreparedRegion, mask_tensors, prepare_region, prompt_tensors
-from .video_sama import FrameChoice, GroundedPhrase, MaskTrack, SamaVideo, choose_frames
+from .video_sama import FrameChoice, SamaVideo, choose_frames
 
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-@dataclass
-class ProcessorSettings:
-    """
-    Settings of [`SamaProcessor`] that are saved in `processor_config.json`.
-
-    Args:
-        image_seq_length (`int`): Tokens of one frame in the language model; a square number.
-        sam_image_size (`int`): Side of SAM 2's square input.
-        region_mask_size (`int`): Side of the masks that the shape encoder reads.
-        region_shape (`str`): "mask", or "box" when every region is replaced by its filled bounding box.
-        preset (`str`): "consistent" or "published", see [`choose_frames`].
-        layout (`str`): A name of `LAYOUTS`: the newlines around the context tokens.
-        max_context_frames (`int`), num_dense_frames (`int`): See [`choose_frames`].
-        qformer_max_length (`int`): Tokens of a question in the Q-Former; longer ones are cut on the left.
-    """
-
-    image_seq_length: int = 256
-    sam_image_size: int = 1024
-    region_mask_size: int = 112
-    region_shape: str = "mask"
-    preset: str = "consistent"
-    layout: str = "default"
-    max_context_frames: int = 32
-    num_dense_frames: int = 5
-    qformer_max_length: int = 256
-
-    def __post_init__(self):
-        self.preset = check_preset(self.preset)
-        check_layout(self.layout)
-        if self.region_shape not in REGION_SHAPES:
-            raise ValueError(f"region_shape={self.region_shape!r} is unknown, expected one of {REGION_SHAPES}.")
-        if math.isqrt(self.image_seq_length) ** 2 != self.image_seq_length:
-            raise ValueError(f"image_seq_length={self.image_seq_length} is not a square number.")
-
-
-class SamFrames(Sequence):
-    """Frames of a video as SAM 2 inputs, made one at a time when they are asked for."""
-
-    def __init__(self, processor: "SamaProcessor", video: SamaVideo):
-        self._processor, self._video = processor, video
-
-    def __len__(self) -> int:
-        return len(self._video)
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return self._processor.sam_pixel_values(self._video[index])
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
 class SamaProcessor(ProcessorMixin):
@@ -103,8 +79,16 @@ class SamaProcessor(ProcessorMixin):
         tokenizer ([`PreTrainedTokenizerFast`]): The language model's tokenizer with SAMA's tags.
         qformer_tokenizer ([`PreTrainedTokenizerFast`]): The temporal Q-Former's; saved in a folder of this name.
         chat_template (`str`, *optional*): A jinja template or a name of `CHAT_TEMPLATES`; default: the tokenizer's.
+        config ([`SamaConfig`]): The model's configuration, which holds the settings that both share. `from_pretrained`
+            reads it from `config.json`, which `save_pretrained` writes if the model has not.
         image_size (`int`, *optional*), max_tiles (`int`, *optional*): Replace the image processor's (448 and 12).
-        settings: Fields of [`ProcessorSettings`].
+        turn_format (`str`, defaults to `"newlines"`): A name of `TURN_FORMATS`: newlines around the context tokens.
+        max_context_frames (`int`, defaults to 32), num_dense_frames (`int`, defaults to 5): See [`choose_frames`].
+        qformer_max_length (`int`, defaults to 256): Tokens of a question in the Q-Former; longer ones are cut on the
+            left.
+
+    Raises:
+        ValueError: if a tokenizer lacks a tag, or its ids differ from those in `config`.
     """
 
     def __init__(
@@ -113,15 +97,22 @@ class SamaProcessor(ProcessorMixin):
         tokenizer=None,
         qformer_tokenizer=None,
         chat_template: str | None = None,
+        config: SamaConfig | None = None,
         image_size: int | None = None,
         max_tiles: int | None = None,
-        **settings,
+        turn_format: str = "newlines",
+        max_context_frames: int = 32,
+        num_dense_frames: int = 5,
+        qformer_max_length: int = 256,
     ):
-        known = [item.name for item in fields(ProcessorSettings)]
-        unknown = sorted(set(settings) - set(known))
-        if unknown:
-            raise ValueError(f"Unknown processor settings {', '.join(unknown)}; expected some of {', '.join(known)}.")
-        vars(self).update(asdict(ProcessorSettings(**settings)))
+        if config is None:
+            raise ValueError("SamaProcessor needs the model's `config`, which holds the settings that both share.")
+        self.config = config
+        self.turn_format = check_turn_format(turn_format)
+        self.max_context_frames, self.num_dense_frames = max_context_frames, num_dense_frames
+        self.qformer_max_length = qformer_max_length
+        if math.isqrt(config.image_seq_length) ** 2 != config.image_seq_length:
+            raise ValueError(f"image_seq_length={config.image_seq_length} is not a square number.")
         if image_processor is None:
             image_processor = GotOcr2ImageProcessorPil(
                 size={"height": 448, "width": 448}, image_mean=IMAGENET_MEAN, image_std=IMAGENET_STD
@@ -130,36 +121,63 @@ class SamaProcessor(ProcessorMixin):
             image_processor.size = type(image_processor.size)(height=image_size, width=image_size)
         if max_tiles is not None:
             image_processor.max_patches = max_tiles
-        _check_tags(tokenizer, LANGUAGE_TAGS, "tokenizer")
-        _check_tags(qformer_tokenizer, QFORMER_TAGS, "qformer_tokenizer")
+        check_tags(tokenizer, LANGUAGE_TAGS, "tokenizer")
+        check_tags(qformer_tokenizer, QFORMER_TAGS, "qformer_tokenizer")
+        check_ids(tokenizer, config)
         # Questions are cut on the left: what is asked usually stands at the end.
         qformer_tokenizer.truncation_side, qformer_tokenizer.padding_side = "left", "right"
         template = chat_template or tokenizer.chat_template or "qwen_chat"
         super().__init__(
             image_processor, tokenizer, qformer_tokenizer, chat_template=CHAT_TEMPLATES.get(template, template)
         )
-        self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_CONTEXT)
-        self.seg_token_id = tokenizer.convert_tokens_to_ids(SEG)
+
+    # Settings
 
     @classmethod
-    def from_args_and_dict(cls, args, processor_dict: dict, **kwargs):
-        """As the base class; also passes the settings on, which are not named in the constructor's signature."""
-        settings = [item.name for item in fields(ProcessorSettings)]
-        legacy = {"preset": processor_dict.get("grounding_policy")}  # its name before version 0.2
-        chosen = {name: kwargs.pop(name, processor_dict.get(name, legacy.get(name))) for name in settings}
-        return (
-            super()
-            .from_args_and_dict(args, processor_dict, **kwargs)
-            ._with_settings({name: value for name, value in chosen.items() if value is not None})
-        )
-
-    def _with_settings(self, settings: dict) -> "SamaProcessor":
-        vars(self).update(asdict(ProcessorSettings(**settings)))
-        return self
+    def get_processor_dict(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> tuple[dict, dict]:
+        """As the base class, with the model's configuration, whose settings `kwargs` may override."""
+        processor_dict, unused = super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
+        overrides = {name: unused.pop(name) for name in SHARED_SETTINGS if name in unused}
+        hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+        processor_dict["config"] = SamaConfig.from_pretrained(pretrained_model_name_or_path, **hub, **overrides)
+        if "layout" in processor_dict:  # the name of `turn_format` before version 0.2
+            processor_dict["turn_format"] = processor_dict.pop("layout")
+        return processor_dict, unused
 
     def to_dict(self) -> dict:
-        """As the base class, with the settings."""
-        return {**super().to_dict(), **{item.name: vars(self)[item.name] for item in fields(ProcessorSettings)}}
+        """As the base class, without the model's configuration."""
+        return {name: value for name, value in super().to_dict().items() if name != "config"}
+
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs):
+        """As the base class; writes the model's `config.json` too where there is none yet."""
+        if not (Path(save_directory) / "config.json").is_file():
+            self.config.save_pretrained(save_directory)
+        return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+    @property
+    def preset(self) -> str:
+        """The preset of the model's configuration, see [`choose_frames`]."""
+        return self.config.preset
+
+    @property
+    def image_token_id(self) -> int:
+        """Id of the placeholder of frames, context and regions."""
+        return self.config.image_token_id
+
+    @property
+    def seg_token_id(self) -> int:
+        """Id of `[SEG]`."""
+        return self.config.seg_token_id
+
+    @property
+    def image_seq_length(self) -> int:
+        """Tokens of one frame in the language model."""
+        return self.config.image_seq_length
+
+    @property
+    def sam_image_size(self) -> int:
+        """Side of SAM 2's square input."""
+        return self.config.sam_config.image_size
 
     @property
     def image_size(self) -> int:
@@ -179,7 +197,7 @@ class SamaProcessor(ProcessorMixin):
     def answer_suffix(self) -> str:
         """The end mark that the chat template puts behind an answer, such as `<|im_end|>`."""
         turn = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
-        text, spans = self._render(turn, self.chat_template, False)
+        text, spans = render_messages(turn, self.chat_template, self.tokenizer.special_tokens_map, False)
         return text[spans[0][0] + 1 : spans[0][1]] if spans else ""
 
     @property
@@ -198,17 +216,15 @@ class SamaProcessor(ProcessorMixin):
         return SamaVideo.open(source)
 
     def choose_frames(self, video: SamaVideo) -> FrameChoice:
-        """Context, dense and prompted frames of a video: its own choice, or that of this processor's policies."""
-        if video.frame_choice is not None:
-            return video.frame_choice
+        """Context, dense and prompted frames of a video, as this processor's settings choose them."""
         return choose_frames(len(video), self.preset, self.max_context_frames, self.num_dense_frames)
 
     def region_frame(self, region, video: SamaVideo) -> int:
         """The frame that is used for a region, whatever kind it is of: see [`prepare_region`]."""
-        return self._prepare_region(region, video).frame
+        return self._prepare_region(region, video, self.choose_frames(video)).frame
 
-    def _prepare_region(self, region, video: SamaVideo) -> PreparedRegion:
-        return prepare_region(region, video, self.choose_frames(video).dense, self.region_shape)
+    def _prepare_region(self, region, video: SamaVideo, frames: FrameChoice) -> PreparedRegion:
+        return prepare_region(region, video, frames.dense, self.config.region_shape)
 
     def sam_pixel_values(self, frame: np.ndarray) -> torch.Tensor:
         """A `(height, width, 3)` uint8 frame as SAM 2's square input: float tensor of shape `(3, size, size)`."""
@@ -216,38 +232,28 @@ class SamaProcessor(ProcessorMixin):
 
     def sam_frames(self, video: SamaVideo) -> SamFrames:
         """All frames of a video as SAM 2 inputs, decoded and resized only when asked for."""
-        return SamFrames(self, video)
+        return SamFrames(video, self.sam_pixel_values)
 
     def frame_pixel_values(self, video: SamaVideo, frames: Sequence[int]) -> torch.Tensor:
-        """Pixel values of frames, kept with the video: float tensor of shape `(num_frames, 3, size, size)`."""
-        memo, size = video.pixel_memo, self.image_size
-        for frame in frames:
-            if (size, frame) not in memo:
-                memo[size, frame] = self._normalized(Image.fromarray(video[frame]), size)
-        return torch.stack([memo[size, frame] for frame in frames])
+        """Pixel values of frames for the vision tower: float tensor of shape `(num_frames, 3, size, size)`."""
+        size = self.image_size
+        pixels = [self._normalized(Image.fromarray(video[frame]), size) for frame in frames]
+        return torch.stack(pixels) if pixels else torch.zeros(0, 3, size, size)
 
     def tile_pixel_values(self, image: SamaVideo) -> torch.Tensor:
         """
         Pixel values of a still, cut into 1 to `max_tiles` tiles as InternVL does; the whole image comes last when
         there are several. Float tensor of shape `(num_tiles, 3, image_size, image_size)`.
         """
-        key = ("tiles", self.image_size, self.max_tiles)
-        if key not in image.pixel_memo:
-            size, picture = self.image_size, Image.fromarray(image[0])
-            columns, rows = get_optimal_tiled_canvas((image.height, image.width), (size, size), 1, self.max_tiles)
-            canvas = picture.resize((columns * size, rows * size), Image.Resampling.BICUBIC)
-            corners = [(column * size, row * size) for row in range(rows) for column in range(columns)]
-            tiles = [canvas.crop((left, top, left + size, top + size)) for left, top in corners]
-            tiles += [picture] if len(tiles) > 1 else []
-            image.pixel_memo[key] = torch.stack([self._normalized(tile, size) for tile in tiles])
-        return image.pixel_memo[key]
+        tiles = cut_tiles(Image.fromarray(image[0]), self.image_size, self.max_tiles)
+        return torch.stack([self._normalized(tile, self.image_size) for tile in tiles])
+
+    def _num_tiles(self, image: SamaVideo) -> int:
+        columns, rows = tile_grid(image.height, image.width, self.image_size, self.max_tiles)
+        return columns * rows + (columns * rows > 1)
 
     def _normalized(self, image: Image.Image, size: int) -> torch.Tensor:
-        """Resize to the square and normalize; PIL on every machine, so pixels do not depend on what is installed."""
-        pixels = np.asarray(image.resize((size, size), Image.Resampling.BICUBIC), dtype=np.float32) / 255
-        mean = np.asarray(self.image_processor.image_mean, dtype=np.float32)
-        std = np.asarray(self.image_processor.image_std, dtype=np.float32)
-        return torch.from_numpy((pixels - mean) / std).movedim(-1, 0).contiguous()  # (3, size, size)
+        return normalized_pixels(image, size, self.image_processor.image_mean, self.image_processor.image_std)
 
     # Conversations to tensors
 
@@ -264,7 +270,8 @@ class SamaProcessor(ProcessorMixin):
         return_dict: bool = True,
         return_tensors: str = "pt",
         return_assistant_tokens_mask: bool = False,
-        layout: str | Sequence[str] | None = None,
+        turn_format: str | Sequence[str] | None = None,
+        frames: FrameChoice | Sequence[FrameChoice | None] | None = None,
     ):
         """
         Turn one conversation, or a list of them, into model inputs.
@@ -273,142 +280,159 @@ class SamaProcessor(ProcessorMixin):
             conversation (`list[dict]` or `list[list[dict]]`): Messages with `role` and `content`; content parts are
                 `video`, `image`, `text` and `region` in user turns, `text` and `grounded` in assistant turns.
             chat_template (`str`, *optional*): Another template than the processor's.
-            add_generation_prompt (`bool`): Open an answer behind conversations that end with a user turn.
+            add_generation_prompt (`bool`): Open an answer after conversations that end with a user turn.
             tokenize (`bool`): `False` returns the text (a list of texts for a list of conversations).
             return_dict (`bool`): `False` returns `input_ids` alone.
             return_tensors (`str`): Only "pt".
             return_assistant_tokens_mask (`bool`): Add `assistant_masks`: 1 on answers and their end marks.
-            layout (`str` or `list[str]`, *optional*): Another layout than the processor's; a list has one for each.
+            turn_format (`str` or `list[str]`, *optional*): Another turn format than the processor's; a list has one
+                for each conversation.
+            frames ([`FrameChoice`] or `list`, *optional*): Which frames of the video are used, instead of
+                [`choose_frames`]; a list has one for each conversation, `None` for the default.
+
+        Raises:
+            ValueError: for messages that are wrong, and for a conversation that is longer than the model can read.
         """
         if return_tensors != "pt":
             raise ValueError(f"SamaProcessor makes PyTorch tensors only, got return_tensors={return_tensors!r}.")
         batched = bool(conversation) and isinstance(conversation[0], (list, tuple))
         template = CHAT_TEMPLATES.get(chat_template, chat_template) or self.chat_template
-        samples = [read_conversation(messages) for messages in (conversation if batched else [conversation])]
-        laid_out = zip(samples, self._layouts(layout, len(samples)), strict=True)
-        if not tokenize:
-            texts = [self._write(sample, template, add_generation_prompt, named)[0] for sample, named in laid_out]
-            return texts if batched else texts[0]
-        inputs = [self._encode(sample, template, add_generation_prompt, named) for sample, named in laid_out]
         if return_assistant_tokens_mask and "generation" not in template:
             raise ValueError("The chat template has no {% generation %} block, so the answers' tokens are not known.")
-        batch = self._collate(inputs, return_assistant_tokens_mask)
+        conversations = [read_conversation(messages) for messages in (conversation if batched else [conversation])]
+        formats = one_for_each("turn formats", turn_format, len(conversations), self.turn_format)
+        choices = one_for_each("frame choices", frames, len(conversations), None)
+        written = [
+            self._write(parsed, template, add_generation_prompt, name, choice)
+            for parsed, name, choice in zip(conversations, formats, choices, strict=True)
+        ]
+        if not tokenize:
+            return [one.text for one in written] if batched else written[0].text
+        batch = self._collate([self._encode(one) for one in written], return_assistant_tokens_mask)
         return batch if return_dict else batch["input_ids"]
 
-    def _render(self, messages: list[dict], template: str, add_generation_prompt: bool) -> tuple[str, list]:
-        """The chat template's text and the `(start, end)` characters of the answers in it."""
-        texts, spans = render_jinja_template(
-            conversations=[messages],
-            chat_template=template,
-            return_assistant_tokens_mask="generation" in template,
-            add_generation_prompt=add_generation_prompt and messages[-1]["role"] != "assistant",
-            **self.tokenizer.special_tokens_map,
-        )
-        return texts[0], spans[0] if spans else []
+    def encode_turn(
+        self, messages: list, known_ids: torch.Tensor | None = None, known_frames: Sequence[int] = ()
+    ) -> TurnInputs:
+        """
+        The next turn of a conversation whose beginning the model has read: the tensors of what is new, and no others.
 
-    def _visual_text(self, video: SamaVideo | None) -> VisualText | None:
-        if video is None:
-            return None
-        if video.is_image:
-            num_context = num_dense = len(self.tile_pixel_values(video))
-        else:
-            choice = self.choose_frames(video)
-            num_context, num_dense = len(choice.context), len(choice.dense)
-        return VisualText(video.is_image, num_context, num_dense, self.image_seq_length)
+        Args:
+            messages (`list[dict]`): The conversation, which ends with the new question.
+            known_ids (`torch.LongTensor` of shape `(num_tokens,)`, *optional*): Tokens whose keys and values the model
+                has kept. At least one token is always left to read.
+            known_frames (`list[int]`): Frames that were encoded before, in the order of their features.
 
-    def _layouts(self, layout: str | Sequence[str] | None, number: int) -> list[str]:
-        names = [layout or self.layout] * number if layout is None or isinstance(layout, str) else list(layout)
-        if len(names) != number:
-            raise ValueError(f"{len(names)} layouts were given for {number} conversations.")
-        for name in names:
-            check_layout(name)
-        return names
+        Raises:
+            ValueError: as [`apply_chat_template`].
+        """
+        parsed = read_conversation(messages)
+        written = self._write(parsed, self.chat_template, True, self.turn_format, None)
+        inputs = self._encode_text(written)
+        ids, types = torch.tensor(inputs.input_ids), torch.tensor(inputs.token_types)
+        known = 0 if known_ids is None else common_prefix(known_ids.to(ids.device), ids[:-1])
+        turn = TurnInputs(ids[None], types[None], num_known_tokens=known)
+        num_placeholders = int((types[known:] != TEXT_TOKEN).sum())
+        if parsed.video is None or not num_placeholders:
+            return turn
+        new = turns_with_placeholders(written.turns, num_placeholders)
+        regions = parsed.regions[len(parsed.regions) - sum(one.num_regions for one in new) :]
+        self._place_regions(inputs, regions, known_frames)
+        turn.frames, turn.num_context_frames = inputs.frames, inputs.num_context_frames
+        turn.pixel_values = self._pixel_values(inputs, first=len(known_frames))
+        turn.prompt_frames = [region.frame for region in inputs.regions if region.mask is None]
+        shows = bool((types[known:] == DENSE_FRAME_TOKEN).any())
+        inputs.questions = [one.question for one in new]
+        turn.visual = {
+            "num_context_frames": torch.tensor([inputs.num_context_frames]),
+            "num_extra_frames": torch.tensor([len(turn.frames) - inputs.num_context_frames]),
+            "dense_frames": torch.tensor(inputs.dense_rows if shows else [], dtype=torch.long),
+            **collate_questions([inputs], self.qformer_tokenizer, self.qformer_max_length),
+            **self._region_tensors([inputs]),
+        }
+        if inputs.regions:
+            turn.visual["region_frames"] = torch.tensor(inputs.region_rows)
+        return turn
+
+    def count_tokens(
+        self, conversation: list, turn_format: str | None = None, frames: FrameChoice | None = None
+    ) -> TokenCounts:
+        """How long a conversation is. No limit is enforced and no frame is decoded."""
+        name = check_turn_format(turn_format or self.turn_format)
+        written = self._write(read_conversation(conversation), self.chat_template, False, name, frames)
+        return count_tokens(written, self.tokenizer, self.qformer_tokenizer, self.qformer_max_length)
 
     def _write(
-        self, sample: Conversation, template: str, add_generation_prompt: bool, layout: str
-    ) -> tuple[str, list, list]:
-        """Text of a conversation, the `(start, end)` characters of its answers, and its user turns (`TurnText`)."""
-        visual, turns, messages = self._visual_text(sample.video), [], []
-        for index, turn in enumerate(sample.turns):
-            if turn.role == "user":
-                shown = visual if sample.visual_turn is not None and index >= sample.visual_turn else None
-                text = render_user_turn(turn.pieces, shown, index == sample.visual_turn, LAYOUTS[layout])
-                turns.append(text)
-                messages.append({"role": "user", "content": text.text})
+        self,
+        parsed: ParsedConversation,
+        template: str,
+        add_generation_prompt: bool,
+        turn_format: str,
+        frames: FrameChoice | None,
+    ) -> WrittenConversation:
+        """The text of a conversation, in which placeholders stand for frames, context and regions."""
+        video, turns, messages = parsed.video, [], []
+        if video is not None and frames is None:
+            frames = self.choose_frames(video)
+        visual, newlines = None, TURN_FORMATS[check_turn_format(turn_format)]
+        if video is not None:
+            tiles = self._num_tiles(video) if video.is_image else 0
+            counts = (tiles or len(frames.context), tiles or len(frames.dense))
+            visual = VisualText(video.is_image, *counts, self.image_seq_length)
+        for index, message in enumerate(parsed.messages):
+            if message.role == "user":
+                shown = visual if parsed.visual_turn is not None and index >= parsed.visual_turn else None
+                turn = render_user_turn(message.pieces, shown, index == parsed.visual_turn, newlines)
+                turns.append(turn)
+                messages.append({"role": "user", "content": turn.text})
             else:
-                messages.append({"role": turn.role, "content": "".join(turn.pieces)})
-        return *self._render(messages, template, add_generation_prompt), turns
+                messages.append({"role": message.role, "content": "".join(message.pieces)})
+        text, spans = render_messages(messages, template, self.tokenizer.special_tokens_map, add_generation_prompt)
+        return WrittenConversation(text, spans, turns, parsed, frames)
 
-    def _encode(
-        self, sample: Conversation, template: str, add_generation_prompt: bool, layout: str
-    ) -> ConversationInputs:
-        text, spans, turns = self._write(sample, template, add_generation_prompt, layout)
-        ids, mask = self._tokenize(text, spans)
+    def _encode(self, written: WrittenConversation) -> ConversationInputs:
+        """Tokens, frames, questions and regions of a whole conversation."""
+        inputs, parsed = self._encode_text(written), written.parsed
+        if parsed.video is not None:
+            before = sum(message.role == "user" for message in parsed.messages[: parsed.visual_turn])
+            inputs.questions = [turn.question for turn in written.turns[before:]]
+            self._place_regions(inputs, parsed.regions)
+            inputs.pixel_values = self._pixel_values(inputs)
+        return inputs
+
+    def _encode_text(self, written: WrittenConversation) -> ConversationInputs:
+        ids, mask = tokenize_text(self.tokenizer, written.text, written.answer_spans)
         if len(ids) > self.tokenizer.model_max_length:
             raise ValueError(
                 f"The conversation has {len(ids)} tokens, more than the {self.tokenizer.model_max_length} that the "
                 "model can read; shorten the text or use fewer frames."
             )
-        types = self._token_types(ids, [kind for turn in turns for kind in turn.placeholder_types])
-        inputs = ConversationInputs(input_ids=ids, token_types=types, assistant_mask=mask)
-        if sample.video is not None:
-            self._add_visual(inputs, sample, turns)
-        return inputs
+        types = token_types(
+            ids, self.image_token_id, [kind for turn in written.turns for kind in turn.placeholder_types]
+        )
+        return ConversationInputs(ids, types, mask, video=written.parsed.video, frame_choice=written.frames)
 
-    def measure(self, conversation: list, layout: str | None = None) -> tuple[int, int]:
-        """How many tokens a conversation has, and how many of its regions the Q-Former cannot read because their
-        questions are too long. No limit is enforced and no video decoded."""
-        sample, layout = read_conversation(conversation), self._layouts(layout, 1)[0]
-        text, spans, turns = self._write(sample, self.chat_template, False, layout)
-        questions = [turn.question for turn in turns]
-        _, kept = tokenize_questions(questions, self.qformer_tokenizer, self.qformer_max_length)
-        asked = sum(question.count(POOLED_SLOT) for question in questions)
-        return len(self._tokenize(text, spans)[0]), asked - sum(kept)
+    def _place_regions(self, inputs: ConversationInputs, regions: Sequence, known_frames: Sequence[int] = ()) -> None:
+        video = inputs.video
+        prepared = [self._prepare_region(region, video, inputs.frame_choice) for region in regions]
+        place_regions(inputs, prepared, self._num_tiles(video) if video.is_image else 0, known_frames)
 
-    def _tokenize(self, text: str, spans: list) -> tuple[list[int], list[int]]:
-        """Ids, and 1 for each of an answer."""
-        # Answers are tokenized apart from what surrounds them, as in the official training. So the tokens of a prompt
-        # do not depend on what follows, and a chat that keeps its key/value cache sees the same tokens.
-        cuts = [0, *(position for span in spans for position in span), len(text)]
-        ids, mask = [], []
-        for number, (start, end) in enumerate(zip(cuts, cuts[1:], strict=False)):
-            piece = self.tokenizer(text[start:end], add_special_tokens=False)["input_ids"] if start < end else []
-            ids += piece
-            mask += [number % 2] * len(piece)
-        return ids, mask
+    def _pixel_values(self, inputs: ConversationInputs, first: int = 0) -> torch.Tensor:
+        """Pixel values of the frames or tiles from row `first` on."""
+        if not inputs.video.is_image:
+            return self.frame_pixel_values(inputs.video, inputs.frames[first:])
+        if first:  # all tiles of a still are encoded at once
+            return torch.zeros(0, 3, self.image_size, self.image_size)
+        return self.tile_pixel_values(inputs.video)
 
-    def _token_types(self, ids: list[int], kinds: list[int]) -> list[int]:
-        positions = [position for position, token in enumerate(ids) if token == self.image_token_id]
-        if len(positions) != len(kinds):
-            raise ValueError(
-                f"The text has {len(positions)} {IMAGE_CONTEXT} tokens but the frames and regions need {len(kinds)}; "
-                "the chat template or the tokenizer changes the placeholders."
-            )
-        types = [TEXT_TOKEN] * len(ids)
-        for position, kind in zip(positions, kinds, strict=True):
-            types[position] = kind
-        return types
-
-    def _add_visual(self, inputs: ConversationInputs, sample: Conversation, turns: list[TurnText]) -> None:
-        """Frames, questions and regions of a conversation about a video or image."""
-        video = inputs.video = sample.video
-        inputs.regions = [self._prepare_region(region, video) for region in sample.regions]
-        first_user = sum(turn.role == "user" for turn in sample.turns[: sample.visual_turn])
-        inputs.questions = [turn.question for turn in turns[first_user:]]
-        if video.is_image:
-            inputs.pixel_values = self.tile_pixel_values(video)
-            inputs.num_context_frames = len(inputs.pixel_values)
-            inputs.dense_rows = list(range(inputs.num_context_frames))
-            # The last tile is the whole image, the only one in which a region of the image lies where it is.
-            inputs.region_rows = [inputs.num_context_frames - 1] * len(inputs.regions)
-            return
-        context = self.choose_frames(video).context
-        extra = [region.frame for region in inputs.regions if region.frame not in set(context)]
-        frames = context + list(dict.fromkeys(extra))
-        inputs.pixel_values = self.frame_pixel_values(video, frames)
-        inputs.num_context_frames = len(context)
-        inputs.dense_rows = [context.index(frame) for frame in self.choose_frames(video).dense]
-        inputs.region_rows = [frames.index(region.frame) for region in inputs.regions]
+    def _region_tensors(self, samples: Sequence[ConversationInputs]) -> dict:
+        """Masks of all regions, and the prompts of those that SAM 2 turns into masks."""
+        regions = [(region, sample.video) for sample in samples for region in sample.regions]
+        grid_size, keep_small = math.isqrt(self.image_seq_length), self.preset == "consistent"
+        return {
+            **mask_tensors(regions, self.config.region_mask_size, grid_size, keep_small),
+            **prompt_tensors(regions, self.sam_image_size),
+        }
 
     def _collate(self, samples: list[ConversationInputs], assistant_masks: bool) -> BatchFeature:
         pad_id = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
@@ -417,9 +441,8 @@ class SamaProcessor(ProcessorMixin):
             regions = [(region, sample.video) for sample in samples for region in sample.regions]
             data.update(collate_frames(samples))
             data.update(collate_questions(samples, self.qformer_tokenizer, self.qformer_max_length))
-            grid_size, keep_small = math.isqrt(self.image_seq_length), self.preset == "consistent"
-            data.update(mask_tensors(regions, self.region_mask_size, grid_size, keep_small))
-            data.update(prompt_tensors(regions, self.sam_image_size, self.sam_pixel_values))
+            data.update(self._region_tensors(samples))
+            data.update(prompt_pixel_values(regions, self.sam_pixel_values))
         return BatchFeature(data)
 
     # Questions and answers
@@ -466,27 +489,7 @@ class SamaProcessor(ProcessorMixin):
             answer = decode_answer(answer, self.tokenizer)
         for token in set(self.tokenizer.all_special_tokens) - set(ANSWER_TAGS):
             answer = answer.replace(token, "")
-        tagged = answer.strip().removesuffix(self.answer_suffix).strip()
-        text, spans = parse_tagged_text(tagged)
-        for name, values in (("mask tracks", tracks), ("scores", scores)):
-            if values is not None and len(values) != len(spans):
-                raise ValueError(f"The answer has {len(spans)} {SEG} but {len(values)} {name} were given.")
-        objects = [
-            GroundedPhrase(phrase, span, track, None if score is None else float(score))
-            for (phrase, span), track, score in zip(
-                spans, tracks or [None] * len(spans), scores or [None] * len(spans), strict=True
-            )
-        ]
-        return Answer(text=text, tagged_text=tagged, objects=objects)
-
-
-def _check_tags(tokenizer, tags: Sequence[str], name: str) -> None:
-    if tokenizer is None:
-        raise ValueError(f"SamaProcessor needs a {name}, got None.")
-    vocabulary = tokenizer.get_vocab()
-    missing = [tag for tag in tags if tag not in vocabulary]
-    if missing:
-        raise ValueError(f"The {name} lacks {', '.join(missing)}; SAMA's checkpoints add them as special tokens.")
+        return parse_answer(answer.strip().removesuffix(self.answer_suffix).strip(), tracks, scores)
 
 
 SamaProcessor.register_for_auto_class("AutoProcessor")

@@ -23,7 +23,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from sama.video_sama import MaskTrack, Region, SamaVideo
+from sama.objects_sama import MaskTrack, Region
+from sama.video_sama import SamaVideo
 
 
 PRESETS = ("consistent", "published")
@@ -73,7 +74,7 @@ class Question:
         turns (sequence of [`Turn`]): At least one.
         history (`str`): What stands before a later turn: the model's "own" answers, or the "reference" ones.
         masks (`bool`): Whether the objects of the answers are tracked; without it a [SEG] costs nothing.
-        layout (`str`, *optional*): Newlines of the text, a name of `layout_sama.LAYOUTS`, instead of the checkpoint's.
+        layout (`str`, *optional*): Newlines of the text, of `prompts_sama.TURN_FORMATS`, instead of the checkpoint's.
     """
 
     id: str

@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from sama.data.masks import decode_rle, encode_rle, filled_box
 from sama.data.records import object_masks
 from sama.data.wording import MASK_REQUEST, MASK_REQUEST_MARK, TEMPLATES
-from sama.video_sama import MaskTrack, SamaVideo
+from sama.objects_sama import MaskTrack
+from sama.video_sama import SamaVideo
 
 from .benchmark import Track, Turn
 

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from sama.layout_sama import parse_tagged_text
 from sama.metrics.iou import mean_miou, miou
 from sama.metrics.recall import GLAMM, GroundedPair, recall
 from sama.metrics.values import RELEASE, Value
+from sama.prompts_sama import parse_tagged_text
 
 from .benchmark import Prediction, Question, Track
 from .frame_masks import check_shape

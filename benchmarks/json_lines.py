@@ -16,10 +16,10 @@ import numpy as np
 
 from sama.data.frames import open_visual
 from sama.data.readers import READERS
-from sama.layout_sama import parse_tagged_text
 from sama.metrics.captions import caption_scores
 from sama.metrics.iou import greedy_pairs, miou
 from sama.metrics.recall import IOU_THRESHOLD
+from sama.prompts_sama import parse_tagged_text
 from sama.video_sama import SamaVideo
 
 from .benchmark import Benchmark, BenchmarkError, Measures, PredictedTurn, Prediction, Question, Score, Tools, Turn

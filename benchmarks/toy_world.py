@@ -13,10 +13,10 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from sama.layout_sama import parse_tagged_text
 from sama.metrics.intervals import bootstrap_mean, wilson
 from sama.metrics.iou import greedy_pairs, miou
 from sama.metrics.recall import IOU_THRESHOLD
+from sama.prompts_sama import parse_tagged_text
 from sama.toy_world.clip import ToySettings
 from sama.toy_world.world import ToySample, ToyWorld
 from sama.video_sama import SamaVideo

@@ -38,18 +38,13 @@ def write_texts(
     published: bool,
 ) -> None:
     """Processor with both tokenizers, and how to generate. `published`: with the preset of that name."""
-    preset = "published" if published else "consistent"
     processor = SamaProcessor(
+        config=config,
         tokenizer=tokenizer,
         qformer_tokenizer=qformer_tokenizer,
         chat_template=template or DEFAULT_TEMPLATE,
         image_size=config.vision_config.image_size[0],
-        image_seq_length=config.image_seq_length,
-        sam_image_size=config.sam_config.image_size,
-        region_mask_size=config.region_mask_size,
-        region_shape=config.region_shape,
-        preset=preset,
-        layout="published" if published else "default",
+        turn_format="newline_after" if published else "newlines",
     )
     SamaProcessor.register_for_auto_class("AutoProcessor")
     processor.save_pretrained(folder)

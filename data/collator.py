@@ -39,7 +39,8 @@ class SamaCollator:
             [sample.messages for sample in kept],
             add_generation_prompt=False,
             return_assistant_tokens_mask=True,
-            layout=[sample.layout or self.processor.layout for sample in kept],
+            turn_format=[sample.layout for sample in kept],
+            frames=[sample.frame_choice for sample in kept],
         )
         answers = batch.pop("assistant_masks").bool()
         batch["labels"] = batch["input_ids"].masked_fill(~answers, IGNORED)

@@ -35,7 +35,7 @@ RECORD_KEYS = {"id", "source", "video", "image", "objects", "messages"}
 # What the release does with a record of this source; the preset `release` of the renderer follows it.
 PUBLISHED_CHOICES = {
     "sampling",  # {"turns": 5, "replace": True, "unit": "turn" or "object"}: what one sample takes of the record
-    "layout",  # newlines around the context tokens, by the names of `layout_sama.LAYOUTS`
+    "layout",  # newlines around the context tokens, by the names of `prompts_sama.LAYOUTS`
     "region_shape",  # "box": regions are shown as filled boxes, "mask": as they are
     "frame_policy",  # "segments": a random frame of each of 32 segments
 }

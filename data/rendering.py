@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from sama.video_sama import FrameChoice, Region, SamaVideo
+from sama.objects_sama import Region
+from sama.video_sama import FrameChoice, SamaVideo
 
 from .masks import filled_box, jitter_box, tight_box
 from .records import DataError, decode_object, object_masks
@@ -80,6 +81,7 @@ class Sample:
         messages (`list[dict]`): For `SamaProcessor.apply_chat_template`; the video is opened, not decoded.
         layout (`str`, *optional*): Layout of the text; `None` for the processor's own.
         video ([`SamaVideo`], *optional*): What it is about.
+        frame_choice ([`FrameChoice`], *optional*): Which of its frames are used for what.
         frames (`list[int]`): The frames that have targets.
         prompted (`list[int]`): Those of them on which [SEG] prompts SAM 2: all, unless there are frames for memory.
         targets (`np.ndarray`): Bool, of shape `(num_objects, num_frames, height, width)`: one object for each [SEG],
@@ -94,6 +96,7 @@ class Sample:
     messages: list[dict]
     layout: str | None = None
     video: SamaVideo | None = None
+    frame_choice: FrameChoice | None = None
     frames: list[int] = field(default_factory=list)
     prompted: list[int] = field(default_factory=list)
     targets: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0, 0), dtype=bool))
@@ -133,10 +136,13 @@ class Renderer:
             lookup (`callable`): `lookup(store, key)` gives the masks of an object in a mask file.
             rng (`np.random.Generator`): Decides everything that is open.
         """
-        masks = _Masks(record, video, lookup)
-        if video is not None and self.published and record.get("frame_policy") == "segments":
-            video.frame_choice = segment_frames(len(video), rng)
-        sample = Sample(record["source"], record["id"], [], self._layout(record), video)
+        masks, choice = _Masks(record, video, lookup), None
+        if video is not None:
+            choice = self.processor.choose_frames(video)
+            if self.published and record.get("frame_policy") == "segments":
+                choice = segment_frames(len(video), rng)
+        masks.choice = choice
+        sample = Sample(record["source"], record["id"], [], self._layout(record), video, choice)
         rounds = split_rounds(record["messages"], sample.left_out)
         if not rounds:
             raise DataError("holds no question with an answer", field="messages", **_names(record))
@@ -212,7 +218,7 @@ class Renderer:
         if not parts:
             return True
         # All regions of a question lie on one frame if they can, so that the question is about one picture
-        order = [int(frame) for frame in rng.permutation(self.processor.choose_frames(masks.video).dense)]
+        order = [int(frame) for frame in rng.permutation(masks.choice.dense)]
         found = {name: masks.visible(name, order, rng) for name in dict.fromkeys(part["object"] for part in parts)}
         shown = {name: self._region(region, masks.record, rng) for name, region in found.items() if region is not None}
         for part in parts:
@@ -262,7 +268,8 @@ class Renderer:
                 parts = [*shown, *(part for _, group in opening for part in group), *question["content"]]
                 first = {"role": "user", "content": parts}
                 sample.messages = [*system, first, *answers, *(message for one in others for message in one)]
-                length, cut = self.processor.measure(sample.messages, sample.layout)
+                counts = self.processor.count_tokens(sample.messages, sample.layout, sample.frame_choice)
+                length, cut = counts.total, sum(counts.cut_regions)
                 if length <= self.max_length and not cut:
                     if count < len(rounds):
                         sample.left_out[TOO_LONG] = len(rounds) - count
@@ -280,7 +287,7 @@ class Renderer:
         parts = [part for message in sample.messages for part in message["content"] if part["type"] == "grounded"]
         sample.objects = [name for part in parts for name in part["objects"]]
         if sample.objects:
-            sample.prompted = list(self.processor.choose_frames(sample.video).prompted)
+            sample.prompted = list(sample.frame_choice.prompted)
             sample.frames = sample.prompted
             if self.settings.memory_frames:
                 others = sorted({*range(len(sample.video))} - {*sample.prompted})

@@ -10,8 +10,9 @@ from PIL import Image
 
 from sama.benchmarks.benchmark import Benchmark, Measures, PredictedTurn, Prediction, Question, Track, Turn
 from sama.data.masks import decode_rle
-from sama.layout_sama import parse_tagged_text
-from sama.video_sama import MaskTrack, Region, SamaVideo, is_a
+from sama.objects_sama import MaskTrack, Region
+from sama.prompts_sama import parse_tagged_text
+from sama.video_sama import SamaVideo
 from sama.visualization import (
     caption_band,
     contact_sheet,
@@ -99,7 +100,9 @@ def key_frames(video: SamaVideo, turn: Turn) -> list[int]:
     drawn on one frame brings that frame along."""
     seen = {frame for track in turn.targets for frame, code in enumerate(track) if code is not None}
     frames = sorted(seen) or list(range(len(video)))
-    pointed = {number for region in turn.regions if is_a(region, Region) for number in np.atleast_1d(region.frame)}
+    pointed = {
+        number for region in turn.regions if isinstance(region, Region) for number in np.atleast_1d(region.frame)
+    }
     count = min(max(1, COLUMNS - len(pointed)), len(frames))
     spread = {frames[(2 * step + 1) * len(frames) // (2 * count)] for step in range(count)}
     return sorted({int(number) for number in spread | pointed})[:COLUMNS]
@@ -125,7 +128,7 @@ def _draw(video: SamaVideo, number: int, regions: Sequence, tracks: Sequence[Tra
 
 def _on_frame(region: Region | MaskTrack, number: int, scale: int) -> Region | None:
     """What of a region lies on a frame, enlarged; `None` if nothing does."""
-    if is_a(region, MaskTrack):
+    if isinstance(region, MaskTrack):
         return Region(number, mask=_enlarged(region[number], scale)) if region.area(number) else None
     single = next((one for one in region.per_frame() if one.frame == number), None)
     if single is None or single.kind == "mask":

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from sama.data.rendering import Sample
-from sama.video_sama import GroundedPhrase
+from sama.objects_sama import GroundedPhrase
 from sama.visualization import (
     caption_band,
     contact_sheet,

@@ -5,7 +5,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 from sama.benchmarks.benchmark import Benchmark, PredictedObject, PredictedTurn, Prediction, Question, Track
 from sama.data.masks import to_rle
-from sama.video_sama import MaskTrack, SamaVideo
+from sama.objects_sama import MaskTrack
+from sama.prompts_sama import check_turn_format
+from sama.video_sama import SamaVideo
 
 
 # Of a video that cannot be read, or a question that cannot be asked; anything else is a bug and stops the run
@@ -69,11 +71,11 @@ def _chats(model, processor, video: SamaVideo | None) -> Callable:
     def start(layout: str | None):
         if layout not in chats:
             own = copy.copy(processor)
-            own.layout = layout or processor.layout
+            own.turn_format = check_turn_format(layout or processor.turn_format)
             kind = "image" if video is not None and video.is_image else "video"
             chats.clear()  # features of a video take memory and disk
             chats[layout] = model.start_chat(own, **{kind: video})
-        chats[layout].start_over()
+        chats[layout].reset()
         return chats[layout]
 
     return start

@@ -1,7 +1,7 @@
 """
 What is left of an answer before it is compared: tags, end marks, standing phrases (evaluation spec 1.5, 5, 6).
 
-Our own answers come parsed by `layout_sama`: words without tags, a phrase for each [SEG]. These functions are for the
+Our own answers come parsed by `prompts_sama`: words without tags, a phrase for each [SEG]. These functions are for the
 texts as they were written, and for what the release does to them.
 """
 

@@ -156,7 +156,7 @@ def benchmark_questions(model, processor, folder: Path) -> str:
     def starting_over() -> None:
         chat = model.start_chat(processor, video=SamaVideo.open(path))
         for question in questions:
-            chat.start_over()
+            chat.reset()
             chat.ask(question, max_new_tokens=2, masks=False)
             chat.track(states, None)
 

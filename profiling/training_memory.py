@@ -24,7 +24,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from sama.configuration_sama import SamaConfig
 from sama.modeling_sama import SamaForConditionalGeneration
-from sama.modeling_sama_aggregator import of_videos
+from sama.modeling_sama_aggregator import expand_per_question
 from sama.profiling.released_sizes import LANGUAGE_MODELS, released_config
 from sama.training.parts import PUBLISHED_PARTS, freeze_all_but
 from sama.training.sharding import may_be_cut
@@ -269,7 +269,7 @@ def training_step(model: SamaForConditionalGeneration, workload: Workload) -> li
     attention_mask = torch.ones(rows.shape[:2], dtype=torch.long)
     frames, summaries = (part.unflatten(0, (batch, -1)) for part in (features, summaries))
     windows = summaries.flatten(1, 2).split(config.temporal_window, 1)
-    read = [aggregator.read_window(of_videos(window, videos), rows, attention_mask) for window in windows]
+    read = [aggregator.read_window(expand_per_question(window, videos), rows, attention_mask) for window in windows]
     context = aggregator.injection(frames, torch.cat(read, 1), videos)
     embeds = torch.zeros(batch, workload.tokens, config.text_config.hidden_size, dtype=dtype, requires_grad=True)
     states = inner.language_model(inputs_embeds=embeds, use_cache=False).last_hidden_state

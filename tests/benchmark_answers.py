@@ -17,7 +17,7 @@ from sama.benchmarks.benchmark import (
 )
 from sama.benchmarks.registry import open_benchmark
 from sama.data.masks import encode_rle
-from sama.layout_sama import parse_tagged_text
+from sama.prompts_sama import parse_tagged_text
 
 
 ROOT = Path(__file__).parent / "benchmark_fixtures"

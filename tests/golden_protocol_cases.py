@@ -17,8 +17,8 @@ from sama.benchmarks.from_records import record_turns
 from sama.data.masks import decode_rle, encode_rle, tight_box
 from sama.data.readers import READERS
 from sama.data.wording import MASK_REQUEST, MASK_REQUEST_MARK, RELEASE_CAPTION_QUESTION, TEMPLATES
-from sama.layout_sama import POOLED_SLOT, QFORMER_REGION
 from sama.modeling_sama import SegRecorder
+from sama.prompts_sama import POOLED_SLOT, QFORMER_REGION
 from sama.video_sama import SamaVideo, choose_frames
 
 

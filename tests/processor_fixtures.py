@@ -7,8 +7,9 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from sama.layout_sama import LANGUAGE_TAGS, QFORMER_TAGS
+from sama.configuration_sama import SHARED_SETTINGS, SamaConfig
 from sama.processing_sama import SamaProcessor
+from sama.prompts_sama import LANGUAGE_TAGS, QFORMER_TAGS
 
 
 TINY_IMAGE, TINY_GRID_TOKENS, TINY_SAM = 28, 4, 64
@@ -52,17 +53,15 @@ def qformer_tokenizer(tags=QFORMER_TAGS) -> PreTrainedTokenizerFast:
 
 def tiny_processor(**settings) -> SamaProcessor:
     """A processor of small sizes: 28-pixel frames of 4 tokens, SAM 2 input of 64 pixels, at most 6 tiles."""
-    settings = {
-        "image_size": TINY_IMAGE,
-        "image_seq_length": TINY_GRID_TOKENS,
-        "sam_image_size": TINY_SAM,
-        "region_mask_size": 16,
-        "max_tiles": 6,
-        **settings,
-    }
+    settings = {"image_size": TINY_IMAGE, "max_tiles": 6, **settings}
     settings.setdefault("tokenizer", language_tokenizer())
     settings.setdefault("qformer_tokenizer", qformer_tokenizer())
-    return SamaProcessor(**settings)
+    shared = {"image_seq_length": TINY_GRID_TOKENS, "region_mask_size": 16}
+    shared |= {name: settings.pop(name) for name in SHARED_SETTINGS if name in settings}
+    for name, tag in (("image_token_id", "<IMG_CONTEXT>"), ("seg_token_id", "[SEG]")):
+        shared.setdefault(name, settings["tokenizer"].convert_tokens_to_ids(tag))
+    config = SamaConfig(sam_config={"image_size": settings.pop("sam_image_size", TINY_SAM)}, **shared)
+    return SamaProcessor(config=config, **settings)
 
 
 def noise_video(num_frames: int, height: int = 20, width: int = 30, seed: int = 0) -> np.ndarray:

@@ -19,7 +19,7 @@ from sama import evaluate
 from sama.benchmarks.registry import open_benchmark
 from sama.evaluation.inference import Interviewer
 from sama.evaluation.predictions import PREDICTIONS, RUN, PredictionFiles
-from sama.video_sama import GroundedPhrase, MaskTrack
+from sama.objects_sama import GroundedPhrase, MaskTrack
 
 
 ROOT = Path(__file__).parent.parent
@@ -56,7 +56,7 @@ class ScriptedChat:
     def __init__(self, model, video):
         self.model, self.video = model, video
 
-    def start_over(self):
+    def reset(self):
         pass
 
     def ask(self, text, regions, max_new_tokens, masks, do_sample):

@@ -29,54 +29,40 @@ REMOTE_CODE = {
         "modeling_sama_aggregator",
         "modeling_sama_tracker",
         "chat_sama",
-        "video_sama",
     },
-    "chat_sama": {"configuration_sama", "modeling_sama_tracker", "visualization", "video_sama"},
-    "processing_sama": {
-        "configuration_sama",
-        "video_sama",
-        "conversation_sama",
-        "layout_sama",
-        "regions_sama",
-        "batch_sama",
-    },
-    "conversation_sama": {"layout_sama", "video_sama"},
-    "layout_sama": {"configuration_sama", "video_sama"},
-    "regions_sama": {"video_sama"},
-    "batch_sama": {"configuration_sama", "layout_sama", "regions_sama", "video_sama"},
-    "video_sama": {"configuration_sama", "video_readers_sama"},
-    "video_readers_sama": set(),
+    "chat_sama": {"configuration_sama", "modeling_sama_tracker", "objects_sama", "visualization", "video_sama"},
+    "processing_sama": {"configuration_sama", "video_sama", "prompts_sama", "objects_sama", "encoding_sama"},
+    "prompts_sama": {"configuration_sama", "objects_sama", "video_sama"},
+    "objects_sama": {"video_sama"},
+    "encoding_sama": {"configuration_sama", "prompts_sama", "objects_sama", "video_sama"},
+    "video_sama": {"configuration_sama"},
     "visualization": set(),
 }
 ENTRY_POINTS = {"train", "evaluate", "demo"}
 LIBRARY = {"benchmarks", "conversion", "data", "drawing", "evaluation", "metrics", "serving", "toy_world", "training"}
 EVERYTHING_BELOW = set(REMOTE_CODE) | LIBRARY
-ROOMS = (
-    REMOTE_CODE
-    | dict.fromkeys(ENTRY_POINTS, EVERYTHING_BELOW)
-    | {"scripts": EVERYTHING_BELOW}
-    | {"profiling": EVERYTHING_BELOW | {"profiling"}, "recipes": EVERYTHING_BELOW | {"recipes"}}
-    | {"conversion": set(REMOTE_CODE) | {"conversion"}, "serving": set(REMOTE_CODE) | {"serving"}}
-    | {"demo": EVERYTHING_BELOW | {"demo_cli"}, "demo_cli": set()}
-    | {"tests": EVERYTHING_BELOW | ENTRY_POINTS | {"demo_cli", "profiling", "recipes", "scripts", "tests"}}
-    | {"training": set(REMOTE_CODE) | {"data", "training"}}
-    | {"toy_world": {"toy_world"}, "data": {"data", "toy_world", "video_sama"}, "metrics": {"metrics"}}
-    | {"benchmarks": {"data", "toy_world", "metrics", "benchmarks", "layout_sama", "video_sama"}}
-    | {
-        "evaluation": {
-            "data",
-            "metrics",
-            "benchmarks",
-            "drawing",
-            "evaluation",
-            "layout_sama",
-            "video_sama",
-            "visualization",
-        }
-    }
-    | {"drawing": {"data", "benchmarks", "evaluation", "drawing", "layout_sama", "video_sama", "visualization"}}
-    | {"__init__": set()}
-)
+# What the rooms without a model know of a conversation: its settings, its text, what is pointed at, its video
+CONVERSATION = {"configuration_sama", "objects_sama", "prompts_sama", "video_sama"}
+ROOMS = {
+    **REMOTE_CODE,
+    **dict.fromkeys(ENTRY_POINTS, EVERYTHING_BELOW),
+    "__init__": set(),
+    "benchmarks": CONVERSATION | {"benchmarks", "data", "metrics", "toy_world"},
+    "conversion": set(REMOTE_CODE) | {"conversion"},
+    "data": CONVERSATION | {"data", "toy_world"},
+    "demo": EVERYTHING_BELOW | {"demo_cli"},
+    "demo_cli": set(),
+    "drawing": CONVERSATION | {"benchmarks", "data", "drawing", "evaluation", "visualization"},
+    "evaluation": CONVERSATION | {"benchmarks", "data", "drawing", "evaluation", "metrics"},
+    "metrics": {"metrics"},
+    "profiling": EVERYTHING_BELOW | {"profiling"},
+    "recipes": EVERYTHING_BELOW | {"recipes"},
+    "scripts": EVERYTHING_BELOW,
+    "serving": set(REMOTE_CODE) | {"serving"},
+    "tests": EVERYTHING_BELOW | ENTRY_POINTS | {"demo_cli", "profiling", "recipes", "scripts", "tests"},
+    "toy_world": {"toy_world"},
+    "training": set(REMOTE_CODE) | {"data", "training"},
+}
 REMOTE_LIBRARIES = {"torch", "numpy", "PIL", "transformers"} | set(sys.stdlib_module_names)
 OPTIONAL_LIBRARIES = {"decord", "av"}  # inside try only
 

@@ -8,8 +8,8 @@ from tiny_model import tiny_config, tiny_model
 
 from sama.configuration_sama import CONTEXT_TOKEN, SamaConfig
 from sama.modeling_sama import VISUAL_INPUT_NAMES, SamaForConditionalGeneration, SamaVisualInputs, SegRecorder
+from sama.objects_sama import Region
 from sama.processing_sama import SamaProcessor
-from sama.video_sama import Region
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ import pytest
 import torch
 from processor_fixtures import tiny_processor
 
-from sama.layout_sama import CHAT_TEMPLATES, ground_phrase
-from sama.video_sama import GroundedPhrase, MaskTrack
+from sama.objects_sama import GroundedPhrase, MaskTrack
+from sama.prompts_sama import CHAT_TEMPLATES, ground_phrase
 
 
 torch.set_num_threads(1)

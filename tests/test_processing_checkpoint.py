@@ -11,7 +11,7 @@ import pytest
 import torch
 from processor_fixtures import TINY_IMAGE, box_part, clip, mask_part, tiny_processor, user, video_part
 
-from sama.layout_sama import CHAT_TEMPLATES
+from sama.prompts_sama import CHAT_TEMPLATES
 from sama.video_sama import SamaVideo
 
 
@@ -33,7 +33,7 @@ def assert_same_batch(first, second):
 
 
 def test_save_and_load(tmp_path):
-    settings = {"preset": "published", "layout": "published", "region_shape": "box", "chat_template": "phi3_chat"}
+    settings = {"preset": "published", "turn_format": "published", "region_shape": "box", "chat_template": "phi3_chat"}
     processor = tiny_processor(**settings)
     processor.save_pretrained(tmp_path)
     loaded = type(processor).from_pretrained(tmp_path)
@@ -41,13 +41,15 @@ def test_save_and_load(tmp_path):
     assert loaded.chat_template == CHAT_TEMPLATES["phi3_chat"]
     assert (loaded.image_size, loaded.max_tiles, loaded.preset) == (TINY_IMAGE, 6, "published")
     saved = json.loads((tmp_path / "processor_config.json").read_text())
-    assert saved["image_seq_length"] == 4 and saved["auto_map"] == {"AutoProcessor": "processing_sama.SamaProcessor"}
+    shared = json.loads((tmp_path / "config.json").read_text())
+    assert shared["image_seq_length"] == 4 and not {"image_seq_length", "preset", "config"} & set(saved)
+    assert saved["auto_map"] == {"AutoProcessor": "processing_sama.SamaProcessor"}
     messages = [user(video_part(), "What is ", mask_part(6), "?")]
     assert_same_batch(processor(messages), loaded(messages))
     changed = type(processor).from_pretrained(tmp_path, preset="consistent", max_tiles=1)
-    assert (changed.preset, changed.max_tiles, changed.layout) == ("consistent", 1, "published")
-    with pytest.raises(ValueError, match="layout='mine' is unknown"):
-        type(processor).from_pretrained(tmp_path, layout="mine")
+    assert (changed.preset, changed.max_tiles, changed.turn_format) == ("consistent", 1, "newline_after")
+    with pytest.raises(ValueError, match="turn_format='mine' is unknown"):
+        type(processor).from_pretrained(tmp_path, turn_format="mine")
 
 
 REMOTE_SCRIPT = """
@@ -97,7 +99,7 @@ def golden(golden_dir):
         image_seq_length=256,
         region_mask_size=112,
         max_tiles=12,
-        layout="published",
+        turn_format="published",
         preset="published",
     )
     with safetensors.safe_open(golden_dir / "official_state_dict.safetensors", "pt") as weights:

@@ -15,8 +15,8 @@ from processor_fixtures import (
     video_part,
 )
 
-from sama.layout_sama import LANGUAGE_TAGS, QFORMER_TAGS
-from sama.video_sama import Region
+from sama.objects_sama import Region
+from sama.prompts_sama import LANGUAGE_TAGS, QFORMER_TAGS
 
 
 torch.set_num_threads(1)
@@ -123,12 +123,11 @@ def test_tokenizer_without_the_tags():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"layout": "mine"}, "layout='mine' is unknown, expected one of default, published"),
+        ({"turn_format": "mine"}, "turn_format='mine' is unknown, expected one of newlines, "),
         ({"preset": "old"}, "preset='old' is unknown"),
-        ({"preset": "old"}, "preset='old' is unknown"),
-        ({"region_shape": "circle"}, "region_shape='circle' is unknown"),
+        ({"region_shape": "circle"}, "`region_shape` must be one of .* got 'circle'"),
         ({"image_seq_length": 5}, "image_seq_length=5 is not a square"),
-        ({"sam_size": 5}, "Unknown processor settings sam_size"),
+        ({"image_token_id": 5}, "`image_token_id` is 5 in the configuration, but the tokenizer gives <IMG_CONTEXT>"),
     ],
 )
 def test_wrong_settings(settings, message):
@@ -147,7 +146,7 @@ def test_other_tensors_and_templates_without_marks(processor):
 
 def test_layouts_that_do_not_fit():
     messages = [[user("a")], [user("b")]]
-    with pytest.raises(ValueError, match="3 layouts were given for 2 conversations"):
-        tiny_processor().apply_chat_template(messages, layout=["llava"] * 3)
-    with pytest.raises(ValueError, match="layout='x' is unknown, expected one of default"):
-        tiny_processor().apply_chat_template(messages[0], layout="x")
+    with pytest.raises(ValueError, match="3 turn formats were given for 2 conversations"):
+        tiny_processor().apply_chat_template(messages, turn_format=["llava"] * 3)
+    with pytest.raises(ValueError, match="turn_format='x' is unknown, expected one of newlines"):
+        tiny_processor().apply_chat_template(messages[0], turn_format="x")

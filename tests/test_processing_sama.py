@@ -19,7 +19,8 @@ from processor_fixtures import (
     video_part,
 )
 
-from sama.video_sama import FrameChoice, GroundedPhrase, MaskTrack, Region, SamaVideo
+from sama.objects_sama import GroundedPhrase, MaskTrack, Region
+from sama.video_sama import FrameChoice, SamaVideo
 
 
 torch.set_num_threads(1)
@@ -70,7 +71,7 @@ def test_visual_in_a_later_turn(processor):
 
 
 @pytest.mark.parametrize(
-    ("layout", "before", "after"),
+    ("name", "before", "after"),
     [
         ("default", "\n", "\n"),
         ("published", "", "\n"),
@@ -84,9 +85,9 @@ def test_visual_in_a_later_turn(processor):
         ("sama_description", "", "\n"),
     ],
 )
-def test_layouts(layout, before, after):
+def test_turn_formats(name, before, after):
     """The newlines around the context tokens, as the release writes them for each of its sources."""
-    processor = tiny_processor(layout=layout)
+    processor = tiny_processor(turn_format=name)
     text = text_of(processor, [user(video_part(2), "What?"), assistant("A."), user("Why?")])
     context = "<IMG_CONTEXT>" * 2
     assert f"</img>{before}{context}{after}What?" in text
@@ -190,21 +191,40 @@ def test_image_regions_use_the_whole_image(processor):
     assert batch["region_frames"].tolist() == [2]
 
 
-def test_frames_are_encoded_once_for_all_turns(processor, monkeypatch):
+def test_a_turn_is_encoded_without_what_is_known(processor, monkeypatch):
     video = SamaVideo.open(noise_video(30))
     messages = [user({"type": "video", "video": video}, "What is ", box_part(1), "?")]
-    first = processor.apply_chat_template(messages)
-    assert len(video.pixel_memo) == 11
+    first = processor.encode_turn(messages)
+    whole = processor.apply_chat_template(messages)
+    torch.testing.assert_close(first.pixel_values, whole["pixel_values"])
+    assert first.frames == [*processor.choose_frames(video).context, 1] and first.num_known_tokens == 0
+    for name in ("qformer_input_ids", "dense_frames", "region_masks", "region_prompt_points", "region_frames"):
+        torch.testing.assert_close(first.visual[name], whole[name])
+    later = [*messages, assistant("A."), user("And ", box_part(3), " or ", mask_part(1), "?")]
+    whole = processor.apply_chat_template(messages + later[1:2], add_generation_prompt=False)["input_ids"][0]
     monkeypatch.setattr(type(processor), "_normalized", lambda *_: pytest.fail("a frame was encoded again"))
-    monkeypatch.setattr(type(processor), "sam_pixel_values", lambda *_: torch.zeros(3, TINY_SAM, TINY_SAM))
-    second = processor.apply_chat_template([*messages, assistant("A."), user("And ", box_part(3), "?")])
-    torch.testing.assert_close(second["pixel_values"], first["pixel_values"])
+    second = processor.encode_turn(later, first.input_ids[0], first.frames)
+    assert second.num_known_tokens == first.input_ids.shape[1] and len(second.pixel_values) == 0
+    assert second.input_ids[0, : len(whole)].tolist() == whole.tolist()
+    assert second.frames == first.frames and second.visual["region_frames"].tolist() == [1, 10]
+    assert len(second.visual["dense_frames"]) == 0 and len(second.visual["qformer_input_ids"]) == 1
+    assert second.prompt_frames == [3] and len(second.visual["region_masks"]) == 2
+
+
+def test_a_turn_reads_frames_that_only_carry_a_region(processor):
+    messages = [user(video_part(30), "What?")]
+    first = processor.encode_turn(messages)
+    later = [*messages, assistant("A."), user("What is ", mask_part(7), "?")]
+    second = processor.encode_turn(later, first.input_ids[0], first.frames)
+    assert second.frames == [*first.frames, 7] and len(second.pixel_values) == 1
+    assert second.visual["num_extra_frames"].tolist() == [1]
+    assert second.visual["region_frames"].tolist() == [len(first.frames)]
 
 
 def test_sam_frames_are_lazy(processor):
     video = SamaVideo.open(noise_video(4))
     frames = processor.sam_frames(video)
-    assert len(frames) == 4 and not video.pixel_memo
+    assert len(frames) == 4
     torch.testing.assert_close(frames[3], processor.sam_pixel_values(video[3]))
     assert len(list(frames)) == 4
 
@@ -399,25 +419,35 @@ def test_a_shared_video_is_prompted_once(processor):
     assert batch["region_prompt_frames"].tolist() == [0, 0] and len(batch["region_prompt_pixel_values"]) == 1
 
 
-def test_conversations_of_one_batch_may_have_different_layouts(processor):
+def test_conversations_of_one_batch_may_have_different_turn_formats(processor):
     conversations = [[user(video_part(seed=seed), "What?")] for seed in range(2)]
-    texts = processor.apply_chat_template(conversations, tokenize=False, layout=["refcoco", "llava"])
+    texts = processor.apply_chat_template(conversations, tokenize=False, turn_format=["refcoco", "llava"])
     assert texts == [
-        processor.apply_chat_template(messages, tokenize=False, layout=layout)
-        for messages, layout in zip(conversations, ("refcoco", "llava"), strict=True)
+        processor.apply_chat_template(messages, tokenize=False, turn_format=name)
+        for messages, name in zip(conversations, ("refcoco", "llava"), strict=True)
     ]
     assert texts[0] != texts[1]
 
 
-def test_measure_counts_tokens_and_regions_out_of_reach():
+def test_count_tokens_counts_tokens_and_regions_out_of_reach():
     messages = [user(video_part(), box_part(), " and ", box_part(), " x" * 40)]
     short, long = tiny_processor(qformer_max_length=30), tiny_processor(qformer_max_length=200)
     tokens = long.apply_chat_template(messages, add_generation_prompt=False)["input_ids"].shape[1]
-    assert long.measure(messages) == (tokens, 0) and short.measure(messages) == (tokens, 2)
+    assert (long.count_tokens(messages).total, long.count_tokens(messages).cut_regions) == (tokens, [0])
+    assert (short.count_tokens(messages).total, short.count_tokens(messages).cut_regions) == (tokens, [2])
 
 
-def test_a_video_may_bring_its_own_choice_of_frames(processor):
-    video = SamaVideo.open(noise_video(30))
-    video.frame_choice = FrameChoice(context=[4, 9, 2], dense=[9, 4], prompted=[9, 4])
-    batch = processor.apply_chat_template([user({"type": "video", "video": video}, "What?")])
+def test_count_tokens_after_each_answer(processor):
+    messages = [user(video_part(), "One?"), assistant("Yes."), user("Two?"), assistant("No.")]
+    counts = processor.count_tokens(messages)
+    for number, count in enumerate(counts.after_answers, start=1):
+        batch = processor.apply_chat_template(messages[: 2 * number], add_generation_prompt=False)
+        assert count == batch["input_ids"].shape[1]
+    assert len(counts.after_answers) == 2 and counts.total == counts.after_answers[1]
+    assert processor.count_tokens(messages[:3]).after_answers == []
+
+
+def test_frames_are_an_argument(processor):
+    frames = FrameChoice(context=[4, 9, 2], dense=[9, 4], prompted=[9, 4])
+    batch = processor.apply_chat_template([user(video_part(30), "What?")], frames=frames)
     assert batch["num_context_frames"].tolist() == [3] and batch["dense_frames"].tolist() == [1, 0]

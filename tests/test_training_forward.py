@@ -1,11 +1,13 @@
 """The training forward: masks of [SEG] states, losses by name, and that nothing but the batch decides them."""
 
+from dataclasses import fields
+
 import pytest
 import torch
 from tiny_model import SAM_SIZE, tiny_model
 
 from sama.losses_sama import mask_iou, resize_targets
-from sama.modeling_sama import MASK_TARGET_NAMES, SamaMaskTargets
+from sama.modeling_sama import SamaMaskTargets
 
 
 SEG, ANSWER = 262, 40
@@ -75,7 +77,7 @@ def test_masks_are_those_of_the_shared_verb(model):
     with torch.no_grad():
         hidden_states = model(**{name: batch[name] for name in ("input_ids", "attention_mask")}).last_hidden_state
         prompts = model.project_seg_states(hidden_states[batch["input_ids"] == SEG])
-        targets = {name: batch.get(name) for name in MASK_TARGET_NAMES}
+        targets = {field.name: batch.get(field.name) for field in fields(SamaMaskTargets)}
         found, _, _ = model.model.decode_targets(prompts, [2, 3], SamaMaskTargets(**targets))
         tracker = model.model.mask_tracker
         features = tracker.encode_frames(batch["sam_pixel_values"])
@@ -91,7 +93,7 @@ def test_tracked_frames_are_those_of_inference(model):
         states = model(**{name: batch[name] for name in ("input_ids", "attention_mask")}).last_hidden_state
         states = states[batch["input_ids"] == SEG]
         tracked = {t.frame_index: t for t in model.segment_video(states, list(batch["sam_pixel_values"]), [1])}
-        logits = torch.cat([tracked[index].open_logits for index in range(4)])
+        logits = torch.cat([tracked[index].ungated_logits for index in range(4)])
         wanted = resize_targets(batch["target_masks"], logits.shape[-2:], logits.device)
         torch.testing.assert_close(model(**batch).mask_iou, mask_iou(logits, wanted))
 

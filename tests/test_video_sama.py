@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 from processor_fixtures import clip, noise_video
 
-import sama.video_readers_sama as readers
-from sama.video_sama import GroundedPhrase, MaskTrack, Region, SamaVideo, choose_frames
+import sama.video_sama as readers
+from sama.objects_sama import GroundedPhrase, MaskTrack, Region
+from sama.video_sama import SamaVideo, choose_frames
 
 
 av = pytest.importorskip("av")

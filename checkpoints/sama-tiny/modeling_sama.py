@@ -7,10 +7,9 @@ Letters in shape comments: B conversations, F encoded frames of all of them, T c
 C language-model width, L tokens of a conversation, Q questions, R regions, G side of the token grid, O objects.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -26,12 +25,12 @@ from .configuration_sama import (
     DENSE_FRAME_TOKEN,
     REGION_POOLED_TOKEN,
     REGION_SHAPE_TOKEN,
+    SHARED_SETTINGS,
     SamaConfig,
 )
 from .losses_sama import mask_iou, mask_losses, resize_targets
 from .modeling_sama_aggregator import SamaContextAggregator, SamaRegionEncoder
 from .modeling_sama_tracker import FrameFeatures, SamaMaskTracker, TrackedFrame
-from .video_sama import MaskTrack
 
 
 logger = logging.get_logger(__name__)
@@ -135,7 +134,6 @@ class SamaMaskTargets:
 
 
 VISUAL_INPUT_NAMES = tuple(field.name for field in fields(SamaVisualInputs))
-MASK_TARGET_NAMES = tuple(field.name for field in fields(SamaMaskTargets))
 WEIGHTED_LOSSES = ("mask_loss", "dice_loss", "iou_loss", "presence_loss")
 
 
@@ -189,6 +187,11 @@ class SegRecorder:
         for row, column in (input_ids == self.seg_token_id).nonzero().tolist():
             if first_position + column >= self.prompt_length:
                 self.states[row, first_position + column] = hidden_states[row, column]
+
+    def record_step(self, input_ids: torch.Tensor, hidden_states: torch.Tensor, cache: Cache | None) -> None:
+        """[`record`] for a step of generation, after which `cache` holds these tokens too."""
+        past = 0 if cache is None else cache.get_seq_length()
+        self.record(input_ids, hidden_states, max(0, past - hidden_states.shape[1]))
 
     def missing(self, sequences: torch.Tensor) -> bool:
         """Whether a new [SEG] in `sequences` (B, L) has no state: the release loses it, we run one more step."""
@@ -285,36 +288,45 @@ class SamaModel(InternVLModel):
         return replace(visual, region_masks=masks, region_grid_masks=grid_masks, region_prompt_indices=None)
 
     def aggregate_context(self, visual: SamaVisualInputs) -> torch.Tensor:
-        """Context tokens of all questions in reading order, flattened to `(num_context_tokens, width)`: every
-        conversation's questions read that conversation's frames. Conversations with equally many frames go together,
-        which changes no number and saves most of a step's small operations."""
-        aggregator, device = self.context_aggregator, visual.frame_features.device
-        contexts, extras = visual.num_context_frames.cpu(), visual.num_extra_frames.cpu()
-        summaries, samples_of = visual.spatial_tokens, visual.question_samples.cpu()
+        """Context tokens of all questions in reading order, flattened to `(num_context_tokens, width)`: the questions
+        of a conversation read the frames of that conversation.
+
+        Conversations with equally many context frames pass the aggregator together, which changes no number and saves
+        most of the small operations of a step.
+        """
+        frame_features, device = visual.frame_features, visual.frame_features.device
+        if visual.question_samples is None:
+            return frame_features.new_zeros(0, frame_features.shape[-1])
+        num_context, num_extra = visual.num_context_frames.cpu(), visual.num_extra_frames.cpu()
+        summaries = visual.spatial_tokens
         if summaries is None:
-            rows = context_rows(contexts.tolist(), extras.tolist()).to(device)
-            summaries = aggregator.summarise_frames(visual.frame_features[rows])
-        first_frames, first_summaries = (sizes.cumsum(0) - sizes for sizes in (contexts + extras, contexts))
-        input_ids, attention_mask = visual.qformer_input_ids.to(device), visual.qformer_attention_mask.to(device)
-        regions = self.encode_regions(visual, aggregator.region_encoder)
-        num_regions = (input_ids == self.config.qformer_mask_token_id).sum(1).cpu()
-        region_questions = torch.arange(len(num_regions)).repeat_interleave(num_regions)
-        tokens, groups = [], questions_by_length(contexts, samples_of)
-        for questions in groups:
-            samples, videos = samples_of[questions].unique(return_inverse=True)
-            length, rows = int(contexts[samples[0]]), questions.to(device)
+            rows = context_rows(num_context.tolist(), num_extra.tolist()).to(device)
+            summaries = self.context_aggregator.summarise_frames(frame_features[rows])
+        first_frames, first_summaries = first_rows(num_context + num_extra), first_rows(num_context)
+        regions, region_questions = self.encode_question_regions(visual)
+        question_samples, tokens = visual.question_samples.cpu(), {}
+        for questions in questions_by_length(num_context, question_samples):
+            samples, videos = question_samples[questions].unique(return_inverse=True)
+            length = int(num_context[samples[0]])
             own = torch.isin(region_questions, questions).nonzero().flatten().to(device)
-            context = aggregator(
-                stretches(visual.frame_features, first_frames[samples], length),
-                stretches(summaries, first_summaries[samples], length),
-                input_ids[rows],
-                attention_mask[rows],
+            context = self.context_aggregator(
+                gather_spans(frame_features, first_frames[samples], length),
+                gather_spans(summaries, first_summaries[samples], length),
+                visual.qformer_input_ids.to(device)[questions.to(device)],
+                visual.qformer_attention_mask.to(device)[questions.to(device)],
                 videos.to(device),
                 tuple(part[own] for part in regions) if len(own) else None,
             )  # (questions, length, C)
-            tokens.append(context.flatten(0, 1))
-        read = torch.cat([group.repeat_interleave(int(contexts[samples_of[group[0]]])) for group in groups])
-        return torch.cat(tokens)[read.argsort(stable=True).to(device)]
+            tokens |= dict(zip(questions.tolist(), context, strict=True))
+        return torch.cat([tokens[question] for question in sorted(tokens)])
+
+    def encode_question_regions(
+        self, visual: SamaVisualInputs
+    ) -> tuple[tuple[torch.Tensor, ...] | None, torch.Tensor]:
+        """The regions as the Q-Former reads them, see [`encode_regions`], and the question that each belongs to."""
+        num_regions = (visual.qformer_input_ids == self.config.qformer_mask_token_id).sum(1).cpu()
+        owners = torch.arange(len(num_regions)).repeat_interleave(num_regions)
+        return self.encode_regions(visual, self.context_aggregator.region_encoder), owners
 
     def encode_regions(
         self, visual: SamaVisualInputs, encoder: SamaRegionEncoder
@@ -331,16 +343,20 @@ class SamaModel(InternVLModel):
         )
 
     def place_visual_tokens(
-        self, inputs_embeds: torch.Tensor, mm_token_type_ids: torch.Tensor, visual: SamaVisualInputs
+        self,
+        inputs_embeds: torch.Tensor,
+        mm_token_type_ids: torch.Tensor,
+        visual: SamaVisualInputs,
+        regions: tuple[torch.Tensor, torch.Tensor] | None,
+        context: torch.Tensor,
     ) -> torch.Tensor:
         """Puts frames, context and regions where `mm_token_type_ids` (B, L) says, each kind in reading order.
 
         Raises:
             ValueError: if a kind has more or fewer placeholders than tokens.
         """
-        regions = self.encode_regions(visual, self.region_encoder)
         dense = visual.frame_features[visual.dense_frames.to(visual.frame_features.device)].flatten(0, 1)
-        kinds = [(DENSE_FRAME_TOKEN, "dense frame", dense), (CONTEXT_TOKEN, "context", self.aggregate_context(visual))]
+        kinds = [(DENSE_FRAME_TOKEN, "dense frame", dense), (CONTEXT_TOKEN, "context", context)]
         if regions is not None:
             kinds += [(REGION_POOLED_TOKEN, "region", regions[0]), (REGION_SHAPE_TOKEN, "region shape", regions[1])]
         for kind, name, tokens in kinds:
@@ -367,7 +383,7 @@ class SamaModel(InternVLModel):
             pairs = [torch.cartesian_prod(*pair) for pair in zip(frames, objects, strict=True) if len(pair[1])]
             rows, owners = torch.cat(pairs).unbind(1)
             masks = self.mask_tracker.segment_prompted(features.take(rows), prompts[owners].unsqueeze(1))
-            return masks.open_logits[:, 0], masks.predicted_iou[:, 0], masks.object_score[:, 0]
+            return masks.ungated_logits[:, 0], masks.predicted_iou[:, 0], masks.object_score[:, 0]
         tracks = [
             self.track_clip(features.take(rows), prompts[owners], prompted)
             for rows, owners, prompted in zip(frames, objects, targets.prompted_frames, strict=True)
@@ -385,19 +401,19 @@ class SamaModel(InternVLModel):
         track = self.mask_tracker.track(prompts, num_frames, prompted_frames, lambda i: features.take(rows[i : i + 1]))
         found = sorted(track, key=lambda frame: frame.frame_index)
         return (
-            torch.cat([frame.open_logits for frame in found]),
+            torch.cat([frame.ungated_logits for frame in found]),
             torch.cat([frame.predicted_iou for frame in found]),
             torch.cat([frame.object_score for frame in found]),
         )
 
     @property
-    def trains_in_step(self) -> bool:
+    def is_distributed_training(self) -> bool:
         """Whether several processes train together: they exchange gradients and, with their weights in pieces, the
         weights of each module, and all must do so equally often and in the same order."""
         distributed = torch.distributed
         return self.training and distributed.is_initialized() and distributed.get_world_size() > 1
 
-    def keep_in_step(self) -> torch.Tensor | float:
+    def zero_touch_all_params(self) -> torch.Tensor | float:
         """Zero, with a gradient of zero for every trained parameter of the parts that a batch uses as often as its
         samples ask for, or not at all.
 
@@ -405,7 +421,7 @@ class SamaModel(InternVLModel):
         these parts come at the end of the backward pass, always all of them and in the order of this sum. DeepSpeed
         adds up the gradients of several processes in the order in which they come.
         """
-        if not self.trains_in_step:
+        if not self.is_distributed_training:
             return 0.0
         parts = (self.context_aggregator, self.region_encoder, self.seg_projection, self.mask_tracker)
         trained = [parameter for part in parts for parameter in part.parameters() if parameter.requires_grad]
@@ -417,21 +433,27 @@ class SamaModel(InternVLModel):
         blank = torch.zeros(1, 3, *size, dtype=inputs_embeds.dtype, device=inputs_embeds.device)
         return 0.0 * self.encode_frames(blank).sum()
 
+    def encode_visual(self, visual: SamaVisualInputs) -> SamaVisualInputs:
+        """`visual` with features in place of pixels, and with masks in place of clicks and boxes."""
+        if visual.frame_features is None:
+            visual = replace(visual, frame_features=self.encode_frames(visual.pixel_values))
+        return visual if visual.region_prompt_indices is None else self.complete_regions(visual)
+
     def embed_inputs(
         self, input_ids: torch.Tensor, mm_token_type_ids: torch.Tensor | None, visual: SamaVisualInputs
     ) -> torch.Tensor:
         """Embeddings (B, L, C) of conversations with everything visual in place."""
         inputs_embeds = self.get_input_embeddings()(input_ids)
         if visual.pixel_values is None and visual.frame_features is None:
-            return inputs_embeds + self.encode_blank_frame(inputs_embeds) if self.trains_in_step else inputs_embeds
+            touched = self.encode_blank_frame(inputs_embeds) if self.is_distributed_training else 0.0
+            return inputs_embeds + touched
         refuse_offloaded(self)
         if mm_token_type_ids is None:
             raise ValueError("Frames were given without `mm_token_type_ids`, which says where in the text they go.")
-        if visual.frame_features is None:
-            visual = replace(visual, frame_features=self.encode_frames(visual.pixel_values))
-        if visual.region_prompt_indices is not None:
-            visual = self.complete_regions(visual)
-        return self.place_visual_tokens(inputs_embeds, mm_token_type_ids, visual)
+        visual = self.encode_visual(visual)
+        regions = self.encode_regions(visual, self.region_encoder)
+        context = self.aggregate_context(visual)
+        return self.place_visual_tokens(inputs_embeds, mm_token_type_ids, visual, regions, context)
 
     def forward(
         self,
@@ -526,35 +548,43 @@ class SamaForConditionalGeneration(InternVLForConditionalGeneration):
             num_items_in_batch, num_masks_in_batch (`int`, *optional*):
                 Labels and masks of the whole update, so that accumulation does not change the means.
         """
-        given = locals()  # the visual inputs by name: SamaVisualInputs lists them, and says what they are
-        in_step, visual = self.model.keep_in_step(), SamaVisualInputs(**{n: given[n] for n in VISUAL_INPUT_NAMES})
+        # fmt: off
+        visual = SamaVisualInputs(
+            pixel_values, num_context_frames, num_extra_frames, dense_frames,
+            qformer_input_ids, qformer_attention_mask, question_samples,
+            region_masks, region_grid_masks, region_frames, region_prompt_indices, region_prompt_points,
+            region_prompt_labels, region_prompt_frames, region_prompt_pixel_values,
+            frame_features, spatial_tokens,
+        )
+        targets = SamaMaskTargets(sam_pixel_values, sam_frame_counts, sam_prompted, target_masks, point_seeds)
+        # fmt: on
+        touched = self.model.zero_touch_all_params()
         outputs = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            cache=cache,
-            inputs_embeds=inputs_embeds,
-            mm_token_type_ids=mm_token_type_ids,
-            visual=visual,
-            **kwargs,
+            input_ids, attention_mask, position_ids, cache, inputs_embeds, mm_token_type_ids, visual, **kwargs
         )
         hidden_states = outputs.last_hidden_state
         if seg_recorder is not None:
-            past = 0 if outputs.cache is None else outputs.cache.get_seq_length()
-            seg_recorder.record(input_ids, hidden_states, max(0, past - hidden_states.shape[1]))
-        losses = {}
-        if labels is None:
-            keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            logits = self.lm_head(hidden_states[:, keep])
-        else:
-            logits, lm_loss = self.score_labels(hidden_states, labels, num_items_in_batch)
-            losses = {"loss": lm_loss, "lm_loss": lm_loss}
+            seg_recorder.record_step(input_ids, hidden_states, outputs.cache)
+        logits, losses = self.score_text(hidden_states, labels, logits_to_keep, num_items_in_batch)
         if target_masks is not None:
-            targets = SamaMaskTargets(**{name: given[name] for name in MASK_TARGET_NAMES})
             losses |= self.score_masks(hidden_states, labels == self.config.seg_token_id, targets, num_masks_in_batch)
-            losses["loss"] = self.total_loss(losses) + in_step
+            losses["loss"] = self.total_loss(losses) + touched
         kept = {name: outputs[name] for name in ("cache", "hidden_states", "attentions") if name in outputs}
         return SamaOutput(logits=logits, last_hidden_state=hidden_states, **kept, **losses)
+
+    def score_text(
+        self,
+        hidden_states: torch.Tensor,
+        labels: torch.Tensor | None,
+        logits_to_keep: int | torch.Tensor,
+        num_items_in_batch: int | torch.Tensor | None,
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Logits where they are needed, and with labels the losses of the text by name."""
+        if labels is None:
+            keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            return self.lm_head(hidden_states[:, keep]), {}
+        logits, lm_loss = self.score_labels(hidden_states, labels, num_items_in_batch)
+        return logits, {"loss": lm_loss, "lm_loss": lm_loss}
 
     def score_labels(
         self, hidden_states: torch.Tensor, labels: torch.Tensor, num_items_in_batch: int | torch.Tensor | None
@@ -703,50 +733,6 @@ class SamaForConditionalGeneration(InternVLForConditionalGeneration):
         projection = self.model.seg_projection
         return projection(seg_states.to(projection[0].bias))  # a quantized weight has another dtype, its bias has not
 
-    def track_objects(
-        self,
-        seg_states: torch.Tensor,
-        processor,
-        video,
-        frame_features: Callable[[int], FrameFeatures] | None = None,
-        progress: Callable[[Iterable], Iterable] | None = None,
-        on_frame: Callable[[int, np.ndarray], None] | None = None,
-    ) -> tuple[list[MaskTrack], list[float]]:
-        """Mask tracks at the video's own size, and scores, of all objects of an answer.
-
-        Args:
-            seg_states (`torch.Tensor` of shape `(num_objects, width)`): one entry of `generate(...).seg_states`.
-            processor ([`SamaProcessor`]): the checkpoint's own processor.
-            video: what `processor.open_video` takes.
-            frame_features (`Callable`, *optional*): frame index to [`FrameFeatures`], when SAM 2 encoded the frames
-            before.
-            progress (`Callable`, *optional*): wraps the iterable over tracked frames, as `tqdm` does.
-            on_frame (`Callable`, *optional*): called with the index and the bool masks, of shape `(num_objects,
-            height, width)`, of each frame as it is tracked.
-
-        Returns:
-            a `MaskTrack` for each object, and its mean predicted IoU on the prompted frames, from 0 to 1.
-        """
-        self.check_processor(processor)
-        video = processor.open_video(video)
-        frames = self.segment_video(
-            seg_states,
-            frame_features or processor.sam_frames(video),
-            processor.choose_frames(video).prompted,
-            num_frames=len(video),
-        )
-        tracks = [MaskTrack(len(video), video.height, video.width) for _ in seg_states]
-        scores = []
-        for frame in progress(frames) if progress else frames:
-            masks = processor.post_process_masks(frame.mask_logits, video.height, video.width)
-            for track, mask in zip(tracks, masks, strict=True):
-                track[frame.frame_index] = mask
-            if on_frame is not None:
-                on_frame(frame.frame_index, masks)
-            if frame.prompted:
-                scores.append(frame.predicted_iou.float().cpu())
-        return tracks, torch.stack(scores).mean(0).tolist() if scores else []
-
     # ---- talk -------------------------------------------------------------------------------------------------------
 
     def start_chat(self, processor, video=None, image=None, feature_folder: str | None = None) -> SamaChat:
@@ -764,24 +750,20 @@ class SamaForConditionalGeneration(InternVLForConditionalGeneration):
         return SamaChat(self, processor, video=video, image=image, feature_folder=feature_folder)
 
     def check_processor(self, processor) -> None:
-        """Raises `ValueError` unless the model and the processor agree on every setting that they share."""
-        config = self.config
-        shared = {
-            "preset": config.preset,
-            "region_shape": config.region_shape,
-            "region_mask_size": config.region_mask_size,
-            "image_seq_length": config.image_seq_length,
-            "sam_image_size": config.sam_config.image_size,
-            "seg_token_id": config.seg_token_id,
-            "image_token_id": config.image_token_id,
-        }
-        for name, ours in shared.items():
-            theirs = vars(processor)[name]
+        """Raises `ValueError` unless the processor was made for a model of these settings."""
+        for name in SHARED_SETTINGS:
+            ours, theirs = vars(self.config)[name], vars(processor.config)[name]
             if ours != theirs:
                 raise ValueError(
                     f"`{name}` is {ours!r} in the model and {theirs!r} in the processor; load both from one "
                     "checkpoint, or change it in both."
                 )
+        ours, theirs = self.config.sam_config.image_size, processor.sam_image_size
+        if ours != theirs:
+            raise ValueError(
+                f"`sam_image_size` is {ours} in the model and {theirs} in the processor; load both from one "
+                "checkpoint."
+            )
 
 
 def rounded_to_bfloat16(
@@ -817,8 +799,13 @@ def questions_by_length(num_context: torch.Tensor, question_samples: torch.Tenso
     return [(lengths == length).nonzero().flatten() for length in lengths.unique()]
 
 
-def stretches(rows: torch.Tensor, starts: torch.Tensor, length: int) -> torch.Tensor:
-    """`length` rows from each of V starts on, (V, length, ...). A single stretch is not copied."""
+def first_rows(lengths: torch.Tensor) -> torch.Tensor:
+    """Where each of several sequences of the given `lengths` begins when they follow one another."""
+    return lengths.cumsum(0) - lengths
+
+
+def gather_spans(rows: torch.Tensor, starts: torch.Tensor, length: int) -> torch.Tensor:
+    """`length` consecutive rows from each of V starts, (V, length, ...). A single span is not copied."""
     if len(starts) == 1:
         return rows[int(starts[0]) : int(starts[0]) + length].unsqueeze(0)
     return rows[(starts.unsqueeze(1) + torch.arange(length)).to(rows.device)]

@@ -54,7 +54,7 @@ class SamaRegionEncoder(nn.Module):
         shape = masks.flatten(1).to(frame_features.dtype)  # (R, M * M)
         return self.pooled_projection(pooled), self.shape_projection(shape)
 
-    def encode_nothing(self) -> torch.Tensor:
+    def null_region_embedding(self) -> torch.Tensor:
         """What an all-zero region gives, both features added: the release's *null-region vector*, of shape
         `(output_size,)`."""
         pooled_bias = self.pooled_projection.bias
@@ -90,13 +90,13 @@ class SamaContextInjection(nn.Module):
         """
         queries = self.query_projection(frame_features).flatten(1, 2)  # (V, T * P, C), once for all questions
         keys, values = self.key_projection(temporal_tokens), self.value_projection(temporal_tokens)  # (N, W * K, C)
-        attended = F.scaled_dot_product_attention(of_videos(queries, videos), keys, values)  # (N, T * P, C)
+        attended = F.scaled_dot_product_attention(expand_per_question(queries, videos), keys, values)  # (N, T * P, C)
         attended = self.attention_projection(attended).unflatten(1, frame_features.shape[1:3])
-        injected = attended + of_videos(frame_features, videos)
+        injected = attended + expand_per_question(frame_features, videos)
         return self.output_projection(injected.mean(2))  # (N, T, C)
 
 
-def of_videos(rows: torch.Tensor, videos: torch.Tensor) -> torch.Tensor:
+def expand_per_question(rows: torch.Tensor, videos: torch.Tensor) -> torch.Tensor:
     """The row of each question's video. A single video's is not copied: at true size, frames are large."""
     return rows.expand(len(videos), *rows.shape[1:]) if len(rows) == 1 else rows[videos]
 
@@ -179,11 +179,11 @@ class SamaContextAggregator(nn.Module):
         rows = torch.cat([queries, text], 1)  # (N, K + L, H)
         if self.null_region_scale:
             without_region = (input_ids != self.region_token_ids[0]).all(1)  # (N,)
-            null_region = self.null_region_scale * self.region_encoder.encode_nothing()
+            null_region = self.null_region_scale * self.region_encoder.null_region_embedding()
             rows = rows + without_region[:, None, None] * null_region
         mask = torch.cat([attention_mask.new_ones(queries.shape[:2]), attention_mask], 1)
         windows = spatial_tokens.flatten(1, 2).split(self.window, 1)  # W x (V, window, H), the last may be shorter
-        return torch.cat([self.read_window(of_videos(window, videos), rows, mask) for window in windows], 1)
+        return torch.cat([self.read_window(expand_per_question(window, videos), rows, mask) for window in windows], 1)
 
     def read_window(self, window: torch.Tensor, rows: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """One window, of each question's video, `(num_questions, window_tokens, qformer_width)`: `(num_questions,

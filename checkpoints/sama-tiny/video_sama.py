@@ -1,18 +1,38 @@
-"""Videos, frame choice, compact mask tracks, and the region and answer types that the processor and the chat share."""
+"""Videos and pictures: frames that are decoded when asked for, and which frames of a video are used for what.
+
+PyAV reads first and decord only where PyAV is missing. The two give the same pixels, but decord decodes ahead in the
+background: while a slow consumer tracks through 1,200 frames of 640 x 360 it holds 750 MB of them.
+"""
 
 import os
+import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
 
 from .configuration_sama import check_preset
-from .video_readers_sama import IMAGE_SUFFIXES, FileFrames, ListFrames, checked_array, existing_file
 
 
+try:
+    import decord
+except ImportError:
+    decord = None
+
+try:
+    import av
+except ImportError:
+    av = None
+
+# What a source without a clock (a list of frames, an array) is assumed to run at; used only to write videos.
+DEFAULT_FPS = 24.0
+IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+# Stepping backward through a file decodes this many frames at once: every backward seek restarts at a keyframe.
+BACKWARD_CHUNK = 8
 # Every third frame is context; a short video is filled up to eight.
 CONTEXT_INTERVAL = 3
 MIN_CONTEXT_FRAMES = 8
@@ -22,14 +42,18 @@ class FrameIndexError(ValueError, IndexError):
     """A frame that the video does not have. An `IndexError` too, so that a plain `for` over a video ends."""
 
 
-def is_a(value, kind: type) -> bool:
+@runtime_checkable
+class OpenedVideo(Protocol):
     """
-    Whether `value` is of the class `kind` or of the same class in another copy of its file: transformers gives the
-    model and the processor of one checkpoint each a copy of this code, and a program may import a third from the
-    repository.
+    What a `SamaVideo` is recognised by. Not by its class: transformers loads the model and the processor of a
+    checkpoint from separate copies of this file, and a program may import a third one from the repository.
     """
-    same = [(item.__module__.rpartition(".")[2], item.__qualname__) for item in (type(value), kind)]
-    return same[0] == same[1]
+
+    is_image: bool
+
+    def check_frame(self, index: int) -> None: ...
+
+    def frames(self, indices: Sequence[int]) -> list[np.ndarray]: ...
 
 
 class SamaVideo:
@@ -44,15 +68,11 @@ class SamaVideo:
         fps (`float`): Frames a second; 24 where the source has no clock.
         is_image (`bool`): Whether the source is a still image.
         name (`str`): For messages: the path, or what kind of source it is.
-        frame_choice ([`FrameChoice`], *optional*): Set where frames are drawn at random instead of by a policy.
-        pixel_memo (`dict`): Pixel tensors that the processor made of this video, for the next turn.
     """
 
     def __init__(self, frames: "FileFrames | ListFrames"):
         self._frames = frames
         self.name, self.fps, self.is_image = frames.name, frames.fps, frames.is_image
-        self.pixel_memo: dict = {}
-        self.frame_choice: FrameChoice | None = None
         self._warned = False
         self.height, self.width = frames.read(0).shape[:2]
         if frames.warning is not None:
@@ -64,7 +84,7 @@ class SamaVideo:
         Open a video file, an image file, a list of frames (paths, PIL images or `(height, width, 3)` uint8 arrays), a
         `(num_frames, height, width, 3)` uint8 array, a PIL image, or return a `SamaVideo` as it is.
         """
-        if is_a(source, SamaVideo):
+        if isinstance(source, OpenedVideo):
             return source
         if isinstance(source, (str, os.PathLike)):
             path = existing_file(source)
@@ -168,144 +188,260 @@ def _context_frames(num_frames: int, max_context_frames: int) -> list[int]:
     return frames
 
 
-class MaskTrack:
-    """
-    The masks of one object through a video, as run lengths: column-major, beginning with zeros, as COCO counts them.
+# ---- readers -------------------------------------------------------------------------------------------------------
 
-    Args:
-        num_frames (`int`), height (`int`), width (`int`): Size of the video. All masks are empty at first.
-    """
 
-    def __init__(self, num_frames: int, height: int, width: int):
-        self.num_frames, self.height, self.width = num_frames, height, width
-        empty = np.array([height * width], dtype=np.int32)
-        self._counts = [empty] * num_frames
+class _DecordReader:
+    """Random access to the frames of a video file through decord, which itself scales frames of a deviating size."""
 
-    @classmethod
-    def from_masks(cls, masks: np.ndarray) -> "MaskTrack":
-        """From an array of shape `(num_frames, height, width)`; what is not zero belongs to the object."""
-        if masks.ndim != 3:
-            raise ValueError(f"Expected masks of shape (num_frames, height, width), got {masks.shape}.")
-        track = cls(*masks.shape)
-        for index, mask in enumerate(masks):
-            track[index] = mask
-        return track
+    def __init__(self, path: str):
+        try:
+            # The length is taken inside the block: decord also fails here, on files without a single frame.
+            self._reader = decord.VideoReader(path, num_threads=1)
+            self.length = len(self._reader)
+            self.fps = float(self._reader.get_avg_fps())
+        except (RuntimeError, decord.DECORDError) as error:
+            raise ValueError(_reason(error)) from error
+
+    def read(self, index: int) -> np.ndarray:
+        try:
+            return self._reader[index].asnumpy()
+        except (RuntimeError, IndexError, decord.DECORDError) as error:
+            raise ValueError(_reason(error)) from error
+
+
+class _AvReader:
+    """Random access to the frames of a video file through PyAV: forward by decoding on, otherwise from a keyframe."""
+
+    def __init__(self, path: str):
+        self._path = path
+        self._container = None
+        try:
+            with av.open(path) as container:
+                if not container.streams.video:
+                    raise ValueError("the file holds no video stream")
+                stream = container.streams.video[0]
+                self.fps = float(stream.average_rate or DEFAULT_FPS)
+                self.declared = stream.frames
+                packets = [(packet.pts, packet.is_keyframe) for packet in _demux(container, stream)]
+        except (OSError, av.error.FFmpegError) as error:
+            raise ValueError(_reason(error)) from error
+        self.length = len(packets)
+        times = sorted(pts for pts, _ in packets if pts is not None)
+        # Without a distinct time on every packet (raw streams) the frames can only be counted from the start.
+        self._seekable = len(set(times)) == len(packets)
+        self._times = times if self._seekable else []
+        self._index_of = {pts: index for index, pts in enumerate(self._times)}
+        self._keyframes = sorted(self._index_of[pts] for pts, key in packets if key) if self._seekable else []
+
+    def _open(self) -> None:
+        if self._container is not None:
+            self._container.close()
+        self._container = av.open(self._path)
+        self._restart(0)
+
+    def _restart(self, position: int) -> None:
+        self._frames = self._decode(self._container, self._container.streams.video[0])
+        self._next = position
+
+    @staticmethod
+    def _decode(container, stream) -> Iterator:
+        for packet in _demux(container, stream):
+            yield from _decode_packet(packet)
+        yield from _decode_packet(None, stream)
+
+    def _seek(self, index: int) -> None:
+        """Place the decoder so that going forward reaches frame `index`, with as little decoding as possible."""
+        keyframe = max((key for key in self._keyframes if key <= index), default=0)
+        if self._container is not None and keyframe <= self._next <= index:
+            return
+        if self._container is None or not self._seekable:
+            self._open()
+        if keyframe > 0 or self._next > index:
+            self._container.seek(self._times[keyframe], stream=self._container.streams.video[0])
+            self._restart(keyframe)
+
+    def read(self, index: int) -> np.ndarray:
+        try:
+            self._seek(index)
+            for frame in self._frames:
+                position = self._index_of.get(frame.pts, self._next) if self._seekable else self._next
+                self._next = position + 1
+                if position >= index:
+                    return frame.to_ndarray(format="rgb24")
+        except (OSError, av.error.FFmpegError) as error:
+            raise ValueError(_reason(error)) from error
+        raise ValueError(f"the stream ends before frame {index}")
+
+    def keep_decodable(self) -> "_AvReader":
+        """Decode the whole file once and count what comes out; then frames are found by counting, not by time."""
+        self._seekable, self._keyframes = False, []
+        self._open()
+        self.length = sum(1 for _ in self._frames)
+        self._open()
+        return self
+
+
+def _reason(error: Exception) -> str:
+    """The readable part of a decoder's message: no error number or time in front, no C++ stack behind."""
+    lines = [re.sub(r"^\[[^\]]*\]\s*", "", line).strip() for line in str(error).splitlines()]
+    return next((line for line in lines if line), type(error).__name__)
+
+
+def _demux(container, stream) -> Iterator:
+    """Packets with data, up to the first that cannot be read (a truncated file ends there)."""
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets)
+        except (StopIteration, OSError, av.error.FFmpegError):
+            return
+        if packet.size:
+            yield packet
+
+
+def _decode_packet(packet, stream=None) -> list:
+    """Frames of one packet (`None`: what the decoder still holds); a packet that does not decode has none."""
+    try:
+        return packet.decode() if packet is not None else stream.codec_context.decode(None)
+    except (EOFError, av.error.FFmpegError):
+        return []
+
+
+def _size_changes(path: str) -> bool:
+    """Whether keyframes differ in size (a new size starts at a keyframe): decord scales such frames silently."""
+    if av is None:
+        return False
+    try:
+        with av.open(path) as container:
+            stream = container.streams.video[0]
+            stream.codec_context.skip_frame = "NONKEY"
+            return len({(frame.height, frame.width) for frame in _AvReader._decode(container, stream)}) > 1
+    except (OSError, av.error.FFmpegError):  # what decord reads need not be readable here
+        return False
+
+
+class FileFrames:
+    """Frames of a video file, decoded on request; knows from the start how many of them really decode."""
+
+    is_image = False
+
+    def __init__(self, path: str):
+        self.name = path
+        if decord is None and av is None:
+            raise ImportError(f"Reading '{path}' needs av or decord: run `pip install av` or `pip install decord`.")
+        self.warning = None
+        self._reader = self._intact_reader() or self._damaged_reader()
+        self.fps = self._reader.fps
+        self._chunk: dict[int, np.ndarray] = {}
+        self._last = -1
+
+    def _intact_reader(self) -> "_DecordReader | _AvReader | None":
+        self._problems = []
+        for reader_class in [_AvReader] * (av is not None) + [_DecordReader] * (decord is not None):
+            try:
+                reader = reader_class(self.name)
+                if reader.length == 0:
+                    raise ValueError("the file holds no frame")
+                reader.read(reader.length - 1)
+            except ValueError as error:
+                self._problems.append(str(error))
+                continue
+            if reader_class is _AvReader and reader.declared > reader.length:
+                self.warning = _cut_message(self.name, reader.declared, reader.length)
+            if reader_class is _DecordReader and _size_changes(self.name):
+                self.warning = f"Frames of '{self.name}' change size; all are resized to the size of the first one."
+            return reader
+        return None
+
+    def _damaged_reader(self) -> "_DecordReader | _AvReader":
+        """A reader of the frames that decode. The file is decoded once to count them."""
+        try:
+            if av is not None:
+                reader = _AvReader(self.name)
+                declared = max(reader.declared, reader.length)
+                reader.keep_decodable()
+            else:
+                reader = _DecordReader(self.name)
+                declared, reader.length = reader.length, _count_readable(reader)
+                reader._reader = decord.VideoReader(self.name, num_threads=1)
+        except ValueError as error:
+            raise ValueError(f"'{self.name}' is not a video that can be read: {error}.") from error
+        if reader.length == 0:
+            raise ValueError(f"'{self.name}' is a video with 0 frames that can be decoded: {self._problems[-1]}.")
+        self.warning = _cut_message(self.name, declared, reader.length)
+        return reader
 
     def __len__(self) -> int:
-        return self.num_frames
+        return self._reader.length
 
-    def __getitem__(self, index: int) -> np.ndarray:
-        counts = self._counts_at(index)
-        flat = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
-        return flat.reshape(self.width, self.height).T
-
-    def __setitem__(self, index: int, mask: np.ndarray) -> None:
-        self._counts_at(index)
-        if mask.shape != (self.height, self.width):
-            raise ValueError(f"A mask of shape {mask.shape} does not fit a track of {(self.height, self.width)}.")
-        flat = mask.T.astype(bool).ravel()
-        changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-        counts = np.diff(np.concatenate(([0], changes, [flat.size])))
-        self._counts[index] = np.concatenate(([0] if flat[0] else [], counts)).astype(np.int32)
-
-    def _counts_at(self, index: int) -> np.ndarray:
-        if not 0 <= index < self.num_frames:
-            raise FrameIndexError(f"Frame {index} does not exist: the track has {self.num_frames} frames.")
-        return self._counts[index]
-
-    def area(self, index: int) -> int:
-        """Pixels of the object in frame `index`."""
-        return int(self._counts_at(index)[1::2].sum())
-
-    def masks(self) -> np.ndarray:
-        """All masks: bool array of shape `(num_frames, height, width)`."""
-        return np.stack([self[index] for index in range(self.num_frames)])
-
-    def visible_frames(self) -> list[int]:
-        """Frames in which the object has at least one pixel."""
-        return [index for index in range(self.num_frames) if self.area(index) > 0]
-
-    def to_rle(self, index: int) -> dict:
-        """Uncompressed COCO run lengths of frame `index`, ready for JSON."""
-        return {"size": [self.height, self.width], "counts": self._counts_at(index).tolist()}
+    def read(self, index: int) -> np.ndarray:
+        backward, self._last = index == self._last - 1, index
+        if index in self._chunk:
+            return self._chunk[index]
+        first = max(0, index - BACKWARD_CHUNK + 1) if backward else index
+        try:
+            chunk = {position: self._reader.read(position) for position in range(first, index + 1)}
+        except ValueError as error:
+            raise ValueError(f"Frame {index} of '{self.name}' cannot be decoded: {error}.") from error
+        self._chunk = chunk
+        return chunk[index]
 
 
-PROMPT_KINDS = ("mask", "box", "points", "scribble")
+def _cut_message(name: str, declared: int, decoded: int) -> str:
+    return f"Only the first {decoded} of {declared} frames of '{name}' can be decoded; the rest is left out."
 
 
-@dataclass
-class Region:
-    """
-    Something pointed at in a video: exactly one of a mask, a box, points or a scribble, in pixels of the video.
-
-    Args:
-        frame (`int` or sequence of `int`): The frame the prompt is drawn on. Several frames take one prompt each.
-        mask (`np.ndarray`): Shape `(height, width)`; what is not zero belongs to the region.
-        box (`tuple`): `(x1, y1, x2, y2)`.
-        points (`list`): `[(x, y), ...]`, with `labels` 1 (belongs to it) or 0 (does not); all 1 by default.
-        labels (`list[int]`): One label a point.
-        scribble (`list`): A line through the points `[(x, y), ...]`.
-    """
-
-    frame: int | Sequence[int] = 0
-    mask: np.ndarray | None = None
-    box: Sequence | None = None
-    points: Sequence | None = None
-    labels: Sequence | None = None
-    scribble: Sequence | None = None
-
-    def __post_init__(self):
-        given = [name for name in PROMPT_KINDS if vars(self)[name] is not None]
-        if len(given) != 1:
-            found = f"{len(given)}: {', '.join(given)}" if given else "none"
-            raise ValueError(f"A region takes exactly one of {', '.join(PROMPT_KINDS)}; got {found}.")
-        if self.labels is not None and self.points is None:
-            raise ValueError(f"A region takes labels only with points, got labels with a {given[0]}.")
-        self.kind = given[0]
-        frames = [self.frame] if isinstance(self.frame, (int, np.integer, str, type(None))) else list(self.frame)
-        wrong = [frame for frame in frames if not isinstance(frame, (int, np.integer))]
-        if wrong:
-            raise ValueError(f"A region's frame must be a whole number or a list of them, got {wrong[0]!r}.")
-        if len(set(frames)) != len(frames):
-            raise ValueError(f"A region takes one prompt a frame, but its frames {frames} repeat.")
-
-    def per_frame(self) -> list["Region"]:
-        """The region as one single-frame region a frame."""
-        if np.ndim(self.frame) == 0:
-            return [self]
-        frames, prompts = list(self.frame), vars(self)[self.kind]
-        labels = [None] * len(frames) if self.labels is None else self.labels
-        if not frames or not len(frames) == len(prompts) == len(labels):
-            raise ValueError(
-                f"A region over several frames takes one prompt a frame, got {len(frames)} frames, "
-                f"{len(prompts)} {self.kind} prompts and {len(labels)} lists of labels."
-            )
-        return [
-            Region(frame=int(frame), labels=label, **{self.kind: prompt})
-            for frame, prompt, label in zip(frames, prompts, labels, strict=True)
-        ]
+def _count_readable(reader: _DecordReader) -> int:
+    for index in range(reader.length):
+        try:
+            reader.read(index)
+        except ValueError:
+            return index
+    return reader.length
 
 
-@dataclass
-class GroundedPhrase:
-    """
-    A phrase of an answer and the object that it stands for. Can be given as the region of a later question.
+class ListFrames:
+    """Frames that are given one by one: paths of images, PIL images or arrays. Image files are opened on request."""
 
-    Attributes:
-        text (`str`): The phrase.
-        span (`tuple[int, int]`): Its characters in the clean answer.
-        track ([`MaskTrack`], *optional*): The object's masks; `None` when the answer was parsed without masks.
-        score (`float`, *optional*): The model's confidence.
-    """
+    fps = DEFAULT_FPS
+    warning = None
 
-    text: str
-    span: tuple[int, int]
-    track: MaskTrack | None = None
-    score: float | None = None
+    def __init__(self, frames: Sequence, name: str, is_image: bool = False):
+        if len(frames) == 0:
+            raise ValueError(f"The video '{name}' has 0 frames.")
+        self._frames, self.name, self.is_image = frames, name, is_image
 
-    @property
-    def masks(self) -> np.ndarray:
-        """Bool array of shape `(num_frames, height, width)`."""
-        if self.track is None:
-            raise ValueError(f"The phrase '{self.text}' has no masks: the answer was parsed without tracks.")
-        return self.track.masks()
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def read(self, index: int) -> np.ndarray:
+        frame = self._frames[index]
+        if isinstance(frame, (str, os.PathLike)):
+            path = existing_file(frame)
+            try:
+                with Image.open(path) as image:
+                    return np.asarray(image.convert("RGB"))
+            except (OSError, SyntaxError) as error:
+                raise ValueError(f"'{path}' is not an image that can be read: {_reason(error)}.") from error
+        if isinstance(frame, Image.Image):
+            return np.asarray(frame.convert("RGB"))
+        return checked_array(frame, 3, f"frame {index} of '{self.name}'")
+
+
+def existing_file(source: str | os.PathLike) -> str:
+    path = Path(source)
+    if path.is_dir():
+        raise ValueError(f"'{path}' is a folder: give a video file, an image, or the list of its image files.")
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file '{path}'.")
+    return str(path)
+
+
+def checked_array(array: np.ndarray, dimensions: int, what: str) -> np.ndarray:
+    expected = "(height, width, 3)" if dimensions == 3 else "(frames, height, width, 3)"
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"Expected {what} to be a path, a PIL image or an array, got {type(array).__name__}.")
+    if array.ndim != dimensions or array.shape[-1] != 3 or array.dtype != np.uint8 or 0 in array.shape[1:]:
+        raise ValueError(f"Expected {what} as a uint8 array {expected}, got {array.dtype} of shape {array.shape}.")
+    return array

@@ -14,6 +14,7 @@ from sama.configuration_sama import SamaConfig
 from sama.data.collator import IGNORED
 from sama.data.rendering import Renderer, RenderSettings
 from sama.modeling_sama import questions_by_length
+from sama.objects_sama import Region
 from sama.processing_sama import SamaProcessor
 from sama.recipes.sama_tiny.labels import (
     cells,
@@ -29,7 +30,7 @@ from sama.recipes.sama_tiny.labels import (
 from sama.recipes.sama_tiny.mask_examples import frame_of, told_of
 from sama.toy_world.clip import Clip
 from sama.toy_world.world import ToyWorld
-from sama.video_sama import Region, SamaVideo
+from sama.video_sama import SamaVideo
 
 
 WAY_TIMES = 8  # moments of a clip at which a region's state tells where the thing is

@@ -318,14 +318,12 @@ def main() -> None:
     config.text_config.eos_token_id = tokenizer.convert_tokens_to_ids("<|im_end|>")
     config.text_config.pad_token_id = tokenizer.convert_tokens_to_ids("<|endoftext|>")
     processor = SamaProcessor(
+        config=config,
         tokenizer=tokenizer,
         qformer_tokenizer=qformer_tokenizer,
         image_size=IMAGE_SIZE,
         max_tiles=4,
-        image_seq_length=TOKENS_PER_FRAME,
         num_dense_frames=NUM_DENSE_FRAMES,
-        sam_image_size=SAM_IMAGE_SIZE,
-        region_mask_size=REGION_MASK_SIZE,
     )
     grounding_token_ids = tokenizer.convert_tokens_to_ids([*GROUNDING_TOKENS, "<|im_end|>"])
     model = build_model(config, grounding_token_ids, arguments.seed)

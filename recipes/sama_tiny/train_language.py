@@ -33,7 +33,7 @@ from sama.modeling_sama import (
     SamaForConditionalGeneration,
     SamaVisualInputs,
 )
-from sama.modeling_sama_aggregator import of_videos
+from sama.modeling_sama_aggregator import expand_per_question
 from sama.processing_sama import SamaProcessor
 from sama.recipes.sama_tiny.examples import BLOCK, WAY_TIMES, Lessons, grid_of, process, processes
 from sama.recipes.sama_tiny.labels import (
@@ -140,7 +140,9 @@ class Teacher:
         losses["seen"] = self.class_loss("seen", cells_of_frames[truth["frames"]].flatten(0, 1), seen, report)
         if "pairs" in truth:
             groups = [(inputs[2], inputs[0].shape[1:3]) for inputs, _ in injected]  # videos of questions, T and P
-            pairs = [of_videos(output, videos) for (_, output), (videos, _) in zip(queries, groups, strict=True)]
+            pairs = [
+                expand_per_question(output, videos) for (_, output), (videos, _) in zip(queries, groups, strict=True)
+            ]
             taken = [output.unflatten(1, sizes) for (_, output), (_, sizes) in zip(attended, groups, strict=True)]
             pairs, taken = (torch.cat([part.flatten(0, 1) for part in parts]) for parts in (pairs, taken))
             read = torch.cat([output for _, output in keys])[truth["askers"]]

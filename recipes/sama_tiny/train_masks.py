@@ -178,7 +178,7 @@ def compare_masks(
     """The loss of all masks together, and the IoU and presence (num_masks,) of each; bool `masks` (num_masks, height,
     width), frame by frame. At the size of the masks, not of the logits: to those, pixels are whole cells, and what
     fits them best then has an IoU of 0.75 with the mask itself (docs/log.md)."""
-    logits = torch.cat([one.open_logits.flatten(0, -3) for one in found])
+    logits = torch.cat([one.ungated_logits.flatten(0, -3) for one in found])
     iou = torch.cat([one.predicted_iou.flatten() for one in found])
     score = torch.cat([one.object_score.flatten() for one in found])
     logits, targets = processor.resize_mask_logits(logits, *masks.shape[-2:]), masks.float()

@@ -7,8 +7,8 @@ from sama.benchmarks.benchmark import BenchmarkError, PredictedObject, Predicted
 from sama.benchmarks.registry import open_benchmark
 from sama.benchmarks.toy_world import LOOK, MOTION, is_right, measure_turn, object_facts
 from sama.data.masks import encode_rle
+from sama.objects_sama import MaskTrack
 from sama.toy_world.world import ToySample
-from sama.video_sama import MaskTrack
 
 
 SIZE = (10, 20)

@@ -23,7 +23,8 @@ from sama.evaluation.inference import Interviewer
 from sama.evaluation.plots import _bins, write_plots
 from sama.evaluation.predictions import PredictionError, PredictionFiles, PredictionWriter
 from sama.evaluation.report import markdown, rows_of, terminal_table
-from sama.video_sama import MaskTrack, Region, SamaVideo
+from sama.objects_sama import MaskTrack, Region
+from sama.video_sama import SamaVideo
 
 
 IDENTITY = {
@@ -206,7 +207,7 @@ class Chat:
     def __init__(self, log: list, layout: str, video):
         self.log, self.layout, self.video = log, layout, video
 
-    def start_over(self):
+    def reset(self):
         self.log.append(("start over", self.layout))
 
     def ask(self, text, regions, max_new_tokens, masks, do_sample):

@@ -22,8 +22,9 @@ from torch.nn import functional as F
 
 from sama.conversion.convert import Order, convert
 from sama.modeling_sama import VISUAL_INPUT_NAMES, SamaForConditionalGeneration, SamaVisualInputs
+from sama.objects_sama import Region
 from sama.processing_sama import SamaProcessor
-from sama.video_sama import Region, SamaVideo
+from sama.video_sama import SamaVideo
 
 
 INPUTS = {"video_uint8", "image_uint8", "region_masks_16", "region_masks_112", "seg_hidden"}

@@ -217,7 +217,13 @@ def our_tracks(tracker: SamaMaskTracker, frames: torch.Tensor, prompted: list[in
     for index in prompted:
         features = tracker.encode_frames(frames[index : index + 1])
         found = tracker.segment_points(features.take(torch.zeros(NUM_OBJECTS, dtype=torch.long)), POINTS, ON)
-        parts = (found.mask_logits, found.predicted_iou, found.object_score, found.object_pointer, found.open_logits)
+        parts = (
+            found.mask_logits,
+            found.predicted_iou,
+            found.object_score,
+            found.object_pointer,
+            found.ungated_logits,
+        )
         remember(index, features, ObjectMasks(*(part.transpose(0, 1) for part in parts)), True)
     for indices, step in ((range(prompted[0] + 1, NUM_FRAMES), 1), (range(prompted[0] - 1, -1, -1), -1)):
         for index in indices:

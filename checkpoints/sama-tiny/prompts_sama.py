@@ -1,11 +1,15 @@
-"""The text side of SAMA: tags, turn layouts, chat wrappers, and grounded answers to and from plain text."""
+"""The text side of SAMA: tags, turn formats and chat templates, messages that are read and checked, and grounded
+answers to and from plain text."""
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from .configuration_sama import CONTEXT_TOKEN, DENSE_FRAME_TOKEN, REGION_POOLED_TOKEN, REGION_SHAPE_TOKEN
-from .video_sama import GroundedPhrase
+from .objects_sama import GroundedPhrase, MaskTrack, Region
+from .video_sama import SamaVideo
 
 
 IMAGE_START, IMAGE_END, IMAGE_CONTEXT = "<img>", "</img>", "<IMG_CONTEXT>"
@@ -28,12 +32,12 @@ QFORMER_REGION = f"{REGION_START}{POOLED_SLOT}{SHAPE_SLOT}{REGION_END}"
 
 
 @dataclass(frozen=True)
-class Layout:
+class TurnFormat:
     """
-    What stands around the context tokens of a turn.
+    What separates the context tokens of a turn from the text around them.
 
     Attributes:
-        before_context (`str`): Between the frame block and the context tokens (first turn only).
+        before_context (`str`): Between the frames and the context tokens (first turn only).
         after_context (`str`): Between the context tokens and the question.
     """
 
@@ -41,25 +45,38 @@ class Layout:
     after_context: str
 
 
-# The release trains each data source with its own newlines; `release` is what its plain inference writes.
-LAYOUTS = {
-    "default": Layout("\n", "\n"),
-    "published": Layout("", "\n"),
-    "refcoco": Layout("", ""),
-    "llava": Layout("\n", "\n"),
-    "referring_video": Layout("", "\n"),
-    "chat_univi": Layout("", "\n"),
-    "gcg": Layout("\n", "\n"),
-    "osprey": Layout("\n", "\n"),
-    "sama_conversation": Layout("", ""),
-    "sama_description": Layout("", "\n"),
+TURN_FORMATS = {
+    "newlines": TurnFormat("\n", "\n"),
+    "newline_after": TurnFormat("", "\n"),
+    "no_newlines": TurnFormat("", ""),
+}
+# The release trains each data source with its own newlines, and its inference writes those of `published` (data.md).
+SOURCE_TURN_FORMATS = {
+    "default": "newlines",
+    "published": "newline_after",
+    "release": "newline_after",  # the name of `published` before version 0.2
+    "refcoco": "no_newlines",
+    "llava": "newlines",
+    "referring_video": "newline_after",
+    "chat_univi": "newline_after",
+    "gcg": "newlines",
+    "osprey": "newlines",
+    "sama_conversation": "no_newlines",
+    "sama_description": "newline_after",
 }
 
 
-def check_layout(name: str) -> None:
-    """Raise `ValueError` for an unknown layout."""
-    if name not in LAYOUTS:
-        raise ValueError(f"layout={name!r} is unknown, expected one of {', '.join(LAYOUTS)}.")
+def check_turn_format(name: str) -> str:
+    """The turn format `name`, which may also be the name of a data source: that source's format.
+
+    Raises:
+        ValueError: if there is no such format.
+    """
+    name = SOURCE_TURN_FORMATS.get(name, name)
+    if name not in TURN_FORMATS:
+        names = ", ".join((*TURN_FORMATS, *SOURCE_TURN_FORMATS))
+        raise ValueError(f"turn_format={name!r} is unknown, expected one of {names}.")
+    return name
 
 
 def _chat_template(user: str, answer_start: str, answer_end: str, bos: str = "") -> str:
@@ -92,6 +109,21 @@ CHAT_TEMPLATES = {
         "'<|' + message['role'] + '|>\\n' + message['content'] + '<|end|>'", "<|assistant|>\\n", "<|im_end|>"
     ),
 }
+
+
+def render_messages(
+    messages: list[dict], template: str, special_tokens: dict[str, str], add_generation_prompt: bool
+) -> tuple[str, list[tuple[int, int]]]:
+    """A chat template's text of messages whose content is a string, and the `(start, end)` characters of the answers
+    in it; none if the template does not mark them."""
+    texts, spans = render_jinja_template(
+        conversations=[messages],
+        chat_template=template,
+        return_assistant_tokens_mask="generation" in template,
+        add_generation_prompt=add_generation_prompt and messages[-1]["role"] != "assistant",
+        **special_tokens,
+    )
+    return texts[0], spans[0] if spans else []
 
 
 @dataclass(frozen=True)
@@ -127,8 +159,15 @@ class TurnText:
     placeholder_types: list[int]
     question: str
 
+    @property
+    def num_regions(self) -> int:
+        """How many regions the turn points at."""
+        return self.placeholder_types.count(REGION_POOLED_TOKEN)
 
-def render_user_turn(pieces: Sequence[str | None], visual: VisualText | None, shows: bool, layout: Layout) -> TurnText:
+
+def render_user_turn(
+    pieces: Sequence[str | None], visual: VisualText | None, shows: bool, turn_format: TurnFormat
+) -> TurnText:
     """
     Write one user turn.
 
@@ -136,17 +175,17 @@ def render_user_turn(pieces: Sequence[str | None], visual: VisualText | None, sh
         pieces (`list` of `str` or `None`): The turn's texts in order; `None` stands for a region.
         visual ([`VisualText`], *optional*): The visual of the conversation when this turn or an earlier one shows it.
         shows (`bool`): Whether it is this turn that shows the visual.
-        layout ([`Layout`]): The newlines.
+        turn_format ([`TurnFormat`]): The newlines around the context tokens.
     """
     language = "".join(LANGUAGE_REGION if piece is None else piece for piece in pieces)
     question = "".join(QFORMER_REGION if piece is None else piece for piece in pieces).strip()
     types = [REGION_POOLED_TOKEN, REGION_SHAPE_TOKEN] * sum(piece is None for piece in pieces)
     if visual is None:
         return TurnText(language, types, question)
-    language = IMAGE_CONTEXT * visual.num_context + layout.after_context + language
+    language = IMAGE_CONTEXT * visual.num_context + turn_format.after_context + language
     types = [CONTEXT_TOKEN] * visual.num_context + types
     if shows:
-        language = visual.frame_block() + layout.before_context + language
+        language = visual.frame_block() + turn_format.before_context + language
         types = [DENSE_FRAME_TOKEN] * (visual.num_dense * visual.tokens_per_frame) + types
     return TurnText(language, types, question)
 
@@ -253,6 +292,32 @@ def parse_tagged_text(tagged_text: str) -> tuple[str, list[tuple[str, tuple[int,
     return clean, [(clean[start:end], (start, end)) for start, end in spans]
 
 
+def parse_answer(
+    tagged_text: str, tracks: Sequence[MaskTrack] | None = None, scores: Sequence[float] | None = None
+) -> Answer:
+    """
+    An answer with its tags as words and objects.
+
+    Args:
+        tagged_text (`str`): The answer without its prompt and end mark.
+        tracks (`list[MaskTrack]`, *optional*), scores (`list[float]`, *optional*): One for each [SEG].
+
+    Raises:
+        ValueError: if there are more or fewer of them than [SEG]s.
+    """
+    text, spans = parse_tagged_text(tagged_text)
+    for name, values in (("mask tracks", tracks), ("scores", scores)):
+        if values is not None and len(values) != len(spans):
+            raise ValueError(f"The answer has {len(spans)} {SEG} but {len(values)} {name} were given.")
+    objects = [
+        GroundedPhrase(phrase, span, track, None if score is None else float(score))
+        for (phrase, span), track, score in zip(
+            spans, tracks or [None] * len(spans), scores or [None] * len(spans), strict=True
+        )
+    ]
+    return Answer(text=text, tagged_text=tagged_text, objects=objects)
+
+
 def to_tagged_text(text: str, objects: Sequence[GroundedPhrase]) -> str:
     """
     Write the tags back into a clean answer: `<p> The man </p> [SEG] pets a dog.`
@@ -280,3 +345,142 @@ def to_tagged_text(text: str, objects: Sequence[GroundedPhrase]) -> str:
         pieces.append(ground_phrase(text[start:end], count) if start < end else f" {SEG}" * count)
         position = end
     return ("".join(pieces) + text[position:]).strip()
+
+
+# ---- messages ------------------------------------------------------------------------------------------------------
+
+CONTENT_TYPES = {
+    "system": ("text",),
+    "user": ("video", "image", "region", "text"),
+    "assistant": ("text", "grounded"),
+}
+PART_KEYS = {
+    "video": {"path", "video"},
+    "image": {"path", "image"},
+    "text": {"text"},
+    "grounded": {"text", "objects"},
+    "region": {"region", "frame", "mask", "box", "points", "labels", "scribble"},
+}
+
+
+@dataclass
+class ParsedMessage:
+    """A message: its role and its texts in order, in which `None` stands for a region."""
+
+    role: str
+    pieces: list[str | None] = field(default_factory=list)
+
+
+@dataclass
+class ParsedConversation:
+    """
+    A checked conversation.
+
+    Attributes:
+        messages (`list[ParsedMessage]`): The messages.
+        video ([`SamaVideo`], *optional*): What it is about.
+        visual_turn (`int`, *optional*): Index of the message that shows it.
+        regions (`list`): Everything pointed at, in reading order.
+    """
+
+    messages: list[ParsedMessage] = field(default_factory=list)
+    video: SamaVideo | None = None
+    visual_turn: int | None = None
+    regions: list = field(default_factory=list)
+
+
+def read_conversation(messages: Sequence[Mapping]) -> ParsedConversation:
+    """Read the messages of one conversation; raises `ValueError` at the first thing that is wrong with them."""
+    if not messages:
+        raise ValueError("A conversation needs at least 1 message, got 0.")
+    conversation = ParsedConversation()
+    for index, message in enumerate(messages):
+        _read_message(conversation, message, index)
+    return conversation
+
+
+def _read_message(conversation: ParsedConversation, message: Mapping, index: int) -> None:
+    if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
+        raise ValueError(f"Message {index} must be a dict with 'role' and 'content', got {message!r}.")
+    role, content = message["role"], message["content"]
+    if role not in CONTENT_TYPES:
+        raise ValueError(f"Message {index} has the role {role!r}, expected one of {', '.join(CONTENT_TYPES)}.")
+    if not isinstance(content, (str, list, tuple)):
+        raise ValueError(
+            f"Message {index}: content must be a string or a list of parts, got {type(content).__name__}."
+        )
+    turn = ParsedMessage(role)
+    conversation.messages.append(turn)
+    for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
+        kind = _part_type(part, role, index)
+        where = f"message {index} ({role})"
+        if kind == "text":
+            turn.pieces.append(_checked_text(part, role, where))
+        elif kind == "grounded":
+            _require(part, ("text", "objects"), where)
+            turn.pieces.append(ground_phrase(check_text(part["text"], ANSWER_FORBIDDEN, where), len(part["objects"])))
+        elif kind == "region":
+            if conversation.video is None:
+                raise ValueError(f"A region in {where} comes before the video or image that it lies in.")
+            conversation.regions.append(_read_region(part, where))
+            turn.pieces.append(None)
+        else:
+            _show(conversation, part, kind, where)
+            conversation.visual_turn = index
+    if role == "user" and not "".join(piece or REGION_WORD for piece in turn.pieces).strip():
+        raise ValueError(f"Message {index} (user) asks nothing: it has neither text nor a region.")
+
+
+def _part_type(part: Mapping, role: str, index: int) -> str:
+    if not isinstance(part, Mapping) or "type" not in part:
+        raise ValueError(f"Message {index} has a content part that is not a dict with a 'type': {part!r}.")
+    kind, allowed = part["type"], CONTENT_TYPES[role]
+    if kind not in allowed:
+        raise ValueError(
+            f"Message {index} ({role}) has a content part of type {kind!r}, expected one of {', '.join(allowed)}."
+        )
+    unknown = sorted(set(part) - PART_KEYS[kind] - {"type"})
+    if unknown:
+        raise ValueError(
+            f"A {kind} part of message {index} has unknown keys {', '.join(unknown)}; it takes "
+            f"{', '.join(sorted(PART_KEYS[kind]))}."
+        )
+    return kind
+
+
+def _require(part: Mapping, keys: Sequence[str], where: str) -> None:
+    missing = [key for key in keys if key not in part]
+    if missing:
+        raise ValueError(f"A {part['type']} part of {where} lacks {', '.join(missing)}.")
+
+
+def _checked_text(part: Mapping, role: str, where: str) -> str:
+    _require(part, ("text",), where)
+    text = check_text(part["text"], ANSWER_FORBIDDEN if role == "assistant" else USER_FORBIDDEN, where)
+    if role == "user" and REGION_WORD in text:
+        raise ValueError(
+            f"The text of {where} has {text.count(REGION_WORD)} {REGION_WORD}; in messages a region is a content part "
+            "of type 'region'."
+        )
+    return text
+
+
+def _read_region(part: Mapping, where: str):
+    if "region" not in part:
+        return Region(**{key: value for key, value in part.items() if key != "type"})
+    others = sorted(set(part) - {"type", "region"})
+    if others:
+        raise ValueError(f"A region part of {where} gives both 'region' and {', '.join(others)}.")
+    return part["region"]
+
+
+def _show(conversation: ParsedConversation, part: Mapping, kind: str, where: str) -> None:
+    if conversation.video is not None:
+        raise ValueError(f"A second video or image comes in {where}; a conversation is about 1.")
+    sources = [part[key] for key in ("path", kind) if key in part]
+    if len(sources) != 1:
+        raise ValueError(f"A {kind} part of {where} takes either 'path' or {kind!r}, got {len(sources)} of them.")
+    video = SamaVideo.open(sources[0])
+    if kind == "image" and not video.is_image:
+        raise ValueError(f"The image part of {where} holds a video of {len(video)} frames; use the type 'video'.")
+    conversation.video = video

@@ -1,14 +1,211 @@
-"""From what a user points at to what the model reads: checked masks and prompts on one frame of the video."""
+"""What is pointed at: regions of a question, mask tracks and grounded phrases of an answer, and the tensors that the
+model reads of a region.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
-from .video_sama import GroundedPhrase, MaskTrack, Region, SamaVideo, is_a
+from .video_sama import FrameIndexError, SamaVideo
 
+
+class MaskTrack:
+    """
+    The masks of one object through a video, as run lengths: column-major, beginning with zeros, as COCO counts them.
+
+    Args:
+        num_frames (`int`), height (`int`), width (`int`): Size of the video. All masks are empty at first.
+    """
+
+    def __init__(self, num_frames: int, height: int, width: int):
+        self.num_frames, self.height, self.width = num_frames, height, width
+        empty = np.array([height * width], dtype=np.int32)
+        self._counts = [empty] * num_frames
+
+    @classmethod
+    def from_masks(cls, masks: np.ndarray) -> "MaskTrack":
+        """From an array of shape `(num_frames, height, width)`; what is not zero belongs to the object."""
+        if masks.ndim != 3:
+            raise ValueError(f"Expected masks of shape (num_frames, height, width), got {masks.shape}.")
+        track = cls(*masks.shape)
+        for index, mask in enumerate(masks):
+            track[index] = mask
+        return track
+
+    def __len__(self) -> int:
+        return self.num_frames
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        counts = self._counts_at(index)
+        flat = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
+        return flat.reshape(self.width, self.height).T
+
+    def __setitem__(self, index: int, mask: np.ndarray) -> None:
+        self._counts_at(index)
+        if mask.shape != (self.height, self.width):
+            raise ValueError(f"A mask of shape {mask.shape} does not fit a track of {(self.height, self.width)}.")
+        flat = mask.T.astype(bool).ravel()
+        changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+        counts = np.diff(np.concatenate(([0], changes, [flat.size])))
+        self._counts[index] = np.concatenate(([0] if flat[0] else [], counts)).astype(np.int32)
+
+    def _counts_at(self, index: int) -> np.ndarray:
+        if not 0 <= index < self.num_frames:
+            raise FrameIndexError(f"Frame {index} does not exist: the track has {self.num_frames} frames.")
+        return self._counts[index]
+
+    def area(self, index: int) -> int:
+        """Pixels of the object in frame `index`."""
+        return int(self._counts_at(index)[1::2].sum())
+
+    def masks(self) -> np.ndarray:
+        """All masks: bool array of shape `(num_frames, height, width)`."""
+        return np.stack([self[index] for index in range(self.num_frames)])
+
+    def visible_frames(self) -> list[int]:
+        """Frames in which the object has at least one pixel."""
+        return [index for index in range(self.num_frames) if self.area(index) > 0]
+
+    def to_rle(self, index: int) -> dict:
+        """Uncompressed COCO run lengths of frame `index`, ready for JSON."""
+        return {"size": [self.height, self.width], "counts": self._counts_at(index).tolist()}
+
+
+PROMPT_KINDS = ("mask", "box", "points", "scribble")
+
+
+@dataclass
+class Region:
+    """
+    Something pointed at in a video: exactly one of a mask, a box, points or a scribble, in pixels of the video.
+
+    Args:
+        frame (`int` or sequence of `int`): The frame the prompt is drawn on. Several frames take one prompt each.
+        mask (`np.ndarray`): Shape `(height, width)`; what is not zero belongs to the region.
+        box (`tuple`): `(x1, y1, x2, y2)`.
+        points (`list`): `[(x, y), ...]`, with `labels` 1 (belongs to it) or 0 (does not); all 1 by default.
+        labels (`list[int]`): One label a point.
+        scribble (`list`): A line through the points `[(x, y), ...]`.
+    """
+
+    frame: int | Sequence[int] = 0
+    mask: np.ndarray | None = None
+    box: Sequence | None = None
+    points: Sequence | None = None
+    labels: Sequence | None = None
+    scribble: Sequence | None = None
+
+    def __post_init__(self):
+        given = [name for name in PROMPT_KINDS if vars(self)[name] is not None]
+        if len(given) != 1:
+            found = f"{len(given)}: {', '.join(given)}" if given else "none"
+            raise ValueError(f"A region takes exactly one of {', '.join(PROMPT_KINDS)}; got {found}.")
+        if self.labels is not None and self.points is None:
+            raise ValueError(f"A region takes labels only with points, got labels with a {given[0]}.")
+        self.kind = given[0]
+        frames = [self.frame] if isinstance(self.frame, (int, np.integer, str, type(None))) else list(self.frame)
+        wrong = [frame for frame in frames if not isinstance(frame, (int, np.integer))]
+        if wrong:
+            raise ValueError(f"A region's frame must be a whole number or a list of them, got {wrong[0]!r}.")
+        if len(set(frames)) != len(frames):
+            raise ValueError(f"A region takes one prompt a frame, but its frames {frames} repeat.")
+
+    def per_frame(self) -> list["Region"]:
+        """The region as one single-frame region a frame."""
+        if np.ndim(self.frame) == 0:
+            return [self]
+        frames, prompts = list(self.frame), vars(self)[self.kind]
+        labels = [None] * len(frames) if self.labels is None else self.labels
+        if not frames or not len(frames) == len(prompts) == len(labels):
+            raise ValueError(
+                f"A region over several frames takes one prompt a frame, got {len(frames)} frames, "
+                f"{len(prompts)} {self.kind} prompts and {len(labels)} lists of labels."
+            )
+        return [
+            Region(frame=int(frame), labels=label, **{self.kind: prompt})
+            for frame, prompt, label in zip(frames, prompts, labels, strict=True)
+        ]
+
+
+@dataclass
+class GroundedPhrase:
+    """
+    A phrase of an answer and the object that it stands for. Can be given as the region of a later question.
+
+    Attributes:
+        text (`str`): The phrase.
+        span (`tuple[int, int]`): Its characters in the clean answer.
+        track ([`MaskTrack`], *optional*): The object's masks; `None` when the answer was parsed without masks.
+        score (`float`, *optional*): The model's confidence.
+    """
+
+    text: str
+    span: tuple[int, int]
+    track: MaskTrack | None = None
+    score: float | None = None
+
+    @property
+    def masks(self) -> np.ndarray:
+        """Bool array of shape `(num_frames, height, width)`."""
+        if self.track is None:
+            raise ValueError(f"The phrase '{self.text}' has no masks: the answer was parsed without tracks.")
+        return self.track.masks()
+
+
+# Objects are recognised by what they can do and not by their class: transformers loads the model and the processor of
+# a checkpoint from separate copies of this file, and a program may import a third one from the repository.
+@runtime_checkable
+class HasMaskTrack(Protocol):
+    """A [`GroundedPhrase`]."""
+
+    text: str
+    track: MaskTrack | None
+
+
+@runtime_checkable
+class HasFrameMasks(Protocol):
+    """A [`MaskTrack`]."""
+
+    def visible_frames(self) -> list[int]: ...
+
+    def area(self, index: int) -> int: ...
+
+
+@runtime_checkable
+class HasPrompts(Protocol):
+    """A [`Region`]."""
+
+    kind: str
+
+    def per_frame(self) -> list[Region]: ...
+
+
+def as_region(value) -> Region | MaskTrack:
+    """
+    Everything that a user may point with, as one of two types.
+
+    Args:
+        value ([`Region`], `dict` of its fields, [`GroundedPhrase`] of an earlier answer, or [`MaskTrack`])
+
+    Raises:
+        ValueError: for anything else, and for a phrase without masks.
+    """
+    if isinstance(value, Mapping):
+        return Region(**value)
+    if isinstance(value, HasPrompts | HasFrameMasks):
+        return value
+    if not isinstance(value, HasMaskTrack):
+        raise ValueError(f"A region must be a Region, GroundedPhrase or MaskTrack, got {type(value).__name__}.")
+    if value.track is None:
+        raise ValueError(f"The phrase '{value.text}' has no masks and cannot be used as a region.")
+    return value.track
+
+
+# ---- from regions to tensors ----------------------------------------------------------------------------------------
 
 MAX_SCRIBBLE_POINTS = 8
 # Labels of SAM 2's prompt encoder: 1 and 0 are points of the object and of the rest, 2 and 3 the corners of a box.
@@ -46,21 +243,9 @@ def prepare_region(region, video: SamaVideo, dense_frames: Sequence[int], region
         dense_frames (`list[int]`): The frames that the language model sees in full.
         region_shape (`str`): "mask", or "box" when every mask is replaced by its filled bounding box.
     """
-    if is_a(region, GroundedPhrase):
-        if region.track is None:
-            raise ValueError(f"The phrase '{region.text}' has no masks and cannot be used as a region.")
-        region = region.track
-    if is_a(region, MaskTrack):
-        _check_track(region, video)
-        candidates = {frame: float(region.area(frame)) for frame in region.visible_frames()}
-        if not candidates:
-            raise ValueError(f"The mask of the region is empty on all {len(region)} frames.")
-        frame = _choose_frame(candidates, dense_frames)
-        return _prepare_single(Region(frame=frame, mask=region[frame]), video, region_shape)
-    if isinstance(region, Mapping):
-        region = Region(**region)
-    if not is_a(region, Region):
-        raise ValueError(f"A region must be a Region, GroundedPhrase or MaskTrack, got {type(region).__name__}.")
+    region = as_region(region)
+    if isinstance(region, HasFrameMasks):
+        return _prepare_track(region, video, dense_frames, region_shape)
     singles = region.per_frame()
     several = len(singles) > 1
     prepared = {
@@ -78,12 +263,19 @@ def _choose_frame(areas: dict[int, float], dense_frames: Sequence[int]) -> int:
     return visible[0] if visible else max(areas, key=lambda frame: (areas[frame], -frame))
 
 
-def _check_track(track: MaskTrack, video: SamaVideo) -> None:
+def _prepare_track(
+    track: MaskTrack, video: SamaVideo, dense_frames: Sequence[int], region_shape: str
+) -> PreparedRegion:
     found, expected = (len(track), track.height, track.width), (len(video), video.height, video.width)
     if found != expected:
         raise ValueError(
             f"The masks of the region are (frames, height, width) = {found}, but '{video.name}' is {expected}."
         )
+    areas = {frame: float(track.area(frame)) for frame in track.visible_frames()}
+    if not areas:
+        raise ValueError(f"The mask of the region is empty on all {len(track)} frames.")
+    frame = _choose_frame(areas, dense_frames)
+    return _prepare_single(Region(frame=frame, mask=track[frame]), video, region_shape)
 
 
 def _prepare_single(region: Region, video: SamaVideo, region_shape: str) -> PreparedRegion:
@@ -218,34 +410,46 @@ def _resized(mask: np.ndarray | None, size: int, keep_small: bool) -> torch.Tens
     return resized[0, 0]
 
 
-def prompt_tensors(
-    regions: Sequence[tuple[PreparedRegion, SamaVideo]],
-    sam_image_size: int,
-    sam_pixel_values: Callable[[np.ndarray], torch.Tensor],
-) -> dict:
+def prompt_tensors(regions: Sequence[tuple[PreparedRegion, SamaVideo]], sam_image_size: int) -> dict:
     """
-    Boxes, points and scribbles, which SAM 2 turns into masks, with the SAM 2 input of the frames they are drawn on.
+    Boxes, points and scribbles, which SAM 2 turns into masks.
 
     Args:
-        regions (`list` of `(PreparedRegion, SamaVideo)`): All regions of the batch; those with a mask are passed over.
+        regions (`list` of `(PreparedRegion, SamaVideo)`): Regions in reading order; those with a mask are passed over.
         sam_image_size (`int`): Side of SAM 2's square input.
-        sam_pixel_values (callable): Makes a SAM 2 input of a frame.
 
     Returns:
         `dict`: Empty without prompts, else `region_prompt_indices` (rows of the regions), `region_prompt_points` of
-        shape `(num_prompts, num_points, 2)`, `region_prompt_labels` of shape `(num_prompts, num_points)`,
-        `region_prompt_pixel_values`, one row a frame, and `region_prompt_frames`, the row of each prompt.
+        shape `(num_prompts, num_points, 2)` and `region_prompt_labels` of shape `(num_prompts, num_points)`.
     """
     indices = [index for index, (region, _) in enumerate(regions) if region.mask is None]
     if not indices:
         return {}
     prompts = [regions[index] for index in indices]
+    return {"region_prompt_indices": torch.tensor(indices), **_padded_points(prompts, sam_image_size)}
+
+
+def prompt_pixel_values(
+    regions: Sequence[tuple[PreparedRegion, SamaVideo]], sam_pixel_values: Callable[[np.ndarray], torch.Tensor]
+) -> dict:
+    """
+    SAM 2's inputs of the frames that boxes, points and scribbles are drawn on.
+
+    Args:
+        regions (`list` of `(PreparedRegion, SamaVideo)`): As for [`prompt_tensors`].
+        sam_pixel_values (callable): Makes a SAM 2 input of a frame.
+
+    Returns:
+        `dict`: Empty without prompts, else `region_prompt_pixel_values`, one row for each distinct frame, and
+        `region_prompt_frames`, the row of each prompt.
+    """
+    prompts = [(region, video) for region, video in regions if region.mask is None]
+    if not prompts:
+        return {}
     # Two conversations may share one video; its frame is then encoded once.
     frames = {(id(video), region.frame): video[region.frame] for region, video in prompts}
     rows = {key: row for row, key in enumerate(frames)}
     return {
-        "region_prompt_indices": torch.tensor(indices),
-        **_padded_points(prompts, sam_image_size),
         "region_prompt_frames": torch.tensor([rows[id(video), region.frame] for region, video in prompts]),
         "region_prompt_pixel_values": torch.stack([sam_pixel_values(frame) for frame in frames.values()]),
     }

@@ -1,0 +1,294 @@
+"""The steps from a checked conversation to tensors: pixels, token types, and encoded conversations in one batch."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
+
+from .configuration_sama import TEXT_TOKEN, SamaConfig
+from .objects_sama import PreparedRegion
+from .prompts_sama import IMAGE_CONTEXT, POOLED_SLOT, SEG, SHAPE_SLOT, ParsedConversation, TurnText
+from .video_sama import FrameChoice, SamaVideo
+
+
+class SamFrames(Sequence):
+    """Frames of a video as SAM 2 inputs, made one at a time when they are asked for."""
+
+    def __init__(self, video: SamaVideo, sam_pixel_values: Callable[[np.ndarray], torch.Tensor]):
+        self._video, self._sam_pixel_values = video, sam_pixel_values
+
+    def __len__(self) -> int:
+        return len(self._video)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return self._sam_pixel_values(self._video[index])
+
+
+@dataclass(frozen=True)
+class TokenCounts:
+    """
+    How long a conversation is.
+
+    Attributes:
+        total (`int`): Tokens of the whole conversation.
+        after_answers (`list[int]`): Tokens of the conversation if it ended after its first answer, its second, ...;
+            empty if it does not end with an answer, since what follows a last answer is not known then.
+        cut_regions (`list[int]`): For each question about the video, how many of its regions the Q-Former cannot read
+            because the question is too long.
+    """
+
+    total: int
+    after_answers: list[int]
+    cut_regions: list[int]
+
+
+@dataclass(frozen=True)
+class WrittenConversation:
+    """A conversation as the language model reads it: its text, the `(start, end)` characters of its answers, its user
+    turns, what it was written from, and the frames of its video that are used."""
+
+    text: str
+    answer_spans: list[tuple[int, int]]
+    turns: list[TurnText]
+    parsed: ParsedConversation
+    frames: FrameChoice | None
+
+
+@dataclass
+class ConversationInputs:
+    """One conversation as lists and tensors, before it is batched. Rows count from 0 within the conversation; `frames`
+    are the frame numbers of the rows of `pixel_values`."""
+
+    input_ids: list[int]
+    token_types: list[int]
+    assistant_mask: list[int]
+    pixel_values: torch.Tensor | None = None
+    num_context_frames: int = 0
+    dense_rows: list[int] = field(default_factory=list)
+    questions: list[str] = field(default_factory=list)
+    regions: list[PreparedRegion] = field(default_factory=list)
+    region_rows: list[int] = field(default_factory=list)
+    frames: list[int] = field(default_factory=list)
+    video: SamaVideo | None = None
+    frame_choice: FrameChoice | None = None
+
+
+@dataclass
+class TurnInputs:
+    """
+    The next turn of a conversation whose beginning the model has read.
+
+    Attributes:
+        input_ids (`torch.LongTensor` of shape `(1, num_tokens)`): The whole prompt.
+        mm_token_type_ids (`torch.LongTensor` of shape `(1, num_tokens)`)
+        num_known_tokens (`int`): How many tokens of the prompt the model has read.
+        visual (`dict`): The other arguments of the model: questions and regions of what is new. Empty for text alone.
+        frames (`list[int]`): Frame numbers of the rows that `visual` refers to, the known ones first.
+        num_context_frames (`int`): How many of them are context frames.
+        pixel_values (`torch.Tensor`, *optional*): Of those that are not known, shape `(num_frames, 3, size, size)`.
+        prompt_frames (`list[int]`): The frame of each region that SAM 2 turns into a mask.
+    """
+
+    input_ids: torch.Tensor
+    mm_token_type_ids: torch.Tensor
+    num_known_tokens: int
+    visual: dict[str, torch.Tensor] = field(default_factory=dict)
+    frames: list[int] = field(default_factory=list)
+    num_context_frames: int = 0
+    pixel_values: torch.Tensor | None = None
+    prompt_frames: list[int] = field(default_factory=list)
+
+
+def normalized_pixels(image: Image.Image, size: int, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+    """A picture resized to a square and normalized: float tensor of shape `(3, size, size)`. PIL resizes on every
+    machine, so the pixels do not depend on what is installed."""
+    pixels = np.asarray(image.resize((size, size), Image.Resampling.BICUBIC), dtype=np.float32) / 255
+    pixels = (pixels - np.asarray(mean, dtype=np.float32)) / np.asarray(std, dtype=np.float32)
+    return torch.from_numpy(pixels).movedim(-1, 0).contiguous()
+
+
+def tile_grid(height: int, width: int, size: int, max_tiles: int) -> tuple[int, int]:
+    """Columns and rows of the tiles that InternVL cuts a still into."""
+    return get_optimal_tiled_canvas((height, width), (size, size), 1, max_tiles)
+
+
+def cut_tiles(image: Image.Image, size: int, max_tiles: int) -> list[Image.Image]:
+    """The tiles of a still, row by row, each `size` pixels a side; the whole image last if there are several."""
+    columns, rows = tile_grid(image.height, image.width, size, max_tiles)
+    canvas = image.resize((columns * size, rows * size), Image.Resampling.BICUBIC)
+    corners = [(column * size, row * size) for row in range(rows) for column in range(columns)]
+    tiles = [canvas.crop((left, top, left + size, top + size)) for left, top in corners]
+    return tiles + [image] if len(tiles) > 1 else tiles
+
+
+def tokenize_text(tokenizer, text: str, answer_spans: Sequence[tuple[int, int]]) -> tuple[list[int], list[int]]:
+    """Ids of a text, and for each of them 1 if it belongs to an answer and 0 elsewhere.
+
+    Answers are tokenized apart from what surrounds them, as in the official training. So the tokens of a prompt do not
+    depend on what follows, and a chat that keeps its key/value cache sees the same tokens.
+    """
+    cuts = [0, *(position for span in answer_spans for position in span), len(text)]
+    ids, mask = [], []
+    for number, (start, end) in enumerate(zip(cuts, cuts[1:], strict=False)):
+        piece = tokenizer(text[start:end], add_special_tokens=False)["input_ids"] if start < end else []
+        ids += piece
+        mask += [number % 2] * len(piece)
+    return ids, mask
+
+
+def turns_with_placeholders(turns: Sequence[TurnText], number: int) -> list[TurnText]:
+    """The last user turns of a conversation, as many as hold its last `number` placeholders."""
+    found: list[TurnText] = []
+    for turn in reversed(turns):
+        if number <= 0:
+            break
+        found.insert(0, turn)
+        number -= len(turn.placeholder_types)
+    return found
+
+
+def place_regions(
+    inputs: ConversationInputs, regions: Sequence[PreparedRegion], num_tiles: int, known_frames: Sequence[int] = ()
+) -> None:
+    """Puts checked regions into `inputs` and lists the frames that are encoded: the context frames, those that were
+    encoded before, and those that only carry a region, in the order of their first use; for a still its tiles."""
+    inputs.regions = list(regions)
+    if inputs.video.is_image:
+        inputs.num_context_frames, inputs.frames = num_tiles, [0] * num_tiles
+        inputs.dense_rows = list(range(num_tiles))
+        # The last tile is the whole image, the only one in which a region of the image lies where it is.
+        inputs.region_rows = [num_tiles - 1] * len(inputs.regions)
+        return
+    choice = inputs.frame_choice
+    inputs.num_context_frames = len(choice.context)
+    inputs.frames = list(dict.fromkeys([*choice.context, *known_frames, *(one.frame for one in inputs.regions)]))
+    inputs.dense_rows = [inputs.frames.index(frame) for frame in choice.dense]
+    inputs.region_rows = [inputs.frames.index(region.frame) for region in inputs.regions]
+
+
+def token_types(ids: Sequence[int], image_token_id: int, kinds: Sequence[int]) -> list[int]:
+    """What fills each position of a text: `kinds` at its placeholders, in reading order, and text elsewhere.
+
+    Raises:
+        ValueError: if there are more or fewer placeholders than kinds.
+    """
+    positions = [position for position, token in enumerate(ids) if token == image_token_id]
+    if len(positions) != len(kinds):
+        raise ValueError(
+            f"The text has {len(positions)} {IMAGE_CONTEXT} tokens but the frames and regions need {len(kinds)}; "
+            "the chat template or the tokenizer changes the placeholders."
+        )
+    types = [TEXT_TOKEN] * len(ids)
+    for position, kind in zip(positions, kinds, strict=True):
+        types[position] = kind
+    return types
+
+
+def check_tags(tokenizer, tags: Sequence[str], name: str) -> None:
+    if tokenizer is None:
+        raise ValueError(f"SamaProcessor needs a {name}, got None.")
+    vocabulary = tokenizer.get_vocab()
+    missing = [tag for tag in tags if tag not in vocabulary]
+    if missing:
+        raise ValueError(f"The {name} lacks {', '.join(missing)}; SAMA's checkpoints add them as special tokens.")
+
+
+def check_ids(tokenizer, config: SamaConfig) -> None:
+    for name, tag in (("image_token_id", IMAGE_CONTEXT), ("seg_token_id", SEG)):
+        expected, found = vars(config)[name], tokenizer.convert_tokens_to_ids(tag)
+        if expected != found:
+            raise ValueError(
+                f"`{name}` is {expected} in the configuration, but the tokenizer gives {tag} the id {found}; load "
+                "both from one checkpoint."
+            )
+
+
+def one_for_each(name: str, values, number: int, default) -> list:
+    """`values` as a list with one entry for each of `number` conversations, `default` in place of `None`."""
+    values = list(values) if isinstance(values, (list, tuple)) else [values] * number
+    if len(values) != number:
+        raise ValueError(f"{len(values)} {name} were given for {number} conversations.")
+    return [default if value is None else value for value in values]
+
+
+def count_tokens(written: WrittenConversation, tokenizer, qformer_tokenizer, qformer_max_length: int) -> TokenCounts:
+    """How long a conversation is, see [`TokenCounts`]."""
+    text, spans = written.text, written.answer_spans
+    ids, is_answer = tokenize_text(tokenizer, text, spans)
+    after_answers = []
+    if spans and written.parsed.messages[-1].role == "assistant":
+        closing, _ = tokenize_text(tokenizer, text[spans[-1][1] :], [])
+        ends = [end for end in range(1, len(ids) + 1) if is_answer[end - 1] and not (is_answer[end:] or [0])[0]]
+        after_answers = [end + len(closing) for end in ends]
+    questions = [turn.question for turn in written.turns]
+    _, kept = tokenize_questions(questions, qformer_tokenizer, qformer_max_length)
+    cut = [question.count(POOLED_SLOT) - found for question, found in zip(questions, kept, strict=True)]
+    return TokenCounts(len(ids), after_answers, cut)
+
+
+def common_prefix(first: torch.Tensor, second: torch.Tensor) -> int:
+    """How many ids two sequences of shape `(num_tokens,)` have in common from their beginning on."""
+    length = min(len(first), len(second))
+    differs = (first[:length] != second[:length]).nonzero()
+    return int(differs[0]) if len(differs) else length
+
+
+def collate_tokens(samples: Sequence[ConversationInputs], pad_id: int, assistant_masks: bool) -> dict:
+    """Token tensors of shape `(batch_size, sequence_length)`, padded on the left."""
+    data = {
+        "input_ids": _left_padded([sample.input_ids for sample in samples], pad_id),
+        "attention_mask": _left_padded([[1] * len(sample.input_ids) for sample in samples], 0),
+        "mm_token_type_ids": _left_padded([sample.token_types for sample in samples], TEXT_TOKEN),
+    }
+    if assistant_masks:
+        data["assistant_masks"] = _left_padded([sample.assistant_mask for sample in samples], 0)
+    return data
+
+
+def _left_padded(rows: list[list[int]], value: int) -> torch.Tensor:
+    length = max(len(row) for row in rows)
+    return torch.tensor([[value] * (length - len(row)) + row for row in rows])
+
+
+def collate_frames(samples: Sequence[ConversationInputs]) -> dict:
+    """Pixel values of all samples in one tensor, and which of its rows are used for what."""
+    context = torch.tensor([sample.num_context_frames for sample in samples])
+    total = torch.tensor([0 if sample.pixel_values is None else len(sample.pixel_values) for sample in samples])
+    offsets = np.cumsum([0, *total.tolist()[:-1]]).tolist()
+    placed = list(zip(samples, offsets, strict=True))
+    data = {
+        "pixel_values": torch.cat([sample.pixel_values for sample in samples if sample.pixel_values is not None]),
+        "num_context_frames": context,
+        "num_extra_frames": total - context,
+        "dense_frames": torch.tensor([offset + row for sample, offset in placed for row in sample.dense_rows]),
+    }
+    region_frames = [offset + row for sample, offset in placed for row in sample.region_rows]
+    return {**data, "region_frames": torch.tensor(region_frames)} if region_frames else data
+
+
+def tokenize_questions(questions: Sequence[str], tokenizer, max_length: int) -> tuple:
+    """The questions' tokens, cut on the left, and how many regions of each question they hold whole."""
+    tokens = tokenizer(list(questions), truncation=True, max_length=max_length, padding=True, return_tensors="pt")
+    slots = [tokens["input_ids"] == tokenizer.convert_tokens_to_ids(tag) for tag in (POOLED_SLOT, SHAPE_SLOT)]
+    return tokens, torch.stack([slot.sum(dim=1) for slot in slots]).amin(dim=0).tolist()
+
+
+def collate_questions(samples: Sequence[ConversationInputs], tokenizer, max_length: int) -> dict:
+    """The Q-Former's questions, padded on the right, and the sample that each belongs to."""
+    questions = [question for sample in samples for question in sample.questions]
+    tokens, kept = tokenize_questions(questions, tokenizer, max_length)
+    for question, found in zip(questions, kept, strict=True):
+        if found != question.count(POOLED_SLOT):
+            raise ValueError(
+                f"A question with {question.count(POOLED_SLOT)} regions keeps only {found} of them in the "
+                f"{max_length} tokens that the Q-Former reads, the last ones; shorten the text behind the regions."
+            )
+    owners = [index for index, sample in enumerate(samples) for _ in sample.questions]
+    return {
+        "qformer_input_ids": tokens["input_ids"],
+        "qformer_attention_mask": tokens["attention_mask"],
+        "question_samples": torch.tensor(owners),
+    }
