@@ -48,9 +48,9 @@ REMOTE_CODE = {
     "video_readers_sama": set(),
     "visualization": set(),
 }
-ENTRY_POINTS = {"train", "evaluate", "demo"}
+ENTRY_POINTS = {"cli", "train", "evaluate", "demo"}
 LIBRARY = {"benchmarks", "conversion", "data", "drawing", "evaluation", "metrics", "serving", "toy_world", "training"}
-EVERYTHING_BELOW = set(REMOTE_CODE) | LIBRARY
+EVERYTHING_BELOW = set(REMOTE_CODE) | LIBRARY | {"resources"}
 ROOMS = (
     REMOTE_CODE
     | dict.fromkeys(ENTRY_POINTS, EVERYTHING_BELOW)
@@ -61,7 +61,7 @@ ROOMS = (
     | {"tests": EVERYTHING_BELOW | ENTRY_POINTS | {"demo_cli", "profiling", "recipes", "scripts", "tests"}}
     | {"training": set(REMOTE_CODE) | {"data", "training"}}
     | {"toy_world": {"toy_world"}, "data": {"data", "toy_world", "video_sama"}, "metrics": {"metrics"}}
-    | {"benchmarks": {"data", "toy_world", "metrics", "benchmarks", "layout_sama", "video_sama"}}
+    | {"benchmarks": {"data", "resources", "toy_world", "metrics", "benchmarks", "layout_sama", "video_sama"}}
     | {
         "evaluation": {
             "data",
@@ -75,7 +75,7 @@ ROOMS = (
         }
     }
     | {"drawing": {"data", "benchmarks", "evaluation", "drawing", "layout_sama", "video_sama", "visualization"}}
-    | {"__init__": set()}
+    | {"__init__": set(), "resources": set()}
 )
 REMOTE_LIBRARIES = {"torch", "numpy", "PIL", "transformers"} | set(sys.stdlib_module_names)
 OPTIONAL_LIBRARIES = {"decord", "av"}  # inside try only
