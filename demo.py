@@ -41,7 +41,7 @@ from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
 from sama.demo_cli import REGION_MARK, RegionRequest, group_turns, parse_region, read_mask
-from sama.video_sama import SamaVideo
+from sama.resources import EXAMPLE_CLIPS, SMALL_MODEL
 from sama.visualization import (
     caption_band,
     colored_text,
@@ -60,17 +60,16 @@ from sama.visualization import (
 with contextlib.suppress(ImportError):
     import readline  # noqa: F401  (line editing and history at the prompt; Windows has none)
 
-ROOT = Path(__file__).resolve().parent
-DEFAULT_MODEL = ROOT / "checkpoints" / "sama-tiny"
+DEFAULT_MODEL = SMALL_MODEL
 EXAMPLES = {  # of a clip that ships, what is asked about it
-    ROOT / "assets" / "toy_world.mp4": (
+    EXAMPLE_CLIPS / "toy_world.mp4": (
         ("ask", "What is <region>?"),
         ("region", "frame=12,box=48,70,137,159"),
         ("ask", "What does <region> do?"),
         ("region", "object=1"),
         ("ask", "Please segment the red circle."),
     ),
-    ROOT / "assets" / "bigbuckbunny.mp4": (
+    EXAMPLE_CLIPS / "bigbuckbunny.mp4": (
         ("ask", "What is <region> doing?"),
         ("region", "frame=16,box=78,80,332,300"),
         ("ask", "What is <region>, and does it move?"),
@@ -440,6 +439,8 @@ def check_source(video, arguments: argparse.Namespace) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Loads, and holds the conversations."""
+    from sama.video_sama import SamaVideo  # imports torch, as in `load`
+
     tasks = plan(arguments)
     videos = [SamaVideo.open(task.source) for task in tasks]
     for video in videos:

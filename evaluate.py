@@ -34,9 +34,9 @@ from sama.evaluation.similarity import BertSimilarity
 from sama.evaluation.submission import check_submission, need_server, write_submission
 from sama.modeling_sama import SamaForConditionalGeneration
 from sama.processing_sama import SamaProcessor
+from sama.resources import PACKAGE
 
 
-ROOT = Path(__file__).resolve().parent
 SOME_FAILED = 3
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 JUDGE_ANSWERS = "judge"  # folder below the output: what a judge said is not asked again
@@ -131,8 +131,9 @@ def predict(arguments: argparse.Namespace, benchmark: Benchmark, groups: dict, f
 def about_run(arguments: argparse.Namespace, benchmark: Benchmark) -> dict:
     """What `run.json` says of this run."""
     model = {"model": arguments.model, "checkpoint": checkpoint_hash(arguments.model)} if arguments.model else {}
-    command = shlex.join(["python", "evaluate.py", *sys.argv[1:]])
-    about = {**model, "commit": commit_of(ROOT), **benchmark.identity, "command": command}
+    program = ["sama", "evaluate"] if sys.argv[0] == "sama evaluate" else ["python", "evaluate.py"]
+    command = shlex.join([*program, *sys.argv[1:]])
+    about = {**model, "commit": commit_of(PACKAGE), **benchmark.identity, "command": command}
     if arguments.max_new_tokens or not arguments.score_only:  # how long answers could be does not matter afterwards
         about["max_new_tokens"] = arguments.max_new_tokens or benchmark.max_new_tokens
     if not arguments.score_only:
@@ -145,7 +146,7 @@ def output_folder(arguments: argparse.Namespace, benchmark: Benchmark) -> Path:
     if arguments.output:
         return Path(arguments.output)
     name = f"{benchmark.name}-{benchmark.split}-{benchmark.preset}"
-    return ROOT / "outputs" / "evaluation" / Path(arguments.model).name / name
+    return Path("outputs") / "evaluation" / Path(arguments.model).name / name
 
 
 def evaluate(arguments: argparse.Namespace) -> int:

@@ -8,12 +8,13 @@ from typing import Any, ClassVar
 from sama.data.catalogue import Entry, FileSource, open_source, read_catalogue
 from sama.data.catalogue import data_root as find_data_root
 from sama.data.records import DataError
+from sama.resources import DATA_CONFIGS
 from sama.video_sama import SamaVideo
 
 from .benchmark import Benchmark, BenchmarkError, Question
 
 
-CATALOGUE = Path(__file__).parent.parent / "data_configs" / "benchmarks.yaml"
+CATALOGUE = DATA_CONFIGS / "benchmarks.yaml"
 BROKEN_ITEMS = ("raise", "skip")
 
 

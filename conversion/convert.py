@@ -174,15 +174,18 @@ def read_order(arguments: list[str] | None = None) -> Order:
     return Order(sources=list(zip(paths, kinds, strict=True)), **values)
 
 
-def main() -> None:
-    order = read_order()
+def main(argv: list[str] | None = None) -> int:
+    """Converts as the command line says; returns the exit code."""
+    order = read_order(argv)
     try:
         report = convert(order)
     except CheckpointError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     print(f"{order.to}:")
     print("\n".join(report.lines()))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

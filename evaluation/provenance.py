@@ -32,8 +32,11 @@ def checkpoint_hash(name: str) -> str:
 
 
 def commit_of(folder: Path) -> str:
-    """The commit that is checked out, with "+" if files differ from it; "unknown" where there is no git."""
+    """The commit that is checked out in `folder`, with "+" if files differ from it; "unknown" where `folder` is not
+    the root of a git repository: an installed package may lie inside the repository of another project."""
     try:
+        if Path(_git(folder, "rev-parse", "--show-toplevel")).resolve() != folder.resolve():
+            return "unknown"
         commit = _git(folder, "rev-parse", "--short=12", "HEAD")
         return commit + ("+" if _git(folder, "status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.CalledProcessError):
