@@ -12,8 +12,8 @@ from transformers import DynamicCache
 
 from .configuration_sama import CONTEXT_TOKEN, DENSE_FRAME_TOKEN, REGION_POOLED_TOKEN
 from .modeling_sama_tracker import FrameFeatures
+from .overlay_sama import overlay_masks, write_video
 from .video_sama import GroundedPhrase, MaskTrack, Region, SamaVideo
-from .visualization import overlay_masks, write_video
 
 
 # Inputs with one row a question, and with one row a region: a later turn hands over only its own rows.

@@ -41,8 +41,7 @@ from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
 from sama.demo_cli import REGION_MARK, RegionRequest, group_turns, parse_region, read_mask
-from sama.video_sama import SamaVideo
-from sama.visualization import (
+from sama.overlay_sama import (
     caption_band,
     colored_text,
     contact_sheet,
@@ -55,6 +54,7 @@ from sama.visualization import (
     stack_images,
     write_video,
 )
+from sama.video_sama import SamaVideo
 
 
 with contextlib.suppress(ImportError):

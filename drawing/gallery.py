@@ -11,8 +11,7 @@ from PIL import Image
 from sama.benchmarks.benchmark import Benchmark, Measures, PredictedTurn, Prediction, Question, Track, Turn
 from sama.data.masks import decode_rle
 from sama.layout_sama import parse_tagged_text
-from sama.video_sama import MaskTrack, Region, SamaVideo, is_a
-from sama.visualization import (
+from sama.overlay_sama import (
     caption_band,
     contact_sheet,
     draw_region,
@@ -20,6 +19,7 @@ from sama.visualization import (
     overlay_masks,
     stack_images,
 )
+from sama.video_sama import MaskTrack, Region, SamaVideo, is_a
 
 
 CASES, COLUMNS, TILE_WIDTH = 3, 4, 260

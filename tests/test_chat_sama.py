@@ -6,8 +6,8 @@ import torch
 from checkpoint import count_calls, dictate, load_checkpoint
 from transformers import TextIteratorStreamer
 
+from sama.overlay_sama import write_video
 from sama.video_sama import Region, SamaVideo
-from sama.visualization import write_video
 
 
 BOX = Region(frame=10, box=(40, 60, 210, 200))

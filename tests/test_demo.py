@@ -17,9 +17,9 @@ from pycocotools import mask as coco_mask
 
 from sama import demo
 from sama.demo_cli import group_turns, parse_region, read_mask
+from sama.overlay_sama import PALETTE, write_video
 from sama.scripts import make_toy_clip
 from sama.toy_world.world import ToyWorld
-from sama.visualization import PALETTE, write_video
 
 
 ROOT = Path(__file__).parent.parent

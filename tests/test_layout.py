@@ -31,7 +31,7 @@ REMOTE_CODE = {
         "chat_sama",
         "video_sama",
     },
-    "chat_sama": {"configuration_sama", "modeling_sama_tracker", "visualization", "video_sama"},
+    "chat_sama": {"configuration_sama", "modeling_sama_tracker", "overlay_sama", "video_sama"},
     "processing_sama": {
         "configuration_sama",
         "video_sama",
@@ -46,7 +46,7 @@ REMOTE_CODE = {
     "batch_sama": {"configuration_sama", "layout_sama", "regions_sama", "video_sama"},
     "video_sama": {"configuration_sama", "video_readers_sama"},
     "video_readers_sama": set(),
-    "visualization": set(),
+    "overlay_sama": set(),
 }
 ENTRY_POINTS = {"train", "evaluate", "demo"}
 LIBRARY = {"benchmarks", "conversion", "data", "drawing", "evaluation", "metrics", "serving", "toy_world", "training"}
@@ -71,10 +71,10 @@ ROOMS = (
             "evaluation",
             "layout_sama",
             "video_sama",
-            "visualization",
+            "overlay_sama",
         }
     }
-    | {"drawing": {"data", "benchmarks", "evaluation", "drawing", "layout_sama", "video_sama", "visualization"}}
+    | {"drawing": {"data", "benchmarks", "evaluation", "drawing", "layout_sama", "video_sama", "overlay_sama"}}
     | {"__init__": set()}
 )
 REMOTE_LIBRARIES = {"torch", "numpy", "PIL", "transformers"} | set(sys.stdlib_module_names)

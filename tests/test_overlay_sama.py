@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sama import visualization
-from sama.visualization import (
+from sama import overlay_sama
+from sama.overlay_sama import (
     BAND,
     INK,
     MAX_LINES,
@@ -339,7 +339,7 @@ def test_video_refuses_a_frame_rate(tmp_path, fps):
 
 
 def test_video_without_pyav_says_how_to_get_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(visualization, "av", None)
+    monkeypatch.setattr(overlay_sama, "av", None)
     with pytest.raises(ImportError, match="pip install av"):
         write_video(tmp_path / "a.mp4", [grey_frame()], fps=5)
 
