@@ -41,19 +41,11 @@ from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
 from sama.demo_cli import REGION_MARK, RegionRequest, group_turns, parse_region, read_mask
-from sama.overlay_sama import (
-    caption_band,
-    colored_text,
-    contact_sheet,
-    draw_region,
-    label_masks,
-    object_color,
-    overlay_masks,
-    prepare_output,
-    printable,
-    stack_images,
-    write_video,
-)
+from sama.drawing.regions import draw_region, label_masks
+from sama.drawing.sheets import caption_band, contact_sheet, stack_images
+from sama.drawing.terminal import colored_text
+from sama.drawing.text import printable
+from sama.overlay_sama import object_color, overlay_masks, prepare_output, write_video
 from sama.video_sama import SamaVideo
 
 

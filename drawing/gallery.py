@@ -10,15 +10,10 @@ from PIL import Image
 
 from sama.benchmarks.benchmark import Benchmark, Measures, PredictedTurn, Prediction, Question, Track, Turn
 from sama.data.masks import decode_rle
+from sama.drawing.regions import draw_region
+from sama.drawing.sheets import caption_band, contact_sheet, stack_images
 from sama.layout_sama import parse_tagged_text
-from sama.overlay_sama import (
-    caption_band,
-    contact_sheet,
-    draw_region,
-    object_color,
-    overlay_masks,
-    stack_images,
-)
+from sama.overlay_sama import object_color, overlay_masks
 from sama.video_sama import MaskTrack, Region, SamaVideo, is_a
 
 

@@ -6,21 +6,16 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from sama.data.rendering import Sample
-from sama.overlay_sama import (
-    caption_band,
-    contact_sheet,
-    draw_region,
-    object_color,
-    overlay_masks,
-    stack_images,
-)
+from sama.drawing.regions import draw_region
+from sama.drawing.sheets import caption_band, contact_sheet, stack_images
+from sama.layout_sama import REGION_WORD, SEG
+from sama.overlay_sama import object_color, overlay_masks
 from sama.video_sama import GroundedPhrase
 
 
 TILE_WIDTH, COLUMNS, TEXT_WIDTH = 300, 5, 900
 TITLE_HEIGHT, TITLE_SIZE, INK, PAPER = 40, 20, (20, 20, 24), (235, 235, 235)
 OPACITY = 0.15  # things keep their own colour: the dialogue speaks of it
-BARE, REGION = "[SEG]", "<region>"
 
 
 def preview_sheet(sample: Sample, plain_frames: Sequence[int] = ()) -> Image.Image:
@@ -85,7 +80,7 @@ def _dialogue(sample: Sample, colors: dict, width: int) -> list[Image.Image]:
             words = []
             for part in message["content"]:
                 regions += part["type"] == "region"
-                words.append(f"{REGION} {regions}" if part["type"] == "region" else part.get("text", ""))
+                words.append(f"{REGION_WORD} {regions}" if part["type"] == "region" else part.get("text", ""))
             question = "".join(words)
         elif message["role"] == "assistant":
             answer, phrases, shades = _answer(message["content"], colors)
@@ -97,7 +92,7 @@ def _dialogue(sample: Sample, colors: dict, width: int) -> list[Image.Image]:
 def _answer(content: list[dict], colors: dict) -> tuple[str, list[GroundedPhrase], list]:
     answer, phrases, shades = "", [], []
     for part in content:
-        text = part["text"] or BARE
+        text = part["text"] or SEG
         for name in part.get("objects", []):
             phrases.append(GroundedPhrase(text, (len(answer), len(answer) + len(text))))
             shades.append(colors[name])

@@ -18,8 +18,6 @@ from pycocotools import mask as coco_mask
 from sama import demo
 from sama.demo_cli import group_turns, parse_region, read_mask
 from sama.overlay_sama import PALETTE, write_video
-from sama.scripts import make_toy_clip
-from sama.toy_world.world import ToyWorld
 
 
 ROOT = Path(__file__).parent.parent
@@ -265,21 +263,6 @@ def test_an_example_points_at_its_first_region_for_an_object_that_no_answer_has(
     _, (_, (second,), _), (_, (third,), _) = chat.asked
     assert second.points == [(9, 9)] and third.text == "A square"
     assert (tmp_path / "answer_clip.mp4").is_file() and (tmp_path / "answer_clip_sheet.png").is_file()
-
-
-def test_the_toy_clip_is_the_one_that_its_record_describes():
-    """The picture that ships, its masks, and the world that it was drawn from."""
-    path = ROOT / "assets" / "toy_world.mp4"
-    record = json.loads(path.with_suffix(".jsonl").read_text(encoding="utf-8"))
-    sample = ToyWorld(make_toy_clip.SETTINGS)[make_toy_clip.INDEX]
-    assert record == sample.record | {"video": {"path": path.name}}
-    with av.open(str(path)) as container:
-        frames = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
-    assert frames.shape == sample.frames.shape
-    assert np.abs(frames.astype(int) - sample.frames).mean() < 4  # what H.264 loses
-    asked = parse_region(demo.EXAMPLES[path][1][1])
-    rows, columns = sample.masks[2, asked.frame].nonzero()  # the ring
-    assert asked.box == (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
 
 
 def test_key_frames():
