@@ -10,8 +10,8 @@ import pytest
 from pictures import read_video
 
 from sama.demo import EXAMPLES
-from sama.demo_cli import parse_region
 from sama.scripts import make_example_clips
+from sama.serving.region_arguments import parse_region
 from sama.toy_world.world import ToyWorld
 
 
@@ -59,6 +59,6 @@ def test_the_toy_clip_matches_its_record_and_the_example_points_at_the_ring():
     frames = np.stack(read_video(TOY)[0])
     assert frames.shape == sample.frames.shape
     assert np.abs(frames.astype(int) - sample.frames).mean() < 4  # what H.264 loses
-    asked = parse_region(EXAMPLES[TOY][1][1])
-    rows, columns = sample.masks[2, asked.frame].nonzero()  # the ring
-    assert asked.box == (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+    asked = parse_region(EXAMPLES[TOY][1][1]).values
+    rows, columns = sample.masks[2, asked["frame"]].nonzero()  # the ring
+    assert asked["box"] == (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
