@@ -39,7 +39,7 @@ check: .venv/.installed-test
 	$(BIN)/python -m pytest -q tests/test_layout.py
 
 sync:
-	cp *_sama*.py visualization.py checkpoints/sama-tiny/
+	cp *_sama*.py checkpoints/sama-tiny/
 
 train-toy: .venv/.installed-test
 	$(BIN)/python recipes/sama_tiny/initialize.py --to outputs/tiny_start

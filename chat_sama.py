@@ -13,8 +13,8 @@ from transformers import DynamicCache
 from .configuration_sama import CONTEXT_TOKEN
 from .modeling_sama_tracker import FrameFeatures
 from .objects_sama import GroundedPhrase, MaskTrack, Region
+from .overlay_sama import overlay_masks, write_video
 from .video_sama import SamaVideo
-from .visualization import overlay_masks, write_video
 
 
 @dataclass

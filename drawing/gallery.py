@@ -1,4 +1,4 @@
-"""Sheets of the best, the median and the worst cases: what was asked, what was answered, and what is true."""
+"""Contact sheets of the best, median and worst samples of a benchmark: question, answer and ground truth."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,21 +10,16 @@ from PIL import Image
 
 from sama.benchmarks.benchmark import Benchmark, Measures, PredictedTurn, Prediction, Question, Track, Turn
 from sama.data.masks import decode_rle
+from sama.drawing.regions import draw_region
+from sama.drawing.sheets import caption_band, contact_sheet, stack_images
 from sama.objects_sama import MaskTrack, Region
+from sama.overlay_sama import object_color, overlay_masks
 from sama.prompts_sama import parse_tagged_text
 from sama.video_sama import SamaVideo
-from sama.visualization import (
-    caption_band,
-    contact_sheet,
-    draw_region,
-    object_color,
-    overlay_masks,
-    stack_images,
-)
 
 
 CASES, COLUMNS, TILE_WIDTH = 3, 4, 260
-MOST_TURNS = 4  # of a long conversation the first ones
+MAX_TURNS = 4  # of a conversation; later turns are not drawn
 REFERENCE = "Reference: "
 
 
@@ -32,13 +27,14 @@ def write_gallery(
     folder: Path, benchmark: Benchmark, samples: Sequence[Measures], read: Callable[[list[str]], Sequence[Prediction]]
 ) -> list[Path]:
     """
-    Writes `best.png`, `median.png` and `worst.png`, by `Measures.value`; samples without one are not shown.
+    Writes `best.png`, `median.png` and `worst.png`, ranked by `Measures.value`, and returns their paths. Samples
+    without a value are left out.
 
     Args:
-        folder (`Path`): Made if needed.
-        benchmark ([`Benchmark`]): Gives videos and questions.
+        folder (`Path`): created if needed.
+        benchmark ([`Benchmark`]): for its videos and questions.
         samples (sequence of [`Measures`])
-        read (`Callable`): The predictions of these questions, in their order.
+        read (`Callable`): takes the ids of questions and returns their predictions in the same order.
     """
     ranked = sorted((sample for sample in samples if sample.value is not None), key=lambda one: -one.value)
     middle = max(0, (len(ranked) - CASES) // 2)
@@ -57,11 +53,11 @@ def write_gallery(
 
 
 def draw_case(benchmark: Benchmark, sample: Measures, prediction: Prediction) -> Image.Image:
-    """One sample: its turns under one another."""
+    """Draws one sample: its turns, one below the other."""
     questions: list[Question] = benchmark.questions(sample.group)
     question = next(one for one in questions if one.id == sample.question)
     video = benchmark.open(sample.group)
-    pairs = list(zip(question.turns, prediction.turns, strict=True))[:MOST_TURNS]
+    pairs = list(zip(question.turns, prediction.turns, strict=True))[:MAX_TURNS]
     title = f"{benchmark.name} {sample.question}: {benchmark.headline} {sample.value:.2f}"
     blocks = [
         draw_turn(video, turn, answer, title if number == 0 else "") for number, (turn, answer) in enumerate(pairs)
@@ -70,8 +66,8 @@ def draw_case(benchmark: Benchmark, sample: Measures, prediction: Prediction) ->
 
 
 def draw_turn(video: SamaVideo | None, turn: Turn, answer: PredictedTurn, title: str = "") -> Image.Image:
-    """Frames with what was found, question and answer; the same frames with what is true, and the reference. Regions
-    of the question are outlined wherever they are seen."""
+    """Draws frames with the predicted masks above the question and its answer, then the same frames with the true
+    masks above the reference. Regions of the question are outlined where they are visible."""
     text, spans = parse_tagged_text(answer.text)
     objects = [SimpleNamespace(span=span) for _, span in spans]
     question = f"{title}\n{turn.text}" if title else turn.text
@@ -96,20 +92,20 @@ def _frames(video: SamaVideo, turn: Turn, tracks: Sequence[Track], name: str) ->
 
 
 def key_frames(video: SamaVideo, turn: Turn) -> list[int]:
-    """Up to `COLUMNS` frames, evenly spread over those on which a true object is seen, or over all; a region that is
-    drawn on one frame brings that frame along."""
+    """Up to `COLUMNS` frames, evenly spread over those on which a true object is visible, or over all if none is.
+    Frames that a region was drawn on are included."""
     seen = {frame for track in turn.targets for frame, code in enumerate(track) if code is not None}
     frames = sorted(seen) or list(range(len(video)))
-    pointed = {
+    with_region = {
         number for region in turn.regions if isinstance(region, Region) for number in np.atleast_1d(region.frame)
     }
-    count = min(max(1, COLUMNS - len(pointed)), len(frames))
+    count = min(max(1, COLUMNS - len(with_region)), len(frames))
     spread = {frames[(2 * step + 1) * len(frames) // (2 * count)] for step in range(count)}
-    return sorted({int(number) for number in spread | pointed})[:COLUMNS]
+    return sorted({int(number) for number in spread | with_region})[:COLUMNS]
 
 
 def _draw(video: SamaVideo, number: int, regions: Sequence, tracks: Sequence[Track]) -> np.ndarray:
-    """A frame with masks and regions; a small one is enlarged first, so that lines stay thin."""
+    """Draws masks and regions on a frame; a small frame is enlarged first, so that lines are thin."""
     scale = max(1, math.ceil(TILE_WIDTH / video.width))
     size = (video.height, video.width)
     picture = Image.fromarray(video[number])
@@ -127,7 +123,7 @@ def _draw(video: SamaVideo, number: int, regions: Sequence, tracks: Sequence[Tra
 
 
 def _on_frame(region: Region | MaskTrack, number: int, scale: int) -> Region | None:
-    """What of a region lies on a frame, enlarged; `None` if nothing does."""
+    """The part of a region that lies on a frame, enlarged; `None` if there is none."""
     if isinstance(region, MaskTrack):
         return Region(number, mask=_enlarged(region[number], scale)) if region.area(number) else None
     single = next((one for one in region.per_frame() if one.frame == number), None)

@@ -1,4 +1,4 @@
-"""Draws a rendered sample: its frames with the target masks and the regions asked about, and its dialogue."""
+"""Draws a rendered training sample: frames with target masks and regions, and the dialogue."""
 
 from collections.abc import Sequence
 
@@ -6,31 +6,26 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from sama.data.rendering import Sample
+from sama.drawing.regions import draw_region
+from sama.drawing.sheets import caption_band, contact_sheet, stack_images
 from sama.objects_sama import GroundedPhrase
-from sama.visualization import (
-    caption_band,
-    contact_sheet,
-    draw_region,
-    object_color,
-    overlay_masks,
-    stack_images,
-)
+from sama.overlay_sama import object_color, overlay_masks
+from sama.prompts_sama import REGION_WORD, SEG
 
 
 TILE_WIDTH, COLUMNS, TEXT_WIDTH = 300, 5, 900
 TITLE_HEIGHT, TITLE_SIZE, INK, PAPER = 40, 20, (20, 20, 24), (235, 235, 235)
-OPACITY = 0.15  # things keep their own colour: the dialogue speaks of it
-BARE, REGION = "[SEG]", "<region>"
+OPACITY = 0.15  # low, because the dialogue may name the colours of the objects
 
 
 def preview_sheet(sample: Sample, plain_frames: Sequence[int] = ()) -> Image.Image:
     """
-    One picture of a sample: who it is, the frames that SAM 2 is prompted on and those that regions lie on, then every
-    question and answer. An object has one colour in all frames and answers.
+    One picture of a sample: its id, the frames with target masks or regions, and every question with its answer. An
+    object has the same colour in all frames and answers.
 
     Args:
-        sample ([`Sample`]): What a mixture gives.
-        plain_frames (sequence of `int`): Shown where a sample has neither masks nor regions.
+        sample ([`Sample`]): as a mixture yields it.
+        plain_frames (sequence of `int`): the frames to show of a sample that has neither masks nor regions.
     """
     names = list(dict.fromkeys(sample.objects))
     colors = {name: object_color(index) for index, name in enumerate(names)}
@@ -49,12 +44,12 @@ def preview_sheet(sample: Sample, plain_frames: Sequence[int] = ()) -> Image.Ima
 def _title(sample: Sample, width: int) -> Image.Image:
     band = Image.new("RGB", (width, TITLE_HEIGHT), PAPER)
     font = ImageFont.load_default(TITLE_SIZE)
-    words = f"{sample.id}   {_about(sample)}"
-    ImageDraw.Draw(band).text((12, TITLE_HEIGHT // 2), words, font=font, fill=INK, anchor="lm")
+    title = f"{sample.id}   {_summary(sample)}"
+    ImageDraw.Draw(band).text((12, TITLE_HEIGHT // 2), title, font=font, fill=INK, anchor="lm")
     return band
 
 
-def _about(sample: Sample) -> str:
+def _summary(sample: Sample) -> str:
     targets = f"{len(sample.targets)} [SEG] on frames {sample.frames}" if sample.frames else "no [SEG]"
     left_out = "".join(f", {count} {reason}" for reason, count in sample.left_out.items())
     size = "" if sample.video is None else f", {len(sample.video)} frames {sample.video.width}x{sample.video.height}"
@@ -63,7 +58,7 @@ def _about(sample: Sample) -> str:
 
 def _frame(sample: Sample, frame: int, colors: dict, regions: list) -> np.ndarray:
     picture = sample.video[frame]
-    if picture.shape[1] < TILE_WIDTH:  # small clips are enlarged first, or outlines would hide the things
+    if picture.shape[1] < TILE_WIDTH:  # enlarge small frames first, or outlines would hide the objects
         factor = -(-TILE_WIDTH // picture.shape[1])
         picture = picture.repeat(factor, axis=0).repeat(factor, axis=1)
     factor = picture.shape[0] // sample.video.height
@@ -85,7 +80,7 @@ def _dialogue(sample: Sample, colors: dict, width: int) -> list[Image.Image]:
             words = []
             for part in message["content"]:
                 regions += part["type"] == "region"
-                words.append(f"{REGION} {regions}" if part["type"] == "region" else part.get("text", ""))
+                words.append(f"{REGION_WORD} {regions}" if part["type"] == "region" else part.get("text", ""))
             question = "".join(words)
         elif message["role"] == "assistant":
             answer, phrases, shades = _answer(message["content"], colors)
@@ -97,7 +92,7 @@ def _dialogue(sample: Sample, colors: dict, width: int) -> list[Image.Image]:
 def _answer(content: list[dict], colors: dict) -> tuple[str, list[GroundedPhrase], list]:
     answer, phrases, shades = "", [], []
     for part in content:
-        text = part["text"] or BARE
+        text = part["text"] or SEG
         for name in part.get("objects", []):
             phrases.append(GroundedPhrase(text, (len(answer), len(answer) + len(text))))
             shades.append(colors[name])

@@ -20,9 +20,9 @@ import torch
 from transformers import AutoModel, AutoProcessor
 
 from sama.drawing.tables import markdown_table
+from sama.overlay_sama import write_video
 from sama.profiling.training import benchmark_training
 from sama.video_sama import SamaVideo
-from sama.visualization import write_video
 
 
 ROOT = Path(__file__).resolve().parent.parent

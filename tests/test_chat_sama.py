@@ -7,8 +7,8 @@ from checkpoint import count_calls, dictate, load_checkpoint
 from transformers import TextIteratorStreamer
 
 from sama.objects_sama import Region
+from sama.overlay_sama import write_video
 from sama.video_sama import SamaVideo
-from sama.visualization import write_video
 
 
 BOX = Region(frame=10, box=(40, 60, 210, 200))
@@ -99,7 +99,7 @@ def test_a_later_turn_reads_only_its_own_tokens(loaded, clip):
         reply = chat.ask(question, regions, **dictate(processor, given))
         answer_length = len(processor.tokenizer(given)["input_ids"])
         # The last token of an answer was written but never read: a turn reads it, then what is new, then its answer.
-        # The first turn reads the video before the question, so that what is kept of it does not depend on the question.
+        # The first turn reads the video before the question, so that the kept part does not depend on the question.
         prompt, steps = lengths[: 2 if read == 0 else 1], lengths[2 if read == 0 else 1 :]
         assert sum(prompt) == whole - read and steps == [1] * (answer_length - 1)
         assert reply.prefilled_tokens == whole - read

@@ -24,22 +24,23 @@ REMOTE_CODE = {
     "modeling_sama_aggregator": {"configuration_sama"},
     "modeling_sama_tracker": {"configuration_sama"},
     "modeling_sama": {
+        "chat_sama",
         "configuration_sama",
         "losses_sama",
         "modeling_sama_aggregator",
         "modeling_sama_tracker",
-        "chat_sama",
     },
-    "chat_sama": {"configuration_sama", "modeling_sama_tracker", "objects_sama", "visualization", "video_sama"},
-    "processing_sama": {"configuration_sama", "video_sama", "prompts_sama", "objects_sama", "encoding_sama"},
+    "chat_sama": {"configuration_sama", "modeling_sama_tracker", "objects_sama", "overlay_sama", "video_sama"},
+    "processing_sama": {"configuration_sama", "encoding_sama", "objects_sama", "prompts_sama", "video_sama"},
     "prompts_sama": {"configuration_sama", "objects_sama", "video_sama"},
+    "encoding_sama": {"configuration_sama", "objects_sama", "prompts_sama", "video_sama"},
     "objects_sama": {"video_sama"},
-    "encoding_sama": {"configuration_sama", "prompts_sama", "objects_sama", "video_sama"},
     "video_sama": {"configuration_sama"},
-    "visualization": set(),
+    "overlay_sama": set(),
 }
-ENTRY_POINTS = {"train", "evaluate", "demo"}
-LIBRARY = {"benchmarks", "conversion", "data", "drawing", "evaluation", "metrics", "serving", "toy_world", "training"}
+ENTRY_POINTS = {"cli", "demo", "evaluate", "train"}
+LIBRARY = {"benchmarks", "conversion", "data", "drawing", "evaluation", "metrics", "resources", "serving", "toy_world"}
+LIBRARY |= {"training"}
 EVERYTHING_BELOW = set(REMOTE_CODE) | LIBRARY
 # What the rooms without a model know of a conversation: its settings, its text, what is pointed at, its video
 CONVERSATION = {"configuration_sama", "objects_sama", "prompts_sama", "video_sama"}
@@ -47,21 +48,22 @@ ROOMS = {
     **REMOTE_CODE,
     **dict.fromkeys(ENTRY_POINTS, EVERYTHING_BELOW),
     "__init__": set(),
-    "benchmarks": CONVERSATION | {"benchmarks", "data", "metrics", "toy_world"},
-    "conversion": set(REMOTE_CODE) | {"conversion"},
+    "cli": {"conversion", "demo", "evaluate", "resources", "train"},
+    "benchmarks": CONVERSATION | {"benchmarks", "data", "metrics", "resources", "toy_world"},
+    "conversion": set(REMOTE_CODE) | {"conversion", "data"},
     "data": CONVERSATION | {"data", "toy_world"},
-    "demo": EVERYTHING_BELOW | {"demo_cli"},
-    "demo_cli": set(),
-    "drawing": CONVERSATION | {"benchmarks", "data", "drawing", "evaluation", "visualization"},
+    "docs": set(),
+    "drawing": CONVERSATION | {"benchmarks", "data", "drawing", "evaluation", "overlay_sama"},
     "evaluation": CONVERSATION | {"benchmarks", "data", "drawing", "evaluation", "metrics"},
     "metrics": {"metrics"},
     "profiling": EVERYTHING_BELOW | {"profiling"},
     "recipes": EVERYTHING_BELOW | {"recipes"},
+    "resources": set(),
     "scripts": EVERYTHING_BELOW,
-    "serving": set(REMOTE_CODE) | {"serving"},
-    "tests": EVERYTHING_BELOW | ENTRY_POINTS | {"demo_cli", "profiling", "recipes", "scripts", "tests"},
+    "serving": set(REMOTE_CODE) | {"data", "drawing", "resources", "serving"},
+    "tests": EVERYTHING_BELOW | ENTRY_POINTS | {"profiling", "recipes", "scripts", "tests"},
     "toy_world": {"toy_world"},
-    "training": set(REMOTE_CODE) | {"data", "training"},
+    "training": set(REMOTE_CODE) | {"data", "drawing", "training"},
 }
 REMOTE_LIBRARIES = {"torch", "numpy", "PIL", "transformers"} | set(sys.stdlib_module_names)
 OPTIONAL_LIBRARIES = {"decord", "av"}  # inside try only

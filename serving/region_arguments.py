@@ -1,10 +1,12 @@
-"""What the user of demo.py types: regions, and which question each of them belongs to. Pure functions.
+"""Regions as typed on a command line, and the questions that they belong to.
 
-frame=10,box=x1,y1,x2,y2
-frame=10,point=x,y[,point=x,y][,negative=x,y]
-frame=10,scribble=x,y,x,y,...
-frame=10,mask=FILE.png
-object=2
+    frame=10,box=x1,y1,x2,y2
+    frame=10,point=x,y[,point=x,y][,negative=x,y]
+    frame=10,scribble=x,y,x,y,...
+    frame=10,mask=FILE.png
+    object=2
+
+Coordinates are pixels of the video, frames are counted from 0 and objects from 1.
 """
 
 from collections.abc import Iterable
@@ -13,32 +15,56 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-
-REGION_MARK = "<region>"
+from sama.prompts_sama import REGION_WORD
 
 
 @dataclass(frozen=True)
-class RegionRequest:
-    """A region as the user typed it: a prompt on a frame, or the number of an answer's object (counted from 1)."""
+class RegionArgument:
+    """
+    A region as it was typed.
+
+    Attributes:
+        text (`str`): what was typed.
+        values (`dict`): the region as [`ChatSession.ask`] takes it, without the mask of a file.
+        mask_file (`str`, *optional*): a picture of the mask.
+    """
 
     text: str
-    frame: int = 0
-    box: tuple[float, ...] | None = None
-    points: tuple[tuple[float, float], ...] | None = None
-    labels: tuple[int, ...] | None = None
-    scribble: tuple[tuple[float, float], ...] | None = None
+    values: dict
     mask_file: str | None = None
-    object_number: int | None = None
+
+    def region(self) -> dict:
+        """The region as [`ChatSession.ask`] takes it; the mask file is read now."""
+        return self.values if self.mask_file is None else self.values | {"mask": read_mask(self.mask_file)}
 
 
-def parse_region(text: str) -> RegionRequest:
-    """Reads a region in the grammar at the top of this file; a `ValueError` names the piece that is wrong."""
-    # A file name may hold commas and equals signs, so a mask is the last piece and runs to the end.
+def parse_region(text: str) -> RegionArgument:
+    """Parses a region in the grammar at the top of this file; a `ValueError` names the part that is wrong."""
+    # A file name may contain commas and equals signs, so a mask comes last and extends to the end.
     head, mask_mark, mask_file = text.strip().partition("mask=")
     pieces = _split_pieces(text, head.rstrip(", ") if mask_mark else head)
     if mask_mark and not mask_file.strip():
         raise ValueError(f'In the region "{text}": mask= needs the name of a picture file.')
-    names = [name for name, _ in pieces] + ["mask"] * bool(mask_mark)
+    _check_names(text, [name for name, _ in pieces] + ["mask"] * bool(mask_mark))
+    values: dict = {"frame": 0}
+    points = [(name, _numbers(text, name, value, 2)) for name, value in pieces if name in ("point", "negative")]
+    if points:
+        values["points"] = [point for _, point in points]
+        values["labels"] = [int(name == "point") for name, _ in points]
+    for name, value in pieces:
+        if name == "frame":
+            values["frame"] = _whole_number(text, name, value, minimum=0)
+        elif name == "object":
+            values = {"object": _whole_number(text, name, value, minimum=1)}
+        elif name == "box":
+            values["box"] = _numbers(text, name, value, 4)
+        elif name == "scribble":
+            values["scribble"] = _polyline(text, value)
+    return RegionArgument(text, values, mask_file.strip() or None)
+
+
+def _check_names(text: str, names: list[str]) -> None:
+    """Raises `ValueError` unless the names of the parts make exactly one prompt."""
     kinds = {"point" if name == "negative" else name for name in names} - {"frame"}
     if len(kinds) != 1:
         found = " and ".join(sorted(kinds)) or "none"
@@ -51,26 +77,11 @@ def parse_region(text: str) -> RegionRequest:
     if "object" in kinds and "frame" in names:
         raise ValueError(f'In the region "{text}": an object of an answer is known on every frame; leave frame= out.')
     if "negative" in names and "point" not in names:
-        raise ValueError(f'In the region "{text}": negative= needs a point= on the thing itself.')
-    values = {"text": text, "mask_file": mask_file.strip() or None}
-    points = [(name, _numbers(text, name, value, 2)) for name, value in pieces if name in ("point", "negative")]
-    if points:
-        values["points"] = tuple(point for _, point in points)
-        values["labels"] = tuple(int(name == "point") for name, _ in points)
-    for name, value in pieces:
-        if name == "frame":
-            values["frame"] = _whole_number(text, name, value, minimum=0)
-        elif name == "object":
-            values["object_number"] = _whole_number(text, name, value, minimum=1)
-        elif name == "box":
-            values["box"] = _numbers(text, name, value, 4)
-        elif name == "scribble":
-            values["scribble"] = _polyline(text, value)
-    return RegionRequest(**values)
+        raise ValueError(f'In the region "{text}": negative= needs a point= on the object itself.')
 
 
 def _split_pieces(text: str, head: str) -> list[tuple[str, list[str]]]:
-    """("box", ["40", "60", "210", "300"]) and so on; a piece without a name belongs to the name before it."""
+    """`("box", ["40", "60", "210", "300"])` and so on; a number without a name belongs to the name before it."""
     pieces: list[tuple[str, list[str]]] = []
     for piece in head.split(",") if head else []:
         name, equals, value = (part.strip() for part in piece.partition("="))
@@ -107,44 +118,53 @@ def _whole_number(text: str, name: str, values: list[str], minimum: int) -> int:
     return int(values[0])
 
 
-def _polyline(text: str, values: list[str]) -> tuple[tuple[float, float], ...]:
+def _polyline(text: str, values: list[str]) -> list[tuple[float, float]]:
     numbers = _numbers(text, "scribble", values)
     if len(numbers) % 2 or len(numbers) < 4:
         raise ValueError(
             f'In the region "{text}": scribble= takes x,y of two points or more, got {len(numbers)} numbers.'
         )
-    return tuple(zip(numbers[0::2], numbers[1::2], strict=True))
+    return list(zip(numbers[0::2], numbers[1::2], strict=True))
 
 
-def group_turns(script: Iterable[tuple[str, str]]) -> list[tuple[str, list[RegionRequest]]]:
+def group_questions(script: Iterable[tuple[str, str]]) -> list[tuple[str, list[RegionArgument]]]:
     """
-    Gives each question the regions it needs: every `<region>` mark takes the next --region after its --ask.
+    The questions with their regions: each `<region>` takes the next --region given after its question.
 
     Args:
-        script: ("ask", question) and ("region", text) in the order of the command line.
+        script: `("ask", question)` and `("region", text)` in the order of the command line.
+
+    Raises:
+        ValueError: if a region cannot be parsed, or a question has more or fewer `<region>` than regions.
     """
-    turns: list[tuple[str, list[RegionRequest]]] = []
+    questions: list[tuple[str, list[RegionArgument]]] = []
     for kind, text in script:
         if kind == "ask":
-            turns.append((text, []))
+            questions.append((text, []))
             continue
-        waiting = [regions for question, regions in turns if len(regions) < question.count(REGION_MARK)]
+        waiting = [regions for question, regions in questions if len(regions) < question.count(REGION_WORD)]
         if not waiting:
             raise ValueError(
-                f'--region "{text}" belongs to no question: no {REGION_MARK} before it is left without one.'
+                f'--region "{text}" belongs to no question: every {REGION_WORD} before it already has its region.'
             )
         waiting[0].append(parse_region(text))
-    for number, (question, regions) in enumerate(turns, start=1):
-        if len(regions) != question.count(REGION_MARK):
+    for number, (question, regions) in enumerate(questions, start=1):
+        if len(regions) != question.count(REGION_WORD):
             raise ValueError(
-                f'Question {number}, "{question}", has {question.count(REGION_MARK)} {REGION_MARK} marks but '
+                f'Question {number}, "{question}", has {question.count(REGION_WORD)} {REGION_WORD} marks but '
                 f"{len(regions)} --region values."
             )
-    return turns
+    return questions
 
 
 def read_mask(path: str) -> np.ndarray:
-    """A picture as a mask (H, W): what is not black (in a palette picture: not entry 0) belongs to it."""
+    """
+    A picture as a bool mask of shape `(height, width)`: what is not black, in a palette picture what is not entry 0.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not a picture.
+    """
     try:
         with Image.open(path) as image:
             return np.array(image if image.mode == "P" else image.convert("L")) > 0

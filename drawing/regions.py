@@ -1,0 +1,135 @@
+"""Regions of a question and numbers of objects, drawn on frames of shape `(height, width, 3)`, RGB, uint8.
+
+A "region" is anything with the attributes `frame`, `mask`, `box`, `points`, `labels` and `scribble`.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from sama.drawing.text import BLACK, WHITE, draw_badge, font_for
+from sama.overlay_sama import (
+    Color,
+    check_colors,
+    check_count,
+    check_frame,
+    check_masks,
+    dilate,
+    line_width,
+    mask_window,
+)
+
+
+def draw_region(frame: np.ndarray, region, label: str | None = None) -> np.ndarray:
+    """
+    Draws a region of a question on a copy of its frame, in black and white so that it cannot be mistaken for an
+    answer's mask: boxes and masks as a dashed outline, scribbles as a white stroke, points as discs with a plus
+    (label 1) or a minus (label 0).
+
+    Args:
+        frame (`np.ndarray` of shape `(height, width, 3)`, uint8): the frame that the region lies on.
+        region: a region of one frame.
+        label (`str`, *optional*): a short name, written next to the region.
+
+    Raises:
+        ValueError: if the region has several frames, or no prompt.
+    """
+    check_frame(frame)
+    if not isinstance(region.frame, (int, np.integer)):
+        raise ValueError(f"draw_region draws a region of one frame, got the frames {list(region.frame)}.")
+    if region.mask is not None or region.box is not None:
+        mask = _box_mask(frame, region.box) if region.mask is None else region.mask
+        output, anchor = _draw_outline(frame, mask)
+    elif region.points is not None:
+        output, anchor = _draw_points(frame, region.points, region.labels)
+    elif region.scribble is not None:
+        output, anchor = _draw_scribble(frame, region.scribble)
+    else:
+        raise ValueError("The region has none of mask, box, points and scribble, so there is nothing to draw.")
+    if label is None or anchor is None:
+        return output
+    image = Image.fromarray(output)
+    draw_badge(ImageDraw.Draw(image), anchor, label, font_for(frame.shape[1]), WHITE)
+    return np.array(image)
+
+
+def label_masks(
+    frame: np.ndarray, masks: np.ndarray, labels: Sequence[str], colors: Sequence[Color] | None = None
+) -> np.ndarray:
+    """
+    Writes a short label, such as an object's number, on each mask that is not empty, close to its centre.
+
+    Args:
+        frame (`np.ndarray` of shape `(height, width, 3)`, uint8): is not changed.
+        masks (`np.ndarray` of shape `(num_objects, height, width)`, bool)
+        labels (sequence of `str`): one per mask.
+        colors (sequence of RGB triples, *optional*): one per mask.
+    """
+    check_frame(frame)
+    masks = check_masks(frame, masks)
+    colors = check_colors(len(masks), colors)
+    check_count("labels", labels, len(masks), "masks")
+    draw = ImageDraw.Draw(image := Image.fromarray(frame))
+    font = font_for(frame.shape[1])
+    for mask, label, color in zip(masks, labels, colors, strict=True):
+        rows, columns = np.nonzero(mask)
+        if len(rows) == 0:
+            continue
+        # The centroid of a ring or a crescent lies outside it: take the mask's pixel nearest to the centroid.
+        nearest = np.argmin((rows - rows.mean()) ** 2 + (columns - columns.mean()) ** 2)
+        corner = (int(columns[nearest]) - font.size // 2, int(rows[nearest]) - font.size * 2 // 3)
+        draw_badge(draw, corner, label, font, color)
+    return np.array(image)
+
+
+def _box_mask(frame: np.ndarray, box: Sequence[float]) -> np.ndarray:
+    left, top, right, bottom = (max(0, round(float(value))) for value in box)
+    mask = np.zeros(frame.shape[:2], dtype=bool)
+    mask[top:bottom, left:right] = True
+    return mask
+
+
+def _draw_outline(frame: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, tuple[int, int] | None]:
+    """Outlines a mask with black and white dashes and a dark rim, visible on any background."""
+    mask = check_masks(frame, np.asarray(mask)[None])[0]
+    window = mask_window(mask, 0)
+    if window is None:
+        return frame.copy(), None
+    line = line_width(frame) + 1
+    outline = np.zeros_like(mask)
+    # The border of the picture counts as an edge, so that the outline of a mask that reaches it is closed.
+    outline[window] = mask[window] & dilate(~np.pad(mask[window], line), line)[line:-line, line:-line]
+    rows, columns = np.nonzero(outline)
+    white = (rows + columns) // (3 + 2 * line) % 3 != 2
+    output = frame.copy()
+    output[dilate(outline, 1)] //= 3
+    output[rows, columns] = np.where(white[:, None], WHITE, BLACK)
+    return output, (window[1].start, window[0].start)
+
+
+def _draw_points(
+    frame: np.ndarray, points: Sequence[Sequence[float]], labels: Sequence[int] | None
+) -> tuple[np.ndarray, tuple[int, int]]:
+    draw = ImageDraw.Draw(image := Image.fromarray(frame))
+    radius = 4 + 2 * line_width(frame)
+    arm, width = radius * 0.6, max(2, radius // 3)
+    for (x, y), label in zip(points, [1] * len(points) if labels is None else labels, strict=True):
+        fill, sign = (WHITE, BLACK) if label == 1 else (BLACK, WHITE)
+        draw.circle((x, y), radius + 1, fill=sign)
+        draw.circle((x, y), radius, fill=fill)
+        draw.line((x - arm, y, x + arm, y), fill=sign, width=width)
+        if label == 1:
+            draw.line((x, y - arm, x, y + arm), fill=sign, width=width)
+    return np.array(image), (round(points[0][0]) + radius, round(points[0][1]) + radius)
+
+
+def _draw_scribble(frame: np.ndarray, scribble: Sequence[Sequence[float]]) -> tuple[np.ndarray, tuple[int, int]]:
+    draw = ImageDraw.Draw(image := Image.fromarray(frame))
+    path = [(float(x), float(y)) for x, y in scribble]
+    line = 2 * line_width(frame) + 1
+    for width, color in ((line + 2, BLACK), (line, WHITE)):
+        draw.line(path, fill=color, width=width, joint="curve")
+        for end in (path[0], path[-1]):  # round ends; a dot if the scribble is a single point
+            draw.circle(end, width / 2, fill=color)
+    return np.array(image), (round(path[0][0]) + line, round(path[0][1]) + line)

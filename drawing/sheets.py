@@ -1,0 +1,142 @@
+"""Contact sheets of frames and caption bands with a question and its answer."""
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from sama.drawing.text import (
+    BACKGROUND,
+    INK,
+    MUTED,
+    WHITE,
+    character_colors,
+    draw_badge,
+    equal_runs,
+    font_for,
+    printable,
+)
+from sama.overlay_sama import Color, check_count, check_frame
+from sama.prompts_sama import REGION_WORD
+
+
+MAX_LINES = 12  # of a question or an answer in a caption band
+
+
+def contact_sheet(
+    frames: Sequence[np.ndarray], captions: Sequence[str] | None = None, columns: int = 4, tile_width: int = 360
+) -> Image.Image:
+    """
+    Arranges frames in a grid, each with its caption in the corner.
+
+    Args:
+        frames (sequence of `np.ndarray` of shape `(height, width, 3)`, uint8): all of the same size.
+        captions (sequence of `str`, *optional*): by default "frame 0", "frame 1", ...
+        columns (`int`, *optional*, defaults to 4): tiles per row.
+        tile_width (`int`, *optional*, defaults to 360): in pixels.
+
+    Raises:
+        ValueError: without frames or columns, or if there is not one caption per frame.
+    """
+    if len(frames) == 0:
+        raise ValueError("A contact sheet needs at least one frame, got none.")
+    captions = [f"frame {index}" for index in range(len(frames))] if captions is None else captions
+    check_count("captions", captions, len(frames), "frames")
+    if columns < 1:
+        raise ValueError(f"A contact sheet needs at least one column, got {columns}.")
+    height, width = frames[0].shape[:2]
+    tile_height = max(1, round(tile_width * height / width))
+    rows, gap = math.ceil(len(frames) / columns), 6
+    sheet = Image.new("RGB", (columns * (tile_width + gap) + gap, rows * (tile_height + gap) + gap), BACKGROUND)
+    for index, (frame, caption) in enumerate(zip(frames, captions, strict=True)):
+        check_frame(frame)
+        tile = Image.fromarray(frame).resize((tile_width, tile_height), Image.Resampling.LANCZOS)
+        draw_badge(ImageDraw.Draw(tile), (5, 5), caption, font_for(tile_width), INK, WHITE)
+        row, column = divmod(index, columns)
+        sheet.paste(tile, (gap + column * (tile_width + gap), gap + row * (tile_height + gap)))
+    return sheet
+
+
+def stack_images(images: Sequence[Image.Image], gap: int = 0) -> Image.Image:
+    """Stacks pictures vertically, aligned left and `gap` pixels apart."""
+    height = sum(image.height + gap for image in images) - gap
+    output, y = Image.new("RGB", (max(image.width for image in images), height), BACKGROUND), 0
+    for image in images:
+        output.paste(image, (0, y))
+        y += image.height + gap
+    return output
+
+
+def caption_band(
+    width: int, question: str = "", answer: str = "", objects: Sequence = (), colors: Sequence[Color] | None = None
+) -> Image.Image:
+    """
+    Draws a question and its answer on a dark band, with each grounded phrase in the colour of its object.
+
+    Lines are wrapped to `width` pixels, and a text of more than `MAX_LINES` lines ends in an ellipsis. `<region>` in
+    the question is highlighted. Objects of the same phrase divide its characters; an empty span marks nothing.
+    """
+    font = font_for(width, extra=3)
+    margin, spacing = 12, round(font.size * 1.5)
+    marks: list[Color | None] = [None] * len(question)
+    for found in re.finditer(re.escape(REGION_WORD), question):
+        marks[found.start() : found.end()] = [WHITE] * len(found[0])
+    paragraphs = [("Q", question, marks, MUTED), ("A", answer, character_colors(answer, objects, colors), WHITE)]
+    indent = margin + round(font.getlength("Q   "))
+    rows = [
+        (letter if first else "", line, line_marks, fill)
+        for letter, text, marks, fill in paragraphs
+        if text
+        for first, line, line_marks in _wrapped_lines(text, marks, width - indent - 2 * margin, font)
+    ]
+    band = Image.new("RGB", (width, 2 * margin + spacing * len(rows)), BACKGROUND)
+    draw = ImageDraw.Draw(band)
+    for row, (letter, line, line_marks, fill) in enumerate(rows):
+        y = margin + spacing // 2 + spacing * row
+        draw.text((margin, y), letter, font=font, fill=MUTED, anchor="lm")
+        _draw_line(draw, (indent, y), line, line_marks, font, fill)
+    return band
+
+
+def _wrapped_lines(text: str, marks: Sequence, width: float, font: ImageFont.FreeTypeFont) -> Iterator:
+    """(whether it is the first, text, colours of its characters) of each line that is drawn."""
+    text = printable(text)
+    lines = _wrap(text, width, font)
+    for row, (start, end) in enumerate(lines[:MAX_LINES]):
+        ellipsis = " ..." if row == MAX_LINES - 1 and len(lines) > MAX_LINES else ""
+        yield row == 0, text[start:end] + ellipsis, [*marks[start:end], *[None] * len(ellipsis)]
+
+
+def _wrap(text: str, width: float, font: ImageFont.FreeTypeFont) -> list[tuple[int, int]]:
+    """`(start, end)` characters of each line: broken at newlines and blanks, and inside words wider than a line."""
+    lines, start, blank = [], 0, None
+    for position, letter in enumerate(text):
+        if letter == "\n":
+            lines.append((start, position))
+            start, blank = position + 1, None
+            continue
+        if letter == " ":
+            blank = position
+        elif font.getlength(text[start : position + 1]) > width and position > start:
+            end = position if blank is None else blank
+            lines.append((start, end))
+            start, blank = (position if blank is None else blank + 1), None
+    lines.append((start, len(text)))
+    return lines
+
+
+def _draw_line(
+    draw: ImageDraw.ImageDraw, corner: tuple[float, int], text: str, marks: Sequence, font, fill: Color
+) -> None:
+    """Writes one line, vertically centred on `corner`; coloured characters are dark on a rectangle of the colour."""
+    x, y = corner
+    half = round(font.size * 0.62)
+    for start, end in equal_runs(marks):
+        piece, color = text[start:end], marks[start]
+        width, pad = font.getlength(piece), 0 if color is None else 2
+        if color is not None:
+            draw.rounded_rectangle((x, y - half, x + width + 2 * pad - 1, y + half), radius=4, fill=color)
+        draw.text((x + pad, y), piece, font=font, fill=fill if color is None else INK, anchor="lm")
+        x += width + 2 * pad

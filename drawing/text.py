@@ -1,0 +1,67 @@
+"""What captions, labels and the terminal share: text colours, the font, and the characters of grounded phrases.
+
+An "object" is anything with a `span`, the first character of its phrase in the answer and the one after its last.
+"""
+
+from collections.abc import Sequence
+
+from PIL import ImageDraw, ImageFont
+
+from sama.overlay_sama import Color, check_colors
+
+
+WHITE: Color = (255, 255, 255)
+BLACK: Color = (0, 0, 0)
+INK: Color = (16, 16, 20)  # dark text on a colour of the palette
+BACKGROUND: Color = (24, 24, 30)  # of caption bands and contact sheets
+MUTED: Color = (172, 176, 188)  # less prominent text on the background
+
+
+def printable(text: str) -> str:
+    """The text with each control character except the newline replaced by U+FFFD; spans stay valid."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else "\ufffd" for letter in text)
+
+
+def character_colors(text: str, objects: Sequence, colors: Sequence[Color] | None = None) -> list[Color | None]:
+    """
+    The colour of each character of an answer, `None` outside grounded phrases. Objects of the same phrase divide its
+    characters among them.
+
+    Raises:
+        ValueError: if a span does not lie in the text, or there is not one colour per object.
+    """
+    colors = check_colors(len(objects), colors)
+    sharing: dict[tuple[int, int], list[Color]] = {}
+    for item, color in zip(objects, colors, strict=True):
+        start, end = item.span
+        if not 0 <= start <= end <= len(text):
+            raise ValueError(f"The span ({start}, {end}) does not lie in an answer of {len(text)} characters.")
+        sharing.setdefault((start, end), []).append(color)
+    marks: list[Color | None] = [None] * len(text)
+    for (start, end), shared in sharing.items():
+        for position in range(start, end):
+            marks[position] = shared[(position - start) * len(shared) // (end - start)]
+    return marks
+
+
+def equal_runs(values: Sequence) -> list[tuple[int, int]]:
+    """`(start, end)` of each longest run of equal values."""
+    edges = [index for index in range(1, len(values)) if values[index] != values[index - 1]]
+    return list(zip([0, *edges], [*edges, len(values)], strict=True)) if len(values) else []
+
+
+def font_for(width: int, extra: int = 0) -> ImageFont.FreeTypeFont:
+    """Pillow's own font, in a size that suits a picture `width` pixels wide, plus `extra` points."""
+    return ImageFont.load_default(size=max(11, min(20, round(width / 36))) + extra)
+
+
+def draw_badge(
+    draw: ImageDraw.ImageDraw, corner: tuple[int, int], text: str, font, fill: Color, text_fill: Color = INK
+) -> None:
+    """Writes a short text on a rounded rectangle with its top left at `corner`, moved to lie inside the picture."""
+    text = printable(text)
+    width, height = round(font.getlength(text)) + font.size * 2 // 3, round(font.size * 1.45)
+    limit_x, limit_y = draw.im.size
+    x, y = max(0, min(corner[0], limit_x - width)), max(0, min(corner[1], limit_y - height))
+    draw.rounded_rectangle((x, y, x + width, y + height), radius=4, fill=fill, outline=INK)
+    draw.text((x + width / 2, y + height / 2), text, font=font, fill=text_fill, anchor="mm")

@@ -1,0 +1,233 @@
+"""Draws the masks of an answer over video frames and writes the frames to a video file.
+
+Frames are arrays of shape `(height, width, 3)`, RGB, uint8.
+"""
+
+import colorsys
+import math
+import os
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+
+
+try:
+    import av
+except ImportError:
+    av = None
+
+Color = tuple[int, int, int]
+
+# Bright, well separated, and light enough to carry dark text: one colour marks a mask in the video and its phrase in
+# captions and in the terminal.
+PALETTE: tuple[Color, ...] = tuple(
+    tuple(bytes.fromhex(code))
+    for code in "ff4068 00beff ffc800 b080ff 00dc8c ff8224 ff6ee2 5c8cff b8ec00 7cffd8 ffac9c cea46e".split()
+)
+GOLDEN_RATIO = 0.6180339887
+
+
+def object_color(index: int) -> Color:
+    """The colour of object `index`: from the palette, and beyond its end from evenly spread hues."""
+    if index < 0:
+        raise ValueError(f"Object indices start at 0, got {index}.")
+    if index < len(PALETTE):
+        return PALETTE[index]
+    red, green, blue = colorsys.hsv_to_rgb(index * GOLDEN_RATIO % 1.0, 0.55, 1.0)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def overlay_masks(
+    frame: np.ndarray, masks: np.ndarray, colors: Sequence[Color] | None = None, opacity: float = 0.5
+) -> np.ndarray:
+    """
+    Draws masks over a copy of a frame: a translucent fill, an outline in full colour and a thin dark rim.
+
+    Args:
+        frame (`np.ndarray` of shape `(height, width, 3)`, uint8)
+        masks (`np.ndarray` of shape `(num_objects, height, width)`, bool): later masks cover earlier ones.
+        colors (sequence of RGB triples, *optional*): one colour per mask; defaults to [`object_color`].
+        opacity (`float`, *optional*, defaults to 0.5): of the fill, from 0 (outline only) to 1 (solid).
+
+    Raises:
+        ValueError: if shapes, counts or the opacity do not fit.
+    """
+    check_frame(frame)
+    masks = check_masks(frame, masks)
+    colors = check_colors(len(masks), colors)
+    if not 0.0 <= opacity <= 1.0:
+        raise ValueError(f"The opacity must lie between 0 and 1, got {opacity}.")
+    output = frame.copy()
+    line = line_width(frame)
+    for mask, color in zip(masks, colors, strict=True):
+        window = mask_window(mask, line + 1)
+        if window is None:
+            continue
+        inside, pixels = mask[window], output[window]
+        blend = np.rint(np.arange(256)[:, None] * (1.0 - opacity) + np.multiply(color, opacity)).astype(np.uint8)
+        pixels[inside] = blend[pixels[inside], (0, 1, 2)]
+        rim = dilate(inside, 1) & ~inside
+        pixels[rim] = pixels[rim] // 3
+        pixels[inside & dilate(~inside, line)] = color
+    return output
+
+
+class VideoWriter:
+    """
+    Writes frames one by one to an H.264 mp4 that browsers can play. Use it as a context manager: the file appears
+    under its name when it is complete, and nothing remains of it after an error.
+
+    Args:
+        path (`str` or `os.PathLike`): the file; its folder is created if needed.
+        fps (`float`): frames per second.
+
+    Raises:
+        ImportError: if PyAV is not installed.
+        OSError: if the file cannot be written.
+        ValueError: if the frame rate is not a positive number, frames differ in size, or no frame was written.
+    """
+
+    def __init__(self, path: str | os.PathLike, fps: float):
+        if av is None:
+            raise ImportError("Writing a video needs PyAV, which is not installed: pip install av")
+        if not (fps and math.isfinite(fps) and fps > 0):
+            raise ValueError(f"A video needs a frame rate above 0, got {fps}.")
+        self.path = Path(path)
+        self.fps = Fraction(fps).limit_denominator(1001)
+        self.size = None
+        self.temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
+        prepare_output(self.path)
+        self.container = av.open(str(self.temporary), "w", format="mp4", options={"movflags": "faststart"})
+        self.stream = None
+
+    def write(self, frame: np.ndarray) -> None:
+        """Appends a frame of shape `(height, width, 3)`, uint8; all frames must have the same size."""
+        check_frame(frame)
+        if self.stream is None:
+            self._start(*frame.shape[:2])
+        if frame.shape[:2] != self.size:
+            raise ValueError(f"The video's frames are (height, width) = {self.size}, got one of {frame.shape[:2]}.")
+        # H.264 with subsampled chroma needs even sides: repeat the last row or column, which shifts no other pixel.
+        height, width = self.size
+        frame = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+        picture = picture.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
+        self.container.mux(self.stream.encode(picture))
+
+    def _start(self, height: int, width: int) -> None:
+        self.size = (height, width)
+        self.stream = self.container.add_stream("libx264", rate=self.fps, options={"crf": "18", "preset": "veryfast"})
+        self.stream.width, self.stream.height = width + width % 2, height + height % 2
+        self.stream.pix_fmt = "yuv420p"
+        # Declare the colour space (BT.709, limited range): players would guess, and not all guess the same.
+        context = self.stream.codec_context
+        context.colorspace = context.color_primaries = context.color_trc = context.color_range = 1
+
+    def close(self) -> None:
+        """Finishes the file and renames it to its final name."""
+        try:
+            if self.stream is None:
+                raise ValueError(f"No frame was written to {self.path}, so there is no video to save.")
+            self.container.mux(self.stream.encode(None))
+            self.container.close()
+            os.replace(self.temporary, self.path)
+        finally:
+            self.discard()
+
+    def discard(self) -> None:
+        """Deletes the temporary file if it still exists; an earlier file of the final name is kept."""
+        self.container.close()
+        self.temporary.unlink(missing_ok=True)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        self.close() if kind is None else self.discard()
+
+
+def write_video(path: str | os.PathLike, frames: Iterable[np.ndarray], fps: float) -> Path:
+    """Writes frames of shape `(height, width, 3)`, uint8, to an H.264 mp4; returns its path. See [`VideoWriter`]."""
+    with VideoWriter(path, fps) as writer:
+        for frame in frames:
+            writer.write(frame)
+    return writer.path
+
+
+def prepare_output(path: str | os.PathLike) -> Path:
+    """
+    Creates the folder of an output file and checks that files can be created in it.
+
+    Raises:
+        OSError: if the path is a folder, or its parent is a file or not writable.
+    """
+    if (path := Path(path)).is_dir():
+        raise IsADirectoryError(f"Cannot write {path}: it is a folder; give the name of a file.")
+    probe = path.with_name(f".{path.name}.{os.getpid()}.probe")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        reason = "is a file, not a folder" if path.parent.is_file() else f"is not writable ({error.strerror})"
+        raise OSError(f"Cannot write {path}: {path.parent} {reason}.") from error
+    return path
+
+
+def check_frame(frame: np.ndarray) -> None:
+    """Raises `ValueError` unless `frame` is a uint8 array of shape `(height, width, 3)`."""
+    if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
+        raise ValueError(f"A frame must be a uint8 array (height, width, 3), got {frame.shape} of {frame.dtype}.")
+
+
+def check_masks(frame: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    """The masks as bool; raises `ValueError` unless they are `(num_objects, height, width)` of the frame's size."""
+    masks = np.asarray(masks)
+    if masks.ndim != 3 or masks.shape[1:] != frame.shape[:2]:
+        raise ValueError(
+            f"Masks of shape {masks.shape} do not fit a frame of {frame.shape[:2]}; expected (objects, height, width)."
+        )
+    return masks.astype(bool, copy=False)
+
+
+def check_colors(count: int, colors: Sequence[Color] | None) -> Sequence[Color]:
+    """The colours, by default those of [`object_color`]; raises `ValueError` unless there is one per object."""
+    if colors is None:
+        return [object_color(index) for index in range(count)]
+    check_count("colours", colors, count, "objects")
+    return colors
+
+
+def check_count(name: str, values: Sequence, count: int, owners: str) -> None:
+    """Raises `ValueError` with both numbers unless there are `count` values."""
+    if len(values) != count:
+        raise ValueError(f"Got {len(values)} {name} for {count} {owners}; give one each.")
+
+
+def line_width(frame: np.ndarray) -> int:
+    """The width of an outline, in pixels, that suits a frame of this size."""
+    return max(1, round(min(frame.shape[:2]) / 240))
+
+
+def mask_window(mask: np.ndarray, margin: int) -> tuple[slice, slice] | None:
+    """The rows and columns around a mask, `margin` wider where the frame allows; `None` for an empty mask."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if len(rows) == 0:
+        return None
+    top, left = max(0, rows[0] - margin), max(0, columns[0] - margin)
+    return slice(int(top), int(rows[-1]) + 1 + margin), slice(int(left), int(columns[-1]) + 1 + margin)
+
+
+def dilate(mask: np.ndarray, steps: int) -> np.ndarray:
+    """Dilates a mask by `steps` pixels, alternating a cross and a square, which keeps corners round."""
+    for step in range(steps):
+        grown = mask.copy()
+        grown[1:] |= mask[:-1]
+        grown[:-1] |= mask[1:]
+        source = grown.copy() if step % 2 else mask
+        grown[:, 1:] |= source[:, :-1]
+        grown[:, :-1] |= source[:, 1:]
+        mask = grown
+    return mask

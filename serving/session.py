@@ -1,0 +1,389 @@
+"""A conversation without a terminal: questions in, a stream of events out.
+
+session = ChatSession(model.start_chat(processor, video="park.mp4"))
+for event in session.ask("What is <region> doing?", [{"frame": 10, "box": [40, 60, 210, 300]}]):
+    match event:
+        case TextDelta(text): ...
+        case MaskFrame(frame, masks): ...
+"""
+
+import queue
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sama.overlay_sama import Color, object_color
+from sama.prompts_sama import ANSWER_TAGS
+
+
+# Events that wait for their reader. When it is slow, the model waits: masks of a long video do not pile up in memory.
+MAX_WAITING_EVENTS = 16
+POLL_SECONDS = 0.05  # how often a blocked worker looks whether its answer was cancelled
+
+
+# ---- events ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TextDelta:
+    """The next piece of the answer's text, without tags. The deltas of an answer join to the text of its reply."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class AnswerObject:
+    """
+    An object of an answer.
+
+    Attributes:
+        number (`int`): counted from 1 over all answers of the conversation.
+        phrase (`str`): the phrase that names it; empty if the answer does not name it.
+        span (`tuple[int, int]`): the first character of the phrase in the answer's text and the one after its last.
+        color (RGB triple): the same wherever the object is drawn.
+    """
+
+    number: int
+    phrase: str
+    span: tuple[int, int]
+    color: Color
+
+
+@dataclass(frozen=True)
+class AnswerText:
+    """The text is complete. `objects` are what it grounds; their masks follow in [`MaskFrame`] events."""
+
+    text: str
+    objects: tuple[AnswerObject, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class MaskFrame:
+    """The masks of one frame, in the order of tracking: object number to bool array of shape `(height, width)`."""
+
+    frame: int
+    masks: dict[int, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Done:
+    """The last event of an answer; its turn is part of the conversation now."""
+
+    turn: "ChatTurn"
+
+
+@dataclass(frozen=True)
+class Cancelled:
+    """The last event of an answer that was cancelled; the conversation is as it was before the question."""
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The last event of a question that could not be answered; the conversation is as it was before the question.
+
+    Attributes:
+        message (`str`): one sentence.
+        cause (`BaseException`): what was raised.
+    """
+
+    message: str
+    cause: BaseException
+
+
+Event = TextDelta | AnswerText | MaskFrame | Done | Cancelled | Failed
+
+
+# ---- the conversation -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ChatTurn:
+    """
+    A question and its answer.
+
+    Attributes:
+        question (`str`)
+        regions (`tuple`): as given, except that an object of an earlier answer is always `{"object": number}`.
+        reply ([`SamaReply`])
+        first_number (`int`): the number of the answer's first object.
+    """
+
+    question: str
+    regions: tuple
+    reply: object
+    first_number: int
+
+    @property
+    def objects(self) -> tuple[AnswerObject, ...]:
+        return numbered_objects(self.reply.objects, self.first_number)
+
+
+class ChatSession:
+    """
+    A conversation about one video or image that streams its answers.
+
+    Objects are numbered from 1 over all answers. An object keeps its number and its colour for the whole conversation;
+    a question that points at it again refers to it by this number.
+
+    Args:
+        chat ([`SamaChat`]): what `model.start_chat` returned. Only the session may ask it from now on.
+        max_new_tokens (`int`, *optional*, defaults to 512): of an answer.
+
+    Attributes:
+        turns (`list[ChatTurn]`): the conversation so far; not to be edited.
+    """
+
+    def __init__(self, chat, max_new_tokens: int = 512):
+        self.chat, self.max_new_tokens = chat, max_new_tokens
+        self.turns: list[ChatTurn] = []
+        self._lock = threading.Lock()
+        self._running: _Channel | None = None
+
+    @property
+    def objects(self) -> list:
+        """The [`GroundedPhrase`] of each object, in the order of their numbers."""
+        return [phrase for turn in self.turns for phrase in turn.reply.objects]
+
+    def object(self, number: int):
+        """The [`GroundedPhrase`] of an object; raises `ValueError` if no answer has an object of this number."""
+        objects = self.objects
+        if not isinstance(number, (int, np.integer)) or not 1 <= number <= len(objects):
+            raise ValueError(f"There is no object {number}: the answers so far have {len(objects)}, counted from 1.")
+        return objects[number - 1]
+
+    def ask(self, text: str, regions: Sequence = (), masks: bool = True, **generate_kwargs) -> "EventStream":
+        """
+        Asks the next question and returns an iterator over the events of its answer.
+
+        The answer is computed in a thread of its own. The events are any number of [`TextDelta`], one [`AnswerText`],
+        a [`MaskFrame`] for each frame if the answer has objects, and one of [`Done`], [`Cancelled`] and [`Failed`].
+
+        Args:
+            text (`str`): each `<region>` in it stands for the next of `regions`.
+            regions (sequence, *optional*): dicts such as `{"frame": 12, "box": [x1, y1, x2, y2]}` with `box`,
+                `points` and `labels`, `scribble` or `mask`; `{"object": number}` for an object of an earlier answer;
+                or anything else that [`SamaChat.ask`] takes.
+            masks (`bool`, *optional*, defaults to `True`): whether the objects are tracked through the video.
+            generate_kwargs: for `generate`.
+
+        Raises:
+            RuntimeError: if the previous question is still being answered.
+        """
+        channel = _Channel()
+        with self._lock:
+            if self._running is not None:
+                raise RuntimeError(
+                    "The previous question is still being answered: read its events to the end or cancel it first."
+                )
+            self._running = channel
+        generate_kwargs = {"max_new_tokens": self.max_new_tokens, **generate_kwargs}
+        arguments = (channel, text, tuple(regions), masks, generate_kwargs)
+        thread = threading.Thread(target=self._work, args=arguments, name="sama-session", daemon=True)
+        thread.start()
+        return EventStream(channel, thread)
+
+    def cancel(self) -> None:
+        """
+        Stops the answer that is being computed, if there is one, after the current token or frame. May be called from
+        any thread. The stream then ends in [`Cancelled`], or in [`Done`] if the answer was complete already.
+        """
+        with self._lock:
+            if self._running is not None:
+                self._running.cancelled.set()
+
+    def _work(self, channel: "_Channel", *question) -> None:
+        """What the thread of an answer does. Whatever happens, the stream gets its last event."""
+        try:
+            last = Done(self._answer(channel, *question))
+        except _Stop:
+            last = Cancelled()
+        except BaseException as error:
+            last = Failed(one_sentence(error), error)
+        with self._lock:
+            self._running = None
+        channel.finish(last)
+
+    def _answer(self, channel: "_Channel", text: str, regions: tuple, masks: bool, generate_kwargs: dict) -> ChatTurn:
+        references = tuple(self._by_number(region) for region in regions)
+        first_number = len(self.objects) + 1
+        streamer = DeltaStreamer(self.chat.processor, channel.send)
+
+        def on_answer(reply) -> None:
+            streamer.finish(reply.text)
+            channel.send(AnswerText(reply.text, numbered_objects(reply.objects, first_number)))
+
+        def on_frame(frame: int, frame_masks: np.ndarray) -> None:
+            channel.send(MaskFrame(frame, dict(enumerate(frame_masks, start=first_number))))
+
+        reply = self.chat.ask(
+            text,
+            regions=[self._resolved(region) for region in references],
+            masks=masks,
+            streamer=streamer,
+            on_answer=on_answer,
+            on_frame=on_frame,
+            **generate_kwargs,
+        )
+        turn = ChatTurn(text, references, reply, first_number)
+        self.turns.append(turn)
+        return turn
+
+    def _by_number(self, region):
+        """The region; a phrase of an earlier answer becomes `{"object": number}`."""
+        numbers = [number for number, phrase in enumerate(self.objects, start=1) if phrase is region]
+        return {"object": numbers[0]} if numbers else region
+
+    def _resolved(self, region):
+        """The region as the chat takes it: the phrase instead of `{"object": number}`."""
+        if not isinstance(region, Mapping) or "object" not in region:
+            return region
+        if len(region) > 1:
+            raise ValueError(
+                f"A region that is an object of an answer takes no other field, got {', '.join(map(str, region))}."
+            )
+        return self.object(region["object"])
+
+
+def numbered_objects(phrases: Sequence, first_number: int) -> tuple[AnswerObject, ...]:
+    """The grounded phrases of one answer with their numbers and colours."""
+    return tuple(
+        AnswerObject(number, phrase.text, tuple(phrase.span), object_color(number - 1))
+        for number, phrase in enumerate(phrases, start=first_number)
+    )
+
+
+def one_sentence(error: BaseException) -> str:
+    """The message of an error on one line; its type if it has no message."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+# ---- from the worker to the reader ----------------------------------------------------------------------------------
+
+
+class _Stop(Exception):
+    """Raised in the callbacks of a cancelled answer, where `chat.ask` undoes the question."""
+
+
+class _Channel:
+    """Carries the events of one answer from its thread to its reader, and the wish to cancel back."""
+
+    def __init__(self):
+        self.events: queue.Queue[Event] = queue.Queue(MAX_WAITING_EVENTS)
+        self.cancelled = threading.Event()
+
+    def send(self, event: Event | None) -> None:
+        """Hands an event to the reader, waiting for it if it is slow; `None` only checks whether to stop."""
+        while not self.cancelled.is_set():
+            try:
+                if event is not None:
+                    self.events.put(event, timeout=POLL_SECONDS)
+                return
+            except queue.Full:
+                continue
+        raise _Stop
+
+    def finish(self, event: Event) -> None:
+        """Hands over the last event, whether the answer was cancelled or not."""
+        self.events.put(event)
+
+
+class EventStream(Iterator):
+    """The events of one answer. Closing it before its end, or dropping it, cancels the answer."""
+
+    def __init__(self, channel: _Channel, thread: threading.Thread):
+        self._channel, self._thread, self._ended = channel, thread, False
+
+    def __next__(self) -> Event:
+        while not self._ended:
+            try:
+                # A wait without a limit could not be interrupted by Ctrl-C on Windows.
+                event = self._channel.events.get(timeout=1.0)
+            except queue.Empty:
+                continue
+            self._ended = isinstance(event, Done | Cancelled | Failed)
+            return event
+        raise StopIteration
+
+    def close(self) -> None:
+        """Cancels the answer unless it is complete, and waits until its thread has ended."""
+        if not self._ended:
+            self._ended = True
+            self._channel.cancelled.set()
+            while self._thread.is_alive() and self._thread is not threading.current_thread():
+                try:
+                    self._channel.events.get(timeout=POLL_SECONDS)  # makes room for the last event
+                except queue.Empty:
+                    continue
+
+    def __enter__(self) -> "EventStream":
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+# ---- text while it is generated -------------------------------------------------------------------------------------
+
+
+class DeltaStreamer:
+    """
+    A streamer for `generate` that sends the parsed text of an answer piece by piece.
+
+    After each token the answer so far is parsed, and what later tokens cannot change any more is sent. So tags are
+    never seen, and the pieces join to the text of the reply.
+
+    Args:
+        processor ([`SamaProcessor`])
+        send (`Callable`): takes a [`TextDelta`], or `None` where there is nothing to send but the answer may be
+            cancelled.
+    """
+
+    def __init__(self, processor, send: Callable[[TextDelta | None], None]):
+        self.processor, self.send = processor, send
+        self.tokens: list[int] | None = None  # until the prompt was seen
+        self.sent = ""
+        markers = {*ANSWER_TAGS, *processor.tokenizer.all_special_tokens, processor.answer_suffix.strip()}
+        self.beginnings = {marker[:end] for marker in markers for end in range(1, len(marker))}
+
+    def put(self, tokens) -> None:
+        """Takes the prompt first, then each new token, as tensors; called by `generate`."""
+        if self.tokens is None:
+            self.tokens = []
+            self.send(None)
+            return
+        self.tokens += tokens.flatten().tolist()
+        self._send_up_to(stable_prefix(self.processor.post_process_answer(self.tokens).text, self.beginnings))
+
+    def end(self) -> None:
+        """Called by `generate` when the answer is complete; what was held back is sent by [`finish`]."""
+
+    def finish(self, text: str) -> None:
+        """Sends the rest of the answer; raises `RuntimeError` if what was sent is no beginning of it."""
+        if not text.startswith(self.sent):
+            raise RuntimeError(f"The streamed text {self.sent!r} is not the beginning of the answer {text!r}.")
+        self._send_up_to(text)
+
+    def _send_up_to(self, text: str) -> None:
+        delta, self.sent = text[len(self.sent) :], max(self.sent, text, key=len)
+        self.send(TextDelta(delta) if delta else None)
+
+
+def stable_prefix(text: str, beginnings: set[str]) -> str:
+    """
+    The part of an unfinished answer that stays as it is, whatever follows. Held back are an incomplete character (it
+    decodes to U+FFFD), what may be the beginning of a tag or an end mark, and blanks at the end.
+
+    Args:
+        text (`str`): the parsed text of the tokens so far.
+        beginnings (`set[str]`): all proper prefixes of the tags and end marks.
+    """
+    longest = max(map(len, beginnings), default=0)
+    text = text.rstrip("\ufffd")
+    while held := next((n for n in range(min(longest, len(text)), 0, -1) if text[-n:] in beginnings), 0):
+        text = text[:-held]
+    return text.rstrip()

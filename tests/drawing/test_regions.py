@@ -1,0 +1,65 @@
+"""Regions and labels drawn on frames."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from pictures import grey_frame, square_mask
+
+from sama.drawing.regions import draw_region, label_masks
+
+
+def make_region(**prompt):
+    empty = {"frame": 0, "mask": None, "box": None, "points": None, "labels": None, "scribble": None}
+    return SimpleNamespace(**(empty | prompt))
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        {"box": (10, 10, 60, 50)},
+        {"mask": square_mask()},
+        {"points": [(20, 20), (60, 40)], "labels": [1, 0]},
+        {"points": [(20, 20)]},
+        {"scribble": [(10, 10), (40, 30), (60, 12)]},
+    ],
+    ids=["box", "mask", "points", "point", "scribble"],
+)
+def test_a_region_is_drawn_without_colour(prompt):
+    frame = grey_frame()
+    drawn = draw_region(frame, make_region(**prompt), label="1")
+    assert np.ptp(drawn.astype(int), axis=-1).max() <= 4  # black, white and ink: only answers have a colour
+    assert (drawn == 255).any() and (drawn != frame).any()
+    assert (frame == 100).all()
+
+
+def test_a_box_is_outlined_not_filled():
+    drawn = draw_region(grey_frame(), make_region(box=(10, 10, 60, 50)))
+    assert (drawn[15:45, 15:55] == 100).all()
+    assert set(np.unique(drawn[10, 10:60])) == {0, 255}
+    assert (drawn[:8] == 100).all() and (drawn[53:] == 100).all()
+
+
+def test_region_refuses():
+    with pytest.raises(ValueError, match="none of mask, box, points and scribble"):
+        draw_region(grey_frame(), make_region())
+    with pytest.raises(ValueError, match=r"one frame.*\[1, 2\]"):
+        draw_region(grey_frame(), make_region(frame=[1, 2], box=[(1, 1, 2, 2)] * 2))
+
+
+def test_label_lies_on_the_mask_and_only_where_it_is_visible():
+    frame = grey_frame(120, 160)
+    masks = np.zeros((2, 120, 160), bool)
+    masks[0, 40:100, 20:80] = True
+    drawn = label_masks(frame, masks, ["1", "2"])
+    changed = np.argwhere((drawn != frame).any(axis=-1))
+    assert len(changed) and masks[0][tuple(changed.T)].all()
+    with pytest.raises(ValueError, match="1 labels for 2 masks"):
+        label_masks(frame, masks, ["1"])
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (7, 1), (2, 2)])
+def test_tiny_frames_can_be_drawn_on(size):
+    frame, masks = grey_frame(*size), np.ones((1, *size), bool)
+    assert label_masks(frame, masks, ["1"]).shape == frame.shape
+    assert draw_region(frame, make_region(mask=masks[0])).shape == frame.shape

@@ -1,0 +1,278 @@
+"""Sessions on the small checkpoint: what is streamed, what cancelling leaves, and what keeps its number."""
+
+import threading
+
+import numpy as np
+import pytest
+from checkpoint import dictate, load_checkpoint
+
+from sama.overlay_sama import object_color
+from sama.serving import session as module
+from sama.serving.session import (
+    AnswerText,
+    Cancelled,
+    ChatSession,
+    DeltaStreamer,
+    Done,
+    Failed,
+    MaskFrame,
+    TextDelta,
+    stable_prefix,
+)
+from sama.toy_world.world import ToyWorld
+
+
+BOX = {"frame": 2, "box": [10, 10, 60, 60]}
+ANSWER = "<p> The red circle </p> [SEG] passes <p> two rings </p> [SEG] [SEG] slowly."
+TEXT = "The red circle passes two rings slowly."
+NUM_FRAMES = 10
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return load_checkpoint()
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return ToyWorld({"tasks": {"dialogue": 1}, "frames": [NUM_FRAMES, NUM_FRAMES]}, seed=5)[0].frames
+
+
+@pytest.fixture
+def make_session(loaded, clip):
+    model, processor = loaded
+    return lambda: ChatSession(model.start_chat(processor, video=clip))
+
+
+@pytest.fixture
+def say(loaded):
+    """Arguments of `ask` that make the model give an answer."""
+    return lambda answer: dictate(loaded[1], answer)
+
+
+def read(events, kind):
+    return [event for event in events if isinstance(event, kind)]
+
+
+def assert_same_reply(reply, other):
+    assert (reply.tagged_text, reply.text) == (other.tagged_text, other.text)
+    for mine, theirs in zip(reply.objects, other.objects, strict=True):
+        assert mine.span == theirs.span
+        assert (mine.masks != theirs.masks).mean() < 1e-5
+
+
+# Events
+
+
+def test_events_come_in_order_and_agree_with_the_reply(make_session, say):
+    session = make_session()
+    events = list(session.ask("What is <region> doing?", [BOX], **say(ANSWER)))
+    kinds = [type(event) for event in events]
+    num_deltas = kinds.count(TextDelta)
+    assert num_deltas > 5
+    assert kinds == [TextDelta] * num_deltas + [AnswerText] + [MaskFrame] * NUM_FRAMES + [Done]
+    (text,), (done,) = read(events, AnswerText), read(events, Done)
+    assert "".join(event.text for event in read(events, TextDelta)) == text.text == done.turn.reply.text == TEXT
+    assert done.turn is session.turns[0] and text.objects == done.turn.objects
+    assert [(item.number, item.phrase, TEXT[slice(*item.span)]) for item in text.objects] == [
+        (1, "The red circle", "The red circle"), (2, "two rings", "two rings"), (3, "two rings", "two rings"),
+    ]  # fmt: skip
+    frames = read(events, MaskFrame)
+    assert sorted(event.frame for event in frames) == list(range(NUM_FRAMES))
+    for event in frames:
+        assert list(event.masks) == [1, 2, 3]
+        for number, mask in event.masks.items():
+            assert mask.dtype == bool and (mask == session.object(number).track[event.frame]).all()
+
+
+def test_the_same_answer_as_without_a_session(make_session, loaded, clip):
+    model, processor = loaded
+    session = make_session()
+    *_, done = session.ask("What is <region>?", [BOX], max_new_tokens=20)
+    assert_same_reply(done.turn.reply, model.start_chat(processor, video=clip).ask("What is <region>?", [BOX], 20))
+
+
+def test_an_answer_without_objects_or_masks(make_session, say):
+    session = make_session()
+    assert [type(event) for event in session.ask("Who?", **say("Nobody."))][-2:] == [AnswerText, Done]
+    events = list(session.ask("Who?", masks=False, **say("[SEG]")))
+    assert [type(event) for event in events] == [AnswerText, Done]  # no word, hence no delta
+    assert events[0].objects[0].phrase == "" and session.object(1).track is None
+
+
+def test_text_without_a_video(loaded, say):
+    model, processor = loaded
+    events = list(ChatSession(model.start_chat(processor)).ask("Hello?", **say("Hello [SEG]!")))
+    assert not read(events, MaskFrame) and "".join(event.text for event in read(events, TextDelta)) == "Hello!"
+
+
+# Text deltas
+
+
+def streamed(processor, tokens):
+    pieces = []
+    streamer = DeltaStreamer(processor, lambda event: event and pieces.append(event.text))
+    streamer.put(np.zeros((1, 3), dtype=int))  # the prompt
+    for token in tokens:
+        streamer.put(np.array([token]))
+    streamer.end()
+    streamer.finish(processor.post_process_answer(tokens).text)
+    return pieces
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        ANSWER,
+        "  <p>A</p>[SEG]<p>b </p> [SEG] \n c  d <|im_end|>",
+        "2 < 3 [in words: <p> two </p>] and <em> [SEG [SEG",
+        "naïve 漢字 🙂 <p> 犬 </p> [SEG]。 🙂",
+        "<p> unfinished",
+        "[SEG] first, and last [SEG]",
+        "",
+    ],
+)
+def test_deltas_join_to_the_text_and_show_no_tags(loaded, answer):
+    processor = loaded[1]
+    tokens = processor.tokenizer(answer, add_special_tokens=False)["input_ids"]
+    pieces = streamed(processor, tokens)
+    assert "".join(pieces) == processor.post_process_answer(tokens).text
+    assert all(pieces) and "[SEG]" not in "".join(pieces)
+
+
+def test_tags_spelled_with_ordinary_tokens(loaded):
+    processor = loaded[1]
+    tokens = [
+        token
+        for letter in "a <p> b </p> [SEG] <<p>> c <|im_<|im_end|>end|> d <|im_end|>"
+        for token in processor.tokenizer(letter, add_special_tokens=False)["input_ids"]
+    ]
+    assert "".join(streamed(processor, tokens)) == processor.post_process_answer(tokens).text
+
+
+def test_deltas_of_random_tokens_join_to_the_text(loaded):
+    processor, rng = loaded[1], np.random.default_rng(0)
+    tags = processor.tokenizer.convert_tokens_to_ids(["[SEG]", "<p>", "</p>", "<|im_end|>"])
+    blanks = [token for word in (" ", "\n", "  ", "<", "[", "|", "🙂")
+              for token in processor.tokenizer(word, add_special_tokens=False)["input_ids"]]  # fmt: skip
+    for _ in range(100):
+        kinds = rng.integers(0, 3, 25)
+        tokens = [int(rng.choice((tags, blanks, range(len(processor.tokenizer)))[kind])) for kind in kinds]
+        assert "".join(streamed(processor, tokens)) == processor.post_process_answer(tokens).text
+
+
+@pytest.mark.parametrize(
+    ("text", "stable"),
+    [("a dog ", "a dog"), ("a <", "a"), ("a <b", "a <b"), ("a [SE", "a"), ("<<p", ""), ("caf\ufffd", "caf"), ("", "")],
+)
+def test_stable_prefix(text, stable):
+    beginnings = {marker[:end] for marker in ("<p>", "[SEG]") for end in range(1, len(marker))}
+    assert stable_prefix(text, beginnings) == stable
+
+
+# Cancelling
+
+
+def first(events, kind):
+    """Reads up to the first event of a kind."""
+    return next(event for event in events if isinstance(event, kind))
+
+
+@pytest.mark.parametrize("kind", [TextDelta, MaskFrame], ids=["in the text", "while tracking"])
+@pytest.mark.parametrize("way", ["cancel", "close", "drop"])
+def test_a_cancelled_question_leaves_nothing(make_session, say, monkeypatch, kind, way):
+    monkeypatch.setattr(module, "MAX_WAITING_EVENTS", 1)  # the worker cannot run ahead of what is read here
+    session, fresh = make_session(), make_session()
+    for one in (session, fresh):
+        list(one.ask("Who?", **say("<p> A ring </p> [SEG].")))
+    turns, messages = list(session.turns), session.chat.messages
+    events = session.ask("What is <region> doing?", [BOX], **say(ANSWER + " And" * 40))
+    first(events, kind)
+    if way == "cancel":
+        canceller = threading.Thread(target=session.cancel)
+        canceller.start()
+        rest = list(events)
+        canceller.join()
+        assert isinstance(rest[-1], Cancelled) and not read(rest, Done)
+    elif way == "close":
+        events.close()
+        assert list(events) == []
+    else:
+        del events
+    assert session.turns == turns and session.chat.messages == messages
+    replies = []
+    for one in (session, fresh):
+        *_, done = one.ask("And <region>?", [{"object": 1}], **say(ANSWER))
+        replies.append(done.turn.reply)
+        assert [item.number for item in done.turn.objects] == [2, 3, 4]
+    assert_same_reply(*replies)
+
+
+def test_cancel_without_a_question_does_nothing(make_session, say):
+    session = make_session()
+    session.cancel()
+    *_, done = session.ask("Who?", **say("Nobody."))
+    session.cancel()
+    assert isinstance(done, Done) and isinstance(list(session.ask("Who?", **say("Nobody.")))[-1], Done)
+
+
+def test_a_second_question_waits_for_the_first(make_session, say):
+    session = make_session()
+    events = session.ask("Who?", **say(ANSWER))
+    with pytest.raises(RuntimeError, match="still being answered"):
+        session.ask("And who?")
+    assert isinstance(list(events)[-1], Done)
+    assert isinstance(list(session.ask("And who?", **say("Nobody.")))[-1], Done)
+    assert [turn.question for turn in session.turns] == ["Who?", "And who?"]
+
+
+def test_two_sessions_share_a_model(make_session, say):
+    answers = ["<p> A ring </p> [SEG] turns.", ANSWER]
+    alone = [list(make_session().ask("What is <region>?", [BOX], **say(answer)))[-1] for answer in answers]
+    streams = [make_session().ask("What is <region>?", [BOX], **say(answer)) for answer in answers]
+    last, waiting = [None, None], [0, 1]
+    while waiting:
+        index = waiting.pop(0)
+        event = next(streams[index], None)
+        if event is not None:
+            last[index] = event
+            waiting.append(index)
+    for together, one in zip(last, alone, strict=True):
+        assert_same_reply(together.turn.reply, one.turn.reply)
+
+
+# Numbers and colours
+
+
+def test_objects_keep_number_and_colour(make_session, say):
+    session = make_session()
+    *_, one = session.ask("Who?", **say("<p> A ring </p> [SEG] and <p> a star </p> [SEG]."))
+    star = session.objects[1]
+    *_, two = session.ask("What does <region> do near <region>?", [{"object": 2}, BOX], **say("<p> It </p> [SEG]."))
+    *_, three = session.ask("And <region>, or <region>?", [star, session.object(3)], **say("Nothing."))
+    assert [item.number for turn in session.turns for item in turn.objects] == [1, 2, 3]
+    colors = [item.color for turn in session.turns for item in turn.objects]
+    assert colors == [object_color(index) for index in range(3)]
+    assert two.turn.regions == ({"object": 2}, BOX) and three.turn.regions == ({"object": 2}, {"object": 3})
+    assert one.turn.objects == session.turns[0].objects and session.object(2) is star
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("regions", "message"),
+    [
+        ([{"object": 1}], "There is no object 1: the answers so far have 0"),
+        ([{"object": "x"}], "There is no object x"),
+        ([{"object": 1, "frame": 2}], "takes no other field, got object, frame"),
+        ([], "1 <region> but 0 regions"),
+        ([{"frame": 99, "box": [1, 1, 2, 2]}], "Frame 99 does not exist"),
+    ],
+)
+def test_an_error_is_an_event_and_leaves_nothing(make_session, say, regions, message):
+    session = make_session()
+    (failed,) = session.ask("What is <region>?", regions)
+    assert isinstance(failed, Failed) and isinstance(failed.cause, ValueError)
+    assert message in failed.message and "\n" not in failed.message
+    assert session.turns == [] and isinstance(list(session.ask("Who?", **say("Nobody.")))[-1], Done)
