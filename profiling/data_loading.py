@@ -125,7 +125,7 @@ def measure(read: Callable, arguments: tuple, count: int, workers: int) -> list[
     return [*memory, f"{opened.max():.2f} s", f"{1000 * reading.mean():.3f} ms"]
 
 
-def benchmark_masks(megabytes: int, folder: Path) -> str:
+def measure_masks(megabytes: int, folder: Path) -> str:
     """Our way beside the naive one, for a mask file of this size."""
     free = shutil.disk_usage(folder).free / MEGABYTE
     if free < 3 * megabytes:
@@ -153,7 +153,7 @@ def benchmark_masks(megabytes: int, folder: Path) -> str:
     return title + markdown_table(("way", "processes", "added together", "of it own", "start", "an object"), rows)
 
 
-def benchmark_samples(samples: int, folder: Path, workers: int = 2, batch_size: int = 4) -> str:
+def measure_samples(samples: int, folder: Path, workers: int = 2, batch_size: int = 4) -> str:
     """Samples a second from toy world to finished batches."""
     processor = SamaProcessor.from_pretrained(ROOT / "checkpoints" / "sama-tiny", trust_remote_code=True)
     mixture = load_mixture(ROOT / "data_configs" / "toy.yaml", processor, cache=folder)
@@ -183,9 +183,9 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     with TemporaryDirectory() as folder:
         if "masks" in options.section:
-            print(benchmark_masks(options.size, Path(folder)), end="\n\n")
+            print(measure_masks(options.size, Path(folder)), end="\n\n")
         if "samples" in options.section:
-            print(benchmark_samples(options.samples, Path(folder)))
+            print(measure_samples(options.samples, Path(folder)))
 
 
 if __name__ == "__main__":

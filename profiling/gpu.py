@@ -15,9 +15,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sama.configuration_sama import SamaConfig
+from sama.conversion.released_sizes import LANGUAGE_MODELS, released_config
 from sama.drawing.tables import markdown_table
 from sama.modeling_sama import SamaForConditionalGeneration
-from sama.profiling.released_sizes import LANGUAGE_MODELS, released_config
 from sama.profiling.training_memory import GIGABYTE, SETTINGS, Workload, build, ddp, measure, training_step
 
 
@@ -45,7 +45,7 @@ def peak(action: Callable[[], object]) -> float:
     return torch.cuda.max_memory_allocated() / GIGABYTE
 
 
-def benchmark_training(config: SamaConfig) -> str:
+def measure_training(config: SamaConfig) -> str:
     """The published setting on one GPU: trained weights in float32, bfloat16 by autocast, AdamW; memory and time."""
     workload, rows = Workload(), []
     count, saved = measure(config, PUBLISHED, workload)
@@ -76,7 +76,7 @@ def benchmark_training(config: SamaConfig) -> str:
 
 
 @torch.no_grad()
-def benchmark_tracking(config: SamaConfig) -> str:
+def measure_tracking(config: SamaConfig) -> str:
     """Frames a second of SAM 2's encoder alone, and with objects tracked, in both precisions."""
     rows, size = [], config.sam_config.image_size
     model = SamaForConditionalGeneration._from_config(config, dtype=torch.float32).eval()
@@ -107,7 +107,7 @@ def benchmark_tracking(config: SamaConfig) -> str:
 
 
 @torch.no_grad()
-def benchmark_attention(config: SamaConfig) -> str:
+def measure_attention(config: SamaConfig) -> str:
     """Reading a prompt with each kind of attention, in bfloat16; and how far the last state is from float32's."""
     rows = []
     model = SamaForConditionalGeneration._from_config(config, dtype=torch.bfloat16).eval()
@@ -133,7 +133,7 @@ def benchmark_attention(config: SamaConfig) -> str:
     return markdown_table(header, rows) + f"\n\nA prompt of {PROMPT_TOKENS} tokens."
 
 
-SECTIONS = {"training": benchmark_training, "tracking": benchmark_tracking, "attention": benchmark_attention}
+SECTIONS = {"training": measure_training, "tracking": measure_tracking, "attention": measure_attention}
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ import torch
 from transformers import AutoModel, AutoProcessor
 
 from sama.drawing.tables import markdown_table
-from sama.profiling.training import benchmark_training
+from sama.profiling.training import measure_training
 from sama.video_sama import SamaVideo
 from sama.visualization import write_video
 
@@ -73,7 +73,7 @@ def answer_states(model, num_objects: int) -> torch.Tensor:
     return torch.randn(num_objects, model.config.text_config.hidden_size, generator=generator)
 
 
-def benchmark_calls(model, processor, folder: Path) -> str:
+def measure_calls(model, processor, folder: Path) -> str:
     """How often each encoder runs in a conversation of three turns with objects in every answer."""
     video = SamaVideo.open(make_video(folder, 96))
     sam_calls, vision_calls = (
@@ -93,7 +93,7 @@ def benchmark_calls(model, processor, folder: Path) -> str:
     )
 
 
-def benchmark_turns(model, processor, folder: Path) -> str:
+def measure_turns(model, processor, folder: Path) -> str:
     """First-token time of a later turn with the state kept, against the same conversation from the start."""
     path = make_video(folder, 96)
     questions = ["What happens here?", "Who is that?", "And what comes next?"]
@@ -136,7 +136,7 @@ def benchmark_turns(model, processor, folder: Path) -> str:
     )
 
 
-def benchmark_questions(model, processor, folder: Path) -> str:
+def measure_questions(model, processor, folder: Path) -> str:
     """Questions about one video that have nothing to do with one another, one object in each answer: a new chat for
     each, against one chat that starts over."""
     path, questions = make_video(folder, 48), [f"What happens in part {number}?" for number in range(8)]
@@ -173,7 +173,7 @@ def benchmark_questions(model, processor, folder: Path) -> str:
     return markdown_table([*header, "time", "speed"], rows)
 
 
-def benchmark_objects(model, processor, folder: Path) -> str:
+def measure_objects(model, processor, folder: Path) -> str:
     """Time of tracking K objects together over 32 frames, against K runs of one object."""
     video = SamaVideo.open(make_video(folder, 32))
     frames, prompted = processor.sam_frames(video), processor.choose_frames(video).prompted
@@ -190,7 +190,7 @@ def benchmark_objects(model, processor, folder: Path) -> str:
     return markdown_table(["objects", "32 frames", "against one object", "against as many single runs"], rows)
 
 
-def benchmark_memory(path: str, folder: Path) -> str:
+def measure_memory(path: str, folder: Path) -> str:
     """Memory of a process that tracks two objects through videos of growing length."""
     rows = []
     for num_frames in (60, 300, 1200):
@@ -257,17 +257,17 @@ def main() -> None:
         track_and_report(arguments.model, arguments.track)
         return
     sections = {
-        "calls": benchmark_calls,
-        "turns": benchmark_turns,
-        "questions": benchmark_questions,
-        "objects": benchmark_objects,
+        "calls": measure_calls,
+        "turns": measure_turns,
+        "questions": measure_questions,
+        "objects": measure_objects,
     }
     with TemporaryDirectory() as folder:
         for name in arguments.section:
             if name == "memory":
-                text = benchmark_memory(arguments.model, Path(folder))
+                text = measure_memory(arguments.model, Path(folder))
             elif name == "training":
-                text = benchmark_training(arguments.model)
+                text = measure_training(arguments.model)
             else:
                 text = sections[name](*load(arguments.model), Path(folder))
             print(f"\n{text}\n", flush=True)

@@ -238,7 +238,7 @@ def measure(path: str, variant: str, steps: int) -> dict[str, float]:
     return found | setup.counts
 
 
-def benchmark_training(path: str, steps: int = 3) -> str:
+def measure_training(path: str, steps: int = 3) -> str:
     """The table, a process for each row."""
     rows, first = [], None
     for variant in VARIANTS:
@@ -263,7 +263,7 @@ def main() -> None:
     if arguments.variant:
         print(json.dumps(measure(arguments.model, arguments.variant, arguments.steps)))
     else:
-        print(benchmark_training(arguments.model, arguments.steps))
+        print(measure_training(arguments.model, arguments.steps))
 
 
 if __name__ == "__main__":

@@ -23,11 +23,11 @@ from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from sama.configuration_sama import SamaConfig
+from sama.conversion.released_sizes import LANGUAGE_MODELS, released_config
 from sama.modeling_sama import SamaForConditionalGeneration
 from sama.modeling_sama_aggregator import of_videos
-from sama.profiling.released_sizes import LANGUAGE_MODELS, released_config
 from sama.training.parts import PUBLISHED_PARTS, freeze_all_but
-from sama.training.sharding import may_be_cut
+from sama.training.sharding import is_shardable
 
 
 GIGABYTE = 1e9
@@ -174,7 +174,7 @@ def count_parameters(model: SamaForConditionalGeneration, setting: Setting) -> P
     counts = dict.fromkeys(("whole_trained", "whole_frozen", "partitioned_trained", "partitioned_frozen"), 0)
     four_bit = 0
     for name, parameter in model.named_parameters():
-        place = "partitioned" if may_be_cut(name) else "whole"
+        place = "partitioned" if is_shardable(name) else "whole"
         counts[f"{place}_{'trained' if parameter.requires_grad else 'frozen'}"] += parameter.numel()
         if setting.four_bit and name.startswith("model.language_model.layers.") and not parameter.requires_grad:
             four_bit += parameter.numel() if parameter.ndim == 2 else 0

@@ -86,7 +86,7 @@ def zero(stage: int, folder: Path) -> dict:
     """Three updates under ZeRO; the weights go to `folder`."""
     import deepspeed
 
-    from sama.training.sharding import keep_parts_whole
+    from sama.training.sharding import gather_replicated_parts
 
     settings = json.loads((Path(__file__).parent.parent / f"scripts/accelerate/zero{stage}.json").read_text())
     settings = {name: value for name, value in settings.items() if value != "auto" and name != "bf16"}
@@ -100,7 +100,7 @@ def zero(stage: int, folder: Path) -> dict:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     engine, *_ = deepspeed.initialize(model=model, optimizer=torch.optim.SGD(trained, RATE), config=settings)
     if stage == 3:
-        keep_parts_whole(engine.module, engine.optimizer)
+        gather_replicated_parts(engine.module, engine.optimizer)
     rank = torch.distributed.get_rank()
     for pair in UPDATES:
         output = engine(**pair[rank], **totals(pair), use_cache=False)

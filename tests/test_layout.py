@@ -56,10 +56,10 @@ ROOMS = (
     | dict.fromkeys(ENTRY_POINTS, EVERYTHING_BELOW)
     | {"scripts": EVERYTHING_BELOW}
     | {"profiling": EVERYTHING_BELOW | {"profiling"}, "recipes": EVERYTHING_BELOW | {"recipes"}}
-    | {"conversion": set(REMOTE_CODE) | {"conversion"}, "serving": set(REMOTE_CODE) | {"serving"}}
+    | {"conversion": set(REMOTE_CODE) | {"conversion", "data"}, "serving": set(REMOTE_CODE) | {"serving"}}
     | {"demo": EVERYTHING_BELOW | {"demo_cli"}, "demo_cli": set()}
     | {"tests": EVERYTHING_BELOW | ENTRY_POINTS | {"demo_cli", "profiling", "recipes", "scripts", "tests"}}
-    | {"training": set(REMOTE_CODE) | {"data", "training"}}
+    | {"training": set(REMOTE_CODE) | {"data", "drawing", "training"}}
     | {"toy_world": {"toy_world"}, "data": {"data", "toy_world", "video_sama"}, "metrics": {"metrics"}}
     | {"benchmarks": {"data", "toy_world", "metrics", "benchmarks", "layout_sama", "video_sama"}}
     | {

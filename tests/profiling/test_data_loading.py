@@ -2,7 +2,7 @@
 
 import pytest
 
-from sama.profiling.data_loading import FRAMES, benchmark_masks, benchmark_samples, read_store, read_whole, write_masks
+from sama.profiling.data_loading import FRAMES, measure_masks, measure_samples, read_store, read_whole, write_masks
 
 
 def test_both_ways_read_the_same(tmp_path):
@@ -14,10 +14,10 @@ def test_both_ways_read_the_same(tmp_path):
 
 
 def test_samples_table(tmp_path):
-    row = benchmark_samples(8, tmp_path, workers=1).splitlines()[-1]
+    row = measure_samples(8, tmp_path, workers=1).splitlines()[-1]
     assert row.startswith("| toy.yaml | 1 | 4 |")
 
 
 def test_disk_is_asked_for_before_it_is_filled(tmp_path):
     with pytest.raises(SystemExit, match="MB of disk with their store"):
-        benchmark_masks(10**9, tmp_path)
+        measure_masks(10**9, tmp_path)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sama.modeling_sama import SamaForConditionalGeneration
-from sama.profiling import training as benchmark_training
+from sama.profiling import training as profiled
 from sama.profiling.training import (
     SavedBytes,
     Setup,
@@ -28,11 +28,11 @@ pytestmark = pytest.mark.skipif(not CHECKPOINT.is_dir(), reason="no checkpoints/
 def setup(monkeypatch):
     """The benchmark's own model and batch, at sizes for a test."""
     for name, value in {"FRAME_SIZE": 56, "FRAME_TOKENS": 4, "SAM_SIZE": 128, "SAMPLES": 2}.items():
-        monkeypatch.setattr(benchmark_training, name, value)
+        monkeypatch.setattr(profiled, name, value)
     text = {"vocab_size": 2000, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1}
-    monkeypatch.setattr(benchmark_training, "TEXT", benchmark_training.TEXT | text | {"num_attention_heads": 2})
-    monkeypatch.setattr(benchmark_training, "VISION", benchmark_training.VISION | {"num_hidden_layers": 1})
-    monkeypatch.setattr(benchmark_training, "WORLD", benchmark_training.WORLD | {"height": 64, "width": 64})
+    monkeypatch.setattr(profiled, "TEXT", profiled.TEXT | text | {"num_attention_heads": 2})
+    monkeypatch.setattr(profiled, "VISION", profiled.VISION | {"num_hidden_layers": 1})
+    monkeypatch.setattr(profiled, "WORLD", profiled.WORLD | {"height": 64, "width": 64})
     torch.manual_seed(0)
     model = SamaForConditionalGeneration(larger_config(str(CHECKPOINT))).eval()
     freeze_all_but(model, PUBLISHED_PARTS)

@@ -15,7 +15,7 @@ from distributed_worker import RATE, UPDATES, mixed_model, totals
 from tiny_model import tiny_model
 from torch.distributed.run import __file__ as torchrun
 
-from sama.training.sharding import SHARDED, WHOLE, sharded_layers
+from sama.training.sharding import REPLICATED, SHARDABLE, sharded_layers
 
 
 ROOT = Path(__file__).parents[2]
@@ -97,7 +97,7 @@ def test_zero_equals_one_process_whatever_each_process_reads(stage, tmp_path, ex
     report = launch(by_torchrun(), ["zero", str(stage), str(tmp_path)], tmp_path, extensions)
     assert (report["world"], report["wrapper"], report["stage"]) == (2, "DeepSpeedEngine", stage)
     names = [name for name, _ in tiny_model().named_parameters()]
-    assert report["cut"] == [name for name in names if stage == 3 and name.startswith(SHARDED)]
+    assert report["cut"] == [name for name in names if stage == 3 and name.startswith(SHARDABLE)]
     assert_same_weights(tmp_path, expected)
 
 
@@ -124,7 +124,7 @@ def test_train_under_zero3_by_torchrun(tmp_path, extensions):
     report = launch(by_torchrun(), arguments, tmp_path, extensions)
     assert (report["world"], report["wrapper"], report["stage"]) == (2, "DeepSpeedEngine", 3)
     assert any(name.startswith("model.language_model.") for name in report["cut"])
-    assert not any(name.startswith(WHOLE) for name in report["cut"])
+    assert not any(name.startswith(REPLICATED) for name in report["cut"])
     check_run(report, tmp_path / "run")
 
 
@@ -143,7 +143,7 @@ def test_every_process_runs_once_what_may_be_cut():
     model = tiny_model()
     assert sharded_layers(model) == ["InternVLVisionLayer", "Qwen2DecoderLayer"]
     names = {name for name, _ in model.named_parameters()}
-    assert names == {name for name in names if name.startswith(SHARDED + WHOLE)}
+    assert names == {name for name in names if name.startswith(SHARDABLE + REPLICATED)}
     config = (ROOT / "scripts/accelerate/fsdp2.yaml").read_text(encoding="utf-8")
     assert f"fsdp_transformer_layer_cls_to_wrap: {','.join(sharded_layers(model))}\n" in config
 
