@@ -109,7 +109,7 @@ def freeze_all_but(model: nn.Module, parts: Sequence[str]) -> None:
 
 
 def hold_trained_in_float32(model: nn.Module) -> None:
-    """Casts trained parameters to float32, because bfloat16 would round small updates away; frozen ones are unchanged."""
+    """Casts trained parameters to float32, because bfloat16 would lose small updates; frozen ones are unchanged."""
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

@@ -1,4 +1,4 @@
-"""The Trainer of SAMA: named losses normalized over an update, mixture sampling, and atomic checkpoints."""
+"""The trainer of SAMA: named losses normalized over an update, mixture sampling, and atomic checkpoints."""
 
 import json
 import math

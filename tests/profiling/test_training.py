@@ -1,4 +1,4 @@
-"""profiling/training.py: what is switched off computes the same, at the cost that the product saves."""
+"""profiling/training.py: variants compute the same loss with the expected counts."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(not CHECKPOINT.is_dir(), reason="no checkpoints/
 
 @pytest.fixture
 def setup(monkeypatch):
-    """The benchmark's own model and batch, at sizes for a test."""
+    """The profiled model and batch with smaller sizes."""
     for name, value in {"FRAME_SIZE": 56, "FRAME_TOKENS": 4, "SAM_SIZE": 128, "SAMPLES": 2}.items():
         monkeypatch.setattr(profiled, name, value)
     text = {"vocab_size": 2000, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1}
@@ -40,14 +40,14 @@ def setup(monkeypatch):
 
 
 def run(setup: Setup) -> tuple[float, int]:
-    """The loss, and the bytes that are kept for its backward pass."""
+    """The loss, and the bytes saved for its backward pass."""
     saved = SavedBytes(setup.model)
     with saved.counting():
         loss = setup.model(**setup.batch, use_cache=False).loss
     return loss.item(), saved.total
 
 
-def test_each_saving_changes_its_own_count_and_no_loss(setup):
+def test_variants_change_counts_but_not_the_loss(setup):
     count_rows(setup)
     loss, kept = run(setup)
     default, labels = dict(setup.counts), setup.batch["labels"][:, 1:]
@@ -69,7 +69,7 @@ def test_each_saving_changes_its_own_count_and_no_loss(setup):
     assert setup.counts["sam"] == sum(count * of for count, of in zip(objects, frames, strict=True))
 
 
-def test_the_frozen_encoder_keeps_nothing(setup):
+def test_frozen_encoder_saves_nothing(setup):
     tracker, pixels = setup.model.model.mask_tracker, setup.batch["sam_pixel_values"]
     for kept in (False, True):
         saved = SavedBytes(setup.model)
