@@ -151,7 +151,7 @@ def find_files(path: Path) -> tuple[list[Path], dict[str, str] | None]:
 
 
 def check_shard_numbers(path: Path, files: list[Path]) -> list[Path]:
-    """Checks that shards without an index are complete: `x-00001-of-00003` tells how many there are."""
+    """Checks that shards without an index are complete: `x-00001-of-00003` has the number of shards."""
     names = {file.name for file in files}
     for file in files:
         if match := SHARD_NAME.search(file.name):

@@ -155,7 +155,7 @@ UNUSED: dict[str, list[tuple[str, str]]] = {
 
 @dataclass(frozen=True)
 class Piece:
-    """One tensor of ours: the source tensors it is made from, and how."""
+    """The source tensors from which one of our tensors is made, and how."""
 
     keys: tuple[str, ...]
     make: Callable[..., torch.Tensor]

@@ -71,19 +71,19 @@ class Workload:
 
 @dataclass(frozen=True)
 class Parameters:
-    """Numbers of parameters: `whole` are replicated on every GPU, `partitioned` may be sharded; `largest` is the
-    largest module that is gathered at once."""
+    """Numbers of parameters: `replicated` on every GPU, or `shardable`; `largest` is the largest module that is
+    gathered at once."""
 
-    whole_trained: int = 0
-    whole_frozen: int = 0
-    partitioned_trained: int = 0
-    partitioned_frozen: int = 0
-    four_bit: int = 0  # of the frozen partitioned ones
+    replicated_trained: int = 0
+    replicated_frozen: int = 0
+    shardable_trained: int = 0
+    shardable_frozen: int = 0
+    four_bit: int = 0  # of the frozen shardable ones
     largest: int = 0
 
     @property
     def trained(self) -> int:
-        return self.whole_trained + self.partitioned_trained
+        return self.replicated_trained + self.shardable_trained
 
 
 @dataclass(frozen=True)
@@ -101,9 +101,9 @@ class Memory:
 
 
 def frozen_bytes(count: Parameters) -> tuple[float, float]:
-    """Bytes of frozen weights in bfloat16 or 4 bits, replicated and partitioned."""
-    partitioned = BFLOAT16 * (count.partitioned_frozen - count.four_bit) + FOUR_BIT * count.four_bit
-    return BFLOAT16 * count.whole_frozen, partitioned
+    """Bytes of frozen weights in bfloat16 or 4 bits, replicated and shardable."""
+    shardable = BFLOAT16 * (count.shardable_frozen - count.four_bit) + FOUR_BIT * count.four_bit
+    return BFLOAT16 * count.replicated_frozen, shardable
 
 
 def ddp(count: Parameters, gpus: int) -> Memory:
@@ -121,20 +121,20 @@ def zero2(count: Parameters, gpus: int) -> Memory:
 
 def zero3(count: Parameters, gpus: int) -> Memory:
     """Like ZeRO-2, with the weights of shardable modules sharded too; two modules are gathered at a time."""
-    whole, partitioned = frozen_bytes(count)
-    cut = (BFLOAT16 * count.partitioned_trained + partitioned) / gpus
+    replicated, shardable = frozen_bytes(count)
+    sharded = (BFLOAT16 * count.shardable_trained + shardable) / gpus
     gathered = 2 * BFLOAT16 * count.largest if gpus > 1 else 0
-    weights = BFLOAT16 * count.whole_trained + whole + cut + gathered
+    weights = BFLOAT16 * count.replicated_trained + replicated + sharded + gathered
     return Memory(weights, BFLOAT16 * count.trained / gpus, (FLOAT32 + ADAM) * count.trained / gpus)
 
 
 def fsdp2(count: Parameters, gpus: int) -> Memory:
     """Everything sharded, trained weights in float32. The replicated parts are in the root unit, which stays gathered
     in bfloat16 from its first use to the end of the step."""
-    whole, partitioned = frozen_bytes(count)
-    cut = (FLOAT32 * count.trained + whole + partitioned) / gpus
-    gathered = BFLOAT16 * (count.whole_trained + count.whole_frozen + 2 * count.largest) if gpus > 1 else 0
-    return Memory(cut + gathered, FLOAT32 * count.trained / gpus, ADAM * count.trained / gpus)
+    replicated, shardable = frozen_bytes(count)
+    sharded = (FLOAT32 * count.trained + replicated + shardable) / gpus
+    gathered = BFLOAT16 * (count.replicated_trained + count.replicated_frozen + 2 * count.largest) if gpus > 1 else 0
+    return Memory(sharded + gathered, FLOAT32 * count.trained / gpus, ADAM * count.trained / gpus)
 
 
 STRATEGIES: dict[str, Callable[[Parameters, int], Memory]] = {
@@ -142,7 +142,7 @@ STRATEGIES: dict[str, Callable[[Parameters, int], Memory]] = {
 }  # fmt: skip
 
 
-class LowRank(nn.Module):
+class LoraLinear(nn.Module):
     """A linear layer with LoRA, like PEFT's, which cannot be used because it needs tensors with storage."""
 
     def __init__(self, base: nn.Linear, rank: int):
@@ -166,16 +166,16 @@ def build(config: SamaConfig, setting: Setting) -> SamaForConditionalGeneration:
         for layer in list(model.model.language_model.layers.modules()):
             for name, child in list(layer.named_children()):
                 if isinstance(child, nn.Linear):
-                    layer.add_module(name, LowRank(child, setting.lora_r))
+                    layer.add_module(name, LoraLinear(child, setting.lora_r))
     return model
 
 
 def count_parameters(model: SamaForConditionalGeneration, setting: Setting) -> Parameters:
     """Counts the trained, frozen, shardable and 4-bit parameters."""
-    counts = dict.fromkeys(("whole_trained", "whole_frozen", "partitioned_trained", "partitioned_frozen"), 0)
+    counts = dict.fromkeys(("replicated_trained", "replicated_frozen", "shardable_trained", "shardable_frozen"), 0)
     four_bit = 0
     for name, parameter in model.named_parameters():
-        place = "partitioned" if is_shardable(name) else "whole"
+        place = "shardable" if is_shardable(name) else "replicated"
         counts[f"{place}_{'trained' if parameter.requires_grad else 'frozen'}"] += parameter.numel()
         if setting.four_bit and name.startswith("model.language_model.layers.") and not parameter.requires_grad:
             four_bit += parameter.numel() if parameter.ndim == 2 else 0
@@ -196,20 +196,20 @@ class SavedTensors:
         self.weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
         self.storages: dict[nn.Module | None, dict[int, int]] = defaultdict(dict)  # by layer; None: outside layers
         self.inputs: dict[nn.Module, dict[int, int]] = {}
-        self.kept: list[torch.Tensor] = []  # kept alive so that no address is reused
+        self.alive: list[torch.Tensor] = []  # referenced so that no address is reused
         self.layer: nn.Module | None = None
 
     def pack(self, tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in self.weights:
             self.storages[self.layer][storage._cdata] = storage.nbytes()
-            self.kept.append(tensor)
+            self.alive.append(tensor)
         return tensor
 
     def enter(self, layer: nn.Module, arguments: tuple, named: dict) -> None:
         given = [value for value in (*arguments, *named.values()) if isinstance(value, torch.Tensor)]
         self.inputs[layer] = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in given}
-        self.kept += given
+        self.alive += given
         self.layer = layer
 
     def leave(self, layer: nn.Module, arguments: tuple, output: object) -> None:

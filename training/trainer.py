@@ -154,7 +154,7 @@ class SamaTrainer(Trainer):
             self.fail(f"the loss is {outputs.loss.item():g} ({parts})")
         self.accumulate_metrics(outputs, inputs["labels"])
         loss = outputs.loss * self.args.world_size
-        if not loss.requires_grad:  # a batch of text only uses no trained part
+        if not loss.requires_grad:  # a text-only batch uses no trained part
             loss = loss + 0.0 * next(p for p in model.parameters() if p.requires_grad).sum()
         return (loss, outputs) if return_outputs else loss
 

@@ -49,15 +49,15 @@ def run(setup: Setup) -> tuple[float, int]:
 
 def test_variants_change_counts_but_not_the_loss(setup):
     count_rows(setup)
-    loss, kept = run(setup)
+    loss, saved_bytes = run(setup)
     default, labels = dict(setup.counts), setup.batch["labels"][:, 1:]
     objects = [len(masks) for masks in setup.batch["target_masks"]]
     assert default["head"] == (labels != -100).sum() and default["sam"] == setup.batch["sam_frame_counts"].sum()
     assert default["vision"] == len(setup.batch["pixel_values"])
 
     head_everywhere(setup)
-    found, kept_everywhere = run(setup)
-    assert found == pytest.approx(loss, rel=1e-5) and kept_everywhere > kept
+    found, more_bytes = run(setup)
+    assert found == pytest.approx(loss, rel=1e-5) and more_bytes > saved_bytes
     assert setup.counts == default | {"head": labels.numel()}
 
     num_uses = len(setup.batch["dense_frames"]) + len(setup.batch["region_frames"])
@@ -71,9 +71,9 @@ def test_variants_change_counts_but_not_the_loss(setup):
 
 def test_frozen_encoder_saves_nothing(setup):
     tracker, pixels = setup.model.model.mask_tracker, setup.batch["sam_pixel_values"]
-    for kept in (False, True):
+    for with_graph in (False, True):
         saved = SavedBytes(setup.model)
         with saved.counting():
             tracker.sam.vision_encoder(pixels)
-        assert bool(saved.total) is kept
+        assert bool(saved.total) is with_graph
         encoder_with_graph(setup)

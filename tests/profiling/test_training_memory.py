@@ -19,7 +19,9 @@ from sama.profiling.training_memory import (
 )
 
 
-COUNT = Parameters(whole_trained=80, whole_frozen=40, partitioned_trained=160, partitioned_frozen=400, largest=10)
+COUNT = Parameters(
+    replicated_trained=80, replicated_frozen=40, shardable_trained=160, shardable_frozen=400, largest=10
+)
 BY_NAME = {setting.name: setting for setting in SETTINGS}
 
 
@@ -43,7 +45,7 @@ def test_states_of_each_strategy(strategy, gpus, expected):
 
 
 def test_four_bits():
-    count = Parameters(partitioned_frozen=1000, four_bit=640)
+    count = Parameters(shardable_frozen=1000, four_bit=640)
     # half a byte, a byte for 64 and a float32 for 64 x 256
     assert STRATEGIES["ZeRO-2"](count, 1).parameters == 360 * 2 + 320 + 10 + 640 * 4 / 16384
 
@@ -114,7 +116,7 @@ def test_parameters_of_each_setting(estimated):
     assert counts["full"].largest == max(300 * 32, matrices + 32 + 16 + 16 + 64)  # biases of q, k and v, two norms
     for name in ("published", "full"):
         count = counts[name]
-        assert count.trained + count.whole_frozen + count.partitioned_frozen == total
+        assert count.trained + count.replicated_frozen + count.shardable_frozen == total
 
 
 def test_activations_grow_with_what_is_trained(estimated):
