@@ -391,28 +391,27 @@ class SamaModel(InternVLModel):
         )
 
     @property
-    def trains_in_step(self) -> bool:
-        """Whether several processes train together: they exchange gradients and, with their weights in pieces, the
-        weights of each module, and all must do so equally often and in the same order."""
+    def is_distributed_training(self) -> bool:
+        """Whether several processes train together. They exchange gradients and, with sharded weights, the weights of
+        each module, and all must do so equally often and in the same order."""
         distributed = torch.distributed
         return self.training and distributed.is_initialized() and distributed.get_world_size() > 1
 
-    def keep_in_step(self) -> torch.Tensor | float:
-        """Zero, with a gradient of zero for every trained parameter of the parts that a batch uses as often as its
-        samples ask for, or not at all.
+    def zero_touch_all_params(self) -> torch.Tensor | float:
+        """Zero, with a zero gradient for every trained parameter of the parts that some batches do not use.
 
-        To be asked for before these parts run: what is used first gets its gradient last, so that the gradients of
-        these parts come at the end of the backward pass, always all of them and in the order of this sum. DeepSpeed
-        adds up the gradients of several processes in the order in which they come.
+        Call it before these parts run: gradients are computed in reverse order of use, so that the gradients of these
+        parts come at the end of the backward pass, always all of them and in the order of this sum. DeepSpeed reduces
+        gradients over processes in the order in which they are computed.
         """
-        if not self.trains_in_step:
+        if not self.is_distributed_training:
             return 0.0
         parts = (self.context_aggregator, self.region_encoder, self.seg_projection, self.mask_tracker)
         trained = [parameter for part in parts for parameter in part.parameters() if parameter.requires_grad]
         return 0.0 * sum(parameter.sum(dtype=torch.float32) for parameter in trained)
 
     def encode_blank_frame(self, inputs_embeds: torch.Tensor) -> torch.Tensor:
-        """Zero, from a black frame: a process whose samples are text alone runs the vision tower too."""
+        """Zero, computed from a black frame, so that a process with text-only samples runs the vision tower too."""
         size = self.config.vision_config.image_size
         blank = torch.zeros(1, 3, *size, dtype=inputs_embeds.dtype, device=inputs_embeds.device)
         return 0.0 * self.encode_frames(blank).sum()
@@ -423,7 +422,9 @@ class SamaModel(InternVLModel):
         """Embeddings (B, L, C) of conversations with everything visual in place."""
         inputs_embeds = self.get_input_embeddings()(input_ids)
         if visual.pixel_values is None and visual.frame_features is None:
-            return inputs_embeds + self.encode_blank_frame(inputs_embeds) if self.trains_in_step else inputs_embeds
+            if self.is_distributed_training:
+                inputs_embeds = inputs_embeds + self.encode_blank_frame(inputs_embeds)
+            return inputs_embeds
         refuse_offloaded(self)
         if mm_token_type_ids is None:
             raise ValueError("Frames were given without `mm_token_type_ids`, which says where in the text they go.")
@@ -527,7 +528,8 @@ class SamaForConditionalGeneration(InternVLForConditionalGeneration):
                 Labels and masks of the whole update, so that accumulation does not change the means.
         """
         given = locals()  # the visual inputs by name: SamaVisualInputs lists them, and says what they are
-        in_step, visual = self.model.keep_in_step(), SamaVisualInputs(**{n: given[n] for n in VISUAL_INPUT_NAMES})
+        visual = SamaVisualInputs(**{n: given[n] for n in VISUAL_INPUT_NAMES})
+        zero = self.model.zero_touch_all_params()
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -552,7 +554,7 @@ class SamaForConditionalGeneration(InternVLForConditionalGeneration):
         if target_masks is not None:
             targets = SamaMaskTargets(**{name: given[name] for name in MASK_TARGET_NAMES})
             losses |= self.score_masks(hidden_states, labels == self.config.seg_token_id, targets, num_masks_in_batch)
-            losses["loss"] = self.total_loss(losses) + in_step
+            losses["loss"] = self.total_loss(losses) + zero
         kept = {name: outputs[name] for name in ("cache", "hidden_states", "attentions") if name in outputs}
         return SamaOutput(logits=logits, last_hidden_state=hidden_states, **kept, **losses)
 
