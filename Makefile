@@ -10,7 +10,7 @@ TORCH ?=
 WORKERS ?= 2
 BIN := .venv/bin
 
-.PHONY: help demo test slow style check sync bench train-toy
+.PHONY: help demo test slow style check sync profile train-toy
 
 help:
 	@echo "demo   conversations of three turns about a generated and a real clip, written to outputs/"
@@ -18,7 +18,7 @@ help:
 	@echo "style  lint and format, mending  check  lint, format and layout rules, changing nothing"
 	@echo "sync   copy the model's code beside checkpoints/sama-tiny"
 	@echo "train-toy  five minutes of training on a CPU, with its curves in outputs/train_toy"
-	@echo "bench  the table of times and memory in the README"
+	@echo "profile  the tables of times and memory in the README"
 
 demo: .venv/.installed-demo
 	$(BIN)/python demo.py --example
@@ -46,7 +46,7 @@ train-toy: .venv/.installed-test
 	$(BIN)/python train.py --config recipes/train_toy.yaml
 	$(BIN)/python scripts/plot_run.py outputs/train_toy
 
-bench: .venv/.installed-demo
+profile: .venv/.installed-demo
 	$(BIN)/python profiling/inference.py
 
 # Nothing is installed again until one of these two files changes.

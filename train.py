@@ -24,20 +24,20 @@ from sama.training.trainer import SamaTrainer, TrainingError, find_checkpoint
 
 
 LAST = "last"
-TERMINATED = 128 + 15  # what a shell reports for a program that SIGTERM ended
+TERMINATED = 128 + 15  # a shell's exit code for SIGTERM
 
 
 def parse(arguments: Sequence[str] | None = None) -> tuple[SamaTrainingArguments, DataArguments, ModelConfig]:
-    """The command line, over the file that `--config` names."""
+    """Parses the command line and the file given by `--config`; the command line takes precedence."""
     parser = TrlParser((SamaTrainingArguments, DataArguments, ModelConfig), description=__doc__.splitlines()[0])
     training, data, model = parser.parse_args_and_config(arguments)
     if not model.model_name_or_path:
-        parser.error("--model_name_or_path is missing: a checkpoint folder, or a name on the Hub")
+        parser.error("--model_name_or_path is required: a checkpoint folder or a model name on the Hub")
     return training, data, model
 
 
 def load_model(options: ModelConfig, training: SamaTrainingArguments):
-    """The model in training shape: loaded, adapters added, all but the parts to train frozen."""
+    """Loads the model, adds adapters and freezes all but the parts to train."""
     join_processes(training)
     model = SamaForConditionalGeneration.from_pretrained(
         options.model_name_or_path,
@@ -49,13 +49,13 @@ def load_model(options: ModelConfig, training: SamaTrainingArguments):
     if options.use_peft:
         model = add_lora(model, options, training.parts)
     freeze_all_but(model, training.parts)
-    if training.deepspeed_plugin is None:  # DeepSpeed has copies in float32 of its own
+    if training.deepspeed_plugin is None:  # DeepSpeed keeps its own float32 copies
         hold_trained_in_float32(model)
     return model
 
 
 def build(training: SamaTrainingArguments, data: DataArguments, options: ModelConfig) -> SamaTrainer:
-    """Everything that a run needs."""
+    """Builds the trainer with its model, processor and mixture."""
     processor = SamaProcessor.from_pretrained(
         options.model_name_or_path, revision=options.model_revision, trust_remote_code=True
     )
@@ -72,13 +72,13 @@ def build(training: SamaTrainingArguments, data: DataArguments, options: ModelCo
 
 
 def checkpoint_to_resume(training: SamaTrainingArguments) -> Path | None:
-    """Where the run goes on: the named checkpoint; for `last` the newest whole one, or the start if there is none."""
+    """The checkpoint to resume from; for `last` the newest complete one. None to start from the model."""
     wanted = training.resume_from_checkpoint
     return find_checkpoint(training.output_dir) if wanted == LAST else Path(wanted) if wanted else None
 
 
 def finish(trainer: SamaTrainer) -> None:
-    """Writes the trained model with its processor, the curves, and what was read."""
+    """Saves the trained model with its processor and the trainer state, and prints how many samples were skipped."""
     trainer.model.config.trained = True
     folder = Path(trainer.args.output_dir)
     with trainer.writing("the trained model"):
@@ -91,23 +91,24 @@ def finish(trainer: SamaTrainer) -> None:
         print(f"Saved to {folder}")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    training, data, options = parse(arguments)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Trains as the command line says; returns the exit code."""
+    training, data, options = parse(argv)
     try:
         trainer = build(training, data, options)
         resumed = checkpoint_to_resume(training)
         if trainer.is_world_process_zero():
             trainer.train_dataset.save(Path(training.output_dir) / "mixture.json")
             print(f"{trainer.train_dataset}\n\n{parameter_table(trainer.model)}\n")
-            print(f"Resuming from {resumed}" if resumed else "Starting anew", flush=True)
+            print(f"Resuming from {resumed}" if resumed else "Starting from the model", flush=True)
         trainer.train(resume_from_checkpoint=resumed)
     except (TrainingError, DataError) as error:
         logging.get_logger("sama.train").debug("stopped", exc_info=True)
         print(f"train: {error}", file=sys.stderr, flush=True)
         return 1
-    if trainer.terminate.stopped:
+    if trainer.sigterm.stopped:
         found = find_checkpoint(training.output_dir)
-        print(f"train: stopped by SIGTERM and saved {found}; go on with --resume_from_checkpoint {LAST}", flush=True)
+        print(f"train: stopped by SIGTERM, saved {found}; continue with --resume_from_checkpoint {LAST}", flush=True)
         return TERMINATED
     try:
         finish(trainer)

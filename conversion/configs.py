@@ -1,4 +1,4 @@
-"""Our configuration of a foreign checkpoint: from its `config.json`, where that says nothing from tensor shapes."""
+"""Our configuration for a source checkpoint, from its `config.json` and, for what that lacks, from tensor shapes."""
 
 import math
 import re
@@ -13,11 +13,11 @@ from sama.conversion.files import CheckpointError
 
 
 Shapes = Mapping[str, tuple[int, ...]]
-LANGUAGE_MODELS = {"qwen2": "qwen2", "internlm2": "llama", "llama": "llama"}  # foreign `model_type`: the one we use
+LANGUAGE_MODELS = {"qwen2": "qwen2", "internlm2": "llama", "llama": "llama"}  # source `model_type`: ours
 BERT_HEAD_DIM = 64
 
-# What the weights of SAM 2 do not tell: heads of the first stage, blocks with global attention, windows. Keyed by what
-# they do tell: width of the first stage, and blocks in each stage. The same for SAM 2.0 and 2.1.
+# Hiera sizes that SAM 2's tensor shapes do not determine: heads of the first stage, blocks with global attention and
+# window sizes. Keyed by width of the first stage and blocks per stage. The same for SAM 2.0 and 2.1.
 HIERA_SIZES: dict[tuple[int, tuple[int, ...]], tuple[int, list[int], list[int]]] = {
     (96, (1, 2, 7, 2)): (1, [5, 7, 9], [8, 4, 14, 7]),  # tiny
     (96, (1, 2, 11, 2)): (1, [7, 10, 13], [8, 4, 14, 7]),  # small
@@ -29,7 +29,7 @@ SAM_IMAGE_SIZE = 1024
 
 @dataclass(frozen=True)
 class TokenIds:
-    """The ids that the configuration names."""
+    """Token ids in the configuration."""
 
     image: int
     seg: int
@@ -41,7 +41,7 @@ class TokenIds:
 
 
 def text_config(foreign: Mapping[str, Any], vocab_size: int, tokens: TokenIds) -> dict[str, Any]:
-    """The language model's configuration; InternLM2 is held as Llama, which computes the same."""
+    """The language model's configuration. InternLM2 becomes Llama, which computes the same."""
     model_type = foreign.get("model_type")
     if model_type not in LANGUAGE_MODELS:
         raise CheckpointError(
@@ -52,7 +52,11 @@ def text_config(foreign: Mapping[str, Any], vocab_size: int, tokens: TokenIds) -
         "hidden_act", "max_position_embeddings", "rms_norm_eps", "initializer_range", "attention_dropout",
     )  # fmt: skip
     config = {name: foreign[name] for name in kept if foreign.get(name) is not None}
-    config |= {"model_type": LANGUAGE_MODELS[model_type], "vocab_size": vocab_size, "rope_parameters": rope(foreign)}
+    config |= {
+        "model_type": LANGUAGE_MODELS[model_type],
+        "vocab_size": vocab_size,
+        "rope_parameters": rope_parameters(foreign),
+    }
     config |= {"bos_token_id": tokens.beginning, "eos_token_id": tokens.end_of_turn, "pad_token_id": tokens.padding}
     if LANGUAGE_MODELS[model_type] == "llama":
         bias = bool(foreign.get("bias", foreign.get("attention_bias", False)))
@@ -62,8 +66,8 @@ def text_config(foreign: Mapping[str, Any], vocab_size: int, tokens: TokenIds) -
     return config
 
 
-def rope(foreign: Mapping[str, Any]) -> dict[str, Any]:
-    """Rotary positions in the library's present format; a scaling entry, such as InternLM2's dynamic one, is kept."""
+def rope_parameters(foreign: Mapping[str, Any]) -> dict[str, Any]:
+    """`rope_parameters` in transformers' current format, with scaling such as InternLM2's dynamic one."""
     scaling = dict(foreign.get("rope_scaling") or {})
     kind = scaling.pop("rope_type", None) or scaling.pop("type", None) or "default"
     scaling.pop("type", None)
@@ -85,12 +89,12 @@ def vision_config(foreign: Mapping[str, Any], image_size: int | None) -> dict[st
 
 def sam2_config(shapes: Shapes, prefix: str, sizes: Mapping[str, Any]) -> dict[str, Any]:
     """
-    SAM 2's configuration, read from the shapes of its tensors.
+    SAM 2's configuration from its tensor shapes.
 
     Args:
-        shapes (`Mapping`): Foreign names and shapes.
-        prefix (`str`): What stands in front of SAM 2's own names.
-        sizes (`Mapping`): `hiera` and `sam_image_size`, for a SAM 2 that is none of the published ones.
+        shapes (`Mapping`): Source names and shapes.
+        prefix (`str`): Prefix of SAM 2's own names.
+        sizes (`Mapping`): `hiera` and `sam_image_size`, for a SAM 2 other than the published ones.
     """
     width = shapes[f"{prefix}image_encoder.trunk.patch_embed.proj.weight"][0]
     blocks = blocks_per_stage(shapes, f"{prefix}image_encoder.trunk.blocks.")
@@ -100,7 +104,7 @@ def sam2_config(shapes: Shapes, prefix: str, sizes: Mapping[str, Any]) -> dict[s
         heads, global_blocks, windows = HIERA_SIZES[width, tuple(blocks)]
     else:
         raise CheckpointError(
-            f"A SAM 2 image encoder of width {width} with {blocks} blocks is none of the published sizes; give "
+            f"A SAM 2 image encoder of width {width} with {blocks} blocks is not a published size; give "
             "its heads, windows and global blocks with --sizes."
         )
     image_size = sizes.get("sam_image_size", SAM_IMAGE_SIZE)
@@ -129,14 +133,14 @@ def sam2_config(shapes: Shapes, prefix: str, sizes: Mapping[str, Any]) -> dict[s
 
 
 def blocks_per_stage(shapes: Shapes, prefix: str) -> list[int]:
-    """Blocks in each stage of a Hiera: a stage begins where a block widens its input."""
+    """Blocks per stage of a Hiera: a stage begins where a block widens its input."""
     numbers = sorted({int(key[len(prefix) :].split(".")[0]) for key in shapes if key.startswith(prefix)})
     starts = [0] + [number for number in numbers if f"{prefix}{number}.proj.weight" in shapes] + [len(numbers)]
     return [end - start for start, end in zip(starts, starts[1:], strict=False)]
 
 
 def default_sam2_config() -> dict[str, Any]:
-    """Hiera-L of SAM 2.0, which the release is built on, for a model whose SAM 2 is not given."""
+    """SAM 2.0 with Hiera-L, which the release uses, for a model without a SAM 2 source."""
     width, blocks = 144, (2, 6, 36, 4)
     trunk = "image_encoder.trunk."
     shapes = {f"{trunk}patch_embed.proj.weight": (width,), f"{trunk}pos_embed": (1, width, 7, 7)}
@@ -149,7 +153,7 @@ def default_sam2_config() -> dict[str, Any]:
 
 
 def qformer_config(shapes: Shapes, prefix: str, sizes: Mapping[str, Any]) -> dict[str, Any]:
-    """A Q-Former's configuration from its shapes; BERT's heads are 64 wide unless `sizes` says how many there are."""
+    """A Q-Former's configuration from its shapes. Heads are 64 wide as in BERT unless `sizes` has `qformer_heads`."""
     layer = "encoder.layer.{}."
     numbers = {
         int(match[1]) for key in shapes if (match := re.match(rf"{re.escape(prefix)}encoder\.layer\.(\d+)\.", key))
@@ -170,7 +174,7 @@ def qformer_config(shapes: Shapes, prefix: str, sizes: Mapping[str, Any]) -> dic
 
 
 def aggregator_config(shapes: Shapes, sizes: Mapping[str, Any]) -> dict[str, Any]:
-    """What SAMA adds to InternVL, from the shapes of a released SAMA."""
+    """Configuration entries of what SAMA adds to InternVL, from the shapes of a released SAMA."""
     tables = "temporal_Qformer.bert.embeddings."
     temporal = qformer_config(shapes, "temporal_Qformer.bert.", sizes) | {
         "vocab_size": shapes[f"{tables}word_embeddings.weight"][0],
@@ -192,7 +196,7 @@ def aggregator_config(shapes: Shapes, sizes: Mapping[str, Any]) -> dict[str, Any
 
 
 def instructblip_config(shapes: Shapes, qformer_vocab_size: int) -> dict[str, Any]:
-    """The aggregator that starts from InstructBLIP: its Q-Former for space, and a fresh one of two layers for time."""
+    """Aggregator entries with InstructBLIP's Q-Former as the spatial one and a new temporal one of two layers."""
     prefix = "Qformer.bert." if "Qformer.bert.encoder.layer.0.attention.output.dense.weight" in shapes else "qformer."
     spatial = qformer_config(shapes, prefix, {})
     same = {name: spatial[name] for name in ("hidden_size", "num_attention_heads", "intermediate_size")}
@@ -205,7 +209,7 @@ def instructblip_config(shapes: Shapes, qformer_vocab_size: int) -> dict[str, An
 
 
 def default_temporal_config(qformer_vocab_size: int) -> dict[str, Any]:
-    """The temporal Q-Former's entries that are not BERT's."""
+    """The temporal Q-Former's entries that differ from BERT's."""
     return {
         "vocab_size": qformer_vocab_size,
         "num_hidden_layers": 2,
@@ -219,18 +223,18 @@ def release_config(
     foreign: Mapping[str, Any], vocab_size: int, tied: bool, tokens: TokenIds, parts: Mapping[str, Any]
 ) -> SamaConfig:
     """
-    The whole configuration.
+    The complete configuration.
 
     Args:
         foreign (`Mapping`): The `config.json` of SAMA, Sa2VA or InternVL.
-        vocab_size (`int`): Rows of the embeddings.
-        tied (`bool`): Whether the head is the embeddings.
+        vocab_size (`int`): Number of embedding rows.
+        tied (`bool`): Whether head and embeddings share weights.
         tokens ([`TokenIds`])
         parts (`Mapping`): `sam_config` and the aggregator's entries.
     """
     if foreign.get("ps_version", "v2") != "v2":
         raise CheckpointError(
-            f"`ps_version` is {foreign['ps_version']!r}, another pixel shuffle than InternVL2.5's 'v2'."
+            f"`ps_version` is {foreign['ps_version']!r}, but only InternVL2.5's pixel shuffle 'v2' is supported."
         )
     text = text_config(foreign["llm_config"], vocab_size, tokens)
     vision = vision_config(foreign["vision_config"], foreign.get("force_image_size"))
@@ -246,12 +250,12 @@ def release_config(
         seg_token_id=tokens.seg,
         qformer_mask_token_id=tokens.qformer_mask,
         qformer_position_token_id=tokens.qformer_position,
-        # The release's Qwen2 builds its rotary table in bfloat16; InternLM2 computes it in float32 each time
+        # The release's Qwen2 builds its rotary table in bfloat16, InternLM2 computes it in float32
         round_rotary_to_bfloat16=parts.get("preset") == "published" and text["model_type"] == "qwen2",
         **parts,
     )
 
 
 def standalone_sam2_config(shapes: Shapes, sizes: Mapping[str, Any]) -> Sam2VideoConfig:
-    """A SAM 2 alone."""
+    """The configuration of a standalone SAM 2."""
     return Sam2VideoConfig(**sam2_config(shapes, "", sizes))

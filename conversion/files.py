@@ -1,4 +1,4 @@
-"""Weight files: foreign ones read one tensor at a time, our own written one shard at a time."""
+"""Weight files, read one tensor at a time and written one shard at a time."""
 
 import json
 import pickle
@@ -31,74 +31,72 @@ DTYPES = {
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be converted, in one sentence for the person who owns it."""
+    """A checkpoint that cannot be converted; the message is one sentence with the likely cause."""
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor lies and what it looks like."""
+    """File, shape and dtype of a tensor."""
 
     file: Path
     shape: tuple[int, ...]
     dtype: torch.dtype
 
     def empty(self) -> torch.Tensor:
-        """A tensor of this kind without memory."""
+        """A tensor of this shape and dtype on the meta device."""
         return torch.empty(self.shape, dtype=self.dtype, device="meta")
 
 
 class TensorShapes(dict[str, tuple[int, ...]]):
-    """Names and shapes of a checkpoint; asking for one that is absent says which."""
+    """Names and shapes of a checkpoint's tensors; a missing name raises [`CheckpointError`]."""
 
     def __init__(self, path: Path, shapes: dict[str, tuple[int, ...]]):
         super().__init__(shapes)
         self.path = path
 
     def __missing__(self, name: str):
-        raise CheckpointError(f"{self.path} lacks {name}; is it complete?")
+        raise CheckpointError(f"{self.path} has no tensor {name}; is it complete?")
 
 
 class WeightFiles:
     """
-    The tensors of a checkpoint: all names and shapes at once, values one by one. At most one file is open.
+    The tensors of a checkpoint. Names and shapes are read at once, values one by one; at most one file is open.
 
     Args:
-        path (`Path`): A weight file, or a folder with one or several.
-        belongs (`Callable`, *optional*): Whether a set of names is the checkpoint, where a folder holds others too.
+        path (`Path`): A weight file, or a folder with one or more.
+        matches (`Callable`, *optional*):
+            Whether a set of tensor names is the wanted checkpoint, used if the folder holds several.
 
     Raises:
-        CheckpointError: If a file is missing, cut off, no weight file, or not what its index says.
+        CheckpointError: If a file is missing, truncated, not a weight file, or contradicts the index.
     """
 
-    def __init__(self, path: Path, belongs: Callable[[set[str]], bool] | None = None):
+    def __init__(self, path: Path, matches: Callable[[set[str]], bool] | None = None):
         files, index = find_files(path)
         self.path = path
         tensors = {file: list_tensors(file) for file in files}
         if index is None and len(files) > 1 and not all(SHARD_NAME.search(file.name) for file in files):
-            tensors = choose_file(path, tensors, belongs)
+            tensors = choose_file(path, tensors, matches)
         self.tensors: dict[str, StoredTensor] = {}
         for stored in tensors.values():
-            if twice := sorted(self.tensors.keys() & stored.keys()):
-                raise CheckpointError(f"{path}: {twice[0]} is in two files; remove what belongs to other checkpoints.")
+            if duplicates := sorted(self.tensors.keys() & stored.keys()):
+                raise CheckpointError(f"{path}: {duplicates[0]} is in two files; remove files of other checkpoints.")
             self.tensors |= stored
         if index is not None and (absent := sorted(set(index) - self.tensors.keys())):
             raise CheckpointError(
-                f"{path}: the index names {len(absent)} tensors that its files lack, first {absent[0]} in "
+                f"{path}: the index names {len(absent)} tensors that are not in the files, first {absent[0]} in "
                 f"{index[absent[0]]}; download it again."
             )
         self._open_file: Path | None = None
         self._open: safe_open | dict[str, torch.Tensor] | None = None
 
-    def __contains__(self, name: str) -> bool:
-        return name in self.tensors
-
     @property
     def shapes(self) -> TensorShapes:
-        """Every name with its shape."""
+        """Shape of each tensor by name."""
         return TensorShapes(self.path, {name: stored.shape for name, stored in self.tensors.items()})
 
     def main_dtype(self) -> torch.dtype:
-        """The floating-point type that most numbers have."""
+        """The floating-point dtype of most values."""
         counts: dict[torch.dtype, int] = {}
         for stored in self.tensors.values():
             if stored.dtype.is_floating_point:
@@ -106,7 +104,7 @@ class WeightFiles:
         return max(counts, key=counts.get, default=torch.float32)
 
     def read(self, name: str) -> torch.Tensor:
-        """The values of one tensor. They may lie in the file: copy what is kept."""
+        """The values of one tensor, possibly memory-mapped: copy them before the file is closed."""
         file = self.tensors[name].file
         if file != self._open_file:
             self.close()
@@ -115,30 +113,30 @@ class WeightFiles:
         return self._open[name] if isinstance(self._open, dict) else self._open.get_tensor(name)
 
     def close(self) -> None:
-        """Lets go of the file that is open."""
+        """Closes the open file."""
         self._open_file = self._open = None
 
 
 def read_json(path: Path, needed: tuple[str, ...] = ()) -> dict:
-    """A JSON file of a checkpoint, with the entries `needed`."""
+    """A JSON file of a checkpoint, which must have the keys `needed`."""
     if not path.is_file():
-        raise CheckpointError(f"{path} is missing; it says what the weights are.")
+        raise CheckpointError(f"{path} is missing; it describes the weights.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise CheckpointError(f"{path} is no JSON file ({error}); download it again.") from error
+        raise CheckpointError(f"{path} is not a valid JSON file ({error}); download it again.") from error
     if absent := [name for name in needed if name not in content]:
-        raise CheckpointError(f"{path} lacks {', '.join(absent)}; does it belong to these weights?")
+        raise CheckpointError(f"{path} has no {', '.join(absent)}; does it belong to these weights?")
     return content
 
 
 def find_files(path: Path) -> tuple[list[Path], dict[str, str] | None]:
-    """The weight files at `path`, and the index if there is one (name to file name)."""
+    """The weight files at `path`, and the index (tensor name to file name) if there is one."""
     if not path.exists():
         raise CheckpointError(f"{path} does not exist.")
     if path.is_file():
         if path.suffix not in SAFETENSORS + PICKLES:
-            raise CheckpointError(f"{path} is no weight file: expected {', '.join(SAFETENSORS + PICKLES)}.")
+            raise CheckpointError(f"{path} is not a weight file: expected {', '.join(SAFETENSORS + PICKLES)}.")
         return [path], None
     for suffixes in (SAFETENSORS, PICKLES):
         for index_file in sorted(path.glob(f"*{suffixes[-1]}.index.json")):
@@ -149,35 +147,35 @@ def find_files(path: Path) -> tuple[list[Path], dict[str, str] | None]:
             return [path / name for name in names], index
         if files := sorted(file for file in path.iterdir() if file.suffix in suffixes and file.is_file()):
             return check_shard_numbers(path, files), None
-    raise CheckpointError(f"{path} holds no weight file ({', '.join(SAFETENSORS + PICKLES)}).")
+    raise CheckpointError(f"{path} contains no weight file ({', '.join(SAFETENSORS + PICKLES)}).")
 
 
 def check_shard_numbers(path: Path, files: list[Path]) -> list[Path]:
-    """Shards without an index: `x-00001-of-00003` says how many there must be."""
+    """Checks that shards without an index are complete: `x-00001-of-00003` has the number of shards."""
     names = {file.name for file in files}
     for file in files:
         if match := SHARD_NAME.search(file.name):
             stem, _, total, suffix = match.groups()
-            wanted = [f"{stem}-{number:05d}-of-{total}{suffix}" for number in range(1, int(total) + 1)]
-            if absent := [name for name in wanted if name not in names]:
+            expected = [f"{stem}-{number:05d}-of-{total}{suffix}" for number in range(1, int(total) + 1)]
+            if absent := [name for name in expected if name not in names]:
                 raise CheckpointError(f"{path}: {len(absent)} of {int(total)} shards are missing, first {absent[0]}.")
     return files
 
 
 def choose_file(
-    path: Path, tensors: dict[Path, dict[str, StoredTensor]], belongs: Callable[[set[str]], bool] | None
+    path: Path, tensors: dict[Path, dict[str, StoredTensor]], matches: Callable[[set[str]], bool] | None
 ) -> dict[Path, dict[str, StoredTensor]]:
-    """The one file that holds the checkpoint, where a folder holds others beside it."""
+    """The one file that holds the checkpoint, in a folder with several."""
     named = [file for file in tensors if file.stem in ("model", "pytorch_model")]
-    fitting = named or [file for file, stored in tensors.items() if belongs is not None and belongs(set(stored))]
-    if len(fitting) != 1:
+    candidates = named or [file for file, stored in tensors.items() if matches is not None and matches(set(stored))]
+    if len(candidates) != 1:
         names = ", ".join(file.name for file in tensors)
-        raise CheckpointError(f"{path} holds several weight files ({names}) and no index; name the one that is meant.")
-    return {fitting[0]: tensors[fitting[0]]}
+        raise CheckpointError(f"{path} contains several weight files ({names}) and no index; name one of them.")
+    return {candidates[0]: tensors[candidates[0]]}
 
 
 def list_tensors(file: Path) -> dict[str, StoredTensor]:
-    """Names, shapes and types of the tensors in one file; no values are read."""
+    """Names, shapes and dtypes of the tensors in one file; no values are read."""
     if file.suffix in PICKLES:
         return {
             name: StoredTensor(file, tuple(tensor.shape), tensor.dtype) for name, tensor in load_pickle(file).items()
@@ -185,34 +183,34 @@ def list_tensors(file: Path) -> dict[str, StoredTensor]:
     found = {}
     try:
         with safe_open(file, "pt") as opened:
-            for name in opened.keys():  # noqa: SIM118, the handle is no dictionary
+            for name in opened.keys():  # noqa: SIM118, the handle is not a dictionary
                 stored = opened.get_slice(name)
                 if stored.get_dtype() not in DTYPES:
-                    raise CheckpointError(f"{file}: {name} is of type {stored.get_dtype()}, which is not supported.")
+                    raise CheckpointError(f"{file}: {name} has the unsupported dtype {stored.get_dtype()}.")
                 found[name] = StoredTensor(file, tuple(stored.get_shape()), DTYPES[stored.get_dtype()])
     except SafetensorError as error:
-        raise CheckpointError(f"{file} is cut off or damaged ({error}); download it again.") from error
+        raise CheckpointError(f"{file} is truncated or damaged ({error}); download it again.") from error
     return found
 
 
 def load_pickle(file: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a `.pt` or `.pth` file, mapped rather than read where that is possible; no code in it is run."""
+    """The tensors of a `.pt` or `.pth` file, memory-mapped if possible. No code in the file is run."""
     try:
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{file} is damaged, or holds more than tensors and would have to run code to be read; save its state "
-            "dictionary alone."
+            f"{file} is damaged, or holds more than tensors and cannot be read without running code; save only "
+            "its state dictionary."
         ) from error
     except (RuntimeError, EOFError, OSError) as error:
-        raise CheckpointError(f"{file} is cut off or damaged; download it again.") from error
+        raise CheckpointError(f"{file} is truncated or damaged; download it again.") from error
     for wrapper in ("model", "state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
     tensors = {} if not isinstance(content, Mapping) else content
     tensors = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, torch.Tensor)}
     if not tensors:
-        raise CheckpointError(f"{file} holds no tensors.")
+        raise CheckpointError(f"{file} contains no tensors.")
     return tensors
 
 
@@ -220,13 +218,13 @@ def write_weights(
     folder: Path, planned: dict[str, torch.Tensor], load: Callable[[str], torch.Tensor], max_shard_size: int | str
 ) -> None:
     """
-    Writes `model.safetensors`, or several shards and their index, holding one shard in memory at a time.
+    Writes `model.safetensors`, or several shards and their index, with one shard in memory at a time.
 
     Args:
-        folder (`Path`): Where to.
-        planned (`dict[str, torch.Tensor]`): Every tensor on the meta device, in the order of writing.
-        load (`Callable`): Name to values.
-        max_shard_size (`int` or `str`): Bytes, or "2GB".
+        folder (`Path`): Output folder.
+        planned (`dict[str, torch.Tensor]`): Every tensor on the meta device, in writing order.
+        load (`Callable`): Returns the values of a tensor by name.
+        max_shard_size (`int` or `str`): Bytes, or a string such as "2GB".
     """
     split = split_torch_state_dict_into_shards(planned, max_shard_size=max_shard_size)
     with tqdm(total=len(planned), desc="Converting", unit="tensor") as progress:
@@ -235,7 +233,7 @@ def write_weights(
             for key in keys:
                 shard[key] = load(key)
                 progress.update()
-            with full_disk_is_an_error(folder):
+            with explain_write_errors(folder):
                 save_file(shard, folder / name, metadata={"format": "pt"})
             shard.clear()
     if split.is_sharded:
@@ -244,8 +242,8 @@ def write_weights(
 
 
 @contextmanager
-def full_disk_is_an_error(folder: Path) -> Iterator[None]:
-    """Says what a failed write means."""
+def explain_write_errors(folder: Path) -> Iterator[None]:
+    """Raises [`CheckpointError`] for a failed write."""
     try:
         yield
     except (OSError, SafetensorError) as error:

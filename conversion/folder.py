@@ -1,4 +1,4 @@
-"""What lies beside the weights of a converted checkpoint: code, configuration, tokenizers, processor, model card."""
+"""Files of a converted checkpoint other than weights: code, configuration, tokenizers, processor, model card."""
 
 import shutil
 from pathlib import Path
@@ -19,7 +19,7 @@ WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
 
 
 def write_model_files(folder: Path, model: torch.nn.Module, config: PreTrainedConfig) -> None:
-    """`config.json`, and the code of the model for those who do not have this repository."""
+    """Writes `config.json` and the model code, so that the checkpoint loads without this repository."""
     config.architectures = [type(model).__name__]
     if isinstance(config, SamaConfig):
         SamaConfig.register_for_auto_class()
@@ -29,22 +29,25 @@ def write_model_files(folder: Path, model: torch.nn.Module, config: PreTrainedCo
     config.save_pretrained(folder)
 
 
-def write_texts(
+def write_processor(
     folder: Path,
     config: SamaConfig,
     tokenizer: PreTrainedTokenizerBase,
     qformer_tokenizer: PreTrainedTokenizerBase,
     template: str | None,
-    published: bool,
 ) -> None:
-    """Processor with both tokenizers, and how to generate. `published`: with the preset of that name."""
+    """Writes the processor with both tokenizers, and the generation settings.
+
+    Args:
+        template (`str`, *optional*): Name of the chat template; `qwen_chat` if None.
+    """
     processor = SamaProcessor(
         config=config,
         tokenizer=tokenizer,
         qformer_tokenizer=qformer_tokenizer,
         chat_template=template or DEFAULT_TEMPLATE,
         image_size=config.vision_config.image_size[0],
-        turn_format="newline_after" if published else "newlines",
+        turn_format="newline_after" if config.preset == "published" else "newlines",
     )
     SamaProcessor.register_for_auto_class("AutoProcessor")
     processor.save_pretrained(folder)
@@ -57,11 +60,11 @@ def write_texts(
     ).save_pretrained(folder)
 
 
-def copy_other_files(source: Path, folder: Path, leave: tuple[str, ...]) -> None:
-    """Takes over everything of a checkpoint but its weights and the files named in `leave`."""
+def copy_other_files(source: Path, folder: Path, skip: tuple[str, ...]) -> None:
+    """Copies a checkpoint except its weights and the files named in `skip`."""
     weights = {file for pattern in WEIGHT_FILES for file in source.glob(pattern)}
     for entry in sorted(source.iterdir()):
-        if entry in weights or entry.name in leave or entry.name.startswith("."):
+        if entry in weights or entry.name in skip or entry.name.startswith("."):
             continue
         if entry.is_dir():
             shutil.copytree(entry, folder / entry.name)
@@ -70,13 +73,13 @@ def copy_other_files(source: Path, folder: Path, leave: tuple[str, ...]) -> None
 
 
 def write_card(folder: Path, config: PreTrainedConfig, lines: list[str], sources: list[dict[str, str]]) -> None:
-    """The model card: what it was made from, how to load it, which rules of inference it carries."""
-    made_from = "\n".join(f"* `{source['name']}` ({source['kind']})" for source in sources)
+    """Writes the model card: sources, usage, and inference settings."""
+    source_list = "\n".join(f"* `{source['name']}` ({source['kind']})" for source in sources)
     facts = "\n".join(f"* {line}" for line in lines)
     parts = [
         "---\nlibrary_name: transformers\npipeline_tag: image-text-to-text\ntags: [sama, video, segmentation]\n---",
         "# Converted checkpoint",
-        f"Made by `conversion/convert.py` from:\n\n{made_from}\n\nThe licence of those weights applies.",
+        f"Converted by `scripts/convert_checkpoint.py` from:\n\n{source_list}\n\nTheir licence applies.",
         f"## What was converted\n\n{facts}",
     ]
     if isinstance(config, SamaConfig):
@@ -84,7 +87,7 @@ def write_card(folder: Path, config: PreTrainedConfig, lines: list[str], sources
             "## Use\n\n```python\nfrom transformers import AutoModel, AutoProcessor\n\n"
             'model = AutoModel.from_pretrained(path, trust_remote_code=True, dtype="auto")\n'
             "processor = AutoProcessor.from_pretrained(path, trust_remote_code=True)\n```",
-            f"## Behaviour\n\n* `preset`: `{config.preset}`\n"
+            f"## Settings\n\n* `preset`: `{config.preset}`\n"
             f"* `region_shape`: `{config.region_shape}`\n* `null_region_scale`: {config.null_region_scale}\n"
             f"* trained: {'yes' if config.trained else 'no'}",
         ]

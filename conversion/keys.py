@@ -1,4 +1,4 @@
-"""The names that other projects give to the weights of SAMA's parts, and what becomes of each tensor."""
+"""Tensor names of other projects' checkpoints, and how each of their tensors is converted."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -41,7 +41,7 @@ QFORMER_RULES: Rules = [
     (r"^embeddings\.(LayerNorm|layernorm)\.", "layernorm."),
     (r"attention\.self\.", "attention.attention."),
 ]
-# A perceptron of three layers, wherever SAM 2 has one
+# Each three-layer perceptron of SAM 2
 THREE_LAYERS: Rules = [
     (r"\.layers\.0\.", ".proj_in."),
     (r"\.layers\.1\.", ".layers.0."),
@@ -107,7 +107,7 @@ SAM2_RULES: dict[str, Rules] = {
         (r"^no_obj_embed_spatial$", "occlusion_spatial_embedding_parameter"),
     ],
 }
-# Prefixes of a SAMA or Sa2VA checkpoint, the longest first; what follows a prefix is renamed by the rules.
+# Prefixes of a SAMA or Sa2VA checkpoint, longest first; the rest of a name is renamed by the rules.
 RELEASE_PREFIXES: list[tuple[str, str, Rules]] = [
     ("Qformer_mask_pooling_proj_st.", f"{AGGREGATOR}region_encoder.pooled_projection.", []),
     ("Qformer_mask_pooling_proj.", "model.region_encoder.pooled_projection.", []),
@@ -131,7 +131,7 @@ RELEASE_PREFIXES: list[tuple[str, str, Rules]] = [
     ("language_model.lm_head.", "lm_head.", []),
     ("language_model.output.", "lm_head.", []),
 ]
-# The Q-Former of InstructBLIP, as its authors and as transformers store it
+# The Q-Former of InstructBLIP, as stored by its authors and by transformers
 INSTRUCTBLIP_PREFIXES: list[tuple[str, str, Rules]] = [
     ("query_tokens", f"{AGGREGATOR}spatial_queries", []),
     ("ln_vision.", f"{AGGREGATOR}spatial_norm.", []),
@@ -140,12 +140,12 @@ INSTRUCTBLIP_PREFIXES: list[tuple[str, str, Rules]] = [
     ("qformer.", f"{AGGREGATOR}spatial_qformer.", QFORMER_RULES),
 ]
 UNUSED: dict[str, list[tuple[str, str]]] = {
-    "published": [(r"_Qformer\.bert\.embeddings\.position_ids$", "a constant: 0, 1, 2, ...")],
+    "published": [(r"_Qformer\.bert\.embeddings\.position_ids$", "constant 0, 1, 2, ...")],
     "instructblip": [
-        (r"embeddings\.position_ids$", "a constant: 0, 1, 2, ..."),
-        (r"^[Qq]former\.(bert\.)?embeddings\.(word|position)_embeddings\.", "the spatial Q-Former reads no text"),
-        (r"^[Qq]former\.(bert\.)?encoder\.layer\.\d+\.(intermediate|output)\.", "the spatial Q-Former reads no text"),
-        (r"^Qformer\.cls\.", "the spatial Q-Former writes no text"),
+        (r"embeddings\.position_ids$", "constant 0, 1, 2, ..."),
+        (r"^[Qq]former\.(bert\.)?embeddings\.(word|position)_embeddings\.", "the spatial Q-Former takes no text"),
+        (r"^[Qq]former\.(bert\.)?encoder\.layer\.\d+\.(intermediate|output)\.", "the spatial Q-Former takes no text"),
+        (r"^Qformer\.cls\.", "the spatial Q-Former generates no text"),
         (r"^(visual_encoder|vision_model)\.", "SAMA has InternVL's vision tower"),
         (r"^(llm_model|t5_model|language_model)\.", "SAMA has InternVL's language model"),
         (r"^(llm_proj|t5_proj|language_projection)\.", "SAMA projects into InternVL's language model"),
@@ -155,7 +155,7 @@ UNUSED: dict[str, list[tuple[str, str]]] = {
 
 @dataclass(frozen=True)
 class Piece:
-    """One tensor of ours: the foreign tensors it is made of, and how."""
+    """The source tensors from which one of our tensors is made, and how."""
 
     keys: tuple[str, ...]
     make: Callable[..., torch.Tensor]
@@ -163,35 +163,35 @@ class Piece:
 
 @dataclass
 class KeyMap:
-    """Our names with their pieces, and the foreign names that are left out on purpose, with the reason."""
+    """Our names with their pieces, the source names that are skipped with the reason, and the unknown ones."""
 
     pieces: dict[str, Piece] = field(default_factory=dict)
     unused: dict[str, str] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
 
 
-def keep(tensor: torch.Tensor) -> torch.Tensor:
+def identity(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def third(part: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Query, key or value of a matrix that holds them one below the other."""
+def split_qkv(part: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Query (0), key (1) or value (2) of a matrix that stacks the three."""
     return lambda tensor: tensor.chunk(3)[part]
 
 
-def grouped(part: str, num_groups: int, head_dim: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Query, key or value of InternLM2's one matrix: for each key/value head its query heads, then key, then value."""
+def split_grouped_qkv(part: str, num_groups: int, head_dim: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Query, key or value of InternLM2's fused matrix: per key/value head its query heads, then key, then value."""
     rows = {"q": slice(0, -2), "k": slice(-2, -1), "v": slice(-1, None)}[part]
 
-    def cut(tensor: torch.Tensor) -> torch.Tensor:
+    def split(tensor: torch.Tensor) -> torch.Tensor:
         groups = tensor.unflatten(0, (num_groups, -1, head_dim))  # (groups, query heads + 2, head_dim, ...)
         return groups[:, rows].flatten(0, 2)
 
-    return cut
+    return split
 
 
-def with_new_rows(num_rows: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The tensor and rows below it for new tokens, which start at the mean of all."""
+def append_mean_rows(num_rows: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Appends rows for new tokens, initialized with the mean of all rows, up to `num_rows`."""
 
     def grow(tensor: torch.Tensor) -> torch.Tensor:
         mean = tensor.float().mean(0, keepdim=True).to(tensor.dtype)
@@ -200,19 +200,19 @@ def with_new_rows(num_rows: int) -> Callable[[torch.Tensor], torch.Tensor]:
     return grow
 
 
-def stacked(*tensors: torch.Tensor) -> torch.Tensor:
+def concatenate(*tensors: torch.Tensor) -> torch.Tensor:
     return torch.cat(tensors)
 
 
 def rename(name: str, rules: Rules) -> str:
-    """Applies all rules, one after another."""
+    """Applies all rules in turn."""
     for pattern, replacement in rules:
         name = re.sub(pattern, replacement, name)
     return name
 
 
 def rename_by_prefix(key: str, prefixes: list[tuple[str, str, Rules]]) -> str | None:
-    """Our name for a foreign one, or None where no prefix fits."""
+    """Our name for a source name, or None if no prefix matches."""
     for prefix, own, rules in prefixes:
         if key.startswith(prefix):
             return own + rename(key[len(prefix) :], rules)
@@ -220,12 +220,12 @@ def rename_by_prefix(key: str, prefixes: list[tuple[str, str, Rules]]) -> str | 
 
 
 def rename_sam2(key: str) -> str:
-    """The name within `Sam2VideoModel` of a name within the `sam2` package's model."""
+    """The `Sam2VideoModel` name of a `sam2` package name."""
     for prefix, rules in SAM2_RULES.items():
         if key.startswith(prefix):
             name = rename(key[len(prefix) :], rules)
             break
-    # Convolution and norm alternate with an activation in between: 0 1 (2) 3 4 (5) ...
+    # Convolution, norm and activation repeat, numbered 0 1 (2) 3 4 (5) ...
     if match := re.match(r"(memory_encoder\.mask_downsampler\.)encoder\.(\d+)\.(.+)", name):
         number = int(match[2])
         name = f"{match[1]}layers.{number // 3}.{('conv', 'layer_norm')[number % 3]}.{match[3]}"
@@ -237,9 +237,9 @@ def map_sam2(keys: Iterable[str], prefix: str = "", original_decoder: bool = Tru
     Maps the names of a SAM 2.
 
     Args:
-        keys (`Iterable[str]`): Foreign names.
-        prefix (`str`): What stands in front of each in the foreign file.
-        original_decoder (`bool`): Whether the decoder kept for propagation gets the same values.
+        keys (`Iterable[str]`): Source names.
+        prefix (`str`): Prefix of each name in the source file.
+        original_decoder (`bool`): Whether the decoder used for propagation gets the same values.
     """
     result, points = KeyMap(), {}
     for key in keys:
@@ -247,7 +247,7 @@ def map_sam2(keys: Iterable[str], prefix: str = "", original_decoder: bool = Tru
         if match := re.fullmatch(r"sam_prompt_encoder\.point_embeddings\.(\d)\.weight", name):
             points[int(match[1])] = key
             continue
-        own, piece = rename_sam2(name), Piece((key,), keep)
+        own, piece = rename_sam2(name), Piece((key,), identity)
         result.pieces[SAM + own] = piece
         if own == "prompt_encoder.shared_embedding.positional_embedding":
             result.pieces[f"{SAM}shared_image_embedding.positional_embedding"] = piece
@@ -255,25 +255,25 @@ def map_sam2(keys: Iterable[str], prefix: str = "", original_decoder: bool = Tru
             result.pieces[ORIGINAL_DECODER + own.removeprefix("mask_decoder.")] = piece
     if points:
         result.pieces[f"{SAM}prompt_encoder.point_embed.weight"] = Piece(
-            tuple(points[number] for number in sorted(points)), stacked
+            tuple(points[number] for number in sorted(points)), concatenate
         )
     return result
 
 
 def map_original_decoder(keys: Iterable[str]) -> KeyMap:
-    """Takes only the mask decoder of a SAM 2, as the one for propagation."""
+    """Maps only the mask decoder of a SAM 2, to the decoder used for propagation."""
     result = KeyMap()
     for key in keys:
         if key.startswith("sam_mask_decoder."):
             own = ORIGINAL_DECODER + rename_sam2(key).removeprefix("mask_decoder.")
-            result.pieces[own] = Piece((key,), keep)
+            result.pieces[own] = Piece((key,), identity)
         else:
             result.unused[key] = "the checkpoint keeps its own SAM 2; only the original mask decoder is taken"
     return result
 
 
 def map_release(keys: Iterable[str], num_key_value_heads: int, head_dim: int) -> KeyMap:
-    """Maps the names of SAMA, Sa2VA or InternVL, whose language model is Qwen2, Llama or InternLM2."""
+    """Maps the names of SAMA, Sa2VA or InternVL with a Qwen2, Llama or InternLM2 language model."""
     result, sam_prefix, sam_keys = KeyMap(), "grounding_encoder.sam2_model.", []
     for key in keys:
         if key.startswith(sam_prefix):
@@ -282,19 +282,19 @@ def map_release(keys: Iterable[str], num_key_value_heads: int, head_dim: int) ->
             result.unused[key] = reason
         elif match := re.fullmatch(r"Qformer_mask_proj(_st)?\.layers\.(\d)\.(\w+)", key):
             owner = AGGREGATOR if match[1] else "model."
-            layer = 2 * int(match[2])  # ReLU stands between
-            result.pieces[f"{owner}region_encoder.shape_projection.{layer}.{match[3]}"] = Piece((key,), keep)
+            layer = 2 * int(match[2])  # a ReLU in between
+            result.pieces[f"{owner}region_encoder.shape_projection.{layer}.{match[3]}"] = Piece((key,), identity)
         elif (own := rename_by_prefix(key, RELEASE_PREFIXES)) is None:
             result.unknown.append(key)
         elif ".attention.qkv." in own:
             for part, letter in enumerate("qkv"):
-                result.pieces[own.replace(".qkv.", f".{letter}_proj.")] = Piece((key,), third(part))
+                result.pieces[own.replace(".qkv.", f".{letter}_proj.")] = Piece((key,), split_qkv(part))
         elif ".self_attn.wqkv." in own:
             for letter in "qkv":
-                cut = grouped(letter, num_key_value_heads, head_dim)
-                result.pieces[own.replace(".wqkv.", f".{letter}_proj.")] = Piece((key,), cut)
+                split = split_grouped_qkv(letter, num_key_value_heads, head_dim)
+                result.pieces[own.replace(".wqkv.", f".{letter}_proj.")] = Piece((key,), split)
         else:
-            result.pieces[own] = Piece((key,), keep)
+            result.pieces[own] = Piece((key,), identity)
     if sam_keys:
         result.pieces |= map_sam2(sam_keys, sam_prefix).pieces
     return result
@@ -307,7 +307,7 @@ def map_instructblip(keys: Iterable[str]) -> KeyMap:
         own = rename_by_prefix(key, INSTRUCTBLIP_PREFIXES)
         reason = known_unused(key, "instructblip")
         if own is not None and (reason is None or own.startswith(f"{AGGREGATOR}spatial_norm.")):
-            result.pieces[own] = Piece((key,), keep)
+            result.pieces[own] = Piece((key,), identity)
         elif reason is not None:
             result.unused[key] = reason
         else:
@@ -316,17 +316,17 @@ def map_instructblip(keys: Iterable[str]) -> KeyMap:
 
 
 def map_own(keys: Iterable[str]) -> KeyMap:
-    """Maps a checkpoint of ours to itself."""
-    return KeyMap({key: Piece((key,), keep) for key in keys})
+    """Maps a converted checkpoint to itself."""
+    return KeyMap({key: Piece((key,), identity) for key in keys})
 
 
 def known_unused(key: str, kind: str) -> str | None:
-    """Why a foreign tensor is left out, or None."""
+    """Why a source tensor is skipped, or None if it is not."""
     return next((reason for pattern, reason in UNUSED[kind] if re.search(pattern, key)), None)
 
 
 def guess_kind(keys: set[str]) -> str | None:
-    """Which kind of checkpoint these names are from."""
+    """The kind of checkpoint with these tensor names, or None."""
     marks = {
         "into": "model.mask_tracker.sam.no_memory_embedding",
         "sama": "temporal_Qformer_query_tokens",

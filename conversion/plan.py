@@ -1,4 +1,4 @@
-"""What a conversion will do, settled before the first tensor is read: configuration, and the source of each tensor."""
+"""The plan of a conversion, complete before the first tensor is read: configuration and source of each tensor."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,13 +24,13 @@ from sama.conversion.keys import (
     SAM,
     KeyMap,
     Piece,
+    append_mean_rows,
     guess_kind,
     map_instructblip,
     map_original_decoder,
     map_own,
     map_release,
     map_sam2,
-    with_new_rows,
 )
 from sama.conversion.tokenizers import (
     check_vocabulary,
@@ -43,25 +43,25 @@ from sama.modeling_sama import SamaForConditionalGeneration
 
 
 KINDS = ("sama", "sa2va", "sam2", "internvl", "instructblip")
-BASES = ("into", "sama", "sa2va", "internvl")  # they bring a language model; the others fill a part
+BASES = ("into", "sama", "sa2va", "internvl")  # these contain a language model; the others replace a part
 TRACKER, REGIONS, SEG = "model.mask_tracker.", "model.region_encoder.", "model.seg_projection."
 REPORT_FILE = "conversion.json"
 SAM_PREFIX = "grounding_encoder.sam2_model."
 
 
 @dataclass(frozen=True)
-class Order:
+class ConversionRequest:
     """
-    What is to be converted.
+    What to convert.
 
     Args:
-        sources (`list[tuple[Path, str]]`): Files or folders, each with its kind.
-        to (`Path`): The folder to write; it must not exist or be empty.
-        into (`Path`, *optional*): A checkpoint of ours that the sources fill.
-        tokenizer, qformer_tokenizer (`Path`, *optional*): Their folders, where they are not in the first source's.
-        sizes (`Path`, *optional*): A JSON file with the sizes that no shape tells, for other than published sizes.
-        dtype (`str`): "auto" keeps the type that most of the weights have.
-        max_shard_size (`str`): Of the written files.
+        sources (`list[tuple[Path, str]]`): Source files or folders, each with its kind.
+        to (`Path`): Output folder, which must be new or empty.
+        into (`Path`, *optional*): Converted checkpoint whose parts the sources replace.
+        tokenizer, qformer_tokenizer (`Path`, *optional*): Folders of the tokenizers, if not in the first source's.
+        sizes (`Path`, *optional*): JSON file with sizes that tensor shapes do not determine.
+        dtype (`str`): "auto" keeps the dtype of most weights.
+        max_shard_size (`str`): Size limit of the written weight files.
     """
 
     sources: list[tuple[Path, str]]
@@ -76,7 +76,7 @@ class Order:
 
 @dataclass
 class Report:
-    """What went where: saved beside the weights, and printed."""
+    """What was used, skipped and initialized; saved with the weights and printed."""
 
     sources: list[dict[str, str]] = field(default_factory=list)
     used: int = 0
@@ -87,22 +87,22 @@ class Report:
     notes: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
-        """For people."""
+        """The report as text, one line per fact."""
         lines = [f"{self.used} tensors used, {self.filled} tensors written"]
         for reason, keys in self.unused.items():
-            lines.append(f"{len(keys)} not used, {reason}: {shortened(keys)}")
+            lines.append(f"{len(keys)} not used ({reason}): {abbreviate(keys)}")
         if self.copied:
             lines.append(
-                f"{len(self.copied)} copied: the original mask decoder starts as the tuned one; --kind sam2 fills it"
+                f"{len(self.copied)} copied: the original mask decoder is the tuned one; --kind sam2 replaces it"
             )
         if self.fresh:
-            lines.append(f"{len(self.fresh)} fresh, to be trained: {shortened(self.fresh)}")
+            lines.append(f"{len(self.fresh)} newly initialized, to be trained: {abbreviate(self.fresh)}")
         return lines + self.notes
 
 
 @dataclass
 class Source:
-    """One checkpoint that is read."""
+    """One source checkpoint."""
 
     kind: str
     path: Path
@@ -115,80 +115,83 @@ class Source:
 
 @dataclass
 class Plan:
-    """Everything that is known before the first tensor is read."""
+    """Everything known before the first tensor is read."""
 
     config: SamaConfig | Sam2VideoConfig
     pieces: dict[str, tuple[Source, Piece]] = field(default_factory=dict)
-    may_be_fresh: tuple[str, ...] = ()
+    optional_prefixes: tuple[str, ...] = ()
     report: Report = field(default_factory=Report)
 
     def add(self, source: Source, keys: KeyMap) -> None:
-        """Takes over what `source` gives; what comes later wins."""
+        """Adds the tensors of `source`; they replace tensors added before."""
         if keys.unknown:
-            raise CheckpointError(f"{source.path}: {len(keys.unknown)} unknown tensors: {shortened(keys.unknown)}.")
+            raise CheckpointError(f"{source.path}: {len(keys.unknown)} unknown tensors: {abbreviate(keys.unknown)}.")
         for key, reason in keys.unused.items():
             self.report.unused.setdefault(reason, []).append(key)
         self.pieces |= {name: (source, piece) for name, piece in keys.pieces.items()}
 
 
-def shortened(names: list[str], most: int = 8) -> str:
-    """The first names of a list."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+def abbreviate(names: list[str], limit: int = 8) -> str:
+    """The first names of a list, and how many more there are."""
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 # ---- sources ------------------------------------------------------------
 
 
 def open_source(path: Path, kind: str) -> Source:
-    """Opens a checkpoint and checks that it is of its kind."""
+    """Opens a checkpoint and checks its kind."""
     source = Source(kind, path, WeightFiles(path, lambda names: guess_kind(names) == kind))
     found = guess_kind(set(source.files.tensors))
     if found != kind:
-        looks = f"it looks like --kind {found}" if found in KINDS else "it looks like a checkpoint of ours"
+        looks = f"it looks like --kind {found}" if found in KINDS else "it looks like a converted checkpoint"
         raise CheckpointError(
-            f"{path} is no {'checkpoint of ours' if kind == 'into' else kind} checkpoint: "
-            f"{looks if found else 'its names are of no kind that is known'}."
+            f"{path} is not a {'converted' if kind == 'into' else kind} checkpoint: "
+            f"{looks if found else 'its tensor names are of no known kind'}."
         )
     return source
 
 
-def read_sizes(order: Order, folder: Path) -> dict:
-    """The sizes that shapes do not tell, from --sizes or from the recorded test checkpoint's own file."""
+def read_sizes(request: ConversionRequest, folder: Path) -> dict:
+    """Sizes that tensor shapes do not determine, from --sizes or from the recorded test checkpoint's own file."""
     recorded = folder / "golden.json"
-    path = order.sizes or (recorded if recorded.is_file() else None)
+    path = request.sizes or (recorded if recorded.is_file() else None)
     content = {} if path is None else read_json(path)
     return content.get("sizes", content)
 
 
-def open_sources(order: Order) -> tuple[Source | None, dict[str, Source]]:
-    """The checkpoint that brings the language model, if any, and the parts by kind."""
-    sources = [open_source(path, kind) for path, kind in order.sources]
-    if order.into is not None:
-        sources.insert(0, open_source(order.into, "into"))
+def open_sources(request: ConversionRequest) -> tuple[Source | None, dict[str, Source]]:
+    """The checkpoint with the language model, if any, and the other sources by kind."""
+    sources = [open_source(path, kind) for path, kind in request.sources]
+    if request.into is not None:
+        sources.insert(0, open_source(request.into, "into"))
     bases = [source for source in sources if source.kind in BASES]
     parts = {source.kind: source for source in sources if source.kind not in BASES}
     if len(bases) > 1 or len(bases) + len(parts) < len(sources):
         raise CheckpointError(
-            f"{' and '.join(source.kind for source in sources)} do not go together: give one of sama, sa2va, "
+            f"{' and '.join(source.kind for source in sources)} cannot be combined: give one of sama, sa2va, "
             "internvl or --into, and at most one sam2 and one instructblip."
         )
     if not bases and set(parts) != {"sam2"}:
-        raise CheckpointError("InstructBLIP fills a part of a SAMA: give --into, or sama, sa2va or internvl too.")
+        raise CheckpointError("InstructBLIP replaces one part of a SAMA: also give --into, sama, sa2va or internvl.")
     return (bases[0] if bases else None), parts
 
 
 # ---- plan ------------------------------------------------------------
 
 
-def plan_release(base: Source, parts: dict[str, Source], order: Order) -> tuple[Plan, tuple]:
-    """SAMA, Sa2VA or InternVL, with SAM 2 and InstructBLIP beside it; returns the plan and both tokenizers."""
+def plan_release(base: Source, parts: dict[str, Source], request: ConversionRequest) -> tuple[Plan, tuple]:
+    """Plans SAMA, Sa2VA or InternVL, optionally with SAM 2 and InstructBLIP; returns the plan, and a tuple of both
+    tokenizers and the name of the chat template."""
     shapes = base.files.shapes
     foreign = read_json(base.folder / "config.json", needed=("llm_config", "vision_config"))
-    tokenizer = load_tokenizer([order.tokenizer] if order.tokenizer else [base.folder, base.folder / "tokenizer"])
+    tokenizer = load_tokenizer([request.tokenizer] if request.tokenizer else [base.folder, base.folder / "tokenizer"])
     places = [base.folder / "qformer_tokenizer", base.folder]
     if base.kind != "sama" and "instructblip" in parts:
         places.insert(0, parts["instructblip"].folder / "qformer_tokenizer")
-    qformer_tokenizer = load_qformer_tokenizer([order.qformer_tokenizer] if order.qformer_tokenizer else places[:-1])
+    qformer_tokenizer = load_qformer_tokenizer(
+        [request.qformer_tokenizer] if request.qformer_tokenizer else places[:-1]
+    )
     complete_tokenizer(tokenizer, may_add=base.kind == "internvl")
     embeddings = next(
         (key for key in shapes if key.endswith(("model.embed_tokens.weight", "model.tok_embeddings.weight"))), None
@@ -198,15 +201,16 @@ def plan_release(base: Source, parts: dict[str, Source], order: Order) -> tuple[
     num_rows = max(shapes[embeddings][0], len(tokenizer)) if base.kind == "internvl" else shapes[embeddings][0]
     check_vocabulary(tokenizer, num_rows, "language model's")
     tied = not {"language_model.lm_head.weight", "language_model.output.weight"} & shapes.keys()
-    entries = part_configs(base, parts, len(qformer_tokenizer), read_sizes(order, base.folder))
+    entries = part_configs(base, parts, len(qformer_tokenizer), read_sizes(request, base.folder))
     check_vocabulary(qformer_tokenizer, entries["temporal_qformer_config"]["vocab_size"], "question")
     config = release_config(foreign, num_rows, tied, token_ids(tokenizer, qformer_tokenizer), entries)
     plan, text = Plan(config), config.text_config
     keys = map_release(shapes, text.num_key_value_heads, text.hidden_size // text.num_attention_heads)
     if num_rows > shapes[embeddings][0]:
         for name in {EMBEDDINGS, HEAD} & keys.pieces.keys():
-            keys.pieces[name] = Piece(keys.pieces[name].keys, with_new_rows(num_rows))
-        plan.report.notes.append(f"{num_rows - shapes[embeddings][0]} new tokens start at the mean of the embeddings")
+            keys.pieces[name] = Piece(keys.pieces[name].keys, append_mean_rows(num_rows))
+        added = num_rows - shapes[embeddings][0]
+        plan.report.notes.append(f"{added} new tokens are initialized with the mean of the embeddings")
     plan.add(base, keys)
     fresh = {"sama": (), "sa2va": (AGGREGATOR, REGIONS), "internvl": (AGGREGATOR, REGIONS, SEG, TRACKER)}[base.kind]
     add_parts(plan, base, parts, fresh)
@@ -214,7 +218,7 @@ def plan_release(base: Source, parts: dict[str, Source], order: Order) -> tuple[
 
 
 def part_configs(base: Source, parts: dict[str, Source], qformer_vocab_size: int, sizes: dict) -> dict:
-    """`sam_config` and the aggregator's entries of the configuration."""
+    """`sam_config` and the aggregator's configuration entries."""
     shapes = base.files.shapes
     if base.kind in ("sama", "sa2va"):
         entries = {"sam_config": sam2_config(shapes, SAM_PREFIX, sizes)}
@@ -229,8 +233,8 @@ def part_configs(base: Source, parts: dict[str, Source], qformer_vocab_size: int
     return entries
 
 
-def plan_into(base: Source, parts: dict[str, Source], order: Order) -> Plan:
-    """A checkpoint of ours, with parts of it replaced."""
+def plan_into(base: Source, parts: dict[str, Source], request: ConversionRequest) -> Plan:
+    """Plans a converted checkpoint with some parts replaced."""
     config = SamaConfig.from_pretrained(base.folder)
     saved = base.folder / REPORT_FILE
     earlier = read_json(saved) if saved.is_file() else {"fresh": []}
@@ -238,14 +242,14 @@ def plan_into(base: Source, parts: dict[str, Source], order: Order) -> Plan:
     keys = set(base.files.tensors)
     if "sam2" in parts and any(name.startswith(SAM) for name in fresh):
         config.sam_config = Sam2VideoConfig(
-            **sam2_config(parts["sam2"].files.shapes, "", read_sizes(order, base.folder))
+            **sam2_config(parts["sam2"].files.shapes, "", read_sizes(request, base.folder))
         )
         keys = {name for name in keys if not name.startswith(TRACKER)}
         fresh = tuple(name for name in fresh if not name.startswith(TRACKER))
     if "instructblip" in parts:
         if f"{AGGREGATOR}spatial_queries" not in fresh:
             raise CheckpointError(
-                f"{base.path} has a trained context aggregator; InstructBLIP can only start a fresh one."
+                f"{base.path} has a trained context aggregator; InstructBLIP can only initialize an untrained one."
             )
         fresh = tuple(
             name for name in fresh if not name.startswith((f"{AGGREGATOR}spatial_q", f"{AGGREGATOR}spatial_norm"))
@@ -258,8 +262,8 @@ def plan_into(base: Source, parts: dict[str, Source], order: Order) -> Plan:
     return plan
 
 
-def add_parts(plan: Plan, base: Source, parts: dict[str, Source], may_be_fresh: tuple[str, ...]) -> None:
-    """SAM 2 and InstructBLIP on top of the base."""
+def add_parts(plan: Plan, base: Source, parts: dict[str, Source], optional_prefixes: tuple[str, ...]) -> None:
+    """Adds SAM 2 and InstructBLIP to the plan, and sets which tensors may stay newly initialized."""
     if "sam2" in parts:
         sam2 = parts["sam2"]
         if any(name.startswith(SAM) for name in plan.pieces):
@@ -267,16 +271,20 @@ def add_parts(plan: Plan, base: Source, parts: dict[str, Source], may_be_fresh: 
             plan.add(sam2, map_original_decoder(sam2.files.tensors))
         else:
             plan.add(sam2, map_sam2(sam2.files.tensors))
-        may_be_fresh = tuple(prefix for prefix in may_be_fresh if prefix != TRACKER)
+        optional_prefixes = tuple(prefix for prefix in optional_prefixes if prefix != TRACKER)
     elif base.kind in ("sama", "sa2va"):
         plan.report.copied = [name for name in plan.pieces if name.startswith(ORIGINAL_DECODER)]
     if "instructblip" in parts:
         plan.add(parts["instructblip"], map_instructblip(parts["instructblip"].files.tensors))
-    plan.may_be_fresh = may_be_fresh
+    plan.optional_prefixes = optional_prefixes
 
 
 def check_same_sam2(config: Sam2VideoConfig, sam2: Source) -> None:
-    """The original decoder fits the image encoder that it was trained with, and no other."""
+    """Checks size and version of a SAM 2: its decoder works only with the image encoder it was trained with.
+
+    Raises:
+        CheckpointError: If they differ from the checkpoint's.
+    """
     given = Sam2VideoConfig(
         **sam2_config(sam2.files.shapes, "", {"sam_image_size": config.image_size} | known_hiera(config))
     )
@@ -291,12 +299,12 @@ def check_same_sam2(config: Sam2VideoConfig, sam2: Source) -> None:
         ]
         raise CheckpointError(
             f"{sam2.path} is {described[1]}, but the checkpoint was trained with {described[0]}: the "
-            "original decoder must be that of the same SAM 2."
+            "original decoder must come from the same SAM 2."
         )
 
 
 def known_hiera(config: Sam2VideoConfig) -> dict:
-    """What shapes do not tell of a Hiera, from a configuration that knows."""
+    """Hiera sizes that tensor shapes do not determine, from a configuration."""
     trunk = config.vision_config.backbone_config
     return {
         "hiera": {
@@ -311,35 +319,36 @@ def known_hiera(config: Sam2VideoConfig) -> dict:
 
 
 def meta_model(plan: Plan) -> torch.nn.Module:
-    """The model without memory."""
+    """The model on the meta device."""
     kind = SamaForConditionalGeneration if isinstance(plan.config, SamaConfig) else Sam2VideoModel
     with torch.device("meta"):
         return kind(plan.config)
 
 
-def check_plan(plan: Plan, wanted: dict[str, torch.Tensor]) -> None:
-    """Compares the plan with the model, tensor by tensor, and lists what stays fresh.
+def check_plan(plan: Plan, expected: dict[str, torch.Tensor]) -> None:
+    """Compares the plan with the model tensor by tensor, and completes the report.
 
     Raises:
-        CheckpointError: If a tensor has no place, another shape, or stays empty though it should not.
+        CheckpointError: If a tensor has no counterpart in the model, has a different shape, or is missing.
     """
-    if unknown := [name for name in plan.pieces if name not in wanted]:
+    if unknown := [name for name in plan.pieces if name not in expected]:
         foreign = [key for name in unknown for key in plan.pieces[name][1].keys]
         raise CheckpointError(
-            f"{len(foreign)} tensors have no place in the model: {shortened(foreign)}; is it another architecture?"
+            f"{len(foreign)} tensors have no counterpart in the model: {abbreviate(foreign)}; is it another "
+            "architecture?"
         )
     for name, (source, piece) in plan.pieces.items():
         made = piece.make(*(source.files.tensors[key].empty() for key in piece.keys))
-        if made.shape != wanted[name].shape:
+        if made.shape != expected[name].shape:
             raise CheckpointError(
-                f"{' + '.join(piece.keys)} gives {name} of shape {tuple(made.shape)} but the configuration wants "
-                f"{tuple(wanted[name].shape)}; do the weights belong to this config.json?"
+                f"{' + '.join(piece.keys)} gives {name} the shape {tuple(made.shape)} but the configuration expects "
+                f"{tuple(expected[name].shape)}; do the weights belong to this config.json?"
             )
-    empty = [name for name in wanted if name not in plan.pieces]
-    if lost := [name for name in empty if not name.startswith(plan.may_be_fresh)]:
+    empty = [name for name in expected if name not in plan.pieces]
+    if missing := [name for name in empty if not name.startswith(plan.optional_prefixes)]:
         raise CheckpointError(
-            f"{len(lost)} tensors of the model are not filled: {shortened(lost)}; is the checkpoint complete?"
+            f"{len(missing)} tensors of the model are missing: {abbreviate(missing)}; is the checkpoint complete?"
         )
     plan.report.fresh += empty
     used = {(id(source), key) for source, piece in plan.pieces.values() for key in piece.keys}
-    plan.report.used, plan.report.filled = len(used), len(wanted)
+    plan.report.used, plan.report.filled = len(used), len(expected)

@@ -1,4 +1,4 @@
-"""The two tokenizers of a checkpoint: loaded without running foreign code, and checked against the embeddings."""
+"""The two tokenizers of a checkpoint, loaded without running its code and checked against the embeddings."""
 
 import importlib.util
 import json
@@ -13,12 +13,12 @@ from sama.conversion.files import CheckpointError
 
 
 VISUAL_TAGS = ["<img>", "</img>", "<IMG_CONTEXT>"]
-SAMA_TAGS = ["[SEG]", "<p>", "</p>", "<vp>", "</vp>"]  # in the order in which the release adds them
+SAMA_TAGS = ["[SEG]", "<p>", "</p>", "<vp>", "</vp>"]  # in the release's order
 QFORMER_BEGINNING = "[DEC]"
 QFORMER_TAGS = ["<mask>", "<pos>", "[SEG]", "<p>", "</p>", "<vp>", "</vp>"]
 END_OF_TURN = "<|im_end|>"
-# The release resizes the embeddings to the tokenizer; other trainers pad them to a multiple of this or more
-PADDED_ROWS, MOST_PADDING = 64, 512
+# The release resizes the embeddings to the tokenizer; other trainers pad them to a multiple of 64 or more
+ROW_MULTIPLE, MAX_PADDING = 64, 512
 
 
 def load_tokenizer(folders: Sequence[Path]) -> PreTrainedTokenizerBase:
@@ -35,26 +35,26 @@ def load_tokenizer(folders: Sequence[Path]) -> PreTrainedTokenizerBase:
 
 
 def load_sentencepiece(folder: Path) -> PreTrainedTokenizerFast:
-    """InternLM2's tokenizer: a SentencePiece file, and beside it code that we do not run."""
+    """InternLM2's tokenizer, from its SentencePiece file. The Python code next to it is not run."""
     for package, module in (("sentencepiece", "sentencepiece"), ("protobuf", "google.protobuf")):
         if importlib.util.find_spec(module.split(".")[0]) is None:
             raise CheckpointError(
-                f"Reading {folder / 'tokenizer.model'} needs the package {package}: pip install {package}."
+                f"Reading {folder / 'tokenizer.model'} requires the package {package}: pip install {package}."
             )
-    from transformers.convert_slow_tokenizer import SentencePieceExtractor  # heavy, and needed for this file alone
+    from transformers.convert_slow_tokenizer import SentencePieceExtractor  # slow import, only needed here
 
     settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     added = {int(number): token for number, token in settings.get("added_tokens_decoder", {}).items()}
     extractor = SentencePieceExtractor(str(folder / "tokenizer.model"))
     found = extractor.extract(models.BPE)
-    # Chat tokens stand in the place of pieces that were left free for them
+    # Chat tokens replace pieces that are reserved for them
     vocab = {
         added[number]["content"] if number in added else piece: number for piece, number in found["vocab"].items()
     }
     merges = [merge for merge in found["merges"] if merge[0] in vocab and merge[1] in vocab]
     backend = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     prefixed = extractor.proto.normalizer_spec.add_dummy_prefix
-    blank = "\u2581"  # what SentencePiece writes for a space
+    blank = "\u2581"  # SentencePiece's space character
     backend.normalizer = normalizers.Sequence(
         ([normalizers.Prepend(blank)] if prefixed else []) + [normalizers.Replace(" ", blank)]
     )
@@ -70,7 +70,7 @@ def load_sentencepiece(folder: Path) -> PreTrainedTokenizerFast:
 
 
 def load_qformer_tokenizer(folders: Sequence[Path]) -> BertTokenizer:
-    """The question tokenizer: BERT's word pieces with the eight tokens that SAMA adds, in its order."""
+    """The question tokenizer: BERT's, with the eight tokens that SAMA adds, in its order."""
     for folder in folders:
         if (folder / "vocab.txt").is_file() or (folder / "tokenizer.json").is_file():
             tokenizer = BertTokenizer.from_pretrained(folder)
@@ -89,7 +89,7 @@ def load_qformer_tokenizer(folders: Sequence[Path]) -> BertTokenizer:
 
 
 def complete_tokenizer(tokenizer: PreTrainedTokenizerBase, may_add: bool) -> None:
-    """Sees to SAMA's tags: added where training is yet to come, demanded where it is over.
+    """Adds SAMA's tags if `may_add`, and otherwise requires them.
 
     Raises:
         CheckpointError: If tags are missing.
@@ -97,18 +97,20 @@ def complete_tokenizer(tokenizer: PreTrainedTokenizerBase, may_add: bool) -> Non
     vocab = tokenizer.get_vocab()
     missing = [tag for tag in VISUAL_TAGS + SAMA_TAGS if tag not in vocab]
     if missing and (not may_add or not set(missing) <= set(SAMA_TAGS)):
-        raise CheckpointError(f"The tokenizer lacks {', '.join(missing)}; it belongs to another checkpoint.")
+        raise CheckpointError(f"The tokenizer has no {', '.join(missing)}; it belongs to another checkpoint.")
     if missing:
         tokenizer.add_tokens([AddedToken(tag, normalized=False, special=True) for tag in missing], special_tokens=True)
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, num_rows: int, what: str) -> None:
     """
+    Checks that the tokenizer belongs to the embeddings.
+
     Raises:
-        CheckpointError: If the tokenizer has more tokens than the embeddings rows, or far fewer.
+        CheckpointError: If the tokenizer has more tokens than the embeddings have rows, or many fewer.
     """
     padding = num_rows - len(tokenizer)
-    if padding and not (0 < padding < MOST_PADDING and num_rows % PADDED_ROWS == 0):
+    if padding and not (0 < padding < MAX_PADDING and num_rows % ROW_MULTIPLE == 0):
         raise CheckpointError(
             f"The {what} tokenizer has {len(tokenizer)} tokens but the checkpoint has embeddings for {num_rows}; they "
             "belong to different checkpoints."
@@ -116,7 +118,7 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, num_rows: int, what: st
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, qformer_tokenizer: PreTrainedTokenizerBase) -> TokenIds:
-    """The ids that the configuration names. An answer ends where its turn ends, not where the tokenizer says."""
+    """Token ids in the configuration. An answer ends at `<|im_end|>`, not at the tokenizer's end-of-sequence token."""
     vocab, qformer_vocab = tokenizer.get_vocab(), qformer_tokenizer.get_vocab()
     return TokenIds(
         image=vocab["<IMG_CONTEXT>"],

@@ -1,11 +1,11 @@
-"""Memory and start-up of a large mask file in four loader workers, and samples a second of toy world, as tables.
+"""Memory and start-up time of a large mask file in data loader workers, and samples per second of toy world.
 
     python profiling/data_loading.py [--size 200] [--samples 240] [--section masks samples]
 
-The mask file is synthetic: true run-length codes of 60 frames an object, 480 x 854. "Added" is what the processes
-use beyond what they used before they opened the file, shared pages counted once (PSS). "Own" is the part of it that is
-their own memory; the rest are pages of the file on the disk, which the system takes back when it needs them, and which
-are the same for all processes. Read from /proc, so on Linux only.
+The mask file is synthetic: real run-length codes with 60 frames of 480 x 854 per object. "Added" is the memory that
+the processes use after opening the file minus before, with shared pages counted once (PSS). "Private" is the part that
+is not file-backed; the rest are pages of the file, shared by all processes, which the system can reclaim. Reads /proc,
+so it runs on Linux only.
 """
 
 import argparse
@@ -37,12 +37,12 @@ ROOT = Path(__file__).resolve().parent.parent
 MEGABYTE = 1 << 20
 FRAMES, HEIGHT, WIDTH, TRACKS = 60, 480, 854, 16
 WORKERS, LOOKUPS = 4, 500
-LARGE = 500  # MB from which on the naive way is tried in one process, not in four: it would not fit
-FACTOR_NEEDED = 6  # times the file's size, which reading it whole takes at its peak; a margin for the system
+LARGE = 500  # MB above which the baseline runs in one process instead of four, to fit into memory
+FACTOR_NEEDED = 6  # peak memory of the baseline as a multiple of the file size, with a margin
 
 
 def write_masks(path: Path, megabytes: int) -> int:
-    """A mask file of about this size; returns its number of objects."""
+    """Writes a mask file of about this size; returns its number of objects."""
     rng, tracks = np.random.default_rng(0), []
     rows, columns = np.mgrid[:HEIGHT, :WIDTH]
     for _ in range(TRACKS):
@@ -60,31 +60,32 @@ def write_masks(path: Path, megabytes: int) -> int:
 
 
 def read_store(path: Path, cache: Path) -> Callable[[str], list]:
-    """Our way: the masks of one object, from the memory-mapped store."""
-    return open_masks(path, cache, "benchmark").__getitem__
+    """Lookup of an object's masks in the memory-mapped store."""
+    return open_masks(path, cache, "profiling").__getitem__
 
 
 def read_whole(path: Path, cache: Path) -> Callable[[str], list]:
-    """The naive way: the whole file in memory."""
+    """Baseline: lookup of an object's masks in the whole file, loaded into memory."""
     with open(path, encoding="utf-8") as file:
         return json.load(file).__getitem__
 
 
-def build(path: Path, cache: Path, answer) -> None:
-    """Build the store in a process of its own; tells seconds and peak memory, before and after, in MB."""
+def build(path: Path, cache: Path, results) -> None:
+    """Builds the store in a separate process; puts seconds and peak memory in MB, before and after, into `results`."""
     before, start = _peak(), time.perf_counter()
-    open_masks(path, cache, "benchmark")
-    answer.put((time.perf_counter() - start, before, _peak()))
+    open_masks(path, cache, "profiling")
+    results.put((time.perf_counter() - start, before, _peak()))
 
 
 def _peak() -> float:
-    # Not getrusage: what it tells of a new process is at least what its parent used
+    # Not getrusage, whose value for a new process includes its parent's peak
     status = Path("/proc/self/status").read_text()
     return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024
 
 
-def work(read: Callable, arguments: tuple, count: int, barrier, answer) -> None:
-    """A loader worker: opens the masks and reads some; tells memory before and after, and seconds to open."""
+def work(read: Callable, arguments: tuple, count: int, barrier, results) -> None:
+    """A data loader worker: opens the masks and reads some; puts the added memory in MB, total and private, and the
+    seconds to open the file and to read an object into `results`."""
     barrier.wait()
     before = _memory()
     barrier.wait()
@@ -98,26 +99,26 @@ def work(read: Callable, arguments: tuple, count: int, barrier, answer) -> None:
     barrier.wait()
     after = _memory()
     barrier.wait()
-    answer.put((*(now - then for now, then in zip(after, before, strict=True)), opened, reading))
+    results.put((*(now - then for now, then in zip(after, before, strict=True)), opened, reading))
 
 
 def _memory() -> tuple[float, float]:
-    """MB of this process: in all, a page of n processes counted as 1 / n, and without pages of files."""
+    """Memory of this process in MB: total, where a page shared by n processes counts 1 / n, and without file pages."""
     rollup = Path("/proc/self/smaps_rollup").read_text()
     return tuple(
         int(re.search(rf"^{name}:\s+(\d+) kB", rollup, re.MULTILINE)[1]) / 1024 for name in ("Pss", "Pss_Anon")
     )
 
 
-def measure(read: Callable, arguments: tuple, count: int, workers: int) -> list[str]:
-    """What `workers` processes add together and keep for themselves, how long until the last has opened the masks,
-    and how long an object takes."""
+def measure_workers(read: Callable, arguments: tuple, count: int, workers: int) -> list[str]:
+    """Table cells for `workers` processes: added and private memory of all together, time until the last has opened
+    the masks, and time per object."""
     context = multiprocessing.get_context("spawn")
-    barrier, answer = context.Barrier(workers), context.Queue()
-    processes = [context.Process(target=work, args=(read, arguments, count, barrier, answer)) for _ in range(workers)]
+    barrier, queue = context.Barrier(workers), context.Queue()
+    processes = [context.Process(target=work, args=(read, arguments, count, barrier, queue)) for _ in range(workers)]
     for process in processes:
         process.start()
-    results = np.array([answer.get() for _ in processes])
+    results = np.array([queue.get() for _ in processes])
     for process in processes:
         process.join()
     added, own, opened, reading = results.T
@@ -125,36 +126,36 @@ def measure(read: Callable, arguments: tuple, count: int, workers: int) -> list[
     return [*memory, f"{opened.max():.2f} s", f"{1000 * reading.mean():.3f} ms"]
 
 
-def benchmark_masks(megabytes: int, folder: Path) -> str:
-    """Our way beside the naive one, for a mask file of this size."""
+def measure_masks(megabytes: int, folder: Path) -> str:
+    """Table of the store and the baseline for a mask file of this size."""
     free = shutil.disk_usage(folder).free / MEGABYTE
     if free < 3 * megabytes:
-        needed = f"{megabytes} MB of masks need {3 * megabytes} MB of disk with their store"
-        raise SystemExit(f"{needed}, {free:.0f} are free")
+        needed = f"A mask file of {megabytes} MB and its store need {3 * megabytes} MB of disk space"
+        raise SystemExit(f"{needed}, but only {free:.0f} MB are free")
     path, cache = folder / "masks.json", folder / "cache"
     count = write_masks(path, megabytes)
     context = multiprocessing.get_context("spawn")
-    answer = context.Queue()
-    process = context.Process(target=build, args=(path, cache, answer))
+    queue = context.Queue()
+    process = context.Process(target=build, args=(path, cache, queue))
     process.start()
-    seconds, before, peak = answer.get()
+    seconds, before, peak = queue.get()
     process.join()
     rows = [
         ("build once, streaming", 1, f"{peak - before:,.0f} MB (peak)", "", f"{seconds:.1f} s", ""),
-        ("memory-mapped store", WORKERS, *measure(read_store, (path, cache), count, WORKERS)),
+        ("memory-mapped store", WORKERS, *measure_workers(read_store, (path, cache), count, WORKERS)),
     ]
     workers = 1 if megabytes >= LARGE else WORKERS
     needed = FACTOR_NEEDED * megabytes * workers
     if psutil.virtual_memory().available / MEGABYTE > needed:
-        rows.append(("whole JSON in each", workers, *measure(read_whole, (path, cache), count, workers)))
+        rows.append(("JSON loaded per process", workers, *measure_workers(read_whole, (path, cache), count, workers)))
     else:
-        rows.append(("whole JSON in each", workers, f"not tried: up to {needed:,} MB", "", "", ""))
-    title = f"A mask file of {megabytes:,} MB, {count:,} objects; {LOOKUPS} read by each process\n\n"
-    return title + markdown_table(("way", "processes", "added together", "of it own", "start", "an object"), rows)
+        rows.append(("JSON loaded per process", workers, f"skipped: up to {needed:,} MB", "", "", ""))
+    title = f"A mask file of {megabytes:,} MB, {count:,} objects; each process reads {LOOKUPS}\n\n"
+    return title + markdown_table(("method", "processes", "added memory", "private", "start", "per object"), rows)
 
 
-def benchmark_samples(samples: int, folder: Path, workers: int = 2, batch_size: int = 4) -> str:
-    """Samples a second from toy world to finished batches."""
+def measure_samples(samples: int, folder: Path, workers: int = 2, batch_size: int = 4) -> str:
+    """Table of the samples per second from toy world to collated batches."""
     processor = SamaProcessor.from_pretrained(ROOT / "checkpoints" / "sama-tiny", trust_remote_code=True)
     mixture = load_mixture(ROOT / "data_configs" / "toy.yaml", processor, cache=folder)
     sampler = MixtureSampler(mixture.lengths, batch_size)
@@ -170,22 +171,24 @@ def benchmark_samples(samples: int, folder: Path, workers: int = 2, batch_size: 
     frame = f"{processor.image_size} px frames, SAM 2 input {processor.sam_image_size} px"
     rows = [("toy.yaml", workers, batch_size, f"{first:.1f} s", f"{rate:.0f}")]
     return f"Toy world with the processor of sama-tiny ({frame})\n\n" + markdown_table(
-        ("mixture", "workers", "batch", "first batch", "samples a second"), rows
+        ("mixture", "workers", "batch", "first batch", "samples per second"), rows
     )
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=int, default=200, help="of the mask file in MB (default: %(default)s)")
-    parser.add_argument("--samples", type=int, default=240, help="to read of toy world (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=200, help="size of the mask file in MB (default: %(default)s)")
+    parser.add_argument(
+        "--samples", type=int, default=240, help="samples to read from toy world (default: %(default)s)"
+    )
     parser.add_argument("--section", nargs="+", choices=("masks", "samples"), default=["masks", "samples"])
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     with TemporaryDirectory() as folder:
         if "masks" in options.section:
-            print(benchmark_masks(options.size, Path(folder)), end="\n\n")
+            print(measure_masks(options.size, Path(folder)), end="\n\n")
         if "samples" in options.section:
-            print(benchmark_samples(options.samples, Path(folder)))
+            print(measure_samples(options.samples, Path(folder)))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""What only a GPU shows, at the released sizes with random weights: memory of a training step against what
-`training_memory.py` expects, tracking with SAM 2 at its true size, and the kinds of attention.
+"""Measurements on a GPU at the released sizes with random weights: memory of a training step compared with the
+estimate of `training_memory.py`, tracking with SAM 2 at full size, and attention implementations.
 
     python profiling/gpu.py [--size 1b] [--section training tracking attention]
 
-Random weights cost what trained ones do. Times differ between machines; the card is named with them.
+Random weights cost the same as trained ones. Times depend on the GPU, whose name is printed.
 """
 
 import argparse
@@ -15,19 +15,19 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sama.configuration_sama import SamaConfig
+from sama.conversion.released_sizes import LANGUAGE_MODELS, released_config
 from sama.drawing.tables import markdown_table
 from sama.modeling_sama import SamaForConditionalGeneration
-from sama.profiling.released_sizes import LANGUAGE_MODELS, released_config
-from sama.profiling.training_memory import GIGABYTE, SETTINGS, Workload, build, ddp, measure, training_step
+from sama.profiling.training_memory import GIGABYTE, SETTINGS, Workload, build, ddp, estimate, training_step
 
 
 PUBLISHED = SETTINGS[0]
 TRACKED_FRAMES, PROMPTED = 40, [0, 8, 16, 24, 32]
-PROMPT_TOKENS = 8192  # of a conversation whose first answer is awaited
+PROMPT_TOKENS = 8192  # of a conversation up to its first answer
 
 
 def seconds(action: Callable[[], object], repeats: int = 3) -> float:
-    """Fastest wall time of `action` of several, after one run to warm up."""
+    """Shortest wall time of `action` in seconds over several runs, after a warmup run."""
     times = []
     for _ in range(repeats + 1):
         torch.cuda.synchronize()
@@ -39,16 +39,16 @@ def seconds(action: Callable[[], object], repeats: int = 3) -> float:
 
 
 def peak(action: Callable[[], object]) -> float:
-    """Most memory in gigabytes while `action` runs, with what is held before."""
+    """Peak allocated memory in gigabytes while `action` runs, including what was allocated before."""
     torch.cuda.reset_peak_memory_stats()
     action()
     return torch.cuda.max_memory_allocated() / GIGABYTE
 
 
-def benchmark_training(config: SamaConfig) -> str:
-    """The published setting on one GPU: trained weights in float32, bfloat16 by autocast, AdamW; memory and time."""
+def measure_training(config: SamaConfig) -> str:
+    """Memory and time of the published setting: trained weights in float32, bfloat16 autocast, AdamW."""
     workload, rows = Workload(), []
-    count, saved = measure(config, PUBLISHED, workload)
+    count, saved = estimate(config, PUBLISHED, workload)
     model = build(config, PUBLISHED)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in trained:
@@ -65,19 +65,19 @@ def benchmark_training(config: SamaConfig) -> str:
     for name, activations in (("off", saved.total), ("on", saved.checkpointed)):
         if name == "on":
             model.gradient_checkpointing_enable({"use_reentrant": False})
-        expected = replace(ddp(count, 1), activations=activations).total / GIGABYTE
+        estimated = replace(ddp(count, 1), activations=activations).total / GIGABYTE
         duration = seconds(step)
-        rows.append([name, f"{expected:.1f}", f"{peak(step):.1f}", f"{1000 * duration:.0f}"])
+        rows.append([name, f"{estimated:.1f}", f"{peak(step):.1f}", f"{1000 * duration:.0f}"])
     about = (
         f"{workload.batch} samples of {workload.tokens} tokens, {workload.frames} context frames, {workload.objects} "
     )
-    header = ["gradient checkpointing", "GB expected", "GB measured", "ms a step"]
+    header = ["gradient checkpointing", "GB estimated", "GB measured", "ms per step"]
     return markdown_table(header, rows) + f"\n\n{about}objects in {workload.sam_frames} frames each."
 
 
 @torch.no_grad()
-def benchmark_tracking(config: SamaConfig) -> str:
-    """Frames a second of SAM 2's encoder alone, and with objects tracked, in both precisions."""
+def measure_tracking(config: SamaConfig) -> str:
+    """Frames per second of SAM 2's image encoder alone and of tracking, in float32 and bfloat16."""
     rows, size = [], config.sam_config.image_size
     model = SamaForConditionalGeneration._from_config(config, dtype=torch.float32).eval()
     tracker = model.model.mask_tracker
@@ -99,7 +99,7 @@ def benchmark_tracking(config: SamaConfig) -> str:
             duration = seconds(track, repeats=1)
             row.append(f"{TRACKED_FRAMES / duration:.1f} ({peak(track):.1f})")
         rows.append(row)
-    header = ["dtype", "frames a second, encoder alone", *(f"with {n} objects (GB)" for n in (1, 5, 20))]
+    header = ["dtype", "frames per second, encoder alone", *(f"with {n} objects (GB)" for n in (1, 5, 20))]
     return (
         markdown_table(header, rows)
         + f"\n\n{TRACKED_FRAMES} frames of {size} pixels, {len(PROMPTED)} of them prompted."
@@ -107,14 +107,15 @@ def benchmark_tracking(config: SamaConfig) -> str:
 
 
 @torch.no_grad()
-def benchmark_attention(config: SamaConfig) -> str:
-    """Reading a prompt with each kind of attention, in bfloat16; and how far the last state is from float32's."""
+def measure_attention(config: SamaConfig) -> str:
+    """Prefill time and memory of each attention implementation in bfloat16, and the error of its last hidden state
+    relative to float32."""
     rows = []
     model = SamaForConditionalGeneration._from_config(config, dtype=torch.bfloat16).eval()
     language = model.model.language_model
     embeds = torch.randn(1, PROMPT_TOKENS, config.text_config.hidden_size, dtype=torch.bfloat16)
 
-    def read() -> torch.Tensor:
+    def prefill() -> torch.Tensor:
         return language(inputs_embeds=embeds.to(language.embed_tokens.weight.dtype), use_cache=False).last_hidden_state
 
     kinds = {"eager": None, "sdpa, math": SDPBackend.MATH, "sdpa, flash": SDPBackend.FLASH_ATTENTION}
@@ -122,18 +123,18 @@ def benchmark_attention(config: SamaConfig) -> str:
     for name, backend in kinds.items():
         language.set_attn_implementation("eager" if backend is None else "sdpa")
         with sdpa_kernel(backend or SDPBackend.MATH):
-            duration = seconds(read)
-            found[name] = read()[:, -1].float(), duration, peak(read)
+            duration = seconds(prefill)
+            found[name] = prefill()[:, -1].float(), duration, peak(prefill)
     language.float()
-    true = read()[:, -1]
+    reference = prefill()[:, -1]
     for name, (state, duration, memory) in found.items():
-        error = ((state - true).norm() / true.norm()).item()
+        error = ((state - reference).norm() / reference.norm()).item()
         rows.append([name, f"{1000 * duration:.0f}", f"{memory:.1f}", f"{error:.3f}"])
     header = ["attention", "ms", "GB", "relative error against float32"]
     return markdown_table(header, rows) + f"\n\nA prompt of {PROMPT_TOKENS} tokens."
 
 
-SECTIONS = {"training": benchmark_training, "tracking": benchmark_tracking, "attention": benchmark_attention}
+SECTIONS = {"training": measure_training, "tracking": measure_tracking, "attention": measure_attention}
 
 
 def main() -> None:
@@ -142,7 +143,7 @@ def main() -> None:
     parser.add_argument("--section", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
-        parser.error("no GPU was found")
+        parser.error("no CUDA GPU is available")
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, SAMA {arguments.size}\n", flush=True)
     torch.manual_seed(0)
     for name in arguments.section:

@@ -1,8 +1,8 @@
-"""Counts, ratios and peak memory of a checkpoint's chat, tracking and training, as Markdown tables.
+"""Encoder calls, time and memory of a checkpoint's chat, tracking and training, as Markdown tables.
 
     python profiling/inference.py [--model DIR] [--section calls turns questions objects memory training]
 
-Times are medians of several runs and differ between machines; the counts do not, and the tests assert them.
+Times are medians of several runs and depend on the machine; counts do not, and tests assert them.
 """
 
 import argparse
@@ -21,25 +21,25 @@ from transformers import AutoModel, AutoProcessor
 
 from sama.drawing.tables import markdown_table
 from sama.overlay_sama import write_video
-from sama.profiling.training import benchmark_training
+from sama.profiling.training import measure_training
 from sama.video_sama import SamaVideo
 
 
 ROOT = Path(__file__).resolve().parent.parent
 CLIP = ROOT / "assets" / "bigbuckbunny.mp4"
-SETTLED_FRAMES = 50  # prompted frames and the tracker's memory of the last frames are full by then
+SETTLED_FRAMES = 50  # by then the tracker's memory is full
 SECTIONS = ("calls", "turns", "questions", "objects", "memory", "training")
 
 
 def load(path: str):
-    """The checkpoint as a user loads it."""
+    """Loads the checkpoint as a user does."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = AutoModel.from_pretrained(path, trust_remote_code=True, dtype=torch.float32).to(device).eval()
     return model, AutoProcessor.from_pretrained(path, trust_remote_code=True)
 
 
 def seconds(action: Callable[[], object], repeats: int = 5) -> float:
-    """Median wall time of `action`, after one run to warm up."""
+    """Median wall time of `action` in seconds, after a warmup run."""
     action()
     times = []
     for _ in range(repeats):
@@ -50,7 +50,7 @@ def seconds(action: Callable[[], object], repeats: int = 5) -> float:
 
 
 def make_video(folder: Path, num_frames: int) -> Path:
-    """The clip that ships with the repository, forwards and backwards until it has `num_frames` frames."""
+    """Writes the repository's clip, played forwards and backwards until it has `num_frames` frames."""
     clip, path = SamaVideo.open(CLIP), folder / f"{num_frames}.mp4"
     period = 2 * len(clip) - 2
     order = (min(index % period, period - index % period) for index in range(num_frames))
@@ -59,7 +59,7 @@ def make_video(folder: Path, num_frames: int) -> Path:
 
 
 def count_calls(module: torch.nn.Module) -> list[int]:
-    """Batch sizes of all later calls of `module`, in a list that grows."""
+    """A list to which each later call of `module` appends its batch size."""
     sizes: list[int] = []
     module.register_forward_pre_hook(
         lambda _, args, kwargs: sizes.append(len(args[0] if args else kwargs["pixel_values"])), with_kwargs=True
@@ -68,13 +68,13 @@ def count_calls(module: torch.nn.Module) -> list[int]:
 
 
 def answer_states(model, num_objects: int) -> torch.Tensor:
-    """[SEG] states of an answer with `num_objects` objects, random but the same every time."""
+    """Random but reproducible [SEG] states of an answer with `num_objects` objects."""
     generator = torch.Generator().manual_seed(0)
     return torch.randn(num_objects, model.config.text_config.hidden_size, generator=generator)
 
 
-def benchmark_calls(model, processor, folder: Path) -> str:
-    """How often each encoder runs in a conversation of three turns with objects in every answer."""
+def measure_calls(model, processor, folder: Path) -> str:
+    """Encoder calls in a conversation of three turns with objects in every answer."""
     video = SamaVideo.open(make_video(folder, 96))
     sam_calls, vision_calls = (
         count_calls(model.model.mask_tracker.sam.vision_encoder),
@@ -89,30 +89,30 @@ def benchmark_calls(model, processor, folder: Path) -> str:
     context = len(processor.choose_frames(video).context)
     return (
         markdown_table(header, rows)
-        + f"\n\n{len(video)} frames, {context} context frames; the last two columns add up over the turns."
+        + f"\n\n{len(video)} frames, {context} context frames; the last two columns are cumulative."
     )
 
 
-def benchmark_turns(model, processor, folder: Path) -> str:
-    """First-token time of a later turn with the state kept, against the same conversation from the start."""
+def measure_turns(model, processor, folder: Path) -> str:
+    """Time to the first token of a later turn, with and without the state of the earlier turns."""
     path = make_video(folder, 96)
     questions = ["What happens here?", "Who is that?", "And what comes next?"]
-    # One token, the same for both, and none that would start tracking
-    writing = {"max_new_tokens": 1, "suppress_tokens": [model.config.seg_token_id]}
+    # One token for both, without [SEG], which would start tracking
+    generation = {"max_new_tokens": 1, "suppress_tokens": [model.config.seg_token_id]}
 
     def later() -> tuple[float, int]:
         chat = model.start_chat(processor, video=SamaVideo.open(path))
         for question in questions:
-            chat.ask(question, **writing)
+            chat.ask(question, **generation)
         start = time.perf_counter()
-        reply = chat.ask("And then?", **writing)
+        reply = chat.ask("And then?", **generation)
         return time.perf_counter() - start, reply.prefilled_tokens
 
     def cold() -> tuple[float, int]:
         video = SamaVideo.open(path)
         start = time.perf_counter()
         inputs = processor.apply_chat_template(conversation(video), return_dict=True)
-        model.generate(**inputs, **writing)
+        model.generate(**inputs, **generation)
         return time.perf_counter() - start, inputs["input_ids"].shape[1]
 
     def conversation(video: SamaVideo) -> list[dict]:
@@ -136,9 +136,9 @@ def benchmark_turns(model, processor, folder: Path) -> str:
     )
 
 
-def benchmark_questions(model, processor, folder: Path) -> str:
-    """Questions about one video that have nothing to do with one another, one object in each answer: a new chat for
-    each, against one chat that starts over."""
+def measure_questions(model, processor, folder: Path) -> str:
+    """Independent questions about one video with one object per answer: a new chat for each, and one chat that is
+    reset."""
     path, questions = make_video(folder, 48), [f"What happens in part {number}?" for number in range(8)]
     calls = [count_calls(module) for module in (model.model.vision_tower, model.model.mask_tracker.sam.vision_encoder)]
     lengths: list[int] = []
@@ -147,13 +147,13 @@ def benchmark_questions(model, processor, folder: Path) -> str:
     )
     states = answer_states(model, 1)
 
-    def by_itself() -> None:
+    def new_chats() -> None:
         for question in questions:
             chat = model.start_chat(processor, video=SamaVideo.open(path))
             chat.ask(question, max_new_tokens=2, masks=False)
             chat.track(states, None)
 
-    def starting_over() -> None:
+    def one_chat() -> None:
         chat = model.start_chat(processor, video=SamaVideo.open(path))
         for question in questions:
             chat.reset()
@@ -161,7 +161,7 @@ def benchmark_questions(model, processor, folder: Path) -> str:
             chat.track(states, None)
 
     rows, first = [], None
-    for name, action in (("a chat for each", by_itself), ("one chat that starts over", starting_over)):
+    for name, action in (("a new chat each", new_chats), ("one chat, reset", one_chat)):
         for counted in (*calls, lengths):
             counted.clear()
         action()
@@ -173,8 +173,8 @@ def benchmark_questions(model, processor, folder: Path) -> str:
     return markdown_table([*header, "time", "speed"], rows)
 
 
-def benchmark_objects(model, processor, folder: Path) -> str:
-    """Time of tracking K objects together over 32 frames, against K runs of one object."""
+def measure_objects(model, processor, folder: Path) -> str:
+    """Time of tracking several objects together over 32 frames, compared with one run per object."""
     video = SamaVideo.open(make_video(folder, 32))
     frames, prompted = processor.sam_frames(video), processor.choose_frames(video).prompted
 
@@ -187,11 +187,11 @@ def benchmark_objects(model, processor, folder: Path) -> str:
         [count, f"{value:.2f} s", f"{value / times[1]:.2f}", f"{value / (count * times[1]):.0%}"]
         for count, value in times.items()
     ]
-    return markdown_table(["objects", "32 frames", "against one object", "against as many single runs"], rows)
+    return markdown_table(["objects", "32 frames", "relative to one object", "relative to single runs"], rows)
 
 
-def benchmark_memory(path: str, folder: Path) -> str:
-    """Memory of a process that tracks two objects through videos of growing length."""
+def measure_memory(path: str, folder: Path) -> str:
+    """Memory of a process that tracks two objects through videos of increasing length."""
     rows = []
     for num_frames in (60, 300, 1200):
         video = make_video(folder, num_frames)
@@ -202,22 +202,22 @@ def benchmark_memory(path: str, folder: Path) -> str:
     header = [
         "frames",
         f"process after {SETTLED_FRAMES} frames",
-        "growth from then to the peak",
+        "growth up to the peak",
         "masks returned",
-        "most frames' features alive at once",
+        "frame features alive at once",
     ]
     return markdown_table(header, rows)
 
 
 class FeatureCounter:
-    """Counts how many frames' features are alive at once: a weak reference to each tells when it is gone."""
+    """Counts how many frames' features are alive at once, with a weak reference to each."""
 
     def __init__(self):
-        self.alive = self.most = 0
+        self.alive = self.peak = 0
 
     def add(self, features) -> None:
         self.alive += 1
-        self.most = max(self.most, self.alive)
+        self.peak = max(self.peak, self.alive)
         weakref.finalize(features, self.remove)
 
     def remove(self) -> None:
@@ -225,8 +225,8 @@ class FeatureCounter:
 
 
 def track_and_report(path: str, video_path: str) -> None:
-    """Tracks two objects and prints: memory once the tracker's memory is full, its peak after that, the size of the
-    masks (all MiB), and how many frames' features were alive at once."""
+    """Tracks two objects and prints memory once the tracker's memory is full, peak memory after that, size of the
+    masks (all in MiB), and the largest number of frame features alive at once."""
     model, processor = load(path)
     video, counter = processor.open_video(video_path), FeatureCounter()
     tracker, frames = model.model.mask_tracker, processor.sam_frames(video)
@@ -242,32 +242,36 @@ def track_and_report(path: str, video_path: str) -> None:
             sizes.append(process.memory_info().rss / 2**20)
             yield frame
 
-    tracks, _ = model.track_objects(answer_states(model, 2), processor, video, features, watch)
+    chat = model.start_chat(processor, video=video)
+    chat.sam_features = features
+    tracks, _ = chat.track_objects(answer_states(model, 2), watch)
     masks = sum(len(track.to_rle(index)["counts"]) * 4 for track in tracks for index in range(len(video))) / 2**20
-    print(sizes[SETTLED_FRAMES], max(sizes[SETTLED_FRAMES:]), masks, counter.most)
+    print(sizes[SETTLED_FRAMES], max(sizes[SETTLED_FRAMES:]), masks, counter.peak)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(ROOT / "checkpoints" / "sama-tiny"), help="checkpoint folder")
-    parser.add_argument("--section", nargs="+", choices=SECTIONS, default=SECTIONS, help="which tables")
+    parser.add_argument(
+        "--section", nargs="+", choices=SECTIONS, default=SECTIONS, help="tables to print (default: all)"
+    )
     parser.add_argument("--track", metavar="VIDEO", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.track:
         track_and_report(arguments.model, arguments.track)
         return
     sections = {
-        "calls": benchmark_calls,
-        "turns": benchmark_turns,
-        "questions": benchmark_questions,
-        "objects": benchmark_objects,
+        "calls": measure_calls,
+        "turns": measure_turns,
+        "questions": measure_questions,
+        "objects": measure_objects,
     }
     with TemporaryDirectory() as folder:
         for name in arguments.section:
             if name == "memory":
-                text = benchmark_memory(arguments.model, Path(folder))
+                text = measure_memory(arguments.model, Path(folder))
             elif name == "training":
-                text = benchmark_training(arguments.model)
+                text = measure_training(arguments.model)
             else:
                 text = sections[name](*load(arguments.model), Path(folder))
             print(f"\n{text}\n", flush=True)

@@ -1,11 +1,11 @@
-"""Memory and time of a training step with each saving of `train.py` on and off, as a Markdown table.
+"""Memory and time of a training step with each optimization of `train.py` on and off, as a Markdown table.
 
     python profiling/training.py [--model checkpoints/sama-tiny] [--steps 3]
 
-The model has the classes and the processor of a checkpoint at sizes that a CPU can still train and at which it shows
-where memory goes; its weights are random, and what is trained is the published recipe. What the product always does is
-switched off here, not there. Each row is a process of its own, so that its peak of memory is its own. Bytes kept for
-the backward pass and counts are the same everywhere; memory and time are not.
+The model has a checkpoint's classes and processor, random weights, and sizes that a CPU can train; the published parts
+are trained. Optimizations that are always on are disabled here by patching the model. Each row runs in its own
+process, so that peak memory is measured separately. Saved bytes and counts are the same on every machine; memory and
+time are not.
 """
 
 import argparse
@@ -53,7 +53,7 @@ MIB = 2**20
 
 @dataclass
 class Setup:
-    """A model, a batch, and what a variant may change: in which precision it computes, and what it counts."""
+    """A model and a batch, which a variant may change, whether to use autocast, and the counts of [`count_rows`]."""
 
     model: SamaForConditionalGeneration
     batch: dict
@@ -62,10 +62,10 @@ class Setup:
 
 
 def larger_config(path: str) -> SamaConfig:
-    """The configuration of a checkpoint at the sizes of this file."""
+    """A checkpoint's configuration with the sizes of this file."""
     settings = SamaConfig.from_pretrained(path).to_dict()
     text, vision, sam = (settings[name] for name in ("text_config", "vision_config", "sam_config"))
-    text.pop("layer_types")  # one for each layer, of which there are others now
+    text.pop("layer_types")  # one per layer, whose number changes
     text.update(TEXT)
     vision.update(VISION | {"image_size": [FRAME_SIZE] * 2, "patch_size": [PATCH_SIZE] * 2})
     backbone = sam["vision_config"]["backbone_config"]
@@ -77,7 +77,7 @@ def larger_config(path: str) -> SamaConfig:
 
 
 def make_batch(path: str) -> dict:
-    """Dialogues of toy world, every object of an answer with its masks, as the Trainer collates them."""
+    """A collated batch of toy-world dialogues with masks."""
     processor = SamaProcessor.from_pretrained(
         path,
         trust_remote_code=True,
@@ -93,11 +93,11 @@ def make_batch(path: str) -> dict:
     return SamaCollator(processor)(samples)
 
 
-# What can be on or off
+# Variants
 
 
 def head_everywhere(setup: Setup) -> None:
-    """The head runs at every position, and what has no label is left out of the loss afterwards."""
+    """Runs the head at every position, and ignores positions without a label in the loss."""
     model = setup.model
 
     def score_labels(hidden_states, labels, num_items_in_batch):
@@ -110,16 +110,16 @@ def head_everywhere(setup: Setup) -> None:
 
 
 def encoder_with_graph(setup: Setup) -> None:
-    """SAM 2's image encoder as if it were trained: everything in it is kept for a backward pass."""
+    """Keeps the autograd graph of SAM 2's image encoder, as if it were trained."""
     setup.model.model.mask_tracker.sam.vision_encoder.requires_grad_(True)
 
 
 def frames_for_each_use(setup: Setup) -> None:
-    """A frame is encoded again where it is dense, where a region lies on it, and by SAM 2 for every object."""
+    """Encodes a frame again for its dense tokens and for each region, and in SAM 2 for each object."""
     batch, tracker = setup.batch, setup.model.model.mask_tracker
     uses, pixels = torch.cat([batch["dense_frames"], batch["region_frames"]]), batch["pixel_values"]
     batch["pixel_values"] = torch.cat([pixels, pixels[uses]])
-    batch["num_extra_frames"][-1] += len(uses)  # behind all others, as frames that only carry a region
+    batch["num_extra_frames"][-1] += len(uses)  # after all others, like frames that only have a region
     rows = len(pixels) + torch.arange(len(uses), device=uses.device)
     num_dense = len(batch["dense_frames"])
     batch["dense_frames"], batch["region_frames"] = rows[:num_dense], rows[num_dense:]
@@ -131,12 +131,12 @@ def frames_for_each_use(setup: Setup) -> None:
 
 
 def checkpointing(setup: Setup) -> None:
-    """Layers keep their inputs alone, and are computed again in the backward pass: `--gradient_checkpointing`."""
+    """`--gradient_checkpointing`: layers keep only their inputs and are recomputed in the backward pass."""
     setup.model.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 def bfloat16(setup: Setup) -> None:
-    """`--dtype bfloat16 --bf16`: frozen weights and products in bfloat16, trained weights in float32."""
+    """`--dtype bfloat16 --bf16`: frozen weights and computation in bfloat16, trained weights in float32."""
     setup.model.to(torch.bfloat16)
     hold_trained_in_float32(setup.model)
     setup.autocast = True
@@ -146,7 +146,7 @@ ALWAYS = (head_everywhere, encoder_with_graph, frames_for_each_use)
 VARIANTS: dict[str, Sequence[Callable[[Setup], None]]] = {
     "default: float32, no checkpointing": (),
     "logits at all positions": (head_everywhere,),
-    "SAM 2's frozen encoder with a graph": (encoder_with_graph,),
+    "SAM 2's frozen encoder with autograd": (encoder_with_graph,),
     "frames encoded for each use": (frames_for_each_use,),
     "all three": ALWAYS,
     "gradient checkpointing": (checkpointing,),
@@ -159,7 +159,7 @@ VARIANTS: dict[str, Sequence[Callable[[Setup], None]]] = {
 
 
 class SavedBytes:
-    """Bytes that autograd keeps for the backward pass, each tensor once. Weights are left out."""
+    """Bytes that autograd saves for the backward pass; each storage counts once, weights do not count."""
 
     def __init__(self, model: torch.nn.Module):
         self.known = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
@@ -173,12 +173,12 @@ class SavedBytes:
         return tensor
 
     def counting(self):
-        """While it is entered, what is kept is counted."""
+        """A context manager in which saved tensors are counted."""
         return torch.autograd.graph.saved_tensors_hooks(self.keep, lambda tensor: tensor)
 
 
 def count_rows(setup: Setup) -> None:
-    """Counts what goes through the head, the vision tower and SAM 2's encoder, in rows of their inputs."""
+    """Counts the input rows of the head, and the frames through the vision tower and SAM 2's image encoder."""
     inner = setup.model.model
     modules = {
         "head": setup.model.lm_head,
@@ -195,22 +195,22 @@ def count_rows(setup: Setup) -> None:
 
 
 def peak_memory(device: str) -> float:
-    """The most memory of this process so far, in bytes."""
+    """Peak memory of this process in bytes."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def clock(device: str) -> float:
-    """Seconds: of this process's own work on one thread, which other programs do not disturb; of the wall on a GPU."""
+    """Time in seconds: CPU time of this process, which other programs do not affect, or wall time on a GPU."""
     if device == "cuda":
         torch.cuda.synchronize()
         return time.perf_counter()
     return time.process_time()
 
 
-def measure(path: str, variant: str, steps: int) -> dict[str, float]:
-    """What training steps of a variant need; to be called in a fresh process."""
+def measure_variant(path: str, variant: str, steps: int) -> dict[str, float]:
+    """Memory, time and counts of a variant's training steps; to be called in a new process."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -225,7 +225,7 @@ def measure(path: str, variant: str, steps: int) -> dict[str, float]:
         change(setup)
     count_rows(setup)
     saved, times = SavedBytes(model), []
-    for step in range(steps + 1):  # the first is not timed: the optimiser makes its state
+    for step in range(steps + 1):  # the first, which creates the optimizer state, is not timed
         start = clock(device)
         with torch.autocast(device, torch.bfloat16, enabled=setup.autocast):
             with saved.counting() if step == 0 else nullcontext():
@@ -238,8 +238,8 @@ def measure(path: str, variant: str, steps: int) -> dict[str, float]:
     return found | setup.counts
 
 
-def benchmark_training(path: str, steps: int = 3) -> str:
-    """The table, a process for each row."""
+def measure_training(path: str, steps: int = 3) -> str:
+    """The table, measured in one process per row."""
     rows, first = [], None
     for variant in VARIANTS:
         command = [sys.executable, __file__, "--model", path, "--steps", str(steps), "--variant", variant]
@@ -249,7 +249,7 @@ def benchmark_training(path: str, steps: int = 3) -> str:
         cells = [f"{found[name] / first[name]:.2f}" for name in ("peak", "saved", "seconds")]
         rows.append([variant, *cells, found["head"], found["vision"], found["sam"]])
     rows[0][1:4] = [f"{first['peak'] / MIB:.0f} MiB", f"{first['saved'] / MIB:.0f} MiB", f"{first['seconds']:.1f} s"]
-    header = ["training step", "peak memory", "kept for backward", "time", "rows of the head"]
+    header = ["training step", "peak memory", "saved for backward", "time", "rows through the head"]
     header += ["frames through the vision tower", "frames through SAM 2"]
     return markdown_table(header, rows)
 
@@ -257,13 +257,13 @@ def benchmark_training(path: str, steps: int = 3) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(ROOT / "checkpoints" / "sama-tiny"), help="checkpoint folder")
-    parser.add_argument("--steps", type=int, default=3, help="steps that are timed, after one to warm up")
-    parser.add_argument("--variant", choices=VARIANTS, help="measure this one here, and print its numbers as JSON")
+    parser.add_argument("--steps", type=int, default=3, help="timed steps after a warmup step")
+    parser.add_argument("--variant", choices=VARIANTS, help="measure one variant in this process and print it as JSON")
     arguments = parser.parse_args()
     if arguments.variant:
-        print(json.dumps(measure(arguments.model, arguments.variant, arguments.steps)))
+        print(json.dumps(measure_variant(arguments.model, arguments.variant, arguments.steps)))
     else:
-        print(benchmark_training(arguments.model, arguments.steps))
+        print(measure_training(arguments.model, arguments.steps))
 
 
 if __name__ == "__main__":

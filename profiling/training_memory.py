@@ -1,13 +1,12 @@
-"""Expected memory of a GPU in training, computed from a configuration: nothing is allocated, no GPU is needed.
+"""Estimated GPU memory of training, computed from a configuration without a GPU and without allocating tensors.
 
-    python profiling/training_memory.py                       # 1B, 4B and 8B under every setting, as Markdown
-    python profiling/training_memory.py --sizes 8b --detail   # what it is made of
+    python profiling/training_memory.py                       # every setting of 1B, 4B and 8B, as Markdown
+    python profiling/training_memory.py --sizes 8b --detail   # by component
     python profiling/training_memory.py --config my/config.json --gpus 4 --batch 1
 
-Parameters, gradients and optimiser states are counted. Activations are what autograd keeps for the backward pass of
-one micro-batch: the model's own code runs at true size on tensors without storage, and every tensor that is saved is
-added up once. Not in the table: the CUDA context (about 0.5 GB), temporary buffers of single operations,
-fragmentation; allow 10 to 15 %.
+Parameters, gradients and optimizer states are counted. Activations are the tensors that autograd saves for the
+backward pass of one micro-batch, counted by running the model at full size on fake tensors. Not included: the CUDA
+context (about 0.5 GB), temporary buffers of single operations, and fragmentation; allow 10 to 15 %.
 """
 
 import argparse
@@ -23,26 +22,27 @@ from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from sama.configuration_sama import SamaConfig
+from sama.conversion.released_sizes import LANGUAGE_MODELS, released_config
+from sama.drawing.tables import markdown_table
 from sama.modeling_sama import SamaForConditionalGeneration
 from sama.modeling_sama_aggregator import expand_per_question
-from sama.profiling.released_sizes import LANGUAGE_MODELS, released_config
 from sama.training.parts import PUBLISHED_PARTS, freeze_all_but
-from sama.training.sharding import may_be_cut
+from sama.training.sharding import is_shardable
 
 
 GIGABYTE = 1e9
 BFLOAT16, FLOAT32 = 2, 4
-ADAM = 2 * FLOAT32  # both moments
-# 4-bit blocks of 64 with an 8-bit scale each, and a float32 for 256 scales: bitsandbytes with nested quantisation
+ADAM = 2 * FLOAT32  # two moments
+# bitsandbytes with double quantization: blocks of 64 with an 8-bit scale each, and a float32 per 256 scales
 FOUR_BIT = 0.5 + 1 / 64 + 4 / (64 * 256)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is trained."""
+    """What is trained, and how."""
 
     name: str
-    parts: tuple[str, ...] = PUBLISHED_PARTS  # as `train_parts` names them
+    parts: tuple[str, ...] = PUBLISHED_PARTS  # names as in `train_parts`
     lora_r: int = 0
     four_bit: bool = False
 
@@ -57,11 +57,11 @@ SETTINGS = (
 
 @dataclass(frozen=True)
 class Workload:
-    """One micro-batch of a GPU. The defaults are the published recipe's."""
+    """One micro-batch of a GPU, by default the published recipe's."""
 
     batch: int = 2
-    tokens: int = 2048  # of a conversation, frames and context included
-    labels: int = 256  # of them with a label
+    tokens: int = 2048  # per conversation, including frames and context
+    labels: int = 256  # tokens with a label
     questions: int = 3
     question_tokens: int = 40
     frames: int = 32  # context frames
@@ -71,19 +71,19 @@ class Workload:
 
 @dataclass(frozen=True)
 class Parameters:
-    """Numbers of parameters: `whole` stay on every GPU, `partitioned` may be cut; `largest` is the largest module that
-    is brought together at once."""
+    """Numbers of parameters: `replicated` on every GPU, or `shardable`; `largest` is the largest module that is
+    gathered at once."""
 
-    whole_trained: int = 0
-    whole_frozen: int = 0
-    partitioned_trained: int = 0
-    partitioned_frozen: int = 0
-    four_bit: int = 0  # of the frozen ones that may be cut
+    replicated_trained: int = 0
+    replicated_frozen: int = 0
+    shardable_trained: int = 0
+    shardable_frozen: int = 0
+    four_bit: int = 0  # of the frozen shardable ones
     largest: int = 0
 
     @property
     def trained(self) -> int:
-        return self.whole_trained + self.partitioned_trained
+        return self.replicated_trained + self.shardable_trained
 
 
 @dataclass(frozen=True)
@@ -101,40 +101,40 @@ class Memory:
 
 
 def frozen_bytes(count: Parameters) -> tuple[float, float]:
-    """Frozen weights in bfloat16, or in 4 bits: those that stay whole, and those that may be cut."""
-    partitioned = BFLOAT16 * (count.partitioned_frozen - count.four_bit) + FOUR_BIT * count.four_bit
-    return BFLOAT16 * count.whole_frozen, partitioned
+    """Bytes of frozen weights in bfloat16 or 4 bits, replicated and shardable."""
+    shardable = BFLOAT16 * (count.shardable_frozen - count.four_bit) + FOUR_BIT * count.four_bit
+    return BFLOAT16 * count.replicated_frozen, shardable
 
 
 def ddp(count: Parameters, gpus: int) -> Memory:
-    """Trained weights in float32, with the bfloat16 copy that autocast makes of them; gradients twice on several GPUs,
-    since the buckets that are exchanged are copies."""
+    """Trained weights in float32 with autocast's bfloat16 copies; gradients twice on several GPUs, because the
+    reduction buckets are copies."""
     weights = (FLOAT32 + BFLOAT16) * count.trained + sum(frozen_bytes(count))
     return Memory(weights, FLOAT32 * count.trained * (2 if gpus > 1 else 1), ADAM * count.trained)
 
 
 def zero2(count: Parameters, gpus: int) -> Memory:
-    """bfloat16 weights on every GPU; gradients, float32 weights and moments of one part in `gpus`."""
+    """bfloat16 weights on every GPU; gradients, float32 weights and moments sharded."""
     weights = BFLOAT16 * count.trained + sum(frozen_bytes(count))
     return Memory(weights, BFLOAT16 * count.trained / gpus, (FLOAT32 + ADAM) * count.trained / gpus)
 
 
 def zero3(count: Parameters, gpus: int) -> Memory:
-    """As ZeRO-2, and large modules' weights cut as well: two of them are together at a time."""
-    whole, partitioned = frozen_bytes(count)
-    cut = (BFLOAT16 * count.partitioned_trained + partitioned) / gpus
+    """Like ZeRO-2, with the weights of shardable modules sharded too; two modules are gathered at a time."""
+    replicated, shardable = frozen_bytes(count)
+    sharded = (BFLOAT16 * count.shardable_trained + shardable) / gpus
     gathered = 2 * BFLOAT16 * count.largest if gpus > 1 else 0
-    weights = BFLOAT16 * count.whole_trained + whole + cut + gathered
+    weights = BFLOAT16 * count.replicated_trained + replicated + sharded + gathered
     return Memory(weights, BFLOAT16 * count.trained / gpus, (FLOAT32 + ADAM) * count.trained / gpus)
 
 
 def fsdp2(count: Parameters, gpus: int) -> Memory:
-    """Everything cut, trained weights in float32. What ZeRO-3 keeps whole is in the outermost group, which stays
-    together from its first use to the end of the step, in bfloat16."""
-    whole, partitioned = frozen_bytes(count)
-    cut = (FLOAT32 * count.trained + whole + partitioned) / gpus
-    gathered = BFLOAT16 * (count.whole_trained + count.whole_frozen + 2 * count.largest) if gpus > 1 else 0
-    return Memory(cut + gathered, FLOAT32 * count.trained / gpus, ADAM * count.trained / gpus)
+    """Everything sharded, trained weights in float32. The replicated parts are in the root unit, which stays gathered
+    in bfloat16 from its first use to the end of the step."""
+    replicated, shardable = frozen_bytes(count)
+    sharded = (FLOAT32 * count.trained + replicated + shardable) / gpus
+    gathered = BFLOAT16 * (count.replicated_trained + count.replicated_frozen + 2 * count.largest) if gpus > 1 else 0
+    return Memory(sharded + gathered, FLOAT32 * count.trained / gpus, ADAM * count.trained / gpus)
 
 
 STRATEGIES: dict[str, Callable[[Parameters, int], Memory]] = {
@@ -142,8 +142,8 @@ STRATEGIES: dict[str, Callable[[Parameters, int], Memory]] = {
 }  # fmt: skip
 
 
-class LowRank(nn.Module):
-    """What PEFT makes of a linear layer: its sizes are all that counts here, and PEFT needs tensors with storage."""
+class LoraLinear(nn.Module):
+    """A linear layer with LoRA, like PEFT's, which cannot be used because it needs tensors with storage."""
 
     def __init__(self, base: nn.Linear, rank: int):
         super().__init__()
@@ -156,8 +156,9 @@ class LowRank(nn.Module):
 
 
 def build(config: SamaConfig, setting: Setting) -> SamaForConditionalGeneration:
-    """The model in bfloat16 with the setting's parameters trained; to be called inside `FakeTensorMode`."""
-    # Dynamic positions read a value of a tensor, and these have none; their table has the same size
+    """The model in bfloat16 with the setting's parameters trainable. Call it inside `FakeTensorMode` for an
+    estimate."""
+    # Dynamic RoPE reads tensor values, which fake tensors do not have; the table has the same size
     config.text_config.rope_parameters = config.text_config.rope_parameters | {"rope_type": "default"}
     model = SamaForConditionalGeneration._from_config(config, dtype=torch.bfloat16).train()
     freeze_all_but(model, setting.parts)
@@ -165,16 +166,16 @@ def build(config: SamaConfig, setting: Setting) -> SamaForConditionalGeneration:
         for layer in list(model.model.language_model.layers.modules()):
             for name, child in list(layer.named_children()):
                 if isinstance(child, nn.Linear):
-                    layer.add_module(name, LowRank(child, setting.lora_r))
+                    layer.add_module(name, LoraLinear(child, setting.lora_r))
     return model
 
 
 def count_parameters(model: SamaForConditionalGeneration, setting: Setting) -> Parameters:
-    """How many parameters are trained, frozen, cut and in 4 bits."""
-    counts = dict.fromkeys(("whole_trained", "whole_frozen", "partitioned_trained", "partitioned_frozen"), 0)
+    """Counts the trained, frozen, shardable and 4-bit parameters."""
+    counts = dict.fromkeys(("replicated_trained", "replicated_frozen", "shardable_trained", "shardable_frozen"), 0)
     four_bit = 0
     for name, parameter in model.named_parameters():
-        place = "partitioned" if may_be_cut(name) else "whole"
+        place = "shardable" if is_shardable(name) else "replicated"
         counts[f"{place}_{'trained' if parameter.requires_grad else 'frozen'}"] += parameter.numel()
         if setting.four_bit and name.startswith("model.language_model.layers.") and not parameter.requires_grad:
             four_bit += parameter.numel() if parameter.ndim == 2 else 0
@@ -184,31 +185,31 @@ def count_parameters(model: SamaForConditionalGeneration, setting: Setting) -> P
 
 
 class SavedTensors:
-    """Adds up the storages that autograd keeps, each once; weights are not counted.
+    """Counts the bytes that autograd saves; each storage counts once, weights do not count.
 
     Args:
-        model (`nn.Module`): whose checkpointed layers are told from the rest.
+        model (`nn.Module`): Its `GradientCheckpointingLayer` modules are counted separately.
     """
 
     def __init__(self, model: nn.Module):
         self.model = model
         self.weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
-        self.storages: dict[nn.Module | None, dict[int, int]] = defaultdict(dict)  # of each layer; None: outside
+        self.storages: dict[nn.Module | None, dict[int, int]] = defaultdict(dict)  # by layer; None: outside layers
         self.inputs: dict[nn.Module, dict[int, int]] = {}
-        self.kept: list[torch.Tensor] = []  # alive, so that no address is used twice
+        self.alive: list[torch.Tensor] = []  # referenced so that no address is reused
         self.layer: nn.Module | None = None
 
     def pack(self, tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in self.weights:
             self.storages[self.layer][storage._cdata] = storage.nbytes()
-            self.kept.append(tensor)
+            self.alive.append(tensor)
         return tensor
 
     def enter(self, layer: nn.Module, arguments: tuple, named: dict) -> None:
         given = [value for value in (*arguments, *named.values()) if isinstance(value, torch.Tensor)]
         self.inputs[layer] = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in given}
-        self.kept += given
+        self.alive += given
         self.layer = layer
 
     def leave(self, layer: nn.Module, arguments: tuple, output: object) -> None:
@@ -216,7 +217,7 @@ class SavedTensors:
 
     @contextmanager
     def watch(self) -> Iterator[None]:
-        """Counts what is saved inside."""
+        """Counts tensors saved in this context."""
         layers = [module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)]
         hooks = [layer.register_forward_pre_hook(self.enter, with_kwargs=True) for layer in layers]
         hooks += [layer.register_forward_hook(self.leave) for layer in layers]
@@ -232,7 +233,7 @@ class SavedTensors:
 
     @property
     def checkpointed(self) -> int:
-        """Bytes with it: what lies outside of layers, the layers' inputs, and one layer at a time."""
+        """Bytes with gradient checkpointing: outside layers, the layers' inputs, and one layer at a time."""
         layers = [layer for layer, saved in self.storages.items() if layer is not None and saved]
         kept = dict(self.storages[None])
         for layer in layers:
@@ -242,7 +243,7 @@ class SavedTensors:
 
 
 def count_activations(model: SamaForConditionalGeneration, workload: Workload) -> SavedTensors:
-    """Runs every part of a training step on tensors without storage; to be called inside `FakeTensorMode`."""
+    """Runs a training step on fake tensors. Call it inside `FakeTensorMode`."""
     saved = SavedTensors(model)
     with saved.watch():
         training_step(model, workload)
@@ -250,8 +251,8 @@ def count_activations(model: SamaForConditionalGeneration, workload: Workload) -
 
 
 def training_step(model: SamaForConditionalGeneration, workload: Workload) -> list[torch.Tensor]:
-    """Every part of a training step on zeros, on the default device: a language loss, mask logits and context tokens,
-    which are all that a gradient can come from."""
+    """Runs every part of a training step on zeros, on the default device; returns the language loss, mask logits and
+    context tokens, from which all gradients come."""
     inner, config = model.model, model.config
     aggregator, tracker, dtype = (
         inner.context_aggregator,
@@ -284,8 +285,8 @@ def training_step(model: SamaForConditionalGeneration, workload: Workload) -> li
     return [language, masks.mask_logits, context]
 
 
-def measure(config: SamaConfig, setting: Setting, workload: Workload) -> tuple[Parameters, SavedTensors]:
-    """Parameters and saved tensors of a setting."""
+def estimate(config: SamaConfig, setting: Setting, workload: Workload) -> tuple[Parameters, SavedTensors]:
+    """Parameters and saved tensors of a setting, without allocating them."""
     with FakeTensorMode():
         model = build(config, setting)
         return count_parameters(model, setting), count_activations(model, workload)
@@ -294,16 +295,16 @@ def measure(config: SamaConfig, setting: Setting, workload: Workload) -> tuple[P
 def table_rows(
     name: str, config: SamaConfig, workload: Workload, num_gpus: list[int], detail: bool
 ) -> Iterator[list[str]]:
-    """Rows of Markdown: a setting each, or in detail a setting and a strategy each."""
+    """Table rows, one per setting, or with `detail` one per setting and strategy."""
     for setting in SETTINGS:
-        count, saved = measure(config, setting, workload)
+        count, saved = estimate(config, setting, workload)
         columns = []
         for gpus in num_gpus:
             for strategy, states in STRATEGIES.items():
                 memory = replace(states(count, gpus), activations=saved.total)
                 small = replace(memory, activations=saved.checkpointed)
                 if setting.four_bit and strategy in ("ZeRO-3", "FSDP2"):
-                    columns.append("-")  # 4-bit weights are not cut
+                    columns.append("-")  # 4-bit weights cannot be sharded
                     continue
                 columns.append(f"{small.total / GIGABYTE:.0f} / {memory.total / GIGABYTE:.0f}")
                 parts = (small.parameters, small.gradients, small.optimizer, small.activations, memory.activations)
@@ -313,19 +314,18 @@ def table_rows(
             yield [name, setting.name, f"{count.trained / 1e6:.0f} M", *columns]
 
 
-def markdown(head: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table."""
-    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="*", choices=LANGUAGE_MODELS, default=list(LANGUAGE_MODELS))
     parser.add_argument("--config", help="config.json or folder of a checkpoint, instead of the released sizes")
     parser.add_argument("--gpus", type=int, nargs="+", default=[1, 8])
-    parser.add_argument("--batch", type=int, default=Workload.batch, help="samples a GPU reads at once")
-    parser.add_argument("--tokens", type=int, default=Workload.tokens, help="of one conversation, frames included")
-    parser.add_argument("--detail", action="store_true", help="one row for each strategy, in parts")
+    parser.add_argument(
+        "--batch", type=int, default=Workload.batch, help="samples per GPU and forward (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--tokens", type=int, default=Workload.tokens, help="per conversation, including frames (default: %(default)s)"
+    )
+    parser.add_argument("--detail", action="store_true", help="one row per strategy, by component")
     arguments = parser.parse_args()
     labels = min(Workload.labels, arguments.tokens)
     workload = Workload(batch=arguments.batch, tokens=arguments.tokens, labels=labels)
@@ -339,14 +339,14 @@ def main() -> None:
         for row in table_rows(name, config, workload, arguments.gpus, arguments.detail)
     ]
     if arguments.detail:
-        parts = ["parameters", "gradients", "optimiser", "activations, checkpointed", "activations, all"]
+        parts = ["parameters", "gradients", "optimizer", "activations, checkpointed", "activations, all"]
         head = ["model", "setting", "strategy, GPUs", *parts]
     else:
         head = ["model", "setting", "trained"]
         head += [f"{strategy}, {gpus} GPU" for gpus in arguments.gpus for strategy in STRATEGIES]
     print(f"{workload.batch} samples of {workload.tokens} tokens, {workload.frames} context frames and ", end="")
-    print(f"{workload.objects} objects in {workload.sam_frames} frames; GB a GPU, with / without checkpointing\n")
-    print(markdown(head, rows))
+    print(f"{workload.objects} objects in {workload.sam_frames} frames; GB per GPU, with / without checkpointing\n")
+    print(markdown_table(head, rows))
 
 
 if __name__ == "__main__":

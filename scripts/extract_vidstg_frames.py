@@ -1,46 +1,43 @@
 """
-Cuts VidSTG's videos into the frames that SAMA-239K and SAMA-Bench are indexed by: 0, 4, 8, ... at their own size.
+Extracts the frames of VidSTG's videos that SAMA-239K and SAMA-Bench use: 0, 4, 8, ... at their original size.
 
     python scripts/extract_vidstg_frames.py VIDEOS ANNOTATIONS OUTPUT [--workers 8]
 
-VIDEOS holds <id>.mp4, ANNOTATIONS <id>.json; a video without annotation is left out. Frame i is written as
-OUTPUT/<id>/frame_<i>.jpg. A folder that is there already is finished and is not made again.
+VIDEOS contains <id>.mp4, ANNOTATIONS <id>.json; videos without annotation are skipped. Frame i is written to
+OUTPUT/<id>/frame_<i>.jpg. A folder appears only when complete, and existing folders are skipped.
 """
 
 import argparse
-import shutil
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
 from PIL import Image
 
+from sama.data.files import atomic_path
 from sama.data.frames import ANNOTATED_STRIDE
 from sama.video_sama import SamaVideo
 
 
-JPEG_QUALITY = 95  # what OpenCV, with which the release wrote its frames, takes by default
+JPEG_QUALITY = 95  # OpenCV's default, which the release used
 
 
 def extract(video: Path, output: Path) -> int:
-    """Write the frames of one video and return their number; 0 if they are there already."""
+    """Writes the frames of one video; returns their number, or 0 if the folder exists."""
     folder = output / video.stem
     if folder.exists():
         return 0
-    # Under another name until it is complete, so that a run that was stopped leaves nothing that looks finished
-    unfinished = output / f".{video.stem}.unfinished"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
     frames = SamaVideo.open(video)
     indices = range(0, len(frames), ANNOTATED_STRIDE)
-    for index in indices:
-        Image.fromarray(frames[index]).save(unfinished / f"frame_{index}.jpg", quality=JPEG_QUALITY)
-    unfinished.rename(folder)
+    with atomic_path(folder) as temporary:
+        temporary.mkdir(exist_ok=True)
+        for index in indices:
+            Image.fromarray(frames[index]).save(temporary / f"frame_{index}.jpg", quality=JPEG_QUALITY)
     return len(indices)
 
 
 def attempt(video: Path, output: Path) -> tuple[str, int, str]:
-    """Name, number of frames and error of one video: one bad file does not end the others."""
+    """Name, number of frames and error message of one video, so that a broken file does not stop the others."""
     try:
         return video.stem, extract(video, output), ""
     except (OSError, ValueError) as error:
@@ -56,7 +53,7 @@ def main() -> int:
     arguments = parser.parse_args()
     found = sorted(arguments.videos.glob("*.mp4"))
     videos = [video for video in found if (arguments.annotations / f"{video.stem}.json").is_file()]
-    print(f"{len(videos)} of {len(found)} videos have an annotation")
+    print(f"{len(videos)} of {len(found)} videos have annotations")
     failed = written = 0
     with ProcessPoolExecutor(arguments.workers) as pool:
         results = pool.map(partial(attempt, output=arguments.output), videos)

@@ -1,10 +1,10 @@
-"""Puts a trained adapter into its model: the result loads without PEFT, and without the adapter's folder.
+"""Merges a trained adapter into its base model, so that the result loads without PEFT.
 
     python scripts/merge_lora.py outputs/train outputs/merged
     python scripts/merge_lora.py outputs/train outputs/merged --base checkpoints/sama-8b --dtype bfloat16
 
-The adapter's folder is what train.py wrote with --use_peft. Parts that were trained in full beside it are put in too.
-An adapter of a 4-bit model is merged into the model as it was before it was loaded in 4 bits.
+The adapter is an output folder of train.py with --use_peft. Fully trained parts are merged too. An adapter of a 4-bit
+model is merged into the unquantized base model.
 """
 
 import argparse
@@ -20,22 +20,22 @@ from sama.processing_sama import SamaProcessor
 
 def merge(adapter: Path, to: Path, base: str | None = None, dtype: str = "auto") -> SamaForConditionalGeneration:
     """
-    Merges and saves, with the processor that lies beside the adapter.
+    Merges an adapter and saves the model with the adapter's processor.
 
     Args:
         adapter (`Path`): Folder with `adapter_config.json`.
-        to (`Path`): Folder to write; it must not have a model in it.
-        base (`str`, *optional*): The model that was trained, if not where the adapter says.
-        dtype (`str`): Of the weights: `auto` as in `base`, or a name of torch's.
+        to (`Path`): Output folder, which must not contain a model.
+        base (`str`, *optional*): Base model, if it has moved since training.
+        dtype (`str`): Dtype of the weights: `auto` keeps that of `base`.
 
     Raises:
-        ValueError: if `adapter` holds none, or `to` holds a model.
+        ValueError: if `adapter` contains no adapter, or `to` contains a model.
     """
     settings = adapter / "adapter_config.json"
     if not settings.is_file():
-        raise ValueError(f"{settings} does not exist: a folder that train.py wrote with --use_peft is expected")
+        raise ValueError(f"{settings} does not exist: expected an output folder of train.py with --use_peft")
     if (to / "config.json").exists():
-        raise ValueError(f"{to} holds a model already; name another folder")
+        raise ValueError(f"{to} already contains a model; choose another folder")
     base = base or json.loads(settings.read_text(encoding="utf-8"))["base_model_name_or_path"]
     model = SamaForConditionalGeneration.from_pretrained(
         base, dtype=dtype if dtype == "auto" else getattr(torch, dtype)
@@ -50,9 +50,9 @@ def merge(adapter: Path, to: Path, base: str | None = None, dtype: str = "auto")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("adapter", type=Path, help="folder that train.py wrote with --use_peft")
-    parser.add_argument("to", type=Path, help="folder to write")
-    parser.add_argument("--base", help="the model that was trained, if it is not where the adapter says")
+    parser.add_argument("adapter", type=Path, help="output folder of train.py with --use_peft")
+    parser.add_argument("to", type=Path, help="output folder")
+    parser.add_argument("--base", help="base model, if it has moved since training")
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
     arguments = parser.parse_args()
     try:

@@ -1,4 +1,4 @@
-"""Draws the curves of a training run as a PNG.
+"""Plots the losses and metrics of a training run as a PNG.
 
 python scripts/plot_run.py outputs/train [--out curves.png] [--smooth 20]
 """
@@ -10,31 +10,31 @@ from pathlib import Path
 import matplotlib
 
 
-matplotlib.use("Agg")  # no window
+matplotlib.use("Agg")  # without a display
 from matplotlib import pyplot  # noqa: E402
 
 
 STATE = "trainer_state.json"
-PANELS = (  # title, names drawn in it, whether the axis is logarithmic
+PANELS = (  # title, log entries, whether the axis is logarithmic
     ("loss", ("loss", "lm_loss"), True),
     ("mask losses", ("mask_loss", "dice_loss", "iou_loss", "presence_loss"), False),
-    ("right on the training batch", ("token_accuracy", "seg_accuracy", "mask_iou"), False),
+    ("accuracy on training batches", ("token_accuracy", "seg_accuracy", "mask_iou"), False),
     ("learning rate", ("learning_rate",), False),
-    ("norm of the gradients", ("grad_norm",), True),
+    ("gradient norm", ("grad_norm",), True),
 )
 
 
 def read_history(run: Path) -> list[dict]:
-    """What a run logged about its updates: of its folder, or of its newest checkpoint if it has not ended."""
+    """The log entries of a run's updates, from its newest checkpoint if the run has not finished."""
     found = sorted(run.glob(f"checkpoint-*/{STATE}"), key=lambda path: int(path.parent.name.split("-")[1]))
     path = run / STATE if (run / STATE).is_file() else found[-1] if found else None
     if path is None:
-        raise FileNotFoundError(f"there is no {STATE} in {run} nor in a checkpoint of it")
+        raise FileNotFoundError(f"there is no {STATE} in {run} or its checkpoints")
     return [entry for entry in json.loads(path.read_text(encoding="utf-8"))["log_history"] if "loss" in entry]
 
 
 def curve(history: list[dict], name: str) -> tuple[list[int], list[float]]:
-    """Steps and values of one logged name; a line without it, as of text alone, is left out."""
+    """Steps and values of one metric; entries without it are skipped."""
     found = [(entry["step"], entry[name]) for entry in history if name in entry]
     return [step for step, _ in found], [value for _, value in found]
 
@@ -46,7 +46,7 @@ def smoothed(values: list[float], width: int) -> list[float]:
 
 
 def draw(history: list[dict], out: Path, smooth: int, title: str) -> None:
-    """Writes the picture: each logged value pale, its running mean strong."""
+    """Writes the plot: logged values in a light colour, their running mean in a strong one."""
     figure, panels = pyplot.subplots(1, len(PANELS), figsize=(4.2 * len(PANELS), 3.6), layout="constrained")
     for panel, (heading, names, logarithmic) in zip(panels, PANELS, strict=True):
         for name in names:
@@ -66,14 +66,16 @@ def draw(history: list[dict], out: Path, smooth: int, title: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="folder of the run")
-    parser.add_argument("--out", type=Path, help="the picture, by default curves.png in the run's folder")
-    parser.add_argument("--smooth", type=int, default=20, help="lines of the log in a running mean")
+    parser.add_argument("run", type=Path, help="output folder of the run")
+    parser.add_argument("--out", type=Path, help="output file (default: curves.png in the run's folder)")
+    parser.add_argument(
+        "--smooth", type=int, default=20, help="log entries in the running mean (default: %(default)s)"
+    )
     arguments = parser.parse_args()
     history = read_history(arguments.run)
     out = arguments.out or arguments.run / "curves.png"
     draw(history, out, arguments.smooth, arguments.run.name)
-    print(f"{len(history)} lines of the log, drawn in {out}")
+    print(f"{len(history)} log entries plotted to {out}")
 
 
 if __name__ == "__main__":

@@ -1,18 +1,27 @@
-# The published recipe, for train_1b.sh, train_4b.sh and train_8b.sh, which set SIZE, KEEP (checkpoints) and LAYER (class).
-# One epoch, 64 samples an update, by default on 8 GPUs of 80 GB with ZeRO-2.
+#!/usr/bin/env bash
+# Trains SAMA 1B, 4B or 8B with the published recipe:   bash scripts/train_released.sh SIZE MODEL [flags of train.py]
+# One epoch, 64 samples per update, by default on 8 GPUs with 80 GB and ZeRO-2.
 #
-# MODEL  where training starts: what convert_checkpoint.py made of Sa2VA and InstructBLIP (docs/checkpoints.md)
-# GPUS   of this machine; BATCH, samples that a GPU reads at once; CONFIG, a file of scripts/accelerate without ending
-# NODES  machines: the same command on each, with RANK (0 on the first) and MAIN (address of the first)
-# What follows MODEL are flags of train.py; they win over those below.
+# SIZE   1b, 4b or 8b: selects the mixture, the number of checkpoints kept and the layer class for FSDP2
+# MODEL  initial checkpoint, converted from Sa2VA and InstructBLIP (docs/checkpoints.md)
+# Further flags are passed to train.py and override the ones below. Environment variables:
+# GPUS   GPUs per machine; BATCH, samples per GPU and forward; CONFIG, a file in scripts/accelerate without extension
+# NODES  machines: run the same command on each, with RANK (0 on the first) and MAIN (address of the first)
 set -euo pipefail
 cd "$(dirname "$0")/.."
-model=${1:?"usage: $0 MODEL [flags of train.py]"}
-shift
+usage="usage: $0 1b|4b|8b MODEL [flags of train.py]"
+size=${1:?"$usage"} model=${2:?"$usage"}
+shift 2
+case $size in
+1b) keep=3 layer=Qwen2DecoderLayer ;;
+4b) keep=10 layer=Qwen2DecoderLayer ;;
+8b) keep=3 layer=LlamaDecoderLayer ;;
+*) echo "$0: unknown size $size, expected 1b, 4b or 8b" >&2 && exit 1 ;;
+esac
 gpus=${GPUS:-8} nodes=${NODES:-1} batch=${BATCH:-2} config=${CONFIG:-zero2}
 processes=$((gpus * nodes))
 if [ $((64 % (processes * batch))) -ne 0 ]; then
-    echo "$0: $processes processes with $batch samples each do not divide the 64 of an update" >&2
+    echo "$0: 64 samples per update cannot be divided into $processes processes with batches of $batch" >&2
     exit 1
 fi
 launch=(
@@ -20,13 +29,13 @@ launch=(
     --machine_rank "${RANK:-0}" --main_process_ip "${MAIN:-127.0.0.1}" --main_process_port "${PORT:-29500}"
 )
 if [ "$config" = fsdp2 ]; then
-    launch+=(--fsdp_transformer_layer_cls_to_wrap "InternVLVisionLayer,$LAYER")
+    launch+=(--fsdp_transformer_layer_cls_to_wrap "InternVLVisionLayer,$layer")
 fi
 exec accelerate launch "${launch[@]}" train.py \
-    --model_name_or_path "$model" --mixture "data_configs/sama_$SIZE.yaml" --output_dir "outputs/sama_$SIZE" \
+    --model_name_or_path "$model" --mixture "data_configs/sama_$size.yaml" --output_dir "outputs/sama_$size" \
     --train_parts aggregator,seg_head,mask_decoder,projector --num_train_epochs 1 \
     --per_device_train_batch_size "$batch" --gradient_accumulation_steps $((64 / (processes * batch))) \
     --learning_rate 4e-5 --optim adamw_torch --adam_beta1 0.9 --adam_beta2 0.999 --weight_decay 0.05 \
     --warmup_steps 0.05 --lr_scheduler_type cosine --max_grad_norm 1 \
     --dtype bfloat16 --bf16 true --gradient_checkpointing true \
-    --save_steps 250 --save_total_limit "$KEEP" --resume_from_checkpoint last "$@"
+    --save_steps 250 --save_total_limit "$keep" --resume_from_checkpoint last "$@"

@@ -1,7 +1,7 @@
-"""What every process of a distributed test runs, started by torchrun or `accelerate launch`; rank 0 writes a report.
+"""One process of a distributed test, started by torchrun or `accelerate launch`; rank 0 writes a report.
 
-train ARGUMENTS: train.py's own run. zero STAGE FOLDER, fsdp FOLDER: three updates of the tiny model on batches of
-different kinds.
+train ARGUMENTS runs train.py. zero STAGE FOLDER and fsdp FOLDER run three updates of the tiny model on batches that
+use different parts.
 """
 
 import json
@@ -19,11 +19,11 @@ UNTRAINED = ("iou_prediction_head", "pred_obj_score_head", "original_mask_decode
 RATE = 0.05
 
 
-def sample(seed: int, seen: bool, masks: bool) -> dict:
-    """A batch of one conversation: with frames and a region if `seen`, with objects to segment if `masks`."""
+def sample(seed: int, visual: bool, masks: bool) -> dict:
+    """A batch of one conversation: with frames and a region if `visual`, with objects to segment if `masks`."""
     generator = torch.Generator().manual_seed(seed)
-    # The first frame in full (4 tokens), the context of both, the region and its shape, then words
-    kinds = [1] * 4 + [2] * 2 + [3, 4] if seen else []
+    # The dense tokens of the first frame, context of both frames, region and its shape, then words
+    kinds = [1] * 4 + [2] * 2 + [3, 4] if visual else []
     words = torch.randint(1, 110, (10,), generator=generator).tolist()
     answer = [40, SEG, 41, SEG] if masks else [40, 41]
     ids = torch.tensor([[261] * len(kinds) + words + answer])
@@ -40,7 +40,7 @@ def sample(seed: int, seen: bool, masks: bool) -> dict:
         "target_masks": [torch.rand(num_objects, num_frames, 24, 24, generator=generator) > 0.5],
     }
     one = torch.ones(1, dtype=torch.long)
-    visual = {
+    frames = {
         "pixel_values": torch.randn(2, 3, IMAGE_SIZE, IMAGE_SIZE, generator=generator),
         "num_context_frames": 2 * one,
         "num_extra_frames": 0 * one,
@@ -52,19 +52,19 @@ def sample(seed: int, seen: bool, masks: bool) -> dict:
         "region_grid_masks": torch.ones(1, 2, 2),
         "region_frames": 0 * one,
     }
-    return batch | (visual if seen else {})
+    return batch | (frames if visual else {})
 
 
-# What the two processes read in each update: no two kinds use the same parts
+# Batches of the two processes in each update; each kind of batch uses different parts
 UPDATES = [
-    (sample(1, seen=False, masks=False), sample(2, seen=True, masks=True)),
-    (sample(3, seen=True, masks=False), sample(4, seen=False, masks=True)),
-    (sample(5, seen=False, masks=False), sample(6, seen=False, masks=False)),
+    (sample(1, visual=False, masks=False), sample(2, visual=True, masks=True)),
+    (sample(3, visual=True, masks=False), sample(4, visual=False, masks=True)),
+    (sample(5, visual=False, masks=False), sample(6, visual=False, masks=False)),
 ]
 
 
 def mixed_model() -> nn.Module:
-    """The tiny model as the recipe trains it, without dropout, and with the language model trained too."""
+    """The tiny model with the published parts and the language model trained, without dropout."""
     model = tiny_model(num_mask_points=60).train()
     for name, parameter in model.named_parameters():
         trained = any(part in name for part in (*TRAINED, "language_model.layers"))
@@ -75,50 +75,58 @@ def mixed_model() -> nn.Module:
     return model
 
 
+def sharded_layers(model: nn.Module) -> list[str]:
+    """Layer classes that are FSDP2 units: the model's `_no_split_modules` that are shardable."""
+    from sama.training.sharding import is_shardable
+
+    replicated = {type(part).__name__ for name, part in model.named_modules() if not is_shardable(name)}
+    shardable = {type(part).__name__ for name, part in model.named_modules() if is_shardable(name)}
+    return sorted((shardable - replicated) & set(model._no_split_modules))
+
+
 def totals(pair: tuple[dict, dict]) -> dict:
-    """Labels and masks of an update."""
+    """Numbers of labels and masks in an update."""
     labels = sum(int((batch["labels"] != -100).sum()) for batch in pair)
     masks = sum(len(batch["target_masks"][0].flatten(0, 1)) for batch in pair)
     return {"num_items_in_batch": labels, "num_masks_in_batch": max(masks, 1)}
 
 
 def zero(stage: int, folder: Path) -> dict:
-    """Three updates under ZeRO; the weights go to `folder`."""
+    """Runs three updates under ZeRO; saves the weights to `folder`."""
     import deepspeed
 
-    from sama.training.sharding import keep_parts_whole
+    from sama.training.sharding import gather_replicated_parts
 
     settings = json.loads((Path(__file__).parent.parent / f"scripts/accelerate/zero{stage}.json").read_text())
     settings = {name: value for name, value in settings.items() if value != "auto" and name != "bf16"}
-    # Buckets so small that there are many: it matters in which order gradients come
+    # Many small buckets, so that the order of gradients matters
     settings["zero_optimization"] |= {"reduce_bucket_size": 20_000}
     if stage == 3:
         settings["zero_optimization"] |= {"stage3_param_persistence_threshold": 0}
-    # Clipped is every norm above 1 unless it says otherwise
+    # DeepSpeed clips gradients at norm 1 by default
     settings |= {"train_batch_size": 2, "train_micro_batch_size_per_gpu": 1, "gradient_clipping": 1e9}
     model = mixed_model()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     engine, *_ = deepspeed.initialize(model=model, optimizer=torch.optim.SGD(trained, RATE), config=settings)
     if stage == 3:
-        keep_parts_whole(engine.module, engine.optimizer)
+        gather_replicated_parts(engine.module, engine.optimizer)
     rank = torch.distributed.get_rank()
     for pair in UPDATES:
         output = engine(**pair[rank], **totals(pair), use_cache=False)
         engine.backward(2 * output.loss)
         engine.step()
-    cut = [name for name, parameter in model.named_parameters() if not parameter.numel()]
+    sharded = [name for name, parameter in model.named_parameters() if not parameter.numel()]
     with deepspeed.zero.GatheredParameters(list(model.parameters()), enabled=stage == 3):
         if rank == 0:
             torch.save(model.state_dict(), folder / "weights.pt")
-    return {"wrapper": type(engine).__name__, "stage": engine.zero_optimization_stage(), "cut": cut}
+    return {"wrapper": type(engine).__name__, "stage": engine.zero_optimization_stage(), "sharded": sharded}
 
 
 def fsdp(folder: Path) -> dict:
-    """Three updates with torch's own `fully_shard`, units as Accelerate makes them; the weights go to `folder`."""
+    """Runs three updates with torch's `fully_shard` and the units that Accelerate uses; saves the weights to
+    `folder`."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, fully_shard
-
-    from sama.training.sharding import sharded_layers
 
     mesh = init_device_mesh("cpu", (2,))
     model = mixed_model()
@@ -143,7 +151,7 @@ def fsdp(folder: Path) -> dict:
 
 
 def train(arguments: list[str]) -> dict:
-    """A run of train.py."""
+    """Runs train.py."""
     from sama.train import build, finish, parse
 
     trainer = build(*parse(arguments))
@@ -155,7 +163,7 @@ def train(arguments: list[str]) -> dict:
     if trainer.is_deepspeed_enabled:
         report |= {
             "stage": wrapped.zero_optimization_stage(),
-            "cut": [name for name, parameter in trainer.model.named_parameters() if not parameter.numel()],
+            "sharded": [name for name, parameter in trainer.model.named_parameters() if not parameter.numel()],
         }
     return report
 

@@ -1,4 +1,4 @@
-"""Tiny checkpoints with the names that other projects use, random weights, written like theirs."""
+"""Tiny checkpoints with random weights in the names and formats of other projects."""
 
 import json
 from pathlib import Path
@@ -206,7 +206,7 @@ def instructblip_shapes() -> Shapes:
 
 
 def release_shapes(kind: str, language_model: str = "qwen2") -> Shapes:
-    """Of a whole "sama", "sa2va" or "internvl"."""
+    """Tensor shapes of a "sama", "sa2va" or "internvl" checkpoint."""
     rows = len(WORDS + CHAT_TOKENS) + (0 if kind == "internvl" else len(SAMA_TOKENS))
     shapes = vision_shapes() | {"qwen2": qwen2_shapes, "internlm2": internlm2_shapes}[language_model](rows)
     if kind != "internvl":
@@ -221,7 +221,7 @@ def random_weights(shapes: Shapes, seed: int, dtype: torch.dtype = torch.bfloat1
 
 
 def write_tokenizers(folder: Path, sama: bool = True) -> None:
-    """A language tokenizer in `folder` and a BERT vocabulary in `folder/qformer_tokenizer`."""
+    """Writes a language tokenizer to `folder` and a BERT vocabulary to `folder/qformer_tokenizer`."""
     backend = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     backend.add_special_tokens(CHAT_TOKENS + (SAMA_TOKENS if sama else []))
@@ -250,7 +250,7 @@ def write_config(folder: Path, language_model: str = "qwen2") -> None:
 
 
 def write_shards(folder: Path, weights: dict[str, torch.Tensor], num_shards: int) -> None:
-    """As `save_pretrained` writes a large model."""
+    """Writes shards and an index in the format of `save_pretrained`."""
     names, weight_map = list(weights), {}
     for number in range(num_shards):
         file = f"model-{number + 1:05d}-of-{num_shards:05d}.safetensors"
@@ -262,7 +262,7 @@ def write_shards(folder: Path, weights: dict[str, torch.Tensor], num_shards: int
 
 
 def write_release(folder: Path, kind: str, language_model: str = "qwen2", seed: int = 0) -> dict[str, torch.Tensor]:
-    """A whole checkpoint folder, and its weights."""
+    """Writes a complete checkpoint folder; returns its weights."""
     folder.mkdir()
     weights = random_weights(release_shapes(kind, language_model), seed)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})

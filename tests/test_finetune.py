@@ -1,4 +1,4 @@
-"""docs/finetune.md walked through on ten clips of toy world; its commands and its mixture are read from the page."""
+"""Runs the commands and the mixture of docs/finetune.md on ten clips of toy world."""
 
 import os
 import re
@@ -20,7 +20,7 @@ from sama.toy_world.world import ToyWorld
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "checkpoints" / "sama-tiny"
 PAGE = (ROOT / "docs" / "finetune.md").read_text(encoding="utf-8")
-# What a run of seconds on a CPU has otherwise than the page
+# Additional flags for a run of seconds on a CPU
 SMALL = (
     "--use_cpu true --max_steps 2 --gradient_accumulation_steps 1 --lora_r 4 --turns 1 --report_to none "
     "--dataloader_num_workers 0 --disable_tqdm true --logging_steps 1 --save_strategy no"
@@ -28,7 +28,7 @@ SMALL = (
 
 
 def command(program: str) -> list[str]:
-    """The page's command line that runs `program`, without `python`."""
+    """The arguments of the page's `python program` command."""
     lines = [line for block in re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
     (line,) = [line for line in lines if line.startswith(f"python {program} ")]
     return shlex.split(line)[1:]
@@ -50,7 +50,7 @@ def run(words: list[str], folder: Path) -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope="module")
 def walked(tmp_path_factory):
-    """The folder in which every command of the page was run."""
+    """The folder in which all commands of the page were run."""
     folder = tmp_path_factory.mktemp("finetune")
     records = write_records(ToyWorld(), folder / "mine", range(10))
     assert len(records.read_text(encoding="utf-8").splitlines()) == 10
@@ -65,7 +65,7 @@ def walked(tmp_path_factory):
     return folder, checked, trained
 
 
-def test_the_run_says_what_it_reads_and_trains(walked):
+def test_run_prints_data_and_trained_parts(walked):
     _, checked, trained = walked
     assert "mine" in checked.stdout and "mine" in trained.stdout
     (adapters,) = re.findall(r"^adapters +([\d,]+) +([\d,]+)$", trained.stdout, re.MULTILINE)
@@ -74,7 +74,7 @@ def test_the_run_says_what_it_reads_and_trains(walked):
     assert language[0] == "0"
 
 
-def test_the_merged_model_is_another_one_and_complete(walked):
+def test_merged_model_is_complete_and_changed(walked):
     folder, *_ = walked
     merged = folder / "outputs" / "mine-merged"
     _, info = AutoModel.from_pretrained(merged, trust_remote_code=True, output_loading_info=True)
@@ -87,7 +87,7 @@ def test_the_merged_model_is_another_one_and_complete(walked):
     assert not any("vision_tower" in name or "original_mask_decoder" in name for name in moved)
 
 
-def test_the_merged_model_answers(walked):
+def test_merged_model_answers(walked):
     folder, *_ = walked
     merged = folder / "outputs" / "mine-merged"
     model = AutoModel.from_pretrained(merged, trust_remote_code=True, dtype=torch.float32)

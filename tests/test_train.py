@@ -1,4 +1,4 @@
-"""train.py from the command line: a run, its folder, and runs that are killed, stopped, or fed broken samples."""
+"""train.py from the command line: output folder, killed and stopped runs, broken samples, LoRA."""
 
 import json
 import multiprocessing
@@ -27,15 +27,15 @@ ROOT = Path(__file__).parent.parent
 NAMES = ("loss", "lm_loss", "mask_loss", "dice_loss", "token_accuracy", "mask_iou", "learning_rate", "grad_norm")
 STEPS = {"max_steps": 6, "save_steps": 2, "per_device_train_batch_size": 2}
 
-# Dies in the middle of a save: everything of checkpoint-4 is written, but not in its place
+# Killed during a save: checkpoint-4 is written but not yet renamed
 KILLED = """
 import os, signal, sys
 replace = os.replace
-def die(source, target):
+def kill(source, target):
     if str(target).endswith("checkpoint-4"):
         os.kill(os.getpid(), signal.SIGKILL)
     replace(source, target)
-os.replace = die
+os.replace = kill
 from sama import train
 train.main(sys.argv[1:])
 """
@@ -48,7 +48,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole_run(checkpoint, tmp_path_factory):
-    """Six updates without a stop, over more than one epoch of five samples: the folder, and the mixture."""
+    """Six uninterrupted updates, more than one epoch: the output folder and the mixture."""
     folder = tmp_path_factory.mktemp("whole")
     mixture = toy_mixture(folder, samples=7)
     assert train.main(flags(checkpoint, mixture, folder / "out", **STEPS)) == 0
@@ -59,13 +59,13 @@ def assert_same_curve(found: Path, expected: Path) -> None:
     mine, theirs = history(found), history(expected)
     assert [entry["step"] for entry in mine] == [entry["step"] for entry in theirs] == list(range(1, 7))
     for one, other in zip(mine, theirs, strict=True):
-        # Not to the last bit: sums depend on where memory happens to lie
+        # Not bit-exact: sums depend on memory alignment
         expected = {name: pytest.approx(other[name], rel=1e-4, abs=1e-5) for name in NAMES if name in other}
         assert {name: one[name] for name in NAMES if name in one} == expected
 
 
 def test_command_line_trains_and_saves(tmp_path):
-    """The shipped checkpoint on toy world, as the README says; flags come before what the file says."""
+    """The README's command with the shipped checkpoint; command-line flags override the config file."""
     config = {
         "model_name_or_path": str(ROOT / "checkpoints" / "sama-tiny"),
         "mixture": str(CONFIGS / "toy.yaml"),
@@ -101,7 +101,7 @@ def test_defaults_are_the_published_recipe(tmp_path):
     assert training.parts == ("aggregator", "seg_head", "mask_decoder", "projector")
 
 
-def test_killed_run_resumes_as_if_nothing_had_happened(checkpoint, whole_run, tmp_path):
+def test_killed_run_resumes_with_identical_losses(checkpoint, whole_run, tmp_path):
     expected, mixture = whole_run
     arguments = flags(checkpoint, mixture, tmp_path / "out", **STEPS)
     folders = os.pathsep.join(sys.path)
@@ -127,7 +127,7 @@ def test_sigterm_saves_and_exits(checkpoint, whole_run, tmp_path, monkeypatch, c
     def terminated(self, *args, **kwargs):
         if self.state.global_step == 2:
             workers = [process.pid for process in multiprocessing.active_children()]
-            assert workers  # a scheduler sends it to them as well
+            assert workers  # schedulers send it to workers too
             for process in [*workers, os.getpid()]:
                 os.kill(process, signal.SIGTERM)
         return original(self, *args, **kwargs)
@@ -143,10 +143,10 @@ def test_sigterm_saves_and_exits(checkpoint, whole_run, tmp_path, monkeypatch, c
     assert_same_curve(tmp_path / "out", expected)
 
 
-def test_last_without_a_checkpoint_starts_anew(checkpoint, whole_run, tmp_path, capsys):
+def test_resuming_from_last_without_a_checkpoint_starts_from_the_model(checkpoint, whole_run, tmp_path, capsys):
     arguments = flags(checkpoint, whole_run[1], tmp_path / "out", max_steps=1)
     assert train.main([*arguments, "--resume_from_checkpoint", "last"]) == 0
-    assert "Starting anew" in capsys.readouterr().out
+    assert "Starting from the model" in capsys.readouterr().out
 
 
 def test_corrupt_sample_follows_on_error(checkpoint, tmp_path, capsys):
@@ -199,7 +199,7 @@ def test_lora_trains_adapters_and_reloads(checkpoint, whole_run, tmp_path):
         torch.testing.assert_close(plain(**batch).loss, once.loss)
 
 
-def test_lora_beside_a_part_it_cannot_save_is_refused(checkpoint, whole_run, tmp_path):
+def test_lora_with_a_part_it_cannot_save_is_an_error(checkpoint, whole_run, tmp_path):
     arguments = flags(checkpoint, whole_run[1], tmp_path / "out", use_peft=True, train_parts="language_model")
-    with pytest.raises(ValueError, match="language_model cannot be trained in full beside LoRA"):
+    with pytest.raises(ValueError, match="language_model, which cannot be fully trained together with LoRA"):
         train.build(*train.parse(arguments))

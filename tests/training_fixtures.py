@@ -1,4 +1,4 @@
-"""A tiny checkpoint, mixtures and runs of train.py. Run as a program it is one process of a distributed run."""
+"""A tiny checkpoint, mixtures and training runs. As a program, one process of a distributed run."""
 
 import json
 import sys
@@ -18,7 +18,7 @@ TOY = {"format": "toy_world", "options": {"samples": 8, "settings": {"frames": [
 
 
 def save_checkpoint(folder: Path, **overrides) -> Path:
-    """A tiny model and the processor that fits it, without dropout, so that runs can be compared."""
+    """Saves a tiny model and its processor, without dropout so that runs can be compared."""
     processor = tiny_processor(image_size=IMAGE_SIZE)
     mark, position = processor.qformer_tokenizer.convert_tokens_to_ids(["<mask>", "<pos>"])
     ids = {
@@ -38,7 +38,7 @@ def save_checkpoint(folder: Path, **overrides) -> Path:
 
 
 def toy_mixture(folder: Path, samples: int = 8, texts: int = 0, tasks: dict | None = None, **settings) -> Path:
-    """A mixture of toy world, and of `texts` conversations without a picture."""
+    """Writes a mixture of toy world and `texts` conversations without images."""
     world = {**TOY["options"]["settings"], **({"tasks": tasks} if tasks else {})}
     sources = {"toy": {**TOY, "options": {"samples": samples, "settings": world}}}
     if texts:
@@ -59,7 +59,7 @@ def toy_mixture(folder: Path, samples: int = 8, texts: int = 0, tasks: dict | No
 
 
 def flags(checkpoint: Path, mixture: Path, output: Path, **options) -> list[str]:
-    """The command line of a tiny run."""
+    """Command-line flags of a tiny run."""
     options = {
         "model_name_or_path": checkpoint,
         "mixture": mixture,
@@ -78,18 +78,18 @@ def flags(checkpoint: Path, mixture: Path, output: Path, **options) -> list[str]
 
 
 def trainer_of(*arguments, **options) -> SamaTrainer:
-    """The Trainer of a tiny run; arguments of [`flags`]."""
+    """The trainer of a tiny run; takes the arguments of [`flags`]."""
     return train.build(*train.parse(flags(*arguments, **options)))
 
 
 def history(output: Path) -> list[dict]:
-    """What a run logged, one entry for each update."""
+    """The log entries of a run's updates."""
     state = json.loads((output / "trainer_state.json").read_text())
     return [entry for entry in state["log_history"] if "loss" in entry]
 
 
 class GradientRecorder(TrainerCallback):
-    """Keeps the gradients of each update, before the optimiser sees them."""
+    """Records the gradients of each update before the optimizer step."""
 
     def __init__(self):
         self.updates: list[dict[str, torch.Tensor]] = []
@@ -122,7 +122,7 @@ def record_run(*arguments, **options) -> dict:
 
 
 if __name__ == "__main__":
-    # One process of several: record a run for each JSON of options, and write what came out
+    # One process of a distributed run: records a run for each set of options and saves the results
     checkpoint, mixture, output, cases = sys.argv[1:]
     found = [
         record_run(Path(checkpoint), Path(mixture), Path(output) / str(number), **options)

@@ -1,4 +1,4 @@
-"""LoRA and QLoRA on the language model, beside the parts that a run trains in full."""
+"""LoRA and QLoRA on the language model, in addition to the parts that are fully trained."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 
 
 LORA_TARGETS = r".*\.language_model\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
-# Modules of each part, as PEFT saves them whole. It finds them by the end of their name
+# PEFT's `modules_to_save` for each part; PEFT matches the end of a module's name
 PART_MODULES = {
     "vision_tower": ("model.vision_tower",),
     "projector": ("model.multi_modal_projector",),
@@ -22,7 +22,7 @@ NOT_QUANTIZED = ("vision_tower", "multi_modal_projector", "context_aggregator", 
 
 
 def quantization(options: ModelConfig) -> BitsAndBytesConfig | None:
-    """How weights are loaded for QLoRA: the language model in 4 or 8 bits, everything else as it is."""
+    """QLoRA's quantization config, or None: the language model in 4 or 8 bits, everything else unquantized."""
     config = get_quantization_config(options)
     if config is not None:
         config.llm_int8_skip_modules = list(NOT_QUANTIZED)
@@ -31,16 +31,20 @@ def quantization(options: ModelConfig) -> BitsAndBytesConfig | None:
 
 def add_lora(model: nn.Module, options: ModelConfig, parts: Sequence[str]) -> nn.Module:
     """
-    The model with LoRA as `options` say, by default on every matrix of the language model. Parts that are trained in
-    full are saved with the adapter.
+    Adds LoRA to the model, by default to every linear layer of the language model. The fully trained `parts` are saved
+    with the adapter.
 
-    Raises `ValueError` for a part that cannot be trained beside it.
+    Raises:
+        ValueError: if one of `parts` cannot be fully trained together with LoRA.
     """
     from peft import get_peft_model, prepare_model_for_kbit_training
 
     wrong = [part for part in parts if part not in PART_MODULES]
     if wrong:
-        raise ValueError(f"{', '.join(wrong)} cannot be trained in full beside LoRA: leave it out of train_parts")
+        raise ValueError(
+            f"train_parts has {', '.join(wrong)}, which cannot be fully trained together with LoRA; remove "
+            f"{'it' if len(wrong) == 1 else 'them'}. Possible parts: {', '.join(PART_MODULES)}."
+        )
     if options.load_in_4bit or options.load_in_8bit:
         model = prepare_model_for_kbit_training(model)
     options.lora_target_modules = options.lora_target_modules or LORA_TARGETS

@@ -1,4 +1,4 @@
-"""What a training run is told: everything that Transformers' Trainer takes, with the published recipe as defaults."""
+"""Arguments of a training run: those of transformers' Trainer, with the published recipe as defaults, and SAMA's."""
 
 from dataclasses import dataclass, field
 
@@ -10,51 +10,64 @@ from .parts import PUBLISHED_PARTS, parse_parts
 
 @dataclass
 class SamaTrainingArguments(TrainingArguments):
-    """[`TrainingArguments`] with the published recipe as defaults, and what SAMA adds to them."""
+    """[`TrainingArguments`] with the published recipe as defaults, and SAMA's additional arguments."""
 
-    output_dir: str = field(default="outputs/train", metadata={"help": "Checkpoints, curves and the trained model."})
-    learning_rate: float = field(default=4e-5, metadata={"help": "The highest learning rate, after the warm-up."})
-    weight_decay: float = field(default=0.05, metadata={"help": "Of every trained parameter, biases included."})
-    warmup_steps: float = field(default=0.05, metadata={"help": "Updates, or below 1 a share of the run."})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "What follows the warm-up."})
-    per_device_train_batch_size: int = field(default=2, metadata={"help": "Samples of a process in one forward."})
-    logging_steps: float = field(default=10, metadata={"help": "Updates between two lines of the log."})
+    output_dir: str = field(
+        default="outputs/train", metadata={"help": "Folder for checkpoints, logs and the trained model."}
+    )
+    learning_rate: float = field(default=4e-5, metadata={"help": "Peak learning rate, reached after the warmup."})
+    weight_decay: float = field(
+        default=0.05, metadata={"help": "Applied to every trained parameter, including biases."}
+    )
+    warmup_steps: float = field(
+        default=0.05, metadata={"help": "Warmup updates, or the fraction of the run if below 1."}
+    )
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule after the warmup."})
+    per_device_train_batch_size: int = field(default=2, metadata={"help": "Samples per process and forward pass."})
+    logging_steps: float = field(default=10, metadata={"help": "Updates between two log entries."})
     logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "Leave it off: a loss that is no number stops the run with a message."}
+        default=False, metadata={"help": "Keep disabled: a NaN or infinite loss stops the run with an error."}
     )
     report_to: None | str | list[str] = field(
-        default="tensorboard", metadata={"help": "tensorboard, trackio, none, or another that the Trainer knows."}
+        default="tensorboard",
+        metadata={"help": "tensorboard, trackio, none, or another of the Trainer's integrations."},
     )
     save_steps: float = field(default=1000, metadata={"help": "Updates between two checkpoints."})
-    save_total_limit: int | None = field(default=3, metadata={"help": "Newest checkpoints that are kept."})
+    save_total_limit: int | None = field(default=3, metadata={"help": "Number of newest checkpoints to keep."})
     bf16: bool | None = field(
-        default=None, metadata={"help": "Compute in bfloat16, weights in float32. By default where a GPU can."}
+        default=None,
+        metadata={"help": "Compute in bfloat16 with float32 weights. Default: on if the GPU supports it."},
     )
-    dataloader_num_workers: int = field(default=4, metadata={"help": "Processes that make batches; 0 for none."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Leave it off: samples have no columns."})
+    dataloader_num_workers: int = field(
+        default=4, metadata={"help": "Processes that load batches; 0 loads in the main process."}
+    )
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Keep disabled: samples have no columns."})
     ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata={"help": "Not needed: the model gives what a batch does not use a gradient of zero."}
+        default=False,
+        metadata={"help": "Not needed: the model gives parameters that a batch does not use a zero gradient."},
     )
-    use_cache: bool = field(default=True, metadata={"help": "What the saved model does; training keeps no cache."})
+    use_cache: bool = field(
+        default=True, metadata={"help": "Setting of the saved model; training itself uses no cache."}
+    )
     train_parts: str = field(
         default=",".join(PUBLISHED_PARTS),
         metadata={
-            "help": "What is trained, comma-separated: aggregator, seg_head, mask_decoder, projector, vision_tower, "
+            "help": "Parts to train, comma-separated: aggregator, seg_head, mask_decoder, projector, vision_tower, "
             "language_model, memory, sam_encoder, sam_heads, prompt_encoder, or all."
         },
     )
     memory_training: bool = field(
         default=False,
         metadata={
-            "help": "Compare masks also on frames that are reached by propagation, and train SAM 2's memory. Without "
-            "it, as published, only frames that [SEG] prompts are compared."
+            "help": "Also compute mask losses on propagated frames, which trains SAM 2's memory. By default, as "
+            "published, only frames prompted by [SEG] have mask losses."
         },
     )
 
     def __post_init__(self):
         if self.bf16 is None:
             self.bf16 = not self.use_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-        self.parts  # noqa: B018  a wrong name shall stop the program here
+        self.parts  # noqa: B018  raises for an unknown part
         super().__post_init__()
 
     @property
@@ -65,21 +78,23 @@ class SamaTrainingArguments(TrainingArguments):
 
 @dataclass
 class DataArguments:
-    """What a run reads."""
+    """Arguments of the training data."""
 
-    mixture: str = field(metadata={"help": "The mixture, a YAML file of data_configs."})
-    data_root: str | None = field(default=None, metadata={"help": "Instead of the variable SAMA_DATA_ROOT."})
-    data_cache: str | None = field(default=None, metadata={"help": "Where annotations are kept as Arrow files."})
+    mixture: str = field(metadata={"help": "Mixture of data sources, a YAML file such as those in data_configs."})
+    data_root: str | None = field(
+        default=None, metadata={"help": "Data folder. Default: the environment variable SAMA_DATA_ROOT."}
+    )
+    data_cache: str | None = field(default=None, metadata={"help": "Cache folder for annotations as Arrow files."})
     on_error: str | None = field(
         default=None,
-        metadata={"help": "A broken sample, instead of what the mixture says.", "choices": ["raise", "skip"]},
+        metadata={"help": "What to do with a broken sample; overrides the mixture.", "choices": ["raise", "skip"]},
     )
-    turns: int | None = field(default=None, metadata={"help": "Most rounds of a sample, instead of the mixture's."})
-    memory_frames: int = field(
-        default=3, metadata={"help": "With --memory_training: frames of a video that are reached by propagation."}
+    turns: int | None = field(
+        default=None, metadata={"help": "Maximum number of turns per sample; overrides the mixture."}
     )
+    memory_frames: int = field(default=3, metadata={"help": "Propagated frames per video with --memory_training."})
 
     def rendering(self, memory_training: bool) -> dict:
-        """What takes the place of the mixture's own settings of rendering."""
+        """Rendering settings that override the mixture's."""
         turns = {} if self.turns is None else {"turns": self.turns}
         return {**turns, "memory_frames": self.memory_frames if memory_training else 0}

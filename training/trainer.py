@@ -1,4 +1,4 @@
-"""The Trainer of SAMA: losses by name, totals of a whole update, the mixture's order, checkpoints that are whole."""
+"""The trainer of SAMA: named losses normalized over an update, mixture sampling, and atomic checkpoints."""
 
 import json
 import math
@@ -8,6 +8,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from safetensors import SafetensorError
@@ -18,14 +19,14 @@ from transformers.trainer_utils import rotate_checkpoints
 from sama.data.collator import IGNORED, SamaCollator
 from sama.data.sampler import MixtureSampler
 
-from .sharding import KeepPartsWhole
+from .sharding import GatherReplicatedParts
 
 
 STATE_FILE, ORDER_FILE = "trainer_state.json", "order.json"
-STAGING = ".saving"  # a checkpoint is written here, and moved to its place when it is whole
-GRACE_SECONDS = 60  # that a loader worker lives after SIGTERM
+STAGING = ".saving"  # a checkpoint is written here and moved when complete
+GRACE_SECONDS = 60  # that a data loader worker keeps running after SIGTERM
 LOSSES = ("lm_loss", "mask_loss", "dice_loss", "iou_loss", "presence_loss")
-RATIOS = {  # logged name -> what is counted, and out of what
+RATIOS = {  # logged name -> numerator and denominator
     "token_accuracy": ("right_tokens", "tokens"),
     "seg_accuracy": ("right_segs", "segs"),
     "mask_iou": ("iou", "masks"),
@@ -34,24 +35,24 @@ COUNTED = (*LOSSES, *(name for pair in RATIOS.values() for name in pair), "updat
 
 
 class TrainingError(RuntimeError):
-    """A run cannot go on; the message names the step, the cause and the last good checkpoint."""
+    """The run cannot continue; the message has the step, the cause and the last complete checkpoint."""
 
 
 def find_checkpoint(folder: str | Path) -> Path | None:
-    """The newest whole checkpoint of a run, or `None`. The state is the last file that is written."""
+    """The newest complete checkpoint of a run, or `None`. The trainer state is written last."""
     found = [path for path in Path(folder).glob("checkpoint-*") if (path / STATE_FILE).is_file()]
     return max(found, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)
 
 
-def outlive_terminate(worker: int) -> None:
-    """Schedulers send SIGTERM to loader workers too: they go on while the run finishes its update and saves."""
+def delay_worker_exit(worker: int) -> None:
+    """Schedulers send SIGTERM to data loader workers too: keeps them running until the run has saved."""
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_SECONDS))
     signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
 
 
-class StopOnTerminate(TrainerCallback):
-    """On SIGTERM, as schedulers send it before they kill: finish the update, save, stop. `stopped` says that it
-    happened. Processes that train together stop at the same step."""
+class StopOnSigterm(TrainerCallback):
+    """On SIGTERM, which schedulers send before they kill, finishes the update, saves and stops; `stopped` is then
+    True. All processes of a distributed run stop at the same step."""
 
     def __init__(self):
         self.received, self.stopped, self._previous, self.trainer = False, False, None, None
@@ -78,14 +79,14 @@ class SamaTrainer(Trainer):
     Trains a SAMA on a mixture.
 
     Args:
-        model ([`SamaForConditionalGeneration`] or `PeftModel`): What of it is trained must be set: `freeze_all_but`.
+        model ([`SamaForConditionalGeneration`] or `PeftModel`): With frozen parameters set, see [`freeze_all_but`].
         args ([`SamaTrainingArguments`])
         mixture ([`Mixture`]): Rendered with `memory_frames` if `args.memory_training`.
-        processor ([`SamaProcessor`]): Makes the batches, and is saved beside the model.
+        processor ([`SamaProcessor`]): Collates batches, and is saved with the model.
     """
 
     def __init__(self, model, args, mixture, processor, **kwargs):
-        self.terminate, whole = StopOnTerminate(), KeepPartsWhole()
+        self.sigterm, gather = StopOnSigterm(), GatherReplicatedParts()
         self.staging: Path | None = None
         self.masks_in_update: torch.Tensor | None = None
         super().__init__(
@@ -94,12 +95,12 @@ class SamaTrainer(Trainer):
             train_dataset=mixture,
             data_collator=SamaCollator(processor, with_memory=args.memory_training),
             processing_class=processor,
-            callbacks=[*kwargs.pop("callbacks", []), self.terminate, whole],
+            callbacks=[*kwargs.pop("callbacks", []), self.sigterm, gather],
             **kwargs,
         )
-        self.terminate.trainer = whole.trainer = self
+        self.sigterm.trainer = gather.trainer = self
         seed = args.seed if args.data_seed is None else args.data_seed
-        self.order = MixtureSampler(
+        self.sampler = MixtureSampler(
             mixture.lengths, args.train_batch_size, seed, rank=args.process_index, num_ranks=args.world_size
         )
         self.sums = torch.zeros(len(COUNTED), device=args.device)
@@ -107,41 +108,41 @@ class SamaTrainer(Trainer):
     # ---- data -------------------------------------------------------------------------------------------------------
 
     def get_train_dataloader(self) -> DataLoader:
-        """Batches of this process in the mixture's order. They are not handed to Accelerate, which would divide them
-        again; the Trainer moves them to the device and, after a stop, leaves out those that were read."""
+        """Batches of this process in the sampler's order. The loader is not prepared by Accelerate, which would split
+        the batches again. The Trainer moves batches to the device and, when resuming, skips those already used."""
         args = self.args
         return DataLoader(
             self.train_dataset,
             args.train_batch_size,
-            sampler=self.order,
+            sampler=self.sampler,
             collate_fn=self.data_collator,
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
             prefetch_factor=args.dataloader_prefetch_factor,
             persistent_workers=args.dataloader_persistent_workers,
             drop_last=args.world_size > 1,
-            worker_init_fn=outlive_terminate,
+            worker_init_fn=delay_worker_exit,
         )
 
     def _run_epoch(self, model, epoch, train_dataloader, *args, **kwargs):
-        self.order.set_epoch(epoch)
+        self.sampler.set_epoch(epoch)
         return super()._run_epoch(model, epoch, train_dataloader, *args, **kwargs)
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor:
-        """Labels of the whole update, over its batches and all processes; its masks are kept for [`compute_loss`]."""
+        """Number of labels in an update, over its batches and all processes; also sets `masks_in_update`."""
         labels = sum(int((batch["labels"][:, 1:] != IGNORED).sum()) for batch in batch_samples)
         masks = sum(target.shape[0] * target.shape[1] for batch in batch_samples for target in batch["target_masks"])
         totals = torch.tensor([labels, masks], device=device)
         if self.args.world_size > 1:
             totals = self.accelerator.reduce(totals)
-        totals = totals.clamp(min=1)  # an update may have skipped samples alone
+        totals = totals.clamp(min=1)  # all samples of an update may have been skipped
         self.masks_in_update = totals[1]
         return totals[0]
 
     # ---- losses -----------------------------------------------------------------------------------------------------
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """This batch's share of the update's loss. Processes average their gradients, so each counts for all."""
+        """This batch's part of the update's loss, times the number of processes, over which gradients are averaged."""
         outputs = model(
             **inputs,
             use_cache=False,
@@ -150,16 +151,16 @@ class SamaTrainer(Trainer):
         )
         if not torch.isfinite(outputs.loss):
             parts = ", ".join(f"{name} {outputs[name].item():g}" for name in LOSSES if name in outputs)
-            self.stop(f"the loss is {outputs.loss.item():g} ({parts})")
-        self.count(outputs, inputs["labels"])
+            self.fail(f"the loss is {outputs.loss.item():g} ({parts})")
+        self.accumulate_metrics(outputs, inputs["labels"])
         loss = outputs.loss * self.args.world_size
-        if not loss.requires_grad:  # text alone passes through no trained part: its gradient is zero
+        if not loss.requires_grad:  # a text-only batch uses no trained part
             loss = loss + 0.0 * next(p for p in model.parameters() if p.requires_grad).sum()
         return (loss, outputs) if return_outputs else loss
 
     @torch.no_grad()
-    def count(self, outputs, labels: torch.Tensor) -> None:
-        """Adds a batch to what the next line of the log says."""
+    def accumulate_metrics(self, outputs, labels: torch.Tensor) -> None:
+        """Adds a batch to the metrics of the next log entry."""
         targets = labels[:, 1:]
         targets = targets[targets != IGNORED]
         right = outputs.logits.argmax(-1) == targets
@@ -177,49 +178,49 @@ class SamaTrainer(Trainer):
         )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As in the library; a line about training also says every loss by name, and what was right."""
+        """As in transformers; training entries also have each loss by name, and the accuracies."""
         if "loss" in logs:
             sums = self.sums if self.args.world_size == 1 else self.accelerator.reduce(self.sums)
             counts = dict(zip(COUNTED, sums.tolist(), strict=True))
             updates = self.state.global_step - self.last_logged
-            silent = [name for name in LOSSES if not vars(self.model.config).get(f"{name}_coefficient", 1.0)]
-            logs |= {name: counts[name] / updates for name in LOSSES if name not in silent}
+            disabled = [name for name in LOSSES if not vars(self.model.config).get(f"{name}_coefficient", 1.0)]
+            logs |= {name: counts[name] / updates for name in LOSSES if name not in disabled}
             logs |= {name: counts[right] / counts[all_] for name, (right, all_) in RATIOS.items() if counts[all_]}
             self.sums, self.last_logged = torch.zeros_like(self.sums), self.state.global_step
         super().log(logs, start_time)
 
     def _clip_grad_norm(self, model):
         norm = super()._clip_grad_norm(model)
-        # In float16 a step with such a norm is left out, and the loss scaled down
+        # With float16 the gradient scaler skips such a step instead
         if norm is not None and not math.isfinite(norm) and self.accelerator.scaler is None:
-            self.stop(f"the norm of the gradients is {float(norm):g}")
+            self.fail(f"the gradient norm is {float(norm):g}")
         return norm
 
     def get_decay_parameter_names(self, model) -> list[str]:
-        """All: as published, nothing is left out of the weight decay."""
+        """All parameters: as published, none is exempt from weight decay."""
         return [name for name, _ in model.named_parameters()]
 
     # ---- checkpoints ------------------------------------------------------------------------------------------------
 
-    def stop(self, problem: str) -> None:
-        """Raises [`TrainingError`]."""
+    def fail(self, problem: str) -> NoReturn:
+        """Raises [`TrainingError`] for the current step."""
         last = find_checkpoint(self.args.output_dir)
-        kept = f"The last good checkpoint is {last}" if last else "There is no checkpoint yet"
-        raise TrainingError(f"step {self.state.global_step + 1}: {problem}. {kept}.")
+        saved = f"The last complete checkpoint is {last}" if last else "There is no checkpoint yet"
+        raise TrainingError(f"step {self.state.global_step + 1}: {problem}. {saved}.")
 
     @contextmanager
     def writing(self, what: str) -> Iterator[None]:
-        """Whatever cannot be written, the disk being full above all, stops the run with a message."""
+        """Raises [`TrainingError`] for a failed write, for example on a full disk."""
         try:
             yield
         except (OSError, RuntimeError, SafetensorError) as error:
-            self.stop(f"{what} could not be written ({error})")
+            self.fail(f"{what} could not be written ({error})")
 
     def _get_output_dir(self, trial) -> str:
         return str(self.staging or super()._get_output_dir(trial))
 
     def _save_checkpoint(self, model, trial) -> None:
-        """As in the library, but a checkpoint is either whole or absent, whenever the run is killed."""
+        """As in transformers, but atomic: a run that is killed leaves a complete checkpoint or none."""
         folder = Path(self.args.output_dir)
         name = f"checkpoint-{self.state.global_step}"
         self.staging = folder / STAGING
@@ -228,7 +229,7 @@ class SamaTrainer(Trainer):
                 if self.args.should_save:
                     shutil.rmtree(self.staging, ignore_errors=True)
                     (self.staging / name).mkdir(parents=True)
-                    (self.staging / name / ORDER_FILE).write_text(json.dumps(self.order.state_dict()))
+                    (self.staging / name / ORDER_FILE).write_text(json.dumps(self.sampler.state_dict()))
                 self.accelerator.wait_for_everyone()
                 super()._save_checkpoint(model, trial)
                 self.accelerator.wait_for_everyone()
@@ -245,15 +246,15 @@ class SamaTrainer(Trainer):
         self.accelerator.wait_for_everyone()
 
     def train(self, resume_from_checkpoint: str | Path | bool | None = None, **kwargs):
-        """As in the library; `True` resumes from the newest checkpoint that is whole.
+        """As in transformers; `True` resumes from the newest complete checkpoint.
 
         Raises:
-            ValueError: if there is no checkpoint to resume from, or it was made with another order of samples.
+            ValueError: if there is no checkpoint to resume from, or its run had a different order of samples.
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = find_checkpoint(self.args.output_dir)
             if resume_from_checkpoint is None:
-                raise ValueError(f"There is no whole checkpoint in {self.args.output_dir}")
+                raise ValueError(f"There is no complete checkpoint in {self.args.output_dir}")
         self.last_logged = 0
         if resume_from_checkpoint:
             self.check_order(Path(resume_from_checkpoint))
@@ -262,18 +263,23 @@ class SamaTrainer(Trainer):
         return super().train(resume_from_checkpoint=str(resume_from_checkpoint or "") or None, **kwargs)
 
     def check_order(self, checkpoint: Path) -> None:
-        """Raises `ValueError` if the checkpoint's run read its samples in another order than this one does."""
+        """Raises `ValueError` if the checkpoint's run had a different order of samples."""
         path = checkpoint / ORDER_FILE
         if path.is_file():
-            order, shape = self.order, self.order.state_dict()
-            again = MixtureSampler(
-                self.train_dataset.lengths, order.batch_size, order.seed, order.rank, order.num_ranks, order.grouped
+            sampler = self.sampler
+            fresh = MixtureSampler(
+                self.train_dataset.lengths,
+                sampler.batch_size,
+                sampler.seed,
+                sampler.rank,
+                sampler.num_ranks,
+                sampler.grouped,
             )
-            again.load_state_dict(shape | json.loads(path.read_text()))
+            fresh.load_state_dict(sampler.state_dict() | json.loads(path.read_text()))
 
 
 def flush_files(folder: Path) -> None:
-    """Makes sure that the files are on the disk before the folder gets its name, in case the power fails."""
+    """Flushes the files to disk before the folder is renamed, in case of a power failure."""
     for path in folder.rglob("*"):
         if path.is_file():
             with path.open("rb+") as file:

@@ -1,7 +1,6 @@
-"""Foreign checkpoints become ours: every kind, every storage format, and every way in which one can be broken."""
+"""Conversion of every kind of checkpoint and storage format, and the errors for broken ones."""
 
 import json
-import re
 import subprocess
 import sys
 import weakref
@@ -16,9 +15,9 @@ from transformers import Sam2VideoModel
 
 from sama.conversion import convert as convert_checkpoint
 from sama.conversion import files as checkpoint_files
-from sama.conversion.convert import Order, convert, read_order
+from sama.conversion.convert import ConversionRequest, convert, parse_arguments
 from sama.conversion.files import CheckpointError, WeightFiles
-from sama.conversion.keys import AGGREGATOR, ORIGINAL_DECODER, SAM, grouped, map_instructblip
+from sama.conversion.keys import AGGREGATOR, ORIGINAL_DECODER, SAM, map_instructblip, split_grouped_qkv
 from sama.modeling_sama import SamaForConditionalGeneration
 from sama.processing_sama import SamaProcessor
 
@@ -28,22 +27,22 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "convert_checkpoint.py"
 
 @pytest.fixture(scope="module")
 def released(tmp_path_factory) -> dict:
-    """A tiny SAMA as the release stores it, its weights, and what it was converted to."""
+    """A tiny SAMA in the release's format, its weights, and the converted checkpoint."""
     folder = tmp_path_factory.mktemp("released")
     weights = foreign.write_release(folder / "sama", "sama")
-    report = order(folder / "sama", "sama", folder / "ours")
+    report = convert_source(folder / "sama", "sama", folder / "ours")
     return {"folder": folder / "sama", "weights": weights, "ours": folder / "ours", "report": report}
 
 
-def order(source: Path, kind: str, to: Path, **others):
-    """Converts one source, with the sizes that tiny weights need."""
+def convert_source(source: Path, kind: str, to: Path, **others):
+    """Converts one source with the sizes of the tiny weights."""
     sizes = to.parent / "sizes.json"
     sizes.write_text(json.dumps(foreign.SIZES), encoding="utf-8")
-    return convert(Order([(source, kind)], to, sizes=sizes, **others))
+    return convert(ConversionRequest([(source, kind)], to, sizes=sizes, **others))
 
 
 def load(folder: Path) -> SamaForConditionalGeneration:
-    """Loads a converted checkpoint and insists that nothing is missing or left over."""
+    """Loads a converted checkpoint and checks that no weight is missing or unexpected."""
     model, info = SamaForConditionalGeneration.from_pretrained(folder, dtype="auto", output_loading_info=True)
     assert not any(info.values()), info
     return model
@@ -51,11 +50,11 @@ def load(folder: Path) -> SamaForConditionalGeneration:
 
 def test_golden_numbers(golden_dir):
     found = check_golden.check(golden_dir)
-    print(check_golden.table(found))  # noqa: T201, shown where the test fails
+    print(check_golden.table(found))  # noqa: T201, shown if the test fails
     assert [finding.quantity for finding in found if not finding.ok] == []
 
 
-def test_release_loads_with_every_weight_in_its_place(released):
+def test_release_loads_with_correct_weights(released):
     state, weights, report = load(released["ours"]).state_dict(), released["weights"], released["report"]
     layer = "model.layers.1.self_attn.q_proj.weight"
     qkv = weights["vision_model.encoder.layers.1.attn.qkv.bias"]
@@ -84,16 +83,16 @@ def test_release_loads_with_every_weight_in_its_place(released):
     assert report.copied and all(name.startswith(ORIGINAL_DECODER) for name in report.copied)
 
 
-def test_release_keeps_the_rules_of_the_published_inference(released):
+def test_release_has_the_published_settings(released):
     config, processor = (
         load(released["ours"]).config,
         SamaProcessor.from_pretrained(released["ours"], trust_remote_code=True),
     )
     assert (config.preset, config.region_shape, config.null_region_scale) == ("published", "box", 1.0)
     assert (config.trained, config.round_rotary_to_bfloat16) == (True, True)
-    policies = (processor.preset, processor.layout, processor.region_shape)
-    assert policies == ("published", "published", "box")
-    assert (processor.sam_image_size, processor.image_size, processor.region_mask_size) == (128, 56, 8)
+    policies = (processor.preset, processor.turn_format, processor.config.region_shape)
+    assert policies == ("published", "newline_after", "box")
+    assert (processor.sam_image_size, processor.image_size, processor.config.region_mask_size) == (128, 56, 8)
     assert config.seg_token_id == processor.tokenizer.convert_tokens_to_ids("[SEG]")
     assert config.qformer_mask_token_id == processor.qformer_tokenizer.convert_tokens_to_ids("<mask>") == 12
     generation = json.loads((released["ours"] / "generation_config.json").read_text())
@@ -114,7 +113,7 @@ def test_folder_loads_without_the_repository(released):
 
 
 @pytest.mark.parametrize("storage", ["shards", "shards without index", "pt", "nested pth"])
-def test_every_storage_gives_the_same_weights(released, storage, tmp_path):
+def test_storage_formats_give_the_same_weights(released, storage, tmp_path):
     source = tmp_path / "foreign"
     source.mkdir()
     foreign.write_config(source)
@@ -128,14 +127,14 @@ def test_every_storage_gives_the_same_weights(released, storage, tmp_path):
         torch.save(weights, source / "model.pt")
     else:
         torch.save({"model": weights, "epoch": 3}, source / "model.pth")
-    order(source, "sama", tmp_path / "ours", max_shard_size="5MB")
+    convert_source(source, "sama", tmp_path / "ours", max_shard_size="5MB")
     assert len(list((tmp_path / "ours").glob("model-*.safetensors"))) > 1
     once, again = load(released["ours"]).state_dict(), load(tmp_path / "ours").state_dict()
     assert all(torch.equal(once[name], again[name]) for name in once)
 
 
-def test_memory_holds_one_shard(released, tmp_path, monkeypatch):
-    """Counts the bytes of all converted tensors that are alive whenever the next one is read."""
+def test_at_most_one_shard_is_in_memory(released, tmp_path, monkeypatch):
+    """Counts the bytes of the converted tensors that are alive when the next one is read."""
     limit, alive, peaks = 4_000_000, {}, []
     read, write = WeightFiles.read, convert_checkpoint.write_weights
 
@@ -154,22 +153,22 @@ def test_memory_holds_one_shard(released, tmp_path, monkeypatch):
 
     monkeypatch.setattr(WeightFiles, "read", counting_read)
     monkeypatch.setattr(convert_checkpoint, "write_weights", counting_write)
-    order(released["folder"], "sama", tmp_path / "ours", max_shard_size=limit)
+    convert_source(released["folder"], "sama", tmp_path / "ours", max_shard_size=limit)
     assert sum(tensor.nbytes for tensor in released["weights"].values()) > 3 * limit
     assert 0 < max(peaks) <= limit
 
 
-def test_one_foreign_file_is_open_at_a_time(released, tmp_path):
+def test_one_source_file_is_open_at_a_time(released, tmp_path):
     foreign.write_shards(tmp_path, released["weights"], 3)
     files = WeightFiles(tmp_path)
     opened = [files.read(name) is not None and files.tensors[name].file for name in files.tensors]
     assert len(set(opened)) == 3
-    assert opened == sorted(opened)  # each is opened once, when all is read in the order of the files
+    assert opened == sorted(opened)  # each is opened once if tensors are read in file order
 
 
 def test_internlm2_becomes_llama(tmp_path):
     weights = foreign.write_release(tmp_path / "foreign", "sama", "internlm2")
-    order(tmp_path / "foreign", "sama", tmp_path / "ours")
+    convert_source(tmp_path / "foreign", "sama", tmp_path / "ours")
     model = load(tmp_path / "ours")
     state, wqkv = model.state_dict(), weights["language_model.model.layers.0.attention.wqkv.weight"]
     # Two groups of 16 rows: two query heads of 4 rows, one key head, one value head
@@ -190,10 +189,10 @@ def test_internlm2_becomes_llama(tmp_path):
 def test_grouped_split_with_published_numbers():
     """8B: 8 groups of 4 query heads, key, value, each of 128 rows."""
     rows = torch.arange(6144)
-    assert grouped("q", 8, 128)(rows)[512].item() == 768  # the second group's first query row
-    assert grouped("k", 8, 128)(rows)[:2].tolist() == [512, 513]
-    assert grouped("v", 8, 128)(rows)[128].item() == 768 + 640
-    assert [len(grouped(letter, 8, 128)(rows)) for letter in "qkv"] == [4096, 1024, 1024]
+    assert split_grouped_qkv("q", 8, 128)(rows)[512].item() == 768  # the second group's first query row
+    assert split_grouped_qkv("k", 8, 128)(rows)[:2].tolist() == [512, 513]
+    assert split_grouped_qkv("v", 8, 128)(rows)[128].item() == 768 + 640
+    assert [len(split_grouped_qkv(letter, 8, 128)(rows)) for letter in "qkv"] == [4096, 1024, 1024]
 
 
 def test_sa2va_starts_with_instructblip(tmp_path):
@@ -202,7 +201,7 @@ def test_sa2va_starts_with_instructblip(tmp_path):
     torch.save({"model": blip}, tmp_path / "instructblip.pth")
     sizes = tmp_path / "foreign" / "sizes.json"
     sources = [(tmp_path / "foreign", "sa2va"), (tmp_path / "instructblip.pth", "instructblip")]
-    report = convert(Order(sources, tmp_path / "ours", sizes=sizes))
+    report = convert(ConversionRequest(sources, tmp_path / "ours", sizes=sizes))
     model = load(tmp_path / "ours")
     state, layer = model.state_dict(), "encoder.layer.2.crossattention"
     key = blip[f"Qformer.bert.{layer}.self.key.weight"].bfloat16()
@@ -226,12 +225,12 @@ def test_instructblip_as_transformers_stores_it():
     assert f"{AGGREGATOR}spatial_norm.weight" in keys.pieces
 
 
-def test_internvl_gets_the_tags_and_is_filled_step_by_step(tmp_path):
+def test_internvl_gets_the_tags_and_a_sam2(tmp_path):
     weights = foreign.write_release(tmp_path / "foreign", "internvl")
     sam = foreign.random_weights(foreign.sam2_shapes(version="2.1"), seed=3, dtype=torch.float32)
     torch.save({"model": sam}, tmp_path / "sam2.1_tiny.pt")
     sources = [(tmp_path / "foreign", "internvl"), (tmp_path / "sam2.1_tiny.pt", "sam2")]
-    report = convert(Order(sources, tmp_path / "first", sizes=tmp_path / "foreign" / "sizes.json"))
+    report = convert(ConversionRequest(sources, tmp_path / "first", sizes=tmp_path / "foreign" / "sizes.json"))
     model, words = load(tmp_path / "first"), weights["language_model.model.embed_tokens.weight"]
     embeddings = model.get_input_embeddings().weight
     assert len(embeddings) == len(words) + 5
@@ -246,24 +245,24 @@ def test_internvl_gets_the_tags_and_is_filled_step_by_step(tmp_path):
 
     blip = foreign.random_weights(foreign.instructblip_shapes(), seed=5, dtype=torch.float32)
     save_file(blip, tmp_path / "blip.safetensors")
-    with pytest.raises(CheckpointError, match="gives .* of shape .* but the configuration wants"):
-        order(tmp_path / "blip.safetensors", "instructblip", tmp_path / "second", into=tmp_path / "first")
+    with pytest.raises(CheckpointError, match="gives .* the shape .* but the configuration expects"):
+        convert_source(tmp_path / "blip.safetensors", "instructblip", tmp_path / "second", into=tmp_path / "first")
 
 
 def test_tied_embeddings_stay_tied(tmp_path):
     weights = foreign.write_release(tmp_path / "foreign", "sa2va")
     del weights["language_model.lm_head.weight"]
     save_file(weights, tmp_path / "foreign" / "model.safetensors")
-    order(tmp_path / "foreign", "sa2va", tmp_path / "ours")
+    convert_source(tmp_path / "foreign", "sa2va", tmp_path / "ours")
     model = load(tmp_path / "ours")
     assert model.lm_head.weight is model.get_input_embeddings().weight
     assert torch.equal(model.lm_head.weight, weights["language_model.model.embed_tokens.weight"])
 
 
-def test_sam2_fills_the_original_decoder(released, tmp_path):
+def test_sam2_replaces_the_original_decoder(released, tmp_path):
     sam = foreign.random_weights(foreign.sam2_shapes(), seed=7, dtype=torch.float32)
     torch.save({"model": sam}, tmp_path / "sam2_tiny.pt")
-    report = order(tmp_path / "sam2_tiny.pt", "sam2", tmp_path / "ours", into=released["ours"])
+    report = convert_source(tmp_path / "sam2_tiny.pt", "sam2", tmp_path / "ours", into=released["ours"])
     before, after = load(released["ours"]).state_dict(), load(tmp_path / "ours").state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {name for name in before if name.startswith(ORIGINAL_DECODER)}
@@ -273,11 +272,11 @@ def test_sam2_fills_the_original_decoder(released, tmp_path):
     assert SamaProcessor.from_pretrained(tmp_path / "ours", trust_remote_code=True).layout == "published"
 
 
-def test_sam2_alone_is_a_model_of_the_library(tmp_path):
+def test_standalone_sam2_is_a_transformers_model(tmp_path):
     for version in ("2.0", "2.1"):
         sam = foreign.random_weights(foreign.sam2_shapes(version=version), seed=7, dtype=torch.float32)
         torch.save({"model": sam}, tmp_path / f"sam{version}.pt")
-        order(tmp_path / f"sam{version}.pt", "sam2", tmp_path / version)
+        convert_source(tmp_path / f"sam{version}.pt", "sam2", tmp_path / version)
         model, info = Sam2VideoModel.from_pretrained(tmp_path / version, output_loading_info=True)
         assert not any(info.values())
         assert torch.equal(model.no_object_pointer, sam["no_obj_ptr"])
@@ -291,8 +290,8 @@ def test_command_line(released, tmp_path, capsys):
     assert result.returncode == 0, result.stderr
     assert "copied: the original mask decoder" in result.stdout and "Converting" in result.stderr
     assert convert_checkpoint.main([*arguments, *sizes]) == 1
-    assert re.search("error: .* is not empty; give a folder that does not exist yet", capsys.readouterr().err)
-    several = read_order([*arguments, "--from", "sam2.pt", "--kind", "sam2"])
+    assert "is not empty; give a folder that does not exist yet" in capsys.readouterr().err
+    several = parse_arguments([*arguments, "--from", "sam2.pt", "--kind", "sam2"])
     assert several.sources == [(released["folder"], "sama"), (Path("sam2.pt"), "sam2")]
 
 
@@ -301,7 +300,7 @@ def test_command_line(released, tmp_path, capsys):
 
 @pytest.fixture
 def copy(released, tmp_path) -> Path:
-    """The tiny release again, in three shards, to be spoilt."""
+    """A copy of the tiny release in three shards, for a test to break."""
     folder = tmp_path / "foreign"
     folder.mkdir()
     foreign.write_config(folder)
@@ -310,7 +309,7 @@ def copy(released, tmp_path) -> Path:
     return folder
 
 
-def spoil_json(path: Path, change) -> None:
+def edit_json(path: Path, change) -> None:
     content = json.loads(path.read_text(encoding="utf-8"))
     change(content)
     path.write_text(json.dumps(content), encoding="utf-8")
@@ -321,27 +320,27 @@ def truncate(folder: Path) -> None:
     file.write_bytes(file.read_bytes()[:-1000])
 
 
-def lose_shard(folder: Path) -> None:
+def delete_shard(folder: Path) -> None:
     (folder / "model-00003-of-00003.safetensors").unlink()
 
 
 def name_absent_key(folder: Path) -> None:
     index = folder / "model.safetensors.index.json"
-    spoil_json(
+    edit_json(
         index, lambda content: content["weight_map"].update({"mlp1.9.weight": "model-00001-of-00003.safetensors"})
     )
 
 
-def lose_tensor(folder: Path) -> None:
+def delete_tensor(folder: Path) -> None:
     first, index = folder / "model-00001-of-00003.safetensors", folder / "model.safetensors.index.json"
     tensors = load_file(first)
     name = next(name for name in tensors if "vision_model.encoder" in name)
     del tensors[name]
     save_file(tensors, first)
-    spoil_json(index, lambda content: content["weight_map"].pop(name))
+    edit_json(index, lambda content: content["weight_map"].pop(name))
 
 
-def lose_size(folder: Path) -> None:
+def delete_size(folder: Path) -> None:
     (folder / "model.safetensors.index.json").unlink()
     for file in folder.glob("model-*"):
         tensors = load_file(file)
@@ -356,58 +355,58 @@ def add_tensor(folder: Path) -> None:
 
 def change_config(section: str | None, **values):
     def change(folder: Path) -> None:
-        spoil_json(folder / "config.json", lambda config: (config[section] if section else config).update(values))
+        edit_json(folder / "config.json", lambda config: (config[section] if section else config).update(values))
 
     return change
 
 
 BAD_INPUT = {
-    "truncated shard": (truncate, r"model-00002-of-00003.safetensors is cut off or damaged"),
-    "missing shard": (lose_shard, "1 of 3 shards are missing, first model-00003"),
-    "index with an absent key": (name_absent_key, "the index names 1 tensors that its files lack, first mlp1.9.weig"),
-    "lost tensor": (lose_tensor, "tensors of the model are not filled: model.vision_tower"),
+    "truncated shard": (truncate, r"model-00002-of-00003.safetensors is truncated or damaged"),
+    "missing shard": (delete_shard, "1 of 3 shards are missing, first model-00003"),
+    "index with an absent key": (name_absent_key, "the index names 1 tensors that are not in the files, first mlp1"),
+    "missing tensor": (delete_tensor, "tensors of the model are missing: model.vision_tower"),
     "tensor of another model": (add_tensor, "1 unknown tensors: some.other.weight"),
     "no config": (lambda folder: (folder / "config.json").unlink(), "config.json is missing"),
-    "broken config": (lambda folder: (folder / "config.json").write_text("{"), "config.json is no JSON file"),
+    "broken config": (lambda folder: (folder / "config.json").write_text("{"), "config.json is not a valid JSON file"),
     "config of another kind": (
         lambda folder: (folder / "config.json").write_text("{}"),
-        "config.json lacks llm_config, vision_config",
+        "config.json has no llm_config, vision_config",
     ),
     "another language model": (change_config("llm_config", model_type="phi3"), "'phi3' is not supported"),
-    "another width": (change_config("llm_config", intermediate_size=32), "but the configuration wants"),
-    "lost tensor that tells a size": (lose_size, "lacks spatial_Qformer_query_tokens; is it complete"),
-    "more layers": (change_config("vision_config", num_hidden_layers=3), "tensors of the model are not filled"),
-    "fewer layers": (change_config("llm_config", num_hidden_layers=1), "have no place in the model"),
+    "another width": (change_config("llm_config", intermediate_size=32), "but the configuration expects"),
+    "missing tensor that determines a size": (delete_size, "has no tensor spatial_Qformer_query_tokens; is it"),
+    "more layers": (change_config("vision_config", num_hidden_layers=3), "tensors of the model are missing"),
+    "fewer layers": (change_config("llm_config", num_hidden_layers=1), "have no counterpart in the model"),
     "another pixel shuffle": (change_config(None, ps_version="v1"), "`ps_version` is 'v1'"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", BAD_INPUT)
 def test_bad_input(copy, case):
-    spoil, message = BAD_INPUT[case]
-    spoil(copy)
+    damage, message = BAD_INPUT[case]
+    damage(copy)
     check_refused(copy, "sama", message)
 
 
 def check_refused(source: Path, kind: str, message: str, **others) -> None:
-    """One sentence, and nothing left behind."""
+    """Checks that the error is one line and no files are left."""
     to = source.parent / "ours"
     with pytest.raises(CheckpointError, match=message) as caught:
-        order(source, kind, to, **others)
+        convert_source(source, kind, to, **others)
     assert "\n" not in str(caught.value)
     assert not to.exists() and not list(source.parent.glob(".ours*"))
 
 
 @pytest.mark.parametrize(("kind", "found"), [("sa2va", "sama"), ("sam2", "sama"), ("instructblip", "sama")])
 def test_wrong_kind(copy, kind, found):
-    check_refused(copy, kind, f"is no {kind} checkpoint: it looks like --kind {found}")
+    check_refused(copy, kind, f"is not a {kind} checkpoint: it looks like --kind {found}")
 
 
 def test_vocabulary_of_another_checkpoint(copy, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
     foreign.write_tokenizers(other, sama=False)
-    check_refused(copy, "sama", r"lacks \[SEG\], <p>, </p>, <vp>, </vp>", tokenizer=other)
+    check_refused(copy, "sama", r"has no \[SEG\], <p>, </p>, <vp>, </vp>", tokenizer=other)
     tokenizer = json.loads((copy / "tokenizer.json").read_text(encoding="utf-8"))
     last = dict(tokenizer["added_tokens"][-1])
     tokenizer["added_tokens"].append(last | {"id": last["id"] + 1, "content": "<more>"})
@@ -427,7 +426,7 @@ def test_target_must_be_empty(copy, tmp_path):
     (tmp_path / "ours").mkdir()
     (tmp_path / "ours" / "notes.txt").write_text("mine")
     with pytest.raises(CheckpointError, match="is not empty"):
-        order(copy, "sama", tmp_path / "ours")
+        convert_source(copy, "sama", tmp_path / "ours")
     assert [file.name for file in (tmp_path / "ours").iterdir()] == ["notes.txt"]
 
 
@@ -449,7 +448,7 @@ def test_pickles_that_run_code_are_refused(copy, released):
     torch.save({"model": released["weights"], "hook": Path("x")}, copy / "model.pt")
     check_refused(copy, "sama", "holds more than tensors")
     (copy / "model.pt").write_bytes((copy / "model.pt").read_bytes()[:100_000])
-    check_refused(copy, "sama", "is damaged|cut off or damaged")
+    check_refused(copy, "sama", "is damaged|truncated or damaged")
 
 
 def test_parts_must_fit(copy, released, tmp_path):
@@ -459,13 +458,13 @@ def test_parts_must_fit(copy, released, tmp_path):
     blip = foreign.random_weights(foreign.instructblip_shapes(), seed=5)
     torch.save(blip, tmp_path / "blip.pt")
     check_refused(tmp_path / "blip.pt", "instructblip", "has a trained context aggregator", into=released["ours"])
-    check_refused(tmp_path / "blip.pt", "instructblip", "fills a part of a SAMA")
-    check_refused(copy, "sama", "do not go together", into=released["ours"])
+    check_refused(tmp_path / "blip.pt", "instructblip", "replaces one part of a SAMA")
+    check_refused(copy, "sama", "cannot be combined", into=released["ours"])
 
 
 def test_unpublished_sizes_must_be_given(copy, tmp_path):
-    with pytest.raises(CheckpointError, match="none of the published sizes; give its heads, windows"):
-        convert(Order([(copy, "sama")], tmp_path / "ours"))
+    with pytest.raises(CheckpointError, match="not a published size; give its heads, windows"):
+        convert(ConversionRequest([(copy, "sama")], tmp_path / "ours"))
 
 
 def test_several_weight_files(copy, released):
@@ -476,4 +475,4 @@ def test_several_weight_files(copy, released):
     save_file(released["weights"], copy / "weights.safetensors")
     assert set(WeightFiles(copy, lambda names: "mlp1.0.bias" in names).tensors) == set(released["weights"])
     save_file(released["weights"], copy / "more.safetensors")
-    check_refused(copy, "sama", "holds several weight files")
+    check_refused(copy, "sama", "contains several weight files")

@@ -1,4 +1,4 @@
-"""The three released sizes at their true shapes, without weights: every key and shape of each has its place."""
+"""The key map covers every tensor of the three released sizes, by name and shape, without weights."""
 
 import json
 from pathlib import Path
@@ -8,8 +8,8 @@ import torch
 
 from sama.conversion.configs import aggregator_config, release_config, sam2_config
 from sama.conversion.keys import ORIGINAL_DECODER, map_release
+from sama.conversion.released_sizes import LANGUAGE_MODELS, VISION, released_config
 from sama.modeling_sama import SamaForConditionalGeneration
-from sama.profiling.released_sizes import LANGUAGE_MODELS, VISION, released_config
 
 
 SAM_PREFIX = "grounding_encoder.sam2_model."
@@ -17,10 +17,10 @@ NUM_KEYS = {"1b": 1897, "4b": 2041, "8b": 1833}
 
 
 @pytest.mark.parametrize("size", NUM_KEYS)
-def test_every_key_and_shape_has_its_place(golden_dir: Path, size: str):
+def test_every_key_is_mapped(golden_dir: Path, size: str):
     listed = golden_dir.parent / f"official_keys_{size}.json"
     if not listed.is_file():
-        pytest.skip(f"no list of the release's keys in {listed}")
+        pytest.skip(f"the list of the release's keys {listed} does not exist")
     shapes = {key: tuple(shape) for key, shape in json.loads(listed.read_text(encoding="utf-8")).items()}
     language, vocab_size, tokens = LANGUAGE_MODELS[size]
     assert len(shapes) == NUM_KEYS[size]
@@ -50,7 +50,7 @@ def test_every_key_and_shape_has_its_place(golden_dir: Path, size: str):
     assert sum(name.startswith(ORIGINAL_DECODER) for name in ours) == 131
 
 
-def test_the_8b_keeps_its_dynamic_rotary_scaling():
+def test_8b_keeps_dynamic_rotary_scaling():
     config = released_config("8b")
     assert config.text_config.model_type == "llama"
     rope = config.text_config.rope_parameters

@@ -1,4 +1,4 @@
-"""InternLM2's tokenizer is read without its code: every text gives the tokens that SentencePiece itself gives."""
+"""InternLM2's tokenizer, loaded without its code, gives the same tokens as SentencePiece."""
 
 import json
 
@@ -9,16 +9,16 @@ from sama.conversion.files import CheckpointError
 from sama.conversion.tokenizers import load_tokenizer
 
 
-sentencepiece = pytest.importorskip("sentencepiece", reason="reads the tokenizer of the 8B: pip install sentencepiece")
-pytest.importorskip("google.protobuf", reason="reads the tokenizer of the 8B: pip install protobuf")
+sentencepiece = pytest.importorskip("sentencepiece", reason="needed for the 8B's tokenizer: pip install sentencepiece")
+pytest.importorskip("google.protobuf", reason="needed for the 8B's tokenizer: pip install protobuf")
 
 TEXTS = ["The man pets a dog.", "What is  the dog doing?", " leading", "two  blanks, 你好 and 🙂\n a newline", ""]
-FREE = ["[UNUSED_TOKEN_1]", "[UNUSED_TOKEN_2]"]  # where InternLM2 puts its chat tokens
+FREE = ["[UNUSED_TOKEN_1]", "[UNUSED_TOKEN_2]"]  # pieces that InternLM2 replaces with its chat tokens
 
 
 @pytest.fixture(params=[True, False], ids=["with prefix", "without prefix"])
 def folder(request, tmp_path):
-    """A small tokenizer as InternLM2 stores its own: chat tokens inside the vocabulary, visual tokens behind it."""
+    """A small tokenizer in InternLM2's format: chat tokens inside the vocabulary, visual tokens after it."""
     (tmp_path / "text.txt").write_text("The man pets a dog in the park.\nWhat is the dog doing now?\n" * 100)
     sentencepiece.SentencePieceTrainer.train(
         input=str(tmp_path / "text.txt"), model_prefix=str(tmp_path / "tokenizer"), vocab_size=340, model_type="bpe",
@@ -50,7 +50,7 @@ def test_same_tokens_as_sentencepiece(folder):
     assert (tokenizer.bos_token, tokenizer.eos_token) == ("<s>", "</s>")
 
 
-def test_a_token_file_that_is_missing_is_noticed(folder):
+def test_missing_token_is_an_error(folder):
     file = folder / "tokenizer_config.json"
     config = json.loads(file.read_text())
     config["added_tokens_decoder"].pop(max(config["added_tokens_decoder"], key=int))

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from sama.conversion.convert import Order, convert
+from sama.conversion.convert import ConversionRequest, convert
 from sama.modeling_sama import VISUAL_INPUT_NAMES, SamaForConditionalGeneration, SamaVisualInputs
 from sama.objects_sama import Region
 from sama.processing_sama import SamaProcessor
@@ -60,7 +60,7 @@ class Golden:
     def __init__(self, folder: Path, converted: Path):
         self.facts = json.loads((folder / "golden.json").read_text(encoding="utf-8"))
         self.tensors = load_file(folder / "golden.safetensors")
-        convert(Order([(folder, "sama")], converted))
+        convert(ConversionRequest([(folder, "sama")], converted))
         self.model = SamaForConditionalGeneration.from_pretrained(converted, dtype=torch.float32).eval()
         self.processor = SamaProcessor.from_pretrained(converted, trust_remote_code=True)
 

@@ -1,11 +1,11 @@
-"""profiling/data_loading.py: that both ways read the same masks, and that the tables are filled."""
+"""profiling/data_loading.py: the store and the baseline read the same masks, and the tables are filled."""
 
 import pytest
 
-from sama.profiling.data_loading import FRAMES, benchmark_masks, benchmark_samples, read_store, read_whole, write_masks
+from sama.profiling.data_loading import FRAMES, measure_masks, measure_samples, read_store, read_whole, write_masks
 
 
-def test_both_ways_read_the_same(tmp_path):
+def test_store_and_baseline_read_the_same_masks(tmp_path):
     count = write_masks(tmp_path / "masks.json", 1)
     assert (tmp_path / "masks.json").stat().st_size >= 1 << 20
     ways = [read(tmp_path / "masks.json", tmp_path / "cache") for read in (read_store, read_whole)]
@@ -14,10 +14,10 @@ def test_both_ways_read_the_same(tmp_path):
 
 
 def test_samples_table(tmp_path):
-    row = benchmark_samples(8, tmp_path, workers=1).splitlines()[-1]
+    row = measure_samples(8, tmp_path, workers=1).splitlines()[-1]
     assert row.startswith("| toy.yaml | 1 | 4 |")
 
 
-def test_disk_is_asked_for_before_it_is_filled(tmp_path):
-    with pytest.raises(SystemExit, match="MB of disk with their store"):
-        benchmark_masks(10**9, tmp_path)
+def test_disk_space_is_checked_first(tmp_path):
+    with pytest.raises(SystemExit, match="and its store need .* MB of disk space"):
+        measure_masks(10**9, tmp_path)

@@ -1,4 +1,4 @@
-"""profiling/training.py: what is switched off computes the same, at the cost that the product saves."""
+"""profiling/training.py: variants compute the same loss with the expected counts."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sama.modeling_sama import SamaForConditionalGeneration
-from sama.profiling import training as benchmark_training
+from sama.profiling import training as profiled
 from sama.profiling.training import (
     SavedBytes,
     Setup,
@@ -26,13 +26,13 @@ pytestmark = pytest.mark.skipif(not CHECKPOINT.is_dir(), reason="no checkpoints/
 
 @pytest.fixture
 def setup(monkeypatch):
-    """The benchmark's own model and batch, at sizes for a test."""
+    """The profiled model and batch with smaller sizes."""
     for name, value in {"FRAME_SIZE": 56, "FRAME_TOKENS": 4, "SAM_SIZE": 128, "SAMPLES": 2}.items():
-        monkeypatch.setattr(benchmark_training, name, value)
+        monkeypatch.setattr(profiled, name, value)
     text = {"vocab_size": 2000, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1}
-    monkeypatch.setattr(benchmark_training, "TEXT", benchmark_training.TEXT | text | {"num_attention_heads": 2})
-    monkeypatch.setattr(benchmark_training, "VISION", benchmark_training.VISION | {"num_hidden_layers": 1})
-    monkeypatch.setattr(benchmark_training, "WORLD", benchmark_training.WORLD | {"height": 64, "width": 64})
+    monkeypatch.setattr(profiled, "TEXT", profiled.TEXT | text | {"num_attention_heads": 2})
+    monkeypatch.setattr(profiled, "VISION", profiled.VISION | {"num_hidden_layers": 1})
+    monkeypatch.setattr(profiled, "WORLD", profiled.WORLD | {"height": 64, "width": 64})
     torch.manual_seed(0)
     model = SamaForConditionalGeneration(larger_config(str(CHECKPOINT))).eval()
     freeze_all_but(model, PUBLISHED_PARTS)
@@ -40,24 +40,24 @@ def setup(monkeypatch):
 
 
 def run(setup: Setup) -> tuple[float, int]:
-    """The loss, and the bytes that are kept for its backward pass."""
+    """The loss, and the bytes saved for its backward pass."""
     saved = SavedBytes(setup.model)
     with saved.counting():
         loss = setup.model(**setup.batch, use_cache=False).loss
     return loss.item(), saved.total
 
 
-def test_each_saving_changes_its_own_count_and_no_loss(setup):
+def test_variants_change_counts_but_not_the_loss(setup):
     count_rows(setup)
-    loss, kept = run(setup)
+    loss, saved_bytes = run(setup)
     default, labels = dict(setup.counts), setup.batch["labels"][:, 1:]
     objects = [len(masks) for masks in setup.batch["target_masks"]]
     assert default["head"] == (labels != -100).sum() and default["sam"] == setup.batch["sam_frame_counts"].sum()
     assert default["vision"] == len(setup.batch["pixel_values"])
 
     head_everywhere(setup)
-    found, kept_everywhere = run(setup)
-    assert found == pytest.approx(loss, rel=1e-5) and kept_everywhere > kept
+    found, more_bytes = run(setup)
+    assert found == pytest.approx(loss, rel=1e-5) and more_bytes > saved_bytes
     assert setup.counts == default | {"head": labels.numel()}
 
     num_uses = len(setup.batch["dense_frames"]) + len(setup.batch["region_frames"])
@@ -69,11 +69,11 @@ def test_each_saving_changes_its_own_count_and_no_loss(setup):
     assert setup.counts["sam"] == sum(count * of for count, of in zip(objects, frames, strict=True))
 
 
-def test_the_frozen_encoder_keeps_nothing(setup):
+def test_frozen_encoder_saves_nothing(setup):
     tracker, pixels = setup.model.model.mask_tracker, setup.batch["sam_pixel_values"]
-    for kept in (False, True):
+    for with_graph in (False, True):
         saved = SavedBytes(setup.model)
         with saved.counting():
             tracker.sam.vision_encoder(pixels)
-        assert bool(saved.total) is kept
+        assert bool(saved.total) is with_graph
         encoder_with_graph(setup)

@@ -1,4 +1,4 @@
-"""The memory table against numbers worked out by hand."""
+"""The memory estimate compared with values computed by hand."""
 
 import pytest
 import torch
@@ -14,12 +14,14 @@ from sama.profiling.training_memory import (
     SavedTensors,
     Setting,
     Workload,
+    estimate,
     main,
-    measure,
 )
 
 
-COUNT = Parameters(whole_trained=80, whole_frozen=40, partitioned_trained=160, partitioned_frozen=400, largest=10)
+COUNT = Parameters(
+    replicated_trained=80, replicated_frozen=40, shardable_trained=160, shardable_frozen=400, largest=10
+)
 BY_NAME = {setting.name: setting for setting in SETTINGS}
 
 
@@ -32,7 +34,7 @@ BY_NAME = {setting.name: setting for setting in SETTINGS}
         ("ZeRO-2", 1, Memory(680 * 2, 240 * 2, 240 * 12)),
         ("ZeRO-2", 8, Memory(680 * 2, 30 * 2, 30 * 12)),
         ("ZeRO-3", 1, Memory(680 * 2, 240 * 2, 240 * 12)),
-        # 120 whole, 560 / 8 cut, two modules of 10 together
+        # 120 replicated, 560 / 8 sharded, two modules of 10 gathered
         ("ZeRO-3", 8, Memory(120 * 2 + 70 * 2 + 20 * 2, 30 * 2, 30 * 12)),
         ("FSDP2", 1, Memory(240 * 4 + 440 * 2, 240 * 4, 240 * 8)),
         ("FSDP2", 8, Memory(30 * 4 + 55 * 2 + 120 * 2 + 20 * 2, 30 * 4, 30 * 8)),
@@ -43,13 +45,13 @@ def test_states_of_each_strategy(strategy, gpus, expected):
 
 
 def test_four_bits():
-    count = Parameters(partitioned_frozen=1000, four_bit=640)
+    count = Parameters(shardable_frozen=1000, four_bit=640)
     # half a byte, a byte for 64 and a float32 for 64 x 256
     assert STRATEGIES["ZeRO-2"](count, 1).parameters == 360 * 2 + 320 + 10 + 640 * 4 / 16384
 
 
 class Layer(GradientCheckpointingLayer):
-    """Two matrices: autograd keeps what goes into each, and the mask of the ReLU."""
+    """Two linear layers; autograd saves the input of each and the ReLU's output."""
 
     def __init__(self):
         super().__init__()
@@ -64,7 +66,7 @@ def test_saved_tensors_of_layers():
     saved = SavedTensors(model)
     with saved.watch():
         model(torch.zeros(4, 8))
-    # In a layer its input, 4 x 8 floats, and what ReLU gave, 4 x 32; outside the input of the last matrix
+    # Per layer its input, 4 x 8 floats, and the ReLU's output, 4 x 32; outside, the input of the last linear layer
     assert saved.total == 3 * (128 + 512) + 128
     assert saved.checkpointed == 3 * 128 + 512 + 128
     with torch.no_grad(), saved.watch():
@@ -84,11 +86,11 @@ SMALL = Workload(batch=1, tokens=64, labels=8, questions=1, question_tokens=8, f
 
 
 @pytest.fixture(scope="module")
-def measured():
-    return {name: measure(tiny_config(), setting, SMALL) for name, setting in BY_NAME.items()}
+def estimated():
+    return {name: estimate(tiny_config(), setting, SMALL) for name, setting in BY_NAME.items()}
 
 
-def test_parameters_of_each_setting(measured):
+def test_parameters_of_each_setting(estimated):
     model = tiny_model()
     parts = dict(model.named_parameters())
     total = sum(parameter.numel() for parameter in parts.values())
@@ -101,7 +103,7 @@ def test_parameters_of_each_setting(measured):
             model.model.multi_modal_projector, model.model.mask_tracker.sam.mask_decoder,
         )
     ) - heads  # fmt: skip
-    counts = {name: count for name, (count, _) in measured.items()}
+    counts = {name: count for name, (count, _) in estimated.items()}
     assert counts["published"].trained == published
     # Width 32, keys and values 16, feed-forward 64, two layers: in + out of q, k, v, o, gate, up, down
     ends = 2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 64)
@@ -114,18 +116,18 @@ def test_parameters_of_each_setting(measured):
     assert counts["full"].largest == max(300 * 32, matrices + 32 + 16 + 16 + 64)  # biases of q, k and v, two norms
     for name in ("published", "full"):
         count = counts[name]
-        assert count.trained + count.whole_frozen + count.partitioned_frozen == total
+        assert count.trained + count.replicated_frozen + count.shardable_frozen == total
 
 
-def test_activations_grow_with_what_is_trained(measured):
-    published, full = measured["published"][1], measured["full"][1]
+def test_activations_grow_with_what_is_trained(estimated):
+    published, full = estimated["published"][1], estimated["full"][1]
     assert 0 < published.checkpointed < published.total < full.total
 
 
 def test_activations_grow_with_the_text():
     nothing = Setting("head", parts=("seg_head",))
-    short = measure(tiny_config(), nothing, SMALL)[1].total
-    long = measure(tiny_config(), nothing, Workload(**vars(SMALL) | {"tokens": 128}))[1].total
+    short = estimate(tiny_config(), nothing, SMALL)[1].total
+    long = estimate(tiny_config(), nothing, Workload(**vars(SMALL) | {"tokens": 128}))[1].total
     assert long > short
 
 

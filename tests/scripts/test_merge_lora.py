@@ -1,4 +1,4 @@
-"""A merged adapter computes what the model with the adapter computes."""
+"""A merged model gives the same outputs as the base model with the adapter."""
 
 import sys
 from pathlib import Path
@@ -19,7 +19,7 @@ TINY = Path(__file__).parents[2] / "checkpoints" / "sama-tiny"
 
 @pytest.fixture
 def trained(tmp_path):
-    """A base, and an adapter with a trained part beside it."""
+    """A base model, and an adapter with fully trained parts."""
     tiny_model().save_pretrained(tmp_path / "base")
     model = tiny_model()
     model.config._name_or_path = model.name_or_path = str(tmp_path / "base")
@@ -62,9 +62,9 @@ def test_the_adapter_names_its_base(trained, monkeypatch, capsys):
     assert merged.dtype == torch.bfloat16
     with pytest.raises(SystemExit):
         main()
-    assert "holds a model already" in capsys.readouterr().err
+    assert "already contains a model" in capsys.readouterr().err
 
 
-def test_a_folder_without_adapter_is_refused(tmp_path):
+def test_folder_without_adapter_is_an_error(tmp_path):
     with pytest.raises(ValueError, match=r"adapter_config\.json does not exist.*--use_peft"):
         merge(tmp_path, tmp_path / "merged")

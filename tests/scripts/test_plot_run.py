@@ -1,4 +1,4 @@
-"""The curves of a run as a picture."""
+"""The plot of a training run."""
 
 import json
 
@@ -13,7 +13,7 @@ def test_smoothed_is_a_running_mean():
     assert smoothed([1.0, 3.0, 5.0, 7.0], 2) == [1.0, 2.0, 4.0, 6.0]
 
 
-def test_curves_are_drawn_of_the_newest_state(tmp_path):
+def test_newest_state_is_plotted(tmp_path):
     for step in (2, 10):
         entries = [{"step": i, "loss": 9.0 / i, "lm_loss": 8.0 / i, "learning_rate": 1e-3} for i in range(1, step + 1)]
         (tmp_path / f"checkpoint-{step}").mkdir()
@@ -25,6 +25,6 @@ def test_curves_are_drawn_of_the_newest_state(tmp_path):
     assert len(np.unique(np.asarray(Image.open(tmp_path / "curves.png")).reshape(-1, 4), axis=0)) > 50
 
 
-def test_a_folder_without_a_run_is_refused(tmp_path):
+def test_folder_without_a_run_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="trainer_state.json"):
         read_history(tmp_path)

@@ -1,4 +1,4 @@
-"""What goes to the Hub, seen by a Hub that runs here."""
+"""Uploads to a fake Hub server."""
 
 import base64
 import json
@@ -12,14 +12,15 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from sama.scripts.push_to_hub import files_to_upload, model_card
+from sama.scripts.push_to_hub import files_to_upload
+from sama.training.model_card import model_card
 
 
 ROOT = Path(__file__).parents[2]
 
 
 class FakeHub(BaseHTTPRequestHandler):
-    """Answers as the Hub does where a repository is made and files are committed; remembers what it was sent."""
+    """Answers the Hub's requests for creating a repository and committing files, and records them."""
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -77,7 +78,7 @@ def hub():
 
 @pytest.fixture
 def folder(tmp_path):
-    """A run's folder, with things that stay at home."""
+    """A run's output folder, with files that are not uploaded."""
     run = tmp_path / "run"
     contents = {
         "model.safetensors": "weights",
@@ -111,7 +112,7 @@ def online(hub) -> dict[str, str]:
     return {"HF_ENDPOINT": hub.address, "HF_TOKEN": "hf_secret", "HF_HUB_OFFLINE": "0"}
 
 
-def test_everything_goes_up_in_one_commit(hub, folder):
+def test_one_commit_has_everything(hub, folder):
     done = push(str(folder), "me/toy", "--private", **online(hub))
     assert done.returncode == 0, done.stderr
     assert f"{hub.address}/me/toy/commit/1" in done.stdout
@@ -123,14 +124,14 @@ def test_everything_goes_up_in_one_commit(hub, folder):
     assert commit["README.md"].decode() == model_card(folder, "me/toy", "apache-2.0")
 
 
-def test_a_refusal_is_a_message(hub, folder):
+def test_http_error_is_a_message(hub, folder):
     hub.refuse = True
     done = push(str(folder), "me/toy", **online(hub))
     assert done.returncode == 1 and "push_to_hub:" in done.stderr and "Traceback" not in done.stderr
     assert hub.commits == []
 
 
-def test_a_dry_run_asks_nobody(hub, folder, tmp_path):
+def test_dry_run_sends_no_request(hub, folder, tmp_path):
     done = push(str(folder), "me/toy", "--dry_run", str(tmp_path / "upload"), **online(hub))
     assert done.returncode == 0, done.stderr
     assert hub.requests == []
@@ -143,19 +144,8 @@ def test_a_dry_run_asks_nobody(hub, folder, tmp_path):
         assert part in card.text
 
 
-def test_cards_of_adapters_and_untrained_models(folder):
-    (folder / "config.json").write_text('{"trained": false}', encoding="utf-8")
-    for name in ("mixture.json", "trainer_state.json"):
-        (folder / name).unlink()
-    card = model_card(folder, "me/toy", "mit")
-    assert "untrained" in card and "not recorded" in card and "No training log" in card
-    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "you/base"}', encoding="utf-8")
-    data = ModelCard(model_card(folder, "me/toy", "mit")).data
-    assert (data.license, data.library_name, data.base_model) == ("mit", "peft", "you/base")
-
-
 @pytest.mark.parametrize(("missing", "message"), [("model.safetensors", "no weights"), ("config.json", "neither")])
-def test_an_incomplete_folder_is_refused(folder, missing, message):
+def test_incomplete_folder_is_an_error(folder, missing, message):
     (folder / missing).unlink()
     with pytest.raises(ValueError, match=message):
         files_to_upload(folder)

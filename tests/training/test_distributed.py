@@ -1,5 +1,5 @@
-"""Two processes on a CPU: DeepSpeed ZeRO-2 and ZeRO-3, and FSDP2's units. Each test asks for the number of processes
-and the class of the wrapper, since some launches silently run each process for itself."""
+"""ZeRO-2, ZeRO-3 and FSDP2 with two processes on a CPU. Each test checks the number of processes and the class of the
+wrapper, because some launches silently run independent processes."""
 
 import json
 import os
@@ -11,18 +11,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from distributed_worker import RATE, UPDATES, mixed_model, totals
+from distributed_worker import RATE, UPDATES, mixed_model, sharded_layers, totals
 from tiny_model import tiny_model
 from torch.distributed.run import __file__ as torchrun
 
-from sama.training.sharding import SHARDED, WHOLE, sharded_layers
+from sama.training.sharding import REPLICATED, SHARDABLE
 
 
 ROOT = Path(__file__).parents[2]
 WORKER = ROOT / "tests" / "distributed_worker.py"
 needs_deepspeed = pytest.mark.skipif(
     find_spec("deepspeed") is None,
-    reason="deepspeed, whose ZeRO is tested, is not installed: pip install -e .[deepspeed]",
+    reason="deepspeed is not installed: pip install -e .[deepspeed]",
 )
 TRAINING = [
     "--model_name_or_path", "checkpoints/sama-tiny", "--mixture", "data_configs/toy.yaml", "--use_cpu", "true",
@@ -40,13 +40,13 @@ def free_port() -> str:
 
 @pytest.fixture(scope="module")
 def extensions(tmp_path_factory) -> Path:
-    """Where DeepSpeed builds its communication for these tests. In the folder of the user, a build that was killed
-    leaves a lock for which the next launch waits without end."""
+    """DeepSpeed's build folder for these tests. In the user's folder, a killed build leaves a lock that blocks the
+    next launch forever."""
     return tmp_path_factory.mktemp("torch_extensions")
 
 
 def launch(launcher: list[str], arguments: list[str], folder: Path, extensions: Path | None = None) -> dict:
-    """The report of two processes."""
+    """Runs two processes; returns their report."""
     report = folder / "report.json"
     command = [sys.executable, *launcher, str(WORKER), arguments[0], str(report), *arguments[1:]]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT.parent), *sys.path])}
@@ -92,16 +92,16 @@ def assert_same_weights(folder: Path, expected: dict[str, torch.Tensor]) -> None
 
 @needs_deepspeed
 @pytest.mark.parametrize("stage", [2, 3])
-def test_zero_equals_one_process_whatever_each_process_reads(stage, tmp_path, expected, extensions):
-    """Text alone beside frames, a region and masks: parts that one process does not use, the other does."""
+def test_zero_equals_one_process(stage, tmp_path, expected, extensions):
+    """One process has text only, the other frames, a region and masks: they use different parts."""
     report = launch(by_torchrun(), ["zero", str(stage), str(tmp_path)], tmp_path, extensions)
     assert (report["world"], report["wrapper"], report["stage"]) == (2, "DeepSpeedEngine", stage)
     names = [name for name, _ in tiny_model().named_parameters()]
-    assert report["cut"] == [name for name in names if stage == 3 and name.startswith(SHARDED)]
+    assert report["sharded"] == [name for name in names if stage == 3 and name.startswith(SHARDABLE)]
     assert_same_weights(tmp_path, expected)
 
 
-def test_fsdp2_equals_one_process_whatever_each_process_reads(tmp_path, expected):
+def test_fsdp2_equals_one_process(tmp_path, expected):
     report = launch(by_torchrun(), ["fsdp", str(tmp_path)], tmp_path)
     units = ["FSDPEmbedding", "FSDPInternVLVisionLayer", "FSDPLinear", "FSDPQwen2DecoderLayer", "FSDPQwen2RMSNorm"]
     assert report["units"] == [*units, "FSDPSamaForConditionalGeneration"]
@@ -123,13 +123,13 @@ def test_train_under_zero3_by_torchrun(tmp_path, extensions):
                  "scripts/accelerate/zero3.json"]  # fmt: skip
     report = launch(by_torchrun(), arguments, tmp_path, extensions)
     assert (report["world"], report["wrapper"], report["stage"]) == (2, "DeepSpeedEngine", 3)
-    assert any(name.startswith("model.language_model.") for name in report["cut"])
-    assert not any(name.startswith(WHOLE) for name in report["cut"])
+    assert any(name.startswith("model.language_model.") for name in report["sharded"])
+    assert not any(name.startswith(REPLICATED) for name in report["sharded"])
     check_run(report, tmp_path / "run")
 
 
 def check_run(report: dict, folder: Path) -> None:
-    """Finite, falling losses, and a model that loads complete."""
+    """Checks for finite, decreasing losses and a complete saved model."""
     from sama.modeling_sama import SamaForConditionalGeneration
 
     losses = torch.tensor(report["losses"])
@@ -139,17 +139,17 @@ def check_run(report: dict, folder: Path) -> None:
     assert not any(info.values())
 
 
-def test_every_process_runs_once_what_may_be_cut():
+def test_fsdp2_units_are_shardable():
     model = tiny_model()
     assert sharded_layers(model) == ["InternVLVisionLayer", "Qwen2DecoderLayer"]
     names = {name for name, _ in model.named_parameters()}
-    assert names == {name for name in names if name.startswith(SHARDED + WHOLE)}
+    assert names == {name for name in names if name.startswith(SHARDABLE + REPLICATED)}
     config = (ROOT / "scripts/accelerate/fsdp2.yaml").read_text(encoding="utf-8")
     assert f"fsdp_transformer_layer_cls_to_wrap: {','.join(sharded_layers(model))}\n" in config
 
 
 @pytest.mark.parametrize("kinds", [(False, True), (True, False), (True, True)])
-def test_gradients_come_in_one_order(kinds, monkeypatch):
+def test_gradient_order_does_not_depend_on_the_batch(kinds, monkeypatch):
     from distributed_worker import sample
 
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)

@@ -1,4 +1,4 @@
-"""The launch scripts: what they hand to Accelerate and train.py, read back by train.py's own parser."""
+"""The launcher: the arguments it passes to Accelerate and train.py, parsed by train.py's own parser."""
 
 import os
 import subprocess
@@ -18,21 +18,21 @@ CONFIGS = {
 
 @pytest.fixture
 def launched(tmp_path):
-    """A function that runs a script with an `accelerate` that only writes down what it is told."""
+    """A function that runs the launcher with an `accelerate` that only prints its arguments."""
     command = tmp_path / "accelerate"
     command.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n', encoding="utf-8")
     command.chmod(0o755)
 
-    def run(size: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
+    def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess:
         environment = os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"} | variables
-        script = ["bash", f"scripts/train_{size}.sh", *arguments]
+        script = ["bash", "scripts/train_released.sh", *arguments]
         return subprocess.run(script, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
 
     return run
 
 
 def split(done: subprocess.CompletedProcess) -> tuple[list[str], list[str]]:
-    """What is for Accelerate, and what for train.py."""
+    """The arguments of Accelerate and those of train.py."""
     words = done.stdout.splitlines()
     place = words.index("train.py")
     return words[:place], words[place + 1 :]
@@ -47,7 +47,7 @@ def test_published_settings(launched, tmp_path, size, variables, processes, accu
     assert launch[launch.index("--num_processes") + 1] == str(processes)
     assert launch[launch.index("--machine_rank") + 1] == variables.get("RANK", "0")
     assert launch[launch.index("--config_file") + 1] == "scripts/accelerate/zero2.yaml"
-    words[words.index("--bf16") + 1] = "false"  # the parser refuses it without a GPU
+    words[words.index("--bf16") + 1] = "false"  # requires a GPU
     training, data, model = parse([*words, "--use_cpu", "true"])
     assert model.model_name_or_path == "start"
     assert (ROOT / data.mixture).is_file() and data.mixture == f"data_configs/sama_{size}.yaml"
@@ -61,20 +61,26 @@ def test_published_settings(launched, tmp_path, size, variables, processes, accu
     assert {name: vars(training)[name] for name in published} == published
     assert training.lr_scheduler_type == "cosine" and training.optim == "adamw_torch"
     assert training.parts == ("aggregator", "seg_head", "mask_decoder", "projector")
-    assert training.output_dir == str(tmp_path / "out")  # flags that follow win
+    assert training.output_dir == str(tmp_path / "out")  # further flags take precedence
 
 
-def test_fsdp2_names_the_layers_of_the_language_model(launched):
+def test_fsdp2_wraps_the_layers_of_the_language_model(launched):
     for size, layer in (("1b", "Qwen2DecoderLayer"), ("8b", "LlamaDecoderLayer")):
         launch, _ = split(launched(size, "start", CONFIG="fsdp2"))
         assert launch[launch.index("--fsdp_transformer_layer_cls_to_wrap") + 1] == f"InternVLVisionLayer,{layer}"
 
 
-def test_mistakes_are_messages(launched):
-    done = launched("1b")
-    assert done.returncode != 0 and "usage" in done.stderr
+def test_errors_are_messages(launched):
+    for arguments in ([], ["1b"]):
+        done = launched(*arguments)
+        assert done.returncode != 0 and "usage" in done.stderr
+    done = launched("2b", "start")
+    assert done.returncode == 1 and "unknown size 2b" in done.stderr
     done = launched("1b", "start", GPUS="5")
-    assert done.returncode == 1 and "5 processes with 2 samples each do not divide the 64" in done.stderr
+    assert (
+        done.returncode == 1
+        and "64 samples per update cannot be divided into 5 processes with batches of 2" in done.stderr
+    )
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -1,4 +1,4 @@
-"""The Trainer: which parts move, totals of an update, what is logged, and what happens when something breaks."""
+"""The trainer: trained parts, normalization over an update, logging and failures."""
 
 import errno
 import json
@@ -13,7 +13,14 @@ import torch
 from training_fixtures import history, record_run, save_checkpoint, toy_mixture, trainer_of
 from transformers import TrainerCallback
 
-from sama.training.parts import PART_PREFIXES, PUBLISHED_PARTS, is_reached, parameter_table, parse_parts, part_of
+from sama.training.parts import (
+    PART_PREFIXES,
+    PUBLISHED_PARTS,
+    parameter_table,
+    parse_parts,
+    part_of,
+    receives_gradient,
+)
 from sama.training.trainer import STAGING, TrainingError, find_checkpoint
 
 
@@ -27,7 +34,7 @@ def checkpoint(tmp_path_factory):
 
 
 class At(TrainerCallback):
-    """Does something at the beginning of an update."""
+    """Calls `action` at the beginning of an update."""
 
     def __init__(self, step: int, action):
         self.step, self.action = step, action
@@ -42,12 +49,12 @@ def weights(model) -> dict[str, torch.Tensor]:
 
 
 def moved_parts(trainer) -> tuple[set[str], set[str]]:
-    """Parts of which every parameter moved in a run, and parts of which some did."""
+    """Parts of which a run changed every parameter, and parts of which it changed some."""
     before = weights(trainer.model)
     trainer.train()
     after = weights(trainer.model)
     moved = {name: not torch.equal(before[name], after[name]) for name in before}
-    reached = {name: change for name, change in moved.items() if is_reached(name, trainer.model.config)}
+    reached = {name: change for name, change in moved.items() if receives_gradient(name, trainer.model.config)}
     each = {part: [change for name, change in reached.items() if part_of(name) == part] for part in PART_PREFIXES}
     some = {part_of(name) for name, change in moved.items() if change}
     return {part for part, changes in each.items() if changes and all(changes)}, some
@@ -69,29 +76,29 @@ def moved_parts(trainer) -> tuple[set[str], set[str]]:
 def test_trained_parts_move_and_frozen_ones_do_not(checkpoint, tmp_path, options, expected):
     settings = {"max_steps": 2, "warmup_steps": 0, "weight_decay": 0.1, "save_strategy": "no", **options}
     trainer = trainer_of(checkpoint, toy_mixture(tmp_path, 4, tasks={"dialogue": 1}), tmp_path / "out", **settings)
-    whole, some = moved_parts(trainer)
-    assert some == expected
-    # Of the language model and SAM's prompts a batch uses some rows and points alone; decay moves the others
-    assert whole == expected
+    all_changed, some_changed = moved_parts(trainer)
+    assert some_changed == expected
+    # A batch uses only some embedding rows and point types; weight decay changes the others
+    assert all_changed == expected
 
 
-def test_table_names_every_part(checkpoint, tmp_path):
+def test_parameter_table_has_every_part(checkpoint, tmp_path):
     trainer = trainer_of(checkpoint, toy_mixture(tmp_path), tmp_path / "out")
     rows = {line.split()[0]: line.split()[1:] for line in parameter_table(trainer.model).splitlines()}
-    assert set(rows) == {"part", "together", *PART_PREFIXES}
+    assert set(rows) == {"part", "total", *PART_PREFIXES}
     assert {part for part, (trained, _) in rows.items() if trained not in ("0", "trained")} == {
         *PUBLISHED_PARTS,
-        "together",
+        "total",
     }
     total = sum(parameter.numel() for parameter in trainer.model.parameters())
-    assert sum(int(number.replace(",", "")) for number in rows["together"]) == total
+    assert sum(int(number.replace(",", "")) for number in rows["total"]) == total
 
 
 @pytest.mark.parametrize(
     ("names", "message"),
-    [("decoder", "decoder, expected some of vision_tower"), ("", "nothing"), ("memory", "memory_training")],
+    [("decoder", "decoder, expected some of vision_tower"), ("", "no parts"), ("memory", "memory_training")],
 )
-def test_wrong_parts_are_refused(names, message):
+def test_unknown_parts_are_an_error(names, message):
     with pytest.raises(ValueError, match=message):
         parse_parts(names)
 
@@ -102,7 +109,7 @@ def test_all_parts_and_memory():
     assert parse_parts("seg_head, projector") == ("seg_head", "projector")
 
 
-def test_heads_that_no_loss_reaches_are_refused(checkpoint, tmp_path):
+def test_heads_without_a_loss_are_an_error(checkpoint, tmp_path):
     with pytest.raises(ValueError, match="sam_heads.*iou_loss_coefficient"):
         trainer_of(checkpoint, toy_mixture(tmp_path), tmp_path / "out", train_parts="sam_heads")
 
@@ -131,7 +138,7 @@ def assert_same_run(found: dict, expected: dict) -> None:
 
 
 def test_batches_accumulation_and_processes_agree(checkpoint, tmp_path):
-    """Batch 4, 2 x accumulate 2, and 2 processes x 2, where one process or one half has text alone."""
+    """Batch 4, accumulating 2 x 2, and 2 processes x 2, where one half is text only."""
     mixture = toy_mixture(tmp_path, samples=2, texts=2, tasks={"dialogue": 1})
     shared = {"num_train_epochs": 2, "learning_rate": 1e-2, "warmup_steps": 0}
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
@@ -163,7 +170,7 @@ def test_batches_accumulation_and_processes_agree(checkpoint, tmp_path):
         assert sum(rank[number]["batches_without_masks"] for rank in ranks) == 2
 
 
-def test_log_says_the_losses_and_their_sum(checkpoint, tmp_path):
+def test_log_has_the_losses_and_their_sum(checkpoint, tmp_path):
     trainer = trainer_of(checkpoint, toy_mixture(tmp_path), tmp_path / "out", max_steps=4, logging_steps=2)
     trainer.train()
     for entry in [entry for entry in trainer.state.log_history if "loss" in entry]:
@@ -183,7 +190,7 @@ def test_accuracy_counts_labels(checkpoint, tmp_path):
     output = type(trainer.model(input_ids=labels.clamp(min=0)))(
         logits=logits, mask_iou=torch.tensor([0.5, 0.7]), **losses
     )
-    trainer.count(output, labels)
+    trainer.accumulate_metrics(output, labels)
     trainer.state.global_step, trainer.last_logged = 1, 0
     logs = {"loss": 3.0}
     trainer.log(logs)
@@ -194,7 +201,7 @@ def test_accuracy_counts_labels(checkpoint, tmp_path):
 # ---- faults ---------------------------------------------------------------------------------------------------------
 
 
-def test_another_order_of_samples_is_refused(checkpoint, tmp_path):
+def test_resuming_with_another_order_of_samples_is_an_error(checkpoint, tmp_path):
     mixture = toy_mixture(tmp_path)
     trainer_of(checkpoint, mixture, tmp_path / "out", max_steps=2, save_steps=1).train()
     trainer = trainer_of(checkpoint, mixture, tmp_path / "out", max_steps=2, per_device_train_batch_size=4)
@@ -202,12 +209,12 @@ def test_another_order_of_samples_is_refused(checkpoint, tmp_path):
         trainer.train(resume_from_checkpoint=True)
 
 
-def test_resuming_without_a_checkpoint_is_refused(checkpoint, tmp_path):
-    with pytest.raises(ValueError, match="no whole checkpoint"):
+def test_resuming_without_a_checkpoint_is_an_error(checkpoint, tmp_path):
+    with pytest.raises(ValueError, match="no complete checkpoint"):
         trainer_of(checkpoint, toy_mixture(tmp_path), tmp_path / "out").train(resume_from_checkpoint=True)
 
 
-def test_loss_that_is_no_number_stops_the_run(checkpoint, tmp_path):
+def test_nan_loss_stops_the_run(checkpoint, tmp_path):
     trainer = trainer_of(checkpoint, toy_mixture(tmp_path), tmp_path / "out", max_steps=4, save_steps=1)
     broken = trainer.model.model.multi_modal_projector.linear_1.weight
     trainer.add_callback(At(3, lambda: broken.data.fill_(float("nan"))))
@@ -216,11 +223,11 @@ def test_loss_that_is_no_number_stops_the_run(checkpoint, tmp_path):
     assert find_checkpoint(tmp_path / "out").name == "checkpoint-2"
 
 
-def test_gradient_that_is_no_number_stops_the_run(checkpoint, tmp_path):
+def test_nan_gradient_stops_the_run(checkpoint, tmp_path):
     trainer = trainer_of(checkpoint, toy_mixture(tmp_path), tmp_path / "out", max_steps=4)
     trainer.model.model.multi_modal_projector.linear_1.weight.register_hook(lambda gradient: gradient * float("nan"))
     before = weights(trainer.model)
-    with pytest.raises(TrainingError, match=r"step 1: the norm of the gradients is nan. There is no checkpoint yet\."):
+    with pytest.raises(TrainingError, match=r"step 1: the gradient norm is nan. There is no checkpoint yet\."):
         trainer.train()
     assert all(torch.equal(parameter, before[name]) for name, parameter in trainer.model.named_parameters())
 
@@ -233,7 +240,7 @@ def fill_disk(monkeypatch):
 
 
 def limit_files(monkeypatch):
-    """Files end after 100 kB, as if the disk were full: the weights are cut."""
+    """Limits files to 100 kB, so that the weights are truncated as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     monkeypatch.setattr(At, "restore", lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard)), raising=False)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
@@ -257,7 +264,7 @@ def test_full_disk_stops_the_run_and_keeps_the_last_checkpoint(checkpoint, tmp_p
     assert find_checkpoint(tmp_path / "out").name == "checkpoint-3"
 
 
-def test_checkpoint_without_a_state_is_not_whole(tmp_path):
+def test_checkpoint_without_a_state_is_incomplete(tmp_path):
     for name in ("checkpoint-3", "checkpoint-20", "checkpoint-100"):
         (tmp_path / name).mkdir()
     for name in ("checkpoint-3", "checkpoint-20"):

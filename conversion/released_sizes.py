@@ -1,4 +1,4 @@
-"""The three released sizes as configurations: what their own `config.json` say, and what all of them share."""
+"""Configurations of the three released sizes, with the values of their `config.json` files."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ INTERNLM = {"model_type": "internlm2", "rope_theta": 1000000.0, "max_position_em
 QWEN_TOKENS = TokenIds(151667, 151674, 151645, None, 151643, 30523, 30524)
 INTERNLM_TOKENS = TokenIds(92546, 92553, 92542, 1, 2, 30523, 30524)
 
-# Each language model, the rows of its embeddings, and its tokens
+# Language model, number of embedding rows, and token ids of each size
 LANGUAGE_MODELS: dict[str, tuple[dict[str, Any], int, TokenIds]] = {
     "1b": (QWEN | {
         "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
@@ -33,8 +33,8 @@ LANGUAGE_MODELS: dict[str, tuple[dict[str, Any], int, TokenIds]] = {
 
 
 def released_config(size: str) -> SamaConfig:
-    """The configuration of a released SAMA (`"1b"`, `"4b"` or `"8b"`); what is not said here is [`SamaConfig`]'s
-    default, which is the release's."""
+    """The configuration of a released SAMA (`"1b"`, `"4b"` or `"8b"`). Other entries keep [`SamaConfig`]'s defaults,
+    which are the release's."""
     language, vocab_size, tokens = LANGUAGE_MODELS[size]
     parts = {"sam_config": default_sam2_config(), "preset": "published", "null_region_scale": 1.0}
     return release_config({"llm_config": language, "vision_config": VISION}, vocab_size, False, tokens, parts)
