@@ -21,7 +21,7 @@ from sama.video_sama import SamaVideo
 from ..toy_world.world import ToyWorld
 from .frames import open_visual, trusted_folders
 from .readers import BENCHMARK_READERS, READERS
-from .records import DataError, expect, take
+from .records import DataError, require_field, require_type
 from .store import KINDS, cache_folder, open_masks, open_records
 
 
@@ -65,26 +65,28 @@ def read_catalogue(path: str | Path) -> dict[str, Entry]:
             name: parse_entry(name, content) for name, content in read_yaml(path).items() if not name.startswith(".")
         }
     except DataError as error:
-        raise error.within(file=path) from error
+        raise error.with_context(file=path) from error
 
 
 def parse_entry(name: str, content: Mapping) -> Entry:
     """A checked entry of a catalogue."""
     try:
-        unknown = sorted(set(expect(content, dict, "")) - ENTRY_KEYS)
+        unknown = sorted(set(require_type(content, dict, "")) - ENTRY_KEYS)
         if unknown:
             raise DataError(f"is unknown, expected {', '.join(sorted(ENTRY_KEYS))}", field=unknown[0])
-        format = take(content, "format", str)
+        format = require_field(content, "format", str)
         if format not in FORMATS:
             raise DataError(f"is {format!r}, expected one of {', '.join(FORMATS)}", field="format")
-        files = take(content, "files", dict, default={})
+        files = require_field(content, "files", dict, default={})
         for key, value in files.items():
-            for one in expect(value, (str, list), f"files.{key}") if isinstance(value, list) else [value]:
-                expect(one, str, f"files.{key}")
-        links = take(content, "links", list, default=[])
-        return Entry(name, format, dict(files), dict(take(content, "options", dict, default={})), tuple(links))
+            for one in require_type(value, (str, list), f"files.{key}") if isinstance(value, list) else [value]:
+                require_type(one, str, f"files.{key}")
+        links = require_field(content, "links", list, default=[])
+        return Entry(
+            name, format, dict(files), dict(require_field(content, "options", dict, default={})), tuple(links)
+        )
     except DataError as error:
-        raise error.within(source=name) from error
+        raise error.with_context(source=name) from error
 
 
 def data_root(root: str | Path | None = None) -> Path | None:
@@ -147,10 +149,10 @@ class FileSource:
         """The masks of an object in a mask file; `KeyError` if it does not have them."""
         return self.masks[store][key]
 
-    def located(self, error: DataError) -> DataError:
+    def with_context(self, error: DataError) -> DataError:
         """The same error with the path of a mask file instead of its name in the catalogue."""
         if error.file not in self.masks:
-            return error.within(source=self.name)
+            return error.with_context(source=self.name)
         path = self.entry.files[error.file]
         return DataError(error.problem, source=self.name, file=path, index=error.index, field=error.field)
 
@@ -195,9 +197,9 @@ class ToySource:
         """Toy world's records hold their masks themselves."""
         raise KeyError(key)
 
-    def located(self, error: DataError) -> DataError:
+    def with_context(self, error: DataError) -> DataError:
         """The same error with the name of this source."""
-        return error.within(source=self.name)
+        return error.with_context(source=self.name)
 
     def columns(self) -> dict[str, np.ndarray]:
         """As [`FileSource.columns`], the same for every clip."""

@@ -123,7 +123,7 @@ def open_visual(record: dict, root: Path, trusted: Sequence[Path] | None = None)
             return video
         return SamaVideo(StridedFrames(video, stride, num_frames))
     except DataError as error:
-        raise error.within(source=record["source"], index=record["id"]) from error
+        raise error.with_context(source=record["source"], index=record["id"]) from error
     except (OSError, ValueError) as error:
         problem = str(error).rstrip(".")
         raise DataError(problem, source=record["source"], index=record["id"], field=field) from error

@@ -5,7 +5,7 @@ A mixture: sources and how often each is read, as one torch Dataset.
       mevis: 4                   # each record four times an epoch, with other draws each time
       llava: 0.5                 # half of the records, other ones each epoch
       mine: {weight: 1, format: json_lines, files: {records: mine/records.jsonl, media: mine}}
-    rendering: {preset: default}
+    rendering: {preset: consistent}
     on_error: raise
     catalogue: catalogue.yaml    # beside this file, the default
 
@@ -23,9 +23,9 @@ import torch
 from torch.utils.data import Dataset, get_worker_info
 
 from .catalogue import Entry, open_source, parse_entry, read_catalogue, read_yaml
-from .records import DataError, expect, take
+from .lengths import estimate_lengths
+from .records import DataError, require_field, require_type
 from .rendering import Renderer, RenderSettings, Sample
-from .store import KINDS
 
 
 logger = logging.getLogger(__name__)
@@ -35,9 +35,6 @@ ON_ERROR = ("raise", "skip")
 COUNTED = ("read", "skipped", "shortened", "rounds left out")
 # Each loader worker counts in a row of its own; the last row is that of the main process
 COUNTER_ROWS = 257
-UNKNOWN_FRAMES = 96  # of a video whose record does not say how many it has: enough for all context frames
-USUAL_TILES = 7
-CHARACTERS_PER_TOKEN = 4
 
 
 class Mixture(Dataset):
@@ -115,7 +112,7 @@ class Mixture(Dataset):
                 video = source.visual(record)
             return self.renderer(record, video, source.lookup, rng)
         except DataError as error:
-            raise source.located(error).within(index=record["id"]) from error
+            raise source.with_context(error).with_context(index=record["id"]) from error
         except (OSError, ValueError) as error:
             raise DataError(str(error).rstrip("."), source=source.name, index=record["id"]) from error
 
@@ -125,24 +122,12 @@ class Mixture(Dataset):
         if self._lengths is None:
             found = []
             for source, count in zip(self.sources, self._counts, strict=True):
-                each = self._estimate(source.columns())
+                each = estimate_lengths(source.columns(), self.renderer.processor, self.renderer.settings.turns)
                 # A partial repeat has other records in each epoch: it takes the mean
                 whole = np.tile(each, count // len(each))
                 found += [whole, np.full(count - len(whole), int(each.mean()))]
             self._lengths = np.concatenate(found)
         return self._lengths
-
-    def _estimate(self, columns: dict[str, np.ndarray]) -> np.ndarray:
-        processor, settings = self.renderer.processor, self.renderer.settings
-        frames = np.where(columns["frames"] > 0, columns["frames"], UNKNOWN_FRAMES)
-        context = np.clip(frames // 3, np.minimum(frames, 8), processor.max_context_frames)
-        dense = np.minimum(context, processor.num_dense_frames)
-        tiles = min(USUAL_TILES, processor.max_tiles)
-        video, image = columns["kind"] == KINDS.index("video"), columns["kind"] == KINDS.index("image")
-        dense, context = (np.select([video, image], [some, tiles]) for some in (dense, context))
-        turns = np.minimum(columns["turns"], settings.turns or columns["turns"])
-        words = columns["characters"] * turns // np.maximum(columns["turns"], 1) // CHARACTERS_PER_TOKEN
-        return (dense * processor.image_seq_length + turns * context + words).astype(np.int64)
 
     def _count(self, number: int, counts: dict[str, int]) -> None:
         worker = get_worker_info()
@@ -199,15 +184,15 @@ def read_mixture(path: str | Path) -> tuple[list[tuple[Entry, float]], dict]:
         unknown = sorted(set(content) - MIXTURE_KEYS)
         if unknown:
             raise DataError(f"is unknown, expected {', '.join(sorted(MIXTURE_KEYS))}", field=unknown[0])
-        beside = Path(path).parent / take(content, "catalogue", str, default="catalogue.yaml")
+        beside = Path(path).parent / require_field(content, "catalogue", str, default="catalogue.yaml")
         needs_catalogue = "catalogue" in content or beside.is_file()
         catalogue = read_catalogue(beside) if needs_catalogue else {}
-        listed = take(content, "sources", dict)
+        listed = require_field(content, "sources", dict)
         entries = [_weighted(name, value, catalogue) for name, value in listed.items()]
         if not entries:
             raise DataError("is empty", field="sources")
     except DataError as error:
-        raise error.within(file=path) from error
+        raise error.with_context(file=path) from error
     return entries, {key: content[key] for key in ("rendering", "on_error") if key in content}
 
 
@@ -215,9 +200,9 @@ def _weighted(name: str, value, catalogue: dict[str, Entry]) -> tuple[Entry, flo
     field = f"sources.{name}"
     weight, about = value, {}
     if isinstance(value, dict):
-        weight = take(value, "weight", (int, float), default=1, at=field)
+        weight = require_field(value, "weight", (int, float), default=1, at=field)
         about = {key: content for key, content in value.items() if key != "weight"}
-    if expect(weight, (int, float), field) <= 0:
+    if require_type(weight, (int, float), field) <= 0:
         raise DataError(f"has the weight {weight}, expected a number above 0", field=field)
     if "format" in about:
         return parse_entry(name, about), weight
@@ -226,7 +211,9 @@ def _weighted(name: str, value, catalogue: dict[str, Entry]) -> tuple[Entry, flo
         raise DataError(f"is not in the catalogue, which has {known}", field=field)
     entry = catalogue[name]
     if about:  # options of this mixture alone
-        known = vars(entry) | {"options": {**entry.options, **take(about, "options", dict, default={}, at=field)}}
+        known = vars(entry) | {
+            "options": {**entry.options, **require_field(about, "options", dict, default={}, at=field)}
+        }
         unknown = sorted(set(about) - {"options"})
         if unknown:
             raise DataError("is unknown, expected weight, options or a whole source", field=f"{field}.{unknown[0]}")
@@ -259,7 +246,7 @@ def load_mixture(
     if action not in ON_ERROR:
         raise DataError(f"is {action!r}, expected one of {', '.join(ON_ERROR)}", file=path, field="on_error")
     try:
-        written = expect(settings.get("rendering", {}), dict, "rendering")
+        written = require_type(settings.get("rendering", {}), dict, "rendering")
         rendered = RenderSettings(**{**written, **(rendering or {})})
     except (TypeError, ValueError) as error:
         raise DataError(str(error).rstrip("."), file=path, field="rendering") from error

@@ -55,7 +55,7 @@ class DataError(ValueError):
     Args:
         problem (`str`): What is wrong, as the end of a sentence.
         source, file, index, field (*optional*): Name of the source, its file, the item in the file, the path of the
-            field in the item. What is not known where the error is raised is filled in by [`DataError.within`].
+            field in the item. What is not known where the error is raised is filled in by [`DataError.with_context`].
     """
 
     def __init__(self, problem: str, *, source=None, file=None, index=None, field: str | None = None):
@@ -65,7 +65,7 @@ class DataError(ValueError):
         named = ", ".join(word for word in where if word is not None)
         super().__init__(f"{named}: {problem}." if named else f"{problem}.")
 
-    def within(self, *, source=None, file=None, index=None, field: str | None = None) -> "DataError":
+    def with_context(self, *, source=None, file=None, index=None, field: str | None = None) -> "DataError":
         """The same problem seen from further out: blanks are filled, `field` is put in front of the inner field."""
         path = ".".join(part for part in (field, self.field) if part)
         return DataError(
@@ -85,7 +85,7 @@ def _rebuild_error(problem, source, file, index, field) -> DataError:
     return DataError(problem, source=source, file=file, index=index, field=field)
 
 
-def take(item: Mapping, key: str, kind: type | tuple[type, ...], default=REQUIRED, at: str = ""):
+def require_field(item: Mapping, key: str, kind: type | tuple[type, ...], default=REQUIRED, at: str = ""):
     """
     A field of an item of an annotation file, or [`DataError`] if it is missing or of another kind.
 
@@ -103,10 +103,10 @@ def take(item: Mapping, key: str, kind: type | tuple[type, ...], default=REQUIRE
         return default
     if key not in item:
         raise DataError("is missing", field=path)
-    return expect(item[key], kind, path)
+    return require_type(item[key], kind, path)
 
 
-def expect(value, kind: type | tuple[type, ...], field: str):
+def require_type(value, kind: type | tuple[type, ...], field: str):
     """`value` if it is of the kind, else [`DataError`]."""
     kinds = kind if isinstance(kind, tuple) else (kind,)
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
@@ -121,17 +121,17 @@ def _kind_name(value) -> str:
 
 def validate_record(record: dict) -> dict:
     """Return the record, or raise [`DataError`] naming the first field that is not as described above."""
-    unknown = sorted(set(expect(record, dict, "")) - RECORD_KEYS - PUBLISHED_CHOICES)
+    unknown = sorted(set(require_type(record, dict, "")) - RECORD_KEYS - PUBLISHED_CHOICES)
     if unknown:
         raise DataError(f"is not part of a record, which has {', '.join(sorted(RECORD_KEYS))}", field=unknown[0])
-    take(record, "id", str), take(record, "source", str)
+    require_field(record, "id", str), require_field(record, "source", str)
     num_frames = _check_visual(record)
-    objects = take(record, "objects", dict, default={})
+    objects = require_field(record, "objects", dict, default={})
     for name, item in objects.items():
         _check_object(item, objects, num_frames, f"objects.{name}")
     if objects and "video" not in record and "image" not in record:
         raise DataError("needs a video or an image that the objects lie in", field="objects")
-    messages = take(record, "messages", list)
+    messages = require_field(record, "messages", list)
     if not messages:
         raise DataError("is empty", field="messages")
     for position, message in enumerate(messages):
@@ -144,47 +144,47 @@ def _check_visual(record: dict) -> int | None:
     if "video" in record and "image" in record:
         raise DataError("comes beside an image; a record is about 1 of them", field="video")
     if "image" in record:
-        take(take(record, "image", dict), "path", str, at="image")
+        require_field(require_field(record, "image", dict), "path", str, at="image")
         return 1
     if "video" not in record:
         return None
-    video = take(record, "video", dict)
+    video = require_field(record, "video", dict)
     unknown = sorted(set(video) - VIDEO_KEYS)
     if unknown:
         raise DataError(f"is unknown; a video has {', '.join(sorted(VIDEO_KEYS))}", field=f"video.{unknown[0]}")
     if "toy" in video:
-        take(video, "toy", dict, at="video")
+        require_field(video, "toy", dict, at="video")
         return None
-    take(video, "path", str, at="video")
-    if take(video, "stride", int, default=1, at="video") < 1:
+    require_field(video, "path", str, at="video")
+    if require_field(video, "stride", int, default=1, at="video") < 1:
         raise DataError("is smaller than 1", field="video.stride")
-    frames = take(video, "frames", list, default=None, at="video")
+    frames = require_field(video, "frames", list, default=None, at="video")
     if frames is None:
-        return take(video, "num_frames", int, default=None, at="video")
+        return require_field(video, "num_frames", int, default=None, at="video")
     for position, frame in enumerate(frames):
-        expect(frame, str, f"video.frames[{position}]")
+        require_type(frame, str, f"video.frames[{position}]")
     if not frames:
         raise DataError("is empty", field="video.frames")
     return len(frames)
 
 
 def _check_object(item: dict, objects: dict, num_frames: int | None, at: str) -> None:
-    forms = [key for key in ("masks", "store", "union") if key in expect(item, dict, at)]
+    forms = [key for key in ("masks", "store", "union") if key in require_type(item, dict, at)]
     if len(forms) != 1:
         raise DataError(f"has {len(forms)} of masks, store and union where exactly 1 is expected", field=at)
     for allowance in ALLOWANCES:
-        take(item, allowance, bool, default=False, at=at)
+        require_field(item, allowance, bool, default=False, at=at)
     unknown = sorted(set(item) - {forms[0], *ALLOWANCES} - ({"key"} if forms == ["store"] else set()))
     if unknown:
         raise DataError(f"is unknown in an object with {forms[0]}", field=f"{at}.{unknown[0]}")
     if forms == ["store"]:
-        take(item, "store", str, at=at), take(item, "key", str, at=at)
+        require_field(item, "store", str, at=at), require_field(item, "key", str, at=at)
     elif forms == ["union"]:
-        for name in take(item, "union", list, at=at):
+        for name in require_field(item, "union", list, at=at):
             if "union" in objects.get(name, {"union": None}):
                 raise DataError(f"names {name!r}, which is no object with masks of its own", field=f"{at}.union")
     else:
-        masks = take(item, "masks", list, at=at)
+        masks = require_field(item, "masks", list, at=at)
         if num_frames is not None:
             check_length(masks, num_frames, _may_be_short(item), f"{at}.masks")
 
@@ -201,23 +201,26 @@ def check_length(masks: list, num_frames: int, short: bool, field: str) -> None:
 
 
 def _check_message(message: dict, objects: dict, at: str) -> None:
-    role = take(message, "role", str, at=at)
+    role = require_field(message, "role", str, at=at)
     if role not in PARTS_OF_ROLE:
         raise DataError(f"is {role!r}, expected one of {', '.join(PARTS_OF_ROLE)}", field=f"{at}.role")
     unknown = sorted(set(message) - MESSAGE_KEYS)
     if unknown:
         raise DataError(f"is unknown; a message has {', '.join(sorted(MESSAGE_KEYS))}", field=f"{at}.{unknown[0]}")
-    templates = take(message, "templates", str, default=None, at=at)
+    templates = require_field(message, "templates", str, default=None, at=at)
     if templates is not None and templates not in TEMPLATES:
         raise DataError(f"is {templates!r}, expected one of {', '.join(TEMPLATES)}", field=f"{at}.templates")
-    take(message, "wants_masks", bool, default=False, at=at), take(message, "info", dict, default={}, at=at)
+    (
+        require_field(message, "wants_masks", bool, default=False, at=at),
+        require_field(message, "info", dict, default={}, at=at),
+    )
     for name, default in (("preamble", []), ("content", REQUIRED)):
-        for position, part in enumerate(take(message, name, list, default=default, at=at)):
+        for position, part in enumerate(require_field(message, name, list, default=default, at=at)):
             _check_part(part, role, objects, f"{at}.{name}[{position}]")
 
 
 def _check_part(part: dict, role: str, objects: dict, at: str) -> None:
-    kind = take(part, "type", str, at=at)
+    kind = require_field(part, "type", str, at=at)
     if kind not in PARTS_OF_ROLE[role]:
         expected = ", ".join(PARTS_OF_ROLE[role])
         raise DataError(f"is {kind!r}; the parts of the role {role!r} are {expected}", field=f"{at}.type")
@@ -225,11 +228,11 @@ def _check_part(part: dict, role: str, objects: dict, at: str) -> None:
     if unknown:
         raise DataError(f"is unknown in a part of type {kind!r}", field=f"{at}.{unknown[0]}")
     if kind != "region":
-        take(part, "text", str, at=at)
+        require_field(part, "text", str, at=at)
     if kind == "text":
         return
     field = "object" if kind == "region" else "objects"
-    named = [take(part, field, str, at=at)] if kind == "region" else take(part, field, list, at=at)
+    named = [require_field(part, field, str, at=at)] if kind == "region" else require_field(part, field, list, at=at)
     if not named:
         raise DataError("is empty; words without masks are a text part", field=f"{at}.{field}")
     for name in named:
@@ -301,7 +304,7 @@ def _about_record(record: dict, store: str | None) -> Iterator[None]:
     try:
         yield
     except DataError as error:
-        raise error.within(source=record["source"], file=store, index=record["id"]) from error
+        raise error.with_context(source=record["source"], file=store, index=record["id"]) from error
 
 
 def _located(function: Callable, entry, field: str):

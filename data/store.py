@@ -189,7 +189,7 @@ def open_masks(path: Path, cache: Path, source: str) -> MaskStore:
         try:
             _write_rows(folder, MASK_FEATURES, rows())
         except DataError as error:
-            raise error.within(source=source, file=path) from error
+            raise error.with_context(source=source, file=path) from error
         np.save(folder / "keys.npy", np.sort(np.array(keys, dtype=[("hash", "u8"), ("row", "i8")])))
 
     place = _place(cache, path.stem, path.parent, {"masks": path.name})

@@ -1,11 +1,15 @@
-"""Draws a rendered sample: its frames with the target masks and the regions asked about, and its dialogue."""
+"""Draws rendered samples: their frames with target masks and regions, and their dialogues."""
 
+import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from sama.data.rendering import Sample
+from sama.data.records import DataError
+from sama.data.rendering import Renderer, Sample
+from sama.layout_sama import REGION_WORD, SEG
 from sama.video_sama import GroundedPhrase
 from sama.visualization import (
     caption_band,
@@ -17,20 +21,50 @@ from sama.visualization import (
 )
 
 
+logger = logging.getLogger(__name__)
+
 TILE_WIDTH, COLUMNS, TEXT_WIDTH = 300, 5, 900
 TITLE_HEIGHT, TITLE_SIZE, INK, PAPER = 40, 20, (20, 20, 24), (235, 235, 235)
-OPACITY = 0.15  # things keep their own colour: the dialogue speaks of it
-BARE, REGION = "[SEG]", "<region>"
+OPACITY = 0.15  # low, because the dialogue names the colours of the objects
+
+
+def write_previews(sources: Sequence, renderer: Renderer, number: int, folder: Path) -> list[Path]:
+    """
+    Draw randomly chosen records, the same ones every time. A record that cannot be rendered is logged and left out.
+
+    Args:
+        sources (sequence): Opened sources, which take turns.
+        renderer ([`Renderer`]): Makes the samples.
+        number (`int`): How many records are drawn.
+        folder (`Path`): Where the PNG files are written. Created if needed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    rng, written = np.random.default_rng(0), []
+    for position in range(number):
+        source = sources[position % len(sources)]
+        index = int(rng.integers(len(source)))
+        try:
+            record = source.record(index)
+            video = source.visual(record)
+            sample = renderer(record, video, source.lookup, rng)
+            plain_frames = renderer.processor.choose_frames(video).dense if video is not None else []
+            sheet = preview_sheet(sample, plain_frames)
+        except (DataError, ValueError, OSError) as error:
+            logger.warning("no preview: %s", error)
+            continue
+        written.append(folder / f"{position:03d}_{source.name}.png")
+        sheet.save(written[-1])
+    return written
 
 
 def preview_sheet(sample: Sample, plain_frames: Sequence[int] = ()) -> Image.Image:
     """
-    One picture of a sample: who it is, the frames that SAM 2 is prompted on and those that regions lie on, then every
-    question and answer. An object has one colour in all frames and answers.
+    One image of a sample: a title, the frames that have targets or regions, then every question and answer. An object
+    has the same colour in all frames and answers.
 
     Args:
-        sample ([`Sample`]): What a mixture gives.
-        plain_frames (sequence of `int`): Shown where a sample has neither masks nor regions.
+        sample ([`Sample`]): The rendered record.
+        plain_frames (sequence of `int`): Frames that are shown where a sample has neither masks nor regions.
     """
     names = list(dict.fromkeys(sample.objects))
     colors = {name: object_color(index) for index, name in enumerate(names)}
@@ -49,12 +83,12 @@ def preview_sheet(sample: Sample, plain_frames: Sequence[int] = ()) -> Image.Ima
 def _title(sample: Sample, width: int) -> Image.Image:
     band = Image.new("RGB", (width, TITLE_HEIGHT), PAPER)
     font = ImageFont.load_default(TITLE_SIZE)
-    words = f"{sample.id}   {_about(sample)}"
+    words = f"{sample.id}   {_summary(sample)}"
     ImageDraw.Draw(band).text((12, TITLE_HEIGHT // 2), words, font=font, fill=INK, anchor="lm")
     return band
 
 
-def _about(sample: Sample) -> str:
+def _summary(sample: Sample) -> str:
     targets = f"{len(sample.targets)} [SEG] on frames {sample.frames}" if sample.frames else "no [SEG]"
     left_out = "".join(f", {count} {reason}" for reason, count in sample.left_out.items())
     size = "" if sample.video is None else f", {len(sample.video)} frames {sample.video.width}x{sample.video.height}"
@@ -63,7 +97,7 @@ def _about(sample: Sample) -> str:
 
 def _frame(sample: Sample, frame: int, colors: dict, regions: list) -> np.ndarray:
     picture = sample.video[frame]
-    if picture.shape[1] < TILE_WIDTH:  # small clips are enlarged first, or outlines would hide the things
+    if picture.shape[1] < TILE_WIDTH:  # small clips are enlarged first, or outlines would cover the objects
         factor = -(-TILE_WIDTH // picture.shape[1])
         picture = picture.repeat(factor, axis=0).repeat(factor, axis=1)
     factor = picture.shape[0] // sample.video.height
@@ -85,7 +119,7 @@ def _dialogue(sample: Sample, colors: dict, width: int) -> list[Image.Image]:
             words = []
             for part in message["content"]:
                 regions += part["type"] == "region"
-                words.append(f"{REGION} {regions}" if part["type"] == "region" else part.get("text", ""))
+                words.append(f"{REGION_WORD} {regions}" if part["type"] == "region" else part.get("text", ""))
             question = "".join(words)
         elif message["role"] == "assistant":
             answer, phrases, shades = _answer(message["content"], colors)
@@ -97,7 +131,7 @@ def _dialogue(sample: Sample, colors: dict, width: int) -> list[Image.Image]:
 def _answer(content: list[dict], colors: dict) -> tuple[str, list[GroundedPhrase], list]:
     answer, phrases, shades = "", [], []
     for part in content:
-        text = part["text"] or BARE
+        text = part["text"] or SEG
         for name in part.get("objects", []):
             phrases.append(GroundedPhrase(text, (len(answer), len(answer) + len(text))))
             shades.append(colors[name])

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from ..frames import ANNOTATED_STRIDE, VIDEO_SUFFIXES, frame_name
-from ..records import DataError, expect, take
+from ..records import DataError, require_field, require_type
 from .grounded_dialogue import Round
-from .reading import Reading
+from .source_reader import SourceReader
 
 
 # Word in the path of the video -> its mask file under `files`; the first that fits counts
@@ -45,48 +45,50 @@ class AnnotatedVideo:
         return {key: {"store": self.store, "key": key, **self.allowances} for key in single} | unions
 
 
-def annotated_video(reading: Reading, item: Mapping, fit: bool = False) -> AnnotatedVideo:
+def annotated_video(reader: SourceReader, item: Mapping, fit: bool = False) -> AnnotatedVideo:
     """Frames and mask keys of a video of SAMA-239K or SAMA-Bench."""
-    name = take(item, "video", str)
+    name = require_field(item, "video", str)
     store = next((store for word, store in STORES.items() if word in name), None)
     if store is None:
         raise DataError(f"{name!r} belongs to none of {', '.join(STORES)}", field="video")
-    if store not in reading.files:
+    if store not in reader.files:
         raise DataError(f"{name!r} needs the mask file {store!r}, which the catalogue does not name", field="video")
-    anno_map = enumerate(take(item, "anno_map", list))
-    keys = [expect(key, (int, str), f"anno_map[{position}]") for position, key in anno_map]
+    anno_map = enumerate(require_field(item, "anno_map", list))
+    keys = [require_type(key, (int, str), f"anno_map[{position}]") for position, key in anno_map]
     is_file = PurePosixPath(name).suffix in VIDEO_SUFFIXES
-    visual = {"path": reading.media(name, "video"), "frames": None, "stride": ANNOTATED_STRIDE if is_file else 1}
+    visual = {"path": reader.media(name, "video"), "frames": None, "stride": ANNOTATED_STRIDE if is_file else 1}
     if not is_file:
         # In the file's own order: VidSTG's names are not padded with zeros and must not be sorted
-        visual["frames"] = [frame_name(entry, f"frames[{i}]") for i, entry in enumerate(take(item, "frames", list))]
+        visual["frames"] = [
+            frame_name(entry, f"frames[{i}]") for i, entry in enumerate(require_field(item, "frames", list))
+        ]
     allowances = {"fit": True} if fit else {"short": True} if is_file else {}
     named = [None if str(key) == str(NO_MASK) else str(key) for key in keys]
     return AnnotatedVideo(visual, store, named, allowances)
 
 
-def described_objects(reading: Reading, item: Mapping, keys: list) -> Iterator[tuple[str, str, str]]:
+def described_objects(reader: SourceReader, item: Mapping, keys: list) -> Iterator[tuple[str, str, str]]:
     """Key in `description`, object name and text of each description, in the file's order."""
-    for key, words in take(item, "description", dict, default={}).items():
+    for key, words in require_field(item, "description", dict, default={}).items():
         field = f"description.{key}"
         found = OBJECT_NUMBER.search(key)
         if not found or int(found[1]) >= len(keys):
             raise DataError(f"is about none of the {len(keys)} objects of anno_map", field=field)
-        description = expect(words, str, field).strip()
+        description = require_type(words, str, field).strip()
         if keys[int(found[1])] is None:
-            reading.drop("descriptions of objects without masks")
+            reader.drop("descriptions of objects without masks")
         elif not description:
-            reading.drop("empty descriptions")
+            reader.drop("empty descriptions")
         else:
             yield key, keys[int(found[1])], description
 
 
-def dialogue_record(reading: Reading, name: str, video: AnnotatedVideo, rounds: list[Round]) -> dict:
+def dialogue_record(reader: SourceReader, name: str, video: AnnotatedVideo, rounds: list[Round]) -> dict:
     """A record of some rounds of one video."""
     used = [key for one in rounds for key in (*one.regions, *one.targets)]
     return {
-        "id": f"{reading.source}/{name}",
-        "source": reading.source,
+        "id": f"{reader.source}/{name}",
+        "source": reader.source,
         "video": dict(video.visual),
         "objects": video.objects(list(dict.fromkeys(used))),
         "messages": [message for one in rounds for message in (one.question, one.answer)],

@@ -5,13 +5,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ..masks import to_rle
 from ..records import DataError
-from .reading import Reading, assistant, grounded, text, user
+from .source_reader import SourceReader, assistant, grounded, text, user
 
 
 Span = tuple[int, int]
 
 
-def tidy(caption: str) -> str:
+def strip_quotes(caption: str) -> str:
     return caption.strip().strip('"').strip()
 
 
@@ -32,7 +32,7 @@ def phrase_span(positions: list, caption: str, phrase: str, field: str) -> Span:
     the file, with its quotes and blanks, or from that of the tidied one: where the phrase stands decides, and the
     second, which the release assumes, if it stands in neither place.
     """
-    tidied = tidy(caption)
+    tidied = strip_quotes(caption)
     offset = caption.find(tidied)
     if offset:
         start, end = checked_span(positions, caption, field)
@@ -80,7 +80,7 @@ def grounded_parts(caption: str, names_at: Mapping[Span, Sequence[str]]) -> list
     return [part for part in parts if part["text"]]
 
 
-def caption_record(reading: Reading, index: int, name: str, caption: str, found: list, size) -> Iterator[dict]:
+def caption_record(reader: SourceReader, index: int, name: str, caption: str, found: list, size) -> Iterator[dict]:
     """`found`: span, mask in whatever form, and field of each grounded phrase."""
     kept = trim_overlaps(caption, [span for span, _, _ in found])
     objects, names_at = {}, {}
@@ -90,17 +90,17 @@ def caption_record(reading: Reading, index: int, name: str, caption: str, found:
         except (ValueError, TypeError) as error:
             raise DataError(str(error), field=field) from error
         if kept[span] is None or code is None:
-            reading.drop("phrases inside other phrases" if code is not None else "phrases without a mask")
+            reader.drop("phrases inside other phrases" if code is not None else "phrases without a mask")
             continue
         objects[str(len(objects))] = {"masks": [code]}
         names_at.setdefault(kept[span], []).append(str(len(objects) - 1))
     if not objects:
-        reading.drop("captions without a mask")
+        reader.drop("captions without a mask")
         return
     yield {
-        "id": f"{reading.source}/{index}",
-        "source": reading.source,
-        "image": {"path": reading.media(name, "file_name")},
+        "id": f"{reader.source}/{index}",
+        "source": reader.source,
+        "image": {"path": reader.media(name, "file_name")},
         "objects": objects,
         "messages": [user([], templates="caption_image"), assistant(grounded_parts(caption, names_at))],
         "layout": "gcg",

@@ -4,10 +4,10 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from ..records import DataError, expect, take
+from ..records import DataError, require_field, require_type
 from ..wording import MASK_REQUEST_MARK
 from .conversations import ODD_MESSAGE, without_visual_tags
-from .reading import Reading, assistant, grounded, region, text, user
+from .source_reader import SourceReader, assistant, grounded, region, text, user
 
 
 MASK, SEG = "<mask>", "[SEG]"
@@ -33,21 +33,21 @@ class Round:
     targets: list[str]
 
 
-def grounded_rounds(reading: Reading, item: Mapping, keys: list) -> Iterator[Round | None]:
+def grounded_rounds(reader: SourceReader, item: Mapping, keys: list) -> Iterator[Round | None]:
     """
     The rounds of one video's conversation; `None` in the place of one that is left out (and counted) because its
     messages are in the wrong order or its tags and its masks differ in number.
 
     Args:
-        reading ([`Reading`]): Counts what is left out.
+        reader ([`SourceReader`]): Counts what is left out.
         item (`dict`): `conversation`, `obj_masks` and `groundtruth`, which are not changed.
         keys (`list`): Mask key of each object of `anno_map`, or `None`.
     """
-    messages = take(item, "conversation", list)
+    messages = require_field(item, "conversation", list)
     count = len(messages) // 2
     if len(messages) % 2:
-        reading.drop(ODD_MESSAGE)
-    masks = {field: take(item, field, list) for field in ("obj_masks", "groundtruth")}
+        reader.drop(ODD_MESSAGE)
+    masks = {field: require_field(item, field, list) for field in ("obj_masks", "groundtruth")}
     for field, entries in masks.items():
         if len(entries) < count:
             raise DataError(f"has {len(entries)} entries for {count} rounds", field=field)
@@ -55,14 +55,16 @@ def grounded_rounds(reading: Reading, item: Mapping, keys: list) -> Iterator[Rou
         asked, answered = messages[2 * number : 2 * number + 2]
         regions = _objects([masks["obj_masks"][number]], keys, f"obj_masks[{number}]")[0]
         targets = _objects(masks["groundtruth"][number], keys, f"groundtruth[{number}]")
-        yield _round(reading, (asked, answered), number, regions, targets)
+        yield _round(reader, (asked, answered), number, regions, targets)
 
 
 def _objects(entries: list, keys: list, field: str) -> list[list[str]]:
     """Mask keys as strings, checked against anno_map."""
     known, found = {key for key in keys if key is not None}, []
-    for position, entry in enumerate(expect(entries, list, field)):
-        found.append([str(expect(key, (int, str), field)) for key in expect(entry, list, f"{field}[{position}]")])
+    for position, entry in enumerate(require_type(entries, list, field)):
+        found.append(
+            [str(require_type(key, (int, str), field)) for key in require_type(entry, list, f"{field}[{position}]")]
+        )
         unknown = [key for key in found[-1] if key not in known]
         if unknown:
             raise DataError(f"names the mask {unknown[0]}, which anno_map does not have", field=field)
@@ -70,22 +72,27 @@ def _objects(entries: list, keys: list, field: str) -> list[list[str]]:
 
 
 def _round(
-    reading: Reading, messages: tuple, number: int, regions: list[str], targets: list[list[str]]
+    reader: SourceReader, messages: tuple, number: int, regions: list[str], targets: list[list[str]]
 ) -> Round | None:
     at = [f"conversation[{2 * number + offset}]" for offset in (0, 1)]
-    if [take(message, "from", str, at=where) for message, where in zip(messages, at, strict=True)] != ["human", "gpt"]:
-        reading.drop("rounds whose messages are not human, gpt")
+    if [require_field(message, "from", str, at=where) for message, where in zip(messages, at, strict=True)] != [
+        "human",
+        "gpt",
+    ]:
+        reader.drop("rounds whose messages are not human, gpt")
         return None
-    question, answer = (take(message, "value", str, at=where) for message, where in zip(messages, at, strict=True))
+    question, answer = (
+        require_field(message, "value", str, at=where) for message, where in zip(messages, at, strict=True)
+    )
     question, answer = without_visual_tags(question).strip(), answer.strip()
     for older, tag in OLDER_TAGS.items():
         answer = answer.replace(older, tag)
     # An object without masks has an empty entry and no [SEG]
     names = ["+".join(dict.fromkeys(keys)) for keys in targets if keys]
     if question.count(MASK) != len(regions):
-        reading.drop("rounds whose <mask> and obj_masks differ in number")
+        reader.drop("rounds whose <mask> and obj_masks differ in number")
     elif answer.count(SEG) != len(names):
-        reading.drop("rounds whose [SEG] and groundtruth differ in number")
+        reader.drop("rounds whose [SEG] and groundtruth differ in number")
     else:
         info = {"round": number}
         if "question_id" in messages[0]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..masks import to_rle
 from ..pickles import load_plain_pickle
-from ..records import DataError, expect
+from ..records import DataError, require_type
 from .streams import stream_object
 
 
@@ -27,11 +27,11 @@ def read_mask_store(
         field = "" if not isinstance(value, dict) else OF_REVOS if OF_REVOS in value else OF_LVVIS
         masks = value.get(field) if field else value
         try:
-            entries = enumerate(expect(masks, list, field))
+            entries = enumerate(require_type(masks, list, field))
             compact = [_compact(entry, position) for position, entry in entries]
         except DataError as error:
             if on_error is None:
-                raise error.within(file=path, index=key) from error
+                raise error.with_context(file=path, index=key) from error
             on_error(str(key), error)
             continue
         yield str(key), compact

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..frames import IMAGE_SUFFIXES
 from ..records import DataError
-from .reading import Reading, assistant, text, user
+from .source_reader import SourceReader, assistant, text, user
 
 
 # The release of the benchmark keeps some categories flat and some in two folders
@@ -18,21 +18,21 @@ def read_mme(files: Mapping, root, options: Mapping | None = None) -> Iterator[d
     One record a picture, its two questions as turns that do not depend on each other. Files: media (the folder of the
     categories). `info` of a question holds `category` and `image`.
     """
-    reading = Reading(files, root, options, "mme", ["media"])
-    media = reading.path("media")
+    reader = SourceReader(files, root, options, "mme", ["media"])
+    media = reader.path("media")
     if not media.is_dir():
-        raise DataError("there is no such folder", source=reading.source, file=reading.files["media"])
+        raise DataError("there is no such folder", source=reader.source, file=reader.files["media"])
     for category in sorted(path for path in media.iterdir() if path.is_dir()):
         folder = category / QUESTIONS if (category / QUESTIONS).is_dir() else category
         listed = sorted(folder.glob("*.txt"))
-        yield from reading.convert(
+        yield from reader.convert(
             ((path.stem, path) for path in listed),
-            lambda stem, path, name=category.name: _read_picture(reading, name, path),
+            lambda stem, path, name=category.name: _read_picture(reader, name, path),
             folder,
         )
 
 
-def _read_picture(reading: Reading, category: str, path: Path) -> Iterator[dict]:
+def _read_picture(reader: SourceReader, category: str, path: Path) -> Iterator[dict]:
     folder = path.parent.parent / IMAGES if path.parent.name == QUESTIONS else path.parent
     names = [f"{path.stem}{suffix}" for suffix in IMAGE_SUFFIXES]
     name = next((name for name in names if (folder / name).is_file()), None)
@@ -49,11 +49,11 @@ def _read_picture(reading: Reading, category: str, path: Path) -> Iterator[dict]
         messages += [user([text(question.strip())], info=info), assistant([text(answer)])]
     if not messages:
         raise DataError("holds no question")
-    shown = (folder / name).relative_to(reading.path("media")).as_posix()
+    shown = (folder / name).relative_to(reader.path("media")).as_posix()
     yield {
-        "id": f"{reading.source}/{category}/{path.stem}",
-        "source": reading.source,
-        "image": {"path": reading.media(shown, "image")},
+        "id": f"{reader.source}/{category}/{path.stem}",
+        "source": reader.source,
+        "image": {"path": reader.media(shown, "image")},
         "messages": messages,
         "layout": "llava",
     }

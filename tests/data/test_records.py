@@ -10,8 +10,9 @@ import pytest
 
 from sama.data.frames import open_visual, safe_path, trusted_folders
 from sama.data.masks import encode_rle
-from sama.data.records import DataError, decode_object, object_masks, read_jsonl, take, validate_record
-from sama.data.wording import RELEASE_TEMPLATES, TEMPLATES
+from sama.data.published import TEMPLATE_SETS
+from sama.data.records import DataError, decode_object, object_masks, read_jsonl, require_field, validate_record
+from sama.data.wording import TEMPLATES
 
 
 MASK = encode_rle(np.eye(4, dtype=bool))
@@ -123,10 +124,10 @@ def test_wrong_records(record, message):
 
 def test_error_names_source_file_index_and_field():
     error = DataError("is missing", field="exp")
-    whole = error.within(field="expressions.0").within(source="mevis", file="meta.json", index="abc")
+    whole = error.with_context(field="expressions.0").with_context(source="mevis", file="meta.json", index="abc")
     assert str(whole) == "mevis, meta.json, item abc, field 'expressions.0.exp': is missing."
     # What is known further in counts
-    assert str(whole.within(source="other", index=3)) == str(whole)
+    assert str(whole.with_context(source="other", index=3)) == str(whole)
 
 
 def test_error_survives_the_way_out_of_a_worker():
@@ -136,10 +137,10 @@ def test_error_survives_the_way_out_of_a_worker():
 
 
 def test_take():
-    assert take({"a": 1}, "a", int) == 1 and take({"a": None}, "a", int, default=2) == 2
+    assert require_field({"a": 1}, "a", int) == 1 and require_field({"a": None}, "a", int, default=2) == 2
     for item in ({"a": True}, {"a": "1"}, {"a": None}):
         with pytest.raises(DataError, match="field 'a': is .* where a whole number is expected"):
-            take(item, "a", int)
+            require_field(item, "a", int)
 
 
 def lookup(store, key):
@@ -310,4 +311,4 @@ def test_questions_about_videos_do_not_say_image():
     assert not any(
         "image" in sentence for name in TEMPLATES if name.endswith("_video") for sentence in TEMPLATES[name]
     )
-    assert RELEASE_TEMPLATES == {"segment_video": "segment_image"}
+    assert TEMPLATE_SETS == {"segment_video": "segment_image"}

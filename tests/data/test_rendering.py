@@ -1,4 +1,4 @@
-"""Records become messages and masks: drawing, templates, regions, tags, shortening; and the preset `release`."""
+"""Records become messages and masks: drawing, templates, regions, tags, shortening; and the preset `published`."""
 
 import re
 
@@ -8,9 +8,11 @@ from data_fixtures import SIZE, render, renderer, source, words
 from fixture_sources import SOURCES
 from processor_fixtures import language_tokenizer, noise_video, tiny_processor
 
+from sama.data.lengths import LengthBound
 from sama.data.masks import decode_rle, encode_rle, filled_box
+from sama.data.published import segment_frames
 from sama.data.records import DataError, decode_object, validate_record
-from sama.data.rendering import TOO_LONG, UNANSWERED, UNSEEN, RenderSettings, segment_frames
+from sama.data.rendering import TOO_LONG, UNANSWERED, UNSEEN, RenderSettings
 from sama.data.wording import TEMPLATES
 from sama.video_sama import SamaVideo
 
@@ -69,7 +71,7 @@ def written(sample, processor=None):
 
 
 @pytest.mark.parametrize("name", SOURCES)
-@pytest.mark.parametrize("preset", ["default", "published"])
+@pytest.mark.parametrize("preset", ["consistent", "published"])
 def test_every_source_has_a_mask_for_each_seg_in_the_order_of_the_text(name, preset, tmp_path):
     for index in range(len(source(name, tmp_path))):
         sample = render(name, tmp_path, index, preset=preset)
@@ -96,7 +98,7 @@ def test_phrases_of_several_objects_and_objects_named_twice():
     assert sample.frames == tiny_processor().choose_frames(sample.video).prompted
 
 
-@pytest.mark.parametrize("preset", ["default", "published"])
+@pytest.mark.parametrize("preset", ["consistent", "published"])
 @pytest.mark.parametrize("num_frames", [1, 2, 3, 4, 5, 6, 7, 9, 13, 14])
 def test_short_videos_have_one_mask_a_frame(num_frames, preset):
     """data.md 6.3: up to 5 context frames, also of 13, gave the dense index -1, and fewer frames than masks."""
@@ -114,7 +116,7 @@ def test_short_videos_have_one_mask_a_frame(num_frames, preset):
 # Drawing
 
 
-def test_default_draws_without_replacement_and_release_with():
+def test_drawing_is_with_replacement_in_the_published_preset_alone():
     messages = [m for i in range(5) for m in (user(f"thing {i}", templates="segment_video"), assistant("x"))]
     record = record_of(messages, sampling={"turns": 5, "replace": True, "unit": "turn"})
     for seed in range(20):
@@ -404,6 +406,28 @@ def test_measure_counts_what_the_batch_has(tmp_path):
         assert processor.measure(sample.messages) == (batch["input_ids"].shape[1], 0)
 
 
+@pytest.mark.parametrize("preset", ["consistent", "published"])
+def test_length_bound_is_one(preset, tmp_path):
+    processor = tiny_processor()
+    bound = LengthBound(processor)
+    for name in SOURCES:
+        sample = render(name, tmp_path, preset=preset)
+        frames = None if sample.video is None else processor.choose_frames(sample.video)
+        assert bound.max_tokens(sample.messages, frames) >= processor.measure(sample.messages, sample.layout)[0]
+
+
+def test_samples_of_few_bytes_are_not_tokenized(monkeypatch):
+    record = record_of([user("What is ", region("a"), "?"), assistant("x")], {"a": [square(0, 0)] * 10})
+    processor = tiny_processor()
+    monkeypatch.setattr(processor, "measure", None)
+    assert len(rendered(record, processor=processor).messages) == 2
+
+
+def test_names_of_the_presets_before_version_02():
+    assert RenderSettings(preset="default") == RenderSettings()
+    assert RenderSettings(preset="release").preset == "published"
+
+
 def test_questions_without_answers():
     sample = rendered(record_of([user("a"), assistant("b"), user("c")]))
     assert len(sample.messages) == 2 and sample.left_out == {UNANSWERED: 1}
@@ -421,10 +445,10 @@ def test_system_message_stays_in_front():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"preset": "x"}, "preset is 'x'"),
-        ({"regions": "x"}, "regions is 'x'"),
-        ({"turns": 0}, "turns is 0"),
-        ({"max_length": "9"}, "max_length is '9'"),
+        ({"preset": "x"}, "preset='x' is unknown"),
+        ({"regions": "x"}, "regions='x' is unknown"),
+        ({"turns": 0}, "turns must be .* got 0"),
+        ({"max_length": "9"}, "max_length must be .* got '9'"),
     ],
 )
 def test_wrong_settings(settings, message):

@@ -22,7 +22,7 @@ COMMON_OPTIONS = {
 BROKEN = "broken items"
 
 
-class Reading:
+class SourceReader:
     """
     One pass of a reader over its source.
 
@@ -78,7 +78,7 @@ class Reading:
                 try:
                     records = [validate_record(record) for record in function(index, item)]
                 except DataError as error:
-                    self._broken(error.within(source=self.source, file=self._relative(file), index=index))
+                    self._broken(error.with_context(source=self.source, file=self._relative(file), index=index))
                     continue
                 yield from records
 
