@@ -145,7 +145,7 @@ class Renderer:
         sample = Sample(record["source"], record["id"], [], self._layout(record), video)
         rounds = split_rounds(record["messages"], sample.left_out)
         if not rounds:
-            raise DataError("holds no question with an answer", field="messages", **_place(record))
+            raise DataError("has no question with an answer", field="messages", **_place(record))
         drawn = [self._write(messages, record, rng) for messages in self._draw(rounds, record, rng)]
         visible = [one for one in drawn if self._place_regions(one[0]["content"], masks, rng)]
         if len(visible) < len(drawn):
@@ -289,9 +289,7 @@ class Renderer:
             length, cut = self.processor.measure(shortest, sample.layout)
             problem = f"takes {length} tokens with its first round alone, the context has {self.max_length}"
             if cut:
-                problem = (
-                    f"has a first question that is too long for the Q-Former to read all of its regions: {cut} are cut"
-                )
+                problem = f"has a first question that is too long for the Q-Former: {cut} of its regions are cut off"
             raise DataError(problem, field="messages", **_place(record))
         sample.messages = messages
         if count < len(rounds):
@@ -300,7 +298,7 @@ class Renderer:
     def _drafts(
         self, record: dict, rounds: Rounds, preamble: Preamble, video: SamaVideo | None
     ) -> Iterator[list[dict]]:
-        """The conversation with its whole preamble; then, if there is one, with the regions alone that the rounds name."""
+        """The conversation with its whole preamble; then, if there is one, with only the regions that rounds name."""
         system = [
             {"role": "system", "content": [self._escape(part) for part in message["content"]]}
             for message in record["messages"]

@@ -11,8 +11,10 @@ from .streams import stream_list
 
 def read_chat_univi(files: Mapping, root, options: Mapping | None = None) -> Iterator[dict]:
     """
-    One record a conversation. Files: annotations, media (folder of videos). The newline that stood beside `<image>`
-    stays in the question: the release trains with it, the default rendering takes it away.
+    One record for each conversation. Files: annotations, media (folder of videos).
+
+    The newline next to `<image>` stays in the question, because the published training keeps it; the preset
+    `consistent` strips it.
     """
     reader = SourceReader(files, root, options, "chat_univi", ["annotations", "media"])
     path = reader.path("annotations")
@@ -39,7 +41,7 @@ def read_chat_univi(files: Mapping, root, options: Mapping | None = None) -> Ite
 
 
 def _video_path(reader: SourceReader, name: str) -> str:
-    """The annotations name the original files; published copies of some .mkv files are .mp4."""
+    """The path of a video. Some .mkv files of the annotations are distributed as .mp4."""
     path = reader.media(name, "video")
     if (reader.root / path).is_file():
         return path

@@ -1,4 +1,4 @@
-"""GLaMM's grounded captions of OpenPSG and GranDf."""
+"""Grounded captions of OpenPSG and GranDf, from GLaMM."""
 
 from collections.abc import Iterator, Mapping
 
@@ -9,14 +9,14 @@ from .streams import stream_list
 
 
 def read_gcg(files: Mapping, root, options: Mapping | None = None) -> Iterator[dict]:
-    """OpenPSG and GranDf: groundings by phrase, with character spans. Files: annotations, media."""
+    """One record for each image. Captions have groundings by phrase, with spans. Files: annotations, media."""
     reader = SourceReader(files, root, options, "gcg", ["annotations", "media"])
 
     def read_item(index: int, item: Mapping) -> Iterator[dict]:
         caption, found = require_field(item, "caption", str), []
         for phrase, entry in require_field(item, "groundings", dict).items():
             field = f"groundings.{phrase}"
-            if entry is not None:  # written by a table whose columns are the phrases of all captions
+            if entry is not None:  # null for the phrases of other captions
                 masks = require_field(entry, "rle_masks", list, at=field)
                 positions = require_field(entry, "token_positives", list, at=field)
                 found.append((phrase_span(positions, caption, phrase, field), masks, field))

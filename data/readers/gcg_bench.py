@@ -1,4 +1,4 @@
-"""GLaMM's benchmark of grounded captions: one COCO file of masks and one of captions with a label for each mask."""
+"""GLaMM's benchmark of grounded captions: a COCO file of masks, and a file of captions with labels of the masks."""
 
 from collections.abc import Iterator, Mapping
 
@@ -10,8 +10,8 @@ from .streams import stream_list
 
 def read_gcg_bench(files: Mapping, root, options: Mapping | None = None) -> Iterator[dict]:
     """
-    One record an image of the caption file. Files: mask_annotations, captions, media. `info` of the question holds
-    `caption` and `labels`, of which the n-th belongs to object "n".
+    One record for each image of the caption file. Files: mask_annotations, captions, media. `info` of the question has
+    `image_id`, `caption` and `labels`, of which the n-th belongs to object "n".
     """
     needs = ["mask_annotations", "captions", "media"]
     reader = SourceReader(files, root, options, "gcg_bench", needs)

@@ -1,4 +1,4 @@
-"""GLaMM's grounded captions of Flickr30k."""
+"""Grounded captions of Flickr30k, from GLaMM."""
 
 from collections.abc import Iterator, Mapping
 
@@ -8,11 +8,11 @@ from .source_reader import SourceReader
 from .streams import stream_list
 
 
-MIN_WORDS, MIN_SIDE = 3, 32  # what the release leaves out
+MIN_WORDS, MIN_SIDE = 3, 32  # as in the published training
 
 
 def read_gcg_flickr(files: Mapping, root, options: Mapping | None = None) -> Iterator[dict]:
-    """Flickr30k: a COCO file whose images have captions. Files: annotations, media."""
+    """One record for each image of a COCO file with captions. Files: annotations, media."""
     reader = SourceReader(files, root, options, "gcg_flickr", ["annotations", "media"])
     path, by_image = reader.path("annotations"), {}
     with reader.about(path):

@@ -1,4 +1,4 @@
-"""GLaMM's grounded captions of RefCOCOg."""
+"""Grounded captions of RefCOCOg, from GLaMM."""
 
 from collections.abc import Iterator, Mapping
 
@@ -13,7 +13,7 @@ UNMATCHED = "phrases that are not in their caption"
 
 
 def read_gcg_refcocog(files: Mapping, root, options: Mapping | None = None) -> Iterator[dict]:
-    """RefCOCOg: phrases to be found in the caption, and polygons. Files: annotations, media."""
+    """One record for each image. Phrases are searched in captions; masks are polygons. Files: annotations, media."""
     reader = SourceReader(files, root, options, "gcg_refcocog", ["annotations", "media"])
 
     def read_item(index: int, item: Mapping) -> Iterator[dict]:

@@ -12,10 +12,10 @@ from .source_reader import SourceReader, assistant, grounded, region, text, user
 
 MASK, SEG = "<mask>", "[SEG]"
 OLDER_TAGS = {"<seg>": SEG, "<g_s>": "<p>", "<g_e>": "</p>"}
-# A phrase with its [SEG]s, or a [SEG] alone. The phrase itself holds no tag, so a phrase without [SEG] cannot swallow
-# the next one.
+# A phrase with its [SEG]s, or a [SEG] alone. The phrase contains no phrase tag, so that a phrase without [SEG] is not
+# joined with the next one.
 GROUNDED = re.compile(r"<p>\s*((?:(?!</?p>).)*?)\s*</p>((?:\s*\[SEG\])+)|\[SEG\]", re.DOTALL)
-LEFT_OVER = re.compile(r"<p>\s*|\s*</p>")
+UNUSED_TAG = re.compile(r"<p>\s*|\s*</p>")
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Round:
     """
     Attributes:
         question, answer (`dict`): Messages.
-        regions (`list[str]`): Objects that the question points at.
-        targets (`list[str]`): Objects of the answer, one for each [SEG]; "3+4" is the union of two.
+        regions (`list[str]`): Objects of the `<mask>` tags of the question.
+        targets (`list[str]`): Objects of the [SEG]s of the answer; "3+4" is the union of two.
     """
 
     question: dict
@@ -35,12 +35,12 @@ class Round:
 
 def grounded_rounds(reader: SourceReader, item: Mapping, keys: list) -> Iterator[Round | None]:
     """
-    The rounds of one video's conversation; `None` in the place of one that is left out (and counted) because its
-    messages are in the wrong order or its tags and its masks differ in number.
+    Yields the rounds of the conversation about a video. A round whose messages are in the wrong order, or whose tags
+    and masks differ in number, is counted, and `None` takes its place.
 
     Args:
         reader ([`SourceReader`]): Counts what is left out.
-        item (`dict`): `conversation`, `obj_masks` and `groundtruth`, which are not changed.
+        item (`dict`): Has `conversation`, `obj_masks` and `groundtruth`. It is not modified.
         keys (`list`): Mask key of each object of `anno_map`, or `None`.
     """
     messages = require_field(item, "conversation", list)
@@ -59,7 +59,7 @@ def grounded_rounds(reader: SourceReader, item: Mapping, keys: list) -> Iterator
 
 
 def _objects(entries: list, keys: list, field: str) -> list[list[str]]:
-    """Mask keys as strings, checked against anno_map."""
+    """The mask keys of each entry as strings, checked against anno_map."""
     known, found = {key for key in keys if key is not None}, []
     for position, entry in enumerate(require_type(entries, list, field)):
         found.append(
@@ -113,14 +113,14 @@ def _question_parts(question: str, regions: list[str]) -> list[dict]:
 
 def answer_parts(answer: str, names: list[str]) -> list[dict]:
     """
-    Text and grounded parts of a tagged answer; each [SEG] takes the next name. A phrase without [SEG] is text: phrases
-    and masks that are counted apart, as in the release, would be paired wrongly from there on.
+    Text and grounded parts of a tagged answer; each [SEG] takes the next name. A phrase without [SEG] becomes text.
+    The published training counts phrases and masks separately, which pairs all later ones wrongly.
     """
     parts, position, remaining = [], 0, iter(names)
     for match in GROUNDED.finditer(answer):
-        parts.append(text(LEFT_OVER.sub("", answer[position : match.start()])))
+        parts.append(text(UNUSED_TAG.sub("", answer[position : match.start()])))
         count = (match[2] or SEG).count(SEG)
         parts.append(grounded(match[1] or "", [next(remaining) for _ in range(count)]))
         position = match.end()
-    parts.append(text(LEFT_OVER.sub("", answer[position:])))
+    parts.append(text(UNUSED_TAG.sub("", answer[position:])))
     return [part for part in parts if part["type"] != "text" or part["text"]]

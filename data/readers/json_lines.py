@@ -1,4 +1,4 @@
-"""A user's own data: JSON Lines of records as `records.py` describes them, with paths below their media folder."""
+"""Your own data: JSON Lines of records (see `records.py`), with paths relative to a media folder."""
 
 from collections.abc import Iterator, Mapping
 
@@ -10,14 +10,14 @@ from .source_reader import SourceReader
 
 def read_json_lines(files: Mapping, root, options: Mapping | None = None) -> Iterator[dict]:
     """
-    The records of a file. Files: records, media. `id` and `source` may be left out; masks may be any run-length code.
+    The records of a file. Files: records, media. `id` and `source` are optional; masks may be any run-length code.
     """
     reader = SourceReader(files, root, options, "json_lines", ["records", "media"])
     path = reader.path("records")
 
     def read_item(line: int, item: Mapping) -> Iterator[dict]:
         require_type(item, dict, "")
-        # Checked before it is touched, so that errors speak of what the user wrote
+        # Checked before it is modified, so that errors refer to the file
         record = validate_record({"id": f"{reader.source}/{line}", "source": reader.source, **item})
         yield record | _visual(reader, record) | {"objects": _objects(record)}
 

@@ -1,4 +1,4 @@
-"""LLaVA-1.5's instruction mix: conversations about an image or none, as a JSON list of human and gpt messages."""
+"""LLaVA-1.5's instruction mix: conversations with or without an image."""
 
 from collections.abc import Iterator, Mapping
 
@@ -9,7 +9,7 @@ from .streams import stream_list
 
 
 def read_llava(files: Mapping, root, options: Mapping | None = None) -> Iterator[dict]:
-    """One record a conversation. Files: annotations, media (folder of images)."""
+    """One record for each conversation. Files: annotations, media (folder of images)."""
     reader = SourceReader(files, root, options, "llava", ["annotations", "media"])
     path = reader.path("annotations")
 

@@ -1,4 +1,4 @@
-"""Osprey's five files: questions about numbered regions of COCO images, drawn as polygons or run-length codes."""
+"""Osprey: questions about numbered regions of COCO images, given as polygons or run-length codes."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -16,10 +16,10 @@ REGION_NUMBER = re.compile(r"region(\d+)")
 
 def read_osprey(files: Mapping, root, options: Mapping | None = None) -> Iterator[dict]:
     """
-    One record an item; its regions are the objects "1", "2", ... and are listed in the preamble of the first question.
+    One record for each item. Its regions are the objects "1", "2", ...; the preamble of the first question lists them.
 
-    Files: annotations, media (a list of image folders, searched in that order). Option `short_answers`: the request
-    for a word or a phrase stands behind every question (the short form).
+    Files: annotations, media (a list of image folders, searched in this order). Option `short_answers`: append the
+    request for a word or phrase to every question (the short form).
     """
     reader = SourceReader(files, root, options, "osprey", ["annotations", "media"], short_answers=False)
 
@@ -69,24 +69,24 @@ def _descriptions(item: Mapping, objects: dict) -> Iterator[dict]:
     for number, description in enumerate(descriptions, start=1):
         answer = require_type(description, str, f"description[{number - 1}]")
         yield user([text(wording.region_word(number))], templates="describe_region_image")
-        yield assistant([text(_plain(answer).strip())])
+        yield assistant([text(_without_brackets(answer).strip())])
 
 
 def _dialogue(reader: SourceReader, item: Mapping, objects: dict) -> Iterator[dict]:
     for question, answer, position in conversation_rounds(require_field(item, "conversations", list), reader):
-        question = _plain(question)
+        question = _without_brackets(question)
         for number in REGION_NUMBER.findall(question):
             if number not in objects:
                 raise DataError(
                     f"asks about region {number} of {len(objects)}", field=f"conversations[{position}].value"
                 )
         yield user([text(question + (wording.SHORT_ANSWER if reader.options["short_answers"] else ""))])
-        yield assistant([text(_plain(answer))])
+        yield assistant([text(_without_brackets(answer))])
 
 
-def _plain(words: str) -> str:
-    """Without angle brackets, as in the release: `<region1>` is the word region1."""
-    return words.replace("<", "").replace(">", "")
+def _without_brackets(text: str) -> str:
+    """Without angle brackets, as in the published training: `<region1>` becomes region1."""
+    return text.replace("<", "").replace(">", "")
 
 
 def _find_image(reader: SourceReader, name: str) -> str:

@@ -1,4 +1,4 @@
-"""Ref-SAV: long descriptions of objects in SA-V videos, whose masks lie in one JSON file a video."""
+"""Ref-SAV: long descriptions of objects in SA-V videos, with a JSON file of masks for each video."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -15,8 +15,9 @@ CAPTIONS = ("long", "short")
 
 def read_ref_sav(files: Mapping, root, options: Mapping | None = None) -> Iterator[dict]:
     """
-    One record a video, its objects as turns. Files: annotations, media (folder of SA-V videos and mask files). Option
-    `captions`: "long" (the one description, as the release trains) or "short" (several phrases an object).
+    One record for each video, with its objects as turns. Files: annotations, media (folder of SA-V videos and mask
+    files). Option `captions`: "long" (one description per object, as in the published training) or "short" (several
+    phrases per object).
     """
     reader = SourceReader(files, root, options, "ref_sav", ["annotations", "media"], captions="long")
     if reader.options["captions"] not in CAPTIONS:
@@ -27,17 +28,17 @@ def read_ref_sav(files: Mapping, root, options: Mapping | None = None) -> Iterat
 
 
 def _read_video(reader: SourceReader, name: str, item: Mapping) -> Iterator[dict]:
-    # The published paths begin with a folder that the published archives do not have
+    # The paths of the annotations begin with a folder that the published archives do not have
     video, masks = (require_field(item, key, str).partition("/")[2] for key in ("video_path", "anno_path"))
     masklet = _read_masklet(reader, masks)
     objects, messages = {}, []
-    for key, about in require_field(item, "objects", dict).items():
+    for key, description in require_field(item, "objects", dict).items():
         field = f"objects.{key}"
         objects[key] = {"masks": _channel(masklet, key, field)}
         if reader.options["captions"] == "long":
-            captions, templates = [require_field(about, "formated", str, at=field)], "segment_described"
+            captions, templates = [require_field(description, "formated", str, at=field)], "segment_described"
         else:
-            captions, templates = require_field(about, "short_caps", list, at=field), "segment_video"
+            captions, templates = require_field(description, "short_caps", list, at=field), "segment_video"
         for position, caption in enumerate(captions):
             words = require_type(caption, str, f"{field}.short_caps[{position}]")
             messages.append(user([text(words)], templates=templates))
@@ -62,7 +63,7 @@ def _read_video(reader: SourceReader, name: str, item: Mapping) -> Iterator[dict
 
 
 def _read_masklet(reader: SourceReader, name: str) -> list[list]:
-    """Masks by annotated frame, then by object."""
+    """The masks of a video: a list for each annotated frame, with a run-length code for each object."""
     path = safe_path(reader.root, reader.media(name, "anno_path"), reader.trusted, "anno_path")
     try:
         with open(path, encoding="utf-8") as file:
@@ -73,14 +74,14 @@ def _read_masklet(reader: SourceReader, name: str) -> list[list]:
     except FileNotFoundError:
         raise DataError(f"there is no file '{path}'", field="anno_path") from None
     except ValueError as error:
-        raise DataError(f"'{path}' is cut or is not JSON ({error})", field="anno_path") from error
+        raise DataError(f"'{path}' is truncated or not JSON ({error})", field="anno_path") from error
 
 
 def _channel(masklet: list[list], key: str, field: str) -> list[dict | None]:
-    """The masks of object `key`, which counts the codes of a frame."""
+    """The masks of object `key`, its index in the codes of each frame."""
     if not key.isdecimal() or any(int(key) >= len(frame) for frame in masklet):
         fewest = min(map(len, masklet), default=0)
-        raise DataError(f"the mask file has no object {key!r} in every frame, but {fewest} objects", field=field)
+        raise DataError(f"the mask file lacks object {key!r} in some frame, which has {fewest} objects", field=field)
     try:
         return [to_rle(frame[int(key)]) for frame in masklet]
     except (ValueError, TypeError) as error:

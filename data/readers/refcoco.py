@@ -1,4 +1,4 @@
-"""RefCOCO, RefCOCO+ and RefCOCOg: COCO's `instances.json`, and a pickled list of sentences about its instances."""
+"""RefCOCO, RefCOCO+ and RefCOCOg: a COCO file of instances, and a pickled list of sentences about them."""
 
 from collections.abc import Iterator, Mapping
 
@@ -11,12 +11,13 @@ from .streams import stream_list
 
 def read_refcoco(files: Mapping, root, options: Mapping | None = None) -> Iterator[dict]:
     """
-    One record an image, all sentences about all its objects as turns. Files: instances, refs, media (folder of
-    images). Option `split`: "train", "val", "testA", "testB"; "test" is the last two together. With the option
-    `layers` the questions about an object of several polygons hold these one by one, for a benchmark that puts them
-    together as the release does.
+    One record for each image, with all sentences about all its objects as turns. Files: instances, refs, media (folder
+    of images). Option `split`: "train", "val", "testA", "testB", or "test" for the last two. With the option `layers`,
+    `info` of a question about an object of several polygons has the mask of each of them, for a benchmark that
+    combines them as the published evaluation does.
 
-    The release draws one sentence an object when the program starts, and five objects with replacement for a sample.
+    The published training draws one sentence for each object at start-up, and five objects with replacement for each
+    sample.
     """
     reader = SourceReader(files, root, options, "refcoco", ["instances", "refs", "media"], split="train", layers=False)
     by_image: dict[int, list] = {}

@@ -1,12 +1,12 @@
 """
-MeViS, ReVOS, Ref-YouTube-VOS and Ref-DAVIS17: a file of expressions by video, and a file of mask tracks.
+MeViS, ReVOS, Ref-YouTube-VOS and Ref-DAVIS17: a file of expressions by video, and a file of masks.
 
-The four differ in how an expression finds its masks (option `mask_keys`):
-    "anno_id"          the expression lists keys of the mask file: their union (MeViS, ReVOS)
-    "counter"          the key is a running number over all expressions in file order (Ref-YouTube-VOS)
-    "sorted_counter"   the same, over the videos sorted by name (Ref-DAVIS17)
-Expression ids are sorted as strings, "0", "1", "10", "2", which decides the running numbers. A split without masks
-(`files` has no "masks") gives questions without answers.
+They differ in the key of an expression in the mask file (option `mask_keys`):
+    "anno_id"          the expression lists keys, whose masks are united (MeViS, ReVOS)
+    "counter"          the index of the expression among all expressions in the order of the file (Ref-YouTube-VOS)
+    "sorted_counter"   the same, with videos sorted by name (Ref-DAVIS17)
+The expression ids of a video are sorted as strings: "0", "1", "10", "2". For a split without masks (no "masks" in
+`files`) the questions have no answers.
 """
 
 import itertools
@@ -23,7 +23,7 @@ MASK_KEYS = ("anno_id", "counter", "sorted_counter")
 
 
 def read_referring_video(files: Mapping, root, options: Mapping | None = None) -> Iterator[dict]:
-    """One record a video, all its expressions as turns. Files: expressions, media (folder of frame folders), masks."""
+    """One record for each video, with its expressions as turns. Files: expressions, media (frame folders), masks."""
     reader = SourceReader(files, root, options, "referring_video", ["expressions", "media"], mask_keys="anno_id")
     kind = reader.options["mask_keys"]
     if kind not in MASK_KEYS:
@@ -39,34 +39,34 @@ def read_referring_video(files: Mapping, root, options: Mapping | None = None) -
 
 
 def _by_name(videos: Iterator[tuple]) -> Iterator[tuple]:
-    # Sorted when the first is asked for, where errors are told which source they belong to
+    # A generator, so that errors of the stream are raised inside `convert`, which adds the source
     yield from sorted(videos, key=lambda entry: entry[0])
 
 
 def _read_video(reader: SourceReader, name: str, video: Mapping, counter) -> Iterator[dict]:
     expressions = require_field(video, "expressions", dict)
-    # All numbers of a video are used up first, so that a broken one does not shift those of the next
+    # All numbers of a video are taken first, so that an error in it does not shift those of the next video
     keys = {exp_id: None if counter is None else str(next(counter)) for exp_id in sorted(expressions)}
     frames = [frame_name(entry, f"frames[{i}]") for i, entry in enumerate(require_field(video, "frames", list))]
-    # Masks are numbered over the names without suffix in the order of strings
+    # The order of the masks: names without suffix, sorted as strings
     frames.sort(key=lambda file: PurePosixPath(file).stem)
     objects, messages = {}, []
     for exp_id, key in keys.items():
         field = f"expressions.{exp_id}"
         expression, phrase = expressions[exp_id], require_field(expressions[exp_id], "exp", str, at=field)
-        about = {"expression_id": exp_id, "expression": phrase}
+        info = {"expression_id": exp_id, "expression": phrase}
         if "type_id" in expression:
-            about["type_id"] = require_field(expression, "type_id", int, at=field)
-        if isinstance(expression.get("obj_id"), str):  # Ref-DAVIS17; elsewhere a list that nobody needs
-            about["obj_id"] = expression["obj_id"]
+            info["type_id"] = require_field(expression, "type_id", int, at=field)
+        if isinstance(expression.get("obj_id"), str):  # Ref-DAVIS17; a list in the other files, which is not used
+            info["obj_id"] = expression["obj_id"]
         if "?" in phrase:  # ReVOS asks whole questions
-            messages.append(user([text(phrase)], info=about))
+            messages.append(user([text(phrase)], info=info))
         else:
             phrase = phrase.replace(".", "").strip().lower()
             if not phrase:
                 reader.drop("empty expressions")
                 continue
-            messages.append(user([text(phrase)], templates="segment_video", info=about))
+            messages.append(user([text(phrase)], templates="segment_video", info=info))
         if "masks" in reader.files:
             names = [key] if key is not None else _annotation_keys(expression, field)
             target = _add_objects(objects, names)
@@ -91,7 +91,7 @@ def _annotation_keys(expression: Mapping, field: str) -> list[str]:
 
 
 def _add_objects(objects: dict, names: list[str]) -> str:
-    """Adds the objects of one expression, and their union if there are several; the name of what it means."""
+    """Adds the objects of an expression, and their union if there are several. Returns the name of the target."""
     objects.update({name: {"store": "masks", "key": name} for name in names})
     if len(names) == 1:
         return names[0]

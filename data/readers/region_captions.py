@@ -1,4 +1,4 @@
-"""RefCOCOg as region captioning: a COCO file whose annotations, or whose images, carry the caption."""
+"""RefCOCOg as region captioning: a COCO file with captions at its annotations or its images."""
 
 from collections.abc import Iterator, Mapping
 
@@ -10,7 +10,7 @@ from .streams import stream_list
 
 
 def read_region_captions(files: Mapping, root, options: Mapping | None = None) -> Iterator[dict]:
-    """One record an annotation, its mask as the region. Files: annotations, media."""
+    """One record for each annotation, whose mask is the region. Files: annotations, media."""
     reader = SourceReader(files, root, options, "region_captions", ["annotations", "media"])
     path, images = reader.path("annotations"), {}
     with reader.about(path):

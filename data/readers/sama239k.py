@@ -1,4 +1,4 @@
-"""SAMA-239K: grounded dialogues and descriptions about the objects of videos of five sources, in one file."""
+"""SAMA-239K: one file of grounded dialogues and object descriptions for videos of five sources."""
 
 from collections.abc import Iterator, Mapping
 
@@ -11,8 +11,8 @@ from .streams import stream_list
 
 def read_sama239k_conversation(files: Mapping, root, options: Mapping | None = None) -> Iterator[dict]:
     """
-    One record for every four consecutive rounds of a video (option `rounds`). Files: annotations, media, and the five
-    mask files of `STORES`.
+    One record for every four consecutive rounds about a video (option `rounds`). Files: annotations, media, and the
+    five mask files of `STORES`.
     """
     reader = SourceReader(files, root, options, "sama239k_conversation", ["annotations", "media"], rounds=4)
 
@@ -33,7 +33,7 @@ def read_sama239k_conversation(files: Mapping, root, options: Mapping | None = N
 
 
 def read_sama239k_description(files: Mapping, root, options: Mapping | None = None) -> Iterator[dict]:
-    """One record for every three described objects of a video (option `objects`). Files: as above."""
+    """One record for every three described objects of a video (option `objects`). Files: the same."""
     reader = SourceReader(files, root, options, "sama239k_description", ["annotations", "media"], objects=3)
 
     def read_item(index: int, item: Mapping) -> Iterator[dict]:
@@ -61,6 +61,6 @@ def read_sama239k_description(files: Mapping, root, options: Mapping | None = No
 
 
 def chunks(items: list, size: int) -> Iterator[list]:
-    """Neighbours in lists of `size`; the last list may be shorter."""
+    """Consecutive items in lists of `size`; the last list may be shorter."""
     for start in range(0, len(items), size):
         yield items[start : start + size]

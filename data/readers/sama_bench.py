@@ -1,4 +1,4 @@
-"""SAMA-Bench: -G asks grounded questions, -C asks for descriptions, about the same videos. 13 files."""
+"""SAMA-Bench: 13 files with grounded questions (-G) and object descriptions (-C) about the same videos."""
 
 from collections.abc import Iterator, Mapping
 
@@ -14,14 +14,14 @@ FOLDER_DIGITS = 5
 
 def read_sama_bench_g(files: Mapping, root, options: Mapping | None = None) -> Iterator[dict]:
     """
-    One record a round, without the rounds before it. Files: annotations (a list), media, and four mask files. `info`
-    of the question holds `answer` and `entries` as they stand in the file, where some entries are empty.
+    One record for each round, without the earlier rounds. Files: annotations (a list), media, and four mask files.
+    `info` of the question has `answer` and `entries` as in the file, where some entries are empty.
     """
     yield from _read(SourceReader(files, root, options, "sama_bench_g", ["annotations", "media"]), _questions)
 
 
 def read_sama_bench_c(files: Mapping, root, options: Mapping | None = None) -> Iterator[dict]:
-    """One record a description. Files: as above."""
+    """One record for each description. Files: the same."""
     yield from _read(SourceReader(files, root, options, "sama_bench_c", ["annotations", "media"]), _descriptions)
 
 
@@ -68,7 +68,7 @@ def _descriptions(reader: SourceReader, name: str, item: Mapping) -> Iterator[di
 
 
 def _video(reader: SourceReader, item: Mapping) -> AnnotatedVideo:
-    """LV-VIS folders are named by five digits, in the benchmark's files by as many as the number has."""
+    """The video of an item. Folders of LV-VIS have five digits; the files of the benchmark omit leading zeros."""
     name = require_field(item, "video", str)
     folder, _, last = name.rpartition("/")
     if "lvvis" in name and last.isdecimal():

@@ -247,7 +247,7 @@ def test_list_too_long_for_the_qformer_is_cut_to_what_is_asked(tmp_path):
     sample = renderer(processor)(record, found.visual(record), found.lookup, np.random.default_rng(0))
     assert words(sample.messages[0]).startswith("(image)There are 2 part regions in the picture: region1, region2<reg")
     assert processor.measure(sample.messages)[1] == 0
-    with pytest.raises(DataError, match="too long for the Q-Former to read all of its regions: 1 are cut"):
+    with pytest.raises(DataError, match="too long for the Q-Former: 1 of its regions are cut off"):
         renderer(tiny_processor(qformer_max_length=5))(
             record, found.visual(record), found.lookup, np.random.default_rng(0)
         )
@@ -431,7 +431,7 @@ def test_names_of_the_presets_before_version_02():
 def test_questions_without_answers():
     sample = rendered(record_of([user("a"), assistant("b"), user("c")]))
     assert len(sample.messages) == 2 and sample.left_out == {UNANSWERED: 1}
-    with pytest.raises(DataError, match="s, item r, field 'messages': holds no question with an answer"):
+    with pytest.raises(DataError, match="s, item r, field 'messages': has no question with an answer"):
         rendered(record_of([user("a")]))
 
 
