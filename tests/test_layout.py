@@ -60,7 +60,8 @@ ROOMS = (
     | {"demo": EVERYTHING_BELOW | {"demo_cli"}, "demo_cli": set()}
     | {"tests": EVERYTHING_BELOW | ENTRY_POINTS | {"demo_cli", "profiling", "recipes", "scripts", "tests"}}
     | {"training": set(REMOTE_CODE) | {"data", "training"}}
-    | {"toy_world": {"toy_world"}, "data": {"data", "toy_world", "configuration_sama", "layout_sama", "video_sama"}, "metrics": {"metrics"}}
+    | {"data": {"data", "toy_world", "configuration_sama", "layout_sama", "video_sama"}}
+    | {"toy_world": {"toy_world"}, "metrics": {"metrics"}}
     | {"benchmarks": {"data", "toy_world", "metrics", "benchmarks", "layout_sama", "video_sama"}}
     | {
         "evaluation": {
