@@ -87,7 +87,7 @@ class CatalogueBenchmark(Benchmark):
         try:
             found = self.group_questions(records, self.open(group))
         except DataError as error:
-            raise self.source.located(error) from error
+            raise self.source.with_context(error) from error
         asked, planned = [question.id for question in found], self._outline[group]
         if asked != planned:
             raise ValueError(f"{self.name}: {group!r} has the questions {asked}, the outline says {planned}.")

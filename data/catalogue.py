@@ -1,11 +1,11 @@
 """
-The catalogue: name of a source -> its format, its files below the data root, its options; and opened sources.
+The catalogue, which says where every source is and how it is read; and opened sources.
 
     mevis:
-      format: referring_video              # a reader, or toy_world
+      format: referring_video              # name of a reader, or toy_world
       files: {expressions: ..., media: ..., masks: ...}
-      options: {}                          # of that reader
-      links: []                            # folders below the data root that may be links to elsewhere
+      options: {}                          # of the reader
+      links: []                            # folders below the data root that may be links to other places
 """
 
 import os
@@ -21,7 +21,7 @@ from sama.video_sama import SamaVideo
 from ..toy_world.world import ToyWorld
 from .frames import open_visual, trusted_folders
 from .readers import BENCHMARK_READERS, READERS
-from .records import DataError, expect, take
+from .records import DataError, require_field, require_type
 from .store import KINDS, cache_folder, open_masks, open_records
 
 
@@ -30,7 +30,7 @@ TOY_WORLD = "toy_world"
 FORMATS = (*READERS, *BENCHMARK_READERS, TOY_WORLD)
 ENTRY_KEYS = {"format", "files", "options", "links"}
 TOY_OPTIONS = {"samples": 10_000, "seed": 0, "settings": None}
-# What a clip of toy world takes, whatever happens in it: enough to sort samples by length
+# Size of every clip of toy world, precise enough to group samples by length
 TOY_FRAMES, TOY_TURNS, TOY_CHARACTERS = 16, 2, 120
 
 
@@ -46,7 +46,7 @@ class Entry:
 
 
 def read_yaml(path: str | Path) -> dict:
-    """A YAML file that holds names with values; [`DataError`] otherwise."""
+    """The content of a YAML file, which must be a mapping; [`DataError`] otherwise."""
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -54,37 +54,39 @@ def read_yaml(path: str | Path) -> dict:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise DataError(f"is not YAML ({' '.join(str(error).split())})", file=path) from error
     if not isinstance(content, dict):
-        raise DataError(f"holds {type(content).__name__} where names with values are expected", file=path)
+        raise DataError(f"contains {type(content).__name__} where a mapping is expected", file=path)
     return content
 
 
 def read_catalogue(path: str | Path) -> dict[str, Entry]:
-    """Name -> [`Entry`]. Keys that begin with "." are notes, such as shared lists of files."""
+    """Name -> [`Entry`]. Keys that begin with "." are ignored: they hold YAML anchors, such as shared file lists."""
     try:
         return {
             name: parse_entry(name, content) for name, content in read_yaml(path).items() if not name.startswith(".")
         }
     except DataError as error:
-        raise error.within(file=path) from error
+        raise error.with_context(file=path) from error
 
 
 def parse_entry(name: str, content: Mapping) -> Entry:
-    """A checked entry of a catalogue."""
+    """An entry of a catalogue from its YAML content; [`DataError`] if it is wrong."""
     try:
-        unknown = sorted(set(expect(content, dict, "")) - ENTRY_KEYS)
+        unknown = sorted(set(require_type(content, dict, "")) - ENTRY_KEYS)
         if unknown:
             raise DataError(f"is unknown, expected {', '.join(sorted(ENTRY_KEYS))}", field=unknown[0])
-        format = take(content, "format", str)
+        format = require_field(content, "format", str)
         if format not in FORMATS:
             raise DataError(f"is {format!r}, expected one of {', '.join(FORMATS)}", field="format")
-        files = take(content, "files", dict, default={})
+        files = require_field(content, "files", dict, default={})
         for key, value in files.items():
-            for one in expect(value, (str, list), f"files.{key}") if isinstance(value, list) else [value]:
-                expect(one, str, f"files.{key}")
-        links = take(content, "links", list, default=[])
-        return Entry(name, format, dict(files), dict(take(content, "options", dict, default={})), tuple(links))
+            for one in require_type(value, (str, list), f"files.{key}") if isinstance(value, list) else [value]:
+                require_type(one, str, f"files.{key}")
+        links = require_field(content, "links", list, default=[])
+        return Entry(
+            name, format, dict(files), dict(require_field(content, "options", dict, default={})), tuple(links)
+        )
     except DataError as error:
-        raise error.within(source=name) from error
+        raise error.with_context(source=name) from error
 
 
 def data_root(root: str | Path | None = None) -> Path | None:
@@ -95,19 +97,19 @@ def data_root(root: str | Path | None = None) -> Path | None:
 
 def open_source(entry: Entry, root: str | Path | None = None, cache=None, on_error: str = "raise"):
     """
-    Open a source; its stores are built first if there are none that fit.
+    Opens a source. Its stores are built first if they do not exist or are out of date.
 
     Args:
-        entry ([`Entry`]): What the catalogue says.
-        root (`str` or `Path`, *optional*): The data root; $SAMA_DATA_ROOT by default.
-        cache (`str` or `Path`, *optional*): Where stores lie, see [`cache_folder`].
-        on_error (`str`): "raise" or "skip", for items that the reader cannot read.
+        entry ([`Entry`]): The source in the catalogue.
+        root (`str` or `Path`, *optional*): The data root. Default: $SAMA_DATA_ROOT.
+        cache (`str` or `Path`, *optional*): Folder of the stores, see [`cache_folder`].
+        on_error (`str`): "raise" or "skip" items that the reader cannot read.
     """
     if entry.format == TOY_WORLD:
         return ToySource(entry)
     found = data_root(root)
     if found is None:
-        raise DataError(f"needs the folder of the data: set {ROOT_VARIABLE}", source=entry.name)
+        raise DataError(f"needs a data root: set {ROOT_VARIABLE}", source=entry.name)
     if not found.is_dir():
         raise DataError(f"the data root '{found}' does not exist: set {ROOT_VARIABLE}", source=entry.name)
     return FileSource(entry, found, cache_folder(cache), on_error)
@@ -115,16 +117,16 @@ def open_source(entry: Entry, root: str | Path | None = None, cache=None, on_err
 
 class FileSource:
     """
-    A source of the catalogue, opened: `source.record(index)`, what it shows, and its masks.
+    An opened source of the catalogue: its records, their videos and images, and its masks.
 
     Attributes:
-        store ([`RecordStore`]): The records, and what the reader left out.
-        masks (`dict`): Name of a mask file in the catalogue -> [`MaskStore`].
+        store ([`RecordStore`]): The records, and counts of what the reader left out.
+        masks (`dict[str, MaskStore]`): By the name of the mask file in the catalogue.
     """
 
     def __init__(self, entry: Entry, root: Path, cache: Path, on_error: str):
         self.entry, self.name, self.root = entry, entry.name, root
-        # The readers' names of files that hold masks by key
+        # Readers name their mask files like this
         stores = [key for key in entry.files if key == "masks" or key.endswith("_masks")]
         self.masks = {key: open_masks(root / entry.files[key], cache, entry.name) for key in stores}
         options = {**entry.options, "source": entry.name, "links": list(entry.links), "on_error": on_error}
@@ -136,21 +138,21 @@ class FileSource:
         return len(self.store)
 
     def record(self, index: int) -> dict:
-        """Record `index`, which has an object's masks or names where they are."""
+        """Record `index`. Its objects contain their masks or refer to a mask file."""
         return self.store[index]
 
     def visual(self, record: dict) -> SamaVideo | None:
-        """What the record shows, opened; `None` for text."""
+        """The video or image of a record, opened; `None` for text alone."""
         return open_visual(record, self.root, self._trusted)
 
     def lookup(self, store: str, key: str) -> list[dict | None]:
-        """The masks of an object in a mask file; `KeyError` if it does not have them."""
+        """The masks of an object in a mask file; `KeyError` if the file does not have them."""
         return self.masks[store][key]
 
-    def located(self, error: DataError) -> DataError:
-        """The same error with the path of a mask file instead of its name in the catalogue."""
+    def with_context(self, error: DataError) -> DataError:
+        """The error with the name of this source, and with the path of a mask file for its name in the catalogue."""
         if error.file not in self.masks:
-            return error.within(source=self.name)
+            return error.with_context(source=self.name)
         path = self.entry.files[error.file]
         return DataError(error.problem, source=self.name, file=path, index=error.index, field=error.field)
 
@@ -160,7 +162,7 @@ class FileSource:
 
 
 class ToySource:
-    """Clips of toy world as a source: they are drawn when they are read, and nothing lies on the disk."""
+    """Clips of toy world as a source. They are drawn when they are read; there are no files."""
 
     def __init__(self, entry: Entry):
         unknown = sorted(set(entry.options) - set(TOY_OPTIONS))
@@ -182,25 +184,25 @@ class ToySource:
     def record(self, index: int) -> dict:
         """Record `index`."""
         frames, record, _ = self.world[index]
-        self._drawn = index, frames  # they are asked for next
+        self._drawn = index, frames  # `visual` usually follows
         return record | {"source": self.name}
 
     def visual(self, record: dict) -> SamaVideo:
-        """The clip or still, drawn."""
+        """The clip or image of a record, drawn."""
         index = record["image" if "image" in record else "video"]["toy"]["index"]
         frames = self._drawn[1] if self._drawn[0] == index else self.world[index].frames
         return SamaVideo.open(frames[0] if "image" in record else frames)
 
     def lookup(self, store: str, key: str) -> list[dict | None]:
-        """Toy world's records hold their masks themselves."""
+        """Always a `KeyError`: records of toy world contain their masks."""
         raise KeyError(key)
 
-    def located(self, error: DataError) -> DataError:
-        """The same error with the name of this source."""
-        return error.within(source=self.name)
+    def with_context(self, error: DataError) -> DataError:
+        """The error with the name of this source."""
+        return error.with_context(source=self.name)
 
     def columns(self) -> dict[str, np.ndarray]:
-        """As [`FileSource.columns`], the same for every clip."""
+        """As [`FileSource.columns`], with the same numbers for every clip."""
         kinds = [KINDS.index("image" if self.world.task(index) == "still" else "video") for index in range(len(self))]
         kind, still = np.array(kinds), KINDS.index("image")
         same = {"turns": TOY_TURNS, "characters": TOY_CHARACTERS}

@@ -1,4 +1,4 @@
-"""Rendered samples -> the batch that the model trains on."""
+"""Rendered samples -> the batch for training."""
 
 from collections.abc import Sequence
 
@@ -12,18 +12,20 @@ IGNORED = -100
 
 class SamaCollator:
     """
-    Puts samples into one batch. The keys are those of `SamaProcessor.apply_chat_template` and, always present:
+    Collates samples into one batch. Its keys are those of `SamaProcessor.apply_chat_template` and these, which are
+    always present:
 
-        labels            (B, L): the ids of answers and their end marks, -100 everywhere else
-        sam_pixel_values  (N, 3, S, S): the frames on which [SEG] prompts SAM 2, of all samples one after another
-        sam_frame_counts  (B,): how many of them each sample has; 0 for one without [SEG]
-        target_masks      a list of B bool tensors (O_b, T_b, H_b, W_b): an object for each [SEG], in the order of the
+        labels            (B, L): ids of the answers and their end marks, -100 everywhere else
+        sam_pixel_values  (N, 3, S, S): the frames with targets, of all samples one after another
+        sam_frame_counts  (B,): number of these frames of each sample; 0 without [SEG]
+        target_masks      list of B bool tensors (O_b, T_b, H_b, W_b): one object for each [SEG], in the order of the
                           text; T_b is sam_frame_counts[b]; (0, 0, 0, 0) without [SEG]
-        point_seeds       (B,): of each sample, for the points at which its masks are compared
-        sam_prompted      (N,) bool, with memory only: the frames that [SEG] prompts; the others are propagated to
+        point_seeds       (B,): seeds of the points at which the masks of each sample are compared
+        sam_prompted      (N,) bool, with memory only: True for frames that [SEG] prompts, False for those that masks
+                          are propagated to
 
-    A sample that was skipped (`None`) is left out. If nothing else is in the batch, a question without an answer
-    stands there, which has no label and no mask, so that every process of a run still has a batch.
+    Skipped samples (`None`) are left out. A batch without any other sample holds a question without an answer, which
+    has no labels and no masks, so that every process of a run has a batch.
 
     Args:
         processor ([`SamaProcessor`]): Makes the tensors.
@@ -39,7 +41,7 @@ class SamaCollator:
             [sample.messages for sample in kept],
             add_generation_prompt=False,
             return_assistant_tokens_mask=True,
-            turn_format=[sample.layout for sample in kept],
+            turn_format=[sample.turn_format for sample in kept],
             frames=[sample.frame_choice for sample in kept],
         )
         answers = batch.pop("assistant_masks").bool()
@@ -57,5 +59,5 @@ class SamaCollator:
 
 
 def blank_sample() -> Sample:
-    """A question without an answer: nothing to learn."""
+    """A question without an answer: nothing is learned from it."""
     return Sample("", "", [{"role": "user", "content": [{"type": "text", "text": "."}]}])

@@ -1,4 +1,4 @@
-"""Files and folders that appear under their name only when they are complete."""
+"""Files and folders that get their name only when they are complete."""
 
 import os
 import shutil
@@ -33,6 +33,6 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def write_text_atomically(path: str | os.PathLike, text: str) -> None:
-    """Writes `text` in UTF-8 to `path`, which holds the old text or the new one at any time."""
+    """Writes `text` in UTF-8 to `path`, which contains either the old or the new text at any time."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Where the frames of a record are: safe paths below the data root, names of frames, videos read with a stride."""
+"""The files behind a record: safe paths below the data root, names of frames, videos read with a stride."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -7,31 +7,30 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 import numpy as np
 from PIL import Image
 
-from sama.video_sama import SamaVideo
+from sama.video_sama import IMAGE_SUFFIXES, SamaVideo
 
 from .records import DataError
 
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov")
-# SA-V is annotated, and VidSTG extracted, at every fourth frame
+# Every fourth frame of SA-V is annotated, and of VidSTG extracted
 ANNOTATED_STRIDE = 4
 
 
 def join_inside(folder: str, name: str, field: str = "") -> str:
-    """`folder/name` with forward slashes; [`DataError`] if `name`, which an annotation file says, could lead out."""
+    """`folder/name` with forward slashes; [`DataError`] if `name`, from an annotation file, could leave the folder."""
     path = PurePosixPath(name)
     if not name.strip() or "\0" in name:
-        raise DataError(f"is no path: {name!r}", field=field)
+        raise DataError(f"is not a path: {name!r}", field=field)
     if path.is_absolute() or PureWindowsPath(name).drive or "\\" in name or ".." in path.parts:
-        raise DataError(f"leads out of the data folder: {name!r}", field=field)
+        raise DataError(f"leaves the data folder: {name!r}", field=field)
     return str(PurePosixPath(folder) / path)
 
 
 def trusted_folders(root: Path, files: Mapping, links: Sequence[str] = ()) -> tuple[Path, ...]:
     """
-    The folders whose content may be opened, links followed: the data root, the folders that a catalogue entry names
-    under `files`, and those it names under `links` (SAMA-239K's `sav_train` is usually a link to a copy of SA-V).
+    The folders whose files may be opened, with links resolved: the data root, and the folders that a catalogue entry
+    names under `files` and `links` (SAMA-239K's `sav_train` is usually a link to a copy of SA-V).
     """
     named = [entry for value in files.values() for entry in ([value] if isinstance(value, str) else value)]
     folders = [root, *(root / name for name in (*named, *links))]
@@ -40,32 +39,34 @@ def trusted_folders(root: Path, files: Mapping, links: Sequence[str] = ()) -> tu
 
 def safe_path(root: Path, name: str, trusted: Sequence[Path] | None = None, field: str = "") -> Path:
     """
-    The file or folder `name` below `root`, for opening.
+    The file or folder `name` below `root`, checked before it is opened.
 
     Args:
         root (`Path`): The data root.
-        name (`str`): Relative path, as a record holds it.
-        trusted (sequence of `Path`, *optional*): What [`trusted_folders`] gives. A link that leads out of all of them
-            raises [`DataError`]; without it only the root is trusted.
-        field (`str`): For the message.
+        name (`str`): Relative path of a record.
+        trusted (sequence of `Path`, *optional*): Result of [`trusted_folders`]. Default: only the root.
+        field (`str`): Field of the path, for the message.
+
+    Raises:
+        DataError: if the path, or a link on it, leaves the trusted folders.
     """
     path = root / join_inside(".", name, field)
     real = path.resolve()
     if not any(real.is_relative_to(folder) for folder in (trusted or [root.resolve()])):
-        problem = f"is a link that leads out of the data folder: {name!r} is {str(real)!r}"
+        problem = f"is a link that leaves the data folder: {name!r} is {str(real)!r}"
         raise DataError(f"{problem}; name the links that you trust under `links`", field=field)
     return path
 
 
 def frame_name(entry, field: str) -> str:
-    """File name of a frame as annotation files list it: with or without suffix, VidSTG also as an object."""
+    """File name of a frame listed in an annotation file: a name with or without suffix, or an object (VidSTG)."""
     if isinstance(entry, Mapping):
         entry, field = entry.get("raw_filename"), f"{field}.raw_filename"
     if not isinstance(entry, str):
-        raise DataError("is no name of a frame", field=field)
-    name = entry if entry.lower().endswith(IMAGE_SUFFIXES) else f"{entry}.jpg"
+        raise DataError("is not the name of a frame", field=field)
+    name = entry if PurePosixPath(entry).suffix.lower() in IMAGE_SUFFIXES else f"{entry}.jpg"
     if "/" in name:
-        raise DataError(f"is no file name: {name!r}", field=field)
+        raise DataError(f"is not a file name: {name!r}", field=field)
     return join_inside(".", name, field)
 
 
@@ -81,7 +82,7 @@ def image_size(path: Path, field: str = "") -> tuple[int, int]:
 
 
 class StridedFrames:
-    """Every n-th frame of a video as the frames of another one: a source for [`SamaVideo`]."""
+    """Every `stride`-th frame of a video, as the frames of a new [`SamaVideo`]."""
 
     is_image, warning = False, None
 
@@ -104,10 +105,11 @@ class StridedFrames:
 
 def open_visual(record: dict, root: Path, trusted: Sequence[Path] | None = None) -> SamaVideo | None:
     """
-    The video or image of a record, opened; `None` for text. Frames are decoded when they are asked for.
+    Opens the video or image of a record; `None` for text alone. Frames are decoded when they are used.
 
-    Raises [`DataError`] that names the record if a path leads out of the trusted folders, a frame's file is missing,
-    or the video cannot be read or is too short.
+    Raises:
+        DataError: if a path leaves the trusted folders, the file of a frame is missing, or the video cannot be read or
+            is too short.
     """
     kind = next((kind for kind in ("video", "image") if kind in record), None)
     if kind is None:
@@ -123,14 +125,14 @@ def open_visual(record: dict, root: Path, trusted: Sequence[Path] | None = None)
             return video
         return SamaVideo(StridedFrames(video, stride, num_frames))
     except DataError as error:
-        raise error.within(source=record["source"], index=record["id"]) from error
+        raise error.with_context(source=record["source"], index=record["id"]) from error
     except (OSError, ValueError) as error:
         problem = str(error).rstrip(".")
         raise DataError(problem, source=record["source"], index=record["id"], field=field) from error
 
 
 def _frame_files(folder: Path, names: Sequence[str], root: Path, trusted: Sequence[Path] | None) -> list[str]:
-    # The folder is listed once: asking the file system about thousands of frames one by one is slow on a network
+    # One listing of the folder: thousands of single queries are slow on a network file system
     try:
         with os.scandir(folder) as entries:
             links = {entry.name: entry.is_symlink() for entry in entries}

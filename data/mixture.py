@@ -1,15 +1,15 @@
 """
-A mixture: sources and how often each is read, as one torch Dataset.
+A mixture: weighted sources as one torch Dataset.
 
     sources:
-      mevis: 4                   # each record four times an epoch, with other draws each time
-      llava: 0.5                 # half of the records, other ones each epoch
+      mevis: 4                   # each record four times per epoch, with new random draws each time
+      llava: 0.5                 # half of the records, different ones in each epoch
       mine: {weight: 1, format: json_lines, files: {records: mine/records.jsonl, media: mine}}
-    rendering: {preset: default}
+    rendering: {preset: consistent}
     on_error: raise
-    catalogue: catalogue.yaml    # beside this file, the default
+    catalogue: catalogue.yaml    # relative to this file; the default
 
-What a sample is depends on (seed, epoch, index) alone.
+The content of a sample depends on (seed, epoch, index) alone.
 """
 
 import json
@@ -23,35 +23,32 @@ import torch
 from torch.utils.data import Dataset, get_worker_info
 
 from .catalogue import Entry, open_source, parse_entry, read_catalogue, read_yaml
-from .records import DataError, expect, take
+from .files import write_text_atomically
+from .lengths import estimate_lengths
+from .records import DataError, require_field, require_type
 from .rendering import Renderer, RenderSettings, Sample
-from .store import KINDS
 
 
 logger = logging.getLogger(__name__)
 
 MIXTURE_KEYS = {"sources", "rendering", "on_error", "catalogue"}
 ON_ERROR = ("raise", "skip")
-COUNTED = ("read", "skipped", "shortened", "rounds left out")
-# Each loader worker counts in a row of its own; the last row is that of the main process
+COUNTER_NAMES = ("read", "skipped", "shortened", "rounds left out")
+# Each loader worker has a row of counters; the last row belongs to the main process
 COUNTER_ROWS = 257
-UNKNOWN_FRAMES = 96  # of a video whose record does not say how many it has: enough for all context frames
-USUAL_TILES = 7
-CHARACTERS_PER_TOKEN = 4
 
 
 class Mixture(Dataset):
     """
-    `mixture[index]` is a [`Sample`], or `None` if it was skipped; the same for the same seed and index. Index
-    `epoch * len(mixture) + i` is sample `i` of an epoch: the number says everything, so loader workers need not be
-    told of epochs.
+    `mixture[index]` is a [`Sample`], or `None` if it was skipped; always the same for one seed and index. Sample `i`
+    of an epoch has the index `epoch * len(mixture) + i`, so loader workers need not know the epoch.
 
     Args:
         sources (sequence of `(source, weight)`): Opened sources, and how often each is read in an epoch.
         renderer ([`Renderer`]): Makes samples of records.
-        seed (`int`): Of the run.
-        on_error (`str`): "raise" the [`DataError`] of a broken sample, or "skip" it: it is counted and logged, and
-            nothing comes in its place.
+        seed (`int`): Seed of the run.
+        on_error (`str`): "raise" the [`DataError`] of a broken sample, or "skip" it: the sample is counted and logged,
+            and not replaced by another.
     """
 
     def __init__(self, sources: Sequence[tuple], renderer: Renderer, seed: int = 0, on_error: str = "raise"):
@@ -64,19 +61,19 @@ class Mixture(Dataset):
         self._counts = [round(len(source) * weight) for source, weight in sources]
         self._ends = np.cumsum(self._counts)
         self._lengths: np.ndarray | None = None
-        self._part: tuple = (None, None)
+        self._partial_order: tuple = (None, None)  # (epoch, source), order of its records
         # Shared with the loader workers, who count what the main process reports
-        self._counters = torch.zeros(COUNTER_ROWS, len(sources), len(COUNTED), dtype=torch.int64).share_memory_()
+        self._counters = torch.zeros(COUNTER_ROWS, len(sources), len(COUNTER_NAMES), dtype=torch.int64).share_memory_()
         empty = [source.name for source, count in zip(self.sources, self._counts, strict=True) if count < 1]
         if empty:
-            raise DataError("gives no sample with this weight", field=f"sources.{empty[0]}")
+            raise DataError("has no sample with this weight", field=f"sources.{empty[0]}")
 
     def __len__(self) -> int:
         return int(self._ends[-1])
 
     def __getitem__(self, index: int) -> Sample | None:
         if index < 0:
-            raise IndexError(f"a mixture has no sample {index}: epochs have no end to count from")
+            raise IndexError(f"a mixture has no sample {index}: its indices start at 0 and have no end")
         number, record = self.locate(index)
         try:
             sample = self.render(number, record, np.random.default_rng([self.seed, *divmod(index, len(self))]))
@@ -91,74 +88,63 @@ class Mixture(Dataset):
         return sample
 
     def locate(self, index: int) -> tuple[int, int]:
-        """Number of the source and of its record behind an index."""
+        """The number of the source and the index of the record of a sample."""
         epoch, index = divmod(index, len(self))
         number = int(np.searchsorted(self._ends, index, side="right"))
         place = index - int(self._ends[number]) + self._counts[number]
         size = len(self.sources[number])
         repeat, record = divmod(place, size)
-        # The last, partial repeat takes some of the records, other ones in each epoch
+        # The last, partial repeat has only some of the records, different ones in each epoch
         if (repeat + 1) * size > self._counts[number]:
-            if self._part[0] != (epoch, number):
+            if self._partial_order[0] != (epoch, number):
                 order = np.random.default_rng([self.seed, epoch, number]).permutation(size)
-                self._part = (epoch, number), order
-            record = int(self._part[1][record])
+                self._partial_order = (epoch, number), order
+            record = int(self._partial_order[1][record])
         return number, record
 
     def render(self, number: int, index: int, rng: np.random.Generator) -> Sample:
-        """The sample of record `index` of source `number`, by this generator; [`DataError`] if it is broken."""
+        """Renders record `index` of source `number` with this generator; [`DataError`] if it is broken."""
         source = self.sources[number]
         record = source.record(index)
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # a video with a damaged end is told by validation, once
+                warnings.simplefilter("ignore")  # about videos with a damaged end; validation reports them
                 video = source.visual(record)
             return self.renderer(record, video, source.lookup, rng)
         except DataError as error:
-            raise source.located(error).within(index=record["id"]) from error
+            raise source.with_context(error).with_context(index=record["id"]) from error
         except (OSError, ValueError) as error:
             raise DataError(str(error).rstrip("."), source=source.name, index=record["id"]) from error
 
     @property
     def lengths(self) -> np.ndarray:
-        """About how many tokens each sample of an epoch has, one number for each, repeats included."""
+        """Estimated tokens of each sample of an epoch, repeats included: int64 array of shape `(len(self),)`."""
         if self._lengths is None:
             found = []
             for source, count in zip(self.sources, self._counts, strict=True):
-                each = self._estimate(source.columns())
-                # A partial repeat has other records in each epoch: it takes the mean
+                each = estimate_lengths(source.columns(), self.renderer.processor, self.renderer.settings.turns)
+                # The records of a partial repeat differ by epoch, so it gets the mean
                 whole = np.tile(each, count // len(each))
                 found += [whole, np.full(count - len(whole), int(each.mean()))]
             self._lengths = np.concatenate(found)
         return self._lengths
 
-    def _estimate(self, columns: dict[str, np.ndarray]) -> np.ndarray:
-        processor, settings = self.renderer.processor, self.renderer.settings
-        frames = np.where(columns["frames"] > 0, columns["frames"], UNKNOWN_FRAMES)
-        context = np.clip(frames // 3, np.minimum(frames, 8), processor.max_context_frames)
-        dense = np.minimum(context, processor.num_dense_frames)
-        tiles = min(USUAL_TILES, processor.max_tiles)
-        video, image = columns["kind"] == KINDS.index("video"), columns["kind"] == KINDS.index("image")
-        dense, context = (np.select([video, image], [some, tiles]) for some in (dense, context))
-        turns = np.minimum(columns["turns"], settings.turns or columns["turns"])
-        words = columns["characters"] * turns // np.maximum(columns["turns"], 1) // CHARACTERS_PER_TOKEN
-        return (dense * processor.image_seq_length + turns * context + words).astype(np.int64)
-
     def _count(self, number: int, counts: dict[str, int]) -> None:
         worker = get_worker_info()
         row = COUNTER_ROWS - 1 if worker is None else worker.id % (COUNTER_ROWS - 1)
         for name, count in counts.items():
-            self._counters[row, number, COUNTED.index(name)] += count
+            self._counters[row, number, COUNTER_NAMES.index(name)] += count
 
     def report(self) -> dict[str, dict[str, int]]:
-        """Source -> samples read, skipped, shortened, and rounds left out so far, by all workers of this process."""
+        """Source -> samples read, skipped, shortened, and rounds left out so far by all workers of this process."""
         totals = self._counters.sum(dim=0).tolist()
         return {
-            source.name: dict(zip(COUNTED, row, strict=True)) for source, row in zip(self.sources, totals, strict=True)
+            source.name: dict(zip(COUNTER_NAMES, row, strict=True))
+            for source, row in zip(self.sources, totals, strict=True)
         }
 
     def resolved(self) -> dict:
-        """Everything that decides what is read, for the record of a run."""
+        """Everything that determines the samples, for the records of a run."""
         sources = {}
         for source, weight, count in zip(self.sources, self.weights, self._counts, strict=True):
             entry = {key: value for key, value in vars(source.entry).items() if key != "name" and value}
@@ -171,8 +157,8 @@ class Mixture(Dataset):
         }  # fmt: skip
 
     def save(self, path: str | Path) -> None:
-        """Write [`Mixture.resolved`] as JSON."""
-        Path(path).write_text(json.dumps(self.resolved(), indent=2, default=list) + "\n", encoding="utf-8")
+        """Writes [`Mixture.resolved`] as JSON."""
+        write_text_atomically(path, json.dumps(self.resolved(), indent=2, default=list) + "\n")
 
     def __str__(self) -> str:
         rows = [("source", "weight", "records", "samples", "share")]
@@ -190,44 +176,47 @@ class Mixture(Dataset):
 
 def read_mixture(path: str | Path) -> tuple[list[tuple[Entry, float]], dict]:
     """
-    The entries and weights that a mixture file names, and its other settings.
+    The entries and weights of the sources of a mixture file, and its settings `rendering` and `on_error`.
 
-    Raises [`DataError`] for what is not in the catalogue, or not known.
+    Raises:
+        DataError: if the file has an unknown key, or names a source that is not in the catalogue.
     """
     content = read_yaml(path)
     try:
         unknown = sorted(set(content) - MIXTURE_KEYS)
         if unknown:
             raise DataError(f"is unknown, expected {', '.join(sorted(MIXTURE_KEYS))}", field=unknown[0])
-        beside = Path(path).parent / take(content, "catalogue", str, default="catalogue.yaml")
-        needs_catalogue = "catalogue" in content or beside.is_file()
-        catalogue = read_catalogue(beside) if needs_catalogue else {}
-        listed = take(content, "sources", dict)
-        entries = [_weighted(name, value, catalogue) for name, value in listed.items()]
+        catalogue_path = Path(path).parent / require_field(content, "catalogue", str, default="catalogue.yaml")
+        needs_catalogue = "catalogue" in content or catalogue_path.is_file()
+        catalogue = read_catalogue(catalogue_path) if needs_catalogue else {}
+        listed = require_field(content, "sources", dict)
+        entries = [_weighted_entry(name, value, catalogue) for name, value in listed.items()]
         if not entries:
             raise DataError("is empty", field="sources")
     except DataError as error:
-        raise error.within(file=path) from error
+        raise error.with_context(file=path) from error
     return entries, {key: content[key] for key in ("rendering", "on_error") if key in content}
 
 
-def _weighted(name: str, value, catalogue: dict[str, Entry]) -> tuple[Entry, float]:
+def _weighted_entry(name: str, value, catalogue: dict[str, Entry]) -> tuple[Entry, float]:
     field = f"sources.{name}"
-    weight, about = value, {}
+    weight, changes = value, {}
     if isinstance(value, dict):
-        weight = take(value, "weight", (int, float), default=1, at=field)
-        about = {key: content for key, content in value.items() if key != "weight"}
-    if expect(weight, (int, float), field) <= 0:
-        raise DataError(f"has the weight {weight}, expected a number above 0", field=field)
-    if "format" in about:
-        return parse_entry(name, about), weight
+        weight = require_field(value, "weight", (int, float), default=1, at=field)
+        changes = {key: content for key, content in value.items() if key != "weight"}
+    if require_type(weight, (int, float), field) <= 0:
+        raise DataError(f"has the weight {weight}, expected a number greater than 0", field=field)
+    if "format" in changes:
+        return parse_entry(name, changes), weight
     if name not in catalogue:
         known = ", ".join(sorted(catalogue)) or "nothing"
         raise DataError(f"is not in the catalogue, which has {known}", field=field)
     entry = catalogue[name]
-    if about:  # options of this mixture alone
-        known = vars(entry) | {"options": {**entry.options, **take(about, "options", dict, default={}, at=field)}}
-        unknown = sorted(set(about) - {"options"})
+    if changes:  # options for this mixture alone
+        known = vars(entry) | {
+            "options": {**entry.options, **require_field(changes, "options", dict, default={}, at=field)}
+        }
+        unknown = sorted(set(changes) - {"options"})
         if unknown:
             raise DataError("is unknown, expected weight, options or a whole source", field=f"{field}.{unknown[0]}")
         entry = Entry(**known)
@@ -244,22 +233,22 @@ def load_mixture(
     rendering: dict | None = None,
 ) -> Mixture:
     """
-    Open a mixture file.
+    Opens a mixture file.
 
     Args:
         path (`str` or `Path`): The YAML file.
-        processor ([`SamaProcessor`]): What samples are rendered for.
-        seed (`int`): Of the run.
+        processor ([`SamaProcessor`]): The processor that samples are rendered for.
+        seed (`int`): Seed of the run.
         root, cache (*optional*): See [`open_source`].
-        on_error (`str`, *optional*): Instead of what the file says.
-        rendering (`dict`, *optional*): Settings of rendering, instead of those of the same name in the file.
+        on_error (`str`, *optional*): Overrides `on_error` of the file.
+        rendering (`dict`, *optional*): Overrides settings of the same name in the file's `rendering`.
     """
     entries, settings = read_mixture(path)
     action = on_error or settings.get("on_error", "raise")
     if action not in ON_ERROR:
         raise DataError(f"is {action!r}, expected one of {', '.join(ON_ERROR)}", file=path, field="on_error")
     try:
-        written = expect(settings.get("rendering", {}), dict, "rendering")
+        written = require_type(settings.get("rendering", {}), dict, "rendering")
         rendered = RenderSettings(**{**written, **(rendering or {})})
     except (TypeError, ValueError) as error:
         raise DataError(str(error).rstrip("."), file=path, field="rendering") from error

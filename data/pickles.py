@@ -1,7 +1,11 @@
-"""Reads pickles from strangers: containers, numbers, strings, bytes and numpy arrays, and nothing that could run."""
+"""
+Reads pickle files from untrusted sources: containers, numbers, strings, bytes and numpy arrays; nothing is executed.
+
+A pickle names the functions and classes it is rebuilt with. `ALLOWED` lists the only names that are accepted, and
+stand-ins of our own are used for those whose real counterparts could be misused.
+"""
 
 import collections
-import io
 import pickle
 from pathlib import Path
 
@@ -10,24 +14,24 @@ import numpy as np
 from .records import DataError
 
 
-# Letters of numpy types without pointers in them: an object array made from raw bytes would let a file write memory
+# Kinds of numpy types without pointers. An object array made from raw bytes would let a file write memory.
 PLAIN_KINDS = "biufcSU"
 
-# A damaged or hostile pickle can make the unpickler raise any of these
-DAMAGES = (
+# What the unpickler can raise for a damaged or malicious file, besides `UnpicklingError`
+DAMAGE_ERRORS = (
     EOFError, ValueError, TypeError, AttributeError, IndexError, KeyError, OverflowError, ImportError, MemoryError,
     RecursionError,
 )  # fmt: skip
 
 
 class _PlainType:
-    """Stands in for `numpy.dtype`, whose own way of restoring itself lets a file set flags of memory management."""
+    """Stands in for `numpy.dtype`, whose `__setstate__` would let a file set memory management flags."""
 
     __slots__ = ("dtype",)
 
     def __init__(self, name, align=False, copy=True):
         if not isinstance(name, str) or np.dtype(name).kind not in PLAIN_KINDS:
-            raise pickle.UnpicklingError(f"it holds a numpy array of type {name!r}")
+            raise pickle.UnpicklingError(f"it contains a numpy array of type {name!r}")
         self.dtype = np.dtype(name)
 
     def __setstate__(self, state):
@@ -36,46 +40,46 @@ class _PlainType:
 
 
 class _PlainArray(np.ndarray):
-    """A numpy array that is only ever filled from bytes of a plain type."""
+    """A numpy array that accepts only the bytes of a plain type as its state."""
 
     def __setstate__(self, state):
         version, shape, kind, fortran, data = state
         if not isinstance(kind, _PlainType) or not isinstance(data, bytes | str):
-            raise pickle.UnpicklingError("it holds a numpy array of objects")
+            raise pickle.UnpicklingError("it contains a numpy array of objects")
         data = data.encode("latin-1") if isinstance(data, str) else data  # written by Python 2
         super().__setstate__((version, shape, kind.dtype, fortran, data))
 
 
-class _Maker:
-    """A function that a pickle may call. Unlike a plain function it cannot be changed by the pickle."""
+class _AllowedFunction:
+    """A function that a pickle may call. Unlike a plain function, it has no attributes that a pickle can change."""
 
-    __slots__ = ("_make",)
+    __slots__ = ("_function",)
 
-    def __init__(self, make):
-        self._make = make
+    def __init__(self, function):
+        self._function = function
 
     def __call__(self, *arguments):
-        return self._make(*arguments)
+        return self._function(*arguments)
 
     def __setstate__(self, state):
         raise pickle.UnpicklingError("it tries to change the reader")
 
 
 def _empty_array(kind, shape, letter):
-    return np.ndarray.__new__(_PlainArray, (0,))  # what it is made with is overwritten by its state
+    return np.ndarray.__new__(_PlainArray, (0,))  # shape and content follow as its state
 
 
-def _array_of_buffer(buffer, kind: _PlainType, shape, order):
+def _array_from_buffer(buffer, kind: _PlainType, shape, order):
     return np.frombuffer(buffer, dtype=kind.dtype).reshape(shape, order=order)
 
 
-def _number(kind: _PlainType, data):
-    data = data.encode("latin-1") if isinstance(data, str) else data
+def _scalar(kind: _PlainType, data):
+    data = data.encode("latin-1") if isinstance(data, str) else data  # written by Python 2
     return np.frombuffer(data, dtype=kind.dtype)[0]
 
 
 def _text_to_bytes(text, encoding="latin-1"):
-    """How the older protocols write bytes."""
+    """Protocols below 3 write bytes as text."""
     if encoding not in ("latin1", "latin-1"):
         raise pickle.UnpicklingError(f"it encodes text as {encoding!r}")
     return text.encode("latin-1")
@@ -87,21 +91,22 @@ def _empty_bytes():
 
 ALLOWED = {
     ("numpy", "dtype"): _PlainType,
-    ("numpy", "ndarray"): "the class that _reconstruct is told to make, which it does not ask",
-    ("_codecs", "encode"): _Maker(_text_to_bytes),
+    # Only an argument of `_reconstruct`, which ignores it
+    ("numpy", "ndarray"): "numpy.ndarray",
+    ("_codecs", "encode"): _AllowedFunction(_text_to_bytes),
     ("collections", "OrderedDict"): collections.OrderedDict,
 }
 for _module in ("numpy.core", "numpy._core"):
-    ALLOWED[_module + ".multiarray", "_reconstruct"] = _Maker(_empty_array)
-    ALLOWED[_module + ".multiarray", "scalar"] = _Maker(_number)
-    ALLOWED[_module + ".numeric", "_frombuffer"] = _Maker(_array_of_buffer)
+    ALLOWED[_module + ".multiarray", "_reconstruct"] = _AllowedFunction(_empty_array)
+    ALLOWED[_module + ".multiarray", "scalar"] = _AllowedFunction(_scalar)
+    ALLOWED[_module + ".numeric", "_frombuffer"] = _AllowedFunction(_array_from_buffer)
 for _module in ("builtins", "__builtin__"):  # the second is its name in Python 2
     ALLOWED[_module, "set"], ALLOWED[_module, "frozenset"] = set, frozenset
-    ALLOWED[_module, "bytes"] = _Maker(_empty_bytes)
+    ALLOWED[_module, "bytes"] = _AllowedFunction(_empty_bytes)
 
 
 class PlainUnpickler(pickle.Unpickler):
-    """An unpickler that knows the names in `ALLOWED` only."""
+    """An unpickler that accepts only the names in `ALLOWED`."""
 
     def find_class(self, module: str, name: str):
         try:
@@ -109,32 +114,24 @@ class PlainUnpickler(pickle.Unpickler):
         except KeyError:
             raise pickle.UnpicklingError(
                 f"it asks for {module}.{name}, and only plain containers, numbers, strings, bytes and numpy arrays "
-                "are read"
+                "are accepted"
             ) from None
 
 
 def load_plain_pickle(path: Path):
     """
-    The content of a pickle file, or [`DataError`] if it is damaged or holds anything but plain data.
+    The content of a pickle file. A pickle cannot be streamed: all of it is in memory while the caller keeps it.
 
-    A pickle cannot be read as a stream, so the whole file is in memory for as long as the caller keeps the result.
+    Raises:
+        DataError: if the file is missing or damaged, or contains anything but plain data.
     """
     try:
         with open(path, "rb") as file:
-            return _load(file)
+            # Strings written by Python 2, as in the RefCOCO files, are bytes; decoding as latin-1 never fails
+            return PlainUnpickler(file, encoding="latin-1").load()
     except FileNotFoundError:
         raise DataError("there is no such file", file=path) from None
     except pickle.UnpicklingError as error:
-        raise DataError(f"this pickle is not read: {error}", file=path) from error
-    except DAMAGES as error:
+        raise DataError(f"this pickle is not accepted: {error}", file=path) from error
+    except DAMAGE_ERRORS as error:
         raise DataError(f"this pickle is damaged ({type(error).__name__}: {error})", file=path) from error
-
-
-def loads_plain_pickle(data: bytes):
-    """The content of a pickle given as bytes; raises what `pickle` raises."""
-    return _load(io.BytesIO(data))
-
-
-def _load(file):
-    # The pickled strings of Python 2, in which the RefCOCO files were written, are bytes; this reading never fails
-    return PlainUnpickler(file, encoding="latin-1").load()

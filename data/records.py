@@ -1,22 +1,23 @@
 """
-The one record that every source is turned into, and the one error for data that is wrong.
+The record, which every source is turned into, and the error for wrong data.
 
 A record is a plain dict:
 
     id, source      names for messages and reports
-    video           {"path": file or folder, "frames": [file names] or None, "stride": 1} and maybe "num_frames",
-                    or {"toy": settings}; image: {"path": file}; text alone has neither
-    objects         name -> {"masks": [rle or None, ...]}, one entry a frame (an image has one);
+    video           {"path": file or folder, "frames": [file names] or None, "stride": 1}, optionally "num_frames";
+                    or {"toy": settings}
+    image           {"path": file}. A record has a video, an image, or neither (text alone)
+    objects         name -> {"masks": [rle or None, ...]}, one entry for each frame (1 for an image);
                     or {"store": name of a mask file, "key": key in it}; or {"union": [names of other objects]}.
-                    "short": True lets masks end before the frames do (SA-V); "fit": True also lets them have another
-                    size than the frames, and they are scaled (SAMA-Bench)
+                    "short": True allows fewer masks than frames (SA-V); "fit": True also allows masks of another size
+                    than the frames, which are resized (SAMA-Bench)
     messages        [{"role": "user" or "assistant", "content": [parts]}]; a part is
                     {"type": "text", "text"}, in user turns {"type": "region", "object"},
-                    in answers {"type": "grounded", "text", "objects": [names]}; without words it is a bare [SEG].
-                    "templates": name of a set in wording.py whose slot the content is put into,
-                    "preamble": parts in front of everything, "wants_masks": the answer holds masks and the question
-                    does not say so, "info": whatever a benchmark needs to know
-    sampling, layout, region_shape, frame_policy    what the release does with this record: see PUBLISHED_CHOICES
+                    in answers {"type": "grounded", "text", "objects": [names]}; an empty text gives a bare [SEG].
+                    "templates": name of a set in wording.py whose slot the content fills,
+                    "preamble": parts in front of the first question, "wants_masks": the answer has masks and the
+                    question does not ask for them, "info": what a benchmark needs to know
+    sampling, layout, region_shape, frame_policy    choices of the published training: see PUBLISHED_CHOICES
 """
 
 import json
@@ -32,17 +33,17 @@ from .wording import TEMPLATES
 
 
 RECORD_KEYS = {"id", "source", "video", "image", "objects", "messages"}
-# What the release does with a record of this source; the preset `release` of the renderer follows it.
+# What the published training does with a record of its source. The preset `published` of the renderer follows it.
 PUBLISHED_CHOICES = {
-    "sampling",  # {"turns": 5, "replace": True, "unit": "turn" or "object"}: what one sample takes of the record
-    "layout",  # newlines around the context tokens, by the names of `prompts_sama.LAYOUTS`
-    "region_shape",  # "box": regions are shown as filled boxes, "mask": as they are
-    "frame_policy",  # "segments": a random frame of each of 32 segments
+    "sampling",  # {"turns": 5, "replace": True, "unit": "turn" or "object"}: how a sample draws from the record
+    "layout",  # newlines around the context tokens, by the names of `prompts_sama.SOURCE_TURN_FORMATS`
+    "region_shape",  # "box": regions become their filled bounding boxes; "mask": they stay as they are
+    "frame_policy",  # "segments": a random frame of each of 32 equal segments
 }
 MESSAGE_KEYS = {"role", "content", "templates", "preamble", "wants_masks", "info"}
 PART_KEYS = {"text": {"text"}, "region": {"object", "name"}, "grounded": {"text", "objects"}}
 PARTS_OF_ROLE = {"system": ("text",), "user": ("text", "region"), "assistant": ("text", "grounded")}
-ALLOWANCES = ("short", "fit")  # of an object whose masks need not match the frames
+ALLOWANCES = ("short", "fit")  # keys of an object whose masks need not match the frames
 VIDEO_KEYS = {"path", "frames", "stride", "num_frames", "toy"}
 KIND_NAMES = {str: "a string", int: "a whole number", list: "a list", dict: "an object", bool: "true or false"}
 REQUIRED = object()
@@ -50,12 +51,12 @@ REQUIRED = object()
 
 class DataError(ValueError):
     """
-    Something wrong in the data; says in one sentence where and what.
+    A mistake in the data. The message is one sentence with the place and the problem.
 
     Args:
-        problem (`str`): What is wrong, as the end of a sentence.
+        problem (`str`): What is wrong, without a subject: "is missing".
         source, file, index, field (*optional*): Name of the source, its file, the item in the file, the path of the
-            field in the item. What is not known where the error is raised is filled in by [`DataError.within`].
+            field in the item. Callers add what was not known where the error was raised: [`DataError.with_context`].
     """
 
     def __init__(self, problem: str, *, source=None, file=None, index=None, field: str | None = None):
@@ -65,8 +66,8 @@ class DataError(ValueError):
         named = ", ".join(word for word in where if word is not None)
         super().__init__(f"{named}: {problem}." if named else f"{problem}.")
 
-    def within(self, *, source=None, file=None, index=None, field: str | None = None) -> "DataError":
-        """The same problem seen from further out: blanks are filled, `field` is put in front of the inner field."""
+    def with_context(self, *, source=None, file=None, index=None, field: str | None = None) -> "DataError":
+        """A copy with the missing parts of the place filled in; `field` is put in front of the known field."""
         path = ".".join(part for part in (field, self.field) if part)
         return DataError(
             self.problem,
@@ -77,7 +78,7 @@ class DataError(ValueError):
         )
 
     def __reduce__(self):
-        # Loader workers and process pools send errors home; the default would rebuild it from the finished sentence
+        # Worker processes send errors as pickles; by default they would be rebuilt from the finished sentence
         return _rebuild_error, (self.problem, self.source, self.file, self.index, self.field)
 
 
@@ -85,16 +86,19 @@ def _rebuild_error(problem, source, file, index, field) -> DataError:
     return DataError(problem, source=source, file=file, index=index, field=field)
 
 
-def take(item: Mapping, key: str, kind: type | tuple[type, ...], default=REQUIRED, at: str = ""):
+def require_field(item: Mapping, key: str, kind: type | tuple[type, ...], default=REQUIRED, at: str = ""):
     """
-    A field of an item of an annotation file, or [`DataError`] if it is missing or of another kind.
+    A field of an item of an annotation file.
 
     Args:
-        item (`dict`): The item. That it is one is checked too.
-        key (`str`): The field.
-        kind (`type` or tuple of types): What it must be. A bool is no number.
-        default (*optional*): For a field that may be missing or null.
-        at (`str`): Path of `item` inside the item that the reader was given, for the message.
+        item (`dict`): The item.
+        key (`str`): Name of the field.
+        kind (`type` or tuple of types): The type it must have. A bool does not count as a number.
+        default (*optional*): Returned for a field that is missing or null, which is an error without it.
+        at (`str`): Path of `item` in the outermost item, for the message.
+
+    Raises:
+        DataError: if `item` is not a mapping, or the field is missing or has another type.
     """
     if not isinstance(item, Mapping):
         raise DataError(f"is {_kind_name(item)} where an object is expected", field=at)
@@ -103,11 +107,11 @@ def take(item: Mapping, key: str, kind: type | tuple[type, ...], default=REQUIRE
         return default
     if key not in item:
         raise DataError("is missing", field=path)
-    return expect(item[key], kind, path)
+    return require_type(item[key], kind, path)
 
 
-def expect(value, kind: type | tuple[type, ...], field: str):
-    """`value` if it is of the kind, else [`DataError`]."""
+def require_type(value, kind: type | tuple[type, ...], field: str):
+    """`value` if it has the type `kind`, else [`DataError`]."""
     kinds = kind if isinstance(kind, tuple) else (kind,)
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
         expected = " or ".join(KIND_NAMES.get(one, one.__name__) for one in kinds)
@@ -120,18 +124,18 @@ def _kind_name(value) -> str:
 
 
 def validate_record(record: dict) -> dict:
-    """Return the record, or raise [`DataError`] naming the first field that is not as described above."""
-    unknown = sorted(set(expect(record, dict, "")) - RECORD_KEYS - PUBLISHED_CHOICES)
+    """Returns the record, or raises [`DataError`] with the first field that does not follow the description above."""
+    unknown = sorted(set(require_type(record, dict, "")) - RECORD_KEYS - PUBLISHED_CHOICES)
     if unknown:
         raise DataError(f"is not part of a record, which has {', '.join(sorted(RECORD_KEYS))}", field=unknown[0])
-    take(record, "id", str), take(record, "source", str)
+    require_field(record, "id", str), require_field(record, "source", str)
     num_frames = _check_visual(record)
-    objects = take(record, "objects", dict, default={})
+    objects = require_field(record, "objects", dict, default={})
     for name, item in objects.items():
         _check_object(item, objects, num_frames, f"objects.{name}")
     if objects and "video" not in record and "image" not in record:
-        raise DataError("needs a video or an image that the objects lie in", field="objects")
-    messages = take(record, "messages", list)
+        raise DataError("needs a video or an image that shows the objects", field="objects")
+    messages = require_field(record, "messages", list)
     if not messages:
         raise DataError("is empty", field="messages")
     for position, message in enumerate(messages):
@@ -140,51 +144,51 @@ def validate_record(record: dict) -> dict:
 
 
 def _check_visual(record: dict) -> int | None:
-    """Checks video and image; the number of frames, where the record says it."""
+    """Checks video and image. Returns the number of frames, or `None` where the record does not state it."""
     if "video" in record and "image" in record:
-        raise DataError("comes beside an image; a record is about 1 of them", field="video")
+        raise DataError("is given in addition to an image; a record has 1 of them", field="video")
     if "image" in record:
-        take(take(record, "image", dict), "path", str, at="image")
+        require_field(require_field(record, "image", dict), "path", str, at="image")
         return 1
     if "video" not in record:
         return None
-    video = take(record, "video", dict)
+    video = require_field(record, "video", dict)
     unknown = sorted(set(video) - VIDEO_KEYS)
     if unknown:
         raise DataError(f"is unknown; a video has {', '.join(sorted(VIDEO_KEYS))}", field=f"video.{unknown[0]}")
     if "toy" in video:
-        take(video, "toy", dict, at="video")
+        require_field(video, "toy", dict, at="video")
         return None
-    take(video, "path", str, at="video")
-    if take(video, "stride", int, default=1, at="video") < 1:
+    require_field(video, "path", str, at="video")
+    if require_field(video, "stride", int, default=1, at="video") < 1:
         raise DataError("is smaller than 1", field="video.stride")
-    frames = take(video, "frames", list, default=None, at="video")
+    frames = require_field(video, "frames", list, default=None, at="video")
     if frames is None:
-        return take(video, "num_frames", int, default=None, at="video")
+        return require_field(video, "num_frames", int, default=None, at="video")
     for position, frame in enumerate(frames):
-        expect(frame, str, f"video.frames[{position}]")
+        require_type(frame, str, f"video.frames[{position}]")
     if not frames:
         raise DataError("is empty", field="video.frames")
     return len(frames)
 
 
 def _check_object(item: dict, objects: dict, num_frames: int | None, at: str) -> None:
-    forms = [key for key in ("masks", "store", "union") if key in expect(item, dict, at)]
+    forms = [key for key in ("masks", "store", "union") if key in require_type(item, dict, at)]
     if len(forms) != 1:
         raise DataError(f"has {len(forms)} of masks, store and union where exactly 1 is expected", field=at)
     for allowance in ALLOWANCES:
-        take(item, allowance, bool, default=False, at=at)
+        require_field(item, allowance, bool, default=False, at=at)
     unknown = sorted(set(item) - {forms[0], *ALLOWANCES} - ({"key"} if forms == ["store"] else set()))
     if unknown:
         raise DataError(f"is unknown in an object with {forms[0]}", field=f"{at}.{unknown[0]}")
     if forms == ["store"]:
-        take(item, "store", str, at=at), take(item, "key", str, at=at)
+        require_field(item, "store", str, at=at), require_field(item, "key", str, at=at)
     elif forms == ["union"]:
-        for name in take(item, "union", list, at=at):
+        for name in require_field(item, "union", list, at=at):
             if "union" in objects.get(name, {"union": None}):
-                raise DataError(f"names {name!r}, which is no object with masks of its own", field=f"{at}.union")
+                raise DataError(f"names {name!r}, which is not an object with masks of its own", field=f"{at}.union")
     else:
-        masks = take(item, "masks", list, at=at)
+        masks = require_field(item, "masks", list, at=at)
         if num_frames is not None:
             check_length(masks, num_frames, _may_be_short(item), f"{at}.masks")
 
@@ -194,30 +198,33 @@ def _may_be_short(item: Mapping) -> bool:
 
 
 def check_length(masks: list, num_frames: int, short: bool, field: str) -> None:
-    """Raise [`DataError`] unless there is one mask a frame; with `short` the last frames may lack theirs."""
+    """Raises [`DataError`] unless there is one mask for each frame. With `short` masks may be missing at the end."""
     surplus = [position for position in range(num_frames, len(masks)) if masks[position] is not None]
     if surplus or (len(masks) != num_frames and not short):
-        raise DataError(f"holds {len(masks)} masks for {num_frames} frames", field=field)
+        raise DataError(f"has {len(masks)} masks for {num_frames} frames", field=field)
 
 
 def _check_message(message: dict, objects: dict, at: str) -> None:
-    role = take(message, "role", str, at=at)
+    role = require_field(message, "role", str, at=at)
     if role not in PARTS_OF_ROLE:
         raise DataError(f"is {role!r}, expected one of {', '.join(PARTS_OF_ROLE)}", field=f"{at}.role")
     unknown = sorted(set(message) - MESSAGE_KEYS)
     if unknown:
         raise DataError(f"is unknown; a message has {', '.join(sorted(MESSAGE_KEYS))}", field=f"{at}.{unknown[0]}")
-    templates = take(message, "templates", str, default=None, at=at)
+    templates = require_field(message, "templates", str, default=None, at=at)
     if templates is not None and templates not in TEMPLATES:
         raise DataError(f"is {templates!r}, expected one of {', '.join(TEMPLATES)}", field=f"{at}.templates")
-    take(message, "wants_masks", bool, default=False, at=at), take(message, "info", dict, default={}, at=at)
+    (
+        require_field(message, "wants_masks", bool, default=False, at=at),
+        require_field(message, "info", dict, default={}, at=at),
+    )
     for name, default in (("preamble", []), ("content", REQUIRED)):
-        for position, part in enumerate(take(message, name, list, default=default, at=at)):
+        for position, part in enumerate(require_field(message, name, list, default=default, at=at)):
             _check_part(part, role, objects, f"{at}.{name}[{position}]")
 
 
 def _check_part(part: dict, role: str, objects: dict, at: str) -> None:
-    kind = take(part, "type", str, at=at)
+    kind = require_field(part, "type", str, at=at)
     if kind not in PARTS_OF_ROLE[role]:
         expected = ", ".join(PARTS_OF_ROLE[role])
         raise DataError(f"is {kind!r}; the parts of the role {role!r} are {expected}", field=f"{at}.type")
@@ -225,11 +232,11 @@ def _check_part(part: dict, role: str, objects: dict, at: str) -> None:
     if unknown:
         raise DataError(f"is unknown in a part of type {kind!r}", field=f"{at}.{unknown[0]}")
     if kind != "region":
-        take(part, "text", str, at=at)
+        require_field(part, "text", str, at=at)
     if kind == "text":
         return
     field = "object" if kind == "region" else "objects"
-    named = [take(part, field, str, at=at)] if kind == "region" else take(part, field, list, at=at)
+    named = [require_field(part, field, str, at=at)] if kind == "region" else require_field(part, field, list, at=at)
     if not named:
         raise DataError("is empty; words without masks are a text part", field=f"{at}.{field}")
     for name in named:
@@ -241,29 +248,32 @@ def object_masks(
     record: dict, name: str, num_frames: int, lookup: Callable[[str, str], list], frames: Sequence[int] | None = None
 ) -> list[dict | None]:
     """
-    The masks of one object of a record, one run-length code or `None` a frame.
+    The masks of an object of a record: one run-length code, or `None`, for each frame.
 
     Args:
         record (`dict`): A valid record.
-        name (`str`): The object.
-        num_frames (`int`): Frames of the opened video.
-        lookup (`callable`): `lookup(store, key)` gives the masks of an object in a mask file, or raises `KeyError`.
-        frames (sequence of `int`, *optional*): Only the masks of these frames.
+        name (`str`): Name of the object.
+        num_frames (`int`): Number of frames of the opened video.
+        lookup (`callable`): `lookup(store, key)` returns the masks of an object in a mask file, or raises `KeyError`.
+        frames (sequence of `int`, *optional*): Only these frames.
+
+    Raises:
+        DataError: if the number of masks is wrong, or the mask file has no such key.
     """
     item, field = record["objects"][name], f"objects.{name}"
     frames = range(num_frames) if frames is None else frames
-    with _about_record(record, item.get("store")):
+    with _record_context(record, item.get("store")):
         if "union" in item:
             tracks = [object_masks(record, part, num_frames, lookup, frames) for part in item["union"]]
-            return [_located(union, entries, field) for entries in zip(*tracks, strict=True)]
+            return [_with_field(union, entries, field) for entries in zip(*tracks, strict=True)]
         try:
             masks = item["masks"] if "masks" in item else lookup(item["store"], item["key"])
         except KeyError:
             raise DataError(f"there is no mask {item['key']!r} in the mask file", field=field) from None
         check_length(masks, num_frames, _may_be_short(item), f"{field}.masks")
-        # A code is checked when it is decoded
+        # Codes are checked when they are decoded
         return [
-            _located(partial(to_rle, check=False), masks[frame], f"{field}.masks[{frame}]")
+            _with_field(partial(to_rle, check=False), masks[frame], f"{field}.masks[{frame}]")
             if frame < len(masks)
             else None
             for frame in frames
@@ -279,33 +289,35 @@ def decode_object(
     frames: Sequence[int] | None = None,
 ) -> np.ndarray:
     """
-    The masks of one object as a bool array of shape `(frames, height, width)`.
+    The masks of an object as a bool array of shape `(num_frames, height, width)`.
 
     Args:
         record, name, num_frames, lookup, frames: As in [`object_masks`].
-        size (`(height, width)`): Size of the frames. Masks of another size are an error, or are scaled if the object
-            says "fit".
+        size (`(height, width)`): Size of the frames. Masks of another size are resized if the object allows it with
+            "fit", and raise [`DataError`] otherwise.
     """
     codes = object_masks(record, name, num_frames, lookup, frames)
     item, field = record["objects"][name], f"objects.{name}"
     fit = any(record["objects"][part].get("fit", False) for part in item.get("union", [name]))
-    with _about_record(record, item.get("store")):
+    with _record_context(record, item.get("store")):
         numbers = range(num_frames) if frames is None else frames
         decode = partial(decode_rle, size=size, resize=fit)
-        masks = [_located(decode, code, f"{field}.masks[{frame}]") for frame, code in zip(numbers, codes, strict=True)]
+        masks = [
+            _with_field(decode, code, f"{field}.masks[{frame}]") for frame, code in zip(numbers, codes, strict=True)
+        ]
     return np.stack(masks)
 
 
 @contextmanager
-def _about_record(record: dict, store: str | None) -> Iterator[None]:
+def _record_context(record: dict, store: str | None) -> Iterator[None]:
     try:
         yield
     except DataError as error:
-        raise error.within(source=record["source"], file=store, index=record["id"]) from error
+        raise error.with_context(source=record["source"], file=store, index=record["id"]) from error
 
 
-def _located(function: Callable, entry, field: str):
-    """`function(entry)`, with the field in the error."""
+def _with_field(function: Callable, entry, field: str):
+    """`function(entry)`, whose errors become a [`DataError`] of this field."""
     try:
         return function(entry)
     except (ValueError, TypeError) as error:
@@ -313,7 +325,7 @@ def _located(function: Callable, entry, field: str):
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, dict]]:
-    """Line number (from 1) and object of each line of a JSON Lines file; empty lines are passed over."""
+    """Line number (from 1) and object of each line of a JSON Lines file. Empty lines are skipped."""
     with open(path, encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():

@@ -1,12 +1,12 @@
 """
 Records and masks as Arrow files that are built once and memory-mapped from then on.
 
-A reader streams a source into the cache folder. Every process that opens the result maps the same pages, so loader
-workers share them, and none of them holds a mask file in memory. A store is named by what it is made of and by the
-size and time of its files: when one of them changes, it is built anew and the old one removed. It is written into a
-temporary folder and renamed, so an interrupted build leaves nothing that could be taken for a store.
+A reader streams a source into the cache folder. All processes that open the result map the same pages, so loader
+workers share them and none holds a whole mask file in memory. The name of a store contains a hash of its settings, and
+one of the sizes and times of its files: when a file changes, the store is built again and the old one removed. A store
+is built in a temporary folder that is renamed at the end, so an interrupted build leaves no incomplete store.
 
-    cache/<source>-<what it is made of>/<version, sizes and times>/rows.arrow, info.json (and keys.npy for masks)
+    cache/<source>-<hash of settings>/<hash of version, sizes, times>/rows.arrow, info.json (and keys.npy for masks)
 """
 
 import hashlib
@@ -23,16 +23,17 @@ from datasets import Dataset, Features, List, Value
 from datasets.arrow_writer import ArrowWriter
 from filelock import FileLock
 
+from .files import atomic_path
 from .readers import BENCHMARK_READERS, READERS, read_mask_store
 from .records import DataError
 
 
-# To be raised when a reader gives other records, or a store another form, for the same files
+# Raise it when a reader makes other records of the same files, or when the format of a store changes
 VERSION = 2
 CACHE_VARIABLE, DEFAULT_CACHE = "SAMA_CACHE", "~/.cache/sama"
-# Rows that wait in memory before they are written; a mask track of a long video is about a megabyte
-ROWS_AT_ONCE = 32
-MOST_ERRORS = 1000  # broken items that are kept with a store; all are counted
+# Rows in memory before they are written; the masks of an object in a long video take about a megabyte
+ROWS_PER_BATCH = 32
+MAX_ERRORS = 1000  # broken items whose errors are kept with a store; all are counted
 
 KINDS = ("text", "image", "video")
 RECORD_FEATURES = Features(
@@ -44,21 +45,21 @@ RECORD_FEATURES = Features(
         "characters": Value("int32"),
     }
 )
-# Column by column: a list of structures takes several times the space and time
+# One list per field: a list of structures takes several times the space and time
 MASK_FEATURES = Features(
     {
         "key": Value("string"),
         "heights": List(Value("int32")),
         "widths": List(Value("int32")),
         "counts": List(Value("string")),
-        "problem": Value("string"),  # instead of masks: what is wrong with them, and in which field
+        "problem": Value("string"),  # instead of masks: the problem with them, and its field
         "field": Value("string"),
     }
 )
 
 
 class RecordStore:
-    """The records of a source: `store[index]` is one of them, `store.column("turns")` a number of each."""
+    """The records of a source: `store[index]` is a record, `store.column("turns")` an array with a number for each."""
 
     def __init__(self, folder: Path):
         self._rows = Dataset.from_file(str(folder / "rows.arrow"))
@@ -71,24 +72,24 @@ class RecordStore:
         return json.loads(self._rows[index]["record"])
 
     def column(self, name: str) -> np.ndarray:
-        """`kind` (place in `KINDS`), `frames` (0: not known before the video is opened), `turns`, `characters`."""
+        """`kind` (index in `KINDS`), `frames` (0: unknown until the video is opened), `turns` or `characters`."""
         return self._rows.data.column(name).to_numpy()
 
     @property
     def dropped(self) -> dict[str, int]:
-        """What the reader left out, by reason."""
+        """How many items the reader left out, by reason."""
         return self.info["dropped"]
 
     @property
     def broken(self) -> list[DataError]:
-        """The broken items that were left out, the first thousand of them."""
+        """The errors of the broken items that were left out, at most the first thousand."""
         return [DataError(**item) for item in self.info["broken"]]
 
 
 class MaskStore:
     """
-    The masks of a mask file: `store[key]` is a list of run-length codes or `None`, one a frame. Broken masks raise
-    [`DataError`] when they are asked for, so that they cost the samples that need them and no others.
+    The masks of a mask file: `store[key]` is a list with a run-length code or `None` for each frame. Broken masks
+    raise [`DataError`] when they are looked up, so that only the samples that need them are lost.
     """
 
     def __init__(self, folder: Path):
@@ -100,7 +101,7 @@ class MaskStore:
         return len(self._rows)
 
     def __getstate__(self) -> dict:
-        # A mapped array would be copied into the pickle
+        # A memory-mapped array would be copied into the pickle
         return {"folder": self._folder}
 
     def __setstate__(self, state: dict) -> None:
@@ -123,7 +124,7 @@ class MaskStore:
         raise KeyError(key)
 
     def keys(self) -> Iterator[str]:
-        """All keys, in the file's order."""
+        """All keys, in the order of the file."""
         yield from (key for start in range(0, len(self), 1000) for key in self._rows[start : start + 1000]["key"])
 
 
@@ -134,13 +135,13 @@ def cache_folder(folder: str | Path | None = None) -> Path:
 
 def open_records(format: str, files: Mapping, root: Path, options: Mapping, cache: Path) -> RecordStore:
     """
-    The store of a source, built if there is none that fits.
+    The records of a source; the store is built if it does not exist or is out of date.
 
     Args:
         format (`str`): Name of the reader.
-        files, options (`dict`), root (`Path`): As the reader takes them; `options` has "source", and its "on_error"
-            says whether the first broken item is raised ("raise") or all are counted and left out ("skip").
-        cache (`Path`): Where stores lie.
+        files, options (`dict`), root (`Path`): Arguments of the reader. `options` has "source"; its "on_error" says
+            whether the first broken item is raised ("raise") or all are counted and left out ("skip").
+        cache (`Path`): Folder of the stores.
     """
     readers = READERS | BENCHMARK_READERS
     if format not in readers:
@@ -159,18 +160,20 @@ def open_records(format: str, files: Mapping, root: Path, options: Mapping, cach
         records = readers[format](files, root, {**lasting, "on_error": action, "dropped": dropped})
         count = _write_rows(folder, RECORD_FEATURES, map(_record_row, records))
         if not count and not broken:
-            raise DataError("gives no record", source=options["source"])
-        info = {"records": count, "dropped": dict(dropped), "broken": [vars(error) for error in broken[:MOST_ERRORS]]}
+            raise DataError("contains no record", source=options["source"])
+        info = {"records": count, "dropped": dict(dropped), "broken": [vars(error) for error in broken[:MAX_ERRORS]]}
         (folder / "info.json").write_text(json.dumps(info, default=str), encoding="utf-8")
 
-    store = RecordStore(_built(_place(cache, options["source"], root, settings), paths, options["source"], write))
+    store = RecordStore(
+        _up_to_date(_store_folder(cache, options["source"], root, settings), paths, options["source"], write)
+    )
     if strict and store.broken:
         raise store.broken[0]
     return store
 
 
 def open_masks(path: Path, cache: Path, source: str) -> MaskStore:
-    """The store of a mask file, built if there is none that fits; `source` is for messages."""
+    """The masks of a mask file, like [`open_records`]. `source` is the name in messages."""
 
     def write(folder: Path) -> None:
         keys = []
@@ -189,19 +192,19 @@ def open_masks(path: Path, cache: Path, source: str) -> MaskStore:
         try:
             _write_rows(folder, MASK_FEATURES, rows())
         except DataError as error:
-            raise error.within(source=source, file=path) from error
+            raise error.with_context(source=source, file=path) from error
         np.save(folder / "keys.npy", np.sort(np.array(keys, dtype=[("hash", "u8"), ("row", "i8")])))
 
-    place = _place(cache, path.stem, path.parent, {"masks": path.name})
-    return MaskStore(_built(place, [path], source, write))
+    place = _store_folder(cache, path.stem, path.parent, {"masks": path.name})
+    return MaskStore(_up_to_date(place, [path], source, write))
 
 
-def _place(cache: Path, name: str, root: Path, settings: Mapping) -> Path:
-    made_of = json.dumps([str(root.resolve()), settings], sort_keys=True, default=list)
-    return cache / f"{re.sub(r'[^A-Za-z0-9.+_-]', '_', name)}-{_digest(made_of)}"
+def _store_folder(cache: Path, name: str, root: Path, settings: Mapping) -> Path:
+    described = json.dumps([str(root.resolve()), settings], sort_keys=True, default=list)
+    return cache / f"{re.sub(r'[^A-Za-z0-9.+_-]', '_', name)}-{_digest(described)}"
 
 
-def _state(paths: Iterable[Path], source: str) -> str:
+def _fingerprint(paths: Iterable[Path], source: str) -> str:
     found = []
     for path in paths:
         try:
@@ -212,28 +215,23 @@ def _state(paths: Iterable[Path], source: str) -> str:
     return _digest(json.dumps([VERSION, found]))
 
 
-def _built(place: Path, paths: list[Path], source: str, write: Callable[[Path], None]) -> Path:
-    """The folder for the present state of the files; `write` fills it if it does not exist."""
-    state = _state(paths, source)
+def _up_to_date(place: Path, paths: list[Path], source: str, write: Callable[[Path], None]) -> Path:
+    """The folder of the store for the present files. If it does not exist, `write(folder)` fills it."""
+    state = _fingerprint(paths, source)
     folder = place / state
     if folder.is_dir():
         return folder
     place.mkdir(parents=True, exist_ok=True)
-    # The processes of one machine wait for the first of them instead of building the same thing beside it
+    # Other processes of this machine wait for the first one instead of building the same store
     with FileLock(place / "lock"):
         if folder.is_dir():
             return folder
-        temporary = place / f"building-{os.getpid()}"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        try:
+        with atomic_path(folder) as temporary:
+            shutil.rmtree(temporary, ignore_errors=True)  # of a process with this id that was killed
+            temporary.mkdir()
             write(temporary)
-            if _state(paths, source) != state:
+            if _fingerprint(paths, source) != state:
                 raise DataError("one of its files changed while it was read", source=source)
-            temporary.rename(folder)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
         for other in place.iterdir():
             if other.is_dir() and other != folder:
                 shutil.rmtree(other, ignore_errors=True)
@@ -241,7 +239,7 @@ def _built(place: Path, paths: list[Path], source: str, write: Callable[[Path], 
 
 
 def _write_rows(folder: Path, features: Features, rows: Iterable[dict]) -> int:
-    with ArrowWriter(features=features, path=str(folder / "rows.arrow"), writer_batch_size=ROWS_AT_ONCE) as writer:
+    with ArrowWriter(features=features, path=str(folder / "rows.arrow"), writer_batch_size=ROWS_PER_BATCH) as writer:
         for row in rows:
             writer.write(row)
         return writer.finalize()[0]
@@ -274,8 +272,8 @@ def _mask_row(key: str, masks: list[dict | None], error: DataError | None = None
     }
 
 
-def _digest(words: str) -> str:
-    return hashlib.blake2b(words.encode(), digest_size=8).hexdigest()
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def _hash(key: str) -> np.uint64:

@@ -1,13 +1,13 @@
 """
-Every sentence that is put before the model or taught as its answer. The renderer draws one of a set; `{}` is where
-the message's own content goes.
+Every sentence that the data adds to a question or an answer. The renderer draws one of a set; the content of the
+message takes the place of `{}`.
 
-Of the release's sentences we know single examples, which stand first in their sets, and how many there are, which is
-named beside each set. The rest of the sentences are ours.
+Of the published sentences only single examples are known, which come first in their sets, and how many there are,
+which is noted at each set. All other sentences are our own.
 """
 
-# A question about a video should not say "image", as all questions of the release do; `release` names the other set.
-_PLEAS = (
+# A question about a video should not say "image" as all published ones do; the preset `published` takes that set
+_REQUESTS = (
     "Please segment {} in this IMAGE",
     "Can you mark {} in the IMAGE for me",
     "Find {} in this IMAGE and give its mask",
@@ -21,10 +21,10 @@ _MARKS = (".", "?", ".", ".", ".", ".", ".", "?")
 
 
 def _segment(visual: str) -> tuple[str, ...]:
-    """Every wording with and without its last mark: 16, as in the release."""
+    """Every request with and without its final punctuation mark: 16, as in the published training."""
     return tuple(
-        plea.replace("IMAGE", visual) + end
-        for plea, mark in zip(_PLEAS, _MARKS, strict=True)
+        request.replace("IMAGE", visual) + end
+        for request, mark in zip(_REQUESTS, _MARKS, strict=True)
         for end in (mark, "")
     )  # fmt: skip
 
@@ -58,44 +58,42 @@ def _places(*places: str) -> tuple[str, ...]:
 
 
 TEMPLATES: dict[str, tuple[str, ...]] = {
-    # referring segmentation: a phrase goes in; 16 in the release
+    # referring segmentation, for a phrase; 16 published
     "segment_image": _segment("image"),
     "segment_video": _segment("video"),
-    # a whole description goes in; 1 in the release (Ref-SAV)
+    # the same for a whole description; 1 published (Ref-SAV)
     "segment_described": ("Please segment the object according to the description: {}",),
-    # grounded captions of stills: nothing goes in; 6 in the release
+    # grounded captions of images, without a slot; 6 published
     "caption_image": tuple(f"{question} {INTERLEAVED_ANSWER}" for question in _BRIEF),
-    # a region goes in; 30 in the release for stills (Osprey), 20 for videos (SAMA-239K)
+    # for a region; 30 published for images (Osprey), 20 for videos (SAMA-239K)
     "describe_region_image": _places("the image", "this picture", "the photograph"),
     "describe_region_video": _places("the video", "this clip"),
-    # the one question of SAMA-Bench-C
+    # the only question of SAMA-Bench-C
     "describe_region_bench": ("Please describe the region {} in the video in detail.",),
-    # the questions of other benchmarks; a number stands for the region in RefCOCOg's
+    # the questions of other benchmarks; RefCOCOg's takes the number of a region
     "segment_image_bench": ("Please segment {} in this image.",),
     "segment_video_bench": ("Please segment {}.",),
     "caption_image_bench": (f"{_BRIEF[0]} {INTERLEAVED_ANSWER}",),
     "caption_region_bench": ("Please give me a short description of the region in the picture marked by {}.",),
-    # answers to "segment ...": a bare [SEG] goes in; 5 in the release
+    # answers to the requests for masks, for a [SEG] without words; 5 published
     "segment_answer": ("Sure, {}.", "It is {}.", "Here it is: {}.", "{}.", "This is the mask: {}."),
 }
-# Sets that the preset `release` takes instead
-RELEASE_TEMPLATES = {"segment_video": "segment_image"}
-# The release asks for image captions over the end of a line, whose blanks are in the question
+# The published benchmark breaks this question across two lines of code: the indentation is part of the text
 RELEASE_CAPTION_QUESTION = TEMPLATES["caption_image_bench"][0].replace("interleaved ", "interleaved     ")
 
-# Put behind a SAMA-239K or SAMA-Bench question whose answer holds masks and which does not end like this itself
+# Appended to a question of SAMA-239K or SAMA-Bench whose answer has masks, unless it contains the mark already
 MASK_REQUEST = " Response with interleaved segmentation masks."
 MASK_REQUEST_MARK = "with interleaved segmentation masks."
-# Put behind every question of Osprey's short form
+# Appended to every question of Osprey's short form
 SHORT_ANSWER = " Answer the question using a single word or phrase."
 
 
 def region_word(number: int | str) -> str:
-    """How Osprey's questions and answers name a region."""
+    """The name of a region in the questions and answers of Osprey."""
     return f"region{number}"
 
 
 def region_list(count: int) -> list[str]:
-    """Osprey's list of the regions of a picture: the text in front of each of them, and the end behind the last."""
+    """The texts of Osprey's list of regions: one in front of each region, and one behind the last."""
     first = f"There are {count} part regions in the picture: {region_word(1)}"
     return [first, *(f", {region_word(number)}" for number in range(2, count + 1)), ".\n"]

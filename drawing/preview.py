@@ -1,11 +1,14 @@
-"""Draws a rendered training sample: frames with target masks and regions, and the dialogue."""
+"""Draws rendered samples: their frames with target masks and regions, and their dialogues."""
 
+import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from sama.data.rendering import Sample
+from sama.data.records import DataError
+from sama.data.rendering import Renderer, Sample
 from sama.drawing.regions import draw_region
 from sama.drawing.sheets import caption_band, contact_sheet, stack_images
 from sama.objects_sama import GroundedPhrase
@@ -13,19 +16,50 @@ from sama.overlay_sama import object_color, overlay_masks
 from sama.prompts_sama import REGION_WORD, SEG
 
 
+logger = logging.getLogger(__name__)
+
 TILE_WIDTH, COLUMNS, TEXT_WIDTH = 300, 5, 900
 TITLE_HEIGHT, TITLE_SIZE, INK, PAPER = 40, 20, (20, 20, 24), (235, 235, 235)
-OPACITY = 0.15  # low, because the dialogue may name the colours of the objects
+OPACITY = 0.15  # low, because the dialogue names the colours of the objects
+
+
+def write_previews(sources: Sequence, renderer: Renderer, number: int, folder: Path) -> list[Path]:
+    """
+    Draw randomly chosen records, the same ones every time. A record that cannot be rendered is logged and left out.
+
+    Args:
+        sources (sequence): Opened sources, which take turns.
+        renderer ([`Renderer`]): Makes the samples.
+        number (`int`): How many records are drawn.
+        folder (`Path`): Where the PNG files are written. Created if needed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    rng, written = np.random.default_rng(0), []
+    for position in range(number):
+        source = sources[position % len(sources)]
+        index = int(rng.integers(len(source)))
+        try:
+            record = source.record(index)
+            video = source.visual(record)
+            sample = renderer(record, video, source.lookup, rng)
+            plain_frames = renderer.processor.choose_frames(video).dense if video is not None else []
+            sheet = preview_sheet(sample, plain_frames)
+        except (DataError, ValueError, OSError) as error:
+            logger.warning("no preview: %s", error)
+            continue
+        written.append(folder / f"{position:03d}_{source.name}.png")
+        sheet.save(written[-1])
+    return written
 
 
 def preview_sheet(sample: Sample, plain_frames: Sequence[int] = ()) -> Image.Image:
     """
-    One picture of a sample: its id, the frames with target masks or regions, and every question with its answer. An
-    object has the same colour in all frames and answers.
+    One image of a sample: a title, the frames that have targets or regions, then every question and answer. An object
+    has the same colour in all frames and answers.
 
     Args:
-        sample ([`Sample`]): as a mixture yields it.
-        plain_frames (sequence of `int`): the frames to show of a sample that has neither masks nor regions.
+        sample ([`Sample`]): The rendered record.
+        plain_frames (sequence of `int`): Frames that are shown where a sample has neither masks nor regions.
     """
     names = list(dict.fromkeys(sample.objects))
     colors = {name: object_color(index) for index, name in enumerate(names)}
@@ -44,8 +78,8 @@ def preview_sheet(sample: Sample, plain_frames: Sequence[int] = ()) -> Image.Ima
 def _title(sample: Sample, width: int) -> Image.Image:
     band = Image.new("RGB", (width, TITLE_HEIGHT), PAPER)
     font = ImageFont.load_default(TITLE_SIZE)
-    title = f"{sample.id}   {_summary(sample)}"
-    ImageDraw.Draw(band).text((12, TITLE_HEIGHT // 2), title, font=font, fill=INK, anchor="lm")
+    words = f"{sample.id}   {_summary(sample)}"
+    ImageDraw.Draw(band).text((12, TITLE_HEIGHT // 2), words, font=font, fill=INK, anchor="lm")
     return band
 
 
@@ -58,7 +92,7 @@ def _summary(sample: Sample) -> str:
 
 def _frame(sample: Sample, frame: int, colors: dict, regions: list) -> np.ndarray:
     picture = sample.video[frame]
-    if picture.shape[1] < TILE_WIDTH:  # enlarge small frames first, or outlines would hide the objects
+    if picture.shape[1] < TILE_WIDTH:  # small clips are enlarged first, or outlines would cover the objects
         factor = -(-TILE_WIDTH // picture.shape[1])
         picture = picture.repeat(factor, axis=0).repeat(factor, axis=1)
     factor = picture.shape[0] // sample.video.height

@@ -1,8 +1,8 @@
 """
-One reader for every format of annotation file: `READERS[format](files, root, options)` yields records.
+One reader for each format of annotation files: `READERS[format](files, root, options)` yields records.
 
-`files` and `options` are what a catalogue entry says, `root` is the data root. A reader draws nothing at random, and
-gives the same records in the same order every time.
+`files` and `options` come from a catalogue entry, `root` is the data root. A reader is deterministic: it yields the
+same records in the same order every time.
 """
 
 from collections.abc import Callable
@@ -42,7 +42,7 @@ READERS: dict[str, Callable] = {
     "json_lines": read_json_lines,
 }
 
-# Formats in which there is nothing to train on
+# Formats that are used for evaluation only
 BENCHMARK_READERS: dict[str, Callable] = {
     "gcg_bench": read_gcg_bench,
     "region_captions": read_region_captions,

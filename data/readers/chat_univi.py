@@ -3,45 +3,49 @@
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 
-from ..records import DataError, take
-from .conversations import rounds_of
-from .reading import Reading, assistant, text, user
+from ..records import DataError, require_field
+from .conversations import conversation_rounds
+from .source_reader import SourceReader, assistant, text, user
 from .streams import stream_list
 
 
 def read_chat_univi(files: Mapping, root, options: Mapping | None = None) -> Iterator[dict]:
     """
-    One record a conversation. Files: annotations, media (folder of videos). The newline that stood beside `<image>`
-    stays in the question: the release trains with it, the default rendering takes it away.
+    One record for each conversation. Files: annotations, media (folder of videos).
+
+    The newline next to `<image>` stays in the question, because the published training keeps it; the preset
+    `consistent` strips it.
     """
-    reading = Reading(files, root, options, "chat_univi", ["annotations", "media"])
-    path = reading.path("annotations")
+    reader = SourceReader(files, root, options, "chat_univi", ["annotations", "media"])
+    path = reader.path("annotations")
 
     def read_item(index: int, item: Mapping) -> Iterator[dict]:
         messages = []
-        for question, answer, _ in rounds_of(take(item, "conversations", list), reading, keep_blanks=True):
+        for question, answer, _ in conversation_rounds(
+            require_field(item, "conversations", list), reader, keep_blanks=True
+        ):
             messages += [user([text(question)]), assistant([text(answer)])]
         if not messages:
-            reading.drop("conversations without a complete round")
+            reader.drop("conversations without a complete round")
             return
         yield {
-            "id": f"{reading.source}/{index}",
-            "source": reading.source,
-            "video": {"path": _video_path(reading, take(item, "video", str)), "frames": None, "stride": 1},
+            "id": f"{reader.source}/{index}",
+            "source": reader.source,
+            "video": {"path": _video_path(reader, require_field(item, "video", str)), "frames": None, "stride": 1},
             "messages": messages,
             "layout": "chat_univi",
             "frame_policy": "segments",
         }
 
-    yield from reading.convert(stream_list(path), read_item, path)
+    yield from reader.convert(stream_list(path), read_item, path)
 
 
-def _video_path(reading: Reading, name: str) -> str:
-    """The annotations name the original files; published copies of some .mkv files are .mp4."""
-    path = reading.media(name, "video")
-    if (reading.root / path).is_file():
+def _video_path(reader: SourceReader, name: str) -> str:
+    """The path of a video. Some .mkv files of the annotations are distributed as .mp4."""
+    path = reader.media(name, "video")
+    if (reader.root / path).is_file():
         return path
-    other = reading.media(str(PurePosixPath(name).with_suffix(".mp4")), "video")
-    if name.endswith(".mkv") and (reading.root / other).is_file():
+    other = reader.media(str(PurePosixPath(name).with_suffix(".mp4")), "video")
+    if name.endswith(".mkv") and (reader.root / other).is_file():
         return other
     raise DataError(f"there is no file '{path}'", field="video")

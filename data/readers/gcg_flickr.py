@@ -1,48 +1,48 @@
-"""GLaMM's grounded captions of Flickr30k."""
+"""Grounded captions of Flickr30k, from GLaMM."""
 
 from collections.abc import Iterator, Mapping
 
-from ..records import DataError, take
+from ..records import DataError, require_field
 from .grounded_captions import caption_record, checked_span
-from .reading import Reading
+from .source_reader import SourceReader
 from .streams import stream_list
 
 
-MIN_WORDS, MIN_SIDE = 3, 32  # what the release leaves out
+MIN_WORDS, MIN_SIDE = 3, 32  # as in the published training
 
 
 def read_gcg_flickr(files: Mapping, root, options: Mapping | None = None) -> Iterator[dict]:
-    """Flickr30k: a COCO file whose images have captions. Files: annotations, media."""
-    reading = Reading(files, root, options, "gcg_flickr", ["annotations", "media"])
-    path, by_image = reading.path("annotations"), {}
-    with reading.about(path):
+    """One record for each image of a COCO file with captions. Files: annotations, media."""
+    reader = SourceReader(files, root, options, "gcg_flickr", ["annotations", "media"])
+    path, by_image = reader.path("annotations"), {}
+    with reader.about(path):
         for index, item in stream_list(path, "annotations"):
-            with reading.about(path, f"annotations[{index}]"):
-                by_image.setdefault(take(item, "image_id", int), []).append((index, item))
+            with reader.about(path, f"annotations[{index}]"):
+                by_image.setdefault(require_field(item, "image_id", int), []).append((index, item))
 
     def read_item(index: int, image: Mapping) -> Iterator[dict]:
-        caption = take(image, "caption", str)
-        size = take(image, "height", int), take(image, "width", int)
+        caption = require_field(image, "caption", str)
+        size = require_field(image, "height", int), require_field(image, "width", int)
         if len(caption.split(" ")) < MIN_WORDS or min(size) < MIN_SIDE:
-            reading.drop("short captions and small images")
+            reader.drop("short captions and small images")
             return
         found = []
-        for position, item in by_image.get(take(image, "id", int), []):
+        for position, item in by_image.get(require_field(image, "id", int), []):
             field = f"annotations[{position}]"
             if _usable(item, size, field):
                 span = checked_span(
-                    take(item, "tokens_positive", list, at=field)[:1], caption, f"{field}.tokens_positive"
+                    require_field(item, "tokens_positive", list, at=field)[:1], caption, f"{field}.tokens_positive"
                 )
-                found.append((span, take(item, "sam_mask", dict, at=field), field))
+                found.append((span, require_field(item, "sam_mask", dict, at=field), field))
             else:
-                reading.drop("ignored and empty boxes")
-        yield from caption_record(reading, index, take(image, "file_name", str), caption, found, size)
+                reader.drop("ignored and empty boxes")
+        yield from caption_record(reader, index, require_field(image, "file_name", str), caption, found, size)
 
-    yield from reading.convert(stream_list(path, "images"), read_item, path)
+    yield from reader.convert(stream_list(path, "images"), read_item, path)
 
 
 def _usable(item: Mapping, size: tuple[int, int], field: str) -> bool:
-    box = take(item, "bbox", list, at=field)
+    box = require_field(item, "bbox", list, at=field)
     if len(box) != 4:
         raise DataError(f"has {len(box)} numbers where 4 are expected", field=f"{field}.bbox")
     x, y, width, height = box
@@ -50,6 +50,6 @@ def _usable(item: Mapping, size: tuple[int, int], field: str) -> bool:
     return (
         not item.get("ignore")
         and inside
-        and take(item, "area", (int, float), at=field) > 0
+        and require_field(item, "area", (int, float), at=field) > 0
         and min(width, height) >= 1
     )

@@ -1,17 +1,18 @@
-"""Captions with grounded spans (GLaMM's GCG): phrases found, overlaps trimmed, and the record of an image."""
+"""Grounded captions (GLaMM's GCG): spans of phrases, overlaps between them, and the record of an image."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ..masks import to_rle
 from ..records import DataError
-from .reading import Reading, assistant, grounded, text, user
+from .source_reader import SourceReader, assistant, grounded, text, user
 
 
 Span = tuple[int, int]
 
 
-def tidy(caption: str) -> str:
+def strip_quotes(caption: str) -> str:
+    """A caption without the blanks and double quotes around it."""
     return caption.strip().strip('"').strip()
 
 
@@ -28,25 +29,25 @@ def checked_span(positions: list, caption: str, field: str) -> tuple[int, int]:
 
 def phrase_span(positions: list, caption: str, phrase: str, field: str) -> Span:
     """
-    The span of a phrase in the tidied caption. The positions may count from the start of the caption as it stands in
-    the file, with its quotes and blanks, or from that of the tidied one: where the phrase stands decides, and the
-    second, which the release assumes, if it stands in neither place.
+    The span of a phrase in the stripped caption. The positions may be relative to the caption of the file, with its
+    quotes and blanks, or to the stripped one: the place with the phrase decides. If neither has it, they are relative
+    to the stripped one, as the published training assumes.
     """
-    tidied = tidy(caption)
-    offset = caption.find(tidied)
+    stripped = strip_quotes(caption)
+    offset = caption.find(stripped)
     if offset:
         start, end = checked_span(positions, caption, field)
-        if _alike(caption[start:end], phrase) and not _alike(tidied[start:end], phrase):
-            return checked_span([start - offset, end - offset], tidied, field)
-    return checked_span(positions, tidied, field)
+        if _same_words(caption[start:end], phrase) and not _same_words(stripped[start:end], phrase):
+            return checked_span([start - offset, end - offset], stripped, field)
+    return checked_span(positions, stripped, field)
 
 
-def _alike(words: str, phrase: str) -> bool:
+def _same_words(words: str, phrase: str) -> bool:
     return words.casefold().split() == phrase.casefold().split()
 
 
 def find_phrase(caption: str, phrase: str) -> Span | None:
-    """The first place where the phrase stands as whole words, in whatever case."""
+    """The span of the first place with the phrase as whole words, regardless of case."""
     pattern = r"\s+".join(re.escape(word) for word in phrase.split())
     found = re.search(rf"(?<!\w){pattern}(?!\w)", caption, re.IGNORECASE) if pattern else None
     return found.span() if found else None
@@ -54,8 +55,8 @@ def find_phrase(caption: str, phrase: str) -> Span | None:
 
 def trim_overlaps(caption: str, spans: Iterable[Span]) -> dict[Span, Span | None]:
     """
-    For each span what is left of it so that none overlap: the earlier one ends where the next begins; of two that
-    begin together the longer one begins behind the shorter. `None` if no word is left.
+    Maps each span to what is left of it when overlaps are removed: a span ends where the next one begins; of two with
+    the same start, the longer one begins behind the shorter. `None` if no word is left.
     """
     kept: dict[Span, Span | None] = {}
     ordered = sorted(set(spans))
@@ -71,7 +72,7 @@ def trim_overlaps(caption: str, spans: Iterable[Span]) -> dict[Span, Span | None
 
 
 def grounded_parts(caption: str, names_at: Mapping[Span, Sequence[str]]) -> list[dict]:
-    """The caption as text and grounded parts. Spans must not overlap; objects that share one share its phrase."""
+    """The caption as text and grounded parts. Spans must not overlap; a span may have several objects."""
     parts, position = [], 0
     for (start, end), names in sorted(names_at.items()):
         parts += [text(caption[position:start]), grounded(caption[start:end], list(names))]
@@ -80,8 +81,8 @@ def grounded_parts(caption: str, names_at: Mapping[Span, Sequence[str]]) -> list
     return [part for part in parts if part["text"]]
 
 
-def caption_record(reading: Reading, index: int, name: str, caption: str, found: list, size) -> Iterator[dict]:
-    """`found`: span, mask in whatever form, and field of each grounded phrase."""
+def caption_record(reader: SourceReader, index: int, name: str, caption: str, found: list, size) -> Iterator[dict]:
+    """The record of an image. `found` has span, mask (see [`to_rle`]) and field of each grounded phrase."""
     kept = trim_overlaps(caption, [span for span, _, _ in found])
     objects, names_at = {}, {}
     for span, mask, field in found:
@@ -90,17 +91,17 @@ def caption_record(reading: Reading, index: int, name: str, caption: str, found:
         except (ValueError, TypeError) as error:
             raise DataError(str(error), field=field) from error
         if kept[span] is None or code is None:
-            reading.drop("phrases inside other phrases" if code is not None else "phrases without a mask")
+            reader.drop("phrases inside other phrases" if code is not None else "phrases without a mask")
             continue
         objects[str(len(objects))] = {"masks": [code]}
         names_at.setdefault(kept[span], []).append(str(len(objects) - 1))
     if not objects:
-        reading.drop("captions without a mask")
+        reader.drop("captions without a mask")
         return
     yield {
-        "id": f"{reading.source}/{index}",
-        "source": reading.source,
-        "image": {"path": reading.media(name, "file_name")},
+        "id": f"{reader.source}/{index}",
+        "source": reader.source,
+        "image": {"path": reader.media(name, "file_name")},
         "objects": objects,
         "messages": [user([], templates="caption_image"), assistant(grounded_parts(caption, names_at))],
         "layout": "gcg",

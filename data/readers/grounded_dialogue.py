@@ -4,18 +4,18 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from ..records import DataError, expect, take
+from ..records import DataError, require_field, require_type
 from ..wording import MASK_REQUEST_MARK
 from .conversations import ODD_MESSAGE, without_visual_tags
-from .reading import Reading, assistant, grounded, region, text, user
+from .source_reader import SourceReader, assistant, grounded, region, text, user
 
 
 MASK, SEG = "<mask>", "[SEG]"
 OLDER_TAGS = {"<seg>": SEG, "<g_s>": "<p>", "<g_e>": "</p>"}
-# A phrase with its [SEG]s, or a [SEG] alone. The phrase itself holds no tag, so a phrase without [SEG] cannot swallow
-# the next one.
+# A phrase with its [SEG]s, or a [SEG] alone. The phrase contains no phrase tag, so that a phrase without [SEG] is not
+# joined with the next one.
 GROUNDED = re.compile(r"<p>\s*((?:(?!</?p>).)*?)\s*</p>((?:\s*\[SEG\])+)|\[SEG\]", re.DOTALL)
-LEFT_OVER = re.compile(r"<p>\s*|\s*</p>")
+UNUSED_TAG = re.compile(r"<p>\s*|\s*</p>")
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Round:
     """
     Attributes:
         question, answer (`dict`): Messages.
-        regions (`list[str]`): Objects that the question points at.
-        targets (`list[str]`): Objects of the answer, one for each [SEG]; "3+4" is the union of two.
+        regions (`list[str]`): Objects of the `<mask>` tags of the question.
+        targets (`list[str]`): Objects of the [SEG]s of the answer; "3+4" is the union of two.
     """
 
     question: dict
@@ -33,21 +33,21 @@ class Round:
     targets: list[str]
 
 
-def grounded_rounds(reading: Reading, item: Mapping, keys: list) -> Iterator[Round | None]:
+def grounded_rounds(reader: SourceReader, item: Mapping, keys: list) -> Iterator[Round | None]:
     """
-    The rounds of one video's conversation; `None` in the place of one that is left out (and counted) because its
-    messages are in the wrong order or its tags and its masks differ in number.
+    Yields the rounds of the conversation about a video. A round whose messages are in the wrong order, or whose tags
+    and masks differ in number, is counted, and `None` takes its place.
 
     Args:
-        reading ([`Reading`]): Counts what is left out.
-        item (`dict`): `conversation`, `obj_masks` and `groundtruth`, which are not changed.
+        reader ([`SourceReader`]): Counts what is left out.
+        item (`dict`): Has `conversation`, `obj_masks` and `groundtruth`. It is not modified.
         keys (`list`): Mask key of each object of `anno_map`, or `None`.
     """
-    messages = take(item, "conversation", list)
+    messages = require_field(item, "conversation", list)
     count = len(messages) // 2
     if len(messages) % 2:
-        reading.drop(ODD_MESSAGE)
-    masks = {field: take(item, field, list) for field in ("obj_masks", "groundtruth")}
+        reader.drop(ODD_MESSAGE)
+    masks = {field: require_field(item, field, list) for field in ("obj_masks", "groundtruth")}
     for field, entries in masks.items():
         if len(entries) < count:
             raise DataError(f"has {len(entries)} entries for {count} rounds", field=field)
@@ -55,14 +55,16 @@ def grounded_rounds(reading: Reading, item: Mapping, keys: list) -> Iterator[Rou
         asked, answered = messages[2 * number : 2 * number + 2]
         regions = _objects([masks["obj_masks"][number]], keys, f"obj_masks[{number}]")[0]
         targets = _objects(masks["groundtruth"][number], keys, f"groundtruth[{number}]")
-        yield _round(reading, (asked, answered), number, regions, targets)
+        yield _round(reader, (asked, answered), number, regions, targets)
 
 
 def _objects(entries: list, keys: list, field: str) -> list[list[str]]:
-    """Mask keys as strings, checked against anno_map."""
+    """The mask keys of each entry as strings, checked against anno_map."""
     known, found = {key for key in keys if key is not None}, []
-    for position, entry in enumerate(expect(entries, list, field)):
-        found.append([str(expect(key, (int, str), field)) for key in expect(entry, list, f"{field}[{position}]")])
+    for position, entry in enumerate(require_type(entries, list, field)):
+        found.append(
+            [str(require_type(key, (int, str), field)) for key in require_type(entry, list, f"{field}[{position}]")]
+        )
         unknown = [key for key in found[-1] if key not in known]
         if unknown:
             raise DataError(f"names the mask {unknown[0]}, which anno_map does not have", field=field)
@@ -70,22 +72,27 @@ def _objects(entries: list, keys: list, field: str) -> list[list[str]]:
 
 
 def _round(
-    reading: Reading, messages: tuple, number: int, regions: list[str], targets: list[list[str]]
+    reader: SourceReader, messages: tuple, number: int, regions: list[str], targets: list[list[str]]
 ) -> Round | None:
     at = [f"conversation[{2 * number + offset}]" for offset in (0, 1)]
-    if [take(message, "from", str, at=where) for message, where in zip(messages, at, strict=True)] != ["human", "gpt"]:
-        reading.drop("rounds whose messages are not human, gpt")
+    if [require_field(message, "from", str, at=where) for message, where in zip(messages, at, strict=True)] != [
+        "human",
+        "gpt",
+    ]:
+        reader.drop("rounds whose messages are not human, gpt")
         return None
-    question, answer = (take(message, "value", str, at=where) for message, where in zip(messages, at, strict=True))
+    question, answer = (
+        require_field(message, "value", str, at=where) for message, where in zip(messages, at, strict=True)
+    )
     question, answer = without_visual_tags(question).strip(), answer.strip()
     for older, tag in OLDER_TAGS.items():
         answer = answer.replace(older, tag)
     # An object without masks has an empty entry and no [SEG]
     names = ["+".join(dict.fromkeys(keys)) for keys in targets if keys]
     if question.count(MASK) != len(regions):
-        reading.drop("rounds whose <mask> and obj_masks differ in number")
+        reader.drop("rounds whose <mask> and obj_masks differ in number")
     elif answer.count(SEG) != len(names):
-        reading.drop("rounds whose [SEG] and groundtruth differ in number")
+        reader.drop("rounds whose [SEG] and groundtruth differ in number")
     else:
         info = {"round": number}
         if "question_id" in messages[0]:
@@ -106,14 +113,14 @@ def _question_parts(question: str, regions: list[str]) -> list[dict]:
 
 def answer_parts(answer: str, names: list[str]) -> list[dict]:
     """
-    Text and grounded parts of a tagged answer; each [SEG] takes the next name. A phrase without [SEG] is text: phrases
-    and masks that are counted apart, as in the release, would be paired wrongly from there on.
+    Text and grounded parts of a tagged answer; each [SEG] takes the next name. A phrase without [SEG] becomes text.
+    The published training counts phrases and masks separately, which pairs all later ones wrongly.
     """
     parts, position, remaining = [], 0, iter(names)
     for match in GROUNDED.finditer(answer):
-        parts.append(text(LEFT_OVER.sub("", answer[position : match.start()])))
+        parts.append(text(UNUSED_TAG.sub("", answer[position : match.start()])))
         count = (match[2] or SEG).count(SEG)
         parts.append(grounded(match[1] or "", [next(remaining) for _ in range(count)]))
         position = match.end()
-    parts.append(text(LEFT_OVER.sub("", answer[position:])))
+    parts.append(text(UNUSED_TAG.sub("", answer[position:])))
     return [part for part in parts if part["type"] != "text" or part["text"]]

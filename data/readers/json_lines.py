@@ -1,27 +1,27 @@
-"""A user's own data: JSON Lines of records as `records.py` describes them, with paths below their media folder."""
+"""Your own data: JSON Lines of records (see `records.py`), with paths relative to a media folder."""
 
 from collections.abc import Iterator, Mapping
 
 from ..frames import frame_name
 from ..masks import to_rle
-from ..records import DataError, expect, read_jsonl, take, validate_record
-from .reading import Reading
+from ..records import DataError, read_jsonl, require_field, require_type, validate_record
+from .source_reader import SourceReader
 
 
 def read_json_lines(files: Mapping, root, options: Mapping | None = None) -> Iterator[dict]:
     """
-    The records of a file. Files: records, media. `id` and `source` may be left out; masks may be any run-length code.
+    The records of a file. Files: records, media. `id` and `source` are optional; masks may be any run-length code.
     """
-    reading = Reading(files, root, options, "json_lines", ["records", "media"])
-    path = reading.path("records")
+    reader = SourceReader(files, root, options, "json_lines", ["records", "media"])
+    path = reader.path("records")
 
     def read_item(line: int, item: Mapping) -> Iterator[dict]:
-        expect(item, dict, "")
-        # Checked before it is touched, so that errors speak of what the user wrote
-        record = validate_record({"id": f"{reading.source}/{line}", "source": reading.source, **item})
-        yield record | _visual(reading, record) | {"objects": _objects(record)}
+        require_type(item, dict, "")
+        # Checked before it is modified, so that errors refer to the file
+        record = validate_record({"id": f"{reader.source}/{line}", "source": reader.source, **item})
+        yield record | _visual(reader, record) | {"objects": _objects(record)}
 
-    yield from reading.convert(_lines(path), read_item, path)
+    yield from reader.convert(_lines(path), read_item, path)
 
 
 def _lines(path) -> Iterator[tuple]:
@@ -31,11 +31,11 @@ def _lines(path) -> Iterator[tuple]:
         raise DataError("there is no such file", file=path) from None
 
 
-def _visual(reading: Reading, record: Mapping) -> dict:
+def _visual(reader: SourceReader, record: Mapping) -> dict:
     kind = next((kind for kind in ("video", "image") if kind in record), None)
     if kind is None or "toy" in record[kind]:
         return {}
-    visual = {**record[kind], "path": reading.media(record[kind]["path"], f"{kind}.path")}
+    visual = {**record[kind], "path": reader.media(record[kind]["path"], f"{kind}.path")}
     if visual.get("frames") is not None:
         visual["frames"] = [frame_name(name, f"video.frames[{i}]") for i, name in enumerate(visual["frames"])]
     return {kind: visual}
@@ -43,7 +43,7 @@ def _visual(reading: Reading, record: Mapping) -> dict:
 
 def _objects(record: Mapping) -> dict:
     objects = {}
-    for name, item in take(record, "objects", dict, default={}).items():
+    for name, item in require_field(record, "objects", dict, default={}).items():
         objects[name] = dict(item)
         for position, mask in enumerate(item.get("masks", [])):
             try:

@@ -1,13 +1,13 @@
-"""Osprey's five files: questions about numbered regions of COCO images, drawn as polygons or run-length codes."""
+"""Osprey: questions about numbered regions of COCO images, given as polygons or run-length codes."""
 
 import re
 from collections.abc import Iterator, Mapping
 
 from .. import wording
 from ..masks import to_rle
-from ..records import DataError, expect, take
-from .conversations import rounds_of
-from .reading import Reading, assistant, region, text, user
+from ..records import DataError, require_field, require_type
+from .conversations import conversation_rounds
+from .source_reader import SourceReader, assistant, region, text, user
 from .streams import stream_list
 
 
@@ -16,42 +16,42 @@ REGION_NUMBER = re.compile(r"region(\d+)")
 
 def read_osprey(files: Mapping, root, options: Mapping | None = None) -> Iterator[dict]:
     """
-    One record an item; its regions are the objects "1", "2", ... and are listed in the preamble of the first question.
+    One record for each item. Its regions are the objects "1", "2", ...; the preamble of the first question lists them.
 
-    Files: annotations, media (a list of image folders, searched in that order). Option `short_answers`: the request
-    for a word or a phrase stands behind every question (the short form).
+    Files: annotations, media (a list of image folders, searched in this order). Option `short_answers`: append the
+    request for a word or phrase to every question (the short form).
     """
-    reading = Reading(files, root, options, "osprey", ["annotations", "media"], short_answers=False)
+    reader = SourceReader(files, root, options, "osprey", ["annotations", "media"], short_answers=False)
 
     def read_item(index: int, item: Mapping) -> Iterator[dict]:
         objects = _regions(item)
-        messages = list(_descriptions(item, objects) if "description" in item else _dialogue(reading, item, objects))
+        messages = list(_descriptions(item, objects) if "description" in item else _dialogue(reader, item, objects))
         if not messages:
-            reading.drop("items without a complete round")
+            reader.drop("items without a complete round")
             return
         starts = wording.region_list(len(objects))
         preamble = [part for start, name in zip(starts, objects, strict=False) for part in (text(start), region(name))]
         messages[0]["preamble"] = [*preamble, text(starts[-1])]
         yield {
-            "id": f"{reading.source}/{index}",
-            "source": reading.source,
-            "image": {"path": _find_image(reading, take(item, "file_name", str))},
+            "id": f"{reader.source}/{index}",
+            "source": reader.source,
+            "image": {"path": _find_image(reader, require_field(item, "file_name", str))},
             "objects": objects,
             "messages": messages,
             "layout": "osprey",
             "region_shape": "mask",
         }
 
-    path = reading.path("annotations")
-    yield from reading.convert(stream_list(path), read_item, path)
+    path = reader.path("annotations")
+    yield from reader.convert(stream_list(path), read_item, path)
 
 
 def _regions(item: Mapping) -> dict:
-    size = take(item, "height", int), take(item, "width", int)
+    size = require_field(item, "height", int), require_field(item, "width", int)
     objects = {}
-    for position, annotation in enumerate(take(item, "annotation", list)):
+    for position, annotation in enumerate(require_field(item, "annotation", list)):
         field = f"annotation[{position}]"
-        segmentation = take(annotation, "segmentation", (list, dict), at=field)
+        segmentation = require_field(annotation, "segmentation", (list, dict), at=field)
         try:
             code = to_rle(segmentation, size)
         except (ValueError, TypeError) as error:
@@ -63,36 +63,36 @@ def _regions(item: Mapping) -> dict:
 
 
 def _descriptions(item: Mapping, objects: dict) -> Iterator[dict]:
-    descriptions = take(item, "description", list)
+    descriptions = require_field(item, "description", list)
     if len(descriptions) != len(objects):
         raise DataError(f"describes {len(descriptions)} of {len(objects)} regions", field="description")
     for number, description in enumerate(descriptions, start=1):
-        answer = expect(description, str, f"description[{number - 1}]")
+        answer = require_type(description, str, f"description[{number - 1}]")
         yield user([text(wording.region_word(number))], templates="describe_region_image")
-        yield assistant([text(_plain(answer).strip())])
+        yield assistant([text(_without_brackets(answer).strip())])
 
 
-def _dialogue(reading: Reading, item: Mapping, objects: dict) -> Iterator[dict]:
-    for question, answer, position in rounds_of(take(item, "conversations", list), reading):
-        question = _plain(question)
+def _dialogue(reader: SourceReader, item: Mapping, objects: dict) -> Iterator[dict]:
+    for question, answer, position in conversation_rounds(require_field(item, "conversations", list), reader):
+        question = _without_brackets(question)
         for number in REGION_NUMBER.findall(question):
             if number not in objects:
                 raise DataError(
                     f"asks about region {number} of {len(objects)}", field=f"conversations[{position}].value"
                 )
-        yield user([text(question + (wording.SHORT_ANSWER if reading.options["short_answers"] else ""))])
-        yield assistant([text(_plain(answer))])
+        yield user([text(question + (wording.SHORT_ANSWER if reader.options["short_answers"] else ""))])
+        yield assistant([text(_without_brackets(answer))])
 
 
-def _plain(words: str) -> str:
-    """Without angle brackets, as in the release: `<region1>` is the word region1."""
-    return words.replace("<", "").replace(">", "")
+def _without_brackets(text: str) -> str:
+    """Without angle brackets, as in the published training: `<region1>` becomes region1."""
+    return text.replace("<", "").replace(">", "")
 
 
-def _find_image(reading: Reading, name: str) -> str:
-    folders = reading.files["media"]
+def _find_image(reader: SourceReader, name: str) -> str:
+    folders = reader.files["media"]
     for folder in [folders] if isinstance(folders, str) else folders:
-        path = reading.media(name, "file_name", folder)
-        if (reading.root / path).is_file():
+        path = reader.media(name, "file_name", folder)
+        if (reader.root / path).is_file():
             return path
     raise DataError(f"{name!r} is in none of the image folders", field="file_name")

@@ -1,12 +1,12 @@
-"""Ref-SAV: long descriptions of objects in SA-V videos, whose masks lie in one JSON file a video."""
+"""Ref-SAV: long descriptions of objects in SA-V videos, with a JSON file of masks for each video."""
 
 import json
 from collections.abc import Iterator, Mapping
 
 from ..frames import ANNOTATED_STRIDE, safe_path
 from ..masks import to_rle
-from ..records import DataError, expect, take
-from .reading import Reading, assistant, grounded, text, user
+from ..records import DataError, require_field, require_type
+from .source_reader import SourceReader, assistant, grounded, text, user
 from .streams import stream_object
 
 
@@ -15,41 +15,42 @@ CAPTIONS = ("long", "short")
 
 def read_ref_sav(files: Mapping, root, options: Mapping | None = None) -> Iterator[dict]:
     """
-    One record a video, its objects as turns. Files: annotations, media (folder of SA-V videos and mask files). Option
-    `captions`: "long" (the one description, as the release trains) or "short" (several phrases an object).
+    One record for each video, with its objects as turns. Files: annotations, media (folder of SA-V videos and mask
+    files). Option `captions`: "long" (one description per object, as in the published training) or "short" (several
+    phrases per object).
     """
-    reading = Reading(files, root, options, "ref_sav", ["annotations", "media"], captions="long")
-    if reading.options["captions"] not in CAPTIONS:
-        found = reading.options["captions"]
-        raise DataError(f"is {found!r}, expected long or short", source=reading.source, field="captions")
-    path = reading.path("annotations")
-    yield from reading.convert(stream_object(path), lambda name, item: _read_video(reading, name, item), path)
+    reader = SourceReader(files, root, options, "ref_sav", ["annotations", "media"], captions="long")
+    if reader.options["captions"] not in CAPTIONS:
+        found = reader.options["captions"]
+        raise DataError(f"is {found!r}, expected long or short", source=reader.source, field="captions")
+    path = reader.path("annotations")
+    yield from reader.convert(stream_object(path), lambda name, item: _read_video(reader, name, item), path)
 
 
-def _read_video(reading: Reading, name: str, item: Mapping) -> Iterator[dict]:
-    # The published paths begin with a folder that the published archives do not have
-    video, masks = (take(item, key, str).partition("/")[2] for key in ("video_path", "anno_path"))
-    masklet = _read_masklet(reading, masks)
+def _read_video(reader: SourceReader, name: str, item: Mapping) -> Iterator[dict]:
+    # The paths of the annotations begin with a folder that the published archives do not have
+    video, masks = (require_field(item, key, str).partition("/")[2] for key in ("video_path", "anno_path"))
+    masklet = _read_masklet(reader, masks)
     objects, messages = {}, []
-    for key, about in take(item, "objects", dict).items():
+    for key, description in require_field(item, "objects", dict).items():
         field = f"objects.{key}"
         objects[key] = {"masks": _channel(masklet, key, field)}
-        if reading.options["captions"] == "long":
-            captions, templates = [take(about, "formated", str, at=field)], "segment_described"
+        if reader.options["captions"] == "long":
+            captions, templates = [require_field(description, "formated", str, at=field)], "segment_described"
         else:
-            captions, templates = take(about, "short_caps", list, at=field), "segment_video"
+            captions, templates = require_field(description, "short_caps", list, at=field), "segment_video"
         for position, caption in enumerate(captions):
-            words = expect(caption, str, f"{field}.short_caps[{position}]")
+            words = require_type(caption, str, f"{field}.short_caps[{position}]")
             messages.append(user([text(words)], templates=templates))
             messages.append(assistant([grounded("", [key])], templates="segment_answer"))
     if not messages:
-        reading.drop("videos without a described object")
+        reader.drop("videos without a described object")
         return
     yield {
-        "id": f"{reading.source}/{name}",
-        "source": reading.source,
+        "id": f"{reader.source}/{name}",
+        "source": reader.source,
         "video": {
-            "path": reading.media(video, "video_path"),
+            "path": reader.media(video, "video_path"),
             "frames": None,
             "stride": ANNOTATED_STRIDE,
             "num_frames": len(masklet),
@@ -61,26 +62,26 @@ def _read_video(reading: Reading, name: str, item: Mapping) -> Iterator[dict]:
     }
 
 
-def _read_masklet(reading: Reading, name: str) -> list[list]:
-    """Masks by annotated frame, then by object."""
-    path = safe_path(reading.root, reading.media(name, "anno_path"), reading.trusted, "anno_path")
+def _read_masklet(reader: SourceReader, name: str) -> list[list]:
+    """The masks of a video: a list for each annotated frame, with a run-length code for each object."""
+    path = safe_path(reader.root, reader.media(name, "anno_path"), reader.trusted, "anno_path")
     try:
         with open(path, encoding="utf-8") as file:
-            masklet = take(json.load(file), "masklet", list)
-        return [expect(frame, list, f"masklet[{position}]") for position, frame in enumerate(masklet)]
+            masklet = require_field(json.load(file), "masklet", list)
+        return [require_type(frame, list, f"masklet[{position}]") for position, frame in enumerate(masklet)]
     except DataError as error:
-        raise error.within(field="anno_path") from error
+        raise error.with_context(field="anno_path") from error
     except FileNotFoundError:
         raise DataError(f"there is no file '{path}'", field="anno_path") from None
     except ValueError as error:
-        raise DataError(f"'{path}' is cut or is not JSON ({error})", field="anno_path") from error
+        raise DataError(f"'{path}' is truncated or not JSON ({error})", field="anno_path") from error
 
 
 def _channel(masklet: list[list], key: str, field: str) -> list[dict | None]:
-    """The masks of object `key`, which counts the codes of a frame."""
+    """The masks of object `key`, its index in the codes of each frame."""
     if not key.isdecimal() or any(int(key) >= len(frame) for frame in masklet):
         fewest = min(map(len, masklet), default=0)
-        raise DataError(f"the mask file has no object {key!r} in every frame, but {fewest} objects", field=field)
+        raise DataError(f"the mask file lacks object {key!r} in some frame, which has {fewest} objects", field=field)
     try:
         return [to_rle(frame[int(key)]) for frame in masklet]
     except (ValueError, TypeError) as error:

@@ -1,77 +1,78 @@
-"""RefCOCO, RefCOCO+ and RefCOCOg: COCO's `instances.json`, and a pickled list of sentences about its instances."""
+"""RefCOCO, RefCOCO+ and RefCOCOg: a COCO file of instances, and a pickled list of sentences about them."""
 
 from collections.abc import Iterator, Mapping
 
 from ..masks import to_rle
 from ..pickles import load_plain_pickle
-from ..records import DataError, expect, take
-from .reading import Reading, assistant, grounded, text, user
+from ..records import DataError, require_field, require_type
+from .source_reader import SourceReader, assistant, grounded, text, user
 from .streams import stream_list
 
 
 def read_refcoco(files: Mapping, root, options: Mapping | None = None) -> Iterator[dict]:
     """
-    One record an image, all sentences about all its objects as turns. Files: instances, refs, media (folder of
-    images). Option `split`: "train", "val", "testA", "testB"; "test" is the last two together. With the option
-    `layers` the questions about an object of several polygons hold these one by one, for a benchmark that puts them
-    together as the release does.
+    One record for each image, with all sentences about all its objects as turns. Files: instances, refs, media (folder
+    of images). Option `split`: "train", "val", "testA", "testB", or "test" for the last two. With the option `layers`,
+    `info` of a question about an object of several polygons has the mask of each of them, for a benchmark that
+    combines them as the published evaluation does.
 
-    The release draws one sentence an object when the program starts, and five objects with replacement for a sample.
+    The published training draws one sentence for each object at start-up, and five objects with replacement for each
+    sample.
     """
-    reading = Reading(files, root, options, "refcoco", ["instances", "refs", "media"], split="train", layers=False)
+    reader = SourceReader(files, root, options, "refcoco", ["instances", "refs", "media"], split="train", layers=False)
     by_image: dict[int, list] = {}
-    refs, instances = reading.path("refs"), reading.path("instances")
-    with reading.about(refs):
-        entries = expect(load_plain_pickle(refs), list, "")
+    refs, instances = reader.path("refs"), reader.path("instances")
+    with reader.about(refs):
+        entries = require_type(load_plain_pickle(refs), list, "")
     for index, ref in enumerate(entries):
-        with reading.about(refs, index):
-            if reading.options["split"] in take(ref, "split", str):
-                by_image.setdefault(take(ref, "image_id", int), []).append((index, ref))
+        with reader.about(refs, index):
+            if reader.options["split"] in require_field(ref, "split", str):
+                by_image.setdefault(require_field(ref, "image_id", int), []).append((index, ref))
     polygons, images = {}, {}
     for key, wanted, found in (("annotations", "image_id", polygons), ("images", "id", images)):
-        with reading.about(instances):
+        with reader.about(instances):
             for index, item in stream_list(instances, key):
-                with reading.about(instances, f"{key}[{index}]"):
-                    if take(item, wanted, int) in by_image:
-                        found[take(item, "id", int)] = item
-    yield from reading.convert(
-        by_image.items(), lambda image_id, group: _read_image(reading, images.get(image_id), group, polygons), refs
+                with reader.about(instances, f"{key}[{index}]"):
+                    if require_field(item, wanted, int) in by_image:
+                        found[require_field(item, "id", int)] = item
+    yield from reader.convert(
+        by_image.items(), lambda image_id, group: _read_image(reader, images.get(image_id), group, polygons), refs
     )
 
 
-def _read_image(reading: Reading, image: Mapping | None, refs: list, polygons: Mapping) -> Iterator[dict]:
+def _read_image(reader: SourceReader, image: Mapping | None, refs: list, polygons: Mapping) -> Iterator[dict]:
     if image is None:
-        raise DataError(f"is not among the images of {reading.files['instances']}", field="image_id")
-    instances = reading.path("instances")
-    with reading.about(instances, f"image {image['id']}"):
-        size = take(image, "height", int), take(image, "width", int)
-        path = reading.media(take(image, "file_name", str), "file_name")
+        raise DataError(f"is not among the images of {reader.files['instances']}", field="image_id")
+    instances = reader.path("instances")
+    with reader.about(instances, f"image {image['id']}"):
+        size = require_field(image, "height", int), require_field(image, "width", int)
+        path = reader.media(require_field(image, "file_name", str), "file_name")
     objects, messages = {}, []
     for index, ref in refs:
-        ann_id, field = take(ref, "ann_id", int), f"refs[{index}]"
+        ann_id, field = require_field(ref, "ann_id", int), f"refs[{index}]"
         if ann_id not in polygons:
             raise DataError(f"{ann_id} is not among the annotations of the image", field=f"{field}.ann_id")
-        with reading.about(instances, f"annotation {ann_id}"):
-            segmentation = take(polygons[ann_id], "segmentation", (list, dict))
+        with reader.about(instances, f"annotation {ann_id}"):
+            segmentation = require_field(polygons[ann_id], "segmentation", (list, dict))
             try:
                 objects[str(ann_id)] = {"masks": [to_rle(segmentation, size)]}
             except (ValueError, TypeError) as error:
                 raise DataError(str(error), field="segmentation") from error
-        for position, sentence in enumerate(take(ref, "sentences", list, at=field)):
-            raw = take(sentence, "raw", str, at=f"{field}.sentences[{position}]")
+        for position, sentence in enumerate(require_field(ref, "sentences", list, at=field)):
+            raw = require_field(sentence, "raw", str, at=f"{field}.sentences[{position}]")
             phrase = raw.lower().strip().removesuffix(".").strip()
             if not phrase:
-                reading.drop("empty sentences")
+                reader.drop("empty sentences")
                 continue
-            layers = _layers(segmentation, size) if reading.options["layers"] else {}
+            layers = _layers(segmentation, size) if reader.options["layers"] else {}
             messages.append(user([text(phrase)], templates="segment_image", info={"sentence": raw, **layers}))
             messages.append(assistant([grounded("", [str(ann_id)])], templates="segment_answer"))
     if not messages:
-        reading.drop("images without a sentence")
+        reader.drop("images without a sentence")
         return
     yield {
-        "id": f"{reading.source}/{image['id']}",
-        "source": reading.source,
+        "id": f"{reader.source}/{image['id']}",
+        "source": reader.source,
         "image": {"path": path},
         "objects": objects,
         "messages": messages,

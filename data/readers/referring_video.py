@@ -1,12 +1,12 @@
 """
-MeViS, ReVOS, Ref-YouTube-VOS and Ref-DAVIS17: a file of expressions by video, and a file of mask tracks.
+MeViS, ReVOS, Ref-YouTube-VOS and Ref-DAVIS17: a file of expressions by video, and a file of masks.
 
-The four differ in how an expression finds its masks (option `mask_keys`):
-    "anno_id"          the expression lists keys of the mask file: their union (MeViS, ReVOS)
-    "counter"          the key is a running number over all expressions in file order (Ref-YouTube-VOS)
-    "sorted_counter"   the same, over the videos sorted by name (Ref-DAVIS17)
-Expression ids are sorted as strings, "0", "1", "10", "2", which decides the running numbers. A split without masks
-(`files` has no "masks") gives questions without answers.
+They differ in the key of an expression in the mask file (option `mask_keys`):
+    "anno_id"          the expression lists keys, whose masks are united (MeViS, ReVOS)
+    "counter"          the index of the expression among all expressions in the order of the file (Ref-YouTube-VOS)
+    "sorted_counter"   the same, with videos sorted by name (Ref-DAVIS17)
+The expression ids of a video are sorted as strings: "0", "1", "10", "2". For a split without masks (no "masks" in
+`files`) the questions have no answers.
 """
 
 import itertools
@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 
 from ..frames import frame_name
-from ..records import DataError, expect, take
-from .reading import Reading, assistant, grounded, text, user
+from ..records import DataError, require_field, require_type
+from .source_reader import SourceReader, assistant, grounded, text, user
 from .streams import stream_object
 
 
@@ -23,58 +23,58 @@ MASK_KEYS = ("anno_id", "counter", "sorted_counter")
 
 
 def read_referring_video(files: Mapping, root, options: Mapping | None = None) -> Iterator[dict]:
-    """One record a video, all its expressions as turns. Files: expressions, media (folder of frame folders), masks."""
-    reading = Reading(files, root, options, "referring_video", ["expressions", "media"], mask_keys="anno_id")
-    kind = reading.options["mask_keys"]
+    """One record for each video, with its expressions as turns. Files: expressions, media (frame folders), masks."""
+    reader = SourceReader(files, root, options, "referring_video", ["expressions", "media"], mask_keys="anno_id")
+    kind = reader.options["mask_keys"]
     if kind not in MASK_KEYS:
         raise DataError(
-            f"is {kind!r}, expected one of {', '.join(MASK_KEYS)}", source=reading.source, field="mask_keys"
+            f"is {kind!r}, expected one of {', '.join(MASK_KEYS)}", source=reader.source, field="mask_keys"
         )
     counter = None if kind == "anno_id" else itertools.count()
-    path = reading.path("expressions")
+    path = reader.path("expressions")
     videos = stream_object(path, "videos")
     if kind == "sorted_counter":
         videos = _by_name(videos)
-    yield from reading.convert(videos, lambda name, video: _read_video(reading, name, video, counter), path)
+    yield from reader.convert(videos, lambda name, video: _read_video(reader, name, video, counter), path)
 
 
 def _by_name(videos: Iterator[tuple]) -> Iterator[tuple]:
-    # Sorted when the first is asked for, where errors are told which source they belong to
+    # A generator, so that errors of the stream are raised inside `convert`, which adds the source
     yield from sorted(videos, key=lambda entry: entry[0])
 
 
-def _read_video(reading: Reading, name: str, video: Mapping, counter) -> Iterator[dict]:
-    expressions = take(video, "expressions", dict)
-    # All numbers of a video are used up first, so that a broken one does not shift those of the next
+def _read_video(reader: SourceReader, name: str, video: Mapping, counter) -> Iterator[dict]:
+    expressions = require_field(video, "expressions", dict)
+    # All numbers of a video are taken first, so that an error in it does not shift those of the next video
     keys = {exp_id: None if counter is None else str(next(counter)) for exp_id in sorted(expressions)}
-    frames = [frame_name(entry, f"frames[{i}]") for i, entry in enumerate(take(video, "frames", list))]
-    # Masks are numbered over the names without suffix in the order of strings
+    frames = [frame_name(entry, f"frames[{i}]") for i, entry in enumerate(require_field(video, "frames", list))]
+    # The order of the masks: names without suffix, sorted as strings
     frames.sort(key=lambda file: PurePosixPath(file).stem)
     objects, messages = {}, []
     for exp_id, key in keys.items():
         field = f"expressions.{exp_id}"
-        expression, phrase = expressions[exp_id], take(expressions[exp_id], "exp", str, at=field)
-        about = {"expression_id": exp_id, "expression": phrase}
+        expression, phrase = expressions[exp_id], require_field(expressions[exp_id], "exp", str, at=field)
+        info = {"expression_id": exp_id, "expression": phrase}
         if "type_id" in expression:
-            about["type_id"] = take(expression, "type_id", int, at=field)
-        if isinstance(expression.get("obj_id"), str):  # Ref-DAVIS17; elsewhere a list that nobody needs
-            about["obj_id"] = expression["obj_id"]
+            info["type_id"] = require_field(expression, "type_id", int, at=field)
+        if isinstance(expression.get("obj_id"), str):  # Ref-DAVIS17; a list in the other files, which is not used
+            info["obj_id"] = expression["obj_id"]
         if "?" in phrase:  # ReVOS asks whole questions
-            messages.append(user([text(phrase)], info=about))
+            messages.append(user([text(phrase)], info=info))
         else:
             phrase = phrase.replace(".", "").strip().lower()
             if not phrase:
-                reading.drop("empty expressions")
+                reader.drop("empty expressions")
                 continue
-            messages.append(user([text(phrase)], templates="segment_video", info=about))
-        if "masks" in reading.files:
+            messages.append(user([text(phrase)], templates="segment_video", info=info))
+        if "masks" in reader.files:
             names = [key] if key is not None else _annotation_keys(expression, field)
             target = _add_objects(objects, names)
             messages.append(assistant([grounded("", [target])], templates="segment_answer"))
     yield {
-        "id": f"{reading.source}/{name}",
-        "source": reading.source,
-        "video": {"path": reading.media(name, ""), "frames": frames, "stride": 1},
+        "id": f"{reader.source}/{name}",
+        "source": reader.source,
+        "video": {"path": reader.media(name, ""), "frames": frames, "stride": 1},
         "objects": objects,
         "messages": messages,
         "sampling": {"turns": 5, "replace": True, "unit": "turn"},
@@ -83,15 +83,15 @@ def _read_video(reading: Reading, name: str, video: Mapping, counter) -> Iterato
 
 
 def _annotation_keys(expression: Mapping, field: str) -> list[str]:
-    entries = take(expression, "anno_id", list, at=field)
+    entries = require_field(expression, "anno_id", list, at=field)
     if not entries:
         raise DataError("is empty", field=f"{field}.anno_id")
-    keys = [str(expect(entry, (int, str), f"{field}.anno_id[{i}]")) for i, entry in enumerate(entries)]
+    keys = [str(require_type(entry, (int, str), f"{field}.anno_id[{i}]")) for i, entry in enumerate(entries)]
     return list(dict.fromkeys(keys))
 
 
 def _add_objects(objects: dict, names: list[str]) -> str:
-    """Adds the objects of one expression, and their union if there are several; the name of what it means."""
+    """Adds the objects of an expression, and their union if there are several. Returns the name of the target."""
     objects.update({name: {"store": "masks", "key": name} for name in names})
     if len(names) == 1:
         return names[0]

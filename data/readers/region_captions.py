@@ -1,38 +1,38 @@
-"""RefCOCOg as region captioning: a COCO file whose annotations, or whose images, carry the caption."""
+"""RefCOCOg as region captioning: a COCO file with captions at its annotations or its images."""
 
 from collections.abc import Iterator, Mapping
 
 from .. import wording
 from ..masks import to_rle
-from ..records import DataError, take
-from .reading import Reading, assistant, region, text, user
+from ..records import DataError, require_field
+from .source_reader import SourceReader, assistant, region, text, user
 from .streams import stream_list
 
 
 def read_region_captions(files: Mapping, root, options: Mapping | None = None) -> Iterator[dict]:
-    """One record an annotation, its mask as the region. Files: annotations, media."""
-    reading = Reading(files, root, options, "region_captions", ["annotations", "media"])
-    path, images = reading.path("annotations"), {}
-    with reading.about(path):
+    """One record for each annotation, whose mask is the region. Files: annotations, media."""
+    reader = SourceReader(files, root, options, "region_captions", ["annotations", "media"])
+    path, images = reader.path("annotations"), {}
+    with reader.about(path):
         for index, image in stream_list(path, "images"):
-            images[take(image, "id", (int, str), at=f"images[{index}]")] = image
+            images[require_field(image, "id", (int, str), at=f"images[{index}]")] = image
 
     def read_item(index: int, item: Mapping) -> Iterator[dict]:
-        key, number = take(item, "image_id", (int, str)), take(item, "id", (int, str))
+        key, number = require_field(item, "image_id", (int, str)), require_field(item, "id", (int, str))
         if key not in images:
             raise DataError(f"{key!r} is not among the images of the file", field="image_id")
         image = images[key]
-        size = take(image, "height", int, at="image"), take(image, "width", int, at="image")
-        caption = take(item, "caption", str, default=None) or take(image, "caption", str, at="image")
+        size = require_field(image, "height", int, at="image"), require_field(image, "width", int, at="image")
+        caption = require_field(item, "caption", str, default=None) or require_field(image, "caption", str, at="image")
         try:
-            code = to_rle(take(item, "segmentation", (list, dict)), size)
+            code = to_rle(require_field(item, "segmentation", (list, dict)), size)
         except (ValueError, TypeError) as error:
             raise DataError(str(error), field="segmentation") from error
         starts = wording.region_list(1)
         yield {
-            "id": f"{reading.source}/{number}",
-            "source": reading.source,
-            "image": {"path": reading.media(take(image, "file_name", str, at="image"), "image.file_name")},
+            "id": f"{reader.source}/{number}",
+            "source": reader.source,
+            "image": {"path": reader.media(require_field(image, "file_name", str, at="image"), "image.file_name")},
             "objects": {"1": {"masks": [code]}},
             "messages": [
                 user(
@@ -47,4 +47,4 @@ def read_region_captions(files: Mapping, root, options: Mapping | None = None) -
             "region_shape": "mask",
         }
 
-    yield from reading.convert(stream_list(path, "annotations"), read_item, path)
+    yield from reader.convert(stream_list(path, "annotations"), read_item, path)

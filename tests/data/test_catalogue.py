@@ -115,7 +115,7 @@ def test_mixture_may_change_options_of_a_source(tmp_path):
 
 def test_data_root_is_asked_for(monkeypatch, tmp_path):
     monkeypatch.delenv("SAMA_DATA_ROOT", raising=False)
-    with pytest.raises(DataError, match="mevis: needs the folder of the data: set SAMA_DATA_ROOT"):
+    with pytest.raises(DataError, match="mevis: needs a data root: set SAMA_DATA_ROOT"):
         open_source(CATALOGUE["mevis"])
     monkeypatch.setenv("SAMA_DATA_ROOT", str(tmp_path / "absent"))
     with pytest.raises(DataError, match="does not exist: set SAMA_DATA_ROOT"):
@@ -129,5 +129,5 @@ def test_yaml_that_is_none(tmp_path):
     with pytest.raises(DataError, match="a.yaml: is not YAML"):
         read_yaml(tmp_path / "a.yaml")
     (tmp_path / "b.yaml").write_text("- a")
-    with pytest.raises(DataError, match="b.yaml: holds list"):
+    with pytest.raises(DataError, match="b.yaml: contains list"):
         read_yaml(tmp_path / "b.yaml")

@@ -66,7 +66,9 @@ def test_each_sample_keeps_its_layout(tmp_path):
     processor, samples, batch = batch_of(tmp_path, preset="published")
     assert len({sample.layout for sample in samples}) == len(samples)
     for sample, ids, mask in zip(samples, batch["input_ids"], batch["attention_mask"], strict=True):
-        alone = processor.apply_chat_template(sample.messages, add_generation_prompt=False, layout=sample.layout)
+        alone = processor.apply_chat_template(
+            sample.messages, add_generation_prompt=False, turn_format=sample.turn_format, frames=sample.frame_choice
+        )
         assert torch.equal(ids[mask.bool()], alone["input_ids"][0])
 
 

@@ -61,13 +61,13 @@ def test_run_lengths_are_read_as_pycocotools_writes_them(seed):
 
 
 @pytest.mark.parametrize("cut", [1, 3, 5])
-def test_a_cut_code_is_an_error_and_not_stray_memory(cut):
-    """pycocotools decodes it without a word, with whatever lies in memory behind the last run."""
+def test_a_truncated_code_is_an_error(cut):
+    """pycocotools decodes it without an error and returns uninitialised memory behind the last run."""
     code = encode_rle(canvas((3, 3, 20, 20)))
     damaged = code | {"counts": code["counts"][:-cut]}
-    with pytest.raises(ValueError, match="cut or damaged"):
+    with pytest.raises(ValueError, match="truncated or damaged"):
         decode_rle(damaged)
-    with pytest.raises(ValueError, match="cut or damaged"):
+    with pytest.raises(ValueError, match="truncated or damaged"):
         to_rle(damaged)
 
 
@@ -75,7 +75,7 @@ def test_a_cut_code_is_an_error_and_not_stray_memory(cut):
     "counts", ["", "\n\n", "zzzz", "~~~~~~~~~~~~~~~~~~~~~~0", "h\xe9llo", [3, 2], [7], [-1, 7], []]
 )
 def test_damaged_codes(counts):
-    with pytest.raises(ValueError, match="cut or damaged"):
+    with pytest.raises(ValueError, match="truncated or damaged"):
         decode_rle({"size": [2, 3], "counts": counts})
 
 

@@ -148,7 +148,7 @@ def test_resolved_mixture_is_printed_and_saved(tmp_path):
 def test_mixture_without_sources_or_samples():
     with pytest.raises(DataError, match="'sources': is empty"):
         mixture({})
-    with pytest.raises(DataError, match="sources.toy': gives no sample with this weight"):
+    with pytest.raises(DataError, match="sources.toy': has no sample with this weight"):
         mixture({open_source(toy(4)): 0.1})
     with pytest.raises(IndexError, match="no sample -1"):
         mixture({open_source(toy(4)): 1})[-1]
@@ -209,11 +209,11 @@ def test_resumes_exactly_in_the_middle_of_an_epoch(ranks):
 
 def test_order_is_not_resumed_over_another_mixture():
     state = MixtureSampler(LENGTHS, 4).state_dict()
-    with pytest.raises(ValueError, match="samples 1600 and not 1599, batch_size 4 and not 8"):
+    with pytest.raises(ValueError, match="samples 1600 instead of 1599, batch_size 4 instead of 8"):
         MixtureSampler(LENGTHS[1:], 8).load_state_dict(state)
-    with pytest.raises(ValueError, match="seed 0 and not 1"):
+    with pytest.raises(ValueError, match="seed 0 instead of 1"):
         MixtureSampler(LENGTHS, 4, seed=1).load_state_dict(state)
-    with pytest.raises(ValueError, match="rank 2 of 2"):
+    with pytest.raises(ValueError, match="rank=2, num_ranks=2"):
         MixtureSampler(LENGTHS, 4, rank=2, num_ranks=2)
 
 

@@ -68,17 +68,17 @@ def test_cut_json(root, source):
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(DataError) as caught:
         read(source, root)
-    assert str(caught.value).startswith(f"{source}, {annotations_of(source)}: is cut or is not JSON ")
+    assert str(caught.value).startswith(f"{source}, {annotations_of(source)}: is truncated or not JSON ")
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{}", "holds an object where a list is expected"),
-        ('"x"', "holds something else where a list is expected"),
-        ("[]", "holds no items: a list with at least 1 is expected"),
-        ("", "holds something else where a list is expected"),
-        ('[{"a": 1}, {"a"', r"is cut or is not JSON after item 0 \("),
+        ("{}", "contains an object where a list is expected"),
+        ('"x"', "contains something else where a list is expected"),
+        ("[]", "contains no items: a list with at least 1 is expected"),
+        ("", "contains something else where a list is expected"),
+        ('[{"a": 1}, {"a"', r"is truncated or not JSON after item 0 \("),
     ],
 )
 def test_lists_that_are_none(tmp_path, content, message):
@@ -89,7 +89,7 @@ def test_lists_that_are_none(tmp_path, content, message):
 
 def test_objects_that_are_none(tmp_path):
     (tmp_path / "a.json").write_text('{"video": {}}')
-    with pytest.raises(DataError, match="holds no items: an object with at least 1 is expected under 'videos'"):
+    with pytest.raises(DataError, match="contains no items: an object with at least 1 is expected under 'videos'"):
         list(stream_object(tmp_path / "a.json", "videos"))
 
 
@@ -100,7 +100,7 @@ def test_each_of_the_files_of_the_bench_may_be_missing_or_cut(root, source, file
     (root / file).write_bytes(content[:-40])
     with pytest.raises(DataError) as caught:
         read(source, root)
-    assert str(caught.value).startswith(f"{source}, {file}: is cut or is not JSON ")
+    assert str(caught.value).startswith(f"{source}, {file}: is truncated or not JSON ")
     (root / file).unlink()
     with pytest.raises(DataError) as caught:
         read(source, root)
@@ -109,8 +109,8 @@ def test_each_of_the_files_of_the_bench_may_be_missing_or_cut(root, source, file
 
 BREAKS = [
     ("llava", lambda c: c[1].pop("conversations"), "item 1, field 'conversations': is missing."),
-    ("llava", lambda c: c[0].update(image="../../secret.jpg"), "item 0, field 'image': leads out of the data folder"),
-    ("llava", lambda c: c[0].update(image="/secret.jpg"), "item 0, field 'image': leads out of the data folder"),
+    ("llava", lambda c: c[0].update(image="../../secret.jpg"), "item 0, field 'image': leaves the data folder"),
+    ("llava", lambda c: c[0].update(image="/secret.jpg"), "item 0, field 'image': leaves the data folder"),
     ("llava", lambda c: c.__setitem__(2, "x"), "item 2: is a string where an object is expected."),
     (
         "llava",
@@ -126,9 +126,9 @@ BREAKS = [
     (
         "mevis",
         lambda c: c["videos"]["vid_b"]["frames"].__setitem__(0, "../../x"),
-        "item vid_b, field 'frames[0]': is no file name: '../../x.jpg'.",
+        "item vid_b, field 'frames[0]': is not a file name: '../../x.jpg'.",
     ),
-    ("mevis", lambda c: c["videos"].update({"../x": c["videos"]["vid_a"]}), "item ../x: leads out of the data folder"),
+    ("mevis", lambda c: c["videos"].update({"../x": c["videos"]["vid_a"]}), "item ../x: leaves the data folder"),
     (
         "ref_sav",
         lambda c: c["sav_000001"].update(anno_path="a/b.json"),
@@ -137,7 +137,7 @@ BREAKS = [
     (
         "ref_sav",
         lambda c: c["sav_000001"]["objects"].update({"2": {"formated": "x"}}),
-        "item sav_000001, field 'objects.2': the mask file has no object '2' in every frame, but 2 objects.",
+        "item sav_000001, field 'objects.2': the mask file lacks object '2' in some frame, which has 2 objects.",
     ),
     (
         "gcg_openpsg",
@@ -190,7 +190,7 @@ BREAKS = [
     (
         "sama239k_description",
         lambda c: c[1]["description"].update({"<obj7>": "x"}),
-        "item 1, field 'description.<obj7>': is about none of the 1 objects of anno_map.",
+        "item 1, field 'description.<obj7>': refers to none of the 1 objects of anno_map.",
     ),
 ]
 
@@ -258,7 +258,7 @@ def test_media_that_is_a_link_out_of_the_data_root(root, tmp_path):
     inside, outside = root / "sama239k_data" / "sav_train", tmp_path / "sav"
     shutil.move(inside, outside)
     inside.symlink_to(outside)
-    with pytest.raises(DataError, match=r"item 4, field 'video': is a link that leads out of the data folder"):
+    with pytest.raises(DataError, match=r"item 4, field 'video': is a link that leaves the data folder"):
         read("sama239k_conversation", root)
     assert len(read("sama239k_conversation", root, links=["sama239k_data/sav_train"])) == 4
 

@@ -165,13 +165,13 @@ def test_llava_keeps_the_newlines_of_the_first_question():
 
 def test_llava_conversations_are_not_changed_by_reading():
     """data.md 6.3: the release edits its stored conversations, and a second visit doubles the image tokens."""
-    from sama.data.readers.conversations import rounds_of
-    from sama.data.readers.reading import Reading
+    from sama.data.readers.conversations import conversation_rounds
+    from sama.data.readers.source_reader import SourceReader
 
     messages = [{"from": "human", "value": "<image>\nWhy?"}, {"from": "gpt", "value": "So. "}]
-    before, reading = copy.deepcopy(messages), Reading({}, FIXTURES, {}, "llava", [])
-    first = list(rounds_of(messages, reading))
-    assert messages == before and first == list(rounds_of(messages, reading)) == [("Why?", "So.", 0)]
+    before, reader = copy.deepcopy(messages), SourceReader({}, FIXTURES, {}, "llava", [])
+    first = list(conversation_rounds(messages, reader))
+    assert messages == before and first == list(conversation_rounds(messages, reader)) == [("Why?", "So.", 0)]
 
 
 def test_gcg_openpsg():

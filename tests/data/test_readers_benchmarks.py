@@ -103,7 +103,11 @@ def test_what_is_wrong_is_named(format, files, name, change, message, tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("Is it?\tMaybe\n", "Yes or No are expected"), ("Is it? Yes\n", "a tab"), ("\n", "holds no question")],
+    [
+        ("Is it?\tMaybe\n", "expected a question, a tab, and Yes or No"),
+        ("Is it? Yes\n", "a tab"),
+        ("\n", "contains no question"),
+    ],
 )
 def test_wrong_mme_lines_are_named(text, message, tmp_path):
     root = Path(shutil.copytree(ROOT, tmp_path / "root"))
@@ -115,7 +119,7 @@ def test_wrong_mme_lines_are_named(text, message, tmp_path):
 def test_mme_question_without_its_picture(tmp_path):
     root = Path(shutil.copytree(ROOT, tmp_path / "root"))
     (root / "mme/color/one.jpg").unlink()
-    with pytest.raises(DataError, match="holds none of one.jpg"):
+    with pytest.raises(DataError, match="contains none of one.bmp, one.jpeg, one.jpg"):
         read("mme", {"media": "mme"}, root)
     with pytest.raises(DataError, match="there is no such folder"):
         read("mme", {"media": "absent"}, root)

@@ -10,7 +10,7 @@ from test_readers import boxes, masks, questions, read, turns
 from sama.data.frames import open_visual
 from sama.data.readers import READERS
 from sama.data.readers.grounded_dialogue import answer_parts, grounded_rounds
-from sama.data.readers.reading import Reading
+from sama.data.readers.source_reader import SourceReader
 
 
 MASK_REQUEST = "Response with interleaved segmentation masks."
@@ -81,9 +81,9 @@ def test_sama239k_empty_groundtruth_wherever_it_stands(groundtruth, names):
     answer = " and ".join(f"<p> thing {name} </p> [SEG]" for name in names)
     item = {"conversation": [{"from": "human", "value": "What?"}, {"from": "gpt", "value": answer}]}
     item |= {"obj_masks": [[]], "groundtruth": [groundtruth]}
-    reading = Reading({}, FIXTURES, {}, "sama239k_conversation", [])
-    (one,) = grounded_rounds(reading, item, ["3", "4"])
-    assert one.targets == names and not reading.dropped
+    reader = SourceReader({}, FIXTURES, {}, "sama239k_conversation", [])
+    (one,) = grounded_rounds(reader, item, ["3", "4"])
+    assert one.targets == names and not reader.dropped
     assert [part["objects"] for part in one.answer["content"] if "objects" in part] == [[name] for name in names]
 
 

@@ -10,8 +10,9 @@ import pytest
 
 from sama.data.frames import open_visual, safe_path, trusted_folders
 from sama.data.masks import encode_rle
-from sama.data.records import DataError, decode_object, object_masks, read_jsonl, take, validate_record
-from sama.data.wording import RELEASE_TEMPLATES, TEMPLATES
+from sama.data.published import TEMPLATE_SETS
+from sama.data.records import DataError, decode_object, object_masks, read_jsonl, require_field, validate_record
+from sama.data.wording import TEMPLATES
 
 
 MASK = encode_rle(np.eye(4, dtype=bool))
@@ -63,20 +64,23 @@ def test_text_image_and_toy_records_are_valid():
         (changed("messages", value=[]), "field 'messages': is empty."),
         (
             changed("image", value={"path": "x.jpg"}),
-            "field 'video': comes beside an image; a record is about 1 of them.",
+            "field 'video': is given in addition to an image; a record has 1 of them.",
         ),
         (changed("video", "frames", value=[]), "field 'video.frames': is empty."),
         (changed("video", "frames", 1, value=1), "field 'video.frames[1]': is a whole number where a string is"),
         (changed("video", "stride", value=0), "field 'video.stride': is smaller than 1."),
         (changed("video", "strides", value=4), "field 'video.strides': is unknown; a video has frames, num_frames, "),
-        (changed("video", remove=True), "field 'objects': needs a video or an image that the objects lie in."),
-        (changed("objects", "7", "masks", value=[MASK]), "field 'objects.7.masks': holds 1 masks for 2 frames."),
-        (changed("objects", "7", "masks", value=[MASK] * 3), "field 'objects.7.masks': holds 3 masks for 2 frames."),
+        (changed("video", remove=True), "field 'objects': needs a video or an image that shows the objects."),
+        (changed("objects", "7", "masks", value=[MASK]), "field 'objects.7.masks': has 1 masks for 2 frames."),
+        (changed("objects", "7", "masks", value=[MASK] * 3), "field 'objects.7.masks': has 3 masks for 2 frames."),
         (changed("objects", "7", value={}), "field 'objects.7': has 0 of masks, store and union where exactly 1 is"),
         (changed("objects", "9", "key", remove=True), "field 'objects.9.key': is missing."),
         (changed("objects", "9", "name", value="x"), "field 'objects.9.name': is unknown in an object with store."),
-        (changed("objects", "7+9", "union", value=["8"]), "field 'objects.7+9.union': names '8', which is no object"),
-        (changed("objects", "7+9", "union", value=["7+9"]), "field 'objects.7+9.union': names '7+9', which is no"),
+        (
+            changed("objects", "7+9", "union", value=["8"]),
+            "field 'objects.7+9.union': names '8', which is not an object",
+        ),
+        (changed("objects", "7+9", "union", value=["7+9"]), "field 'objects.7+9.union': names '7+9', which is not"),
         (changed("messages", 0, "role", value="human"), "field 'messages[0].role': is 'human', expected one of"),
         (changed("messages", 0, "content", value="Hi"), "field 'messages[0].content': is a string where a list is"),
         (
@@ -123,23 +127,23 @@ def test_wrong_records(record, message):
 
 def test_error_names_source_file_index_and_field():
     error = DataError("is missing", field="exp")
-    whole = error.within(field="expressions.0").within(source="mevis", file="meta.json", index="abc")
+    whole = error.with_context(field="expressions.0").with_context(source="mevis", file="meta.json", index="abc")
     assert str(whole) == "mevis, meta.json, item abc, field 'expressions.0.exp': is missing."
-    # What is known further in counts
-    assert str(whole.within(source="other", index=3)) == str(whole)
+    # What is known already stays
+    assert str(whole.with_context(source="other", index=3)) == str(whole)
 
 
-def test_error_survives_the_way_out_of_a_worker():
+def test_error_can_be_pickled():
     error = DataError("is missing", source="mevis", file="meta.json", index=3, field="exp")
     again = pickle.loads(pickle.dumps(error))
     assert str(again) == str(error) and again.field == "exp" and again.index == 3
 
 
-def test_take():
-    assert take({"a": 1}, "a", int) == 1 and take({"a": None}, "a", int, default=2) == 2
+def test_require_field():
+    assert require_field({"a": 1}, "a", int) == 1 and require_field({"a": None}, "a", int, default=2) == 2
     for item in ({"a": True}, {"a": "1"}, {"a": None}):
         with pytest.raises(DataError, match="field 'a': is .* where a whole number is expected"):
-            take(item, "a", int)
+            require_field(item, "a", int)
 
 
 def lookup(store, key):
@@ -163,7 +167,7 @@ def test_fit_fills_up_and_resizes():
     record["objects"]["7"]["masks"] = [MASK, None, None]
     assert object_masks(validate_record(record), "7", 2, lookup) == [MASK, None]
     record["objects"]["7"]["masks"] = [MASK, None, MASK]
-    with pytest.raises(DataError, match="holds 3 masks for 2 frames"):
+    with pytest.raises(DataError, match="has 3 masks for 2 frames"):
         object_masks(record, "7", 2, lookup)
 
 
@@ -182,7 +186,7 @@ def test_short_fills_up_and_does_not_resize():
 @pytest.mark.parametrize(
     ("name", "num_frames", "size", "masks", "message"),
     [
-        ("9", 3, (4, 4), None, "mevis, masks, item mevis/abc/3, field 'objects.9.masks': holds 2 masks for 3 frames."),
+        ("9", 3, (4, 4), None, "mevis, masks, item mevis/abc/3, field 'objects.9.masks': has 2 masks for 3 frames."),
         (
             "8",
             2,
@@ -236,7 +240,7 @@ def test_paths_cannot_leave_the_data_folder(tmp_path, name):
     root = tmp_path / "root"
     root.mkdir()
     (tmp_path / "secret.jpg").write_bytes(b"")
-    with pytest.raises(DataError, match="field 'image': (leads out of the data folder|is no path)"):
+    with pytest.raises(DataError, match="field 'image': (leaves the data folder|is not a path)"):
         safe_path(root, name, field="image")
 
 
@@ -249,7 +253,7 @@ def test_links_cannot_leave_the_data_folder_unless_they_are_trusted(tmp_path):
     (root / "media" / "file.jpg").symlink_to(outside / "a.jpg")
     (root / "media" / "inside").symlink_to(root / "media")
     for name in ("media/link/a.jpg", "media/file.jpg", "media/inside/link/a.jpg"):
-        with pytest.raises(DataError, match="is a link that leads out of the data folder.*under `links`"):
+        with pytest.raises(DataError, match="is a link that leaves the data folder.*under `links`"):
             safe_path(root, name)
     assert safe_path(root, "media/inside/new.jpg") == root / "media/inside/new.jpg"
     # A folder that the catalogue itself names may be a link, and so may those it lists
@@ -266,12 +270,12 @@ def test_opening_a_record_without_its_frame(tmp_path):
         DataError, match=r"mevis, item mevis/abc/3, field 'video\.path': There is no file '.*x\.mp4'\."
     ):
         open_visual(changed("video", value={"path": "x.mp4", "stride": 4}), tmp_path)
-    with pytest.raises(DataError, match=r"field 'video\.path': leads out of the data folder"):
+    with pytest.raises(DataError, match=r"field 'video\.path': leaves the data folder"):
         open_visual(changed("video", "path", value="../abc"), tmp_path)
     with pytest.raises(DataError, match=r"field 'video\.path': there is no folder '.*abd'\."):
         open_visual(changed("video", "path", value="clips/abd"), tmp_path)
     (tmp_path / "clips" / "abc" / "0.jpg").symlink_to(tmp_path.parent / "elsewhere.jpg")
-    with pytest.raises(DataError, match=r"field 'video\.frames\[0\]': is a link that leads out of the data folder"):
+    with pytest.raises(DataError, match=r"field 'video\.frames\[0\]': is a link that leaves the data folder"):
         open_visual(changed("video", "frames", value=["0.jpg"]), tmp_path)
 
 
@@ -310,4 +314,4 @@ def test_questions_about_videos_do_not_say_image():
     assert not any(
         "image" in sentence for name in TEMPLATES if name.endswith("_video") for sentence in TEMPLATES[name]
     )
-    assert RELEASE_TEMPLATES == {"segment_video": "segment_image"}
+    assert TEMPLATE_SETS == {"segment_video": "segment_image"}

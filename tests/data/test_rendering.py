@@ -1,4 +1,4 @@
-"""Records become messages and masks: drawing, templates, regions, tags, shortening; and the preset `release`."""
+"""Records become messages and masks: drawing, templates, regions, tags, shortening; and the preset `published`."""
 
 import re
 
@@ -8,9 +8,11 @@ from data_fixtures import SIZE, render, renderer, source, words
 from fixture_sources import SOURCES
 from processor_fixtures import language_tokenizer, noise_video, tiny_processor
 
+from sama.data.lengths import LengthBound
 from sama.data.masks import decode_rle, encode_rle, filled_box
+from sama.data.published import segment_frames
 from sama.data.records import DataError, decode_object, validate_record
-from sama.data.rendering import TOO_LONG, UNANSWERED, UNSEEN, RenderSettings, segment_frames
+from sama.data.rendering import TOO_LONG, UNANSWERED, UNSEEN, RenderSettings
 from sama.data.wording import TEMPLATES
 from sama.video_sama import SamaVideo
 
@@ -61,7 +63,11 @@ def rendered(record, seed=0, processor=None, num_frames=10, **settings):
 
 def written(sample, processor=None):
     return (processor or tiny_processor()).apply_chat_template(
-        sample.messages, tokenize=False, add_generation_prompt=False, layout=sample.layout
+        sample.messages,
+        tokenize=False,
+        add_generation_prompt=False,
+        turn_format=sample.turn_format,
+        frames=sample.frame_choice,
     )
 
 
@@ -69,7 +75,7 @@ def written(sample, processor=None):
 
 
 @pytest.mark.parametrize("name", SOURCES)
-@pytest.mark.parametrize("preset", ["default", "published"])
+@pytest.mark.parametrize("preset", ["consistent", "published"])
 def test_every_source_has_a_mask_for_each_seg_in_the_order_of_the_text(name, preset, tmp_path):
     for index in range(len(source(name, tmp_path))):
         sample = render(name, tmp_path, index, preset=preset)
@@ -96,7 +102,7 @@ def test_phrases_of_several_objects_and_objects_named_twice():
     assert sample.frames == tiny_processor().choose_frames(sample.video).prompted
 
 
-@pytest.mark.parametrize("preset", ["default", "published"])
+@pytest.mark.parametrize("preset", ["consistent", "published"])
 @pytest.mark.parametrize("num_frames", [1, 2, 3, 4, 5, 6, 7, 9, 13, 14])
 def test_short_videos_have_one_mask_a_frame(num_frames, preset):
     """data.md 6.3: up to 5 context frames, also of 13, gave the dense index -1, and fewer frames than masks."""
@@ -114,7 +120,7 @@ def test_short_videos_have_one_mask_a_frame(num_frames, preset):
 # Drawing
 
 
-def test_default_draws_without_replacement_and_release_with():
+def test_drawing_is_with_replacement_in_the_published_preset_alone():
     messages = [m for i in range(5) for m in (user(f"thing {i}", templates="segment_video"), assistant("x"))]
     record = record_of(messages, sampling={"turns": 5, "replace": True, "unit": "turn"})
     for seed in range(20):
@@ -244,8 +250,8 @@ def test_list_too_long_for_the_qformer_is_cut_to_what_is_asked(tmp_path):
     record["messages"][1]["content"] = [text("yes")]
     sample = renderer(processor)(record, found.visual(record), found.lookup, np.random.default_rng(0))
     assert words(sample.messages[0]).startswith("(image)There are 2 part regions in the picture: region1, region2<reg")
-    assert processor.measure(sample.messages)[1] == 0
-    with pytest.raises(DataError, match="too long for the Q-Former to read all of its regions: 1 are cut"):
+    assert not any(processor.count_tokens(sample.messages).cut_regions)
+    with pytest.raises(DataError, match="too long for the Q-Former: 1 of its regions are cut off"):
         renderer(tiny_processor(qformer_max_length=5))(
             record, found.visual(record), found.lookup, np.random.default_rng(0)
         )
@@ -336,7 +342,7 @@ def test_release_writes_each_source_in_its_own_layout(name, index, tmp_path):
         elif expected is not None:
             assert text == expected
     assert len(found) >= 1 + (RELEASE_TEXTS[name, index][1] is not None)
-    assert render(name, tmp_path, index).layout is None
+    assert render(name, tmp_path, index).turn_format is None
 
 
 def test_every_source_of_the_release_has_its_layout_tested():
@@ -356,9 +362,9 @@ def test_newline_beside_the_tag_of_chat_univi_stays_in_the_release_alone(tmp_pat
 
 def test_release_draws_frames_of_a_conversation_in_segments(tmp_path):
     sample = render("chat_univi", tmp_path, preset="published")
-    assert len(sample.video.frame_choice.context) == 32
-    assert sample.video.frame_choice.context[:6] == [0, 1, 2, 3, 4, 5]
-    assert render("chat_univi", tmp_path).video.frame_choice is None
+    assert len(sample.frame_choice.context) == 32
+    assert sample.frame_choice.context[:6] == [0, 1, 2, 3, 4, 5]
+    assert render("chat_univi", tmp_path).frame_choice.context != list(range(6))
     batch = tiny_processor().apply_chat_template(sample.messages, add_generation_prompt=False)
     assert batch["num_context_frames"].tolist() == [32] and len(batch["dense_frames"]) == 5
 
@@ -381,7 +387,7 @@ def test_too_long_sample_loses_whole_rounds_and_says_so():
     record = record_of(messages, tracks)
     processor = tiny_processor()
     whole = rendered(record, processor=processor)
-    tokens = [processor.measure(whole.messages[:count])[0] for count in (2, 4, 6, 8)]
+    tokens = [processor.count_tokens(whole.messages[:count]).total for count in (2, 4, 6, 8)]
     sample = rendered(record, processor=processor, max_length=tokens[2] - 1)
     assert len(sample.messages) == 4 and sample.objects == ["0", "1"] and len(sample.targets) == 2
     assert sample.left_out == {TOO_LONG: 2} and whole.left_out == {}
@@ -401,13 +407,39 @@ def test_measure_counts_what_the_batch_has(tmp_path):
     for name in SOURCES:
         sample = render(name, tmp_path)
         batch = processor.apply_chat_template(sample.messages, add_generation_prompt=False)
-        assert processor.measure(sample.messages) == (batch["input_ids"].shape[1], 0)
+        assert processor.count_tokens(sample.messages).total == batch["input_ids"].shape[1]
+        assert not any(processor.count_tokens(sample.messages).cut_regions)
+
+
+@pytest.mark.parametrize("preset", ["consistent", "published"])
+def test_length_bound_is_one(preset, tmp_path):
+    processor = tiny_processor()
+    bound = LengthBound(processor)
+    for name in SOURCES:
+        sample = render(name, tmp_path, preset=preset)
+        frames = None if sample.video is None else processor.choose_frames(sample.video)
+        assert (
+            bound.max_tokens(sample.messages, frames)
+            >= processor.count_tokens(sample.messages, sample.turn_format, frames).total
+        )
+
+
+def test_samples_of_few_bytes_are_not_tokenized(monkeypatch):
+    record = record_of([user("What is ", region("a"), "?"), assistant("x")], {"a": [square(0, 0)] * 10})
+    processor = tiny_processor()
+    monkeypatch.setattr(processor, "measure", None)
+    assert len(rendered(record, processor=processor).messages) == 2
+
+
+def test_names_of_the_presets_before_version_02():
+    assert RenderSettings(preset="default") == RenderSettings()
+    assert RenderSettings(preset="release").preset == "published"
 
 
 def test_questions_without_answers():
     sample = rendered(record_of([user("a"), assistant("b"), user("c")]))
     assert len(sample.messages) == 2 and sample.left_out == {UNANSWERED: 1}
-    with pytest.raises(DataError, match="s, item r, field 'messages': holds no question with an answer"):
+    with pytest.raises(DataError, match="s, item r, field 'messages': has no question with an answer"):
         rendered(record_of([user("a")]))
 
 
@@ -421,10 +453,10 @@ def test_system_message_stays_in_front():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"preset": "x"}, "preset is 'x'"),
-        ({"regions": "x"}, "regions is 'x'"),
-        ({"turns": 0}, "turns is 0"),
-        ({"max_length": "9"}, "max_length is '9'"),
+        ({"preset": "x"}, "preset='x' is unknown"),
+        ({"regions": "x"}, "regions='x' is unknown"),
+        ({"turns": 0}, "turns must be .* got 0"),
+        ({"max_length": "9"}, "max_length must be .* got '9'"),
     ],
 )
 def test_wrong_settings(settings, message):

@@ -106,7 +106,7 @@ def test_failed_build_leaves_nothing(tmp_path):
     root, cache = copied(tmp_path), tmp_path / "cache"
     path = root / SOURCES["llava"][1]["annotations"]
     path.write_text(path.read_text()[:-40])
-    with pytest.raises(DataError, match="llava, .*llava_v1_5_mix665k.json.*is cut or is not JSON"):
+    with pytest.raises(DataError, match="llava, .*llava_v1_5_mix665k.json.*is truncated or not JSON"):
         open_entry(entry("llava"), root, cache)
     assert [file for file in cache.rglob("*") if file.is_file() and file.name != "lock"] == []
 
@@ -157,7 +157,7 @@ def test_mask_file_that_is_missing_or_cut_is_named(name, key, file, action, tmp_
     root = copied(tmp_path)
     content = (root / file).read_bytes()
     (root / file).write_bytes(content[: len(content) - 20])
-    with pytest.raises(DataError, match="is cut or is not JSON |this pickle is (damaged|not read)") as told:
+    with pytest.raises(DataError, match="is truncated or not JSON |this pickle is (damaged|not accepted)") as told:
         source(name, tmp_path / "cache", root, action)
     assert told.value.source == name and str(told.value.file).endswith(file)
     (root / file).unlink()

@@ -86,7 +86,7 @@ def test_damage_is_found_and_named(tmp_path, mixture, capsys):
     printed = capsys.readouterr().out
     assert "mevis, item mevis/vid_b, field 'video.frames[1]': there is no file" in printed
     place = "sama239k_conversation, sama239k_data/mevis_train_mask_dict.json, item sama239k_conversation/0/0"
-    assert f"{place}, field 'objects.3.masks': holds 5 masks for 6 frames." in printed
+    assert f"{place}, field 'objects.3.masks': has 5 masks for 6 frames." in printed
 
 
 def test_never_visible_object_is_a_note(tmp_path, mixture):

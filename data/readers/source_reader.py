@@ -1,4 +1,4 @@
-"""What all readers share: the files and options of a source, and what becomes of items that are broken or left out."""
+"""The base of all readers: files and options of a source, and the handling of items that are broken or left out."""
 
 import logging
 from collections import Counter
@@ -14,26 +14,29 @@ logger = logging.getLogger(__name__)
 
 # Options that every reader takes
 COMMON_OPTIONS = {
-    "source": None,  # name in records and messages; the format's name without it
-    "dropped": None,  # a Counter in which the reader counts what it leaves out, by reason
-    "on_error": "raise",  # a broken item: "raise", "skip" (counted and logged), or a function that takes the DataError
-    "links": (),  # folders below the data root that may be links to elsewhere
+    "source": None,  # name in records and messages; default: the name of the format
+    "dropped": None,  # a Counter of what the reader leaves out, by reason
+    "on_error": "raise",  # for broken items: "raise", "skip" (count and log), or a function that takes the DataError
+    "links": (),  # folders below the data root that may be links to other places
 }
 BROKEN = "broken items"
 
 
-class Reading:
+class SourceReader:
     """
-    One pass of a reader over its source.
+    Files and options of a reader for one pass over its source.
 
     Args:
-        files (`dict`): The files and folders of the source, relative to `root`; "media" is the folder that paths in
-            the annotations start from.
+        files (`dict`): Files and folders of the source, relative to `root`. Paths in annotations are relative to
+            "media".
         root (`Path`): The data root.
-        options (`dict`): [`COMMON_OPTIONS`] and the reader's own.
+        options (`dict`): Values for `COMMON_OPTIONS` and the options of the reader.
         format (`str`): Name of the reader.
         needs (iterable of `str`): Keys that `files` must have.
-        **settings: The reader's own options with their defaults.
+        **settings: Options of the reader with their defaults.
+
+    Raises:
+        DataError: if an option is unknown, or a key is missing in `files`.
     """
 
     def __init__(self, files: Mapping, root, options: Mapping | None, format: str, needs: Iterable[str], **settings):
@@ -51,40 +54,39 @@ class Reading:
         self.trusted = trusted_folders(self.root, self.files, self.options["links"])
 
     def path(self, key: str) -> Path:
-        """The file or folder that the catalogue names under `key`."""
+        """The path of a file or folder of `files`."""
         return self.root / self.files[key]
 
     def media(self, name: str, field: str, folder: str | None = None) -> str:
         """
-        Path of a video, image or folder that an annotation names, relative to the data root, checked for escapes. It
-        starts from `files["media"]` or from `folder`.
+        The path of a video, image or folder of an annotation, relative to the data root. `name` is relative to
+        `folder` (default: `files["media"]`); [`DataError`] if it leaves the trusted folders.
         """
         path = join_inside(self.files["media"] if folder is None else folder, name, field)
         safe_path(self.root, path, self.trusted, field)
         return path
 
     def drop(self, reason: str, count: int = 1) -> None:
-        """Count something that is left out."""
+        """Counts something that is left out."""
         self.dropped[reason] += count
 
     def convert(self, items: Iterable[tuple], function: Callable, file) -> Iterator[dict]:
         """
-        The valid records that `function(index, item)` makes of the items of one annotation file.
-
-        An item whose [`DataError`] is not raised is left out; no other takes its place.
+        Yields the records that `function(index, item)` makes of the items of an annotation file, validated. A broken
+        item is handled as `on_error` says; if it is left out, no other takes its place.
         """
         with self.about(file):
             for index, item in items:
                 try:
                     records = [validate_record(record) for record in function(index, item)]
                 except DataError as error:
-                    self._broken(error.within(source=self.source, file=self._relative(file), index=index))
+                    self._broken(error.with_context(source=self.source, file=self._relative(file), index=index))
                     continue
                 yield from records
 
     @contextmanager
     def about(self, file, index=None) -> Iterator[None]:
-        """Errors inside are about this file, and about this item of it, as far as they do not say so themselves."""
+        """Adds file and item to the errors raised inside, where they do not name their own."""
         try:
             yield
         except DataError as error:
@@ -118,20 +120,20 @@ def text(content: str) -> dict:
 
 
 def region(name: str) -> dict:
-    """A part that points at an object."""
+    """A region part, which refers to an object."""
     return {"type": "region", "object": name}
 
 
-def grounded(words: str, names: list[str]) -> dict:
-    """A phrase with the objects it stands for, one [SEG] each; without words it is the bare [SEG]."""
-    return {"type": "grounded", "text": words, "objects": names}
+def grounded(phrase: str, names: list[str]) -> dict:
+    """A phrase with its objects, one [SEG] each. An empty phrase gives bare [SEG]s."""
+    return {"type": "grounded", "text": phrase, "objects": names}
 
 
 def user(content: list[dict], **extra) -> dict:
-    """A question."""
+    """A user message."""
     return {"role": "user", "content": content, **extra}
 
 
 def assistant(content: list[dict], **extra) -> dict:
-    """An answer."""
+    """An assistant message."""
     return {"role": "assistant", "content": content, **extra}
