@@ -32,7 +32,7 @@ from sama.processing_sama import SamaProcessor
 from sama.recipes.sama_tiny.examples import Lessons
 from sama.recipes.sama_tiny.train_language import Teacher, learn, trained_parts
 from sama.toy_world.clip import Clip
-from sama.toy_world.questions import Turn
+from sama.toy_world.questions import ToyTurn
 from sama.toy_world.world import ToyWorld
 
 
@@ -102,7 +102,7 @@ class Rounds(ToyWorld):
         super().__init__(settings, seed)
         self.rounds = rounds
 
-    def record(self, index: int, task: str, clip: Clip, turns: list[Turn]) -> dict:
+    def record(self, index: int, task: str, clip: Clip, turns: list[ToyTurn]) -> dict:
         """The record, cut."""
         record = super().record(index, task, clip, turns)
         messages, others = record["messages"], len(record["messages"]) // 2 - self.rounds

@@ -114,7 +114,7 @@ class Lessons(Dataset):
     def dialogue(self, index: int) -> Lesson:
         """A record of toy world as the Trainer would see it."""
         rng = np.random.default_rng([self.seed, index])
-        task, clip, turns = self.world.play(index)
+        task, clip, turns = self.world.generate(index)
         record = self.world.record(index, task, clip, turns)
         if task == "still":
             video = SamaVideo.open(clip.frames[0])
@@ -138,11 +138,11 @@ class Lessons(Dataset):
     def sight(self, index: int) -> Lesson:
         """A clip and one short question for each of its things, by a region or by a name that suits it alone."""
         rng = np.random.default_rng([self.seed, 1, index])
-        clip = self.sights.play(index)[1]
+        clip = self.sights.generate(index)[1]
         video = SamaVideo.open(list(clip.frames))
         dense = self.processor.choose_frames(video).dense
         messages, subjects, regions = [], [], []
-        for thing in range(len(clip.things)):
+        for thing in range(len(clip.objects)):
             name, seen = name_of(clip, thing, rng), [frame for frame in dense if clip.seen[thing, frame]]
             for by_name in (False, True):
                 if not seen or (by_name and name is None):

@@ -36,7 +36,7 @@ def cells(masks: np.ndarray, grid: int, of_frame: bool = False) -> np.ndarray:
 def colours_of_cells(clip: Clip, frames: list[int], grid: int) -> np.ndarray:
     """What each cell of a grid holds of each colour: (num_frames, grid * grid, num_colours, 3)."""
     held = np.zeros((len(frames), grid * grid, len(COLOURS), CELL), dtype=np.float32)
-    for thing, masks in zip(clip.things, clip.masks, strict=True):
+    for thing, masks in zip(clip.objects, clip.masks, strict=True):
         held[:, :, list(COLOURS).index(thing.colour)] += cells(masks[frames], grid)
     return held
 
@@ -45,7 +45,7 @@ def looks_of_cells(clip: Clip, frames: list[int], grid: int) -> np.ndarray:
     """Shape and size, as classes, of the thing that each cell of a grid holds most of: (num_frames, grid * grid, 2);
     -100 for cells that hold less than `LEAST_HELD` of every thing, and where a size is not true of the whole clip."""
     cover = np.stack([cells(masks[frames], grid)[..., 0] for masks in clip.masks])
-    looks = np.array([facts(clip, thing)[1:3] for thing in range(len(clip.things))])
+    looks = np.array([facts(clip, thing)[1:3] for thing in range(len(clip.objects))])
     return np.where(cover.max(0)[..., None] < LEAST_HELD, IGNORED, looks[cover.argmax(0)])
 
 
@@ -62,9 +62,9 @@ def places(clip: Clip, things: list[int], frames: list[int]) -> np.ndarray:
 
 def facts(clip: Clip, thing: int) -> list[int]:
     """The classes of a thing in the order of `CLOSED_SETS`; -100 for what is not true of the whole clip."""
-    one = clip.things[thing]
+    one = clip.objects[thing]
     direction = one.direction if one.motion in DIRECTED else None
-    told = (one.colour, one.shape, one.size if one.sized else None, one.motion, direction)
+    told = (one.colour, one.shape, one.size if one.constant_size else None, one.motion, direction)
     if clip.num_frames == 1:
         told = (*told[:3], None, None)
     return [
@@ -121,7 +121,7 @@ def named(message: dict, kind: str, key: str) -> list[int]:
 
 def name_of(clip: Clip, thing: int, rng: np.random.Generator) -> str | None:
     """A name that suits this thing alone, as short as can be for half of them; None for a twin."""
-    own, others = clip.things[thing], [one for one in clip.things if one is not clip.things[thing]]
+    own, others = clip.objects[thing], [one for one in clip.objects if one is not clip.objects[thing]]
     names = (
         [f"the {own.colour} {own.shape}"]
         if all((one.colour, one.shape) != (own.colour, own.shape) for one in others)

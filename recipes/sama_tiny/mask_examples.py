@@ -8,8 +8,8 @@ from torch.utils.data import Dataset
 
 from sama.processing_sama import SamaProcessor
 from sama.recipes.sama_tiny.labels import colours_of_cells
-from sama.toy_world.clip import Clip, Wish, stage
-from sama.toy_world.motion import ALONE
+from sama.toy_world.clip import Clip, ClipConstraints, propose_clips
+from sama.toy_world.motion import SOLO_MOTIONS
 from sama.toy_world.shapes import COLOURS, SHAPES, SIZES
 from sama.toy_world.world import ToyWorld
 
@@ -29,7 +29,7 @@ SHIFT, JITTER = 0.04, 0.03  # spread of what all centres of a thing and each of 
 def look_of(clip: Clip) -> np.ndarray:
     """Colour, shape and size of each thing as numbers, (num_objects, 3)."""
     kinds = [list(kind) for kind in (COLOURS, SHAPES, SIZES)]
-    looks = [(thing.colour, thing.shape, thing.size) for thing in clip.things]
+    looks = [(thing.colour, thing.shape, thing.size) for thing in clip.objects]
     return np.array([[kind.index(word) for kind, word in zip(kinds, look, strict=True)] for look in looks])
 
 
@@ -66,7 +66,7 @@ def describe(clip: Clip, rng: np.random.Generator) -> tuple[torch.Tensor, torch.
     will tell them, and else what does not decide is left out at times. Of some only the place is told: looks decide so
     often that a decoder would not learn to heed places (docs/log.md)."""
     if rng.random() < 0.5:
-        told, places = told_of([(clip, thing) for thing in range(len(clip.things))])
+        told, places = told_of([(clip, thing) for thing in range(len(clip.objects))])
         return torch.from_numpy(told), torch.from_numpy(blur(places, rng))
     looks, places = look_of(clip), blur(place_of(clip.masks), rng)
     told = looks.copy()
@@ -153,11 +153,13 @@ class MaskExamples(Dataset):
         """The clip of this number: one of toy world's, or one in which the first thing hides."""
         rng = np.random.default_rng([self.arguments.seed, 1, index])
         if rng.random() >= HIDING:
-            return self.world.play(index)[1]
+            return self.world.generate(index)[1]
         settings = self.world.settings
         number = rng.integers(2, settings.things[1] + 1)
-        wish = Wish(motions=["hide", *(ALONE[i] for i in rng.integers(len(ALONE), size=number - 1))])
-        return self.world.show(next(stage(settings, wish, number, FRAMES, rng)), rng)
+        constraints = ClipConstraints(
+            motions=["hide", *(SOLO_MOTIONS[i] for i in rng.integers(len(SOLO_MOTIONS), size=number - 1))]
+        )
+        return self.world.render(next(propose_clips(settings, constraints, number, FRAMES, rng)), rng)
 
     def of_frames(self, clips: list[Clip], rng: np.random.Generator) -> dict[str, torch.Tensor]:
         """One frame of each clip: its things by attributes, and those in sight by a click or a box."""

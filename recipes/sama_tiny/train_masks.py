@@ -275,7 +275,7 @@ def examine(lesson: MaskLesson, arguments: argparse.Namespace) -> dict[str, floa
     lesson.tracker.eval()
     examples, found = lesson.examples(argparse.Namespace(**vars(arguments) | {"split": "val"})), defaultdict(list)
     for index in range(arguments.examined):
-        clip = examples.world.play(index)[1]
+        clip = examples.world.generate(index)[1]
         words = [(torch.from_numpy(look_of(clip)), torch.from_numpy(place_of(clip.masks)))]
         example = examples.of_clips([clip], [range(FRAMES)], [0, FRAMES // 2], words)
         _, report = lesson.clip_loss({name: part.to(arguments.device) for name, part in example.items()})

@@ -90,7 +90,7 @@ def test_a_blurred_place_is_near_and_an_unknown_one_stays_unknown():
 
 def test_of_some_things_only_the_place_is_told(examples):
     rng = np.random.default_rng(0)
-    looks, places = zip(*(describe(examples.world.play(index)[1], rng) for index in range(40)), strict=True)
+    looks, places = zip(*(describe(examples.world.generate(index)[1], rng) for index in range(40)), strict=True)
     looks, places = torch.cat(looks), torch.cat(places)
     bare = (looks == torch.tensor(NOTHING)).all(1)
     assert 0.1 < bare.float().mean() < 0.5 and places[bare, -1].all()

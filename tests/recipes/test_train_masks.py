@@ -92,7 +92,7 @@ def test_clips_that_are_followed_together_are_found_as_alone():
     teacher = lesson()
     teacher.tracker.eval()
     examples = teacher.examples(steps())
-    clips = [examples.world.play(index)[1] for index in range(3)]
+    clips = [examples.world.generate(index)[1] for index in range(3)]
     words = [(torch.from_numpy(look_of(clip)), torch.from_numpy(place_of(clip.masks))) for clip in clips]
 
     def found(chosen: list[int]) -> torch.Tensor:
