@@ -47,7 +47,7 @@ def test_dialogues_are_cut_to_a_window_of_rounds(rounds):
         "height": 32,
         "width": 32,
     }
-    whole, cut = ToyWorld(settings), ablations.Rounds(settings, 0, rounds)
+    whole, cut = ToyWorld(settings), ablations.WindowedToyWorld(settings, 0, rounds)
     firsts = set()
     for index in range(6):
         every, kept = whole.describe(index)["messages"], cut.describe(index)["messages"]
@@ -89,10 +89,10 @@ def test_one_step_of_a_variant_is_trained_asked_and_kept(tmp_path, monkeypatch):
     (tmp_path / "masks").mkdir()
     state = {"tracker": model.model.mask_tracker.state_dict(), "prompts": prompts.state_dict()}
     torch.save(state, tmp_path / "masks" / "state.pt")
-    monkeypatch.setattr(ablations, "examine", lambda model, processor, benchmark: {"failed": 0, "scores": []})
+    monkeypatch.setattr(ablations, "evaluate", lambda model, processor, benchmark: {"failed": 0, "scores": []})
     paths = {"model": CHECKPOINT, "masks": tmp_path / "masks", "start": None, "to": tmp_path / "to"}
     arguments = Namespace(**paths, **(BUDGET | {"batch_size": 2}))
-    kept = ablations.finish("no-shape", arguments)
+    kept = ablations.run_variant("no-shape", arguments)
     assert kept == json.loads((tmp_path / "to" / "no-shape.json").read_text()) and kept["budget"]["start"] is None
     trained = SamaForConditionalGeneration.from_pretrained(tmp_path / "to" / "no-shape", dtype=torch.float32)
     moved = [not torch.equal(*pair) for pair in zip(trained.parameters(), model.parameters(), strict=True)]
@@ -103,11 +103,11 @@ def test_a_finished_variant_is_read_and_one_of_another_budget_refused(tmp_path):
     arguments = Namespace(to=tmp_path, **start(tmp_path), **BUDGET)
     kept = result("full", 0.4) | {"budget": ablations.budget(ablations.VARIANTS["full"], arguments)}
     (tmp_path / "full.json").write_text(json.dumps(kept))
-    assert ablations.finish("full", arguments) == kept
+    assert ablations.run_variant("full", arguments) == kept
     (tmp_path / "masks" / "state.pt").write_bytes(b"other")
     with pytest.raises(ValueError, match="'masks': "):
-        ablations.finish("full", arguments)
+        ablations.run_variant("full", arguments)
     (tmp_path / "masks" / "state.pt").write_bytes(b"masks")
     arguments.steps = 2
     with pytest.raises(ValueError, match=r"'steps': 1.*'steps': 2"):
-        ablations.finish("full", arguments)
+        ablations.run_variant("full", arguments)
