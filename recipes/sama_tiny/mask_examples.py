@@ -68,27 +68,27 @@ def sample_attributes(clip: Clip, rng: np.random.Generator) -> tuple[torch.Tenso
     only the place is given: a look is sufficient so often that the decoder would not learn to use places
     (docs/log.md)."""
     if rng.random() < 0.5:
-        told, places = prompt_attributes([(clip, thing) for thing in range(len(clip.objects))])
-        return torch.from_numpy(told), torch.from_numpy(perturb_places(places, rng))
+        given, places = prompt_attributes([(clip, thing) for thing in range(len(clip.objects))])
+        return torch.from_numpy(given), torch.from_numpy(perturb_places(places, rng))
     looks, places = look_of(clip), perturb_places(place_of(clip.masks), rng)
-    told = looks.copy()
+    given = looks.copy()
     for number, look in enumerate(looks):
         others = np.delete(looks, number, axis=0)
         unique = not (others == look).all(1).any()
         chance = rng.random()
         if places[number].any() and chance < PLACE_ALONE:
-            told[number] = NOTHING
+            given[number] = NOTHING
             continue
         if unique and chance > 1 - LOOK_ALONE:
             places[number] = 0
         for kind, unknown in enumerate(NOTHING):
-            trial = told[number].copy()
+            trial = given[number].copy()
             trial[kind] = unknown
             known = trial != NOTHING
             decides = places[number].any() or not (others[:, known] == look[known]).all(1).any()
             if decides and rng.random() < (0.5 if kind == 2 else LEFT_OUT):
-                told[number] = trial
-    return torch.from_numpy(told), torch.from_numpy(places)
+                given[number] = trial
+    return torch.from_numpy(given), torch.from_numpy(places)
 
 
 def perturb_places(places: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -42,8 +42,8 @@ def gather(model: SamaForConditionalGeneration, examples: TrainingExamples) -> d
                 visual=visual,
             ).last_hidden_state
             states = hidden[inputs["labels"] == model.config.seg_token_id]
-            told = targets["looks"], targets["places"], model.project_seg_states(states)
-            for name, part in zip(parts, told, strict=True):
+            values = targets["looks"], targets["places"], model.project_seg_states(states)
+            for name, part in zip(parts, values, strict=True):
                 parts[name].append(part)
     return {name: torch.cat(part) for name, part in parts.items()}
 

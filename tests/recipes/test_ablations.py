@@ -1,4 +1,4 @@
-"""The ablations: what is left out is zero, dialogues are cut to a window of rounds, results are kept."""
+"""The ablations: disabled parts are zero, dialogues are cut to a window of rounds, results are reused."""
 
 import json
 from argparse import Namespace
@@ -75,15 +75,15 @@ def test_one_clip_has_no_interval():
 
 
 def start(folder) -> dict:
-    """Folders with what the ablations start from, in name only."""
+    """Placeholder folders of the model and the masks that the ablations start from."""
     for name in ("model", "masks"):
         (folder / name).mkdir()
     (folder / "masks" / "state.pt").write_bytes(b"masks")
     return {"model": folder / "model", "masks": folder / "masks", "start": None}
 
 
-def test_one_step_of_a_variant_is_trained_asked_and_kept(tmp_path, monkeypatch):
-    """Of the small checkpoint; what it answers is not looked at."""
+def test_one_step_of_a_variant_is_trained_and_saved(tmp_path, monkeypatch):
+    """With sama-tiny; its answers are not evaluated."""
     model = SamaForConditionalGeneration.from_pretrained(CHECKPOINT, dtype=torch.float32)
     prompts = AttributePrompts.of_tracker(model.model.mask_tracker)
     (tmp_path / "masks").mkdir()
@@ -99,7 +99,7 @@ def test_one_step_of_a_variant_is_trained_asked_and_kept(tmp_path, monkeypatch):
     assert any(moved)
 
 
-def test_a_finished_variant_is_read_and_one_of_another_budget_refused(tmp_path):
+def test_a_finished_variant_is_reused_and_another_budget_is_an_error(tmp_path):
     arguments = Namespace(to=tmp_path, **start(tmp_path), **BUDGET)
     kept = result("full", 0.4) | {"budget": ablations.budget(ablations.VARIANTS["full"], arguments)}
     (tmp_path / "full.json").write_text(json.dumps(kept))

@@ -1,4 +1,4 @@
-"""The second stage of the small model: what it is told is true, and a killed run goes on to the same weights."""
+"""Stage 2 of sama-tiny: targets agree with the clips, and an interrupted run resumes with identical losses."""
 
 from argparse import Namespace
 
@@ -38,7 +38,7 @@ def test_cells_by_hand():
     assert not held[[0, 2, 3]].any()
 
 
-def test_stamps_are_seen_and_lie_where_they_are_said_to_be():
+def test_stamps_are_visible_and_match_their_places():
     masks, classes, spots = draw_stamps(40, np.random.default_rng(0))
     assert masks.any((1, 2)).all() and len(set(classes["shape"].tolist())) > 8
     rows, columns = np.nonzero(masks[7])
@@ -48,7 +48,7 @@ def test_stamps_are_seen_and_lie_where_they_are_said_to_be():
     )
 
 
-def test_a_lesson_knows_what_its_questions_are_about(examples):
+def test_an_example_knows_the_subjects_of_its_questions(examples):
     kinds = set()
     for index in range(30):
         example, record = examples.dialogue(index), examples.world.describe(index)
@@ -79,7 +79,7 @@ def test_facts_and_places_are_those_of_the_clip(examples):
             assert found[2] == pytest.approx((rows.mean() + 0.5) / clip.masks.shape[-2])
 
 
-def test_a_name_suits_one_thing_alone(examples):
+def test_a_unique_name_matches_one_object(examples):
     rng, named = np.random.default_rng(0), 0
     for index in range(20):
         clip = examples.probe(index).clip
@@ -95,7 +95,7 @@ def test_a_name_suits_one_thing_alone(examples):
 
 
 class Recorded(AuxiliaryLosses):
-    """A auxiliary that keeps the losses of its steps, and is killed in the step with number `dies`."""
+    """Keeps the losses of its steps and fails in the step with index `dies`."""
 
     def __init__(self, dies: int | None = None):
         model = SamaForConditionalGeneration.from_pretrained(CHECKPOINT, dtype=torch.float32).train()
@@ -113,7 +113,7 @@ class Recorded(AuxiliaryLosses):
 
 @pytest.fixture(scope="module")
 def arguments():
-    """A step on masks, two on frames, and two on dialogues, of which the first lies within a block."""
+    """One step on masks, two on probes and two on dialogues, the first of which lies inside a block."""
     steps = {"mask_steps": 1, "probe_steps": 2, "dialogue_steps": 2, "batch_size": 2}
     steps |= {"learning_rate": 1e-3, "decoder_rate": 0.0, "seed": 0, "device": "cpu", "num_workers": 0}
     return Namespace(**steps, log_steps=9, save_steps=1)
@@ -138,18 +138,18 @@ def test_everything_but_sam_is_trained(whole):
 
 
 @pytest.mark.parametrize("dies", [1, 2, 3])
-def test_a_killed_run_goes_on_with_the_losses_it_would_have_had(whole, examples, tmp_path, dies):
+def test_an_interrupted_run_resumes_with_identical_losses(whole, examples, tmp_path, dies):
     with pytest.raises(pytest.fail.Exception, match="killed"):
         train(Recorded(dies), examples, tmp_path / "state.pt")
     resumed = Recorded()
     train(resumed, examples, tmp_path / "state.pt")
     assert len(resumed.history) == 4 - dies
     for ours, theirs in zip(resumed.history, whole[0].history[dies:], strict=True):
-        # Sums in another order, as memory happens to lie, change the last digits
+        # The order of summation may differ, which changes the last digits
         assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5)
 
 
-def test_what_is_true_fits_what_is_seen(examples):
+def test_targets_match_the_tokens(examples):
     """The parts of a example belong to the tokens that the model makes of it, whatever the lengths of its videos."""
     for example in [example for block in range(2) for example in examples[block] if "inputs" in example]:
         inputs, targets = example["inputs"], example["targets"]
