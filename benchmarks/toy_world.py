@@ -1,11 +1,11 @@
 """
-Toy world, held out: clips that no training clip equals, judged by what the model writes and draws.
+The toy world benchmark: held-out generated clips, scored by the text and the masks of the answers.
 
-    grounded dialogue   turns that point at things, the model's own answers in the history, answers with masks
-    referring           a thing named by its look, or one of two twins named by its motion alone
+    grounded dialogue   questions with regions, answers with masks, the model's own answers as history
+    referring           an object described by its appearance, or one of two twins described by its motion alone
 
-"val" has clips of the kinds that training shows, "unseen" pairs of colours and shapes that it never shows. A text
-answer is right if the expected word is the only one of the question's choices that stands in it.
+"val" has clips from the training distribution, "unseen" has pairs of colour and shape that training never shows. A
+text answer is correct if it contains the expected word and no other one of the question's choices.
 """
 
 import re
@@ -43,12 +43,12 @@ PART_OF_TASK = {"dialogue": DIALOGUE, "refer_look": LOOK, "refer_motion": MOTION
 
 
 class ToyWorldBenchmark(Benchmark):
-    """One question a clip: its dialogue. The same seed, split and number give the same clips."""
+    """One question per clip: its dialogue. The same seed, split and index give the same clip."""
 
     name = "toy_world"
-    version = 2  # 1: whether answers on colour, shape and size had a mask was a matter of chance
+    version = 2  # in version 1, answers on colour, shape and size had a mask at random
     splits = ("val", "unseen")
-    # The catalogue's sources have the seeds 0, 1 and 2: nothing that was looked at during training comes here again
+    # The sources of the catalogue have the seeds 0, 1 and 2, so that training and benchmark share no clips
     options = {"clips": 300, "seed": 7, "size": 64, "background": "texture"}
     max_new_tokens = 64
 
@@ -65,24 +65,24 @@ class ToyWorldBenchmark(Benchmark):
         self._drawn: tuple[str, ToySample] | None = None
 
     def outline(self) -> dict[str, list[str]]:
-        """Group -> its one question, of the same name."""
+        """Group -> its only question, with the same name."""
         return {str(index): [str(index)] for index in range(self.chosen["clips"])}
 
     def open(self, group: str) -> SamaVideo:
-        """The clip, drawn."""
+        """The rendered clip."""
         return SamaVideo.open(self._sample(group).frames)
 
     def questions(self, group: str) -> list[Question]:
-        """The dialogue about a clip, all its turns."""
+        """The dialogue about a clip, with all its turns."""
         sample = self._sample(group)
         turns = record_turns(sample.record, self.open(group), no_store)
         about = sample.record["video"]["toy"]
         answers = [message for message in sample.record["messages"] if message["role"] == "assistant"]
-        told = [
+        annotated = [
             replace(turn, info={**turn.info, "task": about["task"], **object_facts(sample, answer, about)})
             for turn, answer in zip(turns, answers, strict=True)
         ]
-        return [Question(id=group, group=group, turns=told)]
+        return [Question(id=group, group=group, turns=annotated)]
 
     def _sample(self, group: str) -> ToySample:
         if self._drawn is None or self._drawn[0] != group:
@@ -90,7 +90,7 @@ class ToyWorldBenchmark(Benchmark):
         return self._drawn[1]
 
     def measure(self, question: Question, prediction: Prediction) -> Measures:
-        """For each turn whether it is right and how well its objects were found."""
+        """Correctness of the text and IoU of the objects of each turn."""
         turns = [
             measure_turn(turn, answer, prediction)
             for turn, answer in zip(question.turns, prediction.turns, strict=True)
@@ -108,7 +108,7 @@ class ToyWorldBenchmark(Benchmark):
         )
 
     def summarise(self, samples: Sequence[Measures], tools: Tools) -> list[Score]:
-        """Dialogue: masks, then words by kind and by turn; referring by look; referring by motion only."""
+        """Scores of dialogues (masks, then text by kind and by turn), of referring by look and by motion only."""
         turns = defaultdict(list)
         for sample in samples:
             for number, turn in enumerate(sample.facts["turns"], start=1):
@@ -126,8 +126,8 @@ class ToyWorldBenchmark(Benchmark):
 
 
 def object_facts(sample: ToySample, answer: Mapping, about: Mapping) -> dict:
-    """Of each target: whether it was first seen in the second half, whether it was hidden completely and came back;
-    and the masks of its twin, if it has one."""
+    """For each target, whether it is first visible in the second half (`late`) and whether it reappears after full
+    occlusion (`hidden`); and the masks of its twin, if any (`twin`)."""
     names = [name for part in answer["content"] for name in part.get("objects", [])]
     seen = sample.masks.any(axis=(2, 3))
     half, events = seen.shape[1] / 2, about["events"]
@@ -141,17 +141,17 @@ def object_facts(sample: ToySample, answer: Mapping, about: Mapping) -> dict:
         "late": [bool(seen[int(name)].any() and seen[int(name)].argmax() >= half) for name in names],
         "hidden": [int(name) in back for name in names],
     }
-    if about["task"] == "refer_motion":  # the twins are the first two things
+    if about["task"] == "refer_motion":  # the twins are the first two objects
         facts["twin"] = sample.record["objects"][str(1 - int(names[0]))]["masks"]
     return facts
 
 
 def measure_turn(turn: Turn, answer: PredictedTurn, prediction: Prediction) -> dict:
     """
-    What one answer is worth, ready for JSON: `kind`, `chance`, `right` (`None` for a question without choices), `ious`
-    of the true objects under greedy matching with 0 for those that were missed, `miou` of the answer, in which surplus
-    objects count too, the `late` and `hidden` of its objects, and `chosen`: whether the first mask is nearer to the
-    thing that was meant than to its twin.
+    Measures of one answer, serialisable as JSON: `kind`; `chance`; `right` (`None` for a question without choices);
+    `ious` of the reference objects under greedy matching, 0 for missed ones; `miou` of the answer, which also counts
+    surplus objects; `late` and `hidden` of the objects; and `chosen`: whether the first mask overlaps more with the
+    target than with its twin.
     """
     size = (prediction.height, prediction.width)
     found = [item.masks for item in answer.objects]
@@ -178,7 +178,7 @@ def measure_turn(turn: Turn, answer: PredictedTurn, prediction: Prediction) -> d
 
 
 def is_right(answer: str, expected: str, choices: Iterable[str]) -> bool:
-    """Whether, of the choices, the expected one alone stands in the answer, as whole words."""
+    """Whether the answer contains the expected choice and no other one, as whole words."""
     text = parse_tagged_text(answer)[0].lower()
     named = [choice for choice in choices if re.search(rf"(?<!\w){re.escape(choice.lower())}(?!\w)", text)]
     return named == [expected]
@@ -188,7 +188,7 @@ def is_right(answer: str, expected: str, choices: Iterable[str]) -> bool:
 
 
 def _mask_rows(part: str, turns: Sequence[dict]) -> list[Score]:
-    """mIoU over answers with masks, and recall over their true objects."""
+    """mIoU over answers with masks, and recall over their reference objects."""
     with_masks = [turn for turn in turns if turn["miou"] is not None]
     ious = [iou for turn in turns for iou in turn["ious"]]
     values = [turn["miou"] for turn in with_masks]
@@ -210,7 +210,7 @@ def _iou_row(name: str, part: str, turns: Sequence[dict], which: str) -> Score:
 
 
 def _word_rows(turns: Sequence[dict]) -> list[Score]:
-    """Accuracy of the answers with choices: all, by kind, and by turn."""
+    """Accuracy of answers with choices: overall, by kind, and by turn."""
     judged = [turn for turn in turns if turn["right"] is not None]
     others = sorted({turn["kind"] for turn in judged} - set(MAIN_KINDS))
     numbers = sorted({turn["number"] for turn in judged})

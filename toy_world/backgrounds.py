@@ -1,4 +1,4 @@
-"""What lies behind the things of toy world: textures, or the photographs that come with scikit-image."""
+"""Backgrounds of toy world: generated textures, or the photographs shipped with scikit-image."""
 
 from functools import lru_cache
 from importlib.util import find_spec
@@ -9,24 +9,27 @@ from PIL import Image
 
 
 BACKGROUNDS = ("texture", "photo", "mixed")
-# Photographs of scikit-image's own package that are free of rights; NOTICE names their makers
+# Photographs in the scikit-image package that are free to use; NOTICE credits their authors
 PHOTOS = (
     "astronaut.png", "brick.png", "camera.png", "chelsea.png", "coffee.png", "grass.png", "gravel.png", "rocket.jpg",
 )  # fmt: skip
-DARKEST, BRIGHTEST = 66.0, 176.0  # white, black and every colour stand out from what lies between
+DARKEST, BRIGHTEST = 66.0, 176.0  # grey levels; white, black and every object colour stand out against this range
 
 
 def draw_background(kind: str, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
     """
-    A picture to lay things on.
+    A random background image.
 
     Args:
-        kind (`str`): "texture", "photo" or "mixed" (either, by chance). Photographs need scikit-image.
-        size (`(height, width)`): Its size in pixels.
-        rng (`numpy.random.Generator`): Where chance comes from.
+        kind (`str`): "texture", "photo" or "mixed" (one of the two, chosen at random). Photographs need scikit-image.
+        size (`(height, width)`): Size in pixels.
+        rng (`numpy.random.Generator`): Source of randomness.
 
     Returns:
-        uint8 array of shape `(height, width, 3)`, of low contrast and pale colours.
+        uint8 array of shape `(height, width, 3)` with low contrast and muted colours.
+
+    Raises:
+        ImportError: if a photograph is needed and scikit-image is not installed.
     """
     if kind == "photo" or (kind == "mixed" and rng.random() < 0.5):
         return _photo(size, rng)
@@ -81,7 +84,7 @@ def _muted(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 @lru_cache(maxsize=len(PHOTOS))
 def _load_photo(name: str) -> Image.Image:
-    package = find_spec("skimage")  # found, not imported: only its files are needed
+    package = find_spec("skimage")  # located but not imported: only its data files are needed
     if package is None or package.origin is None:
         raise ImportError("photographs come with scikit-image: install it, or set background='texture'")
     with Image.open(Path(package.origin).parent / "data" / name) as photo:

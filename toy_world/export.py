@@ -1,4 +1,4 @@
-"""Toy world on disk: in the files of SAMA-239K, for the reader of the real ones, and as our own records."""
+"""Write toy world to disk, in the file format of SAMA-239K or as records."""
 
 import json
 import pickle
@@ -9,12 +9,12 @@ import numpy as np
 from PIL import Image
 
 from .clip import Clip
-from .questions import Scene, Turn
+from .questions import Scene, ToyTurn
 from .tasks import describe_one
 from .world import ToyWorld, encode_masks
 
 
-# Where SAMA-239K keeps the frames of a source, and its masks. SA-V, whose videos are mp4 files, is left out.
+# Frame folder and mask file of each source of SAMA-239K. SA-V is left out because its videos are mp4 files.
 STORES = {
     "mevis/train/JPEGImages": "mevis_train_mask_dict.json",
     "lvvis/train/JPEGImages": "lvvis_train_mask_dict.json",
@@ -24,27 +24,31 @@ STORES = {
 ANNOTATIONS = "sama239k_train_final.json"
 RECORDS = "records.jsonl"
 JPEG = {"quality": 95, "subsampling": 0}
-VIDSTG_INTERVAL = 4  # its frames are named by their number in the video, of which every fourth is kept
+VIDSTG_INTERVAL = 4  # its frames are named by their index in the video, of which every fourth was kept
 
 
 def write_sama239k(world: ToyWorld, folder: str | Path, indices: Iterable[int]) -> Path:
     """
-    Write clips the way SAMA-239K is published: a list of videos, one mask dictionary a source, frames as JPEG. The
-    clips go round the sources; each brings its turns as a conversation, and a description of every thing.
+    Write clips in the format of the published SAMA-239K: a list of videos, one mask dictionary per source, and frames
+    as JPEG. Clips are assigned to the sources in turn; each has its turns as a conversation and descriptions of its
+    objects.
 
     Args:
-        world (`ToyWorld`): Where the clips come from. Stills have no place in this format.
-        folder (`str` or `Path`): The data root; made if it does not exist.
-        indices (iterable of `int`): Which clips.
+        world (`ToyWorld`): Source of the clips. The format cannot hold still images.
+        folder (`str` or `Path`): Data root, created if needed.
+        indices (iterable of `int`): Indices of the clips.
 
     Returns:
         Path of the list of videos.
+
+    Raises:
+        ValueError: if a clip is a still image.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     videos, masks = [], {store: {} for store in STORES}
     for count, index in enumerate(indices):
-        task, clip, turns = world.play(index)
+        task, clip, turns = world.generate(index)
         if task == "still":
             raise ValueError(f"clip {index} is a still, which SAMA-239K cannot hold: leave 'still' out of the tasks")
         store = tuple(STORES)[count % len(STORES)]
@@ -79,7 +83,7 @@ def _video_name(store: str, index: int) -> str:
 
 
 def _frame_names(store: str, number: int, as_dicts: bool) -> tuple[list[str], list]:
-    """File names, and what the annotation says of them: names with or without ending, or dicts of VidSTG."""
+    """File names, and how the annotation lists them: without suffix, with suffix, or as the dicts of VidSTG."""
     if not store.startswith("VidSTG"):
         stems = [f"{frame:05d}" for frame in range(number)]
         return [f"{stem}.jpg" for stem in stems], stems
@@ -94,7 +98,7 @@ def _write_frames(frames: np.ndarray, folder: Path, names: list[str]) -> None:
 
 
 def _store_masks(clip: Clip, masks: dict[str, list]) -> list[int]:
-    """Put every thing's masks under the next free key; -1 for a thing that is never seen."""
+    """Add the masks of every object under the next free key; the key is -1 for an object that is never visible."""
     ids = []
     for track in clip.masks:
         ids.append(len(masks) if track.any() else -1)
@@ -105,11 +109,11 @@ def _store_masks(clip: Clip, masks: dict[str, list]) -> list[int]:
 
 def _descriptions(clip: Clip, ids: list[int], rng: np.random.Generator) -> dict[str, str]:
     scene = Scene(clip, rng, masks=False)
-    return {f"<obj{i}>": describe_one(scene, i).answer_text for i in scene.fair(helpers=True) if ids[i] >= 0}
+    return {f"<obj{i}>": describe_one(scene, i).answer_text for i in scene.eligible(helpers=True) if ids[i] >= 0}
 
 
-def _conversation(turns: list[Turn], ids: list[int]) -> dict[str, list]:
-    """The turns with `<mask>` for a region and `<p> phrase </p> [SEG]` for a grounded phrase."""
+def _conversation(turns: list[ToyTurn], ids: list[int]) -> dict[str, list]:
+    """The turns as text, with `<mask>` for a region and `<p> phrase </p> [SEG]` for a grounded phrase."""
     conversation, regions, truths = [], [], []
     for turn in turns:
         question = "".join("<mask>" if part["type"] == "region" else part["text"] for part in turn.question)
@@ -127,7 +131,7 @@ def _conversation(turns: list[Turn], ids: list[int]) -> dict[str, list]:
 
 def write_records(world: ToyWorld, folder: str | Path, indices: Iterable[int]) -> Path:
     """
-    Write clips as our own records: frames as JPEG in folders, stills as JPEG, one record a line.
+    Write clips as records, one per line: the frames of a clip as JPEG files in a folder, a still image as one file.
 
     Returns:
         Path of the JSON Lines file. Paths in it are relative to `folder`.

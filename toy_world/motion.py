@@ -1,4 +1,4 @@
-"""Toy world's vocabulary of motions, and the way of a thing through a clip."""
+"""The motions of toy world, and the trajectory of an object through a clip."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from .shapes import SIZES
 
 
 class Motion(NamedTuple):
-    """A motion in words: "it *moves left*", "does it *move left*?"."""
+    """A motion in words, third person and base form: "it *moves left*", "does it *move left*?"."""
 
     third: str
     base: str
@@ -30,38 +30,46 @@ MOTIONS = {
     "leave": Motion("leaves the picture", "leave the picture"),
     "hide": Motion("hides", "hide"),
 }
-ALONE = tuple(name for name in MOTIONS if name != "hide")  # motions that need no second thing
-KEYED = {"appear": "appears", "leave": "leaves", "stop": "stops"}  # motions with one decisive moment, and its word
-SIZES_OF = {"grow": ("small", "medium"), "shrink": ("medium", "large")}  # the others start in any size
+SOLO_MOTIONS = tuple(name for name in MOTIONS if name != "hide")  # motions that need no second object
+KEY_EVENTS = {
+    "appear": "appears",
+    "leave": "leaves",
+    "stop": "stops",
+}  # motions with one key moment, and the verb for it
+START_SIZES = {
+    "grow": ("small", "medium"),
+    "shrink": ("medium", "large"),
+}  # initial sizes; others allow any
 
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
-KEY_TIMES = (0.25, 0.58)  # of the decisive moment, the same for every motion, so that no motion comes first by habit
-TRAVEL = (0.17, 0.24)  # of a straight way at speed 1, in shares of the picture
-PAUSE = 0.22  # of the clip
+# Range of the key moment, in fractions of the clip; equal for all motions, so that none tends to come first
+KEY_TIMES = (0.25, 0.58)
+TRAVEL = (0.17, 0.24)  # length of a straight movement at speed 1, in fractions of the frame
+PAUSE = 0.22  # fraction of the clip
 GROWTH = 1.7
 CIRCLE_RADIUS, ZIGZAG_WIDTH = 0.115, 0.075
-BESIDE = 0.27  # distance of a small thing from the large one that it may hide behind
+HIDING_DISTANCE = 0.27  # from a small object to the large one it may hide behind, in fractions of the frame
 
 
 @dataclass
-class Thing:
+class ToyObject:
     """
-    One thing of a clip.
+    One object of a clip.
 
     Args:
-        shape, colour, size, pattern (`str`): Its look, in words of `toy_shapes`.
-        start (`(float, float)`): x and y of its centre in the first frame, in shares of the picture. Drawn before, and
-            without knowing, everything below.
-        motion (`str`): What it does, a key of `MOTIONS`.
-        direction (`str`): Where it goes while it does so, a key of `DIRECTIONS`; not every motion has one.
-        amount (`float`): Length of a way, in shares of the picture.
-        phase (`float`): Turn of the circle that it starts from, from 0 to 1.
-        key (`float`): The decisive moment, in shares of the clip.
-        scale (`float`): Small deviation from the usual diameter.
-        depth (`float`): Larger is further away.
-        goal, exit (`(float, float)`, *optional*): Of a thing that hides: behind what place, and where it goes then.
-        role (`str`): "focus" (its motion was drawn first), "helper" (large, to be hidden behind), or "".
-        behind (`int`, *optional*): The thing that it hides behind.
+        shape, colour, size, pattern (`str`): Appearance, in the vocabulary of `toy_world.shapes`.
+        start (`(float, float)`): x and y of the centre in the first frame, in fractions of the frame. Independent of
+            all fields below.
+        motion (`str`): A key of `MOTIONS`.
+        direction (`str`): Direction of the motion, a key of `DIRECTIONS`; ignored by motions that have none.
+        amount (`float`): Length of the movement, in fractions of the frame.
+        phase (`float`): Phase at which a circle or zigzag starts, from 0 to 1.
+        key (`float`): The key moment, in fractions of the clip.
+        scale (`float`): Factor on the nominal diameter, close to 1.
+        depth (`float`): Distance from the viewer; smaller values occlude larger ones.
+        goal, exit (`(float, float)`, *optional*): For a hiding object, the hiding place and the final position.
+        role (`str`): "focus" (its motion was drawn first), "helper" (a large object to hide behind), or "".
+        behind (`int`, *optional*): Index of the object that it hides behind.
     """
 
     shape: str
@@ -83,24 +91,24 @@ class Thing:
 
     @property
     def diameter(self) -> float:
-        """At the start, in shares of the shorter side."""
+        """Initial diameter, in fractions of the shorter side of the frame."""
         return SIZES[self.size] * self.scale
 
     @property
-    def sized(self) -> bool:
-        """Whether one size word is true of it for the whole clip."""
-        return self.motion not in SIZES_OF
+    def constant_size(self) -> bool:
+        """Whether its size stays the same throughout the clip."""
+        return self.motion not in START_SIZES
 
     @property
-    def seems(self) -> set[str]:
-        """Motions that a person might say it shows; more than one where it goes somewhere in a manner of its own."""
+    def plausible_motions(self) -> set[str]:
+        """Motions that a viewer could plausibly name; several if the motion also has a direction."""
         if self.motion == "hide":
             return {"hide", *DIRECTIONS}
         return {self.motion, self.direction} if self.motion in ("zigzag", "stop", "leave") else {self.motion}
 
 
-class Track(NamedTuple):
-    """Where a thing is: centres `(num_frames, 2)` as x and y, diameters and presence `(num_frames,)`."""
+class Trajectory(NamedTuple):
+    """Centres `(num_frames, 2)` as x and y, diameters `(num_frames,)` and presence (bool) `(num_frames,)`."""
 
     centres: np.ndarray
     diameters: np.ndarray
@@ -108,60 +116,62 @@ class Track(NamedTuple):
 
 
 def start_margin(speed: float) -> float:
-    """Distance that starts keep from the edge, whatever the motion, so that no way leads out of the picture."""
+    """Minimum distance of start positions from the border, large enough for every motion to stay in the frame."""
     return 0.02 + TRAVEL[1] * speed
 
 
-def track(thing: Thing, num_frames: int, radius: tuple[float, float]) -> Track:
+def compute_trajectory(toy_object: ToyObject, num_frames: int, radius: tuple[float, float]) -> Trajectory:
     """
-    The way of a thing.
+    The trajectory of an object.
 
     Args:
-        thing (`Thing`): The thing.
-        num_frames (`int`): Length of the clip.
-        radius (`(float, float)`): Half its diameter in shares of the picture's width and height.
+        toy_object (`ToyObject`): The object.
+        num_frames (`int`): Number of frames in the clip.
+        radius (`(float, float)`): Half the diameter, in fractions of the frame's width and height.
     """
     time = np.linspace(0, 1, num_frames) if num_frames > 1 else np.zeros(1)
-    way = np.zeros((num_frames, 2))
-    diameters = np.full(num_frames, thing.diameter)
+    displacement = np.zeros((num_frames, 2))
+    diameters = np.full(num_frames, toy_object.diameter)
     present = np.ones(num_frames, dtype=bool)
-    if thing.motion in DIRECTIONS:
-        way = np.outer(time * thing.amount, DIRECTIONS[thing.motion])
-    elif thing.motion == "circle":
-        turn = 2 * np.pi * (thing.phase + time * (1 if thing.direction in ("left", "up") else -1))
-        way = thing.amount * np.stack([np.cos(turn) - np.cos(turn[0]), np.sin(turn) - np.sin(turn[0])], axis=1)
-    elif thing.motion == "zigzag":
-        forward = np.array(DIRECTIONS[thing.direction])
-        side = ZIGZAG_WIDTH * (1 - np.abs((4 * time + thing.phase // 0.5) % 2 - 1))
+    if toy_object.motion in DIRECTIONS:
+        displacement = np.outer(time * toy_object.amount, DIRECTIONS[toy_object.motion])
+    elif toy_object.motion == "circle":
+        turn = 2 * np.pi * (toy_object.phase + time * (1 if toy_object.direction in ("left", "up") else -1))
+        displacement = toy_object.amount * np.stack(
+            [np.cos(turn) - np.cos(turn[0]), np.sin(turn) - np.sin(turn[0])], axis=1
+        )
+    elif toy_object.motion == "zigzag":
+        forward = np.array(DIRECTIONS[toy_object.direction])
+        side = ZIGZAG_WIDTH * (1 - np.abs((4 * time + toy_object.phase // 0.5) % 2 - 1))
         side = (side - side[0]) * 2
-        way = np.outer(time * thing.amount, forward) + np.outer(side, forward[::-1])
-    elif thing.motion == "stop":
-        moved = (np.minimum(time, thing.key) + np.maximum(time - thing.key - PAUSE, 0)) / (1 - PAUSE)
-        way = np.outer(moved * thing.amount, DIRECTIONS[thing.direction])
-    elif thing.motion in ("grow", "shrink"):
-        factor = GROWTH if thing.motion == "grow" else 1 / GROWTH
+        displacement = np.outer(time * toy_object.amount, forward) + np.outer(side, forward[::-1])
+    elif toy_object.motion == "stop":
+        moved = (np.minimum(time, toy_object.key) + np.maximum(time - toy_object.key - PAUSE, 0)) / (1 - PAUSE)
+        displacement = np.outer(moved * toy_object.amount, DIRECTIONS[toy_object.direction])
+    elif toy_object.motion in ("grow", "shrink"):
+        factor = GROWTH if toy_object.motion == "grow" else 1 / GROWTH
         diameters = diameters * (1 + (factor - 1) * time)
-    elif thing.motion == "appear":
-        present = time >= thing.key
-    elif thing.motion == "leave":
-        way = np.outer(time / thing.key, _way_out(thing, radius))
-        present = time < thing.key
-    elif thing.motion == "hide":
-        way = _hiding_way(thing, time)
-    return Track(np.array(thing.start) + way, diameters, present)
+    elif toy_object.motion == "appear":
+        present = time >= toy_object.key
+    elif toy_object.motion == "leave":
+        displacement = np.outer(time / toy_object.key, _exit_vector(toy_object, radius))
+        present = time < toy_object.key
+    elif toy_object.motion == "hide":
+        displacement = _hiding_trajectory(toy_object, time)
+    return Trajectory(np.array(toy_object.start) + displacement, diameters, present)
 
 
-def _way_out(thing: Thing, radius: tuple[float, float]) -> np.ndarray:
-    """From the start to the first place outside the picture."""
-    x, y = thing.start
+def _exit_vector(toy_object: ToyObject, radius: tuple[float, float]) -> np.ndarray:
+    """Vector from the start to the first position outside the frame."""
+    x, y = toy_object.start
     length = {"left": x + radius[0], "right": 1 - x + radius[0], "up": y + radius[1], "down": 1 - y + radius[1]}
-    return np.array(DIRECTIONS[thing.direction]) * length[thing.direction]
+    return np.array(DIRECTIONS[toy_object.direction]) * length[toy_object.direction]
 
 
-def _hiding_way(thing: Thing, time: np.ndarray) -> np.ndarray:
-    """To the hiding place, a rest there, and out again."""
-    reached = 1.2 * thing.key
+def _hiding_trajectory(toy_object: ToyObject, time: np.ndarray) -> np.ndarray:
+    """Displacement to the hiding place, a rest there, and on to the exit."""
+    reached = 1.2 * toy_object.key
     back = np.clip((time - reached - 0.14) / (0.94 - reached - 0.14), 0, 1)[:, None]
     there = np.clip(time / reached, 0, 1)[:, None]
-    start, goal, end = (np.array(place) for place in (thing.start, thing.goal, thing.exit))
+    start, goal, end = (np.array(place) for place in (toy_object.start, toy_object.goal, toy_object.exit))
     return there * (goal - start) + back * (end - goal)

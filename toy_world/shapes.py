@@ -1,4 +1,4 @@
-"""Toy world's vocabulary of looks, and the stamps that things are drawn with."""
+"""The colours, shapes and sizes of toy world, and the stamps that objects are drawn with."""
 
 from functools import lru_cache
 from math import cos, pi, sin
@@ -21,16 +21,16 @@ SHAPES = (
     "circle", "square", "triangle", "star", "diamond", "cross", "ring", "heart", "moon", "arrow", "hourglass", "bolt",
     "letter T", "letter H", "letter Z", "letter L",
 )  # fmt: skip
-SIZES = {"small": 0.15, "medium": 0.225, "large": 0.335}  # diameter, in shares of the shorter side of the picture
-OCCLUDERS = ("circle", "square", "heart")  # large ones cover a small thing completely
+SIZES = {"small": 0.15, "medium": 0.225, "large": 0.335}  # diameter, in fractions of the shorter side
+OCCLUDERS = ("circle", "square", "heart")  # shapes that fully cover a small object when large
 PATTERNS = ("plain", "stripes", "dots", "checks", "shade")
 
-# Every shape goes without one colour in training and every colour without two shapes: 3 has an inverse modulo 8
+# Each shape is held out in one colour and each colour in two shapes, because 3 is invertible modulo 8
 UNSEEN_PAIRS = tuple((tuple(COLOURS)[(3 * place + 1) % len(COLOURS)], shape) for place, shape in enumerate(SHAPES))
 SEEN_PAIRS = tuple((colour, shape) for colour in COLOURS for shape in SHAPES if (colour, shape) not in UNSEEN_PAIRS)
 
 OVERSAMPLING = 4
-RIM = 0.025  # width of the darker edge, in shares of the diameter
+RIM = 0.025  # width of the darker edge, in fractions of the diameter
 
 
 def _star(points: int, inner: float) -> list[tuple[float, float]]:
@@ -44,7 +44,7 @@ def _heart() -> list[tuple[float, float]]:
     return [(sin(a) ** 3, -(y + 2.5) / 15) for a, y in zip(turns, wave, strict=True)]
 
 
-# Corners in a square from -1 to 1, y downwards. What is not here is drawn from ellipses.
+# Corners in a square from -1 to 1, y downwards. The other shapes are drawn from ellipses.
 POLYGONS = {
     "square": [(-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)],
     "triangle": [(0, -0.95), (1, 0.85), (-1, 0.85)],
@@ -66,7 +66,7 @@ POLYGONS = {
 
 
 def _silhouette(shape: str, side: int) -> Image.Image:
-    """The shape in white on a black square picture."""
+    """The shape in white on a black square image."""
     picture = Image.new("L", (side, side))
     draw = ImageDraw.Draw(picture)
 
@@ -89,8 +89,8 @@ def _silhouette(shape: str, side: int) -> Image.Image:
 @lru_cache(maxsize=4096)
 def stamp(shape: str, diameter: int) -> tuple[np.ndarray, np.ndarray]:
     """
-    How much of each pixel a shape covers, from 0 to 255: two arrays of shape `(diameter, diameter)`, the whole shape
-    and its inside without the rim.
+    Anti-aliased coverage of a shape, uint8 from 0 to 255: two arrays of shape `(diameter, diameter)`, for the whole
+    shape and for its interior without the rim.
     """
     side = OVERSAMPLING * diameter
     whole = _silhouette(shape, side)
@@ -105,7 +105,7 @@ def stamp(shape: str, diameter: int) -> tuple[np.ndarray, np.ndarray]:
 
 @lru_cache(maxsize=4096)
 def pattern(kind: str, diameter: int) -> np.ndarray:
-    """Brightness, around 1, of a thing's surface: float array of shape `(diameter, diameter, 1)`."""
+    """Brightness factors of a surface pattern, around 1: float array of shape `(diameter, diameter, 1)`."""
     y, x = np.mgrid[:diameter, :diameter] / max(diameter, 8)
     if kind == "stripes":
         wave = np.where(np.floor((x + y) * 5) % 2, 1.0, -1.0)
@@ -123,11 +123,11 @@ def pattern(kind: str, diameter: int) -> np.ndarray:
 @lru_cache(maxsize=8192)
 def painted(shape: str, colour: str, kind: str, diameter: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """
-    A coloured stamp, ready to be laid on a picture.
+    A coloured stamp, ready to be composited onto a frame.
 
     Returns:
-        The colour times the cover, uint16 of shape `(diameter, diameter, 3)`; what remains of the ground (0 to 255),
-        uint16 of shape `(diameter, diameter, 1)`; the pixels that belong to the thing, bool `(diameter, diameter)`.
+        Premultiplied colour, uint16 of shape `(diameter, diameter, 3)`; the background's weight from 0 to 255, uint16
+        of shape `(diameter, diameter, 1)`; the object's mask, bool of shape `(diameter, diameter)`.
     """
     whole, inside = stamp(shape, diameter)
     colour_value = np.array(COLOURS[colour], dtype=np.float32)

@@ -1,15 +1,15 @@
-"""The tasks of toy world: for each one a clip that serves it, and its turns."""
+"""The tasks of toy world. Each one generates a suitable clip and the turns about it."""
 
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
-from .clip import Clip, ToySettings, Wish, looks, stage
-from .motion import ALONE, KEYED, MOTIONS, SIZES_OF
+from .clip import Clip, ClipConstraints, ToySettings, propose_clips, split_pairs
+from .motion import KEY_EVENTS, MOTIONS, SOLO_MOTIONS, START_SIZES
 from .questions import (
     Scene,
-    Turn,
+    ToyTurn,
     ask_above,
     ask_at_end,
     ask_at_start,
@@ -34,7 +34,7 @@ from .shapes import COLOURS, SHAPES
 
 
 MOST_COUNTED = 3
-COUNT_SHARE, ORDER_SHARE = 0.25, 0.15  # of the dialogues that open with such a question
+COUNT_SHARE, ORDER_SHARE = 0.25, 0.15  # share of dialogues that open with such a question
 DIALOGUE_KINDS = {
     ask_motion: 3, ask_check_motion: 1, ask_colour: 1, ask_shape: 1, ask_size: 1, ask_identity: 1, ask_beside: 0.5,
     ask_above: 0.5, ask_larger: 1, ask_at_start: 1, ask_at_end: 1, ask_hides_behind: 2, ask_mover_colour: 1,
@@ -51,7 +51,7 @@ STILL_KINDS = {
 
 
 class Count(NamedTuple):
-    """A question that opens a dialogue: how many things have this value of this aspect."""
+    """Arguments of [`ask_count`]: how many objects have this value of this aspect."""
 
     aspect: str
     value: str
@@ -71,49 +71,55 @@ def _shuffled(items: list, rng: np.random.Generator) -> list:
     return [items[i] for i in rng.permutation(len(items))]
 
 
-def _plan_count(settings: ToySettings, number: int, still: bool, rng: np.random.Generator) -> tuple[Wish, int, Count]:
-    """How many there shall be is drawn first, and the cast follows."""
+def _plan_count(
+    settings: ToySettings, number: int, still: bool, rng: np.random.Generator
+) -> tuple[ClipConstraints, int, Count]:
+    """Constraints, number of objects and question for counting; the count is drawn first, the objects follow."""
     aspect = ("all", "colour", "shape", "motion")[rng.integers(3 if still else 4)]
     if aspect == "all":
-        return Wish(rest=still), number, Count("all", "", settings.things[1], settings.things[0])
+        return ClipConstraints(rest=still), number, Count("all", "", settings.things[1], settings.things[0])
     if aspect == "motion":
-        value, most = ALONE[rng.integers(len(ALONE))], min(MOST_COUNTED, settings.things[1])
+        value, most = SOLO_MOTIONS[rng.integers(len(SOLO_MOTIONS))], min(MOST_COUNTED, settings.things[1])
         count = int(rng.integers(most + 1))
-        others = [motion for motion in ALONE if motion != value]
+        others = [motion for motion in SOLO_MOTIONS if motion != value]
         number = max(number, count)
         motions = [value] * count + [others[i] for i in rng.integers(len(others), size=number - count)]
-        return Wish(motions=_shuffled(motions, rng)), number, Count(aspect, value, most)
+        return ClipConstraints(motions=_shuffled(motions, rng)), number, Count(aspect, value, most)
     place = ("colour", "shape").index(aspect)
     values = (tuple(COLOURS), SHAPES)[place]
     value = values[rng.integers(len(values))]
-    chosen = [pair for pair in looks(settings.split) if pair[place] == value]
-    others = [pair for pair in looks(settings.split) if pair[place] != value]
+    chosen = [pair for pair in split_pairs(settings.split) if pair[place] == value]
+    others = [pair for pair in split_pairs(settings.split) if pair[place] != value]
     most = min(MOST_COUNTED, len(chosen), settings.things[1])
     count = int(rng.integers(most + 1))
     number = max(number, count)
     pairs = _draw_pairs(chosen, count, rng) + _draw_pairs(others, number - count, rng)
-    # Nobody may get the look of a thing to hide behind, so motions are drawn here too
-    motions = None if still else [ALONE[i] for i in rng.integers(len(ALONE), size=number)]
-    return Wish(pairs=_shuffled(pairs, rng), motions=motions, rest=still), number, Count(aspect, value, most)
+    # An occluder would replace the appearance of an object, so motions without hiding are drawn here, too
+    motions = None if still else [SOLO_MOTIONS[i] for i in rng.integers(len(SOLO_MOTIONS), size=number)]
+    return (
+        ClipConstraints(pairs=_shuffled(pairs, rng), motions=motions, rest=still),
+        number,
+        Count(aspect, value, most),
+    )
 
 
-def _plan_order(number: int, rng: np.random.Generator) -> tuple[Wish, int]:
-    """At least two things with a decisive moment."""
+def _plan_order(number: int, rng: np.random.Generator) -> tuple[ClipConstraints, int]:
+    """Constraints with at least two objects that have a key moment, and the number of objects."""
     number = max(number, 2)
-    motions = [tuple(KEYED)[i] for i in rng.integers(len(KEYED), size=2)]
-    motions += [ALONE[i] for i in rng.integers(len(ALONE), size=number - 2)]
-    return Wish(motions=_shuffled(motions, rng)), number
+    motions = [tuple(KEY_EVENTS)[i] for i in rng.integers(len(KEY_EVENTS), size=2)]
+    motions += [SOLO_MOTIONS[i] for i in rng.integers(len(SOLO_MOTIONS), size=number - 2)]
+    return ClipConstraints(motions=_shuffled(motions, rng)), number
 
 
-def _talk(scene: Scene, kinds: dict, first: Callable | None, number: int) -> list[Turn]:
-    """Up to `number` turns of these kinds, each kind as likely as its weight, `first` in front."""
+def _talk(scene: Scene, kinds: dict, first: Callable | None, number: int) -> list[ToyTurn]:
+    """Up to `number` turns: `first` if given (no turns at all if it fails), then kinds sampled by weight."""
     turns = []
 
     def add(ask: Callable) -> None:
         turn = ask(scene)
         if turn is not None and len(turns) < number:
             turns.append(turn)
-            scene.told |= turn.tells
+            scene.disclosed |= turn.discloses
 
     if first is not None:
         add(first)
@@ -127,46 +133,46 @@ def _talk(scene: Scene, kinds: dict, first: Callable | None, number: int) -> lis
 
 
 def _conversation(settings, rng, kinds: dict, bounds: tuple[int, int], mode: tuple[bool, bool, bool]):
-    """A clip and its turns; `mode`: a still, regions in questions, masks in answers."""
+    """A clip and its turns; `mode`: (still image, regions in questions, masks in answers)."""
     still, regions, masks = mode
     number = draw_number(settings.things, rng)
     num_frames = 1 if still else draw_number(settings.frames, rng)
     wanted, plan = draw_number(bounds, rng), rng.random()
-    wish, first = Wish(rest=still), None
+    constraints, first = ClipConstraints(rest=still), None
     if plan < COUNT_SHARE:
-        wish, number, count = _plan_count(settings, number, still, rng)
+        constraints, number, count = _plan_count(settings, number, still, rng)
 
         def first(scene):
             return ask_count(scene, *count)
 
     elif plan < COUNT_SHARE + ORDER_SHARE and not still and settings.things[1] > 1:
-        wish, number = _plan_order(number, rng)
+        constraints, number = _plan_order(number, rng)
         first = ask_order
-    for clip in stage(settings, wish, number, num_frames, rng):
+    for clip in propose_clips(settings, constraints, number, num_frames, rng):
         turns = _talk(Scene(clip, rng, regions, masks), kinds, first, wanted)
         if len(turns) >= min(bounds[0], number):
             return clip, turns
 
 
-def dialogue(settings: ToySettings, rng: np.random.Generator) -> tuple[Clip, list[Turn]]:
-    """Turns that point at things, answered with masks."""
+def dialogue(settings: ToySettings, rng: np.random.Generator) -> tuple[Clip, list[ToyTurn]]:
+    """Several turns with regions in the questions and masks in the answers."""
     return _conversation(settings, rng, DIALOGUE_KINDS, settings.turns, (False, True, True))
 
 
-def video_qa(settings: ToySettings, rng: np.random.Generator) -> tuple[Clip, list[Turn]]:
-    """One to three turns in words alone."""
+def video_qa(settings: ToySettings, rng: np.random.Generator) -> tuple[Clip, list[ToyTurn]]:
+    """One to three turns of plain text."""
     return _conversation(settings, rng, QA_KINDS, (1, 3), (False, False, False))
 
 
-def still(settings: ToySettings, rng: np.random.Generator) -> tuple[Clip, list[Turn]]:
-    """One to three turns about a picture, with regions and masks."""
+def still(settings: ToySettings, rng: np.random.Generator) -> tuple[Clip, list[ToyTurn]]:
+    """One to three turns about a still image, with regions and masks."""
     return _conversation(settings, rng, STILL_KINDS, (1, 3), (True, True, True))
 
 
-def refer_look(settings: ToySettings, rng: np.random.Generator) -> tuple[Clip, list[Turn]]:
-    """Segment what is named by its look; mostly there is a rival that shares a part of it."""
+def refer_look(settings: ToySettings, rng: np.random.Generator) -> tuple[Clip, list[ToyTurn]]:
+    """Segment objects described by their appearance; usually a distractor shares one attribute."""
     number, num_frames = max(2, draw_number(settings.things, rng)), draw_number(settings.frames, rng)
-    pool = looks(settings.split)
+    pool = split_pairs(settings.split)
     first = pool[rng.integers(len(pool))]
     rivals = {
         "colour": [pair for pair in pool if pair[0] == first[0] and pair != first],
@@ -179,88 +185,89 @@ def refer_look(settings: ToySettings, rng: np.random.Generator) -> tuple[Clip, l
         kind = "none"
     second = rivals[kind][rng.integers(len(rivals[kind]))]
     others = _draw_pairs([pair for pair in pool if pair not in (first, second)], number - 2, rng)
-    wish = Wish(pairs=[first, second, *others], other_size=kind == "size")
-    steady = [motion for motion in ALONE if motion not in SIZES_OF]
-    wish.motions = [steady[i] for i in rng.integers(len(steady), size=2)]
-    wish.motions += [ALONE[i] for i in rng.integers(len(ALONE), size=number - 2)]
+    constraints = ClipConstraints(pairs=[first, second, *others], other_size=kind == "size")
+    steady = [motion for motion in SOLO_MOTIONS if motion not in START_SIZES]
+    constraints.motions = [steady[i] for i in rng.integers(len(steady), size=2)]
+    constraints.motions += [SOLO_MOTIONS[i] for i in rng.integers(len(SOLO_MOTIONS), size=number - 2)]
     wanted = int(rng.integers(1, 4))
-    for clip in stage(settings, wish, number, num_frames, rng):
+    for clip in propose_clips(settings, constraints, number, num_frames, rng):
         scene = Scene(clip, rng)
         turns = _talk(scene, {ask_refer: 1}, lambda scene: ask_refer(scene, [0, 1]), wanted)
         if turns:
             return clip, turns
 
 
-def refer_motion(settings: ToySettings, rng: np.random.Generator) -> tuple[Clip, list[Turn]]:
-    """Twins that differ in nothing but their motion: segment one of them, or one after the other."""
+def refer_motion(settings: ToySettings, rng: np.random.Generator) -> tuple[Clip, list[ToyTurn]]:
+    """Segment one or both of two objects that differ in nothing but their motion."""
     number, num_frames = max(2, draw_number(settings.things, rng)), draw_number(settings.frames, rng)
-    pool = looks(settings.split)
+    pool = split_pairs(settings.split)
     twin = pool[rng.integers(len(pool))]
     others = _draw_pairs([pair for pair in pool if pair != twin], number - 2, rng)
-    motions = [ALONE[i] for i in rng.choice(len(ALONE), 2, replace=False)]
-    motions += [ALONE[i] for i in rng.integers(len(ALONE), size=number - 2)]
-    wish = Wish(pairs=[twin, twin, *others], motions=motions, same_size=True, same_pattern=True)
+    motions = [SOLO_MOTIONS[i] for i in rng.choice(len(SOLO_MOTIONS), 2, replace=False)]
+    motions += [SOLO_MOTIONS[i] for i in rng.integers(len(SOLO_MOTIONS), size=number - 2)]
+    constraints = ClipConstraints(pairs=[twin, twin, *others], motions=motions, same_size=True, same_pattern=True)
     order = rng.permutation(2)[: int(rng.integers(1, 3))].tolist()
-    for clip in stage(settings, wish, number, num_frames, rng):
-        twins = clip.things[:2]
-        if clip.clear[:2].all() and not twins[0].seems & twins[1].seems:
+    for clip in propose_clips(settings, constraints, number, num_frames, rng):
+        twins = clip.objects[:2]
+        if clip.clear[:2].all() and not twins[0].plausible_motions & twins[1].plausible_motions:
             return clip, [ask_refer_motion(Scene(clip, rng), i) for i in order]
 
 
-def description(settings: ToySettings, rng: np.random.Generator) -> tuple[Clip, list[Turn]]:
-    """One to three regions, each described in words."""
+def description(settings: ToySettings, rng: np.random.Generator) -> tuple[Clip, list[ToyTurn]]:
+    """Describe one to three regions in plain text."""
     wanted = int(rng.integers(1, 4))
     number, num_frames = draw_number(settings.things, rng), draw_number(settings.frames, rng)
-    for clip in stage(settings, Wish(), number, num_frames, rng):
+    for clip in propose_clips(settings, ClipConstraints(), number, num_frames, rng):
         scene = Scene(clip, rng, masks=False)
-        places = scene.fair(helpers=True)
-        return clip, [describe_one(scene, places[i]) for i in rng.permutation(len(places))[:wanted]]
+        candidates = scene.eligible(helpers=True)
+        return clip, [describe_one(scene, candidates[i]) for i in rng.permutation(len(candidates))[:wanted]]
 
 
-def caption(settings: ToySettings, rng: np.random.Generator) -> tuple[Clip, list[Turn]]:
-    """Everything that happens, every thing with its mask: first who is there at the start, from left to right."""
+def caption(settings: ToySettings, rng: np.random.Generator) -> tuple[Clip, list[ToyTurn]]:
+    """Describe all objects with masks, in order of first appearance, then from left to right."""
     number, num_frames = draw_number(settings.things, rng), draw_number(settings.frames, rng)
-    for clip in stage(settings, Wish(), number, num_frames, rng):
+    for clip in propose_clips(settings, ClipConstraints(), number, num_frames, rng):
         if clip.clear.all():
             scene = Scene(clip, rng)
             first_seen = (clip.seen > 0).argmax(axis=1)
-            order = sorted(range(number), key=lambda i: (first_seen[i], clip.things[i].start[0]))
+            order = sorted(range(number), key=lambda i: (first_seen[i], clip.objects[i].start[0]))
             sentences = [part for i in order for part in (*_caption_sentence(scene, i), " ")][:-1]
             return clip, [scene.turn("caption", {"sentences": sentences})]
 
 
 def _caption_sentence(scene: Scene, i: int) -> list:
-    thing = scene.things[i]
-    size = f"{thing.size} " if thing.sized else ""
-    name = with_article(f"{size}{thing.colour} {thing.shape}", "a")
-    sentence = [scene.say(i, name[:1].upper() + name[1:]), f" {MOTIONS[thing.motion].third}"]
-    if thing.behind is not None:
-        sentence += [" behind ", scene.say(thing.behind, scene.called(thing.behind))]
+    toy_object = scene.objects[i]
+    size = f"{toy_object.size} " if toy_object.constant_size else ""
+    name = with_article(f"{size}{toy_object.colour} {toy_object.shape}", "a")
+    sentence = [scene.phrase(i, name[:1].upper() + name[1:]), f" {MOTIONS[toy_object.motion].third}"]
+    if toy_object.behind is not None:
+        sentence += [" behind ", scene.phrase(toy_object.behind, scene.name_of(toy_object.behind))]
     return [*sentence, "."]
 
 
 def where(place: tuple[float, float]) -> str:
-    """One of nine places of the picture in words."""
+    """Words for a position on a 3 x 3 grid of the frame."""
     row = "top" if place[1] < 0.42 else "bottom" if place[1] > 0.58 else ""
     column = "left" if place[0] < 0.42 else "right" if place[0] > 0.58 else ""
     return f"at the {' '.join(word for word in (row, column) if word) or 'center'}"
 
 
-def describe_one(scene: Scene, i: int) -> Turn:
-    """What a thing is, where it starts and what it does, in two sentences."""
-    thing = scene.things[i]
-    size, third, start = f"{thing.size} " if thing.sized else "", MOTIONS[thing.motion].third, where(thing.start)
-    sentences = f"This is {with_article(f'{size}{thing.colour} {thing.shape}', 'a')}. "
-    if thing.motion in ("appear", "still"):
+def describe_one(scene: Scene, i: int) -> ToyTurn:
+    """Two sentences: what an object is, where it starts and what it does."""
+    toy_object = scene.objects[i]
+    size = f"{toy_object.size} " if toy_object.constant_size else ""
+    third, start = MOTIONS[toy_object.motion].third, where(toy_object.start)
+    sentences = f"This is {with_article(f'{size}{toy_object.colour} {toy_object.shape}', 'a')}. "
+    if toy_object.motion in ("appear", "still"):
         sentences += f"It {third} {start}."
-    elif thing.behind is not None:
-        sentences += f"It starts {start}, hides behind {scene.called(thing.behind)} and comes back."
+    elif toy_object.behind is not None:
+        sentences += f"It starts {start}, hides behind {scene.name_of(toy_object.behind)} and comes back."
     else:
         sentences += f"It starts {start} and {third}."
     return scene.turn("describe", {"a": scene.subject(i), "sentences": sentences})
 
 
-TASKS: dict[str, Callable[[ToySettings, np.random.Generator], tuple[Clip, list[Turn]]]] = {
+TASKS: dict[str, Callable[[ToySettings, np.random.Generator], tuple[Clip, list[ToyTurn]]]] = {
     "dialogue": dialogue,
     "description": description,
     "refer_look": refer_look,

@@ -1,4 +1,4 @@
-"""Every sentence of toy world. A slot in braces is filled with words, a region or a grounded phrase."""
+"""All sentence templates of toy world. Slots in braces take text, a region or a grounded phrase."""
 
 import re
 
@@ -8,8 +8,8 @@ import numpy as np
 NUMBERS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight")
 YES_NO = ("yes", "no")
 
-# kind of question -> wordings of the question, wordings of the answer. All wordings of an answer have the same masks:
-# were these a matter of chance, no model could do better than chance there
+# Kind of question -> templates of the question, templates of the answer. All answers of a kind ground the same
+# objects: a random choice there would be impossible to predict
 TEMPLATES = {
     "colour": (
         ("What color is {a}?", "Which color does {a} have?", "Tell me the color of {a}."),
@@ -79,11 +79,11 @@ TEMPLATES = {
         ("{sentences}",),
     ),
 }
-STILL_CHANGES = {"At the start, is": "Is", " at the start": ""}  # a still has no start
+STILL_CHANGES = {"At the start, is": "Is", " at the start": ""}  # a still image has no start
 
 
 def wording(kind: str, rng: np.random.Generator, still: bool = False) -> tuple[str, str]:
-    """A wording of the question and one of the answer."""
+    """Random templates of the question and of the answer."""
     questions, answers = TEMPLATES[kind]
     question, answer = questions[rng.integers(len(questions))], answers[rng.integers(len(answers))]
     if still:
@@ -94,14 +94,14 @@ def wording(kind: str, rng: np.random.Generator, still: bool = False) -> tuple[s
 
 def fill(template: str, slots: dict) -> list[dict]:
     """
-    The parts of a message: a template with its slots filled.
+    Fill the slots of a template.
 
     Args:
-        template (`str`): Words with slots in braces.
-        slots (`dict`): Name of a slot to a string, a part, or a list of both.
+        template (`str`): Text with slots in braces.
+        slots (`dict`): Slot name to a string, a content part, or a list of both.
 
     Returns:
-        Parts as a record has them; neighbouring texts are one, and the first letter is a capital.
+        Content parts in the record format. Adjacent texts are joined and the first letter is capitalised.
     """
     parts = []
     for position, piece in enumerate(re.split(r"\{(\w+)\}", template)):
@@ -124,5 +124,5 @@ def plural(noun: str) -> str:
 
 
 def plain(parts: list[dict]) -> str:
-    """The words of a message; a region is written as `<region>`."""
+    """The text of a message, with `<region>` for each region."""
     return "".join("<region>" if part["type"] == "region" else part["text"] for part in parts)

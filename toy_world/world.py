@@ -1,10 +1,10 @@
 """
-Toy world: generated clips of moving, hiding, coloured things with exact masks, and all that can be asked about them.
+Toy world: generated clips of moving and hiding coloured objects, with exact masks and dialogues about them.
 
     >>> world = ToyWorld(ToySettings(height=128, width=128), seed=0)
     >>> frames, record, masks = world[7]
 
-The same settings, seed and index give the same bytes, in any process and in any order.
+The same settings, seed and index give the same bytes, in any process and in any order of access.
 """
 
 from dataclasses import asdict, replace
@@ -15,7 +15,7 @@ from pycocotools import mask as coco
 
 from .backgrounds import draw_background
 from .clip import SPLITS, Clip, ToySettings, draw, events
-from .questions import Turn
+from .questions import ToyTurn
 from .tasks import TASKS
 
 
@@ -24,8 +24,8 @@ __all__ = ["ToySample", "ToySettings", "ToyWorld", "encode_masks"]
 
 class ToySample(NamedTuple):
     """
-    Frames, uint8 of shape `(num_frames, height, width, 3)`; the record; the visible pixels of the record's objects,
-    bool of shape `(num_objects, num_frames, height, width)`, object "0" first.
+    One clip: frames, uint8 of shape `(num_frames, height, width, 3)`; the record; and the masks of the record's
+    objects, bool of shape `(num_objects, num_frames, height, width)`, in the order "0", "1", ...
     """
 
     frames: np.ndarray
@@ -35,11 +35,15 @@ class ToySample(NamedTuple):
 
 class ToyWorld:
     """
-    Clips without end: `world[index]` is a [`ToySample`] for every index from 0 on.
+    An unlimited data set: `world[index]` is a [`ToySample`] for every index from 0 on.
 
     Args:
-        settings (`ToySettings` or `dict`): What the clips are like.
-        seed (`int`): Of this world.
+        settings (`ToySettings` or `dict`, *optional*): Settings of the generator.
+        seed (`int`): Seed; different seeds give different clips.
+
+    Raises:
+        ValueError: for an unknown or invalid setting.
+        IndexError: for a negative index.
     """
 
     def __init__(self, settings: ToySettings | dict | None = None, seed: int = 0):
@@ -50,37 +54,37 @@ class ToyWorld:
         self._shares = np.cumsum(weights / weights.sum())
 
     def __getitem__(self, index: int) -> ToySample:
-        task, clip, turns = self.play(index)
+        task, clip, turns = self.generate(index)
         return ToySample(clip.frames, self.record(index, task, clip, turns), clip.masks)
 
     def describe(self, index: int) -> dict:
-        """The record alone, without drawing the frames."""
-        return self.record(index, *self.play(index, frames=False))
+        """The record alone, without rendering the frames."""
+        return self.record(index, *self.generate(index, frames=False))
 
-    def play(self, index: int, frames: bool = True) -> tuple[str, Clip, list[Turn]]:
-        """The task, the clip and the turns behind a record."""
+    def generate(self, index: int, frames: bool = True) -> tuple[str, Clip, list[ToyTurn]]:
+        """The task, the clip and the turns that the record is made of; without `frames` the clip is not rendered."""
         task, rng = self._start(index)
         clip, turns = TASKS[task](self.settings, rng)
-        return task, self.show(clip, rng) if frames else clip, turns
+        return task, self.render(clip, rng) if frames else clip, turns
 
-    def show(self, clip: Clip, rng: np.random.Generator) -> Clip:
-        """A clip with its frames, in front of a background."""
+    def render(self, clip: Clip, rng: np.random.Generator) -> Clip:
+        """The clip rendered onto a random background."""
         size = (self.settings.height, self.settings.width)
         background = draw_background(self.settings.background, size, rng)
-        return draw(clip.things, clip.num_frames, size, background)
+        return draw(clip.objects, clip.num_frames, size, background)
 
     def task(self, index: int) -> str:
-        """The task of a record, which is known before its clip is made."""
+        """The task of a record, without generating its clip."""
         return self._start(index)[0]
 
     def _start(self, index: int) -> tuple[str, np.random.Generator]:
         if index < 0:
-            raise IndexError(f"toy world has clips from 0 on, not {index}: it has no end to count from")
+            raise IndexError(f"clip index is {index}, expected 0 or more: toy world has no last clip")
         rng = np.random.default_rng([self.seed, SPLITS.index(self.settings.split), index])
         return tuple(TASKS)[int(np.searchsorted(self._shares, rng.random(), side="right"))], rng
 
-    def record(self, index: int, task: str, clip: Clip, turns: list[Turn]) -> dict:
-        """The record of what [`play`] gave."""
+    def record(self, index: int, task: str, clip: Clip, turns: list[ToyTurn]) -> dict:
+        """The record of what [`generate`] returned."""
         name = f"toy/{self.settings.split}/{self.seed}/{index}"
         toy = {
             "seed": self.seed,
@@ -94,8 +98,8 @@ class ToyWorld:
         return {"id": name, "source": "toy_world", **visual, "objects": objects, "messages": messages(turns)}
 
 
-def messages(turns: list[Turn]) -> list[dict]:
-    """The turns as a record has them; `info` of an answer says what decides whether it is right."""
+def messages(turns: list[ToyTurn]) -> list[dict]:
+    """The turns as messages of a record; `info` of an answer holds what is needed to judge a prediction."""
     found = []
     for turn in turns:
         found.append({"role": "user", "content": turn.question})
@@ -105,7 +109,7 @@ def messages(turns: list[Turn]) -> list[dict]:
 
 
 def encode_masks(track: np.ndarray) -> list[dict | None]:
-    """Run-length codes of a mask track of shape `(num_frames, height, width)`; `None` where nothing is seen."""
+    """COCO run-length codes of a mask track `(num_frames, height, width)`; `None` where nothing is visible."""
     codes = coco.encode(np.asfortranarray(track.transpose(1, 2, 0), dtype=np.uint8))
     return [
         {"size": [int(side) for side in code["size"]], "counts": code["counts"].decode("ascii")} if seen else None
@@ -114,10 +118,14 @@ def encode_masks(track: np.ndarray) -> list[dict | None]:
 
 
 def settings_from(values: dict) -> ToySettings:
-    """Settings from a dict such as a YAML file gives; lists become pairs, an unknown name is an error."""
+    """Settings from a dict, for instance of a YAML file; lists become tuples.
+
+    Raises:
+        ValueError: for an unknown setting.
+    """
     known = asdict(ToySettings())
     unknown = sorted(set(values) - set(known))
     if unknown:
-        raise ValueError(f"{unknown[0]!r} is no setting of toy world, which has {', '.join(known)}")
+        raise ValueError(f"unknown toy world setting {unknown[0]!r}, expected one of {', '.join(known)}")
     pairs = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     return replace(ToySettings(), **pairs)

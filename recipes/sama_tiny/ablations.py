@@ -1,13 +1,12 @@
-"""What each part of SAMA contributes: short trainings of the small model from one start with one budget, as one table.
+"""Ablations of SAMA's parts: short trainings of sama-tiny from one start with one budget, compared in one table.
 
-    python recipes/sama_tiny/ablations.py --model checkpoints/sama-tiny --masks outputs/tiny-masks \\
-        --start outputs/tiny-language --to outputs/ablations
+    python recipes/sama_tiny/ablations.py --model checkpoints/sama-tiny --masks outputs/tiny/masks \\
+        --start outputs/tiny/language --to outputs/ablations
 
-The first variants train dialogues as train_language.py does, with something left out, in training and in
-use alike; the others train masks with train.py, from what the first one has learned. What is left out is set to zero
-by hooks here; the product has no switch for it. Every variant is asked the same held-out questions of toy world, which
-it answers by generation. The result of a variant is a file, `<variant>.json`: started again, a run goes on with those
-that are missing, and a variant of dialogues from its last state.
+Dialogue variants are trained like in train_language.py, with a part disabled in training and evaluation. Mask
+variants start from the trained full model and are trained with train.py. Disabled parts are set to zero by hooks.
+All variants answer the same held-out questions of toy world by generation. The result of a variant is written to
+`<variant>.json`; an interrupted run resumes with the missing variants, and dialogue variants from their last state.
 """
 
 import argparse
@@ -24,56 +23,57 @@ import torch
 
 from sama.benchmarks.benchmark import Benchmark, digest_of
 from sama.benchmarks.registry import open_benchmark
+from sama.data.files import write_text_atomically
 from sama.drawing.tables import markdown_table
 from sama.evaluation.inference import Interviewer
 from sama.evaluation.provenance import checkpoint_hash
 from sama.modeling_sama import SamaForConditionalGeneration
 from sama.processing_sama import SamaProcessor
-from sama.recipes.sama_tiny.examples import Lessons
-from sama.recipes.sama_tiny.train_language import Teacher, learn, trained_parts
+from sama.recipes.sama_tiny.examples import TrainingExamples
+from sama.recipes.sama_tiny.train_language import AuxiliaryLosses, train, trained_parts
 from sama.toy_world.clip import Clip
-from sama.toy_world.questions import Turn
+from sama.toy_world.questions import ToyTurn
 from sama.toy_world.world import ToyWorld
 
 
 ROOT = Path(__file__).resolve().parents[2]
 FULL = "full"
 STATE = "state.pt"
-ROUNDS = 3  # of a dialogue in training, but for the variant with one
-CONSISTENT, RELEASE = "consistent", "published"
+ROUNDS = 3  # rounds per training dialogue, except in the variant with one
+CONSISTENT, PUBLISHED = "consistent", "published"
 
 
-# What is left out
+# Disabled parts
 
 
 def without_context(model: SamaForConditionalGeneration) -> None:
-    """Every context token is zero: the language model sees the dense frames and the regions alone."""
+    """Set all context tokens to zero, so that the language model sees dense frames and regions only."""
     model.model.context_aggregator.register_forward_hook(lambda module, inputs, output: torch.zeros_like(output))
 
 
 def without_shape(model: SamaForConditionalGeneration) -> None:
-    """The shape feature of every region is zero, for the language model and for the aggregator."""
+    """Set the shape feature of every region to zero, for the language model and for the aggregator."""
     inner = model.model
     for encoder in (inner.region_encoder, inner.context_aggregator.region_encoder):
         encoder.register_forward_hook(lambda module, inputs, output: (output[0], torch.zeros_like(output[1])))
 
 
-def nothing(model: SamaForConditionalGeneration) -> None:
-    """The whole model."""
+def unchanged(model: SamaForConditionalGeneration) -> None:
+    """Disable nothing."""
 
 
 @dataclass(frozen=True)
 class Dialogues:
-    """A variant that trains dialogues: what it leaves out, and of how many rounds a dialogue in training is."""
+    """A variant trained on dialogues: the part it disables and the number of rounds per training dialogue."""
 
     title: str
-    leave_out: Callable[[SamaForConditionalGeneration], None] = nothing
+    disable: Callable[[SamaForConditionalGeneration], None] = unchanged
     rounds: int = ROUNDS
 
 
 @dataclass(frozen=True)
 class Masks:
-    """A variant that trains masks: how they are carried through the video, and whether training does so too."""
+    """A variant trained on masks: the preset of propagation, and whether training uses memory."""
 
     title: str
     policy: str
@@ -87,23 +87,23 @@ VARIANTS: dict[str, Dialogues | Masks] = {
     "one-turn": Dialogues("1 turn in training", rounds=1),
     "consistent": Masks("masks, consistent", CONSISTENT, memory=False),
     "consistent-memory": Masks("masks, consistent, memory training", CONSISTENT, memory=True),
-    "published": Masks("masks, release", RELEASE, memory=False),
-    "release-memory": Masks("masks, release, memory training", RELEASE, memory=True),
+    "published": Masks("masks, published", PUBLISHED, memory=False),
+    "published-memory": Masks("masks, published, memory training", PUBLISHED, memory=True),
 }
 
 
 # Training
 
 
-class Rounds(ToyWorld):
-    """Toy world whose records keep a window of at most `rounds` rounds, which starts anywhere in the dialogue."""
+class WindowedToyWorld(ToyWorld):
+    """Toy world with records cut to a random window of at most `rounds` rounds."""
 
     def __init__(self, settings, seed: int, rounds: int):
         super().__init__(settings, seed)
         self.rounds = rounds
 
-    def record(self, index: int, task: str, clip: Clip, turns: list[Turn]) -> dict:
-        """The record, cut."""
+    def record(self, index: int, task: str, clip: Clip, turns: list[ToyTurn]) -> dict:
+        """The record with a window of its messages."""
         record = super().record(index, task, clip, turns)
         messages, others = record["messages"], len(record["messages"]) // 2 - self.rounds
         rng = np.random.default_rng([self.seed, index, self.rounds])
@@ -112,7 +112,7 @@ class Rounds(ToyWorld):
 
 
 def load(folder: Path, policy: str = CONSISTENT) -> tuple[SamaForConditionalGeneration, SamaProcessor]:
-    """The model of a folder in float32 and its processor, both under a policy of masks."""
+    """The model in float32 and its processor, both with a preset."""
     model = SamaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, preset=policy)
     return model, SamaProcessor.from_pretrained(folder, trust_remote_code=True, preset=policy)
 
@@ -123,22 +123,22 @@ def save(model: SamaForConditionalGeneration, processor: SamaProcessor, folder: 
 
 
 def train_dialogues(variant: Dialogues, arguments: argparse.Namespace, folder: Path):
-    """The start, and `--steps` steps of dialogues."""
+    """Train the start for `--steps` steps on dialogues."""
     model, processor = load(arguments.model)
-    variant.leave_out(model)
+    variant.disable(model)
     torch.manual_seed(arguments.seed)  # dropout
-    teacher = Teacher(model.train(), processor, arguments.seed)
+    auxiliary = AuxiliaryLosses(model.train(), processor, arguments.seed)
     masks = torch.load(arguments.masks / STATE, weights_only=True)
     model.model.mask_tracker.load_state_dict(masks["tracker"])
     model.model.mask_tracker.requires_grad_(False)
-    teacher.prompts.load_state_dict(masks["prompts"])
+    auxiliary.prompts.load_state_dict(masks["prompts"])
     if arguments.start:
         state = torch.load(arguments.start / STATE, weights_only=True)
         trained_parts(model).load_state_dict(state["parts"])
-        teacher.heads.load_state_dict(state["heads"])
+        auxiliary.heads.load_state_dict(state["heads"])
     plan = argparse.Namespace(
         mask_steps=0,
-        sight_steps=0,
+        probe_steps=0,
         dialogue_steps=arguments.steps,
         batch_size=arguments.batch_size,
         learning_rate=arguments.learning_rate,
@@ -149,15 +149,15 @@ def train_dialogues(variant: Dialogues, arguments: argparse.Namespace, folder: P
         log_steps=25,
         save_steps=50,
     )
-    lessons = Lessons(processor, model.config, plan)
-    lessons.world = Rounds(lessons.world.settings, arguments.seed, variant.rounds)
-    learn(teacher, lessons, folder / STATE)
+    examples = TrainingExamples(processor, model.config, plan)
+    examples.world = WindowedToyWorld(examples.world.settings, arguments.seed, variant.rounds)
+    train(auxiliary, examples, folder / STATE)
     save(model, processor, folder)
     return model, processor
 
 
 def train_masks(variant: Masks, arguments: argparse.Namespace, folder: Path):
-    """What the full model has learned, and `--mask-steps` steps of train.py with the published parts."""
+    """Train the full variant for `--mask-steps` steps with train.py and the parts of the published recipe."""
     start, trained = folder / "start", folder / "trained"
     save(*load(arguments.to / FULL, variant.policy), start)
     options = {
@@ -182,16 +182,16 @@ def train_masks(variant: Masks, arguments: argparse.Namespace, folder: Path):
     return load(trained, variant.policy)
 
 
-# Asking
+# Evaluation
 
 
 def held_out(arguments: argparse.Namespace) -> Benchmark:
-    """The questions that every variant is asked."""
+    """The benchmark that all variants are evaluated on."""
     return open_benchmark("toy_world", split="val", clips=arguments.clips)
 
 
-def examine(model, processor, benchmark: Benchmark) -> dict:
-    """The scores of a model, and how many questions failed, ready for JSON."""
+def evaluate(model, processor, benchmark: Benchmark) -> dict:
+    """Scores and number of failed questions, serialisable as JSON."""
     interviewer = Interviewer(model.eval(), processor, benchmark, benchmark.max_new_tokens)
     predictions = [
         prediction
@@ -213,7 +213,7 @@ def examine(model, processor, benchmark: Benchmark) -> dict:
 
 
 def budget(variant: Dialogues | Masks, arguments: argparse.Namespace) -> dict:
-    """Everything that decides a result but for the variant; of the start its contents, not its paths."""
+    """Everything except the variant that determines a result; the start by its content, not by its path."""
     names = ["steps", "batch_size", "learning_rate", "seed", "clips"]
     names += ["mask_steps", "mask_batch_size", "mask_learning_rate"] if isinstance(variant, Masks) else []
     states = {name: folder and digest_of([folder / STATE]) for name, folder in
@@ -222,29 +222,33 @@ def budget(variant: Dialogues | Masks, arguments: argparse.Namespace) -> dict:
     return {name: vars(arguments)[name] for name in names} | start
 
 
-def finish(name: str, arguments: argparse.Namespace) -> dict:
-    """The result of a variant: from its file, or trained and asked now. `ValueError` for a file of another budget."""
+def run_variant(name: str, arguments: argparse.Namespace) -> dict:
+    """The result of a variant, read from its file or computed now.
+
+    Raises:
+        ValueError: if the file was computed with another budget.
+    """
     path, variant = arguments.to / f"{name}.json", VARIANTS[name]
     wanted = budget(variant, arguments)
     if path.is_file():
         result = json.loads(path.read_text(encoding="utf-8"))
         if result["budget"] != wanted:
-            raise ValueError(f"{path} has the budget {result['budget']}, not {wanted}; name another folder with --to")
+            raise ValueError(
+                f"{path} has the budget {result['budget']}, not {wanted}: choose another folder with --to"
+            )
         return result
     folder, begin = arguments.to / name, time.process_time()
     folder.mkdir(parents=True, exist_ok=True)
     train = train_dialogues if isinstance(variant, Dialogues) else train_masks
     model, processor = train(variant, arguments, folder)
-    result = {"variant": name, "budget": wanted} | examine(model, processor, held_out(arguments))
+    result = {"variant": name, "budget": wanted} | evaluate(model, processor, held_out(arguments))
     print(f"{name}: done after {time.process_time() - begin:.0f} s of this process", flush=True)
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(result, indent=1), encoding="utf-8")
-    unfinished.replace(path)
+    write_text_atomically(path, json.dumps(result, indent=1))
     return result
 
 
 def report(results: Sequence[dict]) -> str:
-    """The table of all results: a row for each score, a column for each variant."""
+    """The table of all results, with a row per score and a column per variant."""
     columns = [{row["score"]: row for row in result["scores"]} for result in results]
     rows = []
     for score, first in columns[0].items():
@@ -261,7 +265,7 @@ def report(results: Sequence[dict]) -> str:
 def cell(row: dict) -> str:
     if row["value"] is None:
         return "-"
-    if row["interval"] is None:  # one clip says nothing about variation
+    if row["interval"] is None:  # one clip says unchanged about variation
         return f"{row['value']:.2f}"
     low, high = row["interval"]
     return f"{row['value']:.2f} ± {(high - low) / 2:.2f}"
@@ -269,25 +273,25 @@ def cell(row: dict) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True, help="a small SAMA: its sizes and its processor")
-    parser.add_argument("--masks", type=Path, required=True, help="what recipes/sama_tiny/train_masks.py wrote")
+    parser.add_argument("--model", type=Path, required=True, help="a sama-tiny, for sizes and processor")
+    parser.add_argument("--masks", type=Path, required=True, help="output folder of recipes/sama_tiny/train_masks.py")
     parser.add_argument(
-        "--start", type=Path, help="what recipes/sama_tiny/train_language.py wrote; else the model itself"
+        "--start", type=Path, help="output folder of recipes/sama_tiny/train_language.py; default: --model"
     )
-    parser.add_argument("--to", type=Path, required=True, help="folder of the results; table.md is the table")
+    parser.add_argument("--to", type=Path, required=True, help="output folder; the table is table.md")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument("--steps", type=int, default=100, help="of a variant of dialogues")
-    parser.add_argument("--batch-size", type=int, default=16, help="dialogues in a step")
+    parser.add_argument("--steps", type=int, default=100, help="steps of a dialogue variant")
+    parser.add_argument("--batch-size", type=int, default=16, help="dialogues per step")
     parser.add_argument("--learning-rate", type=float, default=5e-4)
-    parser.add_argument("--mask-steps", type=int, default=60, help="of a variant of masks")
-    parser.add_argument("--mask-batch-size", type=int, default=4, help="dialogues in a step of these")
+    parser.add_argument("--mask-steps", type=int, default=60, help="steps of a mask variant")
+    parser.add_argument("--mask-batch-size", type=int, default=4, help="dialogues per step of a mask variant")
     parser.add_argument("--mask-learning-rate", type=float, default=2e-4)
-    parser.add_argument("--clips", type=int, default=60, help="held-out clips that are asked about")
+    parser.add_argument("--clips", type=int, default=60, help="number of evaluation clips")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    # The variants of masks start from the full model
+    # Mask variants start from the full variant
     names = [name for name in VARIANTS if name in (FULL, *arguments.variants)]
-    results = [finish(name, arguments) for name in names]
+    results = [run_variant(name, arguments) for name in names]
     text = report(results)
     (arguments.to / "table.md").write_text(text + "\n", encoding="utf-8")
     print(f"\n{text}\n")

@@ -1,18 +1,21 @@
-"""Makes what ships of the small model's last stage: weights in bfloat16, the curves of every stage, and a model card.
+"""Assemble the checkpoint that ships: weights in bfloat16, configuration, tokenizers and the model card.
 
-python recipes/sama_tiny/finish.py --run outputs/tiny --to checkpoints/sama-tiny [--results val.md unseen.md]
+    python recipes/sama_tiny/finish.py --run outputs/tiny --to checkpoints/sama-tiny [--results val.md unseen.md]
+
+Learning curves of the stages that have a log go to `curves.png` in the folder of the run.
 """
 
 import argparse
 import json
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import matplotlib
 import torch
 
+from sama.drawing.tables import markdown_table
 from sama.modeling_sama import SamaForConditionalGeneration
 
 
@@ -20,20 +23,34 @@ matplotlib.use("Agg")  # no window
 from matplotlib import pyplot  # noqa: E402
 
 
-PANELS = (  # title, log, names
-    ("SAM 2: IoU of its masks", "masks.log", ("words", "points", "memory")),
-    ("regions and masks read right", "language.log", ("pooled colour", "shape shape", "shape size")),
-    ("where the thing is, error in pixels of 64", "language.log", ("context px", "way px")),
-    ("states of a region read right", "language.log", ("state colour", "state shape", "state size", "state motion")),
+PANELS = (  # title, log file, metrics
+    ("SAM 2: IoU", "masks.log", ("words", "points", "memory")),
+    ("accuracy on regions and masks", "language.log", ("pooled colour", "shape shape", "shape size")),
+    ("position error in pixels of 64", "language.log", ("context px", "trajectory px")),
+    ("accuracy on hidden states of a region", "language.log",
+     ("state colour", "state shape", "state size", "state motion")),
     ("dialogues", "language.log", ("loss language", "token", "prompt")),
-)
+)  # fmt: skip
 LINE = re.compile(r"^step (\d+):(.*)$")
-PAIR = re.compile(r"([a-z ]+?) (-?[\d.]+(?:e[+-]?\d+)?)(?:,|$)")
+PAIR = re.compile(r"([A-Za-z ]+?) (-?[\d.]+(?:e[+-]?\d+)?)(?:,|$)")
 CARD = Path(__file__).with_name("card.md")
+# Rows of the result tables that the summary at the top of the card shows, as (part, score)
+SUMMARY = (
+    ("grounded dialogue", "mask mIoU"),
+    ("region questions", "accuracy"),
+    ("region questions", "accuracy, colour"),
+    ("region questions", "accuracy, shape"),
+    ("region questions", "accuracy, size"),
+    ("region questions", "accuracy, motion"),
+    ("referring by look", "mask mIoU"),
+    ("referring by motion only", "mask mIoU"),
+    ("referring by motion only", "choice between the twins"),
+)
+NOT_MEASURED = "Not measured yet."
 
 
 def read_log(path: Path) -> list[dict]:
-    """The lines `step N: name value, ...` that a stage printed; none of a stage that did not run."""
+    """The lines `step N: name value, ...` that a stage printed; empty if the stage has no log."""
     found = []
     if not path.is_file():
         return found
@@ -45,58 +62,76 @@ def read_log(path: Path) -> list[dict]:
     return found
 
 
-def read_joint(run: Path) -> list[dict]:
-    """The last stage's log, as the Trainer keeps it."""
-    state = json.loads((run / "joint" / "trainer_state.json").read_text(encoding="utf-8"))
-    return [entry for entry in state["log_history"] if "lm_loss" in entry]
-
-
-def draw(panel, lines: list[dict], names: Iterable[str], title: str) -> None:
-    for name in names:
-        points = [(line["step"], line[name]) for line in lines if name in line]
-        if points:
-            panel.plot(*zip(*points, strict=True), label=f"{name} {points[-1][1]:.3g}")
-    panel.set_title(title, fontsize=10)
-    panel.set_xlabel("step")
-    panel.grid(alpha=0.3)
-    panel.legend(fontsize=8)
-    panel.set_visible(panel.has_data())  # a stage that has not run yet
-
-
-def draw_curves(run: Path, to: Path) -> None:
+def draw_curves(run: Path) -> None:
+    """Draw the curves of all stages to `curves.png` in the folder of the run."""
     figure, panels = pyplot.subplots(2, 3, figsize=(13, 7), layout="constrained")
+    for panel in panels.flat[len(PANELS) :]:
+        panel.set_visible(False)
     for panel, (title, log, names) in zip(panels.flat, PANELS, strict=False):
-        draw(panel, read_log(run / log), names, title)
-    names = ("lm_loss", "mask_loss", "dice_loss", "token_accuracy", "seg_accuracy", "mask_iou")
-    draw(panels.flat[len(PANELS)], read_joint(run), names, "everything together")
-    figure.savefig(to, dpi=90)
+        lines = read_log(run / log)
+        for name in names:
+            points = [(line["step"], line[name]) for line in lines if name in line]
+            if points:
+                panel.plot(*zip(*points, strict=True), label=f"{name} {points[-1][1]:.3g}")
+        panel.set_title(title, fontsize=10)
+        panel.set_xlabel("step")
+        panel.grid(alpha=0.3)
+        panel.set_visible(panel.has_data())
+        if panel.has_data():
+            panel.legend(fontsize=8)
+    figure.savefig(run / "curves.png", dpi=90)
     pyplot.close(figure)
 
 
-def write_card(results: Iterable[Path], to: Path) -> None:
-    """The model card, with these tables below its own headings."""
-    tables = [path.read_text(encoding="utf-8").strip().replace("# ", "### ", 1) for path in results]
-    card = CARD.read_text(encoding="utf-8").replace("{results}", "\n\n".join(tables) or "Not measured yet.")
-    to.write_text(card, encoding="utf-8")
+def summary_table(tables: Sequence[str]) -> str:
+    """The rows `SUMMARY` of result tables of evaluate.py, a column for each table.
+
+    Raises:
+        ValueError: if a table lacks one of the rows.
+    """
+    titles, columns = [], []
+    for table in tables:
+        titles.append(table.splitlines()[0].lstrip("# "))
+        rows = [
+            [cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line[:1] == "|"
+        ]
+        cells = {(part, score): (value, chance) for part, score, value, _, chance, _ in rows}
+        missing = [row for row in SUMMARY if row not in cells]
+        if missing:
+            raise ValueError(f"The results {titles[-1]!r} lack {len(missing)} of {len(SUMMARY)} rows: {missing[0]}.")
+        columns.append(
+            [value + (f" (chance {chance})" if chance else "") for value, chance in map(cells.get, SUMMARY)]
+        )
+    scores = [f"{part}: {score}" for part, score in SUMMARY]
+    return markdown_table(["score", *titles], list(zip(scores, *columns, strict=True)))
 
 
-def main() -> None:
+def build_card(results: Sequence[str]) -> str:
+    """The model card with these result tables, which evaluate.py wrote, and a summary of them."""
+    tables = [result.strip().lstrip("# ") for result in results]
+    filled = CARD.read_text(encoding="utf-8")
+    filled = filled.replace("{summary}", summary_table(tables) if tables else NOT_MEASURED)
+    return filled.replace("{results}", "\n\n".join(f"### {table}" for table in tables) or NOT_MEASURED)
+
+
+def main(argv: Iterable[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, required=True, help="folder of recipes/sama_tiny/train.sh")
-    parser.add_argument("--to", type=Path, required=True, help="folder to write")
-    parser.add_argument("--results", type=Path, nargs="+", help="the tables in Markdown that evaluate.py wrote")
-    arguments = parser.parse_args()
-    trained = arguments.run / "joint"
-    model = SamaForConditionalGeneration.from_pretrained(trained, dtype=torch.bfloat16)
+    parser.add_argument("--run", type=Path, required=True, help="output folder of recipes/sama_tiny/train.sh")
+    parser.add_argument("--to", type=Path, required=True, help="folder of the checkpoint")
+    parser.add_argument("--results", type=Path, nargs="+", default=[], help="Markdown tables written by evaluate.py")
+    arguments = parser.parse_args(argv)
+    model = SamaForConditionalGeneration.from_pretrained(arguments.run / "language", dtype=torch.bfloat16)
     model.save_pretrained(arguments.to)
-    shutil.copytree(  # tokenizers, processor and settings are those that it started with
+    # Configuration, processor and tokenizers are those of the first stage
+    shutil.copytree(
         arguments.run / "start", arguments.to, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors")
     )
     config = json.loads((arguments.to / "config.json").read_text(encoding="utf-8"))
-    config |= {"trained": True, "occlusion_gate": True}  # its object scores were trained
+    config |= {"trained": True, "occlusion_gate": True}  # the object scores are trained
     (arguments.to / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    draw_curves(arguments.run, arguments.to / "curves.png")
-    write_card(arguments.results or [], arguments.to / "README.md")
+    draw_curves(arguments.run)
+    card = build_card([path.read_text(encoding="utf-8") for path in arguments.results])
+    (arguments.to / "README.md").write_text(card, encoding="utf-8")
     print(f"{arguments.to}: {sum(parameter.numel() for parameter in model.parameters()) / 1e6:.1f} M parameters")
 
 

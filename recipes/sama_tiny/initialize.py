@@ -1,10 +1,10 @@
-"""Makes the small checkpoint that ships with the repository, from nothing and the same file byte for byte every time.
+"""Create an untrained sama-tiny from scratch: configuration, tokenizers and initial weights, reproducible to the byte.
 
-    python recipes/sama_tiny/initialize.py --to checkpoints/sama-tiny
+    python recipes/sama_tiny/initialize.py --to outputs/tiny/start
 
-Its two tokenizers are trained here on plain English sentences about what is seen and asked in short videos, and on
-dialogues of toy world, whose words so become one token each: a byte-level BPE for the language model, and lower-cased
-word pieces, as BERT has them, for the temporal Q-Former.
+Two tokenizers are trained on English sentences about short videos and on dialogues of toy world, so that each word of
+toy world becomes one token: a byte-level BPE for the language model, and a lower-case WordPiece, like BERT's, for the
+temporal Q-Former.
 """
 
 import argparse
@@ -35,9 +35,9 @@ WORD_PIECE_SIZE = 600
 QFORMER_MAX_LENGTH = 256
 INITIAL_GAIN = 2.5
 IMAGE_SIZE, TOKENS_PER_FRAME, SAM_IMAGE_SIZE, REGION_MASK_SIZE = 64, 16, 128, 64
-NUM_DENSE_FRAMES = 8  # all context frames of a toy clip: five do not show that something zigzags or stops
+NUM_DENSE_FRAMES = 8  # all context frames of a toy clip: five are not enough to recognise a zigzag or a stop
 
-# Only the assistant's words and the end of its turn are marked: they are what the model learns to write
+# Only the assistant's text and its end-of-turn token are marked as generated: the model is trained on these
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\n' }}"
@@ -118,13 +118,13 @@ SENTENCES = [
     "They're {moving} because it's the {person}'s {thing}.",
     "The object is hidden behind the {thing} between frames {number} and {number}.",
 ]
-ROUNDS = 120  # times through the list; every word is seen and none dominates
+ROUNDS = 120  # passes over the list; every word occurs and none dominates
 TOY_RECORDS = 1500
 
 
 def make_sentences() -> Iterator[str]:
-    """The training text of both tokenizers: each slot of each sentence takes the next word of its list; then messages
-    of toy world with the names of their roles, as the chat template writes them."""
+    """The training text of both tokenizers: sentences whose slots are filled with the words of each list in turn, then
+    messages of toy world with their roles, as the chat template writes them."""
     words = {slot: cycle(choices) for slot, choices in WORDS.items()}
     slots = [[name for _, name, _, _ in Formatter().parse(sentence) if name] for sentence in SENTENCES]
     for _ in range(ROUNDS):
@@ -132,7 +132,7 @@ def make_sentences() -> Iterator[str]:
             for name in names:
                 sentence = sentence.replace("{" + name + "}", next(words[name]), 1)
             yield sentence
-    world = ToyWorld({"split": "unseen"})  # the words are those of every split; these clips are trained on by none
+    world = ToyWorld({"split": "unseen"})  # all splits have the same vocabulary; no training uses this one
     for index in range(TOY_RECORDS):
         for message in world.describe(index)["messages"]:
             yield f"{message['role']}\n{plain(message['content'])}"
@@ -140,8 +140,8 @@ def make_sentences() -> Iterator[str]:
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """
-    Trains the language model's tokenizer: byte-level, so that any text comes back exactly, with the chat's and SAMA's
-    tokens after the base vocabulary in the order of `CHAT_TOKENS` and `VISUAL_TOKENS`.
+    Train the tokenizer of the language model: byte-level BPE, which decodes any text exactly, with `CHAT_TOKENS` and
+    `VISUAL_TOKENS` after the base vocabulary, in this order.
     """
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -165,13 +165,13 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_qformer_tokenizer() -> BertTokenizer:
-    """Trains the temporal Q-Former's tokenizer: BERT's kind, its five tokens first and `QFORMER_TOKENS` last."""
+    """Train the tokenizer of the temporal Q-Former: WordPiece, with `BERT_TOKENS` first and `QFORMER_TOKENS` last."""
     letters = sorted(set("".join(make_sentences()).lower()) - {" "} | set("0123456789.,;:!?'\"()-"))
     backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     backend.normalizer = normalizers.BertNormalizer(lowercase=True)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    # The trainer numbers single letters in the order of a hash table: with their numbers given, ties between merges
-    # are settled the same way every time
+    # The trainer numbers single letters in the order of a hash table, which decides ties between merges. With their
+    # numbers fixed, the result is reproducible.
     trainer = trainers.WordPieceTrainer(
         vocab_size=WORD_PIECE_SIZE,
         special_tokens=BERT_TOKENS + letters + [f"##{letter}" for letter in letters],
@@ -188,16 +188,8 @@ def build_qformer_tokenizer() -> BertTokenizer:
     )
 
 
-def save_tokenizers(folder: Path) -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase]:
-    """Builds both tokenizers into `folder`, the Q-Former's in a folder of its own, and returns them."""
-    tokenizer, qformer_tokenizer = build_tokenizer(), build_qformer_tokenizer()
-    tokenizer.save_pretrained(folder)
-    qformer_tokenizer.save_pretrained(folder / "qformer_tokenizer")
-    return tokenizer, qformer_tokenizer
-
-
 def build_config(tokenizer: PreTrainedTokenizerBase, qformer_tokenizer: PreTrainedTokenizerBase) -> SamaConfig:
-    """All classes of the released model, all sizes small: 64 px frames of 16 tokens, SAM 2 at 128 px."""
+    """The architecture of the released model at small sizes: 64 px frames of 16 tokens, SAM 2 at 128 px."""
     text = {
         "model_type": "qwen2",
         "vocab_size": len(tokenizer),
@@ -217,7 +209,7 @@ def build_config(tokenizer: PreTrainedTokenizerBase, qformer_tokenizer: PreTrain
         "image_size": [IMAGE_SIZE, IMAGE_SIZE],
         "patch_size": [8, 8],
         "attention_bias": True,
-        "layer_scale_init_value": 1.0,  # InternVL's 0.1 slows a tower of few layers
+        "layer_scale_init_value": 1.0,  # InternVL's 0.1 slows the training of a tower with few layers
     }
     qformer = {
         "hidden_size": 128,
@@ -227,7 +219,7 @@ def build_config(tokenizer: PreTrainedTokenizerBase, qformer_tokenizer: PreTrain
         "encoder_hidden_size": 128,
         "vocab_size": len(qformer_tokenizer),
         "max_position_embeddings": QFORMER_MAX_LENGTH,
-        # Toy world never shows a clip twice: there is nothing to learn by heart that dropout would have to prevent
+        # Toy world never shows a clip twice, so there is no overfitting for dropout to prevent
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
     }
@@ -248,13 +240,13 @@ def build_config(tokenizer: PreTrainedTokenizerBase, qformer_tokenizer: PreTrain
         seg_token_id=tokenizer.convert_tokens_to_ids("[SEG]"),
         qformer_mask_token_id=qformer_tokenizer.convert_tokens_to_ids("<mask>"),
         qformer_position_token_id=qformer_tokenizer.convert_tokens_to_ids("<pos>"),
-        occlusion_gate=False,  # initial weights know nothing of presence
+        occlusion_gate=False,  # the object scores are untrained
         trained=False,
     )
 
 
 def build_sam_config() -> dict:
-    """SAM 2 with a Hiera of seven blocks; 128 is the least feature width that its memory accepts."""
+    """SAM 2 with a Hiera of seven blocks. 128 is the smallest feature width that its memory accepts."""
     width, backbone_width = 128, 32
     stages = [backbone_width * 2**stage for stage in range(4)]
     backbone = {
@@ -291,9 +283,9 @@ def build_sam_config() -> dict:
 
 
 def build_model(config: SamaConfig, grounding_token_ids: list[int], seed: int) -> SamaForConditionalGeneration:
-    """Initial weights in bfloat16. Parameters that SAM 2 starts at zero are random too, so that its memory acts; the
-    language model's are wider than usual, or it would repeat one word, and so are the head's rows of what makes an
-    answer grounded, or it would never point at anything."""
+    """Initial weights in bfloat16. Parameters that SAM 2 initialises with zero are random, so that its memory has
+    an effect. Projections of the language model and the head's rows of grounding tokens have a larger variance
+    than usual; otherwise the untrained model repeats one word and never emits [SEG]."""
     torch.manual_seed(seed)
     model = SamaForConditionalGeneration(config)
     with torch.no_grad():
@@ -310,8 +302,8 @@ def build_model(config: SamaConfig, grounding_token_ids: list[int], seed: int) -
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--to", type=Path, default=Path("checkpoints/sama-tiny"), help="folder to write")
-    parser.add_argument("--seed", type=int, default=30, help="of the initial weights")
+    parser.add_argument("--to", type=Path, default=Path("checkpoints/sama-tiny"), help="output folder")
+    parser.add_argument("--seed", type=int, default=30, help="seed of the initial weights")
     arguments = parser.parse_args()
     tokenizer, qformer_tokenizer = build_tokenizer(), build_qformer_tokenizer()
     config = build_config(tokenizer, qformer_tokenizer)

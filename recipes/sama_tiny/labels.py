@@ -1,4 +1,4 @@
-"""What is true of the things in toy clips, as the stages of the small model are told it."""
+"""What is true of the things in toy clips, as the stages of the small model are words it."""
 
 import numpy as np
 import torch
@@ -9,17 +9,18 @@ from sama.toy_world.motion import DIRECTIONS, MOTIONS
 from sama.toy_world.shapes import COLOURS, SHAPES, SIZES, stamp
 
 
-SIDE = 64  # of toy world's frames
+SIDE = 64  # frame size of toy world in pixels
 CLOSED_SETS = {"colour": COLOURS, "shape": SHAPES, "size": SIZES, "motion": MOTIONS, "direction": DIRECTIONS}
-DIRECTED = ("zigzag", "stop", "leave")  # motions with a direction that their name does not tell
-PLACE = 4  # seen or not, x, y and width, in shares of the picture
-LEAST_HELD = 0.1  # share of a cell
-CELL = 3  # share of a cell that is covered, and that share times mean x and y of the covered pixels, from -1 to 1
+DIRECTED = ("zigzag", "stop", "leave")  # motions with a direction that is not part of their name
+PLACE = 4  # visibility, x, y and width, in fractions of the frame
+MIN_COVER = 0.1  # fraction of a cell
+CELL = 3  # covered fraction of a cell, and that fraction times mean x and y of the covered pixels, from -1 to 1
 
 
 def cells(masks: np.ndarray, grid: int, of_frame: bool = False) -> np.ndarray:
-    """What each cell of a grid holds of a mask (..., height, width), as [`CELL`] says: (..., grid * grid, 3).
-    `of_frame`: x and y are -1 to 1 in the frame, not in the cell, so that sums over cells tell where the mask is."""
+    """Content of each cell of a grid, see [`CELL`]: (..., grid * grid, 3) of masks (..., height, width). With
+    `of_frame` x and y are relative to the frame instead of the cell, so that sums over cells give the position
+    of the mask."""
     height, width = (side // grid for side in masks.shape[-2:])
     parts = masks.reshape(*masks.shape[:-2], grid, height, grid, width).astype(np.float32)
     down, across = (np.linspace(-1, 1, side, dtype=np.float32) for side in (height, width))
@@ -34,23 +35,24 @@ def cells(masks: np.ndarray, grid: int, of_frame: bool = False) -> np.ndarray:
 
 
 def colours_of_cells(clip: Clip, frames: list[int], grid: int) -> np.ndarray:
-    """What each cell of a grid holds of each colour: (num_frames, grid * grid, num_colours, 3)."""
+    """Content of each cell by colour: (num_frames, grid * grid, num_colours, 3)."""
     held = np.zeros((len(frames), grid * grid, len(COLOURS), CELL), dtype=np.float32)
-    for thing, masks in zip(clip.things, clip.masks, strict=True):
+    for thing, masks in zip(clip.objects, clip.masks, strict=True):
         held[:, :, list(COLOURS).index(thing.colour)] += cells(masks[frames], grid)
     return held
 
 
 def looks_of_cells(clip: Clip, frames: list[int], grid: int) -> np.ndarray:
-    """Shape and size, as classes, of the thing that each cell of a grid holds most of: (num_frames, grid * grid, 2);
-    -100 for cells that hold less than `LEAST_HELD` of every thing, and where a size is not true of the whole clip."""
+    """Shape and size classes of the object that covers most of each cell: (num_frames, grid * grid, 2). -100 for
+    cells of which no object covers `MIN_COVER`, and for the size of an object that grows or shrinks."""
     cover = np.stack([cells(masks[frames], grid)[..., 0] for masks in clip.masks])
-    looks = np.array([facts(clip, thing)[1:3] for thing in range(len(clip.things))])
-    return np.where(cover.max(0)[..., None] < LEAST_HELD, IGNORED, looks[cover.argmax(0)])
+    looks = np.array([facts(clip, thing)[1:3] for thing in range(len(clip.objects))])
+    return np.where(cover.max(0)[..., None] < MIN_COVER, IGNORED, looks[cover.argmax(0)])
 
 
 def places(clip: Clip, things: list[int], frames: list[int]) -> np.ndarray:
-    """Seen or not, centre of the visible pixels and their width, (num_things, num_frames, 4); zeros where unseen."""
+    """Visibility, centre of the visible pixels and square root of their area, in fractions of the frame:
+    (num_objects, num_frames, 4); zeros where not visible."""
     masks = clip.masks[things][:, frames]
     height, width = masks.shape[-2:]
     area = masks.sum(axis=(2, 3))
@@ -61,21 +63,21 @@ def places(clip: Clip, things: list[int], frames: list[int]) -> np.ndarray:
 
 
 def facts(clip: Clip, thing: int) -> list[int]:
-    """The classes of a thing in the order of `CLOSED_SETS`; -100 for what is not true of the whole clip."""
-    one = clip.things[thing]
+    """Classes of an object in the order of `CLOSED_SETS`; -100 where none holds for the whole clip."""
+    one = clip.objects[thing]
     direction = one.direction if one.motion in DIRECTED else None
-    told = (one.colour, one.shape, one.size if one.sized else None, one.motion, direction)
+    words = (one.colour, one.shape, one.size if one.constant_size else None, one.motion, direction)
     if clip.num_frames == 1:
-        told = (*told[:3], None, None)
+        words = (*words[:3], None, None)
     return [
         IGNORED if word is None else list(words).index(word)
-        for word, words in zip(told, CLOSED_SETS.values(), strict=True)
+        for word, words in zip(words, CLOSED_SETS.values(), strict=True)
     ]
 
 
-def readers(masks: np.ndarray, grid: int, tokens: int) -> np.ndarray:
-    """The share of each of `tokens` tokens in what each cell of masks (num_frames, height, width) is to read, of shape
-    (num_frames, grid * grid, tokens). The first four stand for left, right, top and bottom."""
+def attention_targets(masks: np.ndarray, grid: int, tokens: int) -> np.ndarray:
+    """Target attention of each cell to `tokens` temporal tokens, for masks (num_frames, height, width): shape
+    (num_frames, grid * grid, tokens). The first four tokens encode left, right, top and bottom."""
     cover, x, y = np.moveaxis(cells(masks, grid, of_frame=True), -1, 0)
     share = np.minimum(1, 2 * cover)
     x, y = (0.5 + 0.5 * total / np.maximum(cover, 1e-6) for total in (x, y))
@@ -85,8 +87,8 @@ def readers(masks: np.ndarray, grid: int, tokens: int) -> np.ndarray:
 
 
 def draw_stamps(number: int, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, torch.Tensor], torch.Tensor]:
-    """Masks of single things anywhere in a picture, a part of them behind another: bool (number, SIDE, SIDE); their
-    shape and size as classes; their places (number, 4)."""
+    """Random masks of single objects, some partly occluded: bool (number, SIDE, SIDE); their shape and size
+    classes; their places (number, 4)."""
     masks, shapes, sizes = np.zeros((number, SIDE, SIDE), dtype=bool), [], []
     for mask in masks:
         shape, size = rng.integers(len(SHAPES)), rng.integers(len(SIZES))
@@ -103,7 +105,7 @@ def draw_stamps(number: int, rng: np.random.Generator) -> tuple[np.ndarray, dict
 
 
 def paste(shape: str, diameter: float, rng: np.random.Generator) -> np.ndarray:
-    """A shape at a random place, (SIDE, SIDE), mostly whole, at times cut by an edge of the picture."""
+    """A shape at a random position, bool (SIDE, SIDE), sometimes cut off by the border."""
     solid = stamp(shape, max(3, round(diameter * SIDE)))[0] >= 128
     side = len(solid)
     canvas = np.zeros((SIDE + 2 * side, SIDE + 2 * side), dtype=bool)
@@ -113,15 +115,15 @@ def paste(shape: str, diameter: float, rng: np.random.Generator) -> np.ndarray:
     return canvas[side:-side, side:-side]
 
 
-def named(message: dict, kind: str, key: str) -> list[int]:
-    """The things that parts of a message point at."""
+def object_ids(message: dict, kind: str, key: str) -> list[int]:
+    """Indices of the objects that parts of this kind refer to."""
     found = [part[key] for part in message["content"] if part["type"] == kind]
     return [int(name) for one in found for name in ([one] if isinstance(one, str) else one)]
 
 
-def name_of(clip: Clip, thing: int, rng: np.random.Generator) -> str | None:
-    """A name that suits this thing alone, as short as can be for half of them; None for a twin."""
-    own, others = clip.things[thing], [one for one in clip.things if one is not clip.things[thing]]
+def unique_name(clip: Clip, thing: int, rng: np.random.Generator) -> str | None:
+    """A name that matches this object only: colour and shape or, half of the time, a random one. `None` for twins."""
+    own, others = clip.objects[thing], [one for one in clip.objects if one is not clip.objects[thing]]
     names = (
         [f"the {own.colour} {own.shape}"]
         if all((one.colour, one.shape) != (own.colour, own.shape) for one in others)

@@ -1,4 +1,4 @@
-"""What the small model's first stage sees: frames and short clips of toy world, and how their things are told."""
+"""Training examples of stage 1: frames and short clips of toy world, and the attributes that prompt their objects."""
 
 import argparse
 
@@ -8,34 +8,34 @@ from torch.utils.data import Dataset
 
 from sama.processing_sama import SamaProcessor
 from sama.recipes.sama_tiny.labels import colours_of_cells
-from sama.toy_world.clip import Clip, Wish, stage
-from sama.toy_world.motion import ALONE
+from sama.toy_world.clip import Clip, ClipConstraints, propose_clips
+from sama.toy_world.motion import SOLO_MOTIONS
 from sama.toy_world.shapes import COLOURS, SHAPES, SIZES
 from sama.toy_world.world import ToyWorld
 
 
-FRAMES, CLIP_FRAMES = 16, 5  # of a toy clip; of them, those that a step with memory sees
-STRIDES = 3  # a step with memory sees neighbours, every second frame or every third one
-HIDING = 0.4  # share of clips that are made so that a thing hides, beside those in which one does by chance
-HIDDEN = 0.5  # how often a frame is looked for in which a thing is hidden, in both stages
-PROMPT_NOISE = 0.5  # most that a number of a prompt is off, of a variance of 1
-LEFT_OUT = 0.15  # how often a colour or shape is not told, where the rest still decides
-PLACE_ALONE, LOOK_ALONE = 0.6, 0.2  # how often nothing but the place is told, and everything but it
-NOTHING = (len(COLOURS), len(SHAPES), len(SIZES))  # a look of which nothing is told
-NO_POINT = -10  # SAM 2's label of padding
-SHIFT, JITTER = 0.04, 0.03  # spread of what all centres of a thing and each of them are off, in shares of the picture
+FRAMES, CLIP_FRAMES = 16, 5  # length of a toy clip, and frames of it in a step with memory
+STRIDES = 3  # largest distance between the frames of a step with memory
+HIDING = 0.4  # share of clips in which an object is made to hide, in addition to random ones
+HIDDEN = 0.5  # probability of preferring a frame in which an object is hidden, in both stages
+PROMPT_NOISE = 0.5  # maximum standard deviation of the noise on prompts, whose variance is 1
+LEFT_OUT = 0.15  # probability of leaving out a colour or shape that is not needed
+PLACE_ALONE, LOOK_ALONE = 0.6, 0.2  # probability of giving the place only, and of leaving it out
+NOTHING = (len(COLOURS), len(SHAPES), len(SIZES))  # attributes of an object of which none is given
+NO_POINT = -10  # SAM 2's label of padding points
+SHIFT, JITTER = 0.04, 0.03  # noise on all centres of an object and on each one, in fractions of the frame
 
 
 def look_of(clip: Clip) -> np.ndarray:
-    """Colour, shape and size of each thing as numbers, (num_objects, 3)."""
+    """Colour, shape and size of each object as class indices, (num_objects, 3)."""
     kinds = [list(kind) for kind in (COLOURS, SHAPES, SIZES)]
-    looks = [(thing.colour, thing.shape, thing.size) for thing in clip.things]
+    looks = [(thing.colour, thing.shape, thing.size) for thing in clip.objects]
     return np.array([[kind.index(word) for kind, word in zip(kinds, look, strict=True)] for look in looks])
 
 
 def place_of(masks: np.ndarray) -> np.ndarray:
-    """Mean, first and last centre of each thing's visible pixels, x before y, in shares of the picture, and a 1:
-    (num_objects, 7); zeros for what is never seen."""
+    """Mean, first and last centre of each object's visible pixels, x before y, in fractions of the frame, and a 1:
+    (num_objects, 7); zeros for objects that are never visible."""
     height, width = masks.shape[-2:]
     rows, columns = (np.arange(side) + 0.5 for side in (height, width))
     places = np.zeros((len(masks), 7), dtype=np.float32)
@@ -48,9 +48,10 @@ def place_of(masks: np.ndarray) -> np.ndarray:
     return places
 
 
-def told_of(things: list[tuple[Clip, int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Looks (num_things, 3) and places (num_things, 7) of things, as [`AttributePrompts`] takes them. A size is told
-    only where colour and shape do not decide: an answer tells it seldom, and then the language model has to see it."""
+def prompt_attributes(things: list[tuple[Clip, int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Looks (num_objects, 3) and places (num_objects, 7) of objects for [`AttributePrompts`]. The size is given
+    only if colour and shape are ambiguous: answers rarely mention it, and the language model would have to see
+    it."""
     looks = []
     for clip, thing in things:
         own = look_of(clip)
@@ -61,36 +62,37 @@ def told_of(things: list[tuple[Clip, int]]) -> tuple[np.ndarray, np.ndarray]:
     return np.stack(looks), np.concatenate([place_of(clip.masks[[thing]]) for clip, thing in things])
 
 
-def describe(clip: Clip, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Looks and places of a clip's things as [`AttributePrompts`] takes them: half of the time as the language model
-    will tell them, and else what does not decide is left out at times. Of some only the place is told: looks decide so
-    often that a decoder would not learn to heed places (docs/log.md)."""
+def sample_attributes(clip: Clip, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Looks and places of a clip's objects for [`AttributePrompts`]. Half of the time those that the language model
+    will be trained to give; otherwise attributes that are not needed are left out at random. For some objects
+    only the place is given: a look is sufficient so often that the decoder would not learn to use places
+    (docs/log.md)."""
     if rng.random() < 0.5:
-        told, places = told_of([(clip, thing) for thing in range(len(clip.things))])
-        return torch.from_numpy(told), torch.from_numpy(blur(places, rng))
-    looks, places = look_of(clip), blur(place_of(clip.masks), rng)
-    told = looks.copy()
+        given, places = prompt_attributes([(clip, thing) for thing in range(len(clip.objects))])
+        return torch.from_numpy(given), torch.from_numpy(perturb_places(places, rng))
+    looks, places = look_of(clip), perturb_places(place_of(clip.masks), rng)
+    given = looks.copy()
     for number, look in enumerate(looks):
         others = np.delete(looks, number, axis=0)
         unique = not (others == look).all(1).any()
         chance = rng.random()
         if places[number].any() and chance < PLACE_ALONE:
-            told[number] = NOTHING
+            given[number] = NOTHING
             continue
         if unique and chance > 1 - LOOK_ALONE:
             places[number] = 0
         for kind, unknown in enumerate(NOTHING):
-            trial = told[number].copy()
+            trial = given[number].copy()
             trial[kind] = unknown
             known = trial != NOTHING
             decides = places[number].any() or not (others[:, known] == look[known]).all(1).any()
             if decides and rng.random() < (0.5 if kind == 2 else LEFT_OUT):
-                told[number] = trial
-    return torch.from_numpy(told), torch.from_numpy(places)
+                given[number] = trial
+    return torch.from_numpy(given), torch.from_numpy(places)
 
 
-def blur(places: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Places as a language model tells them, which is never quite right."""
+def perturb_places(places: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Add noise to places, since predicted ones are never exact."""
     centres = places[:, :-1].reshape(len(places), -1, 2)
     gaps = SHIFT * rng.standard_normal((len(places), 1, 2)) + JITTER * rng.standard_normal(centres.shape)
     blurred = np.concatenate([(centres + gaps).reshape(len(places), -1), places[:, -1:]], 1)
@@ -98,14 +100,14 @@ def blur(places: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def frame_of(clip: Clip, things: list[int] | slice, rng: np.random.Generator) -> int:
-    """A frame of a clip; where one of these things is hidden at times, often one in which it is, and else one in which
-    one of them is in sight."""
+    """A random frame of a clip: often one in which one of these objects is hidden, if there is any, otherwise one
+    in which at least one of them is visible."""
     hidden = np.flatnonzero(clip.covered[things].any(0)) if rng.random() < HIDDEN else ()
     return int(rng.choice(hidden if len(hidden) else np.flatnonzero(clip.seen[things].any(0))))
 
 
 def point_at(mask: np.ndarray, size: int, rng: np.random.Generator) -> tuple[list, list]:
-    """A click or a box on a mask, as two points with labels, in pixels of a square of `size`."""
+    """A click or a box on a mask, as two points with labels, in pixels of a square image of side `size`."""
     rows, columns = np.nonzero(mask)
     y_scale, x_scale = size / mask.shape[0], size / mask.shape[1]
     if rng.random() < 0.5:
@@ -116,10 +118,10 @@ def point_at(mask: np.ndarray, size: int, rng: np.random.Generator) -> tuple[lis
 
 
 class MaskExamples(Dataset):
-    """What the steps of this stage see, by their number: `image_steps` of frames alone, then, of every four
-    steps, `memory_steps` with short clips, drawn from toy world. Many clips have things that are hard to tell apart: a
-    decoder that has seen few of them paints both. In many a thing hides: where it cannot be seen, a decoder that has
-    seen few of them paints what it hides behind (docs/log.md)."""
+    """The batches of stage 1 by step: `image_steps` steps with single frames, then `clip_steps` steps of which
+    `memory_steps` in four use short clips. Objects that are hard to tell apart are frequent, because a decoder
+    that has seen few of them segments both. So are hiding objects: a decoder that has seen few of them segments
+    the occluder (docs/log.md)."""
 
     def __init__(self, processor: SamaProcessor, grid: int, width: int, arguments: argparse.Namespace):
         self.processor, self.grid, self.width, self.arguments = processor, grid, width, arguments
@@ -131,7 +133,7 @@ class MaskExamples(Dataset):
         return self.arguments.image_steps + self.arguments.clip_steps
 
     def with_memory(self, step: int) -> bool:
-        """Whether a step sees short clips."""
+        """Whether a step uses short clips."""
         return step >= self.arguments.image_steps and step % 4 >= 4 - self.arguments.memory_steps
 
     def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
@@ -140,34 +142,36 @@ class MaskExamples(Dataset):
         size = max(self.arguments.images, self.arguments.clips)
         clips = [self.clip(step * size + place) for place in range(number)]
         if not memory:
-            return self.of_frames(clips, rng)
+            return self.frame_batch(clips, rng)
         strides = rng.integers(1, STRIDES + 1, len(clips))
         frames = [
             rng.integers(FRAMES - stride * (CLIP_FRAMES - 1)) + stride * np.arange(CLIP_FRAMES) for stride in strides
         ]
         prompted = sorted(rng.choice(CLIP_FRAMES, rng.integers(1, 3), replace=False).tolist())
-        words = [describe(clip, rng) for clip in clips]
-        return self.of_clips(clips, frames, prompted, words) | self.noise(words, rng)
+        words = [sample_attributes(clip, rng) for clip in clips]
+        return self.clip_batch(clips, frames, prompted, words) | self.noise(words, rng)
 
     def clip(self, index: int) -> Clip:
-        """The clip of this number: one of toy world's, or one in which the first thing hides."""
+        """The clip of this index: a random one, or one in which the first object hides."""
         rng = np.random.default_rng([self.arguments.seed, 1, index])
         if rng.random() >= HIDING:
-            return self.world.play(index)[1]
+            return self.world.generate(index)[1]
         settings = self.world.settings
         number = rng.integers(2, settings.things[1] + 1)
-        wish = Wish(motions=["hide", *(ALONE[i] for i in rng.integers(len(ALONE), size=number - 1))])
-        return self.world.show(next(stage(settings, wish, number, FRAMES, rng)), rng)
+        constraints = ClipConstraints(
+            motions=["hide", *(SOLO_MOTIONS[i] for i in rng.integers(len(SOLO_MOTIONS), size=number - 1))]
+        )
+        return self.world.render(next(propose_clips(settings, constraints, number, FRAMES, rng)), rng)
 
-    def of_frames(self, clips: list[Clip], rng: np.random.Generator) -> dict[str, torch.Tensor]:
-        """One frame of each clip: its things by attributes, and those in sight by a click or a box."""
+    def frame_batch(self, clips: list[Clip], rng: np.random.Generator) -> dict[str, torch.Tensor]:
+        """One frame of each clip: all objects prompted by attributes, and the visible ones by a click or a box."""
         chosen = [[frame_of(clip, slice(None), rng)] for clip in clips]
-        words = [describe(clip, rng) for clip in clips]
-        example = self.of_clips(clips, chosen, [0], words) | self.noise(words, rng)
+        words = [sample_attributes(clip, rng) for clip in clips]
+        example = self.clip_batch(clips, chosen, [0], words) | self.noise(words, rng)
         masks, size = example["masks"].numpy(), self.processor.sam_image_size
         seen = np.flatnonzero(masks.any((1, 2)))
         if not len(seen):
-            raise ValueError(f"{len(clips)} frames of as many clips show nothing: raise --images")
+            raise ValueError(f"no object is visible in the {len(clips)} frames of this step: raise --images")
         points, labels = zip(*(point_at(masks[row], size, rng) for row in seen), strict=True)
         held = [colours_of_cells(clip, frame, self.grid)[0, ..., 0] for clip, frame in zip(clips, chosen, strict=True)]
         example |= {"seen": torch.from_numpy(seen), "points": torch.tensor(points, dtype=torch.float32)}
@@ -176,9 +180,9 @@ class MaskExamples(Dataset):
             "colours": torch.from_numpy(np.stack(held)),
         }
 
-    def of_clips(self, clips: list[Clip], frames: list, prompted: list[int], words: list) -> dict[str, torch.Tensor]:
-        """As many frames of each clip, the first ones of all, then the second ones, and so on; the masks of all things
-        (num_frames * num_objects, height, width), the clip of each, and how they are told."""
+    def clip_batch(self, clips: list[Clip], frames: list, prompted: list[int], words: list) -> dict[str, torch.Tensor]:
+        """The same number of frames of each clip, ordered by time, then by clip; masks of all objects (num_frames *
+        num_objects, height, width), the clip of each object, and its attributes."""
         pairs = [pair for moment in zip(*frames, strict=True) for pair in zip(clips, moment, strict=True)]
         looks, places = (torch.cat(parts) for parts in zip(*words, strict=True))
         rows = torch.arange(len(clips)).repeat_interleave(torch.tensor([len(clip.masks) for clip in clips]))
@@ -192,7 +196,7 @@ class MaskExamples(Dataset):
         }
 
     def noise(self, words: list, rng: np.random.Generator) -> dict[str, torch.Tensor]:
-        """What is added to prompts: those of a language model are never quite right."""
+        """Noise on the prompts, because predicted ones are never exact."""
         number = sum(len(looks) for looks, _ in words)
         level = PROMPT_NOISE * rng.random((number, 1))
         return {"noise": torch.from_numpy((level * rng.standard_normal((number, self.width))).astype(np.float32))}

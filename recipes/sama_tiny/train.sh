@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# The small model from nothing, in stages that go on where they were killed. Two cores, many hours:
-# as a whole it has not been run since the second run for masks was added; the card says how the shipped weights came about.
+# Train sama-tiny from scratch. Every stage resumes if it was interrupted. Takes many hours on two CPU cores.
+# The script has not been run as a whole, see README.md.
 #
-#   bash recipes/sama_tiny/train.sh [FOLDER]      # outputs/tiny by default; its folder `shipped` is checkpoints/sama-tiny
+#   bash recipes/sama_tiny/train.sh [FOLDER]      # outputs/tiny by default; the checkpoint is written to FOLDER/shipped
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 out=${1:-outputs/tiny}
 python=${PYTHON:-.venv/bin/python}
 mkdir -p "$out"
@@ -15,8 +15,5 @@ mkdir -p "$out"
 "$python" recipes/sama_tiny/train_masks.py --model "$out/points" --to "$out/masks" --keep --from-points \
     --image-steps 700 --clip-steps 500 --memory-steps 1 | tee -a "$out/masks.log"
 "$python" recipes/sama_tiny/train_language.py --model "$out/start" --masks "$out/masks" --to "$out/language" \
-    --decoder-rate 0.2 |
-    tee -a "$out/language.log"
-"$python" train.py --config recipes/sama_tiny/train.yaml --model_name_or_path "$out/language" \
-    --output_dir "$out/joint" --resume_from_checkpoint last
+    --decoder-rate 0.2 | tee -a "$out/language.log"
 "$python" recipes/sama_tiny/finish.py --run "$out" --to "$out/shipped"

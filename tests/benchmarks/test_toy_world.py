@@ -1,4 +1,4 @@
-"""Toy world as a benchmark: what is asked, and scores that can be counted by hand."""
+"""The toy world benchmark: its questions, and scores computed by hand."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ SIZE = (10, 20)
 
 
 def track(*columns: tuple[int, int] | None) -> list:
-    """Full-height stripes from one column to another, one for each frame; `None` where nothing is seen."""
+    """Full-height stripes between two columns, one per frame; `None` where nothing is visible."""
     codes = []
     for ends in columns:
         mask = np.zeros(SIZE, dtype=bool)
@@ -26,8 +26,8 @@ def track(*columns: tuple[int, int] | None) -> list:
 
 
 def turn(*targets, **info) -> Turn:
-    told = {"kind": "colour", "answer": "red", "choices": ["red", "blue"], "late": [], "hidden": []}
-    return Turn("?", [], "It is red.", list(targets), told | info)
+    info_of_turn = {"kind": "colour", "answer": "red", "choices": ["red", "blue"], "late": [], "hidden": []}
+    return Turn("?", [], "It is red.", list(targets), info_of_turn | info)
 
 
 def answer(text: str, *tracks) -> tuple[PredictedTurn, Prediction]:
@@ -36,7 +36,7 @@ def answer(text: str, *tracks) -> tuple[PredictedTurn, Prediction]:
 
 
 def reference_answers(benchmark, change=lambda number, turn: turn.reference) -> list[Prediction]:
-    """The reference's masks, and what `change` says."""
+    """Answers with the reference masks and the text that `change` returns."""
     found = []
     for group in benchmark.outline():
         for question in benchmark.questions(group):
@@ -124,7 +124,7 @@ def test_reference_answers_are_all_right_and_others_are_not():
         assert row.value in (None, 1.0) and (row.value is None) == (row.count == 0)
     assert rows[LOOK, "mask mIoU"].count and rows[MOTION, "choice between the twins"].chance == 0.5
     assert rows["region questions", "accuracy, colour"].chance in (None, 1 / 8)
-    # Words without sense, from the second turn on
+    # Meaningless text from the second turn on
     wrong = benchmark.score(reference_answers(benchmark, lambda number, turn: "?" if number else turn.reference))
     rows = {(row.part, row.name): row for row in wrong.rows}
     assert rows["region questions", "accuracy, turn 1"].value == 1.0
@@ -177,11 +177,11 @@ def test_nothing_answered_gives_a_table_of_reasons():
         ({"size": 8}, "cannot be drawn: 8 x 8"),
     ],
 )
-def test_what_there_is_not(arguments, message):
+def test_invalid_arguments_are_errors(arguments, message):
     with pytest.raises(BenchmarkError, match=message):
         open_benchmark("toy_world", **arguments)
 
 
-def test_a_benchmark_that_there_is_not():
+def test_an_unknown_benchmark_is_an_error():
     with pytest.raises(BenchmarkError, match="no benchmark 'toy', only .*toy_world"):
         open_benchmark("toy")

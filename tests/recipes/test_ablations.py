@@ -1,4 +1,4 @@
-"""The ablations: what is left out is zero, dialogues are cut to a window of rounds, results are kept."""
+"""The ablations: disabled parts are zero, dialogues are cut to a window of rounds, results are reused."""
 
 import json
 from argparse import Namespace
@@ -47,7 +47,7 @@ def test_dialogues_are_cut_to_a_window_of_rounds(rounds):
         "height": 32,
         "width": 32,
     }
-    whole, cut = ToyWorld(settings), ablations.Rounds(settings, 0, rounds)
+    whole, cut = ToyWorld(settings), ablations.WindowedToyWorld(settings, 0, rounds)
     firsts = set()
     for index in range(6):
         every, kept = whole.describe(index)["messages"], cut.describe(index)["messages"]
@@ -75,39 +75,39 @@ def test_one_clip_has_no_interval():
 
 
 def start(folder) -> dict:
-    """Folders with what the ablations start from, in name only."""
+    """Placeholder folders of the model and the masks that the ablations start from."""
     for name in ("model", "masks"):
         (folder / name).mkdir()
     (folder / "masks" / "state.pt").write_bytes(b"masks")
     return {"model": folder / "model", "masks": folder / "masks", "start": None}
 
 
-def test_one_step_of_a_variant_is_trained_asked_and_kept(tmp_path, monkeypatch):
-    """Of the small checkpoint; what it answers is not looked at."""
+def test_one_step_of_a_variant_is_trained_and_saved(tmp_path, monkeypatch):
+    """With sama-tiny; its answers are not evaluated."""
     model = SamaForConditionalGeneration.from_pretrained(CHECKPOINT, dtype=torch.float32)
     prompts = AttributePrompts.of_tracker(model.model.mask_tracker)
     (tmp_path / "masks").mkdir()
     state = {"tracker": model.model.mask_tracker.state_dict(), "prompts": prompts.state_dict()}
     torch.save(state, tmp_path / "masks" / "state.pt")
-    monkeypatch.setattr(ablations, "examine", lambda model, processor, benchmark: {"failed": 0, "scores": []})
+    monkeypatch.setattr(ablations, "evaluate", lambda model, processor, benchmark: {"failed": 0, "scores": []})
     paths = {"model": CHECKPOINT, "masks": tmp_path / "masks", "start": None, "to": tmp_path / "to"}
     arguments = Namespace(**paths, **(BUDGET | {"batch_size": 2}))
-    kept = ablations.finish("no-shape", arguments)
+    kept = ablations.run_variant("no-shape", arguments)
     assert kept == json.loads((tmp_path / "to" / "no-shape.json").read_text()) and kept["budget"]["start"] is None
     trained = SamaForConditionalGeneration.from_pretrained(tmp_path / "to" / "no-shape", dtype=torch.float32)
     moved = [not torch.equal(*pair) for pair in zip(trained.parameters(), model.parameters(), strict=True)]
     assert any(moved)
 
 
-def test_a_finished_variant_is_read_and_one_of_another_budget_refused(tmp_path):
+def test_a_finished_variant_is_reused_and_another_budget_is_an_error(tmp_path):
     arguments = Namespace(to=tmp_path, **start(tmp_path), **BUDGET)
     kept = result("full", 0.4) | {"budget": ablations.budget(ablations.VARIANTS["full"], arguments)}
     (tmp_path / "full.json").write_text(json.dumps(kept))
-    assert ablations.finish("full", arguments) == kept
+    assert ablations.run_variant("full", arguments) == kept
     (tmp_path / "masks" / "state.pt").write_bytes(b"other")
     with pytest.raises(ValueError, match="'masks': "):
-        ablations.finish("full", arguments)
+        ablations.run_variant("full", arguments)
     (tmp_path / "masks" / "state.pt").write_bytes(b"masks")
     arguments.steps = 2
     with pytest.raises(ValueError, match=r"'steps': 1.*'steps': 2"):
-        ablations.finish("full", arguments)
+        ablations.run_variant("full", arguments)

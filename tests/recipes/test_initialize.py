@@ -1,4 +1,4 @@
-"""The tokenizers of the small checkpoint: same bytes every time, any text comes back, tags stay whole."""
+"""The untrained checkpoint: reproducible bytes, tokenizers that decode any text exactly, tags as single tokens."""
 
 import json
 import subprocess
@@ -16,7 +16,6 @@ from sama.recipes.sama_tiny.initialize import (
     VISUAL_TOKENS,
     build_qformer_tokenizer,
     build_tokenizer,
-    save_tokenizers,
 )
 
 
@@ -91,18 +90,18 @@ def test_chat_template_marks_what_the_assistant_writes(tokenizer):
     assert tokenizer.decode(marked) == "It is <p> a dog </p> [SEG].<|im_end|>"
 
 
-def test_saved_tokenizers_load_and_give_equal_ids(tmp_path):
-    built = save_tokenizers(tmp_path)
-    for tokenizer, folder in zip(built, (tmp_path, tmp_path / "qformer_tokenizer"), strict=True):
+def test_saved_tokenizers_load_and_give_equal_ids(tokenizer, qformer_tokenizer, tmp_path):
+    for built, folder in ((tokenizer, tmp_path / "tokenizer"), (qformer_tokenizer, tmp_path / "qformer")):
+        built.save_pretrained(folder)
         loaded = AutoTokenizer.from_pretrained(folder)
-        assert [loaded(text)["input_ids"] for text in TEXTS] == [tokenizer(text)["input_ids"] for text in TEXTS]
-        assert loaded.chat_template == tokenizer.chat_template
-        assert (loaded.padding_side, loaded.truncation_side) == (tokenizer.padding_side, tokenizer.truncation_side)
-        assert loaded.model_max_length == tokenizer.model_max_length
+        assert [loaded(text)["input_ids"] for text in TEXTS] == [built(text)["input_ids"] for text in TEXTS]
+        assert loaded.chat_template == built.chat_template
+        assert (loaded.padding_side, loaded.truncation_side) == (built.padding_side, built.truncation_side)
+        assert loaded.model_max_length == built.model_max_length
 
 
 def contents(path: Path):
-    """What a file says, whatever release of transformers wrote it."""
+    """The content of a file, independent of the version of transformers that wrote it."""
     if path.suffix != ".json":
         return path.read_bytes()
     return {key: value for key, value in json.loads(path.read_text()).items() if key != "transformers_version"}
@@ -110,20 +109,20 @@ def contents(path: Path):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """What the script writes."""
+    """The output folder of the script."""
     folder = tmp_path_factory.mktemp("made")
     subprocess.run([sys.executable, SCRIPT, "--to", folder], check=True, capture_output=True)
     return folder
 
 
 def test_the_shipped_checkpoint_is_a_trained_one_of_what_the_script_makes(made):
-    """The same files but for the card and the curves, the same tensors by name and shape, at most 30 MB."""
+    """The same files except for the card, the same tensors by name and shape, at most 30 MB."""
     shipped = SCRIPT.parents[2] / "checkpoints" / "sama-tiny"
     files = {path.relative_to(shipped) for path in shipped.rglob("*.*") if "__pycache__" not in path.parts}
-    assert files == {path.relative_to(made) for path in made.rglob("*.*")} | {Path("README.md"), Path("curves.png")}
-    common = files - {Path("README.md"), Path("curves.png")}
+    assert files == {path.relative_to(made) for path in made.rglob("*.*")} | {Path("README.md")}
+    common = files - {Path("README.md")}
     changed = {path.name for path in common if contents(shipped / path) != contents(made / path)}
-    # Weights go with the vocabulary that they were trained with: that of toy world's wording before it last changed
+    # The shipped vocabulary was trained on an earlier wording of toy world
     assert changed == {"config.json", "model.safetensors", "tokenizer.json"}
     tokenizers = [PreTrainedTokenizerFast.from_pretrained(folder) for folder in (shipped, made)]
     assert len({len(one) for one in tokenizers}) == 1

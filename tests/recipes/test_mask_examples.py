@@ -1,4 +1,4 @@
-"""What the small model's first stage sees: things are told so that they can be found, and often they are hidden."""
+"""Training examples of stage 1: attributes identify their object, and objects are often hidden."""
 
 from argparse import Namespace
 from types import SimpleNamespace
@@ -16,12 +16,12 @@ from sama.recipes.sama_tiny.mask_examples import (
     NOTHING,
     SHIFT,
     MaskExamples,
-    blur,
-    describe,
     frame_of,
     look_of,
+    perturb_places,
     place_of,
     point_at,
+    sample_attributes,
 )
 
 
@@ -35,11 +35,11 @@ def examples():
 
 
 def clip_of(*looks: tuple[str, str, str]) -> SimpleNamespace:
-    things = [SimpleNamespace(colour=colour, shape=shape, size=size) for colour, shape, size in looks]
+    objects = [SimpleNamespace(colour=colour, shape=shape, size=size) for colour, shape, size in looks]
     masks = np.zeros((len(looks), 2, 4, 8), dtype=bool)
     for number in range(len(looks)):
         masks[number, 0, number, :2] = True
-    return SimpleNamespace(things=things, masks=masks)
+    return SimpleNamespace(objects=objects, masks=masks)
 
 
 def test_place_by_hand():
@@ -49,22 +49,22 @@ def test_place_by_hand():
     assert place_of(masks).tolist() == [[0.5, 0.5, 0.125, 0.125, 0.875, 0.875, 1], [0] * 7]
 
 
-def test_what_is_left_out_never_decides():
+def test_attributes_that_are_needed_are_never_left_out():
     clip, words = clip_of(RED_STAR, RED_RING, BLUE_STAR), look_of(clip_of(RED_STAR, RED_RING, BLUE_STAR))
     seen = set()
     for seed in range(60):
-        told, places = describe(clip, np.random.default_rng(seed))
-        for number, (look, place) in enumerate(zip(told.numpy(), places, strict=True)):
+        given, places = sample_attributes(clip, np.random.default_rng(seed))
+        for number, (look, place) in enumerate(zip(given.numpy(), places, strict=True)):
             known = look == words[number]
             seen.add(tuple(known.tolist()) + (bool(place.any()),))
             alike = (words[:, known] == look[known]).all(1).sum()
             assert alike == 1 or place.any()
-    assert len(seen) > 4  # something is left out, and not always the same
+    assert len(seen) > 4  # different attributes are left out
 
 
-def test_twins_are_told_apart_by_their_place():
+def test_twins_always_have_a_place():
     for seed in range(20):
-        _, places = describe(clip_of(RED_STAR, RED_STAR), np.random.default_rng(seed))
+        _, places = sample_attributes(clip_of(RED_STAR, RED_STAR), np.random.default_rng(seed))
         assert places.any(1).all()
 
 
@@ -79,31 +79,33 @@ def test_a_point_lies_on_the_mask_and_a_box_around_it():
     assert found[2, 3] == [[4, 4], [8, 12]]
 
 
-def test_a_blurred_place_is_near_and_an_unknown_one_stays_unknown():
+def test_a_perturbed_place_is_near_and_an_unknown_one_stays_unknown():
     places = np.tile(np.float32([0.5, 0.4, 0.2, 0.1, 0.8, 0.7, 1]), (400, 1))
     places[0] = 0
-    found = blur(places, np.random.default_rng(0))
+    found = perturb_places(places, np.random.default_rng(0))
     gaps = (found - places)[1:, :-1]
     assert not found[0].any() and (found[1:, -1] == 1).all()
     assert gaps.std() == pytest.approx((SHIFT**2 + JITTER**2) ** 0.5, rel=0.1)
 
 
-def test_of_some_things_only_the_place_is_told(examples):
+def test_some_objects_have_a_place_only(examples):
     rng = np.random.default_rng(0)
-    looks, places = zip(*(describe(examples.world.play(index)[1], rng) for index in range(40)), strict=True)
+    looks, places = zip(
+        *(sample_attributes(examples.world.generate(index)[1], rng) for index in range(40)), strict=True
+    )
     looks, places = torch.cat(looks), torch.cat(places)
     bare = (looks == torch.tensor(NOTHING)).all(1)
     assert 0.1 < bare.float().mean() < 0.5 and places[bare, -1].all()
 
 
-def test_in_many_clips_a_thing_hides(examples):
+def test_an_object_hides_in_many_clips(examples):
     clips = [examples.clip(index) for index in range(60)]
-    hiding = [clip for clip in clips if clip.things[0].motion == "hide"]
+    hiding = [clip for clip in clips if clip.objects[0].motion == "hide"]
     assert all(clip.visible_again(0) and clip.frames is not None for clip in hiding)
     assert len(hiding) == pytest.approx(HIDING * len(clips), abs=12)
 
 
-def test_things_that_hide_are_often_looked_at_while_they_are_hidden():
+def test_frames_with_hidden_objects_are_preferred():
     covered = np.array([[False] * 8, [False] * 6 + [True] * 2])
     clip, rng = SimpleNamespace(covered=covered, seen=~covered), np.random.default_rng(0)
     frames = [frame_of(clip, [1], rng) for _ in range(400)]

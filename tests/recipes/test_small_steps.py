@@ -1,4 +1,4 @@
-"""Small steps between the stages of the small model: more layers, and prompts read back."""
+"""Steps between the stages of sama-tiny: additional layers, and recovered prompts."""
 
 from argparse import Namespace
 
@@ -9,7 +9,7 @@ from checkpoint import CHECKPOINT
 from sama.modeling_sama import SamaForConditionalGeneration
 from sama.processing_sama import SamaProcessor
 from sama.recipes.sama_tiny.deepen import deepen
-from sama.recipes.sama_tiny.examples import Lessons
+from sama.recipes.sama_tiny.examples import TrainingExamples
 from sama.recipes.sama_tiny.read_prompts import fit, gather
 from sama.recipes.sama_tiny.train_masks import AttributePrompts
 
@@ -19,7 +19,7 @@ def model():
     return SamaForConditionalGeneration.from_pretrained(CHECKPOINT, dtype=torch.float32).eval()
 
 
-def test_new_layers_change_nothing_and_can_learn(model):
+def test_new_layers_keep_the_outputs_and_get_gradients(model):
     deep = deepen(model, 2, 1, seed=0).eval()
     layers = deep.model.language_model.layers, deep.model.vision_tower.encoder.layer
     assert len(layers[0]) == model.config.text_config.num_hidden_layers + 2
@@ -33,14 +33,16 @@ def test_new_layers_change_nothing_and_can_learn(model):
     assert all(layer.lambda_1.grad.any() for layer in layers[1])
 
 
-def test_prompts_that_are_read_back_fit_those_of_the_model(model):
-    steps = {"mask_steps": 0, "sight_steps": 0, "dialogue_steps": 4, "batch_size": 4}
+def test_recovered_prompts_fit_those_of_the_model(model):
+    steps = {"mask_steps": 0, "probe_steps": 0, "dialogue_steps": 4, "batch_size": 4}
     arguments = Namespace(**steps, seed=0, device="cpu", num_workers=0)
-    lessons = Lessons(SamaProcessor.from_pretrained(CHECKPOINT, trust_remote_code=True), model.config, arguments)
-    gathered = gather(model, lessons)
-    blocks = [lessons[block] for block in range(len(lessons))]
-    told = [example["truth"].get("looks", torch.zeros(0, 3)) for block in blocks for example in block]
-    assert torch.equal(gathered["looks"], torch.cat(told).to(gathered["looks"]))
+    examples = TrainingExamples(
+        SamaProcessor.from_pretrained(CHECKPOINT, trust_remote_code=True), model.config, arguments
+    )
+    gathered = gather(model, examples)
+    blocks = [examples[block] for block in range(len(examples))]
+    given = [example["targets"].get("looks", torch.zeros(0, 3)) for block in blocks for example in block]
+    assert torch.equal(gathered["looks"], torch.cat(given).to(gathered["looks"]))
     assert len(gathered["found"]) > 10
     torch.manual_seed(0)
     frequencies = torch.randn(2, 8)

@@ -1,4 +1,4 @@
-"""The second stage of the small model: what it is told is true, and a killed run goes on to the same weights."""
+"""Stage 2 of sama-tiny: targets agree with the clips, and an interrupted run resumes with identical losses."""
 
 from argparse import Namespace
 
@@ -9,9 +9,9 @@ from checkpoint import CHECKPOINT
 
 from sama.modeling_sama import SamaForConditionalGeneration
 from sama.processing_sama import SamaProcessor
-from sama.recipes.sama_tiny.examples import Lessons
-from sama.recipes.sama_tiny.labels import cells, draw_stamps, facts, name_of, places
-from sama.recipes.sama_tiny.train_language import Teacher, learn, trained_parts
+from sama.recipes.sama_tiny.examples import TrainingExamples
+from sama.recipes.sama_tiny.labels import cells, draw_stamps, facts, places, unique_name
+from sama.recipes.sama_tiny.train_language import AuxiliaryLosses, train, trained_parts
 from sama.toy_world.shapes import COLOURS, SHAPES
 
 
@@ -26,8 +26,8 @@ def processor():
 
 
 @pytest.fixture(scope="module")
-def lessons(model, processor, arguments):
-    return Lessons(processor, model.config, arguments)
+def examples(model, processor, arguments):
+    return TrainingExamples(processor, model.config, arguments)
 
 
 def test_cells_by_hand():
@@ -38,7 +38,7 @@ def test_cells_by_hand():
     assert not held[[0, 2, 3]].any()
 
 
-def test_stamps_are_seen_and_lie_where_they_are_said_to_be():
+def test_stamps_are_visible_and_match_their_places():
     masks, classes, spots = draw_stamps(40, np.random.default_rng(0))
     assert masks.any((1, 2)).all() and len(set(classes["shape"].tolist())) > 8
     rows, columns = np.nonzero(masks[7])
@@ -48,27 +48,27 @@ def test_stamps_are_seen_and_lie_where_they_are_said_to_be():
     )
 
 
-def test_a_lesson_knows_what_its_questions_are_about(lessons):
+def test_an_example_knows_the_subjects_of_its_questions(examples):
     kinds = set()
     for index in range(30):
-        lesson, record = lessons.dialogue(index), lessons.world.describe(index)
-        asked = [message for message in record["messages"] if message["role"] == "user"][: len(lesson.subjects)]
+        example, record = examples.dialogue(index), examples.world.describe(index)
+        asked = [message for message in record["messages"] if message["role"] == "user"][: len(example.subjects)]
         regions = [int(part["object"]) for message in asked for part in message["content"] if part["type"] == "region"]
-        assert lesson.regions == regions
-        assert len(lesson.subjects) == sum(message["role"] == "user" for message in lesson.messages)
-        for subject, message in zip(lesson.subjects, asked, strict=True):
+        assert example.regions == regions
+        assert len(example.subjects) == sum(message["role"] == "user" for message in example.messages)
+        for subject, message in zip(example.subjects, asked, strict=True):
             pointed = [int(part["object"]) for part in message["content"] if part["type"] == "region"]
             assert not pointed or subject == pointed[0]
-        segs = sum("objects" in part for message in lesson.messages for part in message["content"])
-        assert bool(lesson.segs) == bool(segs)
+        segs = sum("objects" in part for message in example.messages for part in message["content"])
+        assert bool(example.segs) == bool(segs)
         kinds.add((bool(regions), bool(segs)))
     assert len(kinds) >= 3
 
 
-def test_facts_and_places_are_those_of_the_clip(lessons):
+def test_facts_and_places_are_those_of_the_clip(examples):
     for index in range(5):
-        clip = lessons.sight(index).clip
-        for thing, one in enumerate(clip.things):
+        clip = examples.probe(index).clip
+        for thing, one in enumerate(clip.objects):
             colour, shape, size, _, _ = facts(clip, thing)
             assert (list(COLOURS)[colour], SHAPES[shape]) == (one.colour, one.shape)
             assert (size == -100) == (one.motion in ("grow", "shrink"))
@@ -79,53 +79,53 @@ def test_facts_and_places_are_those_of_the_clip(lessons):
             assert found[2] == pytest.approx((rows.mean() + 0.5) / clip.masks.shape[-2])
 
 
-def test_a_name_suits_one_thing_alone(lessons):
+def test_a_unique_name_matches_one_object(examples):
     rng, named = np.random.default_rng(0), 0
     for index in range(20):
-        clip = lessons.sight(index).clip
-        for thing in range(len(clip.things)):
-            name = name_of(clip, thing, rng)
+        clip = examples.probe(index).clip
+        for thing in range(len(clip.objects)):
+            name = unique_name(clip, thing, rng)
             if name is None:
                 continue
             named += 1
             words = [word for word in (*COLOURS, *SHAPES) if f" {word} " in f"{name} "]
-            suited = [one for one in clip.things if {one.colour, one.shape} >= set(words)]
-            assert suited == [clip.things[thing]]
+            suited = [one for one in clip.objects if {one.colour, one.shape} >= set(words)]
+            assert suited == [clip.objects[thing]]
     assert named > 20
 
 
-class Recorded(Teacher):
-    """A teacher that keeps the losses of its steps, and is killed in the step with number `dies`."""
+class Recorded(AuxiliaryLosses):
+    """Keeps the losses of its steps and fails in the step with index `dies`."""
 
     def __init__(self, dies: int | None = None):
         model = SamaForConditionalGeneration.from_pretrained(CHECKPOINT, dtype=torch.float32).train()
         model.model.mask_tracker.requires_grad_(False)
         super().__init__(model, SamaProcessor.from_pretrained(CHECKPOINT, trust_remote_code=True), seed=0)
-        self.dies, self.told = dies, []
+        self.dies, self.history = dies, []
 
-    def losses(self, inputs, truth, with_language):
-        if len(self.told) == self.dies:
+    def losses(self, inputs, targets, with_language):
+        if len(self.history) == self.dies:
             pytest.fail("killed")
-        losses, report = super().losses(inputs, truth, with_language)
-        self.told.append({name: loss.item() for name, loss in losses.items()})
+        losses, report = super().losses(inputs, targets, with_language)
+        self.history.append({name: loss.item() for name, loss in losses.items()})
         return losses, report
 
 
 @pytest.fixture(scope="module")
 def arguments():
-    """A step on masks, two on frames, and two on dialogues, of which the first lies within a block."""
-    steps = {"mask_steps": 1, "sight_steps": 2, "dialogue_steps": 2, "batch_size": 2}
+    """One step on masks, two on probes and two on dialogues, the first of which lies inside a block."""
+    steps = {"mask_steps": 1, "probe_steps": 2, "dialogue_steps": 2, "batch_size": 2}
     steps |= {"learning_rate": 1e-3, "decoder_rate": 0.0, "seed": 0, "device": "cpu", "num_workers": 0}
     return Namespace(**steps, log_steps=9, save_steps=1)
 
 
 @pytest.fixture(scope="module")
-def whole(lessons, tmp_path_factory):
-    teacher = Recorded()
-    parts = trained_parts(teacher.model), teacher.model.model.mask_tracker
+def whole(examples, tmp_path_factory):
+    auxiliary = Recorded()
+    parts = trained_parts(auxiliary.model), auxiliary.model.model.mask_tracker
     start = [[parameter.clone() for parameter in part.parameters()] for part in parts]
-    learn(teacher, lessons, tmp_path_factory.mktemp("whole") / "state.pt")
-    return teacher, parts, start
+    train(auxiliary, examples, tmp_path_factory.mktemp("whole") / "state.pt")
+    return auxiliary, parts, start
 
 
 def test_everything_but_sam_is_trained(whole):
@@ -138,28 +138,28 @@ def test_everything_but_sam_is_trained(whole):
 
 
 @pytest.mark.parametrize("dies", [1, 2, 3])
-def test_a_killed_run_goes_on_with_the_losses_it_would_have_had(whole, lessons, tmp_path, dies):
+def test_an_interrupted_run_resumes_with_identical_losses(whole, examples, tmp_path, dies):
     with pytest.raises(pytest.fail.Exception, match="killed"):
-        learn(Recorded(dies), lessons, tmp_path / "state.pt")
+        train(Recorded(dies), examples, tmp_path / "state.pt")
     resumed = Recorded()
-    learn(resumed, lessons, tmp_path / "state.pt")
-    assert len(resumed.told) == 4 - dies
-    for ours, theirs in zip(resumed.told, whole[0].told[dies:], strict=True):
-        # Sums in another order, as memory happens to lie, change the last digits
+    train(resumed, examples, tmp_path / "state.pt")
+    assert len(resumed.history) == 4 - dies
+    for ours, theirs in zip(resumed.history, whole[0].history[dies:], strict=True):
+        # The order of summation may differ, which changes the last digits
         assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5)
 
 
-def test_what_is_true_fits_what_is_seen(lessons):
-    """The parts of a lesson belong to the tokens that the model makes of it, whatever the lengths of its videos."""
-    for example in [example for block in range(2) for example in lessons[block] if "inputs" in example]:
-        inputs, truth = example["inputs"], example["truth"]
+def test_targets_match_the_tokens(examples):
+    """The parts of a example belong to the tokens that the model makes of it, whatever the lengths of its videos."""
+    for example in [example for block in range(2) for example in examples[block] if "inputs" in example]:
+        inputs, targets = example["inputs"], example["targets"]
         lengths = inputs["num_context_frames"][inputs["question_samples"]]
-        assert len(truth["context known"]) == lengths.sum()
-        assert truth["context known"].sum() == len(truth["context"]) == len(truth["pairs"])
+        assert len(targets["context known"]) == lengths.sum()
+        assert targets["context known"].sum() == len(targets["context"]) == len(targets["pairs"])
         ordered = lengths.sort().values
         starts = ordered.cumsum(0) - ordered
-        for question in truth["askers"].unique().tolist():
-            own = truth["pairs"][truth["askers"] == question]
+        for question in targets["pair questions"].unique().tolist():
+            own = targets["pairs"][targets["pair questions"] == question]
             assert own.tolist() == list(range(starts[question], starts[question] + ordered[question]))
-        assert truth["seen"].shape[:2] == truth["colours"].shape[:2]
-        assert truth["weights"].sum() == pytest.approx(int(truth["counted"]), rel=1e-4)
+        assert targets["seen"].shape[:2] == targets["colours"].shape[:2]
+        assert targets["weights"].sum() == pytest.approx(int(targets["counted"]), rel=1e-4)

@@ -1,4 +1,4 @@
-"""The first stage of the small model: what each step trains, and that a killed run goes on to the same weights."""
+"""Stage 1 of sama-tiny: what each step trains, and that an interrupted run resumes to the same weights."""
 
 from argparse import Namespace
 from copy import deepcopy
@@ -10,13 +10,13 @@ from tiny_model import SAM_SIZE, tiny_model
 
 from sama.processing_sama import SamaProcessor
 from sama.recipes.sama_tiny.mask_examples import MaskExamples, look_of, place_of
-from sama.recipes.sama_tiny.train_masks import MaskLesson, in_advance, learn
+from sama.recipes.sama_tiny.train_masks import MaskTraining, prefetch, train
 
 
-def lesson() -> MaskLesson:
+def training() -> MaskTraining:
     processor = SamaProcessor.from_pretrained(CHECKPOINT, trust_remote_code=True)
     processor.sam_image_size = SAM_SIZE
-    return MaskLesson(tiny_model().model.mask_tracker.train(), processor, seed=0)
+    return MaskTraining(tiny_model().model.mask_tracker.train(), processor, seed=0)
 
 
 def steps(**changes) -> Namespace:
@@ -27,59 +27,59 @@ def steps(**changes) -> Namespace:
 
 
 def moved(part: torch.nn.Module, start: torch.nn.Module) -> float:
-    """Share of parameters that differ."""
+    """Fraction of parameters that differ."""
     pairs = list(zip(part.parameters(), start.parameters(), strict=True))
     return sum(not torch.equal(*pair) for pair in pairs) / len(pairs)
 
 
-def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path, monkeypatch):
+def test_an_interrupted_run_resumes_to_the_same_weights(tmp_path, monkeypatch):
     arguments = steps()
-    whole, killed, resumed = lesson(), lesson(), lesson()
-    learn(whole, arguments, tmp_path / "whole.pt")
+    whole, killed, resumed = training(), training(), training()
+    train(whole, arguments, tmp_path / "whole.pt")
     draw = MaskExamples.__getitem__
     with monkeypatch.context() as patch:
         patch.setattr(
             MaskExamples, "__getitem__", lambda self, step: draw(self, step) if step < 2 else pytest.fail("killed")
         )
         with pytest.raises(pytest.fail.Exception, match="killed"):
-            learn(killed, arguments, tmp_path / "state.pt")
-    learn(resumed, arguments, tmp_path / "state.pt")
+            train(killed, arguments, tmp_path / "state.pt")
+    train(resumed, arguments, tmp_path / "state.pt")
     for (name, ours), theirs in zip(resumed.tracker.named_parameters(), whole.tracker.parameters(), strict=True):
-        # Sums in another order, as memory happens to lie, change the last bits
+        # The order of summation may differ, which changes the last bits
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
     assert moved(whole.tracker, tiny_model().model.mask_tracker) > 0.5
-    assert moved(whole.prompts, lesson().prompts) == 1
+    assert moved(whole.prompts, training().prompts) == 1
 
 
-def test_prompts_that_another_stage_goes_by_stay_while_memory_is_learned(tmp_path):
-    kept, start = lesson(), lesson()
-    learn(kept, steps(keep=True, clip_steps=0), tmp_path / "state.pt")
+def test_prompts_and_encoder_are_frozen_in_the_second_phase(tmp_path):
+    kept, start = training(), training()
+    train(kept, steps(keep=True, clip_steps=0), tmp_path / "state.pt")
     prompts, encoder = deepcopy(kept.prompts), deepcopy(kept.tracker.sam.vision_encoder)
     assert moved(prompts, start.prompts) == 1 and moved(encoder, start.tracker.sam.vision_encoder) > 0.5
-    learn(kept, steps(keep=True), tmp_path / "state.pt")
+    train(kept, steps(keep=True), tmp_path / "state.pt")
     assert moved(kept.prompts, prompts) == moved(kept.tracker.sam.vision_encoder, encoder) == 0
     assert moved(kept.tracker.sam.memory_attention, start.tracker.sam.memory_attention) > 0.5
 
 
-def test_the_image_encoder_stays_where_prompts_are_given(tmp_path):
-    kept, start = lesson(), lesson()
-    learn(kept, steps(keep=True, prompts=tmp_path, clip_steps=0), tmp_path / "state.pt")
+def test_the_image_encoder_is_frozen_with_given_prompts(tmp_path):
+    kept, start = training(), training()
+    train(kept, steps(keep=True, prompts=tmp_path, clip_steps=0), tmp_path / "state.pt")
     assert moved(kept.prompts, start.prompts) == 1
     assert moved(kept.tracker.sam.vision_encoder, start.tracker.sam.vision_encoder) == 0
 
 
-def test_what_points_go_through_stays_while_its_decoder_learns_words(tmp_path):
-    kept, start = lesson(), lesson()
-    learn(kept, steps(keep=True, from_points=True, clip_steps=0), tmp_path / "state.pt")
+def test_the_parts_used_by_points_are_frozen_with_from_points(tmp_path):
+    kept, start = training(), training()
+    train(kept, steps(keep=True, from_points=True, clip_steps=0), tmp_path / "state.pt")
     assert moved(kept.prompts, start.prompts) == 1
     assert moved(kept.tracker.sam.mask_decoder, start.tracker.sam.mask_decoder) > 0.5
     for part in ("original_mask_decoder", "sam.vision_encoder", "sam.prompt_encoder"):
         assert moved(kept.tracker.get_submodule(part), start.tracker.get_submodule(part)) == 0
 
 
-def test_examples_from_other_processes_are_the_same():
+def test_worker_processes_give_the_same_examples():
     alone, helped = (
-        list(in_advance(lesson().examples(steps(num_workers=number)), 1, steps(num_workers=number)))
+        list(prefetch(training().examples(steps(num_workers=number)), 1, steps(num_workers=number)))
         for number in (0, 2)
     )
     assert len(alone) == len(helped) == 2
@@ -88,19 +88,19 @@ def test_examples_from_other_processes_are_the_same():
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_clips_that_are_followed_together_are_found_as_alone():
-    teacher = lesson()
-    teacher.tracker.eval()
-    examples = teacher.examples(steps())
-    clips = [examples.world.play(index)[1] for index in range(3)]
+def test_tracking_clips_in_a_batch_equals_tracking_them_alone():
+    trained = training()
+    trained.tracker.eval()
+    examples = trained.examples(steps())
+    clips = [examples.world.generate(index)[1] for index in range(3)]
     words = [(torch.from_numpy(look_of(clip)), torch.from_numpy(place_of(clip.masks))) for clip in clips]
 
     def found(chosen: list[int]) -> torch.Tensor:
-        example = examples.of_clips(
+        example = examples.clip_batch(
             [clips[number] for number in chosen], [range(3)] * len(chosen), [1], [words[number] for number in chosen]
         )
         with torch.no_grad():
-            _, overlap, _, reached = teacher.follow(example, teacher.prompts(example["looks"], example["places"]))
+            _, overlap, _, reached = trained.follow(example, trained.prompts(example["looks"], example["places"]))
         assert reached.float().mean() == pytest.approx(2 / 3)
         return overlap.view(3, -1)
 

@@ -1,4 +1,4 @@
-"""Toy world's questions: true to the pixels, answered in words that can be checked, and at chance for the blind."""
+"""Questions of toy world: answers agree with the pixels, can be checked, and cannot be guessed without the video."""
 
 import re
 from collections import Counter, defaultdict
@@ -22,29 +22,29 @@ CLOSED = sorted(set(TEMPLATES) - OPEN)
 NUM_CLIPS = 5000
 
 
-def play(settings: ToySettings, number: int, seed: int = 0) -> list[tuple]:
+def generate_all(settings: ToySettings, number: int, seed: int = 0) -> list[tuple]:
     world = ToyWorld(settings, seed)
-    return [world.play(index, frames=False) for index in range(number)]
+    return [world.generate(index, frames=False) for index in range(number)]
 
 
 @pytest.fixture(scope="module")
-def played() -> list[tuple]:
-    return play(replace(SMALL, tasks={"dialogue": 4, "video_qa": 2, "still": 1}), NUM_CLIPS)
+def generated() -> list[tuple]:
+    return generate_all(replace(SMALL, tasks={"dialogue": 4, "video_qa": 2, "still": 1}), NUM_CLIPS)
 
 
 @pytest.fixture(scope="module")
-def turns(played) -> list[tuple]:
-    """(turn, the one before it, the clip) of every closed question."""
+def turns(generated) -> list[tuple]:
+    """(turn, previous turn, clip) of every question with a closed set of answers."""
     found = []
-    for _, clip, all_turns in played:
+    for _, clip, all_turns in generated:
         found += [(turn, before, clip) for before, turn in zip([None, *all_turns], all_turns, strict=False)]
     return [one for one in found if one[0].answer is not None]
 
 
 def blind_score(rows: list[tuple]) -> tuple[float, int]:
     """
-    Accuracy of the most frequent answer to a clue, learned on every other row and measured on the rest; a clue that
-    was never met gets the most frequent answer of all. Rows are (clue, answer).
+    Accuracy of predicting the most frequent answer given a clue, fitted on every other row and measured on the rest;
+    an unknown clue gets the overall most frequent answer. Rows are (clue, answer).
     """
     overall, by_clue = Counter(answer for _, answer in rows[::2]).most_common(1)[0][0], defaultdict(Counter)
     for clue, answer in rows[::2]:
@@ -69,7 +69,7 @@ def test_blind_guess_by_kind(turns, kind):
 
 @pytest.mark.parametrize("kind", CLOSED)
 def test_blind_guess_by_template(turns, kind):
-    """The question's words without the names of things, which are too many to learn from."""
+    """The clue is the text without object names, of which there are too many to learn from."""
     names = re.compile(
         rf"(the|a|an) ((small|medium|large) )?({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})", re.IGNORECASE
     )
@@ -89,7 +89,7 @@ def test_blind_guess_by_text(turns, kind):
 
 @pytest.mark.parametrize("kind", ["colour", "shape", "size", "motion", "check_motion", "larger", "beside", "above"])
 def test_blind_guess_by_earlier_turn(turns, kind):
-    """What was asked and answered just before is no hint either. (A thing does not hide twice: 12 motions remain.)"""
+    """The previous turn is no clue either. (Only one object hides, so 12 motions remain.)"""
     rows = [
         ((before.kind, before.answer), turn.answer)
         for turn, before, _ in turns
@@ -102,25 +102,25 @@ def test_blind_guess_by_earlier_turn(turns, kind):
 @pytest.mark.parametrize(
     ("ask", "spoiled"), [(ask_size, "grow"), (ask_larger, "shrink"), (ask_beside, "appear"), (ask_above, "appear")]
 )
-def test_a_subject_that_does_not_suit_is_closed_like_one_that_does(ask, spoiled):
+def test_dropped_questions_disclose_the_same_facts_as_asked_ones(ask, spoiled):
     """
-    A thing that grows is not asked for its size. Had it stayed open while the others were closed, it would have been
-    asked for its motion more often than they: growing and shrinking were .174 of the answers of 16,000 such questions,
+    A growing object is not asked for its size. If its facts stayed undisclosed while those of the others did not, it
+    would be asked for its motion more often: growing and shrinking were .174 of the answers of 16,000 such questions,
     where 2 of 12 motions are .160.
     """
     closed = Counter()
-    for _, clip, _ in play(replace(SMALL, tasks={"description": 1}), 400):
-        if {thing.motion for thing in clip.things} & {spoiled} and clip.clear.all():
+    for _, clip, _ in generate_all(replace(SMALL, tasks={"description": 1}), 400):
+        if {toy_object.motion for toy_object in clip.objects} & {spoiled} and clip.clear.all():
             scene = Scene(clip, np.random.default_rng(0))
-            open_before, turn = set(scene.fair("motion")), ask(scene)
-            told = scene.told | (turn.tells if turn else set())
-            left = {i for i in open_before if (i, "motion") not in told}
+            open_before, turn = set(scene.eligible("motion")), ask(scene)
+            disclosed = scene.disclosed | (turn.discloses if turn else set())
+            left = {i for i in open_before if (i, "motion") not in disclosed}
             closed[turn is None, len(open_before) - len(left)] += 1
     number = 1 if ask is ask_size else 2
     assert closed[True, number] > 5, closed
 
 
-def test_blind_guess_finds_a_bad_question():
+def test_blind_guess_detects_a_biased_question():
     rng = np.random.default_rng(0)
     rows = [("Is it red?", ("yes", "no")[int(rng.random() < 0.3)]) for _ in range(2000)]
     with pytest.raises(AssertionError):
@@ -129,7 +129,7 @@ def test_blind_guess_finds_a_bad_question():
 
 def test_blind_guess_on_unseen_pairs():
     settings = replace(SMALL, split="unseen", tasks={"dialogue": 2, "still": 1})
-    found = [turn for _, _, turns in play(settings, 900) for turn in turns if turn.answer]
+    found = [turn for _, _, turns in generate_all(settings, 900) for turn in turns if turn.answer]
     for kind, choices in (("colour", COLOURS), ("shape", SHAPES), ("size", SIZES)):
         assert_chance([(turn.question_text, turn.answer) for turn in found if turn.kind == kind], len(choices))
 
@@ -142,7 +142,7 @@ def test_every_choice_is_an_answer(turns):
 
 
 def test_answer_text_decides(turns):
-    """The right choice stands in the answer, and none of the others."""
+    """The answer contains the right choice and no other one."""
     for turn, _, _ in turns:
         text = turn.answer_text.lower()
         hits = [choice for choice in turn.choices if re.search(rf"\b{re.escape(choice.lower())}\b", text)]
@@ -185,7 +185,7 @@ def check_hides_behind(clip, turn):
 
 
 def check_motion(clip, turn):
-    """Only for motions that one thing's first and last place tell apart."""
+    """Only for motions that the first and last position tell apart."""
     masks = clip.masks[regions(turn)[0]]
     if turn.answer == "appears":
         return not masks[0].any() and masks[-1].any()
@@ -206,11 +206,11 @@ def test_answer_agrees_with_the_masks(turns, check):
     kind = check.__name__.removeprefix("check_")
     mine = [(clip, turn) for turn, _, clip in turns if turn.kind == kind and regions(turn)]
     wrong = [(turn.question_text, turn.answer) for clip, turn in mine if not check(clip, turn)]
-    assert len(mine) > 20 and len(wrong) <= 0.01 * len(mine), wrong  # a mask's centre shifts where others cover it
+    assert len(mine) > 20 and len(wrong) <= 0.01 * len(mine), wrong  # occlusion shifts the centre of a mask
 
 
 def test_order_agrees_with_the_masks(turns):
-    """For appearing and leaving, whose moments the masks show."""
+    """For appearing and leaving, whose key moments the masks show."""
     checked = 0
     for turn, _, clip in turns:
         if turn.kind != "order" or "stops" in turn.question_text or not regions(turn):
@@ -218,7 +218,7 @@ def test_order_agrees_with_the_masks(turns):
         moments = {}
         for i in regions(turn):
             seen = np.flatnonzero(clip.masks[i].any(axis=(1, 2)))
-            moments[i] = seen[0] if clip.things[i].motion == "appear" else seen[-1] + 1
+            moments[i] = seen[0] if clip.objects[i].motion == "appear" else seen[-1] + 1
         first = int(next(part["objects"][0] for part in turn.answer_parts if part["type"] == "grounded"))
         other = next(i for i in moments if i != first)
         assert turn.answer == ("before" if moments[first] < moments[other] else "after")
@@ -230,12 +230,12 @@ def test_counts(turns):
     for turn, _, clip in turns:
         if turn.kind.startswith("count"):
             grounded = [part for part in turn.answer_parts if part["type"] == "grounded"]
-            values = [value for thing in clip.things for value in (thing.colour, thing.shape)]
+            values = [value for toy_object in clip.objects for value in (toy_object.colour, toy_object.shape)]
             words = turn.question_text.lower()
             if turn.kind == "count_all":
-                number = len(clip.things)
+                number = len(clip.objects)
             elif turn.kind == "count_motion":
-                number = sum(f" {MOTIONS[thing.motion].base}" in words for thing in clip.things)
+                number = sum(f" {MOTIONS[toy_object.motion].base}" in words for toy_object in clip.objects)
             else:
                 number = sum(bool(re.search(rf" {value}s?(es)? ?", words, re.IGNORECASE)) for value in values)
             assert turn.answer == NUMBERS[number], turn.question_text
@@ -245,8 +245,8 @@ def test_counts(turns):
 # The tasks
 
 
-def test_dialogues_point_and_answer_with_masks(played):
-    dialogues = [turns for task, _, turns in played if task == "dialogue"]
+def test_dialogues_point_and_answer_with_masks(generated):
+    dialogues = [turns for task, _, turns in generated if task == "dialogue"]
     assert {len(turns) for turns in dialogues} == {2, 3, 4}
     kinds = Counter(part["type"] for turns in dialogues for turn in turns for part in turn.question)
     assert kinds["region"] > len(dialogues)
@@ -254,31 +254,31 @@ def test_dialogues_point_and_answer_with_masks(played):
                     for turns in dialogues]) > 0.9  # fmt: skip
 
 
-def test_video_qa_is_words_alone(played):
-    for task, _, turns in played:
+def test_video_qa_is_plain_text(generated):
+    for task, _, turns in generated:
         if task == "video_qa":
             assert all(part["type"] == "text" for turn in turns for part in turn.question + turn.answer_parts)
 
 
-def test_stills_do_not_move(played):
-    for task, clip, turns in played:
+def test_stills_do_not_move(generated):
+    for task, clip, turns in generated:
         if task == "still":
             assert clip.num_frames == 1
             assert not any(word in turn.question_text for turn in turns for word in ("start", "end", "video", "move"))
 
 
-def test_refer_by_look_fits_one_thing():
-    for _, clip, turns in play(replace(SMALL, tasks={"refer_look": 1}), 150):
+def test_refer_by_look_matches_one_object():
+    for _, clip, turns in generate_all(replace(SMALL, tasks={"refer_look": 1}), 150):
         for turn in turns:
             (phrase,) = [part for part in turn.answer_parts if part["type"] == "grounded"]
             (target,) = phrase["objects"]
             words = set(phrase["text"].lower().split())
             fits = []
-            for i, thing in enumerate(clip.things):
+            for i, toy_object in enumerate(clip.objects):
                 look = {
-                    *thing.colour.split(),
-                    *thing.shape.lower().split(),
-                    *(SIZES if not thing.sized else {thing.size}),
+                    *toy_object.colour.split(),
+                    *toy_object.shape.lower().split(),
+                    *(SIZES if not toy_object.constant_size else {toy_object.size}),
                 }
                 fits += [str(i)] if words - {"the", "thing"} <= look else []
             assert fits == [target], phrase["text"]
@@ -286,39 +286,43 @@ def test_refer_by_look_fits_one_thing():
 
 def test_twins_differ_in_nothing_but_motion():
     targets = Counter()
-    for _, clip, turns in play(replace(SMALL, tasks={"refer_motion": 1}), 200):
-        one, other = clip.things[:2]
+    for _, clip, turns in generate_all(replace(SMALL, tasks={"refer_motion": 1}), 200):
+        one, other = clip.objects[:2]
         assert (one.colour, one.shape, one.size, one.pattern) == (other.colour, other.shape, other.size, other.pattern)
-        assert not one.seems & other.seems and clip.clear[:2].all()
+        assert not one.plausible_motions & other.plausible_motions and clip.clear[:2].all()
         for turn in turns:
             (target,) = [part["objects"][0] for part in turn.answer_parts if part["type"] == "grounded"]
-            assert MOTIONS[clip.things[int(target)].motion].third in turn.question_text
+            assert MOTIONS[clip.objects[int(target)].motion].third in turn.question_text
         targets[turns[0].answer_parts[1]["objects"][0]] += 1
     assert abs(targets["0"] - targets["1"]) < 4 * np.sqrt(200)
 
 
-def test_captions_name_everything():
-    for _, clip, (turn,) in play(replace(SMALL, tasks={"caption": 1}), 60):
+def test_captions_name_every_object():
+    for _, clip, (turn,) in generate_all(replace(SMALL, tasks={"caption": 1}), 60):
         named = {name for part in turn.answer_parts if part["type"] == "grounded" for name in part["objects"]}
-        assert named == {str(i) for i in range(len(clip.things))}
-        for thing in clip.things:
+        assert named == {str(i) for i in range(len(clip.objects))}
+        for toy_object in clip.objects:
             assert (
-                f"{thing.colour} {thing.shape}" in turn.answer_text and MOTIONS[thing.motion].third in turn.answer_text
+                f"{toy_object.colour} {toy_object.shape}" in turn.answer_text
+                and MOTIONS[toy_object.motion].third in turn.answer_text
             )
 
 
 def test_descriptions_are_true():
-    for _, clip, turns in play(replace(SMALL, tasks={"description": 1}), 100):
+    for _, clip, turns in generate_all(replace(SMALL, tasks={"description": 1}), 100):
         for turn in turns:
-            thing = clip.things[regions(turn)[0]]
-            assert f"{thing.colour} {thing.shape}." in turn.answer_text and where(thing.start) in turn.answer_text
-            assert MOTIONS[thing.motion].third in turn.answer_text
-            assert (thing.size in turn.answer_text) == thing.sized or thing.motion == "hide"
+            toy_object = clip.objects[regions(turn)[0]]
+            assert (
+                f"{toy_object.colour} {toy_object.shape}." in turn.answer_text
+                and where(toy_object.start) in turn.answer_text
+            )
+            assert MOTIONS[toy_object.motion].third in turn.answer_text
+            assert (toy_object.size in turn.answer_text) == toy_object.constant_size or toy_object.motion == "hide"
 
 
 def test_questions_never_name_an_unseen_pair_in_training():
     forbidden = {f"{colour} {shape}" for colour, shape in UNSEEN_PAIRS}
-    for _, _, turns in play(SMALL, 300, seed=1):
+    for _, _, turns in generate_all(SMALL, 300, seed=1):
         for turn in turns:
             for text in (turn.question_text, turn.answer_text):
                 assert not any(re.search(rf"\b{name}\b", text) for name in forbidden), text
@@ -346,8 +350,8 @@ def test_stills_have_their_own_words():
 
 
 def test_size_is_named_only_where_it_is_needed():
-    for _, clip, _ in play(replace(SMALL, tasks={"refer_look": 1}), 60):
+    for _, clip, _ in generate_all(replace(SMALL, tasks={"refer_look": 1}), 60):
         scene = Scene(clip, np.random.default_rng(0))
-        names = [scene.called(i) for i in range(len(clip.things))]
+        names = [scene.name_of(i) for i in range(len(clip.objects))]
         assert len(set(names)) == len(names)
-        assert all(expressions(clip.things, i) for i in range(len(clip.things)) if clip.things[i].sized)
+        assert all(expressions(clip.objects, i) for i in range(len(clip.objects)) if clip.objects[i].constant_size)

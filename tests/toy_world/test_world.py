@@ -1,4 +1,4 @@
-"""Toy world: same seed same bytes, exact visible masks, motions that are what they are called, what lands on disk."""
+"""Toy world: reproducible bytes, exact visible masks, motions that match their names, and export to disk."""
 
 import json
 import pickle
@@ -10,11 +10,13 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco
 
-from sama.data import toy_backgrounds
+from sama.data.readers.mask_stores import read_mask_store
+from sama.data.readers.sama239k import read_sama239k_conversation, read_sama239k_description
+from sama.toy_world import backgrounds
 from sama.toy_world.backgrounds import PHOTOS, draw_background
-from sama.toy_world.clip import ToySettings, Wish, draw, events, stage
+from sama.toy_world.clip import ClipConstraints, ToySettings, draw, events, propose_clips
 from sama.toy_world.export import ANNOTATIONS, STORES, write_records, write_sama239k
-from sama.toy_world.motion import DIRECTIONS, MOTIONS, SIZES_OF, Thing, track
+from sama.toy_world.motion import DIRECTIONS, MOTIONS, START_SIZES, ToyObject, compute_trajectory
 from sama.toy_world.shapes import COLOURS, SEEN_PAIRS, SHAPES, SIZES, UNSEEN_PAIRS, stamp
 from sama.toy_world.tasks import TASKS
 from sama.toy_world.world import ToyWorld
@@ -30,7 +32,7 @@ def decoded(codes: list, size: tuple[int, int]) -> np.ndarray:
 
 def clips(settings: ToySettings, number: int, seed: int = 0):
     world = ToyWorld(settings, seed)
-    return [world.play(index, frames=False)[1] for index in range(number)]
+    return [world.generate(index, frames=False)[1] for index in range(number)]
 
 
 def test_same_seed_same_bytes():
@@ -44,14 +46,14 @@ def test_same_seed_same_bytes():
         assert again.masks.tobytes() == expected[2].tobytes()
 
 
-def test_seed_split_and_index_make_other_clips():
+def test_seed_split_and_index_give_different_clips():
     worlds = [ToyWorld(SMALL, seed=0), ToyWorld(SMALL, seed=1), ToyWorld(replace(SMALL, split="val"), seed=0)]
     samples = [world[index].frames.tobytes() for world in worlds for index in range(4)]
     assert len(set(samples)) == len(samples)
 
 
 @pytest.mark.parametrize(("height", "width"), [(48, 48), (40, 64)])
-def test_sample_fits_its_record(height, width):
+def test_sample_matches_its_record(height, width):
     world = ToyWorld(replace(SMALL, height=height, width=width), seed=1)
     tasks = set()
     for index in range(40):
@@ -72,51 +74,51 @@ def test_sample_fits_its_record(height, width):
     assert tasks == set(TASKS)
 
 
-def test_masks_are_what_is_seen():
-    """A thing's mask is what it would cover alone, less what nearer things cover."""
+def test_masks_are_the_visible_pixels():
+    """A mask is the silhouette of the object minus those of the objects in front of it."""
     for clip in clips(replace(SMALL, things=(3, 5)), 25):
         size = clip.masks.shape[2:]
-        alone = [draw([thing], clip.num_frames, size, None).masks[0] for thing in clip.things]
-        for i, thing in enumerate(clip.things):
-            nearer = [alone[j] for j, other in enumerate(clip.things) if other.depth < thing.depth]
+        alone = [draw([toy_object], clip.num_frames, size, None).masks[0] for toy_object in clip.objects]
+        for i, toy_object in enumerate(clip.objects):
+            nearer = [alone[j] for j, other in enumerate(clip.objects) if other.depth < toy_object.depth]
             visible = alone[i] & ~np.logical_or.reduce(nearer) if nearer else alone[i]
             assert (clip.masks[i] == visible).all()
         assert clip.masks.sum(axis=0).max() <= 1
 
 
-def test_pixels_of_a_mask_have_the_colour_of_the_thing():
+def test_pixels_of_a_mask_have_the_colour_of_the_object():
     world = ToyWorld(replace(SMALL, height=96, width=96), seed=2)
     palette = np.array(list(COLOURS.values()), dtype=float)
     for index in range(20):
-        _, clip, _ = world.play(index)
-        for thing, masks in zip(clip.things, clip.masks, strict=True):
+        _, clip, _ = world.generate(index)
+        for toy_object, masks in zip(clip.objects, clip.masks, strict=True):
             if masks.sum() > 400:
                 typical = np.median(clip.frames[masks], axis=0)
-                assert tuple(COLOURS)[np.abs(palette - typical).sum(axis=1).argmin()] == thing.colour
+                assert tuple(COLOURS)[np.abs(palette - typical).sum(axis=1).argmin()] == toy_object.colour
 
 
-def test_background_stands_still():
+def test_background_is_static():
     world = ToyWorld(SMALL, seed=4)
     for index in range(10):
         frames, _, masks = world[index]
         covered = masks.any(axis=(0, 1))
         near = np.zeros_like(covered)
-        for row, column in np.argwhere(covered):  # soft tips reach a little beyond a mask
+        for row, column in np.argwhere(covered):  # anti-aliased tips reach slightly beyond a mask
             near[max(row - 3, 0) : row + 4, max(column - 3, 0) : column + 4] = True
         assert (frames[:, ~near] == frames[0, ~near]).all()
 
 
-def test_hiding_is_complete_and_ends():
+def test_hiding_is_full_occlusion_and_ends():
     found = 0
     for clip in clips(replace(SMALL, tasks={"caption": 1}), 150):
-        for i, thing in enumerate(clip.things):
-            if thing.motion == "hide":
+        for i, toy_object in enumerate(clip.objects):
+            if toy_object.motion == "hide":
                 seen = clip.seen[i] > 0
                 assert seen[0] and seen[-1] and not seen.all()
                 hidden = [event for event in events(clip) if event["thing"] == i and event["kind"] == "hidden"]
-                assert len(hidden) >= 1 and hidden[0]["by"] == thing.behind
+                assert len(hidden) >= 1 and hidden[0]["by"] == toy_object.behind
                 frames = range(hidden[0]["first"], hidden[0]["last"] + 1)
-                alone = draw([thing], clip.num_frames, clip.masks.shape[2:], None).masks[0]
+                alone = draw([toy_object], clip.num_frames, clip.masks.shape[2:], None).masks[0]
                 assert all(clip.seen[i, frame] == 0 and alone[frame].any() for frame in frames)
                 assert (alone[frames[0]] <= clip.masks[:, frames[0]].any(axis=0)).all()
                 found += 1
@@ -125,13 +127,15 @@ def test_hiding_is_complete_and_ends():
 
 @pytest.mark.parametrize("motion", MOTIONS)
 @pytest.mark.parametrize("num_frames", [8, 24])
-def test_motion_is_what_it_is_called(motion, num_frames):
-    thing = Thing("circle", "red", "medium", start=(0.4, 0.55), motion=motion, direction="up", phase=0.3, key=0.4)
-    thing.goal, thing.exit = (0.6, 0.55), (0.6, 0.8)
-    centres, diameters, present = track(thing, num_frames, (0.1, 0.1))
+def test_motion_matches_its_name(motion, num_frames):
+    toy_object = ToyObject(
+        "circle", "red", "medium", start=(0.4, 0.55), motion=motion, direction="up", phase=0.3, key=0.4
+    )
+    toy_object.goal, toy_object.exit = (0.6, 0.55), (0.6, 0.8)
+    centres, diameters, present = compute_trajectory(toy_object, num_frames, (0.1, 0.1))
     steps = np.diff(centres, axis=0)
     moved = centres[-1] - centres[0]
-    assert np.allclose(centres[0], thing.start)
+    assert np.allclose(centres[0], toy_object.start)
     assert present.all() == (motion not in ("appear", "leave"))
     if motion in DIRECTIONS:
         assert np.allclose(moved, 0.2 * np.array(DIRECTIONS[motion])) and np.allclose(steps, steps[0])
@@ -143,7 +147,7 @@ def test_motion_is_what_it_is_called(motion, num_frames):
     elif motion == "stop":
         rests = np.linalg.norm(steps, axis=1) < 1e-9
         assert rests.any() and not rests[0] and not rests[-1] and np.allclose(moved, (0, -0.2))
-    elif motion in SIZES_OF:
+    elif motion in START_SIZES:
         assert np.allclose(moved, 0) and (np.diff(diameters) > 0).all() == (motion == "grow")
     elif motion == "appear":
         assert not present[0] and present[-1] and np.allclose(moved, 0)
@@ -151,17 +155,17 @@ def test_motion_is_what_it_is_called(motion, num_frames):
         outside = centres[:, 1] <= -0.1
         assert present[0] and not present[-1] and not (~outside & ~present).any()
     elif motion == "hide":
-        assert np.allclose(centres[-1], thing.exit)
-        assert (np.abs(centres - thing.goal).sum(axis=1) < 1e-9).any()
+        assert np.allclose(centres[-1], toy_object.exit)
+        assert (np.abs(centres - toy_object.goal).sum(axis=1) < 1e-9).any()
     else:
         assert motion == "still" and np.allclose(moved, 0)
 
 
 def test_starts_do_not_hint_at_motions():
-    """The most frequent motion of each ninth of the picture, learned on one half, is at chance on the other."""
+    """Predicting the most frequent motion per cell of a 3 x 3 grid, fitted on one half, is at chance on the other."""
     rows = []
     for clip in clips(replace(SMALL, tasks={"description": 1, "refer_motion": 1}), 2500):
-        rows += [(thing.start, thing.motion) for thing in clip.things if thing.role != "helper"]
+        rows += [(toy_object.start, toy_object.motion) for toy_object in clip.objects if toy_object.role != "helper"]
     cells = [(int(x * 3 / 1.0001), int(y * 3 / 1.0001)) for (x, y), _ in rows]
     for names in (tuple(MOTIONS), tuple(DIRECTIONS)):
         kept = [(cell, motion) for cell, (_, motion) in zip(cells, rows, strict=True) if motion in names]
@@ -190,17 +194,23 @@ def test_vocabulary():
 @pytest.mark.parametrize("split", ["train", "val", "unseen"])
 def test_splits_by_pair(split):
     allowed = set(UNSEEN_PAIRS if split == "unseen" else SEEN_PAIRS)
-    shown = {(thing.colour, thing.shape) for clip in clips(replace(SMALL, split=split), 200) for thing in clip.things}
+    shown = {
+        (toy_object.colour, toy_object.shape)
+        for clip in clips(replace(SMALL, split=split), 200)
+        for toy_object in clip.objects
+    }
     assert shown <= allowed and len(shown) >= 0.9 * len(allowed)
 
 
 def test_speed_and_number_follow_the_settings():
-    ways = {}
+    lengths = {}
     for speed in (0.5, 1.4):
-        things = [thing for clip in clips(replace(FILM, speed=speed, things=(4, 4)), 40) for thing in clip.things]
-        assert len(things) == 160
-        ways[speed] = np.mean([thing.amount for thing in things if thing.motion in DIRECTIONS])
-    assert ways[1.4] == pytest.approx(2.8 * ways[0.5], rel=0.2)
+        objects = [
+            toy_object for clip in clips(replace(FILM, speed=speed, things=(4, 4)), 40) for toy_object in clip.objects
+        ]
+        assert len(objects) == 160
+        lengths[speed] = np.mean([toy_object.amount for toy_object in objects if toy_object.motion in DIRECTIONS])
+    assert lengths[1.4] == pytest.approx(2.8 * lengths[0.5], rel=0.2)
 
 
 @pytest.mark.parametrize(
@@ -226,26 +236,26 @@ def test_extreme_settings_give_clips(change):
         ({"speed": 3.0}, "speed is 3.0"),
         ({"background": "sky"}, "expected one of texture"),
         ({"split": "test"}, "expected one of train"),
-        ({"tasks": {"poetry": 1}}, "weights of dialogue"),
-        ({"tasks": {"dialogue": 0}}, "weights of dialogue"),
-        ({"things": (1, 1)}, "raise things"),
+        ({"tasks": {"poetry": 1}}, "must be weights of dialogue"),
+        ({"tasks": {"dialogue": 0}}, "must be weights of dialogue"),
+        ({"things": (1, 1)}, r"things is \(1, 1\)"),
     ],
 )
-def test_wrong_settings_say_what_is_right(change, words):
+def test_invalid_settings_are_errors(change, words):
     with pytest.raises(ValueError, match=words):
         replace(SMALL, **change)
 
 
 def test_unknown_setting_and_negative_index():
-    with pytest.raises(ValueError, match="'colors' is no setting"):
+    with pytest.raises(ValueError, match="unknown toy world setting 'colors'"):
         ToyWorld({"colors": 3})
-    with pytest.raises(IndexError, match="from 0 on"):
+    with pytest.raises(IndexError, match="expected 0 or more"):
         ToyWorld(SMALL)[-1]
 
 
 def test_photographs_are_never_replaced_silently(monkeypatch, tmp_path):
-    monkeypatch.setattr(toy_backgrounds, "find_spec", lambda name: None)
-    toy_backgrounds._load_photo.cache_clear()
+    monkeypatch.setattr(backgrounds, "find_spec", lambda name: None)
+    backgrounds._load_photo.cache_clear()
     with pytest.raises(ImportError, match="scikit-image"):
         ToyWorld(replace(SMALL, background="photo"))[0]
 
@@ -255,31 +265,31 @@ def test_photographs_as_background(monkeypatch, tmp_path):
     for number, name in enumerate(PHOTOS):
         Image.new("L", (300, 200), 20 * number).save(tmp_path / "data" / name)
     package = type("Package", (), {"origin": str(tmp_path / "__init__.py")})
-    monkeypatch.setattr(toy_backgrounds, "find_spec", lambda name: package)
-    toy_backgrounds._load_photo.cache_clear()
+    monkeypatch.setattr(backgrounds, "find_spec", lambda name: package)
+    backgrounds._load_photo.cache_clear()
     rng = np.random.default_rng(0)
     for _ in range(20):
         picture = draw_background("photo", (40, 60), rng)
         assert picture.shape == (40, 60, 3) and picture.dtype == np.uint8 and np.ptp(picture) <= 2
-        assert toy_backgrounds.DARKEST - 1 <= picture.mean() <= toy_backgrounds.BRIGHTEST
-    toy_backgrounds._load_photo.cache_clear()
+        assert backgrounds.DARKEST - 1 <= picture.mean() <= backgrounds.BRIGHTEST
+    backgrounds._load_photo.cache_clear()
 
 
-def test_too_many_wishes_are_an_error():
-    wish = Wish(motions=["still", "still"])
+def test_rejecting_every_clip_is_an_error():
+    constraints = ClipConstraints(motions=["still", "still"])
     settings = replace(SMALL, things=(2, 2))
-    with pytest.raises(ValueError, match="no clip of 2 things"):
-        for _ in stage(settings, wish, 2, 8, np.random.default_rng(0)):
+    with pytest.raises(ValueError, match="no clip of 2 objects"):
+        for _ in propose_clips(settings, constraints, 2, 8, np.random.default_rng(0)):
             pass
 
 
-def test_a_thing_that_is_wished_to_hide_hides_behind_the_second_one():
-    wish = Wish(motions=["hide", "circle", "left"])
-    clip = next(stage(SMALL, wish, 3, 12, np.random.default_rng(0)))
-    assert clip.things[0].behind == 1 and clip.things[1].role == "helper" and clip.visible_again(0)
-    assert [thing.motion for thing in clip.things] == ["hide", "still", "left"]
-    with pytest.raises(ValueError, match="hides behind another one, and 1"):
-        next(stage(SMALL, Wish(motions=["hide"]), 1, 12, np.random.default_rng(0)))
+def test_a_hiding_object_hides_behind_the_second_one():
+    constraints = ClipConstraints(motions=["hide", "circle", "left"])
+    clip = next(propose_clips(SMALL, constraints, 3, 12, np.random.default_rng(0)))
+    assert clip.objects[0].behind == 1 and clip.objects[1].role == "helper" and clip.visible_again(0)
+    assert [toy_object.motion for toy_object in clip.objects] == ["hide", "still", "left"]
+    with pytest.raises(ValueError, match="needs at least 2 objects, got 1"):
+        next(propose_clips(SMALL, ClipConstraints(motions=["hide"]), 1, 12, np.random.default_rng(0)))
 
 
 # On disk
@@ -299,10 +309,10 @@ def test_sama239k_files(tmp_path):
     videos, stores = read_sama239k(tmp_path)
     assert len(videos) == 12
     for index, video in enumerate(videos):
-        _, clip, turns = world.play(index)
+        _, clip, turns = world.generate(index)
         masks = stores[next(store for store in stores if video["video"].startswith(store))]
         assert (video["height"], video["width"]) == (40, 48)
-        assert len(set(video["anno_map"])) == len(clip.things) == len(video["anno_map"])
+        assert len(set(video["anno_map"])) == len(clip.objects) == len(video["anno_map"])
         for i, key in enumerate(video["anno_map"]):
             assert (decoded(masks[str(key)], (40, 48)) == clip.masks[i]).all()
         names = [frame["raw_filename"] if isinstance(frame, dict) else frame for frame in video["frames"]]
@@ -325,8 +335,8 @@ def test_sama239k_files(tmp_path):
             assert question["value"].count("<mask>") == len(regions) and answer["value"].count("[SEG]") == len(truth)
             assert set(regions).union(*truth) <= set(video["anno_map"])
         for name, words in video["description"].items():
-            thing = clip.things[int(name.strip("<obj>"))]
-            assert thing.colour in words and thing.shape in words
+            toy_object = clip.objects[int(name.strip("<obj>"))]
+            assert toy_object.colour in words and toy_object.shape in words
     assert any(isinstance(frame, dict) for video in videos for frame in video["frames"])
 
 
@@ -336,16 +346,14 @@ def test_stills_do_not_go_into_sama239k(tmp_path):
 
 
 def test_real_readers_read_the_export(tmp_path):
-    readers = pytest.importorskip("sama.data.readers.sama239k", reason="the readers are not here yet")
-    stores = pytest.importorskip("sama.data.readers.mask_stores")
     world = ToyWorld(replace(FILM, tasks={"dialogue": 1}), seed=6)
     write_sama239k(world, tmp_path, range(8))
     keys = ("mevis_masks", "lvvis_masks", "ref_youtube_vos_masks", "vidstg_masks")
     files = {"annotations": ANNOTATIONS, "media": "."} | dict(zip(keys, STORES.values(), strict=True))
     dropped = Counter()
-    dialogues = list(readers.read_sama239k_conversation(files, tmp_path, {"dropped": dropped}))
-    descriptions = list(readers.read_sama239k_description(files, tmp_path))
-    turns = [world.play(index)[2] for index in range(8)]
+    dialogues = list(read_sama239k_conversation(files, tmp_path, {"dropped": dropped}))
+    descriptions = list(read_sama239k_description(files, tmp_path))
+    turns = [world.generate(index)[2] for index in range(8)]
     assert sum(len(record["messages"]) for record in dialogues) + 2 * dropped.total() == 2 * sum(map(len, turns))
     kinds = Counter(
         part["type"] for record in dialogues for message in record["messages"] for part in message["content"]
@@ -353,7 +361,7 @@ def test_real_readers_read_the_export(tmp_path):
     assert min(kinds["text"], kinds["region"], kinds["grounded"]) > 8
     assert len({record["video"]["path"] for record in descriptions}) == 8
     for name in STORES.values():
-        assert all(len(masks) >= 8 for _, masks in stores.read_mask_store(tmp_path / name))
+        assert all(len(masks) >= 8 for _, masks in read_mask_store(tmp_path / name))
 
 
 def test_records_on_disk(tmp_path):

@@ -1,0 +1,47 @@
+"""The model card of sama-tiny, assembled from card.md and result tables."""
+
+import re
+
+import pytest
+from checkpoint import CHECKPOINT
+
+from sama.recipes.sama_tiny.finish import NOT_MEASURED, build_card, read_log, summary_table
+
+
+@pytest.fixture(scope="module")
+def card() -> str:
+    return (CHECKPOINT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def tables(card) -> list[str]:
+    """The result tables of the shipped card, as evaluate.py writes them."""
+    return [f"# {table.strip()}\n" for table in re.findall(r"^### (.*?)(?=^##)", card, re.MULTILINE | re.DOTALL)]
+
+
+def test_the_shipped_card_is_reproduced_to_the_byte(card, tables):
+    assert [table.splitlines()[0] for table in tables] == ["# toy_world val", "# toy_world unseen"]
+    assert build_card(tables) == card
+
+
+def test_a_card_without_results(card):
+    text = build_card([])
+    assert text.count(NOT_MEASURED) == 2 and text.splitlines()[:9] == card.splitlines()[:9]
+
+
+def test_a_table_without_a_row_of_the_summary_is_an_error(tables):
+    table = "\n".join(line for line in tables[0].splitlines() if "accuracy, size" not in line)
+    with pytest.raises(ValueError, match="lack 1 of 9 rows.*accuracy, size"):
+        summary_table([table])
+
+
+def test_logs_of_both_stages_are_read(tmp_path):
+    path = tmp_path / "stage.log"
+    path.write_text(
+        "resuming from step 3\nstep 50: IoU by words 0.512, points 0.7\nstep 51: mask IoU 0.2, loss mask 1e-05\n"
+    )
+    assert read_log(path) == [
+        {"step": 50, "words": 0.512, "points": 0.7},
+        {"step": 51, "mask IoU": 0.2, "loss mask": 1e-05},
+    ]
+    assert read_log(tmp_path / "absent.log") == []
