@@ -1,4 +1,4 @@
-"""Sheets of the best, the median and the worst cases: what was asked, what was answered, and what is true."""
+"""Images of the best, median and worst cases of a benchmark, with question, answer and reference."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 from PIL import Image
 
-from sama.benchmarks.benchmark import Benchmark, Measures, PredictedTurn, Prediction, Question, Track, Turn
+from sama.benchmarks.benchmark import Benchmark, BenchmarkTurn, Measures, PredictedTurn, Prediction, Question, RLETrack
 from sama.data.masks import decode_rle
 from sama.layout_sama import parse_tagged_text
 from sama.video_sama import MaskTrack, Region, SamaVideo, is_a
@@ -23,7 +23,7 @@ from sama.visualization import (
 
 
 CASES, COLUMNS, TILE_WIDTH = 3, 4, 260
-MOST_TURNS = 4  # of a long conversation the first ones
+MAX_TURNS = 4  # of a long conversation only the first turns are drawn
 REFERENCE = "Reference: "
 
 
@@ -31,36 +31,47 @@ def write_gallery(
     folder: Path, benchmark: Benchmark, samples: Sequence[Measures], read: Callable[[list[str]], Sequence[Prediction]]
 ) -> list[Path]:
     """
-    Writes `best.png`, `median.png` and `worst.png`, by `Measures.value`; samples without one are not shown.
+    Writes `best.png`, `median.png` and `worst.png`, ranked by `Measures.value`. Samples without a value are left out.
 
     Args:
-        folder (`Path`): Made if needed.
-        benchmark ([`Benchmark`]): Gives videos and questions.
-        samples (sequence of [`Measures`])
-        read (`Callable`): The predictions of these questions, in their order.
+        folder (`Path`): Created if necessary.
+        benchmark ([`Benchmark`]): Provides videos and questions. The questions of a group are built once.
+        samples (sequence of [`Measures`]): The scored predictions.
+        read (`Callable`): Maps ids of questions to their predictions, in the same order.
     """
     ranked = sorted((sample for sample in samples if sample.value is not None), key=lambda one: -one.value)
     middle = max(0, (len(ranked) - CASES) // 2)
-    chosen = {"best": ranked[:CASES], "median": ranked[middle : middle + CASES], "worst": ranked[-CASES:][::-1]}
+    selected = {"best": ranked[:CASES], "median": ranked[middle : middle + CASES], "worst": ranked[-CASES:][::-1]}
+    cases = {sample.question: sample for chosen in selected.values() for sample in chosen}
+    sheets = draw_cases(benchmark, list(cases.values()), read(list(cases)))
     paths = []
-    for name, cases in chosen.items():
-        sheets = [
-            draw_case(benchmark, sample, prediction)
-            for sample, prediction in zip(cases, read([case.question for case in cases]), strict=True)
-        ]
-        if sheets:
+    for name, chosen in selected.items():
+        if chosen:
             folder.mkdir(parents=True, exist_ok=True)
             paths.append(folder / f"{name}.png")
-            stack_images(sheets, gap=28).save(paths[-1])
+            stack_images([sheets[sample.question] for sample in chosen], gap=28).save(paths[-1])
     return paths
 
 
-def draw_case(benchmark: Benchmark, sample: Measures, prediction: Prediction) -> Image.Image:
-    """One sample: its turns under one another."""
-    questions: list[Question] = benchmark.questions(sample.group)
-    question = next(one for one in questions if one.id == sample.question)
+def draw_cases(
+    benchmark: Benchmark, samples: Sequence[Measures], predictions: Sequence[Prediction]
+) -> dict[str, Image.Image]:
+    """Question id -> image of the sample; `samples` and `predictions` are parallel."""
+    by_group: dict[str, list[tuple[Measures, Prediction]]] = {}
+    for sample, prediction in zip(samples, predictions, strict=True):
+        by_group.setdefault(sample.group, []).append((sample, prediction))
+    sheets = {}
+    for group, members in by_group.items():
+        questions = {question.id: question for question in benchmark.questions(group)}
+        for sample, prediction in members:
+            sheets[sample.question] = draw_case(benchmark, questions[sample.question], sample, prediction)
+    return sheets
+
+
+def draw_case(benchmark: Benchmark, question: Question, sample: Measures, prediction: Prediction) -> Image.Image:
+    """One sample, its turns below each other."""
     video = benchmark.open(sample.group)
-    pairs = list(zip(question.turns, prediction.turns, strict=True))[:MOST_TURNS]
+    pairs = list(zip(question.turns, prediction.turns, strict=True))[:MAX_TURNS]
     title = f"{benchmark.name} {sample.question}: {benchmark.headline} {sample.value:.2f}"
     blocks = [
         draw_turn(video, turn, answer, title if number == 0 else "") for number, (turn, answer) in enumerate(pairs)
@@ -68,9 +79,9 @@ def draw_case(benchmark: Benchmark, sample: Measures, prediction: Prediction) ->
     return stack_images(blocks, gap=4)
 
 
-def draw_turn(video: SamaVideo | None, turn: Turn, answer: PredictedTurn, title: str = "") -> Image.Image:
-    """Frames with what was found, question and answer; the same frames with what is true, and the reference. Regions
-    of the question are outlined wherever they are seen."""
+def draw_turn(video: SamaVideo | None, turn: BenchmarkTurn, answer: PredictedTurn, title: str = "") -> Image.Image:
+    """One turn: frames with the predicted masks, question and answer, then the same frames with the true masks, and
+    the reference. The regions of the question are outlined on every frame on which they are visible."""
     text, spans = parse_tagged_text(answer.text)
     objects = [SimpleNamespace(span=span) for _, span in spans]
     question = f"{title}\n{turn.text}" if title else turn.text
@@ -87,16 +98,16 @@ def draw_turn(video: SamaVideo | None, turn: Turn, answer: PredictedTurn, title:
     return stack_images(blocks)
 
 
-def _frames(video: SamaVideo, turn: Turn, tracks: Sequence[Track], name: str) -> Image.Image:
+def _frames(video: SamaVideo, turn: BenchmarkTurn, tracks: Sequence[RLETrack], name: str) -> Image.Image:
     numbers = key_frames(video, turn)
     frames = [_draw(video, number, turn.regions, tracks) for number in numbers]
     captions = [name if video.is_image else f"{name}, frame {number}" for number in numbers]
     return contact_sheet(frames, captions, columns=COLUMNS, tile_width=TILE_WIDTH)
 
 
-def key_frames(video: SamaVideo, turn: Turn) -> list[int]:
-    """Up to `COLUMNS` frames, evenly spread over those on which a true object is seen, or over all; a region that is
-    drawn on one frame brings that frame along."""
+def key_frames(video: SamaVideo, turn: BenchmarkTurn) -> list[int]:
+    """Up to `COLUMNS` frame indices: the frames of the regions, and frames spread evenly over those on which a true
+    object is visible, or over all frames if there is none."""
     seen = {frame for track in turn.targets for frame, code in enumerate(track) if code is not None}
     frames = sorted(seen) or list(range(len(video)))
     pointed = {number for region in turn.regions if is_a(region, Region) for number in np.atleast_1d(region.frame)}
@@ -105,8 +116,8 @@ def key_frames(video: SamaVideo, turn: Turn) -> list[int]:
     return sorted({int(number) for number in spread | pointed})[:COLUMNS]
 
 
-def _draw(video: SamaVideo, number: int, regions: Sequence, tracks: Sequence[Track]) -> np.ndarray:
-    """A frame with masks and regions; a small one is enlarged first, so that lines stay thin."""
+def _draw(video: SamaVideo, number: int, regions: Sequence, tracks: Sequence[RLETrack]) -> np.ndarray:
+    """A frame with masks and regions. Small frames are enlarged first, so that lines stay thin."""
     scale = max(1, math.ceil(TILE_WIDTH / video.width))
     size = (video.height, video.width)
     picture = Image.fromarray(video[number])
@@ -124,7 +135,7 @@ def _draw(video: SamaVideo, number: int, regions: Sequence, tracks: Sequence[Tra
 
 
 def _on_frame(region: Region | MaskTrack, number: int, scale: int) -> Region | None:
-    """What of a region lies on a frame, enlarged; `None` if nothing does."""
+    """The part of a region on a frame, enlarged; `None` if there is none."""
     if is_a(region, MaskTrack):
         return Region(number, mask=_enlarged(region[number], scale)) if region.area(number) else None
     single = next((one for one in region.per_frame() if one.frame == number), None)

@@ -62,18 +62,7 @@ ROOMS = (
     | {"training": set(REMOTE_CODE) | {"data", "training"}}
     | {"toy_world": {"toy_world"}, "data": {"data", "toy_world", "video_sama"}, "metrics": {"metrics"}}
     | {"benchmarks": {"data", "toy_world", "metrics", "benchmarks", "layout_sama", "video_sama"}}
-    | {
-        "evaluation": {
-            "data",
-            "metrics",
-            "benchmarks",
-            "drawing",
-            "evaluation",
-            "layout_sama",
-            "video_sama",
-            "visualization",
-        }
-    }
+    | {"evaluation": set(REMOTE_CODE) | {"data", "metrics", "benchmarks", "drawing", "evaluation", "visualization"}}
     | {"drawing": {"data", "benchmarks", "evaluation", "drawing", "layout_sama", "video_sama", "visualization"}}
     | {"__init__": set()}
 )

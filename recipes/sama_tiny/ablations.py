@@ -25,7 +25,7 @@ import torch
 from sama.benchmarks.benchmark import Benchmark, digest_of
 from sama.benchmarks.registry import open_benchmark
 from sama.drawing.tables import markdown_table
-from sama.evaluation.inference import Interviewer
+from sama.evaluation.inference import PredictionRunner
 from sama.evaluation.provenance import checkpoint_hash
 from sama.modeling_sama import SamaForConditionalGeneration
 from sama.processing_sama import SamaProcessor
@@ -192,11 +192,9 @@ def held_out(arguments: argparse.Namespace) -> Benchmark:
 
 def examine(model, processor, benchmark: Benchmark) -> dict:
     """The scores of a model, and how many questions failed, ready for JSON."""
-    interviewer = Interviewer(model.eval(), processor, benchmark, benchmark.max_new_tokens)
+    runner = PredictionRunner(model.eval(), processor, benchmark, benchmark.max_new_tokens)
     predictions = [
-        prediction
-        for group, names in benchmark.outline().items()
-        for _, prediction in interviewer.ask_group(group, names)
+        prediction for group, names in benchmark.outline().items() for _, prediction in runner.ask_group(group, names)
     ]
     failed = sum(prediction.error is not None for prediction in predictions)
     scores = [
