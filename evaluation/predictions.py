@@ -119,7 +119,9 @@ class PredictionFiles:
             about = json.loads(self.run_file.read_text(encoding="utf-8"))
         except (FileNotFoundError, json.JSONDecodeError) as error:
             raise PredictionError(f"{self.run_file} is missing or not valid JSON ({error}).") from error
-        return {**about, "preset": check_preset(about["preset"])} if "preset" in about else about
+        if about.get("preset") == "release":
+            about["preset"] = check_preset("release")
+        return about
 
     def write_run(self, about: dict) -> None:
         """Writes `run.json`. If it belongs to another run, that run is kept in it under "before"."""

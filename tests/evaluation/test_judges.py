@@ -235,7 +235,7 @@ def test_a_local_model_answers_alike_each_time(folder, tmp_path):
 
 
 def test_folders_without_a_judge(folder, tmp_path):
-    with pytest.raises(JudgeError, match="No language model in"):
+    with pytest.raises(JudgeError, match="Cannot load a language model"):
         LocalJudge(tmp_path)
     tokenizer = language_tokenizer()
     tokenizer.save_pretrained(tmp_path)

@@ -148,7 +148,7 @@ def test_only_two_have_a_server():
 def test_member_name():
     assert member_name("mevis", "v", "0", "00000") == "v/0/00000.png"
     assert member_name("ref_youtube_vos", "v", "0", "00000") == "Annotations/v/0/00000.png"
-    with pytest.raises(ValueError, match="'davis' takes no archive"):
+    with pytest.raises(ValueError, match="No archive format is known for 'davis'"):
         member_name("davis", "v", "0", "00000")
 
 
