@@ -398,7 +398,7 @@ def test_json_lines_with_the_checkpoint(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--benchmark", "json_lines"], "needs the folder of its data: --data_root"),
+        (["--benchmark", "json_lines"], "needs the folder of its data: pass --data_root"),
         (["--benchmark", "json_lines", "--data_root", "nowhere"], "missing nowhere/records.jsonl, nowhere"),
         (["--benchmark", "toys"], "There is no benchmark 'toys'; known are"),
         (["--benchmark", "toy_world", "--split", "train"], "no split 'train'"),
