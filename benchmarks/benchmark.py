@@ -1,16 +1,17 @@
 """
-What a benchmark is: questions about videos, and what answers to them are worth. It never sees a model.
+The interface of a benchmark: questions about videos, and the scoring of answers. A benchmark never sees a model.
 
-    outline()            which questions there are, in order, under the video that they are about; nothing is opened
-    open(group)          the video of a group, opened
-    questions(group)     the questions of a group with everything that is needed to ask and to judge them
-    measure(...)         what one answer is worth: numbers and texts of one sample
-    summarise(...)       the table, from the measures of all samples
+    outline()            the ids of all questions in order, grouped by video; opens no video
+    open(group)          the video of a group
+    questions(group)     the questions of a group, with everything needed to ask and to score them
+    measure(...)         scores one prediction
+    summarise(...)       computes the table from the measures of all predictions
 
-A run asks `questions(group)` of the video `open(group)`, writes a line for each ([`Prediction`]), and scores the lines
-afterwards: `score` needs the file and the benchmark's own data, no model.
+A run asks `questions(group)` about the video `open(group)` and writes one line per question ([`Prediction`]). `score`
+needs these lines and the data of the benchmark, but no model.
 
-A new benchmark is a subclass with these five methods, a name in `registry.py`, and a test with scores counted by hand.
+A new benchmark is a subclass with these five methods, a name in `registry.py`, and a test with scores computed by
+hand.
 """
 
 import hashlib
@@ -23,89 +24,89 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from sama.metrics.values import PRESETS
 from sama.objects_sama import MaskTrack, Region
 from sama.video_sama import SamaVideo
 
 
-PRESETS = ("consistent", "published")
 HISTORIES = ("own", "reference")
-HASH_DIGITS, WHOLE_UP_TO, END = 16, 2**28, 2**24  # annotation files beyond this size are hashed by their ends
-# The masks of an object through a video: a compressed run-length code for each frame, `None` where it is not seen
-Track = list[dict | None]
+HASH_DIGITS, WHOLE_UP_TO, END = 16, 2**28, 2**24  # of larger annotation files only both ends are hashed
+# The masks of an object in a video: a compressed COCO RLE for each frame, `None` if the object is not visible
+RLETrack = list[dict | None]
 
 
 class BenchmarkError(ValueError):
-    """A benchmark that cannot be run as asked; says in one sentence what is missing, and where it was expected."""
+    """The benchmark cannot be run; the message says in one sentence what is missing and where it was expected."""
 
 
-# What is asked
+# Questions
 
 
 @dataclass(frozen=True)
-class Turn:
+class BenchmarkTurn:
     """
-    A question of a conversation, and what is known about its answer.
+    One question of a conversation, and its reference answer.
 
     Args:
-        text (`str`): The words; every `<region>` in them stands for the next of `regions`.
-        regions (sequence of [`Region`] or [`MaskTrack`]): What is pointed at. Of a track the processor takes the first
-            of the frames that the model sees in full on which the object is visible.
-        reference (`str`, *optional*): The right answer with its tags, `<p> a dog </p> [SEG] runs.`; `None` where only
-            a server knows it.
-        targets (sequence of `Track`): The true masks, one track for each [SEG] of the reference.
-        info (`dict`): What the benchmark needs to judge the answer. The run does not look at it.
+        text (`str`): The question; the n-th `<region>` refers to the n-th of `regions`.
+        regions (sequence of [`Region`] or [`MaskTrack`]): The objects pointed at. From a track the processor uses the
+            first dense frame on which the object is visible.
+        reference (`str`, *optional*): The reference answer with tags, `<p> a dog </p> [SEG] runs.`; `None` if it is
+            not public.
+        targets (sequence of `RLETrack`): The true masks, one track per [SEG] of the reference.
+        info (`dict`): What the benchmark needs to score the answer.
     """
 
     text: str
     regions: Sequence[Region | MaskTrack] = ()
     reference: str | None = None
-    targets: Sequence[Track] = ()
+    targets: Sequence[RLETrack] = ()
     info: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Question:
     """
-    One sample: a conversation of one or several turns, all of them asked, about the video of its group.
+    One sample: a conversation of one or more turns about the video of its group.
 
     Args:
-        id (`str`): Its name, unique in the benchmark and the same in every run.
-        group (`str`): The video, whose features all questions of the group share.
-        turns (sequence of [`Turn`]): At least one.
-        history (`str`): What stands before a later turn: the model's "own" answers, or the "reference" ones.
-        masks (`bool`): Whether the objects of the answers are tracked; without it a [SEG] costs nothing.
-        layout (`str`, *optional*): Newlines of the text, of `prompts_sama.TURN_FORMATS`, instead of the checkpoint's.
+        id (`str`): Unique in the benchmark and the same in every run.
+        group (`str`): The video. All questions of a group share its features.
+        turns (sequence of [`BenchmarkTurn`]): At least one; all of them are asked.
+        history (`str`): Which answers precede a later turn: the model's "own" or the "reference" answers.
+        masks (`bool`): Whether the objects of the answers are tracked.
+        layout (`str`, *optional*): Format of a turn, a name of `prompts_sama.LAYOUTS`; the checkpoint's by default.
     """
 
     id: str
     group: str
-    turns: Sequence[Turn]
+    turns: Sequence[BenchmarkTurn]
     history: str = "own"
     masks: bool = True
     layout: str | None = None
 
     def __post_init__(self):
         if not self.turns:
-            raise ValueError(f"The question {self.id!r} has no turn.")
+            raise ValueError(f"The question {self.id!r} has no turns.")
         if self.history not in HISTORIES:
             raise ValueError(f"history is {self.history!r}, expected one of {', '.join(HISTORIES)}.")
 
 
-# What is answered: one line of the predictions file
+# Predictions
 
 
 @dataclass(frozen=True)
 class PredictedObject:
-    """A phrase of an answer, its masks (empty if they were not asked for), and the model's confidence in them."""
+    """A phrase of an answer, its masks (empty if they were not requested), and the model's confidence."""
 
     phrase: str
-    masks: Track
+    masks: RLETrack
     score: float | None = None
 
 
 @dataclass(frozen=True)
 class PredictedTurn:
-    """An answer as the model wrote it, `text` with tags, and an object for each of its [SEG]s."""
+    """An answer: the generated `text` with tags, and one object per [SEG]."""
 
     text: str
     objects: list[PredictedObject] = field(default_factory=list)
@@ -117,10 +118,10 @@ class Prediction:
     The answers to a question; one line of the predictions file.
 
     Args:
-        question (`str`): Its id.
-        turns (`list[PredictedTurn]`): One for each turn; none if it failed.
-        num_frames, height, width (`int`): Of the video, 0 if there is none.
-        error (`str`, *optional*): Why there is no answer: the video could not be read, or the question not asked.
+        question (`str`): Id of the question.
+        turns (`list[PredictedTurn]`): One per turn; empty if the question failed.
+        num_frames, height, width (`int`): Of the video; 0 without a video.
+        error (`str`, *optional*): Why there is no answer, for example because the video could not be read.
     """
 
     question: str
@@ -131,12 +132,12 @@ class Prediction:
     error: str | None = None
 
     def to_dict(self) -> dict:
-        """Ready for JSON."""
+        """The prediction as a dictionary for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, line: Mapping) -> "Prediction":
-        """The inverse of [`to_dict`]; `KeyError` or `TypeError` if the line is not a prediction."""
+        """The inverse of [`to_dict`]; `KeyError` or `TypeError` if `line` is not a prediction."""
         turns = [
             PredictedTurn(turn["text"], [PredictedObject(**item) for item in turn["objects"]])
             for turn in line["turns"]
@@ -144,21 +145,20 @@ class Prediction:
         return cls(**{**line, "turns": turns})
 
 
-# What it is worth
+# Scores
 
 
 @dataclass
 class Measures:
     """
-    What the answers to one question are worth.
+    The scores of one prediction.
 
     Args:
-        question, group (`str`): Which question.
-        value (`float`, *optional*): The one number that says how good the sample is, from 0 to 1: for the progress
-            bar, and to find the best and the worst cases.
-        ious (`list[float]`): Of the true objects with what was found for them, for the plots.
-        num_frames, num_objects (`int`): Of the video, and true objects asked for.
-        facts (`dict`): Whatever [`Benchmark.summarise`] needs, ready for JSON: counts, texts, kinds.
+        question, group (`str`): Id of the question and its group.
+        value (`float`, *optional*): One number from 0 to 1, for the progress bar and to rank the cases of the gallery.
+        ious (`list[float]`): IoU of each true object with the prediction matched to it, for the plots.
+        num_frames, num_objects (`int`): Number of frames of the video and number of true objects.
+        facts (`dict`): What [`Benchmark.summarise`] needs, ready for JSON: counts, texts, categories.
     """
 
     question: str
@@ -176,15 +176,16 @@ class Score:
     One row of the results.
 
     Args:
-        name (`str`): What was computed: "mIoU".
-        value (`float`, *optional*): As it should be computed. `None` if it was not, and `reason` says why; never 0.
-        count (`int`): Samples, objects or questions behind it.
-        part (`str`): Of what: a source, a kind of question; "all" for everything.
-        published (`float`, *optional*): As the release computes it, where that differs.
-        interval (`(float, float)`, *optional*): 95 % confidence.
-        chance (`float`, *optional*): What guessing gives.
+        name (`str`): Name of the metric: "mIoU".
+        value (`float`, *optional*): The consistent value. If it could not be computed it is `None`, never 0, and
+            `reason` says why.
+        count (`int`): Number of samples, objects or questions it is computed from.
+        part (`str`): The subset it is computed on, such as a source or a category; "all" for everything.
+        published (`float`, *optional*): The value that the published evaluation code computes, if it differs.
+        interval (`(float, float)`, *optional*): 95 % confidence interval.
+        chance (`float`, *optional*): The score of random guessing.
         reason (`str`): Why there is no value.
-        lower_is_better (`bool`): For the reader; most scores are better when higher.
+        lower_is_better (`bool`): Shown in the table.
     """
 
     name: str
@@ -204,7 +205,7 @@ class Score:
 
 @dataclass
 class Scores:
-    """The table, and the samples behind it."""
+    """The table and the measures it was computed from."""
 
     rows: list[Score]
     samples: list[Measures]
@@ -213,13 +214,13 @@ class Scores:
 @dataclass(frozen=True)
 class Tools:
     """
-    What scoring may use besides the predictions; a score that needs what is missing is `None` with the reason.
+    Models that scoring may use. A score that needs a missing one is `None`, with the reason.
 
     Args:
-        judge (`Callable`, *optional*): A language model that compares texts: chat messages to the text of its answer;
-            `OSError` if it cannot be reached. See `evaluation/judges.py`.
-        similarity (`Callable`, *optional*): Two lists of phrases to their similarities, float array of shape
-            `(len(first), len(second))`. See `evaluation/similarity.py`.
+        judge (`Callable`, *optional*): A language model that compares texts: takes chat messages and returns the text
+            of its answer; raises `OSError` if it cannot be reached. See `evaluation/judges.py`.
+        similarity (`Callable`, *optional*): Takes two lists of phrases and returns their similarities, a float array
+            of shape `(len(first), len(second))`. See `evaluation/similarity.py`.
     """
 
     judge: Callable[[list[dict]], str] | None = None
@@ -228,22 +229,23 @@ class Tools:
 
 class Benchmark(ABC):
     """
-    A benchmark, opened for one split.
+    One split of a benchmark.
 
     Args:
-        data_root (`str` or `Path`, *optional*): Folder of the data; $SAMA_DATA_ROOT where that is set.
+        data_root (`str` or `Path`, *optional*): Folder of the data; default: $SAMA_DATA_ROOT.
         split (`str`, *optional*): One of `splits`; the first by default.
-        preset (`str`): "consistent", or "published": questions worded and laid out as the published evaluation does.
-        options: Instead of the class's own `options`, by name.
+        preset (`str`): "consistent", or "published" for the exact prompts of the published evaluation.
+        options: Overrides of the class's `options`, by name.
 
     Raises:
-        BenchmarkError: for an unknown split, preset or option, and for files that are missing.
+        BenchmarkError: for an unknown split, preset or option, and for missing files.
 
     Attributes, set by a subclass:
-        name (`str`): In file names and tables. version (`int`): Raised when questions or scores change meaning.
-        splits (`tuple[str, ...]`)
-        options (`dict`): What else can be chosen, with defaults; their types are those of the defaults.
-        max_new_tokens (`int`): Of an answer.
+        name (`str`): Used in file names and tables.
+        version (`int`): Increased whenever questions or scores change.
+        splits (`tuple[str, ...]`): Names of the splits; the first is the default.
+        options (`dict`): Further options with their defaults. An option has the type of its default.
+        max_new_tokens (`int`): Maximum length of an answer.
         headline (`str`): Name of `Measures.value` in the progress bar.
     """
 
@@ -270,76 +272,71 @@ class Benchmark(ABC):
         try:
             return kind(value)
         except ValueError:
-            raise BenchmarkError(f"The option {name} of {self.name} is {value!r}, no {kind.__name__}.") from None
+            raise BenchmarkError(f"The option {name} of {self.name} is {value!r}, expected {kind.__name__}.") from None
 
     def need(self, *names: str) -> list[Path]:
-        """Paths of files or folders below the data root, or one sentence that names all that are missing."""
+        """Paths of files or folders below the data root; a `BenchmarkError` names all that are missing."""
         if self.data_root is None:
-            raise BenchmarkError(f"{self.name} needs the folder of its data: --data_root, or set SAMA_DATA_ROOT.")
+            raise BenchmarkError(f"{self.name} needs the folder of its data: pass --data_root or set SAMA_DATA_ROOT.")
         paths = [self.data_root / name for name in names]
         missing = [str(path) for path in paths if not path.exists()]
         if missing:
-            raise BenchmarkError(f"{self.name} ({self.split}) lacks {', '.join(missing)}; see docs/data.md.")
+            raise BenchmarkError(f"{self.name} ({self.split}): missing {', '.join(missing)}; see docs/data.md.")
         return paths
 
     @property
     def identity(self) -> dict:
-        """Everything that decides what is asked, ready for JSON: two runs with the same one have the same questions
-        (pictures and videos on the disk excepted)."""
+        """Everything that determines the questions, ready for JSON. Image and video files are not part of it."""
         settings = {"split": self.split, "preset": self.preset, "options": dict(self.chosen)}
         return {"benchmark": self.name, "version": self.version, **settings, "annotations": self.annotations}
 
     @cached_property
     def annotations(self) -> str | None:
-        """Digest of the annotation files, wherever they lie; `None` without any."""
+        """Hash of the contents of the annotation files; `None` without any."""
         return digest_of(self.annotation_files()) or None
 
     def annotation_files(self) -> list[Path]:
-        """The files that say what is asked and what is true, in an order of their own."""
+        """The files that questions and answers come from, in a fixed order."""
         return []
 
     @property
     def left_out(self) -> dict[str, int]:
-        """What of the annotation files is not asked, with the reason; for the results."""
+        """Reason -> number of entries of the annotation files that are not asked."""
         return {}
 
-    # What a subclass says
+    # Implemented by a subclass
 
     @abstractmethod
     def outline(self) -> dict[str, list[str]]:
-        """Group -> ids of its questions; both in the order in which they are asked and written."""
+        """Group -> ids of its questions, in the order in which they are asked and written."""
 
     @abstractmethod
     def open(self, group: str) -> SamaVideo | None:
-        """The video of a group; `None` for text alone. `OSError` or `ValueError` if it cannot be read."""
+        """The video of a group; `None` for text-only questions. `OSError` or `ValueError` if it cannot be read."""
 
     @abstractmethod
     def questions(self, group: str) -> list[Question]:
-        """The questions of a group, as many and in the same order as `outline` has them."""
+        """The questions of a group, in the order of `outline`."""
 
     @abstractmethod
     def measure(self, question: Question, prediction: Prediction) -> Measures:
-        """What the answers to one question are worth. Never called for a prediction with an error."""
+        """The scores of one prediction. Never called for a prediction with an error."""
 
     @abstractmethod
     def summarise(self, samples: Sequence[Measures], tools: Tools) -> list[Score]:
-        """The table. `samples` may be fewer than there are questions, or none."""
+        """The table. `samples` may cover only a part of the questions, or none."""
 
-    # What follows from it
-
-    def running_value(self, question: Question, prediction: Prediction) -> float | None:
-        """For the progress bar; a benchmark whose `measure` takes long has something quicker here."""
-        return self.measure(question, prediction).value
+    # Shared
 
     def paired(self, predictions: Iterable[Prediction]) -> Iterator[tuple[Question, Prediction]]:
-        """Predictions with their questions; only one group is held at a time if they come in order. Predictions with
-        an error are left out, and those of no question are a `BenchmarkError`."""
+        """Predictions with their questions. Predictions with an error are skipped; one of an unknown question raises
+        `BenchmarkError`. The questions of one group are in memory at a time, so predictions should come in order."""
         where = {name: group for group, names in self.outline().items() for name in names}
         group, held = None, {}
         for prediction in predictions:
             if prediction.question not in where:
                 raise BenchmarkError(
-                    f"The predictions hold {prediction.question!r}, which is no question of {self.name} "
+                    f"The predictions contain {prediction.question!r}, which is not a question of {self.name} "
                     f"({self.split}, version {self.version})."
                 )
             if prediction.error is not None:
@@ -349,15 +346,32 @@ class Benchmark(ABC):
                 held = {question.id: question for question in self.questions(group)}
             yield held[prediction.question], prediction
 
-    def score(self, predictions: Iterable[Prediction], tools: Tools | None = None) -> Scores:
-        """The results of a file of predictions."""
-        samples = [self.measure(*pair) for pair in self.paired(predictions)]
+    def score(
+        self,
+        predictions: Iterable[Prediction],
+        tools: Tools | None = None,
+        measured: Mapping[str, Measures] | None = None,
+    ) -> Scores:
+        """
+        The results of predictions.
+
+        Args:
+            predictions (iterable of [`Prediction`]): Best in the order of `outline`.
+            tools ([`Tools`], *optional*): Models that scoring may use.
+            measured (mapping, *optional*): Question id -> measures that were computed while asking. Their questions
+                are not built and their predictions not measured again.
+        """
+        found = dict(measured or {})
+        new = (prediction for prediction in predictions if prediction.question not in found)
+        new_measures = [self.measure(*pair) for pair in self.paired(new)]
+        found.update((measures.question, measures) for measures in new_measures)
+        samples = [found[name] for names in self.outline().values() for name in names if name in found]
         return Scores(self.summarise(samples, tools or Tools()), samples)
 
 
 def digest_of(paths: Sequence[Path]) -> str:
-    """SHA-256 (its first digits) over the contents of files, "" for none. Of a file of more than 256 MiB its size and
-    its first and last 16 MiB count, so that a change in its middle that keeps its size is not seen."""
+    """The first digits of the SHA-256 of the contents of files; "" without files. Of a file of more than 256 MiB only
+    the size and the first and last 16 MiB are hashed, so a change in its middle that keeps the size goes unnoticed."""
     digest = hashlib.sha256()
     for path in paths:
         size = path.stat().st_size

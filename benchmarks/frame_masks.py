@@ -1,4 +1,4 @@
-"""Mask tracks of truth and prediction compared frame by frame, so that no whole video of masks is in memory."""
+"""True and predicted mask tracks, decoded and compared frame by frame to save memory."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -7,15 +7,15 @@ import numpy as np
 from sama.data.masks import decode_rle
 from sama.metrics.jf import boundary_f, region_similarity
 
-from .benchmark import Prediction, Question, Track
+from .benchmark import Prediction, Question, RLETrack
 from .tracks import check_length
 
 
 Size = tuple[int, int]  # height and width
 
 
-def check_shape(question: Question, prediction: Prediction, truth: Sequence[Track]) -> None:
-    """`ValueError` if a prediction has another number of frames or another size than the true masks."""
+def check_shape(question: Question, prediction: Prediction, truth: Sequence[RLETrack]) -> None:
+    """Raises `ValueError` if a prediction and the true masks differ in number of frames or in size."""
     for track in truth:
         sizes = {tuple(code["size"]) for code in track if code is not None}
         other = [size for size in sizes if size != (prediction.height, prediction.width)]
@@ -23,20 +23,20 @@ def check_shape(question: Question, prediction: Prediction, truth: Sequence[Trac
             size = other[0] if other else (prediction.height, prediction.width)
             raise ValueError(
                 f"The prediction for {question.id!r} has {prediction.num_frames} frames of {prediction.height} x "
-                f"{prediction.width} (height x width), its truth {len(track)} of {size[0]} x {size[1]}: it was made "
-                "with other files."
+                f"{prediction.width} (height x width), the annotation {len(track)} of {size[0]} x {size[1]}: the "
+                "prediction was probably made with other files."
             )
 
 
-def frames(track: Track, num_frames: int, size: Size) -> Iterator[np.ndarray]:
-    """The masks of a track, bool of shape `(height, width)` each; a track without entries is empty everywhere."""
+def frames(track: RLETrack, num_frames: int, size: Size) -> Iterator[np.ndarray]:
+    """The masks of a track, bool arrays of shape `(height, width)`; an empty list means an empty mask everywhere."""
     check_length(track, num_frames)
     for frame in range(num_frames):
         yield decode_rle(track[frame] if track else None, size)
 
 
-def united(tracks: Sequence[Track], num_frames: int, size: Size) -> Iterator[np.ndarray]:
-    """What any of the tracks covers, frame by frame."""
+def united(tracks: Sequence[RLETrack], num_frames: int, size: Size) -> Iterator[np.ndarray]:
+    """The union of the tracks, frame by frame."""
     if not tracks:
         yield from frames([], num_frames, size)
         return
@@ -44,20 +44,20 @@ def united(tracks: Sequence[Track], num_frames: int, size: Size) -> Iterator[np.
         yield np.logical_or.reduce(masks)
 
 
-def summed(tracks: Sequence[Track], num_frames: int, size: Size) -> Iterator[np.ndarray]:
-    """How many of the tracks cover a pixel, uint8: the true mask of several objects in the release."""
+def summed(tracks: Sequence[RLETrack], num_frames: int, size: Size) -> Iterator[np.ndarray]:
+    """The sum of the tracks, frame by frame, uint8."""
     for masks in zip(*(frames(track, num_frames, size) for track in tracks), strict=True):
         yield np.sum(masks, axis=0, dtype=np.uint8)
 
 
 def mean_over(function: Callable, *videos: Iterator[np.ndarray]) -> float:
-    """Mean over frames of `function`, which takes one mask of each video."""
+    """Mean over frames of `function(mask_of_first_video, mask_of_second_video, ...)`."""
     values = [function(*masks) for masks in zip(*videos, strict=True)]
     return float(np.mean(values))
 
 
 def frame_jf(truth: np.ndarray, prediction: np.ndarray) -> tuple[float, float]:
-    """J and F of one frame; empty masks, of which videos have many, are not looked at twice."""
+    """J and F of one frame, with a shortcut for two empty masks, which are frequent."""
     if not truth.any() and not prediction.any():
         return 1.0, 1.0
     return region_similarity(truth, prediction), boundary_f(truth, prediction)

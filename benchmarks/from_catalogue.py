@@ -1,4 +1,4 @@
-"""A benchmark whose questions come from a reader: files by `data_configs/benchmarks.yaml`, records in groups."""
+"""A benchmark whose questions come from a data reader. Its files are listed in `data_configs/benchmarks.yaml`."""
 
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -20,17 +20,17 @@ BROKEN_ITEMS = ("raise", "skip")
 
 class CatalogueBenchmark(Benchmark):
     """
-    Arguments and attributes as for [`Benchmark`]. The option `broken` says what becomes of an item of an annotation
-    file that cannot be read: "raise" ends the run, "skip" leaves it out, and `left_out` counts it.
+    Arguments and attributes as in [`Benchmark`]. The option `broken` controls entries of an annotation file that
+    cannot be read: "raise" ends the run, "skip" leaves them out and counts them in `left_out`.
 
     Attributes, set by a subclass:
-        spare_files (`tuple[str, ...]`): Keys of files in the catalogue that may be absent.
-        release_layout (`str`): Layout of the text in the preset "published".
+        optional_files (`tuple[str, ...]`): Keys of files in the catalogue that may be missing.
+        published_layout (`str`): Turn format under the preset "published".
     """
 
     options: ClassVar[Mapping[str, Any]] = {"broken": "raise"}
-    spare_files: ClassVar[tuple[str, ...]] = ()
-    release_layout: ClassVar[str] = "published"
+    optional_files: ClassVar[tuple[str, ...]] = ()
+    published_layout: ClassVar[str] = "published"
 
     def __init__(self, data_root=None, split=None, preset: str = "consistent", **options):
         super().__init__(find_data_root(data_root), split, preset, **options)
@@ -44,9 +44,9 @@ class CatalogueBenchmark(Benchmark):
     def _open_source(self) -> FileSource:
         entry = read_catalogue(CATALOGUE)[f"{self.name}/{self.split}"]
         paths = {key: [value] if isinstance(value, str) else value for key, value in entry.files.items()}
-        self.need(*(name for key, names in paths.items() if key not in self.spare_files for name in names))
+        self.need(*(name for key, names in paths.items() if key not in self.optional_files for name in names))
         absent = {
-            key for key in self.spare_files for name in paths.get(key, []) if not (self.data_root / name).exists()
+            key for key in self.optional_files for name in paths.get(key, []) if not (self.data_root / name).exists()
         }
         files = {key: value for key, value in entry.files.items() if key not in absent}
         entry = Entry(self.name, entry.format, files, self.reader_options(entry.options), entry.links)
@@ -56,18 +56,18 @@ class CatalogueBenchmark(Benchmark):
             raise BenchmarkError(str(error)) from error
 
     def _read_outline(self) -> dict[str, list[str]]:
-        """Sorts the records into groups, too."""
+        """Reads all records once and groups them."""
         for index in range(len(self.source)):
             self._groups.setdefault(self.group_of(self.source.record(index)), []).append(index)
         return {group: self.question_ids(self.records(group)) for group in self._groups}
 
     @property
     def left_out(self) -> dict[str, int]:
-        """What of the annotation files is not asked, by reason."""
+        """Reason -> number of entries of the annotation files that are not asked."""
         return dict(self.source.dropped)
 
     def annotation_files(self) -> list[Path]:
-        """All files of the source but its folders of pictures."""
+        """All files of the source; its image folders are not included."""
         files = self.source.entry.files
         names = [
             name for key in sorted(files) for name in ([files[key]] if isinstance(files[key], str) else files[key])
@@ -90,7 +90,7 @@ class CatalogueBenchmark(Benchmark):
             raise self.source.with_context(error) from error
         asked, planned = [question.id for question in found], self._outline[group]
         if asked != planned:
-            raise ValueError(f"{self.name}: {group!r} has the questions {asked}, the outline says {planned}.")
+            raise ValueError(f"{self.name}: {group!r} has the questions {asked}, but the outline has {planned}.")
         return found
 
     def records(self, group: str) -> list[dict]:
@@ -98,27 +98,27 @@ class CatalogueBenchmark(Benchmark):
         return [self.source.record(index) for index in self._groups[group]]
 
     def local_name(self, record: Mapping) -> str:
-        """A record's id without the name of the source in front."""
+        """The id of a record without the prefix of its source."""
         return record["id"].removeprefix(f"{self.source.name}/")
 
     @property
     def layout(self) -> str | None:
-        """Layout of the questions: the checkpoint's own, or the one of the published evaluation."""
-        return self.release_layout if self.preset == "published" else None
+        """Turn format of the questions: `None` for the checkpoint's, or the one of the published evaluation."""
+        return self.published_layout if self.preset == "published" else None
 
-    # What a subclass says
+    # Implemented by a subclass
 
     def reader_options(self, options: Mapping) -> dict:
-        """The reader's options, given those of the catalogue."""
+        """Options of the reader, given those in the catalogue."""
         return dict(options)
 
     def group_of(self, record: Mapping) -> str:
-        """The group that a record belongs to; one of its own by default."""
+        """The group of a record; by default every record is a group."""
         return self.local_name(record)
 
     @abstractmethod
     def question_ids(self, records: list[dict]) -> list[str]:
-        """Ids of the questions of one group, from its records alone."""
+        """Ids of the questions of one group. Only its records are available: no video is opened."""
 
     @abstractmethod
     def group_questions(self, records: list[dict], video: SamaVideo) -> list[Question]:

@@ -1,4 +1,4 @@
-"""Records, as the training readers give them, to what a benchmark asks."""
+"""Converts records of the data readers to benchmark turns."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -8,17 +8,17 @@ from sama.data.wording import MASK_REQUEST, MASK_REQUEST_MARK, TEMPLATES
 from sama.objects_sama import MaskTrack
 from sama.video_sama import SamaVideo
 
-from .benchmark import Track, Turn
+from .benchmark import BenchmarkTurn, RLETrack
 
 
-def track_of(masks: Track, video: SamaVideo, box: bool = False) -> MaskTrack:
+def track_of(masks: RLETrack, video: SamaVideo, box: bool = False) -> MaskTrack:
     """
-    An object's masks as a region of a question, at the video's own size.
+    The masks of an object as a region of a question, resized to the size of the video.
 
     Args:
-        masks (`Track`): Run-length codes, one a frame; the last frames may lack theirs.
-        video ([`SamaVideo`]): What they lie in.
-        box (`bool`): Replace each mask by its filled box, as the release shows regions in SAMA-Bench-G.
+        masks (`RLETrack`): One entry per frame; entries at the end may be missing.
+        video ([`SamaVideo`]): The video of the masks.
+        box (`bool`): Replace each mask by its filled bounding box, the region prompt of SAMA-Bench-G.
     """
     track = MaskTrack(len(video), video.height, video.width)
     for frame, code in enumerate(masks):
@@ -28,8 +28,8 @@ def track_of(masks: Track, video: SamaVideo, box: bool = False) -> MaskTrack:
     return track
 
 
-def fitted(masks: Track, video: SamaVideo) -> Track:
-    """The same masks at the video's own size, exactly one entry a frame."""
+def fitted(masks: RLETrack, video: SamaVideo) -> RLETrack:
+    """The same masks at the size of the video, with exactly one entry per frame."""
     size = [video.height, video.width]
     codes = [*masks, *[None] * (len(video) - len(masks))]
     return [
@@ -38,15 +38,15 @@ def fitted(masks: Track, video: SamaVideo) -> Track:
     ]
 
 
-def no_store(store: str, key: str) -> Track:
-    """The `lookup` of [`record_turns`] for records that hold their masks themselves."""
+def no_store(store: str, key: str) -> RLETrack:
+    """The `lookup` of [`record_turns`] for records that contain their masks."""
     raise KeyError(key)
 
 
 def question_text(message: Mapping) -> str:
     """
-    The words of a user message with `<region>` marks; of a set of templates the first is taken. A preamble stands in
-    front, a request for masks, where the record wants one, behind.
+    The text of a user message, with `<region>` for each region. From a set of templates the first is used. A preamble
+    comes before the text, and the request for masks after it if the record asks for masks.
     """
     opening, words = (_marked(message.get(name, [])) for name in ("preamble", "content"))
     if "templates" in message:
@@ -61,7 +61,7 @@ def _marked(content: Sequence[Mapping]) -> str:
 
 
 def reference_text(message: Mapping) -> str:
-    """The words of an answer with its tags: one [SEG] for each grounded phrase, whatever it stands for."""
+    """The text of an answer with tags: one [SEG] per grounded phrase."""
     words = ""
     for part in message["content"]:
         tagged = f"<p> {part['text']} </p> [SEG]" if part["text"] else "[SEG]"
@@ -71,22 +71,22 @@ def reference_text(message: Mapping) -> str:
     return words.strip()
 
 
-def record_turns(record: Mapping, video: SamaVideo | None, lookup: Callable, box: bool = False) -> list[Turn]:
+def record_turns(record: Mapping, video: SamaVideo | None, lookup: Callable, box: bool = False) -> list[BenchmarkTurn]:
     """
-    The questions of a record with what is known of their answers; `info` is that of the question with that of the
-    answer over it.
+    The turns of a record with their reference answers. `info` merges that of the question and that of the answer; the
+    answer wins.
 
     Args:
         record (`dict`): A valid record.
-        video ([`SamaVideo`], *optional*): What it shows, opened.
-        lookup (`callable`): `lookup(store, key)` gives the masks of an object in a mask file.
-        box (`bool`): Show regions as filled boxes.
+        video ([`SamaVideo`], *optional*): The video of the record.
+        lookup (`callable`): `lookup(store, key)` returns the masks of an object in a mask file.
+        box (`bool`): Use filled bounding boxes as regions.
 
-    A grounded phrase of several objects stands for each of them in turn, with as many [SEG]s.
+    A grounded phrase with several objects gets one [SEG] and one target per object.
     """
     turns, tracks = [], {}
 
-    def masks(name: str) -> Track:
+    def masks(name: str) -> RLETrack:
         if name not in tracks:
             tracks[name] = fitted(object_masks(record, name, len(video), lookup), video)
         return tracks[name]
@@ -101,7 +101,7 @@ def record_turns(record: Mapping, video: SamaVideo | None, lookup: Callable, box
         regions = [track_of(masks(part["object"]), video, box) for part in parts if "object" in part]
         names = [name for part in (answer or {"content": []})["content"] for name in part.get("objects", [])]
         turns.append(
-            Turn(
+            BenchmarkTurn(
                 text=question_text(message),
                 regions=regions,
                 reference=None if answer is None else reference_text(_one_by_one(answer)),
@@ -113,7 +113,7 @@ def record_turns(record: Mapping, video: SamaVideo | None, lookup: Callable, box
 
 
 def _one_by_one(answer: Mapping) -> dict:
-    """An answer in which a phrase of several objects is followed by a bare [SEG] for each further one."""
+    """An answer in which a phrase with several objects is followed by a bare [SEG] for each further object."""
     content = []
     for part in answer["content"]:
         content.append(part)

@@ -1,9 +1,9 @@
 """
-GLaMM's grounded captions of stills (GranD-f): a caption whose phrases carry masks. Protocol: evaluation spec 5.1.
+GLaMM's grounded captions of images (GranD-f): captions whose phrases have masks. Protocol: evaluation spec 5.1.
 
-AP50 is COCO's, of all masks as objects of one class and equally certain; mIoU and recall as in SAMA-Bench-G, but over
-the whole split, as are METEOR and CIDEr. All in percent. The release joins lines of a caption without a blank, and
-gives two empty masks an IoU that is not a number.
+AP50 is COCO's, with all masks in one class and with equal confidence. mIoU and recall are those of SAMA-Bench-G, but
+over the whole split, as are METEOR and CIDEr. All values are percentages. The published code joins the lines of a
+caption without a space, and gives two empty masks an IoU of NaN.
 """
 
 from collections.abc import Sequence
@@ -19,16 +19,16 @@ from sama.metrics.recall import GLAMM
 from sama.metrics.values import Value
 from sama.video_sama import SamaVideo
 
-from .benchmark import Measures, Prediction, Question, Score, Tools, Turn
+from .benchmark import BenchmarkTurn, Measures, Prediction, Question, Score, Tools
 from .from_catalogue import CatalogueBenchmark
 from .from_records import record_turns
 from .grounded import miou_values, overlap_facts, recall_values, turn_value
 from .region_captions import corpus_rows
-from .rows import mean_row
+from .rows import mean_row, percent
 
 
 class GroundedCaptions(CatalogueBenchmark):
-    """Grounded captions of stills."""
+    """Grounded captions of images."""
 
     name: ClassVar[str] = "grounded_captions"
     version: ClassVar[int] = 1
@@ -44,8 +44,8 @@ class GroundedCaptions(CatalogueBenchmark):
         (turn,) = record_turns(record, video, self.source.lookup)
         text = RELEASE_CAPTION_QUESTION if self.preset == "published" else turn.text
         size = (video.height, video.width)
-        truth = [[_visible(item["masks"][0], size)] for item in record["objects"].values()]
-        asked = Turn(text, (), turn.reference, truth, turn.info)
+        truth = [[_empty_if_none(item["masks"][0], size)] for item in record["objects"].values()]
+        asked = BenchmarkTurn(text, (), turn.reference, truth, turn.info)
         name = self.local_name(record)
         return [Question(name, name, [asked], layout=self.layout)]
 
@@ -56,13 +56,13 @@ class GroundedCaptions(CatalogueBenchmark):
         size = (prediction.height, prediction.width)
         facts |= {
             "wanted": [label.lower() for label in turn.info["labels"]],
-            "release_wanted": turn.info["labels"],
-            "release_found": found,
+            "published_wanted": turn.info["labels"],
+            "published_found": found,
             "reference": turn.info["caption"],
-            "fixed": caption(answer.text),
+            "consistent": caption(answer.text),
             "published": text,
             "truths": [track[0] for track in turn.targets],
-            "guesses": [_visible(item.masks[0] if item.masks else None, size) for item in answer.objects],
+            "guesses": [_empty_if_none(item.masks[0] if item.masks else None, size) for item in answer.objects],
         }
         best = [max(row, default=0.0) for row in facts["ious"]]
         return Measures(question.id, question.group, turn_value(facts), best, 1, len(best), facts)
@@ -82,13 +82,13 @@ class GroundedCaptions(CatalogueBenchmark):
         return [*(rows[name] for name in ("AP50", "mIoU", "Recall")), *captions, rows["AP"]]
 
 
-def _visible(code: dict | None, size: tuple[int, int]) -> dict:
-    """A run-length code where there is none: an empty mask."""
+def _empty_if_none(code: dict | None, size: tuple[int, int]) -> dict:
+    """The RLE itself, or that of an empty mask for `None`."""
     return encode_rle(np.zeros(size, dtype=bool)) if code is None else code
 
 
 def _row(name: str, values: tuple[Value, Value], count: int) -> Score:
-    fixed, release = ([None if value.value is None else 100 * value.value] for value in values)
-    row = mean_row(name, fixed, "images", published=release, reason=values[0].reason)
+    value, published = values
+    row = mean_row(name, [percent(value)], "images", published=[percent(published)], reason=value.reason)
     row.count = count
     return row

@@ -1,8 +1,8 @@
 """
-Your own questions: records with reference answers as JSON Lines, in the repository's own format (docs/data.md).
+Your own questions: records with reference answers as JSON Lines (docs/data.md).
 
-A conversation is one sample, its turns asked one after the other, the model's own answers in the history. Masks are
-judged by mIoU, recall and J&F, words by the caption metrics over all answers; all in percent.
+A conversation is one sample. Its turns are asked in order; by default the history holds the model's own answers. Masks
+are scored by mIoU, recall and J&F, texts by the caption metrics over all answers. All values are percentages.
 """
 
 import hashlib
@@ -22,10 +22,20 @@ from sama.metrics.recall import IOU_THRESHOLD
 from sama.prompts_sama import parse_tagged_text
 from sama.video_sama import SamaVideo
 
-from .benchmark import Benchmark, BenchmarkError, Measures, PredictedTurn, Prediction, Question, Score, Tools, Turn
+from .benchmark import (
+    Benchmark,
+    BenchmarkError,
+    BenchmarkTurn,
+    Measures,
+    PredictedTurn,
+    Prediction,
+    Question,
+    Score,
+    Tools,
+)
 from .frame_masks import frames, track_jf
 from .from_records import no_store, record_turns
-from .rows import mean_row
+from .rows import mean_row, percent
 from .tracks import track_overlaps
 
 
@@ -33,7 +43,7 @@ CAPTIONS = {"METEOR": "METEOR", "CIDEr": "CIDEr", "BLEU-4": "Bleu_4", "ROUGE-L":
 
 
 class JsonLinesBenchmark(Benchmark):
-    """The records of one file; paths in them are below the folder `media`."""
+    """The records of one file. Their paths are relative to the folder `media`."""
 
     name = "json_lines"
     version = 1
@@ -49,18 +59,18 @@ class JsonLinesBenchmark(Benchmark):
 
     @cached_property
     def records(self) -> dict[str, dict]:
-        """Id -> record, checked; those without a question are no samples."""
+        """Id -> valid record. Records without a question are left out."""
         files = {name: self.chosen[name] for name in ("records", "media")}
         found = {}
         for record in READERS["json_lines"](files, self.data_root, {"source": self.name}):
             if record["id"] in found:
-                raise BenchmarkError(f"Two records have the id {record['id']!r}; ids name lines of predictions.")
+                raise BenchmarkError(f"Two records have the id {record['id']!r}; ids must be unique.")
             if any(message["role"] == "user" for message in record["messages"]):
                 found[record["id"]] = record
         return found
 
     def outline(self) -> dict[str, list[str]]:
-        """One group for each video or image; of text alone each record is its own."""
+        """One group per video or image; a text-only record is a group of its own."""
         return self._outline
 
     @cached_property
@@ -74,7 +84,7 @@ class JsonLinesBenchmark(Benchmark):
         visual = record.get("video") or record.get("image")
         if visual is None:
             return record["id"]
-        # All that says what is shown: other frames, a stride, a length
+        # Records about the same file are in different groups if they show different frames of it
         shown = json.dumps({kind: record.get(kind) for kind in ("video", "image")}, sort_keys=True)
         return f"{visual['path']} {hashlib.sha256(shown.encode()).hexdigest()[:16]}"
 
@@ -83,13 +93,13 @@ class JsonLinesBenchmark(Benchmark):
         return open_visual(self.records[self.outline()[group][0]], self.data_root)
 
     def questions(self, group: str) -> list[Question]:
-        """One for each record."""
+        """One question per record."""
         video, history = self.open(group), self.chosen["history"]
         turns = {name: record_turns(self.records[name], video, no_store) for name in self.outline()[group]}
         return [Question(name, group, turns[name], history, masks=video is not None) for name in turns]
 
     def measure(self, question: Question, prediction: Prediction) -> Measures:
-        """IoU, J and F of each true object, and the texts of answers that have a reference."""
+        """IoU, J and F of each true object, and the texts of answers with a reference."""
         pairs = list(zip(question.turns, prediction.turns, strict=True))
         judged = [measure_masks(turn, answer, prediction) for turn, answer in pairs]
         texts = [
@@ -110,7 +120,7 @@ class JsonLinesBenchmark(Benchmark):
         )
 
     def summarise(self, samples: Sequence[Measures], tools: Tools) -> list[Score]:
-        """Masks, then words."""
+        """Mask metrics, then caption metrics."""
         ious = [iou for sample in samples for iou in sample.ious]
         pairs = [pair for sample in samples for pair in sample.facts["jf"]]
         found = [iou >= IOU_THRESHOLD for iou in ious]
@@ -123,26 +133,22 @@ class JsonLinesBenchmark(Benchmark):
             _masks_row("F", [pair[1] for pair in pairs]),
             _masks_row("J&F", [(pair[0] + pair[1]) / 2 for pair in pairs]),
             *(
-                Score(name, _percent(words[key].value), len(texts), "words", reason=words[key].reason)
+                Score(name, percent(words[key]), len(texts), "words", reason=words[key].reason)
                 for name, key in CAPTIONS.items()
                 if texts
             ),
         ]
 
 
-def _percent(value: float | None) -> float | None:
-    return None if value is None else 100 * value
-
-
 def _masks_row(name: str, values: Sequence[float]) -> Score:
     return mean_row(name, [100 * value for value in values], "answers with masks", "masks")
 
 
-def measure_masks(turn: Turn, answer: PredictedTurn, prediction: Prediction) -> dict:
-    """`ious` and `jf` of the true objects under greedy matching, those that were missed compared with nothing found;
-    `miou` of the answer, in which surplus objects count too."""
+def measure_masks(turn: BenchmarkTurn, answer: PredictedTurn, prediction: Prediction) -> dict:
+    """`ious` and `jf` of the true objects under greedy matching, in which missed objects are compared with an empty
+    mask; and the `miou` of the answer, which also counts surplus objects."""
     size, num_frames = (prediction.height, prediction.width), prediction.num_frames
-    found = [item.masks for item in answer.objects if item.masks]  # none were made where there is no video
+    found = [item.masks for item in answer.objects if item.masks]  # text-only records have no masks
     matrix = track_overlaps(turn.targets, found, num_frames, size).ious()
     pairs = dict(greedy_pairs(matrix))
     matched = [found[pairs[truth]] if truth in pairs else [] for truth in range(len(turn.targets))]

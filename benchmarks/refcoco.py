@@ -1,10 +1,10 @@
 """
-RefCOCO, RefCOCO+ and RefCOCOg: a still, a phrase, one mask. Protocol: evaluation spec 3.
+RefCOCO, RefCOCO+ and RefCOCOg: an image, a sentence, one mask. Protocol: evaluation spec 3.
 
-One question a sentence. cIoU is all pixels in common over all pixels in either mask, gIoU the mean over sentences,
-both in percent. An answer without a mask counts as an empty one; the release leaves it out of cIoU. If an answer holds
-several [SEG]s, their union counts; the release takes the first. The release also tears true masks whose polygons
-overlap.
+One question per sentence. cIoU is the summed intersection divided by the summed union, gIoU the mean IoU over
+sentences, both in percent. An answer without a mask is an empty mask; the published code leaves it out of cIoU. The
+masks of an answer with several [SEG]s are united; the published code takes the first. The published code also corrupts
+true masks whose polygons overlap.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,14 +14,15 @@ import numpy as np
 
 from sama.data.masks import decode_rle
 from sama.data.wording import TEMPLATES
-from sama.metrics.iou import PairCounts, ciou, count_pair, giou, release_polygon_truth
-from sama.metrics.values import FIXED, RELEASE
+from sama.metrics.iou import PairCounts, ciou, count_pair, giou, published_polygon_truth
+from sama.metrics.values import CONSISTENT, PRESETS, PUBLISHED
 from sama.video_sama import SamaVideo
 
 from . import frame_masks
-from .benchmark import Measures, Prediction, Question, Score, Tools, Turn
+from .benchmark import BenchmarkTurn, Measures, Prediction, Question, Score, Tools
 from .from_catalogue import CatalogueBenchmark
 from .from_records import record_turns
+from .rows import percent
 
 
 class RefCOCO(CatalogueBenchmark):
@@ -54,47 +55,39 @@ class RefCOCO(CatalogueBenchmark):
         frame_masks.check_shape(question, prediction, turn.targets)
         size, found = (prediction.height, prediction.width), [item.masks for item in objects]
         truth = decode_rle(turn.targets[0][0], size)
-        fixed = count_pair(truth, next(frame_masks.united(found, 1, size)) if found else None)
+        consistent = count_pair(truth, next(frame_masks.united(found, 1, size)) if found else None)
         if "layers" in turn.info:
-            truth = release_polygon_truth(np.stack([decode_rle(layer, size) for layer in turn.info["layers"]]))
-        release = count_pair(truth, next(frame_masks.frames(found[0], 1, size)) if found else None)
-        value = giou([fixed]).value
-        facts = {FIXED: list(fixed), RELEASE: list(release)}
+            truth = published_polygon_truth(np.stack([decode_rle(layer, size) for layer in turn.info["layers"]]))
+        published = count_pair(truth, next(frame_masks.frames(found[0], 1, size)) if found else None)
+        value = giou([consistent]).value
+        facts = {CONSISTENT: list(consistent), PUBLISHED: list(published)}
         return Measures(question.id, question.group, value, [value], 1, 1, facts)
 
     def summarise(self, samples: Sequence[Measures], tools: Tools) -> list[Score]:
-        counts = {mode: [PairCounts(*sample.facts[mode]) for sample in samples] for mode in (FIXED, RELEASE)}
+        counts = {preset: [PairCounts(*sample.facts[preset]) for sample in samples] for preset in PRESETS}
         rows = []
         for name, function in (("cIoU", ciou), ("gIoU", giou)):
-            fixed, release = (function(counts[mode], mode) for mode in (FIXED, RELEASE))
-            rows.append(
-                Score(
-                    name,
-                    None if fixed.value is None else 100 * fixed.value,
-                    len(samples),
-                    published=None if release.value is None else 100 * release.value,
-                    reason=fixed.reason or "",
-                )
-            )
+            value, published = (function(counts[preset], preset) for preset in PRESETS)
+            rows.append(Score(name, percent(value), len(samples), published=percent(published), reason=value.reason))
         return rows
 
 
 class RefCOCOPlus(RefCOCO):
-    """RefCOCO+: without words for places."""
+    """RefCOCO+: sentences without location words."""
 
     name: ClassVar[str] = "refcoco+"
 
 
 class RefCOCOg(RefCOCO):
-    """RefCOCOg, the split of UMD: whole sentences."""
+    """RefCOCOg (UMD split): longer sentences."""
 
     name: ClassVar[str] = "refcocog"
     splits: ClassVar[tuple[str, ...]] = ("val", "test")
 
 
-def _asked(turn: Turn, phrase: str) -> Turn:
+def _asked(turn: BenchmarkTurn, phrase: str) -> BenchmarkTurn:
     text = TEMPLATES["segment_image_bench"][0].format(phrase)
-    return Turn(text, (), turn.reference, turn.targets, turn.info)
+    return BenchmarkTurn(text, (), turn.reference, turn.targets, turn.info)
 
 
 REFCOCO = {kind.name: kind for kind in (RefCOCO, RefCOCOPlus, RefCOCOg)}

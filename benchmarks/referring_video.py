@@ -1,9 +1,9 @@
 """
 Referring segmentation in videos: MeViS, Ref-YouTube-VOS, Ref-DAVIS17 and ReVOS. Protocols: evaluation spec 4.
 
-One question an expression; its answer's masks are compared with the truth frame by frame (J and F), all frames count,
-the benchmark's value is the mean over expressions, in percent. If an answer holds several [SEG]s, their union counts;
-the release takes the first. An answer without [SEG] is an empty mask everywhere.
+One question per expression. Masks are compared with the annotation frame by frame (J and F), over all frames; the
+score is the mean over expressions, in percent. The masks of an answer with several [SEG]s are united; the published
+code takes the first. An answer without [SEG] is an empty mask in every frame.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,13 +14,25 @@ import numpy as np
 from sama.data.masks import union
 from sama.data.wording import TEMPLATES
 from sama.metrics.jf import REVOS_GROUPS, accuracy, revos_table, robustness
-from sama.metrics.values import FIXED, RELEASE
+from sama.metrics.values import CONSISTENT, PRESETS, PUBLISHED
 from sama.video_sama import SamaVideo
 
 from . import frame_masks
-from .benchmark import Benchmark, BenchmarkError, Measures, Prediction, Question, Score, Scores, Tools, Track, Turn
+from .benchmark import (
+    Benchmark,
+    BenchmarkError,
+    BenchmarkTurn,
+    Measures,
+    Prediction,
+    Question,
+    RLETrack,
+    Score,
+    Scores,
+    Tools,
+)
 from .from_catalogue import CatalogueBenchmark
 from .from_records import fitted, record_turns
+from .published import published_revos_masks
 from .rows import mean_row
 
 
@@ -28,7 +40,7 @@ ON_SERVER = "only the challenge server has the masks of this split: write a subm
 
 
 class ReferringVideo(CatalogueBenchmark):
-    """What the four have in common."""
+    """The protocol that the four data sets share."""
 
     version: ClassVar[int] = 1
     max_new_tokens: ClassVar[int] = 2048
@@ -46,19 +58,20 @@ class ReferringVideo(CatalogueBenchmark):
             for name, turn, target in zip(names, turns, answers or [""] * len(turns), strict=True)
         ]
 
-    def turn(self, turn: Turn, target: str, record: Mapping, video: SamaVideo) -> Turn:
-        """The question as this benchmark asks it; `target` names the object that is meant, "3+4" two of them."""
+    def turn(self, turn: BenchmarkTurn, target: str, record: Mapping, video: SamaVideo) -> BenchmarkTurn:
+        """The question in the wording of the benchmark. `target` is the key of the true object, "3+4" for two
+        objects."""
         phrase = turn.info["expression"]
-        if "?" in phrase:  # a question already
+        if "?" in phrase:  # the expression is a question already
             text = phrase
         else:
-            tidy = phrase if self.preset == "published" else phrase.replace(".", "").strip().lower()
-            text = TEMPLATES["segment_video_bench"][0].format(tidy)
-        info = {**turn.info, **self.known(turn.info, target, record, video)}
-        return Turn(text, (), turn.reference, turn.targets, info)
+            expression = phrase if self.preset == PUBLISHED else phrase.replace(".", "").strip().lower()
+            text = TEMPLATES["segment_video_bench"][0].format(expression)
+        info = {**turn.info, **self.further_info(turn.info, target, record, video)}
+        return BenchmarkTurn(text, (), turn.reference, turn.targets, info)
 
-    def known(self, info: Mapping, target: str, record: Mapping, video: SamaVideo) -> dict:
-        """What `measure` needs to know besides the true masks."""
+    def further_info(self, info: Mapping, target: str, record: Mapping, video: SamaVideo) -> dict:
+        """What `measure` needs besides the true masks."""
         return {}
 
     def measure(self, question: Question, prediction: Prediction) -> Measures:
@@ -67,20 +80,20 @@ class ReferringVideo(CatalogueBenchmark):
         if not turn.targets:
             return measures
         frame_masks.check_shape(question, prediction, turn.targets)
-        fixed = self.values(turn, found, prediction)
-        # More than one [SEG] is rare: nothing is computed twice without need
-        release = self.values(turn, found[:1], prediction) if len(found) > 1 else fixed
-        fixed, release = (
-            values | self.further_values(turn, tracks, prediction, mode)
-            for values, tracks, mode in ((fixed, found, FIXED), (release, found[:1], RELEASE))
+        consistent = self.values(turn, found, prediction)
+        # Several [SEG]s are rare; with one the presets agree on J and F
+        published = self.values(turn, found[:1], prediction) if len(found) > 1 else consistent
+        consistent, published = (
+            values | self.further_values(turn, tracks, prediction, preset)
+            for values, tracks, preset in ((consistent, found, CONSISTENT), (published, found[:1], PUBLISHED))
         )
         about = {"type_id": turn.info.get("type_id"), "video": question.group}
-        measures.facts = {"fixed": fixed, "published": release, **about}
-        measures.value, measures.ious = fixed["J"], [fixed["J"]]
+        measures.facts = {"consistent": consistent, "published": published, **about}
+        measures.value, measures.ious = consistent["J"], [consistent["J"]]
         return measures
 
-    def values(self, turn: Turn, found: Sequence[Track], prediction: Prediction) -> dict[str, float]:
-        """J and F as means over frames, each in [0, 1]."""
+    def values(self, turn: BenchmarkTurn, found: Sequence[RLETrack], prediction: Prediction) -> dict[str, float]:
+        """J and F of an expression, means over frames in [0, 1]."""
         size = (prediction.height, prediction.width)
         each = frame_masks.track_jf(
             frame_masks.united(turn.targets, prediction.num_frames, size),
@@ -90,18 +103,10 @@ class ReferringVideo(CatalogueBenchmark):
         return {"J": float(j), "F": float(f)}
 
     def further_values(
-        self, turn: Turn, found: Sequence[Track], prediction: Prediction, mode: str
+        self, turn: BenchmarkTurn, found: Sequence[RLETrack], prediction: Prediction, preset: str
     ) -> dict[str, float]:
-        """What a benchmark measures besides."""
+        """Further metrics of one data set."""
         return {}
-
-    def running_value(self, question: Question, prediction: Prediction) -> float | None:
-        targets = question.turns[0].targets
-        if not targets:
-            return None
-        size, found = (prediction.height, prediction.width), [item.masks for item in prediction.turns[0].objects]
-        both = (frame_masks.united(some, prediction.num_frames, size) for some in (targets, found))
-        return frame_masks.mean_over(frame_masks.region_similarity, *both)
 
     def summarise(self, samples: Sequence[Measures], tools: Tools) -> list[Score]:
         reason = "" if "masks" in self.source.entry.files else ON_SERVER
@@ -109,26 +114,26 @@ class ReferringVideo(CatalogueBenchmark):
 
 
 class MeViS(ReferringVideo):
-    """MeViS; the masks of `valid` are on the server, those of `valid_u` are public."""
+    """MeViS. The masks of `valid` are on the challenge server only, those of `valid_u` are public."""
 
     name: ClassVar[str] = "mevis"
     splits: ClassVar[tuple[str, ...]] = ("valid_u", "valid")
 
 
 class RefYoutubeVOS(ReferringVideo):
-    """Ref-YouTube-VOS; scored here too if a file of masks lies where the catalogue says."""
+    """Ref-YouTube-VOS. It is scored locally if the optional file of masks in the catalogue exists."""
 
     name: ClassVar[str] = "ref_youtube_vos"
     splits: ClassVar[tuple[str, ...]] = ("valid",)
-    spare_files: ClassVar[tuple[str, ...]] = ("masks",)
+    optional_files: ClassVar[tuple[str, ...]] = ("masks",)
 
 
 class ReVOS(ReferringVideo):
-    """ReVOS: J, F, and in percent the share of right pixels (A) and of foreground that is not hit wrongly (R)."""
+    """ReVOS: J, F, pixel accuracy (A) and robustness against false positives (R), in percent."""
 
     name: ClassVar[str] = "revos"
     splits: ClassVar[tuple[str, ...]] = ("valid",)
-    spare_files: ClassVar[tuple[str, ...]] = ("foreground_masks",)
+    optional_files: ClassVar[tuple[str, ...]] = ("foreground_masks",)
 
     def group_questions(self, records: list[dict], video: SamaVideo) -> list[Question]:
         (record,), lookup = records, self.source.lookup
@@ -140,60 +145,64 @@ class ReVOS(ReferringVideo):
             self._foreground = [union(codes) for codes in zip(*self._parts.values(), strict=True)]
         return super().group_questions(records, video)
 
-    def known(self, info: Mapping, target: str, record: Mapping, video: SamaVideo) -> dict:
+    def further_info(self, info: Mapping, target: str, record: Mapping, video: SamaVideo) -> dict:
         return {"parts": [self._parts[name] for name in target.split("+")], "foreground": self._foreground}
 
     def further_values(
-        self, turn: Turn, found: Sequence[Track], prediction: Prediction, mode: str
+        self, turn: BenchmarkTurn, found: Sequence[RLETrack], prediction: Prediction, preset: str
     ) -> dict[str, float]:
         number, size = prediction.num_frames, (prediction.height, prediction.width)
 
         def videos():
-            # The release compares pictures of 0 and 255 with the sum of an expression's objects
-            guesses = frame_masks.united(found, number, size)
-            if mode == RELEASE:
-                return frame_masks.summed(turn.info["parts"], number, size), (mask * np.uint8(255) for mask in guesses)
-            return frame_masks.united(turn.targets, number, size), guesses
+            """True and predicted masks, as iterators over frames."""
+            if preset == PUBLISHED:
+                return published_revos_masks(turn.info["parts"], found, number, size)
+            return frame_masks.united(turn.targets, number, size), frame_masks.united(found, number, size)
 
         def robust(truth, guess, front):
-            return robustness(truth[None], guess[None], front[None], mode)
+            return robustness(truth[None], guess[None], front[None], preset)
 
         front = frame_masks.frames(turn.info["foreground"], number, size)
         return {
-            "A": frame_masks.mean_over(lambda truth, guess: accuracy(truth[None], guess[None], mode), *videos()),
+            "A": frame_masks.mean_over(lambda truth, guess: accuracy(truth[None], guess[None], preset), *videos()),
             "R": frame_masks.mean_over(robust, *videos(), front),
         }
 
     def summarise(self, samples: Sequence[Measures], tools: Tools) -> list[Score]:
         rated = [sample.facts for sample in samples if sample.facts]
         tables = {
-            mode: revos_table([(facts["type_id"], facts[mode]) for facts in rated], mode)
-            for mode in ("fixed", RELEASE)
+            preset: revos_table([(facts["type_id"], facts[preset]) for facts in rated], preset) for preset in PRESETS
         }
         counts = {name: sum(facts["type_id"] == kind for facts in rated) for kind, name in REVOS_GROUPS.items()}
         counts["overall"] = sum(counts.values())
         return [
             Score(
-                metric, score.value, counts[part], part, tables[RELEASE][part][metric].value, reason=score.reason or ""
+                metric,
+                score.value,
+                counts[part],
+                part,
+                tables[PUBLISHED][part][metric].value,
+                reason=score.reason or "",
             )
             for part in ("overall", *REVOS_GROUPS.values())
-            for metric, score in sorted(tables["fixed"][part].items(), key=lambda item: item[0] != "J&F")
+            for metric, score in sorted(tables[CONSISTENT][part].items(), key=lambda item: item[0] != "J&F")
         ]
 
 
 class RefDavis17(ReferringVideo):
     """
-    Ref-DAVIS17 by the protocol of davis2017: the objects of a video that one annotator describes share the pixels of a
-    frame, J and F are averaged over objects, and the result over the four annotators. The release takes each
-    expression by itself. A row without the first and the last frame, as in the semi-supervised task, stands beside.
+    Ref-DAVIS17 with the protocol of davis2017: the masks of all objects of a video that one annotator describes are
+    made disjoint, J and F are averaged over objects, and the result over the four annotators. The published code
+    scores every expression on its own. Further rows leave out the first and the last frame, as in the semi-supervised
+    task.
     """
 
     name: ClassVar[str] = "ref_davis17"
     splits: ClassVar[tuple[str, ...]] = ("valid",)
     ANNOTATORS: ClassVar[int] = 4
 
-    def known(self, info: Mapping, target: str, record: Mapping, video: SamaVideo) -> dict:
-        """Expression 4 * i + k is what annotator k writes about object i."""
+    def further_info(self, info: Mapping, target: str, record: Mapping, video: SamaVideo) -> dict:
+        """Expression 4 * i + k is by annotator k about object i."""
         count, name = len(_infos(record)), info["expression_id"]
         if count % self.ANNOTATORS or not name.isdecimal() or int(name) >= count:
             raise BenchmarkError(
@@ -205,28 +214,38 @@ class RefDavis17(ReferringVideo):
             one.get("obj_id") for one in _infos(record) if int(one["expression_id"]) // self.ANNOTATORS == number
         }
         if len(siblings) > 1:
-            raise BenchmarkError(f"{record['id']}: the four expressions of object {number} are about {siblings}.")
+            raise BenchmarkError(
+                f"{record['id']}: the expressions of object {number} name different objects: {siblings}."
+            )
         return {"annotator": annotator, "object": number}
 
-    def score(self, predictions: Iterable[Prediction], tools: Tools | None = None) -> Scores:
-        samples, shared = [], {}
+    def score(
+        self,
+        predictions: Iterable[Prediction],
+        tools: Tools | None = None,
+        measured: Mapping[str, Measures] | None = None,
+    ) -> Scores:
+        """As in [`Benchmark`]. The questions of `measured` predictions are built again, because making masks disjoint
+        needs all objects of a video at once; their measures are not computed again."""
+        samples, by_annotator = [], {}
         for question, prediction in self.paired(predictions):
-            samples.append(self.measure(question, prediction))
+            sample = (measured or {}).get(question.id) or self.measure(question, prediction)
+            samples.append(sample)
             key = question.group, question.turns[0].info["annotator"]
-            shared.setdefault(key, []).append((question, prediction, samples[-1]))
-        for (_, annotator), entries in shared.items():
-            self._merge(annotator, sorted(entries, key=lambda entry: entry[0].turns[0].info["object"]))
+            by_annotator.setdefault(key, []).append((question, prediction, sample))
+        for (_, annotator), entries in by_annotator.items():
+            self._measure_disjoint(annotator, sorted(entries, key=lambda entry: entry[0].turns[0].info["object"]))
         return Scores(self.summarise(samples, tools or Tools()), samples)
 
-    def _merge(self, annotator: int, entries: list[tuple[Question, Prediction, Measures]]) -> None:
-        """Add to the facts of an annotator's samples of a video what their masks are worth once they share pixels."""
+    def _measure_disjoint(self, annotator: int, entries: list[tuple[Question, Prediction, Measures]]) -> None:
+        """Adds J and F of the disjoint masks to the facts of the samples of one video and annotator."""
         size, number = (entries[0][1].height, entries[0][1].width), entries[0][1].num_frames
         answers = [prediction.turns[0].objects for _, prediction, _ in entries]
         truths = [frame_masks.united(question.turns[0].targets, number, size) for question, _, _ in entries]
         guesses = [frame_masks.united([item.masks for item in objects], number, size) for objects in answers]
         confidences, each = [_confidence(objects) for objects in answers], [[] for _ in entries]
         for true, found in zip(zip(*truths, strict=True), zip(*guesses, strict=True), strict=True):
-            for values, *pair in zip(each, true, share_pixels(found, confidences), strict=True):
+            for values, *pair in zip(each, true, disjoint_masks(found, confidences), strict=True):
                 values.append(frame_masks.frame_jf(*pair))
         for (_, _, sample), values in zip(entries, each, strict=True):
             inner = _jf(values[1:-1]) if len(values) > 2 else None
@@ -239,7 +258,7 @@ class RefDavis17(ReferringVideo):
             by_annotator: dict[int, list] = {}
             for facts in rated:
                 if facts[key] is not None:
-                    by_annotator.setdefault(facts["annotator"], []).append({**facts, "fixed": facts[key]})
+                    by_annotator.setdefault(facts["annotator"], []).append({**facts, "consistent": facts[key]})
             found = [jf_rows(group, part) for group in by_annotator.values()]
             count = sum(map(len, by_annotator.values()))
             for position, name in enumerate(("J&F", "J", "F")):
@@ -251,14 +270,14 @@ class RefDavis17(ReferringVideo):
         return rows
 
 
-def share_pixels(masks: Sequence[np.ndarray], confidences: Sequence[float | None]) -> list[np.ndarray]:
+def disjoint_masks(masks: Sequence[np.ndarray], confidences: Sequence[float | None]) -> list[np.ndarray]:
     """
-    Masks of one frame of which no pixel is in two: it goes to the object of which the model is surest, of equally sure
-    ones, or where it does not say, to the first.
+    The masks of one frame without overlap. A pixel in several masks goes to the object with the highest confidence,
+    and on a tie, or if confidences are missing, to the first of them.
 
     Args:
-        masks (sequence of `np.ndarray`): Bool, of shape `(height, width)`.
-        confidences (sequence of `float` or `None`): Of each object.
+        masks (sequence of `np.ndarray`): Bool arrays of shape `(height, width)`.
+        confidences (sequence of `float` or `None`): One per object.
     """
     known = all(value is not None for value in confidences)
     order = sorted(range(len(masks)), key=lambda index: -confidences[index] if known else 0)
@@ -274,18 +293,18 @@ def jf_rows(facts: Sequence[Mapping], part: str, reason: str = "") -> list[Score
     Rows of J&F, J and F in percent.
 
     Args:
-        facts (sequence of `dict`): "fixed" and "published" of each expression, J and F or `None`, and its
-            "video": expressions about one video are right or wrong together, which the intervals know.
+        facts (sequence of `dict`): Of each expression "consistent" and "published" with J and F, or `None`, and its
+            "video": the confidence intervals treat expressions about one video as correlated.
         part, reason (`str`): Of the rows.
     """
 
-    def percent(mode: str, name: str) -> list[float | None]:
-        rated = [one[mode] and (one[mode] | {"J&F": (one[mode]["J"] + one[mode]["F"]) / 2}) for one in facts]
+    def percent(preset: str, name: str) -> list[float | None]:
+        rated = [one[preset] and (one[preset] | {"J&F": (one[preset]["J"] + one[preset]["F"]) / 2}) for one in facts]
         return [one and 100 * one[name] for one in rated]
 
     videos = [one["video"] for one in facts]
     return [
-        mean_row(name, percent("fixed", name), "expressions", part, percent("published", name), reason, videos)
+        mean_row(name, percent("consistent", name), "expressions", part, percent("published", name), reason, videos)
         for name in ("J&F", "J", "F")
     ]
 

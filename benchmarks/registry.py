@@ -1,4 +1,4 @@
-"""Name of a benchmark on the command line -> what opens it."""
+"""The benchmarks by their names on the command line."""
 
 from collections.abc import Callable
 
@@ -14,7 +14,7 @@ from .sama_bench_g import SamaBenchG
 from .toy_world import ToyWorldBenchmark
 
 
-# A name may stand for a class, or for a class with some of its options chosen (`functools.partial`)
+# A value is a class, or a class with some options preset (`functools.partial`)
 BENCHMARKS: dict[str, Callable[..., Benchmark]] = {
     **{kind.name: kind for kind in (SamaBenchG, SamaBenchC)},
     **REFERRING_VIDEO,
@@ -25,7 +25,7 @@ BENCHMARKS: dict[str, Callable[..., Benchmark]] = {
 
 
 def open_benchmark(name: str, **arguments) -> Benchmark:
-    """The benchmark of this name; arguments as for [`Benchmark`]."""
+    """Opens the benchmark `name`; arguments as in [`Benchmark`]."""
     if name not in BENCHMARKS:
-        raise BenchmarkError(f"There is no benchmark {name!r}, only {', '.join(BENCHMARKS)}.")
+        raise BenchmarkError(f"There is no benchmark {name!r}; known are {', '.join(BENCHMARKS)}.")
     return BENCHMARKS[name](**arguments)

@@ -1,11 +1,16 @@
-"""Rows of the results from the values behind them. All are in percent, except where a benchmark counts points."""
+"""Rows of the results. All values are percentages unless a benchmark counts points."""
 
 from collections.abc import Hashable, Sequence
 
 from sama.metrics.intervals import bootstrap_mean
-from sama.metrics.values import mean
+from sama.metrics.values import Value, mean
 
 from .benchmark import Score
+
+
+def percent(value: Value) -> float | None:
+    """A value in percent; `None` if there is none."""
+    return None if value.value is None else 100 * value.value
 
 
 def mean_row(
@@ -18,15 +23,16 @@ def mean_row(
     clusters: Sequence[Hashable] | None = None,
 ) -> Score:
     """
-    Mean of the values that exist, as a row.
+    A row with the mean of the values that exist.
 
     Args:
         name, part (`str`): Of the row.
-        values (sequence of `float` or `None`): As they should be computed.
-        what (`str`): What a value is of, for the reason where there is none: "expressions".
-        published (sequence of `float` or `None`): The same as the release computes them.
-        reason (`str`): Why there is no value, where that is known.
-        clusters (sequence, *optional*): What each value belongs to, such as its video; given for an interval.
+        values (sequence of `float` or `None`): The values under "consistent".
+        what (`str`): Plural name of what is averaged ("expressions"), for the reason if there is no value.
+        published (sequence of `float` or `None`): The values under "published".
+        reason (`str`): Why there is no value, if known.
+        clusters (sequence, *optional*): The cluster of each value, such as its video. With clusters the row has a
+            confidence interval.
     """
     found = mean(values, what)
     count = sum(value is not None for value in values)

@@ -1,8 +1,8 @@
 """
-SAMA-Bench-C: describe a marked object of a video. Protocol: evaluation spec 2.
+SAMA-Bench-C: description of a marked object in a video. Protocol: evaluation spec 2.
 
-One question a description; the object's true mask is shown. Caption metrics and CLAIR are computed over the answers
-about one video, then averaged over videos.
+One question per description; the region is the true mask of the object. Caption metrics and CLAIR are computed over
+the answers about one video and averaged over videos.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ class SamaBenchC(CatalogueBenchmark):
     splits: ClassVar[tuple[str, ...]] = ("all",)
     max_new_tokens: ClassVar[int] = 2048
     headline: ClassVar[str] = "word F1"
-    release_layout: ClassVar[str] = "sama_description"
+    published_layout: ClassVar[str] = "sama_description"
 
     def group_of(self, record: Mapping) -> str:
         return record["messages"][0]["info"]["video"]

@@ -1,13 +1,13 @@
 """
-SAMA-Bench-G: grounded questions about objects of videos, in rounds. Protocol: evaluation spec 1.
+SAMA-Bench-G: multi-round grounded questions about objects in videos. Protocol: evaluation spec 1.
 
-Asked in three ways, each with rows of its own:
+It is asked in three ways, each with its own rows:
 
-    single       every round by itself, as published: no round knows of those before it
-    own          the rounds of a conversation one after the other, with the model's own answers between them
-    reference    the same with the reference answers between them
+    single       every round on its own without history, as in the published evaluation
+    own          the rounds of a conversation in order, with the model's own answers as history
+    reference    the same with the reference answers as history
 
-mIoU, recall, caption metrics and CLAIR are computed over the answers about one video, then averaged over videos.
+mIoU, recall, caption metrics and CLAIR are computed over the answers about one video and averaged over videos.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,12 +18,13 @@ from sama.metrics.captions import CAPTION_METRICS
 from sama.metrics.values import Value
 from sama.video_sama import SamaVideo
 
-from .benchmark import BenchmarkError, Measures, Prediction, Question, Score, Tools, Turn
+from .benchmark import BenchmarkError, Measures, Prediction, Question, Score, Tools
 from .from_catalogue import CatalogueBenchmark
 from .from_records import record_turns
 from .grounded import glamm_recall, miou_values, overlap_facts, recall_values, seg_phrases, turn_value
 from .per_video import caption_values, clair_values, source_rows
-from .rows import mean_row
+from .published import published_rows
+from .rows import mean_row, percent
 
 
 SINGLE, OWN, REFERENCE = "single", "own", "reference"
@@ -33,7 +34,7 @@ FURTHER = ("Recall (GLaMM)", *(name for name in CAPTION_METRICS if name not in H
 
 
 class SamaBenchG(CatalogueBenchmark):
-    """The option `asked` names the ways, with commas between them."""
+    """The option `asked` is a comma-separated list of ways to ask."""
 
     name: ClassVar[str] = "sama_bench_g"
     version: ClassVar[int] = 1
@@ -41,17 +42,19 @@ class SamaBenchG(CatalogueBenchmark):
     options: ClassVar[Mapping[str, Any]] = {**CatalogueBenchmark.options, "asked": ",".join(WAYS)}
     max_new_tokens: ClassVar[int] = 2048
     headline: ClassVar[str] = "mIoU"
-    release_layout: ClassVar[str] = "sama_conversation"
+    published_layout: ClassVar[str] = "sama_conversation"
 
     def __init__(self, data_root=None, split=None, preset: str = "consistent", **options):
         super().__init__(data_root, split, preset, **options)
         unknown = [way for way in self.chosen["asked"].split(",") if way not in WAYS]
         if unknown:
-            raise BenchmarkError(f"asked holds {unknown[0]!r}, expected some of {', '.join(WAYS)}.")
+            raise BenchmarkError(
+                f"asked contains {unknown[0]!r}, expected a comma-separated list of {', '.join(WAYS)}."
+            )
 
     @property
     def ways(self) -> list[str]:
-        """The ways in which it is asked, in their order."""
+        """The chosen ways to ask, in the order of the table."""
         return [way for way in WAYS if way in self.chosen["asked"].split(",")]
 
     def group_of(self, record: Mapping) -> str:
@@ -96,35 +99,38 @@ class SamaBenchG(CatalogueBenchmark):
         return {
             **overlap_facts(question, prediction, turn.targets, number),
             "wanted": seg_phrases(turn.reference),
-            "rows": release_rows(turn),
-            "release_wanted": phrases(reference),
-            "release_found": phrases(text),
+            "rows": published_rows(turn),
+            "published_wanted": phrases(reference),
+            "published_found": phrases(text),
             "texts": [shortened(caption(words)) for words in (reference, text)],
         }
 
     def summarise(self, samples: Sequence[Measures], tools: Tools) -> list[Score]:
-        answers: dict[tuple[str, str], list[dict]] = {}
+        answers: dict[tuple[str, str], list[dict]] = {}  # (way, video) -> answers
         for sample in samples:
             answers.setdefault((sample.facts["way"], sample.group), []).extend(sample.facts["answers"])
         corpora = {key: _corpus(found) for key, found in answers.items()}
-        # Inside one video words are hardly ever rare: beside the published CIDEr stands that of all answers together
-        together = {way: _corpus(one for (of, _), found in answers.items() if of == way for one in found)
-                    for way in self.ways}  # fmt: skip
-        together = {way: corpus for way, corpus in together.items() if corpus[0]}
-        captions, clairs = caption_values({**corpora, **together}), clair_values(corpora, tools.judge)
+        # Within one video hardly any word is rare, so CIDEr is also computed over all answers together
+        whole = {way: _corpus(one for key, found in answers.items() if key[0] == way for one in found)
+                 for way in {key[0] for key in answers}}  # fmt: skip
+        captions, clairs = caption_values({**corpora, **whole}), clair_values(corpora, tools.judge)
         rows = []
         for way in self.ways:
             videos = {
                 video: self._video_values(found, tools) | captions[way, video] | {"CLAIR": clairs[way, video]}
-                for (of, video), found in answers.items()
-                if of == way
+                for (asked_as, video), found in answers.items()
+                if asked_as == way
             }
-            rows += source_rows(videos, HEADLINES, WAYS[way], FURTHER) if videos else [_nothing(way)]
-            if videos:
-                value = captions[way]["CIDEr"][0]
-                percent = None if value.value is None else 100 * value.value
-                rows.append(mean_row("CIDEr (one corpus)", [percent], "corpora", f"{WAYS[way]}all", (), value.reason))
+            rows += self._rows(way, videos, captions)
         return rows
+
+    def _rows(self, way: str, videos: Mapping, captions: Mapping) -> list[Score]:
+        """The rows of one way of asking."""
+        if not videos:
+            return [Score("mIoU", None, 0, f"{WAYS[way]}all", reason="there are no answers")]
+        cider = captions[way]["CIDEr"][0]
+        one_corpus = mean_row("CIDEr (one corpus)", [percent(cider)], "corpora", f"{WAYS[way]}all", (), cider.reason)
+        return [*source_rows(videos, HEADLINES, WAYS[way], FURTHER), one_corpus]
 
     def _video_values(self, answers: Sequence[Mapping], tools: Tools) -> dict:
         glamm = glamm_recall(answers, tools.similarity)
@@ -135,21 +141,8 @@ class SamaBenchG(CatalogueBenchmark):
         }
 
 
-def release_rows(turn: Turn) -> list[int]:
-    """
-    For each true mask of the release its place among ours. Of an empty entry of `groundtruth` the release makes the
-    mask before it once more; where there is none before it, it crashes, and here the entry is left out.
-    """
-    rows, position = [], 0
-    for entry in turn.info["entries"]:
-        position += bool(entry)
-        if position:
-            rows.append(position - 1)
-    return rows
-
-
 def _conversations(names) -> dict[str, list[str]]:
-    """Conversation -> its rounds; "mevis/0/2" is round 2 of conversation 0 of a file."""
+    """Conversation -> its rounds; "mevis/0/2" is round 2 of conversation 0 in a file."""
     found: dict[str, list[str]] = {}
     for name in names:
         found.setdefault(name.rpartition("/")[0], []).append(name)
@@ -159,7 +152,3 @@ def _conversations(names) -> dict[str, list[str]]:
 def _corpus(answers) -> tuple[list[str], list[str]]:
     texts = [one["texts"] for one in answers]
     return [reference for reference, _ in texts], [prediction for _, prediction in texts]
-
-
-def _nothing(way: str) -> Score:
-    return Score("mIoU", None, 0, f"{WAYS[way]}all", reason="there are no answers")

@@ -24,13 +24,13 @@ from sama.video_sama import SamaVideo
 from .benchmark import (
     Benchmark,
     BenchmarkError,
+    BenchmarkTurn,
     Measures,
     PredictedTurn,
     Prediction,
     Question,
     Score,
     Tools,
-    Turn,
 )
 from .from_records import no_store, record_turns
 from .tracks import track_overlaps
@@ -146,7 +146,7 @@ def object_facts(sample: ToySample, answer: Mapping, about: Mapping) -> dict:
     return facts
 
 
-def measure_turn(turn: Turn, answer: PredictedTurn, prediction: Prediction) -> dict:
+def measure_turn(turn: BenchmarkTurn, answer: PredictedTurn, prediction: Prediction) -> dict:
     """
     Measures of one answer, serialisable as JSON: `kind`; `chance`; `right` (`None` for a question without choices);
     `ious` of the reference objects under greedy matching, 0 for missed ones; `miou` of the answer, which also counts

@@ -1,4 +1,4 @@
-"""Masks of whole videos as run-length codes: decoded a few frames at a time, so that no video has to be in memory."""
+"""Overlaps of mask tracks, decoded a few frames at a time to save memory."""
 
 from collections.abc import Iterator, Sequence
 
@@ -7,20 +7,20 @@ import numpy as np
 from sama.data.masks import decode_rle
 from sama.metrics.iou import Overlaps, overlaps
 
-from .benchmark import Track
+from .benchmark import RLETrack
 
 
-CHUNK = 16  # frames in memory at a time
+CHUNK = 16  # frames decoded at a time
 
 
-def check_length(track: Track, num_frames: int) -> None:
-    """`ValueError` unless a track has a mask for each frame, or none at all, which is empty everywhere."""
+def check_length(track: RLETrack, num_frames: int) -> None:
+    """Raises `ValueError` unless a track has one entry per frame, or none, which means an empty mask everywhere."""
     if track and len(track) != num_frames:
-        raise ValueError(f"A track has {len(track)} masks for {num_frames} frames.")
+        raise ValueError(f"A track has {len(track)} entries for {num_frames} frames.")
 
 
-def decode_track(track: Track, size: tuple[int, int], frames: Sequence[int]) -> np.ndarray:
-    """Bool array of shape `(len(frames), height, width)`; a track without entries is empty everywhere."""
+def decode_track(track: RLETrack, size: tuple[int, int], frames: Sequence[int]) -> np.ndarray:
+    """Bool array of shape `(len(frames), height, width)`; an empty list means an empty mask everywhere."""
     masks = np.zeros((len(frames), *size), dtype=bool)
     for row, frame in enumerate(frames):
         if track and track[frame] is not None:
@@ -29,22 +29,22 @@ def decode_track(track: Track, size: tuple[int, int], frames: Sequence[int]) -> 
 
 
 def chunks(num_frames: int) -> Iterator[range]:
-    """The frames of a video in stretches."""
+    """The frames of a video in chunks of `CHUNK`."""
     yield from (range(start, min(start + CHUNK, num_frames)) for start in range(0, num_frames, CHUNK))
 
 
 def track_overlaps(
-    truths: Sequence[Track], predictions: Sequence[Track], num_frames: int, size: tuple[int, int]
+    truths: Sequence[RLETrack], predictions: Sequence[RLETrack], num_frames: int, size: tuple[int, int]
 ) -> Overlaps:
     """
-    Pixels that tracks have in common, through the whole video.
+    Pixel counts of all pairs of tracks over the whole video.
 
     Args:
-        truths, predictions (sequences of `Track`)
+        truths, predictions (sequences of `RLETrack`): The tracks to compare.
         num_frames (`int`), size (`(height, width)`): Of the video.
 
     Raises:
-        `ValueError`: A track has another number of masks than the video has frames, and not none.
+        `ValueError`: The number of entries of a track is neither the number of frames nor 0.
     """
     for track in (*truths, *predictions):
         check_length(track, num_frames)

@@ -1,4 +1,4 @@
-"""Contact sheets of the best, median and worst samples of a benchmark: question, answer and ground truth."""
+"""Images of the best, median and worst cases of a benchmark, with question, answer and reference."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 from PIL import Image
 
-from sama.benchmarks.benchmark import Benchmark, Measures, PredictedTurn, Prediction, Question, Track, Turn
+from sama.benchmarks.benchmark import Benchmark, BenchmarkTurn, Measures, PredictedTurn, Prediction, Question, RLETrack
 from sama.data.masks import decode_rle
 from sama.drawing.regions import draw_region
 from sama.drawing.sheets import caption_band, contact_sheet, stack_images
@@ -19,7 +19,7 @@ from sama.video_sama import SamaVideo
 
 
 CASES, COLUMNS, TILE_WIDTH = 3, 4, 260
-MAX_TURNS = 4  # of a conversation; later turns are not drawn
+MAX_TURNS = 4  # of a long conversation only the first turns are drawn
 REFERENCE = "Reference: "
 
 
@@ -27,35 +27,45 @@ def write_gallery(
     folder: Path, benchmark: Benchmark, samples: Sequence[Measures], read: Callable[[list[str]], Sequence[Prediction]]
 ) -> list[Path]:
     """
-    Writes `best.png`, `median.png` and `worst.png`, ranked by `Measures.value`, and returns their paths. Samples
-    without a value are left out.
+    Writes `best.png`, `median.png` and `worst.png`, ranked by `Measures.value`. Samples without a value are left out.
 
     Args:
-        folder (`Path`): created if needed.
-        benchmark ([`Benchmark`]): for its videos and questions.
-        samples (sequence of [`Measures`])
-        read (`Callable`): takes the ids of questions and returns their predictions in the same order.
+        folder (`Path`): Created if necessary.
+        benchmark ([`Benchmark`]): Provides videos and questions. The questions of a group are built once.
+        samples (sequence of [`Measures`]): The scored predictions.
+        read (`Callable`): Maps ids of questions to their predictions, in the same order.
     """
     ranked = sorted((sample for sample in samples if sample.value is not None), key=lambda one: -one.value)
     middle = max(0, (len(ranked) - CASES) // 2)
-    chosen = {"best": ranked[:CASES], "median": ranked[middle : middle + CASES], "worst": ranked[-CASES:][::-1]}
+    selected = {"best": ranked[:CASES], "median": ranked[middle : middle + CASES], "worst": ranked[-CASES:][::-1]}
+    cases = {sample.question: sample for chosen in selected.values() for sample in chosen}
+    sheets = draw_cases(benchmark, list(cases.values()), read(list(cases)))
     paths = []
-    for name, cases in chosen.items():
-        sheets = [
-            draw_case(benchmark, sample, prediction)
-            for sample, prediction in zip(cases, read([case.question for case in cases]), strict=True)
-        ]
-        if sheets:
+    for name, chosen in selected.items():
+        if chosen:
             folder.mkdir(parents=True, exist_ok=True)
             paths.append(folder / f"{name}.png")
-            stack_images(sheets, gap=28).save(paths[-1])
+            stack_images([sheets[sample.question] for sample in chosen], gap=28).save(paths[-1])
     return paths
 
 
-def draw_case(benchmark: Benchmark, sample: Measures, prediction: Prediction) -> Image.Image:
-    """Draws one sample: its turns, one below the other."""
-    questions: list[Question] = benchmark.questions(sample.group)
-    question = next(one for one in questions if one.id == sample.question)
+def draw_cases(
+    benchmark: Benchmark, samples: Sequence[Measures], predictions: Sequence[Prediction]
+) -> dict[str, Image.Image]:
+    """Question id -> image of the sample; `samples` and `predictions` are parallel."""
+    by_group: dict[str, list[tuple[Measures, Prediction]]] = {}
+    for sample, prediction in zip(samples, predictions, strict=True):
+        by_group.setdefault(sample.group, []).append((sample, prediction))
+    sheets = {}
+    for group, members in by_group.items():
+        questions = {question.id: question for question in benchmark.questions(group)}
+        for sample, prediction in members:
+            sheets[sample.question] = draw_case(benchmark, questions[sample.question], sample, prediction)
+    return sheets
+
+
+def draw_case(benchmark: Benchmark, question: Question, sample: Measures, prediction: Prediction) -> Image.Image:
+    """One sample, its turns below each other."""
     video = benchmark.open(sample.group)
     pairs = list(zip(question.turns, prediction.turns, strict=True))[:MAX_TURNS]
     title = f"{benchmark.name} {sample.question}: {benchmark.headline} {sample.value:.2f}"
@@ -65,9 +75,9 @@ def draw_case(benchmark: Benchmark, sample: Measures, prediction: Prediction) ->
     return stack_images(blocks, gap=4)
 
 
-def draw_turn(video: SamaVideo | None, turn: Turn, answer: PredictedTurn, title: str = "") -> Image.Image:
-    """Draws frames with the predicted masks above the question and its answer, then the same frames with the true
-    masks above the reference. Regions of the question are outlined where they are visible."""
+def draw_turn(video: SamaVideo | None, turn: BenchmarkTurn, answer: PredictedTurn, title: str = "") -> Image.Image:
+    """One turn: frames with the predicted masks, question and answer, then the same frames with the true masks, and
+    the reference. The regions of the question are outlined on every frame on which they are visible."""
     text, spans = parse_tagged_text(answer.text)
     objects = [SimpleNamespace(span=span) for _, span in spans]
     question = f"{title}\n{turn.text}" if title else turn.text
@@ -84,28 +94,28 @@ def draw_turn(video: SamaVideo | None, turn: Turn, answer: PredictedTurn, title:
     return stack_images(blocks)
 
 
-def _frames(video: SamaVideo, turn: Turn, tracks: Sequence[Track], name: str) -> Image.Image:
+def _frames(video: SamaVideo, turn: BenchmarkTurn, tracks: Sequence[RLETrack], name: str) -> Image.Image:
     numbers = key_frames(video, turn)
     frames = [_draw(video, number, turn.regions, tracks) for number in numbers]
     captions = [name if video.is_image else f"{name}, frame {number}" for number in numbers]
     return contact_sheet(frames, captions, columns=COLUMNS, tile_width=TILE_WIDTH)
 
 
-def key_frames(video: SamaVideo, turn: Turn) -> list[int]:
-    """Up to `COLUMNS` frames, evenly spread over those on which a true object is visible, or over all if none is.
-    Frames that a region was drawn on are included."""
+def key_frames(video: SamaVideo, turn: BenchmarkTurn) -> list[int]:
+    """Up to `COLUMNS` frame indices: the frames of the regions, and frames spread evenly over those on which a true
+    object is visible, or over all frames if there is none."""
     seen = {frame for track in turn.targets for frame, code in enumerate(track) if code is not None}
     frames = sorted(seen) or list(range(len(video)))
-    with_region = {
+    pointed = {
         number for region in turn.regions if isinstance(region, Region) for number in np.atleast_1d(region.frame)
     }
-    count = min(max(1, COLUMNS - len(with_region)), len(frames))
+    count = min(max(1, COLUMNS - len(pointed)), len(frames))
     spread = {frames[(2 * step + 1) * len(frames) // (2 * count)] for step in range(count)}
-    return sorted({int(number) for number in spread | with_region})[:COLUMNS]
+    return sorted({int(number) for number in spread | pointed})[:COLUMNS]
 
 
-def _draw(video: SamaVideo, number: int, regions: Sequence, tracks: Sequence[Track]) -> np.ndarray:
-    """Draws masks and regions on a frame; a small frame is enlarged first, so that lines are thin."""
+def _draw(video: SamaVideo, number: int, regions: Sequence, tracks: Sequence[RLETrack]) -> np.ndarray:
+    """A frame with masks and regions. Small frames are enlarged first, so that lines stay thin."""
     scale = max(1, math.ceil(TILE_WIDTH / video.width))
     size = (video.height, video.width)
     picture = Image.fromarray(video[number])
@@ -123,7 +133,7 @@ def _draw(video: SamaVideo, number: int, regions: Sequence, tracks: Sequence[Tra
 
 
 def _on_frame(region: Region | MaskTrack, number: int, scale: int) -> Region | None:
-    """The part of a region that lies on a frame, enlarged; `None` if there is none."""
+    """The part of a region on a frame, enlarged; `None` if there is none."""
     if isinstance(region, MaskTrack):
         return Region(number, mask=_enlarged(region[number], scale)) if region.area(number) else None
     single = next((one for one in region.per_frame() if one.frame == number), None)

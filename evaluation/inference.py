@@ -1,27 +1,27 @@
-"""Asks a model the questions of a benchmark: a video is opened, encoded and read once for all questions about it."""
+"""Asks a model the questions of a benchmark. A video is opened and encoded once for all questions about it."""
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
 
-from sama.benchmarks.benchmark import Benchmark, PredictedObject, PredictedTurn, Prediction, Question, Track
+from sama.benchmarks.benchmark import Benchmark, PredictedObject, PredictedTurn, Prediction, Question, RLETrack
 from sama.data.masks import to_rle
 from sama.objects_sama import MaskTrack
 from sama.prompts_sama import check_turn_format
 from sama.video_sama import SamaVideo
 
 
-# Of a video that cannot be read, or a question that cannot be asked; anything else is a bug and stops the run
+# A video that cannot be read or a question that cannot be asked. Any other exception is a bug and ends the run
 READING_ERRORS = (OSError, ValueError)
 
 
-class Interviewer:
+class PredictionRunner:
     """
-    Asks questions and turns the answers into predictions.
+    Asks the questions of a benchmark and returns predictions.
 
     Args:
-        model, processor: Of one checkpoint; any model with SAMA's `start_chat`.
-        benchmark ([`Benchmark`]): What is asked.
-        max_new_tokens (`int`): Of an answer.
+        model, processor: A checkpoint; any model with SAMA's `start_chat` works.
+        benchmark ([`Benchmark`]): The source of the questions.
+        max_new_tokens (`int`): Maximum length of an answer.
     """
 
     def __init__(self, model, processor, benchmark: Benchmark, max_new_tokens: int):
@@ -30,8 +30,8 @@ class Interviewer:
 
     def ask_group(self, group: str, names: Sequence[str]) -> Iterator[tuple[Question | None, Prediction]]:
         """
-        The predictions for these questions of a group, in their order, each with its question. If the video or the
-        questions cannot be read, all of them fail and there is no question.
+        Yields the named questions of a group with their predictions. If the video or the questions cannot be read, all
+        predictions fail and the questions are `None`.
         """
         try:
             questions = {question.id: question for question in self.benchmark.questions(group)}
@@ -44,7 +44,7 @@ class Interviewer:
             yield questions[name], self.ask(start, video, questions[name])
 
     def ask(self, start: Callable, video: SamaVideo | None, question: Question) -> Prediction:
-        """The answers to one question; `start(layout)` gives a chat about the video with nothing said in it."""
+        """The answers to one question; `start(layout)` returns an empty chat about the video."""
         size = {} if video is None else {"num_frames": len(video), "height": video.height, "width": video.width}
         try:
             chat, turns = start(question.layout), []
@@ -54,7 +54,7 @@ class Interviewer:
                     turn.regions,
                     max_new_tokens=self.max_new_tokens,
                     masks=question.masks,
-                    do_sample=False,  # some checkpoints say otherwise
+                    do_sample=False,  # the generation config of a checkpoint may enable sampling
                 )
                 turns.append(PredictedTurn(reply.tagged_text, [_written(phrase) for phrase in reply.objects]))
                 if question.history == "reference" and number < len(question.turns):
@@ -65,7 +65,8 @@ class Interviewer:
 
 
 def _chats(model, processor, video: SamaVideo | None) -> Callable:
-    """A function from a layout to a chat about the video. Questions of one layout share the chat with its features."""
+    """A function that maps a turn format to an empty chat about the video. Consecutive questions with the same format
+    share a chat and its features."""
     chats = {}
 
     def start(layout: str | None):
@@ -73,7 +74,7 @@ def _chats(model, processor, video: SamaVideo | None) -> Callable:
             own = copy.copy(processor)
             own.turn_format = check_turn_format(layout or processor.turn_format)
             kind = "image" if video is not None and video.is_image else "video"
-            chats.clear()  # features of a video take memory and disk
+            chats.clear()  # one chat at a time: the features of a video are large
             chats[layout] = model.start_chat(own, **{kind: video})
         chats[layout].reset()
         return chats[layout]
@@ -86,8 +87,8 @@ def _written(phrase) -> PredictedObject:
     return PredictedObject(phrase.text, [] if phrase.track is None else encode_track(phrase.track), score)
 
 
-def encode_track(track: MaskTrack) -> Track:
-    """A compressed run-length code for each frame, `None` where the object is not seen."""
+def encode_track(track: MaskTrack) -> RLETrack:
+    """One compressed COCO RLE per frame, `None` if the object is not visible."""
     return [to_rle(track.to_rle(frame)) if track.area(frame) else None for frame in range(len(track))]
 
 

@@ -1,16 +1,15 @@
 """
-Judges: language models that compare texts, for CLAIR. A judge takes chat messages and gives the text of an answer.
+Judges: language models that compare texts, for CLAIR. A judge takes chat messages and returns the text of an answer.
 
-An OpenAI-compatible endpoint ([`EndpointJudge`]) or a Transformers model in a folder (`local_judge.py`), behind a
-cache on the disk ([`CachedJudge`]); [`open_judge`] makes one of what the command line says. A judge that cannot answer
-raises [`JudgeError`], an `OSError`: the score is then missing, with that reason, and not 0. One that works but refuses
-a text raises `RefusedTextError`: only the score of that text is missing.
+A judge is an OpenAI-compatible endpoint ([`EndpointJudge`]) or a local Transformers model (`local_judge.py`), usually
+behind a cache on disk ([`CachedJudge`]). A judge that cannot be reached raises [`JudgeError`], an `OSError`: the score
+is then missing, with the reason, and not 0. A judge that rejects a text raises `RefusedTextError`: only the score of
+that text is missing.
 """
 
 import hashlib
 import json
 import os
-import tempfile
 import threading
 import time
 import urllib.error
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from sama.data.files import write_text_atomically
 from sama.metrics.clair import RefusedTextError, parse_clair
 
 
@@ -27,18 +27,18 @@ Messages = list[dict]
 
 CHAT_PATH = "/chat/completions"
 TOO_MANY_REQUESTS = 429
-# Refusals of whatever is asked: no key, no money, no such model, a proxy; other 4xx are about the text
+# Client errors that do not depend on the text (key, quota, model, proxy); all other 4xx are about the text
 NOT_ABOUT_THE_TEXT = {401, 402, 403, 404, 405, 407, 408}
 LONGEST_WAIT_S = 120.0
-SHOWN_CHARACTERS = 300  # of a body that is no answer
+SHOWN_CHARACTERS = 300  # of an invalid response, in error messages
 
 
 class JudgeError(OSError):
-    """A judge that gave no answer; says which one and why."""
+    """The judge gave no answer; the message names the judge and the reason."""
 
 
 class _TryAgain(Exception):
-    """A failure that may pass; with the seconds that the server asks to wait, if it does."""
+    """A temporary failure; `wait_s` is the delay that the server asks for, in seconds."""
 
     def __init__(self, problem: str, wait_s: float | None = None):
         super().__init__(problem)
@@ -48,17 +48,18 @@ class _TryAgain(Exception):
 @dataclass(frozen=True)
 class JudgeSettings:
     """
-    How a judge answers and how it is asked.
+    Generation and request settings of a judge.
 
     Args:
-        temperature (`float`): 0: the likeliest answer, so that a run can be repeated. The release asks with 0.5.
-        max_tokens (`int`): Of the answer; the release's number.
-        key_variable (`str`): Environment variable that holds the endpoint's key; without it none is sent.
-        requests_per_minute (`float`, *optional*): Most requests of this process.
-        tries (`int`): Requests for one answer, where the endpoint is down, busy (429) or broken (5xx, no JSON).
-        backoff_s (`float`): Seconds before the second try, twice as many before each further one. A `Retry-After` of
-            the server counts instead, up to two minutes.
-        timeout_s (`float`): Of one request.
+        temperature (`float`): 0 for reproducible answers. The published evaluation uses 0.5.
+        max_tokens (`int`): Maximum length of an answer, as in the published evaluation.
+        key_variable (`str`): Environment variable with the API key; no key is sent if it is not set.
+        requests_per_minute (`float`, *optional*): Rate limit of this process.
+        tries (`int`): Maximum number of requests for one answer, if the endpoint is unreachable, busy (429) or broken
+            (5xx, invalid JSON).
+        backoff_s (`float`): Seconds before the second try; doubled before each further one. A `Retry-After` header
+            takes precedence, up to two minutes.
+        timeout_s (`float`): Timeout of one request in seconds.
     """
 
     temperature: float = 0.0
@@ -75,29 +76,30 @@ class EndpointJudge:
     A model behind an OpenAI-compatible endpoint.
 
     Args:
-        url (`str`): Such as `http://localhost:8000/v1`; `/chat/completions` is added where it is not there.
-        model (`str`): The model's name there.
-        settings ([`JudgeSettings`], *optional*): How it is asked.
+        url (`str`): Such as `http://localhost:8000/v1`; `/chat/completions` is appended if necessary.
+        model (`str`): Name of the model at the endpoint.
+        settings ([`JudgeSettings`], *optional*): Request settings.
 
     Raises:
-        `ValueError`: The address is not one of http or https.
+        `ValueError`: The URL is not an http or https URL.
     """
 
     def __init__(self, url: str, model: str, settings: JudgeSettings | None = None):
         if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc:
-            raise ValueError(f"The judge's address is {url!r}, expected one such as http://localhost:8000/v1.")
+            raise ValueError(f"The URL of the judge is {url!r}, expected one such as http://localhost:8000/v1.")
         self.url = url if url.rstrip("/").endswith(CHAT_PATH) else url.rstrip("/") + CHAT_PATH
         self.model, self.settings = model, settings or JudgeSettings()
         self._lock, self._next_start = threading.Lock(), 0.0
 
     @property
     def identity(self) -> dict:
-        """What the answers depend on; in the results and in the names of cached answers. The key is not in it."""
+        """Everything the answers depend on; part of the results and of the cache keys. It does not contain the API
+        key."""
         chosen = {"temperature": self.settings.temperature, "max_tokens": self.settings.max_tokens}
         return {"url": self.url, "model": self.model, **chosen}
 
     def __call__(self, messages: Messages) -> str:
-        """The answer. Raises [`JudgeError`] if there is none after all tries, `RefusedTextError` for this text."""
+        """The answer; [`JudgeError`] if all tries fail, `RefusedTextError` if the endpoint rejects this text."""
         wait_s, problem = self.settings.backoff_s, ""
         for number in range(self.settings.tries):
             if number:
@@ -133,10 +135,10 @@ class EndpointJudge:
             problem = f"HTTP {error.code}: {_shown(error.read())}"
             if error.code == TOO_MANY_REQUESTS or error.code >= 500:
                 raise _TryAgain(problem, _seconds(error.headers.get("Retry-After"))) from error
-            message = f"{self.model} at {self.url} refuses: {problem}"
+            message = f"{self.model} at {self.url} refused the request: {problem}"
             kind = RefusedTextError if 400 <= error.code and error.code not in NOT_ABOUT_THE_TEXT else JudgeError
             raise kind(message) from error
-        except OSError as error:  # not reached, cut off, or timed out
+        except OSError as error:  # unreachable, connection lost, or timed out
             raise _TryAgain(str(error)) from error
 
 
@@ -145,8 +147,8 @@ def _content(body: bytes) -> str:
     try:
         content = json.loads(body)["choices"][0]["message"]["content"]
     except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise _TryAgain(f"its answer is no chat completion: {_shown(body)!r}") from error
-    return content or ""  # null where the model refuses to answer
+        raise _TryAgain(f"its response is not a chat completion: {_shown(body)!r}") from error
+    return content or ""  # null if the model refuses to answer
 
 
 def _shown(body: bytes) -> str:
@@ -154,7 +156,7 @@ def _shown(body: bytes) -> str:
 
 
 def _seconds(header: str | None) -> float | None:
-    """Seconds of a `Retry-After`; one that holds a date is left aside."""
+    """Seconds of a `Retry-After` header; a header with a date is ignored."""
     try:
         return None if header is None else max(0.0, float(header))
     except ValueError:
@@ -163,14 +165,14 @@ def _seconds(header: str | None) -> float | None:
 
 class CachedJudge:
     """
-    A judge whose answers are kept on the disk, one file each, named by what was asked of whom. The same question is
-    not asked again, in this run or in a later one, unless the answer holds no score ([`parse_clair`]).
+    A judge whose answers are cached on disk, one file per request, named by a hash of judge and messages. Answers
+    without a score ([`parse_clair`]) are not cached.
 
-    Several processes may share a folder: a file appears whole or not at all.
+    Several processes may share a folder: files are written atomically.
 
     Args:
-        judge: Any judge with an `identity`, what its answers depend on, ready for JSON.
-        folder (`str` or `Path`): Made if it is missing.
+        judge: Any judge with an `identity`: everything its answers depend on, ready for JSON.
+        folder (`str` or `Path`): Created if it does not exist.
     """
 
     def __init__(self, judge, folder: str | Path):
@@ -179,33 +181,30 @@ class CachedJudge:
 
     @property
     def identity(self) -> dict:
-        """That of the judge."""
+        """The identity of the judge."""
         return self.judge.identity
 
     def path(self, messages: Messages) -> Path:
-        """The file of an answer."""
+        """The cache file of a request."""
         asked = json.dumps({"judge": self.identity, "messages": messages}, sort_keys=True)
         return self.folder / f"{hashlib.sha256(asked.encode()).hexdigest()}.json"
 
     def __call__(self, messages: Messages) -> str:
-        """The answer, from the disk if it is there."""
+        """The answer, from the cache if possible."""
         path = self.path(messages)
-        kept = _kept(path)
-        if kept is not None:
-            return kept
+        cached = _cached(path)
+        if cached is not None:
+            return cached
         answer = self.judge(messages)
         if parse_clair(answer) is None:
             return answer
         content = {"judge": self.identity, "messages": messages, "answer": answer}
-        # Beside its place, so that moving it there is one step of the file system
-        with tempfile.NamedTemporaryFile("w", dir=self.folder, suffix=".part", delete=False, encoding="utf-8") as part:
-            json.dump(content, part, ensure_ascii=False, indent=1)
-        os.replace(part.name, path)
+        write_text_atomically(path, json.dumps(content, ensure_ascii=False, indent=1))
         return answer
 
 
-def _kept(path: Path) -> str | None:
-    """A kept answer; `None` without one, also where it holds no score or the file was damaged from outside."""
+def _cached(path: Path) -> str | None:
+    """A cached answer; `None` if there is none, if it holds no score, or if the file is damaged."""
     try:
         answer = json.loads(path.read_text(encoding="utf-8"))["answer"]
     except FileNotFoundError:
@@ -222,23 +221,24 @@ def open_judge(
     settings: JudgeSettings | None = None,
 ) -> Callable[[Messages], str] | None:
     """
-    The judge that the command line names; `None` if it names none.
+    The judge for `--judge_url` and `--judge_model`; `None` without them.
 
     Args:
-        url (`str`, *optional*): Address of an endpoint; `model` is then the model's name there.
+        url (`str`, *optional*): URL of an endpoint; `model` is then the name of the model there.
         model (`str`, *optional*): Without `url` the folder of a Transformers model.
-        cache (`str` or `Path`, *optional*): Folder of the answers.
-        settings ([`JudgeSettings`], *optional*): How it is asked.
+        cache (`str` or `Path`, *optional*): Folder of the cached answers.
+        settings ([`JudgeSettings`], *optional*): Generation and request settings.
 
     Raises:
-        `ValueError`: An address without a model's name. [`JudgeError`]: no model in the folder.
+        `ValueError`: A URL without the name of a model.
+        [`JudgeError`]: The folder holds no model.
     """
     if url is None and model is None:
         return None
     if model is None:
         raise ValueError(f"The judge at {url} needs the name of its model: --judge_model.")
     if url is None:
-        from .local_judge import LocalJudge  # torch and transformers are needed for it alone
+        from .local_judge import LocalJudge  # imports torch and transformers
 
         judge = LocalJudge(model, settings)
     else:

@@ -1,16 +1,16 @@
 """
-SAMA for `lmms-eval`, so that MME, MMBench, SEED, AI2D, MMStar, ScienceQA, Video-MME and others need no code of ours.
+SAMA as a model of `lmms-eval`, for MME, MMBench, SEED, AI2D, MMStar, ScienceQA, Video-MME and others.
 
-    pip install lmms-eval 'filelock<3.21' # in an environment of its own: it asks for torchvision; not with filelock 4
-    pip install -e .                      # this repository, beside it
+    pip install lmms-eval 'filelock<3.21' # in a separate environment: it needs torchvision, and fails with filelock 4
+    pip install -e .                      # this repository, in the same environment
     lmms-eval --model sama --model_args pretrained=checkpoints/sama-tiny --tasks mme --batch_size 1 \
         --output_path outputs/lmms_eval --log_samples
 
-Several processes: `accelerate launch --num_processes 8 -m lmms_eval --model sama ...`. `lmms-eval` finds this file by
-the entry point `lmms_eval.models` of pyproject.toml; nothing of ours imports it. Written against lmms-eval 0.7.3.
+Several processes: `accelerate launch --num_processes 8 -m lmms_eval --model sama ...`. `lmms-eval` finds this file
+through the entry point `lmms_eval.models` in pyproject.toml. Written for lmms-eval 0.7.3.
 
-A request is one question with one answer, without sampling. One picture is a still, a path is a video, several
-pictures are the frames of a video, as Sa2VA shows them. The answer's words are returned, without tags; no masks are
+A request is one question with one answer, decoded greedily. One image is shown as an image, a path as a video, and
+several images as the frames of a video, as in Sa2VA. The text of the answer is returned without tags; no masks are
 computed.
 """
 
@@ -25,28 +25,32 @@ from PIL import Image
 from tqdm import tqdm
 from transformers import AutoModel, AutoProcessor
 
+from sama.configuration_sama import check_preset
+
 
 MAX_NEW_TOKENS = 1024
-IMAGE_MARK = "<image>"  # where tasks say that a picture stands; ours stands at the beginning
+IMAGE_MARK = "<image>"  # placeholder of tasks; SAMA shows the image before the question
 
 
 def manifest() -> ModelManifest:
-    """What the entry point gives to `lmms-eval`: the name of the model and where its class is."""
+    """The entry point of `lmms-eval`: name and class of the model."""
     return ModelManifest(model_id="sama", simple_class_path=f"{__name__}.SamaLmms")
 
 
 class SamaLmms(lmms):
     """
-    A SAMA checkpoint that answers the requests of `lmms-eval`.
+    A SAMA checkpoint as an `lmms-eval` model.
 
     Args:
         pretrained (`str`): Folder or Hub name of the checkpoint.
-        device (`str`, *optional*): Default: this process's GPU, or the CPU.
-        dtype (`str`): Of the weights; "auto" takes that of the checkpoint.
-        policy (`str`, *optional*): "published" or "consistent" frames and grounding instead of the checkpoint's own.
-        max_new_tokens (`int`): Where the task does not say it.
-        batch_size (`int` or `str`): Only 1.
-        options: `max_batch_size`, which `lmms-eval` hands to every model and which is ignored.
+        device (`str`, *optional*): Default: the GPU of this process, or the CPU.
+        dtype (`str`): Of the weights; "auto" is the dtype of the checkpoint.
+        preset (`str`, *optional*): "published" or "consistent"; default: the preset of the checkpoint.
+        max_new_tokens (`int`): Maximum length of an answer, if the task does not set it.
+        batch_size (`int` or `str`): Must be 1.
+        options: `max_batch_size`, which `lmms-eval` passes to every model, is ignored. `policy` is the name of
+        `preset`
+            in earlier versions.
     """
 
     is_simple = True
@@ -56,7 +60,7 @@ class SamaLmms(lmms):
         pretrained: str,
         device: str | None = None,
         dtype: str = "auto",
-        policy: str | None = None,
+        preset: str | None = None,
         max_new_tokens: int = MAX_NEW_TOKENS,
         batch_size: int | str = 1,
         **options,
@@ -64,28 +68,28 @@ class SamaLmms(lmms):
         super().__init__()
         if int(batch_size) != 1:
             raise ValueError(f"SAMA answers one request at a time, got batch_size={batch_size}: use --batch_size 1.")
+        preset = options.pop("policy", preset)
         unknown = sorted(set(options) - {"max_batch_size"})
         if unknown:
             raise ValueError(f"Unknown model_args {', '.join(unknown)}.")
-        # Of the base class, which takes 0 of 1; lmms-eval deals requests out by the same variables
+        # The base class assumes rank 0 of 1; lmms-eval distributes requests by the same variables
         self._rank, self._world_size = (int(os.environ.get(*of)) for of in (("RANK", "0"), ("WORLD_SIZE", "1")))
         local = int(os.environ.get("LOCAL_RANK", "0"))
         self.device = torch.device(device or (f"cuda:{local}" if torch.cuda.is_available() else "cpu"))
         self.max_new_tokens, self.batch_size = int(max_new_tokens), 1
-        grounding = {} if policy is None else {"preset": policy}
-        frames = {} if policy is None else {"preset": policy}
-        self.model = AutoModel.from_pretrained(pretrained, trust_remote_code=True, dtype=dtype, **grounding)
+        chosen = {} if preset is None else {"preset": check_preset(preset)}
+        self.model = AutoModel.from_pretrained(pretrained, trust_remote_code=True, dtype=dtype, **chosen)
         self.model = self.model.to(self.device).eval()
-        self.processor = AutoProcessor.from_pretrained(pretrained, trust_remote_code=True, **grounding, **frames)
+        self.processor = AutoProcessor.from_pretrained(pretrained, trust_remote_code=True, **chosen)
         self._warned = False
 
     def generate_until(self, requests: list) -> list[str]:
         """
-        An answer for each request.
+        One answer per request.
 
         Args:
-            requests (`list[Instance]`): Of each, `args` is `(context, generation arguments, doc_to_visual, doc_id,
-                task, split)`; pictures and videos are made when their turn comes.
+            requests (`list[Instance]`): The `args` of a request are `(context, generation arguments, doc_to_visual,
+                doc_id, task, split)`. Images and videos are loaded one request at a time.
         """
         answers = []
         for request in tqdm(requests, disable=self.rank != 0, desc="Answers"):
@@ -97,12 +101,12 @@ class SamaLmms(lmms):
         return answers
 
     def loglikelihood(self, requests: list) -> list:
-        """Not offered: tasks that compare likelihoods have versions that generate."""
-        raise NotImplementedError("SAMA generates answers; choose a task with output_type generate_until.")
+        """Not supported: use the generative version of a task."""
+        raise NotImplementedError("SAMA only generates text: choose a task with output_type generate_until.")
 
     def generate_until_multi_round(self, requests: list) -> list:
-        """Not offered: SAMA's own benchmarks cover conversations."""
-        raise NotImplementedError("The adapter asks single questions; choose a task with output_type generate_until.")
+        """Not supported: conversations are covered by the benchmarks of this repository."""
+        raise NotImplementedError("SAMA answers single questions: choose a task with output_type generate_until.")
 
     @torch.no_grad()
     def _answer(self, context: str, visuals: Sequence, arguments: dict) -> str:
@@ -125,10 +129,11 @@ class SamaLmms(lmms):
         sampled = bool(arguments.get("do_sample")) or float(arguments.get("temperature") or 0) > 0
         if (sampled or int(arguments.get("num_beams") or 1) > 1) and not self._warned:
             self._warned = True
-            warnings.warn("The task asks for sampling or beams; SAMA takes the likeliest token.", stacklevel=3)
+            warnings.warn("The task requests sampling or beam search; SAMA decodes greedily.", stacklevel=3)
 
     def _plain(self, context: str) -> str:
-        """The question without image marks; a blank makes ordinary text of what looks like one of SAMA's tags."""
+        """The question without image placeholders. A space is inserted into anything that looks like a special
+        token."""
         text = context.replace(IMAGE_MARK, "").strip()
         tags = {*self.processor.tokenizer.all_special_tokens, *self.processor.qformer_tokenizer.all_special_tokens}
         for tag in sorted(tags, key=len, reverse=True):
@@ -137,12 +142,12 @@ class SamaLmms(lmms):
 
 
 def _visual_parts(visuals: Sequence) -> list[dict]:
-    """What a question shows as parts of a message: nothing, a still, or a video."""
+    """The images or the video of a question as content parts of a message."""
     pictures = [visual.convert("RGB") for visual in visuals if isinstance(visual, Image.Image)]
     paths = [visual for visual in visuals if isinstance(visual, str)]
     if len(pictures) + len(paths) < len(visuals) or len(paths) > 1 or (pictures and paths):
         kinds = ", ".join(type(visual).__name__ for visual in visuals)
-        raise ValueError(f"SAMA looks at one video or at pictures, a request shows: {kinds}.")
+        raise ValueError(f"A request must have one video or images only, got: {kinds}.")
     if len(pictures) == 1:
         return [{"type": "image", "image": pictures[0]}]
     if pictures:

@@ -1,4 +1,4 @@
-"""A Transformers model in a folder as the judge."""
+"""A local Transformers model as the judge."""
 
 from pathlib import Path
 
@@ -10,12 +10,12 @@ from .judges import JudgeError, JudgeSettings, Messages
 
 class LocalJudge:
     """
-    A Transformers chat model from a folder; nothing is downloaded, and the likeliest answer is taken.
+    A Transformers chat model from a local folder, with greedy decoding. Nothing is downloaded.
 
     Args:
         folder (`str` or `Path`): A causal language model whose tokenizer has a chat template.
-        settings ([`JudgeSettings`], *optional*): Of them only `max_tokens` counts.
-        device (`str`, *optional*): Default: a GPU if there is one.
+        settings ([`JudgeSettings`], *optional*): Only `max_tokens` is used.
+        device (`str`, *optional*): Default: the GPU, if available.
 
     Raises:
         [`JudgeError`]: The folder holds no such model.
@@ -28,16 +28,14 @@ class LocalJudge:
             self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
             model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype="auto")
         except (OSError, ValueError) as error:
-            raise JudgeError(f"No language model in {folder} to judge with: {error}") from error
+            raise JudgeError(f"Cannot load a language model from {folder} as the judge: {error}") from error
         if self.tokenizer.chat_template is None:
-            raise JudgeError(
-                f"The tokenizer in {folder} has no chat template, so it is not known how to ask the model."
-            )
+            raise JudgeError(f"The tokenizer in {folder} has no chat template, which a judge needs.")
         self.model = model.to(device).eval()
 
     @property
     def identity(self) -> dict:
-        """What the answers depend on."""
+        """Everything the answers depend on."""
         return {"folder": str(self.folder), "temperature": 0.0, "max_tokens": self.settings.max_tokens}
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Plots of a result: how IoU is distributed, and how scores change with the length of a video and its objects."""
+"""Plots of a result: a histogram of IoUs, and scores by video length and by number of objects."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from pathlib import Path
 import matplotlib
 
 
-matplotlib.use("Agg")  # no window, also where there is a display
+matplotlib.use("Agg")  # opens no window
 
 import matplotlib.pyplot as plt  # noqa: E402
 
@@ -15,18 +15,18 @@ from sama.benchmarks.benchmark import Measures  # noqa: E402
 
 
 PLOTS = "plots.png"
-BINS, MOST_BARS = 20, 8
+BINS, MAX_BARS = 20, 8
 BLUE, GREY = "#3568b8", "#555555"
 
 
 def write_plots(folder: Path, samples: Sequence[Measures], headline: str) -> Path | None:
     """
-    Writes `plots.png`; `None`, and nothing written, if no sample has a number to plot.
+    Writes `plots.png` and returns its path; `None` if no sample has a value.
 
     Args:
-        folder (`Path`)
-        samples (sequence of [`Measures`])
-        headline (`str`): What `Measures.value` is called.
+        folder (`Path`): The folder of the file.
+        samples (sequence of [`Measures`]): The scored predictions.
+        headline (`str`): Name of `Measures.value`.
     """
     valued = [sample for sample in samples if sample.value is not None]
     if not valued:
@@ -45,18 +45,18 @@ def write_plots(folder: Path, samples: Sequence[Measures], headline: str) -> Pat
 
 
 def _bins(places: Sequence[int], values: Sequence[float]) -> list[tuple[str, list[float]]]:
-    """Values by place: one bin for each place, or for equal numbers of samples where there are many places. Equal
-    places stay together."""
+    """Labels and values of the bins of a bar chart: one bin per distinct place, or bins with about equal numbers of
+    samples if there are more than `MAX_BARS` places. Equal places share a bin."""
     by_place = defaultdict(list)
     for place, value in zip(places, values, strict=True):
         by_place[place].append(value)
-    if len(by_place) <= MOST_BARS:
+    if len(by_place) <= MAX_BARS:
         return [(str(place), by_place[place]) for place in sorted(by_place)]
     bins, held, first, last = [], [], None, None
     for place in sorted(by_place):
         first = place if first is None else first
         held, last = held + by_place[place], place
-        if len(held) * MOST_BARS >= len(values):
+        if len(held) * MAX_BARS >= len(values):
             bins.append((_named(first, last), held))
             held, first = [], None
     return [*bins, (_named(first, last), held)] if held else bins
@@ -83,7 +83,7 @@ def _histogram(axes, values: Sequence[float], name: str) -> None:
 
 
 def _bars(axes, bins: Sequence[tuple[str, list[float]]], name: str, headline: str) -> None:
-    """Means with their standard errors; how many samples stand in each bar is written on it."""
+    """Means with standard errors; each bar shows its number of samples."""
     means = [sum(values) / len(values) for _, values in bins]
     errors = [_standard_error(values) for _, values in bins]
     axes.bar(range(len(bins)), means, yerr=errors, color=BLUE, ecolor=GREY, capsize=3, width=0.75)

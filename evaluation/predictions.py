@@ -1,10 +1,10 @@
 """
-The files of a run: who answered (`run.json`) and what (`predictions.jsonl`, one line a question).
+The files of a run: its settings (`run.json`) and its answers (`predictions.jsonl`, one line per question).
 
-While a run is going each process appends to a part of its own, `predictions.part0.jsonl`; at the end the parts are put
-together in the order of the benchmark. A run that was cut off left parts, whatever their number: all complete lines in
-them count as answered. A line that was cut by the end of the process is no answer, and is asked again. Where
-the system has locks, a part is locked while it is written or put together.
+During a run each process appends to its own part, `predictions.part0.jsonl`. At the end the parts are merged in the
+order of the benchmark. After an interrupted run all complete lines in its parts count as answered; an incomplete last
+line is dropped and its question asked again. A part is locked while it is written or merged, if the file system
+supports locks.
 """
 
 import json
@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import BinaryIO, TextIO
 
 from sama.benchmarks.benchmark import Prediction
+from sama.configuration_sama import check_preset
+from sama.data.files import atomic_path, write_text_atomically
 
 
 try:
@@ -25,7 +27,7 @@ except ImportError:  # Windows
 
 
 PREDICTIONS, RUN = "predictions.jsonl", "run.json"
-# What must agree for two runs to be one
+# Settings that must agree for a run to continue another one
 IDENTITY = (
     "checkpoint",
     "benchmark",
@@ -40,13 +42,13 @@ IDENTITY = (
 
 
 class PredictionError(ValueError):
-    """A file of predictions that cannot be used; says in one sentence where, why, and what can be done."""
+    """Predictions that cannot be used; the message says in one sentence where, why and what to do."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """Where a prediction lies: its file, the place of its first byte, its length with its newline, if it has one, and
-    whether the question failed."""
+    """Location of a prediction: its file, the offset of its first byte, its length including the newline, and whether
+    the question failed."""
 
     path: Path
     start: int
@@ -68,75 +70,78 @@ class PredictionFiles:
         self.merged, self.run_file = self.folder / PREDICTIONS, self.folder / RUN
 
     def part(self, rank: int) -> Path:
-        """The file that process `rank` appends to."""
+        """The file that the process `rank` appends to."""
         return self.folder / f"predictions.part{rank}.jsonl"
 
     def parts(self) -> list[Path]:
-        """All parts, in the order of their numbers."""
+        """All parts in the order of their ranks."""
         found = self.folder.glob("predictions.part*.jsonl")
         return sorted(found, key=lambda path: (len(path.name), path.name))
 
-    # Who answered
+    # The run
 
     def check_run(self, identity: dict, accept_foreign: bool = False) -> None:
         """
-        Raise [`PredictionError`] if the predictions that lie here are another model's, or answers to other questions.
+        Raises [`PredictionError`] if the folder holds predictions of another model or for other questions.
 
         Args:
-            identity (`dict`): What `run.json` must say under the names in `IDENTITY`; those it lacks are not compared.
-            accept_foreign (`bool`): Take them all the same.
+            identity (`dict`): The settings of this run; those in `IDENTITY` must equal `run.json`. Missing ones are
+                not compared.
+            accept_foreign (`bool`): Skip the check.
         """
         if accept_foreign or not (self.merged.exists() or self.parts()):
             return
         if not self.run_file.exists():
             raise PredictionError(
-                f"{self.folder} holds predictions but no {RUN} that says whose they are; give another --output, "
-                "or --accept_foreign to take them for this model's."
+                f"{self.folder} holds predictions but no {RUN}, so their model is unknown; choose another "
+                "--output, or pass --accept_foreign to treat them as this model's."
             )
         before = self.read_run()
         for name in IDENTITY:
             if name in identity and before.get(name) != identity[name]:
                 raise PredictionError(
-                    f"The predictions in {self.folder} are of another run: {name} is {_short(before.get(name))} there "
-                    f"and {_short(identity[name])} here; give another --output, or --accept_foreign to mix them."
+                    f"The predictions in {self.folder} are from another run: {name} is {_short(before.get(name))} "
+                    f"there and {_short(identity[name])} here; choose another --output, or pass --accept_foreign "
+                    "to mix them."
                 )
 
     def need_some(self, about: dict) -> None:
-        """Raise [`PredictionError`] if there is nothing to score. Predictions of nobody are from now on those of the
+        """Raises [`PredictionError`] if there is nothing to score. Predictions without `run.json` are assigned to the
         run `about`."""
         if not (self.merged.exists() or self.parts()):
-            raise PredictionError(
-                f"There are no predictions in {self.folder}; leave out --score_only to ask for some."
-            )
+            raise PredictionError(f"There are no predictions in {self.folder}; run without --score_only first.")
         if not self.run_file.exists():
             self.write_run(about)
 
     def read_run(self) -> dict:
-        """What `run.json` says."""
+        """The content of `run.json`. The preset `release` of earlier versions is read as `published`."""
         try:
-            return json.loads(self.run_file.read_text(encoding="utf-8"))
+            about = json.loads(self.run_file.read_text(encoding="utf-8"))
         except (FileNotFoundError, json.JSONDecodeError) as error:
-            raise PredictionError(f"{self.run_file} is missing or no JSON ({error}).") from error
+            raise PredictionError(f"{self.run_file} is missing or not valid JSON ({error}).") from error
+        if about.get("preset") == "release":
+            about["preset"] = check_preset("release")
+        return about
 
     def write_run(self, about: dict) -> None:
-        """Writes `run.json`, whole or not at all; other runs that went before stay in it under "before"."""
+        """Writes `run.json`. If it belongs to another run, that run is kept in it under "before"."""
         if self.run_file.exists():
             last = self.read_run()
             before = last.pop("before", [])
             if any(last.get(name) != about.get(name) for name in (*IDENTITY, "commit")):
                 before = [*before, last]
             about = {**about, **({"before": before} if before else {})}
-        write_whole(self.run_file, json.dumps(about, indent=2) + "\n")
+        write_text_atomically(self.run_file, json.dumps(about, indent=2) + "\n")
 
-    # What was answered
+    # The answers
 
     def index(self) -> dict[str, Line]:
-        """Question id -> where its last prediction lies; where one failed and another did not, the last that did not:
-        the order of the parts says nothing about which is newer."""
+        """Question id -> location of its last prediction. An answer takes precedence over a failure, because the order
+        of the parts does not tell which is newer."""
         found: dict[str, Line] = {}
         for path in [self.merged, *self.parts()]:
             if path.exists():
-                # Nobody appends to the merged file: what stands at its end is a line, with or without a newline
+                # The merged file is complete: its last line counts with or without a newline
                 for start, raw, prediction in complete_lines(path, torn=path == self.merged):
                     name, failed = prediction.question, prediction.error is not None
                     if name not in found or found[name].failed or not failed:
@@ -144,25 +149,22 @@ class PredictionFiles:
         return found
 
     def merge(self, order: Iterable[str]) -> None:
-        """Puts everything into one file, in this order, and removes the parts. Questions that are not in `order` (an
-        earlier run with a larger limit) follow in the order in which they lie. [`PredictionError`] if another run
-        still writes a part."""
+        """Merges everything into one file in this order and removes the parts. Questions that are not in `order`, from
+        an earlier run with a larger limit, follow at the end. [`PredictionError`] if another run is writing a part."""
         with ExitStack() as stack:
             parts = self.parts()
             for path in parts:
                 _lock(stack.enter_context(open(path, "rb")), path)
             lines = self.index()
             wanted = {name: lines.pop(name) for name in list(order) if name in lines}
-            temporary = self.merged.with_suffix(".tmp")
-            with open(temporary, "wb") as file:
+            with atomic_path(self.merged) as temporary, open(temporary, "wb") as file:
                 for raw in self._raw([*wanted.values(), *lines.values()]):
                     file.write(raw.rstrip(b"\n") + b"\n")
-            os.replace(temporary, self.merged)
             for path in parts:
                 path.unlink()
 
     def read(self, names: Sequence[str], lines: Mapping[str, Line] | None = None) -> Iterator[Prediction]:
-        """The predictions for these questions that exist, one by one; `lines` is what `index` gave, if it is known."""
+        """Yields the existing predictions for these questions; `lines` is the result of `index`, if available."""
         lines = self.index() if lines is None else lines
         for raw in self._raw(lines[name] for name in names if name in lines):
             yield Prediction.from_dict(json.loads(raw))
@@ -181,8 +183,8 @@ class PredictionFiles:
 
 
 class PredictionWriter:
-    """Appends predictions to a part, each flushed to the disk before the next is asked for. A line that was cut off at
-    the end of the file is removed first. [`PredictionError`] if another run writes this part."""
+    """Appends predictions to a part and flushes each one to disk. An incomplete line at the end of the file is removed
+    first. [`PredictionError`] if another run is writing this part."""
 
     def __init__(self, path: Path):
         self.file = open(path, "a", encoding="utf-8")
@@ -206,19 +208,21 @@ class PredictionWriter:
 
 
 def _lock(file: BinaryIO | TextIO, path: Path) -> None:
-    """Locks an open file until it is closed; [`PredictionError`] if another run has done so."""
+    """Locks an open file until it is closed; [`PredictionError`] if another run holds the lock."""
     if fcntl is None:
         return
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise PredictionError(f"Another run is writing {path}; wait for its end, or give another --output.") from error
+        raise PredictionError(
+            f"Another run is writing {path}; wait for its end, or choose another --output."
+        ) from error
     except OSError:  # a file system without locks
         return
 
 
 def _lines(path: Path, torn: bool = False) -> Iterator[tuple[int, bytes]]:
-    """Start and bytes of each line that ends in a newline, with `torn` also of a last one that does not."""
+    """Offset and bytes of each line; a last line without a newline is included only if `torn` is set."""
     start = 0
     with open(path, "rb") as file:
         for raw in file:
@@ -228,24 +232,17 @@ def _lines(path: Path, torn: bool = False) -> Iterator[tuple[int, bytes]]:
 
 
 def complete_lines(path: Path, torn: bool = False) -> Iterator[tuple[int, bytes, Prediction]]:
-    """Start, bytes and content of each complete line, with `torn` also of a last one without a newline;
-    [`PredictionError`] with its number for one that is broken."""
+    """Offset, bytes and prediction of each line, see `_lines`; [`PredictionError`] with the line number for an invalid
+    line."""
     for number, (start, raw) in enumerate(_lines(path, torn), start=1):
         try:
             prediction = Prediction.from_dict(json.loads(raw))
         except (ValueError, KeyError, TypeError) as error:
             raise PredictionError(
-                f"{path}, line {number} is no prediction ({type(error).__name__}: {error}); remove the line, and the "
-                "question is asked again."
+                f"{path}, line {number} is not a valid prediction ({type(error).__name__}: {error}); remove the line "
+                "to ask its question again."
             ) from error
         yield start, raw, prediction
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file under its name only when it is complete."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def _short(value) -> str:

@@ -1,4 +1,4 @@
-"""Where numbers come from: the checkpoint's hash and the commit of the code."""
+"""Provenance of results: hash of the checkpoint and commit of the code."""
 
 import hashlib
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 from transformers.utils import cached_file
 
 
-# What decides a checkpoint's answers. Copies of the model's code do not: the code of this repository runs
+# Files that determine the answers. Code files in the checkpoint do not: the code of this repository is used
 CHECKPOINT_FILES = (
     "*.safetensors", "*.index.json", "pytorch_model*.bin", "*config.json", "*token*", "*chat_template*", "*vocab*",
     "merges.txt", "qformer_tokenizer/*",
@@ -16,8 +16,8 @@ HASH_DIGITS, BLOCK = 16, 2**20
 
 
 def checkpoint_hash(name: str) -> str:
-    """SHA-256 (its first digits) over names and contents of a folder's weights, configurations and tokenizers; for a
-    name on the Hub the commit that is in the cache or is fetched."""
+    """The first digits of the SHA-256 over names and contents of weights, configurations and tokenizers in a folder;
+    for a name on the Hub the commit of the cached or fetched snapshot."""
     folder = Path(name)
     if not folder.is_dir():
         return Path(cached_file(name, "config.json")).parent.name[:HASH_DIGITS]

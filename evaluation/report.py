@@ -1,4 +1,4 @@
-"""The results as a table for the terminal and for Markdown, and as JSON."""
+"""Results as tables for the terminal and for Markdown, and as JSON."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -6,8 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from sama.benchmarks.benchmark import Score, Scores
-
-from .predictions import write_whole
+from sama.data.files import write_text_atomically
+from sama.drawing.tables import markdown_table
 
 
 RESULTS, TABLE = "results.json", "results.md"
@@ -16,8 +16,8 @@ HEADER = ("part", "score", "value", "95 %", "published", "chance", "count")
 
 def rows_of(scores: Sequence[Score]) -> list[tuple[str, ...]]:
     """
-    The table's rows as text; columns that would be empty throughout are left out. The first row is the header. The
-    reasons for values that are none are apart, see [`reasons_of`].
+    The rows of the table as text, the header first. Columns without any entry are left out. The reasons for missing
+    values are listed separately, see [`reasons_of`].
     """
     rows = [
         (
@@ -36,12 +36,12 @@ def rows_of(scores: Sequence[Score]) -> list[tuple[str, ...]]:
 
 
 def reasons_of(scores: Sequence[Score]) -> list[str]:
-    """Each reason for which there is no value, once, with the scores that lack theirs for it."""
-    lacking: dict[str, dict[str, None]] = {}
+    """One line per reason for missing values, with the names of the scores it applies to."""
+    names_by_reason: dict[str, dict[str, None]] = {}  # a dictionary as an ordered set
     for score in scores:
         if score.value is None:
-            lacking.setdefault(score.reason, {})[score.name] = None
-    return [f"no {', '.join(names)}: {reason}" for reason, names in lacking.items()]
+            names_by_reason.setdefault(score.reason, {})[score.name] = None
+    return [f"no {', '.join(names)}: {reason}" for reason, names in names_by_reason.items()]
 
 
 def _number(value: float | None) -> str:
@@ -49,7 +49,7 @@ def _number(value: float | None) -> str:
 
 
 def terminal_table(scores: Sequence[Score]) -> str:
-    """Columns of equal width; a part is named once. Below it the reasons for values that are none."""
+    """The table with aligned columns, each part named once, and the reasons for missing values below it."""
     rows = rows_of(scores)
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines, last = [], None
@@ -62,10 +62,9 @@ def terminal_table(scores: Sequence[Score]) -> str:
 
 
 def markdown(about: Mapping, scores: Scores) -> str:
-    """The page `results.md`: what was run, the table, and what failed."""
+    """The content of `results.md`: settings of the run, table, and failures."""
     samples = about["samples"]
     rows = rows_of(scores.rows)
-    cells = [rows[0], ("---",) * len(rows[0]), *rows[1:]]
     lines = [
         f"# {about['benchmark']} {about['split']}",
         "",
@@ -75,7 +74,7 @@ def markdown(about: Mapping, scores: Scores) -> str:
         "",
         f"{samples['scored']} questions scored, {samples['failed']} failed, {samples['skipped']} not asked.",
         "",
-        *("| " + " | ".join(row) + " |" for row in cells),
+        markdown_table(rows[0], rows[1:]),
         "",
         *(f"- {reason}" for reason in reasons_of(scores.rows)),
         *(f"- left out of the annotation files: {count} {reason}" for reason, count in about["left_out"].items()),
@@ -95,5 +94,5 @@ def _options(options: Mapping) -> str:
 def write_report(folder: Path, about: Mapping, scores: Scores) -> None:
     """Writes `results.json` and `results.md`."""
     content = {**about, "scores": [asdict(row) for row in scores.rows]}
-    write_whole(folder / RESULTS, json.dumps(content, indent=2) + "\n")
-    write_whole(folder / TABLE, markdown(about, scores))
+    write_text_atomically(folder / RESULTS, json.dumps(content, indent=2) + "\n")
+    write_text_atomically(folder / TABLE, markdown(about, scores))

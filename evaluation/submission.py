@@ -1,7 +1,7 @@
 """
-Zips for the challenge servers of MeViS and Ref-YouTube-VOS, and a check of such a zip before it is handed in.
+Submissions to the challenge servers of MeViS and Ref-YouTube-VOS, and a check of the zip before it is uploaded.
 
-Layout (evaluation spec 4.1): one 8-bit grey PNG, 0 or 255, for each frame of each expression,
+Format (evaluation spec 4.1): one 8-bit greyscale PNG with the values 0 and 255 per frame of each expression,
 
     MeViS              <video>/<expression>/<frame>.png
     Ref-YouTube-VOS    Annotations/<video>/<expression>/<frame>.png
@@ -19,60 +19,49 @@ from PIL import Image
 from sama.benchmarks import frame_masks
 from sama.benchmarks.benchmark import Benchmark, BenchmarkError, Prediction
 from sama.benchmarks.referring_video import ReferringVideo
+from sama.data.files import atomic_path
 from sama.metrics.submission import ARCHIVE_FOLDERS, grey_mask, member_name
 
 
 MOST_PROBLEMS = 20
-# The same predictions give the same bytes
+# A fixed date, so that the same predictions give the same bytes
 DATE = (1980, 1, 1, 0, 0, 0)
 
 
-def write_submission(
-    predictions: Iterable[Prediction], benchmark: Benchmark, path: str | Path, fill_missing: bool = False
-) -> int:
+def write_submission(predictions: Iterable[Prediction], benchmark: Benchmark, path: str | Path) -> None:
     """
-    Write the zip for the server; masks are decoded frame by frame.
+    Writes the zip for the server.
 
     Args:
         predictions (iterable of [`Prediction`]): In any order.
-        benchmark ([`Benchmark`]): Of a data set that has a server.
-        path (`str` or `Path`): Of the zip; nothing is left there if this fails.
-        fill_missing (`bool`): Give empty masks to expressions without an answer. Otherwise they are an error.
-
-    Returns:
-        `int`: How many expressions had no answer.
+        benchmark ([`Benchmark`]): A benchmark with a challenge server.
+        path (`str` or `Path`): Path of the zip. It appears only when it is complete.
 
     Raises:
-        BenchmarkError: for a benchmark without a server, and for expressions without an answer.
+        BenchmarkError: for a benchmark without a server, and if expressions have no answer.
     """
     asked = need_server(benchmark)
     answered = {one.question: one for one in predictions if one.error is None}
     wanted = [name for names in asked.outline().values() for name in names]
     missing = [name for name in wanted if name not in answered]
-    if missing and not fill_missing:
+    if missing:
         raise BenchmarkError(
             f"{len(missing)} of {len(wanted)} expressions of {asked.name} ({asked.split}) have no answer, such as "
-            f"{missing[0]!r}. Answer them first, or have their masks left empty (fill_missing)."
+            f"{missing[0]!r}. Run the whole benchmark first."
         )
-    path, unfinished = Path(path), Path(f"{path}.unfinished")
-    try:
-        with zipfile.ZipFile(unfinished, "w", zipfile.ZIP_DEFLATED) as archive:
-            for group, names in asked.outline().items():
-                for name in names:
-                    for member, mask in _masks(asked, group, name, answered.get(name)):
-                        archive.writestr(zipfile.ZipInfo(member, DATE), _png(mask), zipfile.ZIP_DEFLATED)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return len(missing)
+    with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+        for group, names in asked.outline().items():
+            for name in names:
+                for member, mask in _masks(asked, group, name, answered[name]):
+                    archive.writestr(zipfile.ZipInfo(member, DATE), _png(mask), zipfile.ZIP_DEFLATED)
 
 
 def check_submission(path: str | Path, benchmark: Benchmark) -> list[str]:
     """
-    What is wrong with a zip, in sentences, at most `MOST_PROBLEMS` of them; an empty list if nothing is.
+    The problems of a zip as sentences, at most `MOST_PROBLEMS`; an empty list if there are none.
 
-    Every frame of every expression of the expression file must be there once, of the size of its video, in mode L,
-    with no value but 0 and 255; and nothing else may be there.
+    The zip must contain every frame of every expression exactly once, with the size of its video, in mode L and with
+    the values 0 and 255 only, and no other files.
     """
     asked = need_server(benchmark)
     try:
@@ -81,40 +70,36 @@ def check_submission(path: str | Path, benchmark: Benchmark) -> list[str]:
     except FileNotFoundError:
         return [f"There is no file '{path}'."]
     except zipfile.BadZipFile as error:
-        return [f"'{path}' is not a zip that can be read ({error})."]
+        return [f"'{path}' is not a readable zip file ({error})."]
     return problems if len(problems) <= MOST_PROBLEMS else [*problems[:MOST_PROBLEMS], "And more."]
 
 
 def members(benchmark: ReferringVideo, group: str, name: str) -> list[str]:
-    """Names in the zip of the frames of one expression, in order."""
+    """Member names of the frames of one expression, in order."""
     (record,), expression = benchmark.records(group), name.removeprefix(f"{group}/")
     stems = [PurePosixPath(frame).stem for frame in record["video"]["frames"]]
     return [member_name(benchmark.name, group, expression, stem) for stem in stems]
 
 
 def need_server(benchmark: Benchmark) -> ReferringVideo:
-    """The benchmark, if it is of a data set that has a server; `BenchmarkError` otherwise."""
+    """The benchmark itself, if it has a challenge server; `BenchmarkError` otherwise."""
     if not isinstance(benchmark, ReferringVideo) or benchmark.name not in ARCHIVE_FOLDERS:
         raise BenchmarkError(
-            f"{benchmark.name} has no challenge server: a zip is written for MeViS and Ref-YouTube-VOS."
+            f"{benchmark.name} has no challenge server; --submission works for MeViS and Ref-YouTube-VOS."
         )
     return benchmark
 
 
 def _masks(
-    benchmark: ReferringVideo, group: str, name: str, prediction: Prediction | None
+    benchmark: ReferringVideo, group: str, name: str, prediction: Prediction
 ) -> Iterator[tuple[str, np.ndarray]]:
     names = members(benchmark, group, name)
-    if prediction is None:
-        video = benchmark.open(group)
-        found, size = [], (video.height, video.width)
-    else:
-        found, size = [item.masks for item in prediction.turns[0].objects], (prediction.height, prediction.width)
-        if prediction.num_frames != len(names):
-            raise BenchmarkError(
-                f"The prediction for {name!r} has {prediction.num_frames} frames, the expression file {len(names)}: "
-                "it was made with other files."
-            )
+    found, size = [item.masks for item in prediction.turns[0].objects], (prediction.height, prediction.width)
+    if prediction.num_frames != len(names):
+        raise BenchmarkError(
+            f"The prediction for {name!r} has {prediction.num_frames} frames, the expression file {len(names)}: the "
+            "prediction was probably made with other files."
+        )
     yield from zip(names, frame_masks.united(found, len(names), size), strict=True)
 
 
@@ -129,7 +114,7 @@ def _problems(archive: zipfile.ZipFile, benchmark: ReferringVideo) -> Iterator[s
     left = set(listed)
     if len(left) < len(listed):
         twice = next(name for name in listed if listed.count(name) > 1)
-        yield f"{len(listed) - len(left)} files stand in it more than once, such as '{twice}'."
+        yield f"{len(listed) - len(left)} files occur more than once, such as '{twice}'."
     for group, names in benchmark.outline().items():
         expected = {member: name for name in names for member in members(benchmark, group, name)}
         absent = [member for member in expected if member not in left]
@@ -142,7 +127,7 @@ def _problems(archive: zipfile.ZipFile, benchmark: ReferringVideo) -> Iterator[s
         left -= set(expected)
     layout = member_name(benchmark.name, "<video>", "<expression>", "<frame>")
     for name in sorted(left):
-        yield f"'{name}' belongs to no frame of the expression file, whose frames are {layout}."
+        yield f"'{name}' is unexpected: no frame of the expression file has this name; the format is {layout}."
 
 
 def _picture_problems(archive: zipfile.ZipFile, member: str, size: tuple[int, int]) -> Iterator[str]:
@@ -150,13 +135,13 @@ def _picture_problems(archive: zipfile.ZipFile, member: str, size: tuple[int, in
         with Image.open(io.BytesIO(archive.read(member))) as picture:
             picture.load()
     except (OSError, zipfile.BadZipFile) as error:
-        yield f"'{member}' is not a picture that can be read ({error})."
+        yield f"'{member}' is not a readable image ({error})."
         return
     if picture.format != "PNG" or picture.mode != "L":
-        yield f"'{member}' is {picture.format} in mode {picture.mode}, expected PNG in mode L (8-bit grey)."
+        yield f"'{member}' is {picture.format} in mode {picture.mode}, expected PNG in mode L (8-bit greyscale)."
     elif (picture.height, picture.width) != size:
         yield f"'{member}' is {picture.height} x {picture.width} (height x width), its video {size[0]} x {size[1]}."
     else:
         other = sorted(set(np.unique(np.asarray(picture)).tolist()) - {0, 255})
         if other:
-            yield f"'{member}' holds the value {other[0]}, expected 0 and 255 only."
+            yield f"'{member}' contains the value {other[0]}, expected 0 and 255 only."

@@ -1,13 +1,13 @@
 """
-What is left of an answer before it is compared: tags, end marks, standing phrases (evaluation spec 1.5, 5, 6).
+Text normalisation before answers are compared: tags, end-of-turn tokens, boilerplate (evaluation spec 1.5, 5, 6).
 
-Our own answers come parsed by `prompts_sama`: words without tags, a phrase for each [SEG]. These functions are for the
-texts as they were written, and for what the release does to them.
+The processor parses answers into text and phrases. The functions here work on the raw generated text, as the published
+evaluation does.
 """
 
 import re
 
-from .values import FIXED, RELEASE, check_mode
+from .values import CONSISTENT, PUBLISHED, check_preset
 
 
 MAX_WORDS, MAX_CHARACTERS = 300, 2000
@@ -18,21 +18,21 @@ _PHRASE = re.compile(r"<p>(.*?)</p>", re.DOTALL)
 _REGION_OPENING = re.compile(
     r"^\s*(?:the\s+)?region(?:\s+marked\s+(?:by|as)\s+region\s*1|\s*1)?\s+(?:is|shows)\b\s*:?", re.IGNORECASE
 )
-# In this order, from everywhere in the text
-_RELEASE_REGION_WORDS = (
+# Removed in this order, wherever they occur
+_PUBLISHED_REGION_WORDS = (
     "region1", "Region1", "The region marked by", "The region marked as", "The region marked", "is", "shows", ":",
 )  # fmt: skip
 
 
 def phrases(answer: str, lower: bool = True) -> list[str]:
-    """Every `<p> ... </p>` of an answer, stripped. Whether a [SEG] follows does not matter, as in the release, which
-    pairs the phrases with the masks by position."""
+    """The text of every `<p> ... </p>` in an answer, stripped. A phrase counts with or without a [SEG] behind it: the
+    published evaluation pairs phrases and masks by position."""
     found = [match.strip() for match in _PHRASE.findall(answer)]
     return [phrase.lower() for phrase in found] if lower else found
 
 
 def current_tags(answer: str) -> str:
-    """An answer of SAMA-Bench with today's tags instead of `<g_s>`, `<g_e>` and `<seg>`, stripped."""
+    """A SAMA-Bench answer with `<g_s>`, `<g_e>` and `<seg>` replaced by `<p>`, `</p>` and `[SEG]`, stripped."""
     answer = answer.strip()
     for older, tag in _OLDER_TAGS.items():
         answer = answer.replace(older, tag)
@@ -40,49 +40,49 @@ def current_tags(answer: str) -> str:
 
 
 def caption(answer: str) -> str:
-    """The words of a SAMA-Bench answer: without tags, one blank between words. The blank before punctuation stays."""
+    """The text of a SAMA-Bench answer without tags and with single spaces. A space before punctuation stays."""
     for tag in SAMA_TAGS:
         answer = answer.replace(tag, "")
     return " ".join(answer.split())
 
 
 def shortened(text: str, max_words: int = MAX_WORDS, max_characters: int = MAX_CHARACTERS) -> str:
-    """The first words and characters of a text, before it is compared; a short text stays as it is."""
+    """A text cut to its first words and characters; a shorter text is returned unchanged."""
     words = text.split()
     return (text if len(words) <= max_words else " ".join(words[:max_words]))[:max_characters]
 
 
 def image_caption(answer: str) -> tuple[str, list[str]]:
     """
-    The caption and the phrases of an image GCG answer, as the release cleans them: lines are joined without a blank,
-    every `<...>` goes, phrases keep their case.
+    The caption and the phrases of an image GCG answer, cleaned as in the published evaluation: lines are joined
+    without a space, every `<...>` is removed, phrases keep their case.
     """
     text = answer.replace("<s>", "").replace("\n", "").replace("  ", " ").split("ASSISTANT: ")[-1]
     words = re.sub(r"<.*?>", "", text).replace("[SEG]", "")
     return " ".join(words.split()).strip("'").strip(), phrases(text, lower=False)
 
 
-def region_caption(answer: str, mode: str = FIXED) -> str:
+def region_caption(answer: str, preset: str = CONSISTENT) -> str:
     """
-    A description of RefCOCOg's region without what repeats the question.
+    A RefCOCOg region description without the words that repeat the question.
 
     Args:
-        answer (`str`): As it was written.
-        mode (`str`): "fixed": without tags, end marks, and an opening such as "The region marked by region1 is".
-            "published": without these words and every "is", "shows" and ":" anywhere, inside words too: "a fish"
-            becomes "a fh".
+        answer (`str`): The raw generated text.
+        preset (`str`): "consistent" removes tags, end-of-turn tokens and an opening such as "The region marked by
+            region1 is". "published" removes these words and every "is", "shows" and ":" anywhere, also inside words:
+            "a fish" becomes "a fh".
     """
-    check_mode(mode)
+    check_preset(preset)
     for mark in _END_MARKS:
         answer = answer.replace(mark, "")
     text = re.sub(r"<.*?>", "", answer).replace("[SEG]", "")
-    if mode == RELEASE:
-        for word in _RELEASE_REGION_WORDS:
+    if preset == PUBLISHED:
+        for word in _PUBLISHED_REGION_WORDS:
             text = text.replace(word, "")
         return " ".join(text.split())
     return " ".join(_REGION_OPENING.sub("", text).split())
 
 
 def mme_answer(answer: str) -> str:
-    """An answer to MME as the release writes it into its result file: without `<|im_end|>`, full stops and lines."""
+    """An MME answer as the published evaluation saves it: without `<|im_end|>`, full stops and line breaks."""
     return answer.replace("<|im_end|>", "").replace(".", "").replace("\n", "").strip()

@@ -1,7 +1,7 @@
 """
-CLAIR (Chan et al., 2023): a language model is asked how likely two captions describe the same thing, 0 to 100.
+CLAIR (Chan et al., 2023): a language model rates from 0 to 100 how likely two captions describe the same thing.
 
-The question, the settings and the reading of the answer are those of evaluation spec 8.6. Who answers is an argument.
+Prompt, settings and answer parsing follow evaluation spec 8.6. The judge is an argument.
 """
 
 import json
@@ -9,13 +9,13 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from .values import FIXED, RELEASE, Value, check_mode
+from .values import CONSISTENT, PUBLISHED, Value, check_preset
 
 
 Judge = Callable[[list[dict]], str]  # messages -> the text of the answer
 
 TRIES = 3
-RELEASE_SETTINGS = {"model": "gpt-3.5-turbo", "max_tokens": 100, "temperature": 0.5}
+PUBLISHED_SETTINGS = {"model": "gpt-3.5-turbo", "max_tokens": 100, "temperature": 0.5}
 SYSTEM = "You are a helpful assistant."
 PROMPT = """\
 You are trying to tell if a candidate set of captions is describing the same image as a reference set of captions.
@@ -33,15 +33,15 @@ _REASON = re.compile("reason(.*)", re.IGNORECASE | re.DOTALL)
 
 
 class RefusedTextError(Exception):
-    """A judge that works, but not for this text, such as one that is too long or filtered; says why."""
+    """The judge works but rejects this text, for example because it is too long or filtered; the message says why."""
 
 
 class Verdict(NamedTuple):
     """
-    What a judge said.
+    The judge's rating of one answer.
 
     Attributes:
-        value (`float`, *optional*): In [0, 1]; `None` without one.
+        value (`float`, *optional*): In [0, 1]; `None` if the judge gave no score.
         reason (`str`, *optional*): The judge's reason, or why there is no value.
     """
 
@@ -50,28 +50,29 @@ class Verdict(NamedTuple):
 
 
 def clair_messages(candidates: Sequence[str], references: Sequence[str]) -> list[dict]:
-    """The question as chat messages: `role` and `content`."""
+    """The prompt as chat messages with `role` and `content`."""
     sides = ["".join(f"- {text}\n" for text in texts) for texts in (candidates, references)]
     prompt = PROMPT.format(candidates=sides[0], references=sides[1])
     return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": prompt}]
 
 
-def parse_clair(answer: str, mode: str = FIXED) -> Verdict | None:
+def parse_clair(answer: str, preset: str = CONSISTENT) -> Verdict | None:
     """
-    Read a judge's answer; `None` if it holds no score.
+    Parses a judge's answer; `None` if it holds no score.
 
     Args:
         answer (`str`): The judge's text.
-        mode (`str`): "fixed": the number that is named `score`, in JSON or not, else the first number of the text; one
-            below 1 counts as a share, so that 0.85 and 85 and "85%" are the same; one above 100 is none. "published":
-            the first `{...}` as JSON, whose score is taken as it stands, else the first number of the text.
+        preset (`str`): "consistent" takes the number named `score`, in JSON or not, else the first number in the text.
+            A number below 1 is a fraction, so that 0.85, 85 and "85%" mean the same; a number above 100 is no score.
+            "published" parses the first `{...}` as JSON and takes its score unchanged, else the first number in the
+            text.
 
     Raises:
-        `ValueError`: In "published", the JSON's score is not a number, such as "85%".
+        `ValueError`: Under "published", the score in the JSON is not a number, such as "85%".
     """
-    check_mode(mode)
-    if mode == RELEASE:
-        return _parse_release(answer)
+    check_preset(preset)
+    if preset == PUBLISHED:
+        return _parse_published(answer)
     named = _first_object(answer)
     text = str(named.get("score", "")).strip().removesuffix("%")
     found = _NUMBER.fullmatch(text) or _NAMED_SCORE.search(answer) or _NUMBER.search(answer)
@@ -81,32 +82,33 @@ def parse_clair(answer: str, mode: str = FIXED) -> Verdict | None:
     return Verdict(score / 100, str(named.get("reason", UNKNOWN))) if score <= 100 else None
 
 
-def clair(candidate: str, reference: str, judge: Judge, mode: str = FIXED, tries: int = TRIES) -> Verdict:
+def clair(candidate: str, reference: str, judge: Judge, preset: str = CONSISTENT, tries: int = TRIES) -> Verdict:
     """
-    Ask a judge about one answer, up to `tries` times until it gives a score.
+    Asks a judge about one answer, up to `tries` times until it gives a score.
 
     Args:
-        candidate, reference (`str`): The predicted and the true text.
-        judge (callable): Takes the messages, gives the text of the answer. A [`RefusedTextError`] leaves this answer
-            without a value; what else it raises is passed on.
-        mode (`str`): See [`parse_clair`]. Without a score the value is `None` in "fixed" and 0 in "published".
-        tries (`int`): Questions at most.
+        candidate, reference (`str`): The predicted and the reference text.
+        judge (callable): Takes chat messages and returns the text of the answer. After a [`RefusedTextError`] this
+            answer has no value; other exceptions are not caught.
+        preset (`str`): See [`parse_clair`]. Without a score the value is `None` under "consistent" and 0 under
+            "published".
+        tries (`int`): Maximum number of requests.
     """
     messages = clair_messages([candidate], [reference])
     for _ in range(tries):
         try:
-            verdict = parse_clair(judge(messages), mode)
+            verdict = parse_clair(judge(messages), preset)
         except RefusedTextError as error:
             return Verdict(None, str(error))
         if verdict is not None:
             return verdict
-    if mode == RELEASE:
+    if preset == PUBLISHED:
         return Verdict(0.0, None)
     return Verdict(None, f"the judge gave no score in {tries} answers")
 
 
 def mean_clair(verdicts: Iterable[Verdict]) -> Value:
-    """Mean over the answers of a video or a benchmark; those without a value are left out."""
+    """Mean over the answers of a video or a benchmark. Answers without a value are left out."""
     verdicts = list(verdicts)
     values = [one.value for one in verdicts if one.value is not None]
     if values:
@@ -119,7 +121,7 @@ def _as_percent(score: float) -> float:
 
 
 def _first_object(answer: str) -> dict:
-    """The first JSON object in a text, or an empty one."""
+    """The first JSON object in a text, or an empty dictionary."""
     for match in re.finditer(r"\{", answer):
         try:
             found, _ = json.JSONDecoder().raw_decode(answer, match.start())
@@ -129,8 +131,8 @@ def _first_object(answer: str) -> dict:
     return {}
 
 
-def _parse_release(answer: str) -> Verdict | None:
-    # Up to the first brace that closes, so that braces in the reason tear it
+def _parse_published(answer: str) -> Verdict | None:
+    # Ends at the first closing brace, so that braces inside the reason break the JSON
     braces = re.search(r"\{.*?\}", answer, re.DOTALL)
     try:
         found = json.loads(braces[0] if braces else "")

@@ -1,7 +1,7 @@
 """
-COCO's average precision of masks: the AP and AP50 of image GCG (evaluation spec 5.1).
+COCO average precision of masks: the AP and AP50 of image GCG (evaluation spec 5.1).
 
-All objects are of one class and, unless scores are given, equally certain, as in the release.
+All objects belong to one class and, unless scores are given, have the same confidence, as in the published evaluation.
 """
 
 import contextlib
@@ -28,20 +28,20 @@ def average_precision(
     truths: Masks, predictions: Masks, scores: Mapping[Hashable, Sequence[float]] | None = None
 ) -> dict[str, Value]:
     """
-    The twelve numbers of COCO's segmentation evaluation; `AP50` is the one at IoU 0.5.
+    The twelve numbers of COCO's segmentation evaluation; `AP50` is the average precision at IoU 0.5.
 
     Args:
-        truths (mapping): Image -> its true masks, each a compressed run-length code or an array of shape
-            `(height, width)`. The images of the evaluation are those that are named here.
-        predictions (mapping): Image -> its predicted masks. An image may be absent.
-        scores (mapping, *optional*): Image -> a number for each predicted mask; 1 by default.
+        truths (mapping): Image -> its true masks, each a compressed COCO RLE or an array of shape `(height, width)`.
+            All images of the evaluation are keys.
+        predictions (mapping): Image -> its predicted masks. Images may be missing.
+        scores (mapping, *optional*): Image -> confidence of each predicted mask; 1 by default.
 
     Returns:
-        `dict`: A name of `AP_NAMES` -> [`Value`] in [0, 1], without a value where no true mask is of that size.
+        `dict`: Name from `AP_NAMES` -> [`Value`] in [0, 1], without a value if no true mask has that size.
 
     Raises:
-        `ValueError`: A prediction is of an image that has no truth, the masks of an image differ in size, or scores
-            and masks differ in number.
+        `ValueError`: A predicted image is not among the true ones, the masks of an image differ in size, or the
+            numbers of scores and masks differ.
     """
     unknown = sorted(str(name) for name in set(predictions) - set(truths))
     if unknown:
@@ -50,10 +50,10 @@ def average_precision(
         return dict.fromkeys(AP_NAMES, Value(None, "there are no true masks"))
     found = {}
     for side, masks in (("true", truths), ("predicted", predictions)):
-        found[side] = {name: [_run_lengths(mask) for mask in masks.get(name, ())] for name in truths}
+        found[side] = {name: [_coco_rle(mask) for mask in masks.get(name, ())] for name in truths}
     numbers = {name: number for number, name in enumerate(truths, 1)}
     images = [{"id": numbers[name], **_size(name, found["true"][name] + found["predicted"][name])} for name in truths]
-    with contextlib.redirect_stdout(io.StringIO()):  # the library reports its progress
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         true, predicted = (
             _dataset(images, [_annotation(numbers[name], code) for name in truths for code in codes[name]])
             for codes in found.values()
@@ -70,7 +70,8 @@ def average_precision(
     }
 
 
-def _run_lengths(mask) -> dict:
+def _coco_rle(mask) -> dict:
+    """A mask as compressed COCO RLE with `counts` as bytes, the form that pycocotools works on."""
     if isinstance(mask, Mapping):
         counts = mask["counts"]
         return {"size": list(mask["size"]), "counts": counts.encode("ascii") if isinstance(counts, str) else counts}
@@ -80,7 +81,7 @@ def _run_lengths(mask) -> dict:
 def _size(name: Hashable, codes: list[dict]) -> dict[str, int]:
     sizes = {tuple(code["size"]) for code in codes} or {(0, 0)}
     if len(sizes) > 1:
-        raise ValueError(f"The masks of image {name!r} are of the sizes {sorted(sizes)} (height, width).")
+        raise ValueError(f"The masks of image {name!r} have different sizes (height, width): {sorted(sizes)}.")
     height, width = sizes.pop()
     return {"height": int(height), "width": int(width)}
 
@@ -103,7 +104,7 @@ def _set_scores(predicted: COCO, scores: list[float]) -> None:
 def _dataset(images: list[dict], annotations: list[dict]) -> COCO:
     dataset = COCO()
     dataset.dataset = {
-        "info": {},  # two releases of pycocotools read it without asking
+        "info": {},  # pycocotools 2.0.9 and 2.0.10 fail without this key
         "images": images,
         "categories": [{"id": ONE_CLASS, "name": "object"}],
         "annotations": [{**one, "id": number} for number, one in enumerate(annotations, 1)],

@@ -1,4 +1,4 @@
-"""How sure a score is: 95 % intervals."""
+"""95 % confidence intervals of scores."""
 
 import math
 from collections.abc import Hashable, Sequence
@@ -11,9 +11,9 @@ RESAMPLES = 1000
 
 
 def wilson(successes: int, count: int) -> tuple[float, float] | None:
-    """Wilson's score interval of a share; `None` for none of nothing."""
+    """Wilson score interval of a proportion, 95 %; `None` if `count` is 0."""
     if not 0 <= successes <= count:
-        raise ValueError(f"{successes} successes of {count} are no share.")
+        raise ValueError(f"{successes} successes of {count} trials: expected a number from 0 to {count}.")
     if not count:
         return None
     share, extra = successes / count, Z95**2 / count
@@ -26,17 +26,17 @@ def bootstrap_mean(
     values: Sequence[float], clusters: Sequence[Hashable], seed: int = 0, resamples: int = RESAMPLES
 ) -> tuple[float, float] | None:
     """
-    Percentile interval of a mean whose values come in clusters that vary together, such as the objects of one video:
-    whole clusters are drawn with replacement. `None` with fewer than two clusters, which say nothing about variation.
+    Percentile bootstrap interval (95 %) of a mean over values that are correlated within clusters, such as the objects
+    of one video: whole clusters are drawn with replacement. `None` with fewer than two clusters.
 
     Args:
-        values (sequence of `float`)
+        values (sequence of `float`): The values whose mean is reported.
         clusters (sequence): The cluster of each value.
         seed (`int`): The same values and seed give the same interval.
-        resamples (`int`)
+        resamples (`int`): Number of bootstrap samples.
     """
     if len(values) != len(clusters):
-        raise ValueError(f"{len(values)} values have {len(clusters)} clusters; give one each.")
+        raise ValueError(f"Got {len(values)} values but {len(clusters)} clusters; every value needs its cluster.")
     names = {name: place for place, name in enumerate(dict.fromkeys(clusters))}
     if len(names) < 2:
         return None

@@ -1,8 +1,8 @@
 """
 Overlap of masks: spatio-temporal IoU, mIoU of grounded answers, cIoU and gIoU of referring segmentation.
 
-Matrices are `[truth, prediction]` everywhere: a row for each true object, a column for each predicted one. Formulas:
-evaluation spec 1.6 (SAMA-Bench-G), 3 (RefCOCO).
+Matrices are indexed `[truth, prediction]`: one row per true object, one column per predicted object. Formulas:
+evaluation spec 1.6 (SAMA-Bench-G) and 3 (RefCOCO).
 """
 
 from collections.abc import Iterable, Sequence
@@ -10,20 +10,20 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .values import FIXED, RELEASE, Value, check_mode, mean
+from .values import CONSISTENT, PUBLISHED, Value, check_preset, mean
 
 
-# What the release adds to the denominators
+# Added to the denominators by the published evaluation
 CIOU_EPSILON, GIOU_EPSILON = 1e-10, 1e-5
 
 
 class Overlaps(NamedTuple):
     """
-    Pixel counts of true and predicted objects. Those of the parts of a video add up to those of the whole, so that no
-    video has to be in memory at once: `sum(parts[1:], parts[0])`.
+    Pixel counts of true and predicted objects. The counts of consecutive parts of a video can be added, so that a
+    video never has to be in memory at once: `sum(parts[1:], parts[0])`.
 
     Attributes:
-        intersections (`np.ndarray`): Pixels in common, shape `(num_truths, num_predictions)`.
+        intersections (`np.ndarray`): Number of common pixels, shape `(num_truths, num_predictions)`.
         truth_areas (`np.ndarray`): Shape `(num_truths,)`.
         prediction_areas (`np.ndarray`): Shape `(num_predictions,)`.
     """
@@ -35,8 +35,8 @@ class Overlaps(NamedTuple):
     def __add__(self, other: "Overlaps") -> "Overlaps":
         if self.intersections.shape != other.intersections.shape:
             raise ValueError(
-                f"Overlaps of {self.intersections.shape} and {other.intersections.shape} objects (truths, predictions)"
-                " cannot be added: they are not of the same objects."
+                f"Cannot add overlaps of {self.intersections.shape} and {other.intersections.shape} objects (truths, "
+                "predictions): the two parts do not describe the same objects."
             )
         return Overlaps(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
 
@@ -45,7 +45,7 @@ class Overlaps(NamedTuple):
         IoU of each pair, float array of shape `(num_truths, num_predictions)`.
 
         Args:
-            empty (`float`): What two empty masks give: 0; the release's image GCG gives `nan`.
+            empty (`float`): IoU of two empty masks. The published image GCG evaluation uses `nan`.
         """
         unions = self.truth_areas[:, None] + self.prediction_areas[None, :] - self.intersections
         return np.where(unions > 0, self.intersections / np.maximum(unions, 1), empty)
@@ -53,19 +53,19 @@ class Overlaps(NamedTuple):
 
 def overlaps(truths: Sequence[np.ndarray], predictions: Sequence[np.ndarray]) -> Overlaps:
     """
-    Count pixels of two lists of masks.
+    Counts the pixels of two lists of masks.
 
     Args:
-        truths, predictions (sequences of `np.ndarray`): One mask or one video of masks for each object, all of one
-            shape; what is not zero belongs to the object.
+        truths, predictions (sequences of `np.ndarray`): One mask or one video of masks per object, all of the same
+            shape; nonzero pixels belong to the object.
 
     Raises:
         `ValueError`: The masks differ in shape.
     """
     shapes = {np.shape(mask) for mask in (*truths, *predictions)}
     if len(shapes) > 1:
-        raise ValueError(f"Masks of the shapes {sorted(shapes)} cannot be compared.")
-    # Eight pixels a byte: counting reads an eighth of the memory, and a video of masks is read once for each pair
+        raise ValueError(f"Cannot compare masks of different shapes: {sorted(shapes)}.")
+    # Eight pixels per byte: every pair of objects reads both masks, and packing cuts the memory traffic by eight
     packed = [[np.packbits(np.asarray(mask) != 0) for mask in masks] for masks in (truths, predictions)]
     areas = [np.array([_count(bits) for bits in masks], dtype=np.int64) for masks in packed]
     common = np.array([[_count(truth & guess) for guess in packed[1]] for truth in packed[0]], dtype=np.int64)
@@ -77,19 +77,14 @@ def _count(bits: np.ndarray) -> int:
 
 
 def iou(truth: np.ndarray, prediction: np.ndarray, empty: float = 0.0) -> float:
-    """IoU over the whole volume of two masks or two videos of masks of one shape; `empty` for two empty ones."""
+    """IoU of two masks or two videos of masks of the same shape, over the whole volume; `empty` if both are empty."""
     return float(overlaps([truth], [prediction]).ious(empty)[0, 0])
 
 
-def iou_matrix(truths: Sequence[np.ndarray], predictions: Sequence[np.ndarray], empty: float = 0.0) -> np.ndarray:
-    """IoU of each pair, shape `(num_truths, num_predictions)`; see [`overlaps`] and [`Overlaps.ious`]."""
-    return overlaps(truths, predictions).ious(empty)
-
-
 def matrix_shape(matrix: np.ndarray, name: str) -> tuple[int, int]:
-    """Shape of a matrix `[truth, prediction]`; `ValueError` if it is none."""
+    """Shape of a matrix `[truth, prediction]`; `ValueError` if it does not have two dimensions."""
     if matrix.ndim != 2:
-        raise ValueError(f"{name} has the shape (num_truths, num_predictions), got {matrix.shape}.")
+        raise ValueError(f"{name} must have the shape (num_truths, num_predictions), got {matrix.shape}.")
     return matrix.shape
 
 
@@ -98,8 +93,9 @@ def matrix_shape(matrix: np.ndarray, name: str) -> tuple[int, int]:
 
 def greedy_pairs(ious: np.ndarray) -> list[tuple[int, int]]:
     """
-    Pairs `(truth, prediction)`: the largest IoU of the matrix as long as it is above 0, then without its row and
-    column. A `nan` counts as the largest and ends the pairing, as in the release.
+    Greedy matching: repeatedly takes the pair `(truth, prediction)` with the largest IoU and removes its row and
+    column, until the largest IoU is 0. A `nan` counts as the largest value and ends the matching, as in the published
+    code.
     """
     rest, pairs = np.array(ious, dtype=float), []
     while rest.size:
@@ -111,39 +107,38 @@ def greedy_pairs(ious: np.ndarray) -> list[tuple[int, int]]:
     return pairs
 
 
-def miou(ious: np.ndarray, mode: str = FIXED) -> float | None:
+def miou(ious: np.ndarray, preset: str = CONSISTENT) -> float | None:
     """
-    Mean IoU of one answer's objects under greedy matching.
+    Mean IoU of the objects of one answer under greedy matching.
 
     Args:
         ious (`np.ndarray`): Shape `(num_truths, num_predictions)`.
-        mode (`str`): "published": the mean over the pairs that were found, 0 without any, so that one right object of
-            five counts as 1. "fixed": the sum over the pairs divided by the larger of both numbers of objects, so that
-            each missed and each surplus object counts as 0.
+        preset (`str`): "consistent" divides the sum over matched pairs by the larger number of objects, so that each
+            missed and each surplus object counts as 0. "published" divides by the number of matched pairs, so that one
+            correct object of five gives 1; without a match it gives 0.
 
     Returns:
-        `float`, or `None` in "fixed" where nothing was to be found and nothing was predicted: there is no mask to
-        judge.
+        `float`, or `None` under "consistent" if there are neither true nor predicted objects.
     """
-    check_mode(mode)
+    check_preset(preset)
     num_truths, num_guesses = matrix_shape(ious, "ious")
     taken = [float(ious[pair]) for pair in greedy_pairs(ious)]
-    if mode == RELEASE:
+    if preset == PUBLISHED:
         return sum(taken) / len(taken) if taken else 0.0
     most = max(num_truths, num_guesses)
     return sum(taken) / most if most else None
 
 
-def mean_miou(samples: Iterable[np.ndarray], mode: str = FIXED) -> Value:
-    """Mean of [`miou`] over the answers of a video or a benchmark, given their matrices `[truth, prediction]`."""
-    return mean([miou(ious, mode) for ious in samples], "answers with masks to compare")
+def mean_miou(samples: Iterable[np.ndarray], preset: str = CONSISTENT) -> Value:
+    """Mean of [`miou`] over the answers of a video or a benchmark; `samples` holds their IoU matrices."""
+    return mean([miou(ious, preset) for ious in samples], "answers with masks to compare")
 
 
 # cIoU and gIoU
 
 
 class PairCounts(NamedTuple):
-    """Pixels of one expression: in common, in either mask, and whether a mask was predicted at all."""
+    """Pixels of one expression in both masks and in either mask, and whether a mask was predicted at all."""
 
     intersection: int
     union: int
@@ -151,7 +146,7 @@ class PairCounts(NamedTuple):
 
 
 def count_pair(truth: np.ndarray, prediction: np.ndarray | None) -> PairCounts:
-    """Counts of one expression; both masks of one shape, `None` where the answer has no mask."""
+    """Pixel counts of one expression. Both masks have the same shape; `None` if the answer has no mask."""
     guess = np.zeros_like(truth) if prediction is None else prediction
     found = overlaps([truth], [guess])
     common = int(found.intersections[0, 0])
@@ -159,48 +154,50 @@ def count_pair(truth: np.ndarray, prediction: np.ndarray | None) -> PairCounts:
     return PairCounts(common, union, prediction is not None)
 
 
-def ciou(counts: Iterable[PairCounts], mode: str = FIXED) -> Value:
+def ciou(counts: Iterable[PairCounts], preset: str = CONSISTENT) -> Value:
     """
-    Cumulative IoU: all pixels in common over all pixels in either mask, of all expressions.
+    Cumulative IoU: intersections summed over all expressions, divided by the summed unions.
 
-    "published" leaves out the expressions without a predicted mask, so that they do not lower it. It ends in an error
-    where an image has none at all, which is not repeated here.
+    "published" leaves out expressions without a predicted mask, so that they do not lower the score. The original code
+    also fails on an image without any predicted mask, which is not reproduced.
     """
-    check_mode(mode)
-    kept = [one for one in counts if one.answered or mode == FIXED]
+    check_preset(preset)
+    kept = [one for one in counts if one.answered or preset == CONSISTENT]
     if not kept:
-        return Value(None, "there are no expressions" if mode == FIXED else "no expression has a predicted mask")
+        return Value(
+            None, "there are no expressions" if preset == CONSISTENT else "no expression has a predicted mask"
+        )
     common, union = sum(one.intersection for one in kept), sum(one.union for one in kept)
-    if mode == RELEASE:
+    if preset == PUBLISHED:
         return Value(common / (union + CIOU_EPSILON))
     return Value(common / union) if union else Value(None, "all masks are empty")
 
 
-def giou(counts: Iterable[PairCounts], mode: str = FIXED) -> Value:
+def giou(counts: Iterable[PairCounts], preset: str = CONSISTENT) -> Value:
     """
-    Mean over expressions of the IoU of each; two empty masks count 1, a missing mask that of an empty one. "published"
-    adds 1e-5 to each union, and a missing mask counts 0 even where the truth is empty.
+    Mean IoU over expressions. Two empty masks give 1; a missing mask is an empty one. "published" adds 1e-5 to each
+    union, and a missing mask gives 0 even if the true mask is empty.
     """
-    check_mode(mode)
-    return mean([_expression_iou(one, mode) for one in counts], "expressions")
+    check_preset(preset)
+    return mean([_expression_iou(one, preset) for one in counts], "expressions")
 
 
-def _expression_iou(one: PairCounts, mode: str) -> float:
-    if mode == FIXED:
+def _expression_iou(one: PairCounts, preset: str) -> float:
+    if preset == CONSISTENT:
         return one.intersection / one.union if one.union else 1.0
     if not one.answered:
         return 0.0
     return one.intersection / (one.union + GIOU_EPSILON) + (one.union == 0)
 
 
-def release_polygon_truth(layers: np.ndarray) -> np.ndarray:
+def published_polygon_truth(layers: np.ndarray) -> np.ndarray:
     """
-    The true mask that the release makes of an annotation with several polygons (evaluation spec 3): their sum is
-    written as run lengths that change at every change of value, so that it is torn where polygons overlap. Without
-    overlap it is their union.
+    The true mask that the published code derives from several polygons (evaluation spec 3). It run-length encodes
+    their sum and starts a new run at every change of value, so that the mask is corrupted where polygons overlap.
+    Without overlap it is the union of the polygons.
 
     Args:
-        layers (`np.ndarray`): One mask for each polygon, shape `(num_polygons, height, width)`.
+        layers (`np.ndarray`): One mask per polygon, shape `(num_polygons, height, width)`.
 
     Returns:
         `np.ndarray` of shape `(height, width)`, bool.

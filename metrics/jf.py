@@ -1,27 +1,27 @@
 """
 Video segmentation: region similarity J, boundary measure F, and the accuracy A and robustness R of ReVOS.
 
-Definitions: evaluation spec 4.2 and 4.3, those of DAVIS 2016 (Perazzi et al.) with the pixel tolerance of 0.8 % of the
-image diagonal.
+Definitions: evaluation spec 4.2 and 4.3, as in DAVIS 2016 (Perazzi et al.), with a tolerance of 0.8 % of the image
+diagonal.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from .values import FIXED, RELEASE, Value, check_mode, mean
+from .values import CONSISTENT, PUBLISHED, Value, check_preset, mean
 
 
-TOLERANCE = 0.008  # of the image diagonal
+TOLERANCE = 0.008  # fraction of the image diagonal
 ROBUSTNESS_EPSILON = 1e-6
-# ReVOS: `type_id` of an expression -> group; 2 is in no group
+# ReVOS: `type_id` of an expression -> group; expressions of type 2 are in no group
 REVOS_GROUPS = {0: "referring", 1: "reasoning"}
 REVOS_METRICS = ("J", "F", "A", "R")
 
 
 class JF(NamedTuple):
-    """J and F of a video: unweighted means over its frames, each in [0, 1]."""
+    """J and F of a video: unweighted means over its frames, in [0, 1]."""
 
     j: float
     f: float
@@ -34,12 +34,12 @@ class JF(NamedTuple):
 
 def jf(truth: np.ndarray, prediction: np.ndarray) -> JF:
     """
-    J and F of one expression or object through a video.
+    J and F of one expression or object in a video.
 
     Args:
-        truth, prediction (`np.ndarray`): Masks of shape `(num_frames, height, width)`; what is not zero belongs to the
-            object. The first and last frame count, unlike in the semi-supervised protocol of DAVIS: leave them out of
-            the arrays for that.
+        truth, prediction (`np.ndarray`): Masks of shape `(num_frames, height, width)`; nonzero pixels belong to the
+            object. All frames count. The semi-supervised protocol of DAVIS excludes the first and the last frame:
+            slice the arrays for that.
     """
     frames = [(np.asarray(t) != 0, np.asarray(p) != 0) for t, p in _frames(truth, prediction)]
     j = [region_similarity(t, p) for t, p in frames]
@@ -48,7 +48,7 @@ def jf(truth: np.ndarray, prediction: np.ndarray) -> JF:
 
 
 def region_similarity(truth: np.ndarray, prediction: np.ndarray) -> float:
-    """J of one frame: IoU of two masks of shape `(height, width)`; 1 for two empty ones."""
+    """J of one frame: IoU of two masks of shape `(height, width)`; 1 if both are empty."""
     truth, prediction = _masks(truth, prediction)
     union = np.count_nonzero(truth | prediction)
     return np.count_nonzero(truth & prediction) / union if union else 1.0
@@ -58,14 +58,15 @@ def region_similarity(truth: np.ndarray, prediction: np.ndarray) -> float:
 
 
 def boundary_radius(height: int, width: int, tolerance: float = TOLERANCE) -> int:
-    """How far a boundary may be off, in pixels: a part of the diagonal, rounded up."""
+    """Tolerated distance between boundaries in pixels: a fraction of the image diagonal, rounded up."""
     return int(np.ceil(tolerance * np.hypot(height, width)))
 
 
 def boundary_map(mask: np.ndarray) -> np.ndarray:
     """
-    Pixels that differ from their right, lower or lower right neighbour, so that the boundary lies half a pixel towards
-    the origin. The last row compares only to the right, the last column only downwards. Shape `(height, width)`, bool.
+    Pixels that differ from their right, lower or lower right neighbour, bool array of shape `(height, width)`. The
+    boundary therefore lies half a pixel towards the origin. The last row has only right neighbours, the last column
+    only lower ones.
     """
     mask = np.asarray(mask) != 0
     found = np.zeros_like(mask)
@@ -76,21 +77,24 @@ def boundary_map(mask: np.ndarray) -> np.ndarray:
 
 
 def disk(radius: int) -> np.ndarray:
-    """All offsets of at most `radius` as a square mask of side `2 * radius + 1`."""
+    """Disk-shaped structuring element: bool array of side `2 * radius + 1`."""
     steps = np.arange(-radius, radius + 1)
     return steps[:, None] ** 2 + steps**2 <= radius**2
 
 
 def boundary_f(truth: np.ndarray, prediction: np.ndarray, tolerance: float = TOLERANCE) -> float:
     """
-    F of one frame: harmonic mean of the shares of either boundary that lie within [`boundary_radius`] of the other.
+    F of one frame: harmonic mean of boundary precision and recall, the fractions of either boundary that lie within
+    [`boundary_radius`] of the other. If neither mask has a boundary F is 1, if one of them has none F is 0.
 
-    Two masks without a boundary give 1, one without gives 0. Both boundaries are dilated by a disk, as in DAVIS, but
-    written as one long whole number each, a bit a pixel, which moves and unites by shifts.
+    As in DAVIS both boundaries are dilated by a disk. For speed a boundary map is stored as one arbitrary-precision
+    integer with a bit per pixel, row after row. Shifting the integer by `dy * stride + dx` translates the whole map,
+    and `|` unites maps, so that a dilation needs a few operations on integers instead of a convolution. Nothing
+    beyond numpy is needed; profiling/metrics.py compares the speed with OpenCV, scikit-image and scipy.
 
     Args:
         truth, prediction (`np.ndarray`): Masks of shape `(height, width)`.
-        tolerance (`float`): Part of the image diagonal.
+        tolerance (`float`): Fraction of the image diagonal.
     """
     truth, prediction = _masks(truth, prediction)
     radius = boundary_radius(*truth.shape, tolerance)
@@ -106,7 +110,8 @@ def boundary_f(truth: np.ndarray, prediction: np.ndarray, tolerance: float = TOL
 
 
 def _window(*masks: np.ndarray) -> tuple[slice, slice]:
-    """Rows and columns that hold all that is in the masks, and one more on each side: all boundaries lie inside."""
+    """Row and column slices of the smallest window with all foreground pixels, plus one pixel on each side, so that
+    all boundary pixels lie inside."""
     window = []
     for axis, length in ((1, masks[0].shape[0]), (0, masks[0].shape[1])):
         filled = np.flatnonzero(np.logical_or.reduce([mask.any(axis=axis) for mask in masks])).tolist() or [0]
@@ -115,63 +120,76 @@ def _window(*masks: np.ndarray) -> tuple[slice, slice]:
 
 
 def _packed(edge: np.ndarray, margin: int) -> int:
-    """One bit for each pixel of a bool array `(height, width)`, rows below each other with `margin` zeros between."""
+    """A boundary map `(height, width)` as an integer with one bit per pixel. `margin` zero bits follow each row, so
+    that a horizontal shift does not run into the next row."""
     wide = np.zeros((edge.shape[0], edge.shape[1] + margin), dtype=bool)
     wide[:, : edge.shape[1]] = edge
     return int.from_bytes(np.packbits(wide, bitorder="little").tobytes(), "little")
 
 
 def _dilated(bits: int, stride: int, radius: int) -> int:
-    """The disk of `radius` around each bit; the `stride` of a row has at least `radius` zeros at its end."""
-    reaches = {step: int(np.sqrt(radius**2 - step**2)) for step in range(radius + 1)}
-    # Bits and those up to `width` behind them, for all widths from the narrowest row of the disk to the widest
-    result, run, width = 0, bits, 0
-    for step, reach in sorted(reaches.items(), key=lambda item: item[1]):
+    """
+    Dilation of a packed boundary map by the disk of `radius`.
+
+    A disk is a stack of horizontal segments: the row at vertical distance `dy` reaches `sqrt(radius**2 - dy**2)`
+    pixels to each side. Going from the shortest segment to the longest, `run` is the map dilated to the right by
+    `width` pixels; it grows by shifts of itself, at most doubling each time. `run` moved back by `reach` is the
+    dilation by a centred segment, and shifted by `dy` rows it is one row of the disk.
+
+    Args:
+        bits (`int`): The map, see [`_packed`].
+        stride (`int`): Bits per row, including the margin of at least `radius` zeros.
+        radius (`int`): Of the disk, in pixels.
+    """
+    reach_by_row = {dy: int(np.sqrt(radius**2 - dy**2)) for dy in range(radius + 1)}
+    dilated, run, width = 0, bits, 0
+    for dy, reach in sorted(reach_by_row.items(), key=lambda item: item[1]):
         while width < 2 * reach:
-            more = min(width + 1, 2 * reach - width)
-            run, width = run | run << more, width + more
-        for rows in {step, -step}:
-            shift = rows * stride - reach
-            result |= run << shift if shift >= 0 else run >> -shift
-    return result
+            step = min(width + 1, 2 * reach - width)  # a larger step would leave gaps
+            run, width = run | run << step, width + step
+        for row in {dy, -dy}:
+            shift = row * stride - reach
+            dilated |= run << shift if shift >= 0 else run >> -shift
+    return dilated
 
 
 # ReVOS
 
 
-def accuracy(truth: np.ndarray, prediction: np.ndarray, mode: str = FIXED) -> float:
+def accuracy(truth: np.ndarray, prediction: np.ndarray, preset: str = CONSISTENT) -> float:
     """
-    A of a video: share of the pixels on which both masks agree, mean over frames.
+    A of a video: fraction of pixels on which both masks agree, mean over frames.
 
     Args:
         truth, prediction (`np.ndarray`): Masks of shape `(num_frames, height, width)`.
-        mode (`str`): "fixed": what is not zero belongs to the object. "published": values are compared as they are. It
-            reads predictions as 0 and 255 but the truth as the sum of an expression's objects, so that no pixel of an
-            object ever agrees. Give it such arrays.
+        preset (`str`): Under "consistent" nonzero pixels belong to the object. "published" compares the values: the
+            published code reads predictions as 0 and 255 but the truth as the sum of the masks of an expression, so
+            that no object pixel ever agrees. Pass such arrays to reproduce it.
     """
-    check_mode(mode)
+    check_preset(preset)
     values = []
     for true, guess in _frames(truth, prediction):
-        if mode == FIXED:
+        if preset == CONSISTENT:
             true, guess = true != 0, guess != 0
         values.append(np.count_nonzero(true == guess) / true.size)
     return sum(values) / len(values)
 
 
-def robustness(truth: np.ndarray, prediction: np.ndarray, foreground: np.ndarray, mode: str = FIXED) -> float:
+def robustness(truth: np.ndarray, prediction: np.ndarray, foreground: np.ndarray, preset: str = CONSISTENT) -> float:
     """
-    R of a video: 1 minus the wrong pixels per pixel of all objects in the frame, at least 0, mean over frames.
+    R of a video: 1 minus the number of false positive pixels divided by the number of pixels of all objects in the
+    frame, at least 0, mean over frames.
 
     Args:
         truth, prediction (`np.ndarray`): Masks of shape `(num_frames, height, width)`.
         foreground (`np.ndarray`): Union of all annotated objects of the video, same shape.
-        mode (`str`): "fixed" or "published"; in the latter the values are taken as they are, in 8 bits: 255 wrong
-            pixels for each one, and where two objects overlap, 1 - 2 = 255. See [`accuracy`].
+        preset (`str`): "published" computes with the values as 8-bit integers, see [`accuracy`]: each false positive
+            counts 255 times, and where two true objects overlap 1 - 2 wraps to 255.
     """
-    check_mode(mode)
+    check_preset(preset)
     values = []
     for (true, guess), front in zip(_frames(truth, prediction), foreground, strict=True):
-        if mode == FIXED:
+        if preset == CONSISTENT:
             wrong = np.count_nonzero((guess != 0) & (true == 0))
         else:
             true, guess = true.astype(np.uint8), guess.astype(np.uint8)
@@ -183,35 +201,27 @@ def robustness(truth: np.ndarray, prediction: np.ndarray, foreground: np.ndarray
 # Tables
 
 
-def jf_table(videos: Iterable[JF]) -> dict[str, Value]:
-    """`J`, `F` and `J&F` of a benchmark in percent: unweighted means over its expressions."""
-    videos = list(videos)
-    values = {"J": [one.j for one in videos], "F": [one.f for one in videos], "J&F": [one.mean for one in videos]}
-    found = {name: mean(column, "expressions") for name, column in values.items()}
-    return {name: Value(one.value and 100 * one.value, one.reason) for name, one in found.items()}
-
-
 def revos_table(
-    expressions: Sequence[tuple[int, Mapping[str, float]]], mode: str = FIXED
+    expressions: Sequence[tuple[int, Mapping[str, float]]], preset: str = CONSISTENT
 ) -> dict[str, dict[str, Value]]:
     """
-    The table of ReVOS in percent: its groups `referring` and `reasoning`, and `overall`, the plain mean of both.
+    The table of ReVOS in percent: the groups `referring` and `reasoning`, and `overall`, the unweighted mean of both.
 
     Args:
         expressions (sequence of `(type_id, values)`): `values` has J, F, A and R in [0, 1].
-        mode (`str`): "published" rounds each expression's percentages to two decimals before averaging.
+        preset (`str`): "published" rounds each expression's percentages to two decimals before averaging.
 
     Returns:
         `dict`: Group -> `J`, `F`, `A`, `R` and `J&F`.
     """
-    check_mode(mode)
+    check_preset(preset)
     table: dict[str, dict[str, Value]] = {}
     for type_id, group in REVOS_GROUPS.items():
         rows = [values for kind, values in expressions if kind == type_id]
-        table[group] = {name: mean([_percent(row[name], mode) for row in rows], f"{group} expressions")
+        table[group] = {name: mean([_percent(row[name], preset) for row in rows], f"{group} expressions")
                         for name in REVOS_METRICS}  # fmt: skip
     groups = list(table.values())
-    # With one group missing, the mean would be that of the other under the name of both
+    # If a group has no expressions there is no overall value either: it would be that of the other group
     table["overall"] = {
         name: next((group[name] for group in groups if group[name].value is None), None)
         or mean([group[name] for group in groups])
@@ -222,16 +232,16 @@ def revos_table(
     return table
 
 
-def _percent(value: float, mode: str) -> float:
-    return round(100 * value, 2) if mode == RELEASE else 100 * value
+def _percent(value: float, preset: str) -> float:
+    return round(100 * value, 2) if preset == PUBLISHED else 100 * value
 
 
 def _masks(truth: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     truth, prediction = np.asarray(truth), np.asarray(prediction)
     if truth.shape != prediction.shape or truth.ndim != 2:
         raise ValueError(
-            f"The true mask has the shape {truth.shape}, the predicted one {prediction.shape}; expected one shape "
-            "(height, width)."
+            f"The true mask has the shape {truth.shape} and the predicted mask {prediction.shape}; expected the same "
+            "shape (height, width)."
         )
     return truth != 0, prediction != 0
 
@@ -240,7 +250,7 @@ def _frames(truth: np.ndarray, prediction: np.ndarray) -> list[tuple[np.ndarray,
     truth, prediction = np.asarray(truth), np.asarray(prediction)
     if truth.shape != prediction.shape or truth.ndim != 3 or not len(truth):
         raise ValueError(
-            f"The true masks have the shape {truth.shape}, the predicted ones {prediction.shape}; expected one shape "
-            "(num_frames, height, width) with at least one frame."
+            f"The true masks have the shape {truth.shape} and the predicted masks {prediction.shape}; expected the "
+            "same shape (num_frames, height, width) with at least one frame."
         )
     return list(zip(truth, prediction, strict=True))

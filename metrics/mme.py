@@ -1,4 +1,4 @@
-"""MME: yes-or-no questions in pairs about one picture, 14 kinds (evaluation spec 6)."""
+"""MME: pairs of yes-or-no questions about an image, in 14 categories (evaluation spec 6)."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -14,7 +14,7 @@ REASONING = ("code_reasoning", "commonsense_reasoning", "numerical_calculation",
 
 
 class YesNo(NamedTuple):
-    """One answered question: its kind, its picture, and whether the answer is right."""
+    """One answered question: its category, its image, and whether the answer is correct."""
 
     category: str
     image: str
@@ -22,24 +22,25 @@ class YesNo(NamedTuple):
 
 
 def yes_or_no(answer: str) -> bool | None:
-    """`True` for yes, `False` for no; `None` where the words stand in the text both or neither."""
+    """`True` for yes, `False` for no; `None` if the text contains both words or neither."""
     words = set(re.findall(r"[a-z]+", answer.lower()))
     return None if ("yes" in words) == ("no" in words) else "yes" in words
 
 
 def mme_rating(answers: Iterable[YesNo]) -> dict[str, Value]:
     """
-    MME's points.
+    The MME scores.
 
     Args:
         answers (iterable of [`YesNo`]): All answers, in any order.
 
     Returns:
-        `dict`: Each kind: 100 times the share of right answers, plus 100 times the share of pictures with all answers
-        right, 200 at most; `perception` and `reasoning`: the sums over their kinds, without a value while one lacks.
+        `dict`: For each category the percentage of correct answers (acc) plus the percentage of images with all
+        answers correct (acc+), at most 200; for `perception` and `reasoning` the sum over their categories, without a
+        value as long as a category has no answers.
 
     Raises:
-        `ValueError`: A kind that MME does not have.
+        `ValueError`: An unknown category.
     """
     by_category: dict[str, dict[str, list[bool]]] = {name: {} for name in (*PERCEPTION, *REASONING)}
     for answer in answers:

@@ -1,8 +1,7 @@
 """
-Recall of grounded answers: how many of the true objects were found, by their masks and by the words for them.
+Recall of grounded answers: the fraction of true objects that were found, judged by mask and by phrase.
 
-Evaluation spec 1.6 (SAMA-Bench-G, whose release transposes, cuts and skips) and 5.1 (image GCG). Matrices are
-`[truth, prediction]`.
+Formulas: evaluation spec 1.6 (SAMA-Bench-G) and 5.1 (image GCG). Matrices are indexed `[truth, prediction]`.
 """
 
 from collections.abc import Iterable
@@ -11,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .iou import matrix_shape
-from .values import FIXED, RELEASE, Value, check_mode
+from .values import CONSISTENT, PUBLISHED, Value, check_preset
 
 
 GLAMM = "glamm"
@@ -20,13 +19,13 @@ IOU_THRESHOLD = TEXT_THRESHOLD = 0.5  # both inclusive
 
 class GroundedPair(NamedTuple):
     """
-    One answer as recall sees it.
+    The true and the predicted objects of one answer.
 
     Attributes:
         ious (`np.ndarray`): IoU of masks, shape `(num_truths, num_predictions)`.
-        similarities (`np.ndarray`): Similarity of phrases, shape `(num_true_phrases, num_predicted_phrases)`. In
-            "fixed" there is a phrase for each mask, the one that its [SEG] stands for; the release counts phrases and
-            masks apart and pairs them by position.
+        similarities (`np.ndarray`): Similarity of phrases, shape `(num_true_phrases, num_predicted_phrases)`. Under
+            "consistent" every mask has the phrase of its [SEG], so that both matrices have the same shape. The
+            published code counts phrases and masks separately and pairs them by position.
     """
 
     ious: np.ndarray
@@ -35,96 +34,104 @@ class GroundedPair(NamedTuple):
 
 def matches(
     pair: GroundedPair,
-    mode: str = FIXED,
+    preset: str = CONSISTENT,
     iou_threshold: float = IOU_THRESHOLD,
     text_threshold: float = TEXT_THRESHOLD,
 ) -> list[tuple[int, int]]:
     """
-    Which true object is found by which predicted one: `(truth, prediction)`, both thresholds reached.
+    Matched objects as `(truth, prediction)`; a match reaches both thresholds.
 
     Args:
         pair ([`GroundedPair`]): One answer.
-        mode (`str`): "fixed": as many pairs as can be had at once, each object in at most one. That does not depend on
-            the order of the objects, and a pair that fails in its words takes nothing from the others. "glamm" (the
-            release's image GCG): pairs by falling IoU until the first one that fails. "published" (SAMA-Bench-G): the
-            same on matrices that are cut to their common upper left, the masks' one transposed against the words' one.
-        iou_threshold (`float`), text_threshold (`float`): Least values; the thresholds themselves count.
+        preset (`str`):
+            - "consistent": a maximum one-to-one matching. It does not depend on the order of the objects, and a pair
+              whose phrases differ blocks no other pair.
+            - "glamm" (image GCG, as published): pairs in order of decreasing IoU, up to the first one that fails.
+            - "published" (SAMA-Bench-G): as "glamm", but the IoU matrix is transposed against the similarity matrix,
+              and both are cut to their common upper left block.
+        iou_threshold, text_threshold (`float`): Minimum values, inclusive.
 
     Raises:
-        `ValueError`: In "fixed", masks and phrases differ in number.
+        `ValueError`: Under "consistent", the numbers of masks and phrases differ.
     """
-    check_mode(mode, (FIXED, RELEASE, GLAMM))
-    masks, words = matrix_shape(pair.ious, "ious"), matrix_shape(pair.similarities, "similarities")
-    if mode == FIXED:
-        if masks != words:
+    check_preset(preset, (CONSISTENT, PUBLISHED, GLAMM))
+    masks, phrases = matrix_shape(pair.ious, "ious"), matrix_shape(pair.similarities, "similarities")
+    if preset == CONSISTENT:
+        if masks != phrases:
             raise ValueError(
-                f"{masks} masks but {words} phrases (truths, predictions): in mode='fixed' each mask has the phrase "
-                "that its [SEG] stands for."
+                f"{masks} masks but {phrases} phrases (truths, predictions): under preset='consistent' each mask has "
+                "the phrase of its [SEG]."
             )
-        return _most_pairs((pair.ious >= iou_threshold) & (pair.similarities >= text_threshold))
-    if mode == GLAMM:
-        return _falling(pair.ious, pair.similarities, iou_threshold, text_threshold)
-    # The masks' matrix is [prediction, truth], the words' [truth, prediction], and both are read at the same place
-    rows, columns = min(masks[1], words[0]), min(masks[0], words[1])
-    found = _falling(pair.ious.T[:rows, :columns], pair.similarities[:rows, :columns], iou_threshold, text_threshold)
-    return [(truth, guess) for guess, truth in found]
+        return _maximum_matching((pair.ious >= iou_threshold) & (pair.similarities >= text_threshold))
+    if preset == GLAMM:
+        return _greedy_matching(pair.ious, pair.similarities, iou_threshold, text_threshold)
+    # The published code stores IoUs as [prediction, truth] and similarities as [truth, prediction], and reads both at
+    # the same indices
+    rows, columns = min(masks[1], phrases[0]), min(masks[0], phrases[1])
+    ious, similarities = pair.ious.T[:rows, :columns], pair.similarities[:rows, :columns]
+    found = _greedy_matching(ious, similarities, iou_threshold, text_threshold)
+    return [(truth, prediction) for prediction, truth in found]
 
 
 def recall(
     pairs: Iterable[GroundedPair],
-    mode: str = FIXED,
+    preset: str = CONSISTENT,
     iou_threshold: float = IOU_THRESHOLD,
     text_threshold: float = TEXT_THRESHOLD,
 ) -> Value:
     """
-    Share of the true objects of a video or a benchmark that are found, see [`matches`].
+    Fraction of the true objects of a video or a benchmark that are matched, see [`matches`].
 
-    An answer without masks counts with all its true objects as missed; "published" leaves it out, so that silence is
-    rewarded. The denominator counts true phrases.
+    The denominator is the number of true phrases. In an answer without masks all true objects count as missed;
+    "published" skips such an answer.
     """
-    check_mode(mode, (FIXED, RELEASE, GLAMM))
+    check_preset(preset, (CONSISTENT, PUBLISHED, GLAMM))
     found = total = 0
     for pair in pairs:
-        silent = pair.ious.shape[1] == 0 or pair.similarities.shape[1] == 0
-        if mode == RELEASE and silent:
+        nothing_predicted = pair.ious.shape[1] == 0 or pair.similarities.shape[1] == 0
+        if preset == PUBLISHED and nothing_predicted:
             continue
-        found += len(matches(pair, mode, iou_threshold, text_threshold))
+        found += len(matches(pair, preset, iou_threshold, text_threshold))
         total += pair.similarities.shape[0]
     return Value(found / total) if total else Value(None, "no answer has a phrase to be found")
 
 
-def _falling(ious: np.ndarray, similarities: np.ndarray, least_iou: float, least_text: float) -> list:
+def _greedy_matching(ious: np.ndarray, similarities: np.ndarray, min_iou: float, min_similarity: float) -> list:
     """
-    Pairs by falling IoU; ends at the first that fails. `nan` is the largest and fails no comparison. If the place of a
-    mask has no phrase, where the release stops with an error, the whole answer has no pair.
+    Pairs in order of decreasing IoU, up to the first that fails a threshold. `nan` is the largest IoU and passes. The
+    published code fails if a matched mask has no phrase at its index; here such an answer has no matches.
     """
     ious, similarities, pairs = np.array(ious, dtype=float), np.array(similarities, dtype=float), []
     while ious.size:
-        place = np.unravel_index(np.argmax(ious), ious.shape)
-        if ious[place] < least_iou:
+        row, column = (int(index) for index in np.unravel_index(np.argmax(ious), ious.shape))
+        if ious[row, column] < min_iou:
             break
-        if any(index >= length for index, length in zip(place, similarities.shape, strict=True)):
+        if row >= similarities.shape[0] or column >= similarities.shape[1]:
             return []
-        if similarities[place] < least_text:
+        if similarities[row, column] < min_similarity:
             break
-        pairs.append((int(place[0]), int(place[1])))
-        ious[place[0], :] = ious[:, place[1]] = similarities[place[0], :] = similarities[:, place[1]] = 0
+        pairs.append((row, column))
+        ious[row, :] = ious[:, column] = similarities[row, :] = similarities[:, column] = 0
     return pairs
 
 
-def _most_pairs(allowed: np.ndarray) -> list[tuple[int, int]]:
-    """A largest set of allowed `(row, column)` without a row or column twice (augmenting paths)."""
-    owner: dict[int, int] = {}  # column -> row
+def _maximum_matching(allowed: np.ndarray) -> list[tuple[int, int]]:
+    """
+    Maximum bipartite matching by augmenting paths: the largest set of `(row, column)` with `allowed[row, column]` in
+    which no row and no column occurs twice.
+    """
+    row_of: dict[int, int] = {}  # matched column -> its row
 
-    def place(row: int, tried: set[int]) -> bool:
+    def assign(row: int, visited: set[int]) -> bool:
+        """Finds a column for `row`, if necessary by moving rows that are already matched to other columns."""
         for column in np.flatnonzero(allowed[row]).tolist():
-            if column not in tried:
-                tried.add(column)
-                if column not in owner or place(owner[column], tried):
-                    owner[column] = row
+            if column not in visited:
+                visited.add(column)
+                if column not in row_of or assign(row_of[column], visited):
+                    row_of[column] = row
                     return True
         return False
 
     for row in range(len(allowed)):
-        place(row, set())
-    return sorted((row, column) for column, row in owner.items())
+        assign(row, set())
+    return sorted((row, column) for column, row in row_of.items())

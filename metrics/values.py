@@ -1,10 +1,11 @@
-"""What a metric gives back: a number, or no number and the reason why; and how numbers become one number."""
+"""The result of a metric: a number, or the reason why there is none; and the mean of such results."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 
-FIXED, RELEASE = "fixed", "published"
+# "consistent": as the metric is defined; "published": as the released evaluation code computes it, errors included
+PRESETS = CONSISTENT, PUBLISHED = "consistent", "published"
 
 
 class Value(NamedTuple):
@@ -12,27 +13,27 @@ class Value(NamedTuple):
     A metric's value.
 
     Attributes:
-        value (`float`, *optional*): `None` where it could not be computed, which is not the same as 0.
-        reason (`str`): Why there is no value; empty where there is one.
+        value (`float`, *optional*): `None` if it could not be computed; never 0 instead.
+        reason (`str`): Why there is no value; empty if there is one.
     """
 
     value: float | None
     reason: str = ""
 
 
-def check_mode(mode: str, modes: Sequence[str] = (FIXED, RELEASE)) -> None:
-    """Raise `ValueError` for an unknown mode."""
-    if mode not in modes:
-        raise ValueError(f"mode={mode!r} is unknown, expected one of {', '.join(modes)}.")
+def check_preset(preset: str, presets: Sequence[str] = (CONSISTENT, PUBLISHED)) -> None:
+    """Raises `ValueError` if `preset` is not one of `presets`."""
+    if preset not in presets:
+        raise ValueError(f"preset={preset!r} is unknown, expected one of {', '.join(presets)}.")
 
 
 def mean(values: Iterable[float | None | Value], what: str = "samples") -> Value:
     """
-    Unweighted mean of the values that exist.
+    Unweighted mean. Entries without a value are left out; they do not count as 0.
 
     Args:
-        values (iterable of `float`, `None` or [`Value`]): Those without a value are left out, not counted as 0.
-        what (`str`): Names them where none is left.
+        values (iterable of `float`, `None` or [`Value`]): The numbers to average.
+        what (`str`): Plural name of an entry, for the reason if none has a value.
     """
     plain = [value.value if isinstance(value, Value) else value for value in values]
     found = [float(value) for value in plain if value is not None]

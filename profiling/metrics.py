@@ -1,10 +1,10 @@
-"""How long our boundary measure F takes on a pair of masks, against the usual implementation, as a Markdown table.
+"""Speed of the boundary measure F on a pair of masks, compared with dilation-based implementations, as a Markdown
+table.
 
     python profiling/metrics.py [--height 480 --width 854] [--repeats 30]
 
-The usual implementation (DAVIS 2017's) dilates both boundaries by a disk, with OpenCV; scikit-image's and scipy's
-dilations stand beside it. Those that are not installed are left out: SAMA needs none. One thread; processor time,
-which says more than the clock on a busy machine. The results are compared, too.
+The reference implementation (DAVIS 2017) dilates both boundaries by a disk, with OpenCV; the dilations of scikit-image
+and scipy are timed as well. Libraries that are not installed are skipped. One thread, CPU time. The values must agree.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from importlib.util import find_spec
 
 import numpy as np
 
+from sama.drawing.tables import markdown_table
 from sama.metrics.jf import boundary_f, boundary_map, boundary_radius, disk
 
 
@@ -23,7 +24,7 @@ Dilate = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def usual_f(truth: np.ndarray, prediction: np.ndarray, dilate: Dilate) -> float:
-    """F by dilation: boundary maps of the whole frame, both dilated by a disk, shares in common."""
+    """F by dilation: the boundary maps of the whole frame are dilated by a disk, as in DAVIS 2017."""
     element = disk(boundary_radius(*truth.shape)).astype(np.uint8)
     edges = [boundary_map(mask) for mask in (truth, prediction)]
     wide = [dilate(edge.astype(np.uint8), element).astype(bool) for edge in edges]
@@ -35,7 +36,7 @@ def usual_f(truth: np.ndarray, prediction: np.ndarray, dilate: Dilate) -> float:
 
 
 def dilations() -> dict[str, Dilate]:
-    """The dilations that are installed."""
+    """The dilation functions of the installed libraries."""
     found: dict[str, Dilate] = {}
     if find_spec("cv2"):
         cv2 = import_module("cv2")
@@ -51,14 +52,14 @@ def dilations() -> dict[str, Dilate]:
 
 
 def pairs(height: int, width: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Pairs of masks, `(height, width)` each, from small to as hard as they get."""
+    """Pairs of masks of shape `(height, width)`, from easy to hard."""
     rng = np.random.default_rng(0)
     rows, columns = np.mgrid[:height, :width]
     angle = np.arctan2(rows - height / 2, columns - width / 2)
     distance = np.hypot(rows - height / 2, columns - width / 2)
 
     def blob(size: float, lobes: int, shift: int) -> np.ndarray:
-        """A flower of `lobes` leaves, moved `shift` pixels to the right."""
+        """A flower with `lobes` petals, shifted by `shift` pixels to the right."""
         return np.roll(distance < size * height * (1 + 0.3 * np.sin(lobes * angle)), shift, axis=1)
 
     small = np.zeros((height, width), dtype=bool)
@@ -76,7 +77,7 @@ def pairs(height: int, width: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def milliseconds(action: Callable[[], object], repeats: int) -> float:
-    """Median processor time after one run to warm up."""
+    """Median CPU time in milliseconds, after one warm-up run."""
     action()
     times = []
     for _ in range(repeats):
@@ -93,17 +94,18 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=30)
     options = parser.parse_args()
     usual = dilations()
-    print(f"F of a pair of {options.width}x{options.height} masks, milliseconds (how many times ours)\n")
-    print("| pair | ours | " + " | ".join(usual) + " |\n" + "| --- " * (2 + len(usual)) + "|")
+    print(f"F of a pair of {options.width}x{options.height} masks, milliseconds (relative to ours)\n")
+    rows = []
     for name, (truth, prediction) in pairs(options.height, options.width).items():
         ours = milliseconds(lambda: boundary_f(truth, prediction), options.repeats)  # noqa: B023
         cells = [f"{ours:.2f}"]
         for dilate in usual.values():
             if usual_f(truth, prediction, dilate) != boundary_f(truth, prediction):
-                raise SystemExit(f"the results for '{name}' differ")
+                raise SystemExit(f"The values for '{name}' differ.")
             took = milliseconds(lambda: usual_f(truth, prediction, dilate), options.repeats)  # noqa: B023
             cells.append(f"{took:.2f} ({took / ours:.1f}x)")
-        print(f"| {name} | " + " | ".join(cells) + " |")
+        rows.append([name, *cells])
+    print(markdown_table(["pair", "ours", *usual], rows))
 
 
 if __name__ == "__main__":

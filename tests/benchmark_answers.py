@@ -7,13 +7,13 @@ import numpy as np
 
 from sama.benchmarks.benchmark import (
     Benchmark,
+    BenchmarkTurn,
     PredictedObject,
     PredictedTurn,
     Prediction,
     Question,
+    RLETrack,
     Scores,
-    Track,
-    Turn,
 )
 from sama.benchmarks.registry import open_benchmark
 from sama.data.masks import encode_rle
@@ -41,7 +41,7 @@ def answer(*turns: tuple[str, Sequence[tuple]]) -> Callable[[Question, tuple], P
     return make
 
 
-def masks(*found: Track, confidence: float | None = None) -> Callable:
+def masks(*found: RLETrack, confidence: float | None = None) -> Callable:
     """An answer with one [SEG] for each track."""
     return answer((" ".join(["[SEG]"] * len(found)) + ".", [("", track, confidence) for track in found]))
 
@@ -83,7 +83,7 @@ def perfect(benchmark: Benchmark) -> list[Prediction]:
     return made
 
 
-def _objects(turn: Turn) -> list[PredictedObject]:
+def _objects(turn: BenchmarkTurn) -> list[PredictedObject]:
     phrases = [phrase for phrase, _ in parse_tagged_text(turn.reference)[1]]
     return [PredictedObject(*pair) for pair in zip(phrases, turn.targets, strict=True)]
 

@@ -1,17 +1,25 @@
-"""Recorded inputs and outputs of the official metric and data functions: which function checks which case."""
+"""The recorded inputs and outputs of the official metric and data functions, and a registry of their checks."""
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 
+GOLDENS = Path(__file__).parent / "goldens" / "metrics.json"
 CHECKS: dict[str, Callable[[dict], None]] = {}
 RELATIVE = 1e-6
 
 
+def recorded_cases() -> dict[str, dict]:
+    """Id -> recorded case: its input, the official output, and where the function lies in the official repository."""
+    return {case["id"]: case for case in json.loads(GOLDENS.read_text(encoding="utf-8"))["cases"]}
+
+
 def checks(*names: str) -> Callable:
-    """Marks a function of one case as the check of the cases of these names."""
+    """Registers a function as the check of the cases with these ids."""
 
     def mark(function: Callable[[dict], None]) -> Callable[[dict], None]:
         for name in names:

@@ -22,13 +22,13 @@ from sama.prompts_sama import POOLED_SLOT, QFORMER_REGION
 from sama.video_sama import SamaVideo, choose_frames
 
 
-RELEASE = {"preset": "published", "layout": "published", "chat_template": "qwen_chat"}
+PUBLISHED = {"preset": "published", "layout": "published", "chat_template": "qwen_chat"}
 FRAMES, HEIGHT, WIDTH = 20, 28, 56
 
 
 def processor(**settings):
     """Tiny but for the numbers of tokens, with the presets of the release."""
-    return tiny_processor(**{"image_seq_length": 256, "region_mask_size": 112, **RELEASE, **settings})
+    return tiny_processor(**{"image_seq_length": 256, "region_mask_size": 112, **PUBLISHED, **settings})
 
 
 def written_out(text: str) -> str:

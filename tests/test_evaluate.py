@@ -17,7 +17,9 @@ from PIL import Image
 
 from sama import evaluate
 from sama.benchmarks.registry import open_benchmark
-from sama.evaluation.inference import Interviewer
+from sama.benchmarks.toy_world import ToyWorldBenchmark
+from sama.evaluation import run as evaluation_run
+from sama.evaluation.inference import PredictionRunner
 from sama.evaluation.predictions import PREDICTIONS, RUN, PredictionFiles
 from sama.objects_sama import GroundedPhrase, MaskTrack
 
@@ -33,7 +35,7 @@ def test_requests_a_minute_reach_the_judge(tmp_path, capsys):
     given = ["--model", "m", *TOY, "--judge_url", "http://localhost:1/v1", "--judge_model", "small"]
     files = PredictionFiles(tmp_path)
     for more, expected in ([], None), (["--judge_rpm", "30"], 30.0):
-        tools, named = evaluate.open_tools(evaluate.parse([*given, *more]), files)
+        tools, named = evaluation_run.open_tools(evaluate.parse([*given, *more]), files)
         assert tools.judge.judge.settings.requests_per_minute == expected
         assert named["judge"]["model"] == "small" and "requests_per_minute" not in named["judge"]
     with pytest.raises(SystemExit):
@@ -72,7 +74,7 @@ class ScriptedChat:
 @pytest.fixture
 def scripted(monkeypatch):
     model = ScriptedModel()
-    monkeypatch.setattr(evaluate, "load", lambda arguments: (model, SimpleNamespace(layout="default")))
+    monkeypatch.setattr(evaluation_run, "load", lambda arguments: (model, SimpleNamespace(layout="default")))
     return model
 
 
@@ -92,7 +94,7 @@ def toy_run(tmp_path_factory):
     """A run through the command line's own function with the checkpoint in this process."""
     output = tmp_path_factory.mktemp("toy")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "load", lambda arguments: load_checkpoint())
+        patch.setattr(evaluation_run, "load", lambda arguments: load_checkpoint())
         assert run(output, *TOY) == 0
     return output
 
@@ -119,7 +121,7 @@ def test_toy_world_from_questions_to_pictures(toy_run):
 
 def test_scores_come_from_the_file_alone(toy_run, tmp_path, monkeypatch, capsys):
     shutil.copytree(toy_run, tmp_path / "copy")
-    monkeypatch.setattr(evaluate, "load", lambda arguments: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(evaluation_run, "load", lambda arguments: pytest.fail("the model was loaded"))
     arguments = ["--benchmark", "toy_world", "--option", "clips=5", "--score_only"]
     assert evaluate.main([*arguments, "--output", str(tmp_path / "copy")]) == 0
     assert results(tmp_path / "copy")["scores"] == results(toy_run)["scores"]
@@ -193,7 +195,7 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path):
 def test_nothing_is_asked_twice(scripted, tmp_path, monkeypatch):
     assert run(tmp_path / "whole", *PLAIN) == 0
     asked, scripted.asked = scripted.asked, 0
-    ask, seen = Interviewer.ask, []
+    ask, seen = PredictionRunner.ask, []
 
     def interrupted(self, start, video, question):
         if len(seen) == 2:
@@ -202,7 +204,7 @@ def test_nothing_is_asked_twice(scripted, tmp_path, monkeypatch):
         return ask(self, start, video, question)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Interviewer, "ask", interrupted)
+        patch.setattr(PredictionRunner, "ask", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "cut", *PLAIN)
     part = tmp_path / "cut" / "predictions.part0.jsonl"
@@ -213,6 +215,39 @@ def test_nothing_is_asked_twice(scripted, tmp_path, monkeypatch):
     assert (tmp_path / "cut" / PREDICTIONS).read_bytes() == (tmp_path / "whole" / PREDICTIONS).read_bytes()
     scripted.asked = 0
     assert run(tmp_path / "cut", *PLAIN) == 0 and scripted.asked == 0
+
+
+def count_calls(monkeypatch, *names: str) -> dict[str, int]:
+    """Counts the calls of methods of the toy world benchmark."""
+    calls = dict.fromkeys(names, 0)
+
+    def counted(name: str, method):
+        def call(*arguments):
+            calls[name] += 1
+            return method(*arguments)
+
+        return call
+
+    for name in names:
+        monkeypatch.setattr(ToyWorldBenchmark, name, counted(name, vars(ToyWorldBenchmark)[name]))
+    return calls
+
+
+def test_questions_and_measures_are_computed_once(scripted, tmp_path, monkeypatch):
+    calls = count_calls(monkeypatch, "questions", "measure")
+    assert run(tmp_path, *PLAIN) == 0
+    assert calls == {"questions": 3, "measure": 3}
+    before = results(tmp_path)["scores"]
+    assert run(tmp_path, *PLAIN, "--score_only") == 0
+    assert calls == {"questions": 6, "measure": 6} and results(tmp_path)["scores"] == before
+    assert run(tmp_path, *PLAIN) == 0  # nothing left to ask: measures come from the file
+    assert calls == {"questions": 9, "measure": 9} and results(tmp_path)["scores"] == before
+
+
+def test_gallery_builds_the_questions_of_a_group_once(scripted, tmp_path, monkeypatch):
+    calls = count_calls(monkeypatch, "questions", "measure")
+    assert run(tmp_path, *TOY) == 0
+    assert calls == {"questions": 3 + 3, "measure": 3}  # three groups are asked, and shown in three images
 
 
 def test_a_larger_limit_asks_only_what_is_new(scripted, tmp_path):
@@ -230,7 +265,7 @@ def test_groups_are_dealt_to_processes_whole(scripted, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank, names in ((1, ["1"]), (0, ["0", "2"])):
         monkeypatch.setenv("RANK", str(rank))
-        evaluate.predict(arguments, benchmark, evaluate.asked_groups(benchmark, 3), files)
+        evaluation_run.predict(arguments, benchmark, evaluation_run.asked_groups(benchmark, 3), files)
         lines = files.part(rank).read_text(encoding="utf-8").splitlines()
         assert [json.loads(line)["question"] for line in lines] == names
     files.merge(["0", "1", "2"])
@@ -253,12 +288,22 @@ def test_predictions_of_another_model_are_refused_and_can_be_taken(scripted, tmp
     assert [one["model"] for one in results(tmp_path / "run")["before"]] == [str(CHECKPOINT)]
 
 
+def test_runs_of_earlier_versions_can_be_scored(scripted, tmp_path):
+    """The preset `published` was called `release`."""
+    assert run(tmp_path, *PLAIN, "--preset", "release") == 0
+    about = json.loads((tmp_path / RUN).read_text(encoding="utf-8"))
+    assert about["preset"] == "published"
+    (tmp_path / RUN).write_text(json.dumps({**about, "preset": "release"}), encoding="utf-8")
+    assert run(tmp_path, *PLAIN, "--preset", "published", "--score_only") == 0
+    assert results(tmp_path)["preset"] == "published"
+
+
 def test_a_corrupt_line_is_reported_with_its_number(scripted, tmp_path, capsys):
     assert run(tmp_path, *PLAIN) == 0
     lines = (tmp_path / PREDICTIONS).read_bytes().splitlines(keepends=True)
     (tmp_path / PREDICTIONS).write_bytes(b"".join([lines[0], b"{broken\n", *lines[2:]]))
     assert run(tmp_path, *PLAIN) == 1
-    assert f"{PREDICTIONS}, line 2 is no prediction" in capsys.readouterr().err
+    assert f"{PREDICTIONS}, line 2 is not a valid prediction" in capsys.readouterr().err
     (tmp_path / PREDICTIONS).write_bytes(lines[0] + b"".join(lines[2:]))
     assert run(tmp_path, *PLAIN) == 0
     assert (tmp_path / PREDICTIONS).read_bytes() == b"".join(lines)
@@ -286,7 +331,7 @@ def test_a_video_that_does_not_decode_is_counted_and_can_be_retried(scripted, tm
     arguments = ["--benchmark", "json_lines", "--data_root", str(tmp_path / "data"), "--no_gallery"]
     whole = (tmp_path / "data" / "bad" / "1.png").read_bytes()
     (tmp_path / "data" / "bad" / "1.png").write_bytes(whole[:40])
-    assert run(tmp_path / "run", *arguments) == evaluate.SOME_FAILED == 3
+    assert run(tmp_path / "run", *arguments) == evaluation_run.SOME_FAILED == 3
     assert "1 failed, first bad: " in capsys.readouterr().err
     found = results(tmp_path / "run")
     assert found["samples"] == {"scored": 1, "failed": 1, "skipped": 0}
@@ -322,9 +367,9 @@ def test_answers_of_another_dtype_are_not_mixed(scripted, tmp_path, capsys):
 
 
 def test_results_say_who_asked_and_who_scored(scripted, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate, "commit_of", lambda folder: "asked")
+    monkeypatch.setattr(evaluation_run, "commit_of", lambda folder: "asked")
     assert run(tmp_path, *PLAIN) == 0
-    monkeypatch.setattr(evaluate, "commit_of", lambda folder: "scored")
+    monkeypatch.setattr(evaluation_run, "commit_of", lambda folder: "scored")
     assert run(tmp_path, *PLAIN, "--score_only") == 0
     found = results(tmp_path)
     assert (found["commit"], found["scored_by"]["commit"], found["scored_by"]["version"]) == ("asked", "scored", 2)
@@ -335,7 +380,7 @@ def test_a_picture_that_fails_loses_no_results(scripted, tmp_path, monkeypatch, 
     def broken(*arguments):
         raise ValueError("the answers were made with other files")
 
-    monkeypatch.setattr(evaluate, "write_gallery", broken)
+    monkeypatch.setattr(evaluation_run, "write_gallery", broken)
     assert run(tmp_path, *TOY) == 1
     assert capsys.readouterr().err.strip().endswith("evaluate: the answers were made with other files")
     assert results(tmp_path)["samples"]["scored"] == 3
@@ -343,7 +388,7 @@ def test_a_picture_that_fails_loses_no_results(scripted, tmp_path, monkeypatch, 
 
 def test_json_lines_with_the_checkpoint(tmp_path, monkeypatch):
     write_records(tmp_path / "data")
-    monkeypatch.setattr(evaluate, "load", lambda arguments: load_checkpoint())
+    monkeypatch.setattr(evaluation_run, "load", lambda arguments: load_checkpoint())
     arguments = ["--benchmark", "json_lines", "--data_root", str(tmp_path / "data"), "--max_new_tokens", "3"]
     assert run(tmp_path / "run", *arguments) == 0
     assert results(tmp_path / "run")["samples"]["scored"] == 2
@@ -353,11 +398,11 @@ def test_json_lines_with_the_checkpoint(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--benchmark", "json_lines"], "needs the folder of its data: --data_root"),
-        (["--benchmark", "json_lines", "--data_root", "nowhere"], "lacks nowhere/records.jsonl, nowhere"),
-        (["--benchmark", "toys"], "There is no benchmark 'toys', only"),
+        (["--benchmark", "json_lines"], "needs the folder of its data: pass --data_root"),
+        (["--benchmark", "json_lines", "--data_root", "nowhere"], "missing nowhere/records.jsonl, nowhere"),
+        (["--benchmark", "toys"], "There is no benchmark 'toys'; known are"),
         (["--benchmark", "toy_world", "--split", "train"], "no split 'train'"),
-        (["--benchmark", "toy_world", "--option", "clips=x"], "'x', no int"),
+        (["--benchmark", "toy_world", "--option", "clips=x"], "'x', expected int"),
         ([*PLAIN, "--similarity_model", "nowhere"], "nowhere"),
         ([*PLAIN, "--judge_url", "http://localhost:1/v1"], "needs the name of its model: --judge_model"),
         ([*PLAIN, "--judge_url", "localhost", "--judge_model", "m"], "localhost"),
@@ -380,6 +425,6 @@ def test_command_line_that_cannot_be_meant(capsys):
 
 def test_presets_reach_the_model_and_the_processor():
     arguments = evaluate.parse(["--model", str(CHECKPOINT), "--benchmark", "toy_world", "--preset", "published"])
-    model, processor = evaluate.load(arguments)
+    model, processor = evaluation_run.load(arguments)
     assert model.config.preset == processor.preset == "published"
     assert model.dtype.itemsize == 4 or model.device.type != "cpu"

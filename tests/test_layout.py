@@ -54,7 +54,7 @@ ROOMS = {
     "data": CONVERSATION | {"data", "toy_world"},
     "docs": set(),
     "drawing": CONVERSATION | {"benchmarks", "data", "drawing", "evaluation", "overlay_sama"},
-    "evaluation": CONVERSATION | {"benchmarks", "data", "drawing", "evaluation", "metrics"},
+    "evaluation": set(REMOTE_CODE) | {"benchmarks", "data", "drawing", "evaluation", "metrics", "resources"},
     "metrics": {"metrics"},
     "profiling": EVERYTHING_BELOW | {"profiling"},
     "recipes": EVERYTHING_BELOW | {"recipes"},

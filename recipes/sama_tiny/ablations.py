@@ -25,7 +25,7 @@ from sama.benchmarks.benchmark import Benchmark, digest_of
 from sama.benchmarks.registry import open_benchmark
 from sama.data.files import write_text_atomically
 from sama.drawing.tables import markdown_table
-from sama.evaluation.inference import Interviewer
+from sama.evaluation.inference import PredictionRunner
 from sama.evaluation.provenance import checkpoint_hash
 from sama.modeling_sama import SamaForConditionalGeneration
 from sama.processing_sama import SamaProcessor
@@ -192,11 +192,9 @@ def held_out(arguments: argparse.Namespace) -> Benchmark:
 
 def evaluate(model, processor, benchmark: Benchmark) -> dict:
     """Scores and number of failed questions, serialisable as JSON."""
-    interviewer = Interviewer(model.eval(), processor, benchmark, benchmark.max_new_tokens)
+    runner = PredictionRunner(model.eval(), processor, benchmark, benchmark.max_new_tokens)
     predictions = [
-        prediction
-        for group, names in benchmark.outline().items()
-        for _, prediction in interviewer.ask_group(group, names)
+        prediction for group, names in benchmark.outline().items() for _, prediction in runner.ask_group(group, names)
     ]
     failed = sum(prediction.error is not None for prediction in predictions)
     scores = [

@@ -97,7 +97,7 @@ def test_records_that_show_other_frames_are_other_groups(folder):
 @pytest.mark.parametrize("count", [1, 3])
 def test_tracks_of_another_length_are_an_error(folder, count):
     benchmark = open_benchmark("json_lines", data_root=folder)
-    with pytest.raises(ValueError, match=f"A track has {count} masks for 2 frames"):
+    with pytest.raises(ValueError, match=f"A track has {count} entries for 2 frames"):
         benchmark.score([predicted("two", ("[SEG]", [square(5, 15)] * count))])
     assert track_overlaps([[]], [[square(5, 15)] * 2], 2, SIZE).ious().tolist() == [[0.0]]
 
@@ -130,7 +130,7 @@ def test_reference_history_is_an_option_that_names_the_run(folder):
 
 
 def test_bad_files(folder):
-    with pytest.raises(BenchmarkError, match="json_lines .*lacks .*mine.jsonl"):
+    with pytest.raises(BenchmarkError, match="json_lines .*missing .*mine.jsonl"):
         open_benchmark("json_lines", data_root=folder, records="mine.jsonl")
     with pytest.raises(BenchmarkError, match="--data_root"):
         open_benchmark("json_lines")

@@ -4,7 +4,7 @@ import pytest
 from benchmark_answers import answer, opened, predictions
 from PIL import Image
 
-from sama.benchmarks.mme import official_yes_or_no
+from sama.benchmarks.published import published_yes_or_no
 from sama.metrics.mme import PERCEPTION, REASONING, yes_or_no
 
 
@@ -47,7 +47,7 @@ def test_sums_over_all_categories(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "fixed", "official"),
+    ("text", "consistent", "official"),
     [
         ("Yes.", True, True),
         ("No, it is not", False, False),
@@ -58,8 +58,8 @@ def test_sums_over_all_categories(tmp_path):
         ("", None, None),
     ],
 )
-def test_what_an_answer_says(text, fixed, official):
-    assert (yes_or_no(text), official_yes_or_no(text)) == (fixed, official)
+def test_what_an_answer_says(text, consistent, official):
+    assert (yes_or_no(text), published_yes_or_no(text)) == (consistent, official)
 
 
 def test_no_masks_are_asked_for():

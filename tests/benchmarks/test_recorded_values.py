@@ -1,20 +1,20 @@
 """
-The recorded values of the official scripts, through the benchmarks' own `release` columns: files, questions, answers,
-scores. tests/metrics/test_recorded_values.py has the functions by themselves.
+The recorded values of the official scripts against the `published` columns of the benchmarks, from files to scores.
+tests/metrics/test_recorded_values.py checks the functions one by one.
 """
 
 import json
 import pickle
-from pathlib import Path
 
 import numpy as np
 import pytest
 from benchmark_answers import NoMeteor, answer, box, masks, opened, predictions, values
+from golden_cases import recorded_cases
 from PIL import Image
 
-from sama.benchmarks.benchmark import Tools, Turn
+from sama.benchmarks.benchmark import BenchmarkTurn, Tools
 from sama.benchmarks.per_video import source_rows
-from sama.benchmarks.sama_bench_g import release_rows
+from sama.benchmarks.published import published_rows
 from sama.metrics.values import Value
 
 
@@ -25,11 +25,8 @@ def cache(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def cases(golden_dir: Path) -> dict[str, dict]:
-    path = golden_dir.parent / "metrics.json"
-    if not path.is_file():
-        pytest.skip(f"no recorded values of the metrics in {path}")
-    return {case["id"]: case for case in json.loads(path.read_text(encoding="utf-8"))["cases"]}
+def cases() -> dict[str, dict]:
+    return recorded_cases()
 
 
 def drawn(words: str) -> dict:
@@ -147,7 +144,7 @@ def test_tables_of_sama_bench(cases):
 
 def test_empty_entry_repeats_the_mask_before_it(cases):
     case = cases["bench_g.gt_empty_entry"]
-    rows = release_rows(Turn("", info={"entries": case["input"]["groundtruth"]}))
+    rows = published_rows(BenchmarkTurn("", info={"entries": case["input"]["groundtruth"]}))
     areas = [44, 160]  # of objects 11 and 12
     assert [areas[row] for row in rows] == case["output"]["areas_frame5"]
 
@@ -156,7 +153,7 @@ def test_questions(cases):
     mevis = opened("mevis", preset="published")
     case = cases["vos.prompt"]
     for text, expected in zip(case["input"], case["output"], strict=True):
-        asked = mevis.turn(Turn("", info={"expression": text}), "", {}, None)
+        asked = mevis.turn(BenchmarkTurn("", info={"expression": text}), "", {}, None)
         assert asked.text == expected["after_cleaning"]
     captions = opened("grounded_captions", preset="published")
     assert captions.questions("i1")[0].turns[0].text == cases["prompts.exact"]["output"]["image_gcg"]

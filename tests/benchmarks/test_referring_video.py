@@ -10,7 +10,7 @@ from benchmark_answers import ROOT, box, masks, opened, perfect, predictions, te
 
 from sama.benchmarks import frame_masks
 from sama.benchmarks.benchmark import BenchmarkError, Prediction
-from sama.benchmarks.referring_video import ON_SERVER, share_pixels
+from sama.benchmarks.referring_video import ON_SERVER, disjoint_masks
 from sama.data.catalogue import read_catalogue
 
 
@@ -106,7 +106,12 @@ def test_the_release_computes_j_and_f_anew_of_several_masks_only(monkeypatch, tr
     whole = frame_masks.track_jf
     monkeypatch.setattr(frame_masks, "track_jf", lambda *sides: calls.append(1) or whole(*sides))
     (sample,) = revos.score(predictions(revos, {name: masks(*tracks)})).samples
-    assert len(calls) == times and set(sample.facts["fixed"]) == set(sample.facts["published"]) == {"J", "F", "A", "R"}
+    assert len(calls) == times and set(sample.facts["consistent"]) == set(sample.facts["published"]) == {
+        "J",
+        "F",
+        "A",
+        "R",
+    }
 
 
 def test_revos_without_its_foreground_file_takes_all_objects(tmp_path):
@@ -159,12 +164,12 @@ def test_davis_without_first_and_last_frame():
     assert values(scores, "without first and last frame")["J"] == 100
 
 
-def test_share_pixels():
+def test_disjoint_masks():
     first, second = np.array([[True, True, False]]), np.array([[False, True, True]])
-    assert [mask.tolist() for mask in share_pixels([first, second], [None, 0.5])] == [
+    assert [mask.tolist() for mask in disjoint_masks([first, second], [None, 0.5])] == [
         [[True, True, False]], [[False, False, True]],
     ]  # fmt: skip
-    assert [mask.tolist() for mask in share_pixels([first, second], [0.4, 0.5])] == [
+    assert [mask.tolist() for mask in disjoint_masks([first, second], [0.4, 0.5])] == [
         [[True, False, False]], [[False, True, True]],
     ]  # fmt: skip
 
@@ -173,7 +178,7 @@ def test_davis_needs_four_annotators(tmp_path):
     root = Path(shutil.copytree(ROOT, tmp_path / "root"))
     path = root / "video_datas/davis17/meta_expressions/valid/meta_expressions.json"
     path.write_text(path.read_text().replace('"obj_id": "2"', '"obj_id": "3"', 1))
-    with pytest.raises(BenchmarkError, match="four expressions of object 1 are about"):
+    with pytest.raises(BenchmarkError, match="expressions of object 1 name different objects"):
         opened("ref_davis17", root).questions("a-vid")
 
 
@@ -181,7 +186,7 @@ def test_masks_of_another_size_are_refused():
     mevis = opened("mevis")
     made = predictions(mevis, {"v1/0": masks([MIDDLE, MIDDLE])})
     other = [Prediction(made[0].question, made[0].turns, 2, 40, 20)]
-    with pytest.raises(ValueError, match="2 frames of 40 x 20 .* its truth 2 of 20 x 20"):
+    with pytest.raises(ValueError, match="2 frames of 40 x 20 .* the annotation 2 of 20 x 20"):
         mevis.score(other)
 
 

@@ -8,9 +8,9 @@ from benchmark_answers import NoMeteor, answer, opened, perfect, predictions, te
 from fixture_sources import FIXTURES
 
 from sama.benchmarks import per_video
-from sama.benchmarks.benchmark import BenchmarkError, Tools, Turn
+from sama.benchmarks.benchmark import BenchmarkError, BenchmarkTurn, Tools
 from sama.benchmarks.per_video import NO_JUDGE, source_of, source_rows, word_overlap
-from sama.benchmarks.sama_bench_g import release_rows
+from sama.benchmarks.published import published_rows
 from sama.data.masks import encode_rle
 from sama.metrics.captions import CAPTION_METRICS
 from sama.metrics.clair import RefusedTextError
@@ -69,7 +69,7 @@ def test_asked_by_itself_and_in_conversation():
     single = bench(asked="single", preset="published")
     assert single.outline()[M1] == ["mevis/0/0", "mevis/0/1"]
     assert single.questions(M1)[0].layout == "sama_conversation"
-    with pytest.raises(BenchmarkError, match="asked holds 'alone'"):
+    with pytest.raises(BenchmarkError, match="asked contains 'alone'"):
         bench(asked="alone,own")
 
 
@@ -148,8 +148,9 @@ def test_what_was_not_given_is_not_computed(no_captions):
     assert [(row.value, row.count) for row in empty.rows] == [(None, 0)]
 
 
-def test_release_repeats_a_mask_for_an_empty_entry():
-    assert [release_rows(Turn("", info={"entries": entries})) for entries in ([[11], [], [12]], [[], [4]], [])] == [
+def test_published_code_repeats_a_mask_for_an_empty_entry():
+    lists = ([[11], [], [12]], [[], [4]], [])
+    assert [published_rows(BenchmarkTurn("", info={"entries": entries})) for entries in lists] == [
         [0, 0, 1], [0], [],
     ]  # fmt: skip
 
@@ -224,8 +225,10 @@ def test_a_refused_text_leaves_out_its_sample_alone():
 
 
 def test_a_score_in_percent_ends_a_video_of_the_release_only():
-    ((fixed, release),) = per_video.clair_values({"a": (["x"], ["y"])}, lambda messages: '{"score": "85%"}').values()
-    assert (fixed.value, release.value) == (0.85, 0)
+    ((consistent, published),) = per_video.clair_values(
+        {"a": (["x"], ["y"])}, lambda messages: '{"score": "85%"}'
+    ).values()
+    assert (consistent.value, published.value) == (0.85, 0)
 
 
 def test_sources_and_words():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sama.benchmarks.benchmark import BenchmarkError, PredictedObject, PredictedTurn, Prediction, Turn
+from sama.benchmarks.benchmark import BenchmarkError, BenchmarkTurn, PredictedObject, PredictedTurn, Prediction
 from sama.benchmarks.registry import open_benchmark
 from sama.benchmarks.toy_world import LOOK, MOTION, is_right, measure_turn, object_facts
 from sama.data.masks import encode_rle
@@ -25,9 +25,9 @@ def track(*columns: tuple[int, int] | None) -> list:
     return codes
 
 
-def turn(*targets, **info) -> Turn:
+def turn(*targets, **info) -> BenchmarkTurn:
     info_of_turn = {"kind": "colour", "answer": "red", "choices": ["red", "blue"], "late": [], "hidden": []}
-    return Turn("?", [], "It is red.", list(targets), info_of_turn | info)
+    return BenchmarkTurn("?", [], "It is red.", list(targets), info_of_turn | info)
 
 
 def answer(text: str, *tracks) -> tuple[PredictedTurn, Prediction]:
@@ -173,7 +173,7 @@ def test_nothing_answered_gives_a_table_of_reasons():
         ({"split": "train"}, "no split 'train', only val, unseen"),
         ({"preset": "new"}, "no preset 'new', only consistent, published"),
         ({"clip": 3}, "no option 'clip'; it has clips, seed, size, background"),
-        ({"clips": "many"}, "option clips of toy_world is 'many', no int"),
+        ({"clips": "many"}, "option clips of toy_world is 'many', expected int"),
         ({"size": 8}, "cannot be drawn: 8 x 8"),
     ],
 )
@@ -183,5 +183,5 @@ def test_invalid_arguments_are_errors(arguments, message):
 
 
 def test_an_unknown_benchmark_is_an_error():
-    with pytest.raises(BenchmarkError, match="no benchmark 'toy', only .*toy_world"):
+    with pytest.raises(BenchmarkError, match="no benchmark 'toy'; known are .*toy_world"):
         open_benchmark("toy")

@@ -8,11 +8,11 @@ import pytest
 from benchmark_answers import ROOT, NoMeteor, opened
 from fixture_sources import FIXTURES
 
-from sama import evaluate
 from sama.benchmarks.benchmark import Prediction
 from sama.benchmarks.registry import BENCHMARKS
 from sama.evaluate import main
-from sama.evaluation.inference import Interviewer
+from sama.evaluation import run as evaluation_run
+from sama.evaluation.inference import PredictionRunner
 from sama.evaluation.submission import check_submission
 from sama.modeling_sama import SamaForConditionalGeneration
 from sama.processing_sama import SamaProcessor
@@ -44,11 +44,11 @@ def root_of(name: str) -> Path:
 
 def asked(tiny, benchmark, groups: int = 1) -> list[Prediction]:
     """The model's answers to the first questions, read back from their lines."""
-    interviewer = Interviewer(*tiny, benchmark, TOKENS)
+    runner = PredictionRunner(*tiny, benchmark, TOKENS)
     lines = [
         json.dumps(prediction.to_dict())
         for group, names in list(benchmark.outline().items())[:groups]
-        for _, prediction in interviewer.ask_group(group, names[:QUESTIONS])
+        for _, prediction in runner.ask_group(group, names[:QUESTIONS])
     ]
     return [Prediction.from_dict(json.loads(line)) for line in lines]
 
@@ -64,7 +64,7 @@ def check(scores, predictions) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_whole_run_over_the_first_question(tiny, name, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate, "load", lambda arguments: tiny)
+    monkeypatch.setattr(evaluation_run, "load", lambda arguments: tiny)
     where = ["--data_root", str(root_of(name)), "--output", str(tmp_path / "run")]
     command = ["--model", str(TINY), "--benchmark", name, *where, "--max_new_tokens", str(TOKENS), "--limit", "1"]
     assert main(command) == 0

@@ -8,6 +8,7 @@ from PIL import Image
 
 from sama.benchmarks.benchmark import (
     Benchmark,
+    BenchmarkTurn,
     Measures,
     PredictedObject,
     PredictedTurn,
@@ -15,11 +16,10 @@ from sama.benchmarks.benchmark import (
     Question,
     Score,
     Scores,
-    Turn,
 )
 from sama.data.masks import encode_rle
 from sama.drawing.gallery import draw_turn, key_frames, write_gallery
-from sama.evaluation.inference import Interviewer
+from sama.evaluation.inference import PredictionRunner
 from sama.evaluation.plots import _bins, write_plots
 from sama.evaluation.predictions import PredictionError, PredictionFiles, PredictionWriter
 from sama.evaluation.report import markdown, rows_of, terminal_table
@@ -54,7 +54,8 @@ class PlainBenchmark(Benchmark):
         track = MaskTrack.from_masks(np.ones((2, 24, 32), dtype=bool))
         return [
             Question(
-                name, group, [Turn(f"Is <region> {name}?", [track], "Yes."), Turn("Sure?", reference="No.")],
+                name, group,
+                [BenchmarkTurn(f"Is <region> {name}?", [track], "Yes."), BenchmarkTurn("Sure?", reference="No.")],
                 history=self.histories.get(name, "own"), masks=name != "b", layout="llava" if name == "b" else None,
             )
             for name in self.groups[group]
@@ -154,7 +155,7 @@ def test_the_last_line_of_a_foreign_file_needs_no_newline(tmp_path):
     files.merge("ab")
     assert files.merged.read_text(encoding="utf-8").splitlines() == lines[::-1]
     files.merged.write_text("\n".join(lines)[:-5], encoding="utf-8")
-    with pytest.raises(PredictionError, match=r"predictions.jsonl, line 2 is no prediction"):
+    with pytest.raises(PredictionError, match=r"predictions.jsonl, line 2 is not a valid prediction"):
         files.index()
 
 
@@ -163,7 +164,7 @@ def test_a_broken_line_is_reported_with_its_number(tmp_path, line):
     files = PredictionFiles(tmp_path)
     good = json.dumps(prediction("a").to_dict())
     files.merged.write_text(f"{good}\n{line}\n{good}\n", encoding="utf-8")
-    with pytest.raises(PredictionError, match=r"predictions.jsonl, line 2 is no prediction.*remove the line"):
+    with pytest.raises(PredictionError, match=r"predictions.jsonl, line 2 is not a valid prediction.*remove the line"):
         files.index()
 
 
@@ -235,7 +236,7 @@ class Processor:
 
 def test_questions_of_a_video_share_a_chat():
     model, processor = Model(), Processor()
-    found = list(Interviewer(model, processor, PlainBenchmark(), 8).ask_group("one", ["a", "c"]))
+    found = list(PredictionRunner(model, processor, PlainBenchmark(), 8).ask_group("one", ["a", "c"]))
     assert [(question.id, one.question, len(one.turns), one.num_frames) for question, one in found] == [
         ("a", "a", 2, 2), ("c", "c", 2, 2),
     ]  # fmt: skip
@@ -248,7 +249,7 @@ def test_questions_of_a_video_share_a_chat():
 
 def test_a_question_with_a_layout_of_its_own_has_a_chat_of_its_own():
     model, processor = Model(), Processor()
-    list(Interviewer(model, processor, PlainBenchmark(), 8).ask_group("one", ["a", "b"]))
+    list(PredictionRunner(model, processor, PlainBenchmark(), 8).ask_group("one", ["a", "b"]))
     assert [entry for entry in model.log if entry[0] == "chat"] == [("chat", "default"), ("chat", "llava")]
     assert ("Is <region> b?", 1, False, 8) in model.log and processor.layout == "default"
 
@@ -258,7 +259,7 @@ def test_a_video_that_cannot_be_read_fails_all_its_questions(monkeypatch):
         raise OSError("no such\nframe")
 
     monkeypatch.setattr(PlainBenchmark, "open", broken)
-    found = list(Interviewer(Model(), Processor(), PlainBenchmark(), 8).ask_group("one", ["a", "b"]))
+    found = list(PredictionRunner(Model(), Processor(), PlainBenchmark(), 8).ask_group("one", ["a", "b"]))
     assert [(question, one.question, one.error) for question, one in found] == [
         (None, "a", "OSError: no such frame"), (None, "b", "OSError: no such frame"),
     ]  # fmt: skip
@@ -266,7 +267,7 @@ def test_a_video_that_cannot_be_read_fails_all_its_questions(monkeypatch):
 
 def test_a_question_that_cannot_be_asked_fails_alone(monkeypatch):
     monkeypatch.setattr(PlainBenchmark, "open", lambda self, group: None)
-    found = list(Interviewer(Model(), Processor(), PlainBenchmark(), 8).ask_group("one", ["a", "c"]))
+    found = list(PredictionRunner(Model(), Processor(), PlainBenchmark(), 8).ask_group("one", ["a", "c"]))
     assert [one.error for _, one in found] == [None, "ValueError: The conversation is too long."]
 
 
@@ -276,7 +277,7 @@ def test_a_bug_is_no_failed_question(monkeypatch):
 
     monkeypatch.setattr(PlainBenchmark, "open", broken)
     with pytest.raises(KeyError):
-        list(Interviewer(Model(), Processor(), PlainBenchmark(), 8).ask_group("one", ["a"]))
+        list(PredictionRunner(Model(), Processor(), PlainBenchmark(), 8).ask_group("one", ["a"]))
 
 
 # Scores
@@ -286,7 +287,7 @@ def test_failed_questions_are_in_no_score_and_strange_ones_are_an_error():
     found = [prediction("a"), prediction("b", error="OSError: x"), prediction("d", "No.")]
     scores = PlainBenchmark().score(found)
     assert [(row.value, row.count) for row in scores.rows] == [(0.5, 2), (None, 0)]
-    with pytest.raises(ValueError, match="'x', which is no question of plain"):
+    with pytest.raises(ValueError, match="'x', which is not a question of plain"):
         PlainBenchmark().score([prediction("x")])
 
 
@@ -364,7 +365,7 @@ def test_gallery_shows_best_median_and_worst(tmp_path):
 
     paths = write_gallery(tmp_path / "gallery", benchmark, samples, read)
     assert [path.name for path in paths] == ["best.png", "median.png", "worst.png"]
-    assert asked == [["a", "d"], ["a", "d"], ["d", "a"]]
+    assert asked == [["a", "d"]]
     assert write_gallery(tmp_path / "none", benchmark, [Measures("a", "one")], read) == []
     assert not (tmp_path / "none").exists()
 
@@ -373,7 +374,7 @@ def test_sheet_shows_frames_with_targets_and_the_region_that_lies_on_one_frame()
     video = SamaVideo.open(np.zeros((10, 24, 32, 3), dtype=np.uint8))
     code = encode_rle(np.ones((24, 32), dtype=bool))
     seen = [None] * 6 + [code] * 4
-    turn = Turn("Where is <region>?", [Region(frame=1, box=(2, 2, 9, 9))], "<p> It </p> [SEG]", [seen])
+    turn = BenchmarkTurn("Where is <region>?", [Region(frame=1, box=(2, 2, 9, 9))], "<p> It </p> [SEG]", [seen])
     frames = key_frames(video, turn)
     assert frames[0] == 1 and set(frames[1:]) <= set(range(6, 10)) and len(frames) == 4
 
@@ -382,7 +383,7 @@ def test_turn_of_text_alone_and_of_an_image_are_drawn():
     image = SamaVideo.open(np.zeros((24, 32, 3), dtype=np.uint8))
     mask = np.zeros((24, 32), dtype=bool)
     mask[4:9, 4:9] = True
-    turn = Turn("What is <region>?", [Region(frame=0, mask=mask)], "A dog.")
+    turn = BenchmarkTurn("What is <region>?", [Region(frame=0, mask=mask)], "A dog.")
     answer = PredictedTurn("<p> A cat </p> [SEG]", [PredictedObject("A cat", [None])])
-    alone = draw_turn(None, Turn("Hello?", reference="Hi."), PredictedTurn(""))
+    alone = draw_turn(None, BenchmarkTurn("Hello?", reference="Hi."), PredictedTurn(""))
     assert draw_turn(image, turn, answer, "title").height > alone.height > 0

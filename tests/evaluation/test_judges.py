@@ -104,7 +104,7 @@ def test_the_server_says_how_long_to_wait(serve):
 
 @pytest.mark.parametrize(
     ("reply", "problem"),
-    [((503, b"overloaded"), "HTTP 503: overloaded"), ((200, b"garbage"), "no chat completion: 'garbage'")],
+    [((503, b"overloaded"), "HTTP 503: overloaded"), ((200, b"garbage"), "not a chat completion: 'garbage'")],
 )
 def test_a_failure_that_stays(serve, reply, problem):
     server = serve(reply)
@@ -115,7 +115,7 @@ def test_a_failure_that_stays(serve, reply, problem):
 
 def test_a_refusal_is_not_repeated(serve):
     server = serve((401, b"wrong key"))
-    with pytest.raises(JudgeError, match="refuses: HTTP 401: wrong key"):
+    with pytest.raises(JudgeError, match="refused the request: HTTP 401: wrong key"):
         EndpointJudge(server.url, "small", QUICK)(MESSAGES)
     assert len(server.requests) == 1
 
@@ -125,7 +125,7 @@ def test_a_text_that_is_refused(serve, status):
     server = serve((status, b"too long"), (200, completion('{"score": 40}')))
     judge = EndpointJudge(server.url, "small", QUICK)
     verdict = clair("a", "b", judge)
-    assert verdict.value is None and f"refuses: HTTP {status}: too long" in verdict.reason
+    assert verdict.value is None and f"refused the request: HTTP {status}: too long" in verdict.reason
     assert clair("a", "b", judge).value == 0.4 and len(server.requests) == 2
 
 
@@ -235,7 +235,7 @@ def test_a_local_model_answers_alike_each_time(folder, tmp_path):
 
 
 def test_folders_without_a_judge(folder, tmp_path):
-    with pytest.raises(JudgeError, match="No language model in"):
+    with pytest.raises(JudgeError, match="Cannot load a language model"):
         LocalJudge(tmp_path)
     tokenizer = language_tokenizer()
     tokenizer.save_pretrained(tmp_path)

@@ -168,13 +168,13 @@ def test_the_answer_is_the_one_of_the_model(ask, model):
 
 
 def test_sampling_is_said_not_to_happen(ask):
-    with pytest.warns(UserWarning, match="SAMA takes the likeliest token"):
+    with pytest.warns(UserWarning, match="SAMA decodes greedily"):
         ask(("A dog?", [picture(0)], {"temperature": 0.7}))
 
 
 @pytest.mark.parametrize("visuals", [["a.mp4", "b.mp4"], [{"array": 1}], ["a.mp4", Image.new("RGB", (4, 4))]])
 def test_what_sama_cannot_look_at(ask, visuals):
-    with pytest.raises(ValueError, match="one video or at pictures"):
+    with pytest.raises(ValueError, match="one video or images only"):
         ask(("What?", visuals, {}))
 
 

@@ -66,9 +66,9 @@ def test_nothing_to_compare(folder):
 
 
 def test_a_folder_without_a_model(tmp_path):
-    with pytest.raises(OSError, match="No folder"):
+    with pytest.raises(OSError, match="does not exist"):
         BertSimilarity(tmp_path / "absent")
-    with pytest.raises(OSError, match="No text encoder|not a valid|does not appear|Unrecognized|Can't load"):
+    with pytest.raises(OSError, match="Cannot load a text|not a valid|does not appear|Unrecognized|Can't load"):
         BertSimilarity(tmp_path)
 
 

@@ -90,16 +90,14 @@ def test_zip_of_ref_youtube_vos(tmp_path):
     assert check_submission(tmp_path / "rvos.zip", videos) == []
     problems = check_submission(written(tmp_path), videos)
     assert any("4 of 4 frames of the video 'r1' are missing" in line for line in problems)
-    assert any("belongs to no frame" in line and "Annotations" in line for line in problems)
+    assert any("no frame of the expression file" in line and "Annotations" in line for line in problems)
 
 
-def test_missing_answers_are_an_error_or_empty(tmp_path):
+def test_missing_answers_are_an_error(tmp_path):
     some = answers(mevis())[:1] + [Prediction("w1/2", error="the video cannot be read")]
     with pytest.raises(BenchmarkError, match="2 of 3 expressions .* such as 'w1/10'"):
         write_submission(some, mevis(), tmp_path / "x.zip")
-    assert list(tmp_path.glob("x.zip*")) == []
-    assert write_submission(some, mevis(), tmp_path / "x.zip", fill_missing=True) == 2
-    assert check_submission(tmp_path / "x.zip", mevis()) == []
+    assert not list(tmp_path.glob("*x.zip*")) and not list(tmp_path.glob(".x*"))
 
 
 def test_frames_must_be_those_of_the_expression_file(tmp_path):
@@ -114,9 +112,9 @@ def test_frames_must_be_those_of_the_expression_file(tmp_path):
     [
         ("w1/2/00005.png", None, "1 of 6 frames of the video 'w1' are missing, such as 'w1/2/00005.png'"),
         ("w1/2/00005.png", np.zeros((20, 40), np.uint8), "is 20 x 40 (height x width), its video 20 x 20"),
-        ("w1/2/00005.png", np.ones((20, 20), np.uint8), "holds the value 1, expected 0 and 255 only"),
+        ("w1/2/00005.png", np.ones((20, 20), np.uint8), "contains the value 1, expected 0 and 255 only"),
         ("w1/2/00005.png", np.zeros((20, 20, 3), np.uint8), "is PNG in mode RGB, expected PNG in mode L"),
-        ("w1/2/00005.png", b"no picture", "is not a picture that can be read"),
+        ("w1/2/00005.png", b"no picture", "is not a readable image"),
         ("w1/2/00005.png", png(np.zeros((20, 20), np.uint8), "BMP"), "is BMP in mode L"),
     ],
 )
@@ -129,10 +127,10 @@ def test_wrong_pictures_are_named(tmp_path, drop, content, message):
 
 def test_other_files_are_named(tmp_path):
     (problem,) = check_submission(changed(written(tmp_path), add={"w1/3/00000.png": b""}), mevis())
-    assert "'w1/3/00000.png' belongs to no frame" in problem
+    assert "'w1/3/00000.png' is unexpected" in problem
     with pytest.warns(UserWarning, match="Duplicate name"):
         twice = changed(written(tmp_path), add={"w1/0/00000.png": png(np.zeros((20, 20), np.uint8))})
-    assert "1 files stand in it more than once, such as 'w1/0/00000.png'" in check_submission(twice, mevis())[0]
+    assert "1 files occur more than once, such as 'w1/0/00000.png'" in check_submission(twice, mevis())[0]
     many = changed(written(tmp_path), add={f"x/{number}.png": b"" for number in range(30)})
     assert len(check_submission(many, mevis())) == 21
     (tmp_path / "no.zip").write_bytes(b"no zip")
@@ -150,7 +148,7 @@ def test_only_two_have_a_server():
 def test_member_name():
     assert member_name("mevis", "v", "0", "00000") == "v/0/00000.png"
     assert member_name("ref_youtube_vos", "v", "0", "00000") == "Annotations/v/0/00000.png"
-    with pytest.raises(ValueError, match="'davis' takes no archive"):
+    with pytest.raises(ValueError, match="No archive format is known for 'davis'"):
         member_name("davis", "v", "0", "00000")
 
 

@@ -2,7 +2,6 @@
 
 import pytest
 
-from sama.metrics.aggregate import mean_over_videos, release_rank_mean
 from sama.metrics.answers import (
     caption,
     current_tags,
@@ -34,7 +33,7 @@ def test_image_caption():
 
 
 @pytest.mark.parametrize(
-    ("answer", "fixed", "published"),
+    ("answer", "consistent", "published"),
     [
         ("The region marked by region1 is a red car.<|im_end|>", "a red car.", "a red car."),
         ("Region1 shows a fish on a dish.", "a fish on a dish.", "a fh on a dh."),
@@ -43,8 +42,8 @@ def test_image_caption():
         ("region 1 is: a cat", "a cat", None),
     ],
 )
-def test_region_caption(answer, fixed, published):
-    assert region_caption(answer) == fixed
+def test_region_caption(answer, consistent, published):
+    assert region_caption(answer) == consistent
     if published is not None:
         assert region_caption(answer, "published") == published
 
@@ -56,16 +55,3 @@ def test_mme_answer():
 def test_mean_leaves_out_what_has_no_value():
     assert mean([1.0, None, Value(0.0), Value(None, "x")]).value == 0.5
     assert mean([None], "videos") == (None, "none of the 1 videos has a value")
-
-
-def test_means_over_videos():
-    videos = {
-        "mevis/a": {"miou": 1.0, "CIDEr": None},
-        "VidSTG/b": {"miou": 0.0, "CIDEr": 2.0},
-        "VidSTG/c": {"miou": 0.5},
-    }
-    found = mean_over_videos(videos)
-    assert found["miou"].value == 0.5 and found["CIDEr"].value == 2
-    assert mean_over_videos(videos, "VidSTG")["miou"].value == 0.25
-    assert mean_over_videos({}) == {}
-    assert release_rank_mean([[0.2, 0.4], [0.9]], 0) == pytest.approx(0.6)

@@ -14,7 +14,7 @@ def test_messages():
 
 
 @pytest.mark.parametrize(
-    ("answer", "fixed", "published"),
+    ("answer", "consistent", "published"),
     [
         ('{"score": 85, "reason": "same"}', 0.85, 0.85),
         ('{"score": "85", "reason": "same"}', 0.85, 0.85),
@@ -31,8 +31,8 @@ def test_messages():
         ('{"score": null}', None, None),
     ],
 )
-def test_parse(answer, fixed, published):
-    for mode, expected in (("fixed", fixed), ("published", published)):
+def test_parse(answer, consistent, published):
+    for mode, expected in (("consistent", consistent), ("published", published)):
         if answer == '{"score": null}' and mode == "published":
             continue  # an error there, as for "85%"
         found = parse_clair(answer, mode)

@@ -53,7 +53,7 @@ def test_errors():
     assert average_precision({"a": []}, {"a": [ONE]})["AP50"] == (None, "there are no true masks")
     with pytest.raises(ValueError, match="1 predicted images are not among the true ones, such as 'c'"):
         average_precision({"a": [ONE]}, {"c": [ONE]})
-    with pytest.raises(ValueError, match="image 'a' are of the sizes"):
+    with pytest.raises(ValueError, match="image 'a' have different sizes"):
         average_precision({"a": [ONE]}, {"a": [ONE[:10]]})
     with pytest.raises(ValueError, match="1 scores were given for 2"):
         average_precision({"a": [ONE]}, {"a": [ONE, OTHER]}, {"a": [0.5]})

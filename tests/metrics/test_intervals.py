@@ -30,5 +30,5 @@ def test_values_of_a_cluster_are_drawn_together():
     together = bootstrap_mean(sorted([0.0, 1.0] * 50), [place // 10 for place in range(100)])
     assert together[1] - together[0] > 2 * (alone[1] - alone[0])
     assert bootstrap_mean([0.1, 0.9], ["a", "a"]) is None and bootstrap_mean([], []) is None
-    with pytest.raises(ValueError, match="2 values have 1 clusters"):
+    with pytest.raises(ValueError, match="2 values but 1 clusters"):
         bootstrap_mean([0.1, 0.2], ["a"])

@@ -97,5 +97,5 @@ def test_nan_is_the_largest_in_glamm():
 def test_nothing_to_find_is_no_zero():
     assert recall([]) == (None, "no answer has a phrase to be found")
     assert recall([pair(np.zeros((0, 1)), np.zeros((0, 1)))]).value is None
-    with pytest.raises(ValueError, match="mode='best' is unknown, expected one of fixed, published, glamm"):
+    with pytest.raises(ValueError, match="preset='best' is unknown, expected one of consistent, published, glamm"):
         recall([], "best")

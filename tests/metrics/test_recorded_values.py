@@ -1,16 +1,14 @@
-"""Every recorded case of the official metric and data functions; `NOT_OURS` says which are not ours and why."""
-
-import json
-from pathlib import Path
+"""The recorded cases of the official metric and data functions (tests/goldens/metrics.json)."""
 
 import golden_metric_cases  # noqa: F401, both register their checks
 import golden_protocol_cases  # noqa: F401
 import pytest
-from golden_cases import CHECKS
+from golden_cases import CHECKS, recorded_cases
 
 
-# Cases that no code of ours repeats, and why
+# Cases without a counterpart in this repository, and why
 NOT_OURS = {
+    "agg.rank_merge": "the published script averages the means of its processes; ours scores all predictions at once",
     "sampling.dense_train": "the release trains on other dense frames than it uses; ours are the same in both",
     "sampling.gemini5": "frames shown to a hosted model that is no longer offered",
     "sampling.gradio_uniform": "frames of the release's demo page, which does not run with SAMA's weights",
@@ -18,14 +16,10 @@ NOT_OURS = {
 
 
 @pytest.fixture(scope="module")
-def cases(golden_dir: Path) -> dict[str, dict]:
-    path = golden_dir.parent / "metrics.json"
-    if not path.is_file():
-        pytest.skip(f"no recorded values of the metrics in {path}")
-    found = json.loads(path.read_text(encoding="utf-8"))["cases"]
+def cases() -> dict[str, dict]:
     by_name: dict[str, dict] = {}
     # Some cases need the input of another
-    by_name.update((case["id"], {**case, "all": by_name}) for case in found)
+    by_name.update((name, {**case, "all": by_name}) for name, case in recorded_cases().items())
     return by_name
 
 
