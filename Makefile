@@ -10,12 +10,13 @@ TORCH ?=
 WORKERS ?= 2
 BIN := .venv/bin
 
-.PHONY: help demo test slow style check sync bench train-toy
+.PHONY: help demo test slow style check docs sync bench train-toy
 
 help:
 	@echo "demo   conversations of three turns about a generated and a real clip, written to outputs/"
 	@echo "test   the fast tests            slow   the tests that need real weights"
 	@echo "style  lint and format, mending  check  lint, format and layout rules, changing nothing"
+	@echo "docs   the documentation as a site in build/docs"
 	@echo "sync   copy the model's code beside checkpoints/sama-tiny"
 	@echo "train-toy  five minutes of training on a CPU, with its curves in outputs/train_toy"
 	@echo "bench  the table of times and memory in the README"
@@ -37,6 +38,9 @@ check: .venv/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -q tests/test_layout.py
+
+docs: .venv/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 sync:
 	cp *_sama*.py visualization.py checkpoints/sama-tiny/

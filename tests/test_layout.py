@@ -75,7 +75,7 @@ ROOMS = (
         }
     }
     | {"drawing": {"data", "benchmarks", "evaluation", "drawing", "layout_sama", "video_sama", "visualization"}}
-    | {"__init__": set()}
+    | {"__init__": set(), "docs": set()}
 )
 REMOTE_LIBRARIES = {"torch", "numpy", "PIL", "transformers"} | set(sys.stdlib_module_names)
 OPTIONAL_LIBRARIES = {"decord", "av"}  # inside try only
