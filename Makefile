@@ -10,12 +10,13 @@ TORCH ?=
 WORKERS ?= 2
 BIN := .venv/bin
 
-.PHONY: help demo test slow style check sync profile train-toy
+.PHONY: help demo test slow style check docs sync profile train-toy
 
 help:
 	@echo "demo   conversations of three turns about a generated and a real clip, written to outputs/"
 	@echo "test   the fast tests            slow   the tests that need real weights"
-	@echo "style  lint and format, mending  check  lint, format and layout rules, changing nothing"
+	@echo "style  lint and format, mending  check  lint, format, types and layout rules, changing nothing"
+	@echo "docs   the documentation as a site in build/docs"
 	@echo "sync   copy the model's code beside checkpoints/sama-tiny"
 	@echo "train-toy  five minutes of training on a CPU, with its curves in outputs/train_toy"
 	@echo "profile  the tables of times and memory in the README"
@@ -36,7 +37,11 @@ style: .venv/.installed-test
 check: .venv/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright  # without a look for newer releases
 	$(BIN)/python -m pytest -q tests/test_layout.py
+
+docs: .venv/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 sync:
 	cp *_sama*.py checkpoints/sama-tiny/

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Makes .venv and installs what `make demo` or `make test` needs:   bash scripts/install.sh demo|test
+# Makes .venv and installs what `make demo`, `make test` or `make docs` needs:   bash scripts/install.sh demo|test|docs
 # PYTHON: the interpreter to start from. TORCH: what to hand to pip for torch. Both are explained in the Makefile.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-purpose=${1:?"usage: install.sh demo|test"}
+purpose=${1:?"usage: install.sh demo|test|docs"}
 base_python=${PYTHON:-python3}
 python=.venv/bin/python
 export PIP_DISABLE_PIP_VERSION_CHECK=1
@@ -44,12 +44,12 @@ fi
 constraints=.venv/constraints.txt
 echo "torch==$(torch_version)" >"$constraints"
 case $purpose in
-demo) extras=demo ;;
+demo | docs) extras=$purpose ;;
 test)
     extras=demo,dev,train,eval
     [ "$(uname -s)" != Linux ] || extras=$extras,deepspeed
     ;;
-*) say "unknown purpose $purpose: demo or test" && exit 1 ;;
+*) say "unknown purpose $purpose: demo, test or docs" && exit 1 ;;
 esac
 say "the package with its extras: $extras"
 install --constraint "$constraints" --editable ".[$extras]"
