@@ -70,14 +70,15 @@ def _chats(model, processor, video: SamaVideo | None) -> Callable:
     chats = {}
 
     def start(layout: str | None):
-        if layout not in chats:
+        turn_format = check_turn_format(layout or processor.turn_format)
+        if turn_format not in chats:
             own = copy.copy(processor)
-            own.turn_format = check_turn_format(layout or processor.turn_format)
+            own.turn_format = turn_format
             kind = "image" if video is not None and video.is_image else "video"
             chats.clear()  # one chat at a time: the features of a video are large
-            chats[layout] = model.start_chat(own, **{kind: video})
-        chats[layout].reset()
-        return chats[layout]
+            chats[turn_format] = model.start_chat(own, **{kind: video})
+        chats[turn_format].reset()
+        return chats[turn_format]
 
     return start
 

@@ -22,7 +22,7 @@ from sama.prompts_sama import POOLED_SLOT, QFORMER_REGION
 from sama.video_sama import SamaVideo, choose_frames
 
 
-PUBLISHED = {"preset": "published", "layout": "published", "chat_template": "qwen_chat"}
+PUBLISHED = {"preset": "published", "turn_format": "published", "chat_template": "qwen_chat"}
 FRAMES, HEIGHT, WIDTH = 20, 28, 56
 
 
@@ -146,7 +146,7 @@ def text_of_a_region(case):
     mask[1:3, 1:3] = True
     before, after = case["output"]["prompts"].split("<mask>")
     message = user(clip(20), before, {"type": "region", "frame": 0, "mask": mask}, after)
-    text = text_of(processor(layout="sama_conversation"), [message])
+    text = text_of(processor(turn_format="sama_conversation"), [message])
     assert text.rpartition("</img>")[2] == written_out(case["output"]["input_text"]).rpartition("</img>")[2]
 
 
@@ -194,7 +194,7 @@ class Bench:
     def inputs(self, turn, layout: str):
         """Text before the model without the chat template, the Q-Former's question with `<mask>`, and the masks that
         are read of each region, of 16 and 112 pixels a side."""
-        ours = processor(layout=layout)
+        ours = processor(turn_format=layout)
         message = user({"type": "video", "video": self.video}, *ours.question_parts(turn.text, turn.regions))
         text = text_of(ours, [message]).removeprefix("<|im_start|>user\n").partition("<|im_end|>")[0]
         batch = ours([message])

@@ -74,7 +74,7 @@ class ScriptedChat:
 @pytest.fixture
 def scripted(monkeypatch):
     model = ScriptedModel()
-    monkeypatch.setattr(evaluation_run, "load", lambda arguments: (model, SimpleNamespace(layout="default")))
+    monkeypatch.setattr(evaluation_run, "load", lambda arguments: (model, SimpleNamespace(turn_format="newlines")))
     return model
 
 

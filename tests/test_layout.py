@@ -184,7 +184,9 @@ def sizes(file: File) -> list[str]:
 def parameters(file: File) -> list[str]:
     found = []
     for function, owner in functions(file):
-        if function.name == "forward" or (function.name == "__init__" and owner.endswith(SETTINGS_CLASSES)):
+        if function.name in ("forward", "apply_chat_template") or (
+            function.name == "__init__" and owner.endswith(SETTINGS_CLASSES)
+        ):
             continue
         names = [
             argument.arg for argument in function.args.posonlyargs + function.args.args + function.args.kwonlyargs

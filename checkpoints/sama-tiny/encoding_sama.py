@@ -164,7 +164,9 @@ def place_regions(
         return
     choice = inputs.frame_choice
     inputs.num_context_frames = len(choice.context)
-    inputs.frames = list(dict.fromkeys([*choice.context, *known_frames, *(one.frame for one in inputs.regions)]))
+    # A random choice may draw a context frame twice: each is a row of its own.
+    others = dict.fromkeys([*known_frames, *(region.frame for region in inputs.regions)])
+    inputs.frames = [*choice.context, *(frame for frame in others if frame not in choice.context)]
     inputs.dense_rows = [inputs.frames.index(frame) for frame in choice.dense]
     inputs.region_rows = [inputs.frames.index(region.frame) for region in inputs.regions]
 

@@ -269,7 +269,7 @@ def test_sam2_replaces_the_original_decoder(released, tmp_path):
     values = sam["sam_mask_decoder.iou_prediction_head.layers.1.bias"].bfloat16()
     assert torch.equal(after[f"{ORIGINAL_DECODER}iou_prediction_head.layers.0.bias"], values)
     assert report.copied == [] and len(report.unused) == 1
-    assert SamaProcessor.from_pretrained(tmp_path / "ours", trust_remote_code=True).layout == "published"
+    assert SamaProcessor.from_pretrained(tmp_path / "ours", trust_remote_code=True).turn_format == "newline_after"
 
 
 def test_standalone_sam2_is_a_transformers_model(tmp_path):

@@ -62,9 +62,9 @@ def test_batch_without_masks_has_the_same_keys(tmp_path):
     assert [tuple(masks.shape) for masks in batch["target_masks"]] == [(0, 0, 0, 0)] * 2
 
 
-def test_each_sample_keeps_its_layout(tmp_path):
+def test_each_sample_keeps_its_turn_format(tmp_path):
     processor, samples, batch = batch_of(tmp_path, preset="published")
-    assert len({sample.layout for sample in samples}) == len(samples)
+    assert len({sample.turn_format for sample in samples}) == len(samples)
     for sample, ids, mask in zip(samples, batch["input_ids"], batch["attention_mask"], strict=True):
         alone = processor.apply_chat_template(
             sample.messages, add_generation_prompt=False, turn_format=sample.turn_format, frames=sample.frame_choice

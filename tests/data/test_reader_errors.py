@@ -360,7 +360,7 @@ def test_extract_vidstg_frames(tmp_path):
     command = [sys.executable, extract_vidstg_frames.__file__, str(videos), str(annotations), str(output)]
     for expected in ("3 frames written", "0 frames written"):  # the second time they are there
         done = subprocess.run([*command, "--workers", "1"], capture_output=True, text=True)
-        assert done.returncode == 1 and expected in done.stdout and "2 of 3 videos have an annotation" in done.stdout
+        assert done.returncode == 1 and expected in done.stdout and "2 of 3 videos have annotations" in done.stdout
         assert "broken: " in done.stdout and "1 videos failed" in done.stdout
     assert sorted(path.name for path in (output / "2400").iterdir()) == ["frame_0.jpg", "frame_4.jpg", "frame_8.jpg"]
     pictures = [np.asarray(Image.open(output / "2400" / f"frame_{index}.jpg")).mean() for index in (0, 4, 8)]

@@ -364,8 +364,12 @@ def test_release_draws_frames_of_a_conversation_in_segments(tmp_path):
     sample = render("chat_univi", tmp_path, preset="published")
     assert len(sample.frame_choice.context) == 32
     assert sample.frame_choice.context[:6] == [0, 1, 2, 3, 4, 5]
-    assert render("chat_univi", tmp_path).frame_choice.context != list(range(6))
-    batch = tiny_processor().apply_chat_template(sample.messages, add_generation_prompt=False)
+    video = render("chat_univi", tmp_path)
+    assert video.frame_choice == tiny_processor().choose_frames(video.video)
+    batch = tiny_processor().apply_chat_template(
+        sample.messages, add_generation_prompt=False, frames=sample.frame_choice
+    )
+    assert len(batch["pixel_values"]) == 32
     assert batch["num_context_frames"].tolist() == [32] and len(batch["dense_frames"]) == 5
 
 
@@ -427,7 +431,7 @@ def test_length_bound_is_one(preset, tmp_path):
 def test_samples_of_few_bytes_are_not_tokenized(monkeypatch):
     record = record_of([user("What is ", region("a"), "?"), assistant("x")], {"a": [square(0, 0)] * 10})
     processor = tiny_processor()
-    monkeypatch.setattr(processor, "measure", None)
+    monkeypatch.setattr(processor, "count_tokens", None)
     assert len(rendered(record, processor=processor).messages) == 2
 
 

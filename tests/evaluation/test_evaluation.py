@@ -56,7 +56,7 @@ class PlainBenchmark(Benchmark):
             Question(
                 name, group,
                 [BenchmarkTurn(f"Is <region> {name}?", [track], "Yes."), BenchmarkTurn("Sure?", reference="No.")],
-                history=self.histories.get(name, "own"), masks=name != "b", layout="llava" if name == "b" else None,
+                history=self.histories.get(name, "own"), masks=name != "b", layout="refcoco" if name == "b" else None,
             )
             for name in self.groups[group]
         ]  # fmt: skip
@@ -205,11 +205,11 @@ class Reply:
 class Chat:
     """Writes down what it is told; answers with the number of the question."""
 
-    def __init__(self, log: list, layout: str, video):
-        self.log, self.layout, self.video = log, layout, video
+    def __init__(self, log: list, turn_format: str, video):
+        self.log, self.turn_format, self.video = log, turn_format, video
 
     def reset(self):
-        self.log.append(("start over", self.layout))
+        self.log.append(("reset", self.turn_format))
 
     def ask(self, text, regions, max_new_tokens, masks, do_sample):
         if "c" in text and self.video is None:
@@ -226,12 +226,12 @@ class Model:
         self.log = []
 
     def start_chat(self, processor, video=None, image=None):
-        self.log.append(("chat", processor.layout))
-        return Chat(self.log, processor.layout, video)
+        self.log.append(("chat", processor.turn_format))
+        return Chat(self.log, processor.turn_format, video)
 
 
 class Processor:
-    layout = "default"
+    turn_format = "newlines"
 
 
 def test_questions_of_a_video_share_a_chat():
@@ -241,17 +241,17 @@ def test_questions_of_a_video_share_a_chat():
         ("a", "a", 2, 2), ("c", "c", 2, 2),
     ]  # fmt: skip
     assert model.log == [
-        ("chat", "default"),
-        ("start over", "default"), ("Is <region> a?", 1, True, 8), ("Sure?", 0, True, 8),
-        ("start over", "default"), ("Is <region> c?", 1, True, 8), ("replace", "Yes."), ("Sure?", 0, True, 8),
+        ("chat", "newlines"),
+        ("reset", "newlines"), ("Is <region> a?", 1, True, 8), ("Sure?", 0, True, 8),
+        ("reset", "newlines"), ("Is <region> c?", 1, True, 8), ("replace", "Yes."), ("Sure?", 0, True, 8),
     ]  # fmt: skip
 
 
-def test_a_question_with_a_layout_of_its_own_has_a_chat_of_its_own():
+def test_a_question_with_a_turn_format_of_its_own_has_a_chat_of_its_own():
     model, processor = Model(), Processor()
     list(PredictionRunner(model, processor, PlainBenchmark(), 8).ask_group("one", ["a", "b"]))
-    assert [entry for entry in model.log if entry[0] == "chat"] == [("chat", "default"), ("chat", "llava")]
-    assert ("Is <region> b?", 1, False, 8) in model.log and processor.layout == "default"
+    assert [entry for entry in model.log if entry[0] == "chat"] == [("chat", "newlines"), ("chat", "no_newlines")]
+    assert ("Is <region> b?", 1, False, 8) in model.log and processor.turn_format == "newlines"
 
 
 def test_a_video_that_cannot_be_read_fails_all_its_questions(monkeypatch):
