@@ -142,3 +142,18 @@ def test_golden_image_text(golden):
     part = {"type": "image", "image": values["image_uint8"].numpy()}
     batch = processor([user(part, facts["question_image"])])
     assert_same_text(batch, values["inputs_embeds_image"], embeddings, processor.image_token_id)
+
+
+def test_files_of_version_0_1_are_read(tmp_path):
+    """`grounding_policy`, `frame_policy` and `layout` are `preset` and `turn_format` today, `release` is `published`."""
+    tiny_processor().save_pretrained(tmp_path)
+    for name, old in (
+        ("config.json", {"grounding_policy": "release"}),
+        ("processor_config.json", {"grounding_policy": "release", "frame_policy": "release", "layout": "release"}),
+    ):
+        values = json.loads((tmp_path / name).read_text())
+        for new in ("preset", "turn_format"):
+            values.pop(new, None)
+        (tmp_path / name).write_text(json.dumps(values | old))
+    loaded = type(tiny_processor()).from_pretrained(tmp_path)
+    assert (loaded.preset, loaded.turn_format, loaded.config.preset) == ("published", "newline_after", "published")
