@@ -27,15 +27,15 @@ import io
 import sys
 import warnings
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from sama.resources import EXAMPLE_CLIPS
-from sama.serving.answer_files import check_output
 from sama.serving.loading import DEFAULT_MODEL, load_model
-from sama.serving.region_arguments import RegionArgument, group_questions
-from sama.serving.session import ChatSession, one_sentence
-from sama.serving.terminal_chat import TerminalChat
-from sama.video_sama import SamaVideo
+
+
+# What imports torch is imported by the functions that need it, so that --help and mistakes do not wait for it.
+if TYPE_CHECKING:
+    from sama.serving.region_arguments import RegionArgument
 
 
 EXAMPLES = {  # clip -> what is asked about it
@@ -62,11 +62,15 @@ class Conversation(NamedTuple):
 
     source: str
     out: Path
-    questions: list[tuple[str, list[RegionArgument]]]
+    questions: "list[tuple[str, list[RegionArgument]]]"
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Checks everything that can be checked without the model, loads it and runs the conversations."""
+    from sama.serving.session import ChatSession
+    from sama.serving.terminal_chat import TerminalChat
+    from sama.video_sama import SamaVideo
+
     conversations = planned_conversations(arguments)
     videos = [SamaVideo.open(conversation.source) for conversation in conversations]
     for video in videos:
@@ -92,6 +96,9 @@ def run(arguments: argparse.Namespace) -> None:
 
 def planned_conversations(arguments: argparse.Namespace) -> list[Conversation]:
     """The conversations that the command line asks for; raises an error for files and questions that cannot work."""
+    from sama.serving.answer_files import check_output
+    from sama.serving.region_arguments import group_questions
+
     out = arguments.out or Path("outputs") / ("answer.png" if arguments.image else "answer.mp4")
     if arguments.example:
         planned = [
@@ -158,7 +165,7 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError, ImportError) as error:
         if arguments.debug:
             raise
-        print(f"demo.py: {one_sentence(error)}", file=sys.stderr)
+        print(f"demo.py: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

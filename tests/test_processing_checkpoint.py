@@ -145,7 +145,7 @@ def test_golden_image_text(golden):
 
 
 def test_files_of_version_0_1_are_read(tmp_path):
-    """`grounding_policy`, `frame_policy` and `layout` are `preset` and `turn_format` today, `release` is `published`."""
+    """`grounding_policy`, `frame_policy` and `layout` are `preset` and `turn_format`, `release` is `published`."""
     tiny_processor().save_pretrained(tmp_path)
     for name, old in (
         ("config.json", {"grounding_policy": "release"}),

@@ -1,10 +1,10 @@
 """A merged model gives the same outputs as the base model with the adapter."""
 
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from processor_fixtures import tiny_processor
 from tiny_model import tiny_model
 from transformers import AutoModel
 from trl import ModelConfig
@@ -14,14 +14,13 @@ from sama.scripts.merge_lora import main, merge
 from sama.training.adapters import add_lora
 
 
-TINY = Path(__file__).parents[2] / "checkpoints" / "sama-tiny"
-
-
 @pytest.fixture
 def trained(tmp_path):
     """A base model, and an adapter with fully trained parts."""
-    tiny_model().save_pretrained(tmp_path / "base")
-    model = tiny_model()
+    processor = tiny_processor()
+    ids = {"image_token_id": processor.image_token_id, "seg_token_id": processor.seg_token_id}
+    tiny_model(**ids).save_pretrained(tmp_path / "base")
+    model = tiny_model(**ids)
     model.config._name_or_path = model.name_or_path = str(tmp_path / "base")
     model = add_lora(model, ModelConfig(use_peft=True, lora_r=4), ["aggregator", "seg_head"])
     generator = torch.Generator().manual_seed(0)
@@ -30,7 +29,7 @@ def trained(tmp_path):
             if ".lora_" in name or ".modules_to_save." in name:
                 parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
     model.save_pretrained(tmp_path / "adapter")
-    SamaProcessor.from_pretrained(TINY).save_pretrained(tmp_path / "adapter")
+    processor.save_pretrained(tmp_path / "adapter")
     return model.eval(), tmp_path
 
 
