@@ -1,5 +1,8 @@
 """Messages to tensors, and answers back to phrases; the same for training and inference."""
 
+# transformers 5.9 and older load only the files named here, and check the version only if none is missing
+from .versions_sama import TRANSFORMERS  # noqa: F401  # isort: skip
+
 import math
 import os
 from collections.abc import Sequence

@@ -123,7 +123,7 @@ def sam2_config(shapes: Shapes, prefix: str, sizes: Mapping[str, Any]) -> dict[s
         "fpn_hidden_size": shapes[f"{prefix}image_encoder.neck.convs.0.conv.weight"][0],
     }  # fmt: skip
     return {
-        "image_size": image_size, "vision_config": vision, "mask_decoder_config": {},
+        "image_size": image_size, "vision_config": vision,
         "prompt_encoder_config": {"image_size": image_size}, "memory_attention_rope_feat_sizes": levels[-1],
         "num_maskmem": shapes[f"{prefix}maskmem_tpos_enc"][0],
         # SAM 2.1 has both, SAM 2.0 neither

@@ -17,9 +17,12 @@ import pytest
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "checkpoints" / "sama-tiny"
 
+# What the rooms without a model know of a conversation: its settings, its text, what is pointed at, its video
+CONVERSATION = {"configuration_sama", "objects_sama", "prompts_sama", "video_sama"}
 # Who may import whom. A file or folder that is not named here must be put somewhere first.
 REMOTE_CODE = {
-    "configuration_sama": set(),
+    "versions_sama": set(),
+    "configuration_sama": {"versions_sama"},
     "losses_sama": set(),
     "modeling_sama_aggregator": {"configuration_sama"},
     "modeling_sama_tracker": {"configuration_sama"},
@@ -29,9 +32,10 @@ REMOTE_CODE = {
         "losses_sama",
         "modeling_sama_aggregator",
         "modeling_sama_tracker",
+        "versions_sama",
     },
     "chat_sama": {"configuration_sama", "modeling_sama_tracker", "objects_sama", "overlay_sama", "video_sama"},
-    "processing_sama": {"configuration_sama", "encoding_sama", "objects_sama", "prompts_sama", "video_sama"},
+    "processing_sama": CONVERSATION | {"encoding_sama", "versions_sama"},
     "prompts_sama": {"configuration_sama", "objects_sama", "video_sama"},
     "encoding_sama": {"configuration_sama", "objects_sama", "prompts_sama", "video_sama"},
     "objects_sama": {"video_sama"},
@@ -42,8 +46,6 @@ ENTRY_POINTS = {"cli", "demo", "evaluate", "train"}
 LIBRARY = {"benchmarks", "conversion", "data", "drawing", "evaluation", "metrics", "resources", "serving", "toy_world"}
 LIBRARY |= {"training"}
 EVERYTHING_BELOW = set(REMOTE_CODE) | LIBRARY
-# What the rooms without a model know of a conversation: its settings, its text, what is pointed at, its video
-CONVERSATION = {"configuration_sama", "objects_sama", "prompts_sama", "video_sama"}
 ROOMS = {
     **REMOTE_CODE,
     **dict.fromkeys(ENTRY_POINTS, EVERYTHING_BELOW),

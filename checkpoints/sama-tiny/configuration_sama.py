@@ -1,8 +1,14 @@
 """What a SAMA model is: InternVL (vision tower, projector, language model), a spatio-temporal context aggregator made
 of two Q-Formers, and SAM 2. 1B, 4B and 8B differ only in the numbers of their `config.json`."""
 
-from transformers import Blip2QFormerConfig, InternVLConfig, Sam2VideoConfig
-from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+from .versions_sama import TRANSFORMERS  # isort: skip  (first: it checks the version of transformers)
+
+from transformers import Blip2QFormerConfig, InternVLConfig, Sam2VideoConfig, Sam2VideoMaskDecoderConfig
+from transformers.configuration_utils import PreTrainedConfig
+
+
+if TRANSFORMERS >= (5, 20):
+    from transformers.configuration_utils import SubConfigSpec
 
 
 # `mm_token_type_ids`: what fills a position of the text. The processor writes them, the model reads them.
@@ -33,6 +39,12 @@ TEMPORAL_QFORMER_DEFAULTS = {
     "cross_attention_frequency": 1,
     "encoder_hidden_size": 768,
     "use_qformer_text_input": True,
+}
+# The parts that SAMA adds to InternVL: their classes, and the values that differ from the defaults of these classes
+PARTS = {
+    "spatial_qformer_config": (Blip2QFormerConfig, SPATIAL_QFORMER_DEFAULTS),
+    "temporal_qformer_config": (Blip2QFormerConfig, TEMPORAL_QFORMER_DEFAULTS),
+    "sam_config": (Sam2VideoConfig, {}),
 }
 
 
@@ -86,13 +98,12 @@ class SamaConfig(InternVLConfig):
     """
 
     model_type = "sama"
-    sub_configs_defaults = {
-        "text_config": InternVLConfig.sub_configs_defaults["text_config"],
-        "vision_config": InternVLConfig.sub_configs_defaults["vision_config"],
-        "spatial_qformer_config": SubConfigSpec(Blip2QFormerConfig, init_kwargs=SPATIAL_QFORMER_DEFAULTS),
-        "temporal_qformer_config": SubConfigSpec(Blip2QFormerConfig, init_kwargs=TEMPORAL_QFORMER_DEFAULTS),
-        "sam_config": Sam2VideoConfig,
-    }
+    if TRANSFORMERS >= (5, 20):
+        sub_configs_defaults = InternVLConfig.sub_configs_defaults | {
+            name: SubConfigSpec(part, init_kwargs=defaults) for name, (part, defaults) in PARTS.items()
+        }
+    else:
+        sub_configs = InternVLConfig.sub_configs | {name: part for name, (part, _) in PARTS.items()}
 
     spatial_qformer_config: dict | PreTrainedConfig | None = None
     temporal_qformer_config: dict | PreTrainedConfig | None = None
@@ -126,6 +137,8 @@ class SamaConfig(InternVLConfig):
             "AutoModel": "modeling_sama.SamaForConditionalGeneration",
             **(kwargs.get("auto_map") or {}),
         }
+        if TRANSFORMERS < (5, 20):
+            self.create_sub_configs()
         super().__post_init__(**kwargs)
         if not self.temporal_qformer_config.use_qformer_text_input:
             raise ValueError(
@@ -146,6 +159,16 @@ class SamaConfig(InternVLConfig):
         self.preset = check_preset(self.preset)
         if self.region_shape not in REGION_SHAPES:
             raise ValueError(f"`region_shape` must be one of {REGION_SHAPES}, got {self.region_shape!r}.")
+
+    def create_sub_configs(self) -> None:
+        """Makes configurations of the parts given as a `dict` or not at all: transformers does it from 5.20 on."""
+        if isinstance(self.sam_config, dict) and isinstance(self.sam_config.get("mask_decoder_config"), dict):
+            # Sam2VideoConfig would make a `Sam2VideoPromptEncoderConfig` of it, which lacks the decoder's defaults
+            decoder = Sam2VideoMaskDecoderConfig(**self.sam_config["mask_decoder_config"])
+            self.sam_config = self.sam_config | {"mask_decoder_config": decoder}
+        for name, (part, defaults) in PARTS.items():
+            given = vars(self)[name]
+            setattr(self, name, given if isinstance(given, PreTrainedConfig) else part(**(given or defaults)))
 
 
 SamaConfig.register_for_auto_class()

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from transformers import InternVLForConditionalGeneration, InternVLModel
 from transformers.cache_utils import Cache
 from transformers.generation.utils import GenerateDecoderOnlyOutput
-from transformers.modeling_outputs import BaseModelOutputWithPast
-from transformers.utils import ModelOutput, can_return_tuple, logging
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.utils import can_return_tuple, logging
 
 from .chat_sama import SamaChat
 from .configuration_sama import (
@@ -31,6 +31,7 @@ from .configuration_sama import (
 from .losses_sama import mask_iou, mask_losses, resize_targets
 from .modeling_sama_aggregator import SamaContextAggregator, SamaRegionEncoder
 from .modeling_sama_tracker import FrameFeatures, SamaMaskTracker, TrackedFrame
+from .versions_sama import CACHE, TRANSFORMERS
 
 
 logger = logging.get_logger(__name__)
@@ -138,7 +139,7 @@ WEIGHTED_LOSSES = ("mask_loss", "dice_loss", "iou_loss", "presence_loss")
 
 
 @dataclass
-class SamaOutput(ModelOutput):
+class SamaOutput(CausalLMOutputWithPast):
     """
     Args:
         loss, lm_loss, mask_loss, dice_loss, iou_loss, presence_loss (`torch.Tensor` of shape `()`, *optional*,
@@ -147,17 +148,12 @@ class SamaOutput(ModelOutput):
         logits (`torch.Tensor` of shape `(batch_size, kept_length, vocab_size)`):
             Scores of the positions asked for by `logits_to_keep`. With `labels` the head runs only where a label is:
             `(num_labels, vocab_size)`.
-        cache (`Cache`, *optional*): the language model's state.
+        cache (`Cache`, *optional*): the language model's state; `past_key_values` below transformers 5.24.
         last_hidden_state (`torch.Tensor` of shape `(batch_size, length, width)`): after the language model's final
         norm. hidden_states, attentions (*optional*): of every layer, when asked for.
     """
 
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    cache: Cache | None = None
     last_hidden_state: torch.Tensor | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
     lm_loss: torch.Tensor | None = None
     mask_loss: torch.Tensor | None = None
     dice_loss: torch.Tensor | None = None
@@ -476,7 +472,7 @@ class SamaModel(InternVLModel):
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            cache=cache,
+            **{CACHE: cache},
             **kwargs,
         )
 
@@ -532,6 +528,7 @@ class SamaForConditionalGeneration(InternVLForConditionalGeneration):
         seg_recorder: SegRecorder | None = None,
         num_items_in_batch: int | torch.Tensor | None = None,
         num_masks_in_batch: int | torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
         **kwargs,
     ) -> SamaOutput:
         """Next-token scores of a batch of conversations, and with `labels` and `target_masks` the losses.
@@ -547,6 +544,7 @@ class SamaForConditionalGeneration(InternVLForConditionalGeneration):
             seg_recorder ([`SegRecorder`], *optional*): used by `generate`.
             num_items_in_batch, num_masks_in_batch (`int`, *optional*):
                 Labels and masks of the whole update, so that accumulation does not change the means.
+            past_key_values (`Cache`, *optional*): the name of `cache` below transformers 5.24.
         """
         # fmt: off
         visual = SamaVisualInputs(
@@ -559,17 +557,18 @@ class SamaForConditionalGeneration(InternVLForConditionalGeneration):
         targets = SamaMaskTargets(sam_pixel_values, sam_frame_counts, sam_prompted, target_masks, point_seeds)
         # fmt: on
         touched = self.model.zero_touch_all_params()
+        cache = past_key_values if cache is None else cache
         outputs = self.model(
             input_ids, attention_mask, position_ids, cache, inputs_embeds, mm_token_type_ids, visual, **kwargs
         )
         hidden_states = outputs.last_hidden_state
         if seg_recorder is not None:
-            seg_recorder.record_step(input_ids, hidden_states, outputs.cache)
+            seg_recorder.record_step(input_ids, hidden_states, outputs.get(CACHE))
         logits, losses = self.score_text(hidden_states, labels, logits_to_keep, num_items_in_batch)
         if target_masks is not None:
             losses |= self.score_masks(hidden_states, labels == self.config.seg_token_id, targets, num_masks_in_batch)
             losses["loss"] = self.total_loss(losses) + touched
-        kept = {name: outputs[name] for name in ("cache", "hidden_states", "attentions") if name in outputs}
+        kept = {name: outputs[name] for name in (CACHE, "hidden_states", "attentions") if name in outputs}
         return SamaOutput(logits=logits, last_hidden_state=hidden_states, **kept, **losses)
 
     def score_text(
@@ -642,6 +641,9 @@ class SamaForConditionalGeneration(InternVLForConditionalGeneration):
             for name in VISUAL_INPUT_NAMES:
                 inputs.pop(name, None)
         inputs["logits_to_keep"] = 1
+        if TRANSFORMERS < (5, 23) and inputs["input_ids"] is not None and "mm_token_type_ids" in inputs:
+            # Newer versions cut the types, like the ids, to the tokens that are not in the cache
+            inputs["mm_token_type_ids"] = inputs["mm_token_type_ids"][:, -inputs["input_ids"].shape[1] :]
         return inputs
 
     @torch.no_grad()
@@ -655,6 +657,8 @@ class SamaForConditionalGeneration(InternVLForConditionalGeneration):
             ValueError: for several sequences a prompt (beams, `num_return_sequences`): frames belong to one
             conversation.
         """
+        if "cache" in kwargs:
+            kwargs[CACHE] = kwargs.pop("cache")
         config = kwargs.get("generation_config") or self.generation_config
         for name in ("num_beams", "num_return_sequences"):
             value = kwargs.get(name) or config.to_dict().get(name) or 1
@@ -678,7 +682,7 @@ class SamaForConditionalGeneration(InternVLForConditionalGeneration):
         self, output: GenerateDecoderOnlyOutput, attention_mask: torch.Tensor | None, recorder: SegRecorder
     ) -> None:
         """One more step, for a [SEG] that is the very last token: its state comes from reading it."""
-        sequences, cache = output.sequences, output.cache
+        sequences, cache = output.sequences, output.get(CACHE)
         if cache is None:
             raise ValueError("The answer ends in [SEG], whose state needs the cache: generate with `use_cache=True`.")
         if attention_mask is None:
