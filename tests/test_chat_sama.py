@@ -217,7 +217,7 @@ def test_frames_beyond_the_stores_size_are_encoded_again(loaded, clip):
 @pytest.mark.parametrize("name", ["preset", "region_shape", "seg_token_id"])
 def test_a_processor_of_other_settings_is_refused(loaded, clip, monkeypatch, name):
     model, processor = loaded
-    monkeypatch.setitem(vars(processor), name, "other")
+    monkeypatch.setitem(vars(processor.config), name, "other")
     with pytest.raises(ValueError, match=f"`{name}` is .* in the model and 'other' in the processor"):
         model.start_chat(processor, video=clip)
 
@@ -339,7 +339,7 @@ def test_many_questions_read_the_video_once(loaded, clip):
         content = [{"type": "video", "video": short}, *processor.question_parts(question, regions)]
         whole.append(processor.apply_chat_template([{"role": "user", "content": content}])["input_ids"].shape[1])
         reply = chat.ask(question, regions, **dictate(processor, given))
-        assert reply.prefilled_tokens == whole[-1] - lengths[0]
+        assert reply.prefilled_tokens == whole[-1] - (lengths[0] if len(whole) > 1 else 0)
     handle.remove()
     choice = processor.choose_frames(chat.video)
     assert lengths[0] > len(choice.dense) * processor.image_seq_length

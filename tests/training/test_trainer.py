@@ -205,7 +205,7 @@ def test_resuming_with_another_order_of_samples_is_an_error(checkpoint, tmp_path
     mixture = toy_mixture(tmp_path)
     trainer_of(checkpoint, mixture, tmp_path / "out", max_steps=2, save_steps=1).train()
     trainer = trainer_of(checkpoint, mixture, tmp_path / "out", max_steps=2, per_device_train_batch_size=4)
-    with pytest.raises(ValueError, match="batch_size 2 and not 4"):
+    with pytest.raises(ValueError, match="batch_size 2 instead of 4"):
         trainer.train(resume_from_checkpoint=True)
 
 
