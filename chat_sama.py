@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,7 +44,8 @@ class SamaReply:
         """
         if self.video is None:
             raise ValueError("This conversation has no video to draw on.")
-        tracks, shape = [phrase.track for phrase in self.objects], (-1, self.video.height, self.video.width)
+        tracks = [phrase.track for phrase in self.objects if phrase.track is not None]
+        shape = (-1, self.video.height, self.video.width)
         masks = (np.array([track[index] for track in tracks], bool).reshape(shape) for index in range(len(self.video)))
         write_video(path, map(overlay_masks, self.video, masks), self.video.fps)
 
@@ -250,7 +252,8 @@ class SamaChat:
         An answer's tokens may differ from how the tokenizer writes the same text: then the turn reads them again, so
         that a conversation never depends on how it was reached."""
         self.state = replace(self.state, input_ids=self.state.input_ids[:number])
-        for layer in self.cache.layers:  # one by one: an interrupted question leaves them at different lengths
+        layers: list[Any] = self.cache.layers
+        for layer in layers:  # one by one: an interrupted question leaves them at different lengths
             if layer.get_seq_length() > number:
                 layer.crop(number - layer.get_seq_length())
 
@@ -277,7 +280,8 @@ class SamaChat:
 
     def encode_new_frames(self, turn) -> None:
         """Vision tower for the frames that no earlier turn encoded, spatial Q-Former once."""
-        features, model = self.state.frame_features, self.model.model
+        features: Any = self.state.frame_features
+        model = self.model.model
         if len(turn.pixel_values):
             new = model.encode_frames(turn.pixel_values.to(self.model.device))
             features = new if features is None else torch.cat([features, new])
@@ -320,6 +324,8 @@ class SamaChat:
             a `MaskTrack` for each object, and its mean predicted IoU on the prompted frames, from 0 to 1.
         """
         video, processor = self.video, self.processor
+        if video is None:
+            raise ValueError("This conversation has no video to find objects in.")
         prompted = processor.choose_frames(video).prompted
         frames = self.model.segment_video(seg_states, self.sam_features, prompted, num_frames=len(video))
         tracks = [MaskTrack(len(video), video.height, video.width) for _ in seg_states]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from PIL import Image
+from transformers import PreTrainedTokenizerBase
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
 
 from .configuration_sama import TEXT_TOKEN, SamaConfig
@@ -74,6 +75,13 @@ class ConversationInputs:
     frames: list[int] = field(default_factory=list)
     video: SamaVideo | None = None
     frame_choice: FrameChoice | None = None
+
+    @property
+    def shown(self) -> tuple[SamaVideo, FrameChoice]:
+        """The video and its frames; raises `ValueError` for text alone."""
+        if self.video is None or self.frame_choice is None:
+            raise ValueError("The conversation shows no video or image.")
+        return self.video, self.frame_choice
 
 
 @dataclass
@@ -189,13 +197,15 @@ def token_types(ids: Sequence[int], image_token_id: int, kinds: Sequence[int]) -
     return types
 
 
-def check_tags(tokenizer, tags: Sequence[str], name: str) -> None:
+def check_tags(tokenizer: PreTrainedTokenizerBase | None, tags: Sequence[str], name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer, if there is one and it has all `tags`; raises `ValueError` otherwise."""
     if tokenizer is None:
         raise ValueError(f"SamaProcessor needs a {name}, got None.")
     vocabulary = tokenizer.get_vocab()
     missing = [tag for tag in tags if tag not in vocabulary]
     if missing:
         raise ValueError(f"The {name} lacks {', '.join(missing)}; SAMA's checkpoints add them as special tokens.")
+    return tokenizer
 
 
 def check_ids(tokenizer, config: SamaConfig) -> None:

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 from PIL import Image
@@ -18,15 +18,19 @@ from PIL import Image
 from .configuration_sama import check_preset
 
 
+# None where it is not installed
+decord: Any = None
+av: Any = None
+
 try:
     import decord
 except ImportError:
-    decord = None
+    pass
 
 try:
     import av
 except ImportError:
-    av = None
+    pass
 
 # What a source without a clock (a list of frames, an array) is assumed to run at; used only to write videos.
 DEFAULT_FPS = 24.0
@@ -85,7 +89,7 @@ class SamaVideo:
         `(num_frames, height, width, 3)` uint8 array, a PIL image, or return a `SamaVideo` as it is.
         """
         if isinstance(source, OpenedVideo):
-            return source
+            return cast(SamaVideo, source)
         if isinstance(source, (str, os.PathLike)):
             path = existing_file(source)
             is_image = Path(path).suffix.lower() in IMAGE_SUFFIXES
@@ -100,6 +104,9 @@ class SamaVideo:
 
     def __len__(self) -> int:
         return len(self._frames)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self[index] for index in range(len(self)))
 
     def check_frame(self, index: int) -> None:
         """Raise [`FrameIndexError`] unless frame `index` exists."""
@@ -215,7 +222,7 @@ class _AvReader:
 
     def __init__(self, path: str):
         self._path = path
-        self._container = None
+        self._container: Any = None
         try:
             with av.open(path) as container:
                 if not container.streams.video:
@@ -257,8 +264,9 @@ class _AvReader:
             return
         if self._container is None or not self._seekable:
             self._open()
+        container: Any = self._container
         if keyframe > 0 or self._next > index:
-            self._container.seek(self._times[keyframe], stream=self._container.streams.video[0])
+            container.seek(self._times[keyframe], stream=container.streams.video[0])
             self._restart(keyframe)
 
     def read(self, index: int) -> np.ndarray:
@@ -300,7 +308,7 @@ def _demux(container, stream) -> Iterator:
             yield packet
 
 
-def _decode_packet(packet, stream=None) -> list:
+def _decode_packet(packet, stream: Any = None) -> list:
     """Frames of one packet (`None`: what the decoder still holds); a packet that does not decode has none."""
     try:
         return packet.decode() if packet is not None else stream.codec_context.decode(None)
@@ -340,7 +348,7 @@ class FileFrames:
         self._problems = []
         for reader_class in [_AvReader] * (av is not None) + [_DecordReader] * (decord is not None):
             try:
-                reader = reader_class(self.name)
+                reader: Any = reader_class(self.name)
                 if reader.length == 0:
                     raise ValueError("the file holds no frame")
                 reader.read(reader.length - 1)
@@ -407,7 +415,7 @@ class ListFrames:
     fps = DEFAULT_FPS
     warning = None
 
-    def __init__(self, frames: Sequence, name: str, is_image: bool = False):
+    def __init__(self, frames: Sequence | np.ndarray, name: str, is_image: bool = False):
         if len(frames) == 0:
             raise ValueError(f"The video '{name}' has 0 frames.")
         self._frames, self.name, self.is_image = frames, name, is_image

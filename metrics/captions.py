@@ -61,7 +61,9 @@ def caption_scores_by_group(
         if len(references) != len(predictions):
             raise ValueError(f"{len(references)} references but {len(predictions)} predictions in group {name!r}.")
     reasons = {name: _unfit(references) for name, (references, _) in groups.items()}
-    scores = {name: dict.fromkeys(CAPTION_METRICS, Value(None, reason)) for name, reason in reasons.items() if reason}
+    scores: dict = {
+        name: dict.fromkeys(CAPTION_METRICS, Value(None, reason)) for name, reason in reasons.items() if reason
+    }
     fit = {name: corpus for name, corpus in groups.items() if not reasons[name]}
     if fit:
         scores.update(_score_groups(fit, preset))
@@ -107,7 +109,7 @@ def _installed() -> Path:
     package = find_spec("pycocoevalcap")
     if package is None:
         raise CaptionError("pycocoevalcap is not installed: pip install -e .[eval]")
-    return Path(package.submodule_search_locations[0])
+    return Path((package.submodule_search_locations or [""])[0])
 
 
 def _unfit(references: Sequence[str]) -> str | None:
@@ -126,7 +128,12 @@ def _score_groups(groups: Mapping, preset: str) -> dict:
     cut = {name: [_numbered(words, len(side)) for side in corpus] for name, corpus in groups.items()}
     meteors, scores = _meteor(cut), {}
     for name, sides in cut.items():
-        found = _bleu(*sides) | {"ROUGE_L": _rouge(*sides), "CIDEr": _cider(*sides, preset), "METEOR": meteors[name]}
+        references, predictions = sides
+        found = _bleu(references, predictions) | {
+            "ROUGE_L": _rouge(references, predictions),
+            "CIDEr": _cider(references, predictions, preset),
+            "METEOR": meteors[name],
+        }
         scores[name] = {metric: found[metric] for metric in CAPTION_METRICS}
     return scores
 

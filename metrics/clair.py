@@ -113,7 +113,7 @@ def mean_clair(verdicts: Iterable[Verdict]) -> Value:
     values = [one.value for one in verdicts if one.value is not None]
     if values:
         return Value(sum(values) / len(values))
-    return Value(None, verdicts[0].reason if verdicts else "there are no answers to judge")
+    return Value(None, (verdicts[0].reason if verdicts else "there are no answers to judge") or "")
 
 
 def _as_percent(score: float) -> float:

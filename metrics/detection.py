@@ -7,6 +7,7 @@ All objects belong to one class and, unless scores are given, have the same conf
 import contextlib
 import io
 from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 from pycocotools import mask as coco_mask
@@ -70,7 +71,7 @@ def average_precision(
     }
 
 
-def _coco_rle(mask) -> dict:
+def _coco_rle(mask) -> Any:
     """A mask as compressed COCO RLE with `counts` as bytes, the form that pycocotools works on."""
     if isinstance(mask, Mapping):
         counts = mask["counts"]
@@ -86,7 +87,7 @@ def _size(name: Hashable, codes: list[dict]) -> dict[str, int]:
     return {"height": int(height), "width": int(width)}
 
 
-def _annotation(image: int, code: dict) -> dict:
+def _annotation(image: int, code: Any) -> dict:
     area, box = float(coco_mask.area(code)), coco_mask.toBbox(code).tolist()
     return {
         "image_id": image, "category_id": ONE_CLASS, "segmentation": code, "area": area, "bbox": box, "iscrowd": 0,
@@ -94,7 +95,7 @@ def _annotation(image: int, code: dict) -> dict:
 
 
 def _set_scores(predicted: COCO, scores: list[float]) -> None:
-    annotations = predicted.dataset["annotations"]
+    annotations: list[Any] = predicted.dataset["annotations"]
     if scores and len(scores) != len(annotations):
         raise ValueError(f"{len(scores)} scores were given for {len(annotations)} predicted masks.")
     for annotation, score in zip(annotations, scores or [1.0] * len(annotations), strict=True):
@@ -103,11 +104,14 @@ def _set_scores(predicted: COCO, scores: list[float]) -> None:
 
 def _dataset(images: list[dict], annotations: list[dict]) -> COCO:
     dataset = COCO()
-    dataset.dataset = {
-        "info": {},  # pycocotools 2.0.9 and 2.0.10 fail without this key
-        "images": images,
-        "categories": [{"id": ONE_CLASS, "name": "object"}],
-        "annotations": [{**one, "id": number} for number, one in enumerate(annotations, 1)],
-    }
+    dataset.dataset = cast(
+        Any,
+        {
+            "info": {},  # pycocotools 2.0.9 and 2.0.10 fail without this key
+            "images": images,
+            "categories": [{"id": ONE_CLASS, "name": "object"}],
+            "annotations": [{**one, "id": number} for number, one in enumerate(annotations, 1)],
+        },
+    )
     dataset.createIndex()
     return dataset

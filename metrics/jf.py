@@ -97,7 +97,8 @@ def boundary_f(truth: np.ndarray, prediction: np.ndarray, tolerance: float = TOL
         tolerance (`float`): Fraction of the image diagonal.
     """
     truth, prediction = _masks(truth, prediction)
-    radius = boundary_radius(*truth.shape, tolerance)
+    height, width = truth.shape
+    radius = boundary_radius(height, width, tolerance)
     window = _window(truth, prediction)
     edges = [_packed(boundary_map(mask[window]), radius) for mask in (truth, prediction)]
     counts = [edge.bit_count() for edge in edges]

@@ -63,4 +63,4 @@ def _total(points: Mapping[str, Value], names: Iterable[str]) -> Value:
     missing = [name for name in names if points[name].value is None]
     if missing:
         return Value(None, f"no answers in {', '.join(missing)}")
-    return Value(sum(points[name].value for name in names))
+    return Value(sum(points[name].value or 0.0 for name in names))

@@ -3,6 +3,8 @@ of two Q-Formers, and SAM 2. 1B, 4B and 8B differ only in the numbers of their `
 
 from .versions_sama import TRANSFORMERS  # isort: skip  (first: it checks the version of transformers)
 
+from typing import cast
+
 from transformers import Blip2QFormerConfig, InternVLConfig, Sam2VideoConfig, Sam2VideoMaskDecoderConfig
 from transformers.configuration_utils import PreTrainedConfig
 
@@ -99,11 +101,12 @@ class SamaConfig(InternVLConfig):
 
     model_type = "sama"
     if TRANSFORMERS >= (5, 20):
-        sub_configs_defaults = InternVLConfig.sub_configs_defaults | {
-            name: SubConfigSpec(part, init_kwargs=defaults) for name, (part, defaults) in PARTS.items()
+        sub_configs_defaults = InternVLConfig.sub_configs_defaults | {  # pyright: ignore[reportOperatorIssue]
+            name: SubConfigSpec(part, init_kwargs=defaults)  # pyright: ignore[reportPossiblyUnboundVariable]
+            for name, (part, defaults) in PARTS.items()
         }
     else:
-        sub_configs = InternVLConfig.sub_configs | {name: part for name, (part, _) in PARTS.items()}
+        sub_configs = InternVLConfig.sub_configs | {name: part for name, (part, _) in PARTS.items()}  # pyright: ignore[reportOperatorIssue]
 
     spatial_qformer_config: dict | PreTrainedConfig | None = None
     temporal_qformer_config: dict | PreTrainedConfig | None = None
@@ -140,12 +143,14 @@ class SamaConfig(InternVLConfig):
         if TRANSFORMERS < (5, 20):
             self.create_sub_configs()
         super().__post_init__(**kwargs)
-        if not self.temporal_qformer_config.use_qformer_text_input:
+        spatial = cast(Blip2QFormerConfig, self.spatial_qformer_config)
+        temporal = cast(Blip2QFormerConfig, self.temporal_qformer_config)
+        if not temporal.use_qformer_text_input:
             raise ValueError(
                 "`temporal_qformer_config.use_qformer_text_input` must be True: the temporal Q-Former reads the "
                 "question."
             )
-        widths = (self.temporal_qformer_config.encoder_hidden_size, self.spatial_qformer_config.hidden_size)
+        widths = (temporal.encoder_hidden_size, spatial.hidden_size)
         if widths[0] != widths[1]:
             raise ValueError(
                 f"The temporal Q-Former reads tokens of width {widths[0]} (`encoder_hidden_size`) but the spatial "

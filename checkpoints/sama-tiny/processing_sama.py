@@ -7,12 +7,13 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
 from PIL import Image
 from torch.nn import functional as F
-from transformers import BatchFeature, ProcessorMixin
+from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 
 from .configuration_sama import DENSE_FRAME_TOKEN, SHARED_SETTINGS, TEXT_TOKEN, SamaConfig
@@ -94,6 +95,8 @@ class SamaProcessor(ProcessorMixin):
         ValueError: if a tokenizer lacks a tag, or its ids differ from those in `config`.
     """
 
+    qformer_tokenizer: PreTrainedTokenizerBase
+
     def __init__(
         self,
         image_processor=None,
@@ -124,17 +127,14 @@ class SamaProcessor(ProcessorMixin):
             image_processor.size = type(image_processor.size)(height=image_size, width=image_size)
         if max_tiles is not None:
             image_processor.max_patches = max_tiles
-        check_tags(tokenizer, LANGUAGE_TAGS, "tokenizer")
-        check_tags(qformer_tokenizer, QFORMER_TAGS, "qformer_tokenizer")
+        tokenizer = check_tags(tokenizer, LANGUAGE_TAGS, "tokenizer")
+        qformer_tokenizer = check_tags(qformer_tokenizer, QFORMER_TAGS, "qformer_tokenizer")
         check_ids(tokenizer, config)
         # Questions are cut on the left: what is asked usually stands at the end.
         qformer_tokenizer.truncation_side, qformer_tokenizer.padding_side = "left", "right"
-        template = chat_template or tokenizer.chat_template or "qwen_chat"
-        super().__init__(
-            image_processor, tokenizer, qformer_tokenizer, chat_template=CHAT_TEMPLATES.get(template, template)
-        )
-
-    # Settings
+        template: Any = chat_template or tokenizer.chat_template or "qwen_chat"
+        template = CHAT_TEMPLATES.get(template, template)
+        super().__init__(image_processor, tokenizer, qformer_tokenizer, chat_template=template)
 
     @classmethod
     def get_processor_dict(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> tuple[dict, dict]:
@@ -158,29 +158,32 @@ class SamaProcessor(ProcessorMixin):
         return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
     @property
+    def template(self) -> str:
+        """The chat template."""
+        if not isinstance(self.chat_template, str):
+            raise ValueError(f"The chat template must be one text, got {type(self.chat_template).__name__}.")
+        return self.chat_template
+
+    @property
     def preset(self) -> str:
         """The preset of the model's configuration, see [`choose_frames`]."""
         return self.config.preset
 
     @property
     def image_token_id(self) -> int:
-        """Id of the placeholder of frames, context and regions."""
         return self.config.image_token_id
 
     @property
     def seg_token_id(self) -> int:
-        """Id of `[SEG]`."""
         return self.config.seg_token_id
 
     @property
     def image_seq_length(self) -> int:
-        """Tokens of one frame in the language model."""
         return self.config.image_seq_length
 
     @property
     def sam_image_size(self) -> int:
-        """Side of SAM 2's square input."""
-        return self.config.sam_config.image_size
+        return cast(Any, self.config.sam_config).image_size
 
     @property
     def image_size(self) -> int:
@@ -200,7 +203,7 @@ class SamaProcessor(ProcessorMixin):
     def answer_suffix(self) -> str:
         """The end mark that the chat template puts behind an answer, such as `<|im_end|>`."""
         turn = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
-        text, spans = render_messages(turn, self.chat_template, self.tokenizer.special_tokens_map, False)
+        text, spans = render_messages(turn, self.template, self.tokenizer.special_tokens_map, False)
         return text[spans[0][0] + 1 : spans[0][1]] if spans else ""
 
     @property
@@ -214,9 +217,7 @@ class SamaProcessor(ProcessorMixin):
 
     # Videos and frames
 
-    def open_video(self, source) -> SamaVideo:
-        """Open a video or an image, see [`SamaVideo.open`]."""
-        return SamaVideo.open(source)
+    open_video = staticmethod(SamaVideo.open)
 
     def choose_frames(self, video: SamaVideo) -> FrameChoice:
         """Context, dense and prompted frames of a video, as this processor's settings choose them."""
@@ -260,8 +261,8 @@ class SamaProcessor(ProcessorMixin):
 
     # Conversations to tensors
 
-    def __call__(self, messages: list, **kwargs) -> BatchFeature:
-        """Same as [`SamaProcessor.apply_chat_template`]."""
+    def __call__(self, messages: list, **kwargs) -> Any:
+        """Same as [`apply_chat_template`]."""
         return self.apply_chat_template(messages, **kwargs)
 
     def apply_chat_template(
@@ -299,7 +300,7 @@ class SamaProcessor(ProcessorMixin):
         if return_tensors != "pt":
             raise ValueError(f"SamaProcessor makes PyTorch tensors only, got return_tensors={return_tensors!r}.")
         batched = bool(conversation) and isinstance(conversation[0], (list, tuple))
-        template = CHAT_TEMPLATES.get(chat_template, chat_template) or self.chat_template
+        template = CHAT_TEMPLATES.get(chat_template or "", chat_template) or self.template
         if return_assistant_tokens_mask and "generation" not in template:
             raise ValueError("The chat template has no {% generation %} block, so the answers' tokens are not known.")
         conversations = [read_conversation(messages) for messages in (conversation if batched else [conversation])]
@@ -330,7 +331,7 @@ class SamaProcessor(ProcessorMixin):
             ValueError: as [`apply_chat_template`].
         """
         parsed = read_conversation(messages)
-        written = self._write(parsed, self.chat_template, True, self.turn_format, None)
+        written = self._write(parsed, self.template, True, self.turn_format, None)
         inputs = self._encode_text(written)
         ids, types = torch.tensor(inputs.input_ids), torch.tensor(inputs.token_types)
         known = 0 if known_ids is None else common_prefix(known_ids.to(ids.device), ids[:-1])
@@ -362,7 +363,7 @@ class SamaProcessor(ProcessorMixin):
     ) -> TokenCounts:
         """How long a conversation is. No limit is enforced and no frame is decoded."""
         name = check_turn_format(turn_format or self.turn_format)
-        written = self._write(read_conversation(conversation), self.chat_template, False, name, frames)
+        written = self._write(read_conversation(conversation), self.template, False, name, frames)
         return count_tokens(written, self.tokenizer, self.qformer_tokenizer, self.qformer_max_length)
 
     def _write(
@@ -378,7 +379,7 @@ class SamaProcessor(ProcessorMixin):
         if video is not None and frames is None:
             frames = self.choose_frames(video)
         visual, newlines = None, TURN_FORMATS[check_turn_format(turn_format)]
-        if video is not None:
+        if video is not None and frames is not None:
             tiles = self._num_tiles(video) if video.is_image else 0
             counts = (tiles or len(frames.context), tiles or len(frames.dense))
             visual = VisualText(video.is_image, *counts, self.image_seq_length)
@@ -389,7 +390,7 @@ class SamaProcessor(ProcessorMixin):
                 turns.append(turn)
                 messages.append({"role": "user", "content": turn.text})
             else:
-                messages.append({"role": message.role, "content": "".join(message.pieces)})
+                messages.append({"role": message.role, "content": "".join(piece or "" for piece in message.pieces)})
         text, spans = render_messages(messages, template, self.tokenizer.special_tokens_map, add_generation_prompt)
         return WrittenConversation(text, spans, turns, parsed, frames)
 
@@ -416,21 +417,22 @@ class SamaProcessor(ProcessorMixin):
         return ConversationInputs(ids, types, mask, video=written.parsed.video, frame_choice=written.frames)
 
     def _place_regions(self, inputs: ConversationInputs, regions: Sequence, known_frames: Sequence[int] = ()) -> None:
-        video = inputs.video
-        prepared = [self._prepare_region(region, video, inputs.frame_choice) for region in regions]
+        video, choice = inputs.shown
+        prepared = [self._prepare_region(region, video, choice) for region in regions]
         place_regions(inputs, prepared, self._num_tiles(video) if video.is_image else 0, known_frames)
 
     def _pixel_values(self, inputs: ConversationInputs, first: int = 0) -> torch.Tensor:
         """Pixel values of the frames or tiles from row `first` on."""
-        if not inputs.video.is_image:
-            return self.frame_pixel_values(inputs.video, inputs.frames[first:])
+        video, _ = inputs.shown
+        if not video.is_image:
+            return self.frame_pixel_values(video, inputs.frames[first:])
         if first:  # all tiles of a still are encoded at once
             return torch.zeros(0, 3, self.image_size, self.image_size)
-        return self.tile_pixel_values(inputs.video)
+        return self.tile_pixel_values(video)
 
     def _region_tensors(self, samples: Sequence[ConversationInputs]) -> dict:
         """Masks of all regions, and the prompts of those that SAM 2 turns into masks."""
-        regions = [(region, sample.video) for sample in samples for region in sample.regions]
+        regions = [(region, sample.shown[0]) for sample in samples for region in sample.regions]
         grid_size, keep_small = math.isqrt(self.image_seq_length), self.preset == "consistent"
         return {
             **mask_tensors(regions, self.config.region_mask_size, grid_size, keep_small),
@@ -441,7 +443,7 @@ class SamaProcessor(ProcessorMixin):
         pad_id = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
         data = collate_tokens(samples, pad_id, assistant_masks)
         if any(sample.pixel_values is not None for sample in samples):
-            regions = [(region, sample.video) for sample in samples for region in sample.regions]
+            regions = [(region, sample.shown[0]) for sample in samples for region in sample.regions]
             data.update(collate_frames(samples))
             data.update(collate_questions(samples, self.qformer_tokenizer, self.qformer_max_length))
             data.update(self._region_tensors(samples))
@@ -489,7 +491,7 @@ class SamaProcessor(ProcessorMixin):
             scores (`list[float]`, *optional*): One for each [SEG].
         """
         if not isinstance(answer, str):
-            answer = decode_answer(answer, self.tokenizer)
+            answer = decode_answer([int(token) for token in answer], self.tokenizer)
         for token in set(self.tokenizer.all_special_tokens) - set(ANSWER_TAGS):
             answer = answer.replace(token, "")
         return parse_answer(answer.strip().removesuffix(self.answer_suffix).strip(), tracks, scores)
