@@ -15,16 +15,27 @@ import torch  # noqa: E402
 
 
 ROOT = Path(__file__).parent.parent
+WHOLE_GOLDENS = ROOT.parent / "shared" / "golden"  # whole recordings, 80 MB, which the repository does not carry
 torch.set_num_threads(NUM_THREADS)
 
 
 @pytest.fixture(scope="session")
-def golden_dir() -> Path:
-    """Values recorded from the official code on a tiny model: $SAMA_GOLDEN, or shared/ beside the repository."""
-    folder = Path(os.environ.get("SAMA_GOLDEN", ROOT.parent / "shared" / "golden" / "official_tiny"))
-    if not folder.is_dir():
-        pytest.skip(f"no recorded values in {folder}; set SAMA_GOLDEN to the folder official_tiny")
-    return folder
+def repository_golden(tmp_path_factory) -> Path:
+    """Values recorded from the official code, as far as the repository carries them: no masks, 32 context frames."""
+    from parity import reduced_golden
+
+    return reduced_golden.restore(ROOT / "tests" / "goldens" / "official_long", tmp_path_factory.mktemp("golden"))
+
+
+@pytest.fixture(scope="session")
+def golden_dir(request) -> Path:
+    """Values recorded from the official code on a tiny model: $SAMA_GOLDEN, shared/ beside the repository, or the
+    repository's own."""
+    given = os.environ.get("SAMA_GOLDEN")
+    folder = Path(given) if given else WHOLE_GOLDENS / "official_tiny"
+    if given and not folder.is_dir():
+        raise FileNotFoundError(f"SAMA_GOLDEN={given} is not a folder.")
+    return folder if folder.is_dir() else request.getfixturevalue("repository_golden")
 
 
 @pytest.fixture(scope="session")

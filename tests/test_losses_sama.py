@@ -114,3 +114,11 @@ def test_iou_by_hand():
     logits = torch.tensor([[[1.0, 1.0], [-1.0, -1.0]], [[-1.0] * 2] * 2, [[1.0] * 2] * 2])
     targets = torch.tensor([[[1.0, 0.0], [1.0, 0.0]], [[0.0] * 2] * 2, [[0.0] * 2] * 2])
     torch.testing.assert_close(mask_iou(logits, targets), torch.tensor([1 / 3, 1.0, 0.0]))
+
+
+def test_targets_take_the_nearest_pixel():
+    """Two corner pixels are set: a bilinear resize gives 1/4 in both corners, nearest gives 1 and 0."""
+    mask = torch.zeros(1, 1, 4, 4, dtype=torch.bool)
+    mask[0, 0, 0, 0] = mask[0, 0, 3, 3] = True
+    targets = resize_targets([mask], (2, 2), torch.device("cpu"))
+    assert targets.tolist() == [[[1, 0], [0, 0]]]  # nearest takes the upper left pixel of each four

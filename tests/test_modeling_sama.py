@@ -279,3 +279,47 @@ def test_context_of_videos_of_several_lengths_is_that_of_each_alone():
     alone = torch.cat([context([one]) for one in conversations])
     assert len(alone) == 3 + 2 * 5 + 2 * 3
     torch.testing.assert_close(context(conversations), alone, atol=1e-5, rtol=1e-4)
+
+
+def test_seventeen_frames_fill_two_windows_of_512_tokens():
+    """32 tokens a frame: 16 frames fill a window, the seventeenth is a window of its own, and is read by it alone."""
+    assert SamaConfig().temporal_window == 512 and SamaConfig().num_spatial_queries == 32
+    aggregator = tiny_model(num_spatial_queries=32, temporal_window=512).model.context_aggregator
+    torch.nn.init.normal_(aggregator.temporal_queries)
+    tokens = torch.randn(1, 17, 32, 32, generator=torch.Generator().manual_seed(0))
+    ids, mask, videos = torch.tensor([[5, 6, 7]]), torch.ones(1, 3, dtype=torch.long), torch.tensor([0])
+
+    @torch.no_grad()
+    def read(spatial: torch.Tensor) -> torch.Tensor:
+        return aggregator.read_questions(spatial, ids, mask, videos)
+
+    both, queries = read(tokens), aggregator.temporal_queries.shape[1]
+    assert both.shape[1] == 2 * queries
+    torch.testing.assert_close(both[:, :queries], read(tokens[:, :16]))
+    torch.testing.assert_close(both[:, queries:], read(tokens[:, 16:]))
+    assert not torch.allclose(read(tokens[:, :16]), read(tokens[:, :15]))
+    for window in (511, 513):
+        aggregator.window = window
+        assert not torch.allclose(both[:, :queries], read(tokens)[:, :queries], rtol=1e-6, atol=1e-7)
+
+
+def test_a_region_is_pooled_from_its_own_frame():
+    model = tiny_model().model
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(3, 4, 32, generator=generator)
+
+    @torch.no_grad()
+    def pooled(frames: torch.Tensor) -> torch.Tensor:
+        visual = SamaVisualInputs(
+            frame_features=frames,
+            region_frames=torch.tensor([1]),
+            region_grid_masks=torch.ones(1, 2, 2),
+            region_masks=torch.ones(1, 16, 16),
+        )
+        return model.encode_regions(visual, model.region_encoder)[0]
+
+    expected = pooled(features)
+    for frame, same in ((0, True), (1, False), (2, True)):
+        changed = features.clone()
+        changed[frame] += 1
+        assert torch.equal(pooled(changed), expected) is same

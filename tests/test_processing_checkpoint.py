@@ -128,7 +128,7 @@ def test_golden_video_text(golden):
     assert_same_text(plain, values["inputs_embeds_no_region"], embeddings, processor.image_token_id)
     assert plain["dense_frames"].tolist() == facts["dense_indices"]
     pieces = facts["question_two_regions"].split("<mask>")
-    masks = [{"type": "region", "frame": 0, "mask": np.ones((120, 200))} for _ in range(2)]
+    masks = [{"type": "region", "frame": 0, "mask": np.ones((video.height, video.width))} for _ in range(2)]
     pointed = processor([user(part, pieces[0], masks[0], pieces[1], masks[1], pieces[2])])
     assert_same_text(pointed, values["inputs_embeds_two_regions"], embeddings, processor.image_token_id)
     ids = pointed["qformer_input_ids"][0].tolist()

@@ -6,6 +6,7 @@ import pytest
 import torch
 from tiny_model import SAM_SIZE, tiny_model
 
+from sama.configuration_sama import SamaConfig
 from sama.losses_sama import mask_iou, resize_targets
 from sama.modeling_sama import SamaMaskTargets
 
@@ -59,6 +60,14 @@ def test_losses_by_name_and_their_sum(model):
     expected = output.lm_loss + config.mask_loss_coefficient * output.mask_loss
     torch.testing.assert_close(output.loss, expected + config.dice_loss_coefficient * output.dice_loss)
     assert all(getattr(output, name) > 0 for name in PARTS)
+
+
+def test_published_loss_weights(model):
+    config = SamaConfig()
+    assert (config.mask_loss_coefficient, config.dice_loss_coefficient) == (2.0, 0.5)
+    assert (config.iou_loss_coefficient, config.presence_loss_coefficient) == (0.0, 0.0)
+    terms = dict(zip(PARTS, torch.tensor([1.0, 10.0, 100.0, 1000.0, 10000.0]), strict=True))
+    assert model.total_loss(terms).item() == 1 + 2 * 10 + 0.5 * 100
 
 
 def test_batched_losses_are_those_of_the_samples(model):

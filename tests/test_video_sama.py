@@ -268,6 +268,13 @@ def test_golden_context_of_14_frames():
     assert choose_frames(14, "published").context == [0, 3, 6, 7, 9, 10, 12]
 
 
+def test_context_over_96_frames_by_hand():
+    """Every third frame: 34 of 100 frames, of which 32 are kept; frames 48 and 99 are left out."""
+    expected = [*range(0, 48, 3), *range(51, 99, 3)]
+    assert choose_frames(100, "published").context == choose_frames(100, "consistent").context == expected
+    assert choose_frames(96, "published").context == list(range(0, 96, 3))
+
+
 @pytest.mark.parametrize("num_frames", range(1, 40))
 def test_dense_frames_are_distinct_context_frames(num_frames):
     for policy in ("published", "consistent"):

@@ -1,5 +1,6 @@
 """The key map covers every tensor of the three released sizes, by name and shape, without weights."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -12,16 +13,15 @@ from sama.conversion.released_sizes import LANGUAGE_MODELS, VISION, released_con
 from sama.modeling_sama import SamaForConditionalGeneration
 
 
+OFFICIAL_KEYS = Path(__file__).parents[1] / "goldens" / "official_keys.json.gz"  # size -> key -> shape
 SAM_PREFIX = "grounding_encoder.sam2_model."
 NUM_KEYS = {"1b": 1897, "4b": 2041, "8b": 1833}
 
 
 @pytest.mark.parametrize("size", NUM_KEYS)
-def test_every_key_is_mapped(golden_dir: Path, size: str):
-    listed = golden_dir.parent / f"official_keys_{size}.json"
-    if not listed.is_file():
-        pytest.skip(f"the list of the release's keys {listed} does not exist")
-    shapes = {key: tuple(shape) for key, shape in json.loads(listed.read_text(encoding="utf-8")).items()}
+def test_every_key_is_mapped(size: str):
+    listed = json.loads(gzip.decompress(OFFICIAL_KEYS.read_bytes()))[size]
+    shapes = {key: tuple(shape) for key, shape in listed.items()}
     language, vocab_size, tokens = LANGUAGE_MODELS[size]
     assert len(shapes) == NUM_KEYS[size]
     embeddings = next(key for key in shapes if key.endswith(("embed_tokens.weight", "tok_embeddings.weight")))

@@ -57,6 +57,14 @@ def test_boundary_f_by_hand():
     assert boundary_f(truth, box(5, 15, 7, 17)) == 22 / 40
 
 
+@pytest.mark.parametrize(
+    ("height", "width", "radius"), [(480, 854, 8), (720, 1280, 12), (1080, 1920, 18), (240, 320, 4), (30, 40, 1)]
+)
+def test_boundary_radius_by_hand(height, width, radius):
+    """0.8 % of the diagonal, rounded up: 979.6 px give 7.84, 1468.6 give 11.7, 2202.9 give 17.6, 400 give 3.2."""
+    assert boundary_radius(height, width) == radius
+
+
 def test_boundary_f_of_masks_without_boundary():
     empty, full = box(0, 0, 0, 0), box(0, 20, 0, 20)
     assert boundary_f(empty, empty) == boundary_f(empty, full) == 1

@@ -3,8 +3,9 @@
     python tests/parity/check_golden.py ../shared/golden/official_tiny
 
 DIR holds the release's weights, `config.json`, both tokenizers, `golden.safetensors` with inputs and outputs of the
-published inference code, and `golden.json` with the questions and sizes. Everything runs in float32 with the `release`
-presets. The exit code is 1 if anything is over its tolerance.
+published inference code, and `golden.json` with the questions and sizes. Everything runs in float32 with the
+`published` preset. A value recorded as NaN is not compared, and masks are compared where they are recorded (see
+`reduced_golden.py`). The exit code is 1 if anything is over its tolerance.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from sama.video_sama import SamaVideo
 
 INPUTS = {"video_uint8", "image_uint8", "region_masks_16", "region_masks_112", "seg_hidden"}
 TOLERANCE = 1e-4  # of a tensor's largest value
+CONTEXT_TOLERANCE = 1e-5  # one token more or less in a temporal window changes context tokens by 2e-4 only
 MASK_LOGITS_TOLERANCE = 1e-3
 LEAST_IOU = 0.999
 REGION_PLACEHOLDER = "<mask>"
@@ -46,9 +48,13 @@ class Finding:
 
 
 def compare(name: str, ours: torch.Tensor, theirs: torch.Tensor, tolerance: float = TOLERANCE) -> Finding:
-    """Largest absolute difference; `tolerance` is a part of the largest value."""
+    """Largest absolute difference; `tolerance` is a part of the largest value. NaN in `theirs` was not recorded."""
     if ours.shape != theirs.shape:
         return Finding(name, float("inf"), tolerance, False, f"shape {tuple(ours.shape)}, not {tuple(theirs.shape)}")
+    recorded = ~theirs.isnan()
+    if not recorded.any():
+        return Finding(name, float("inf"), tolerance, False, "no value is recorded")
+    ours, theirs = ours[recorded], theirs[recorded]
     difference = (ours - theirs).abs().max().item() if theirs.numel() else 0.0
     allowed = tolerance * theirs.abs().max().item() if theirs.numel() else 0.0
     return Finding(name, difference, allowed, difference <= allowed)
@@ -137,14 +143,16 @@ def check_features(golden: Golden) -> Iterator[Finding]:
         ids, mask = inputs["qformer_input_ids"], inputs["qformer_attention_mask"]
         videos = torch.zeros(len(ids), dtype=torch.long)
         context = aggregator(golden.frame_features[None], summaries[None], ids, mask, videos, regions)
-        yield compare(f"context_{name}", context, tensors[f"context_{name}"])
+        yield compare(f"context_{name}", context, tensors[f"context_{name}"], CONTEXT_TOLERANCE)
     regions = torch.cat([golden.encode_region(*row) for row in enumerate(golden.region_positions)])
     yield compare("region_tokens", regions, tensors["region_tokens"])
     yield compare("seg_embed", golden.model.project_seg_states(tensors["seg_hidden"]), tensors["seg_embed"])
 
 
 def check_tracking(golden: Golden) -> Iterator[Finding]:
-    """Masks of given [SEG] states through the video."""
+    """Masks of given [SEG] states through the video, where they are recorded."""
+    if "mask_logits_video" not in golden.tensors:
+        return
     logits = track(golden, golden.tensors["seg_hidden"], golden.video)
     size = golden.tensors["mask_logits_video"].shape[-2:]
     logits = F.interpolate(logits, size, mode="bilinear", align_corners=False)
@@ -172,6 +180,8 @@ def check_conversation(golden: Golden, name: str) -> Iterator[Finding]:
     answer, recorded = output.sequences[:, inputs["input_ids"].shape[1] :], tensors[f"sequence_{name}"]
     same = answer.shape == recorded.shape and bool((answer == recorded).all())
     yield Finding(f"sequence_{name}", float(not same), 0.0, same, "" if same else f"ours {answer.tolist()}")
+    if f"masks_{name}" not in tensors:
+        return
     states, masks = output.seg_states[0], tensors[f"masks_{name}"]
     if recorded[0, -1] == golden.model.config.seg_token_id:
         states = states[:-1]  # the release loses a [SEG] that is the very last token
