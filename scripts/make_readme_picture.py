@@ -214,9 +214,9 @@ EVALUATION = (  # question to row
 ROOMS = {
     "demo": "terminal chat", "train": "training run", "evaluate": "benchmark run",
     "serving": "session and event stream", "evaluation": "ask, keep, score, show", "training": "arguments, trainer",
-    "conversion": "foreign checkpoints to ours", "drawing": "overlays, sheets, galleries",
-    "benchmarks": "questions and protocols", "metrics": "pure functions", "data": "annotation files to batches",
-    "toy_world": "the generated world", "resources": "files that ship", "model code": "*_sama.py",
+    "benchmarks": "questions and protocols", "conversion": "foreign checkpoints to ours",
+    "drawing": "overlays, sheets, galleries", "data": "annotation files to batches", "metrics": "pure functions",
+    "resources": "files that ship", "toy_world": "the generated world", "model code": "*_sama.py",
 }  # fmt: skip
 MODEL_FILES = {
     "modeling_sama": "forward, generate, segment_video", "processing_sama": "messages to tensors and back",
@@ -225,6 +225,7 @@ MODEL_FILES = {
     "encoding_sama": "tensors of a conversation", "prompts_sama": "turn formats, tags, messages",
     "objects_sama": "regions, tracks, phrases", "overlay_sama": "masks on frames, video files",
     "video_sama": "readers, choice of frames", "configuration_sama": "what the model is",
+    "versions_sama": "supported transformers",
 }  # fmt: skip
 PROGRAMS = {"cli", "scripts", "recipes", "profiling", "tests", "docs", "__init__"}
 
@@ -268,9 +269,8 @@ def rooms_and_model_files(graph: dict[str, set[str]]) -> tuple[dict[str, set[str
     rooms["model code"] = set()
     files = {name: graph[name] & own for name in own}
     for drawn, described in ((rooms, ROOMS), (files, MODEL_FILES)):
-        if drawn.keys() != described.keys():
-            names = ", ".join(sorted(drawn.keys() ^ described.keys()))
-            raise ValueError(f"Describe these in scripts/make_readme_picture.py, or remove them: {names}.")
+        if missing := sorted(drawn.keys() - described.keys()):
+            raise ValueError(f"scripts/make_readme_picture.py does not describe {', '.join(missing)}.")
     return rooms, files
 
 
@@ -305,7 +305,7 @@ def layered(graph: dict[str, set[str]], texts: dict[str, str], columns: int) -> 
     top = max(map(height, graph))
     boxes = {}
     for level in range(top + 1):
-        row = [name for name in texts if heights[name] == level]
+        row = [name for name in texts if heights.get(name) == level]
         for place, name in enumerate(row):
             boxes[name] = Box(texts[name], name, place + (columns - len(row)) / 2, top - level)
     return boxes
@@ -368,7 +368,7 @@ def architecture() -> str:
     titles = ("Rooms: who imports whom", "The model code, which travels with every checkpoint: who imports whom")
     for title, graph, texts in zip(titles, graphs, (ROOMS, MODEL_FILES), strict=True):
         short = without_detours(graph)
-        arrows = tuple((name, target) for name in texts for target in sorted(short[name]))
+        arrows = tuple((name, target) for name in sorted(graph) for target in sorted(short[name]))
         panels.append((title, layered(graph, texts, columns=5), arrows))
     parts, y = [], MARGIN + 12.0
     for title, boxes, arrows in panels:
