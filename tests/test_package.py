@@ -24,6 +24,8 @@ NOT_SHIPPED = (
     "tests/*",
     "docs/*",
     "scripts/*",
+    "assets/*.svg",
+    "assets/*.webp",
     "assets/toy_world.jsonl",  # the exact masks of the clip, which its documentation shows
     "data_configs/README.md",
     "recipes/*.yaml",

@@ -1,4 +1,4 @@
-"""The README's Python lines run, in a process and a folder of their own."""
+"""The README's Python lines run, and its pictures are those that the repository draws."""
 
 import re
 import subprocess
@@ -6,17 +6,65 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
+
+from sama.scripts import make_readme_picture
 
 
 ROOT = Path(__file__).parent.parent
+MAX_PICTURE_BYTES = 1_000_000
 
 
-def test_python_block_runs(tmp_path):
+def python_blocks() -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+
+
+def test_python_blocks_run_one_after_another(tmp_path):
     if not (ROOT / "checkpoints" / "sama-tiny" / "config.json").is_file():
         pytest.skip("checkpoints/sama-tiny does not exist: make it with recipes/sama_tiny/initialize.py")
-    (block,) = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
     for folder in ("checkpoints", "assets"):
         (tmp_path / folder).symlink_to(ROOT / folder)
-    result = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True)
+    code = "\n".join(python_blocks())
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+    assert "a large purple ring" in result.stdout
     assert (tmp_path / "outputs" / "answer.mp4").stat().st_size > 0
+
+
+def test_first_example_is_short_and_needs_no_import_of_ours():
+    first = python_blocks()[0]
+    assert len([line for line in first.splitlines() if line]) <= 10
+    assert "sama." not in first.replace("sama-tiny", "")
+
+
+def test_picture_is_animated_and_small():
+    path = make_readme_picture.DEMO
+    assert path.stat().st_size <= MAX_PICTURE_BYTES
+    with Image.open(path) as picture:
+        assert picture.n_frames > 1
+    assert path.relative_to(ROOT).as_posix() in (ROOT / "README.md").read_text()
+
+
+def test_architecture_is_that_of_the_code():
+    drawn = make_readme_picture.ARCHITECTURE.read_text(encoding="utf-8")
+    assert drawn == make_readme_picture.architecture(), "run: python scripts/make_readme_picture.py --architecture"
+
+
+def test_renamed_function_is_an_error(tmp_path):
+    (tmp_path / "code.py").write_text("class Model:\n    def run(self): ...\n")
+    assert make_readme_picture.check_code("code.py:Model.run", tmp_path) == "Model.run"
+    with pytest.raises(ValueError, match="no track. Was it renamed"):
+        make_readme_picture.check_code("code.py:Model.track", tmp_path)
+
+
+def test_arrows_that_follow_from_others_are_not_drawn():
+    graph = {"a": {"b", "c"}, "b": {"c"}, "c": set()}
+    assert make_readme_picture.without_detours(graph) == {"a": {"b"}, "b": {"c"}, "c": set()}
+    places = make_readme_picture.layered(graph, dict.fromkeys(graph, ""), columns=1)
+    assert [places[name].row for name in "abc"] == [0, 1, 2]
+
+
+def test_part_without_a_description_is_an_error():
+    graph = {name: set() for name in (*make_readme_picture.ROOMS, *make_readme_picture.MODEL_FILES, "attic")}
+    with pytest.raises(ValueError, match="attic"):
+        make_readme_picture.rooms_and_model_files(graph)
