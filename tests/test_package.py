@@ -159,7 +159,7 @@ def test_modules_and_small_commands(outside):
     packages = {path.split("/")[0] for path in shipped_files(listed_files()) if path.endswith(".py") and "/" in path}
     result = outside("python", "-c", CHECKS, *sorted(packages - {"checkpoints"}))
     assert result.stdout.startswith("usage: sama convert ")
-    assert result.stderr == "evaluate: mevis needs the folder of its data: --data_root, or set SAMA_DATA_ROOT.\n"
+    assert result.stderr == "evaluate: mevis needs the folder of its data: pass --data_root or set SAMA_DATA_ROOT.\n"
 
 
 def test_chat_about_the_example_clip(outside, tmp_path):
