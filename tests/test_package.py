@@ -28,6 +28,7 @@ NOT_SHIPPED = (
     "assets/*.webp",
     "assets/toy_world.jsonl",  # the exact masks of the clip, which its documentation shows
     "data_configs/README.md",
+    "recipes/sama_tiny/README.md",
     "recipes/*.yaml",
     "recipes/*.sh",
 )
