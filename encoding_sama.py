@@ -163,14 +163,14 @@ def place_regions(
 ) -> None:
     """Puts checked regions into `inputs` and lists the frames that are encoded: the context frames, those that were
     encoded before, and those that only carry a region, in the order of their first use; for a still its tiles."""
+    video, choice = inputs.shown
     inputs.regions = list(regions)
-    if inputs.video.is_image:
+    if video.is_image:
         inputs.num_context_frames, inputs.frames = num_tiles, [0] * num_tiles
         inputs.dense_rows = list(range(num_tiles))
         # The last tile is the whole image, the only one in which a region of the image lies where it is.
         inputs.region_rows = [num_tiles - 1] * len(inputs.regions)
         return
-    choice = inputs.frame_choice
     inputs.num_context_frames = len(choice.context)
     # A random choice may draw a context frame twice: each is a row of its own.
     others = dict.fromkeys([*known_frames, *(region.frame for region in inputs.regions)])

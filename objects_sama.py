@@ -4,7 +4,7 @@ model reads of a region.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -118,7 +118,7 @@ class Region:
         """The region as one single-frame region a frame."""
         if np.ndim(self.frame) == 0:
             return [self]
-        frames, prompts = list(self.frame), vars(self)[self.kind]
+        frames, prompts = list(cast(Sequence[int], self.frame)), vars(self)[self.kind]
         labels = [None] * len(frames) if self.labels is None else self.labels
         if not frames or not len(frames) == len(prompts) == len(labels):
             raise ValueError(
@@ -197,7 +197,7 @@ def as_region(value) -> Region | MaskTrack:
     if isinstance(value, Mapping):
         return Region(**value)
     if isinstance(value, HasPrompts | HasFrameMasks):
-        return value
+        return cast(Region | MaskTrack, value)
     if not isinstance(value, HasMaskTrack):
         raise ValueError(f"A region must be a Region, GroundedPhrase or MaskTrack, got {type(value).__name__}.")
     if value.track is None:
@@ -231,6 +231,13 @@ class PreparedRegion:
     points: np.ndarray | None = None
     labels: Sequence[int] | None = None
 
+    @property
+    def prompt(self) -> tuple[np.ndarray, Sequence[int]]:
+        """Points and labels; raises `ValueError` for a region that has a mask instead."""
+        if self.points is None or self.labels is None:
+            raise ValueError(f"The region on frame {self.frame} has a mask and no points that SAM 2 could read.")
+        return self.points, self.labels
+
 
 def prepare_region(region, video: SamaVideo, dense_frames: Sequence[int], region_shape: str) -> PreparedRegion:
     """
@@ -248,11 +255,12 @@ def prepare_region(region, video: SamaVideo, dense_frames: Sequence[int], region
         return _prepare_track(region, video, dense_frames, region_shape)
     singles = region.per_frame()
     several = len(singles) > 1
-    prepared = {
-        single.frame: _prepare_single(single, video, region_shape)
+    items = [
+        _prepare_single(single, video, region_shape)
         for single in singles
         if not (several and single.kind == "mask" and not np.any(single.mask))
-    }
+    ]
+    prepared = {item.frame: item for item in items}
     if not prepared:
         raise ValueError(f"The mask of the region is empty on all {len(singles)} frames given.")
     return prepared[_choose_frame({frame: item.area for frame, item in prepared.items()}, dense_frames)]
@@ -280,29 +288,30 @@ def _prepare_track(
 
 def _prepare_single(region: Region, video: SamaVideo, region_shape: str) -> PreparedRegion:
     """A region on one frame; boxes, points and scribbles stay prompts unless a filled box is all that is wanted."""
-    video.check_frame(region.frame)
+    frame, prompt = cast(int, region.frame), vars(region)[region.kind]  # one of each: see `per_frame`
+    video.check_frame(frame)
     if region.kind == "mask":
-        mask = _checked_mask(region.mask, region.frame, video)
+        mask = _checked_mask(prompt, frame, video)
         mask = _filled_box(_tight_box(mask), mask.shape) if region_shape == "box" else mask
-        return PreparedRegion(frame=region.frame, area=float(mask.sum()), mask=mask)
+        return PreparedRegion(frame=frame, area=float(mask.sum()), mask=mask)
     if region.kind == "box":
-        x1, y1, x2, y2 = box = _checked_box(region.box, video)
+        x1, y1, x2, y2 = box = _checked_box(prompt, video)
         area = (x2 - x1) * (y2 - y1)
         if region_shape == "box":
             mask = _filled_box(box, (video.height, video.width))
-            return PreparedRegion(frame=region.frame, area=area, mask=mask)
+            return PreparedRegion(frame=frame, area=area, mask=mask)
         corners = np.array([[x1, y1], [x2, y2]], dtype=np.float32)
-        return PreparedRegion(frame=region.frame, area=area, points=corners, labels=BOX_LABELS)
+        return PreparedRegion(frame=frame, area=area, points=corners, labels=BOX_LABELS)
     if region.kind == "scribble":
-        points = _spread_along(_checked_points(region.scribble, "scribble", video))
-        return PreparedRegion(frame=region.frame, area=0.0, points=points, labels=[1] * len(points))
-    points = _checked_points(region.points, "points", video)
+        points = _spread_along(_checked_points(prompt, "scribble", video))
+        return PreparedRegion(frame=frame, area=0.0, points=points, labels=[1] * len(points))
+    points = _checked_points(prompt, "points", video)
     labels = [1] * len(points) if region.labels is None else list(region.labels)
     if len(labels) != len(points) or not set(labels) <= {0, 1} or 1 not in labels:
         raise ValueError(
             f"A region of {len(points)} points takes as many labels, each 1 or 0 and at least one 1; got {labels}."
         )
-    return PreparedRegion(frame=region.frame, area=0.0, points=points, labels=labels)
+    return PreparedRegion(frame=frame, area=0.0, points=points, labels=labels)
 
 
 def _checked_mask(mask, frame: int, video: SamaVideo) -> np.ndarray:
@@ -457,11 +466,12 @@ def prompt_pixel_values(
 
 def _padded_points(prompts: Sequence[tuple[PreparedRegion, SamaVideo]], sam_image_size: int) -> dict:
     """Prompt points in the pixels of SAM 2's square input, padded to the longest prompt."""
-    length = max(len(region.points) for region, _ in prompts)
+    length = max(len(region.prompt[0]) for region, _ in prompts)
     points = torch.zeros(len(prompts), length, 2)
     labels = torch.full((len(prompts), length), PADDING_LABEL, dtype=torch.long)
     for row, (region, video) in enumerate(prompts):
+        drawn, kinds = region.prompt
         scale = torch.tensor([sam_image_size / video.width, sam_image_size / video.height])
-        points[row, : len(region.points)] = torch.from_numpy(region.points) * scale
-        labels[row, : len(region.points)] = torch.tensor(region.labels)
+        points[row, : len(drawn)] = torch.from_numpy(drawn) * scale
+        labels[row, : len(drawn)] = torch.tensor(kinds)
     return {"region_prompt_points": points, "region_prompt_labels": labels}

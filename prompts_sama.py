@@ -4,6 +4,7 @@ answers to and from plain text."""
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -112,17 +113,18 @@ CHAT_TEMPLATES = {
 
 
 def render_messages(
-    messages: list[dict], template: str, special_tokens: dict[str, str], add_generation_prompt: bool
+    messages: list[dict], template: str, special_tokens: Mapping[str, Any], add_generation_prompt: bool
 ) -> tuple[str, list[tuple[int, int]]]:
     """A chat template's text of messages whose content is a string, and the `(start, end)` characters of the answers
     in it; none if the template does not mark them."""
-    texts, spans = render_jinja_template(
+    rendered: Any = render_jinja_template(  # a pair, though it is annotated as a string
         conversations=[messages],
         chat_template=template,
         return_assistant_tokens_mask="generation" in template,
         add_generation_prompt=add_generation_prompt and messages[-1]["role"] != "assistant",
         **special_tokens,
     )
+    texts, spans = rendered
     return texts[0], spans[0] if spans else []
 
 

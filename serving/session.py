@@ -11,11 +11,13 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
-from sama.overlay_sama import Color, object_color
-from sama.prompts_sama import ANSWER_TAGS
+# Relative, so that the type checker finds them whatever the folder of the checkout is called
+from ..overlay_sama import Color, object_color
+from ..prompts_sama import ANSWER_TAGS
 
 
 # Events that wait for their reader. When it is slow, the model waits: masks of a long video do not pile up in memory.
@@ -98,6 +100,16 @@ Event = TextDelta | AnswerText | MaskFrame | Done | Cancelled | Failed
 # ---- the conversation -----------------------------------------------------------------------------------------------
 
 
+class Reply(Protocol):
+    """What a session reads of a [`SamaReply`], whose class may come from the code beside a checkpoint."""
+
+    @property
+    def text(self) -> str: ...
+
+    @property
+    def objects(self) -> Sequence: ...
+
+
 @dataclass(frozen=True)
 class ChatTurn:
     """
@@ -112,7 +124,7 @@ class ChatTurn:
 
     question: str
     regions: tuple
-    reply: object
+    reply: Reply
     first_number: int
 
     @property

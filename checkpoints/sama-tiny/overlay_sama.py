@@ -9,21 +9,31 @@ import os
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 
+av: Any = None  # where it is not installed
+
 try:
     import av
 except ImportError:
-    av = None
+    pass
 
 Color = tuple[int, int, int]
+
+
+def color_from_hex(code: str) -> Color:
+    """The colour of six hexadecimal digits, such as `ff4068`."""
+    red, green, blue = bytes.fromhex(code)
+    return red, green, blue
+
 
 # Bright, well separated, and light enough to carry dark text: one colour marks a mask in the video and its phrase in
 # captions and in the terminal.
 PALETTE: tuple[Color, ...] = tuple(
-    tuple(bytes.fromhex(code))
+    color_from_hex(code)
     for code in "ff4068 00beff ffc800 b080ff 00dc8c ff8224 ff6ee2 5c8cff b8ec00 7cffd8 ffac9c cea46e".split()
 )
 GOLDEN_RATIO = 0.6180339887
@@ -105,25 +115,25 @@ class VideoWriter:
     def write(self, frame: np.ndarray) -> None:
         """Appends a frame of shape `(height, width, 3)`, uint8; all frames must have the same size."""
         check_frame(frame)
+        height, width = frame.shape[:2]
         if self.stream is None:
-            self._start(*frame.shape[:2])
+            self.size, self.stream = (height, width), self._new_stream(height, width)
         if frame.shape[:2] != self.size:
             raise ValueError(f"The video's frames are (height, width) = {self.size}, got one of {frame.shape[:2]}.")
         # H.264 with subsampled chroma needs even sides: repeat the last row or column, which shifts no other pixel.
-        height, width = self.size
         frame = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
         picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
         picture = picture.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
         self.container.mux(self.stream.encode(picture))
 
-    def _start(self, height: int, width: int) -> None:
-        self.size = (height, width)
-        self.stream = self.container.add_stream("libx264", rate=self.fps, options={"crf": "18", "preset": "veryfast"})
-        self.stream.width, self.stream.height = width + width % 2, height + height % 2
-        self.stream.pix_fmt = "yuv420p"
+    def _new_stream(self, height: int, width: int) -> Any:
+        stream = self.container.add_stream("libx264", rate=self.fps, options={"crf": "18", "preset": "veryfast"})
+        stream.width, stream.height = width + width % 2, height + height % 2
+        stream.pix_fmt = "yuv420p"
         # Declare the colour space (BT.709, limited range): players would guess, and not all guess the same.
-        context = self.stream.codec_context
+        context = stream.codec_context
         context.colorspace = context.color_primaries = context.color_trc = context.color_range = 1
+        return stream
 
     def close(self) -> None:
         """Finishes the file and renames it to its final name."""
