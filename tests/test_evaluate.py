@@ -326,7 +326,13 @@ def write_records(folder: Path) -> None:
     (folder / "records.jsonl").write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
 
 
-def test_a_video_that_does_not_decode_is_counted_and_can_be_retried(scripted, tmp_path, capsys):
+@pytest.fixture
+def no_caption_scores(monkeypatch):
+    """Caption metrics start Java; a test about something else does without them."""
+    monkeypatch.setattr("sama.metrics.captions.find_spec", lambda name: None)
+
+
+def test_a_video_that_does_not_decode_is_counted_and_can_be_retried(scripted, tmp_path, capsys, no_caption_scores):
     write_records(tmp_path / "data")
     arguments = ["--benchmark", "json_lines", "--data_root", str(tmp_path / "data"), "--no_gallery"]
     whole = (tmp_path / "data" / "bad" / "1.png").read_bytes()
@@ -344,7 +350,7 @@ def test_a_video_that_does_not_decode_is_counted_and_can_be_retried(scripted, tm
     assert results(tmp_path / "run")["samples"] == {"scored": 2, "failed": 0, "skipped": 0}
 
 
-def test_answers_about_one_folder_are_not_scored_against_another(scripted, tmp_path, capsys):
+def test_answers_about_one_folder_are_not_scored_against_another(scripted, tmp_path, capsys, no_caption_scores):
     for name in ("one", "two"):
         write_records(tmp_path / name)
     records = tmp_path / "two" / "records.jsonl"
