@@ -2,13 +2,11 @@
 model reads of a region.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
-import torch
-from torch.nn import functional as F
 
 from .video_sama import FrameIndexError, SamaVideo
 
@@ -383,95 +381,3 @@ def _spread_along(line: np.ndarray) -> np.ndarray:
     at = np.linspace(0.0, distance[-1], count)
     spread = [np.interp(at, distance, line[:, axis]) for axis in (0, 1)]
     return np.stack(spread, axis=1).astype(np.float32)
-
-
-def mask_tensors(
-    regions: Sequence[tuple[PreparedRegion, SamaVideo]], mask_size: int, grid_size: int, keep_small: bool
-) -> dict:
-    """
-    Masks of all regions at the two sizes that the model reads, both by nearest neighbour straight from the video's
-    size; zeros for those that SAM 2 still has to make from a prompt. Empty without regions.
-
-    Args:
-        regions (`list` of `(PreparedRegion, SamaVideo)`): All regions of the batch.
-        mask_size (`int`), grid_size (`int`): Sides of the two sizes.
-        keep_small (`bool`): A region between the sampled pixels vanishes in nearest neighbour, as it does in the
-            release. With `keep_small` it keeps every cell that it touches.
-
-    Returns:
-        `dict`: `region_masks` of shape `(num_regions, mask_size, mask_size)` and `region_grid_masks` of shape
-        `(num_regions, grid_size, grid_size)`, both float.
-    """
-    sizes = {"region_masks": mask_size, "region_grid_masks": grid_size} if regions else {}
-    return {
-        name: torch.stack([_resized(region.mask, size, keep_small) for region, _ in regions])
-        for name, size in sizes.items()
-    }
-
-
-def _resized(mask: np.ndarray | None, size: int, keep_small: bool) -> torch.Tensor:
-    if mask is None:
-        return torch.zeros(size, size)
-    pixels = torch.from_numpy(np.ascontiguousarray(mask)).float()[None, None]
-    resized = F.interpolate(pixels, size=(size, size), mode="nearest")
-    if keep_small and not resized.any():
-        resized = F.adaptive_max_pool2d(pixels, size)
-    return resized[0, 0]
-
-
-def prompt_tensors(regions: Sequence[tuple[PreparedRegion, SamaVideo]], sam_image_size: int) -> dict:
-    """
-    Boxes, points and scribbles, which SAM 2 turns into masks.
-
-    Args:
-        regions (`list` of `(PreparedRegion, SamaVideo)`): Regions in reading order; those with a mask are passed over.
-        sam_image_size (`int`): Side of SAM 2's square input.
-
-    Returns:
-        `dict`: Empty without prompts, else `region_prompt_indices` (rows of the regions), `region_prompt_points` of
-        shape `(num_prompts, num_points, 2)` and `region_prompt_labels` of shape `(num_prompts, num_points)`.
-    """
-    indices = [index for index, (region, _) in enumerate(regions) if region.mask is None]
-    if not indices:
-        return {}
-    prompts = [regions[index] for index in indices]
-    return {"region_prompt_indices": torch.tensor(indices), **_padded_points(prompts, sam_image_size)}
-
-
-def prompt_pixel_values(
-    regions: Sequence[tuple[PreparedRegion, SamaVideo]], sam_pixel_values: Callable[[np.ndarray], torch.Tensor]
-) -> dict:
-    """
-    SAM 2's inputs of the frames that boxes, points and scribbles are drawn on.
-
-    Args:
-        regions (`list` of `(PreparedRegion, SamaVideo)`): As for [`prompt_tensors`].
-        sam_pixel_values (callable): Makes a SAM 2 input of a frame.
-
-    Returns:
-        `dict`: Empty without prompts, else `region_prompt_pixel_values`, one row for each distinct frame, and
-        `region_prompt_frames`, the row of each prompt.
-    """
-    prompts = [(region, video) for region, video in regions if region.mask is None]
-    if not prompts:
-        return {}
-    # Two conversations may share one video; its frame is then encoded once.
-    frames = {(id(video), region.frame): video[region.frame] for region, video in prompts}
-    rows = {key: row for row, key in enumerate(frames)}
-    return {
-        "region_prompt_frames": torch.tensor([rows[id(video), region.frame] for region, video in prompts]),
-        "region_prompt_pixel_values": torch.stack([sam_pixel_values(frame) for frame in frames.values()]),
-    }
-
-
-def _padded_points(prompts: Sequence[tuple[PreparedRegion, SamaVideo]], sam_image_size: int) -> dict:
-    """Prompt points in the pixels of SAM 2's square input, padded to the longest prompt."""
-    length = max(len(region.prompt[0]) for region, _ in prompts)
-    points = torch.zeros(len(prompts), length, 2)
-    labels = torch.full((len(prompts), length), PADDING_LABEL, dtype=torch.long)
-    for row, (region, video) in enumerate(prompts):
-        drawn, kinds = region.prompt
-        scale = torch.tensor([sam_image_size / video.width, sam_image_size / video.height])
-        points[row, : len(drawn)] = torch.from_numpy(drawn) * scale
-        labels[row, : len(drawn)] = torch.tensor(kinds)
-    return {"region_prompt_points": points, "region_prompt_labels": labels}

@@ -1,16 +1,16 @@
-"""The text side of SAMA: tags, turn formats and chat templates, messages that are read and checked, and grounded
-answers to and from plain text."""
+"""The text side of SAMA: tags, words that are never tags, turn formats and chat templates, and grounded answers to and
+from plain text."""
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from .configuration_sama import CONTEXT_TOKEN, DENSE_FRAME_TOKEN, REGION_POOLED_TOKEN, REGION_SHAPE_TOKEN
-from .objects_sama import GroundedPhrase, MaskTrack, Region
-from .video_sama import SamaVideo
+from .objects_sama import GroundedPhrase, MaskTrack
 
 
 IMAGE_START, IMAGE_END, IMAGE_CONTEXT = "<img>", "</img>", "<IMG_CONTEXT>"
@@ -24,12 +24,107 @@ REGION_WORD = "<region>"
 ANSWER_TAGS = (SEG, PHRASE_START, PHRASE_END)
 LANGUAGE_TAGS = (*ANSWER_TAGS, REGION_START, REGION_END, IMAGE_START, IMAGE_END, IMAGE_CONTEXT)
 QFORMER_TAGS = (POOLED_SLOT, SHAPE_SLOT, REGION_START, REGION_END)
-USER_FORBIDDEN = (*LANGUAGE_TAGS, POOLED_SLOT, SHAPE_SLOT)
-ANSWER_FORBIDDEN = (IMAGE_START, IMAGE_END, IMAGE_CONTEXT, REGION_START, REGION_END)
 
 
-LANGUAGE_REGION = f"{REGION_START}{IMAGE_CONTEXT}{IMAGE_CONTEXT}{REGION_END}"
-QFORMER_REGION = f"{REGION_START}{POOLED_SLOT}{SHAPE_SLOT}{REGION_END}"
+# ---- words and tags -------------------------------------------------------------------------------------------------
+
+# Noncharacters of Unicode, which no text contains. While a chat template is applied, one of them marks where a control
+# token that a user spelled is tokenized in two pieces.
+NONCHARACTERS = tuple(chr(code) for code in range(0xFDD0, 0xFDF0))
+
+
+class Tags(str):
+    """Text that the processor writes itself: the control tokens in it are meant."""
+
+
+LANGUAGE_REGION = Tags(f"{REGION_START}{IMAGE_CONTEXT}{IMAGE_CONTEXT}{REGION_END}")
+QFORMER_REGION = Tags(f"{REGION_START}{POOLED_SLOT}{SHAPE_SLOT}{REGION_END}")
+
+
+def split_tags(tagged_text: str) -> list[str]:
+    """An answer as its words and its [`Tags`]."""
+    pieces = re.split(f"({'|'.join(map(re.escape, ANSWER_TAGS))})", tagged_text)
+    return [Tags(piece) if number % 2 else piece for number, piece in enumerate(pieces)]
+
+
+def with_tags(phrase: str, num_objects: int) -> list[str]:
+    """The words and [`Tags`] of a phrase with one [SEG] for each of its objects; without objects it is plain text,
+    without words bare [SEG]s."""
+    if num_objects == 0:
+        return [phrase]
+    if not phrase:
+        return [Tags(" ".join([SEG] * num_objects))]
+    return [Tags(f"{PHRASE_START} "), phrase, Tags(f" {PHRASE_END}" + f" {SEG}" * num_objects)]
+
+
+def control_token_cuts(pieces: Sequence[str], tokenizer) -> list[int]:
+    """
+    Where words must be cut so that none of their characters become a control token. Cut there and tokenized piece by
+    piece, the same characters give ordinary tokens.
+
+    Args:
+        pieces (`list[str]`): The pieces of a text; only [`Tags`] may give control tokens.
+        tokenizer ([`PreTrainedTokenizerFast`]): Every added token counts as a control token.
+
+    Returns:
+        `list[int]`: Positions in the joined text, ascending.
+
+    Raises:
+        ValueError: for a control token of a single character, which no cut can take apart.
+    """
+    text, tags, start = "".join(pieces), [], 0
+    for piece in pieces:
+        if isinstance(piece, Tags):
+            tags.append((start, start + len(piece)))
+        start += len(piece)
+    control = set(tokenizer.get_added_vocab().values())
+    cuts: set[int] = set()
+    while True:
+        found = set()
+        for first, last in pairwise([0, *sorted(cuts), len(text)]):
+            for start, end in _control_tokens(text[first:last], tokenizer, control):
+                start, end = first + start, first + end
+                if any(low <= start and end <= high for low, high in tags):
+                    continue
+                if end - start < 2:
+                    raise ValueError(f"{text[start:end]!r} is a control token of the tokenizer and cannot be a word.")
+                found.add(start + 1)
+        if not found:
+            return sorted(cuts)
+        cuts |= found
+
+
+def _control_tokens(text: str, tokenizer, control: set[int]) -> list[tuple[int, int]]:
+    """The `(start, end)` characters of the control tokens of a text."""
+    if not text:
+        return []
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if control.isdisjoint(ids):
+        return []
+    offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    unknown = tokenizer.unk_token_id  # stands for words that the vocabulary lacks as well
+    return [
+        (start, end)
+        for token, (start, end) in zip(ids, offsets, strict=True)
+        if token in control and (token != unknown or text[start:end] == tokenizer.unk_token)
+    ]
+
+
+def cut_words(pieces: Sequence[str], tokenizer) -> list[str]:
+    """The joined pieces, cut at [`control_token_cuts`]."""
+    text = "".join(pieces)
+    return [text[start:end] for start, end in pairwise([0, *control_token_cuts(pieces, tokenizer), len(text)])]
+
+
+def unused_mark(texts: Sequence[str]) -> str:
+    """One of [`NONCHARACTERS`] that is in none of the texts."""
+    for mark in NONCHARACTERS:
+        if not any(mark in text for text in texts):
+            return mark
+    raise ValueError(f"The text contains all {len(NONCHARACTERS)} noncharacters from U+FDD0 to U+FDEF.")
+
+
+# ---- turns ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -112,11 +207,31 @@ CHAT_TEMPLATES = {
 }
 
 
+@dataclass(frozen=True)
+class RenderedText:
+    """
+    A chat template's text of a conversation.
+
+    Attributes:
+        text (`str`)
+        answer_spans (`list[tuple[int, int]]`): The `(start, end)` characters of the answers, with their end marks;
+            empty if the template does not mark them.
+        cuts (`list[int]`): Where the text is tokenized in two pieces, see [`control_token_cuts`].
+    """
+
+    text: str
+    answer_spans: list[tuple[int, int]]
+    cuts: list[int]
+
+
 def render_messages(
-    messages: list[dict], template: str, special_tokens: Mapping[str, Any], add_generation_prompt: bool
-) -> tuple[str, list[tuple[int, int]]]:
-    """A chat template's text of messages whose content is a string, and the `(start, end)` characters of the answers
-    in it; none if the template does not mark them."""
+    messages: list[dict],
+    template: str,
+    special_tokens: Mapping[str, Any],
+    add_generation_prompt: bool,
+    mark: str = NONCHARACTERS[0],
+) -> RenderedText:
+    """Applies a chat template to messages whose content is a string, in which `mark` stands at the cuts."""
     rendered: Any = render_jinja_template(  # a pair, though it is annotated as a string
         conversations=[messages],
         chat_template=template,
@@ -124,8 +239,13 @@ def render_messages(
         add_generation_prompt=add_generation_prompt and messages[-1]["role"] != "assistant",
         **special_tokens,
     )
-    texts, spans = rendered
-    return texts[0], spans[0] if spans else []
+    (marked,), spans = rendered
+    cuts, length = [], 0
+    for piece in marked.split(mark)[:-1]:
+        length += len(piece)
+        cuts.append(length)
+    spans = [tuple(end - marked.count(mark, 0, end) for end in span) for span in (spans[0] if spans else [])]
+    return RenderedText(marked.replace(mark, ""), spans, cuts)
 
 
 @dataclass(frozen=True)
@@ -155,11 +275,12 @@ class VisualText:
 
 @dataclass(frozen=True)
 class TurnText:
-    """One user turn: its text, the kind of each placeholder in reading order, and the Q-Former's question."""
+    """One user turn: its text, the kind of each placeholder in reading order, and the Q-Former's question as the
+    pieces that are tokenized apart."""
 
     text: str
     placeholder_types: list[int]
-    question: str
+    question: list[str]
 
     @property
     def num_regions(self) -> int:
@@ -167,56 +288,50 @@ class TurnText:
         return self.placeholder_types.count(REGION_POOLED_TOKEN)
 
 
-def render_user_turn(
-    pieces: Sequence[str | None], visual: VisualText | None, shows: bool, turn_format: TurnFormat
-) -> TurnText:
+@dataclass(frozen=True)
+class TurnWriter:
     """
-    Write one user turn.
+    Writes turns so that no words of theirs become control tokens.
 
-    Args:
-        pieces (`list` of `str` or `None`): The turn's texts in order; `None` stands for a region.
-        visual ([`VisualText`], *optional*): The visual of the conversation when this turn or an earlier one shows it.
-        shows (`bool`): Whether it is this turn that shows the visual.
+    Attributes:
+        tokenizer, qformer_tokenizer ([`PreTrainedTokenizerFast`]): Whose control tokens count.
         turn_format ([`TurnFormat`]): The newlines around the context tokens.
+        mark (`str`): What is written at the cuts, see [`control_token_cuts`].
     """
-    language = "".join(LANGUAGE_REGION if piece is None else piece for piece in pieces)
-    question = "".join(QFORMER_REGION if piece is None else piece for piece in pieces).strip()
-    types = [REGION_POOLED_TOKEN, REGION_SHAPE_TOKEN] * sum(piece is None for piece in pieces)
-    if visual is None:
+
+    tokenizer: Any
+    qformer_tokenizer: Any
+    turn_format: TurnFormat
+    mark: str
+
+    def text(self, pieces: Sequence[str | None]) -> str:
+        """The text of a message in the language model, with its cuts marked; `None` stands for a region."""
+        words = [LANGUAGE_REGION if piece is None else piece for piece in pieces]
+        return self.mark.join(cut_words(words, self.tokenizer))
+
+    def user_turn(self, pieces: Sequence[str | None], visual: VisualText | None, shows: bool) -> TurnText:
+        """
+        Write one user turn.
+
+        Args:
+            pieces (`list` of `str` or `None`): The turn's texts in order; `None` stands for a region.
+            visual ([`VisualText`], *optional*): The visual of the conversation when this turn or an earlier one shows
+                it.
+            shows (`bool`): Whether it is this turn that shows the visual.
+        """
+        language = self.text(pieces)
+        question = cut_words([QFORMER_REGION if piece is None else piece for piece in pieces], self.qformer_tokenizer)
+        question[0] = question[0].lstrip()
+        question[-1] = question[-1].rstrip()
+        types = [REGION_POOLED_TOKEN, REGION_SHAPE_TOKEN] * sum(piece is None for piece in pieces)
+        if visual is None:
+            return TurnText(language, types, question)
+        language = IMAGE_CONTEXT * visual.num_context + self.turn_format.after_context + language
+        types = [CONTEXT_TOKEN] * visual.num_context + types
+        if shows:
+            language = visual.frame_block() + self.turn_format.before_context + language
+            types = [DENSE_FRAME_TOKEN] * (visual.num_dense * visual.tokens_per_frame) + types
         return TurnText(language, types, question)
-    language = IMAGE_CONTEXT * visual.num_context + turn_format.after_context + language
-    types = [CONTEXT_TOKEN] * visual.num_context + types
-    if shows:
-        language = visual.frame_block() + turn_format.before_context + language
-        types = [DENSE_FRAME_TOKEN] * (visual.num_dense * visual.tokens_per_frame) + types
-    return TurnText(language, types, question)
-
-
-def check_text(text: str, forbidden: Sequence[str], where: str) -> str:
-    """Return `text`, or raise `ValueError` when it contains a tag that only the processor may write."""
-    if not isinstance(text, str):
-        raise ValueError(f"The text of {where} must be a string, got {type(text).__name__}.")
-    found = [tag for tag in forbidden if tag in text]
-    if found:
-        raise ValueError(f"The text of {where} contains {', '.join(found)}, which only the processor may write.")
-    return text
-
-
-def question_parts(question: str, regions: Sequence = ()) -> list[dict]:
-    """
-    Content parts of a question such as "What is <region> doing?".
-
-    Args:
-        question (`str`): Text in which every `<region>` stands for the next of `regions`.
-        regions (sequence of `Region`, `GroundedPhrase` or `MaskTrack`): The regions in reading order.
-    """
-    texts = question.split(REGION_WORD)
-    if len(texts) - 1 != len(regions):
-        raise ValueError(f"The question has {len(texts) - 1} {REGION_WORD} but {len(regions)} regions were given.")
-    parts = [{"type": "text", "text": texts[0]}]
-    for region, text in zip(regions, texts[1:], strict=True):
-        parts += [{"type": "region", "region": region}, {"type": "text", "text": text}]
-    return [part for part in parts if part["type"] != "text" or part["text"]]
 
 
 @dataclass(frozen=True)
@@ -236,22 +351,21 @@ class Answer:
 
 
 def ground_phrase(text: str, num_objects: int) -> str:
-    """A phrase with one [SEG] for each of its objects; without objects it is plain text, without words bare [SEG]s."""
-    if num_objects == 0:
-        return text
-    if not text:
-        return " ".join([SEG] * num_objects)
-    return f"{PHRASE_START} {text} {PHRASE_END}" + f" {SEG}" * num_objects
+    """A phrase with its tags, see [`with_tags`]."""
+    return "".join(with_tags(text, num_objects))
 
 
 def decode_answer(token_ids: Sequence[int], tokenizer) -> str:
-    """Text of an answer. A tag that is spelled with ordinary tokens is no tag and loses its brackets: the model's
-    states are found by the tag's own token."""
+    """
+    Text of an answer. Control tokens other than the tags are left out. A tag that the model spells with ordinary
+    tokens is not a tag and is written without its brackets: the model's states are found by the tag's own token.
+    """
     tags = dict(zip(tokenizer.convert_tokens_to_ids(list(ANSWER_TAGS)), ANSWER_TAGS, strict=True))
+    control = set(tokenizer.all_special_ids) - set(tags)
     text, words = "", []
     for token_id in [*(int(token_id) for token_id in token_ids), None]:
         if token_id is not None and token_id not in tags:
-            words.append(token_id)
+            words += [] if token_id in control else [token_id]
             continue
         spelled = tokenizer.decode(
             words, skip_special_tokens=False, clean_up_tokenization_spaces=False, spaces_between_special_tokens=False
@@ -347,142 +461,3 @@ def to_tagged_text(text: str, objects: Sequence[GroundedPhrase]) -> str:
         pieces.append(ground_phrase(text[start:end], count) if start < end else f" {SEG}" * count)
         position = end
     return ("".join(pieces) + text[position:]).strip()
-
-
-# ---- messages ------------------------------------------------------------------------------------------------------
-
-CONTENT_TYPES = {
-    "system": ("text",),
-    "user": ("video", "image", "region", "text"),
-    "assistant": ("text", "grounded"),
-}
-PART_KEYS = {
-    "video": {"path", "video"},
-    "image": {"path", "image"},
-    "text": {"text"},
-    "grounded": {"text", "objects"},
-    "region": {"region", "frame", "mask", "box", "points", "labels", "scribble"},
-}
-
-
-@dataclass
-class ParsedMessage:
-    """A message: its role and its texts in order, in which `None` stands for a region."""
-
-    role: str
-    pieces: list[str | None] = field(default_factory=list)
-
-
-@dataclass
-class ParsedConversation:
-    """
-    A checked conversation.
-
-    Attributes:
-        messages (`list[ParsedMessage]`): The messages.
-        video ([`SamaVideo`], *optional*): What it is about.
-        visual_turn (`int`, *optional*): Index of the message that shows it.
-        regions (`list`): Everything pointed at, in reading order.
-    """
-
-    messages: list[ParsedMessage] = field(default_factory=list)
-    video: SamaVideo | None = None
-    visual_turn: int | None = None
-    regions: list = field(default_factory=list)
-
-
-def read_conversation(messages: Sequence[Mapping]) -> ParsedConversation:
-    """Read the messages of one conversation; raises `ValueError` at the first thing that is wrong with them."""
-    if not messages:
-        raise ValueError("A conversation needs at least 1 message, got 0.")
-    conversation = ParsedConversation()
-    for index, message in enumerate(messages):
-        _read_message(conversation, message, index)
-    return conversation
-
-
-def _read_message(conversation: ParsedConversation, message: Mapping, index: int) -> None:
-    if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
-        raise ValueError(f"Message {index} must be a dict with 'role' and 'content', got {message!r}.")
-    role, content = message["role"], message["content"]
-    if role not in CONTENT_TYPES:
-        raise ValueError(f"Message {index} has the role {role!r}, expected one of {', '.join(CONTENT_TYPES)}.")
-    if not isinstance(content, (str, list, tuple)):
-        raise ValueError(
-            f"Message {index}: content must be a string or a list of parts, got {type(content).__name__}."
-        )
-    turn = ParsedMessage(role)
-    conversation.messages.append(turn)
-    for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
-        kind = _part_type(part, role, index)
-        where = f"message {index} ({role})"
-        if kind == "text":
-            turn.pieces.append(_checked_text(part, role, where))
-        elif kind == "grounded":
-            _require(part, ("text", "objects"), where)
-            turn.pieces.append(ground_phrase(check_text(part["text"], ANSWER_FORBIDDEN, where), len(part["objects"])))
-        elif kind == "region":
-            if conversation.video is None:
-                raise ValueError(f"A region in {where} comes before the video or image that it lies in.")
-            conversation.regions.append(_read_region(part, where))
-            turn.pieces.append(None)
-        else:
-            _show(conversation, part, kind, where)
-            conversation.visual_turn = index
-    if role == "user" and not "".join(piece or REGION_WORD for piece in turn.pieces).strip():
-        raise ValueError(f"Message {index} (user) asks nothing: it has neither text nor a region.")
-
-
-def _part_type(part: Mapping, role: str, index: int) -> str:
-    if not isinstance(part, Mapping) or "type" not in part:
-        raise ValueError(f"Message {index} has a content part that is not a dict with a 'type': {part!r}.")
-    kind, allowed = part["type"], CONTENT_TYPES[role]
-    if kind not in allowed:
-        raise ValueError(
-            f"Message {index} ({role}) has a content part of type {kind!r}, expected one of {', '.join(allowed)}."
-        )
-    unknown = sorted(set(part) - PART_KEYS[kind] - {"type"})
-    if unknown:
-        raise ValueError(
-            f"A {kind} part of message {index} has unknown keys {', '.join(unknown)}; it takes "
-            f"{', '.join(sorted(PART_KEYS[kind]))}."
-        )
-    return kind
-
-
-def _require(part: Mapping, keys: Sequence[str], where: str) -> None:
-    missing = [key for key in keys if key not in part]
-    if missing:
-        raise ValueError(f"A {part['type']} part of {where} lacks {', '.join(missing)}.")
-
-
-def _checked_text(part: Mapping, role: str, where: str) -> str:
-    _require(part, ("text",), where)
-    text = check_text(part["text"], ANSWER_FORBIDDEN if role == "assistant" else USER_FORBIDDEN, where)
-    if role == "user" and REGION_WORD in text:
-        raise ValueError(
-            f"The text of {where} has {text.count(REGION_WORD)} {REGION_WORD}; in messages a region is a content part "
-            "of type 'region'."
-        )
-    return text
-
-
-def _read_region(part: Mapping, where: str):
-    if "region" not in part:
-        return Region(**{key: value for key, value in part.items() if key != "type"})
-    others = sorted(set(part) - {"type", "region"})
-    if others:
-        raise ValueError(f"A region part of {where} gives both 'region' and {', '.join(others)}.")
-    return part["region"]
-
-
-def _show(conversation: ParsedConversation, part: Mapping, kind: str, where: str) -> None:
-    if conversation.video is not None:
-        raise ValueError(f"A second video or image comes in {where}; a conversation is about 1.")
-    sources = [part[key] for key in ("path", kind) if key in part]
-    if len(sources) != 1:
-        raise ValueError(f"A {kind} part of {where} takes either 'path' or {kind!r}, got {len(sources)} of them.")
-    video = SamaVideo.open(sources[0])
-    if kind == "image" and not video.is_image:
-        raise ValueError(f"The image part of {where} holds a video of {len(video)} frames; use the type 'video'.")
-    conversation.video = video

@@ -112,7 +112,7 @@ class Renderer:
     Renders records for one processor.
 
     Args:
-        processor ([`SamaProcessor`]): Chooses frames, counts tokens, and defines the tags that text must not contain.
+        processor ([`SamaProcessor`]): Chooses frames and counts tokens.
         settings ([`RenderSettings`], *optional*): What is drawn and how.
     """
 
@@ -120,8 +120,6 @@ class Renderer:
         self.processor, self.settings = processor, settings or RenderSettings()
         limit = processor.tokenizer.model_max_length
         self.max_length = min(limit, self.settings.max_length or limit)
-        special = {*processor.tokenizer.all_special_tokens, *processor.qformer_tokenizer.all_special_tokens}
-        self._tags = sorted(special | {REGION_WORD}, key=len, reverse=True)
         self._length_bound = LengthBound(processor)
 
     @property
@@ -200,8 +198,8 @@ class Renderer:
         return written
 
     def _content(self, message: dict, rng: np.random.Generator) -> list[dict]:
-        """The parts of a message: tags escaped, template filled, request for masks appended."""
-        content = [self._escape(part) for part in message["content"]]
+        """The parts of a message: template filled, request for masks appended."""
+        content = [without_region_word(part) for part in message["content"]]
         if "templates" in message:
             content = fill_template(self._draw_template(message["templates"], rng), content)
         if message.get("wants_masks") and MASK_REQUEST_MARK not in _text(content):
@@ -214,18 +212,6 @@ class Renderer:
         if self.published:
             name = published.TEMPLATE_SETS.get(name, name)
         return TEMPLATES[name][rng.integers(len(TEMPLATES[name]))]
-
-    def _escape(self, part: dict) -> dict:
-        """
-        A copy of a part whose text contains no tag: a blank behind the first character turns it into ordinary text.
-        So `<p>` of a page in HTML becomes `< p>`, and `<|im_end|>` does not end a turn.
-        """
-        if "text" not in part:
-            return dict(part)
-        text = part["text"]
-        for tag in self._tags:
-            text = text.replace(tag, f"{tag[0]} {tag[1:]}")
-        return {**part, "text": text}
 
     # Regions
 
@@ -261,7 +247,7 @@ class Renderer:
         """The parts in front of the first question. A region that is visible nowhere keeps only its text."""
         groups, parts = [], []
         for part in (part for message in record["messages"] for part in message.get("preamble", [])):
-            parts.append(self._escape(part))
+            parts.append(without_region_word(part))
             if part["type"] == "region":
                 name, visible = part["object"], self._place_regions(parts, masks, rng)
                 groups.append((name, parts if visible else parts[:-1]))
@@ -304,7 +290,7 @@ class Renderer:
     ) -> Iterator[list[dict]]:
         """The conversation with its whole preamble; then, if there is one, with only the regions that rounds name."""
         system = [
-            {"role": "system", "content": [self._escape(part) for part in message["content"]]}
+            {"role": "system", "content": [without_region_word(part) for part in message["content"]]}
             for message in record["messages"]
             if message["role"] == "system"
         ]
@@ -373,6 +359,16 @@ class _ObjectMasks:
                 if tight_box(mask) is not None:
                     return frame, mask
         return None
+
+
+def without_region_word(part: dict) -> dict:
+    """
+    A copy of a part in which `<region>`, which messages refuse in text, is written `< region>`. All other tags in the
+    text of the data are words to the processor.
+    """
+    if "text" not in part:
+        return dict(part)
+    return {**part, "text": part["text"].replace(REGION_WORD, f"{REGION_WORD[0]} {REGION_WORD[1:]}")}
 
 
 def split_rounds(messages: Sequence[dict], left_out: dict[str, int]) -> Rounds:

@@ -26,6 +26,7 @@ from tqdm import tqdm
 from transformers import AutoModel, AutoProcessor
 
 from sama.configuration_sama import check_preset
+from sama.prompts_sama import REGION_WORD
 
 
 MAX_NEW_TOKENS = 1024
@@ -116,10 +117,10 @@ class SamaLmms(lmms):
         inputs = self.processor(messages).to(self.device)
         length = inputs["input_ids"].shape[1]
         tokens = int(arguments.get("max_new_tokens", self.max_new_tokens))
-        output = self.model.generate(
+        sequences = self.model.generate(
             **inputs, **self.processor.stop_arguments, max_new_tokens=tokens, do_sample=False, num_beams=1
         )
-        answer = self.processor.post_process_answer(output.sequences[0, length:]).text
+        answer = self.processor.post_process_answer(sequences[0, length:]).text
         until = arguments.get("until") or []
         for stop in [until] if isinstance(until, str) else until:
             answer = answer.split(stop)[0] if stop else answer
@@ -132,13 +133,8 @@ class SamaLmms(lmms):
             warnings.warn("The task requests sampling or beam search; SAMA decodes greedily.", stacklevel=3)
 
     def _plain(self, context: str) -> str:
-        """The question without image placeholders. A space is inserted into anything that looks like a special
-        token."""
-        text = context.replace(IMAGE_MARK, "").strip()
-        tags = {*self.processor.tokenizer.all_special_tokens, *self.processor.qformer_tokenizer.all_special_tokens}
-        for tag in sorted(tags, key=len, reverse=True):
-            text = text.replace(tag, f"{tag[0]} {tag[1:]}")
-        return text
+        """The question without image placeholders. `<region>`, which messages refuse, is written `< region>`."""
+        return context.replace(IMAGE_MARK, "").strip().replace(REGION_WORD, f"{REGION_WORD[0]} {REGION_WORD[1:]}")
 
 
 def _visual_parts(visuals: Sequence) -> list[dict]:

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from sama.objects_sama import PreparedRegion, mask_tensors
+from sama.encoding_sama import mask_tensors
+from sama.objects_sama import PreparedRegion
 from sama.video_sama import SamaVideo
 
 

@@ -63,8 +63,7 @@ def region(**prompt):
         ({"type": "text"}, "lacks text"),
         ({"type": "text", "text": 7}, "must be a string, got int"),
         ("Is <region> there?", "has 1 <region>; in messages a region is a content part"),
-        ("Is <IMG_CONTEXT> there?", "contains <IMG_CONTEXT>, which only the processor may write"),
-        ("Is <vp> there <mask>?", "contains <vp>, <mask>"),
+        ("Is \ud800 there?", r"is not valid Unicode: character 3 is the lone surrogate U\+D800"),
         ({"type": "video", "video": noise_video(2)}, "A second video or image"),
     ],
 )
@@ -83,9 +82,19 @@ def test_wrong_content(processor, part, message):
         ([user("What is ", box_part(), "?"), assistant("A"), user(video_part())], "comes before the video"),
         ([{"role": "user", "content": None}], "content must be a string or a list of parts, got NoneType"),
         ([user(video_part())], "asks nothing"),
-        ([user({"type": "video"}, "x")], "takes either 'path' or 'video', got 0"),
+        ([user({"type": "video"}, "x")], "takes exactly one of 'path', 'url' and 'video', got 0"),
         ([user({"type": "image", "image": noise_video(2)}, "x")], "holds a video of 2 frames"),
-        ([user("x"), assistant("see <img>")], "contains <img>"),
+        ("Hi.", "must be a list of messages such as .* got str"),
+        (user("Hi."), "must be a list of messages such as .* got dict"),
+        (["Hi."], "Message 0 must be a dict with 'role' and 'content', got 'Hi.'"),
+        ([{"role": ["user"], "content": "x"}], r"has the role \['user'\], expected one of"),
+        ([{"role": "user", "content": [{"type": ["text"], "text": "x"}]}], r"type \['text'\], expected one of"),
+        ([user(video_part(), "")], "asks nothing"),
+        (
+            [user("x"), {"role": "assistant", "content": [{"type": "grounded", "text": "x", "objects": "abc"}]}],
+            "objects of a grounded part of message 1 .* must be a list, got 'abc'",
+        ),
+        ([user("x"), assistant("a \udfff")], r"character 2 is the lone surrogate U\+DFFF"),
     ],
 )
 def test_wrong_messages(processor, messages, message):

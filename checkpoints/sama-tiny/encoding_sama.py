@@ -2,16 +2,19 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
 
 from .configuration_sama import TEXT_TOKEN, SamaConfig
-from .objects_sama import PreparedRegion
-from .prompts_sama import IMAGE_CONTEXT, POOLED_SLOT, SEG, SHAPE_SLOT, ParsedConversation, TurnText
+from .messages_sama import ParsedConversation
+from .objects_sama import PADDING_LABEL, PreparedRegion
+from .prompts_sama import IMAGE_CONTEXT, POOLED_SLOT, SEG, SHAPE_SLOT, RenderedText, TurnText
 from .video_sama import FrameChoice, SamaVideo
 
 
@@ -48,11 +51,10 @@ class TokenCounts:
 
 @dataclass(frozen=True)
 class WrittenConversation:
-    """A conversation as the language model reads it: its text, the `(start, end)` characters of its answers, its user
-    turns, what it was written from, and the frames of its video that are used."""
+    """A conversation as the language model reads it: its text, its user turns, what it was written from, and which
+    frames of its video are used."""
 
-    text: str
-    answer_spans: list[tuple[int, int]]
+    rendered: RenderedText
     turns: list[TurnText]
     parsed: ParsedConversation
     frames: FrameChoice | None
@@ -61,7 +63,7 @@ class WrittenConversation:
 @dataclass
 class ConversationInputs:
     """One conversation as lists and tensors, before it is batched. Rows count from 0 within the conversation; `frames`
-    are the frame numbers of the rows of `pixel_values`."""
+    are the frame numbers of the rows of `pixel_values`, `turns` the questions about the video."""
 
     input_ids: list[int]
     token_types: list[int]
@@ -69,7 +71,7 @@ class ConversationInputs:
     pixel_values: torch.Tensor | None = None
     num_context_frames: int = 0
     dense_rows: list[int] = field(default_factory=list)
-    questions: list[str] = field(default_factory=list)
+    turns: list[TurnText] = field(default_factory=list)
     regions: list[PreparedRegion] = field(default_factory=list)
     region_rows: list[int] = field(default_factory=list)
     frames: list[int] = field(default_factory=list)
@@ -132,18 +134,19 @@ def cut_tiles(image: Image.Image, size: int, max_tiles: int) -> list[Image.Image
     return tiles + [image] if len(tiles) > 1 else tiles
 
 
-def tokenize_text(tokenizer, text: str, answer_spans: Sequence[tuple[int, int]]) -> tuple[list[int], list[int]]:
+def tokenize_text(tokenizer, rendered: RenderedText) -> tuple[list[int], list[int]]:
     """Ids of a text, and for each of them 1 if it belongs to an answer and 0 elsewhere.
 
     Answers are tokenized apart from what surrounds them, as in the official training. So the tokens of a prompt do not
     depend on what follows, and a chat that keeps its key/value cache sees the same tokens.
     """
-    cuts = [0, *(position for span in answer_spans for position in span), len(text)]
+    text, spans = rendered.text, rendered.answer_spans
+    positions = {0, len(text), *rendered.cuts, *(position for span in spans for position in span)}
     ids, mask = [], []
-    for number, (start, end) in enumerate(zip(cuts, cuts[1:], strict=False)):
-        piece = tokenizer(text[start:end], add_special_tokens=False)["input_ids"] if start < end else []
+    for start, end in pairwise(sorted(positions)):
+        piece = tokenizer(text[start:end], add_special_tokens=False)["input_ids"]
         ids += piece
-        mask += [number % 2] * len(piece)
+        mask += [int(any(first <= start < last for first, last in spans))] * len(piece)
     return ids, mask
 
 
@@ -228,16 +231,15 @@ def one_for_each(name: str, values, number: int, default) -> list:
 
 def count_tokens(written: WrittenConversation, tokenizer, qformer_tokenizer, qformer_max_length: int) -> TokenCounts:
     """How long a conversation is, see [`TokenCounts`]."""
-    text, spans = written.text, written.answer_spans
-    ids, is_answer = tokenize_text(tokenizer, text, spans)
+    text, spans = written.rendered.text, written.rendered.answer_spans
+    ids, is_answer = tokenize_text(tokenizer, written.rendered)
     after_answers = []
     if spans and written.parsed.messages[-1].role == "assistant":
-        closing, _ = tokenize_text(tokenizer, text[spans[-1][1] :], [])
+        closing, _ = tokenize_text(tokenizer, RenderedText(text[spans[-1][1] :], [], []))
         ends = [end for end in range(1, len(ids) + 1) if is_answer[end - 1] and not (is_answer[end:] or [0])[0]]
         after_answers = [end + len(closing) for end in ends]
-    questions = [turn.question for turn in written.turns]
-    _, kept = tokenize_questions(questions, qformer_tokenizer, qformer_max_length)
-    cut = [question.count(POOLED_SLOT) - found for question, found in zip(questions, kept, strict=True)]
+    _, kept = tokenize_questions(written.turns, qformer_tokenizer, qformer_max_length)
+    cut = [turn.num_regions - found for turn, found in zip(written.turns, kept, strict=True)]
     return TokenCounts(len(ids), after_answers, cut)
 
 
@@ -281,26 +283,128 @@ def collate_frames(samples: Sequence[ConversationInputs]) -> dict:
     return {**data, "region_frames": torch.tensor(region_frames)} if region_frames else data
 
 
-def tokenize_questions(questions: Sequence[str], tokenizer, max_length: int) -> tuple:
+def tokenize_questions(turns: Sequence[TurnText], tokenizer, max_length: int) -> tuple:
     """The questions' tokens, cut on the left, and how many regions of each question they hold whole."""
-    tokens = tokenizer(list(questions), truncation=True, max_length=max_length, padding=True, return_tensors="pt")
+    tokens = tokenizer(
+        [turn.question for turn in turns],
+        is_split_into_words=True,  # each piece apart
+        truncation=True,
+        max_length=max_length,
+        padding=True,
+        return_tensors="pt",
+    )
     slots = [tokens["input_ids"] == tokenizer.convert_tokens_to_ids(tag) for tag in (POOLED_SLOT, SHAPE_SLOT)]
     return tokens, torch.stack([slot.sum(dim=1) for slot in slots]).amin(dim=0).tolist()
 
 
 def collate_questions(samples: Sequence[ConversationInputs], tokenizer, max_length: int) -> dict:
     """The Q-Former's questions, padded on the right, and the sample that each belongs to."""
-    questions = [question for sample in samples for question in sample.questions]
-    tokens, kept = tokenize_questions(questions, tokenizer, max_length)
-    for question, found in zip(questions, kept, strict=True):
-        if found != question.count(POOLED_SLOT):
+    turns = [turn for sample in samples for turn in sample.turns]
+    tokens, kept = tokenize_questions(turns, tokenizer, max_length)
+    for turn, found in zip(turns, kept, strict=True):
+        if found != turn.num_regions:
             raise ValueError(
-                f"A question with {question.count(POOLED_SLOT)} regions keeps only {found} of them in the "
+                f"A question with {turn.num_regions} regions keeps only {found} of them in the "
                 f"{max_length} tokens that the Q-Former reads, the last ones; shorten the text behind the regions."
             )
-    owners = [index for index, sample in enumerate(samples) for _ in sample.questions]
+    owners = [index for index, sample in enumerate(samples) for _ in sample.turns]
     return {
         "qformer_input_ids": tokens["input_ids"],
         "qformer_attention_mask": tokens["attention_mask"],
         "question_samples": torch.tensor(owners),
     }
+
+
+# ---- regions as tensors ---------------------------------------------------------------------------------------------
+
+
+def mask_tensors(
+    regions: Sequence[tuple[PreparedRegion, SamaVideo]], mask_size: int, grid_size: int, keep_small: bool
+) -> dict:
+    """
+    Masks of all regions at the two sizes that the model reads, both by nearest neighbour straight from the video's
+    size; zeros for those that SAM 2 still has to make from a prompt. Empty without regions.
+
+    Args:
+        regions (`list` of `(PreparedRegion, SamaVideo)`): All regions of the batch.
+        mask_size (`int`), grid_size (`int`): Sides of the two sizes.
+        keep_small (`bool`): A region between the sampled pixels vanishes in nearest neighbour, as it does in the
+            release. With `keep_small` it keeps every cell that it touches.
+
+    Returns:
+        `dict`: `region_masks` of shape `(num_regions, mask_size, mask_size)` and `region_grid_masks` of shape
+        `(num_regions, grid_size, grid_size)`, both float.
+    """
+    sizes = {"region_masks": mask_size, "region_grid_masks": grid_size} if regions else {}
+    return {
+        name: torch.stack([_resized(region.mask, size, keep_small) for region, _ in regions])
+        for name, size in sizes.items()
+    }
+
+
+def _resized(mask: np.ndarray | None, size: int, keep_small: bool) -> torch.Tensor:
+    if mask is None:
+        return torch.zeros(size, size)
+    pixels = torch.from_numpy(np.ascontiguousarray(mask)).float()[None, None]
+    resized = F.interpolate(pixels, size=(size, size), mode="nearest")
+    if keep_small and not resized.any():
+        resized = F.adaptive_max_pool2d(pixels, size)
+    return resized[0, 0]
+
+
+def prompt_tensors(regions: Sequence[tuple[PreparedRegion, SamaVideo]], sam_image_size: int) -> dict:
+    """
+    Boxes, points and scribbles, which SAM 2 turns into masks.
+
+    Args:
+        regions (`list` of `(PreparedRegion, SamaVideo)`): Regions in reading order; those with a mask are passed over.
+        sam_image_size (`int`): Side of SAM 2's square input.
+
+    Returns:
+        `dict`: Empty without prompts, else `region_prompt_indices` (rows of the regions), `region_prompt_points` of
+        shape `(num_prompts, num_points, 2)` and `region_prompt_labels` of shape `(num_prompts, num_points)`.
+    """
+    indices = [index for index, (region, _) in enumerate(regions) if region.mask is None]
+    if not indices:
+        return {}
+    prompts = [regions[index] for index in indices]
+    return {"region_prompt_indices": torch.tensor(indices), **_padded_points(prompts, sam_image_size)}
+
+
+def prompt_pixel_values(
+    regions: Sequence[tuple[PreparedRegion, SamaVideo]], sam_pixel_values: Callable[[np.ndarray], torch.Tensor]
+) -> dict:
+    """
+    SAM 2's inputs of the frames that boxes, points and scribbles are drawn on.
+
+    Args:
+        regions (`list` of `(PreparedRegion, SamaVideo)`): As for [`prompt_tensors`].
+        sam_pixel_values (callable): Makes a SAM 2 input of a frame.
+
+    Returns:
+        `dict`: Empty without prompts, else `region_prompt_pixel_values`, one row for each distinct frame, and
+        `region_prompt_frames`, the row of each prompt.
+    """
+    prompts = [(region, video) for region, video in regions if region.mask is None]
+    if not prompts:
+        return {}
+    # Two conversations may share one video; its frame is then encoded once.
+    frames = {(id(video), region.frame): video[region.frame] for region, video in prompts}
+    rows = {key: row for row, key in enumerate(frames)}
+    return {
+        "region_prompt_frames": torch.tensor([rows[id(video), region.frame] for region, video in prompts]),
+        "region_prompt_pixel_values": torch.stack([sam_pixel_values(frame) for frame in frames.values()]),
+    }
+
+
+def _padded_points(prompts: Sequence[tuple[PreparedRegion, SamaVideo]], sam_image_size: int) -> dict:
+    """Prompt points in the pixels of SAM 2's square input, padded to the longest prompt."""
+    length = max(len(region.prompt[0]) for region, _ in prompts)
+    points = torch.zeros(len(prompts), length, 2)
+    labels = torch.full((len(prompts), length), PADDING_LABEL, dtype=torch.long)
+    for row, (region, video) in enumerate(prompts):
+        drawn, kinds = region.prompt
+        scale = torch.tensor([sam_image_size / video.width, sam_image_size / video.height])
+        points[row, : len(drawn)] = torch.from_numpy(drawn) * scale
+        labels[row, : len(drawn)] = torch.tensor(kinds)
+    return {"region_prompt_points": points, "region_prompt_labels": labels}

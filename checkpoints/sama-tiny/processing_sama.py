@@ -31,23 +31,19 @@ from .encoding_sama import (
     common_prefix,
     count_tokens,
     cut_tiles,
+    mask_tensors,
     normalized_pixels,
     one_for_each,
     place_regions,
+    prompt_pixel_values,
+    prompt_tensors,
     tile_grid,
     token_types,
     tokenize_text,
     turns_with_placeholders,
 )
-from .objects_sama import (
-    GroundedPhrase,
-    MaskTrack,
-    PreparedRegion,
-    mask_tensors,
-    prepare_region,
-    prompt_pixel_values,
-    prompt_tensors,
-)
+from .messages_sama import ParsedConversation, is_batch, question_parts, read_conversation
+from .objects_sama import GroundedPhrase, MaskTrack, PreparedRegion, prepare_region
 from .prompts_sama import (
     ANSWER_TAGS,
     CHAT_TEMPLATES,
@@ -55,16 +51,14 @@ from .prompts_sama import (
     QFORMER_TAGS,
     TURN_FORMATS,
     Answer,
-    ParsedConversation,
+    TurnWriter,
     VisualText,
     check_turn_format,
     decode_answer,
     parse_answer,
-    question_parts,
-    read_conversation,
     render_messages,
-    render_user_turn,
     to_tagged_text,
+    unused_mark,
 )
 from .video_sama import FrameChoice, SamaVideo, choose_frames
 
@@ -203,8 +197,8 @@ class SamaProcessor(ProcessorMixin):
     def answer_suffix(self) -> str:
         """The end mark that the chat template puts behind an answer, such as `<|im_end|>`."""
         turn = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
-        text, spans = render_messages(turn, self.template, self.tokenizer.special_tokens_map, False)
-        return text[spans[0][0] + 1 : spans[0][1]] if spans else ""
+        rendered = render_messages(turn, self.template, self.tokenizer.special_tokens_map, False)
+        return rendered.text[slice(*rendered.answer_spans[0])][1:] if rendered.answer_spans else ""
 
     @property
     def stop_arguments(self) -> dict:
@@ -299,7 +293,7 @@ class SamaProcessor(ProcessorMixin):
         """
         if return_tensors != "pt":
             raise ValueError(f"SamaProcessor makes PyTorch tensors only, got return_tensors={return_tensors!r}.")
-        batched = bool(conversation) and isinstance(conversation[0], (list, tuple))
+        batched = is_batch(conversation)
         template = CHAT_TEMPLATES.get(chat_template or "", chat_template) or self.template
         if return_assistant_tokens_mask and "generation" not in template:
             raise ValueError("The chat template has no {% generation %} block, so the answers' tokens are not known.")
@@ -311,7 +305,8 @@ class SamaProcessor(ProcessorMixin):
             for parsed, name, choice in zip(conversations, formats, choices, strict=True)
         ]
         if not tokenize:
-            return [one.text for one in written] if batched else written[0].text
+            texts = [one.rendered.text for one in written]
+            return texts if batched else texts[0]
         batch = self._collate([self._encode(one) for one in written], return_assistant_tokens_mask)
         return batch if return_dict else batch["input_ids"]
 
@@ -346,7 +341,7 @@ class SamaProcessor(ProcessorMixin):
         turn.pixel_values = self._pixel_values(inputs, first=len(known_frames))
         turn.prompt_frames = [region.frame for region in inputs.regions if region.mask is None]
         shows = bool((types[known:] == DENSE_FRAME_TOKEN).any())
-        inputs.questions = [one.question for one in new]
+        inputs.turns = new
         turn.visual = {
             "num_context_frames": torch.tensor([inputs.num_context_frames]),
             "num_extra_frames": torch.tensor([len(turn.frames) - inputs.num_context_frames]),
@@ -378,34 +373,38 @@ class SamaProcessor(ProcessorMixin):
         video, turns, messages = parsed.video, [], []
         if video is not None and frames is None:
             frames = self.choose_frames(video)
-        visual, newlines = None, TURN_FORMATS[check_turn_format(turn_format)]
+        visual = None
         if video is not None and frames is not None:
             tiles = self._num_tiles(video) if video.is_image else 0
             counts = (tiles or len(frames.context), tiles or len(frames.dense))
             visual = VisualText(video.is_image, *counts, self.image_seq_length)
+        mark = unused_mark([piece for message in parsed.messages for piece in message.pieces if piece])
+        newlines = TURN_FORMATS[check_turn_format(turn_format)]
+        writer = TurnWriter(self.tokenizer, self.qformer_tokenizer, newlines, mark)
         for index, message in enumerate(parsed.messages):
             if message.role == "user":
                 shown = visual if parsed.visual_turn is not None and index >= parsed.visual_turn else None
-                turn = render_user_turn(message.pieces, shown, index == parsed.visual_turn, newlines)
+                turn = writer.user_turn(message.pieces, shown, index == parsed.visual_turn)
                 turns.append(turn)
                 messages.append({"role": "user", "content": turn.text})
             else:
-                messages.append({"role": message.role, "content": "".join(piece or "" for piece in message.pieces)})
-        text, spans = render_messages(messages, template, self.tokenizer.special_tokens_map, add_generation_prompt)
-        return WrittenConversation(text, spans, turns, parsed, frames)
+                messages.append({"role": message.role, "content": writer.text(message.pieces)})
+        special_tokens = self.tokenizer.special_tokens_map
+        rendered = render_messages(messages, template, special_tokens, add_generation_prompt, mark)
+        return WrittenConversation(rendered, turns, parsed, frames)
 
     def _encode(self, written: WrittenConversation) -> ConversationInputs:
         """Tokens, frames, questions and regions of a whole conversation."""
         inputs, parsed = self._encode_text(written), written.parsed
         if parsed.video is not None:
             before = sum(message.role == "user" for message in parsed.messages[: parsed.visual_turn])
-            inputs.questions = [turn.question for turn in written.turns[before:]]
+            inputs.turns = written.turns[before:]
             self._place_regions(inputs, parsed.regions)
             inputs.pixel_values = self._pixel_values(inputs)
         return inputs
 
     def _encode_text(self, written: WrittenConversation) -> ConversationInputs:
-        ids, mask = tokenize_text(self.tokenizer, written.text, written.answer_spans)
+        ids, mask = tokenize_text(self.tokenizer, written.rendered)
         if len(ids) > self.tokenizer.model_max_length:
             raise ValueError(
                 f"The conversation has {len(ids)} tokens, more than the {self.tokenizer.model_max_length} that the "
@@ -492,8 +491,9 @@ class SamaProcessor(ProcessorMixin):
         """
         if not isinstance(answer, str):
             answer = decode_answer([int(token) for token in answer], self.tokenizer)
-        for token in set(self.tokenizer.all_special_tokens) - set(ANSWER_TAGS):
-            answer = answer.replace(token, "")
+        else:
+            for token in set(self.tokenizer.all_special_tokens) - set(ANSWER_TAGS):
+                answer = answer.replace(token, "")
         return parse_answer(answer.strip().removesuffix(self.answer_suffix).strip(), tracks, scores)
 
 

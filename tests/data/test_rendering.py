@@ -270,7 +270,7 @@ def test_tags_of_the_data_are_ordinary_text(tag, role):
     processor = tiny_processor()
     sample = rendered(record_of([user(say["user"]), assistant(say["assistant"])]), processor=processor)
     plain = rendered(record_of([user("Why?"), assistant("So.")]), processor=processor)
-    assert f"a{tag[0]} {tag[1:]}b" in written(sample)
+    assert (f"a{tag[0]} {tag[1:]}b" if tag == "<region>" else f"a{tag}b") in written(sample)
     special = set(processor.tokenizer.all_special_ids)
     count = [
         sum(token in special for token in processor.apply_chat_template(s.messages)["input_ids"][0].tolist())

@@ -1,0 +1,246 @@
+"""Messages as users write them, read and checked: roles, content parts, and what each part shows or points at."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from .objects_sama import HasFrameMasks, HasMaskTrack, HasPrompts
+from .prompts_sama import REGION_WORD, split_tags, with_tags
+from .video_sama import SamaVideo
+
+
+CONTENT_TYPES = {
+    "system": ("text",),
+    "user": ("video", "image", "region", "text"),
+    "assistant": ("text", "grounded"),
+}
+PART_KEYS = {
+    "video": {"path", "url", "video"},
+    "image": {"path", "url", "image"},
+    "text": {"text"},
+    "grounded": {"text", "objects"},
+    "region": {"region", "frame", "time", "mask", "box", "points", "labels", "scribble"},
+}
+
+
+@dataclass
+class ParsedMessage:
+    """A message: its role and its texts in order. `None` stands for a region, [`Tags`] for tags of an answer."""
+
+    role: str
+    pieces: list[str | None] = field(default_factory=list)
+
+
+@dataclass
+class ParsedConversation:
+    """
+    A checked conversation.
+
+    Attributes:
+        messages (`list[ParsedMessage]`): The messages.
+        video ([`SamaVideo`], *optional*): What it is about.
+        visual_turn (`int`, *optional*): Index of the message that shows it.
+        regions (`list`): Everything pointed at, in reading order.
+    """
+
+    messages: list[ParsedMessage] = field(default_factory=list)
+    video: SamaVideo | None = None
+    visual_turn: int | None = None
+    regions: list = field(default_factory=list)
+
+
+def is_batch(conversation) -> bool:
+    """
+    Whether `conversation` is a list of conversations; `False` for the messages of one.
+
+    Raises:
+        ValueError: if it is not a list.
+    """
+    if not isinstance(conversation, (list, tuple)):
+        raise ValueError(
+            "A conversation must be a list of messages such as [{'role': 'user', 'content': ...}], "
+            f"got {type(conversation).__name__}."
+        )
+    return bool(conversation) and isinstance(conversation[0], (list, tuple))
+
+
+def read_conversation(messages: Sequence[Mapping]) -> ParsedConversation:
+    """
+    Read the messages of one conversation.
+
+    Args:
+        messages (`list[dict]`): Each with `role` and `content`. The content of an answer is either one string, in
+            which `<p>`, `</p>` and `[SEG]` are tags, or a list of `text` parts, which are words and nothing else, and
+            `grounded` parts. Text of a user or of the system is always words.
+
+    Raises:
+        ValueError: at the first thing that is wrong with them.
+    """
+    if not isinstance(messages, (list, tuple)):
+        raise ValueError(f"A conversation must be a list of messages, got {type(messages).__name__}.")
+    if not messages:
+        raise ValueError("A conversation needs at least 1 message, got 0.")
+    conversation = ParsedConversation()
+    for index, message in enumerate(messages):
+        _read_message(conversation, message, index)
+    return conversation
+
+
+def _read_message(conversation: ParsedConversation, message: Mapping, index: int) -> None:
+    if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
+        raise ValueError(f"Message {index} must be a dict with 'role' and 'content', got {shortened(message)}.")
+    role, content = message["role"], message["content"]
+    if not isinstance(role, str) or role not in CONTENT_TYPES:
+        raise ValueError(
+            f"Message {index} has the role {shortened(role)}, expected one of {', '.join(CONTENT_TYPES)}."
+        )
+    if not isinstance(content, (str, list, tuple)):
+        raise ValueError(
+            f"Message {index}: content must be a string or a list of parts, got {type(content).__name__}."
+        )
+    turn, where = ParsedMessage(role), f"message {index} ({role})"
+    conversation.messages.append(turn)
+    if isinstance(content, str) and role == "assistant":
+        turn.pieces += split_tags(check_text(content, where))
+        return
+    for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
+        kind = _part_type(part, role, index)
+        if kind == "text":
+            turn.pieces.append(_checked_text(part, role, where))
+        elif kind == "grounded":
+            turn.pieces += _grounded(part, where)
+        elif kind == "region":
+            if conversation.video is None:
+                raise ValueError(f"A region in {where} comes before the video or image that it lies in.")
+            conversation.regions.append(_read_region(part, where))
+            turn.pieces.append(None)
+        else:
+            _show(conversation, part, kind, where)
+            conversation.visual_turn = index
+    if role == "user" and not "".join(REGION_WORD if piece is None else piece for piece in turn.pieces).strip():
+        raise ValueError(f"Message {index} (user) asks nothing: it has neither text nor a region.")
+
+
+def _part_type(part: Mapping, role: str, index: int) -> str:
+    if not isinstance(part, Mapping) or "type" not in part:
+        raise ValueError(f"Message {index} has a content part that is not a dict with a 'type': {shortened(part)}.")
+    kind, allowed = part["type"], CONTENT_TYPES[role]
+    if not isinstance(kind, str) or kind not in allowed:
+        raise ValueError(
+            f"Message {index} ({role}) has a content part of type {shortened(kind)}, expected one of "
+            f"{', '.join(allowed)}."
+        )
+    unknown = sorted(str(key) for key in set(part) - PART_KEYS[kind] - {"type"})
+    if unknown:
+        raise ValueError(
+            f"A {kind} part of message {index} has unknown keys {', '.join(unknown)[:200]}; it takes "
+            f"{', '.join(sorted(PART_KEYS[kind]))}."
+        )
+    return kind
+
+
+def shortened(value) -> str:
+    """`repr` of a value for a message, at most 200 characters of it."""
+    try:
+        text = repr(value)
+    except ValueError:  # a whole number of more digits than Python prints
+        return type(value).__name__
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def check_text(text, where: str) -> str:
+    """
+    Return `text`, which is part of `where`.
+
+    Raises:
+        ValueError: if it is not a string, or not one that can be written as UTF-8 (it holds half of a surrogate pair).
+    """
+    if not isinstance(text, str):
+        raise ValueError(f"The text of {where} must be a string, got {type(text).__name__}.")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"The text of {where} is not valid Unicode: character {error.start} is the lone surrogate "
+            f"U+{ord(text[error.start]):04X}."
+        ) from None
+    return text
+
+
+def _require(part: Mapping, keys: Sequence[str], where: str) -> None:
+    missing = [key for key in keys if key not in part]
+    if missing:
+        raise ValueError(f"A {part['type']} part of {where} lacks {', '.join(missing)}.")
+
+
+def _checked_text(part: Mapping, role: str, where: str) -> str:
+    _require(part, ("text",), where)
+    text = check_text(part["text"], where)
+    if role == "user" and REGION_WORD in text:
+        raise ValueError(
+            f"The text of {where} has {text.count(REGION_WORD)} {REGION_WORD}; in messages a region is a content part "
+            "of type 'region'."
+        )
+    return text
+
+
+def _grounded(part: Mapping, where: str) -> list[str]:
+    _require(part, ("text", "objects"), where)
+    objects = part["objects"]
+    if not isinstance(objects, (list, tuple)):
+        raise ValueError(f"The objects of a grounded part of {where} must be a list, got {shortened(objects)}.")
+    return with_tags(check_text(part["text"], where), len(objects))
+
+
+def _read_region(part: Mapping, where: str):
+    """What the part points with; its fields are checked when the region is prepared."""
+    if "region" not in part:
+        return {key: value for key, value in part.items() if key != "type"}
+    others = sorted(set(part) - {"type", "region"})
+    if others:
+        raise ValueError(f"A region part of {where} gives both 'region' and {', '.join(others)}.")
+    return part["region"]
+
+
+def _show(conversation: ParsedConversation, part: Mapping, kind: str, where: str) -> None:
+    if conversation.video is not None:
+        raise ValueError(f"A second video or image comes in {where}; a conversation is about 1.")
+    sources = [part[key] for key in ("path", "url", kind) if key in part]
+    if len(sources) != 1:
+        raise ValueError(
+            f"A {kind} part of {where} takes exactly one of 'path', 'url' and {kind!r}, got {len(sources)} of them."
+        )
+    video = SamaVideo.open(sources[0])
+    if kind == "image" and not video.is_image:
+        raise ValueError(f"The image part of {where} holds a video of {len(video)} frames; use the type 'video'.")
+    conversation.video = video
+
+
+def question_parts(question: str, regions: Sequence = ()) -> list[dict]:
+    """
+    Content parts of a question such as "What is <region> doing?".
+
+    Args:
+        question (`str`): Text in which every `<region>` stands for the next of `regions`.
+        regions (sequence): What [`as_region`] takes, in reading order.
+
+    Raises:
+        ValueError: if the question is not a string, `regions` is not a list, or there are more or fewer regions than
+            `<region>` marks.
+    """
+    check_text(question, "the question")
+    if isinstance(regions, (str, Mapping, HasPrompts, HasMaskTrack, HasFrameMasks)):
+        raise ValueError(
+            f"`regions` must be a list with one region for each {REGION_WORD}, got one {type(regions).__name__}; "
+            "write regions=[...]."
+        )
+    regions = list(regions)
+    texts = question.split(REGION_WORD)
+    if len(texts) - 1 != len(regions):
+        raise ValueError(
+            f"The question has {len(texts) - 1} {REGION_WORD} but {len(regions)} regions were given; write "
+            f"{REGION_WORD} where the text speaks of one."
+        )
+    parts = [{"type": "text", "text": texts[0]}]
+    for region, text in zip(regions, texts[1:], strict=True):
+        parts += [{"type": "region", "region": region}, {"type": "text", "text": text}]
+    return [part for part in parts if part["type"] != "text" or part["text"]]
