@@ -126,6 +126,16 @@ class SamaVideo:
             frame = np.asarray(Image.fromarray(frame).resize((self.width, self.height), Image.Resampling.BICUBIC))
         return frame
 
+    def frame_at(self, seconds: float) -> int:
+        """The frame that a player shows `seconds` after the beginning; raises [`FrameIndexError`] behind the end."""
+        index = int(seconds * self.fps + 1e-6)
+        if not 0 <= index < len(self):
+            raise FrameIndexError(
+                f"There is no frame at {seconds:g} s: '{self.name}' lasts {len(self) / self.fps:g} s "
+                f"({len(self)} frames at {self.fps:g} a second)."
+            )
+        return index
+
     def frames(self, indices: Sequence[int]) -> list[np.ndarray]:
         """Several frames, each a `(height, width, 3)` uint8 array."""
         return [self[index] for index in indices]

@@ -11,7 +11,7 @@ from sama.data.files import write_text_atomically
 from sama.data.masks import to_rle
 from sama.drawing.regions import draw_region, label_masks
 from sama.drawing.sheets import caption_band, contact_sheet, stack_images
-from sama.objects_sama import Region
+from sama.objects_sama import Region, as_region
 from sama.overlay_sama import object_color, overlay_masks, prepare_output, write_video
 from sama.serving.session import ChatSession, ChatTurn
 from sama.video_sama import IMAGE_SUFFIXES
@@ -104,7 +104,7 @@ def draw_turn(session: ChatSession, turn: ChatTurn) -> Image.Image:
 def region_on_its_frame(session: ChatSession, region: dict) -> Region:
     """A region of a question on one frame; an object of an answer on the frame that the model looks at it on."""
     if "object" not in region:
-        return Region(**region)
+        return as_region(region).at_frames(session.chat.video)
     phrase = session.object(region["object"])
     frame = session.chat.processor.region_frame(phrase, session.chat.video)
     return Region(frame=frame, mask=phrase.track[frame])

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from sama.prompts_sama import REGION_WORD
+from sama.regions_sama import mask_array
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ def read_mask(path: str) -> np.ndarray:
     """
     try:
         with Image.open(path) as image:
-            return np.array(image if image.mode == "P" else image.convert("L")) > 0
+            return mask_array(image)
     except FileNotFoundError:
         raise FileNotFoundError(f'There is no mask file "{path}".') from None
     except OSError as error:

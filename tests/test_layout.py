@@ -39,7 +39,8 @@ REMOTE_CODE = {
     "prompts_sama": {"configuration_sama", "objects_sama"},
     "messages_sama": {"objects_sama", "prompts_sama", "video_sama"},
     "encoding_sama": {"configuration_sama", "messages_sama", "objects_sama", "prompts_sama", "video_sama"},
-    "objects_sama": {"video_sama"},
+    "objects_sama": {"regions_sama", "video_sama"},
+    "regions_sama": {"video_sama"},
     "video_sama": {"configuration_sama"},
     "overlay_sama": set(),
 }

@@ -56,7 +56,7 @@ def region(**prompt):
         (region(scribble=[(0, 0), (-1, 5)]), r"point \(-1, 5\) lies outside"),
         (region(), "takes exactly one of mask, box, points, scribble; got none"),
         (region(polygon=[]), "unknown keys polygon"),
-        ({"type": "region", "region": "the dog"}, "must be a Region, GroundedPhrase or MaskTrack, got str"),
+        ({"type": "region", "region": "the dog"}, "or an object of an earlier answer, got str"),
         ({"type": "region", "region": Region(box=(0, 0, 1, 1)), "frame": 3}, "gives both 'region' and frame"),
         ({"type": "audio", "path": "x"}, "type 'audio', expected one of video, image, region, text"),
         ({"type": "grounded", "text": "x", "objects": []}, "type 'grounded', expected one of"),

@@ -8,6 +8,15 @@ from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
 
+from .regions_sama import (
+    Region,
+    as_list,
+    checked_box,
+    checked_mask,
+    checked_points,
+    is_whole,
+    region_from_fields,
+)
 from .video_sama import FrameIndexError, SamaVideo
 
 
@@ -73,62 +82,6 @@ class MaskTrack:
         return {"size": [self.height, self.width], "counts": self._counts_at(index).tolist()}
 
 
-PROMPT_KINDS = ("mask", "box", "points", "scribble")
-
-
-@dataclass
-class Region:
-    """
-    Something pointed at in a video: exactly one of a mask, a box, points or a scribble, in pixels of the video.
-
-    Args:
-        frame (`int` or sequence of `int`): The frame the prompt is drawn on. Several frames take one prompt each.
-        mask (`np.ndarray`): Shape `(height, width)`; what is not zero belongs to the region.
-        box (`tuple`): `(x1, y1, x2, y2)`.
-        points (`list`): `[(x, y), ...]`, with `labels` 1 (belongs to it) or 0 (does not); all 1 by default.
-        labels (`list[int]`): One label a point.
-        scribble (`list`): A line through the points `[(x, y), ...]`.
-    """
-
-    frame: int | Sequence[int] = 0
-    mask: np.ndarray | None = None
-    box: Sequence | None = None
-    points: Sequence | None = None
-    labels: Sequence | None = None
-    scribble: Sequence | None = None
-
-    def __post_init__(self):
-        given = [name for name in PROMPT_KINDS if vars(self)[name] is not None]
-        if len(given) != 1:
-            found = f"{len(given)}: {', '.join(given)}" if given else "none"
-            raise ValueError(f"A region takes exactly one of {', '.join(PROMPT_KINDS)}; got {found}.")
-        if self.labels is not None and self.points is None:
-            raise ValueError(f"A region takes labels only with points, got labels with a {given[0]}.")
-        self.kind = given[0]
-        frames = [self.frame] if isinstance(self.frame, (int, np.integer, str, type(None))) else list(self.frame)
-        wrong = [frame for frame in frames if not isinstance(frame, (int, np.integer))]
-        if wrong:
-            raise ValueError(f"A region's frame must be a whole number or a list of them, got {wrong[0]!r}.")
-        if len(set(frames)) != len(frames):
-            raise ValueError(f"A region takes one prompt a frame, but its frames {frames} repeat.")
-
-    def per_frame(self) -> list["Region"]:
-        """The region as one single-frame region a frame."""
-        if np.ndim(self.frame) == 0:
-            return [self]
-        frames, prompts = list(cast(Sequence[int], self.frame)), vars(self)[self.kind]
-        labels = [None] * len(frames) if self.labels is None else self.labels
-        if not frames or not len(frames) == len(prompts) == len(labels):
-            raise ValueError(
-                f"A region over several frames takes one prompt a frame, got {len(frames)} frames, "
-                f"{len(prompts)} {self.kind} prompts and {len(labels)} lists of labels."
-            )
-        return [
-            Region(frame=int(frame), labels=label, **{self.kind: prompt})
-            for frame, prompt, label in zip(frames, prompts, labels, strict=True)
-        ]
-
-
 @dataclass
 class GroundedPhrase:
     """
@@ -179,6 +132,8 @@ class HasPrompts(Protocol):
 
     kind: str
 
+    def at_frames(self, video: SamaVideo) -> Region: ...
+
     def per_frame(self) -> list[Region]: ...
 
 
@@ -190,14 +145,17 @@ def as_region(value) -> Region | MaskTrack:
         value ([`Region`], `dict` of its fields, [`GroundedPhrase`] of an earlier answer, or [`MaskTrack`])
 
     Raises:
-        ValueError: for anything else, and for a phrase without masks.
+        ValueError: for anything else, for unknown fields, and for a phrase without masks.
     """
     if isinstance(value, Mapping):
-        return Region(**value)
+        return region_from_fields(value)
     if isinstance(value, HasPrompts | HasFrameMasks):
         return cast(Region | MaskTrack, value)
     if not isinstance(value, HasMaskTrack):
-        raise ValueError(f"A region must be a Region, GroundedPhrase or MaskTrack, got {type(value).__name__}.")
+        raise ValueError(
+            f"A region must be a dict such as {{'frame': 0, 'box': [x1, y1, x2, y2]}}, a Region, or an object of an "
+            f"earlier answer, got {type(value).__name__}."
+        )
     if value.track is None:
         raise ValueError(f"The phrase '{value.text}' has no masks and cannot be used as a region.")
     return value.track
@@ -251,7 +209,7 @@ def prepare_region(region, video: SamaVideo, dense_frames: Sequence[int], region
     region = as_region(region)
     if isinstance(region, HasFrameMasks):
         return _prepare_track(region, video, dense_frames, region_shape)
-    singles = region.per_frame()
+    singles = region.at_frames(video).per_frame()
     several = len(singles) > 1
     items = [
         _prepare_single(single, video, region_shape)
@@ -289,11 +247,11 @@ def _prepare_single(region: Region, video: SamaVideo, region_shape: str) -> Prep
     frame, prompt = cast(int, region.frame), vars(region)[region.kind]  # one of each: see `per_frame`
     video.check_frame(frame)
     if region.kind == "mask":
-        mask = _checked_mask(prompt, frame, video)
+        mask = checked_mask(prompt, frame, video)
         mask = _filled_box(_tight_box(mask), mask.shape) if region_shape == "box" else mask
         return PreparedRegion(frame=frame, area=float(mask.sum()), mask=mask)
     if region.kind == "box":
-        x1, y1, x2, y2 = box = _checked_box(prompt, video)
+        x1, y1, x2, y2 = box = checked_box(prompt, video)
         area = (x2 - x1) * (y2 - y1)
         if region_shape == "box":
             mask = _filled_box(box, (video.height, video.width))
@@ -301,63 +259,16 @@ def _prepare_single(region: Region, video: SamaVideo, region_shape: str) -> Prep
         corners = np.array([[x1, y1], [x2, y2]], dtype=np.float32)
         return PreparedRegion(frame=frame, area=area, points=corners, labels=BOX_LABELS)
     if region.kind == "scribble":
-        points = _spread_along(_checked_points(prompt, "scribble", video))
+        points = _spread_along(checked_points(prompt, "scribble", video))
         return PreparedRegion(frame=frame, area=0.0, points=points, labels=[1] * len(points))
-    points = _checked_points(prompt, "points", video)
-    labels = [1] * len(points) if region.labels is None else list(region.labels)
-    if len(labels) != len(points) or not set(labels) <= {0, 1} or 1 not in labels:
+    points = checked_points(prompt, "points", video)
+    labels = as_list([1] * len(points) if region.labels is None else region.labels)
+    is_label = [is_whole(label) and label in (0, 1) for label in labels]
+    if len(labels) != len(points) or not all(is_label) or 1 not in labels:
         raise ValueError(
             f"A region of {len(points)} points takes as many labels, each 1 or 0 and at least one 1; got {labels}."
         )
-    return PreparedRegion(frame=frame, area=0.0, points=points, labels=labels)
-
-
-def _checked_mask(mask, frame: int, video: SamaVideo) -> np.ndarray:
-    mask = np.asarray(mask) != 0
-    if mask.shape != (video.height, video.width):
-        raise ValueError(
-            f"The mask of the region on frame {frame} has shape {mask.shape}, the frames of '{video.name}' are "
-            f"{(video.height, video.width)}."
-        )
-    if not mask.any():
-        raise ValueError(f"The mask of the region on frame {frame} is empty.")
-    return mask
-
-
-def _checked_box(box: Sequence, video: SamaVideo) -> tuple[float, ...]:
-    numbers = _numbers(box)
-    if numbers is None or numbers.shape != (4,):
-        found = f"{box!r}" if numbers is None or numbers.ndim != 1 else f"{len(numbers)}: {box!r}"
-        raise ValueError(f"A box takes 4 numbers (x1, y1, x2, y2), got {found}.")
-    x1, y1, x2, y2 = values = tuple(numbers.tolist())
-    if not (0 <= x1 <= x2 <= video.width and 0 <= y1 <= y2 <= video.height):
-        raise ValueError(
-            f"The box {values} does not lie inside the {video.width}x{video.height} pixels of '{video.name}' "
-            "(expected 0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height)."
-        )
-    if x1 == x2 or y1 == y2:
-        raise ValueError(f"The box {values} has zero area.")
-    return values
-
-
-def _checked_points(points: Sequence, kind: str, video: SamaVideo) -> np.ndarray:
-    array = _numbers(points)
-    if array is None or array.ndim != 2 or array.shape[1] != 2 or len(array) == 0:
-        raise ValueError(f"A region's {kind} must be a list of (x, y) pairs, got {points!r}.")
-    for x, y in array.tolist():
-        if not (0 <= x < video.width and 0 <= y < video.height):
-            raise ValueError(
-                f"The point ({x:g}, {y:g}) lies outside the {video.width}x{video.height} pixels of '{video.name}'."
-            )
-    return array.astype(np.float32)
-
-
-def _numbers(values) -> np.ndarray | None:
-    """As an array, or `None` for what is not made of numbers in rows of equal length."""
-    try:
-        return np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError):
-        return None
+    return PreparedRegion(frame=frame, area=0.0, points=points, labels=[int(label) for label in labels])
 
 
 def _tight_box(mask: np.ndarray) -> tuple[float, ...]:

@@ -1,0 +1,299 @@
+"""Regions as users give them: the fields of a region, the forms of a mask, and the checks that every prompt lies in
+its video."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from PIL import Image
+
+from .video_sama import SamaVideo
+
+
+PROMPT_KINDS = ("mask", "box", "points", "scribble")
+REGION_FIELDS = ("frame", "time", *PROMPT_KINDS, "labels")
+# Names that other libraries use for a field
+SIMILAR_FIELDS = {"bbox": "box", "point": "points", "mask_input": "mask", "label": "labels", "line": "scribble"}
+# More points than anybody clicks; SAM 2 attends to each of them
+MAX_POINTS, MAX_LINE_POINTS = 1_000, 10_000
+# Run lengths of a larger mask are not decoded: no video has such frames
+MAX_MASK_PIXELS = 2**27
+
+
+@dataclass
+class Region:
+    """
+    Something pointed at in a video: exactly one of a mask, a box, points or a scribble, in pixels of the video.
+
+    Args:
+        frame (`int` or sequence of `int`): The frame the prompt is drawn on. Several frames take one prompt each.
+        mask: Shape `(height, width)`; what is not zero belongs to the region. An array, a PIL image, a tensor, or COCO
+            run lengths `{"size": [height, width], "counts": ...}`.
+        box (`tuple`): `(x1, y1, x2, y2)`.
+        points (`list`): `[(x, y), ...]`, with `labels` 1 (belongs to it) or 0 (does not); all 1 by default.
+        labels (`list[int]`): One label a point.
+        scribble (`list`): A line through the points `[(x, y), ...]`.
+        time (`float` or sequence of `float`): Instead of `frame`: seconds from the beginning of the video. The frame
+            is the one that a player shows at that time.
+
+    Raises:
+        ValueError: for fields that are missing, that contradict each other, or that are of a wrong type.
+    """
+
+    frame: int | Sequence[int] = 0
+    mask: Any = None
+    box: Sequence | None = None
+    points: Sequence | None = None
+    labels: Sequence | None = None
+    scribble: Sequence | None = None
+    time: float | Sequence[float] | None = None
+
+    def __post_init__(self):
+        given = [name for name in PROMPT_KINDS if vars(self)[name] is not None]
+        if len(given) != 1:
+            found = f"{len(given)}: {', '.join(given)}" if given else "none"
+            raise ValueError(f"A region takes exactly one of {', '.join(PROMPT_KINDS)}; got {found}.")
+        if self.labels is not None and self.points is None:
+            raise ValueError(f"A region takes labels only with points, got labels with a {given[0]}.")
+        self.kind = given[0]
+        if self.time is not None:
+            if not is_whole(self.frame) or self.frame != 0:
+                raise ValueError(
+                    f"A region takes either a frame or a time, got frame {self.frame!r} and {self.time!r} s."
+                )
+            for time in as_list(self.time):
+                if not is_number(time) or not 0 <= time < np.inf:
+                    raise ValueError(f"A region's time must be seconds from 0 on, or a list of them, got {time!r}.")
+        frames = as_list(self.frame)
+        wrong = [frame for frame in frames if not is_whole(frame)]
+        if wrong:
+            raise ValueError(f"A region's frame must be a whole number or a list of them, got {wrong[0]!r}.")
+        if len(set(frames)) != len(frames):
+            raise ValueError(f"A region takes one prompt a frame, but its frames {frames} repeat.")
+        if self.kind == "mask" and not self.on_several_frames:
+            self.mask = mask_array(self.mask)
+
+    @property
+    def on_several_frames(self) -> bool:
+        return np.ndim(self.frame if self.time is None else self.time) > 0
+
+    def at_frames(self, video: SamaVideo) -> "Region":
+        """The region with its frame instead of its time."""
+        if self.time is None:
+            return self
+        frames = [video.frame_at(time) for time in as_list(self.time)]
+        frame = frames if self.on_several_frames else frames[0]
+        return Region(frame=frame, labels=self.labels, **{self.kind: vars(self)[self.kind]})
+
+    def per_frame(self) -> list["Region"]:
+        """The region as one single-frame region a frame."""
+        if not self.on_several_frames:
+            return [self]
+        frames, prompts = list(cast(Sequence[int], self.frame)), vars(self)[self.kind]
+        labels = [None] * len(frames) if self.labels is None else self.labels
+        counts = [
+            len(values) if isinstance(values, (list, tuple, np.ndarray, torch.Tensor)) else 1
+            for values in (frames, prompts, labels)
+        ]
+        if not frames or len(set(counts)) != 1:
+            raise ValueError(
+                f"A region over several frames takes one prompt a frame, got {counts[0]} frames, "
+                f"{counts[1]} {self.kind} prompts and {counts[2]} lists of labels."
+            )
+        return [
+            Region(frame=int(frame), labels=label, **{self.kind: prompt})
+            for frame, prompt, label in zip(frames, prompts, labels, strict=True)
+        ]
+
+
+def as_list(value) -> list:
+    return list(value) if isinstance(value, (list, tuple, range, np.ndarray)) and np.ndim(value) else [value]
+
+
+def is_whole(value) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def is_number(value) -> bool:
+    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+
+
+def mask_array(mask) -> np.ndarray:
+    """
+    A mask in any of its forms as a bool array of shape `(height, width)`.
+
+    Args:
+        mask: An array or tensor of numbers, nested lists of them, a PIL image (of a palette, entry 0 does not belong
+            to the mask), or COCO run lengths, compressed or not.
+
+    Raises:
+        ValueError: for anything else, for NaN, and for run lengths that do not fill their size.
+    """
+    if isinstance(mask, Mapping):
+        return decode_rle(mask)
+    if isinstance(mask, Image.Image):
+        mask = mask if mask.mode in ("P", "1", "I", "F", "I;16") else mask.convert("L")
+    if isinstance(mask, torch.Tensor):
+        mask = mask.detach().cpu().float().numpy()
+    try:
+        array = np.asarray(mask)
+    except ValueError:
+        raise ValueError("The mask of a region has rows of different lengths.") from None
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"The mask of a region must be numbers, a picture or COCO run lengths, got {array.dtype}.")
+    if array.dtype.kind == "f" and np.isnan(array).any():
+        raise ValueError(f"The mask of a region is NaN in {int(np.isnan(array).sum())} of its {array.size} pixels.")
+    return array != 0
+
+
+def decode_rle(code: Mapping) -> np.ndarray:
+    """
+    COCO run lengths as a bool array of shape `(height, width)`.
+
+    Args:
+        code (`dict`): `size`, `[height, width]`, and `counts`: a list of whole numbers, or COCO's compressed text.
+
+    Raises:
+        ValueError: for fields of a wrong type, a size above 2^27 pixels, and counts that do not add up to the size.
+    """
+    size, counts = code.get("size"), code.get("counts")
+    if not isinstance(size, (list, tuple)) or len(size) != 2 or not all(is_whole(side) and side > 0 for side in size):
+        raise ValueError(f"Run lengths of a mask need a size [height, width] of whole numbers above 0, got {size!r}.")
+    height, width = int(size[0]), int(size[1])
+    if height * width > MAX_MASK_PIXELS:
+        raise ValueError(f"Run lengths of a {height} x {width} mask have more than {MAX_MASK_PIXELS} pixels.")
+    if isinstance(counts, (str, bytes)):
+        runs = _decompressed_counts(counts.encode() if isinstance(counts, str) else counts)
+    elif isinstance(counts, (list, tuple)) and all(is_whole(count) for count in counts):
+        runs = [int(count) for count in counts]
+    else:
+        raise ValueError("Run lengths of a mask need counts: a list of whole numbers, or COCO's compressed text.")
+    if min(runs, default=0) < 0 or sum(runs) != height * width:
+        raise ValueError(
+            f"The run lengths of a mask add up to {sum(runs)}, with {min(runs, default=0)} as the smallest, but its "
+            f"size {height} x {width} has {height * width} pixels."
+        )
+    flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
+    return flat.reshape(width, height).T
+
+
+def _decompressed_counts(text: bytes) -> list[int]:
+    """COCO's compressed counts: groups of 5 bits from character 48 on, the lowest first, bit 6 set where another group
+    follows; from the third count on, the difference to the count two places before."""
+    runs: list[int] = []
+    value = shift = 0
+    for character in text:
+        group = character - 48
+        if not 0 <= group < 64 or shift > 30:
+            raise ValueError("The compressed counts of a mask are damaged: they are not COCO run lengths.")
+        value |= (group & 31) << shift
+        shift += 5
+        if group & 32:
+            continue
+        if group & 16:  # the sign
+            value -= 1 << shift
+        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+        value = shift = 0
+    if shift:
+        raise ValueError("The compressed counts of a mask end in the middle of a number.")
+    return runs
+
+
+def region_from_fields(fields: Mapping) -> Region:
+    """The [`Region`] of a dict; raises `ValueError` for fields that it does not have."""
+    unknown = sorted(str(name)[:40] for name in fields if name not in REGION_FIELDS)
+    if "object" in unknown:
+        raise ValueError(
+            "A region gives an object by its number, which a `ChatSession` knows; otherwise give the object itself, "
+            "such as reply.objects[0]."
+        )
+    if unknown:
+        meant = [f"'{SIMILAR_FIELDS[name]}' instead of '{name}'" for name in unknown if name in SIMILAR_FIELDS]
+        hint = f" Write {' and '.join(meant)}." if meant else ""
+        raise ValueError(
+            f"A region has unknown fields {', '.join(unknown[:5])}; it takes {', '.join(REGION_FIELDS)}.{hint}"
+        )
+    return Region(**fields)
+
+
+# ---- prompts that lie in a video ------------------------------------------------------------------------------------
+
+
+def checked_mask(mask: np.ndarray, frame: int, video: SamaVideo) -> np.ndarray:
+    if mask.shape != (video.height, video.width):
+        raise ValueError(
+            f"The mask of the region on frame {frame} has shape {mask.shape}, the frames of '{video.name}' are "
+            f"{(video.height, video.width)}."
+        )
+    if not mask.any():
+        raise ValueError(f"The mask of the region on frame {frame} is empty.")
+    return mask
+
+
+def checked_box(box: Sequence, video: SamaVideo) -> tuple[float, ...]:
+    numbers = numbers_of(box, limit=4)
+    if numbers is None or numbers.shape != (4,):
+        found = f"{box!r}" if numbers is None or numbers.ndim != 1 else f"{len(numbers)}: {box!r}"
+        raise ValueError(f"A box takes 4 numbers (x1, y1, x2, y2), got {found[:200]}.")
+    values = tuple(numbers.tolist())
+    limits = (video.width, video.height, video.width, video.height)
+    # A detector's box may stick out by a fraction of a pixel
+    x1, y1, x2, y2 = inside = tuple(
+        min(max(value, 0.0), float(limit)) if -1 < value < limit + 1 else value
+        for value, limit in zip(values, limits, strict=True)
+    )
+    if not (0 <= x1 <= x2 <= video.width and 0 <= y1 <= y2 <= video.height):
+        raise ValueError(
+            f"The box {values} does not lie inside the {video.width}x{video.height} pixels of '{video.name}' "
+            "(expected 0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height)."
+        )
+    if x1 == x2 or y1 == y2:
+        raise ValueError(f"The box {values} has zero area.")
+    refuse_normalised("box", numbers, video)
+    return inside
+
+
+def checked_points(points: Sequence, kind: str, video: SamaVideo) -> np.ndarray:
+    limit = MAX_POINTS if kind == "points" else MAX_LINE_POINTS
+    if isinstance(points, (list, tuple, np.ndarray, torch.Tensor)) and len(points) > limit:
+        raise ValueError(f"A region takes at most {limit} {kind} coordinates, got {len(points)}.")
+    array = numbers_of(points, limit)
+    if array is None or array.ndim != 2 or array.shape[1] != 2 or len(array) == 0:
+        raise ValueError(f"A region's {kind} must be a list of (x, y) pairs, got {repr(points)[:200]}.")
+    for x, y in array.tolist():
+        if not (0 <= x < video.width and 0 <= y < video.height):
+            raise ValueError(
+                f"The point ({x:g}, {y:g}) lies outside the {video.width}x{video.height} pixels of '{video.name}'."
+            )
+    refuse_normalised(kind, array, video)
+    return array.astype(np.float32)
+
+
+def refuse_normalised(kind: str, numbers: np.ndarray, video: SamaVideo) -> None:
+    """Raises `ValueError` for fractions from 0 to 1: they would all point into the pixel at the top left."""
+    if (numbers <= 1).all() and (numbers % 1 != 0).any():
+        raise ValueError(
+            f"The {kind} {numbers.tolist()} looks normalised to 0..1; a region is in pixels, so multiply by the width "
+            f"{video.width} and the height {video.height} of '{video.name}'."
+        )
+
+
+def numbers_of(values, limit: int) -> np.ndarray | None:
+    """As an array, or `None` for what is not made of numbers in rows of equal length; text and truth values are no
+    numbers."""
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu().float().numpy()
+    if isinstance(values, np.ndarray):
+        return values.astype(np.float64) if values.dtype.kind in "iuf" else None
+    if not isinstance(values, (list, tuple)) or len(values) > limit:
+        return None
+    for value in values:
+        row = value if isinstance(value, (list, tuple, np.ndarray)) and np.ndim(value) == 1 else [value]
+        if len(row) > limit or not all(is_number(number) for number in row):
+            return None
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (OverflowError, ValueError):
+        return None
