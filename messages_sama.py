@@ -244,3 +244,60 @@ def question_parts(question: str, regions: Sequence = ()) -> list[dict]:
     for region, text in zip(regions, texts[1:], strict=True):
         parts += [{"type": "region", "region": region}, {"type": "text", "text": text}]
     return [part for part in parts if part["type"] != "text" or part["text"]]
+
+
+# Arguments of other processors that say what SamaProcessor does anyway
+HARMLESS_KEYWORDS: dict[str, tuple] = {
+    "padding": (True, "longest"),
+    "truncation": (None, False, "do_not_truncate"),
+    "padding_side": ("left",),
+    "return_tensors": ("pt",),
+    "add_special_tokens": (False,),
+    "tools": (None, []),
+    "documents": (None, []),
+    "audio": (None,),
+    "load_audio_from_video": (False,),
+    "do_sample_frames": (True,),
+}
+# And what to use instead of those that it does not have
+OTHER_KEYWORDS = {
+    "fps": "num_frames=, the most context frames",
+    "max_length": "fewer frames or turns; what is too long is refused and not cut",
+    "conversations": "messages",
+    "num_segments": "num_frames=",
+    "image_sizes": "the image itself",
+    "videos_kwargs": "num_frames=",
+    "images_kwargs": "the settings of the processor",
+    "text_kwargs": "the arguments themselves",
+}
+
+
+def read_keywords(keywords: Mapping) -> int | None:
+    """
+    The `num_frames` among arguments that other processors take.
+
+    Args:
+        keywords (`dict`): What was given besides the arguments that SamaProcessor has.
+
+    Returns:
+        `int`, *optional*: The most context frames, if they were given.
+
+    Raises:
+        ValueError: for an argument that means nothing here, with what to use instead.
+    """
+    keywords = {**keywords}
+    nested = keywords.pop("processor_kwargs", None) or {}
+    if not isinstance(nested, Mapping) or set(nested) & set(keywords):
+        raise ValueError(f"processor_kwargs must be a dict of arguments not given elsewhere, got {shortened(nested)}.")
+    keywords |= nested
+    num_frames = keywords.pop("num_frames", None)
+    if num_frames is not None and (isinstance(num_frames, bool) or not isinstance(num_frames, int) or num_frames < 1):
+        raise ValueError(f"num_frames must be a whole number from 1 on, got {shortened(num_frames)}.")
+    for name, value in keywords.items():
+        allowed = HARMLESS_KEYWORDS.get(name)
+        if allowed is None:
+            instead = f"; use {OTHER_KEYWORDS[name]}" if name in OTHER_KEYWORDS else ""
+            raise ValueError(f"SamaProcessor has no argument {name!r}{instead}.")
+        if not any(value is one or value == one for one in allowed):
+            raise ValueError(f"SamaProcessor supports only {name}={allowed[0]!r}, got {shortened(value)}.")
+    return num_frames

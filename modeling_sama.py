@@ -648,10 +648,11 @@ class SamaForConditionalGeneration(InternVLForConditionalGeneration):
 
     @torch.no_grad()
     def generate(self, inputs: torch.Tensor | None = None, **kwargs) -> SamaGenerateOutput | torch.LongTensor:
-        """The library's `generate`, greedy or sampled, with the states of the new [SEG] tokens.
+        """The library's `generate`, greedy or sampled.
 
         Returns:
-            [`SamaGenerateOutput`]; with `return_dict_in_generate=False` only the token ids, as elsewhere.
+            `torch.LongTensor`, the token ids; with `return_dict_in_generate=True` a [`SamaGenerateOutput`], which
+            holds the states of the new [SEG] tokens too.
 
         Raises:
             ValueError: for several sequences a prompt (beams, `num_return_sequences`): frames belong to one
@@ -666,7 +667,7 @@ class SamaForConditionalGeneration(InternVLForConditionalGeneration):
                 raise ValueError(
                     f"`{name}={value}` is not supported: SAMA generates one sequence for each conversation."
                 )
-        if not kwargs.setdefault("return_dict_in_generate", True):
+        if not kwargs.setdefault("return_dict_in_generate", bool(config.return_dict_in_generate)):
             return super().generate(inputs, **kwargs)
         input_ids = inputs if inputs is not None else kwargs.get("input_ids")
         if input_ids is None:

@@ -13,7 +13,7 @@ from sama.modeling_sama import SamaForConditionalGeneration
 from sama.processing_sama import SamaProcessor
 
 
-AUTO_CLASSES = ("AutoModel", "AutoModelForImageTextToText")
+AUTO_CLASSES = ("AutoModel", "AutoModelForImageTextToText", "AutoModelForMultimodalLM")
 DEFAULT_TEMPLATE = "qwen_chat"
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
 

@@ -9,7 +9,7 @@ for event in session.ask("What is <region> doing?", [{"frame": 10, "box": [40, 6
 
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,7 +17,7 @@ import numpy as np
 
 # Relative, so that the type checker finds them whatever the folder of the checkout is called
 from ..overlay_sama import Color, object_color
-from ..prompts_sama import ANSWER_TAGS
+from ..streaming_sama import AnswerStreamer
 
 
 # Events that wait for their reader. When it is slow, the model waits: masks of a long video do not pile up in memory.
@@ -220,7 +220,7 @@ class ChatSession:
     def _answer(self, channel: "_Channel", text: str, regions: tuple, masks: bool, generate_kwargs: dict) -> ChatTurn:
         references = tuple(self._by_number(region) for region in regions)
         first_number = len(self.objects) + 1
-        streamer = DeltaStreamer(self.chat.processor, channel.send)
+        streamer = AnswerStreamer(self.chat.processor, lambda text: channel.send(TextDelta(text) if text else None))
 
         def on_answer(reply) -> None:
             streamer.finish(reply.text)
@@ -337,65 +337,3 @@ class EventStream(Iterator):
 
     def __del__(self) -> None:
         self.close()
-
-
-# ---- text while it is generated -------------------------------------------------------------------------------------
-
-
-class DeltaStreamer:
-    """
-    A streamer for `generate` that sends the parsed text of an answer piece by piece.
-
-    After each token the answer so far is parsed, and what later tokens cannot change any more is sent. So tags are
-    never seen, and the pieces join to the text of the reply.
-
-    Args:
-        processor ([`SamaProcessor`])
-        send (`Callable`): takes a [`TextDelta`], or `None` where there is nothing to send but the answer may be
-            cancelled.
-    """
-
-    def __init__(self, processor, send: Callable[[TextDelta | None], None]):
-        self.processor, self.send = processor, send
-        self.tokens: list[int] | None = None  # until the prompt was seen
-        self.sent = ""
-        markers = {*ANSWER_TAGS, *processor.tokenizer.all_special_tokens, processor.answer_suffix.strip()}
-        self.beginnings = {marker[:end] for marker in markers for end in range(1, len(marker))}
-
-    def put(self, tokens) -> None:
-        """Takes the prompt first, then each new token, as tensors; called by `generate`."""
-        if self.tokens is None:
-            self.tokens = []
-            self.send(None)
-            return
-        self.tokens += tokens.flatten().tolist()
-        self._send_up_to(stable_prefix(self.processor.post_process_answer(self.tokens).text, self.beginnings))
-
-    def end(self) -> None:
-        """Called by `generate` when the answer is complete; what was held back is sent by [`finish`]."""
-
-    def finish(self, text: str) -> None:
-        """Sends the rest of the answer; raises `RuntimeError` if what was sent is no beginning of it."""
-        if not text.startswith(self.sent):
-            raise RuntimeError(f"The streamed text {self.sent!r} is not the beginning of the answer {text!r}.")
-        self._send_up_to(text)
-
-    def _send_up_to(self, text: str) -> None:
-        delta, self.sent = text[len(self.sent) :], max(self.sent, text, key=len)
-        self.send(TextDelta(delta) if delta else None)
-
-
-def stable_prefix(text: str, beginnings: set[str]) -> str:
-    """
-    The part of an unfinished answer that stays as it is, whatever follows. Held back are an incomplete character (it
-    decodes to U+FFFD), what may be the beginning of a tag or an end mark, and blanks at the end.
-
-    Args:
-        text (`str`): the parsed text of the tokens so far.
-        beginnings (`set[str]`): all proper prefixes of the tags and end marks.
-    """
-    longest = max(map(len, beginnings), default=0)
-    text = text.rstrip("\ufffd")
-    while held := next((n for n in range(min(longest, len(text)), 0, -1) if text[-n:] in beginnings), 0):
-        text = text[:-held]
-    return text.rstrip()

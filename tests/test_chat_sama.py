@@ -36,7 +36,7 @@ def one_shot(model, processor, clip, turns, **generate):
         if answer is not None:
             messages.append({"role": "assistant", "content": answer})
     inputs = processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")
-    output = model.generate(**inputs, **generate)
+    output = model.generate(**inputs, return_dict_in_generate=True, **generate)
     tracks, scores = model.start_chat(processor, video=clip).track_objects(output.seg_states[0])
     return processor.post_process_answer(output.sequences[0, inputs["input_ids"].shape[1] :], tracks, scores), output
 
@@ -227,7 +227,7 @@ def test_tokens_stream_through_the_librarys_streamer(loaded, clip):
     streamer = TextIteratorStreamer(processor.tokenizer, skip_prompt=True)
     chat = model.start_chat(processor, video=clip[:5])
     reply = chat.ask("Who?", streamer=streamer, **dictate(processor, "<p> A man </p> [SEG] rides."))
-    assert "".join(streamer) == reply.tagged_text
+    assert "".join(streamer) == reply.text == "A man rides."
 
 
 def test_an_image_and_text_alone(loaded, clip):
@@ -271,12 +271,12 @@ def test_a_batch_of_different_conversations_answers_as_each_alone(loaded, clip):
     answer = "<p> A </p> [SEG]."
     with torch.no_grad():
         batched = model(**together, logits_to_keep=1).logits[:, -1]
-    states = model.generate(**together, **dictate(processor, answer)).seg_states
+    states = model.generate(**together, return_dict_in_generate=True, **dictate(processor, answer)).seg_states
     for row, state, conversation in zip(batched, states, conversations, strict=True):
         alone = processor.apply_chat_template(conversation, tokenize=True, return_dict=True, return_tensors="pt")
         with torch.no_grad():
             torch.testing.assert_close(row, model(**alone, logits_to_keep=1).logits[0, -1], atol=2e-4, rtol=1e-3)
-        expected = model.generate(**alone, **dictate(processor, answer)).seg_states[0]
+        expected = model.generate(**alone, return_dict_in_generate=True, **dictate(processor, answer)).seg_states[0]
         torch.testing.assert_close(state, expected, atol=2e-4, rtol=1e-3)
 
 

@@ -34,8 +34,10 @@ REMOTE_CODE = {
         "modeling_sama_tracker",
         "versions_sama",
     },
-    "chat_sama": {"configuration_sama", "modeling_sama_tracker", "objects_sama", "overlay_sama", "video_sama"},
-    "processing_sama": CONVERSATION | {"encoding_sama", "messages_sama", "versions_sama"},
+    "chat_sama": CONVERSATION - {"prompts_sama"} | {"modeling_sama_tracker", "overlay_sama", "streaming_sama"},
+    "streaming_sama": {"prompts_sama"},
+    "processing_sama": CONVERSATION | {"encoding_sama", "messages_sama", "rendered_text_sama", "versions_sama"},
+    "rendered_text_sama": {"configuration_sama", "prompts_sama"},
     "prompts_sama": {"configuration_sama", "objects_sama"},
     "messages_sama": {"objects_sama", "prompts_sama", "video_sama"},
     "encoding_sama": {"configuration_sama", "messages_sama", "objects_sama", "prompts_sama", "video_sama"},
@@ -73,7 +75,7 @@ REMOTE_LIBRARIES = {"torch", "numpy", "PIL", "transformers"} | set(sys.stdlib_mo
 OPTIONAL_LIBRARIES = {"decord", "av"}  # inside try only
 
 MAX_FUNCTION, MAX_FILE, MAX_PARAMETERS = 80, 500, 8
-LONGER_FILES = {"modeling_sama.py": 900}
+LONGER_FILES = {"modeling_sama.py": 900, "processing_sama.py": 620}
 SETTINGS_CLASSES = ("Config", "Processor")  # what their __init__ takes is what save_pretrained writes
 
 # (file, code) -> why probing is right there

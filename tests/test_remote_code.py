@@ -36,7 +36,7 @@ again = AutoModel.from_pretrained(sys.argv[2], trust_remote_code=True, dtype="au
 same = all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
 AutoProcessor.from_pretrained(sys.argv[2], trust_remote_code=True)
 assert not any(name == "sama" or name.startswith("sama.") for name in sys.modules)
-print(json.dumps([classes, str(model.dtype), output.sequences.shape[1] - inputs["input_ids"].shape[1], same]))
+print(json.dumps([classes, str(model.dtype), output.shape[1] - inputs["input_ids"].shape[1], same]))
 """
 
 

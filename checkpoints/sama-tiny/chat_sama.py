@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, TextStreamer
 
 from .configuration_sama import CONTEXT_TOKEN
 from .modeling_sama_tracker import FrameFeatures
 from .objects_sama import GroundedPhrase, MaskTrack, Region
 from .overlay_sama import overlay_masks, write_video
+from .streaming_sama import LibraryTextStreamer
 from .video_sama import SamaVideo
 
 
@@ -134,6 +135,12 @@ class SamaChat:
     def messages(self) -> list[dict]:
         return list(self.state.messages)
 
+    def __reduce_ex__(self, protocol):
+        raise TypeError(
+            "A chat cannot be copied or pickled: it holds the model, its key/value cache and a folder of features. "
+            "Keep `chat.messages`, or start another chat with `model.start_chat(processor, video=...)`."
+        )
+
     def ask(
         self,
         text: str,
@@ -152,7 +159,8 @@ class SamaChat:
             text (`str`): the question; every `<region>` in it stands for the next of `regions`.
             regions (*optional*): what the question points at, on any frame; objects of earlier answers too.
             max_new_tokens (`int`, defaults to 512)
-            streamer (*optional*): a transformers streamer, as for `generate`.
+            streamer (*optional*): a transformers streamer, as for `generate`; text streamers get the text of the
+                reply, without tags.
             progress (`Callable`, *optional*): wraps the iterable over tracked frames, as `tqdm` does.
             masks (`bool`, defaults to `True`): whether the objects of the answer are found in the video.
             on_answer (`Callable`, *optional*): called with the reply when its text is complete, before its objects are
@@ -167,6 +175,8 @@ class SamaChat:
                 video, or if the conversation is longer than the model can read.
         """
         before = self.state
+        if isinstance(streamer, TextStreamer):
+            streamer = LibraryTextStreamer(self.processor, streamer)
         try:
             generate_kwargs |= {"streamer": streamer, "max_new_tokens": max_new_tokens}
             tracking = {"progress": progress, "on_frame": on_frame}
@@ -220,6 +230,9 @@ class SamaChat:
         )
         new_tokens = output.sequences[0, input_ids.shape[1] :]
         num_read = input_ids.shape[1] - turn.num_known_tokens
+        streamer = generate_kwargs.get("streamer")
+        if isinstance(streamer, LibraryTextStreamer):
+            streamer.finish(self.reply(new_tokens, num_read).text)
         if on_answer is not None:
             on_answer(self.reply(new_tokens, num_read))
         tracks, scores = (None, None)

@@ -14,7 +14,7 @@ from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optim
 from .configuration_sama import TEXT_TOKEN, SamaConfig
 from .messages_sama import ParsedConversation
 from .objects_sama import PADDING_LABEL, PreparedRegion
-from .prompts_sama import IMAGE_CONTEXT, POOLED_SLOT, SEG, SHAPE_SLOT, RenderedText, TurnText
+from .prompts_sama import IMAGE_CONTEXT, POOLED_SLOT, SEG, SHAPE_SLOT, RenderedText, TurnText, TurnWriter, VisualText
 from .video_sama import FrameChoice, SamaVideo
 
 
@@ -148,6 +148,21 @@ def tokenize_text(tokenizer, rendered: RenderedText) -> tuple[list[int], list[in
         ids += piece
         mask += [int(any(first <= start < last for first, last in spans))] * len(piece)
     return ids, mask
+
+
+def write_messages(
+    parsed: ParsedConversation, writer: TurnWriter, visual: VisualText | None
+) -> tuple[list[dict], list[TurnText]]:
+    """The messages of a conversation with their content as the chat template takes it, and its user turns."""
+    messages, turns = [], []
+    for index, message in enumerate(parsed.messages):
+        if message.role == "user":
+            shown = visual if parsed.visual_turn is not None and index >= parsed.visual_turn else None
+            turns.append(writer.user_turn(message.pieces, shown, index == parsed.visual_turn))
+            messages.append({"role": "user", "content": turns[-1].text})
+        else:
+            messages.append({"role": message.role, "content": writer.text(message.pieces)})
+    return messages, turns
 
 
 def turns_with_placeholders(turns: Sequence[TurnText], number: int) -> list[TurnText]:

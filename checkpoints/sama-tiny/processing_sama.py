@@ -6,6 +6,7 @@ from .versions_sama import TRANSFORMERS  # noqa: F401  # isort: skip
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ from PIL import Image
 from torch.nn import functional as F
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+from transformers.utils import logging
 
 from .configuration_sama import DENSE_FRAME_TOKEN, SHARED_SETTINGS, TEXT_TOKEN, SamaConfig
 from .encoding_sama import (
@@ -41,8 +43,9 @@ from .encoding_sama import (
     token_types,
     tokenize_text,
     turns_with_placeholders,
+    write_messages,
 )
-from .messages_sama import ParsedConversation, is_batch, question_parts, read_conversation
+from .messages_sama import ParsedConversation, is_batch, question_parts, read_conversation, read_keywords
 from .objects_sama import GroundedPhrase, MaskTrack, PreparedRegion, prepare_region
 from .prompts_sama import (
     ANSWER_TAGS,
@@ -55,12 +58,17 @@ from .prompts_sama import (
     VisualText,
     check_turn_format,
     decode_answer,
+    open_answer,
     parse_answer,
     render_messages,
     to_tagged_text,
     unused_mark,
 )
+from .rendered_text_sama import TextReader, each_one, placeholder_kinds
 from .video_sama import FrameChoice, SamaVideo, choose_frames
+
+
+logger = logging.get_logger(__name__)
 
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -128,6 +136,7 @@ class SamaProcessor(ProcessorMixin):
         qformer_tokenizer.truncation_side, qformer_tokenizer.padding_side = "left", "right"
         template: Any = chat_template or tokenizer.chat_template or "qwen_chat"
         template = CHAT_TEMPLATES.get(template, template)
+        self._text_reader = TextReader(template, tokenizer.special_tokens_map)
         super().__init__(image_processor, tokenizer, qformer_tokenizer, chat_template=template)
 
     @classmethod
@@ -213,9 +222,10 @@ class SamaProcessor(ProcessorMixin):
 
     open_video = staticmethod(SamaVideo.open)
 
-    def choose_frames(self, video: SamaVideo) -> FrameChoice:
+    def choose_frames(self, video: SamaVideo, max_context_frames: int | None = None) -> FrameChoice:
         """Context, dense and prompted frames of a video, as this processor's settings choose them."""
-        return choose_frames(len(video), self.preset, self.max_context_frames, self.num_dense_frames)
+        most = self.max_context_frames if max_context_frames is None else max_context_frames
+        return choose_frames(len(video), self.preset, most, self.num_dense_frames)
 
     def region_frame(self, region, video: SamaVideo) -> int:
         """The frame that is used for a region, whatever kind it is of: see [`prepare_region`]."""
@@ -255,9 +265,67 @@ class SamaProcessor(ProcessorMixin):
 
     # Conversations to tensors
 
-    def __call__(self, messages: list, **kwargs) -> Any:
-        """Same as [`apply_chat_template`]."""
-        return self.apply_chat_template(messages, **kwargs)
+    def __call__(
+        self,
+        messages: list | None = None,
+        text: str | Sequence[str] | None = None,
+        images=None,
+        videos=None,
+        regions: Sequence = (),
+        **kwargs,
+    ) -> Any:
+        """
+        Model inputs of messages, or of text and what it is about.
+
+        Args:
+            messages (`list`, *optional*): As [`apply_chat_template`] takes them, with its other arguments.
+            text (`str` or `list[str]`, *optional*): Instead of messages: what `apply_chat_template(messages,
+                tokenize=False)` wrote, whose control tokens are control tokens; or a question, whose `<region>` marks
+                stand for `regions` and which becomes one user turn.
+            images, videos (*optional*): What the text is about: for one text a single image or video, alone or in a
+                list of one; for a list of texts a list with one for each, or `None`.
+            regions (`list`): What the text points at; for a list of texts a list of lists.
+            kwargs: As in [`apply_chat_template`]; with `text` only those that other processors take too.
+
+        Raises:
+            ValueError: for both messages and text, and where text and video do not fit.
+        """
+        if (messages is None) == (text is None):
+            raise ValueError("SamaProcessor takes either messages or text=, got " + ("both." if text else "neither."))
+        if messages is not None:
+            if images is not None or videos is not None or len(regions):
+                raise ValueError("With messages, images, videos and regions are content parts of the messages.")
+            return self.apply_chat_template(messages, **kwargs)
+        num_frames = read_keywords(kwargs)
+        number = None if isinstance(text, str) else len(cast(Sequence, text))
+        texts = [text] if isinstance(text, str) else list(cast(Sequence, text))
+        shown = zip(each_one("images", images, number), each_one("videos", videos, number), strict=True)
+        pointed = [regions] if number is None else (regions or [()] * len(texts))
+        if len(pointed) != len(texts):
+            raise ValueError(f"{len(pointed)} lists of regions were given for {len(texts)} texts.")
+        samples = [
+            self._encode_text_call(one, image, video, own_regions, num_frames)
+            for one, (image, video), own_regions in zip(texts, shown, pointed, strict=True)
+        ]
+        return self._collate(samples, assistant_masks=False)
+
+    def _encode_text_call(self, text: str, image, video, regions: Sequence, num_frames: int | None):
+        """One conversation of a call with text."""
+        rendered = self._text_reader.wrote(text)
+        shown = [{"type": kind, kind: it} for kind, it in (("image", image), ("video", video)) if it is not None]
+        asked = [{"type": "text", "text": text}] if rendered else question_parts(text, regions)
+        parsed = read_conversation([{"role": "user", "content": [*shown, *asked]}])
+        frames = None if parsed.video is None else self.choose_frames(parsed.video, num_frames)
+        if not rendered:
+            return self._encode(self._write(parsed, self.template, True, self.turn_format, frames))
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        types = token_types(ids, self.image_token_id, placeholder_kinds(text))
+        inputs = ConversationInputs(ids, types, [0] * len(ids), video=parsed.video, frame_choice=frames)
+        inputs.turns = self._text_reader.questions(text, self._visual_text(parsed.video, frames))
+        if parsed.video is not None:
+            self._place_regions(inputs, regions)
+            inputs.pixel_values = self._pixel_values(inputs)
+        return inputs
 
     def apply_chat_template(
         self,
@@ -270,6 +338,8 @@ class SamaProcessor(ProcessorMixin):
         return_assistant_tokens_mask: bool = False,
         turn_format: str | Sequence[str] | None = None,
         frames: FrameChoice | Sequence[FrameChoice | None] | None = None,
+        continue_final_message: bool = False,
+        **kwargs,
     ):
         """
         Turn one conversation, or a list of them, into model inputs.
@@ -287,10 +357,16 @@ class SamaProcessor(ProcessorMixin):
                 for each conversation.
             frames ([`FrameChoice`] or `list`, *optional*): Which frames of the video are used, instead of
                 [`choose_frames`]; a list has one for each conversation, `None` for the default.
+            continue_final_message (`bool`): Leave the last answer open, without its end mark, so that `generate` goes
+                on with it.
+            kwargs: Of the arguments that other processors take: `num_frames`, the most context frames of a video;
+                `padding=True`; `processor_kwargs`, a dict of further ones.
 
         Raises:
-            ValueError: for messages that are wrong, and for a conversation that is longer than the model can read.
+            ValueError: for messages that are wrong, for a conversation that is longer than the model can read, and for
+                arguments that SAMA does not have.
         """
+        num_frames = read_keywords(kwargs)
         if return_tensors != "pt":
             raise ValueError(f"SamaProcessor makes PyTorch tensors only, got return_tensors={return_tensors!r}.")
         batched = is_batch(conversation)
@@ -300,10 +376,22 @@ class SamaProcessor(ProcessorMixin):
         conversations = [read_conversation(messages) for messages in (conversation if batched else [conversation])]
         formats = one_for_each("turn formats", turn_format, len(conversations), self.turn_format)
         choices = one_for_each("frame choices", frames, len(conversations), None)
+        if num_frames is not None:
+            if frames is not None:
+                raise ValueError(f"Either `frames` or num_frames={num_frames} chooses the frames, got both.")
+            videos = [one.video for one in conversations]
+            choices = [None if video is None else self.choose_frames(video, num_frames) for video in videos]
         written = [
             self._write(parsed, template, add_generation_prompt, name, choice)
             for parsed, name, choice in zip(conversations, formats, choices, strict=True)
         ]
+        if continue_final_message:
+            written = [replace(one, rendered=open_answer(one.rendered, self.answer_suffix)) for one in written]
+        elif tokenize and not add_generation_prompt and any(one.parsed.messages[-1].role == "user" for one in written):
+            logger.warning_once(
+                "A conversation ends with a question and add_generation_prompt=False: no answer is opened, so "
+                "`generate` would go on with the question."
+            )
         if not tokenize:
             texts = [one.rendered.text for one in written]
             return texts if batched else texts[0]
@@ -361,6 +449,13 @@ class SamaProcessor(ProcessorMixin):
         written = self._write(read_conversation(conversation), self.template, False, name, frames)
         return count_tokens(written, self.tokenizer, self.qformer_tokenizer, self.qformer_max_length)
 
+    def _visual_text(self, video: SamaVideo | None, frames: FrameChoice | None) -> VisualText | None:
+        if video is None or frames is None:
+            return None
+        tiles = self._num_tiles(video) if video.is_image else 0
+        counts = (tiles or len(frames.context), tiles or len(frames.dense))
+        return VisualText(video.is_image, *counts, self.image_seq_length)
+
     def _write(
         self,
         parsed: ParsedConversation,
@@ -370,27 +465,17 @@ class SamaProcessor(ProcessorMixin):
         frames: FrameChoice | None,
     ) -> WrittenConversation:
         """The text of a conversation, in which placeholders stand for frames, context and regions."""
-        video, turns, messages = parsed.video, [], []
-        if video is not None and frames is None:
-            frames = self.choose_frames(video)
-        visual = None
-        if video is not None and frames is not None:
-            tiles = self._num_tiles(video) if video.is_image else 0
-            counts = (tiles or len(frames.context), tiles or len(frames.dense))
-            visual = VisualText(video.is_image, *counts, self.image_seq_length)
-        mark = unused_mark([piece for message in parsed.messages for piece in message.pieces if piece])
-        newlines = TURN_FORMATS[check_turn_format(turn_format)]
-        writer = TurnWriter(self.tokenizer, self.qformer_tokenizer, newlines, mark)
-        for index, message in enumerate(parsed.messages):
-            if message.role == "user":
-                shown = visual if parsed.visual_turn is not None and index >= parsed.visual_turn else None
-                turn = writer.user_turn(message.pieces, shown, index == parsed.visual_turn)
-                turns.append(turn)
-                messages.append({"role": "user", "content": turn.text})
-            else:
-                messages.append({"role": message.role, "content": writer.text(message.pieces)})
+        if parsed.video is not None and frames is None:
+            frames = self.choose_frames(parsed.video)
+        writer = TurnWriter(
+            self.tokenizer,
+            self.qformer_tokenizer,
+            TURN_FORMATS[check_turn_format(turn_format)],
+            unused_mark([piece for message in parsed.messages for piece in message.pieces if piece]),
+        )
+        messages, turns = write_messages(parsed, writer, self._visual_text(parsed.video, frames))
         special_tokens = self.tokenizer.special_tokens_map
-        rendered = render_messages(messages, template, special_tokens, add_generation_prompt, mark)
+        rendered = render_messages(messages, template, special_tokens, add_generation_prompt, writer.mark)
         return WrittenConversation(rendered, turns, parsed, frames)
 
     def _encode(self, written: WrittenConversation) -> ConversationInputs:
@@ -450,6 +535,18 @@ class SamaProcessor(ProcessorMixin):
         return BatchFeature(data)
 
     # Questions and answers
+
+    def decode(self, *args, **kwargs) -> str:
+        """As the tokenizer; with `skip_special_tokens=True` the text of [`post_process_answer`], in which the tags
+        leave no doubled blanks."""
+        if not kwargs.get("skip_special_tokens"):
+            return self.tokenizer.decode(*args, **kwargs)
+        ids = args[0] if args else kwargs["token_ids"]
+        return self.post_process_answer(np.atleast_1d(np.asarray(ids)).tolist()).text
+
+    def batch_decode(self, sequences, **kwargs) -> list[str]:
+        """[`decode`] for each of several sequences."""
+        return [self.decode(sequence, **kwargs) for sequence in sequences]
 
     def question_parts(self, question: str, regions: Sequence = ()) -> list[dict]:
         """Content parts of a question in which every `<region>` stands for the next of `regions`."""

@@ -248,6 +248,23 @@ def render_messages(
     return RenderedText(marked.replace(mark, ""), spans, cuts)
 
 
+def open_answer(rendered: RenderedText, answer_suffix: str) -> RenderedText:
+    """
+    The text up to the words of its last answer, so that the model goes on with them.
+
+    Raises:
+        ValueError: if the conversation does not end with an answer that the template marks.
+    """
+    if not rendered.answer_spans or rendered.text[rendered.answer_spans[-1][1] :].strip():
+        raise ValueError(
+            "continue_final_message=True needs a conversation that ends with an answer, and a chat template whose "
+            "{% generation %} block marks it."
+        )
+    start, end = rendered.answer_spans[-1]
+    end -= len(answer_suffix)
+    return RenderedText(rendered.text[:end], [*rendered.answer_spans[:-1], (start, end)], rendered.cuts)
+
+
 @dataclass(frozen=True)
 class VisualText:
     """

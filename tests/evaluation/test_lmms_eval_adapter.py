@@ -160,8 +160,8 @@ def test_the_answer_is_the_one_of_the_model(ask, model):
     messages = [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": "A dog?"}]}]
     inputs = model.processor(messages)
     with torch.no_grad():
-        output = model.model.generate(**inputs, max_new_tokens=6, do_sample=False)
-    expected = model.processor.post_process_answer(output.sequences[0, inputs["input_ids"].shape[1] :]).text
+        sequences = model.model.generate(**inputs, max_new_tokens=6, do_sample=False)
+    expected = model.processor.post_process_answer(sequences[0, inputs["input_ids"].shape[1] :]).text
     assert ask(("<image> A dog?", [image], {})) == [expected.strip()] != [""]
     stop = expected.strip()[1]
     assert ask(("A dog?", [image], {"until": [stop]})) == [expected.strip().split(stop)[0].strip()]

@@ -176,7 +176,9 @@ def check_conversation(golden: Golden, name: str) -> Iterator[Finding]:
         recorded = tensors[f"logits_{name}"]
         logits = golden.model(**inputs, logits_to_keep=recorded.shape[1]).logits
         yield compare(f"logits_{name}", logits, recorded)
-    output = golden.model.generate(**inputs, max_new_tokens=golden.facts["max_new_tokens"], do_sample=False)
+    output = golden.model.generate(
+        **inputs, max_new_tokens=golden.facts["max_new_tokens"], do_sample=False, return_dict_in_generate=True
+    )
     answer, recorded = output.sequences[:, inputs["input_ids"].shape[1] :], tensors[f"sequence_{name}"]
     same = answer.shape == recorded.shape and bool((answer == recorded).all())
     yield Finding(f"sequence_{name}", float(not same), 0.0, same, "" if same else f"ours {answer.tolist()}")

@@ -12,13 +12,12 @@ from sama.serving.session import (
     AnswerText,
     Cancelled,
     ChatSession,
-    DeltaStreamer,
     Done,
     Failed,
     MaskFrame,
     TextDelta,
-    stable_prefix,
 )
+from sama.streaming_sama import AnswerStreamer, stable_prefix
 from sama.toy_world.world import ToyWorld
 
 
@@ -111,7 +110,7 @@ def test_text_without_a_video(loaded, say):
 
 def streamed(processor, tokens):
     pieces = []
-    streamer = DeltaStreamer(processor, lambda event: event and pieces.append(event.text))
+    streamer = AnswerStreamer(processor, pieces.append)
     streamer.put(np.zeros((1, 3), dtype=int))  # the prompt
     for token in tokens:
         streamer.put(np.array([token]))
