@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import InternVLForConditionalGeneration, InternVLModel
+from transformers import InternVLForConditionalGeneration, InternVLModel, ProcessorMixin
 from transformers.cache_utils import Cache
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
@@ -756,6 +756,11 @@ class SamaForConditionalGeneration(InternVLForConditionalGeneration):
 
     def check_processor(self, processor) -> None:
         """Raises `ValueError` unless the processor was made for a model of these settings."""
+        if not isinstance(processor, ProcessorMixin):
+            raise ValueError(
+                "A chat needs the checkpoint's processor: model.start_chat(processor, video=...), got "
+                f"{type(processor).__name__} in its place."
+            )
         for name in SHARED_SETTINGS:
             ours, theirs = vars(self.config)[name], vars(processor.config)[name]
             if ours != theirs:

@@ -214,6 +214,11 @@ def test_frames_beyond_the_stores_size_are_encoded_again(loaded, clip):
     assert sum(calls) == 18 and not chat.sam_features.stored
 
 
+def test_a_chat_without_its_processor(loaded):
+    with pytest.raises(ValueError, match=r"start_chat\(processor, video=...\), got str in its place"):
+        loaded[0].start_chat("clip.mp4")
+
+
 @pytest.mark.parametrize("name", ["preset", "region_shape", "seg_token_id"])
 def test_a_processor_of_other_settings_is_refused(loaded, clip, monkeypatch, name):
     model, processor = loaded

@@ -110,7 +110,7 @@ def test_text_without_a_video(loaded, say):
 
 def streamed(processor, tokens):
     pieces = []
-    streamer = AnswerStreamer(processor, pieces.append)
+    streamer = AnswerStreamer(processor, lambda text: pieces.append(text) if text else None)
     streamer.put(np.zeros((1, 3), dtype=int))  # the prompt
     for token in tokens:
         streamer.put(np.array([token]))
