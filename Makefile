@@ -14,7 +14,7 @@ BIN := .venv/bin
 
 help:
 	@echo "demo   conversations of three turns about a generated and a real clip, written to outputs/"
-	@echo "test   the fast tests            slow   the tests that need real weights"
+	@echo "test   the fast tests            slow   the tests that take minutes"
 	@echo "style  lint and format, mending  check  lint, format, types and layout rules, changing nothing"
 	@echo "docs   the documentation as a site in build/docs"
 	@echo "sync   copy the model's code beside checkpoints/sama-tiny"

@@ -47,7 +47,8 @@ def masks(*found: RLETrack, confidence: float | None = None) -> Callable:
 
 
 class NoMeteor:
-    """Stands in for METEOR, whose Java program takes seconds to start; test_golden_metrics.py has the real one."""
+    """Stands in for METEOR, whose Java program takes seconds to start; metrics/test_recorded_values.py
+    runs the real one."""
 
     def compute_score(self, references: dict, predictions: dict) -> tuple[float, list]:
         return 0.5, []

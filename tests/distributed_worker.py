@@ -1,11 +1,14 @@
 """One process of a distributed test, started by torchrun or `accelerate launch`; rank 0 writes a report.
 
-train ARGUMENTS runs train.py. zero STAGE FOLDER and fsdp FOLDER run three updates of the tiny model on batches that
-use different parts.
+    distributed_worker.py FOLDER [WAY...] [train ARGUMENTS...]
+
+makes three updates of the tiny model in each WAY of zero2, zero3 and fsdp2, on batches that use different parts, and
+saves the weights as FOLDER/WAY.pt; then runs train.py.
 """
 
 import json
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -91,8 +94,18 @@ def totals(pair: tuple[dict, dict]) -> dict:
     return {"num_items_in_batch": labels, "num_masks_in_batch": max(masks, 1)}
 
 
-def zero(stage: int, folder: Path) -> dict:
-    """Runs three updates under ZeRO; saves the weights to `folder`."""
+def leave_out_what_compiles() -> None:
+    """Keeps DeepSpeed from two things that take a minute on a CPU: building collectives in shared memory, which only
+    inference calls, and loading PyTorch's compiler for an optimizer that is not used here."""
+    import deepspeed
+    from deepspeed.runtime import compiler
+
+    deepspeed.ops.__compatible_ops__ = {}
+    compiler.compile = lambda: lambda function: function
+
+
+def zero(stage: int, file: Path) -> dict:
+    """Runs three updates under ZeRO; saves the weights as `file`."""
     import deepspeed
 
     from sama.training.sharding import gather_replicated_parts
@@ -118,16 +131,17 @@ def zero(stage: int, folder: Path) -> dict:
     sharded = [name for name, parameter in model.named_parameters() if not parameter.numel()]
     with deepspeed.zero.GatheredParameters(list(model.parameters()), enabled=stage == 3):
         if rank == 0:
-            torch.save(model.state_dict(), folder / "weights.pt")
+            torch.save(model.state_dict(), file)
     return {"wrapper": type(engine).__name__, "stage": engine.zero_optimization_stage(), "sharded": sharded}
 
 
-def fsdp(folder: Path) -> dict:
-    """Runs three updates with torch's `fully_shard` and the units that Accelerate uses; saves the weights to
-    `folder`."""
+def fsdp(file: Path) -> dict:
+    """Runs three updates with torch's `fully_shard` and Accelerate's units; saves the weights as `file`."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, fully_shard
 
+    if not torch.distributed.is_initialized():  # as it is after an update under ZeRO
+        torch.distributed.init_process_group("gloo")
     mesh = init_device_mesh("cpu", (2,))
     model = mixed_model()
     units = [part for part in model.modules() if type(part).__name__ in sharded_layers(model)]
@@ -146,7 +160,7 @@ def fsdp(folder: Path) -> dict:
         for name, value in model.state_dict().items()
     }
     if rank == 0:
-        torch.save(weights, folder / "weights.pt")
+        torch.save(weights, file)
     return {"wrapper": type(model).__name__, "units": sharded, "num_units": len(units), "kinds": kinds}
 
 
@@ -169,17 +183,19 @@ def train(arguments: list[str]) -> dict:
 
 
 def main() -> None:
-    mode, report_path, *arguments = sys.argv[1:]
-    if mode == "train":
-        report = train(arguments)
-    elif mode == "zero":
-        report = zero(int(arguments[0]), Path(arguments[1]))
-    else:
-        torch.distributed.init_process_group("gloo")
-        report = fsdp(Path(arguments[0]))
-    report["world"] = torch.distributed.get_world_size()
+    folder, *words = sys.argv[1:]
+    place = words.index("train") if "train" in words else len(words)
+    if find_spec("deepspeed"):
+        leave_out_what_compiles()
+    reports = {}
+    for way in words[:place]:
+        file = Path(folder) / f"{way}.pt"
+        reports[way] = fsdp(file) if way == "fsdp2" else zero(int(way.removeprefix("zero")), file)
+        reports[way]["world"] = torch.distributed.get_world_size()
+    if words[place:]:
+        reports["train"] = train(words[place + 1 :])
     if torch.distributed.get_rank() == 0:
-        Path(report_path).write_text(json.dumps(report), encoding="utf-8")
+        (Path(folder) / "report.json").write_text(json.dumps(reports), encoding="utf-8")
     torch.distributed.destroy_process_group()
 
 

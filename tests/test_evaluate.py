@@ -154,23 +154,27 @@ def launch(output: Path, *launcher: str) -> subprocess.Popen:
     return subprocess.Popen([*command, "--output", str(output)], cwd=ROOT, env=environment, stderr=subprocess.PIPE)
 
 
-def test_two_processes_give_the_file_and_the_scores_of_one(tmp_path):
-    runs = [launch(tmp_path / "one"), launch(tmp_path / "two", sys.executable, "-m", "torch.distributed.run",
-                                             "--standalone", "--nproc_per_node", "2")]  # fmt: skip
-    for process in runs:
-        assert process.wait() == 0, process.stderr.read().decode()[-2000:]
-    one, two = ((tmp_path / name / PREDICTIONS).read_bytes() for name in ("one", "two"))
+def finish(process: subprocess.Popen) -> None:
+    assert process.wait() == 0, process.stderr.read().decode()[-2000:]
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    """The output folder of a process that nothing stopped."""
+    output = tmp_path_factory.mktemp("whole")
+    finish(launch(output))
+    return output
+
+
+def test_two_processes_give_the_file_and_the_scores_of_one(whole_run, tmp_path):
+    finish(launch(tmp_path, sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"))
+    one, two = ((folder / PREDICTIONS).read_bytes() for folder in (whole_run, tmp_path))
     assert one == two and len(one.splitlines()) == 3
-    assert results(tmp_path / "one")["scores"] == results(tmp_path / "two")["scores"]
-    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == [
-        PREDICTIONS,
-        "results.json",
-        "results.md",
-        RUN,
-    ]
+    assert results(whole_run)["scores"] == results(tmp_path)["scores"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [PREDICTIONS, "results.json", "results.md", RUN]
 
 
-def test_a_killed_run_goes_on_where_it_stopped(tmp_path):
+def test_a_killed_run_goes_on_where_it_stopped(whole_run, tmp_path):
     """SIGKILL after the first answer; the rest is asked, and the file is what a run without a stop writes."""
     output = tmp_path / "killed"
     process, part = launch(output), output / "predictions.part0.jsonl"
@@ -181,12 +185,10 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path):
     process.wait()
     answered = part.read_bytes()
     assert 1 <= answered.count(b"\n") < 3 and not (output / PREDICTIONS).exists()
-    again, whole = launch(output), launch(tmp_path / "whole")
-    for process in (again, whole):
-        assert process.wait() == 0, process.stderr.read().decode()[-2000:]
-    expected = (tmp_path / "whole" / PREDICTIONS).read_bytes()
+    finish(launch(output))
+    expected = (whole_run / PREDICTIONS).read_bytes()
     assert (output / PREDICTIONS).read_bytes() == expected and expected.startswith(answered.rpartition(b"\n")[0])
-    assert results(output)["scores"] == results(tmp_path / "whole")["scores"]
+    assert results(output)["scores"] == results(whole_run)["scores"]
 
 
 # Runs that are cut off, with scripted answers
@@ -392,7 +394,7 @@ def test_a_picture_that_fails_loses_no_results(scripted, tmp_path, monkeypatch, 
     assert results(tmp_path)["samples"]["scored"] == 3
 
 
-def test_json_lines_with_the_checkpoint(tmp_path, monkeypatch):
+def test_json_lines_with_the_checkpoint(tmp_path, monkeypatch, no_caption_scores):
     write_records(tmp_path / "data")
     monkeypatch.setattr(evaluation_run, "load", lambda arguments: load_checkpoint())
     arguments = ["--benchmark", "json_lines", "--data_root", str(tmp_path / "data"), "--max_new_tokens", "3"]

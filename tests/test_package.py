@@ -65,7 +65,9 @@ try:
     cli.main(["convert", "--help"])
 except SystemExit as stop:
     assert not stop.code
-assert cli.main(["evaluate", "--model", str(SMALL_MODEL), "--benchmark", "mevis"]) == 1
+evaluate = ["evaluate", "--model", str(SMALL_MODEL), "--benchmark"]
+assert cli.main([*evaluate, "mevis"]) == 1
+assert cli.main([*evaluate, "toy_world", "--option", "clips=2", "--limit", "2", "--no_gallery"]) == 0
 """
 
 
@@ -155,34 +157,26 @@ def test_shipped_files_finds_new_folders():
     assert shipped_files(listed) == {"serve.py", "serving/web/page.js", "new/part.py"}
 
 
-def test_modules_and_small_commands(outside):
+def test_modules_and_commands(outside, tmp_path):
     """In one process, since most of its time goes into the import of torch."""
     packages = {path.split("/")[0] for path in shipped_files(listed_files()) if path.endswith(".py") and "/" in path}
     result = outside("python", "-c", CHECKS, *sorted(packages - {"checkpoints"}))
     assert result.stdout.startswith("usage: sama convert ")
-    assert result.stderr == "evaluate: mevis needs the folder of its data: pass --data_root or set SAMA_DATA_ROOT.\n"
-
-
-def test_chat_about_the_example_clip(outside, tmp_path):
-    """The small model and the clip are found in the installed package; files go to the working directory."""
-    clip = installed_file(outside, "EXAMPLE_CLIPS / 'toy_world.mp4'")
-    question = ["--ask", "What is <region>?", "--region", "frame=12,box=48,70,137,159", "--max-new-tokens", "8"]
-    result = outside("sama", "chat", "--video", clip, *question, "--device", "cpu")
-    assert "Turn 1: What is <region>?" in result.stdout
-    record = json.loads((tmp_path / "outside" / "outputs" / "answer.json").read_text(encoding="utf-8"))
-    assert record["num_frames"] == CLIP_FRAMES and record["turns"][0]["answer"]
-    assert Path(record["model"]).is_dir() and not Path(record["model"]).is_relative_to(ROOT)
-
-
-def test_evaluation_of_a_benchmark(outside, tmp_path):
-    model = installed_file(outside, "SMALL_MODEL")
-    toy_world = ["--benchmark", "toy_world", "--option", "clips=2", "--limit", "2", "--no_gallery"]
-    outside("sama", "evaluate", "--model", model, *toy_world)
+    missing = "evaluate: mevis needs the folder of its data: pass --data_root or set SAMA_DATA_ROOT.\n"
+    assert result.stderr.startswith(missing)
     folder = tmp_path / "outside" / "outputs" / "evaluation" / "sama-tiny" / "toy_world-val-consistent"
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     assert results["samples"]["scored"] == 2 and results["samples"]["failed"] == 0
     assert results["command"].startswith("sama evaluate --model ") and results["commit"] == "unknown"
 
 
-def installed_file(outside, expression: str) -> str:
-    return outside("python", "-c", f"import sama.resources as r; print(r.{expression})").stdout.strip()
+def test_chat_about_the_example_clip(outside, tmp_path):
+    """The small model and the clip are found in the installed package; files go to the working directory."""
+    program = "import sama.resources as files; print(files.EXAMPLE_CLIPS / 'toy_world.mp4')"
+    clip = outside("python", "-c", program).stdout.strip()
+    question = ["--ask", "What is <region>?", "--region", "frame=12,box=48,70,137,159", "--max-new-tokens", "8"]
+    result = outside("sama", "chat", "--video", clip, *question, "--device", "cpu")
+    assert "Turn 1: What is <region>?" in result.stdout
+    record = json.loads((tmp_path / "outside" / "outputs" / "answer.json").read_text(encoding="utf-8"))
+    assert record["num_frames"] == CLIP_FRAMES and record["turns"][0]["answer"]
+    assert Path(record["model"]).is_dir() and not Path(record["model"]).is_relative_to(ROOT)

@@ -8,7 +8,7 @@ temporal Q-Former.
 """
 
 import argparse
-from collections.abc import Iterator
+from functools import cache
 from itertools import cycle
 from pathlib import Path
 from string import Formatter
@@ -122,20 +122,23 @@ ROUNDS = 120  # passes over the list; every word occurs and none dominates
 TOY_RECORDS = 1500
 
 
-def make_sentences() -> Iterator[str]:
+@cache  # three passes over it are made, and it takes seconds
+def make_sentences() -> tuple[str, ...]:
     """The training text of both tokenizers: sentences whose slots are filled with the words of each list in turn, then
     messages of toy world with their roles, as the chat template writes them."""
+    lines = []
     words = {slot: cycle(choices) for slot, choices in WORDS.items()}
     slots = [[name for _, name, _, _ in Formatter().parse(sentence) if name] for sentence in SENTENCES]
     for _ in range(ROUNDS):
         for sentence, names in zip(SENTENCES, slots, strict=True):
             for name in names:
                 sentence = sentence.replace("{" + name + "}", next(words[name]), 1)
-            yield sentence
+            lines.append(sentence)
     world = ToyWorld({"split": "unseen"})  # all splits have the same vocabulary; no training uses this one
     for index in range(TOY_RECORDS):
         for message in world.describe(index)["messages"]:
-            yield f"{message['role']}\n{plain(message['content'])}"
+            lines.append(f"{message['role']}\n{plain(message['content'])}")
+    return tuple(lines)
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from benchmark_answers import NoMeteor
 from PIL import Image
 
 from sama.benchmarks.benchmark import BenchmarkError, PredictedObject, PredictedTurn, Prediction
@@ -102,7 +103,8 @@ def test_tracks_of_another_length_are_an_error(folder, count):
     assert track_overlaps([[]], [[square(5, 15)] * 2], 2, SIZE).ious().tolist() == [[0.0]]
 
 
-def test_scores_by_hand(folder):
+def test_scores_by_hand(folder, monkeypatch):
+    monkeypatch.setattr("pycocoevalcap.meteor.meteor.Meteor", NoMeteor)
     benchmark = open_benchmark("json_lines", data_root=folder)
     shifted = [square(10, 20), square(5, 15)]
     scores = benchmark.score([

@@ -17,13 +17,14 @@ from pycocotools import mask as coco_mask
 from transformers import AutoModel, AutoProcessor
 
 from sama import demo, evaluate, train
+from sama.evaluation.predictions import PREDICTIONS
 from sama.toy_world.world import ToyWorld
 
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parent.parent
 CHECKPOINT = ROOT / "checkpoints" / "sama-tiny"
-NUM_CONVERSATIONS = 20
+NUM_CONVERSATIONS, NUM_QUESTIONS = 20, 40
 QUESTIONS = (
     "What is <region>?",
     "What does <region> do?",
@@ -93,25 +94,36 @@ def converse(model, processor, index: int) -> list[dict]:
     ]
 
 
-def conversations() -> list[list[dict]]:
-    """Twenty conversations about generated clips, in float32."""
+def conversations(count: int = NUM_CONVERSATIONS) -> list[list[dict]]:
+    """Conversations about generated clips, in float32."""
     model = AutoModel.from_pretrained(CHECKPOINT, trust_remote_code=True, dtype=torch.float32).eval()
     processor = AutoProcessor.from_pretrained(CHECKPOINT, trust_remote_code=True)
-    return [converse(model, processor, index) for index in range(NUM_CONVERSATIONS)]
+    return [converse(model, processor, index) for index in range(count)]
 
 
-def benchmark_rows() -> dict:
-    """`evaluate.py --benchmark toy_world --limit 40`: every prediction, and every score by part and name."""
-    with TemporaryDirectory() as folder:
-        flags = ["--model", str(CHECKPOINT), "--benchmark", "toy_world", "--limit", "40", "--out", folder]
-        assert evaluate.main(flags) == 0
-        lines = (Path(folder) / "predictions.jsonl").read_text().splitlines()
-        scores = json.loads((Path(folder) / "results.json").read_text())["scores"]
+def evaluate_toy_world(folder: Path, *more: str) -> dict:
+    """Runs `evaluate.py --benchmark toy_world` in `folder`: every prediction, and every score by part and name."""
+    assert evaluate.main(["--benchmark", "toy_world", "--no_gallery", "--out", str(folder), *more]) == 0
+    lines = (folder / PREDICTIONS).read_text().splitlines()
+    scores = json.loads((folder / "results.json").read_text())["scores"]
     kept = ("part", "name", "value", "count", "interval", "chance")
     return {
         "predictions": sorted(map(json.loads, lines), key=lambda row: int(row["question"])),
         "scores": [{name: score[name] for name in kept} for score in scores],
     }
+
+
+def benchmark_rows(count: int = NUM_QUESTIONS) -> dict:
+    """Predictions and scores of the first questions of toy world."""
+    with TemporaryDirectory() as folder:
+        return evaluate_toy_world(Path(folder), "--model", str(CHECKPOINT), "--limit", str(count))
+
+
+def rescored(predictions: list[dict]) -> list[dict]:
+    """The scores of predictions that are given."""
+    with TemporaryDirectory() as folder:
+        (Path(folder) / PREDICTIONS).write_text("".join(json.dumps(row) + "\n" for row in predictions))
+        return evaluate_toy_world(Path(folder), "--score_only", "--accept_foreign")["scores"]
 
 
 def training_losses() -> list[dict]:

@@ -8,7 +8,16 @@ import json
 
 import numpy as np
 import pytest
-from oracles.oracles import ORACLES, recorded
+from oracles.oracles import (
+    NUM_CONVERSATIONS,
+    NUM_QUESTIONS,
+    benchmark_rows,
+    conversations,
+    demo_file,
+    recorded,
+    rescored,
+    training_losses,
+)
 from pycocotools import mask as coco_mask
 
 
@@ -46,27 +55,36 @@ def different_pixels(found: list, expected: list) -> float:
     return different / max(total, 1)
 
 
-@pytest.mark.parametrize("name", ["conversations", "demo_file"])
-def test_answers_and_masks(name):
+def assert_same_answers(found, expected) -> None:
     found_masks, expected_masks = [], []
-    found = split_masks(json.loads(json.dumps(ORACLES[name]())), None, found_masks)
-    expected = split_masks(recorded(name), None, expected_masks)
+    found = split_masks(json.loads(json.dumps(found)), None, found_masks)
+    expected = split_masks(expected, None, expected_masks)
     assert found == rounded_like(expected, found)
     assert different_pixels(found_masks, expected_masks) <= PIXEL_TOLERANCE
 
 
-def test_benchmark_rows():
-    found, expected = json.loads(json.dumps(ORACLES["benchmark_rows"]())), recorded("benchmark_rows")
-    found_masks, expected_masks = [], []
-    for mine, theirs in zip(found["predictions"], expected["predictions"], strict=True):
-        mine, theirs = split_masks(mine, None, found_masks), split_masks(theirs, None, expected_masks)
-        assert mine == rounded_like(theirs, mine)
-    assert different_pixels(found_masks, expected_masks) <= PIXEL_TOLERANCE
-    assert found["scores"] == rounded_like(expected["scores"], found["scores"])
+@pytest.mark.parametrize("count", [10, pytest.param(NUM_CONVERSATIONS, marks=pytest.mark.slow)])
+def test_conversations(count):
+    assert_same_answers(conversations(count), recorded("conversations")[:count])
+
+
+def test_demo_file():
+    assert_same_answers(demo_file(), recorded("demo_file"))
+
+
+@pytest.mark.parametrize("count", [20, pytest.param(NUM_QUESTIONS, marks=pytest.mark.slow)])
+def test_benchmark_predictions(count):
+    assert_same_answers(benchmark_rows(count)["predictions"], recorded("benchmark_rows")["predictions"][:count])
+
+
+def test_benchmark_scores():
+    expected = recorded("benchmark_rows")
+    found = rescored(expected["predictions"])
+    assert found == rounded_like(expected["scores"], found)
 
 
 def test_training_losses():
-    found, expected = ORACLES["training_losses"](), recorded("training_losses")
+    found, expected = training_losses(), recorded("training_losses")
     assert len(found) == 20
     assert found == rounded_like(expected, found)
 
