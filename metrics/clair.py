@@ -5,6 +5,7 @@ Prompt, settings and answer parsing follow evaluation spec 8.6. The judge is an 
 """
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
@@ -127,6 +128,8 @@ def _first_object(answer: str) -> dict:
             found, _ = json.JSONDecoder().raw_decode(answer, match.start())
         except json.JSONDecodeError:
             continue
+        except (RecursionError, ValueError):  # nested too deeply, or a number with thousands of digits
+            break
         return found
     return {}
 
@@ -136,10 +139,13 @@ def _parse_published(answer: str) -> Verdict | None:
     braces = re.search(r"\{.*?\}", answer, re.DOTALL)
     try:
         found = json.loads(braces[0] if braces else "")
-        return Verdict(float(found["score"]) / 100, found.get("reason", UNKNOWN))
+        score = float(found["score"])
+        if not math.isfinite(score):
+            raise ValueError(f"it is {score}")
+        return Verdict(score / 100, found.get("reason", UNKNOWN))
     except (json.JSONDecodeError, KeyError):
         number, reason = _NUMBER.search(answer), _REASON.search(answer)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"the judge's score is not a number: {error}") from error
     if number is None:
         return None

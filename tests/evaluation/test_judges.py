@@ -137,10 +137,6 @@ def test_an_endpoint_that_is_down(serve):
         EndpointJudge(server.url, "small", JudgeSettings(tries=2, backoff_s=0.01))(MESSAGES)
 
 
-def test_a_null_answer_is_empty(serve):
-    assert EndpointJudge(serve((200, completion(None))).url, "small", QUICK)(MESSAGES) == ""
-
-
 def test_requests_per_minute(serve):
     server = serve((200, completion("x")))
     judge = EndpointJudge(server.url, "small", JudgeSettings(requests_per_minute=300))
