@@ -7,6 +7,7 @@ torchrun --nproc_per_node 8 train.py --config run.yaml --resume_from_checkpoint 
 
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from transformers.utils import logging
@@ -18,12 +19,12 @@ from sama.modeling_sama import SamaForConditionalGeneration
 from sama.processing_sama import SamaProcessor
 from sama.training.adapters import add_lora, quantization
 from sama.training.arguments import DataArguments, SamaTrainingArguments
+from sama.training.output_lock import lock_output
 from sama.training.parts import freeze_all_but, hold_trained_in_float32, parameter_table
 from sama.training.sharding import join_processes
-from sama.training.trainer import SamaTrainer, TrainingError, find_checkpoint
+from sama.training.trainer import LAST, SamaTrainer, TrainingError, find_checkpoint
 
 
-LAST = "last"
 TERMINATED = 128 + 15  # a shell's exit code for SIGTERM
 
 
@@ -68,13 +69,7 @@ def build(training: SamaTrainingArguments, data: DataArguments, options: ModelCo
         on_error=data.on_error,
         rendering=data.rendering(training.memory_training),
     )
-    return SamaTrainer(load_model(options, training), training, mixture, processor)
-
-
-def checkpoint_to_resume(training: SamaTrainingArguments) -> Path | None:
-    """The checkpoint to resume from; for `last` the newest complete one. None to start from the model."""
-    wanted = training.resume_from_checkpoint
-    return find_checkpoint(training.output_dir) if wanted == LAST else Path(wanted) if wanted else None
+    return SamaTrainer(load_model(options, training), training, mixture, processor, options)
 
 
 def finish(trainer: SamaTrainer) -> None:
@@ -83,7 +78,9 @@ def finish(trainer: SamaTrainer) -> None:
     folder = Path(trainer.args.output_dir)
     with trainer.writing("the trained model"):
         trainer.save_model()
-        trainer.save_state()
+        if trainer.args.should_save:
+            trainer.save_fingerprint(folder)
+        trainer.save_state()  # last: with it the run is finished
     for source, counts in trainer.train_dataset.report().items():
         if trainer.is_world_process_zero() and (counts["skipped"] or counts["shortened"]):
             print(f"{source}: {counts}")
@@ -91,31 +88,53 @@ def finish(trainer: SamaTrainer) -> None:
         print(f"Saved to {folder}")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Trains as the command line says; returns the exit code."""
-    training, data, options = parse(argv)
+def run(training: SamaTrainingArguments, data: DataArguments, options: ModelConfig) -> int:
+    """Trains and saves, or finds that the run is finished; returns the exit code."""
     try:
         trainer = build(training, data, options)
-        resumed = checkpoint_to_resume(training)
+    except DataError:
+        raise
+    except (OSError, ValueError) as error:  # of a missing model, or settings that exclude each other
+        raise TrainingError(str(error)) from error
+    steps = trainer.finished_steps()
+    if steps is not None:
         if trainer.is_world_process_zero():
+            print(f"This run is finished: {steps} updates, the model is in {training.output_dir}. Nothing is trained.")
+        return 0
+    resumed = trainer.resume_point(training.resume_from_checkpoint)
+    if trainer.is_world_process_zero():
+        with trainer.writing("mixture.json"):
             trainer.train_dataset.save(Path(training.output_dir) / "mixture.json")
-            print(f"{trainer.train_dataset}\n\n{parameter_table(trainer.model)}\n")
-            print(f"Resuming from {resumed}" if resumed else "Starting from the model", flush=True)
-        trainer.train(resume_from_checkpoint=resumed)
-    except (TrainingError, DataError) as error:
-        logging.get_logger("sama.train").debug("stopped", exc_info=True)
-        print(f"train: {error}", file=sys.stderr, flush=True)
-        return 1
+        print(f"{trainer.train_dataset}\n\n{parameter_table(trainer.model)}\n")
+        print(f"Resuming from {resumed}" if resumed else "Starting from the model", flush=True)
+    trainer.train(resume_from_checkpoint=resumed)
     if trainer.sigterm.stopped:
         found = find_checkpoint(training.output_dir)
         print(f"train: stopped by SIGTERM, saved {found}; continue with --resume_from_checkpoint {LAST}", flush=True)
         return TERMINATED
-    try:
-        finish(trainer)
-    except TrainingError as error:
-        print(f"train: {error}", file=sys.stderr, flush=True)
-        return 1
+    finish(trainer)
     return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Trains as the command line says; returns the exit code."""
+    try:
+        training, data, options = parse(argv)
+    except (OSError, ValueError) as error:
+        return stop(error)
+    try:
+        # Before the model is loaded, which takes long
+        with lock_output(training.output_dir) if training.should_save else nullcontext():
+            return run(training, data, options)
+    except (TrainingError, DataError) as error:
+        return stop(error)
+
+
+def stop(error: Exception) -> int:
+    """Prints the error as one sentence; the exit code. The traceback is logged at the level of debugging."""
+    logging.get_logger("sama.train").debug("stopped", exc_info=error)
+    print(f"train: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    return 1
 
 
 if __name__ == "__main__":

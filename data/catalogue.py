@@ -156,6 +156,10 @@ class FileSource:
         path = self.entry.files[error.file]
         return DataError(error.problem, source=self.name, file=path, index=error.index, field=error.field)
 
+    def digests(self) -> dict[str, str]:
+        """A hash of the records, and one of the masks in each mask file."""
+        return {"records": self.store.digest()} | {key: masks.digest() for key, masks in self.masks.items()}
+
     def columns(self) -> dict[str, np.ndarray]:
         """`kind`, `frames`, `turns`, `characters` of each record, see [`RecordStore.column`]."""
         return {name: self.store.column(name) for name in ("kind", "frames", "turns", "characters")}
@@ -200,6 +204,10 @@ class ToySource:
     def with_context(self, error: DataError) -> DataError:
         """The error with the name of this source."""
         return error.with_context(source=self.name)
+
+    def digests(self) -> dict[str, str]:
+        """Nothing: clips depend on the options alone."""
+        return {}
 
     def columns(self) -> dict[str, np.ndarray]:
         """As [`FileSource.columns`], with the same numbers for every clip."""

@@ -16,6 +16,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from datasets import Dataset, Features, List, Value
 from datasets.arrow_writer import ArrowWriter
 from filelock import FileLock
 
-from .files import atomic_path
+from .files import atomic_path, write_text_atomically
 from .readers import BENCHMARK_READERS, READERS, read_mask_store
 from .records import DataError
 
@@ -64,12 +65,17 @@ class RecordStore:
     def __init__(self, folder: Path):
         self._rows = Dataset.from_file(str(folder / "rows.arrow"))
         self.info = json.loads((folder / "info.json").read_text(encoding="utf-8"))
+        self._folder = folder
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> dict:
         return json.loads(self._rows[index]["record"])
+
+    def digest(self) -> str:
+        """A hash of the records, see [`content_digest`]."""
+        return content_digest(self._rows, self._folder)
 
     def column(self, name: str) -> np.ndarray:
         """`kind` (index in `KINDS`), `frames` (0: unknown until the video is opened), `turns` or `characters`."""
@@ -123,9 +129,30 @@ class MaskStore:
                 ]
         raise KeyError(key)
 
+    def digest(self) -> str:
+        """A hash of the masks, see [`content_digest`]."""
+        return content_digest(self._rows, self._folder)
+
     def keys(self) -> Iterator[str]:
         """All keys, in the order of the file."""
         yield from (key for start in range(0, len(self), 1000) for key in self._rows[start : start + 1000]["key"])
+
+
+def content_digest(rows: Dataset, folder: Path) -> str:
+    """A hash of all values of a store, wherever its files lie and whatever their times are. It is computed once and
+    kept beside the store, which never changes."""
+    kept = folder / "digest"
+    if kept.is_file():
+        return kept.read_text(encoding="utf-8")
+    found = hashlib.blake2b(digest_size=8)
+    for name in rows.column_names:
+        for chunk in rows.data.column(name).chunks:
+            for start in range(0, len(chunk), ROWS_PER_BATCH):
+                for value in chunk[start : start + ROWS_PER_BATCH].to_pylist():
+                    found.update(f"{json.dumps(value)}\n".encode())
+    with suppress(OSError):  # a cache that this user may not write to: computed again next time
+        write_text_atomically(kept, found.hexdigest())
+    return found.hexdigest()
 
 
 def cache_folder(folder: str | Path | None = None) -> Path:

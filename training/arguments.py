@@ -64,6 +64,13 @@ class SamaTrainingArguments(TrainingArguments):
         },
     )
 
+    accept_changes: bool = field(
+        default=False,
+        metadata={
+            "help": "Resume although data or settings are not those of the checkpoint's run; differences are logged."
+        },
+    )
+
     def __post_init__(self):
         if self.bf16 is None:
             self.bf16 = not self.use_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported()

@@ -5,24 +5,42 @@ import math
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import NoReturn
 
 import torch
+from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
-from transformers.trainer_utils import rotate_checkpoints
+from transformers.utils import logging
 
 from sama.data.collator import IGNORED, SamaCollator
+from sama.data.files import write_text_atomically
 from sama.data.sampler import MixtureSampler
 
+from .checkpoints import (
+    FINGERPRINT_FILE,
+    ORDER_FILE,
+    STATE_FILE,
+    TrainingError,
+    delete_old_checkpoints,
+    find_checkpoint,
+    missing_weights,
+    numbered_checkpoints,
+    read_json,
+    resume_point,
+    write_manifest,
+)
+from .fingerprint import compare_runs, fingerprint
 from .sharding import GatherReplicatedParts
 
 
-STATE_FILE, ORDER_FILE = "trainer_state.json", "order.json"
+logger = logging.get_logger("sama.training")
+LAST = "last"
 STAGING = ".saving"  # a checkpoint is written here and moved when complete
 GRACE_SECONDS = 60  # that a data loader worker keeps running after SIGTERM
 LOSSES = ("lm_loss", "mask_loss", "dice_loss", "iou_loss", "presence_loss")
@@ -32,16 +50,6 @@ RATIOS = {  # logged name -> numerator and denominator
     "mask_iou": ("iou", "masks"),
 }
 COUNTED = (*LOSSES, *(name for pair in RATIOS.values() for name in pair), "updates")
-
-
-class TrainingError(RuntimeError):
-    """The run cannot continue; the message has the step, the cause and the last complete checkpoint."""
-
-
-def find_checkpoint(folder: str | Path) -> Path | None:
-    """The newest complete checkpoint of a run, or `None`. The trainer state is written last."""
-    found = [path for path in Path(folder).glob("checkpoint-*") if (path / STATE_FILE).is_file()]
-    return max(found, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)
 
 
 def delay_worker_exit(worker: int) -> None:
@@ -83,9 +91,10 @@ class SamaTrainer(Trainer):
         args ([`SamaTrainingArguments`])
         mixture ([`Mixture`]): Rendered with `memory_frames` if `args.memory_training`.
         processor ([`SamaProcessor`]): Collates batches, and is saved with the model.
+        options (`ModelConfig`, *optional*): How the model was loaded, for the fingerprint of the run.
     """
 
-    def __init__(self, model, args, mixture, processor, **kwargs):
+    def __init__(self, model, args, mixture, processor, options=None, **kwargs):
         self.sigterm, gather = StopOnSigterm(), GatherReplicatedParts()
         self.staging: Path | None = None
         self.masks_in_update: torch.Tensor | None = None
@@ -99,6 +108,8 @@ class SamaTrainer(Trainer):
             **kwargs,
         )
         self.sigterm.trainer = gather.trainer = self
+        self.model_options, self.loaded_config = options, model.config.to_dict()
+        self.checked: Path | None = None  # the checkpoint that was found whole and of this run
         seed = args.seed if args.data_seed is None else args.data_seed
         self.sampler = MixtureSampler(
             mixture.lengths, args.train_batch_size, seed, rank=args.process_index, num_ranks=args.world_size
@@ -125,6 +136,9 @@ class SamaTrainer(Trainer):
         )
 
     def _run_epoch(self, model, epoch, train_dataloader, *args, **kwargs):
+        if self.state.global_step >= self.state.max_steps:  # resumed from the checkpoint of the last step
+            self.control.should_training_stop = True
+            return None
         self.sampler.set_epoch(epoch)
         return super()._run_epoch(model, epoch, train_dataloader, *args, **kwargs)
 
@@ -230,11 +244,12 @@ class SamaTrainer(Trainer):
                     shutil.rmtree(self.staging, ignore_errors=True)
                     (self.staging / name).mkdir(parents=True)
                     (self.staging / name / ORDER_FILE).write_text(json.dumps(self.sampler.state_dict()))
+                    self.save_fingerprint(self.staging / name)
                 self.accelerator.wait_for_everyone()
                 super()._save_checkpoint(model, trial)
                 self.accelerator.wait_for_everyone()
                 if self.args.should_save:
-                    flush_files(self.staging / name)
+                    write_manifest(self.staging / name)
                     shutil.rmtree(folder / name, ignore_errors=True)
                     os.replace(self.staging / name, folder / name)
         finally:
@@ -242,45 +257,136 @@ class SamaTrainer(Trainer):
                 shutil.rmtree(self.staging, ignore_errors=True)
             self.staging = None
         if self.args.should_save:
-            rotate_checkpoints(str(folder), self.args.save_total_limit)
+            delete_old_checkpoints(folder, self.state.global_step, self.args.save_total_limit)
         self.accelerator.wait_for_everyone()
 
-    def train(self, resume_from_checkpoint: str | Path | bool | None = None, **kwargs):
-        """As in transformers; `True` resumes from the newest complete checkpoint.
+    # ---- resuming ---------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def fingerprint(self) -> dict:
+        """What this run is, see [`fingerprint`]."""
+        return fingerprint(self.args, self.train_dataset, self.loaded_config, self.model_options)
+
+    def save_fingerprint(self, folder: Path) -> None:
+        """Writes the fingerprint to a checkpoint or to the output folder."""
+        write_text_atomically(folder / FINGERPRINT_FILE, json.dumps(self.fingerprint, indent=1) + "\n")
+
+    def on_main_process(self, decide: Callable[[], object]) -> object:
+        """What `decide` returns or raises in the main process, for all processes: they must not decide differently."""
+        found = [None, None]
+        if self.is_world_process_zero():
+            try:
+                found[0] = decide()
+            except TrainingError as error:
+                found[1] = str(error)
+        if self.args.world_size > 1:
+            found = broadcast_object_list(found)
+        if found[1] is not None:
+            raise TrainingError(found[1])
+        return found[0]
+
+    def resume_point(self, wanted: str | Path | None) -> Path | None:
+        """
+        The whole checkpoint of this run to resume from, or `None` to start from the model.
+
+        Args:
+            wanted (`str` or `Path`, *optional*): `last` or the folder of a checkpoint. If that one is damaged, the
+                newest older one that is whole is taken, and both are named.
 
         Raises:
-            ValueError: if there is no checkpoint to resume from, or its run had a different order of samples.
+            [`TrainingError`]: No checkpoint is whole, or it belongs to a run with other data or settings.
         """
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = find_checkpoint(self.args.output_dir)
-            if resume_from_checkpoint is None:
-                raise ValueError(f"There is no complete checkpoint in {self.args.output_dir}")
-        self.last_logged = 0
-        if resume_from_checkpoint:
-            self.check_order(Path(resume_from_checkpoint))
-            state = json.loads((Path(resume_from_checkpoint) / STATE_FILE).read_text())
-            self.last_logged = state["global_step"]
-        return super().train(resume_from_checkpoint=str(resume_from_checkpoint or "") or None, **kwargs)
+
+        def decide() -> Path | None:
+            path, passed = resume_point(wanted, self.args.output_dir, LAST)
+            for sentence in passed:
+                logger.warning(sentence)
+            if path is not None:
+                self.check_run(path)
+            return path
+
+        self.checked = self.on_main_process(decide) if wanted else None
+        return self.checked
+
+    def check_run(self, checkpoint: Path) -> None:
+        """Raises [`TrainingError`] if the checkpoint belongs to a run with other data or settings, unless
+        `accept_changes` is set; logs harmless differences."""
+        decisive, harmless = compare_runs(checkpoint, self.fingerprint)
+        try:
+            order = self.check_order(checkpoint)
+        except (ValueError, KeyError, TypeError) as error:
+            order = f"{error}"
+        told = f"{checkpoint} belongs to a run with other data or settings: {'; '.join(decisive) or order}"
+        if order:
+            raise TrainingError(
+                f"{told}. The order of samples cannot continue with that: resume with the values of that run, or "
+                f"start a new run with --model_name_or_path {checkpoint} and another --output_dir"
+            )
+        if decisive and not self.args.accept_changes:
+            raise TrainingError(
+                f"{told}. Resume with the values of that run, or add --accept_changes to use the new ones"
+            )
+        if decisive:
+            logger.warning(f"Going on with changes that were accepted: {'; '.join(decisive)}.")
+        if harmless:
+            logger.warning(f"Differences that change neither losses nor weights: {'; '.join(harmless)}.")
+
+    def finished_steps(self) -> int | None:
+        """
+        Number of updates if the output folder holds the finished model of this very run, else `None`.
+
+        Raises:
+            [`TrainingError`]: It holds the model of another run, or checkpoints that this run would overwrite.
+        """
+        return self.on_main_process(self._finished_steps)
+
+    def _finished_steps(self) -> int | None:
+        folder, resumes = Path(self.args.output_dir), self.args.resume_from_checkpoint
+        try:
+            state = read_json(folder / STATE_FILE)
+            steps, finished = state["global_step"], state["global_step"] >= state["max_steps"]
+        except (TrainingError, KeyError, TypeError):
+            steps, finished = 0, False
+        if finished and (folder / FINGERPRINT_FILE).is_file() and not missing_weights(folder):
+            decisive, _ = compare_runs(folder, self.fingerprint)
+            if not decisive:
+                return steps
+            if not (resumes and self.args.accept_changes):
+                raise TrainingError(
+                    f"{folder} holds a finished run with other data or settings: {'; '.join(decisive)}. Choose "
+                    f"another --output_dir, or add --resume_from_checkpoint {LAST} --accept_changes to go on from its "
+                    "last checkpoint"
+                )
+        found = list(numbered_checkpoints(folder).values())
+        if found and not resumes:
+            raise TrainingError(
+                f"{folder} holds checkpoints of an earlier run, the newest {found[-1].name}, which a run from the "
+                f"beginning would overwrite: add --resume_from_checkpoint {LAST} or choose another --output_dir"
+            )
+        return None
+
+    def train(self, resume_from_checkpoint: str | Path | bool | None = None, **kwargs):
+        """As in transformers; `True` resumes from the newest whole checkpoint.
+
+        Raises:
+            [`TrainingError`]: if there is no whole checkpoint to resume from, or it belongs to another run.
+        """
+        wanted = LAST if resume_from_checkpoint is True else resume_from_checkpoint or None
+        path = self.checked if wanted is not None and self.checked == Path(wanted) else self.resume_point(wanted)
+        if wanted is not None and path is None:
+            raise TrainingError(f"There is no complete checkpoint in {self.args.output_dir}")
+        self.last_logged = 0 if path is None else read_json(path / STATE_FILE)["global_step"]
+        return super().train(resume_from_checkpoint=None if path is None else str(path), **kwargs)
 
     def check_order(self, checkpoint: Path) -> None:
         """Raises `ValueError` if the checkpoint's run had a different order of samples."""
-        path = checkpoint / ORDER_FILE
-        if path.is_file():
-            sampler = self.sampler
-            fresh = MixtureSampler(
-                self.train_dataset.lengths,
-                sampler.batch_size,
-                sampler.seed,
-                sampler.rank,
-                sampler.num_ranks,
-                sampler.grouped,
-            )
-            fresh.load_state_dict(sampler.state_dict() | json.loads(path.read_text()))
-
-
-def flush_files(folder: Path) -> None:
-    """Flushes the files to disk before the folder is renamed, in case of a power failure."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb+") as file:
-                os.fsync(file.fileno())
+        sampler = self.sampler
+        fresh = MixtureSampler(
+            self.train_dataset.lengths,
+            sampler.batch_size,
+            sampler.seed,
+            sampler.rank,
+            sampler.num_ranks,
+            sampler.grouped,
+        )
+        fresh.load_state_dict(sampler.state_dict() | read_json(checkpoint / ORDER_FILE))

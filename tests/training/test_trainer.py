@@ -205,12 +205,12 @@ def test_resuming_with_another_order_of_samples_is_an_error(checkpoint, tmp_path
     mixture = toy_mixture(tmp_path)
     trainer_of(checkpoint, mixture, tmp_path / "out", max_steps=2, save_steps=1).train()
     trainer = trainer_of(checkpoint, mixture, tmp_path / "out", max_steps=2, per_device_train_batch_size=4)
-    with pytest.raises(ValueError, match="batch_size 2 instead of 4"):
+    with pytest.raises(TrainingError, match="per_device_train_batch_size was 2 and is 4"):
         trainer.train(resume_from_checkpoint=True)
 
 
 def test_resuming_without_a_checkpoint_is_an_error(checkpoint, tmp_path):
-    with pytest.raises(ValueError, match="no complete checkpoint"):
+    with pytest.raises(TrainingError, match="no complete checkpoint"):
         trainer_of(checkpoint, toy_mixture(tmp_path), tmp_path / "out").train(resume_from_checkpoint=True)
 
 
