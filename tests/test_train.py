@@ -20,6 +20,7 @@ from transformers import AutoModel, AutoProcessor
 from sama import train
 from sama.modeling_sama import SamaForConditionalGeneration
 from sama.training.arguments import SamaTrainingArguments
+from sama.training.output_lock import lock_output
 from sama.training.trainer import STAGING, SamaTrainer, find_checkpoint
 
 
@@ -141,6 +142,110 @@ def test_sigterm_saves_and_exits(checkpoint, whole_run, tmp_path, monkeypatch, c
     monkeypatch.undo()
     assert train.main([*arguments, "--resume_from_checkpoint", "last"]) == 0
     assert_same_curve(tmp_path / "out", expected)
+
+
+@pytest.fixture
+def copied_run(checkpoint, whole_run, tmp_path):
+    """A copy of the whole run's output folder, and a function that runs its command with other options."""
+    shutil.copytree(whole_run[0], tmp_path / "out")
+
+    def again(**options) -> int:
+        return train.main(flags(checkpoint, whole_run[1], tmp_path / "out", **{**STEPS, **options}))
+
+    return tmp_path / "out", again
+
+
+def state_of(folder: Path) -> dict[str, int]:
+    """The time of the last change of each file."""
+    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_finished_run_is_finished(copied_run, capsys):
+    folder, again = copied_run
+    before = state_of(folder)
+    for options in ({}, {"resume_from_checkpoint": "last"}):
+        assert again(**options) == 0
+        assert f"This run is finished: 6 updates, the model is in {folder}" in capsys.readouterr().out
+    assert again(learning_rate=5e-4, resume_from_checkpoint="last") == 1
+    error = capsys.readouterr().err
+    assert "a finished run with other data or settings: learning_rate was 0.001 and is 0.0005. Choose" in error
+    assert state_of(folder) == before
+
+
+def test_a_run_killed_before_its_model_was_saved_trains_no_further_step(copied_run, whole_run, capsys):
+    folder, again = copied_run
+    weights = (folder / "model.safetensors").read_bytes()
+    for name in ("model.safetensors", "trainer_state.json"):
+        (folder / name).unlink()
+    assert again() == 1
+    assert "holds checkpoints of an earlier run, the newest checkpoint-6" in capsys.readouterr().err
+    assert again(resume_from_checkpoint="last") == 0
+    assert_same_curve(folder, whole_run[0])
+    assert (folder / "model.safetensors").read_bytes() == weights
+
+
+def test_a_truncated_checkpoint_is_passed_over(copied_run, whole_run, capsys):
+    folder, again = copied_run
+    (folder / "trainer_state.json").unlink()
+    path = folder / "checkpoint-6" / "optimizer.pt"
+    path.write_bytes(path.read_bytes()[:-100])
+    assert again(resume_from_checkpoint="last") == 0
+    assert f"Resuming from {folder / 'checkpoint-4'}" in capsys.readouterr().out
+    assert_same_curve(folder, whole_run[0])
+    assert find_checkpoint(folder).name == "checkpoint-6"  # written anew
+    for name in ("checkpoint-2", "checkpoint-4", "checkpoint-6"):
+        (folder / name / "rng_state.pth").unlink()
+    (folder / "trainer_state.json").unlink()
+    assert again(resume_from_checkpoint="last") == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert all(f"{folder / name} lacks rng_state.pth" in error for name in ("checkpoint-2", "checkpoint-4"))
+    assert error.endswith("none is whole")
+
+
+def test_other_settings_are_refused_or_accepted(copied_run, capsys):
+    folder, again = copied_run
+    (folder / "trainer_state.json").unlink()
+    before = state_of(folder)
+    resumed = {"resume_from_checkpoint": folder / "checkpoint-4"}
+    for options, told in (
+        ({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps was 1 and is 2. Resume with the values"),
+        (
+            {"per_device_train_batch_size": 1},
+            "per_device_train_batch_size was 2 and is 1. The order of samples cannot",
+        ),
+        ({"seed": 3, "accept_changes": True}, "seed was 42 and is 3; mixture.seed was 42 and is 3. The order of"),
+    ):
+        assert again(**resumed, **options) == 1
+        assert told in capsys.readouterr().err
+    assert state_of(folder) == before
+    assert again(**resumed, learning_rate=5e-4, save_steps=3, accept_changes=True) == 0
+    assert history(folder)[-1]["step"] == 6
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"resume_from_checkpoint": "absent"}, "the checkpoint absent does not exist"),
+        ({"resume_from_checkpoint": __file__}, "test_train.py is a file, not the folder of a checkpoint"),
+        ({"output_dir": __file__}, "test_train.py cannot be written"),
+        ({"output_dir": "/proc/sama"}, "/proc/sama cannot be written"),
+        ({"model_name_or_path": "/absent"}, "/absent"),
+        ({"mixture": "/absent.yaml"}, "absent.yaml: there is no such file"),
+        ({"train_parts": "nose"}, "train_parts has nose"),
+        ({"config": "/absent.yaml"}, "/absent.yaml"),
+    ],
+)
+def test_mistakes_end_in_one_sentence(checkpoint, whole_run, tmp_path, capsys, options, told):
+    words = flags(checkpoint, whole_run[1], tmp_path / "out", **STEPS)
+    assert train.main([*words, *(word for name, value in options.items() for word in (f"--{name}", value))]) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("train: ") and told in error
+
+
+def test_two_runs_in_one_folder(checkpoint, whole_run, tmp_path, capsys):
+    with lock_output(tmp_path / "out"):
+        assert train.main(flags(checkpoint, whole_run[1], tmp_path / "out", **STEPS)) == 1
+    assert f"is in use by another run (process {os.getpid()} on " in capsys.readouterr().err
 
 
 def test_resuming_from_last_without_a_checkpoint_starts_from_the_model(checkpoint, whole_run, tmp_path, capsys):

@@ -1,10 +1,13 @@
 """A conversation about one video that keeps its state between turns: frames are encoded once, a new turn costs its own
 tokens only, and SAM 2 sees every frame once however many objects and turns there are."""
 
+import os
+import shutil
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
 import numpy as np
@@ -17,6 +20,14 @@ from .objects_sama import GroundedPhrase, MaskTrack, Region
 from .overlay_sama import overlay_masks, write_video
 from .streaming_sama import LibraryTextStreamer
 from .video_sama import SamaVideo
+
+
+try:
+    import fcntl
+except ImportError:  # Windows: feature folders are not locked, and those of killed processes stay
+    fcntl = None
+
+FEATURE_PREFIX, FEATURE_LOCK = "sama_features_", ".lock"
 
 
 @dataclass
@@ -73,6 +84,50 @@ class ChatState:
     video_length: int = 0
 
 
+def make_feature_folder(parent: str | None = None) -> TemporaryDirectory:
+    """A temporary folder that is deleted with the returned object. A file in it is locked as long as this process
+    lives, so that another process can tell the folders of killed ones, which are deleted first.
+
+    Args:
+        parent (`str`, *optional*): where to make it; the system's folder for temporary files by default.
+    """
+    delete_dead_feature_folders(parent or gettempdir())
+    while True:
+        folder = TemporaryDirectory(prefix=FEATURE_PREFIX, dir=parent)
+        if fcntl is None:
+            return folder
+        path = Path(folder.name) / FEATURE_LOCK
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
+        weakref.finalize(folder, os.close, descriptor)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:  # another process found the file before it was locked, and deletes the folder
+            continue
+        except OSError:  # of a file system without locks: nobody deletes a folder without the file
+            path.unlink()
+            return folder
+        if path.exists():
+            return folder
+
+
+def delete_dead_feature_folders(parent: str | Path) -> None:
+    """Deletes this user's feature folders in `parent` whose process has ended; each may hold 16 GiB."""
+    for folder in Path(parent).glob(f"{FEATURE_PREFIX}*") if fcntl is not None else ():
+        try:
+            if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+                continue
+            descriptor = os.open(folder / FEATURE_LOCK, os.O_RDWR)
+        except OSError:  # without the file nothing tells whether its process is alive
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+        except OSError:  # locked by a process that is alive
+            pass
+        finally:
+            os.close(descriptor)
+
+
 class SamFeatureStore:
     """SAM 2's features of a video's frames: each frame is encoded when it is first asked for, then kept in a temporary
     folder, so that later turns do not encode it again and memory does not grow. A frame of the released size takes
@@ -86,7 +141,7 @@ class SamFeatureStore:
 
     def __init__(self, encode: Callable[[int], FrameFeatures], folder: str | None = None, max_bytes: int = 16 * 2**30):
         self.encode, self.free_bytes = encode, max_bytes
-        self.folder = TemporaryDirectory(prefix="sama_features_", dir=folder)
+        self.folder = make_feature_folder(folder)
         self.stored: set[int] = set()
 
     def __call__(self, index: int) -> FrameFeatures:

@@ -259,18 +259,9 @@ def test_full_disk_stops_the_run_and_keeps_the_last_checkpoint(checkpoint, tmp_p
         monkeypatch.undo()
     found = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert STAGING not in found and "checkpoint-3" not in found
-    trainer = trainer_of(checkpoint, toy_mixture(tmp_path), tmp_path / "out", max_steps=3, save_steps=1)
+    trainer = trainer_of(checkpoint, toy_mixture(tmp_path), tmp_path / "out", max_steps=4, save_steps=1)
     trainer.train(resume_from_checkpoint=True)
-    assert find_checkpoint(tmp_path / "out").name == "checkpoint-3"
-
-
-def test_checkpoint_without_a_state_is_incomplete(tmp_path):
-    for name in ("checkpoint-3", "checkpoint-20", "checkpoint-100"):
-        (tmp_path / name).mkdir()
-    for name in ("checkpoint-3", "checkpoint-20"):
-        (tmp_path / name / "trainer_state.json").write_text("{}")
-    assert find_checkpoint(tmp_path).name == "checkpoint-20"
-    assert find_checkpoint(tmp_path / "absent") is None
+    assert find_checkpoint(tmp_path / "out").name == "checkpoint-4"
 
 
 def test_old_checkpoints_are_deleted(checkpoint, tmp_path):
