@@ -54,6 +54,7 @@ class FakeTrack:
 
 class FakeVideo(list):
     fps, height, width, is_image = 12.5, HEIGHT, WIDTH, False
+    times, pixel_aspect, sound = None, 1, None
 
 
 class FakeChat:
@@ -229,7 +230,7 @@ def test_an_image_is_answered_with_an_image(tmp_path, chat, capsys):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["--video", "absent.mp4", "--ask", "q"], "There is no file absent.mp4."),
+        (["--video", "absent.mp4", "--ask", "q"], "There is no file 'absent.mp4'."),
         (["--ask", "<region>", "--region", "box=1"], "box= takes 4 numbers, got 1"),
         (["--ask", "<region>"], "has 1 <region> marks but 0"),
         (["--ask", "fail"], "The box (0, 0, 0, 0) has zero area."),
