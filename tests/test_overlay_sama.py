@@ -219,3 +219,6 @@ def test_sound_that_cannot_be_copied_is_said(tmp_path):
     with pytest.warns(UserWarning, match="The sound of '.*silent.mp4' is not copied, or not to its end"):
         copy = saved(tmp_path / "copy.mp4", source)
     assert len(copy) == 3 and copy.sound is None
+    source.sound = (str(tmp_path / "gone.mp4"), 0.0)
+    with pytest.warns(UserWarning, match="The sound of '.*gone.mp4' is not copied: .*No such file"):
+        assert len(saved(tmp_path / "copy.mp4", source)) == 3

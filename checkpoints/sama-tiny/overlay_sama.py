@@ -173,14 +173,19 @@ class VideoWriter:
         if self.source is not None:
             context.sample_aspect_ratio = self.source.pixel_aspect
             if self.source.sound is not None:
-                path, first_frame = self.source.sound
-                self.sound = SoundCopy(path, first_frame, self.container)
-                self.start = self.sound.video_start
+                self._open_sound(*self.source.sound)
             if self.source.times is not None or self.start:
                 self.time_base = TIME_BASE
                 context.max_b_frames = 0  # MP4 stores how long frames last in the order of decoding
         context.time_base = self.time_base
         return stream
+
+    def _open_sound(self, path: str, first_frame: float) -> None:
+        try:
+            self.sound = SoundCopy(path, first_frame, self.container)
+            self.start = self.sound.video_start
+        except (OSError, *_FFMPEG_ERRORS) as error:
+            warnings.warn(f"The sound of '{path}' is not copied: {error}.", stacklevel=2)
 
     def close(self) -> None:
         """Finishes the file and renames it to its final name."""
