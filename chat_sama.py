@@ -59,7 +59,7 @@ class SamaReply:
         tracks = [phrase.track for phrase in self.objects if phrase.track is not None]
         shape = (-1, self.video.height, self.video.width)
         masks = (np.array([track[index] for track in tracks], bool).reshape(shape) for index in range(len(self.video)))
-        write_video(path, map(overlay_masks, self.video, masks), self.video.fps)
+        write_video(path, map(overlay_masks, self.video, masks), self.video.fps, self.video)
 
 
 @dataclass(frozen=True)
@@ -176,8 +176,8 @@ class SamaChat:
         if video is not None and image is not None:
             raise ValueError("A conversation is about one video or one image, got both.")
         self.model, self.processor = model, processor
-        source = video if video is not None else image
-        self.video = None if source is None else processor.open_video(source)
+        source, kind = (video, "video") if video is not None else (image, "image")
+        self.video = None if source is None else processor.open_video(source, kind)
         self.cache = DynamicCache(config=model.config.get_text_config())
         self.state = ChatState()
         if self.video is not None:

@@ -29,6 +29,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from sama.pictures_sama import existing_path
 from sama.resources import EXAMPLE_CLIPS
 from sama.serving.loading import DEFAULT_MODEL, load_model
 
@@ -108,8 +109,7 @@ def planned_conversations(arguments: argparse.Namespace) -> list[Conversation]:
     else:
         planned = [Conversation(arguments.video or arguments.image, out, group_questions(arguments.script))]
     for source, path, questions in planned:
-        if not Path(source).is_file():
-            raise FileNotFoundError(f"There is no file {source}.")
+        existing_path(source)
         check_output(path, source, bool(arguments.image))
         for question, regions in questions:
             if not question.strip():
@@ -131,7 +131,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Parses the command line; `script` is a list of ("ask", text) and ("region", text) in order."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--video", metavar="FILE", help="the video to talk about")
+    source.add_argument("--video", metavar="FILE", help="the video to talk about, or a folder of its frames")
     source.add_argument("--image", metavar="FILE", help="an image instead of a video")
     source.add_argument("--example", action="store_true", help="three turns about each of the clips that ship")
     parser.add_argument("--ask", action=InOrder, metavar="QUESTION", help="one turn; may be given several times")

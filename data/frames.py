@@ -1,13 +1,18 @@
-"""The files behind a record: safe paths below the data root, names of frames, videos read with a stride."""
+"""The files behind a record: safe paths below the data root, names of frames, videos read with a stride.
+
+Masks and boxes of data sets lie on the stored pixels of a picture, so its EXIF orientation is not applied, unless the
+record says `"upright": true`. Video files are upright, as players and the tools that extract frames show them.
+"""
 
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
-from PIL import Image
 
-from sama.video_sama import IMAGE_SUFFIXES, SamaVideo
+from sama.pictures_sama import IMAGE_SUFFIXES, opened_picture
+from sama.video_readers_sama import FrameSource
+from sama.video_sama import SamaVideo
 
 from .records import DataError
 
@@ -51,7 +56,10 @@ def safe_path(root: Path, name: str, trusted: Sequence[Path] | None = None, fiel
         DataError: if the path, or a link on it, leaves the trusted folders.
     """
     path = root / join_inside(".", name, field)
-    real = path.resolve()
+    try:
+        real = path.resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, too long a name, half a surrogate pair
+        raise DataError(f"is not a path that can be opened: {name[:200]!r}", field=field) from error
     if not any(real.is_relative_to(folder) for folder in (trusted or [root.resolve()])):
         problem = f"is a link that leaves the data folder: {name!r} is {str(real)!r}"
         raise DataError(f"{problem}; name the links that you trust under `links`", field=field)
@@ -73,20 +81,19 @@ def frame_name(entry, field: str) -> str:
 def image_size(path: Path, field: str = "") -> tuple[int, int]:
     """`(height, width)` from the header of an image file."""
     try:
-        with Image.open(path) as image:
+        with opened_picture(str(path)) as image:
             return image.height, image.width
     except FileNotFoundError:
         raise DataError(f"there is no file '{path}'", field=field) from None
-    except OSError as error:
-        raise DataError(f"'{path}' is not an image that can be read ({error})", field=field) from error
+    except ValueError as error:
+        raise DataError(str(error).removesuffix("."), field=field) from error
 
 
-class StridedFrames:
-    """Every `stride`-th frame of a video, as the frames of a new [`SamaVideo`]."""
-
-    is_image, warning = False, None
+class StridedFrames(FrameSource):
+    """Every `stride`-th frame of a video, as the frames of a new [`SamaVideo`]. It has no sound."""
 
     def __init__(self, video: SamaVideo, stride: int, num_frames: int | None = None):
+        super().__init__()
         available = -(-len(video) // stride)
         if num_frames is not None and num_frames > available:
             raise ValueError(
@@ -94,7 +101,10 @@ class StridedFrames:
             )
         self._video, self._stride = video, stride
         self._length = available if num_frames is None else num_frames
-        self.name, self.fps = video.name, video.fps / stride
+        self.name, self.fps, self.pixel_aspect = video.name, video.fps / stride, video.pixel_aspect
+        if video.times is not None:
+            end = min(self._length * stride, len(video))
+            self.times = [*video.times[:end:stride], video.times[end]]
 
     def __len__(self) -> int:
         return self._length
@@ -105,7 +115,8 @@ class StridedFrames:
 
 def open_visual(record: dict, root: Path, trusted: Sequence[Path] | None = None) -> SamaVideo | None:
     """
-    Opens the video or image of a record; `None` for text alone. Frames are decoded when they are used.
+    Opens the video or image of a record; `None` for text alone. Frames are decoded when they are used. Pictures are
+    used as they are stored unless the record says `"upright": true`.
 
     Raises:
         DataError: if a path leaves the trusted folders, the file of a frame is missing, or the video cannot be read or
@@ -116,10 +127,10 @@ def open_visual(record: dict, root: Path, trusted: Sequence[Path] | None = None)
         return None
     visual, field = record[kind], f"{kind}.path"
     try:
-        path = safe_path(root, visual["path"], trusted, field)
+        path, upright = safe_path(root, visual["path"], trusted, field), visual.get("upright", False)
         if visual.get("frames") is not None:
-            return SamaVideo.open(_frame_files(path, visual["frames"], root, trusted))
-        video = SamaVideo.open(path)
+            return SamaVideo.open(_frame_files(path, visual["frames"], root, trusted), upright=upright)
+        video = SamaVideo.open(path, kind, upright)
         stride, num_frames = visual.get("stride", 1), visual.get("num_frames")
         if kind == "image" or (stride == 1 and num_frames is None):
             return video
@@ -138,6 +149,8 @@ def _frame_files(folder: Path, names: Sequence[str], root: Path, trusted: Sequen
             links = {entry.name: entry.is_symlink() for entry in entries}
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(f"there is no folder '{folder}'", field="video.path") from None
+    except OSError as error:
+        raise DataError(f"'{folder}' cannot be listed: {error.strerror}", field="video.path") from error
     for position, name in enumerate(names):
         field = f"video.frames[{position}]"
         if name not in links:

@@ -6,7 +6,8 @@ A record is a plain dict:
     id, source      names for messages and reports
     video           {"path": file or folder, "frames": [file names] or None, "stride": 1}, optionally "num_frames";
                     or {"toy": settings}
-    image           {"path": file}. A record has a video, an image, or neither (text alone)
+    image           {"path": file}. A record has a video, an image, or neither (text alone). Pictures, also as frames
+                    of a video, are used as they are stored; with "upright": True turned as their EXIF data says
     objects         name -> {"masks": [rle or None, ...]}, one entry for each frame (1 for an image);
                     or {"store": name of a mask file, "key": key in it}; or {"union": [names of other objects]}.
                     "short": True allows fewer masks than frames (SA-V); "fit": True also allows masks of another size
@@ -44,7 +45,7 @@ MESSAGE_KEYS = {"role", "content", "templates", "preamble", "wants_masks", "info
 PART_KEYS = {"text": {"text"}, "region": {"object", "name"}, "grounded": {"text", "objects"}}
 PARTS_OF_ROLE = {"system": ("text",), "user": ("text", "region"), "assistant": ("text", "grounded")}
 ALLOWANCES = ("short", "fit")  # keys of an object whose masks need not match the frames
-VIDEO_KEYS = {"path", "frames", "stride", "num_frames", "toy"}
+VIDEO_KEYS = {"path", "frames", "stride", "num_frames", "toy", "upright"}
 KIND_NAMES = {str: "a string", int: "a whole number", list: "a list", dict: "an object", bool: "true or false"}
 REQUIRED = object()
 
@@ -148,7 +149,8 @@ def _check_visual(record: dict) -> int | None:
     if "video" in record and "image" in record:
         raise DataError("is given in addition to an image; a record has 1 of them", field="video")
     if "image" in record:
-        require_field(require_field(record, "image", dict), "path", str, at="image")
+        image = require_field(record, "image", dict)
+        require_field(image, "path", str, at="image"), require_field(image, "upright", bool, default=False, at="image")
         return 1
     if "video" not in record:
         return None
@@ -159,7 +161,7 @@ def _check_visual(record: dict) -> int | None:
     if "toy" in video:
         require_field(video, "toy", dict, at="video")
         return None
-    require_field(video, "path", str, at="video")
+    require_field(video, "path", str, at="video"), require_field(video, "upright", bool, default=False, at="video")
     if require_field(video, "stride", int, default=1, at="video") < 1:
         raise DataError("is smaller than 1", field="video.stride")
     frames = require_field(video, "frames", list, default=None, at="video")

@@ -224,8 +224,9 @@ MODEL_FILES = {
     "modeling_sama_tracker": "[SEG] to masks through time", "losses_sama": "pure functions",
     "encoding_sama": "tensors of a conversation", "prompts_sama": "turn formats, tags, messages",
     "objects_sama": "regions, tracks, phrases", "overlay_sama": "masks on frames, video files",
-    "video_sama": "readers, choice of frames", "configuration_sama": "what the model is",
-    "versions_sama": "supported transformers",
+    "video_sama": "videos, choice of frames", "video_readers_sama": "frames of video files",
+    "mp4_sama": "headers of MP4 files", "pictures_sama": "stills and animations",
+    "configuration_sama": "what the model is", "versions_sama": "supported transformers",
 }  # fmt: skip
 PROGRAMS = {"cli", "scripts", "recipes", "profiling", "tests", "docs", "__init__"}
 

@@ -14,9 +14,10 @@ from sama.drawing.sheets import caption_band, contact_sheet, stack_images
 from sama.objects_sama import Region, as_region
 from sama.overlay_sama import object_color, overlay_masks, prepare_output, write_video
 from sama.serving.session import ChatSession, ChatTurn
-from sama.video_sama import IMAGE_SUFFIXES
 
 
+# Formats that every Pillow writes without an option
+PICTURE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 SHEET_COLUMNS = 4
 EMPTY_ANSWER = "(the answer is empty)"
 
@@ -34,7 +35,7 @@ def check_output(out: Path, source: str, is_image: bool) -> None:
         ValueError: if the suffix does not fit, or the file that is asked about would be overwritten.
         OSError: if a file cannot be written.
     """
-    suffixes = sorted(IMAGE_SUFFIXES) if is_image else [".mp4"]
+    suffixes = sorted(PICTURE_SUFFIXES) if is_image else [".mp4"]
     if out.suffix.lower() not in suffixes:
         raise ValueError(f"The output {out} must end in {' or '.join(suffixes)}.")
     for path in output_files(out):
@@ -66,7 +67,7 @@ def write_answer_files(
         Image.fromarray(draw_objects(session, 0, numbers)).save(out)
     else:
         frames = (draw_objects(session, index, numbers) for index in progress(range(len(video))))
-        write_video(out, frames, video.fps)
+        write_video(out, frames, video.fps, video)
     stack_images([draw_turn(session, turn) for turn in session.turns], gap=12).save(files[1])
     write_text_atomically(files[2], json.dumps(record | describe(session, region_texts)))
     return files

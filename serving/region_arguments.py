@@ -13,8 +13,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 
+from sama.pictures_sama import opened_picture
 from sama.prompts_sama import REGION_WORD
 from sama.regions_sama import mask_array
 
@@ -167,9 +167,9 @@ def read_mask(path: str) -> np.ndarray:
         ValueError: if it is not a picture.
     """
     try:
-        with Image.open(path) as image:
+        with opened_picture(path) as image:
             return mask_array(image)
     except FileNotFoundError:
         raise FileNotFoundError(f'There is no mask file "{path}".') from None
-    except OSError as error:
-        raise ValueError(f'The mask file "{path}" cannot be read as a picture: {error}.') from error
+    except ValueError as error:
+        raise ValueError(f'The mask file "{path}" cannot be read as a picture: {error}') from error

@@ -253,6 +253,13 @@ def test_a_video_and_an_image_at_once_are_refused(loaded, clip):
         model.start_chat(processor, video=clip, image=clip[0])
 
 
+def test_an_image_is_one_picture(loaded, clip):
+    model, processor = loaded
+    for image, message in ((list(clip[:2]), "got a list of 2"), (clip[:3], "is a video of 3 frames")):
+        with pytest.raises(ValueError, match=f"An image is one picture.*{message}"):
+            model.start_chat(processor, image=image)
+
+
 def test_a_reply_saves_its_video(loaded, clip, tmp_path):
     model, processor = loaded
     reply = model.start_chat(processor, video=clip[:5]).ask("Who?", **dictate(processor, "[SEG] [SEG]"))

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import av
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 from pycocotools import mask as coco_mask
 
 from sama import demo
@@ -54,6 +54,7 @@ class FakeTrack:
 
 class FakeVideo(list):
     fps, height, width, is_image = 12.5, HEIGHT, WIDTH, False
+    times, pixel_aspect, sound = None, 1, None
 
 
 class FakeChat:
@@ -223,13 +224,37 @@ def test_an_image_is_answered_with_an_image(tmp_path, chat, capsys):
         assert image.size == (WIDTH, HEIGHT)
 
 
+@pytest.mark.parametrize("suffix", [".gif", ".avif"])
+def test_stills_of_every_format_are_images(tmp_path, chat, capsys, suffix):
+    if suffix == ".avif" and not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    picture = str(tmp_path / f"picture{suffix}")
+    Image.fromarray(chat.video[0]).save(picture)
+    command = ["--ask", "q", "--out"]
+    assert demo.main(["--image", picture, *command, str(tmp_path / "answer.png")]) == 0
+    assert chat.source == (None, picture)
+    assert demo.main(["--video", picture, *command, str(tmp_path / "answer.mp4")]) == 2
+    assert "is an image; give it as --image" in capsys.readouterr().err
+
+
+def test_a_folder_of_frames_is_a_video(tmp_path, chat):
+    (tmp_path / "frames").mkdir()
+    for number in (10, 9):
+        Image.fromarray(chat.video[0]).save(tmp_path / "frames" / f"{number}.png")
+    folder = str(tmp_path / "frames")
+    assert demo.main(["--video", folder, "--ask", "q", "--out", str(tmp_path / "answer.mp4")]) == 0
+    assert chat.source == (folder, None)
+
+
 # Errors
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["--video", "absent.mp4", "--ask", "q"], "There is no file absent.mp4."),
+        (["--video", "https://host.org/a.mp4", "--ask", "q"], "'https://host.org/a.mp4' is a URL; download it first"),
+        (["--video", ".", "--ask", "q"], "holds no pictures to use as frames"),
+        (["--video", "absent.mp4", "--ask", "q"], "There is no file 'absent.mp4'."),
         (["--ask", "<region>", "--region", "box=1"], "box= takes 4 numbers, got 1"),
         (["--ask", "<region>"], "has 1 <region> marks but 0"),
         (["--ask", "fail"], "The box (0, 0, 0, 0) has zero area."),

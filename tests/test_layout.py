@@ -18,7 +18,14 @@ ROOT = Path(__file__).parent.parent
 TINY = ROOT / "checkpoints" / "sama-tiny"
 
 # What the rooms without a model know of a conversation: its settings, its text, what is pointed at, its video
-CONVERSATION = {"configuration_sama", "objects_sama", "prompts_sama", "video_sama"}
+CONVERSATION = {
+    "configuration_sama",
+    "objects_sama",
+    "pictures_sama",
+    "prompts_sama",
+    "video_readers_sama",
+    "video_sama",
+}
 # Who may import whom. A file or folder that is not named here must be put somewhere first.
 REMOTE_CODE = {
     "versions_sama": set(),
@@ -43,7 +50,10 @@ REMOTE_CODE = {
     "encoding_sama": {"configuration_sama", "messages_sama", "objects_sama", "prompts_sama", "video_sama"},
     "objects_sama": {"regions_sama", "video_sama"},
     "regions_sama": {"video_sama"},
-    "video_sama": {"configuration_sama"},
+    "video_sama": {"configuration_sama", "pictures_sama", "video_readers_sama"},
+    "video_readers_sama": {"mp4_sama"},
+    "mp4_sama": set(),
+    "pictures_sama": set(),
     "overlay_sama": set(),
 }
 ENTRY_POINTS = {"cli", "demo", "evaluate", "train"}
@@ -72,7 +82,7 @@ ROOMS = {
     "training": set(REMOTE_CODE) | {"data", "drawing", "training"},
 }
 REMOTE_LIBRARIES = {"torch", "numpy", "PIL", "transformers"} | set(sys.stdlib_module_names)
-OPTIONAL_LIBRARIES = {"decord", "av"}  # inside try only
+OPTIONAL_LIBRARIES = {"decord", "av", "pillow_heif"}  # inside try only
 
 MAX_FUNCTION, MAX_FILE, MAX_PARAMETERS = 80, 500, 8
 LONGER_FILES = {"modeling_sama.py": 900, "processing_sama.py": 620}

@@ -2,13 +2,18 @@
 
 import itertools
 import os
+from fractions import Fraction
 
+import av
 import numpy as np
 import pytest
 from pictures import grey_frame, read_video, square_mask
+from PIL import Image
+from video_files import cut, turn, write_clip
 
 from sama import overlay_sama
 from sama.overlay_sama import PALETTE, VideoWriter, object_color, overlay_masks, prepare_output, write_video
+from sama.video_sama import SamaVideo
 
 
 # Colours
@@ -147,3 +152,73 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     with pytest.raises(OSError, match="it is a folder"):
         prepare_output(tmp_path)
     assert os.listdir(tmp_path) == ["file"]
+
+
+# What a saved video keeps of its source
+
+
+def saved(path, source):
+    return SamaVideo.open(write_video(path, iter(source), source.fps, source))
+
+
+def test_frame_times_are_kept(tmp_path):
+    times = [0.0, 0.1, 0.2, 0.5, 0.6, 1.4]
+    source = SamaVideo.open(write_clip(tmp_path / "uneven.mp4", 6, times))
+    copy = saved(tmp_path / "copy.mp4", source)
+    assert np.allclose(copy.times, source.times, atol=2e-3) and np.allclose(copy.times[:-1], times, atol=2e-3)
+    with pytest.raises(ValueError, match=r"Got frame 6, but '.*uneven.mp4' has 6 frames"):
+        write_video(tmp_path / "long.mp4", [*source, source[0]], source.fps, source)
+    assert not (tmp_path / "long.mp4").exists()
+
+
+def test_times_of_an_animated_picture_are_kept(tmp_path):
+    pictures = [Image.new("RGB", (32, 32), (value, 0, 0)) for value in (0, 90, 200)]
+    pictures[0].save(tmp_path / "a.gif", save_all=True, append_images=pictures[1:], duration=[50, 400, 100])
+    assert np.allclose(saved(tmp_path / "a.mp4", SamaVideo.open(tmp_path / "a.gif")).times, [0, 0.05, 0.45, 0.55])
+
+
+@pytest.mark.parametrize(("degrees", "aspect"), [(0, Fraction(4, 3)), (90, Fraction(3, 4))])
+def test_pixel_aspect_is_kept_and_turns_with_the_picture(tmp_path, degrees, aspect):
+    wide = write_clip(tmp_path / "wide.mp4", 3, pixel_aspect=Fraction(4, 3))
+    copy = saved(tmp_path / "copy.mp4", SamaVideo.open(turn(wide, tmp_path / "turned.mp4", degrees, False)))
+    assert copy.pixel_aspect == aspect and (copy.height, copy.width) == ((80, 48) if degrees else (48, 80))
+
+
+@pytest.mark.parametrize(
+    ("codec", "rate", "suffix", "written"),
+    [("aac", 44100, ".mp4", "aac"), ("libopus", 48000, ".mkv", "opus"), ("pcm_s16le", 8000, ".mkv", "aac")],
+)
+def test_sound_is_copied_or_encoded(tmp_path, codec, rate, suffix, written):
+    source = write_clip(tmp_path / f"sound{suffix}", 8, sound=(codec, rate))
+    copy = saved(tmp_path / "copy.mp4", SamaVideo.open(source))
+    with av.open(copy.name) as container:
+        stream = container.streams.audio[0]
+        assert stream.codec_context.name.removeprefix("lib") == written
+        heard = sum(frame.samples for frame in container.decode(stream)) / stream.rate
+    assert heard == pytest.approx(1.0, abs=0.1) and len(copy) == 8 and copy.times is None
+    if written == codec:
+        assert sound_packets(copy.name) == sound_packets(source)
+
+
+def sound_packets(path):
+    with av.open(str(path)) as container:
+        return [bytes(packet) for packet in container.demux(audio=0) if packet.size]
+
+
+def test_sound_of_a_cut_video_stays_in_time(tmp_path):
+    source = cut(write_clip(tmp_path / "sound.mkv.mp4", 12, sound=("aac", 44100)), tmp_path / "cut.mp4", 0.375)
+    video = SamaVideo.open(source)
+    assert len(video) == 9 and video.sound == (source, 0.0)
+    copy = saved(tmp_path / "copy.mp4", video)
+    assert len(copy) == 9 and copy.sound[1] == pytest.approx(0, abs=0.03)
+
+
+def test_sound_that_cannot_be_copied_is_said(tmp_path):
+    source = SamaVideo.open(write_clip(tmp_path / "silent.mp4", 3))
+    source.sound = (str(tmp_path / "silent.mp4"), 0.0)
+    with pytest.warns(UserWarning, match="The sound of '.*silent.mp4' is not copied, or not to its end"):
+        copy = saved(tmp_path / "copy.mp4", source)
+    assert len(copy) == 3 and copy.sound is None
+    source.sound = (str(tmp_path / "gone.mp4"), 0.0)
+    with pytest.warns(UserWarning, match="The sound of '.*gone.mp4' is not copied: .*No such file"):
+        assert len(saved(tmp_path / "copy.mp4", source)) == 3

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from processor_fixtures import clip, noise_video
 
-import sama.video_sama as readers
+import sama.video_readers_sama as readers
 from sama.objects_sama import GroundedPhrase, MaskTrack, Region
 from sama.video_sama import SamaVideo, choose_frames
 
@@ -138,7 +138,7 @@ def test_truncated_video_reads_what_decodes(tmp_path):
     assert 0 < len(video) < 40 and len(frames) == len(video)
     # The very last frame lacks a part of its data, which the decoder fills in.
     np.testing.assert_array_equal(frames[-2], SamaVideo.open(whole)[len(video) - 2])
-    assert len(messages) == 1 and f"Only the first {len(video)} of 40 frames" in messages[0]
+    assert f"Only the first {len(video)} of 40 frames" in messages[0] and video.damaged_frames == [len(video) - 1]
 
 
 def test_last_frames_that_do_not_decode(tmp_path):
@@ -151,7 +151,7 @@ def test_last_frames_that_do_not_decode(tmp_path):
     video, frames, messages = opened_with_warnings(path)
     assert 60 < len(video) < 120 and len(frames) == len(video)
     np.testing.assert_array_equal(frames[50], SamaVideo.open(clip("carphone_pristine"))[50])
-    assert len(messages) == 1 and f"Only the first {len(video)} of 120 frames" in messages[0]
+    assert f"Only the first {len(video)} of 120 frames" in messages[0] and min(video.damaged_frames) > 60
 
 
 def test_video_whose_frames_change_size(tmp_path):
@@ -222,12 +222,50 @@ def test_wrong_sources(source, message):
         SamaVideo.open(source)
 
 
-def test_folder_and_broken_image(tmp_path):
-    with pytest.raises(ValueError, match="is a folder"):
-        SamaVideo.open(tmp_path)
+def test_broken_image(tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match="broken.png' is not an image that can be read"):
         SamaVideo.open(tmp_path / "broken.png")
+
+
+def test_a_folder_of_frames_is_a_video_in_natural_order(tmp_path):
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    with pytest.raises(ValueError, match="frames' holds no pictures to use as frames: it is empty"):
+        SamaVideo.open(folder)
+    (folder / "notes.txt").write_text("notes")
+    (folder / ".hidden.png").write_text("no picture")
+    with pytest.raises(ValueError, match="none of its 1 files is one"):
+        SamaVideo.open(folder)
+    for number, name in enumerate(("frame_1.png", "frame_2.PNG", "frame_10.png", "frame_011.png")):
+        Image.new("RGB", (30, 20), (10 * number, 0, 0)).save(folder / name)
+    video, frames, messages = opened_with_warnings(str(folder))
+    assert (len(video), video.height, video.width, video.is_image) == (4, 20, 30, False)
+    assert [frame[0, 0, 0] for frame in frames] == [0, 10, 20, 30]
+    assert len(messages) == 1 and "1 of the files in" in messages[0] and "such as 'notes.txt'" in messages[0]
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ([noise_video(1)[0], noise_video(1)[0]], "An image is one picture, got a list of 2"),
+        ([noise_video(1)[0]], "An image is one picture, got a list of 1"),
+        (noise_video(2), "'array' is a video of 2 frames; give it as a video"),
+    ],
+)
+def test_an_image_is_one_picture(source, message):
+    with pytest.raises(ValueError, match=message):
+        SamaVideo.open(source, "image")
+
+
+def test_a_video_is_no_image(tmp_path):
+    path = write_video(tmp_path / "clip.mp4", 1)
+    for source in (path, SamaVideo.open(path)):
+        with pytest.raises(ValueError, match="clip.mp4' is a video of 1 frames; give it as a video"):
+            SamaVideo.open(source, "image")
+    assert SamaVideo.open(noise_video(1)[0], "image").is_image and SamaVideo.open(noise_video(1)[0], "video").is_image
+    with pytest.raises(ValueError, match="The kind is 'image' or 'video', got 'film'"):
+        SamaVideo.open(path, "film")
 
 
 # Frame choice

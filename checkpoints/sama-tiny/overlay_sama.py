@@ -6,8 +6,10 @@ Frames are arrays of shape `(height, width, 3)`, RGB, uint8.
 import colorsys
 import math
 import os
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,13 @@ try:
     import av
 except ImportError:
     pass
+
+_FFMPEG_ERRORS = () if av is None else (av.error.FFmpegError,)
+# Of frame times in seconds that are no multiple of the frame rate; 90 kHz is the clock of MPEG
+TIME_BASE = Fraction(1, 90000)
+# Sound that MP4 holds and browsers play; everything else is encoded as AAC, which takes these rates
+COPIED_SOUND = frozenset({"aac", "ac3", "alac", "eac3", "flac", "mp3", "mp3float", "opus", "libopus"})
+AAC_RATES = frozenset({8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000})
 
 Color = tuple[int, int, int]
 
@@ -91,25 +100,31 @@ class VideoWriter:
 
     Args:
         path (`str` or `os.PathLike`): the file; its folder is created if needed.
-        fps (`float`): frames per second.
+        fps (`float`): frames per second, where `source` has no times.
+        source ([`SamaVideo`], *optional*): the video that the frames come from, all of them and in order. The file
+            gets its frame times, its pixel aspect and its sound.
 
     Raises:
         ImportError: if PyAV is not installed.
         OSError: if the file cannot be written.
-        ValueError: if the frame rate is not a positive number, frames differ in size, or no frame was written.
+        ValueError: if the frame rate is not a positive number, frames differ in size, no frame was written, or there
+            are more frames than in `source`.
     """
 
-    def __init__(self, path: str | os.PathLike, fps: float):
+    def __init__(self, path: str | os.PathLike, fps: float, source: Any = None):
         if av is None:
             raise ImportError("Writing a video needs PyAV, which is not installed: pip install av")
         if not (fps and math.isfinite(fps) and fps > 0):
             raise ValueError(f"A video needs a frame rate above 0, got {fps}.")
         self.path = Path(path)
         self.fps = Fraction(fps).limit_denominator(1001)
-        self.size = None
+        self.time_base = 1 / self.fps
+        self.source, self.start = source, 0.0
+        self.sound: SoundCopy | None = None
+        self.size, self.num_written, self.last_pts = None, 0, -1
         self.temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
         prepare_output(self.path)
-        self.container = av.open(str(self.temporary), "w", format="mp4", options={"movflags": "faststart"})
+        self.container = av.open(f"file:{self.temporary}", "w", format="mp4", options={"movflags": "faststart"})
         self.stream = None
 
     def write(self, frame: np.ndarray) -> None:
@@ -124,7 +139,28 @@ class VideoWriter:
         frame = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
         picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
         picture = picture.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
-        self.container.mux(self.stream.encode(picture))
+        begin, end = self._time(self.num_written), self._time(self.num_written + 1)
+        picture.time_base = self.time_base
+        picture.pts = self.last_pts = max(round(begin / picture.time_base), self.last_pts + 1)
+        self.durations[picture.pts] = max(round(end / picture.time_base) - picture.pts, 1)
+        self.num_written += 1
+        if self.sound is not None:
+            self.sound.copy_until(float(begin))
+        self._mux(self.stream.encode(picture))
+
+    def _time(self, index: int) -> Fraction:
+        """When frame `index` is shown, in seconds of the written file."""
+        if self.source is None or self.source.times is None:
+            return Fraction(self.start) + index / self.fps
+        times = self.source.times
+        if index >= len(times):
+            raise ValueError(f"Got frame {index - 1}, but '{self.source.name}' has {len(times) - 1} frames.")
+        return Fraction(self.start) + Fraction(times[index])
+
+    def _mux(self, packets: Iterable) -> None:
+        for packet in packets:
+            packet.duration = self.durations.pop(packet.pts)
+            self.container.mux(packet)
 
     def _new_stream(self, height: int, width: int) -> Any:
         stream = self.container.add_stream("libx264", rate=self.fps, options={"crf": "18", "preset": "veryfast"})
@@ -133,14 +169,32 @@ class VideoWriter:
         # Declare the colour space (BT.709, limited range): players would guess, and not all guess the same.
         context = stream.codec_context
         context.colorspace = context.color_primaries = context.color_trc = context.color_range = 1
+        self.durations: dict[int, int] = {}  # by time, of the frames that the encoder holds
+        if self.source is not None:
+            context.sample_aspect_ratio = self.source.pixel_aspect
+            if self.source.sound is not None:
+                self._open_sound(*self.source.sound)
+            if self.source.times is not None or self.start:
+                self.time_base = TIME_BASE
+                context.max_b_frames = 0  # MP4 stores how long frames last in the order of decoding
+        context.time_base = self.time_base
         return stream
+
+    def _open_sound(self, path: str, first_frame: float) -> None:
+        try:
+            self.sound = SoundCopy(path, first_frame, self.container)
+            self.start = self.sound.video_start
+        except (OSError, *_FFMPEG_ERRORS) as error:
+            warnings.warn(f"The sound of '{path}' is not copied: {error}.", stacklevel=2)
 
     def close(self) -> None:
         """Finishes the file and renames it to its final name."""
         try:
             if self.stream is None:
                 raise ValueError(f"No frame was written to {self.path}, so there is no video to save.")
-            self.container.mux(self.stream.encode(None))
+            self._mux(self.stream.encode(None))
+            if self.sound is not None:
+                self.sound.copy_until(math.inf)
             self.container.close()
             os.replace(self.temporary, self.path)
         finally:
@@ -149,6 +203,8 @@ class VideoWriter:
     def discard(self) -> None:
         """Deletes the temporary file if it still exists; an earlier file of the final name is kept."""
         self.container.close()
+        if self.sound is not None:
+            self.sound.close()
         self.temporary.unlink(missing_ok=True)
 
     def __enter__(self):
@@ -158,9 +214,87 @@ class VideoWriter:
         self.close() if kind is None else self.discard()
 
 
-def write_video(path: str | os.PathLike, frames: Iterable[np.ndarray], fps: float) -> Path:
+class SoundCopy:
+    """
+    Copies the sound of a file beside a video that is being written: the packets as they are where MP4 and browsers
+    take the codec, otherwise as AAC. Sound that cannot be copied is left out with a warning.
+
+    Args:
+        path (`str`): the file with the sound.
+        first_frame (`float`): time of the first frame on its clock, in seconds.
+        container: the PyAV container that is written; nothing may have been written to it.
+
+    Attributes:
+        video_start (`float`): when the first frame is shown in the written file: later than 0 where the sound begins
+            before it.
+    """
+
+    def __init__(self, path: str, first_frame: float, container: Any):
+        self.path, self.container, self.video_start = path, container, 0.0
+        self.pending: Any = None
+        self.packets: Iterator = iter(())
+        self.input = av.open(f"file:{path}", options={"protocol_whitelist": "file"}, metadata_errors="replace")
+        stream = self.input.streams.best("audio")
+        if stream is None or stream.codec_context is None:
+            self._give_up("its codec is unknown")
+            return
+        begin = first_frame if stream.start_time is None else float(stream.start_time * stream.time_base)
+        origin = min(begin, first_frame)
+        self.video_start = first_frame - origin
+        self.offset = round(origin / stream.time_base)
+        try:
+            if stream.codec_context.name in COPIED_SOUND:
+                self.packets = self._copied(stream, container.add_stream_from_template(stream))
+            else:
+                self.packets = self._encoded(stream, self._new_stream(stream.codec_context))
+        except (ValueError, *_FFMPEG_ERRORS) as error:
+            self._give_up(str(error))
+
+    def _new_stream(self, context: Any) -> Any:
+        rate = context.sample_rate if context.sample_rate in AAC_RATES else 48000
+        return self.container.add_stream("aac", rate=rate, layout="mono" if context.channels == 1 else "stereo")
+
+    def _copied(self, stream: Any, target: Any) -> Iterator:
+        for packet in self.input.demux(stream):
+            if packet.size and packet.dts is not None:
+                packet.pts, packet.dts = packet.pts - self.offset, packet.dts - self.offset
+                packet.stream = target
+                yield float(packet.dts * packet.time_base), packet
+
+    def _encoded(self, stream: Any, target: Any) -> Iterator:
+        resampler = av.AudioResampler("fltp", target.layout, target.rate)
+        for frame in chain(self.input.decode(stream), [None]):
+            if frame is not None and frame.pts is not None:
+                frame.pts -= self.offset
+            for resampled in resampler.resample(frame):
+                for packet in target.encode(resampled):
+                    yield float(packet.dts * packet.time_base), packet
+        for packet in target.encode(None):
+            yield float(packet.dts * packet.time_base), packet
+
+    def copy_until(self, seconds: float) -> None:
+        """Writes what sounds before a time of the written file, so that sound and frames alternate in it."""
+        try:
+            while True:
+                self.pending = self.pending or next(self.packets, None)
+                if self.pending is None or self.pending[0] > seconds:
+                    return
+                packet, self.pending = self.pending[1], None
+                self.container.mux(packet)
+        except (ValueError, TypeError, EOFError, *_FFMPEG_ERRORS) as error:
+            self._give_up(str(error))
+
+    def _give_up(self, problem: str) -> None:
+        self.packets = iter(())
+        warnings.warn(f"The sound of '{self.path}' is not copied, or not to its end: {problem}.", stacklevel=2)
+
+    def close(self) -> None:
+        self.input.close()
+
+
+def write_video(path: str | os.PathLike, frames: Iterable[np.ndarray], fps: float, source: Any = None) -> Path:
     """Writes frames of shape `(height, width, 3)`, uint8, to an H.264 mp4; returns its path. See [`VideoWriter`]."""
-    with VideoWriter(path, fps) as writer:
+    with VideoWriter(path, fps, source) as writer:
         for frame in frames:
             writer.write(frame)
     return writer.path

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from sama.video_sama import IMAGE_SUFFIXES
+from sama.pictures_sama import IMAGE_SUFFIXES
 
 from ..records import DataError
 from .source_reader import SourceReader, assistant, text, user

@@ -60,7 +60,8 @@ class SourceReader:
     def media(self, name: str, field: str, folder: str | None = None) -> str:
         """
         The path of a video, image or folder of an annotation, relative to the data root. `name` is relative to
-        `folder` (default: `files["media"]`); [`DataError`] if it leaves the trusted folders.
+        `folder` (default: `files["media"]`); [`DataError`] if it leaves the trusted folders. Published annotations
+        (COCO and all that builds on it) lie on the stored pixels, so no reader of them lets pictures be turned.
         """
         path = join_inside(self.files["media"] if folder is None else folder, name, field)
         safe_path(self.root, path, self.trusted, field)
