@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
+import torch
 from PIL import Image
 
 from .configuration_sama import check_preset
@@ -24,6 +25,7 @@ from .pictures_sama import (
     number_of_frames,
     opened_picture,
     pictures_in_folder,
+    pixel_array,
     read_still,
     to_rgb,
 )
@@ -85,8 +87,11 @@ class SamaVideo:
     def open(cls, source, kind: str | None = None, upright: bool = True) -> "SamaVideo":
         """
         Open a video file, an image file, a folder of images (in natural order: 2 before 10), a list of frames (paths,
-        PIL images or `(height, width, 3)` uint8 arrays), a `(num_frames, height, width, 3)` uint8 array, a PIL image,
-        or return a `SamaVideo` as it is.
+        PIL images, arrays or tensors), an array or tensor of all frames, or a PIL image; a `SamaVideo` is returned as
+        it is.
+
+        Arrays and tensors are RGB, uint8 or floats from 0 to 1, with the channels last or in front of height and
+        width: `(num_frames, height, width, 3)` or `(num_frames, 3, height, width)`, one dimension less for one frame.
 
         Args:
             source: What to open. An animated picture is a video of all its frames; with one frame it is an image.
@@ -118,13 +123,15 @@ class SamaVideo:
             return cast(SamaVideo, source)
         if isinstance(source, (str, os.PathLike)):
             return cls(_path_frames(existing_path(source), upright))
-        if isinstance(source, Image.Image) or (isinstance(source, np.ndarray) and source.ndim == 3):
+        if isinstance(source, Image.Image) or (isinstance(source, np.ndarray | torch.Tensor) and source.ndim == 3):
             return cls(ListFrames([source], "image", is_image=True, upright=upright))
-        if isinstance(source, np.ndarray):
-            return cls(ListFrames(checked_array(source, 4, "the video"), "array"))
+        if isinstance(source, np.ndarray | torch.Tensor):
+            return cls(ListFrames(pixel_array(source, 4, "the video"), "array"))
         if isinstance(source, (list, tuple)):
             return cls(ListFrames(source, "list of frames", upright=upright))
-        raise ValueError(f"Expected a path, a list of frames, an array or a PIL image, got {type(source).__name__}.")
+        raise ValueError(
+            f"Expected a path, a list of frames, an array, a tensor or a PIL image, got {type(source).__name__}."
+        )
 
     def __len__(self) -> int:
         return len(self._frames)
@@ -164,16 +171,6 @@ class SamaVideo:
             )
             frame = np.asarray(Image.fromarray(frame).resize((self.width, self.height), Image.Resampling.BICUBIC))
         return frame
-
-    def frame_at(self, seconds: float) -> int:
-        """The frame that a player shows `seconds` after the beginning; raises [`FrameIndexError`] behind the end."""
-        index = int(seconds * self.fps + 1e-6)
-        if not 0 <= index < len(self):
-            raise FrameIndexError(
-                f"There is no frame at {seconds:g} s: '{self.name}' lasts {len(self) / self.fps:g} s "
-                f"({len(self)} frames at {self.fps:g} a second)."
-            )
-        return index
 
     def frames(self, indices: Sequence[int]) -> list[np.ndarray]:
         """Several frames, each a `(height, width, 3)` uint8 array."""
@@ -229,16 +226,7 @@ class ListFrames(FrameSource):
                 return to_rgb(frame, self._upright)
             except ValueError as error:
                 raise ValueError(f"Frame {index} of '{self.name}' cannot be used: {error}.") from error
-        return checked_array(frame, 3, f"frame {index} of '{self.name}'")
-
-
-def checked_array(array: np.ndarray, dimensions: int, what: str) -> np.ndarray:
-    expected = "(height, width, 3)" if dimensions == 3 else "(frames, height, width, 3)"
-    if not isinstance(array, np.ndarray):
-        raise ValueError(f"Expected {what} to be a path, a PIL image or an array, got {type(array).__name__}.")
-    if array.ndim != dimensions or array.shape[-1] != 3 or array.dtype != np.uint8 or 0 in array.shape[1:]:
-        raise ValueError(f"Expected {what} as a uint8 array {expected}, got {array.dtype} of shape {array.shape}.")
-    return array
+        return pixel_array(frame, 3, f"frame {index} of '{self.name}'")
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from processor_fixtures import clip, noise_video
 
@@ -400,3 +401,54 @@ def test_phrase_masks():
     np.testing.assert_array_equal(GroundedPhrase("a dog", (0, 5), MaskTrack.from_masks(masks), 0.5).masks, masks)
     with pytest.raises(ValueError, match="'a dog' has no masks"):
         assert GroundedPhrase("a dog", (0, 5)).masks
+
+
+# Arrays and tensors of decoders
+
+
+def decoder_forms(frames: np.ndarray) -> dict:
+    tensor = torch.from_numpy(frames)
+    return {
+        "frames, height, width, channels": tensor,
+        "frames, channels, height, width": tensor.movedim(-1, 1),
+        "floats": tensor.float() / 255,
+        "half precision": tensor.movedim(-1, 1).half() / 255,
+        "float array": frames.astype(np.float64) / 255,
+        "list of tensors": list(tensor.movedim(-1, 1)),
+        "list of arrays with channels first": list(np.moveaxis(frames, -1, 1)),
+        "list of PIL images": [Image.fromarray(frame) for frame in frames],
+    }
+
+
+@pytest.mark.parametrize("form", decoder_forms(noise_video(1)))
+def test_frames_as_decoders_give_them(form):
+    frames = noise_video(4)
+    video = SamaVideo.open(decoder_forms(frames)[form])
+    assert (len(video), video.height, video.width) == (4, 20, 30) and not video.is_image
+    np.testing.assert_array_equal(np.stack(list(video)), frames)
+
+
+def test_one_frame_of_a_decoder_is_an_image():
+    frame = noise_video(1)[0]
+    for source in (frame, torch.from_numpy(frame).movedim(-1, 0), frame / 255):
+        video = SamaVideo.open(source)
+        assert video.is_image
+        np.testing.assert_array_equal(video[0], frame)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (torch.zeros(4, 20, 30, 3, dtype=torch.int64), "as uint8 or as floats from 0 to 1, got int64"),
+        (np.full((4, 20, 30, 3), 2.0), "must lie between 0 and 1, got 2 to 2; give frames that are not normalised"),
+        (torch.full((4, 3, 20, 30), -1.0), "must lie between 0 and 1, got -1 to -1"),
+        (np.full((4, 20, 30, 3), np.nan), "must lie between 0 and 1, got nan"),
+        (torch.zeros(4, 3, 20, 3, dtype=torch.uint8), "not clear which dimension holds the 3 channels"),
+        (torch.zeros(4, 20, 30, 4, dtype=torch.uint8), r"\(frames, height, width, 3\) or .* \(4, 20, 30, 4\)"),
+        (torch.zeros(1, 4, 3, 20, 30, dtype=torch.uint8), r"got uint8 of shape \(1, 4, 3, 20, 30\)"),
+        (torch.zeros(20, 30, dtype=torch.uint8), r"got uint8 of shape \(20, 30\)"),
+    ],
+)
+def test_arrays_of_decoders_that_are_not_clear(source, message):
+    with pytest.raises(ValueError, match=message):
+        SamaVideo.open(source)
