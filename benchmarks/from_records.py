@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 
 from sama.data.masks import decode_rle, encode_rle, filled_box
-from sama.data.records import is_no_target, object_masks
+from sama.data.records import is_no_target, no_target_content, object_masks
 from sama.data.wording import MASK_REQUEST, MASK_REQUEST_MARK, NO_TARGET_ANSWERS, TEMPLATES
 from sama.objects_sama import MaskTrack
 from sama.video_sama import SamaVideo
@@ -62,11 +62,11 @@ def _marked(content: Sequence[Mapping]) -> str:
 
 def reference_text(message: Mapping, visual: str = "video") -> str:
     """The text of an answer with tags: one [SEG] per grounded phrase. An answer that nothing fits has no tags; if it
-    has no words either, it is the first sentence for this kind of visual, "image" or "video"."""
+    has no words of its own, it is the first sentence for this kind of visual, "image" or "video"."""
     content, words = message["content"], ""
     if is_no_target(message):
-        content = [{"type": "text", "text": part["text"]} for part in content]
-        if not any(part["text"].strip() for part in content):
+        content = no_target_content(content)
+        if content is None:
             return NO_TARGET_ANSWERS[visual][0]
     for part in content:
         tagged = f"<p> {part['text']} </p> [SEG]" if part["text"] else "[SEG]"

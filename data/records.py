@@ -15,7 +15,8 @@ A record is a plain dict:
                     {"type": "text", "text"}, in user turns {"type": "region", "object"},
                     in answers {"type": "grounded", "text", "objects": [names]}; an empty text gives a bare [SEG].
                     "objects": [] says that the expression of the question fits nothing: the answer has no [SEG] and
-                    names no other objects. Its words are drawn from wording.py if it has none ([`is_no_target`]).
+                    names no other objects. Its "text" is what was looked for. Without a text part that says so, the
+                    whole answer is drawn from wording.py: [`is_no_target`], [`no_target_content`].
                     "templates": name of a set in wording.py whose slot the content fills,
                     "preamble": parts in front of the first question, "wants_masks": the answer has masks and the
                     question does not ask for them, "info": what a benchmark needs to know
@@ -234,6 +235,14 @@ def _check_message(message: dict, objects: dict, at: str) -> None:
 def is_no_target(message: Mapping) -> bool:
     """Whether a message of a valid record answers that nothing fits: it has a grounded part without objects."""
     return any(part["type"] == "grounded" and not part["objects"] for part in message["content"])
+
+
+def no_target_content(content: Sequence[dict]) -> list[dict] | None:
+    """The content of an answer that nothing fits as plain text: "I see no ", "cat", ".". `None` if it has no words
+    but the phrases: a phrase alone does not say that nothing fits."""
+    if not any(part["type"] == "text" and part["text"].strip() for part in content):
+        return None
+    return [{"type": "text", "text": part["text"]} for part in content]
 
 
 def _check_part(part: dict, role: str, objects: dict, at: str) -> None:

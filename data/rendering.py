@@ -20,7 +20,7 @@ from sama.video_sama import FrameChoice, SamaVideo
 from . import published
 from .lengths import LengthBound
 from .masks import filled_box, jitter_box, tight_box
-from .records import DataError, decode_object, is_no_target, object_masks
+from .records import DataError, decode_object, is_no_target, no_target_content, object_masks
 from .wording import MASK_REQUEST, MASK_REQUEST_MARK, NO_TARGET_ANSWERS, TEMPLATES, region_word
 
 
@@ -211,14 +211,13 @@ class Renderer:
 
     def _content(self, message: dict, visual: str, rng: np.random.Generator) -> list[dict]:
         """
-        The parts of a message: template filled, request for masks appended. An answer that nothing fits
-        becomes plain text: its own words, or a sentence for this kind of visual ("image" or "video").
+        The parts of a message: template filled, request for masks appended. An answer that nothing fits becomes plain
+        text: its own words, or a sentence for this kind of visual ("image" or "video").
         """
         content = [without_region_word(part) for part in message["content"]]
-        no_target = is_no_target(message)
-        if no_target:
-            content = [{"type": "text", "text": part["text"]} for part in content]
-        if no_target and not _text(content).strip():
+        if is_no_target(message):
+            content = no_target_content(content)
+        if content is None:
             answers = NO_TARGET_ANSWERS[visual]
             content = [{"type": "text", "text": answers[rng.integers(len(answers))]}]
         elif "templates" in message:

@@ -138,9 +138,10 @@ NOTHING = [{"type": "grounded", "text": "", "objects": []}]
 
 
 @pytest.mark.parametrize("visual", ["image", "video"])
-@pytest.mark.parametrize("templates", [None, "segment_answer"])
-def test_the_answer_is_drawn_and_has_no_seg(visual, templates):
-    record, found = record_of(NOTHING, visual=visual, templates=templates), set()
+@pytest.mark.parametrize(("phrase", "templates"), [("", None), ("", "segment_answer"), ("a cow", "segment_answer")])
+def test_the_answer_is_drawn_and_has_no_seg(visual, phrase, templates):
+    """A phrase alone, what was looked for, would not say that nothing fits."""
+    record, found = record_of([NOTHING[0] | {"text": phrase}], visual=visual, templates=templates), set()
     video = SamaVideo.open(noise_video(1)[0] if visual == "image" else noise_video(10))
     for seed in range(30):
         sample = Renderer(tiny_processor())(record, video, None, np.random.default_rng(seed))
