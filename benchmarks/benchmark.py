@@ -55,6 +55,8 @@ class BenchmarkTurn:
             not public.
         targets (sequence of `RLETrack`): The true masks, one track per [SEG] of the reference.
         info (`dict`): What the benchmark needs to score the answer.
+        no_target (`bool`): Whether the expression fits nothing, so that an answer should have no mask. Otherwise empty
+            `targets` mean that the masks are not public or not asked for.
     """
 
     text: str
@@ -62,6 +64,7 @@ class BenchmarkTurn:
     reference: str | None = None
     targets: Sequence[RLETrack] = ()
     info: Mapping[str, Any] = field(default_factory=dict)
+    no_target: bool = False
 
 
 @dataclass(frozen=True)

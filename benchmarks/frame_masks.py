@@ -44,6 +44,11 @@ def united(tracks: Sequence[RLETrack], num_frames: int, size: Size) -> Iterator[
         yield np.logical_or.reduce(masks)
 
 
+def any_pixel(tracks: Sequence[RLETrack], size: Size) -> bool:
+    """Whether any track has a pixel in any frame."""
+    return any(decode_rle(code, size).any() for track in tracks for code in track if code is not None)
+
+
 def summed(tracks: Sequence[RLETrack], num_frames: int, size: Size) -> Iterator[np.ndarray]:
     """The sum of the tracks, frame by frame, uint8."""
     for masks in zip(*(frames(track, num_frames, size) for track in tracks), strict=True):

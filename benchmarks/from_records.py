@@ -3,8 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 
 from sama.data.masks import decode_rle, encode_rle, filled_box
-from sama.data.records import object_masks
-from sama.data.wording import MASK_REQUEST, MASK_REQUEST_MARK, TEMPLATES
+from sama.data.records import is_no_target, no_target_content, object_masks
+from sama.data.wording import MASK_REQUEST, MASK_REQUEST_MARK, NO_TARGET_ANSWERS, TEMPLATES
 from sama.objects_sama import MaskTrack
 from sama.video_sama import SamaVideo
 
@@ -60,10 +60,15 @@ def _marked(content: Sequence[Mapping]) -> str:
     return "".join("<region>" if part["type"] == "region" else part["text"] for part in content)
 
 
-def reference_text(message: Mapping) -> str:
-    """The text of an answer with tags: one [SEG] per grounded phrase."""
-    words = ""
-    for part in message["content"]:
+def reference_text(message: Mapping, visual: str = "video") -> str:
+    """The text of an answer with tags: one [SEG] per grounded phrase. An answer that nothing fits has no tags; if it
+    has no words of its own, it is the first sentence for this kind of visual, "image" or "video"."""
+    content, words = message["content"], ""
+    if is_no_target(message):
+        content = no_target_content(content)
+        if content is None:
+            return NO_TARGET_ANSWERS[visual][0]
+    for part in content:
         tagged = f"<p> {part['text']} </p> [SEG]" if part["text"] else "[SEG]"
         words += tagged if part["type"] == "grounded" else part["text"]
     if "templates" in message:
@@ -84,7 +89,7 @@ def record_turns(record: Mapping, video: SamaVideo | None, lookup: Callable, box
 
     A grounded phrase with several objects gets one [SEG] and one target per object.
     """
-    turns, tracks = [], {}
+    turns, tracks, visual = [], {}, "image" if "image" in record else "video"
 
     def masks(name: str) -> RLETrack:
         if name not in tracks:
@@ -104,9 +109,10 @@ def record_turns(record: Mapping, video: SamaVideo | None, lookup: Callable, box
             BenchmarkTurn(
                 text=question_text(message),
                 regions=regions,
-                reference=None if answer is None else reference_text(_one_by_one(answer)),
+                reference=None if answer is None else reference_text(_one_by_one(answer), visual),
                 targets=[masks(name) for name in names],
                 info={**message.get("info", {}), **(answer or {}).get("info", {})},
+                no_target=answer is not None and is_no_target(answer),
             )
         )
     return turns

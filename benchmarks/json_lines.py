@@ -3,6 +3,9 @@ Your own questions: records with reference answers as JSON Lines (docs/data.md).
 
 A conversation is one sample. Its turns are asked in order; by default the history holds the model's own answers. Masks
 are scored by mIoU, recall and J&F, texts by the caption metrics over all answers. All values are percentages.
+
+A question that nothing fits (an answer with `"objects": []`) is compared with empty masks: its mIoU is 1 without a
+predicted pixel and 0 with one. Where there are such questions, two rows have N-acc and T-acc (`metrics/no_target.py`).
 """
 
 import hashlib
@@ -18,6 +21,7 @@ from sama.data.frames import open_visual
 from sama.data.readers import READERS
 from sama.metrics.captions import caption_scores
 from sama.metrics.iou import greedy_pairs, miou
+from sama.metrics.no_target import Presence
 from sama.metrics.recall import IOU_THRESHOLD
 from sama.prompts_sama import parse_tagged_text
 from sama.video_sama import SamaVideo
@@ -33,9 +37,9 @@ from .benchmark import (
     Score,
     Tools,
 )
-from .frame_masks import frames, track_jf
+from .frame_masks import any_pixel, frames, track_jf, united
 from .from_records import no_store, record_turns
-from .rows import mean_row, percent
+from .rows import mean_row, percent, presence_rows
 from .tracks import track_overlaps
 
 
@@ -116,7 +120,12 @@ class JsonLinesBenchmark(Benchmark):
             ious=ious,
             num_frames=prediction.num_frames,
             num_objects=len(ious),
-            facts={"mious": mious, "jf": [pair for one in judged for pair in one["jf"]], "texts": texts},
+            facts={
+                "mious": mious,
+                "jf": [pair for one in judged for pair in one["jf"]],
+                "presence": [one["presence"] for one in judged if one["presence"] is not None],
+                "texts": texts,
+            },
         )
 
     def summarise(self, samples: Sequence[Measures], tools: Tools) -> list[Score]:
@@ -124,6 +133,7 @@ class JsonLinesBenchmark(Benchmark):
         ious = [iou for sample in samples for iou in sample.ious]
         pairs = [pair for sample in samples for pair in sample.facts["jf"]]
         found = [iou >= IOU_THRESHOLD for iou in ious]
+        presences = [Presence(*pair) for sample in samples for pair in sample.facts["presence"]]
         texts = [pair for sample in samples for pair in sample.facts["texts"]]
         words = caption_scores([pair[0] for pair in texts], [pair[1] for pair in texts]) if texts else {}
         return [
@@ -132,6 +142,7 @@ class JsonLinesBenchmark(Benchmark):
             _masks_row("J", [pair[0] for pair in pairs]),
             _masks_row("F", [pair[1] for pair in pairs]),
             _masks_row("J&F", [(pair[0] + pair[1]) / 2 for pair in pairs]),
+            *presence_rows(presences, "masks"),
             *(
                 Score(name, percent(words[key]), len(texts), "words", reason=words[key].reason)
                 for name, key in CAPTIONS.items()
@@ -146,15 +157,21 @@ def _masks_row(name: str, values: Sequence[float]) -> Score:
 
 def measure_masks(turn: BenchmarkTurn, answer: PredictedTurn, prediction: Prediction) -> dict:
     """`ious` and `jf` of the true objects under greedy matching, in which missed objects are compared with an empty
-    mask; and the `miou` of the answer, which also counts surplus objects."""
+    mask; the `miou` of the answer, which also counts surplus objects; and the `presence` of a target and of a
+    prediction, `None` for a question that asks for no masks."""
     size, num_frames = (prediction.height, prediction.width), prediction.num_frames
     found = [item.masks for item in answer.objects if item.masks]  # text-only records have no masks
+    predicted = any_pixel(found, size)
+    if turn.no_target:
+        pair = np.mean(track_jf(frames([], num_frames, size), united(found, num_frames, size)), axis=0).tolist()
+        return {"ious": [], "miou": float(not predicted), "jf": [pair], "presence": (False, predicted)}
     matrix = track_overlaps(turn.targets, found, num_frames, size).ious()
     pairs = dict(greedy_pairs(matrix))
     matched = [found[pairs[truth]] if truth in pairs else [] for truth in range(len(turn.targets))]
     return {
         "ious": [float(matrix[truth, pairs[truth]]) if truth in pairs else 0.0 for truth in range(len(matched))],
         "miou": miou(matrix),
+        "presence": (True, predicted) if turn.targets else None,
         "jf": [
             np.mean(track_jf(*(frames(track, num_frames, size) for track in pair)), axis=0).tolist()
             for pair in zip(turn.targets, matched, strict=True)

@@ -67,4 +67,5 @@ def published_revos_masks(
     """ReVOS: true and predicted masks as A and R compare them, uint8: the sum of the masks of the true objects, and a
     prediction with the values 0 and 255."""
     guesses = (mask * np.uint8(255) for mask in frame_masks.united(found, num_frames, size))
-    return frame_masks.summed(parts, num_frames, size), guesses
+    # Without any object the sum of their masks is an empty mask in every frame
+    return frame_masks.summed(parts or [[]], num_frames, size), guesses

@@ -4,6 +4,10 @@ Referring segmentation in videos: MeViS, Ref-YouTube-VOS, Ref-DAVIS17 and ReVOS.
 One question per expression. Masks are compared with the annotation frame by frame (J and F), over all frames; the
 score is the mean over expressions, in percent. The masks of an answer with several [SEG]s are united; the published
 code takes the first. An answer without [SEG] is an empty mask in every frame.
+
+An expression that fits nothing is asked as the others are and compared with empty masks: J and F of a frame are 1
+without a predicted pixel and 0 with one. Where there are such expressions, further rows have N-acc and T-acc
+(`metrics/no_target.py`), and R of ReVOS on them, which measures how much is hallucinated.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +18,7 @@ import numpy as np
 from sama.data.masks import union
 from sama.data.wording import TEMPLATES
 from sama.metrics.jf import REVOS_GROUPS, accuracy, revos_table, robustness
+from sama.metrics.no_target import Presence
 from sama.metrics.values import CONSISTENT, PRESETS, PUBLISHED
 from sama.video_sama import SamaVideo
 
@@ -33,9 +38,10 @@ from .benchmark import (
 from .from_catalogue import CatalogueBenchmark
 from .from_records import fitted, record_turns
 from .published import published_revos_masks
-from .rows import mean_row
+from .rows import mean_row, presence_rows
 
 
+NO_TARGET = "no target"  # part of the rows about expressions that fit nothing
 ON_SERVER = "only the challenge server has the masks of this split: write a submission"
 
 
@@ -52,7 +58,7 @@ class ReferringVideo(CatalogueBenchmark):
     def group_questions(self, records: list[dict], video: SamaVideo) -> list[Question]:
         (record,) = records
         turns, names = record_turns(record, video, self.source.lookup), self.question_ids(records)
-        answers = [message["content"][0]["objects"][0] for message in record["messages"] if message["role"] != "user"]
+        answers = [_target(message) for message in record["messages"] if message["role"] != "user"]
         return [
             Question(name, self.group_of(record), [self.turn(turn, target, record, video)], layout=self.layout)
             for name, turn, target in zip(names, turns, answers or [""] * len(turns), strict=True)
@@ -60,7 +66,7 @@ class ReferringVideo(CatalogueBenchmark):
 
     def turn(self, turn: BenchmarkTurn, target: str, record: Mapping, video: SamaVideo) -> BenchmarkTurn:
         """The question in the wording of the benchmark. `target` is the key of the true object, "3+4" for two
-        objects."""
+        objects, "" for none."""
         phrase = turn.info["expression"]
         if "?" in phrase:  # the expression is a question already
             text = phrase
@@ -68,7 +74,7 @@ class ReferringVideo(CatalogueBenchmark):
             expression = phrase if self.preset == PUBLISHED else phrase.replace(".", "").strip().lower()
             text = TEMPLATES["segment_video_bench"][0].format(expression)
         info = {**turn.info, **self.further_info(turn.info, target, record, video)}
-        return BenchmarkTurn(text, (), turn.reference, turn.targets, info)
+        return BenchmarkTurn(text, (), turn.reference, turn.targets, info, turn.no_target)
 
     def further_info(self, info: Mapping, target: str, record: Mapping, video: SamaVideo) -> dict:
         """What `measure` needs besides the true masks."""
@@ -77,7 +83,9 @@ class ReferringVideo(CatalogueBenchmark):
     def measure(self, question: Question, prediction: Prediction) -> Measures:
         turn, found = question.turns[0], [item.masks for item in prediction.turns[0].objects]
         measures = Measures(question.id, question.group, num_frames=prediction.num_frames, num_objects=1)
-        if not turn.targets:
+        if turn.no_target:
+            measures.num_objects = 0
+        elif not turn.targets:
             return measures
         frame_masks.check_shape(question, prediction, turn.targets)
         consistent = self.values(turn, found, prediction)
@@ -88,8 +96,10 @@ class ReferringVideo(CatalogueBenchmark):
             for values, tracks, preset in ((consistent, found, CONSISTENT), (published, found[:1], PUBLISHED))
         )
         about = {"type_id": turn.info.get("type_id"), "video": question.group}
-        measures.facts = {"consistent": consistent, "published": published, **about}
-        measures.value, measures.ious = consistent["J"], [consistent["J"]]
+        predicted = frame_masks.any_pixel(found, (prediction.height, prediction.width))
+        presence = {"has_target": not turn.no_target, "predicted": predicted}
+        measures.facts = {"consistent": consistent, "published": published, **about, "presence": presence}
+        measures.value, measures.ious = consistent["J"], [] if turn.no_target else [consistent["J"]]
         return measures
 
     def values(self, turn: BenchmarkTurn, found: Sequence[RLETrack], prediction: Prediction) -> dict[str, float]:
@@ -110,7 +120,8 @@ class ReferringVideo(CatalogueBenchmark):
 
     def summarise(self, samples: Sequence[Measures], tools: Tools) -> list[Score]:
         reason = "" if "masks" in self.source.entry.files else ON_SERVER
-        return jf_rows([sample.facts for sample in samples if sample.facts], "all", reason)
+        rated = [sample.facts for sample in samples if sample.facts]
+        return [*jf_rows(rated, "all", reason), *presence_rows(_presences(rated))]
 
 
 class MeViS(ReferringVideo):
@@ -146,7 +157,8 @@ class ReVOS(ReferringVideo):
         return super().group_questions(records, video)
 
     def further_info(self, info: Mapping, target: str, record: Mapping, video: SamaVideo) -> dict:
-        return {"parts": [self._parts[name] for name in target.split("+")], "foreground": self._foreground}
+        names = target.split("+") if target else []
+        return {"parts": [self._parts[name] for name in names], "foreground": self._foreground}
 
     def further_values(
         self, turn: BenchmarkTurn, found: Sequence[RLETrack], prediction: Prediction, preset: str
@@ -175,7 +187,7 @@ class ReVOS(ReferringVideo):
         }
         counts = {name: sum(facts["type_id"] == kind for facts in rated) for kind, name in REVOS_GROUPS.items()}
         counts["overall"] = sum(counts.values())
-        return [
+        table = [
             Score(
                 metric,
                 score.value,
@@ -187,6 +199,17 @@ class ReVOS(ReferringVideo):
             for part in ("overall", *REVOS_GROUPS.values())
             for metric, score in sorted(tables[CONSISTENT][part].items(), key=lambda item: item[0] != "J&F")
         ]
+        return [*table, *self._no_target_rows(rated)]
+
+    def _no_target_rows(self, rated: Sequence[Mapping]) -> list[Score]:
+        """N-acc, T-acc over all expressions, and R over those that fit nothing, whatever their type. The published
+        evaluation has no row for them."""
+        unmatched = [facts for facts in rated if not facts["presence"]["has_target"]]
+        if not unmatched:
+            return []
+        values, videos = [100 * facts[CONSISTENT]["R"] for facts in unmatched], [facts["video"] for facts in unmatched]
+        row = mean_row("R", values, "expressions", NO_TARGET, clusters=videos)
+        return [*presence_rows(_presences(rated), NO_TARGET), row]
 
 
 class RefDavis17(ReferringVideo):
@@ -317,6 +340,15 @@ def _jf(values: Sequence[tuple[float, float]]) -> dict[str, float]:
 def _confidence(objects: Sequence) -> float | None:
     scores = [item.score for item in objects]
     return None if None in scores else max(scores, default=0.0)
+
+
+def _target(answer: Mapping) -> str:
+    """The name of the object of an answer; "" if the expression fits nothing."""
+    return next(iter(answer["content"][0]["objects"]), "")
+
+
+def _presences(rated: Sequence[Mapping]) -> list[Presence]:
+    return [Presence(**facts["presence"]) for facts in rated]
 
 
 def _infos(record: Mapping) -> list[dict]:

@@ -2,7 +2,8 @@
 
 from collections.abc import Hashable, Sequence
 
-from sama.metrics.intervals import bootstrap_mean
+from sama.metrics.intervals import bootstrap_mean, wilson
+from sama.metrics.no_target import Presence, no_target_accuracy, target_accuracy
 from sama.metrics.values import Value, mean
 
 from .benchmark import Score
@@ -11,6 +12,29 @@ from .benchmark import Score
 def percent(value: Value) -> float | None:
     """A value in percent; `None` if there is none."""
     return None if value.value is None else 100 * value.value
+
+
+def presence_rows(expressions: Sequence[Presence], part: str = "all", scale: float = 100) -> list[Score]:
+    """
+    Rows of N-acc and T-acc (see `metrics/no_target.py`) with Wilson intervals; none if every expression has a target.
+
+    Args:
+        expressions (sequence of [`Presence`]): One per scored expression.
+        part (`str`): Of the rows.
+        scale (`float`): 100 for percentages, 1 for fractions.
+    """
+    if all(one.has_target for one in expressions):
+        return []
+    rows = []
+    for name, function, with_target in (("N-acc", no_target_accuracy, False), ("T-acc", target_accuracy, True)):
+        value = function(expressions)
+        count = sum(one.has_target == with_target for one in expressions)
+        interval = None
+        if value.value is not None:
+            interval = tuple(scale * bound for bound in wilson(round(value.value * count), count))
+        shown = None if value.value is None else scale * value.value
+        rows.append(Score(name, shown, count, part, interval=interval, reason=value.reason))
+    return rows
 
 
 def mean_row(

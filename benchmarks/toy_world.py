@@ -3,9 +3,11 @@ The toy world benchmark: held-out generated clips, scored by the text and the ma
 
     grounded dialogue   questions with regions, answers with masks, the model's own answers as history
     referring           an object described by its appearance, or one of two twins described by its motion alone
+    no target           an object described by its appearance or motion, which half of the clips do not contain
 
-"val" has clips from the training distribution, "unseen" has pairs of colour and shape that training never shows. A
-text answer is correct if it contains the expected word and no other one of the question's choices.
+"val" has clips from the training distribution, "unseen" has pairs of colour and shape that training never shows;
+"no_target" has clips like those of "val" and the third task alone. A text answer is correct if it contains the
+expected word and no other one of the question's choices.
 """
 
 import re
@@ -14,7 +16,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from sama.metrics.intervals import bootstrap_mean, wilson
-from sama.metrics.iou import greedy_pairs, miou
+from sama.metrics.iou import PairCounts, count_pair, giou, greedy_pairs, miou
+from sama.metrics.no_target import Presence
 from sama.metrics.recall import IOU_THRESHOLD
 from sama.prompts_sama import parse_tagged_text
 from sama.toy_world.clip import ToySettings
@@ -29,16 +32,21 @@ from .benchmark import (
     PredictedTurn,
     Prediction,
     Question,
+    RLETrack,
     Score,
     Tools,
 )
+from .frame_masks import any_pixel, united
 from .from_records import no_store, record_turns
+from .rows import presence_rows
 from .tracks import track_overlaps
 
 
 TASKS = {"dialogue": 3, "refer_look": 1, "refer_motion": 1}
+NO_TARGET = "no_target"  # a split and its only task
 MAIN_KINDS = ("colour", "size", "shape", "motion")
 DIALOGUE, LOOK, MOTION = "grounded dialogue", "referring by look", "referring by motion only"
+TARGET_OR_NONE = "referring, target or none"
 PART_OF_TASK = {"dialogue": DIALOGUE, "refer_look": LOOK, "refer_motion": MOTION}
 
 
@@ -47,17 +55,19 @@ class ToyWorldBenchmark(Benchmark):
 
     name = "toy_world"
     version = 2  # in version 1, answers on colour, shape and size had a mask at random
-    splits = ("val", "unseen")
+    splits = ("val", "unseen", NO_TARGET)
     # The sources of the catalogue have the seeds 0, 1 and 2, so that training and benchmark share no clips
     options = {"clips": 300, "seed": 7, "size": 64, "background": "texture"}
     max_new_tokens = 64
 
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)
-        size = self.chosen["size"]
+        size, split, tasks = self.chosen["size"], self.split, TASKS
+        if split == NO_TARGET:
+            split, tasks = "val", {NO_TARGET: 1}
         try:
             settings = ToySettings(
-                height=size, width=size, split=self.split, background=self.chosen["background"], tasks=TASKS
+                height=size, width=size, split=split, background=self.chosen["background"], tasks=tasks
             )
         except ValueError as error:
             raise BenchmarkError(f"toy_world cannot be drawn: {error}.") from error
@@ -108,11 +118,14 @@ class ToyWorldBenchmark(Benchmark):
         )
 
     def summarise(self, samples: Sequence[Measures], tools: Tools) -> list[Score]:
-        """Scores of dialogues (masks, then text by kind and by turn), of referring by look and by motion only."""
+        """Scores of dialogues (masks, then text by kind and by turn), of referring by look and by motion only; or of
+        referring to something that may not be there."""
         turns = defaultdict(list)
         for sample in samples:
             for number, turn in enumerate(sample.facts["turns"], start=1):
                 turns[sample.facts["task"]].append({**turn, "number": number, "clip": sample.group})
+        if self.split == NO_TARGET:
+            return _no_target_rows(turns[NO_TARGET])
         talk, twins = turns["dialogue"], turns["refer_motion"]
         return [
             *_mask_rows(DIALOGUE, talk),
@@ -150,8 +163,9 @@ def measure_turn(turn: BenchmarkTurn, answer: PredictedTurn, prediction: Predict
     """
     Measures of one answer, serialisable as JSON: `kind`; `chance`; `right` (`None` for a question without choices);
     `ious` of the reference objects under greedy matching, 0 for missed ones; `miou` of the answer, which also counts
-    surplus objects; `late` and `hidden` of the objects; and `chosen`: whether the first mask overlaps more with the
-    target than with its twin.
+    surplus objects; `late` and `hidden` of the objects; `chosen`: whether the first mask overlaps more with the
+    target than with its twin; and of a question whose target may be missing its `presence` (has a target, anything
+    predicted) and its `giou`: the IoU of all masks together, which is 1 if nothing fits and no pixel is predicted.
     """
     size = (prediction.height, prediction.width)
     found = [item.masks for item in answer.objects]
@@ -164,17 +178,30 @@ def measure_turn(turn: BenchmarkTurn, answer: PredictedTurn, prediction: Predict
         pair = [turn.targets[0], turn.info["twin"]]
         target, twin = track_overlaps(pair, found[:1], prediction.num_frames, size).ious().sum(axis=1)
         chosen = bool(target > twin)
-    choices = turn.info["choices"]
+    choices, mean_iou, presence = turn.info["choices"], miou(matrix), {}
+    if turn.info.get("task") == NO_TARGET:
+        presence = measure_presence(turn, found, prediction)
+        mean_iou = presence["giou"] if turn.no_target else mean_iou
     return {
         "kind": turn.info["kind"],
         "right": is_right(answer.text, turn.info["answer"], choices) if choices else None,
         "chance": 1 / len(choices) if choices else None,
         "ious": ious,
-        "miou": miou(matrix),
+        "miou": mean_iou,
         "late": turn.info["late"],
         "hidden": turn.info["hidden"],
         "chosen": chosen,
+        **presence,
     }
+
+
+def measure_presence(turn: BenchmarkTurn, found: Sequence[RLETrack], prediction: Prediction) -> dict:
+    """`presence` and `giou` of a question whose target may be missing, see [`measure_turn`]."""
+    size = (prediction.height, prediction.width)
+    masks = [united(tracks, prediction.num_frames, size) for tracks in (turn.targets, found)]
+    counts = [count_pair(*pair)[:2] for pair in zip(*masks, strict=True)]
+    whole = PairCounts(*map(sum, zip(*counts, strict=True)), answered=True)
+    return {"presence": [not turn.no_target, any_pixel(found, size)], "giou": giou([whole]).value}
 
 
 def is_right(answer: str, expected: str, choices: Iterable[str]) -> bool:
@@ -195,6 +222,17 @@ def _mask_rows(part: str, turns: Sequence[dict]) -> list[Score]:
     return [
         _mean("mask mIoU", part, values, [turn["clip"] for turn in with_masks]),
         _share(f"recall at IoU {IOU_THRESHOLD}", part, [iou >= IOU_THRESHOLD for iou in ious]),
+    ]
+
+
+def _no_target_rows(turns: Sequence[dict]) -> list[Score]:
+    """gIoU over all descriptions, N-acc, T-acc, and the mask rows of those with a target."""
+    with_target = [turn for turn in turns if turn["presence"][0]]
+    values = [turn["giou"] for turn in turns]
+    return [
+        _mean("gIoU", TARGET_OR_NONE, values, [turn["clip"] for turn in turns]),
+        *presence_rows([Presence(*turn["presence"]) for turn in turns], TARGET_OR_NONE, scale=1),
+        *_mask_rows(f"{TARGET_OR_NONE}: with target", with_target),
     ]
 
 

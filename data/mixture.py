@@ -26,7 +26,7 @@ from .catalogue import Entry, open_source, parse_entry, read_catalogue, read_yam
 from .files import write_text_atomically
 from .lengths import estimate_lengths
 from .records import DataError, require_field, require_type
-from .rendering import Renderer, RenderSettings, Sample
+from .rendering import NO_TARGET, NothingToAskError, Renderer, RenderSettings, Sample
 
 
 logger = logging.getLogger(__name__)
@@ -62,6 +62,7 @@ class Mixture(Dataset):
         self._ends = np.cumsum(self._counts)
         self._lengths: np.ndarray | None = None
         self._partial_order: tuple = (None, None)  # (epoch, source), order of its records
+        self._announced: set[str] = set()  # sources of which this process said that questions are left out
         # Shared with the loader workers, who count what the main process reports
         self._counters = torch.zeros(COUNTER_ROWS, len(sources), len(COUNTER_NAMES), dtype=torch.int64).share_memory_()
         empty = [source.name for source, count in zip(self.sources, self._counts, strict=True) if count < 1]
@@ -77,15 +78,31 @@ class Mixture(Dataset):
         number, record = self.locate(index)
         try:
             sample = self.render(number, record, np.random.default_rng([self.seed, *divmod(index, len(self))]))
+        except NothingToAskError:  # a choice of the preset, no error
+            self._announce(number)
+            self._count(number, {"skipped": 1, "rounds left out": self._num_questions(number, record)})
+            return None
         except DataError as error:
             if self.on_error == "raise":
                 raise
             self._count(number, {"skipped": 1})
             logger.warning("skipped: %s", error)
             return None
+        if NO_TARGET in sample.left_out:
+            self._announce(number)
         left_out = sum(sample.left_out.values())
         self._count(number, {"read": 1, "shortened": int(left_out > 0), "rounds left out": left_out})
         return sample
+
+    def _announce(self, number: int) -> None:
+        """Says once for each source that questions are left out; how many is counted."""
+        name = self.sources[number].name
+        if name not in self._announced:
+            self._announced.add(name)
+            logger.warning("%s: has %s", name, NO_TARGET)
+
+    def _num_questions(self, number: int, record: int) -> int:
+        return sum(message["role"] == "user" for message in self.sources[number].record(record)["messages"])
 
     def locate(self, index: int) -> tuple[int, int]:
         """The number of the source and the index of the record of a sample."""

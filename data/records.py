@@ -15,6 +15,9 @@ A record is a plain dict:
     messages        [{"role": "user" or "assistant", "content": [parts]}]; a part is
                     {"type": "text", "text"}, in user turns {"type": "region", "object"},
                     in answers {"type": "grounded", "text", "objects": [names]}; an empty text gives a bare [SEG].
+                    "objects": [] says that the expression of the question fits nothing: the answer has no [SEG] and
+                    names no other objects. Its "text" is what was looked for. Without a text part that says so, the
+                    whole answer is drawn from wording.py: [`is_no_target`], [`no_target_content`].
                     "templates": name of a set in wording.py whose slot the content fills,
                     "preamble": parts in front of the first question, "wants_masks": the answer has masks and the
                     question does not ask for them, "info": what a benchmark needs to know
@@ -70,7 +73,7 @@ class DataError(ValueError):
     def with_context(self, *, source=None, file=None, index=None, field: str | None = None) -> "DataError":
         """A copy with the missing parts of the place filled in; `field` is put in front of the known field."""
         path = ".".join(part for part in (field, self.field) if part)
-        return DataError(
+        return type(self)(
             self.problem,
             source=source if self.source is None else self.source,
             file=file if self.file is None else self.file,
@@ -141,6 +144,8 @@ def validate_record(record: dict) -> dict:
         raise DataError("is empty", field="messages")
     for position, message in enumerate(messages):
         _check_message(message, objects, f"messages[{position}]")
+        if is_no_target(message) and "video" not in record and "image" not in record:
+            raise DataError("needs a video or an image in which nothing fits", field=f"messages[{position}].content")
     return record
 
 
@@ -223,6 +228,23 @@ def _check_message(message: dict, objects: dict, at: str) -> None:
     for name, default in (("preamble", []), ("content", REQUIRED)):
         for position, part in enumerate(require_field(message, name, list, default=default, at=at)):
             _check_part(part, role, objects, f"{at}.{name}[{position}]")
+    named = [name for part in message["content"] for name in part.get("objects", [])]
+    if named and is_no_target(message):
+        problem = f"names {len(named)} objects beside a phrase without any; words without masks are a text part"
+        raise DataError(problem, field=f"{at}.content")
+
+
+def is_no_target(message: Mapping) -> bool:
+    """Whether a message of a valid record answers that nothing fits: it has a grounded part without objects."""
+    return any(part["type"] == "grounded" and not part["objects"] for part in message["content"])
+
+
+def no_target_content(content: Sequence[dict]) -> list[dict] | None:
+    """The content of an answer that nothing fits as plain text: "I see no ", "cat", ".". `None` if it has no words
+    but the phrases: a phrase alone does not say that nothing fits."""
+    if not any(part["type"] == "text" and part["text"].strip() for part in content):
+        return None
+    return [{"type": "text", "text": part["text"]} for part in content]
 
 
 def _check_part(part: dict, role: str, objects: dict, at: str) -> None:
@@ -239,8 +261,6 @@ def _check_part(part: dict, role: str, objects: dict, at: str) -> None:
         return
     field = "object" if kind == "region" else "objects"
     named = [require_field(part, field, str, at=at)] if kind == "region" else require_field(part, field, list, at=at)
-    if not named:
-        raise DataError("is empty; words without masks are a text part", field=f"{at}.{field}")
     for name in named:
         if name not in objects:
             raise DataError(f"names {name!r}, which is not among the {len(objects)} objects", field=f"{at}.{field}")

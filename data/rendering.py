@@ -20,8 +20,8 @@ from sama.video_sama import FrameChoice, SamaVideo
 from . import published
 from .lengths import LengthBound
 from .masks import filled_box, jitter_box, tight_box
-from .records import DataError, decode_object, object_masks
-from .wording import MASK_REQUEST, MASK_REQUEST_MARK, TEMPLATES, region_word
+from .records import DataError, decode_object, is_no_target, no_target_content, object_masks
+from .wording import MASK_REQUEST, MASK_REQUEST_MARK, NO_TARGET_ANSWERS, TEMPLATES, region_word
 
 
 SHAPES = ("box", "mask", "jitter")
@@ -31,6 +31,7 @@ POINT_SEEDS = 2**31
 TOO_LONG = "rounds that did not fit the context"
 UNSEEN = "rounds about regions that are visible in no frame"
 UNANSWERED = "questions without an answer"
+NO_TARGET = "questions that nothing fits, which the preset published leaves out"
 
 Rounds = list[list[dict]]
 # The parts in front of the first question, in groups: name of the region that a group is about, or None, and its parts
@@ -71,6 +72,10 @@ class RenderSettings:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
         if not isinstance(self.memory_frames, int) or self.memory_frames < 0:
             raise ValueError(f"memory_frames must be a whole number of at least 0, got {self.memory_frames!r}")
+
+
+class NothingToAskError(DataError):
+    """A record of which the settings leave no question, although nothing is wrong with it."""
 
 
 @dataclass
@@ -146,6 +151,11 @@ class Renderer:
         masks = _ObjectMasks(record, video, lookup, frames)
         sample = Sample(record["source"], record["id"], [], self._turn_format(record), video, frames)
         rounds = split_rounds(record["messages"], sample.left_out)
+        if self.published:
+            answered, rounds = rounds, without_no_target(rounds, sample.left_out)
+            if answered and not rounds:
+                problem = f"has only {NO_TARGET}"
+                raise NothingToAskError(problem, field="messages", **_place(record))
         if not rounds:
             raise DataError("has no question with an answer", field="messages", **_place(record))
         drawn = [self._write(messages, record, rng) for messages in self._draw(rounds, record, rng)]
@@ -182,8 +192,9 @@ class Renderer:
         groups = [[one] for one in rounds]
         if sampling.get("unit") == "object":
             by_object: dict[tuple, Rounds] = {}
-            for one in rounds:
-                by_object.setdefault(tuple(_grounded_names(one)), []).append(one)
+            for position, one in enumerate(rounds):
+                # What fits nothing has no object in common with anything else
+                by_object.setdefault(tuple(_grounded_names(one)) or (position,), []).append(one)
             groups = list(by_object.values())
         replace = self.published and sampling.get("replace", False)
         drawn = rng.choice(len(groups), count if replace else min(count, len(groups)), replace=replace)
@@ -191,16 +202,25 @@ class Renderer:
 
     def _write(self, messages: list[dict], record: dict, rng: np.random.Generator) -> list[dict]:
         """The messages of one round, with role and content alone."""
-        written = [{"role": message["role"], "content": self._content(message, rng)} for message in messages]
+        visual = "image" if "image" in record else "video"
+        written = [{"role": message["role"], "content": self._content(message, visual, rng)} for message in messages]
         if self.published and record.get("layout") in published.SINGLE_LINE_LAYOUTS:
             if messages[0] is _first_question(record):
                 written[0]["content"] = published.join_lines(written[0]["content"])
         return written
 
-    def _content(self, message: dict, rng: np.random.Generator) -> list[dict]:
-        """The parts of a message: template filled, request for masks appended."""
+    def _content(self, message: dict, visual: str, rng: np.random.Generator) -> list[dict]:
+        """
+        The parts of a message: template filled, request for masks appended. An answer that nothing fits becomes plain
+        text: its own words, or a sentence for this kind of visual ("image" or "video").
+        """
         content = [without_region_word(part) for part in message["content"]]
-        if "templates" in message:
+        if is_no_target(message):
+            content = no_target_content(content)
+        if content is None:
+            answers = NO_TARGET_ANSWERS[visual]
+            content = [{"type": "text", "text": answers[rng.integers(len(answers))]}]
+        elif "templates" in message:
             content = fill_template(self._draw_template(message["templates"], rng), content)
         if message.get("wants_masks") and MASK_REQUEST_MARK not in _text(content):
             content.append({"type": "text", "text": MASK_REQUEST})
@@ -386,6 +406,15 @@ def split_rounds(messages: Sequence[dict], left_out: dict[str, int]) -> Rounds:
     if len(answered) < len(rounds):
         left_out[UNANSWERED] = len(rounds) - len(answered)
     return answered
+
+
+def without_no_target(rounds: Rounds, left_out: dict[str, int]) -> Rounds:
+    """The rounds whose question fits something; the others are counted in `left_out`. The release trains no answer
+    without [SEG] to a request for masks."""
+    kept = [one for one in rounds if not any(is_no_target(message) for message in one)]
+    if len(kept) < len(rounds):
+        left_out[NO_TARGET] = len(rounds) - len(kept)
+    return kept
 
 
 def fill_template(template: str, content: list[dict]) -> list[dict]:

@@ -30,7 +30,7 @@ from .records import DataError
 
 
 # Raise it when a reader makes other records of the same files, or when the format of a store changes
-VERSION = 2
+VERSION = 3
 CACHE_VARIABLE, DEFAULT_CACHE = "SAMA_CACHE", "~/.cache/sama"
 # Rows in memory before they are written; the masks of an object in a long video take about a megabyte
 ROWS_PER_BATCH = 32

@@ -17,7 +17,7 @@ from sama.video_sama import SamaVideo
 from .catalogue import Entry, open_source
 from .mixture import read_mixture
 from .records import DataError, decode_object
-from .rendering import Renderer, RenderSettings
+from .rendering import NO_TARGET, NothingToAskError, Renderer, RenderSettings
 
 
 MISSING, UNDECODABLE, UNFIT = "missing files", "undecodable frames", "masks that do not fit"
@@ -135,6 +135,9 @@ class RecordChecker:
         rng = np.random.default_rng([number, index])
         try:
             sample = self.renderer(record, video, self.sources[number].lookup, rng)
+        except NothingToAskError:
+            counts[NO_TARGET] += sum(message["role"] == "user" for message in record["messages"])
+            return
         except DataError as error:
             yield Finding(UNRENDERED, str(self.sources[number].with_context(error)))
             return

@@ -78,6 +78,22 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
     # answers to the requests for masks, for a [SEG] without words; 5 published
     "segment_answer": ("Sure, {}.", "It is {}.", "Here it is: {}.", "{}.", "This is the mask: {}."),
 }
+# Answers to a referring question that fits nothing, where the data has no words of its own. They have no slot and no
+# [SEG]. The release has no such answers
+NO_TARGET_ANSWERS = {
+    "image": (
+        "Nothing in the image fits that description.",
+        "There is nothing like that in the image.",
+        "I do not see anything that matches this in the image.",
+        "No object in the image matches that description.",
+    ),
+    "video": (
+        "Nothing in the video fits that description.",
+        "There is nothing like that in the video.",
+        "I do not see anything that matches this in the video.",
+        "No object in the video matches that description.",
+    ),
+}
 # The published benchmark breaks this question across two lines of code: the indentation is part of the text
 RELEASE_CAPTION_QUESTION = TEMPLATES["caption_image_bench"][0].replace("interleaved ", "interleaved     ")
 

@@ -106,6 +106,20 @@ def make_refcoco(out: Writer) -> None:
     for name, entries in refs.items():
         out.pickle(f"coco/{name}", entries)
         out.json(f"coco/{name.split('/')[0]}/instances.json", {"images": images, "annotations": notes})
+
+    # gRefCOCO is JSON, its annotations are lists, [-1] where a sentence fits nothing
+    def gref(ref_id: int, image: int, split: str, keys: list[int], sentence: str) -> dict:
+        words = [{"raw": sentence, "sent": sentence.lower()}]
+        about = {"ref_id": ref_id, "ann_id": keys, "image_id": image, "split": split, "sentences": words}
+        return {**about, "no_target": keys == [-1]}
+
+    grefs = [
+        gref(0, 1, "val", [11], "the top"), gref(1, 1, "val", [11, 12], "Both of them"),
+        gref(2, 1, "val", [-1], "a man in blue"), gref(3, 2, "val", [-1], "a green cow"),
+        gref(4, 2, "testA", [21], "man"), gref(5, 2, "testB", [-1], "two men"),
+    ]  # fmt: skip
+    out.json("coco/grefcoco/grefs(unc).json", grefs)
+    out.json("coco/grefcoco/instances.json", {"images": images, "annotations": notes})
     for name, colour in zip(names.values(), (RED, GREEN), strict=True):
         out.image(f"coco/train2014/{name}", colour, **SQUARE)
 

@@ -27,6 +27,9 @@ SPLITS = ("train", "val", "unseen")
 DEFAULT_TASKS = {
     "dialogue": 3, "description": 1, "refer_look": 1, "refer_motion": 1, "video_qa": 1, "caption": 1, "still": 1,
 }  # fmt: skip
+# Tasks that are sampled only where the settings name them. They were added later: as a default they would change the
+# clips of every seed
+OPTIONAL_TASKS = ("no_target",)
 SEEN_SHARE = 0.5  # fraction of an object's pixels and frames that must be visible before questions are asked about it
 HELPER_GROWTH = 1.12  # an object to hide behind is at the upper end of large
 
@@ -46,7 +49,7 @@ class ToySettings:
         split (`str`): "train"; "val": other clips from the same distribution; "unseen": pairs of colour and shape that
             never occur in the other two.
         tasks (`dict[str, float]`): Relative sampling weight of each task of `toy_world.tasks.TASKS`. Tasks that are
-            not listed are not sampled.
+            not listed are not sampled; by default `DEFAULT_TASKS` are.
 
     Raises:
         ValueError: if a setting is out of range or the tasks need more objects than `things` allows.
@@ -76,9 +79,10 @@ class ToySettings:
         for name, value, choices in (("background", self.background, BACKGROUNDS), ("split", self.split, SPLITS)):
             if value not in choices:
                 raise ValueError(f"{name} is {value!r}, expected one of {', '.join(choices)}")
-        unknown = sorted(set(self.tasks) - set(DEFAULT_TASKS))
+        known = (*DEFAULT_TASKS, *OPTIONAL_TASKS)
+        unknown = sorted(set(self.tasks) - set(known))
         if unknown or min(self.tasks.values(), default=-1) < 0 or sum(self.tasks.values()) <= 0:
-            raise ValueError(f"tasks must be weights of {', '.join(DEFAULT_TASKS)}, got {dict(self.tasks)}")
+            raise ValueError(f"tasks must be weights of {', '.join(known)}, got {dict(self.tasks)}")
         if self.things[1] < 2 and any(self.tasks.get(task) for task in ("refer_look", "refer_motion")):
             raise ValueError(
                 f"things is {self.things}, but refer_look and refer_motion need 2: raise it, or drop these tasks"

@@ -118,13 +118,12 @@ def _conversation(turns: list[ToyTurn], ids: list[int]) -> dict[str, list]:
     for turn in turns:
         question = "".join("<mask>" if part["type"] == "region" else part["text"] for part in turn.question)
         answer = "".join(
-            f"<p> {part['text']} </p> [SEG]" if part["type"] == "grounded" else part["text"]
-            for part in turn.answer_parts
+            f"<p> {part['text']} </p> [SEG]" if part.get("objects") else part["text"] for part in turn.answer_parts
         )
         conversation += [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
         regions.append([ids[int(part["object"])] for part in turn.question if part["type"] == "region"])
         truths.append(
-            [[ids[int(name)] for name in part["objects"]] for part in turn.answer_parts if part["type"] == "grounded"]
+            [[ids[int(name)] for name in part["objects"]] for part in turn.answer_parts if part.get("objects")]
         )
     return {"conversation": conversation, "obj_masks": regions, "groundtruth": truths}
 

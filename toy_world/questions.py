@@ -398,10 +398,14 @@ def _one_thing_agrees(turn: ToyTurn) -> ToyTurn:
 # Referring segmentation
 
 
+# What a description by appearance names
+FORMS = (("colour",), ("shape",), ("size",), NAMED, ("size", "colour"), ("size", "shape"), LOOK)
+
+
 def expressions(objects: list[ToyObject], i: int) -> list[str]:
     """All descriptions by appearance that match this object only. An object of changing size matches every size."""
     toy_object, found = objects[i], []
-    for aspects in (("colour",), ("shape",), ("size",), NAMED, ("size", "colour"), ("size", "shape"), LOOK):
+    for aspects in FORMS:
         if "size" in aspects and not toy_object.constant_size:
             continue
         if not any(
@@ -409,10 +413,21 @@ def expressions(objects: list[ToyObject], i: int) -> list[str]:
             for other in objects
             if other is not toy_object
         ):
-            words = {"size": toy_object.size, "colour": toy_object.colour, "shape": toy_object.shape}
-            noun = "" if "shape" in aspects else " thing"
-            found.append("the " + " ".join(words[one] for one in ("size", "colour", "shape") if one in aspects) + noun)
+            found.append("the " + described(look_of(toy_object), aspects))
     return found
+
+
+def described(look: dict[str, str], aspects: tuple[str, ...]) -> str:
+    """A description without an article by some aspects of a look: "small thing", "red circle that leaves"."""
+    words = " ".join(look[one] for one in ("size", "colour", "shape") if one in aspects)
+    noun = "" if "shape" in aspects else " thing"
+    moves = f" that {MOTIONS[look['motion']].third}" if "motion" in aspects else ""
+    return f"{words}{noun}{moves}"
+
+
+def look_of(toy_object: ToyObject) -> dict[str, str]:
+    """What a description can name of an object."""
+    return {one: vars(toy_object)[one] for one in (*LOOK, "motion")}
 
 
 def _may_be(other: ToyObject, toy_object: ToyObject, aspect: str) -> bool:

@@ -7,6 +7,7 @@ import numpy as np
 
 from .clip import Clip, ClipConstraints, ToySettings, propose_clips, split_pairs
 from .motion import KEY_EVENTS, MOTIONS, SOLO_MOTIONS, START_SIZES
+from .no_target import ask_refer_or_none
 from .questions import (
     Scene,
     ToyTurn,
@@ -34,6 +35,7 @@ from .shapes import COLOURS, SHAPES
 
 
 MOST_COUNTED = 3
+MOST_TRIES = 9  # descriptions drawn for up to three turns of the task no_target; some suit no object of the clip
 COUNT_SHARE, ORDER_SHARE = 0.25, 0.15  # share of dialogues that open with such a question
 DIALOGUE_KINDS = {
     ask_motion: 3, ask_check_motion: 1, ask_colour: 1, ask_shape: 1, ask_size: 1, ask_identity: 1, ask_beside: 0.5,
@@ -213,6 +215,23 @@ def refer_motion(settings: ToySettings, rng: np.random.Generator) -> tuple[Clip,
             return clip, [ask_refer_motion(Scene(clip, rng), i) for i in order]
 
 
+def no_target(settings: ToySettings, rng: np.random.Generator) -> tuple[Clip, list[ToyTurn]]:
+    """One to three requests to segment something that is there or, in half of them, something that is not."""
+    number, num_frames = draw_number(settings.things, rng), draw_number(settings.frames, rng)
+    # Nothing hides: no description says so
+    motions = [SOLO_MOTIONS[i] for i in rng.integers(len(SOLO_MOTIONS), size=number)]
+    wanted = int(rng.integers(1, 4))
+    for clip in propose_clips(settings, ClipConstraints(motions=motions), number, num_frames, rng):
+        scene, asked, turns = Scene(clip, rng), set(), []
+        for _ in range(MOST_TRIES):
+            turn = ask_refer_or_none(scene, settings.split, asked) if len(turns) < wanted else None
+            if turn is not None:
+                turns.append(turn)
+                scene.disclosed |= turn.discloses
+        if turns:
+            return clip, turns
+
+
 def description(settings: ToySettings, rng: np.random.Generator) -> tuple[Clip, list[ToyTurn]]:
     """Describe one to three regions in plain text."""
     wanted = int(rng.integers(1, 4))
@@ -275,4 +294,5 @@ TASKS: dict[str, Callable[[ToySettings, np.random.Generator], tuple[Clip, list[T
     "video_qa": video_qa,
     "caption": caption,
     "still": still,
+    "no_target": no_target,
 }

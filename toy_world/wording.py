@@ -70,6 +70,11 @@ TEMPLATES = {
         ("Please segment {look}.", "Can you segment {look}?", "Where is {look}?", "Find {look}."),
         ("It is {name}.", "Here is {name}.", "Sure, this is {name}."),
     ),
+    # A grounded phrase without objects: it says that nothing fits, and has no [SEG]
+    "no_target": (
+        ("Please segment {look}.", "Can you segment {look}?", "Where is {look}?", "Find {look}."),
+        ("There is {none}.", "I see {none}."),
+    ),
     "describe": (
         ("Describe {a}.", "Please describe {a} in detail.", "Tell me about {a}.", "What can you say about {a}?"),
         ("{sentences}",),

@@ -6,7 +6,8 @@ They differ in the key of an expression in the mask file (option `mask_keys`):
     "counter"          the index of the expression among all expressions in the order of the file (Ref-YouTube-VOS)
     "sorted_counter"   the same, with videos sorted by name (Ref-DAVIS17)
 The expression ids of a video are sorted as strings: "0", "1", "10", "2". For a split without masks (no "masks" in
-`files`) the questions have no answers.
+`files`) the questions have no answers. An empty list of keys (`"anno_id": []`, ReVOS and MeViS v2) says that the
+expression fits nothing: its answer has no objects (see `records.py`).
 """
 
 import itertools
@@ -15,7 +16,7 @@ from pathlib import PurePosixPath
 
 from ..frames import frame_name
 from ..records import DataError, require_field, require_type
-from .source_reader import SourceReader, assistant, grounded, text, user
+from .source_reader import SourceReader, add_union, assistant, grounded, text, user
 from .streams import stream_object
 
 
@@ -69,8 +70,11 @@ def _read_video(reader: SourceReader, name: str, video: Mapping, counter) -> Ite
             messages.append(user([text(phrase)], templates="segment_video", info=info))
         if "masks" in reader.files:
             names = [key] if key is not None else _annotation_keys(expression, field)
-            target = _add_objects(objects, names)
-            messages.append(assistant([grounded("", [target])], templates="segment_answer"))
+            if names:
+                objects.update({name: {"store": "masks", "key": name} for name in names})
+                messages.append(assistant([grounded("", [add_union(objects, names)])], templates="segment_answer"))
+            else:
+                messages.append(assistant([grounded("", [])]))
     yield {
         "id": f"{reader.source}/{name}",
         "source": reader.source,
@@ -83,17 +87,7 @@ def _read_video(reader: SourceReader, name: str, video: Mapping, counter) -> Ite
 
 
 def _annotation_keys(expression: Mapping, field: str) -> list[str]:
+    """The keys of the masks of an expression, each once; none if it fits nothing."""
     entries = require_field(expression, "anno_id", list, at=field)
-    if not entries:
-        raise DataError("is empty", field=f"{field}.anno_id")
     keys = [str(require_type(entry, (int, str), f"{field}.anno_id[{i}]")) for i, entry in enumerate(entries)]
     return list(dict.fromkeys(keys))
-
-
-def _add_objects(objects: dict, names: list[str]) -> str:
-    """Adds the objects of an expression, and their union if there are several. Returns the name of the target."""
-    objects.update({name: {"store": "masks", "key": name} for name in names})
-    if len(names) == 1:
-        return names[0]
-    objects["+".join(names)] = {"union": names}
-    return "+".join(names)

@@ -130,6 +130,14 @@ def grounded(phrase: str, names: list[str]) -> dict:
     return {"type": "grounded", "text": phrase, "objects": names}
 
 
+def add_union(objects: dict, names: list[str]) -> str:
+    """The name of the target of an expression about these objects; several of them are united in a further object."""
+    if len(names) == 1:
+        return names[0]
+    objects["+".join(names)] = {"union": names}
+    return "+".join(names)
+
+
 def user(content: list[dict], **extra) -> dict:
     """A user message."""
     return {"role": "user", "content": content, **extra}

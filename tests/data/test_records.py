@@ -11,7 +11,15 @@ import pytest
 from sama.data.frames import open_visual, safe_path, trusted_folders
 from sama.data.masks import encode_rle
 from sama.data.published import TEMPLATE_SETS
-from sama.data.records import DataError, decode_object, object_masks, read_jsonl, require_field, validate_record
+from sama.data.records import (
+    DataError,
+    decode_object,
+    is_no_target,
+    object_masks,
+    read_jsonl,
+    require_field,
+    validate_record,
+)
 from sama.data.wording import TEMPLATES
 
 
@@ -46,6 +54,12 @@ def changed(*path, value=None, remove=False):
 
 def test_design_example_is_valid():
     assert validate_record(RECORD) is RECORD
+
+
+def test_an_answer_without_objects_says_that_nothing_fits():
+    record = changed("messages", 1, "content", value=[{"type": "grounded", "text": "", "objects": []}])
+    assert validate_record(record) is record and is_no_target(record["messages"][1])
+    assert not any(is_no_target(message) for message in RECORD["messages"])
 
 
 def test_text_image_and_toy_records_are_valid():
@@ -109,8 +123,17 @@ def test_text_image_and_toy_records_are_valid():
             "field 'messages[1].content[0].objects': names '1', which is not among the 3 objects.",
         ),
         (
-            changed("messages", 1, "content", 0, "objects", value=[]),
-            "field 'messages[1].content[0].objects': is empty; words without masks are a text part.",
+            changed("messages", 1, "content", 1, value={"type": "grounded", "text": "a cat", "objects": []}),
+            "field 'messages[1].content': names 1 objects beside a phrase without any; words without masks are a text "
+            "part.",
+        ),
+        (
+            {
+                "id": "1",
+                "source": "mine",
+                "messages": [{"role": "assistant", "content": [{"type": "grounded", "text": "", "objects": []}]}],
+            },
+            "field 'messages[0].content': needs a video or an image in which nothing fits.",
         ),
         (
             changed("messages", 0, "content", 0, "bold", value=True),

@@ -17,7 +17,7 @@ from sama.toy_world.world import ToyWorld
 
 
 SMALL = ToySettings(frames=(8, 12), height=48, width=48)
-OPEN = {"identity", "refer", "describe", "caption", "hiding"}  # "hiding" is a wording of "motion"
+OPEN = {"identity", "refer", "no_target", "describe", "caption", "hiding"}  # "hiding" is a wording of "motion"
 CLOSED = sorted(set(TEMPLATES) - OPEN)
 NUM_CLIPS = 5000
 

@@ -14,11 +14,10 @@ from sama.data.readers.mask_stores import read_mask_store
 from sama.data.readers.sama239k import read_sama239k_conversation, read_sama239k_description
 from sama.toy_world import backgrounds
 from sama.toy_world.backgrounds import PHOTOS, draw_background
-from sama.toy_world.clip import ClipConstraints, ToySettings, draw, events, propose_clips
+from sama.toy_world.clip import DEFAULT_TASKS, ClipConstraints, ToySettings, draw, events, propose_clips
 from sama.toy_world.export import ANNOTATIONS, STORES, write_records, write_sama239k
 from sama.toy_world.motion import DIRECTIONS, MOTIONS, START_SIZES, ToyObject, compute_trajectory
 from sama.toy_world.shapes import COLOURS, SEEN_PAIRS, SHAPES, SIZES, UNSEEN_PAIRS, stamp
-from sama.toy_world.tasks import TASKS
 from sama.toy_world.world import ToyWorld
 
 
@@ -71,7 +70,7 @@ def test_sample_matches_its_record(height, width):
             for name in part.get("objects", [part.get("object")]):
                 assert masks[int(name)].any()
         assert all(0 <= event["first"] <= event["last"] < num_frames for event in toy["events"])
-    assert tasks == set(TASKS)
+    assert tasks == set(DEFAULT_TASKS)
 
 
 def test_masks_are_the_visible_pixels():
