@@ -151,14 +151,6 @@ class SamaVideo:
                 f"Frame {index} does not exist: '{self.name}' has {len(self)} frames, counted from 0."
             )
 
-    def frame_at(self, seconds: float) -> int:
-        """The frame that is shown `seconds` after the first one; [`FrameIndexError`] before it and after the end."""
-        end = len(self) / self.fps if self.times is None else self.times[-1]
-        if not 0 <= seconds < end:
-            raise FrameIndexError(f"Nothing is shown at {seconds:g} seconds: '{self.name}' lasts {end:.3f} seconds.")
-        index = int(seconds * self.fps + 1e-6) if self.times is None else bisect_right(self.times, seconds + 1e-6) - 1
-        return min(index, len(self) - 1)
-
     def __getitem__(self, index: int) -> np.ndarray:
         self.check_frame(index)
         frame = self._frames.read(int(index))
@@ -171,6 +163,17 @@ class SamaVideo:
             )
             frame = np.asarray(Image.fromarray(frame).resize((self.width, self.height), Image.Resampling.BICUBIC))
         return frame
+
+    def frame_at(self, seconds: float) -> int:
+        """The frame that a player shows `seconds` after the first one; raises [`FrameIndexError`] behind the end."""
+        end = len(self) / self.fps if self.times is None else self.times[-1]
+        if not 0 <= seconds < end:
+            raise FrameIndexError(
+                f"There is no frame at {seconds:g} s: '{self.name}' lasts {end:g} s "
+                f"({len(self)} frames at {self.fps:g} a second)."
+            )
+        index = int(seconds * self.fps + 1e-6) if self.times is None else bisect_right(self.times, seconds + 1e-6) - 1
+        return min(index, len(self) - 1)
 
     def frames(self, indices: Sequence[int]) -> list[np.ndarray]:
         """Several frames, each a `(height, width, 3)` uint8 array."""

@@ -227,6 +227,8 @@ MODEL_FILES = {
     "video_sama": "videos, choice of frames", "video_readers_sama": "frames of video files",
     "mp4_sama": "headers of MP4 files", "pictures_sama": "stills and animations",
     "configuration_sama": "what the model is", "versions_sama": "supported transformers",
+    "messages_sama": "messages read and checked", "regions_sama": "forms of regions and masks",
+    "rendered_text_sama": "template text read back", "streaming_sama": "answers without tags, streamed",
 }  # fmt: skip
 PROGRAMS = {"cli", "scripts", "recipes", "profiling", "tests", "docs", "__init__"}
 

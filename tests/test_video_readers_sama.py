@@ -114,7 +114,7 @@ def test_uneven_times(reader, tmp_path):
     assert video.fps == pytest.approx(6 / video.times[-1])
     assert [video.frame_at(seconds) for seconds in (0, 0.19, 0.2, 0.49, 1.3, 1.4)] == [0, 1, 2, 2, 4, 5]
     for seconds in (-0.1, 60):
-        with pytest.raises(FrameIndexError, match="Nothing is shown at"):
+        with pytest.raises(FrameIndexError, match="There is no frame at .* lasts"):
             video.frame_at(seconds)
 
 
