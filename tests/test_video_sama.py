@@ -212,9 +212,9 @@ def test_listed_frames_of_another_size_are_resized_with_one_warning():
     [
         ([], "has 0 frames"),
         (np.zeros((0, 4, 4, 3), np.uint8), "has 0 frames"),
-        (np.zeros((2, 4, 4, 3), np.float32), r"got float32 of shape \(2, 4, 4, 3\)"),
+        (np.zeros((2, 4, 4, 3), np.int32), "as uint8 or as floats from 0 to 1, got int32"),
         (np.zeros((2, 4, 4), np.uint8), r"got uint8 of shape \(2, 4, 4\)"),
-        ([3, 4], "Expected frame 0 of 'list of frames' to be a path, a PIL image or an array, got int"),
+        ([3, 4], "Expected frame 0 of 'list of frames' to be a path, a PIL image, an array or a tensor, got int"),
         (7, "got int"),
     ],
 )
