@@ -15,6 +15,8 @@ from .records import DataError
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov")
 # Every fourth frame of SA-V is annotated, and of VidSTG extracted
 ANNOTATED_STRIDE = 4
+# What opening or decoding a damaged picture or video raises
+MEDIA_ERRORS = (OSError, ValueError, Image.DecompressionBombError)
 
 
 def join_inside(folder: str, name: str, field: str = "") -> str:
@@ -34,7 +36,10 @@ def trusted_folders(root: Path, files: Mapping, links: Sequence[str] = ()) -> tu
     """
     named = [entry for value in files.values() for entry in ([value] if isinstance(value, str) else value)]
     folders = [root, *(root / name for name in (*named, *links))]
-    return tuple(dict.fromkeys(folder.resolve() for folder in folders))
+    try:
+        return tuple(dict.fromkeys(folder.resolve() for folder in folders))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise DataError(f"names a path that cannot be followed ({error})", field="files") from error
 
 
 def safe_path(root: Path, name: str, trusted: Sequence[Path] | None = None, field: str = "") -> Path:
@@ -51,7 +56,10 @@ def safe_path(root: Path, name: str, trusted: Sequence[Path] | None = None, fiel
         DataError: if the path, or a link on it, leaves the trusted folders.
     """
     path = root / join_inside(".", name, field)
-    real = path.resolve()
+    try:
+        real = path.resolve()
+    except (OSError, RuntimeError) as error:  # a loop of links, a name that is too long
+        raise DataError(f"is not a path that can be followed: {name[:100]!r}", field=field) from error
     if not any(real.is_relative_to(folder) for folder in (trusted or [root.resolve()])):
         problem = f"is a link that leaves the data folder: {name!r} is {str(real)!r}"
         raise DataError(f"{problem}; name the links that you trust under `links`", field=field)
@@ -77,7 +85,7 @@ def image_size(path: Path, field: str = "") -> tuple[int, int]:
             return image.height, image.width
     except FileNotFoundError:
         raise DataError(f"there is no file '{path}'", field=field) from None
-    except OSError as error:
+    except MEDIA_ERRORS as error:
         raise DataError(f"'{path}' is not an image that can be read ({error})", field=field) from error
 
 
@@ -126,7 +134,7 @@ def open_visual(record: dict, root: Path, trusted: Sequence[Path] | None = None)
         return SamaVideo(StridedFrames(video, stride, num_frames))
     except DataError as error:
         raise error.with_context(source=record["source"], index=record["id"]) from error
-    except (OSError, ValueError) as error:
+    except MEDIA_ERRORS as error:
         problem = str(error).rstrip(".")
         raise DataError(problem, source=record["source"], index=record["id"], field=field) from error
 

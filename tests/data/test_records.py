@@ -11,7 +11,7 @@ import pytest
 from sama.data.frames import open_visual, safe_path, trusted_folders
 from sama.data.masks import encode_rle
 from sama.data.published import TEMPLATE_SETS
-from sama.data.records import DataError, decode_object, object_masks, read_jsonl, require_field, validate_record
+from sama.data.records import DataError, decode_object, object_masks, read_lines, require_field, validate_record
 from sama.data.wording import TEMPLATES
 
 
@@ -220,13 +220,13 @@ def test_masks_that_are_wrong(name, num_frames, size, masks, message):
     assert message in str(caught.value) and str(caught.value).count("item mevis/abc/3") == 1
 
 
-def test_jsonl(tmp_path):
+def test_lines(tmp_path):
     path = tmp_path / "mine.jsonl"
-    path.write_text(f"{json.dumps(RECORD)}\n\n{{}}\n{{'id'}}\n")
-    lines = read_jsonl(path)
-    assert [next(lines), next(lines)] == [(1, RECORD), (3, {})]
-    with pytest.raises(DataError, match=r"mine\.jsonl, item line 4: is not JSON \(Expecting property name"):
-        next(lines)
+    path.write_text("one\n\n  \ntwo")
+    assert list(read_lines(path)) == [(1, b"one\n"), (4, b"two")]
+    for place, message in (("absent", "there is no such file"), (".", "cannot be read")):
+        with pytest.raises(DataError, match=message):
+            list(read_lines(tmp_path / place))
 
 
 # Paths
