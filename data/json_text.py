@@ -7,7 +7,8 @@ from typing import BinaryIO
 import numpy as np
 
 
-# Annotation files nest about ten deep. Parsers take memory that grows with the square of the depth, or overflow the stack
+# Annotation files nest about ten deep. Parsers take memory that grows with the square of the depth, or overflow their
+# stack
 MAX_DEPTH = 100
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 

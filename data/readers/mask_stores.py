@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..masks import to_rle
-from ..pickles import load_plain_pickle
 from ..numbers import shorten
+from ..pickles import load_plain_pickle
 from ..records import DataError, require_type
 from .streams import stream_object
 

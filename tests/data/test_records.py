@@ -1,7 +1,6 @@
 """The record: what is valid, what the error says, and how the masks of an object are found."""
 
 import copy
-import json
 import pickle
 from pathlib import Path
 
