@@ -1,9 +1,9 @@
 """
 A walk through the opcodes of a pickle before it is unpickled: nothing is built, so its cost is known.
 
-The unpickler trusts its input: an opcode of nine bytes may ask for four gigabytes of memo, a length may exceed the file,
-and keys whose hashes are equal make a dictionary quadratic. The walk keeps the kind of each value on the stack and in
-the memo, which suffices to find the keys; the names of functions are checked by the unpickler itself.
+The unpickler trusts its input: an opcode of nine bytes may ask for four gigabytes of memo, a length may exceed the
+file, and keys whose hashes are equal make a dictionary quadratic. The walk keeps the kind of each value on the stack
+and in the memo, which suffices to find the keys; the names of functions are checked by the unpickler itself.
 """
 
 import pickle
