@@ -31,6 +31,7 @@ from sama.video_sama import SamaVideo
 
 
 HISTORIES = ("own", "reference")
+MAX_LENGTH = 2**24  # frames of a video or pixels of a side: more would only keep a loop busy
 HASH_DIGITS, WHOLE_UP_TO, END = 16, 2**28, 2**24  # of larger annotation files only both ends are hashed
 # The masks of an object in a video: a compressed COCO RLE for each frame, `None` if the object is not visible
 RLETrack = list[dict | None]
@@ -151,8 +152,8 @@ class Prediction:
             turns.append(PredictedTurn(require_field(turn, "text", str, at=at), objects))
         sizes = {name: require_field(line, name, int, default=0) for name in ("num_frames", "height", "width")}
         for name, number in sizes.items():
-            if number < 0:
-                raise DataError(f"is {number}, expected 0 or more", field=name)
+            if not 0 <= number <= MAX_LENGTH:
+                raise DataError(f"is {number}, expected 0 to {MAX_LENGTH}", field=name)
         return cls(
             require_field(line, "question", str), turns, **sizes, error=require_field(line, "error", str, default=None)
         )

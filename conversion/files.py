@@ -87,7 +87,8 @@ class WeightFiles:
     """
 
     def __init__(self, path: Path, matches: Callable[[set[str]], bool] | None = None):
-        files, index = find_files(path)
+        with explain_damage(path, "cannot be read"):
+            files, index = find_files(path)
         self.path = path
         tensors = {file: list_tensors(file) for file in files}
         if index is None and len(files) > 1 and not all(SHARD_NAME.search(file.name) for file in files):
