@@ -283,14 +283,32 @@ class Conversations:
         self.pixels = np.zeros((5, *SIZE, 3), dtype=np.uint8)
         self.video = SamaVideo.open(self.pixels)
         self.regions = [
-            {"frame": 1, "box": [2, 3, 12, 14]}, {"points": [[2, 3], [4, 5]], "labels": [1, 0]},
-            {"frame": 2, "scribble": [[1, 1], [9, 9], [20, 4]]}, {"frame": [0, 1], "box": [[1, 1, 5, 5], [2, 2, 6, 6]]},
-        ]  # fmt: skip
+            {"frame": 1, "box": [2, 3, 12, 14]},
+            {"points": [[2, 3], [4, 5]], "labels": [1, 0]},
+            {"frame": 2, "scribble": [[1, 1], [9, 9], [20, 4]]},
+            {"frame": [0, 1], "box": [[1, 1, 5, 5], [2, 2, 6, 6]]},
+        ]
 
     def odd(self, rng: RNG):
         """A value that only Python can hold, or one that JSON can."""
-        odd = [(1, 2), {1, 2}, b"x", object(), np.zeros(3), np.float64(1.0), np.int64(1), 1 + 2j, range(3), str,
-               np.array([[np.nan] * 32] * 24), np.zeros((0, 5)), np.ones(SIZE), {1: 2}, {"frame": 1.5}, iter([])]  # fmt: skip
+        odd = [
+            (1, 2),
+            {1, 2},
+            b"x",
+            object(),
+            np.zeros(3),
+            np.float64(1.0),
+            np.int64(1),
+            1 + 2j,
+            range(3),
+            str,
+            np.array([[np.nan] * 32] * 24),
+            np.zeros((0, 5)),
+            np.ones(SIZE),
+            {1: 2},
+            {"frame": 1.5},
+            iter([]),
+        ]
         return odd[rng.integers(len(odd))] if rng.random() < 0.3 else hostile(rng)
 
     def messages(self, rng: RNG) -> None:

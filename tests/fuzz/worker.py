@@ -1,8 +1,9 @@
 """
 The process that tries mutants: `python tests/fuzz/worker.py --seed 7 --first 0 --count 2000 --report report.jsonl`.
 
-Mutant `n` of a seed is always the same. Before each one its number and target are written to the report, so that whoever
-started this process knows which one ended it: a crash, too much memory (`RLIMIT_AS`), or too much time (`SIGPROF`).
+Mutant `n` of a seed is always the same. Before each one its number and target are written to the report, so that
+whoever started this process knows which one ended it: a crash, or too much time (`SIGPROF`). Too much memory is a
+`MemoryError` (`RLIMIT_AS`), which no target permits.
 """
 
 import argparse
