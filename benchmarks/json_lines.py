@@ -8,7 +8,7 @@ are scored by mIoU, recall and J&F, texts by the caption metrics over all answer
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -16,7 +16,6 @@ import numpy as np
 
 from sama.data.frames import open_visual
 from sama.data.readers import READERS
-from sama.data.records import DataError
 from sama.metrics.captions import caption_scores
 from sama.metrics.iou import greedy_pairs, miou
 from sama.metrics.recall import IOU_THRESHOLD
@@ -63,18 +62,12 @@ class JsonLinesBenchmark(Benchmark):
         """Id -> valid record. Records without a question are left out."""
         files = {name: self.chosen[name] for name in ("records", "media")}
         found = {}
-        for record in self._read(files):
+        for record in READERS["json_lines"](files, self.data_root, {"source": self.name}):
             if record["id"] in found:
                 raise BenchmarkError(f"Two records have the id {record['id']!r}; ids must be unique.")
             if any(message["role"] == "user" for message in record["messages"]):
                 found[record["id"]] = record
         return found
-
-    def _read(self, files: dict[str, str]) -> Iterator[dict]:
-        try:
-            yield from READERS["json_lines"](files, self.data_root, {"source": self.name})
-        except DataError as error:
-            raise BenchmarkError(str(error)) from error
 
     def outline(self) -> dict[str, list[str]]:
         """One group per video or image; a text-only record is a group of its own."""

@@ -1,6 +1,7 @@
 """Weight files, read one tensor at a time and written one shard at a time."""
 
 import json
+import mmap
 import pickle
 import re
 import warnings
@@ -17,6 +18,7 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from sama.data.json_text import parse_json
+from sama.data.pickle_scan import check_opcodes
 
 
 SAFETENSORS, PICKLES = (".safetensors",), (".pt", ".pth", ".bin")
@@ -31,6 +33,10 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+
+
+MAX_PICKLE = 2**28  # bytes of a pickle that lists the tensors of a file
+OLD_PICKLES = 5  # magic number, protocol, facts about the machine, tensors, and names of their storages
 
 
 class CheckpointError(ValueError):
@@ -215,11 +221,28 @@ def list_tensors(file: Path) -> dict[str, StoredTensor]:
     return found
 
 
+def check_pickles(file: Path) -> None:
+    """Refuses a file of torch whose pickles would take memory or time out of proportion to their size."""
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            for entry in archive.infolist():
+                if entry.filename.endswith("data.pkl"):
+                    if entry.file_size > MAX_PICKLE:
+                        raise ValueError(f"{entry.filename} has {entry.file_size} bytes")
+                    check_opcodes(archive.read(entry))
+        return
+    with open(file, "rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        position = 0
+        for _ in range(OLD_PICKLES):
+            position = check_opcodes(content, position)
+
+
 def load_pickle(file: Path) -> dict[str, torch.Tensor]:
     """The tensors of a `.pt` or `.pth` file, memory-mapped if possible. No code in the file is run."""
     with explain_damage(file), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about old formats, which a damaged file may be taken for
         try:
+            check_pickles(file)
             content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
         except pickle.UnpicklingError as error:
             raise CheckpointError(

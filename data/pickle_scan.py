@@ -14,6 +14,7 @@ from typing import NamedTuple
 MAX_INTEGER_BYTES = 16  # 128 bits
 MAX_KEY_BYTES = 8  # hashes of larger numbers can be chosen to be equal
 MAX_NUMBER_TEXT = 60  # characters of a number that is written as text
+MAX_NAME = 1000  # characters of the names of a module and a function
 KEY, OTHER, MARK = 1, 0, 2
 BAD_KEY = "it has a key that is neither text nor a number of at most 64 bits"
 # Hashable, with hashes that a file cannot choose
@@ -64,18 +65,19 @@ EFFECTS_BY_BYTE = [EFFECTS.get(code) for code in range(256)]
 KEY_STEPS = {"SETITEMS": 2, "DICT": 2, "ADDITEMS": 1, "FROZENSET": 1}
 
 
-def check_opcodes(data) -> None:
+def check_opcodes(data, position: int = 0) -> int:
     """
-    Refuses a pickle that would take memory or time out of proportion to its size.
+    Refuses a pickle that would take memory or time out of proportion to its size. Returns the position behind it.
 
     Args:
         data (`bytes` or `mmap.mmap`): The file.
+        position (`int`): Where the pickle begins.
 
     Raises:
         EOFError, ValueError, IndexError, TypeError: for a damaged file.
         pickle.UnpicklingError: for one that is built to do harm.
     """
-    stack, memo, count, position, end, number = [], {}, 0, 0, len(data), int.from_bytes
+    stack, memo, count, end, number = [], {}, 0, len(data), int.from_bytes
     while position < end:
         # A file has millions of opcodes: the frequent ones come first, and an unknown one is a TypeError
         group, name, size, kind, below, pushes = EFFECTS_BY_BYTE[data[position]]
@@ -104,7 +106,7 @@ def check_opcodes(data) -> None:
             del stack[max(mark - below, 0) :]
             stack.extend(pushes)
         elif group == "STOP":
-            return
+            return position
         else:
             position = _rare(data, position, EFFECTS_BY_BYTE[data[position - 1]], stack)
         if position > end:
@@ -140,7 +142,10 @@ def _rare(data, position: int, effect: _Effect, stack: list[int]) -> int:
             raise pickle.UnpicklingError(f"it contains a number of {behind - position - 1} characters")
         # 64 bits have up to 19 digits and a sign
         pushes = (OTHER,) if name in ("INT", "LONG") and behind - position > 21 else pushes
-        behind = _behind_line(data, behind) if name in ("GLOBAL", "INST") else behind
+        if name in ("GLOBAL", "INST"):
+            behind = _behind_line(data, behind)
+            if behind - position > MAX_NAME:  # torch searches its message about it in quadratic time
+                raise pickle.UnpicklingError(f"it contains a name of {behind - position} characters")
         if name == "INST":
             while stack.pop() != MARK:
                 pass

@@ -22,8 +22,8 @@ PLAIN_TYPE = re.compile(r"[<>|=]?[biufcSU]\d{1,9}")
 
 # What the unpickler can raise for a damaged or malicious file, besides `UnpicklingError`
 DAMAGE_ERRORS = (
-    EOFError, ValueError, TypeError, AttributeError, IndexError, KeyError, OverflowError, ImportError, MemoryError,
-    RecursionError, BufferError, SystemError,
+    EOFError, ValueError, TypeError, AttributeError, IndexError, KeyError, OverflowError, ImportError, RecursionError,
+    BufferError, SystemError,
 )  # fmt: skip
 MAX_COPIED = 2**28  # bytes and entries that functions of a pickle may copy, in addition to the size of its file
 

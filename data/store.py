@@ -123,6 +123,9 @@ class MaskStore:
             self._hashes = np.load(folder / "keys.npy", mmap_mode="r")
             if self._hashes.dtype != KEY_TYPE or self._hashes.shape != (len(self._rows),):
                 raise ValueError(f"keys.npy is {self._hashes.dtype} of shape {self._hashes.shape}")
+            rows = self._hashes["row"]
+            if rows.size and not 0 <= rows.min() <= rows.max() < len(self._rows):
+                raise ValueError(f"keys.npy names row {rows.max()} of {len(self._rows)}")
 
     def __len__(self) -> int:
         return len(self._rows)
