@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import tokenize
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -60,6 +61,10 @@ MASK_FEATURES = Features(
 )
 
 
+# What Arrow, NumPy (which reads the header of a file as Python) and this file raise for a damaged store
+DAMAGE_ERRORS = (
+    OSError, ValueError, TypeError, KeyError, AttributeError, EOFError, MemoryError, SyntaxError, tokenize.TokenError,
+)  # fmt: skip
 KEY_TYPE = np.dtype([("hash", "u8"), ("row", "i8")])
 
 
@@ -68,7 +73,7 @@ def _damage(folder: Path) -> Iterator[None]:
     """Turns what a damaged store raises into [`DataError`]."""
     try:
         yield
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, EOFError, MemoryError) as error:
+    except DAMAGE_ERRORS as error:
         reason = " ".join(str(error).split())[:120]
         raise DataError(f"this store is damaged ({reason}): delete it, it will be built again", file=folder) from error
 

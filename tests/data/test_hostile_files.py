@@ -18,6 +18,7 @@ from sama.data.records import DataError, validate_record
 
 
 SIZE = (24, 32)
+HEADER = b"\x93NUMPY\x01\x00\x08\x00{'a': (\n"  # of a NumPy file, cut off
 
 
 @pytest.fixture
@@ -301,7 +302,13 @@ def test_damaged_stores(root, tmp_path):
         return FileSource(Entry(name, reader, files, options), root, cache, "raise")
 
     open_source()
-    for file, data in (("info.json", b"[]"), ("info.json", b"\xff"), ("keys.npy", b""), ("rows.arrow", b"no arrow")):
+    for file, data in (
+        ("info.json", b"[]"),
+        ("info.json", b"\xff"),
+        ("keys.npy", b""),
+        ("keys.npy", HEADER),
+        ("rows.arrow", b"no arrow"),
+    ):
         for path in cache.rglob(file):
             whole = path.read_bytes()
             path.write_bytes(data)
