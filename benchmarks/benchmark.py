@@ -17,19 +17,21 @@ hand.
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
+from sama.data.records import DataError, require_field, require_type
 from sama.metrics.values import PRESETS
 from sama.objects_sama import MaskTrack, Region
 from sama.video_sama import SamaVideo
 
 
 HISTORIES = ("own", "reference")
+MAX_LENGTH = 2**24  # frames of a video or pixels of a side: more would only keep a loop busy
 HASH_DIGITS, WHOLE_UP_TO, END = 16, 2**28, 2**24  # of larger annotation files only both ends are hashed
 # The masks of an object in a video: a compressed COCO RLE for each frame, `None` if the object is not visible
 RLETrack = list[dict | None]
@@ -140,12 +142,42 @@ class Prediction:
 
     @classmethod
     def from_dict(cls, line: Mapping) -> "Prediction":
-        """The inverse of [`to_dict`]; `KeyError` or `TypeError` if `line` is not a prediction."""
-        turns = [
-            PredictedTurn(turn["text"], [PredictedObject(**item) for item in turn["objects"]])
-            for turn in line["turns"]
-        ]
-        return cls(**{**line, "turns": turns})
+        """The inverse of [`to_dict`]; `ValueError` with the field if `line` is not a prediction."""
+        _check_fields(line, cls, "")
+        turns = []
+        for position, turn in enumerate(require_field(line, "turns", list)):
+            at = f"turns[{position}]"
+            _check_fields(turn, PredictedTurn, at)
+            objects = [
+                _predicted_object(item, f"{at}.objects[{number}]")
+                for number, item in enumerate(require_field(turn, "objects", list, at=at))
+            ]
+            turns.append(PredictedTurn(require_field(turn, "text", str, at=at), objects))
+        sizes = {name: require_field(line, name, int, default=0) for name in ("num_frames", "height", "width")}
+        for name, number in sizes.items():
+            if not 0 <= number <= MAX_LENGTH:
+                raise DataError(f"is {number}, expected 0 to {MAX_LENGTH}", field=name)
+        return cls(
+            require_field(line, "question", str), turns, **sizes, error=require_field(line, "error", str, default=None)
+        )
+
+
+def _check_fields(item, kind: type, at: str) -> None:
+    known = {one.name for one in fields(kind)}
+    unknown = sorted(set(require_type(item, dict, at)) - known, key=str)
+    if unknown:
+        raise DataError(f"is unknown, expected {', '.join(sorted(known))}", field=f"{at}.{unknown[0]}".lstrip("."))
+
+
+def _predicted_object(item, at: str) -> PredictedObject:
+    """An object of a line. Its masks are checked when they are decoded."""
+    _check_fields(item, PredictedObject, at)
+    masks = require_field(item, "masks", list, at=at)
+    for position, mask in enumerate(masks):
+        if mask is not None:
+            require_type(mask, dict, f"{at}.masks[{position}]")
+    score = require_field(item, "score", (int, float), default=None, at=at)
+    return PredictedObject(require_field(item, "phrase", str, at=at), masks, score)
 
 
 # Scores
@@ -349,6 +381,21 @@ class Benchmark(ABC):
                 held = {question.id: question for question in self.questions(group)}
             yield held[prediction.question], prediction
 
+    def measured(self, question: Question, prediction: Prediction) -> Measures:
+        """[`Benchmark.measure`]; a prediction that does not fit its question raises `BenchmarkError` with its id."""
+        if len(prediction.turns) != len(question.turns):
+            raise BenchmarkError(
+                f"The prediction for {question.id!r} has {len(prediction.turns)} turns, the question "
+                f"{len(question.turns)}: the prediction was probably made with other files."
+            )
+        try:
+            return self.measure(question, prediction)
+        except BenchmarkError:
+            raise
+        except ValueError as error:
+            known = question.id in str(error)
+            raise BenchmarkError(str(error) if known else f"The prediction for {question.id!r}: {error}.") from error
+
     def score(
         self,
         predictions: Iterable[Prediction],
@@ -366,7 +413,7 @@ class Benchmark(ABC):
         """
         found = dict(measured or {})
         new = (prediction for prediction in predictions if prediction.question not in found)
-        new_measures = [self.measure(*pair) for pair in self.paired(new)]
+        new_measures = [self.measured(*pair) for pair in self.paired(new)]
         found.update((measures.question, measures) for measures in new_measures)
         samples = [found[name] for names in self.outline().values() for name in names if name in found]
         return Scores(self.summarise(samples, tools or Tools()), samples)

@@ -252,7 +252,7 @@ class RefDavis17(ReferringVideo):
         needs all objects of a video at once; their measures are not computed again."""
         samples, by_annotator = [], {}
         for question, prediction in self.paired(predictions):
-            sample = (measured or {}).get(question.id) or self.measure(question, prediction)
+            sample = (measured or {}).get(question.id) or self.measured(question, prediction)
             samples.append(sample)
             key = question.group, question.turns[0].info["annotator"]
             by_annotator.setdefault(key, []).append((question, prediction, sample))

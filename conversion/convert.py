@@ -23,7 +23,7 @@ import torch
 
 from sama.configuration_sama import SamaConfig
 from sama.conversion.configs import standalone_sam2_config
-from sama.conversion.files import CheckpointError, explain_write_errors, write_weights
+from sama.conversion.files import CheckpointError, explain_damage, explain_write_errors, write_weights
 from sama.conversion.folder import copy_other_files, write_card, write_model_files, write_processor
 from sama.conversion.keys import HEAD, SAM, KeyMap, map_sam2
 from sama.conversion.plan import (
@@ -103,6 +103,16 @@ def new_folder(to: Path) -> Iterator[Path]:
             to.rmdir()
 
 
+def make_plan(base: Source | None, parts: dict[str, Source], request: ConversionRequest) -> tuple[Plan, tuple | None]:
+    """The plan, and the tokenizers and the name of the chat template that are written anew, if any are."""
+    if base is None:
+        plan = Plan(standalone_sam2_config(parts["sam2"].files.shapes, read_sizes(request, parts["sam2"].folder)))
+        keys = map_sam2(parts["sam2"].files.tensors, original_decoder=False)
+        plan.add(parts["sam2"], KeyMap({name.removeprefix(SAM): piece for name, piece in keys.pieces.items()}))
+        return plan, None
+    return (plan_into(base, parts, request), None) if base.kind == "into" else plan_release(base, parts, request)
+
+
 def convert(request: ConversionRequest) -> Report:
     """
     Converts a checkpoint.
@@ -115,16 +125,10 @@ def convert(request: ConversionRequest) -> Report:
     """
     with new_folder(request.to) as folder:
         base, parts = open_sources(request)
-        if base is None:
-            plan = Plan(standalone_sam2_config(parts["sam2"].files.shapes, read_sizes(request, parts["sam2"].folder)))
-            keys = map_sam2(parts["sam2"].files.tensors, original_decoder=False)
-            plan.add(parts["sam2"], KeyMap({name.removeprefix(SAM): piece for name, piece in keys.pieces.items()}))
-            texts = None
-        elif base.kind == "into":
-            plan, texts = plan_into(base, parts, request), None
-        else:
-            plan, texts = plan_release(base, parts, request)
-        model = meta_model(plan)
+        described = parts["sam2"].folder if base is None else base.folder
+        with explain_damage(described, "has settings or tensors that describe no model"):
+            plan, texts = make_plan(base, parts, request)
+            model = meta_model(plan)
         expected = model.state_dict()
         if isinstance(plan.config, SamaConfig) and plan.config.tie_word_embeddings:
             expected.pop(HEAD)

@@ -1,8 +1,10 @@
 """Weight files, read one tensor at a time and written one shard at a time."""
 
 import json
+import mmap
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +16,9 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
+
+from sama.data.json_text import parse_json
+from sama.data.pickle_scan import check_opcodes
 
 
 SAFETENSORS, PICKLES = (".safetensors",), (".pt", ".pth", ".bin")
@@ -30,8 +35,24 @@ DTYPES = {
 }
 
 
+MAX_PICKLE = 2**28  # bytes of a pickle that lists the tensors of a file
+OLD_PICKLES = 5  # magic number, protocol, facts about the machine, tensors, and names of their storages
+
+
 class CheckpointError(ValueError):
     """A checkpoint that cannot be converted; the message is one sentence with the likely cause."""
+
+
+@contextmanager
+def explain_damage(file: Path, cause: str = "is truncated or damaged") -> Iterator[None]:
+    """Raises [`CheckpointError`] with the name of the file for whatever reading a damaged one raises."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:  # whatever torch, safetensors and transformers let escape; tokenizers raises this one
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise CheckpointError(f"{file} {cause} ({reason}); download it again.") from error
 
 
 @dataclass(frozen=True)
@@ -72,7 +93,8 @@ class WeightFiles:
     """
 
     def __init__(self, path: Path, matches: Callable[[set[str]], bool] | None = None):
-        files, index = find_files(path)
+        with explain_damage(path, "cannot be read"):
+            files, index = find_files(path)
         self.path = path
         tensors = {file: list_tensors(file) for file in files}
         if index is None and len(files) > 1 and not all(SHARD_NAME.search(file.name) for file in files):
@@ -106,11 +128,12 @@ class WeightFiles:
     def read(self, name: str) -> torch.Tensor:
         """The values of one tensor, possibly memory-mapped: copy them before the file is closed."""
         file = self.tensors[name].file
-        if file != self._open_file:
-            self.close()
-            self._open = safe_open(file, "pt") if file.suffix in SAFETENSORS else load_pickle(file)
-            self._open_file = file
-        return self._open[name] if isinstance(self._open, dict) else self._open.get_tensor(name)
+        with explain_damage(file):
+            if file != self._open_file:
+                self.close()
+                self._open = safe_open(file, "pt") if file.suffix in SAFETENSORS else load_pickle(file)
+                self._open_file = file
+            return self._open[name] if isinstance(self._open, dict) else self._open.get_tensor(name)
 
     def close(self) -> None:
         """Closes the open file."""
@@ -122,9 +145,11 @@ def read_json(path: Path, needed: tuple[str, ...] = ()) -> dict:
     if not path.is_file():
         raise CheckpointError(f"{path} is missing; it describes the weights.")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        content = parse_json(path.read_bytes())
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} is not a valid JSON file ({error}); download it again.") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} contains {type(content).__name__} where an object is expected.")
     if absent := [name for name in needed if name not in content]:
         raise CheckpointError(f"{path} has no {', '.join(absent)}; does it belong to these weights?")
     return content
@@ -141,6 +166,12 @@ def find_files(path: Path) -> tuple[list[Path], dict[str, str] | None]:
     for suffixes in (SAFETENSORS, PICKLES):
         for index_file in sorted(path.glob(f"*{suffixes[-1]}.index.json")):
             index = read_json(index_file, needed=("weight_map",))["weight_map"]
+            # File names alone, so that an index cannot name a file outside the folder
+            if not isinstance(index, dict) or not all(
+                isinstance(name, str) and name not in ("", ".", "..") and Path(name).name == name and "\0" not in name
+                for name in index.values()
+            ):
+                raise CheckpointError(f"{index_file}: weight_map is not an object of tensor names and file names.")
             names = sorted(set(index.values()))
             if absent := [name for name in names if not (path / name).is_file()]:
                 raise CheckpointError(f"{path}: {len(absent)} of {len(names)} shards are missing, first {absent[0]}.")
@@ -181,34 +212,52 @@ def list_tensors(file: Path) -> dict[str, StoredTensor]:
             name: StoredTensor(file, tuple(tensor.shape), tensor.dtype) for name, tensor in load_pickle(file).items()
         }
     found = {}
-    try:
-        with safe_open(file, "pt") as opened:
-            for name in opened.keys():  # noqa: SIM118, the handle is not a dictionary
-                stored = opened.get_slice(name)
-                if stored.get_dtype() not in DTYPES:
-                    raise CheckpointError(f"{file}: {name} has the unsupported dtype {stored.get_dtype()}.")
-                found[name] = StoredTensor(file, tuple(stored.get_shape()), DTYPES[stored.get_dtype()])
-    except SafetensorError as error:
-        raise CheckpointError(f"{file} is truncated or damaged ({error}); download it again.") from error
+    with explain_damage(file), safe_open(file, "pt") as opened:
+        for name in opened.keys():  # noqa: SIM118, the handle is not a dictionary
+            stored = opened.get_slice(name)
+            if stored.get_dtype() not in DTYPES:
+                raise CheckpointError(f"{file}: {name} has the unsupported dtype {stored.get_dtype()}.")
+            found[name] = StoredTensor(file, tuple(stored.get_shape()), DTYPES[stored.get_dtype()])
     return found
+
+
+def check_pickles(file: Path) -> None:
+    """Refuses a file of torch whose pickles would take memory or time out of proportion to their size."""
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            for entry in archive.infolist():
+                if entry.filename.endswith("data.pkl"):
+                    if entry.file_size > MAX_PICKLE:
+                        raise ValueError(f"{entry.filename} has {entry.file_size} bytes")
+                    check_opcodes(archive.read(entry))
+        return
+    with open(file, "rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        position = 0
+        for _ in range(OLD_PICKLES):
+            position = check_opcodes(content, position)
 
 
 def load_pickle(file: Path) -> dict[str, torch.Tensor]:
     """The tensors of a `.pt` or `.pth` file, memory-mapped if possible. No code in the file is run."""
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{file} is damaged, or holds more than tensors and cannot be read without running code; save only "
-            "its state dictionary."
-        ) from error
-    except (RuntimeError, EOFError, OSError) as error:
-        raise CheckpointError(f"{file} is truncated or damaged; download it again.") from error
+    with explain_damage(file), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about old formats, which a damaged file may be taken for
+        try:
+            check_pickles(file)
+            content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+        except pickle.UnpicklingError as error:
+            raise CheckpointError(
+                f"{file} is damaged, or holds more than tensors and cannot be read without running code; save only "
+                "its state dictionary."
+            ) from error
     for wrapper in ("model", "state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
     tensors = {} if not isinstance(content, Mapping) else content
-    tensors = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, torch.Tensor)}
+    tensors = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if isinstance(name, str) and isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided
+    }
     if not tensors:
         raise CheckpointError(f"{file} contains no tensors.")
     return tensors

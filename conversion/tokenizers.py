@@ -1,7 +1,6 @@
 """The two tokenizers of a checkpoint, loaded without running its code and checked against the embeddings."""
 
 import importlib.util
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +8,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from sama.conversion.configs import TokenIds
-from sama.conversion.files import CheckpointError
+from sama.conversion.files import CheckpointError, explain_damage, read_json
 
 
 VISUAL_TAGS = ["<img>", "</img>", "<IMG_CONTEXT>"]
@@ -25,9 +24,11 @@ def load_tokenizer(folders: Sequence[Path]) -> PreTrainedTokenizerBase:
     """The language model's tokenizer, from the first folder that has one."""
     for folder in folders:
         if any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
-            return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            with explain_damage(folder, "has a tokenizer that cannot be read"):
+                return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         if (folder / "tokenizer.model").is_file():
-            return load_sentencepiece(folder)
+            with explain_damage(folder, "has a tokenizer that cannot be read"):
+                return load_sentencepiece(folder)
     places = " or ".join(str(folder) for folder in folders)
     raise CheckpointError(
         f"No tokenizer (tokenizer.json, vocab.json or tokenizer.model) in {places}; give --tokenizer."
@@ -43,7 +44,7 @@ def load_sentencepiece(folder: Path) -> PreTrainedTokenizerFast:
             )
     from transformers.convert_slow_tokenizer import SentencePieceExtractor  # slow import, only needed here
 
-    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    settings = read_json(folder / "tokenizer_config.json")
     added = {int(number): token for number, token in settings.get("added_tokens_decoder", {}).items()}
     extractor = SentencePieceExtractor(str(folder / "tokenizer.model"))
     found = extractor.extract(models.BPE)
@@ -73,7 +74,8 @@ def load_qformer_tokenizer(folders: Sequence[Path]) -> BertTokenizer:
     """The question tokenizer: BERT's, with the eight tokens that SAMA adds, in its order."""
     for folder in folders:
         if (folder / "vocab.txt").is_file() or (folder / "tokenizer.json").is_file():
-            tokenizer = BertTokenizer.from_pretrained(folder)
+            with explain_damage(folder, "has a question tokenizer that cannot be read"):
+                tokenizer = BertTokenizer.from_pretrained(folder)
             break
     else:
         places = " or ".join(str(folder) for folder in folders)

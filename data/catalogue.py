@@ -34,6 +34,12 @@ TOY_OPTIONS = {"samples": 10_000, "seed": 0, "settings": None}
 TOY_FRAMES, TOY_TURNS, TOY_CHARACTERS = 16, 2, 120
 
 
+# Besides its own errors PyYAML lets those of the values it converts escape, such as `!!int ''`
+YAML_ERRORS = (
+    yaml.YAMLError, ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError,
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Entry:
     """One entry of a catalogue."""
@@ -51,7 +57,9 @@ def read_yaml(path: str | Path) -> dict:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError("there is no such file", file=path) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise DataError(f"cannot be read ({error.strerror})", file=path) from error
+    except YAML_ERRORS as error:
         raise DataError(f"is not YAML ({' '.join(str(error).split())})", file=path) from error
     if not isinstance(content, dict):
         raise DataError(f"contains {type(content).__name__} where a mapping is expected", file=path)
@@ -62,7 +70,9 @@ def read_catalogue(path: str | Path) -> dict[str, Entry]:
     """Name -> [`Entry`]. Keys that begin with "." are ignored: they hold YAML anchors, such as shared file lists."""
     try:
         return {
-            name: parse_entry(name, content) for name, content in read_yaml(path).items() if not name.startswith(".")
+            name: parse_entry(name, content)
+            for name, content in read_yaml(path).items()
+            if not require_type(name, str, "").startswith(".")
         }
     except DataError as error:
         raise error.with_context(file=path) from error
@@ -71,17 +81,21 @@ def read_catalogue(path: str | Path) -> dict[str, Entry]:
 def parse_entry(name: str, content: Mapping) -> Entry:
     """An entry of a catalogue from its YAML content; [`DataError`] if it is wrong."""
     try:
-        unknown = sorted(set(require_type(content, dict, "")) - ENTRY_KEYS)
+        unknown = sorted(set(require_type(content, dict, "")) - ENTRY_KEYS, key=str)
         if unknown:
-            raise DataError(f"is unknown, expected {', '.join(sorted(ENTRY_KEYS))}", field=unknown[0])
+            raise DataError(f"is unknown, expected {', '.join(sorted(ENTRY_KEYS))}", field=str(unknown[0]))
         format = require_field(content, "format", str)
         if format not in FORMATS:
             raise DataError(f"is {format!r}, expected one of {', '.join(FORMATS)}", field="format")
         files = require_field(content, "files", dict, default={})
         for key, value in files.items():
+            is_store = require_type(key, str, "files") == "masks" or key.endswith("_masks")
+            require_type(value, str if is_store else (str, list), f"files.{key}")
             for one in require_type(value, (str, list), f"files.{key}") if isinstance(value, list) else [value]:
                 require_type(one, str, f"files.{key}")
         links = require_field(content, "links", list, default=[])
+        for position, link in enumerate(links):
+            require_type(link, str, f"links[{position}]")
         return Entry(
             name, format, dict(files), dict(require_field(content, "options", dict, default={})), tuple(links)
         )
@@ -169,11 +183,19 @@ class ToySource:
     """Clips of toy world as a source. They are drawn when they are read; there are no files."""
 
     def __init__(self, entry: Entry):
-        unknown = sorted(set(entry.options) - set(TOY_OPTIONS))
+        unknown = sorted(set(entry.options) - set(TOY_OPTIONS), key=str)
         if unknown or entry.files:
             field = f"options.{unknown[0]}" if unknown else "files"
             raise DataError(f"is unknown; toy world takes {', '.join(TOY_OPTIONS)}", source=entry.name, field=field)
         options = TOY_OPTIONS | entry.options
+        for field, least in (("samples", 1), ("seed", 0)):
+            number = options[field]
+            if type(number) is not int or number < least:
+                raise DataError(
+                    f"is {number!r}, expected a whole number from {least} on",
+                    source=entry.name,
+                    field=f"options.{field}",
+                )
         self.entry, self.name, self._length = entry, entry.name, options["samples"]
         self.dropped, self.broken, self.masks = {}, [], {}
         self._drawn: tuple = (None, None)

@@ -20,6 +20,8 @@ from .records import DataError
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov")
 # Every fourth frame of SA-V is annotated, and of VidSTG extracted
 ANNOTATED_STRIDE = 4
+# What opening or decoding a damaged picture or video raises
+MEDIA_ERRORS = (OSError, ValueError, Image.DecompressionBombError)
 
 
 def join_inside(folder: str, name: str, field: str = "") -> str:
@@ -39,7 +41,10 @@ def trusted_folders(root: Path, files: Mapping, links: Sequence[str] = ()) -> tu
     """
     named = [entry for value in files.values() for entry in ([value] if isinstance(value, str) else value)]
     folders = [root, *(root / name for name in (*named, *links))]
-    return tuple(dict.fromkeys(folder.resolve() for folder in folders))
+    try:
+        return tuple(dict.fromkeys(folder.resolve() for folder in folders))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise DataError(f"names a path that cannot be followed ({error})", field="files") from error
 
 
 def safe_path(root: Path, name: str, trusted: Sequence[Path] | None = None, field: str = "") -> Path:
@@ -85,7 +90,7 @@ def image_size(path: Path, field: str = "") -> tuple[int, int]:
             return image.height, image.width
     except FileNotFoundError:
         raise DataError(f"there is no file '{path}'", field=field) from None
-    except ValueError as error:
+    except MEDIA_ERRORS as error:
         raise DataError(str(error).removesuffix("."), field=field) from error
 
 
@@ -137,7 +142,7 @@ def open_visual(record: dict, root: Path, trusted: Sequence[Path] | None = None)
         return SamaVideo(StridedFrames(video, stride, num_frames))
     except DataError as error:
         raise error.with_context(source=record["source"], index=record["id"]) from error
-    except (OSError, ValueError) as error:
+    except MEDIA_ERRORS as error:
         problem = str(error).rstrip(".")
         raise DataError(problem, source=record["source"], index=record["id"], field=field) from error
 

@@ -24,6 +24,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from .catalogue import Entry, open_source, parse_entry, read_catalogue, read_yaml
 from .files import write_text_atomically
+from .frames import MEDIA_ERRORS
 from .lengths import estimate_lengths
 from .records import DataError, require_field, require_type
 from .rendering import NO_TARGET, NothingToAskError, Renderer, RenderSettings, Sample
@@ -33,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 MIXTURE_KEYS = {"sources", "rendering", "on_error", "catalogue"}
 ON_ERROR = ("raise", "skip")
+MAX_WEIGHT = 1_000_000  # times that a record is read in an epoch
 COUNTER_NAMES = ("read", "skipped", "shortened", "rounds left out")
 # Each loader worker has a row of counters; the last row belongs to the main process
 COUNTER_ROWS = 257
@@ -130,7 +132,7 @@ class Mixture(Dataset):
             return self.renderer(record, video, source.lookup, rng)
         except DataError as error:
             raise source.with_context(error).with_context(index=record["id"]) from error
-        except (OSError, ValueError) as error:
+        except MEDIA_ERRORS as error:
             raise DataError(str(error).rstrip("."), source=source.name, index=record["id"]) from error
 
     @property
@@ -200,14 +202,16 @@ def read_mixture(path: str | Path) -> tuple[list[tuple[Entry, float]], dict]:
     """
     content = read_yaml(path)
     try:
-        unknown = sorted(set(content) - MIXTURE_KEYS)
+        unknown = sorted(set(content) - MIXTURE_KEYS, key=str)
         if unknown:
-            raise DataError(f"is unknown, expected {', '.join(sorted(MIXTURE_KEYS))}", field=unknown[0])
+            raise DataError(f"is unknown, expected {', '.join(sorted(MIXTURE_KEYS))}", field=str(unknown[0]))
         catalogue_path = Path(path).parent / require_field(content, "catalogue", str, default="catalogue.yaml")
         needs_catalogue = "catalogue" in content or catalogue_path.is_file()
         catalogue = read_catalogue(catalogue_path) if needs_catalogue else {}
         listed = require_field(content, "sources", dict)
-        entries = [_weighted_entry(name, value, catalogue) for name, value in listed.items()]
+        entries = [
+            _weighted_entry(require_type(name, str, "sources"), value, catalogue) for name, value in listed.items()
+        ]
         if not entries:
             raise DataError("is empty", field="sources")
     except DataError as error:
@@ -221,8 +225,10 @@ def _weighted_entry(name: str, value, catalogue: dict[str, Entry]) -> tuple[Entr
     if isinstance(value, dict):
         weight = require_field(value, "weight", (int, float), default=1, at=field)
         changes = {key: content for key, content in value.items() if key != "weight"}
-    if require_type(weight, (int, float), field) <= 0:
-        raise DataError(f"has the weight {weight}, expected a number greater than 0", field=field)
+    if not 0 < require_type(weight, (int, float), field) <= MAX_WEIGHT:
+        raise DataError(
+            f"has the weight {weight}, expected a number greater than 0 and up to {MAX_WEIGHT}", field=field
+        )
     if "format" in changes:
         return parse_entry(name, changes), weight
     if name not in catalogue:
@@ -233,7 +239,7 @@ def _weighted_entry(name: str, value, catalogue: dict[str, Entry]) -> tuple[Entr
         known = vars(entry) | {
             "options": {**entry.options, **require_field(changes, "options", dict, default={}, at=field)}
         }
-        unknown = sorted(set(changes) - {"options"})
+        unknown = sorted(set(changes) - {"options"}, key=str)
         if unknown:
             raise DataError("is unknown, expected weight, options or a whole source", field=f"{field}.{unknown[0]}")
         entry = Entry(**known)

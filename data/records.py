@@ -32,7 +32,11 @@ from pathlib import Path
 
 import numpy as np
 
-from .masks import decode_rle, to_rle, union
+from sama.prompts_sama import SOURCE_TURN_FORMATS, TURN_FORMATS
+
+from .json_text import MAX_DEPTH
+from .masks import MAX_SIDE, decode_rle, to_rle, union
+from .numbers import LARGEST, shorten
 from .wording import TEMPLATES
 
 
@@ -48,6 +52,8 @@ MESSAGE_KEYS = {"role", "content", "templates", "preamble", "wants_masks", "info
 PART_KEYS = {"text": {"text"}, "region": {"object", "name"}, "grounded": {"text", "objects"}}
 PARTS_OF_ROLE = {"system": ("text",), "user": ("text", "region"), "assistant": ("text", "grounded")}
 ALLOWANCES = ("short", "fit")  # keys of an object whose masks need not match the frames
+SAMPLING_UNITS, REGION_SHAPES, POLICIES = ("turn", "object"), ("box", "mask"), ("segments",)
+MAX_FRAMES = 2**31 - 1  # stores keep the number of frames in 32 bits
 VIDEO_KEYS = {"path", "frames", "stride", "num_frames", "toy", "upright"}
 KIND_NAMES = {str: "a string", int: "a whole number", list: "a list", dict: "an object", bool: "true or false"}
 REQUIRED = object()
@@ -115,12 +121,50 @@ def require_field(item: Mapping, key: str, kind: type | tuple[type, ...], defaul
 
 
 def require_type(value, kind: type | tuple[type, ...], field: str):
-    """`value` if it has the type `kind`, else [`DataError`]."""
+    """
+    `value` if it has the type `kind`, else [`DataError`]. Numbers must be finite and fit 64 bits, and text must be
+    valid Unicode: what comes later writes both to files.
+    """
     kinds = kind if isinstance(kind, tuple) else (kind,)
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
         expected = " or ".join(KIND_NAMES.get(one, one.__name__) for one in kinds)
         raise DataError(f"is {_kind_name(value)} where {expected} is expected", field=field)
+    problem = _scalar_problem(value)
+    if problem:
+        raise DataError(problem, field=field)
     return value
+
+
+def _scalar_problem(value) -> str | None:
+    """What makes a number or a text unusable; `None` for everything else."""
+    if isinstance(value, int | float) and not -LARGEST <= value <= LARGEST:
+        return f"is {shorten(value)}, expected a finite number of at most 64 bits"
+    if isinstance(value, str) and not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return "contains half of a Unicode character (a surrogate such as \\ud800)"
+    return None
+
+
+@contextmanager
+def reading(file, field: str | None = None) -> Iterator[None]:
+    """Turns errors of opening and reading a file into [`DataError`]: missing, a folder, a loop of links, no rights."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise DataError("there is no such file", file=file, field=field) from None
+    except OSError as error:
+        raise DataError(f"cannot be read ({error.strerror or error})", file=file, field=field) from error
+
+
+def require_size(item: Mapping, at: str = "") -> tuple[int, int]:
+    """`(height, width)` of the image of an item, both at least 1; [`DataError`] otherwise."""
+    size = require_field(item, "height", int, at=at), require_field(item, "width", int, at=at)
+    for key, length in zip(("height", "width"), size, strict=True):
+        if not 1 <= length <= MAX_SIDE:
+            raise DataError(f"is {length}, expected 1 to {MAX_SIDE} pixels", field=f"{at}.{key}" if at else key)
+    return size
 
 
 def _kind_name(value) -> str:
@@ -146,7 +190,54 @@ def validate_record(record: dict) -> dict:
         _check_message(message, objects, f"messages[{position}]")
         if is_no_target(message) and "video" not in record and "image" not in record:
             raise DataError("needs a video or an image in which nothing fits", field=f"messages[{position}].content")
+    _check_choices(record)
+    _check_writable(record)
     return record
+
+
+def _check_choices(record: dict) -> None:
+    """Checks what the record says of the published training."""
+    layouts = (*TURN_FORMATS, *SOURCE_TURN_FORMATS)
+    for field, known in (("layout", layouts), ("region_shape", REGION_SHAPES), ("frame_policy", POLICIES)):
+        value = require_field(record, field, str, default=None)
+        if value is not None and value not in known:
+            raise DataError(f"is {shorten(value)}, expected one of {', '.join(known)}", field=field)
+    sampling = require_field(record, "sampling", dict, default=None)
+    if sampling is not None:
+        if require_field(sampling, "turns", int, at="sampling") < 1:
+            raise DataError("is smaller than 1", field="sampling.turns")
+        require_field(sampling, "replace", bool, default=False, at="sampling")
+        unit = require_field(sampling, "unit", str, default="turn", at="sampling")
+        if unit not in SAMPLING_UNITS:
+            raise DataError(f"is {shorten(unit)}, expected one of {', '.join(SAMPLING_UNITS)}", field="sampling.unit")
+
+
+def _check_writable(record: dict) -> None:
+    """Raises [`DataError`] for a value that JSON cannot hold, in parts of the record that have no fixed form."""
+    try:
+        json.dumps(record, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, TypeError, RecursionError) as error:
+        field, problem = next(_unwritable(record, "", 0), ("", f"cannot be written as JSON ({error})"))
+        raise DataError(problem, field=field) from error
+
+
+def _unwritable(value, at: str, depth: int) -> Iterator[tuple[str, str]]:
+    """Field and problem of each value that JSON cannot hold."""
+    if depth > MAX_DEPTH:
+        yield at, f"is nested more than {MAX_DEPTH} levels deep"
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            if not isinstance(key, str) or _scalar_problem(key):
+                yield at, f"has the key {shorten(key)}, expected text of whole Unicode characters"
+            else:
+                yield from _unwritable(inner, f"{at}.{key}" if at else key, depth + 1)
+    elif isinstance(value, list | tuple):
+        for position, inner in enumerate(value):
+            yield from _unwritable(inner, f"{at}[{position}]", depth + 1)
+    elif value is not None and not isinstance(value, str | int | float):
+        yield at, f"is {_kind_name(value)}, which JSON cannot hold"
+    elif problem := _scalar_problem(value):
+        yield at, problem
 
 
 def _check_visual(record: dict) -> int | None:
@@ -171,7 +262,10 @@ def _check_visual(record: dict) -> int | None:
         raise DataError("is smaller than 1", field="video.stride")
     frames = require_field(video, "frames", list, default=None, at="video")
     if frames is None:
-        return require_field(video, "num_frames", int, default=None, at="video")
+        number = require_field(video, "num_frames", int, default=None, at="video")
+        if number is not None and not 1 <= number <= MAX_FRAMES:
+            raise DataError(f"is {number}, expected 1 to {MAX_FRAMES} frames", field="video.num_frames")
+        return number
     for position, frame in enumerate(frames):
         require_type(frame, str, f"video.frames[{position}]")
     if not frames:
@@ -191,8 +285,10 @@ def _check_object(item: dict, objects: dict, num_frames: int | None, at: str) ->
     if forms == ["store"]:
         require_field(item, "store", str, at=at), require_field(item, "key", str, at=at)
     elif forms == ["union"]:
-        for name in require_field(item, "union", list, at=at):
-            if "union" in objects.get(name, {"union": None}):
+        names = require_field(item, "union", list, at=at)
+        for position, name in enumerate(names):
+            other = objects.get(require_type(name, str, f"{at}.union[{position}]"), {"union": None})
+            if "union" in require_type(other, dict, f"objects.{name}"):
                 raise DataError(f"names {name!r}, which is not an object with masks of its own", field=f"{at}.union")
     else:
         masks = require_field(item, "masks", list, at=at)
@@ -262,7 +358,7 @@ def _check_part(part: dict, role: str, objects: dict, at: str) -> None:
     field = "object" if kind == "region" else "objects"
     named = [require_field(part, field, str, at=at)] if kind == "region" else require_field(part, field, list, at=at)
     for name in named:
-        if name not in objects:
+        if require_type(name, str, f"{at}.{field}") not in objects:
             raise DataError(f"names {name!r}, which is not among the {len(objects)} objects", field=f"{at}.{field}")
 
 
@@ -346,13 +442,7 @@ def _with_field(function: Callable, entry, field: str):
         raise DataError(str(error), field=field) from error
 
 
-def read_jsonl(path: Path) -> Iterator[tuple[int, dict]]:
-    """Line number (from 1) and object of each line of a JSON Lines file. Empty lines are skipped."""
-    with open(path, encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                yield number, json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"is not JSON ({error})", file=path, index=f"line {number}") from error
+def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Number (from 1) and bytes of each line of a text file that is not empty."""
+    with reading(path), open(path, "rb") as lines:
+        yield from ((number, line) for number, line in enumerate(lines, start=1) if line.strip())

@@ -14,9 +14,10 @@ import json
 import os
 import re
 import shutil
+import tokenize
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +26,9 @@ from datasets.arrow_writer import ArrowWriter
 from filelock import FileLock
 
 from .files import atomic_path, write_text_atomically
+from .json_text import parse_json
 from .readers import BENCHMARK_READERS, READERS, read_mask_store
-from .records import DataError
+from .records import DataError, reading
 
 
 # Raise it when a reader makes other records of the same files, or when the format of a store changes
@@ -59,12 +61,38 @@ MASK_FEATURES = Features(
 )
 
 
+# What Arrow, NumPy (which reads the header of a file as Python) and this file raise for a damaged store
+DAMAGE_ERRORS = (
+    OSError, ValueError, TypeError, KeyError, AttributeError, EOFError, MemoryError, SyntaxError, tokenize.TokenError,
+)  # fmt: skip
+KEY_TYPE = np.dtype([("hash", "u8"), ("row", "i8")])
+
+
+@contextmanager
+def _damage(folder: Path) -> Iterator[None]:
+    """Turns what a damaged store raises into [`DataError`]."""
+    try:
+        yield
+    except DAMAGE_ERRORS as error:
+        reason = " ".join(str(error).split())[:120]
+        raise DataError(f"this store is damaged ({reason}): delete it, it will be built again", file=folder) from error
+
+
+def _open_rows(folder: Path, features: Features) -> Dataset:
+    rows = Dataset.from_file(str(folder / "rows.arrow"))
+    if rows.features != features:
+        raise ValueError(f"it has the columns {', '.join(rows.features)}")
+    return rows
+
+
 class RecordStore:
     """The records of a source: `store[index]` is a record, `store.column("turns")` an array with a number for each."""
 
     def __init__(self, folder: Path):
-        self._rows = Dataset.from_file(str(folder / "rows.arrow"))
-        self.info = json.loads((folder / "info.json").read_text(encoding="utf-8"))
+        with _damage(folder):
+            self._rows = _open_rows(folder, RECORD_FEATURES)
+            self.info = parse_json((folder / "info.json").read_bytes())
+            self._dropped, self._broken = self.info["dropped"], [DataError(**item) for item in self.info["broken"]]
         self._folder = folder
 
     def __len__(self) -> int:
@@ -84,12 +112,12 @@ class RecordStore:
     @property
     def dropped(self) -> dict[str, int]:
         """How many items the reader left out, by reason."""
-        return self.info["dropped"]
+        return self._dropped
 
     @property
     def broken(self) -> list[DataError]:
         """The errors of the broken items that were left out, at most the first thousand."""
-        return [DataError(**item) for item in self.info["broken"]]
+        return self._broken
 
 
 class MaskStore:
@@ -99,9 +127,15 @@ class MaskStore:
     """
 
     def __init__(self, folder: Path):
-        self._rows = Dataset.from_file(str(folder / "rows.arrow"))
         self._folder = folder
-        self._hashes = np.load(folder / "keys.npy", mmap_mode="r")
+        with _damage(folder):
+            self._rows = _open_rows(folder, MASK_FEATURES)
+            self._hashes = np.load(folder / "keys.npy", mmap_mode="r")
+            if self._hashes.dtype != KEY_TYPE or self._hashes.shape != (len(self._rows),):
+                raise ValueError(f"keys.npy is {self._hashes.dtype} of shape {self._hashes.shape}")
+            rows = self._hashes["row"]
+            if rows.size and not 0 <= rows.min() <= rows.max() < len(self._rows):
+                raise ValueError(f"keys.npy names row {rows.max()} of {len(self._rows)}")
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -176,8 +210,7 @@ def open_records(format: str, files: Mapping, root: Path, options: Mapping, cach
             f"is {format!r}, expected one of {', '.join(readers)}", source=options["source"], field="format"
         )
     strict = options.get("on_error", "raise") == "raise"
-    named = [value for entry in files.values() for value in ([entry] if isinstance(entry, str) else entry)]
-    paths = [root / name for name in named if not (root / name).is_dir()]
+    paths = _annotation_files(files, root, options["source"])
     lasting = {key: value for key, value in options.items() if key not in ("on_error", "dropped")}
     settings = {"format": format, "files": dict(files), "options": lasting}
 
@@ -197,6 +230,21 @@ def open_records(format: str, files: Mapping, root: Path, options: Mapping, cach
     if strict and store.broken:
         raise store.broken[0]
     return store
+
+
+def _annotation_files(files: Mapping, root: Path, source: str) -> list[Path]:
+    """
+    The files of a source without its folders. Of several folders for the same pictures some may be missing: a picture
+    is looked for in all of them.
+    """
+    paths = []
+    for key, entry in files.items():
+        names = [entry] if isinstance(entry, str) else entry
+        with reading(root, f"files.{key}"):
+            folders = [name for name in names if (root / name).is_dir()]
+        if key != "media" or not folders:
+            paths += [root / name for name in names if name not in folders]
+    return paths
 
 
 def open_masks(path: Path, cache: Path, source: str) -> MaskStore:
@@ -220,7 +268,7 @@ def open_masks(path: Path, cache: Path, source: str) -> MaskStore:
             _write_rows(folder, MASK_FEATURES, rows())
         except DataError as error:
             raise error.with_context(source=source, file=path) from error
-        np.save(folder / "keys.npy", np.sort(np.array(keys, dtype=[("hash", "u8"), ("row", "i8")])))
+        np.save(folder / "keys.npy", np.sort(np.array(keys, dtype=KEY_TYPE)))
 
     place = _store_folder(cache, path.stem, path.parent, {"masks": path.name})
     return MaskStore(_up_to_date(place, [path], source, write))
@@ -248,7 +296,14 @@ def _up_to_date(place: Path, paths: list[Path], source: str, write: Callable[[Pa
     folder = place / state
     if folder.is_dir():
         return folder
-    place.mkdir(parents=True, exist_ok=True)
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"the cache folder cannot be written to ({error.strerror}): set {CACHE_VARIABLE}",
+            source=source,
+            file=place,
+        ) from error
     # Other processes of this machine wait for the first one instead of building the same store
     with FileLock(place / "lock"):
         if folder.is_dir():

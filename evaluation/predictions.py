@@ -18,6 +18,7 @@ from typing import BinaryIO, TextIO
 from sama.benchmarks.benchmark import Prediction
 from sama.configuration_sama import check_preset
 from sama.data.files import atomic_path, write_text_atomically
+from sama.data.json_text import parse_json
 
 
 try:
@@ -116,9 +117,11 @@ class PredictionFiles:
     def read_run(self) -> dict:
         """The content of `run.json`. The preset `release` of earlier versions is read as `published`."""
         try:
-            about = json.loads(self.run_file.read_text(encoding="utf-8"))
-        except (FileNotFoundError, json.JSONDecodeError) as error:
+            about = parse_json(self.run_file.read_bytes())
+        except (OSError, ValueError) as error:
             raise PredictionError(f"{self.run_file} is missing or not valid JSON ({error}).") from error
+        if not isinstance(about, dict):
+            raise PredictionError(f"{self.run_file} contains {type(about).__name__} where an object is expected.")
         if about.get("preset") == "release":
             about["preset"] = check_preset("release")
         return about
@@ -167,7 +170,7 @@ class PredictionFiles:
         """Yields the existing predictions for these questions; `lines` is the result of `index`, if available."""
         lines = self.index() if lines is None else lines
         for raw in self._raw(lines[name] for name in names if name in lines):
-            yield Prediction.from_dict(json.loads(raw))
+            yield Prediction.from_dict(parse_json(raw))
 
     def _raw(self, lines: Iterable[Line]) -> Iterator[bytes]:
         opened = {}
@@ -236,8 +239,8 @@ def complete_lines(path: Path, torn: bool = False) -> Iterator[tuple[int, bytes,
     line."""
     for number, (start, raw) in enumerate(_lines(path, torn), start=1):
         try:
-            prediction = Prediction.from_dict(json.loads(raw))
-        except (ValueError, KeyError, TypeError) as error:
+            prediction = Prediction.from_dict(parse_json(raw))
+        except ValueError as error:
             raise PredictionError(
                 f"{path}, line {number} is not a valid prediction ({type(error).__name__}: {error}); remove the line "
                 "to ask its question again."

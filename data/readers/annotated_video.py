@@ -20,7 +20,7 @@ STORES = {
     "sav": "sav_masks",
 }
 NO_MASK = -1  # an object without masks, in anno_map
-OBJECT_NUMBER = re.compile(r"obj(\d+)")
+OBJECT_NUMBER = re.compile(r"obj([0-9]{1,9})(?![0-9])")
 
 
 @dataclass(frozen=True)

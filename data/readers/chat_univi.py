@@ -43,9 +43,10 @@ def read_chat_univi(files: Mapping, root, options: Mapping | None = None) -> Ite
 def _video_path(reader: SourceReader, name: str) -> str:
     """The path of a video. Some .mkv files of the annotations are distributed as .mp4."""
     path = reader.media(name, "video")
-    if (reader.root / path).is_file():
+    if reader.has_file(path):
         return path
-    other = reader.media(str(PurePosixPath(name).with_suffix(".mp4")), "video")
-    if name.endswith(".mkv") and (reader.root / other).is_file():
-        return other
+    if name.endswith(".mkv"):
+        other = reader.media(str(PurePosixPath(name).with_suffix(".mp4")), "video")
+        if reader.has_file(other):
+            return other
     raise DataError(f"there is no file '{path}'", field="video")

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 
 from ..masks import to_rle
-from ..records import DataError, require_field, require_type
+from ..records import DataError, require_field, require_size, require_type
 from .source_reader import SourceReader, assistant, text, user
 from .streams import stream_list
 
@@ -17,12 +17,16 @@ def read_gcg_bench(files: Mapping, root, options: Mapping | None = None) -> Iter
     reader = SourceReader(files, root, options, "gcg_bench", needs)
     masks, captions = reader.path("mask_annotations"), reader.path("captions")
     images, shapes = {}, {}
-    with reader.about(masks):
-        for index, image in stream_list(masks, "images"):
-            images[str(require_field(image, "id", (int, str), at=f"images[{index}]"))] = image
-        for index, item in stream_list(masks, "annotations"):
-            key = str(require_field(item, "image_id", (int, str), at=f"annotations[{index}]"))
-            shapes.setdefault(key, []).append((f"annotations[{index}]", item))
+
+    def keep_image(index: int, image: Mapping) -> None:
+        images[str(require_field(image, "id", (int, str)))] = image
+
+    def keep_shape(index: int, item: Mapping) -> None:
+        key = str(require_field(item, "image_id", (int, str)))
+        shapes.setdefault(key, []).append((f"annotations[{index}]", item))
+
+    reader.collect(stream_list(masks, "images"), keep_image, masks, "images")
+    reader.collect(stream_list(masks, "annotations"), keep_shape, masks, "annotations")
 
     def read_item(index: int, item: Mapping) -> Iterator[dict]:
         key = str(require_field(item, "image_id", (int, str)))
@@ -52,7 +56,7 @@ def read_gcg_bench(files: Mapping, root, options: Mapping | None = None) -> Iter
 
 
 def _mask(item: Mapping, image: Mapping, at: str) -> dict | None:
-    size = (image["height"], image["width"]) if {"height", "width"} <= set(image) else None
+    size = require_size(image, at="image") if {"height", "width"} & set(image) else None
     try:
         return to_rle(require_field(item, "segmentation", (list, dict), at=at), size)
     except (ValueError, TypeError) as error:

@@ -1,9 +1,11 @@
 """Grounded captions (GLaMM's GCG): spans of phrases, overlaps between them, and the record of an image."""
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ..masks import to_rle
+from ..numbers import is_whole, shorten
 from ..records import DataError
 from .source_reader import SourceReader, assistant, grounded, text, user
 
@@ -19,8 +21,8 @@ def strip_quotes(caption: str) -> str:
 def checked_span(positions: list, caption: str, field: str) -> tuple[int, int]:
     """A span from [start, end] or from a list of one such pair."""
     pair = positions[0] if len(positions) == 1 else positions
-    if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(number, int) for number in pair):
-        raise DataError(f"is {positions!r} where [start, end] is expected", field=field)
+    if not isinstance(pair, list) or len(pair) != 2 or not all(map(is_whole, pair)):
+        raise DataError(f"is {shorten(positions)} where [start, end] is expected", field=field)
     start, end = pair
     if not 0 <= start < end <= len(caption):
         raise DataError(f"[{start}, {end}] lies outside a caption of {len(caption)} characters", field=field)
@@ -61,9 +63,10 @@ def trim_overlaps(caption: str, spans: Iterable[Span]) -> dict[Span, Span | None
     kept: dict[Span, Span | None] = {}
     ordered = sorted(set(spans))
     position = 0
-    for index, (start, end) in enumerate(ordered):
-        later = [other for other, _ in ordered[index + 1 :] if other > start]
-        left, right = max(start, position), min([end, *later[:1]])
+    starts = [start for start, _ in ordered]
+    for start, end in ordered:
+        later = bisect_right(starts, start)
+        left, right = max(start, position), min([end, *starts[later : later + 1]])
         words = caption[left:right]
         left, right = left + len(words) - len(words.lstrip()), right - len(words) + len(words.rstrip())
         kept[start, end] = (left, right) if any(map(str.isalnum, words)) else None

@@ -14,8 +14,9 @@ MASK, SEG = "<mask>", "[SEG]"
 OLDER_TAGS = {"<seg>": SEG, "<g_s>": "<p>", "<g_e>": "</p>"}
 # A phrase with its [SEG]s, or a [SEG] alone. The phrase contains no phrase tag, so that a phrase without [SEG] is not
 # joined with the next one.
-GROUNDED = re.compile(r"<p>\s*((?:(?!</?p>).)*?)\s*</p>((?:\s*\[SEG\])+)|\[SEG\]", re.DOTALL)
-UNUSED_TAG = re.compile(r"<p>\s*|\s*</p>")
+GROUNDED = re.compile(r"<p>((?:(?!</?p>).)*)</p>((?:\s*\[SEG\])+)|\[SEG\]", re.DOTALL)
+# Only from the first of several blanks on: otherwise the time would grow with the square of their number
+UNUSED_TAG = re.compile(r"<p>\s*|(?<!\s)\s*</p>")
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def answer_parts(answer: str, names: list[str]) -> list[dict]:
     for match in GROUNDED.finditer(answer):
         parts.append(text(UNUSED_TAG.sub("", answer[position : match.start()])))
         count = (match[2] or SEG).count(SEG)
-        parts.append(grounded(match[1] or "", [next(remaining) for _ in range(count)]))
+        parts.append(grounded((match[1] or "").strip(), [next(remaining) for _ in range(count)]))
         position = match.end()
     parts.append(text(UNUSED_TAG.sub("", answer[position:])))
     return [part for part in parts if part["type"] != "text" or part["text"]]

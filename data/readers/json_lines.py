@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Mapping
 
 from ..frames import frame_name
+from ..json_text import parse_json
 from ..masks import to_rle
-from ..records import DataError, read_jsonl, require_field, require_type, validate_record
+from ..records import DataError, read_lines, require_field, require_type, validate_record
 from .source_reader import SourceReader
 
 
@@ -15,20 +16,18 @@ def read_json_lines(files: Mapping, root, options: Mapping | None = None) -> Ite
     reader = SourceReader(files, root, options, "json_lines", ["records", "media"])
     path = reader.path("records")
 
-    def read_item(line: int, item: Mapping) -> Iterator[dict]:
-        require_type(item, dict, "")
+    def read_item(line: str, content: bytes) -> Iterator[dict]:
+        # Parsed here, so that a broken line is a broken item, which `on_error` may leave out
+        try:
+            item = require_type(parse_json(content), dict, "")
+        except ValueError as error:
+            raise error if isinstance(error, DataError) else DataError(str(error)) from error
         # Checked before it is modified, so that errors refer to the file
         record = validate_record({"id": f"{reader.source}/{line}", "source": reader.source, **item})
         yield record | _visual(reader, record) | {"objects": _objects(record)}
 
-    yield from reader.convert(_lines(path), read_item, path)
-
-
-def _lines(path) -> Iterator[tuple]:
-    try:
-        yield from ((f"line {number}", item) for number, item in read_jsonl(path))
-    except FileNotFoundError:
-        raise DataError("there is no such file", file=path) from None
+    lines = ((f"line {number}", content) for number, content in read_lines(path))
+    yield from reader.convert(lines, read_item, path)
 
 
 def _visual(reader: SourceReader, record: Mapping) -> dict:

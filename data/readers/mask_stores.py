@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..masks import to_rle
+from ..numbers import shorten
 from ..pickles import load_plain_pickle
 from ..records import DataError, require_type
 from .streams import stream_object
@@ -27,14 +28,20 @@ def read_mask_store(
         field = "" if not isinstance(value, dict) else REVOS_FIELD if REVOS_FIELD in value else LVVIS_FIELD
         masks = value.get(field) if field else value
         try:
+            require_type(key, (str, int), "")
             entries = enumerate(require_type(masks, list, field))
             compact = [_compact(entry, position) for position, entry in entries]
         except DataError as error:
             if on_error is None:
-                raise error.with_context(file=path, index=key) from error
-            on_error(str(key), error)
+                raise error.with_context(file=path, index=_shown_key(key)) from error
+            on_error(_shown_key(key), error)
             continue
         yield str(key), compact
+
+
+def _shown_key(key) -> str:
+    """The name of an object in messages and stores, also where it is none."""
+    return str(key).encode(errors="replace").decode() if isinstance(key, str | int) else shorten(key)
 
 
 def _compact(entry, position: int) -> dict | None:

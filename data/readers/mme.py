@@ -5,7 +5,8 @@ from pathlib import Path
 
 from sama.pictures_sama import IMAGE_SUFFIXES
 
-from ..records import DataError
+from ..numbers import shorten
+from ..records import DataError, read_lines, reading
 from .source_reader import SourceReader, assistant, text, user
 
 
@@ -23,7 +24,9 @@ def read_mme(files: Mapping, root, options: Mapping | None = None) -> Iterator[d
     media = reader.path("media")
     if not media.is_dir():
         raise DataError("there is no such folder", source=reader.source, file=reader.files["media"])
-    for category in sorted(path for path in media.iterdir() if path.is_dir()):
+    with reading(media):
+        categories = sorted(path for path in media.iterdir() if path.is_dir())
+    for category in categories:
         folder = category / QUESTIONS if (category / QUESTIONS).is_dir() else category
         listed = sorted(folder.glob("*.txt"))
         yield from reader.convert(
@@ -40,12 +43,14 @@ def _read_image(reader: SourceReader, category: str, path: Path) -> Iterator[dic
     if name is None:
         raise DataError(f"'{folder}' contains none of {', '.join(names)}", field="image")
     messages = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
+    for number, content in read_lines(path):
+        try:
+            line = content.decode()
+        except UnicodeDecodeError as error:
+            raise DataError(f"is not UTF-8 text (byte {error.start})", field=f"line {number}") from error
         question, tab, answer = line.rstrip().rpartition("\t")
         if not tab or answer not in ANSWERS:
-            raise DataError(f"is {line!r}, expected a question, a tab, and Yes or No", field=f"line {number}")
+            raise DataError(f"is {shorten(line)}, expected a question, a tab, and Yes or No", field=f"line {number}")
         info = {"category": category, "image": name, "answer": answer}
         messages += [user([text(question.strip())], info=info), assistant([text(answer)])]
     if not messages:

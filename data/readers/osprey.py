@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 
 from .. import wording
 from ..masks import to_rle
-from ..records import DataError, require_field, require_type
+from ..records import DataError, require_field, require_size, require_type
 from .conversations import conversation_rounds
 from .source_reader import SourceReader, assistant, region, text, user
 from .streams import stream_list
@@ -47,7 +47,7 @@ def read_osprey(files: Mapping, root, options: Mapping | None = None) -> Iterato
 
 
 def _regions(item: Mapping) -> dict:
-    size = require_field(item, "height", int), require_field(item, "width", int)
+    size = require_size(item)
     objects = {}
     for position, annotation in enumerate(require_field(item, "annotation", list)):
         field = f"annotation[{position}]"
@@ -93,6 +93,6 @@ def _find_image(reader: SourceReader, name: str) -> str:
     folders = reader.files["media"]
     for folder in [folders] if isinstance(folders, str) else folders:
         path = reader.media(name, "file_name", folder)
-        if (reader.root / path).is_file():
+        if reader.has_file(path):
             return path
     raise DataError(f"{name!r} is in none of the image folders", field="file_name")

@@ -1,9 +1,10 @@
 """Ref-SAV: long descriptions of objects in SA-V videos, with a JSON file of masks for each video."""
 
-import json
+import re
 from collections.abc import Iterator, Mapping
 
 from ..frames import ANNOTATED_STRIDE, safe_path
+from ..json_text import parse_json
 from ..masks import to_rle
 from ..records import DataError, require_field, require_type
 from .source_reader import SourceReader, assistant, grounded, text, user
@@ -11,6 +12,7 @@ from .streams import stream_object
 
 
 CAPTIONS = ("long", "short")
+NUMBER = re.compile(r"[0-9]{1,9}")
 
 
 def read_ref_sav(files: Mapping, root, options: Mapping | None = None) -> Iterator[dict]:
@@ -66,21 +68,22 @@ def _read_masklet(reader: SourceReader, name: str) -> list[list]:
     """The masks of a video: a list for each annotated frame, with a run-length code for each object."""
     path = safe_path(reader.root, reader.media(name, "anno_path"), reader.trusted, "anno_path")
     try:
-        with open(path, encoding="utf-8") as file:
-            masklet = require_field(json.load(file), "masklet", list)
+        masklet = require_field(parse_json(path.read_bytes()), "masklet", list)
         return [require_type(frame, list, f"masklet[{position}]") for position, frame in enumerate(masklet)]
     except DataError as error:
         raise error.with_context(field="anno_path") from error
     except FileNotFoundError:
         raise DataError(f"there is no file '{path}'", field="anno_path") from None
+    except OSError as error:
+        raise DataError(f"'{path}' cannot be read ({error.strerror})", field="anno_path") from error
     except ValueError as error:
-        raise DataError(f"'{path}' is truncated or not JSON ({error})", field="anno_path") from error
+        raise DataError(f"'{path}' is truncated or not JSON: it {error}", field="anno_path") from error
 
 
 def _channel(masklet: list[list], key: str, field: str) -> list[dict | None]:
     """The masks of object `key`, its index in the codes of each frame."""
-    if not key.isdecimal() or any(int(key) >= len(frame) for frame in masklet):
-        fewest = min(map(len, masklet), default=0)
+    fewest = min(map(len, masklet), default=0)
+    if not NUMBER.fullmatch(key) or int(key) >= fewest:
         raise DataError(f"the mask file lacks object {key!r} in some frame, which has {fewest} objects", field=field)
     try:
         return [to_rle(frame[int(key)]) for frame in masklet]

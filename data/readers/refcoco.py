@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..masks import to_rle
 from ..pickles import load_plain_pickle
-from ..records import DataError, require_field, require_type
+from ..records import DataError, require_field, require_size, require_type
 from .source_reader import SourceReader, add_union, assistant, grounded, text, user
 from .streams import stream_list
 
@@ -31,17 +31,22 @@ def read_refcoco(files: Mapping, root, options: Mapping | None = None) -> Iterat
     reader = SourceReader(files, root, options, "refcoco", ["instances", "refs", "media"], split="train", layers=False)
     by_image: dict[int, list] = {}
     refs, instances = reader.path("refs"), reader.path("instances")
-    for index, ref in enumerate(_read_refs(reader, refs)):
-        with reader.about(refs, index):
-            if reader.options["split"] in require_field(ref, "split", str):
-                by_image.setdefault(require_field(ref, "image_id", int), []).append((index, ref))
+    with reader.about(refs):
+        entries = require_type(_read_refs(reader, refs), list, "")
+
+    def keep_ref(index: int, ref: Mapping) -> None:
+        if reader.options["split"] in require_field(ref, "split", str):
+            by_image.setdefault(require_field(ref, "image_id", int), []).append((index, ref))
+
+    reader.collect(enumerate(entries), keep_ref, refs)
     polygons, images = {}, {}
     for key, wanted, found in (("annotations", "image_id", polygons), ("images", "id", images)):
-        with reader.about(instances):
-            for index, item in stream_list(instances, key):
-                with reader.about(instances, f"{key}[{index}]"):
-                    if require_field(item, wanted, int) in by_image:
-                        found[require_field(item, "id", int)] = item
+
+        def keep(index: int, item: Mapping, wanted: str = wanted, found: dict = found) -> None:
+            if require_field(item, wanted, int) in by_image:
+                found[require_field(item, "id", int)] = item
+
+        reader.collect(stream_list(instances, key), keep, instances, key)
     yield from reader.convert(
         by_image.items(), lambda image_id, group: _read_image(reader, images.get(image_id), group, polygons), refs
     )
@@ -59,7 +64,7 @@ def _read_image(reader: SourceReader, image: Mapping | None, refs: list, polygon
         raise DataError(f"is not among the images of {reader.files['instances']}", field="image_id")
     instances = reader.path("instances")
     with reader.about(instances, f"image {image['id']}"):
-        size = require_field(image, "height", int), require_field(image, "width", int)
+        size = require_size(image)
         path = reader.media(require_field(image, "file_name", str), "file_name")
     objects, messages = {}, []
     for index, ref in refs:

@@ -10,7 +10,6 @@ The expression ids of a video are sorted as strings: "0", "1", "10", "2". For a 
 expression fits nothing: its answer has no objects (see `records.py`).
 """
 
-import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 
@@ -31,12 +30,29 @@ def read_referring_video(files: Mapping, root, options: Mapping | None = None) -
         raise DataError(
             f"is {kind!r}, expected one of {', '.join(MASK_KEYS)}", source=reader.source, field="mask_keys"
         )
-    counter = None if kind == "anno_id" else itertools.count()
+    counter = None if kind == "anno_id" else _Counter()
     path = reader.path("expressions")
     videos = stream_object(path, "videos")
     if kind == "sorted_counter":
         videos = _by_name(videos)
     yield from reader.convert(videos, lambda name, video: _read_video(reader, name, video, counter), path)
+
+
+class _Counter:
+    """The running number of an expression in its file, as long as the expressions of all videos can be counted."""
+
+    def __init__(self):
+        self._next, self.lost_at = 0, None
+
+    def take(self, name: str) -> str:
+        """The next number, as a key of the mask file; `name` is the video of the expression."""
+        if self.lost_at is not None:
+            raise DataError(
+                f"comes after the video {self.lost_at!r}, whose expressions cannot be counted: which masks belong to "
+                f"{name!r} is unknown"
+            )
+        self._next += 1
+        return str(self._next - 1)
 
 
 def _by_name(videos: Iterator[tuple]) -> Iterator[tuple]:
@@ -45,9 +61,14 @@ def _by_name(videos: Iterator[tuple]) -> Iterator[tuple]:
 
 
 def _read_video(reader: SourceReader, name: str, video: Mapping, counter) -> Iterator[dict]:
-    expressions = require_field(video, "expressions", dict)
-    # All numbers of a video are taken first, so that an error in it does not shift those of the next video
-    keys = {exp_id: None if counter is None else str(next(counter)) for exp_id in sorted(expressions)}
+    try:
+        expressions = require_field(video, "expressions", dict)
+        # All numbers of a video are taken first, so that an error in it does not shift those of the next video
+        keys = {exp_id: None if counter is None else counter.take(name) for exp_id in sorted(expressions)}
+    except DataError:
+        if counter is not None and counter.lost_at is None:
+            counter.lost_at = name
+        raise
     frames = [frame_name(entry, f"frames[{i}]") for i, entry in enumerate(require_field(video, "frames", list))]
     # The order of the masks: names without suffix, sorted as strings
     frames.sort(key=lambda file: PurePosixPath(file).stem)

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 
 from .. import wording
 from ..masks import to_rle
-from ..records import DataError, require_field
+from ..records import DataError, require_field, require_size
 from .source_reader import SourceReader, assistant, region, text, user
 from .streams import stream_list
 
@@ -13,16 +13,18 @@ def read_region_captions(files: Mapping, root, options: Mapping | None = None) -
     """One record for each annotation, whose mask is the region. Files: annotations, media."""
     reader = SourceReader(files, root, options, "region_captions", ["annotations", "media"])
     path, images = reader.path("annotations"), {}
-    with reader.about(path):
-        for index, image in stream_list(path, "images"):
-            images[require_field(image, "id", (int, str), at=f"images[{index}]")] = image
+
+    def keep(index: int, image: Mapping) -> None:
+        images[require_field(image, "id", (int, str))] = image
+
+    reader.collect(stream_list(path, "images"), keep, path, "images")
 
     def read_item(index: int, item: Mapping) -> Iterator[dict]:
         key, number = require_field(item, "image_id", (int, str)), require_field(item, "id", (int, str))
         if key not in images:
             raise DataError(f"{key!r} is not among the images of the file", field="image_id")
         image = images[key]
-        size = require_field(image, "height", int, at="image"), require_field(image, "width", int, at="image")
+        size = require_size(image, at="image")
         caption = require_field(item, "caption", str, default=None) or require_field(image, "caption", str, at="image")
         try:
             code = to_rle(require_field(item, "segmentation", (list, dict)), size)

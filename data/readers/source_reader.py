@@ -51,6 +51,11 @@ class SourceReader:
             raise DataError(f"is an unknown option, expected {expected}", source=self.source, field=unknown[0])
         if missing:
             raise DataError("is missing among the files", source=self.source, field=missing[0])
+        for key, default in settings.items():
+            value = self.options[key]
+            if type(value) is not type(default) or (type(value) is int and value < 1):
+                expected = "a number from 1 on" if type(default) is int else f"such as {default!r}"
+                raise DataError(f"is {value!r}, expected {expected}", source=self.source, field=key)
         self.trusted = trusted_folders(self.root, self.files, self.options["links"])
 
     def path(self, key: str) -> Path:
@@ -66,6 +71,13 @@ class SourceReader:
         path = join_inside(self.files["media"] if folder is None else folder, name, field)
         safe_path(self.root, path, self.trusted, field)
         return path
+
+    def has_file(self, path: str) -> bool:
+        """Whether there is a file with this path below the data root; `False` for a name that no file can have."""
+        try:
+            return (self.root / path).is_file()
+        except OSError:
+            return False
 
     def drop(self, reason: str, count: int = 1) -> None:
         """Counts something that is left out."""
@@ -84,6 +96,19 @@ class SourceReader:
                     self._broken(error.with_context(source=self.source, file=self._relative(file), index=index))
                     continue
                 yield from records
+
+    def collect(self, items: Iterable[tuple], function: Callable, file, key: str = "") -> None:
+        """
+        Calls `function(index, item)` for the items of a list `key` that records refer to. A broken item is handled as
+        `on_error` says; the records that need it lack it.
+        """
+        with self.about(file):
+            for index, item in items:
+                try:
+                    function(index, item)
+                except DataError as error:
+                    place = f"{key}[{index}]" if key else index
+                    self._broken(error.with_context(source=self.source, file=self._relative(file), index=place))
 
     @contextmanager
     def about(self, file, index=None) -> Iterator[None]:

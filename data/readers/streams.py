@@ -5,7 +5,8 @@ from pathlib import Path
 
 import ijson
 
-from ..records import DataError
+from ..json_text import BYTE_ORDER_MARK, JSONGuard
+from ..records import DataError, reading
 
 
 OPENING = {"[": "a list", "{": "an object"}
@@ -24,22 +25,26 @@ def stream_object(path: Path, key: str = "") -> Iterator[tuple[str, object]]:
 
 def _stream(path: Path, key: str, opening: str, parse) -> Iterator[tuple]:
     last, expected = None, OPENING[opening]
-    try:
-        with open(path, "rb") as file:
-            # Waiting for list elements, the parser would find none in an object and report no error
-            found = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")[:1].decode("ascii", errors="replace")
-            if found != (opening if not key else "{"):
-                what = OPENING.get(found, "something else")
-                raise DataError(f"contains {what} where {'an object' if key else expected} is expected", file=path)
-            file.seek(0)
-            for last, value in parse(file):
-                yield last, value
-    except FileNotFoundError:
-        raise DataError("there is no such file", file=path) from None
-    except (ijson.JSONError, UnicodeDecodeError) as error:
-        after = "at its start" if last is None else f"after item {last}"
-        reason = " ".join(str(error).split())[:120]
-        raise DataError(f"is truncated or not JSON {after} ({reason})", file=path) from error
+    with reading(path), open(path, "rb") as file:
+        # Waiting for list elements, the parser would find none in an object and report no error
+        start = file.read(64)
+        found = start.removeprefix(BYTE_ORDER_MARK).lstrip(b" \t\r\n")[:1].decode("ascii", errors="replace")
+        if found != (opening if not key else "{"):
+            what = OPENING.get(found, "something else")
+            raise DataError(f"contains {what} where {'an object' if key else expected} is expected", file=path)
+        file.seek(len(BYTE_ORDER_MARK) if start.startswith(BYTE_ORDER_MARK) else 0)
+        items = parse(JSONGuard(file))
+        while True:
+            # Only the parser's own errors are caught, not those of what is done with an item
+            try:
+                last, value = next(items)
+            except StopIteration:
+                break
+            except (ijson.JSONError, ValueError, OverflowError) as error:
+                after = "at its start" if last is None else f"after item {last}"
+                reason = " ".join(str(error).split())[:120]
+                raise DataError(f"is truncated or not JSON {after} ({reason})", file=path) from error
+            yield last, value
     if last is None:
         where = f" under '{key}'" if key else ""
         raise DataError(f"contains no items: {expected} with at least 1 is expected{where}", file=path)

@@ -1,7 +1,11 @@
 """RefCOCO, RefCOCO+ and RefCOCOg with answers written by hand; the example of evaluation spec 3."""
 
+from dataclasses import replace
+
 import pytest
 from benchmark_answers import box, masks, opened, perfect, predictions, text_of, values
+
+from sama.benchmarks.benchmark import BenchmarkError, PredictedObject
 
 
 TOP, HALF, SQUARE, BESIDE = box(0, 0, 10, 4), box(0, 0, 5, 4), box(5, 5, 10, 10), box(0, 5, 5, 10)
@@ -59,3 +63,24 @@ def test_the_release_tears_overlapping_polygons():
 def test_no_answers_no_score():
     rows = opened("refcoco").score([]).rows
     assert [(row.value, row.count, row.reason) for row in rows] == [(None, 0, "there are no expressions")] * 2
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        ({"size": [24, 32], "counts": "0"}, "'1/0'.*: the mask is|'1/0'.*truncated or damaged"),
+        ({"size": [65535, 65535], "counts": "0"}, "'1/0'.*exceeds the limits"),
+        ({"size": ["24", 32], "counts": "0"}, "'1/0'.*in whole pixels, got"),
+        ({"counts": "0"}, "'1/0'.*a mask is null, a run-length code or a list of them"),
+    ],
+)
+def test_a_damaged_mask_of_a_prediction_names_its_question(mask, message):
+    refcoco = opened("refcoco")
+    (found,) = predictions(refcoco, {"1/0": masks([HALF])})
+    broken = replace(found, turns=[replace(found.turns[0], objects=[PredictedObject("a", [mask])])])
+    with pytest.raises(BenchmarkError, match=message):
+        refcoco.score([broken])
+    with pytest.raises(
+        BenchmarkError, match="for '1/0' has 0 turns, the question 1: the prediction was probably made"
+    ):
+        refcoco.score([replace(found, turns=[])])

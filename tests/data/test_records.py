@@ -1,7 +1,6 @@
 """The record: what is valid, what the error says, and how the masks of an object are found."""
 
 import copy
-import json
 import pickle
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from sama.data.records import (
     decode_object,
     is_no_target,
     object_masks,
-    read_jsonl,
+    read_lines,
     require_field,
     validate_record,
 )
@@ -243,13 +242,13 @@ def test_masks_that_are_wrong(name, num_frames, size, masks, message):
     assert message in str(caught.value) and str(caught.value).count("item mevis/abc/3") == 1
 
 
-def test_jsonl(tmp_path):
+def test_lines(tmp_path):
     path = tmp_path / "mine.jsonl"
-    path.write_text(f"{json.dumps(RECORD)}\n\n{{}}\n{{'id'}}\n")
-    lines = read_jsonl(path)
-    assert [next(lines), next(lines)] == [(1, RECORD), (3, {})]
-    with pytest.raises(DataError, match=r"mine\.jsonl, item line 4: is not JSON \(Expecting property name"):
-        next(lines)
+    path.write_text("one\n\n  \ntwo")
+    assert list(read_lines(path)) == [(1, b"one\n"), (4, b"two")]
+    for place, message in (("absent", "there is no such file"), (".", "cannot be read")):
+        with pytest.raises(DataError, match=message):
+            list(read_lines(tmp_path / place))
 
 
 # Paths

@@ -159,7 +159,32 @@ def test_the_last_line_of_a_foreign_file_needs_no_newline(tmp_path):
         files.index()
 
 
-@pytest.mark.parametrize("line", ["{", '{"question": "a"}', '{"question": "a", "turns": [], "colour": 1}', "[1]"])
+TURN = '{"question": "a", "turns": [{"text": "t", "objects": %s}]}'
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{",
+        '{"question": "a"}',
+        '{"question": "a", "turns": [], "colour": 1}',
+        "[1]",
+        "NaN",
+        "[" * 3000,
+        '{"question": 5, "turns": []}',
+        '{"question": "a", "turns": [], "height": "24"}',
+        '{"question": "a", "turns": [], "height": -24}',
+        '{"question": "a", "turns": [], "num_frames": true}',
+        '{"question": "a", "turns": [], "num_frames": 1e999}',
+        '{"question": "a", "turns": [{"text": 5, "objects": []}]}',
+        '{"question": "\\ud800", "turns": []}',
+        TURN % '"abc"',
+        TURN % '[{"phrase": "p", "masks": "abc"}]',
+        TURN % '[{"phrase": "p", "masks": ["abc"]}]',
+        TURN % '[{"phrase": ["p"], "masks": []}]',
+        TURN % '[{"phrase": "p", "masks": [], "score": "0.5"}]',
+    ],
+)
 def test_a_broken_line_is_reported_with_its_number(tmp_path, line):
     files = PredictionFiles(tmp_path)
     good = json.dumps(prediction("a").to_dict())
