@@ -77,7 +77,7 @@ class Region:
 
     @property
     def on_several_frames(self) -> bool:
-        return np.ndim(self.frame if self.time is None else self.time) > 0
+        return is_list(self.frame if self.time is None else self.time)
 
     def at_frames(self, video: SamaVideo) -> "Region":
         """The region with its frame instead of its time."""
@@ -109,7 +109,12 @@ class Region:
 
 
 def as_list(value) -> list:
-    return list(value) if isinstance(value, (list, tuple, range, np.ndarray)) and np.ndim(value) else [value]
+    return list(value) if is_list(value) else [value]
+
+
+def is_list(value) -> bool:
+    """Whether a value is a list, of whatever; not by `np.ndim`, which fails on rows of different lengths."""
+    return value.ndim > 0 if isinstance(value, np.ndarray) else isinstance(value, (list, tuple, range))
 
 
 def is_whole(value) -> bool:
@@ -290,7 +295,7 @@ def numbers_of(values, limit: int) -> np.ndarray | None:
     if not isinstance(values, (list, tuple)) or len(values) > limit:
         return None
     for value in values:
-        row = value if isinstance(value, (list, tuple, np.ndarray)) and np.ndim(value) == 1 else [value]
+        row = as_list(value)
         if len(row) > limit or not all(is_number(number) for number in row):
             return None
     try:

@@ -21,7 +21,7 @@ VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov")
 # Every fourth frame of SA-V is annotated, and of VidSTG extracted
 ANNOTATED_STRIDE = 4
 # What opening or decoding a damaged picture or video raises
-MEDIA_ERRORS = (OSError, ValueError, Image.DecompressionBombError)
+MEDIA_ERRORS = (OSError, ValueError)
 
 
 def join_inside(folder: str, name: str, field: str = "") -> str:
@@ -64,7 +64,7 @@ def safe_path(root: Path, name: str, trusted: Sequence[Path] | None = None, fiel
     try:
         real = path.resolve()
     except (OSError, RuntimeError, ValueError) as error:  # a loop of links, too long a name, half a surrogate pair
-        raise DataError(f"is not a path that can be opened: {name[:200]!r}", field=field) from error
+        raise DataError(f"is not a path that can be followed: {name[:100]!r}", field=field) from error
     if not any(real.is_relative_to(folder) for folder in (trusted or [root.resolve()])):
         problem = f"is a link that leaves the data folder: {name!r} is {str(real)!r}"
         raise DataError(f"{problem}; name the links that you trust under `links`", field=field)
