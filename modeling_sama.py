@@ -738,6 +738,13 @@ class SamaForConditionalGeneration(InternVLForConditionalGeneration):
         projection = self.model.seg_projection
         return projection(seg_states.to(projection[0].bias))  # a quantized weight has another dtype, its bias has not
 
+    # ---- save -------------------------------------------------------------------------------------------------------
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """As in the library, with the weights under the model's own names. Of a model that was loaded under DeepSpeed
+        ZeRO-3 the library would write the Q-Formers' norms by their legacy names, `LayerNorm.gamma` and `.beta`."""
+        super().save_pretrained(save_directory, **{"save_original_format": False, **kwargs})
+
     # ---- talk -------------------------------------------------------------------------------------------------------
 
     def start_chat(self, processor, video=None, image=None, feature_folder: str | None = None) -> SamaChat:

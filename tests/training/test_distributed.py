@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from distributed_worker import RATE, UPDATES, mixed_model, sharded_layers, totals
+from safetensors.torch import load_file
 from tiny_model import tiny_model
 from torch.distributed.run import __file__ as torchrun
 
@@ -161,6 +162,7 @@ def check_run(report: dict, folder: Path) -> None:
     losses = torch.tensor(report["losses"])
     assert len(losses) == 2 and losses.isfinite().all()
     before, after = saved_weights(ROOT / "checkpoints" / "sama-tiny"), saved_weights(folder)
+    assert set(load_file(folder / "model.safetensors")) == set(before)  # no legacy names of the library
     moved = {part_of(name) for name in before if not torch.equal(before[name], after[name])}
     assert moved == set(PUBLISHED_PARTS)
 
