@@ -2,7 +2,7 @@
 #
 #   PYTHON=python3.12      the interpreter .venv is made from (3.11 or newer)
 #   TORCH=...              what to hand to pip for torch, for instance the path of a wheel. Without it: the CPU release
-#                          that was tried, or, where nvidia-smi finds a GPU, any release from 2.11 on
+#                          that was tested, or, where nvidia-smi finds a GPU, any release from 2.11 on
 #   WORKERS=2              test processes
 
 PYTHON ?= python3
@@ -15,11 +15,11 @@ BIN := .venv/bin
 help:
 	@echo "demo   conversations of three turns about a generated and a real clip, written to outputs/"
 	@echo "test   the fast tests            slow   the tests that take minutes"
-	@echo "style  lint and format, mending  check  lint, format, types and layout rules, changing nothing"
+	@echo "style  lint and format, fixing   check  lint, format, types and layout rules, changing nothing"
 	@echo "docs   the documentation as a site in build/docs"
 	@echo "sync   copy the model's code beside checkpoints/sama-tiny"
 	@echo "train-toy  five minutes of training on a CPU, with its curves in outputs/train_toy"
-	@echo "profile  the tables of times and memory in the README"
+	@echo "profile  tables of times and memory, as in docs/log.md"
 
 demo: .venv/.installed-demo
 	$(BIN)/python demo.py --example

@@ -69,7 +69,7 @@ ROOMS = {
     "conversion": set(REMOTE_CODE) | {"conversion", "data"},
     "data": CONVERSATION | {"data", "toy_world"},
     "docs": set(),
-    "drawing": CONVERSATION | {"benchmarks", "data", "drawing", "evaluation", "overlay_sama"},
+    "drawing": CONVERSATION | {"benchmarks", "data", "drawing", "overlay_sama"},
     "evaluation": set(REMOTE_CODE) | {"benchmarks", "data", "drawing", "evaluation", "metrics", "resources"},
     "metrics": {"metrics"},
     "profiling": EVERYTHING_BELOW | {"profiling"},
