@@ -22,10 +22,12 @@ from .streaming_sama import LibraryTextStreamer
 from .video_sama import SamaVideo
 
 
+fcntl: Any = None  # on Windows: feature folders are not locked, and those of killed processes stay
+
 try:
     import fcntl
-except ImportError:  # Windows: feature folders are not locked, and those of killed processes stay
-    fcntl = None
+except ImportError:
+    pass
 
 FEATURE_PREFIX, FEATURE_LOCK = "sama_features_", ".lock"
 
