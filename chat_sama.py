@@ -114,7 +114,9 @@ def make_feature_folder(parent: str | None = None) -> TemporaryDirectory:
 
 def delete_dead_feature_folders(parent: str | Path) -> None:
     """Deletes this user's feature folders in `parent` whose process has ended; each may hold 16 GiB."""
-    for folder in Path(parent).glob(f"{FEATURE_PREFIX}*") if fcntl is not None else ():
+    if fcntl is None:
+        return
+    for folder in Path(parent).glob(f"{FEATURE_PREFIX}*"):
         try:
             if folder.is_symlink() or folder.stat().st_uid != os.getuid():
                 continue
