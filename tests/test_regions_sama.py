@@ -9,8 +9,9 @@ from PIL import Image
 from processor_fixtures import noise_video
 from pycocotools import mask as coco
 
-from sama.objects_sama import as_region, prepare_region
+from sama.objects_sama import MaskTrack, as_region, prepare_region
 from sama.regions_sama import MAX_LINE_POINTS, MAX_MASK_PIXELS, MAX_POINTS, Region, decode_rle, mask_array
+from sama.serving.answer_files import mask_code
 from sama.video_sama import SamaVideo
 
 
@@ -112,6 +113,17 @@ def test_masks_on_several_frames_in_any_form(video):
     empty = np.zeros((20, 30), dtype=bool)
     masks = [empty, forms["compressed run lengths"], forms["tensor"]]
     assert prepared({"frame": [0, 4, 7], "mask": masks}, video).frame == 4
+
+
+def test_masks_from_the_json_of_an_answer(video):
+    track = MaskTrack(48, 20, 30)
+    track[30] = track[31] = blob()
+    masks = json.loads(json.dumps([mask_code(track, frame) for frame in range(48)]))
+    assert masks[0] is None and prepared({"frame": 30, "mask": masks[30]}, video).mask.sum() == blob().sum()
+    region = prepared({"frame": list(range(48)), "mask": masks}, video)
+    assert region.frame == 30 and (region.mask == blob()).all()
+    with pytest.raises(ValueError, match="The mask of the region is empty on all 2 frames given"):
+        prepared({"frame": [0, 1], "mask": masks[:2]}, video)
 
 
 def test_mask_array_of_a_picture_with_alpha():

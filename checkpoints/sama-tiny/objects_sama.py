@@ -209,7 +209,8 @@ def prepare_region(region, video: SamaVideo, dense_frames: Sequence[int], region
     region = as_region(region)
     if isinstance(region, HasFrameMasks):
         return _prepare_track(region, video, dense_frames, region_shape)
-    singles = region.at_frames(video).per_frame()
+    region = region.at_frames(video)
+    singles = region.per_frame()
     several = len(singles) > 1
     items = [
         _prepare_single(single, video, region_shape)
@@ -218,7 +219,7 @@ def prepare_region(region, video: SamaVideo, dense_frames: Sequence[int], region
     ]
     prepared = {item.frame: item for item in items}
     if not prepared:
-        raise ValueError(f"The mask of the region is empty on all {len(singles)} frames given.")
+        raise ValueError(f"The mask of the region is empty on all {len(as_list(region.frame))} frames given.")
     return prepared[_choose_frame({frame: item.area for frame, item in prepared.items()}, dense_frames)]
 
 

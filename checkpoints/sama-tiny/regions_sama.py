@@ -88,7 +88,7 @@ class Region:
         return Region(frame=frame, labels=self.labels, **{self.kind: vars(self)[self.kind]})
 
     def per_frame(self) -> list["Region"]:
-        """The region as one single-frame region a frame."""
+        """The region as one single-frame region a frame; without those on which it is `None`, not visible."""
         if not self.on_several_frames:
             return [self]
         frames, prompts = list(cast(Sequence[int], self.frame)), vars(self)[self.kind]
@@ -105,6 +105,7 @@ class Region:
         return [
             Region(frame=int(frame), labels=label, **{self.kind: prompt})
             for frame, prompt, label in zip(frames, prompts, labels, strict=True)
+            if prompt is not None
         ]
 
 
