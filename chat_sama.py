@@ -241,6 +241,8 @@ class SamaChat:
             tracking = {"progress": progress, "on_frame": on_frame}
             return self.answer(text, regions, tracking if masks else None, on_answer, **generate_kwargs)
         except BaseException:
+            if isinstance(streamer, LibraryTextStreamer):
+                streamer.stop()
             # The keys and values of the tokens that the failed question had in common with the rest are still good.
             self.state = replace(before, input_ids=self.state.input_ids, video_length=self.state.video_length)
             raise

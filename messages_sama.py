@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from .objects_sama import HasFrameMasks, HasMaskTrack, HasPrompts
 from .prompts_sama import REGION_WORD, split_tags, with_tags
+from .regions_sama import is_whole, shortened
 from .video_sama import SamaVideo
 
 
@@ -117,7 +118,7 @@ def _read_message(conversation: ParsedConversation, message: Mapping, index: int
             _show(conversation, part, kind, where)
             conversation.visual_turn = index
     if role == "user" and not "".join(REGION_WORD if piece is None else piece for piece in turn.pieces).strip():
-        raise ValueError(f"Message {index} (user) asks nothing: it has neither text nor a region.")
+        raise ValueError(f"Message {index} (user) is empty: it needs text or a region.")
 
 
 def _part_type(part: Mapping, role: str, index: int) -> str:
@@ -136,15 +137,6 @@ def _part_type(part: Mapping, role: str, index: int) -> str:
             f"{', '.join(sorted(PART_KEYS[kind]))}."
         )
     return kind
-
-
-def shortened(value) -> str:
-    """`repr` of a value for a message, at most 200 characters of it."""
-    try:
-        text = repr(value)
-    except ValueError:  # a whole number of more digits than Python prints
-        return type(value).__name__
-    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def check_text(text, where: str) -> str:
@@ -209,10 +201,7 @@ def _show(conversation: ParsedConversation, part: Mapping, kind: str, where: str
         raise ValueError(
             f"A {kind} part of {where} takes exactly one of 'path', 'url' and {kind!r}, got {len(sources)} of them."
         )
-    video = SamaVideo.open(sources[0])
-    if kind == "image" and not video.is_image:
-        raise ValueError(f"The image part of {where} holds a video of {len(video)} frames; use the type 'video'.")
-    conversation.video = video
+    conversation.video = SamaVideo.open(sources[0], kind)
 
 
 def question_parts(question: str, regions: Sequence = ()) -> list[dict]:
@@ -233,7 +222,10 @@ def question_parts(question: str, regions: Sequence = ()) -> list[dict]:
             f"`regions` must be a list with one region for each {REGION_WORD}, got one {type(regions).__name__}; "
             "write regions=[...]."
         )
-    regions = list(regions)
+    if not isinstance(regions, Sequence):
+        raise ValueError(
+            f"`regions` must be a list with one region for each {REGION_WORD}, got {type(regions).__name__}."
+        )
     texts = question.split(REGION_WORD)
     if len(texts) - 1 != len(regions):
         raise ValueError(
@@ -246,7 +238,7 @@ def question_parts(question: str, regions: Sequence = ()) -> list[dict]:
     return [part for part in parts if part["type"] != "text" or part["text"]]
 
 
-# Arguments of other processors that say what SamaProcessor does anyway
+# Arguments of other processors, with the values that change nothing here
 HARMLESS_KEYWORDS: dict[str, tuple] = {
     "padding": (True, "longest"),
     "truncation": (None, False, "do_not_truncate"),
@@ -259,7 +251,7 @@ HARMLESS_KEYWORDS: dict[str, tuple] = {
     "load_audio_from_video": (False,),
     "do_sample_frames": (True,),
 }
-# And what to use instead of those that it does not have
+# What to use instead of arguments that SamaProcessor lacks
 OTHER_KEYWORDS = {
     "fps": "num_frames=, the most context frames",
     "max_length": "fewer frames or turns; what is too long is refused and not cut",
@@ -291,13 +283,13 @@ def read_keywords(keywords: Mapping) -> int | None:
         raise ValueError(f"processor_kwargs must be a dict of arguments not given elsewhere, got {shortened(nested)}.")
     keywords |= nested
     num_frames = keywords.pop("num_frames", None)
-    if num_frames is not None and (isinstance(num_frames, bool) or not isinstance(num_frames, int) or num_frames < 1):
+    if num_frames is not None and not (is_whole(num_frames) and num_frames >= 1):
         raise ValueError(f"num_frames must be a whole number from 1 on, got {shortened(num_frames)}.")
     for name, value in keywords.items():
         allowed = HARMLESS_KEYWORDS.get(name)
         if allowed is None:
             instead = f"; use {OTHER_KEYWORDS[name]}" if name in OTHER_KEYWORDS else ""
             raise ValueError(f"SamaProcessor has no argument {name!r}{instead}.")
-        if not any(value is one or value == one for one in allowed):
+        if not any(value is one or (isinstance(value, (str, bool, list)) and value == one) for one in allowed):
             raise ValueError(f"SamaProcessor supports only {name}={allowed[0]!r}, got {shortened(value)}.")
     return num_frames

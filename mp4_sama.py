@@ -14,6 +14,7 @@ CONTAINERS = frozenset({b"moov", b"trak", b"mdia", b"minf", b"stbl", b"edts", b"
 FIRST_BOXES = frozenset({b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"moof", b"styp"})
 # An edit list has a handful of entries; a header that claims more is not read further
 MAX_EDITS = 1000
+MAX_DEPTH = 10  # moov, trak, mdia, minf and stbl are five deep
 IDENTITY_MATRIX = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
 TIME_TOLERANCE = 1e-4  # seconds; a header counts in whole units of the movie
 # Angles this close to a quarter turn are rounding, as a share of the length of an axis
@@ -142,7 +143,7 @@ def _read_boxes(file: BinaryIO, size: int) -> Mp4Header | None:
     return found or _video_header(track, movie_scale)
 
 
-def _boxes(file: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+def _boxes(file: BinaryIO, start: int, end: int, depth: int = 0) -> Iterator[tuple[bytes, int, int]]:
     """Type, start and end of the body of every box, those inside containers after the container itself."""
     while start + 8 <= end:
         length, kind = _unpack(file, start, "I4s")
@@ -153,8 +154,8 @@ def _boxes(file: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, int, i
         if stop < body:
             return
         yield kind, body, stop
-        if kind in CONTAINERS:
-            yield from _boxes(file, body, stop)
+        if kind in CONTAINERS and depth < MAX_DEPTH:
+            yield from _boxes(file, body, stop, depth + 1)
         start = stop
 
 

@@ -26,6 +26,7 @@ from .encoding_sama import (
     TurnInputs,
     WrittenConversation,
     check_ids,
+    check_length,
     check_tags,
     collate_frames,
     collate_questions,
@@ -49,7 +50,6 @@ from .messages_sama import ParsedConversation, is_batch, question_parts, read_co
 from .objects_sama import GroundedPhrase, MaskTrack, PreparedRegion, prepare_region
 from .prompts_sama import (
     ANSWER_TAGS,
-    CHAT_TEMPLATES,
     LANGUAGE_TAGS,
     QFORMER_TAGS,
     TURN_FORMATS,
@@ -61,10 +61,11 @@ from .prompts_sama import (
     open_answer,
     parse_answer,
     render_messages,
+    resolve_template,
     to_tagged_text,
     unused_mark,
 )
-from .rendered_text_sama import TextReader, each_one, placeholder_kinds
+from .rendered_text_sama import TextCall, TextReader, placeholder_kinds, text_calls
 from .video_sama import FrameChoice, SamaVideo, choose_frames
 
 
@@ -134,9 +135,7 @@ class SamaProcessor(ProcessorMixin):
         check_ids(tokenizer, config)
         # Questions are cut on the left: what is asked usually stands at the end.
         qformer_tokenizer.truncation_side, qformer_tokenizer.padding_side = "left", "right"
-        template: Any = chat_template or tokenizer.chat_template or "qwen_chat"
-        template = CHAT_TEMPLATES.get(template, template)
-        self._text_reader = TextReader(template, tokenizer.special_tokens_map)
+        template = resolve_template(chat_template or tokenizer.chat_template or "qwen_chat")
         super().__init__(image_processor, tokenizer, qformer_tokenizer, chat_template=template)
 
     @classmethod
@@ -205,8 +204,11 @@ class SamaProcessor(ProcessorMixin):
     @property
     def answer_suffix(self) -> str:
         """The end mark that the chat template puts behind an answer, such as `<|im_end|>`."""
+        return self._answer_suffix(self.template)
+
+    def _answer_suffix(self, template: str) -> str:
         turn = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
-        rendered = render_messages(turn, self.template, self.tokenizer.special_tokens_map, False)
+        rendered = render_messages(turn, template, self.tokenizer.special_tokens_map, False)
         return rendered.text[slice(*rendered.answer_spans[0])][1:] if rendered.answer_spans else ""
 
     @property
@@ -280,8 +282,8 @@ class SamaProcessor(ProcessorMixin):
         Args:
             messages (`list`, *optional*): As [`apply_chat_template`] takes them, with its other arguments.
             text (`str` or `list[str]`, *optional*): Instead of messages: what `apply_chat_template(messages,
-                tokenize=False)` wrote, whose control tokens are control tokens; or a question, whose `<region>` marks
-                stand for `regions` and which becomes one user turn.
+                tokenize=False)` wrote, whose control tokens are real; or a question, whose `<region>` marks stand for
+                `regions` and which becomes one user turn. Give text of unknown origin as messages.
             images, videos (*optional*): What the text is about: for one text a single image or video, alone or in a
                 list of one; for a list of texts a list with one for each, or `None`.
             regions (`list`): What the text points at; for a list of texts a list of lists.
@@ -291,39 +293,31 @@ class SamaProcessor(ProcessorMixin):
             ValueError: for both messages and text, and where text and video do not fit.
         """
         if (messages is None) == (text is None):
-            raise ValueError("SamaProcessor takes either messages or text=, got " + ("both." if text else "neither."))
+            found = "neither" if text is None else "both"
+            raise ValueError(f"SamaProcessor takes either messages or text=, got {found}.")
         if messages is not None:
-            if images is not None or videos is not None or len(regions):
+            if images is not None or videos is not None or (regions is not None and len(regions)):
                 raise ValueError("With messages, images, videos and regions are content parts of the messages.")
             return self.apply_chat_template(messages, **kwargs)
         num_frames = read_keywords(kwargs)
-        number = None if isinstance(text, str) else len(cast(Sequence, text))
-        texts = [text] if isinstance(text, str) else list(cast(Sequence, text))
-        shown = zip(each_one("images", images, number), each_one("videos", videos, number), strict=True)
-        pointed = [regions] if number is None else (regions or [()] * len(texts))
-        if len(pointed) != len(texts):
-            raise ValueError(f"{len(pointed)} lists of regions were given for {len(texts)} texts.")
-        samples = [
-            self._encode_text_call(one, image, video, own_regions, num_frames)
-            for one, (image, video), own_regions in zip(texts, shown, pointed, strict=True)
-        ]
-        return self._collate(samples, assistant_masks=False)
+        calls = text_calls(text, images, videos, regions)
+        return self._collate([self._encode_text_call(call, num_frames) for call in calls], assistant_masks=False)
 
-    def _encode_text_call(self, text: str, image, video, regions: Sequence, num_frames: int | None):
+    def _encode_text_call(self, call: TextCall, num_frames: int | None) -> ConversationInputs:
         """One conversation of a call with text."""
-        rendered = self._text_reader.wrote(text)
-        shown = [{"type": kind, kind: it} for kind, it in (("image", image), ("video", video)) if it is not None]
-        asked = [{"type": "text", "text": text}] if rendered else question_parts(text, regions)
-        parsed = read_conversation([{"role": "user", "content": [*shown, *asked]}])
+        reader = TextReader(self.template, self.tokenizer.special_tokens_map)
+        rendered = reader.is_rendered(call.text)
+        parsed = read_conversation([{"role": "user", "content": call.content(rendered)}])
         frames = None if parsed.video is None else self.choose_frames(parsed.video, num_frames)
         if not rendered:
             return self._encode(self._write(parsed, self.template, True, self.turn_format, frames))
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        types = token_types(ids, self.image_token_id, placeholder_kinds(text))
-        inputs = ConversationInputs(ids, types, [0] * len(ids), video=parsed.video, frame_choice=frames)
-        inputs.turns = self._text_reader.questions(text, self._visual_text(parsed.video, frames))
+        turns = reader.questions(call, self._visual_text(parsed.video, frames))
+        ids = self.tokenizer(call.text, add_special_tokens=False)["input_ids"]
+        check_length(ids, self.tokenizer.model_max_length)
+        types = token_types(ids, self.image_token_id, placeholder_kinds(call.text))
+        inputs = ConversationInputs(ids, types, [0] * len(ids), turns=turns, video=parsed.video, frame_choice=frames)
         if parsed.video is not None:
-            self._place_regions(inputs, regions)
+            self._place_regions(inputs, call.regions)
             inputs.pixel_values = self._pixel_values(inputs)
         return inputs
 
@@ -370,7 +364,7 @@ class SamaProcessor(ProcessorMixin):
         if return_tensors != "pt":
             raise ValueError(f"SamaProcessor makes PyTorch tensors only, got return_tensors={return_tensors!r}.")
         batched = is_batch(conversation)
-        template = CHAT_TEMPLATES.get(chat_template or "", chat_template) or self.template
+        template = self.template if chat_template is None else resolve_template(chat_template)
         if return_assistant_tokens_mask and "generation" not in template:
             raise ValueError("The chat template has no {% generation %} block, so the answers' tokens are not known.")
         conversations = [read_conversation(messages) for messages in (conversation if batched else [conversation])]
@@ -386,7 +380,8 @@ class SamaProcessor(ProcessorMixin):
             for parsed, name, choice in zip(conversations, formats, choices, strict=True)
         ]
         if continue_final_message:
-            written = [replace(one, rendered=open_answer(one.rendered, self.answer_suffix)) for one in written]
+            suffix = self._answer_suffix(template)
+            written = [replace(one, rendered=open_answer(one.rendered, suffix)) for one in written]
         elif tokenize and not add_generation_prompt and any(one.parsed.messages[-1].role == "user" for one in written):
             logger.warning_once(
                 "A conversation ends with a question and add_generation_prompt=False: no answer is opened, so "
@@ -490,11 +485,7 @@ class SamaProcessor(ProcessorMixin):
 
     def _encode_text(self, written: WrittenConversation) -> ConversationInputs:
         ids, mask = tokenize_text(self.tokenizer, written.rendered)
-        if len(ids) > self.tokenizer.model_max_length:
-            raise ValueError(
-                f"The conversation has {len(ids)} tokens, more than the {self.tokenizer.model_max_length} that the "
-                "model can read; shorten the text or use fewer frames."
-            )
+        check_length(ids, self.tokenizer.model_max_length)
         types = token_types(
             ids, self.image_token_id, [kind for turn in written.turns for kind in turn.placeholder_types]
         )
@@ -536,17 +527,23 @@ class SamaProcessor(ProcessorMixin):
 
     # Questions and answers
 
-    def decode(self, *args, **kwargs) -> str:
+    def decode(self, token_ids, skip_special_tokens: bool = False, **kwargs) -> Any:
         """As the tokenizer; with `skip_special_tokens=True` the text of [`post_process_answer`], in which the tags
-        leave no doubled blanks."""
-        if not kwargs.get("skip_special_tokens"):
-            return self.tokenizer.decode(*args, **kwargs)
-        ids = args[0] if args else kwargs["token_ids"]
-        return self.post_process_answer(np.atleast_1d(np.asarray(ids)).tolist()).text
+        leave no doubled blanks. A list of texts for a batch of ids."""
+        if not skip_special_tokens:
+            return self.tokenizer.decode(token_ids, **kwargs)
+        ids = token_ids.tolist() if isinstance(token_ids, (torch.Tensor, np.ndarray)) else token_ids
+        if isinstance(ids, (list, tuple)) and ids and isinstance(ids[0], (list, tuple)):
+            return [self.decode(row, skip_special_tokens=True) for row in ids]
+        return self.post_process_answer(ids if isinstance(ids, (list, tuple)) else [ids]).text
 
-    def batch_decode(self, sequences, **kwargs) -> list[str]:
+    def batch_decode(self, sequences, skip_special_tokens: bool = False, **kwargs) -> list[str]:
         """[`decode`] for each of several sequences."""
-        return [self.decode(sequence, **kwargs) for sequence in sequences]
+        return [self.decode(sequence, skip_special_tokens, **kwargs) for sequence in sequences]
+
+    def post_process_image_text_to_text(self, generated_outputs, skip_special_tokens: bool = True, **kwargs) -> list:
+        """[`batch_decode`], as `pipeline("image-text-to-text")` calls it."""
+        return self.batch_decode(torch.as_tensor(generated_outputs), skip_special_tokens, **kwargs)
 
     def question_parts(self, question: str, regions: Sequence = ()) -> list[dict]:
         """Content parts of a question in which every `<region>` stands for the next of `regions`."""

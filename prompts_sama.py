@@ -34,7 +34,7 @@ NONCHARACTERS = tuple(chr(code) for code in range(0xFDD0, 0xFDF0))
 
 
 class Tags(str):
-    """Text that the processor writes itself: the control tokens in it are meant."""
+    """Text that the processor writes itself: its control tokens are intended."""
 
 
 LANGUAGE_REGION = Tags(f"{REGION_START}{IMAGE_CONTEXT}{IMAGE_CONTEXT}{REGION_END}")
@@ -246,6 +246,20 @@ def render_messages(
         cuts.append(length)
     spans = [tuple(end - marked.count(mark, 0, end) for end in span) for span in (spans[0] if spans else [])]
     return RenderedText(marked.replace(mark, ""), spans, cuts)
+
+
+def without_region_word(text: str) -> str:
+    """A text in which `<region>`, which messages refuse in text, is written `< region>`."""
+    return text.replace(REGION_WORD, f"{REGION_WORD[0]} {REGION_WORD[1:]}")
+
+
+def resolve_template(template) -> str:
+    """A chat template that is given by its name in [`CHAT_TEMPLATES`] or as jinja; raises `ValueError` otherwise."""
+    found = CHAT_TEMPLATES.get(template, template) if isinstance(template, str) else template
+    if not isinstance(found, str) or "{" not in found:
+        names = ", ".join(CHAT_TEMPLATES)
+        raise ValueError(f"chat_template={str(template)[:200]!r} is neither a jinja template nor one of {names}.")
+    return found
 
 
 def open_answer(rendered: RenderedText, answer_suffix: str) -> RenderedText:

@@ -1,6 +1,7 @@
 """Regions as users give them: the fields of a region, the forms of a mask, and the checks that every prompt lies in
 its video."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -61,22 +62,26 @@ class Region:
         if self.time is not None:
             if not is_whole(self.frame) or self.frame != 0:
                 raise ValueError(
-                    f"A region takes either a frame or a time, got frame {self.frame!r} and {self.time!r} s."
+                    f"A region takes either a frame or a time, got frame {shortened(self.frame)} and "
+                    f"{shortened(self.time)} s."
                 )
             for time in as_list(self.time):
-                if not is_number(time) or not 0 <= time < np.inf:
-                    raise ValueError(f"A region's time must be seconds from 0 on, or a list of them, got {time!r}.")
+                if not is_number(time) or not 0 <= time <= sys.float_info.max:
+                    raise ValueError(
+                        f"A region's time must be seconds from 0 on, or a list of them, got {shortened(time)}."
+                    )
         frames = as_list(self.frame)
         wrong = [frame for frame in frames if not is_whole(frame)]
         if wrong:
-            raise ValueError(f"A region's frame must be a whole number or a list of them, got {wrong[0]!r}.")
+            raise ValueError(f"A region's frame must be a whole number or a list of them, got {shortened(wrong[0])}.")
         if len(set(frames)) != len(frames):
-            raise ValueError(f"A region takes one prompt a frame, but its frames {frames} repeat.")
+            raise ValueError(f"A region takes one prompt a frame, but its frames {shortened(frames)} repeat.")
         if self.kind == "mask" and not self.on_several_frames:
             self.mask = mask_array(self.mask)
 
     @property
     def on_several_frames(self) -> bool:
+        """Whether the region has a list of frames or times, with one prompt each."""
         return is_list(self.frame if self.time is None else self.time)
 
     def at_frames(self, video: SamaVideo) -> "Region":
@@ -93,10 +98,7 @@ class Region:
             return [self]
         frames, prompts = list(cast(Sequence[int], self.frame)), vars(self)[self.kind]
         labels = [None] * len(frames) if self.labels is None else self.labels
-        counts = [
-            len(values) if isinstance(values, (list, tuple, np.ndarray, torch.Tensor)) else 1
-            for values in (frames, prompts, labels)
-        ]
+        counts = [len(values) if is_list(values) else 1 for values in (frames, prompts, labels)]
         if not frames or len(set(counts)) != 1:
             raise ValueError(
                 f"A region over several frames takes one prompt a frame, got {counts[0]} frames, "
@@ -109,21 +111,43 @@ class Region:
         ]
 
 
+def shortened(value) -> str:
+    """`repr` of a value for a message, at most 200 characters of it."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested too deeply, or a number of more digits than Python prints
+        return type(value).__name__
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
 def as_list(value) -> list:
+    """A list of the values, of one value a list of it."""
+    value = value.tolist() if isinstance(value, torch.Tensor) else value
     return list(value) if is_list(value) else [value]
 
 
 def is_list(value) -> bool:
-    """Whether a value is a list, of whatever; not by `np.ndim`, which fails on rows of different lengths."""
-    return value.ndim > 0 if isinstance(value, np.ndarray) else isinstance(value, (list, tuple, range))
+    """Whether a value is a list of any content. `np.ndim` is not used: it fails on rows of different lengths."""
+    if isinstance(value, (np.ndarray, torch.Tensor)):
+        return value.ndim > 0
+    return isinstance(value, (list, tuple, range))
 
 
 def is_whole(value) -> bool:
+    """Whether a value is a whole number; booleans and floats such as 3.0 are not."""
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def is_number(value) -> bool:
+    """Whether a value is a number; booleans and strings are not."""
     return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+
+
+def tensor_array(tensor: torch.Tensor) -> np.ndarray:
+    """A tensor as an array; floats of any precision as float32."""
+    tensor = tensor.detach().cpu()
+    tensor = tensor.to_dense() if tensor.is_sparse else tensor
+    return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
 
 
 def mask_array(mask) -> np.ndarray:
@@ -139,12 +163,12 @@ def mask_array(mask) -> np.ndarray:
     """
     if isinstance(mask, Mapping):
         return decode_rle(mask)
-    if isinstance(mask, Image.Image):
-        mask = mask if mask.mode in ("P", "1", "I", "F", "I;16") else mask.convert("L")
-    if isinstance(mask, torch.Tensor):
-        mask = mask.detach().cpu().float().numpy()
     try:
-        array = np.asarray(mask)
+        if isinstance(mask, Image.Image):
+            mask = mask if mask.mode in ("P", "1", "I", "F", "I;16") else mask.convert("L")
+        array = tensor_array(mask) if isinstance(mask, torch.Tensor) else np.asarray(mask)
+    except OSError as error:
+        raise ValueError(f"The picture of a region's mask cannot be decoded: {error}.") from error
     except ValueError:
         raise ValueError("The mask of a region has rows of different lengths.") from None
     if array.dtype.kind not in "biuf":
@@ -166,12 +190,13 @@ def decode_rle(code: Mapping) -> np.ndarray:
     """
     size, counts = code.get("size"), code.get("counts")
     if not isinstance(size, (list, tuple)) or len(size) != 2 or not all(is_whole(side) and side > 0 for side in size):
-        raise ValueError(f"Run lengths of a mask need a size [height, width] of whole numbers above 0, got {size!r}.")
+        found = shortened(size)
+        raise ValueError(f"Run lengths of a mask need a size [height, width] of whole numbers above 0, got {found}.")
     height, width = int(size[0]), int(size[1])
     if height * width > MAX_MASK_PIXELS:
         raise ValueError(f"Run lengths of a {height} x {width} mask have more than {MAX_MASK_PIXELS} pixels.")
     if isinstance(counts, (str, bytes)):
-        runs = _decompressed_counts(counts.encode() if isinstance(counts, str) else counts)
+        runs = _decompressed_counts(counts.encode("utf-8", "replace") if isinstance(counts, str) else counts)
     elif isinstance(counts, (list, tuple)) and all(is_whole(count) for count in counts):
         runs = [int(count) for count in counts]
     else:
@@ -187,7 +212,7 @@ def decode_rle(code: Mapping) -> np.ndarray:
 
 def _decompressed_counts(text: bytes) -> list[int]:
     """COCO's compressed counts: groups of 5 bits from character 48 on, the lowest first, bit 6 set where another group
-    follows; from the third count on, the difference to the count two places before."""
+    follows; from the fourth count on, the difference to the count two places before."""
     runs: list[int] = []
     value = shift = 0
     for character in text:
@@ -228,6 +253,7 @@ def region_from_fields(fields: Mapping) -> Region:
 
 
 def checked_mask(mask: np.ndarray, frame: int, video: SamaVideo) -> np.ndarray:
+    """The mask, if it has the size of the video's frames and is not empty; raises `ValueError` otherwise."""
     if mask.shape != (video.height, video.width):
         raise ValueError(
             f"The mask of the region on frame {frame} has shape {mask.shape}, the frames of '{video.name}' are "
@@ -239,10 +265,12 @@ def checked_mask(mask: np.ndarray, frame: int, video: SamaVideo) -> np.ndarray:
 
 
 def checked_box(box: Sequence, video: SamaVideo) -> tuple[float, ...]:
+    """`(x1, y1, x2, y2)`, clipped where it sticks out by less than a pixel; raises `ValueError` if it sticks out by
+    more, is empty, looks normalised, or is not 4 numbers."""
     numbers = numbers_of(box, limit=4)
     if numbers is None or numbers.shape != (4,):
-        found = f"{box!r}" if numbers is None or numbers.ndim != 1 else f"{len(numbers)}: {box!r}"
-        raise ValueError(f"A box takes 4 numbers (x1, y1, x2, y2), got {found[:200]}.")
+        count = "" if numbers is None or numbers.ndim != 1 else f"{len(numbers)}: "
+        raise ValueError(f"A box takes 4 numbers (x1, y1, x2, y2), got {count}{shortened(box)}.")
     values = tuple(numbers.tolist())
     limits = (video.width, video.height, video.width, video.height)
     # A detector's box may stick out by a fraction of a pixel
@@ -262,12 +290,14 @@ def checked_box(box: Sequence, video: SamaVideo) -> tuple[float, ...]:
 
 
 def checked_points(points: Sequence, kind: str, video: SamaVideo) -> np.ndarray:
+    """Float array of shape `(num_points, 2)`; raises `ValueError` if a point lies outside, if there are too many, or
+    if they look normalised. `kind` is "points" or "scribble"."""
     limit = MAX_POINTS if kind == "points" else MAX_LINE_POINTS
-    if isinstance(points, (list, tuple, np.ndarray, torch.Tensor)) and len(points) > limit:
+    if is_list(points) and len(points) > limit:
         raise ValueError(f"A region takes at most {limit} {kind} coordinates, got {len(points)}.")
     array = numbers_of(points, limit)
     if array is None or array.ndim != 2 or array.shape[1] != 2 or len(array) == 0:
-        raise ValueError(f"A region's {kind} must be a list of (x, y) pairs, got {repr(points)[:200]}.")
+        raise ValueError(f"A region's {kind} must be a list of (x, y) pairs, got {shortened(points)}.")
     for x, y in array.tolist():
         if not (0 <= x < video.width and 0 <= y < video.height):
             raise ValueError(
@@ -287,10 +317,10 @@ def refuse_normalised(kind: str, numbers: np.ndarray, video: SamaVideo) -> None:
 
 
 def numbers_of(values, limit: int) -> np.ndarray | None:
-    """As an array, or `None` for what is not made of numbers in rows of equal length; text and truth values are no
+    """As an array, or `None` for what is not made of numbers in rows of equal length; strings and booleans are not
     numbers."""
     if isinstance(values, torch.Tensor):
-        values = values.detach().cpu().float().numpy()
+        values = tensor_array(values)
     if isinstance(values, np.ndarray):
         return values.astype(np.float64) if values.dtype.kind in "iuf" else None
     if not isinstance(values, (list, tuple)) or len(values) > limit:

@@ -63,7 +63,7 @@ class LibraryTextStreamer(AnswerStreamer):
 
     def __init__(self, processor, streamer: TextStreamer):
         super().__init__(processor, self._hand_on)
-        self.streamer = streamer
+        self.streamer, self.stopped = streamer, False
 
     def _hand_on(self, text: str) -> None:
         if text:
@@ -71,7 +71,13 @@ class LibraryTextStreamer(AnswerStreamer):
 
     def finish(self, text: str) -> None:
         super().finish(text)
-        self.streamer.on_finalized_text("", stream_end=True)
+        self.stop()
+
+    def stop(self) -> None:
+        """Ends the stream, so that nobody waits for more."""
+        if not self.stopped:
+            self.stopped = True
+            self.streamer.on_finalized_text("", stream_end=True)
 
 
 def stable_prefix(text: str, beginnings: set[str]) -> str:

@@ -44,7 +44,7 @@ class JSONGuard:
 
     def check(self, data: bytes) -> None:
         """Checks the next piece of the text."""
-        text = (self._rest + data).replace(b"\\\\", b"")  # escaped backslashes escape nothing
+        text = (self._rest + data).replace(b"\\\\", b"_")  # escaped backslashes escape nothing
         self._rest = b""
         if data and (unfinished := _OPEN_ESCAPE.search(text)):
             text, self._rest = text[: unfinished.start()], unfinished[0]

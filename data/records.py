@@ -89,11 +89,11 @@ class DataError(ValueError):
 
     def __reduce__(self):
         # Worker processes send errors as pickles; by default they would be rebuilt from the finished sentence
-        return _rebuild_error, (self.problem, self.source, self.file, self.index, self.field)
+        return _rebuild_error, (type(self), self.problem, self.source, self.file, self.index, self.field)
 
 
-def _rebuild_error(problem, source, file, index, field) -> DataError:
-    return DataError(problem, source=source, file=file, index=index, field=field)
+def _rebuild_error(kind, problem, source, file, index, field) -> DataError:
+    return kind(problem, source=source, file=file, index=index, field=field)
 
 
 def require_field(item: Mapping, key: str, kind: type | tuple[type, ...], default=REQUIRED, at: str = ""):

@@ -14,7 +14,7 @@ import numpy as np
 
 from sama.configuration_sama import check_preset
 from sama.objects_sama import Region
-from sama.prompts_sama import REGION_WORD
+from sama.prompts_sama import without_region_word
 from sama.video_sama import FrameChoice, SamaVideo
 
 from . import published
@@ -214,7 +214,7 @@ class Renderer:
         The parts of a message: template filled, request for masks appended. An answer that nothing fits becomes plain
         text: its own words, or a sentence for this kind of visual ("image" or "video").
         """
-        content = [without_region_word(part) for part in message["content"]]
+        content = [copied_part(part) for part in message["content"]]
         if is_no_target(message):
             content = no_target_content(content)
         if content is None:
@@ -267,7 +267,7 @@ class Renderer:
         """The parts in front of the first question. A region that is visible nowhere keeps only its text."""
         groups, parts = [], []
         for part in (part for message in record["messages"] for part in message.get("preamble", [])):
-            parts.append(without_region_word(part))
+            parts.append(copied_part(part))
             if part["type"] == "region":
                 name, visible = part["object"], self._place_regions(parts, masks, rng)
                 groups.append((name, parts if visible else parts[:-1]))
@@ -310,7 +310,7 @@ class Renderer:
     ) -> Iterator[list[dict]]:
         """The conversation with its whole preamble; then, if there is one, with only the regions that rounds name."""
         system = [
-            {"role": "system", "content": [without_region_word(part) for part in message["content"]]}
+            {"role": "system", "content": [copied_part(part) for part in message["content"]]}
             for message in record["messages"]
             if message["role"] == "system"
         ]
@@ -381,14 +381,9 @@ class _ObjectMasks:
         return None
 
 
-def without_region_word(part: dict) -> dict:
-    """
-    A copy of a part in which `<region>`, which messages refuse in text, is written `< region>`. All other tags in the
-    text of the data are words to the processor.
-    """
-    if "text" not in part:
-        return dict(part)
-    return {**part, "text": part["text"].replace(REGION_WORD, f"{REGION_WORD[0]} {REGION_WORD[1:]}")}
+def copied_part(part: dict) -> dict:
+    """A copy of a part without `<region>` in its text. All other tags in it are words to the processor."""
+    return {**part, "text": without_region_word(part["text"])} if "text" in part else dict(part)
 
 
 def split_rounds(messages: Sequence[dict], left_out: dict[str, int]) -> Rounds:

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from transformers import AutoModel, AutoProcessor
 
 from sama.configuration_sama import check_preset
-from sama.prompts_sama import REGION_WORD
+from sama.prompts_sama import without_region_word
 
 
 MAX_NEW_TOKENS = 1024
@@ -134,7 +134,7 @@ class SamaLmms(lmms):
 
     def _plain(self, context: str) -> str:
         """The question without image placeholders. `<region>`, which messages refuse, is written `< region>`."""
-        return context.replace(IMAGE_MARK, "").strip().replace(REGION_WORD, f"{REGION_WORD[0]} {REGION_WORD[1:]}")
+        return without_region_word(context.replace(IMAGE_MARK, "").strip())
 
 
 def _visual_parts(visuals: Sequence) -> list[dict]:

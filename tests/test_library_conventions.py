@@ -10,6 +10,8 @@ import torch
 from PIL import Image
 from transformers import AutoModel, AutoProcessor, TextIteratorStreamer, TextStreamer, pipeline
 
+from sama.prompts_sama import CHAT_TEMPLATES
+
 
 ROOT = Path(__file__).parent.parent
 TINY, CLIP = ROOT / "checkpoints" / "sama-tiny", str(ROOT / "assets" / "toy_world.mp4")
@@ -222,3 +224,71 @@ def test_copies(model, processor):
     for copied in (copy.copy, copy.deepcopy, pickle.dumps):
         with pytest.raises(TypeError, match="A chat cannot be copied or pickled: .* start another"):
             copied(chat)
+
+
+# Found in review
+
+
+def test_an_open_answer_of_another_template(processor):
+    messages = [*question(text_part("Hi.")), {"role": "assistant", "content": "The red ball rolls"}]
+    for name in CHAT_TEMPLATES:
+        text = processor.apply_chat_template(messages, chat_template=name, tokenize=False, continue_final_message=True)
+        assert text.endswith("\nThe red ball rolls")
+
+
+def test_decoding_of_batches_and_for_pipelines(processor):
+    ids = processor.tokenizer(["The <p> man </p> [SEG] walks.", "Yes <p> it </p> [SEG] is."])["input_ids"]
+    texts = ["The man walks.", "Yes it is."]
+    assert processor.decode(ids, skip_special_tokens=True) == texts == processor.batch_decode(ids, True)
+    for row, text in zip(ids, texts, strict=True):
+        assert processor.decode(torch.tensor(row), skip_special_tokens=True) == text
+        assert processor.post_process_image_text_to_text(torch.tensor([row])) == [text]
+    assert processor.decode([], skip_special_tokens=True) == ""
+
+
+def test_text_of_another_template_is_no_question(processor):
+    messages = question({"type": "video", "video": CLIP}, text_part("Hi."))
+    text = processor.apply_chat_template(messages, chat_template="phi3_chat", tokenize=False)
+    with pytest.raises(ValueError, match="was not written by this processor's chat template"):
+        processor(text=text, videos=CLIP)
+
+
+@pytest.mark.parametrize("regions", [[], [BOX, BOX]])
+def test_regions_that_do_not_fit_the_text_of_the_template(processor, regions):
+    part = {"type": "region", **BOX}
+    messages = question({"type": "video", "video": CLIP}, text_part("What is "), part, text_part("?"))
+    text = processor.apply_chat_template(messages, tokenize=False)
+    with pytest.raises(ValueError, match=f"The text has 1 regions but {len(regions)} were given"):
+        processor(text=text, videos=CLIP, regions=regions)
+
+
+def test_text_of_the_template_is_not_longer_than_the_model_reads(processor):
+    text = processor.apply_chat_template(
+        question(text_part("so " * 9000)), tokenize=False, add_generation_prompt=False
+    )
+    with pytest.raises(ValueError, match="more than the 8192 that the model can read"):
+        processor(text=text)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"text": 5}, "text must be a string or a list of at least 1 string, got 5"),
+        ({"text": []}, r"text must be a string or a list of at least 1 string, got \[\]"),
+        ({"text": "Hi.", "regions": 5}, "`regions` must be a list with one region for each <region>, got int"),
+        ({"text": "Hi.", "padding": np.array([1, 2])}, "supports only padding=True"),
+        ({"messages": [{"role": "user", "content": "Hi."}], "text": ""}, "either messages or text=, got both"),
+        ({"messages": [{"role": "user", "content": "Hi."}], "chat_template": "nope"}, "'nope' is neither a jinja"),
+        ({"messages": [{"role": "user", "content": "Hi."}], "chat_template": 5}, "'5' is neither a jinja"),
+    ],
+)
+def test_arguments_of_wrong_types(processor, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        processor(**arguments)
+
+
+def test_a_failed_question_ends_the_librarys_stream(model, processor):
+    streamer = TextIteratorStreamer(processor.tokenizer, timeout=10)
+    with pytest.raises(ValueError, match="1 <region> but 0 regions"):
+        model.start_chat(processor, video=CLIP).ask("What is <region>?", streamer=streamer)
+    assert "".join(streamer) == ""

@@ -1,6 +1,7 @@
 """Every form in which a user may point at something, and one sentence for everything else."""
 
 import json
+from io import BytesIO
 
 import numpy as np
 import pytest
@@ -209,3 +210,49 @@ def test_arrays_and_tensors_of_numbers(video):
         assert prepared({"box": box}, video).points.tolist() == [[1, 2], [9, 9]]
     assert prepared({"points": torch.tensor([[3, 5]])}, video).points.tolist() == [[3, 5]]
     assert as_region({"points": [(3, 5)], "labels": np.array([1])}).kind == "points"
+
+
+# Found in review
+
+
+def nested(depth: int) -> list:
+    value: list = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("region", "message"),
+    [
+        ({"points": np.array(3.0)}, r"must be a list of \(x, y\) pairs"),
+        ({"points": torch.tensor(3.0)}, r"must be a list of \(x, y\) pairs"),
+        ({"frame": [0, 3], "points": torch.tensor(3.0)}, "takes one prompt a frame, got 2 frames, 1 points prompts"),
+        ({"box": torch.tensor([True] * 4)}, "takes 4 numbers"),
+        ({"box": torch.tensor([1j] * 4)}, "takes 4 numbers"),
+        ({"box": nested(5000)}, "takes 4 numbers"),
+        ({"frame": nested(5000), "box": (0, 0, 9, 9)}, "frame must be a whole number"),
+        ({"time": 10**400, "box": (0, 0, 9, 9)}, "time must be seconds from 0 on"),
+        ({"time": 1e308, "box": (0, 0, 9, 9)}, "no frame at 1e"),
+        ({"mask": {"size": [20, 30], "counts": "\ud800"}}, "run lengths"),
+        ({"mask": torch.ones(20, 30, dtype=torch.complex64)}, "must be numbers"),
+    ],
+)
+def test_more_wrong_regions(region, message, video):
+    with pytest.raises(ValueError, match=message):
+        prepared(region, video)
+
+
+def test_a_mask_in_a_damaged_picture(video):
+    file = BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30), dtype=np.uint8)).save(file, "png")
+    picture = Image.open(BytesIO(file.getvalue()[:200]))
+    with pytest.raises(ValueError, match="The picture of a region's mask cannot be decoded"):
+        prepared({"mask": picture}, video)
+
+
+def test_tensors_of_frames_labels_and_sparse_masks(video):
+    region = {"frame": torch.tensor([2, 3]), "box": torch.tensor([[0, 0, 2, 2], [0, 0, 9, 9]])}
+    assert prepared(region, video).frame == 3
+    assert prepared({"points": [(3, 5)], "labels": torch.tensor([1])}, video).labels == [1]
+    assert prepared({"mask": torch.from_numpy(blob()).float().to_sparse()}, video).mask.sum() == blob().sum()

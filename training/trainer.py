@@ -277,7 +277,7 @@ class SamaTrainer(Trainer):
         if self.is_world_process_zero():
             try:
                 found[0] = decide()
-            except TrainingError as error:
+            except (TrainingError, OSError, ValueError) as error:  # whatever it is, the others must not wait
                 found[1] = str(error)
         if self.args.world_size > 1:
             found = broadcast_object_list(found)
@@ -312,19 +312,20 @@ class SamaTrainer(Trainer):
         """Raises [`TrainingError`] if the checkpoint belongs to a run with other data or settings, unless
         `accept_changes` is set; logs harmless differences."""
         decisive, harmless = compare_runs(checkpoint, self.fingerprint)
+        order = ""
         try:
-            order = self.check_order(checkpoint)
+            self.check_order(checkpoint)
         except (ValueError, KeyError, TypeError) as error:
-            order = f"{error}"
-        told = f"{checkpoint} belongs to a run with other data or settings: {'; '.join(decisive) or order}"
+            order = str(error)
+        mismatch = f"{checkpoint} belongs to a run with other data or settings: {'; '.join(decisive) or order}"
         if order:
             raise TrainingError(
-                f"{told}. The order of samples cannot continue with that: resume with the values of that run, or "
+                f"{mismatch}. The order of samples cannot continue with that: resume with the values of that run, or "
                 f"start a new run with --model_name_or_path {checkpoint} and another --output_dir"
             )
         if decisive and not self.args.accept_changes:
             raise TrainingError(
-                f"{told}. Resume with the values of that run, or add --accept_changes to use the new ones"
+                f"{mismatch}. Resume with the values of that run, or add --accept_changes to use the new ones"
             )
         if decisive:
             logger.warning(f"Going on with changes that were accepted: {'; '.join(decisive)}.")

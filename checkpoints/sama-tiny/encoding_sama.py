@@ -236,6 +236,15 @@ def check_ids(tokenizer, config: SamaConfig) -> None:
             )
 
 
+def check_length(ids: Sequence[int], limit: int) -> None:
+    """Raises `ValueError` for a conversation of more tokens than the model reads."""
+    if len(ids) > limit:
+        raise ValueError(
+            f"The conversation has {len(ids)} tokens, more than the {limit} that the model can read; shorten the text "
+            "or use fewer frames."
+        )
+
+
 def one_for_each(name: str, values, number: int, default) -> list:
     """`values` as a list with one entry for each of `number` conversations, `default` in place of `None`."""
     values = list(values) if isinstance(values, (list, tuple)) else [values] * number

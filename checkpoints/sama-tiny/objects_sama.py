@@ -16,6 +16,7 @@ from .regions_sama import (
     checked_points,
     is_whole,
     region_from_fields,
+    shortened,
 )
 from .video_sama import FrameIndexError, SamaVideo
 
@@ -267,7 +268,8 @@ def _prepare_single(region: Region, video: SamaVideo, region_shape: str) -> Prep
     is_label = [is_whole(label) and label in (0, 1) for label in labels]
     if len(labels) != len(points) or not all(is_label) or 1 not in labels:
         raise ValueError(
-            f"A region of {len(points)} points takes as many labels, each 1 or 0 and at least one 1; got {labels}."
+            f"A region of {len(points)} points takes as many labels, each 1 or 0 and at least one 1; got "
+            f"{shortened(labels)}."
         )
     return PreparedRegion(frame=frame, area=0.0, points=points, labels=[int(label) for label in labels])
 

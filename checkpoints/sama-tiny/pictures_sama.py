@@ -202,7 +202,7 @@ def pixel_array(pixels, dimensions: int, what: str) -> np.ndarray:
             f"Expected {what} to be a path, a PIL image, an array or a tensor, got {type(pixels).__name__}."
         )
     last, first = (pixels.ndim == dimensions and pixels.shape[axis] == 3 for axis in (-1, -3))
-    if not (last or first) or 0 in pixels.shape[1:]:
+    if not (last or first) or 0 in pixels.shape[-3:]:
         kind = "(height, width, 3) or (3, height, width)"
         kind = kind if dimensions == 3 else "(frames, height, width, 3) or (frames, 3, height, width)"
         raise ValueError(f"Expected {what} as an array of shape {kind}, got {pixels.dtype} of shape {pixels.shape}.")
@@ -275,7 +275,7 @@ def opened_picture(path: str) -> Iterator[Image.Image]:
     except PictureError:
         raise
     except Image.UnidentifiedImageError as error:
-        problem = "its content is of no picture format that is known here"
+        problem = "its content is not in a supported picture format"
         raise PictureError(f"'{path}' is not an image that can be read: {problem}.") from error
     except Image.DecompressionBombError as error:
         pixels, limit = (int(number) for number in re.findall(r"\d+", str(error))[:2])

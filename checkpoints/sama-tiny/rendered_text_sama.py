@@ -1,11 +1,13 @@
-"""Text that the chat template wrote, read back, for `processor(text=..., videos=...)`: the second of the two steps in
-which other models of the library are called."""
+"""Text that the chat template wrote, read back: for the second step of the usual Transformers call, which gives the
+processor what `apply_chat_template(tokenize=False)` returned."""
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from .configuration_sama import CONTEXT_TOKEN, DENSE_FRAME_TOKEN, REGION_POOLED_TOKEN, REGION_SHAPE_TOKEN
+from .messages_sama import question_parts, shortened
 from .prompts_sama import (
     IMAGE_CONTEXT,
     IMAGE_END,
@@ -25,6 +27,29 @@ from .prompts_sama import (
 QUESTION = "\ufdd0"
 
 
+@dataclass(frozen=True)
+class TextCall:
+    """A text and what it is about: an image or a video, and the regions that it points at."""
+
+    text: str
+    image: Any = None
+    video: Any = None
+    regions: Sequence = ()
+
+    def content(self, rendered: bool) -> list[dict]:
+        """The content of a user turn that shows the image or video and, unless it is rendered, asks the text."""
+        sources = {"image": self.image, "video": self.video}
+        shown = [{"type": kind, kind: source} for kind, source in sources.items() if source is not None]
+        if rendered:
+            return [*shown, {"type": "text", "text": self.text}]
+        if IMAGE_CONTEXT in self.text:
+            raise ValueError(
+                f"The text has {self.text.count(IMAGE_CONTEXT)} {IMAGE_CONTEXT} tokens but was not written by this "
+                "processor's chat template; write it with `apply_chat_template(messages, tokenize=False)`."
+            )
+        return [*shown, *question_parts(self.text, self.regions)]
+
+
 class TextReader:
     """
     Reads what a chat template has written.
@@ -37,27 +62,32 @@ class TextReader:
     def __init__(self, template: str, special_tokens: Mapping[str, Any]):
         messages = [{"role": "user", "content": QUESTION}]
         text = render_messages(messages, template, special_tokens, False, mark=NONCHARACTERS[-1]).text
-        opening, end = text.split(QUESTION)
+        opening, _, end = text.partition(QUESTION)
         # The line in front of a question; what precedes it may be a text of the system
         self.question_start = opening.strip().rpartition("\n")[2]
         self.question_end = end.strip()
 
-    def wrote(self, text: str) -> bool:
+    def is_rendered(self, text: str) -> bool:
         """Whether the template wrote this text; `False` for a bare question."""
-        return bool(self.question_start) and self.question_start in text and self.question_end in text
+        marks = (self.question_start, self.question_end)
+        return all(mark and mark in text for mark in marks)
 
-    def questions(self, text: str, visual: VisualText | None) -> list[TurnText]:
+    def questions(self, call: TextCall, visual: VisualText | None) -> list[TurnText]:
         """
         The questions about the video in a text.
 
         Args:
-            text (`str`): What the template wrote.
+            call ([`TextCall`]): Whose text the template wrote.
             visual ([`VisualText`], *optional*): The visual that is given with the text.
 
         Raises:
-            ValueError: if the text shows another number of frames than the visual has.
+            ValueError: if the text shows another number of frames than the visual has, or has more or fewer regions
+                than are given.
         """
+        text = call.text
         regions = text.count(LANGUAGE_REGION)
+        if regions != len(call.regions):
+            raise ValueError(f"The text has {regions} regions but {len(call.regions)} were given in `regions`.")
         if visual is None:
             if IMAGE_CONTEXT in text:
                 raise ValueError(
@@ -106,20 +136,34 @@ def placeholder_kinds(text: str) -> list[int]:
     return kinds
 
 
-def each_one(name: str, values, number: int | None) -> list:
+def text_calls(text, images, videos, regions) -> list[TextCall]:
     """
-    The videos or images of `number` texts, one for each; `None` stands for one text that is not in a list.
+    The arguments of a processor's call with text, one [`TextCall`] for each text.
 
     Raises:
-        ValueError: if there are more or fewer.
+        ValueError: if the texts are not strings, or there are more or fewer images, videos or lists of regions.
     """
-    if values is None:
-        return [None] * (number or 1)
-    if number is None:
-        # One video for one text: itself, or alone in a list as other processors take it
-        alone = isinstance(values, (list, tuple)) and len(values) == 1
-        return [values[0] if alone else values]
+    if isinstance(text, str):
+        return [TextCall(text, _alone(images), _alone(videos), () if regions is None else regions)]
+    if not isinstance(text, (list, tuple)) or not text or not all(isinstance(one, str) for one in text):
+        raise ValueError(f"text must be a string or a list of at least 1 string, got {shortened(text)}.")
+    columns = [
+        _for_each_text(name, values, len(text), default)
+        for name, values, default in (("images", images, None), ("videos", videos, None), ("regions", regions, ()))
+    ]
+    shown = [[_alone(value) for value in values] for values in columns[:2]]
+    return [TextCall(*row) for row in zip(text, *shown, columns[2], strict=True)]
+
+
+def _alone(value):
+    """One video or image, which other processors take in a list of one."""
+    return value[0] if isinstance(value, (list, tuple)) and len(value) == 1 else value
+
+
+def _for_each_text(name: str, values, number: int, default) -> list:
+    if values is None or (isinstance(values, (list, tuple)) and not values):
+        return [default] * number
     if not isinstance(values, (list, tuple)) or len(values) != number:
-        count = len(values) if isinstance(values, Sequence) else 1
+        count = len(values) if isinstance(values, (list, tuple)) else 1
         raise ValueError(f"{count} {name} were given for {number} texts; give one for each, or None.")
-    return [value[0] if isinstance(value, (list, tuple)) and len(value) == 1 else value for value in values]
+    return [default if value is None else value for value in values]

@@ -169,7 +169,7 @@ class SamaVideo:
         end = len(self) / self.fps if self.times is None else self.times[-1]
         if not 0 <= seconds < end:
             raise FrameIndexError(
-                f"There is no frame at {seconds:g} s: '{self.name}' lasts {end:g} s "
+                f"There is no frame at {float(min(seconds, 1e300)):g} s: '{self.name}' lasts {end:g} s "
                 f"({len(self)} frames at {self.fps:g} a second)."
             )
         index = int(seconds * self.fps + 1e-6) if self.times is None else bisect_right(self.times, seconds + 1e-6) - 1
@@ -196,7 +196,7 @@ def _path_frames(path: str, upright: bool) -> FrameSource:
         frames = ListFrames(pictures, path, upright=upright)
         if others:
             frames.messages.append(
-                f"{len(others)} of the files in '{path}' are no pictures and are left out, such as '{others[0]}'."
+                f"{len(others)} of the files in '{path}' are not pictures and are left out, for example '{others[0]}'."
             )
         return frames
     if Path(path).suffix.lower() not in IMAGE_SUFFIXES and not is_picture(path):
@@ -227,7 +227,7 @@ class ListFrames(FrameSource):
         if isinstance(frame, Image.Image):
             try:
                 return to_rgb(frame, self._upright)
-            except ValueError as error:
+            except (OSError, SyntaxError, ValueError) as error:
                 raise ValueError(f"Frame {index} of '{self.name}' cannot be used: {error}.") from error
         return pixel_array(frame, 3, f"frame {index} of '{self.name}'")
 
@@ -268,6 +268,8 @@ def choose_frames(
     preset = check_preset(preset)
     if num_frames < 1:
         raise ValueError(f"A video needs at least 1 frame, got {num_frames}.")
+    if max_context_frames < 1:
+        raise ValueError(f"A video needs at least 1 context frame, got max_context_frames={max_context_frames}.")
     context = _context_frames(num_frames, max_context_frames)
     if preset == "published" or len(context) <= num_dense_frames:
         dense = context[:num_dense_frames]

@@ -31,8 +31,7 @@ def read_refcoco(files: Mapping, root, options: Mapping | None = None) -> Iterat
     reader = SourceReader(files, root, options, "refcoco", ["instances", "refs", "media"], split="train", layers=False)
     by_image: dict[int, list] = {}
     refs, instances = reader.path("refs"), reader.path("instances")
-    with reader.about(refs):
-        entries = require_type(_read_refs(reader, refs), list, "")
+    entries = _read_refs(reader, refs)
 
     def keep_ref(index: int, ref: Mapping) -> None:
         if reader.options["split"] in require_field(ref, "split", str):
