@@ -20,7 +20,6 @@ logger = logging.getLogger(__name__)
 
 TILE_WIDTH, COLUMNS, TEXT_WIDTH = 300, 5, 900
 TITLE_HEIGHT, TITLE_SIZE, INK, PAPER = 40, 20, (20, 20, 24), (235, 235, 235)
-OPACITY = 0.15  # low, because the dialogue names the colours of the objects
 
 
 def write_previews(sources: Sequence, renderer: Renderer, number: int, folder: Path) -> list[Path]:
@@ -99,7 +98,7 @@ def _frame(sample: Sample, frame: int, colors: dict, regions: list) -> np.ndarra
     if frame in sample.frames:
         masks = sample.targets[:, sample.frames.index(frame)].repeat(factor, axis=1).repeat(factor, axis=2)
         shades = [colors[name] for name in sample.objects]
-        picture = overlay_masks(picture, masks, shades, OPACITY)
+        picture = overlay_masks(picture, masks, shades)
     for number, region in enumerate(regions, start=1):
         if region.frame == frame:
             mask = region.mask.repeat(factor, axis=0).repeat(factor, axis=1)

@@ -17,8 +17,9 @@ from sama.drawing.text import (
     equal_runs,
     font_for,
     printable,
+    unmarked_objects,
 )
-from sama.overlay_sama import Color, check_count, check_frame
+from sama.overlay_sama import Color, check_colors, check_count, check_frame
 from sama.prompts_sama import REGION_WORD
 
 
@@ -70,20 +71,35 @@ def stack_images(images: Sequence[Image.Image], gap: int = 0) -> Image.Image:
 
 
 def caption_band(
-    width: int, question: str = "", answer: str = "", objects: Sequence = (), colors: Sequence[Color] | None = None
+    width: int,
+    question: str = "",
+    answer: str = "",
+    objects: Sequence = (),
+    colors: Sequence[Color] | None = None,
+    numbers: Sequence[int] | None = None,
 ) -> Image.Image:
     """
     Draws a question and its answer on a dark band, with each grounded phrase in the colour of its object.
 
     Lines are wrapped to `width` pixels, and a text of more than `MAX_LINES` lines ends in an ellipsis. `<region>` in
-    the question is highlighted. Objects of the same phrase divide its characters; an empty span marks nothing.
+    the question is highlighted. Objects of the same phrase divide its words. Objects that no word is left for, and
+    objects without a phrase, are listed below the answer by their `numbers`, by default counted from 1.
     """
+    colors = check_colors(len(objects), colors)
+    numbers = range(1, len(objects) + 1) if numbers is None else numbers
+    check_count("numbers", numbers, len(objects), "objects")
     font = font_for(width, extra=3)
     margin, spacing = 12, round(font.size * 1.5)
     marks: list[Color | None] = [None] * len(question)
     for found in re.finditer(re.escape(REGION_WORD), question):
         marks[found.start() : found.end()] = [WHITE] * len(found[0])
-    paragraphs = [("Q", question, marks, MUTED), ("A", answer, character_colors(answer, objects, colors), WHITE)]
+    answer_marks = character_colors(answer, objects, colors)
+    others, other_marks = _other_objects(unmarked_objects(answer_marks, colors), objects, colors, numbers)
+    paragraphs = [
+        ("Q", question, marks, MUTED),
+        ("A", answer, answer_marks, WHITE),
+        ("", others, other_marks, MUTED),
+    ]
     indent = margin + round(font.getlength("Q   "))
     rows = [
         (letter if first else "", line, line_marks, fill)
@@ -98,6 +114,23 @@ def caption_band(
         draw.text((margin, y), letter, font=font, fill=MUTED, anchor="lm")
         _draw_line(draw, (indent, y), line, line_marks, font, fill)
     return band
+
+
+def _other_objects(
+    indices: Sequence[int], objects: Sequence, colors: Sequence[Color], numbers: Sequence[int]
+) -> tuple[str, list[Color | None]]:
+    """The line about objects that no word of the answer shows, with the colours of its characters."""
+    text, marks = "", []
+    for index in indices:
+        start, end = objects[index].span
+        for piece, color in (
+            ("   " if text else "", None),
+            (f" {numbers[index]} ", colors[index]),
+            (" without a phrase" if start == end else " of the same phrase", None),
+        ):
+            text += piece
+            marks += [color] * len(piece)
+    return text, marks
 
 
 def _wrapped_lines(text: str, marks: Sequence, width: float, font: ImageFont.FreeTypeFont) -> Iterator:

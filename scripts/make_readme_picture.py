@@ -38,7 +38,6 @@ QUESTIONS = (
 # ---- the animation --------------------------------------------------------------------------------------------------
 
 VIDEO_SIZE, PANEL_WIDTH, TITLE_HEIGHT = 320, 330, 44  # pixels
-FILL_OPACITY = 0.15  # light, so that the object's own colour stays visible
 FRAME_MS, CLICK_MS, READ_MS, LETTER_MS = 125, 900, 1100, 60
 
 
@@ -93,7 +92,7 @@ class Stage:
         image = Image.fromarray(self.video[index]).resize((VIDEO_SIZE, VIDEO_SIZE), Image.Resampling.LANCZOS)
         masks = [enlarged(track[index]) for track in self.masks[:num_objects]]
         if masks:
-            image = Image.fromarray(overlay_masks(np.array(image), np.stack(masks), opacity=FILL_OPACITY))
+            image = Image.fromarray(overlay_masks(np.array(image), np.stack(masks)))
         return image
 
     def compose(self, image: Image.Image, bands: Sequence[Image.Image]) -> Image.Image:
