@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from sama.data.records import DataError
 from sama.data.rendering import Renderer, Sample
 from sama.drawing.regions import draw_region
-from sama.drawing.sheets import caption_band, contact_sheet, stack_images
+from sama.drawing.sheets import caption_band, contact_sheet, stack_images, title_band
 from sama.objects_sama import GroundedPhrase
 from sama.overlay_sama import object_color, overlay_masks
 from sama.prompts_sama import REGION_WORD, SEG
@@ -19,7 +19,6 @@ from sama.prompts_sama import REGION_WORD, SEG
 logger = logging.getLogger(__name__)
 
 TILE_WIDTH, COLUMNS, TEXT_WIDTH = 300, 5, 900
-TITLE_HEIGHT, TITLE_SIZE, INK, PAPER = 40, 20, (20, 20, 24), (235, 235, 235)
 
 
 def write_previews(sources: Sequence, renderer: Renderer, number: int, folder: Path) -> list[Path]:
@@ -71,15 +70,8 @@ def preview_sheet(sample: Sample, plain_frames: Sequence[int] = ()) -> Image.Ima
         captions = [f"frame {frame}" + ("" if frame in sample.frames else other) for frame in shown]
         pictures.append(contact_sheet(tiles, captions, columns=min(COLUMNS, len(tiles)), tile_width=TILE_WIDTH))
     width = max(TEXT_WIDTH, *(picture.width for picture in pictures), 0)
-    return stack_images([_title(sample, width), *pictures, *_dialogue(sample, colors, width)])
-
-
-def _title(sample: Sample, width: int) -> Image.Image:
-    band = Image.new("RGB", (width, TITLE_HEIGHT), PAPER)
-    font = ImageFont.load_default(TITLE_SIZE)
-    words = f"{sample.id}   {_summary(sample)}"
-    ImageDraw.Draw(band).text((12, TITLE_HEIGHT // 2), words, font=font, fill=INK, anchor="lm")
-    return band
+    title = title_band(width, f"{sample.id}   {_summary(sample)}")
+    return stack_images([title, *pictures, *_dialogue(sample, colors, width)])
 
 
 def _summary(sample: Sample) -> str:

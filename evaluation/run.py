@@ -211,5 +211,5 @@ def submit(path: str, benchmark: Benchmark, files: PredictionFiles) -> None:
 def draw(benchmark: Benchmark, files: PredictionFiles, scores: Scores) -> None:
     """Writes the plots and the gallery."""
     lines = files.index()
-    write_plots(files.folder, scores.samples, benchmark.headline)
+    write_plots(files.folder, scores.samples, benchmark.headline, str(files.folder.name))
     write_gallery(files.folder / "gallery", benchmark, scores.samples, lambda names: list(files.read(names, lines)))
