@@ -29,9 +29,11 @@ def write_previews(sources: Sequence, renderer: Renderer, number: int, folder: P
         sources (sequence): Opened sources, which take turns.
         renderer ([`Renderer`]): Makes the samples.
         number (`int`): How many records are drawn.
-        folder (`Path`): Where the PNG files are written. Created if needed.
+        folder (`Path`): Where the PNG files are written. Created if needed; earlier previews in it are deleted.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("[0-9][0-9][0-9]_*.png"):  # of an earlier call
+        old.unlink()
     rng, written = np.random.default_rng(0), []
     for position in range(number):
         source = sources[position % len(sources)]

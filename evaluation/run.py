@@ -84,7 +84,8 @@ def load(arguments: argparse.Namespace) -> tuple[SamaForConditionalGeneration, S
     """Model and processor with the chosen preset, on the device of this process."""
     preset, dtype = arguments.preset, dtype_of(arguments)
     model = SamaForConditionalGeneration.from_pretrained(arguments.model, dtype=dtype, preset=preset)
-    processor = SamaProcessor.from_pretrained(arguments.model, trust_remote_code=True, preset=preset)
+    local = Path(arguments.model).is_dir()  # code of the Hub is not run
+    processor = SamaProcessor.from_pretrained(arguments.model, trust_remote_code=local, preset=preset)
     model.check_processor(processor)
     return model.to(device()).eval(), processor
 
