@@ -89,6 +89,7 @@ def run(arguments: argparse.Namespace) -> None:
         if len(conversations) > 1:
             print(f"\n{Path(conversation.source).name}")
         chat = model.start_chat(processor, **{"image" if arguments.image else "video": video})
+        chat.min_component_fraction = arguments.min_component_fraction
         terminal = TerminalChat(ChatSession(chat, max_new_tokens), repeat_unknown_objects=arguments.example)
         try:
             terminal.run(conversation.questions)
@@ -157,6 +158,10 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--preset", choices=("published", "consistent"), help="default: the model's own")
     parser.add_argument(
+        "--min-component-fraction", type=float, metavar="F",
+        help="drop specks smaller than this fraction of their mask (default: 0.05; 0 with --preset published)",
+    )  # fmt: skip
+    parser.add_argument(
         "--trust-remote-code", action="store_true", help="run the code of a model on the Hub instead of this package's"
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -166,6 +171,10 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--example has its own questions; leave --ask and --region out, or name a --video")
     if arguments.max_new_tokens is not None and arguments.max_new_tokens < 1:
         parser.error(f"--max-new-tokens must be at least 1, got {arguments.max_new_tokens}")
+    if arguments.min_component_fraction is None:
+        arguments.min_component_fraction = 0.0 if arguments.preset == "published" else 0.05
+    if not 0 <= arguments.min_component_fraction <= 1:
+        parser.error(f"--min-component-fraction must lie between 0 and 1, got {arguments.min_component_fraction}")
     return arguments
 
 
