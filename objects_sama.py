@@ -302,7 +302,7 @@ def drop_small_components(mask: np.ndarray, min_fraction: float) -> np.ndarray:
 
     Args:
         mask (`np.ndarray` of shape `(height, width)`, bool)
-        min_fraction (`float`): of the mask's area, from 0 (nothing is dropped) to 1 (only the largest component stays).
+        min_fraction (`float`): of the mask's area, from 0 (drops nothing) to 1 (keeps the largest component only).
 
     Raises:
         ValueError: if `min_fraction` does not lie between 0 and 1.
