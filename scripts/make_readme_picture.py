@@ -66,6 +66,7 @@ def record_conversation(video: SamaVideo) -> tuple[list[Exchange], list[np.ndarr
 
     model, processor = load_model(str(DEFAULT_MODEL), "cpu", "float32")
     session = ChatSession(model.start_chat(processor, video=video))
+    session.chat.min_component_fraction = 0.05  # as the demo
     exchanges = []
     for question, frame, click in QUESTIONS:
         deltas, complete = [], None

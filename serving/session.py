@@ -318,7 +318,8 @@ class _AnswerEvents:
     def __init__(self, channel: "_Channel", streamer: AnswerStreamer, pointed_at: Mapping[int, Any], first_new: int):
         self.channel, self.streamer = channel, streamer
         self.pointed_at, self.first_new = pointed_at, first_new
-        self.reply, self.numbers = None, None
+        self.reply: Any = None
+        self.numbers: tuple[int, ...] | None = None
 
     def on_answer(self, reply) -> None:
         self.streamer.finish(reply.text)
@@ -327,22 +328,22 @@ class _AnswerEvents:
             self._send_text(())
 
     def on_frame(self, frame: int, masks: np.ndarray) -> None:
-        if self.numbers is None:
+        numbers = self.numbers
+        if numbers is None:
             tracks = {number: phrase.track for number, phrase in self.pointed_at.items()}
             known = {number: track[frame] for number, track in tracks.items() if track is not None}
-            self._send_text(object_numbers(masks, known, self.first_new))
-        self.channel.send(MaskFrame(frame, dict(zip(self.numbers, masks, strict=True))))
+            numbers = self._send_text(object_numbers(list(masks), known, self.first_new))
+        self.channel.send(MaskFrame(frame, dict(zip(numbers, masks, strict=True))))
 
     def finish(self) -> tuple[int, ...]:
         """The numbers of the answer's objects; sends the text if no frame was tracked."""
-        if self.numbers is None:
-            self._send_text(())
-        return self.numbers
+        return self._send_text(()) if self.numbers is None else self.numbers
 
-    def _send_text(self, numbers: tuple[int, ...]) -> None:
+    def _send_text(self, numbers: tuple[int, ...]) -> tuple[int, ...]:
         count = len(self.reply.objects)
         self.numbers = numbers or tuple(range(self.first_new, self.first_new + count))
         self.channel.send(AnswerText(self.reply.text, numbered_objects(self.reply.objects, self.numbers)))
+        return self.numbers
 
 
 class _Channel:
