@@ -68,7 +68,7 @@ def build(training: SamaTrainingArguments, data: DataArguments, options: ModelCo
     processor = SamaProcessor.from_pretrained(
         options.model_name_or_path,
         revision=options.model_revision,
-        trust_remote_code=options.trust_remote_code or Path(options.model_name_or_path).is_dir(),
+        trust_remote_code=Path(options.model_name_or_path).is_dir(),  # code of the Hub is not run
     )
     mixture = load_mixture(
         data.mixture,
