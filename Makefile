@@ -13,7 +13,7 @@ BIN := .venv/bin
 .PHONY: help demo test slow style check docs sync profile train-toy
 
 help:
-	@echo "demo   conversations of three turns about a generated and a real clip, written to outputs/"
+	@echo "demo   a conversation of three turns about a generated clip, written to outputs/"
 	@echo "test   the fast tests            slow   the tests that take minutes"
 	@echo "style  lint and format, fixing   check  lint, format, types and layout rules, changing nothing"
 	@echo "docs   the documentation as a site in build/docs"

@@ -6,7 +6,7 @@ A conversation about your own file, one --ask per turn; each <region> in a quest
         --ask "What is <region> doing?" --region "frame=10,box=40,60,210,300" \\
         --ask "And <region>?" --region "object=1" --out answer.mp4
 
-Without --ask, questions are read from the terminal; --example runs two conversations about clips that ship:
+Without --ask, questions are read from the terminal; --example runs a conversation about a clip that ships:
 
     python demo.py --video park.mp4
     python demo.py --example
@@ -47,14 +47,11 @@ EXAMPLES = {  # clip -> what is asked about it
         ("region", "object=1"),
         ("ask", "Please segment the red circle."),
     ),
-    EXAMPLE_CLIPS / "bigbuckbunny.mp4": (
-        ("ask", "What is <region> doing?"),
-        ("region", "frame=16,box=78,80,332,300"),
-        ("ask", "What is <region>, and does it move?"),
-        ("region", "frame=30,point=500,200"),
-        ("ask", "Please segment everything that moves."),
-    ),
 }
+SMALL_MODEL_NOTE = (
+    "sama-tiny knows generated clips of coloured shapes only: it names them, says how they move, and tracks them.\n"
+    "On a real video, its words and masks are meaningless; --model takes a converted checkpoint (docs/checkpoints.md)."
+)
 
 
 class Conversation(NamedTuple):
@@ -79,7 +76,11 @@ def run(arguments: argparse.Namespace) -> None:
             given, other = ("--video", "--image") if video.is_image else ("--image", "--video")
             kind = "an image" if video.is_image else "a video"
             raise ValueError(f"{given} {video.name} is {kind}; give it as {other}.")
-    model, processor = load_model(arguments.model, arguments.device, arguments.dtype, arguments.preset)
+    check_regions(conversations, videos)
+    if arguments.model == str(DEFAULT_MODEL):
+        print(SMALL_MODEL_NOTE)
+    settings = (arguments.device, arguments.dtype, arguments.preset, arguments.trust_remote_code)
+    model, processor = load_model(arguments.model, *settings)
     if not model.config.trained:
         print("This model is untrained: its answers and masks are noise and only show that everything runs.")
     # An untrained model does not know when to stop.
@@ -88,11 +89,23 @@ def run(arguments: argparse.Namespace) -> None:
         if len(conversations) > 1:
             print(f"\n{Path(conversation.source).name}")
         chat = model.start_chat(processor, **{"image" if arguments.image else "video": video})
+        chat.min_component_fraction = arguments.min_component_fraction
         terminal = TerminalChat(ChatSession(chat, max_new_tokens), repeat_unknown_objects=arguments.example)
         try:
             terminal.run(conversation.questions)
         finally:  # the turns before an error are written too
             terminal.write_files(conversation.out, {"model": arguments.model, "video": conversation.source})
+
+
+def check_regions(conversations: list[Conversation], videos: list) -> None:
+    """Raises an error for a region that does not lie in its video, before time is spent on the model."""
+    from sama.serving.region_arguments import check_region
+
+    for conversation, video in zip(conversations, videos, strict=True):
+        for number, (_, regions) in enumerate(conversation.questions):
+            for region in regions:
+                # How many objects the answers will have is not known, but there is none before the first
+                check_region(region, video, sys.maxsize if number else 0)
 
 
 def planned_conversations(arguments: argparse.Namespace) -> list[Conversation]:
@@ -133,7 +146,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--video", metavar="FILE", help="the video to talk about, or a folder of its frames")
     source.add_argument("--image", metavar="FILE", help="an image instead of a video")
-    source.add_argument("--example", action="store_true", help="three turns about each of the clips that ship")
+    source.add_argument("--example", action="store_true", help="three turns about a clip that ships")
     parser.add_argument("--ask", action=InOrder, metavar="QUESTION", help="one turn; may be given several times")
     parser.add_argument("--region", action=InOrder, metavar="REGION", help="for the next <region>; see above")
     parser.add_argument("--out", type=Path, metavar="FILE", help="default: outputs/answer.mp4 (.png for an image)")
@@ -144,6 +157,13 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "--max-new-tokens", type=int, metavar="N", help="of an answer (default: 512; 24 for an untrained model)"
     )
     parser.add_argument("--preset", choices=("published", "consistent"), help="default: the model's own")
+    parser.add_argument(
+        "--min-component-fraction", type=float, metavar="F",
+        help="drop specks smaller than this fraction of their mask (default: 0.05; 0 with --preset published)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--trust-remote-code", action="store_true", help="run the code of a model on the Hub instead of this package's"
+    )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.set_defaults(script=[])
     arguments = parser.parse_args(argv)
@@ -151,6 +171,10 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--example has its own questions; leave --ask and --region out, or name a --video")
     if arguments.max_new_tokens is not None and arguments.max_new_tokens < 1:
         parser.error(f"--max-new-tokens must be at least 1, got {arguments.max_new_tokens}")
+    if arguments.min_component_fraction is None:
+        arguments.min_component_fraction = 0.0 if arguments.preset == "published" else 0.05
+    if not 0 <= arguments.min_component_fraction <= 1:
+        parser.error(f"--min-component-fraction must lie between 0 and 1, got {arguments.min_component_fraction}")
     return arguments
 
 

@@ -15,11 +15,18 @@ import os
 import sys
 from collections.abc import Sequence
 
-from sama.benchmarks.registry import BENCHMARKS
-from sama.configuration_sama import check_preset
-from sama.evaluation.processes import leave
-from sama.evaluation.run import evaluate
-from sama.metrics.values import PRESETS
+
+try:
+    from sama.benchmarks.registry import BENCHMARKS
+    from sama.configuration_sama import check_preset
+    from sama.evaluation.processes import leave
+    from sama.evaluation.run import evaluate
+    from sama.metrics.values import PRESETS
+    from sama.serving.loading import check_model_name
+except ModuleNotFoundError as error:
+    if __name__ != "__main__" or error.name is None or error.name.startswith("sama"):
+        raise
+    sys.exit(f"evaluate: The Python module {error.name} is not installed. Run: pip install 'sama[eval]'")
 
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -67,7 +74,10 @@ def _preset(name: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     try:
-        return evaluate(parse(arguments))
+        given = parse(arguments)
+        if given.model and not given.score_only:
+            check_model_name(given.model)
+        return evaluate(given)
     except (ValueError, OSError) as error:  # among them BenchmarkError, PredictionError and DataError
         print(f"evaluate: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         return 1

@@ -10,19 +10,27 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
-from transformers.utils import logging
-from trl import ModelConfig, TrlParser
 
-from sama.data.mixture import load_mixture
-from sama.data.records import DataError
-from sama.modeling_sama import SamaForConditionalGeneration
-from sama.processing_sama import SamaProcessor
-from sama.training.adapters import add_lora, quantization
-from sama.training.arguments import DataArguments, SamaTrainingArguments
-from sama.training.output_lock import lock_output
-from sama.training.parts import freeze_all_but, hold_trained_in_float32, parameter_table
-from sama.training.sharding import join_processes
-from sama.training.trainer import LAST, SamaTrainer, TrainingError, find_checkpoint
+try:
+    from transformers.utils import logging
+    from trl import ModelConfig, TrlParser
+
+    from sama.data.mixture import load_mixture
+    from sama.data.records import DataError
+    from sama.modeling_sama import SamaForConditionalGeneration
+    from sama.processing_sama import SamaProcessor
+    from sama.serving.loading import check_model_name
+    from sama.training.adapters import add_lora, quantization
+    from sama.training.arguments import DataArguments, SamaTrainingArguments
+    from sama.training.model_card import write_model_card
+    from sama.training.output_lock import lock_output
+    from sama.training.parts import freeze_all_but, hold_trained_in_float32, parameter_table
+    from sama.training.sharding import join_processes
+    from sama.training.trainer import LAST, SamaTrainer, TrainingError, find_checkpoint
+except ModuleNotFoundError as error:
+    if __name__ != "__main__" or error.name is None or error.name.startswith("sama"):
+        raise
+    sys.exit(f"train: The Python module {error.name} is not installed. Run: pip install 'sama[train]'")
 
 
 TERMINATED = 128 + 15  # a shell's exit code for SIGTERM
@@ -58,7 +66,9 @@ def load_model(options: ModelConfig, training: SamaTrainingArguments):
 def build(training: SamaTrainingArguments, data: DataArguments, options: ModelConfig) -> SamaTrainer:
     """Builds the trainer with its model, processor and mixture."""
     processor = SamaProcessor.from_pretrained(
-        options.model_name_or_path, revision=options.model_revision, trust_remote_code=True
+        options.model_name_or_path,
+        revision=options.model_revision,
+        trust_remote_code=Path(options.model_name_or_path).is_dir(),  # code of the Hub is not run
     )
     mixture = load_mixture(
         data.mixture,
@@ -72,15 +82,18 @@ def build(training: SamaTrainingArguments, data: DataArguments, options: ModelCo
     return SamaTrainer(load_model(options, training), training, mixture, processor, options)
 
 
-def finish(trainer: SamaTrainer) -> None:
-    """Saves the trained model with its processor and the trainer state, and prints how many samples were skipped."""
+def finish(trainer: SamaTrainer, base: str | None = None) -> None:
+    """Saves the trained model with its processor, the trainer state and, with `base`, a model card that names the
+    model it was made from, and prints how many samples were skipped."""
     trainer.model.config.trained = True
     folder = Path(trainer.args.output_dir)
     with trainer.writing("the trained model"):
         trainer.save_model()
         if trainer.args.should_save:
             trainer.save_fingerprint(folder)
-        trainer.save_state()  # last: with it the run is finished
+        trainer.save_state()  # with it the run is finished
+        if base and trainer.is_world_process_zero():
+            write_model_card(folder, base)  # in place of PEFT's empty template
     for source, counts in trainer.train_dataset.report().items():
         if trainer.is_world_process_zero() and (counts["skipped"] or counts["shortened"]):
             print(f"{source}: {counts}")
@@ -91,6 +104,7 @@ def finish(trainer: SamaTrainer) -> None:
 def run(training: SamaTrainingArguments, data: DataArguments, options: ModelConfig) -> int:
     """Trains and saves, or finds that the run is finished; returns the exit code."""
     try:
+        check_model_name(options.model_name_or_path)
         trainer = build(training, data, options)
     except DataError:
         raise
@@ -112,7 +126,7 @@ def run(training: SamaTrainingArguments, data: DataArguments, options: ModelConf
         found = find_checkpoint(training.output_dir)
         print(f"train: stopped by SIGTERM, saved {found}; continue with --resume_from_checkpoint {LAST}", flush=True)
         return TERMINATED
-    finish(trainer)
+    finish(trainer, options.model_name_or_path)
     return 0
 
 

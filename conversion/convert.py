@@ -24,7 +24,7 @@ import torch
 from sama.configuration_sama import SamaConfig
 from sama.conversion.configs import standalone_sam2_config
 from sama.conversion.files import CheckpointError, explain_damage, explain_write_errors, write_weights
-from sama.conversion.folder import copy_other_files, write_card, write_model_files, write_processor
+from sama.conversion.folder import card_facts, copy_other_files, write_card, write_model_files, write_processor
 from sama.conversion.keys import HEAD, SAM, KeyMap, map_sam2
 from sama.conversion.plan import (
     KINDS,
@@ -134,9 +134,8 @@ def convert(request: ConversionRequest) -> Report:
             expected.pop(HEAD)
         check_plan(plan, expected)
         named = [(base.kind, base.path)] if base is not None and base.kind == "into" else []
-        plan.report.sources = [{"kind": kind, "name": path.name} for kind, path in named] + [
-            {"kind": kind, "name": path.name} for path, kind in request.sources
-        ]
+        named += [(kind, path) for path, kind in request.sources]
+        plan.report.sources = [{"kind": kind, "name": path.name, **card_facts(path)} for kind, path in named]
         plan.config.dtype = write_tensors(folder, plan, expected, request)
         with explain_write_errors(folder):
             write_others(folder, plan, model, base, texts)

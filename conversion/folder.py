@@ -4,11 +4,13 @@ import shutil
 from pathlib import Path
 
 import torch
+from huggingface_hub import ModelCardData
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.dynamic_module_utils import custom_object_save
 
 from sama.configuration_sama import SamaConfig
+from sama.data.model_cards import hub_name, license_of
 from sama.modeling_sama import SamaForConditionalGeneration
 from sama.processing_sama import SamaProcessor
 
@@ -72,12 +74,31 @@ def copy_other_files(source: Path, folder: Path, skip: tuple[str, ...]) -> None:
             shutil.copyfile(entry, folder / entry.name)
 
 
+def card_facts(source: Path) -> dict[str, str]:
+    """Licence and Hub name of a source, as far as its folder tells them."""
+    folder = source if source.is_dir() else source.parent
+    facts = {"license": license_of(folder), "base_model": hub_name(folder)}
+    return {name: value for name, value in facts.items() if value}
+
+
 def write_card(folder: Path, config: PreTrainedConfig, lines: list[str], sources: list[dict[str, str]]) -> None:
     """Writes the model card: sources, usage, and inference settings."""
-    source_list = "\n".join(f"* `{source['name']}` ({source['kind']})" for source in sources)
+    source_list = "\n".join(
+        f"* `{source['name']}` ({source['kind']}), licence: {source.get('license', 'not named in its folder')}"
+        for source in sources
+    )
+    licenses = {source.get("license") for source in sources}
+    bases = list(dict.fromkeys(source["base_model"] for source in sources if "base_model" in source))
+    data = ModelCardData(
+        license=licenses.pop() if len(licenses) == 1 else None,  # of several, a person has to decide
+        library_name="transformers",
+        pipeline_tag="image-text-to-text",
+        tags=["sama", "video", "segmentation"],
+        base_model=bases or None,
+    )
     facts = "\n".join(f"* {line}" for line in lines)
     parts = [
-        "---\nlibrary_name: transformers\npipeline_tag: image-text-to-text\ntags: [sama, video, segmentation]\n---",
+        f"---\n{data.to_yaml()}\n---",
         "# Converted checkpoint",
         f"Converted by `scripts/convert_checkpoint.py` from:\n\n{source_list}\n\nTheir licence applies.",
         f"## What was converted\n\n{facts}",

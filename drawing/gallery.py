@@ -1,6 +1,5 @@
 """Images of the best, median and worst cases of a benchmark, with question, answer and reference."""
 
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +10,7 @@ from PIL import Image
 from sama.benchmarks.benchmark import Benchmark, BenchmarkTurn, Measures, PredictedTurn, Prediction, Question, RLETrack
 from sama.data.masks import decode_rle
 from sama.drawing.regions import draw_region
-from sama.drawing.sheets import caption_band, contact_sheet, stack_images
+from sama.drawing.sheets import caption_band, contact_sheet, stack_images, title_band
 from sama.objects_sama import MaskTrack, Region
 from sama.overlay_sama import object_color, overlay_masks
 from sama.prompts_sama import parse_tagged_text
@@ -19,7 +18,9 @@ from sama.video_sama import SamaVideo
 
 
 CASES, COLUMNS, TILE_WIDTH = 3, 4, 260
-MAX_TURNS = 4  # of a long conversation only the first turns are drawn
+MAX_TILE_HEIGHT, MAX_LINES = 200, 3  # of a frame, and of a question or an answer
+MIN_WIDTH = 640  # pixels
+MAX_CASE_HEIGHT = 900  # pixels; of a long conversation, only the turns that fit are drawn
 REFERENCE = "Reference: "
 
 
@@ -65,32 +66,36 @@ def draw_cases(
 
 
 def draw_case(benchmark: Benchmark, question: Question, sample: Measures, prediction: Prediction) -> Image.Image:
-    """One sample, its turns below each other."""
+    """One sample: its title, and its turns below each other as far as they fit; the first one always does."""
     video = benchmark.open(sample.group)
-    pairs = list(zip(question.turns, prediction.turns, strict=True))[:MAX_TURNS]
-    title = f"{benchmark.name} {sample.question}: {benchmark.headline} {sample.value:.2f}"
-    blocks = [
-        draw_turn(video, turn, answer, title if number == 0 else "") for number, (turn, answer) in enumerate(pairs)
-    ]
-    return stack_images(blocks, gap=4)
+    blocks: list[Image.Image] = []
+    pairs = list(zip(question.turns, prediction.turns, strict=True))
+    for turn, answer in pairs:
+        block = draw_turn(video, turn, answer)
+        if blocks and sum(one.height for one in [*blocks, block]) > MAX_CASE_HEIGHT:
+            break
+        blocks.append(block)
+    shown = "" if len(blocks) == len(pairs) else f", {len(blocks)} of {len(pairs)} turns"
+    title = f"{benchmark.name} {sample.question}: {benchmark.headline} {sample.value:.2f}{shown}"
+    return stack_images([title_band(max(block.width for block in blocks), title), *blocks], gap=4)
 
 
-def draw_turn(video: SamaVideo | None, turn: BenchmarkTurn, answer: PredictedTurn, title: str = "") -> Image.Image:
+def draw_turn(video: SamaVideo | None, turn: BenchmarkTurn, answer: PredictedTurn) -> Image.Image:
     """One turn: frames with the predicted masks, question and answer, then the same frames with the true masks, and
     the reference. The regions of the question are outlined on every frame on which they are visible."""
     text, spans = parse_tagged_text(answer.text)
     objects = [SimpleNamespace(span=span) for _, span in spans]
-    question = f"{title}\n{turn.text}" if title else turn.text
     found = [item.masks for item in answer.objects]
-    width = COLUMNS * (TILE_WIDTH + 6) + 6  # of a contact sheet
-    blocks = [] if video is None else [_frames(video, turn, found, "answer")]
-    blocks.append(caption_band(width, question, text or "(the answer is empty)", objects))
+    frames = [] if video is None else [_frames(video, turn, found, "answer")]
+    width = frames[0].width if frames else COLUMNS * (TILE_WIDTH + 6) + 6
+    answer_text = text or "(the answer is empty)"
+    blocks = [*frames, caption_band(width, turn.text, answer_text, objects, max_lines=MAX_LINES)]
     if turn.reference is not None:
         truth, spans = parse_tagged_text(turn.reference)
         shift = len(REFERENCE)
         marked = [SimpleNamespace(span=(start + shift, end + shift)) for _, (start, end) in spans]
         blocks += [_frames(video, turn, turn.targets, "true")] if turn.targets else []
-        blocks.append(caption_band(width, "", REFERENCE + truth, marked))
+        blocks.append(caption_band(width, "", REFERENCE + truth, marked, max_lines=MAX_LINES))
     return stack_images(blocks)
 
 
@@ -98,7 +103,10 @@ def _frames(video: SamaVideo, turn: BenchmarkTurn, tracks: Sequence[RLETrack], n
     numbers = key_frames(video, turn)
     frames = [_draw(video, number, turn.regions, tracks) for number in numbers]
     captions = [name if video.is_image else f"{name}, frame {number}" for number in numbers]
-    return contact_sheet(frames, captions, columns=COLUMNS, tile_width=TILE_WIDTH)
+    tile_width = max(1, min(TILE_WIDTH, round(MAX_TILE_HEIGHT * video.width / video.height)))
+    sheet = contact_sheet(frames, captions, columns=COLUMNS, tile_width=tile_width)
+    # Text keeps its room below narrow frames
+    return stack_images([sheet, Image.new("RGB", (max(sheet.width, MIN_WIDTH), 0))])
 
 
 def key_frames(video: SamaVideo, turn: BenchmarkTurn) -> list[int]:
@@ -116,7 +124,7 @@ def key_frames(video: SamaVideo, turn: BenchmarkTurn) -> list[int]:
 
 def _draw(video: SamaVideo, number: int, regions: Sequence, tracks: Sequence[RLETrack]) -> np.ndarray:
     """A frame with masks and regions. Small frames are enlarged first, so that lines stay thin."""
-    scale = max(1, math.ceil(TILE_WIDTH / video.width))
+    scale = max(1, round(TILE_WIDTH / video.width))
     size = (video.height, video.width)
     picture = Image.fromarray(video[number])
     frame = np.asarray(picture.resize((video.width * scale, video.height * scale), Image.Resampling.BICUBIC))

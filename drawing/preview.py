@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from sama.data.records import DataError
 from sama.data.rendering import Renderer, Sample
 from sama.drawing.regions import draw_region
-from sama.drawing.sheets import caption_band, contact_sheet, stack_images
+from sama.drawing.sheets import caption_band, contact_sheet, stack_images, title_band
 from sama.objects_sama import GroundedPhrase
 from sama.overlay_sama import object_color, overlay_masks
 from sama.prompts_sama import REGION_WORD, SEG
@@ -19,8 +19,6 @@ from sama.prompts_sama import REGION_WORD, SEG
 logger = logging.getLogger(__name__)
 
 TILE_WIDTH, COLUMNS, TEXT_WIDTH = 300, 5, 900
-TITLE_HEIGHT, TITLE_SIZE, INK, PAPER = 40, 20, (20, 20, 24), (235, 235, 235)
-OPACITY = 0.15  # low, because the dialogue names the colours of the objects
 
 
 def write_previews(sources: Sequence, renderer: Renderer, number: int, folder: Path) -> list[Path]:
@@ -31,9 +29,11 @@ def write_previews(sources: Sequence, renderer: Renderer, number: int, folder: P
         sources (sequence): Opened sources, which take turns.
         renderer ([`Renderer`]): Makes the samples.
         number (`int`): How many records are drawn.
-        folder (`Path`): Where the PNG files are written. Created if needed.
+        folder (`Path`): Where the PNG files are written. Created if needed; earlier previews in it are deleted.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("[0-9][0-9][0-9]_*.png"):  # of an earlier call
+        old.unlink()
     rng, written = np.random.default_rng(0), []
     for position in range(number):
         source = sources[position % len(sources)]
@@ -72,15 +72,8 @@ def preview_sheet(sample: Sample, plain_frames: Sequence[int] = ()) -> Image.Ima
         captions = [f"frame {frame}" + ("" if frame in sample.frames else other) for frame in shown]
         pictures.append(contact_sheet(tiles, captions, columns=min(COLUMNS, len(tiles)), tile_width=TILE_WIDTH))
     width = max(TEXT_WIDTH, *(picture.width for picture in pictures), 0)
-    return stack_images([_title(sample, width), *pictures, *_dialogue(sample, colors, width)])
-
-
-def _title(sample: Sample, width: int) -> Image.Image:
-    band = Image.new("RGB", (width, TITLE_HEIGHT), PAPER)
-    font = ImageFont.load_default(TITLE_SIZE)
-    words = f"{sample.id}   {_summary(sample)}"
-    ImageDraw.Draw(band).text((12, TITLE_HEIGHT // 2), words, font=font, fill=INK, anchor="lm")
-    return band
+    title = title_band(width, f"{sample.id}   {_summary(sample)}")
+    return stack_images([title, *pictures, *_dialogue(sample, colors, width)])
 
 
 def _summary(sample: Sample) -> str:
@@ -99,7 +92,7 @@ def _frame(sample: Sample, frame: int, colors: dict, regions: list) -> np.ndarra
     if frame in sample.frames:
         masks = sample.targets[:, sample.frames.index(frame)].repeat(factor, axis=1).repeat(factor, axis=2)
         shades = [colors[name] for name in sample.objects]
-        picture = overlay_masks(picture, masks, shades, OPACITY)
+        picture = overlay_masks(picture, masks, shades)
     for number, region in enumerate(regions, start=1):
         if region.frame == frame:
             mask = region.mask.repeat(factor, axis=0).repeat(factor, axis=1)

@@ -6,9 +6,9 @@ A "region" is anything with the attributes `frame`, `mask`, `box`, `points`, `la
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
-from sama.drawing.text import BLACK, WHITE, draw_badge, font_for
+from sama.drawing.text import BLACK, WHITE, badge_size, draw_badge, font_for
 from sama.overlay_sama import (
     Color,
     check_colors,
@@ -19,6 +19,9 @@ from sama.overlay_sama import (
     line_width,
     mask_window,
 )
+
+
+MAX_COVERED = 0.15  # of a mask's area, by its label
 
 
 def draw_region(frame: np.ndarray, region, label: str | None = None) -> np.ndarray:
@@ -58,7 +61,9 @@ def label_masks(
     frame: np.ndarray, masks: np.ndarray, labels: Sequence[str], colors: Sequence[Color] | None = None
 ) -> np.ndarray:
     """
-    Writes a short label, such as an object's number, on each mask that is not empty, close to its centre.
+    Writes a short label, such as an object's number, on each mask that is not empty, close to its centre. A label
+    that would cover more than `MAX_COVERED` of its mask is written beside it. Labels keep off one another where they
+    can.
 
     Args:
         frame (`np.ndarray` of shape `(height, width, 3)`, uint8): is not changed.
@@ -71,16 +76,49 @@ def label_masks(
     colors = check_colors(len(masks), colors)
     check_count("labels", labels, len(masks), "masks")
     draw = ImageDraw.Draw(image := Image.fromarray(frame))
-    font = font_for(frame.shape[1])
+    font = ImageFont.load_default(size=max(8, min(18, round(frame.shape[1] / 36))))
+    objects, written = masks.any(axis=0), np.zeros(frame.shape[:2], dtype=bool)
     for mask, label, color in zip(masks, labels, colors, strict=True):
-        rows, columns = np.nonzero(mask)
-        if len(rows) == 0:
+        if not mask.any():
             continue
-        # The centroid of a ring or a crescent lies outside it: take the mask's pixel nearest to the centroid.
-        nearest = np.argmin((rows - rows.mean()) ** 2 + (columns - columns.mean()) ** 2)
-        corner = (int(columns[nearest]) - font.size // 2, int(rows[nearest]) - font.size * 2 // 3)
-        draw_badge(draw, corner, label, font, color)
+        width, height = size = badge_size(label, font)
+        places = _label_places(mask, size) or [(0, 0)]
+        boxes = [np.s_[y : y + height + 1, x : x + width + 1] for x, y in places]
+        small = width * height > MAX_COVERED * mask.sum()
+        # Off other labels first, then off all objects, or on a large one its own; of equal places the first
+        hidden = [int(objects[box].sum()) if small or place else 0 for place, box in enumerate(boxes)]
+        best = min(range(len(places)), key=lambda place: (int(written[boxes[place]].sum()), hidden[place]))
+        draw_badge(draw, places[best], label, font, color)
+        written[boxes[best]] = True
     return np.array(image)
+
+
+def _label_places(mask: np.ndarray, size: tuple[int, int]) -> list[tuple[int, int]]:
+    """Top left corners where a label of this size fits into the picture: on the mask, then beside the mask's box."""
+    (width, height), (center_x, center_y) = size, _center(mask)
+    window = mask_window(mask, 2)
+    left, top, right, bottom = window[1].start, window[0].start, window[1].stop, window[0].stop
+    middle_x, middle_y = center_x - width // 2, center_y - height // 2
+    beside = [(right, middle_y), (left - width, middle_y), (middle_x, top - height), (middle_x, bottom)]
+    beside += [(right, top - height), (left - width, top - height), (right, bottom), (left - width, bottom)]
+    limit_x, limit_y = mask.shape[1] - width - 1, mask.shape[0] - height - 1
+    on_mask = (max(0, min(middle_x, limit_x)), max(0, min(middle_y, limit_y)))
+    return [(x, y) for x, y in (on_mask, *beside) if 0 <= x <= limit_x and 0 <= y <= limit_y]
+
+
+def _center(mask: np.ndarray) -> tuple[int, int]:
+    """x and y of a pixel of the mask near its centroid, one that moves little from frame to frame: the centroid of a
+    ring or a crescent lies outside it."""
+    rows, columns = np.nonzero(mask)
+    x, y = round(columns.mean()), round(rows.mean())
+    if mask[y, x]:
+        return x, y
+    column = np.flatnonzero(mask[:, x])
+    if len(column):  # the middle of the first run in the centroid's column
+        gaps = np.flatnonzero(np.diff(column) > 1)
+        return x, int(column[: gaps[0] + 1 if len(gaps) else None].mean())
+    nearest = np.argmin((rows - y) ** 2 + (columns - x) ** 2)
+    return int(columns[nearest]), int(rows[nearest])
 
 
 def _box_mask(frame: np.ndarray, box: Sequence[float]) -> np.ndarray:

@@ -17,11 +17,13 @@ from sama.drawing.text import (
     equal_runs,
     font_for,
     printable,
+    unmarked_objects,
 )
-from sama.overlay_sama import Color, check_count, check_frame
+from sama.overlay_sama import Color, check_colors, check_count, check_frame
 from sama.prompts_sama import REGION_WORD
 
 
+PAPER = (235, 235, 235)  # of title bands
 MAX_LINES = 12  # of a question or an answer in a caption band
 
 
@@ -69,27 +71,53 @@ def stack_images(images: Sequence[Image.Image], gap: int = 0) -> Image.Image:
     return output
 
 
+def title_band(width: int, title: str) -> Image.Image:
+    """A light band with one line of dark text; what does not fit is cut off at an ellipsis."""
+    font, title = ImageFont.load_default(18), printable(title)
+    while font.getlength(title) > width - 24 and len(title) > 4:
+        title = title[:-4] + "..."
+    band = Image.new("RGB", (width, 36), PAPER)
+    ImageDraw.Draw(band).text((12, 18), title, font=font, fill=INK, anchor="lm")
+    return band
+
+
 def caption_band(
-    width: int, question: str = "", answer: str = "", objects: Sequence = (), colors: Sequence[Color] | None = None
+    width: int,
+    question: str = "",
+    answer: str = "",
+    objects: Sequence = (),
+    colors: Sequence[Color] | None = None,
+    numbers: Sequence[int] | None = None,
+    max_lines: int = MAX_LINES,
 ) -> Image.Image:
     """
     Draws a question and its answer on a dark band, with each grounded phrase in the colour of its object.
 
-    Lines are wrapped to `width` pixels, and a text of more than `MAX_LINES` lines ends in an ellipsis. `<region>` in
-    the question is highlighted. Objects of the same phrase divide its characters; an empty span marks nothing.
+    Lines are wrapped to `width` pixels, and a text of more than `max_lines` lines ends in an ellipsis. `<region>` in
+    the question is highlighted. Objects of the same phrase divide its words. Objects that no word is left for, and
+    objects without a phrase, are listed below the answer by their `numbers`, by default counted from 1.
     """
+    colors = check_colors(len(objects), colors)
+    numbers = range(1, len(objects) + 1) if numbers is None else numbers
+    check_count("numbers", numbers, len(objects), "objects")
     font = font_for(width, extra=3)
     margin, spacing = 12, round(font.size * 1.5)
     marks: list[Color | None] = [None] * len(question)
     for found in re.finditer(re.escape(REGION_WORD), question):
         marks[found.start() : found.end()] = [WHITE] * len(found[0])
-    paragraphs = [("Q", question, marks, MUTED), ("A", answer, character_colors(answer, objects, colors), WHITE)]
+    answer_marks = character_colors(answer, objects, colors)
+    others, other_marks = _other_objects(unmarked_objects(answer_marks, colors), objects, colors, numbers)
+    paragraphs = [
+        ("Q", question, marks, MUTED),
+        ("A", answer, answer_marks, WHITE),
+        ("", others, other_marks, MUTED),
+    ]
     indent = margin + round(font.getlength("Q   "))
     rows = [
         (letter if first else "", line, line_marks, fill)
         for letter, text, marks, fill in paragraphs
         if text
-        for first, line, line_marks in _wrapped_lines(text, marks, width - indent - 2 * margin, font)
+        for first, line, line_marks in _wrapped_lines(text, marks, width - indent - 2 * margin, font, max_lines)
     ]
     band = Image.new("RGB", (width, 2 * margin + spacing * len(rows)), BACKGROUND)
     draw = ImageDraw.Draw(band)
@@ -100,12 +128,29 @@ def caption_band(
     return band
 
 
-def _wrapped_lines(text: str, marks: Sequence, width: float, font: ImageFont.FreeTypeFont) -> Iterator:
+def _other_objects(
+    indices: Sequence[int], objects: Sequence, colors: Sequence[Color], numbers: Sequence[int]
+) -> tuple[str, list[Color | None]]:
+    """The line about objects that no word of the answer shows, with the colours of its characters."""
+    text, marks = "", []
+    for index in indices:
+        start, end = objects[index].span
+        for piece, color in (
+            ("   " if text else "", None),
+            (f" {numbers[index]} ", colors[index]),
+            (" without a phrase" if start == end else " of the same phrase", None),
+        ):
+            text += piece
+            marks += [color] * len(piece)
+    return text, marks
+
+
+def _wrapped_lines(text: str, marks: Sequence, width: float, font: ImageFont.FreeTypeFont, max_lines: int) -> Iterator:
     """(whether it is the first, text, colours of its characters) of each line that is drawn."""
     text = printable(text)
     lines = _wrap(text, width, font)
-    for row, (start, end) in enumerate(lines[:MAX_LINES]):
-        ellipsis = " ..." if row == MAX_LINES - 1 and len(lines) > MAX_LINES else ""
+    for row, (start, end) in enumerate(lines[:max_lines]):
+        ellipsis = " ..." if row == max_lines - 1 and len(lines) > max_lines else ""
         yield row == 0, text[start:end] + ellipsis, [*marks[start:end], *[None] * len(ellipsis)]
 
 

@@ -16,7 +16,7 @@ def colored_text(
 
     Args:
         text (`str`)
-        objects (sequence of anything with a `span`): objects of the same phrase divide its characters among them.
+        objects (sequence of anything with a `span`): objects of the same phrase divide its words among them.
         colors (sequence of RGB triples, *optional*): one per object.
         enabled (`bool`, *optional*): whether codes are written; by default only if standard output is a terminal and
             the environment variable NO_COLOR is not set.

@@ -3,7 +3,9 @@
 An "object" is anything with a `span`, the first character of its phrase in the answer and the one after its last.
 """
 
+import re
 from collections.abc import Sequence
+from itertools import pairwise
 
 from PIL import ImageDraw, ImageFont
 
@@ -25,7 +27,7 @@ def printable(text: str) -> str:
 def character_colors(text: str, objects: Sequence, colors: Sequence[Color] | None = None) -> list[Color | None]:
     """
     The colour of each character of an answer, `None` outside grounded phrases. Objects of the same phrase divide its
-    characters among them.
+    words among them; if it has fewer words than objects, the last objects have none. See [`unmarked_objects`].
 
     Raises:
         ValueError: if a span does not lie in the text, or there is not one colour per object.
@@ -39,9 +41,18 @@ def character_colors(text: str, objects: Sequence, colors: Sequence[Color] | Non
         sharing.setdefault((start, end), []).append(color)
     marks: list[Color | None] = [None] * len(text)
     for (start, end), shared in sharing.items():
-        for position in range(start, end):
-            marks[position] = shared[(position - start) * len(shared) // (end - start)]
+        words = [start + found.start() for found in re.finditer(r"\S+", text[start:end])]
+        share = max(len(shared), len(words))  # a blank belongs to the word before it
+        edges = [start, *words[1:], end]
+        for place, (first, last) in enumerate(pairwise(edges)):
+            marks[first:last] = [shared[place * len(shared) // share]] * (last - first)
     return marks
+
+
+def unmarked_objects(marks: Sequence[Color | None], colors: Sequence[Color]) -> list[int]:
+    """Indices of the objects whose colour marks no character: they have no phrase, or share one with too few words."""
+    used = set(marks)
+    return [index for index, color in enumerate(colors) if color not in used]
 
 
 def equal_runs(values: Sequence) -> list[tuple[int, int]]:
@@ -55,13 +66,18 @@ def font_for(width: int, extra: int = 0) -> ImageFont.FreeTypeFont:
     return ImageFont.load_default(size=max(11, min(20, round(width / 36))) + extra)
 
 
+def badge_size(text: str, font) -> tuple[int, int]:
+    """Width and height of the badge of a short text, in pixels."""
+    return round(font.getlength(printable(text))) + round(font.size * 2 / 3), round(font.size * 1.45)
+
+
 def draw_badge(
     draw: ImageDraw.ImageDraw, corner: tuple[int, int], text: str, font, fill: Color, text_fill: Color = INK
 ) -> None:
     """Writes a short text on a rounded rectangle with its top left at `corner`, moved to lie inside the picture."""
     text = printable(text)
-    width, height = round(font.getlength(text)) + font.size * 2 // 3, round(font.size * 1.45)
+    width, height = badge_size(text, font)
     limit_x, limit_y = draw.im.size
     x, y = max(0, min(corner[0], limit_x - width)), max(0, min(corner[1], limit_y - height))
-    draw.rounded_rectangle((x, y, x + width, y + height), radius=4, fill=fill, outline=INK)
+    draw.rounded_rectangle((x, y, x + width, y + height), radius=min(4, height // 4), fill=fill, outline=INK)
     draw.text((x + width / 2, y + height / 2), text, font=font, fill=text_fill, anchor="mm")

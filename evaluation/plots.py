@@ -10,6 +10,7 @@ import matplotlib
 matplotlib.use("Agg")  # opens no window
 
 import matplotlib.pyplot as plt  # noqa: E402
+from matplotlib.ticker import MaxNLocator  # noqa: E402
 
 from sama.benchmarks.benchmark import Measures  # noqa: E402
 
@@ -19,7 +20,7 @@ BINS, MAX_BARS = 20, 8
 BLUE, GREY = "#3568b8", "#555555"
 
 
-def write_plots(folder: Path, samples: Sequence[Measures], headline: str) -> Path | None:
+def write_plots(folder: Path, samples: Sequence[Measures], headline: str, title: str = "") -> Path | None:
     """
     Writes `plots.png` and returns its path; `None` if no sample has a value.
 
@@ -27,13 +28,19 @@ def write_plots(folder: Path, samples: Sequence[Measures], headline: str) -> Pat
         folder (`Path`): The folder of the file.
         samples (sequence of [`Measures`]): The scored predictions.
         headline (`str`): Name of `Measures.value`.
+        title (`str`, *optional*): What was evaluated.
     """
     valued = [sample for sample in samples if sample.value is not None]
     if not valued:
         return None
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
-    ious = [iou for sample in samples for iou in sample.ious] or [sample.value for sample in valued]
-    _histogram(left, ious, "IoU of each object" if any(sample.ious for sample in samples) else headline)
+    ious = [iou for sample in samples for iou in sample.ious]
+    counts = f"{len(valued)} questions" + (f", {len(ious)} objects" if ious else "")
+    figure.suptitle(f"{title}: {counts}" if title else counts)
+    if ious:
+        _histogram(left, ious, "IoU of an object", "objects")
+    else:
+        _histogram(left, [sample.value for sample in valued], f"{headline} of a question", "questions")
     lengths = _bins([sample.num_frames for sample in valued], [sample.value for sample in valued])
     objects = _bins([sample.num_objects for sample in valued], [sample.value for sample in valued])
     _bars(middle, lengths, "frames of the video", headline)
@@ -66,7 +73,7 @@ def _named(first: int, last: int) -> str:
     return str(first) if first == last else f"{first}\u2013{last}"
 
 
-def _histogram(axes, values: Sequence[float], name: str) -> None:
+def _histogram(axes, values: Sequence[float], name: str, counted: str) -> None:
     axes.hist(values, bins=BINS, range=(0, 1), color=BLUE)
     mean = sum(values) / len(values)
     axes.axvline(mean, color=GREY, linestyle="--", linewidth=1)
@@ -79,7 +86,9 @@ def _histogram(axes, values: Sequence[float], name: str) -> None:
         ha="left" if mean < 0.7 else "right",
         color=GREY,
     )
-    _tidy(axes, name, f"of {len(values)}")
+    axes.set_title(f"Distribution over {len(values)} {counted}", fontsize=10)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    _tidy(axes, name, f"number of {counted}")
 
 
 def _bars(axes, bins: Sequence[tuple[str, list[float]]], name: str, headline: str) -> None:
@@ -95,6 +104,7 @@ def _bars(axes, bins: Sequence[tuple[str, list[float]]], name: str, headline: st
         )  # fmt: skip
     axes.set_xticks(range(len(bins)), [label for label, _ in bins], fontsize=8)
     axes.set_ylim(0, 1)
+    axes.set_title("Mean and standard error (in the bars: questions)", fontsize=10)
     _tidy(axes, name, headline)
 
 

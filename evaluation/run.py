@@ -84,7 +84,8 @@ def load(arguments: argparse.Namespace) -> tuple[SamaForConditionalGeneration, S
     """Model and processor with the chosen preset, on the device of this process."""
     preset, dtype = arguments.preset, dtype_of(arguments)
     model = SamaForConditionalGeneration.from_pretrained(arguments.model, dtype=dtype, preset=preset)
-    processor = SamaProcessor.from_pretrained(arguments.model, trust_remote_code=True, preset=preset)
+    local = Path(arguments.model).is_dir()  # code of the Hub is not run
+    processor = SamaProcessor.from_pretrained(arguments.model, trust_remote_code=local, preset=preset)
     model.check_processor(processor)
     return model.to(device()).eval(), processor
 
@@ -211,5 +212,5 @@ def submit(path: str, benchmark: Benchmark, files: PredictionFiles) -> None:
 def draw(benchmark: Benchmark, files: PredictionFiles, scores: Scores) -> None:
     """Writes the plots and the gallery."""
     lines = files.index()
-    write_plots(files.folder, scores.samples, benchmark.headline)
+    write_plots(files.folder, scores.samples, benchmark.headline, str(files.folder.name))
     write_gallery(files.folder / "gallery", benchmark, scores.samples, lambda names: list(files.read(names, lines)))

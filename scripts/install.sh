@@ -10,7 +10,12 @@ export PIP_DISABLE_PIP_VERSION_CHECK=1
 
 torch_version() { "$python" -c 'from importlib.metadata import version; print(version("torch"))' 2>/dev/null; }
 say() { printf 'install: %s\n' "$*"; }
-install() { "$python" -m pip install -qq "$@"; }
+# Names what is fetched, and what is large, as it goes: a quiet pip is silent for minutes
+install() {
+    PYTHONUNBUFFERED=1 "$python" -m pip install --progress-bar off "$@" |
+        sed -n -e 's/^ *\(Collecting [^ ]*\).*/  \1/p' -e 's/^ *\(Downloading [^ ]* ([0-9.]* [MG]B)\).*/    \1/p' \
+            -e 's/^\(Building wheels\).*/  \1/p' -e 's/^\(Installing collected packages\).*/  \1, which takes a while/p'
+}
 
 # Debian's python3 makes environments without pip unless its package python3-venv is there; then the pip outside fills in
 make_environment() {

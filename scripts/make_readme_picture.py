@@ -38,7 +38,6 @@ QUESTIONS = (
 # ---- the animation --------------------------------------------------------------------------------------------------
 
 VIDEO_SIZE, PANEL_WIDTH, TITLE_HEIGHT = 320, 330, 44  # pixels
-FILL_OPACITY = 0.15  # light, so that the object's own colour stays visible
 FRAME_MS, CLICK_MS, READ_MS, LETTER_MS = 125, 900, 1100, 60
 
 
@@ -67,6 +66,7 @@ def record_conversation(video: SamaVideo) -> tuple[list[Exchange], list[np.ndarr
 
     model, processor = load_model(str(DEFAULT_MODEL), "cpu", "float32")
     session = ChatSession(model.start_chat(processor, video=video))
+    session.chat.min_component_fraction = 0.05  # as the demo
     exchanges = []
     for question, frame, click in QUESTIONS:
         deltas, complete = [], None
@@ -93,7 +93,7 @@ class Stage:
         image = Image.fromarray(self.video[index]).resize((VIDEO_SIZE, VIDEO_SIZE), Image.Resampling.LANCZOS)
         masks = [enlarged(track[index]) for track in self.masks[:num_objects]]
         if masks:
-            image = Image.fromarray(overlay_masks(np.array(image), np.stack(masks), opacity=FILL_OPACITY))
+            image = Image.fromarray(overlay_masks(np.array(image), np.stack(masks)))
         return image
 
     def compose(self, image: Image.Image, bands: Sequence[Image.Image]) -> Image.Image:

@@ -9,6 +9,7 @@ model is merged into the unquantized base model.
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 
 import torch
@@ -16,11 +17,15 @@ from peft import PeftModel
 
 from sama.modeling_sama import SamaForConditionalGeneration
 from sama.processing_sama import SamaProcessor
+from sama.training.model_card import write_model_card
+
+
+HISTORY = ("mixture.json", "trainer_state.json")  # what the model card tells about the training
 
 
 def merge(adapter: Path, to: Path, base: str | None = None, dtype: str = "auto") -> SamaForConditionalGeneration:
     """
-    Merges an adapter and saves the model with the adapter's processor.
+    Merges an adapter and saves the model with the adapter's processor, the records of its training and a model card.
 
     Args:
         adapter (`Path`): Folder with `adapter_config.json`.
@@ -44,7 +49,14 @@ def merge(adapter: Path, to: Path, base: str | None = None, dtype: str = "auto")
     merged.config.trained = True
     processor_folder = adapter if (adapter / "processor_config.json").is_file() else base
     merged.save_pretrained(to)
-    SamaProcessor.from_pretrained(processor_folder, trust_remote_code=True).save_pretrained(to)
+    local = Path(
+        processor_folder
+    ).is_dir()  # code of the Hub is not run: the model's classes are those of this package
+    SamaProcessor.from_pretrained(processor_folder, trust_remote_code=local).save_pretrained(to)
+    for name in HISTORY:
+        if (adapter / name).is_file():
+            shutil.copyfile(adapter / name, to / name)
+    write_model_card(to, base)
     return merged
 
 

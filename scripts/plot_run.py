@@ -5,32 +5,89 @@ python scripts/plot_run.py outputs/train [--out curves.png] [--smooth 20]
 
 import argparse
 import json
+from itertools import zip_longest
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
 
 
 matplotlib.use("Agg")  # without a display
 from matplotlib import pyplot  # noqa: E402
+from matplotlib.ticker import MaxNLocator  # noqa: E402
 
 
 STATE = "trainer_state.json"
-PANELS = (  # title, log entries, whether the axis is logarithmic
-    ("loss", ("loss", "lm_loss"), True),
-    ("mask losses", ("mask_loss", "dice_loss", "iou_loss", "presence_loss"), False),
-    ("accuracy on training batches", ("token_accuracy", "seg_accuracy", "mask_iou"), False),
-    ("learning rate", ("learning_rate",), False),
-    ("gradient norm", ("grad_norm",), True),
+COLUMNS = 3
+FEW = 30  # log entries, up to which each is marked: a line through one point is invisible
+
+
+class Panel(NamedTuple):
+    """
+    One panel of the plot.
+
+    Attributes:
+        title (`str`)
+        unit (`str`): the label of the vertical axis.
+        curves (`dict`): name of a log entry -> name in the legend.
+        logarithmic, noisy (`bool`): whether the axis is logarithmic, and whether a running mean is drawn.
+        limits (pair of `float`, *optional*): of the vertical axis.
+    """
+
+    title: str
+    unit: str
+    curves: dict[str, str]
+    logarithmic: bool = False
+    noisy: bool = True
+    limits: tuple[float, float] | None = None
+
+
+LOSSES = {"loss": "weighted sum", "lm_loss": "text, nats per token", "train_loss": "mean of the run"}
+PANELS = (
+    Panel("Loss", "loss", LOSSES, logarithmic=True),
+    Panel(
+        "Mask losses",
+        "loss, without weights",
+        {
+            "mask_loss": "cross-entropy",
+            "dice_loss": "Dice",
+            "iou_loss": "predicted IoU",
+            "presence_loss": "visible or not",
+        },
+    ),
+    Panel(
+        "Accuracy on training batches",
+        "fraction right, or IoU",
+        {"token_accuracy": "tokens", "seg_accuracy": "[SEG] tokens", "mask_iou": "mask IoU"},
+        limits=(0, 1.02),
+    ),
+    Panel("Learning rate", "learning rate", {"learning_rate": "learning rate"}, noisy=False),
+    Panel("Gradient norm", "norm before clipping", {"grad_norm": "gradient norm"}, logarithmic=True),
 )
 
 
 def read_history(run: Path) -> list[dict]:
-    """The log entries of a run's updates, from its newest checkpoint if the run has not finished."""
+    """
+    The log entries of a run's updates, from its newest checkpoint if the run has not finished. A run with fewer
+    updates than `logging_steps` has none: its only entry is the summary at its end, with the mean loss.
+
+    Raises:
+        FileNotFoundError: if there is no log.
+        ValueError: if the log has no entry with a loss.
+    """
     found = sorted(run.glob(f"checkpoint-*/{STATE}"), key=lambda path: int(path.parent.name.split("-")[1]))
     path = run / STATE if (run / STATE).is_file() else found[-1] if found else None
     if path is None:
-        raise FileNotFoundError(f"there is no {STATE} in {run} or its checkpoints")
-    return [entry for entry in json.loads(path.read_text(encoding="utf-8"))["log_history"] if "loss" in entry]
+        raise FileNotFoundError(
+            f"There is no {STATE} in {run} or its checkpoints; is it the output folder of train.py?"
+        )
+    log = json.loads(path.read_text(encoding="utf-8"))["log_history"]
+    history = [entry for entry in log if "loss" in entry]
+    if not history:
+        history = [entry for entry in log if "train_loss" in entry]
+    if not history:
+        raise ValueError(f"{path} has no loss among its {len(log)} entries, so there is nothing to plot.")
+    return history
 
 
 def curve(history: list[dict], name: str) -> tuple[list[int], list[float]]:
@@ -45,21 +102,47 @@ def smoothed(values: list[float], width: int) -> list[float]:
     return [sum(window) / len(window) for window in windows]
 
 
+def draw_panel(axes, panel: Panel, history: list[dict], smooth: int) -> None:
+    """Draws one panel: noisy values in a light colour, with their running mean in a strong one; others as they are."""
+    marker = "o" if len(history) <= FEW else None
+    for name, label in panel.curves.items():
+        steps, values = curve(history, name)
+        if not values:
+            continue
+        line = smoothed(values, smooth) if panel.noisy else values
+        [drawn] = axes.plot(steps, line, label=f"{label} (last: {line[-1]:.3g})", marker=marker, markersize=3)
+        if panel.noisy:
+            axes.plot(steps, values, color=drawn.get_color(), alpha=0.25, linewidth=0.7)
+    axes.set_title(panel.title)
+    axes.set_xlabel("update")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.set_ylabel(panel.unit + (" (logarithmic)" if panel.logarithmic else ""))
+    axes.grid(alpha=0.3)
+    if panel.logarithmic:
+        axes.set_yscale("log")
+    else:
+        axes.ticklabel_format(axis="y", scilimits=(-2, 4))
+    if panel.limits:
+        axes.set_ylim(*panel.limits)
+    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.18), frameon=False)  # below, off the curves
+
+
 def draw(history: list[dict], out: Path, smooth: int, title: str) -> None:
-    """Writes the plot: logged values in a light colour, their running mean in a strong one."""
-    figure, panels = pyplot.subplots(1, len(PANELS), figsize=(4.2 * len(PANELS), 3.6), layout="constrained")
-    for panel, (heading, names, logarithmic) in zip(panels, PANELS, strict=True):
-        for name in names:
-            steps, values = curve(history, name)
-            if values:
-                [line] = panel.plot(steps, smoothed(values, smooth), label=f"{name} {values[-1]:.3g}")
-                panel.plot(steps, values, color=line.get_color(), alpha=0.25, linewidth=0.7)
-        panel.set_title(heading)
-        panel.set_xlabel("update")
-        panel.set_yscale("log" if logarithmic else "linear")
-        panel.grid(alpha=0.3)
-        panel.legend(fontsize=8)
-    figure.suptitle(title)
+    """Writes the plot, with a panel for each kind of value that the log has."""
+    shown = [panel for panel in PANELS if any(curve(history, name)[0] for name in panel.curves)]
+    columns = min(COLUMNS, len(shown))
+    rows = -(-len(shown) // columns)
+    figure, grid = pyplot.subplots(
+        rows, columns, figsize=(max(6, 4.6 * columns), 4.4 * rows + 0.3), layout="constrained", squeeze=False
+    )
+    for axes, panel in zip_longest(grid.flat, shown):
+        if panel is None:
+            axes.set_visible(False)
+        else:
+            draw_panel(axes, panel, history, smooth)
+    noun = "log entries" if len(history) > 1 else "log entry"
+    mean = f"; strong lines: mean of {smooth} entries" if 1 < smooth < len(history) else ""
+    figure.suptitle(f"{title}: {history[-1]['step']} updates, {len(history)} {noun}{mean}")
     figure.savefig(out, dpi=110)
     pyplot.close(figure)
 
@@ -72,10 +155,16 @@ def main() -> None:
         "--smooth", type=int, default=20, help="log entries in the running mean (default: %(default)s)"
     )
     arguments = parser.parse_args()
-    history = read_history(arguments.run)
+    if arguments.smooth < 1:
+        parser.error(f"--smooth must be at least 1, got {arguments.smooth}")
+    try:
+        history = read_history(arguments.run)
+    except (OSError, ValueError) as error:
+        parser.exit(1, f"plot_run: {error}\n")
     out = arguments.out or arguments.run / "curves.png"
-    draw(history, out, arguments.smooth, arguments.run.name)
-    print(f"{len(history)} log entries plotted to {out}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    draw(history, out, arguments.smooth, arguments.run.resolve().name)
+    print(f"Plotted to {out}; entries of the log: {len(history)}")
 
 
 if __name__ == "__main__":

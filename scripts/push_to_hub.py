@@ -3,6 +3,9 @@
     python scripts/push_to_hub.py outputs/sama_1b me/sama-1b --dry_run outputs/upload   # writes the files, no network
     python scripts/push_to_hub.py outputs/sama_1b me/sama-1b --private
 
+The licence is that of the model the weights were made from, as far as its card came with it; otherwise name it with
+--license. The released SAMA weights are under creativeml-openrail-m.
+
 All files are uploaded in one commit, so the repository is never incomplete. Intermediate checkpoints, optimizer states
 and logs are not uploaded. Log in with `hf auth login`, or set the variable HF_TOKEN.
 """
@@ -14,10 +17,10 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
-from sama.training.model_card import model_card
+from sama.data.model_cards import CARD
+from sama.training.model_card import inherited_license, model_card
 
 
-CARD = "README.md"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
 PATTERNS = ("*.safetensors", "*.json", "*.py", "*.jinja", "*.txt", "*.model", "qformer_tokenizer/*")
 EXCLUDED = {"trainer_state.json", "mixture.json", "train_results.json", "all_results.json"}
@@ -62,7 +65,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="output folder of train.py or merge_lora.py")
     parser.add_argument("repo", help="owner/name on the Hub")
     parser.add_argument(
-        "--license", default="apache-2.0", help="of the weights, a Hub identifier (default: %(default)s)"
+        "--license",
+        help="of the weights, a Hub identifier (default: what the folder's or the base model's card names)",
     )
     parser.add_argument("--card", type=Path, help="model card to use instead of the generated one")
     parser.add_argument("--private", action="store_true", help="make the repository private if it is created")
@@ -73,7 +77,13 @@ def main() -> None:
         files = files_to_upload(folder)
     except ValueError as error:
         parser.error(str(error))
-    card = own.read_text(encoding="utf-8") if own else model_card(folder, repo, arguments.license)
+    license_name = arguments.license or inherited_license(folder)
+    if not own and not license_name:
+        parser.error(
+            f"--license is missing, and neither {folder / CARD} nor its base model's card names one. Weights made "
+            "from a converted checkpoint keep its licence: creativeml-openrail-m for the released SAMA weights."
+        )
+    card = own.read_text(encoding="utf-8") if own else model_card(folder, repo, license_name)
     for path in files:
         print(f"{path.stat().st_size / 1e6:10.2f} MB  {path.relative_to(folder).as_posix()}")
     if arguments.dry_run:

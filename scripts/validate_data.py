@@ -1,6 +1,7 @@
-"""Reads every record of a mixture and reports what is missing or broken.
+"""Reads every record of a mixture and reports what is missing or broken, or draws a few of them.
 
-    python scripts/validate_data.py data_configs/toy.yaml --preview 12
+    python scripts/validate_data.py data_configs/toy.yaml --preview 12      # reads the drawn records only
+    python scripts/validate_data.py data_configs/toy.yaml
     python scripts/validate_data.py data_configs/sama_1b.yaml --workers 8 --report outputs/data.json
 
 Each record is read once: its video or image is opened, the frames that training uses (--all-frames: all of them) and
@@ -20,6 +21,7 @@ from sama.data.records import DataError
 from sama.data.validation import MixtureValidator, report_lines
 from sama.drawing.preview import write_previews
 from sama.processing_sama import SamaProcessor
+from sama.serving.loading import check_model_name
 
 
 DEFAULT_PROCESSOR = Path(__file__).resolve().parent.parent / "checkpoints" / "sama-tiny"
@@ -35,29 +37,45 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--all-frames", action="store_true", help="decode every frame, not only those that are used")
     parser.add_argument("--limit", type=int, help="check only the first records of each source, this many")
     parser.add_argument("--report", type=Path, help="write the report to this JSON file")
-    parser.add_argument("--preview", type=int, default=0, metavar="N", help="draw N samples")
-    parser.add_argument("--out", type=Path, default=Path("outputs/preview"), help="folder of the drawings")
-    return parser.parse_args(arguments)
+    parser.add_argument(
+        "--preview",
+        type=int,
+        default=0,
+        metavar="N",
+        help="draw N samples instead of checking all; with --limit or --report both",
+    )
+    parser.add_argument("--out", type=Path, help="folder of the drawings (default: outputs/preview/MIXTURE)")
+    options = parser.parse_args(arguments)
+    if options.preview < 0:
+        parser.error(f"--preview must be at least 0, got {options.preview}")
+    options.out = options.out or Path("outputs/preview") / options.mixture.stem
+    return options
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
-    load_processor = partial(SamaProcessor.from_pretrained, options.processor, trust_remote_code=True)
+    local = Path(options.processor).is_dir()  # code of the Hub is not run
+    load_processor = partial(SamaProcessor.from_pretrained, options.processor, trust_remote_code=local)
     try:
+        check_model_name(options.processor)
         validator = MixtureValidator(
             options.mixture, load_processor, options.root, options.cache, options.all_frames, options.limit
         )
-    except DataError as error:
-        print(error, file=sys.stderr)
+    except (DataError, OSError) as error:
+        print(f"validate_data: {error}", file=sys.stderr)
         return 2
+    drawn = True
+    if options.preview and validator.sources:
+        sheets = write_previews(validator.sources, validator.checker().renderer, options.preview, options.out)
+        drawn = len(sheets) == options.preview
+        print(f"{len(sheets)} drawings in {options.out}")
+        if options.limit is None and options.report is None:
+            return 0 if drawn else 1
     report = validator.run(options.workers)
     print("\n".join(report_lines(report)))
     if options.report:
         write_text_atomically(options.report, json.dumps(report, indent=2) + "\n")
-    if options.preview and validator.sources:
-        sheets = write_previews(validator.sources, validator.checker().renderer, options.preview, options.out)
-        print(f"{len(sheets)} drawings in {options.out}")
-    return 1 if report["problems"] else 0
+    return 0 if drawn and not report["problems"] else 1
 
 
 if __name__ == "__main__":

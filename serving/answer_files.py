@@ -1,8 +1,9 @@
 """Writes a conversation to files: the video or picture with all masks, a contact sheet (.png) and a record (.json)."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -61,27 +62,27 @@ def write_answer_files(
         region_texts (sequence of sequences of `str`): for each turn, its regions as they were typed.
         progress (`Callable`, *optional*): wraps the frame indices while the video is written, as `tqdm` does.
     """
-    video, numbers = session.chat.video, range(1, len(session.objects) + 1)
+    video = session.chat.video
+    tracks = {number: phrase.track for number, phrase in enumerate(session.objects, start=1)}
     files = output_files(out)
     if video.is_image:
-        Image.fromarray(draw_objects(session, 0, numbers)).save(out)
+        Image.fromarray(draw_objects(video, 0, tracks)).save(out)
     else:
-        frames = (draw_objects(session, index, numbers) for index in progress(range(len(video))))
+        frames = (draw_objects(video, index, tracks) for index in progress(range(len(video))))
         write_video(out, frames, video.fps, video)
     stack_images([draw_turn(session, turn) for turn in session.turns], gap=12).save(files[1])
     write_text_atomically(files[2], json.dumps(record | describe(session, region_texts)))
     return files
 
 
-def draw_objects(session: ChatSession, index: int, numbers: Iterable[int]) -> np.ndarray:
-    """Frame `index` with the masks and numbers of some objects, `(height, width, 3)` uint8."""
-    video, numbers = session.chat.video, list(numbers)
-    masks = np.zeros((len(numbers), video.height, video.width), dtype=bool)
-    for row, number in enumerate(numbers):
-        masks[row] = session.object(number).track[index]
-    colors = [object_color(number - 1) for number in numbers]
+def draw_objects(video, index: int, tracks: Mapping[int, Any]) -> np.ndarray:
+    """Frame `index` with the masks and numbers of the objects with these tracks, `(height, width, 3)` uint8."""
+    masks = np.zeros((len(tracks), video.height, video.width), dtype=bool)
+    for row, track in enumerate(tracks.values()):
+        masks[row] = track[index]
+    colors = [object_color(number - 1) for number in tracks]
     frame = overlay_masks(video[index], masks, colors)
-    return label_masks(frame, masks, [str(number) for number in numbers], colors)
+    return label_masks(frame, masks, [str(number) for number in tracks], colors)
 
 
 def draw_turn(session: ChatSession, turn: ChatTurn) -> Image.Image:
@@ -92,14 +93,15 @@ def draw_turn(session: ChatSession, turn: ChatTurn) -> Image.Image:
         frame = prompts.get(region.frame, video[region.frame])
         prompts[region.frame] = draw_region(frame, region, str(number) if len(turn.regions) > 1 else None)
     frames, captions = list(prompts.values()), [f"region on frame {frame}" for frame in prompts]
-    numbers, tracks = [item.number for item in turn.objects], [phrase.track for phrase in turn.reply.objects]
-    for index in key_frames(len(video), tracks, SHEET_COLUMNS - len(frames) % SHEET_COLUMNS):
-        frames.append(draw_objects(session, index, numbers))
+    tracks = dict(zip(turn.numbers, [phrase.track for phrase in turn.reply.objects], strict=True))
+    for index in key_frames(len(video), list(tracks.values()), SHEET_COLUMNS - len(frames) % SHEET_COLUMNS):
+        frames.append(draw_objects(video, index, tracks))
         captions.append(f"frame {index}")
     sheet = contact_sheet(frames, captions, columns=SHEET_COLUMNS)
     colors = [item.color for item in turn.objects]
     answer = turn.reply.text or EMPTY_ANSWER
-    return stack_images([sheet, caption_band(sheet.width, turn.question, answer, turn.reply.objects, colors)])
+    band = caption_band(sheet.width, turn.question, answer, turn.reply.objects, colors, turn.numbers)
+    return stack_images([sheet, band])
 
 
 def region_on_its_frame(session: ChatSession, region: dict) -> Region:

@@ -6,30 +6,83 @@ from sama.resources import SMALL_MODEL
 
 
 DEFAULT_MODEL = SMALL_MODEL
+HUB_TIMEOUT = 10.0  # seconds for the one request that tells whether a model exists
 
 
-def load_model(model: str, device: str = "auto", dtype: str = "auto", preset: str | None = None) -> tuple:
+def check_model_name(model: str) -> None:
+    """
+    Checks that a model can be found, before anything is loaded: a folder, or a model on the Hub, for which one request
+    is made unless it is in the cache.
+
+    Raises:
+        FileNotFoundError: if there is neither.
+        ConnectionError: if the Hub cannot be reached.
+    """
+    if Path(model).expanduser().is_dir():
+        if not (Path(model).expanduser() / "config.json").is_file():
+            raise FileNotFoundError(f"The folder {model} has no config.json, so there is no model in it.")
+        return
+    if model == str(DEFAULT_MODEL):
+        raise FileNotFoundError(f"The small model is missing: there is no folder {DEFAULT_MODEL}; name another model.")
+    if model.startswith((".", "/", "~")) or model.count("/") != 1:
+        raise FileNotFoundError(f"There is no folder {model} with a model, and a name on the Hub is owner/name.")
+    # Imported here, so that other mistakes on the command line do not wait for it
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+
+    try:
+        if isinstance(try_to_load_from_cache(model, "config.json"), str):
+            return
+        HfApi().model_info(model, timeout=HUB_TIMEOUT)
+    except HFValidationError:
+        raise FileNotFoundError(f"There is no folder {model} with a model, and it is no name on the Hub.") from None
+    except RepositoryNotFoundError:
+        raise FileNotFoundError(
+            f"There is no folder {model}, and no model of this name on the Hub that this account can read."
+        ) from None
+    except Exception as error:  # of the HTTP library, which is another one in other versions of huggingface_hub
+        raise ConnectionError(
+            f"There is no folder {model}, and the Hub could not be asked for a model of this name: "
+            f"{' '.join(str(error).split())}"
+        ) from error
+
+
+def load_model(
+    model: str,
+    device: str = "auto",
+    dtype: str = "auto",
+    preset: str | None = None,
+    trust_remote_code: bool = False,
+) -> tuple:
     """
     The model, on its device and in evaluation mode, and its processor.
+
+    A folder is loaded with the code in it. A model on the Hub is loaded with the code of this package, and none of its
+    own code is run, unless `trust_remote_code` is set.
 
     Args:
         model (`str`): a folder, or the name of a model on the Hub.
         device (`str`, *optional*, defaults to "auto"): "cpu", "cuda" or "mps"; "auto" takes a GPU if there is one.
         dtype (`str`, *optional*, defaults to "auto"): "auto" takes the checkpoint's, and float32 on a CPU.
         preset (`str`, *optional*): "published" or "consistent"; by default the checkpoint's own.
+        trust_remote_code (`bool`, *optional*, defaults to `False`): whether the code of a model on the Hub is run.
 
     Raises:
-        FileNotFoundError: if the folder does not exist.
+        FileNotFoundError: if there is no such folder or model.
+        ConnectionError: if the Hub cannot be reached.
         ValueError: if the device is not available, or the model has no presets.
     """
     # Imported here, so that --help and mistakes on the command line do not wait for torch.
     import torch
     from transformers import AutoConfig, AutoModel, AutoProcessor
 
-    if model == str(DEFAULT_MODEL) and not DEFAULT_MODEL.is_dir():
-        raise FileNotFoundError(f"The small model is missing: there is no folder {DEFAULT_MODEL}; name another model.")
-    if model.startswith((".", "/", "~")) and not Path(model).is_dir():
-        raise FileNotFoundError(f"There is no folder {model} with a model.")
+    from sama.configuration_sama import SamaConfig
+    from sama.modeling_sama import SamaForConditionalGeneration
+    from sama.processing_sama import SamaProcessor
+
+    check_model_name(model)
+    model = str(Path(model).expanduser()) if Path(model).expanduser().is_dir() else model
+    own_code = trust_remote_code or Path(model).is_dir()
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if device == "auto":
         device = next(name for name in ("cuda", "mps", "cpu") if available[name])
@@ -39,10 +92,11 @@ def load_model(model: str, device: str = "auto", dtype: str = "auto", preset: st
         dtype = "float32"  # half precision saves memory on a CPU, but is slower on most
     settings = {}
     if preset is not None:
-        config = AutoConfig.from_pretrained(model, trust_remote_code=True)
+        config = (AutoConfig if own_code else SamaConfig).from_pretrained(model, trust_remote_code=own_code)
         if "preset" not in config.to_dict():
             raise ValueError(f"The model {model} has no presets, so none can be chosen.")
         settings = {"preset": preset}
-    loaded = AutoModel.from_pretrained(model, trust_remote_code=True, dtype=dtype, **settings)
-    processor = AutoProcessor.from_pretrained(model, trust_remote_code=True, **settings)
+    classes = (AutoModel, AutoProcessor) if own_code else (SamaForConditionalGeneration, SamaProcessor)
+    loaded = classes[0].from_pretrained(model, trust_remote_code=own_code, dtype=dtype, **settings)
+    processor = classes[1].from_pretrained(model, trust_remote_code=own_code, **settings)
     return loaded.to(device).eval(), processor

@@ -14,9 +14,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sama.objects_sama import as_region
 from sama.pictures_sama import opened_picture
 from sama.prompts_sama import REGION_WORD
 from sama.regions_sama import mask_array
+
+
+REGION_FORMS = """\
+    frame=10,box=x1,y1,x2,y2
+    frame=10,point=x,y[,point=x,y][,negative=x,y]       points on the object and outside it
+    frame=10,scribble=x,y,x,y,...
+    frame=10,mask=FILE.png                              everything that is not black
+    object=2                                            the 2nd object of the answers so far"""
 
 
 @dataclass(frozen=True)
@@ -126,6 +135,34 @@ def _polyline(text: str, values: list[str]) -> list[tuple[float, float]]:
             f'In the region "{text}": scribble= takes x,y of two points or more, got {len(numbers)} numbers.'
         )
     return list(zip(numbers[0::2], numbers[1::2], strict=True))
+
+
+def check_region(region: RegionArgument, video, num_objects: int) -> None:
+    """
+    Checks that a region lies in a video, so that a mistake costs no model and no typed question.
+
+    Args:
+        region ([`RegionArgument`])
+        video ([`SamaVideo`])
+        num_objects (`int`): how many objects the answers so far have, which `object=` may name.
+
+    Raises:
+        ValueError: if it does not.
+    """
+    number = region.values.get("object")
+    if number is None:
+        frame = region.values["frame"]
+        if frame >= len(video):
+            raise ValueError(
+                f'In the region "{region.text}": there is no frame {frame}; the video has {len(video)}, counted '
+                "from 0."
+            )
+        as_region(region.region()).at_frames(video)
+    elif number > num_objects:
+        raise ValueError(
+            f'In the region "{region.text}": there is no object {number}; the answers so far have {num_objects}, '
+            "counted from 1."
+        )
 
 
 def group_questions(script: Iterable[tuple[str, str]]) -> list[tuple[str, list[RegionArgument]]]:

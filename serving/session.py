@@ -11,7 +11,7 @@ import queue
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from ..streaming_sama import AnswerStreamer
 
 # Events that wait for their reader. When it is slow, the model waits: masks of a long video do not pile up in memory.
 MAX_WAITING_EVENTS = 16
+SAME_OBJECT_IOU = 0.5  # of masks on one frame, from which an object of an answer is the one that is asked about
 POLL_SECONDS = 0.05  # how often a blocked worker looks whether its answer was cancelled
 
 
@@ -41,7 +42,8 @@ class AnswerObject:
     An object of an answer.
 
     Attributes:
-        number (`int`): counted from 1 over all answers of the conversation.
+        number (`int`): counted from 1 over all answers of the conversation. An object that is asked about and is part
+            of the answer again keeps its number.
         phrase (`str`): the phrase that names it; empty if the answer does not name it.
         span (`tuple[int, int]`): the first character of the phrase in the answer's text and the one after its last.
         color (RGB triple): the same wherever the object is drawn.
@@ -55,7 +57,11 @@ class AnswerObject:
 
 @dataclass(frozen=True)
 class AnswerText:
-    """The text is complete. `objects` are what it grounds; their masks follow in [`MaskFrame`] events."""
+    """The text is complete. `objects` are what it grounds; their masks follow in [`MaskFrame`] events.
+
+    After a question that points at an object of an earlier answer, the event waits for the first tracked frame, whose
+    masks show which objects are known already.
+    """
 
     text: str
     objects: tuple[AnswerObject, ...]
@@ -119,17 +125,17 @@ class ChatTurn:
         question (`str`)
         regions (`tuple`): as given, except that an object of an earlier answer is always `{"object": number}`.
         reply ([`SamaReply`])
-        first_number (`int`): the number of the answer's first object.
+        numbers (`tuple[int, ...]`): the numbers of the answer's objects.
     """
 
     question: str
     regions: tuple
     reply: Reply
-    first_number: int
+    numbers: tuple[int, ...]
 
     @property
     def objects(self) -> tuple[AnswerObject, ...]:
-        return numbered_objects(self.reply.objects, self.first_number)
+        return numbered_objects(self.reply.objects, self.numbers)
 
 
 class ChatSession:
@@ -137,7 +143,9 @@ class ChatSession:
     A conversation about one video or image that streams its answers.
 
     Objects are numbered from 1 over all answers. An object keeps its number and its colour for the whole conversation;
-    a question that points at it again refers to it by this number.
+    a question that points at it again refers to it by this number. If the answer to such a question grounds an object
+    whose mask on the first tracked frame has an IoU of `SAME_OBJECT_IOU` or more with the object that was pointed at,
+    it is the same object.
 
     Args:
         chat ([`SamaChat`]): what `model.start_chat` returned. Only the session may ask it from now on.
@@ -155,8 +163,12 @@ class ChatSession:
 
     @property
     def objects(self) -> list:
-        """The [`GroundedPhrase`] of each object, in the order of their numbers."""
-        return [phrase for turn in self.turns for phrase in turn.reply.objects]
+        """The [`GroundedPhrase`] of each object, in the order of their numbers: that of the first answer about it."""
+        found: dict[int, Any] = {}
+        for turn in self.turns:
+            for number, phrase in zip(turn.numbers, turn.reply.objects, strict=True):
+                found.setdefault(number, phrase)
+        return list(found.values())
 
     def object(self, number: int):
         """The [`GroundedPhrase`] of an object; raises `ValueError` if no answer has an object of this number."""
@@ -219,33 +231,34 @@ class ChatSession:
 
     def _answer(self, channel: "_Channel", text: str, regions: tuple, masks: bool, generate_kwargs: dict) -> ChatTurn:
         references = tuple(self._by_number(region) for region in regions)
-        first_number = len(self.objects) + 1
+        resolved = [self._resolved(region) for region in regions]
         streamer = AnswerStreamer(self.chat.processor, lambda text: channel.send(TextDelta(text) if text else None))
-
-        def on_answer(reply) -> None:
-            streamer.finish(reply.text)
-            channel.send(AnswerText(reply.text, numbered_objects(reply.objects, first_number)))
-
-        def on_frame(frame: int, frame_masks: np.ndarray) -> None:
-            channel.send(MaskFrame(frame, dict(enumerate(frame_masks, start=first_number))))
-
+        events = _AnswerEvents(channel, streamer, self._pointed_at(references), len(self.objects) + 1)
         reply = self.chat.ask(
             text,
-            regions=[self._resolved(region) for region in references],
+            regions=resolved,
             masks=masks,
             streamer=streamer,
-            on_answer=on_answer,
-            on_frame=on_frame,
+            on_answer=events.on_answer,
+            on_frame=events.on_frame,
             **generate_kwargs,
         )
-        turn = ChatTurn(text, references, reply, first_number)
+        turn = ChatTurn(text, references, reply, events.finish())
         self.turns.append(turn)
         return turn
 
     def _by_number(self, region):
         """The region; a phrase of an earlier answer becomes `{"object": number}`."""
-        numbers = [number for number, phrase in enumerate(self.objects, start=1) if phrase is region]
-        return {"object": numbers[0]} if numbers else region
+        for turn in self.turns:
+            for number, phrase in zip(turn.numbers, turn.reply.objects, strict=True):
+                if phrase is region:
+                    return {"object": number}
+        return region
+
+    def _pointed_at(self, references: Sequence) -> dict[int, Any]:
+        """Number and phrase of each object of an earlier answer among the regions of a question."""
+        numbers = [one["object"] for one in references if isinstance(one, Mapping) and "object" in one]
+        return {number: self.object(number) for number in numbers}
 
     def _resolved(self, region):
         """The region as the chat takes it: the phrase instead of `{"object": number}`."""
@@ -258,12 +271,33 @@ class ChatSession:
         return self.object(region["object"])
 
 
-def numbered_objects(phrases: Sequence, first_number: int) -> tuple[AnswerObject, ...]:
+def numbered_objects(phrases: Sequence, numbers: Sequence[int]) -> tuple[AnswerObject, ...]:
     """The grounded phrases of one answer with their numbers and colours."""
     return tuple(
         AnswerObject(number, phrase.text, tuple(phrase.span), object_color(number - 1))
-        for number, phrase in enumerate(phrases, start=first_number)
+        for number, phrase in zip(numbers, phrases, strict=True)
     )
+
+
+def object_numbers(masks: Sequence[np.ndarray], known: Mapping[int, np.ndarray], first_new: int) -> tuple[int, ...]:
+    """
+    The numbers of an answer's objects, from their masks on one frame.
+
+    Args:
+        masks (sequence of `np.ndarray` of shape `(height, width)`, bool): one per object of the answer.
+        known (mapping of `int` to `np.ndarray`): number and mask of the objects that the question points at. Each is
+            found again at most once.
+        first_new (`int`): the number of the first object that is none of these.
+    """
+    numbers, left = [], dict(known)
+    for mask in masks:
+        overlaps = {number: (mask & other).sum() / max(1, (mask | other).sum()) for number, other in left.items()}
+        number = max(overlaps, key=overlaps.__getitem__, default=None)
+        if number is None or overlaps[number] < SAME_OBJECT_IOU:
+            number, first_new = first_new, first_new + 1
+        numbers.append(number)
+        left.pop(number, None)
+    return tuple(numbers)
 
 
 def one_sentence(error: BaseException) -> str:
@@ -276,6 +310,40 @@ def one_sentence(error: BaseException) -> str:
 
 class _Stop(Exception):
     """Raised in the callbacks of a cancelled answer, where `chat.ask` undoes the question."""
+
+
+class _AnswerEvents:
+    """The callbacks of one answer, which number its objects and send its text and masks."""
+
+    def __init__(self, channel: "_Channel", streamer: AnswerStreamer, pointed_at: Mapping[int, Any], first_new: int):
+        self.channel, self.streamer = channel, streamer
+        self.pointed_at, self.first_new = pointed_at, first_new
+        self.reply: Any = None
+        self.numbers: tuple[int, ...] | None = None
+
+    def on_answer(self, reply) -> None:
+        self.streamer.finish(reply.text)
+        self.reply = reply
+        if not (self.pointed_at and reply.objects):
+            self._send_text(())
+
+    def on_frame(self, frame: int, masks: np.ndarray) -> None:
+        numbers = self.numbers
+        if numbers is None:
+            tracks = {number: phrase.track for number, phrase in self.pointed_at.items()}
+            known = {number: track[frame] for number, track in tracks.items() if track is not None}
+            numbers = self._send_text(object_numbers(list(masks), known, self.first_new))
+        self.channel.send(MaskFrame(frame, dict(zip(numbers, masks, strict=True))))
+
+    def finish(self) -> tuple[int, ...]:
+        """The numbers of the answer's objects; sends the text if no frame was tracked."""
+        return self._send_text(()) if self.numbers is None else self.numbers
+
+    def _send_text(self, numbers: tuple[int, ...]) -> tuple[int, ...]:
+        count = len(self.reply.objects)
+        self.numbers = numbers or tuple(range(self.first_new, self.first_new + count))
+        self.channel.send(AnswerText(self.reply.text, numbered_objects(self.reply.objects, self.numbers)))
+        return self.numbers
 
 
 class _Channel:

@@ -12,7 +12,7 @@ from sama.drawing.terminal import colored_text
 from sama.drawing.text import printable
 from sama.prompts_sama import REGION_WORD
 from sama.serving.answer_files import EMPTY_ANSWER, write_answer_files
-from sama.serving.region_arguments import RegionArgument, parse_region
+from sama.serving.region_arguments import REGION_FORMS, RegionArgument, check_region, parse_region
 from sama.serving.session import AnswerText, ChatSession, ChatTurn, Done, Failed, MaskFrame, TextDelta, one_sentence
 
 
@@ -84,25 +84,27 @@ class TerminalChat:
         """Reads questions until `quit` or the end of the input."""
         print(
             f"Ask about the video; write {REGION_WORD} where you point at something. "
-            "quit or Ctrl-D ends and writes the files."
+            "quit or Ctrl-D ends and writes the files.\n"
+            f"A {REGION_WORD} is one of these, in pixels and frames counted from 0:\n{REGION_FORMS}"
         )
         with contextlib.suppress(EOFError):
             while (question := input("\nquestion> ").strip()) not in ("quit", "exit"):
                 if not question:
                     continue
                 try:
-                    self.ask(question, [read_region(number + 1) for number in range(question.count(REGION_WORD))])
+                    self.ask(question, [self.read_region(number + 1) for number in range(question.count(REGION_WORD))])
                 except (ValueError, FileNotFoundError) as error:
                     print(one_sentence(error))
 
-
-def read_region(number: int) -> RegionArgument:
-    """Reads a region from the terminal, again and again until it can be parsed."""
-    while True:
-        try:
-            return parse_region(input(f"region {number} (frame=10,box=x1,y1,x2,y2 or object=1)> "))
-        except ValueError as error:
-            print(one_sentence(error))
+    def read_region(self, number: int) -> RegionArgument:
+        """Reads a region from the terminal, again and again until it can be parsed and lies in the video."""
+        while True:
+            try:
+                region = parse_region(input(f"region {number}> "))
+                check_region(region, self.session.chat.video, len(self.session.objects))
+                return region
+            except (ValueError, FileNotFoundError) as error:
+                print(one_sentence(error))
 
 
 def print_turn(turn: ChatTurn, num_frames: int) -> None:

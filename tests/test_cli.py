@@ -3,11 +3,15 @@
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from sama import cli
+
+
+ROOT = Path(__file__).parent.parent
 
 
 def use_entry_point(monkeypatch, module: str, main) -> None:
@@ -128,3 +132,18 @@ assert not code and not {{"torch", "transformers"}} & set(sys.modules)
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith(usage)
+
+
+@pytest.mark.parametrize(
+    ("script", "missing", "extra"), [("evaluate", "pycocotools", "eval"), ("train", "trl", "train")]
+)
+def test_a_script_without_its_extra_is_one_sentence(script, missing, extra):
+    """The file is run as `python evaluate.py --help` would, in an environment that lacks a module of the extra."""
+    code = (
+        f"import runpy, sys; sys.modules[{missing!r}] = None; sys.argv = ['{script}.py', '--help'];"
+        f"runpy.run_path({str(ROOT / f'{script}.py')!r}, run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    sentence = f"{script}: The Python module {missing} is not installed. Run: pip install 'sama[{extra}]'\n"
+    assert done.stderr.endswith(sentence) and "Traceback" not in done.stderr

@@ -13,6 +13,7 @@ from video_files import cut, turn, write_clip
 
 from sama import overlay_sama
 from sama.overlay_sama import PALETTE, VideoWriter, object_color, overlay_masks, prepare_output, write_video
+from sama.toy_world.shapes import COLOURS
 from sama.video_sama import SamaVideo
 
 
@@ -45,6 +46,15 @@ def test_overlay_fills_outlines_and_leaves_the_rest():
 @pytest.mark.parametrize(("opacity", "expected"), [(0.0, (100, 100, 100)), (1.0, PALETTE[0])])
 def test_overlay_opacity_bounds(opacity, expected):
     assert tuple(overlay_masks(grey_frame(), square_mask()[None], opacity=opacity)[30, 40]) == expected
+
+
+@pytest.mark.parametrize("name", COLOURS)
+def test_the_colour_of_an_object_is_the_same_below_its_mask(name):
+    frame = np.broadcast_to(np.array(COLOURS[name], np.uint8), (60, 80, 3))
+    for index in range(len(PALETTE)):
+        drawn = overlay_masks(frame, square_mask()[None], [object_color(index)])[30, 40].astype(int)
+        nearest = min(COLOURS, key=lambda other: np.linalg.norm(drawn - COLOURS[other]))
+        assert nearest == name, f"{name} looks {nearest} below {object_color(index)}"
 
 
 def test_overlay_later_masks_lie_on_top_and_colours_follow_the_index():

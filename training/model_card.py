@@ -5,6 +5,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCardData
 
+from sama.data.model_cards import CARD, card_metadata, hub_name, license_of
 from sama.drawing.tables import markdown_table
 
 
@@ -55,24 +56,52 @@ def metric_section(folder: Path) -> str:
     return text + markdown_table(("metric", "value"), rows)
 
 
-def model_card(folder: Path, repo: str, license_name: str) -> str:
+def inherited_license(folder: Path) -> str | None:
+    """The licence that the card of a model names, or that of its base model if it is an adapter of a local one."""
+    base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+    return license_of(folder) or (license_of(base) if base else None)
+
+
+def base_model_of(folder: Path) -> str | None:
+    """The Hub's name of the model that this one was made from, if its card or its adapter's settings name one."""
+    base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+    return hub_name(base) if base else card_metadata(folder).get("base_model")
+
+
+def write_model_card(folder: Path, base: str) -> None:
+    """
+    Writes the card of a model that was made from another, with the licence and the Hub's name of that one.
+
+    Args:
+        folder (`Path`): of the new model; its card is replaced.
+        base (`str`): folder or Hub name of the model it was made from.
+    """
+    card = model_card(folder, folder.resolve().name, license_of(base), hub_name(base))
+    (folder / CARD).write_text(card, encoding="utf-8")
+
+
+def model_card(folder: Path, repo: str, license_name: str | None, base_model: str | list[str] | None = None) -> str:
     """
     The model card with the Hub's metadata header.
 
     Args:
         folder (`Path`): Output folder of train.py or merge_lora.py.
-        repo (`str`): Name on the Hub, `owner/name`.
-        license_name (`str`): Licence of the weights, as a Hub identifier.
+        repo (`str`): Name on the Hub, `owner/name`; for a card that stays in a folder, the folder's name.
+        license_name (`str`, *optional*): Licence of the weights, as a Hub identifier; `None` if it is not known.
+        base_model (`str` or `list[str]`, *optional*): The model that this one was made from, by its name on the Hub.
+            By default what [`base_model_of`] finds.
     """
     adapter = read_json(folder / "adapter_config.json")
     config = read_json(folder / "config.json")
+    base_model = base_model or base_model_of(folder)
     data = ModelCardData(
         license=license_name,
         library_name="peft" if adapter else "transformers",
         pipeline_tag="video-text-to-text",
         tags=["sama", "video", "grounded-dialogue", "video-segmentation"],
-        base_model=adapter.get("base_model_name_or_path"),
+        base_model=base_model,
     )
+    origin = base_model if isinstance(base_model, str) else ", ".join(base_model or ())
     usage = ADAPTER_USAGE if adapter else USAGE
     untrained = (
         "\n**The weights are untrained: answers and masks are noise.**\n" if config.get("trained") is False else ""
@@ -85,12 +114,12 @@ def model_card(folder: Path, repo: str, license_name: str) -> str:
 
 A SAMA model: it answers questions about a video over several turns, accepts clicks, boxes, scribbles and masks as
 regions, and grounds phrases of its answers in mask tracks ([paper](https://arxiv.org/abs/2505.18812)).
-{untrained}
+{f"{chr(10)}It was made from [{origin}](https://huggingface.co/{origin}).{chr(10)}" if origin else ""}{untrained}
 ## Usage
 
-{usage.format(repo=repo, base=adapter.get("base_model_name_or_path"))}
+{usage.format(repo=repo, base=origin or adapter.get("base_model_name_or_path"))}
 
-Loading runs this repository's code (`trust_remote_code=True`). Requires `torch`, `transformers` and `av`.
+Loading runs this repository's code (`trust_remote_code=True`). Requires transformers 5.17 to 5.24, `torch` and `av`.
 
 ## Data
 
@@ -102,5 +131,6 @@ Loading runs this repository's code (`trust_remote_code=True`). Requires `torch`
 
 ## Licence
 
-{license_name}. The licences of the base models and of the data apply as well.
+{license_name or "Not named by the model this one was made from"}.
+The licences of the base models and of the data apply as well.
 """

@@ -174,12 +174,15 @@ class SamaChat:
     Attributes:
         messages (`list[dict]`): the conversation so far, as `apply_chat_template` takes it; a copy, not to be edited.
         video ([`SamaVideo`], *optional*): what it is about.
+        min_component_fraction (`float`, defaults to 0): specks of masks smaller than this fraction of their mask are
+            dropped; 0 keeps the masks as the model gives them. May be set at any time.
     """
 
     def __init__(self, model, processor, video=None, image=None, feature_folder: str | None = None):
         if video is not None and image is not None:
             raise ValueError("A conversation is about one video or one image, got both.")
         self.model, self.processor = model, processor
+        self.min_component_fraction = 0.0
         source, kind = (video, "video") if video is not None else (image, "image")
         self.video = None if source is None else processor.open_video(source, kind)
         self.cache = DynamicCache(config=model.config.get_text_config())
@@ -405,7 +408,9 @@ class SamaChat:
         tracks = [MaskTrack(len(video), video.height, video.width) for _ in seg_states]
         scores = []
         for frame in progress(frames) if progress else frames:
-            masks = processor.post_process_masks(frame.mask_logits, video.height, video.width)
+            masks = processor.post_process_masks(
+                frame.mask_logits, video.height, video.width, self.min_component_fraction
+            )
             for track, mask in zip(tracks, masks, strict=True):
                 track[frame.frame_index] = mask
             if on_frame is not None:

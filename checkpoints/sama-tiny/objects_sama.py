@@ -295,3 +295,47 @@ def _spread_along(line: np.ndarray) -> np.ndarray:
     at = np.linspace(0.0, distance[-1], count)
     spread = [np.interp(at, distance, line[:, axis]) for axis in (0, 1)]
     return np.stack(spread, axis=1).astype(np.float32)
+
+
+def drop_small_components(mask: np.ndarray, min_fraction: float) -> np.ndarray:
+    """
+    A mask without its specks: connected components, diagonals included, that are smaller than a fraction of the mask.
+    The largest component always stays.
+
+    Args:
+        mask (`np.ndarray` of shape `(height, width)`, bool)
+        min_fraction (`float`): of the mask's area, from 0 (drops nothing) to 1 (keeps the largest component only).
+
+    Raises:
+        ValueError: if `min_fraction` does not lie between 0 and 1.
+    """
+    if not 0.0 <= min_fraction <= 1.0:
+        raise ValueError(f"The fraction of a mask must lie between 0 and 1, got {min_fraction}.")
+    # Runs of set pixels, row by row; a run joins the runs of the row above that it touches
+    edges = np.diff(np.pad(mask, ((0, 0), (1, 1))).astype(np.int8), axis=1)
+    (rows, starts), (_, ends) = np.nonzero(edges == 1), np.nonzero(edges == -1)
+    if min_fraction == 0 or len(rows) < 2:
+        return mask.copy()
+    parents = list(range(len(rows)))
+
+    def root(run: int) -> int:
+        while parents[run] != run:
+            parents[run] = run = parents[parents[run]]
+        return run
+
+    above = 0
+    for run in range(len(rows)):
+        while rows[above] < rows[run] - 1:
+            above += 1
+        for other in range(above, run):
+            if rows[other] == rows[run]:
+                break
+            if starts[other] <= ends[run] and starts[run] <= ends[other]:
+                parents[root(other)] = root(run)
+    components = np.array([root(run) for run in range(len(rows))])
+    areas = np.bincount(components, weights=ends - starts)
+    kept = areas >= min(areas.max(), min_fraction * mask.sum())
+    output = np.zeros_like(mask)
+    for row, start, end, component in zip(rows, starts, ends, components, strict=True):
+        output[row, start:end] = kept[component]
+    return output

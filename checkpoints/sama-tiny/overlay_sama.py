@@ -46,6 +46,7 @@ PALETTE: tuple[Color, ...] = tuple(
     for code in "ff4068 00beff ffc800 b080ff 00dc8c ff8224 ff6ee2 5c8cff b8ec00 7cffd8 ffac9c cea46e".split()
 )
 GOLDEN_RATIO = 0.6180339887
+FILL_OPACITY = 0.15  # of a mask's fill: an answer names colours, so the object's own must stay recognisable
 
 
 def object_color(index: int) -> Color:
@@ -59,16 +60,17 @@ def object_color(index: int) -> Color:
 
 
 def overlay_masks(
-    frame: np.ndarray, masks: np.ndarray, colors: Sequence[Color] | None = None, opacity: float = 0.5
+    frame: np.ndarray, masks: np.ndarray, colors: Sequence[Color] | None = None, opacity: float = FILL_OPACITY
 ) -> np.ndarray:
     """
-    Draws masks over a copy of a frame: a translucent fill, an outline in full colour and a thin dark rim.
+    Draws masks over a copy of a frame: an outline in full colour, a thin dark rim, and a fill so light that the
+    object's own colour can still be named.
 
     Args:
         frame (`np.ndarray` of shape `(height, width, 3)`, uint8)
         masks (`np.ndarray` of shape `(num_objects, height, width)`, bool): later masks cover earlier ones.
         colors (sequence of RGB triples, *optional*): one colour per mask; defaults to [`object_color`].
-        opacity (`float`, *optional*, defaults to 0.5): of the fill, from 0 (outline only) to 1 (solid).
+        opacity (`float`, *optional*, defaults to 0.15): of the fill, from 0 (outline only) to 1 (solid).
 
     Raises:
         ValueError: if shapes, counts or the opacity do not fit.
@@ -352,7 +354,7 @@ def check_count(name: str, values: Sequence, count: int, owners: str) -> None:
 
 def line_width(frame: np.ndarray) -> int:
     """The width of an outline, in pixels, that suits a frame of this size."""
-    return max(1, round(min(frame.shape[:2]) / 240))
+    return max(1, round(min(frame.shape[:2]) / 160))
 
 
 def mask_window(mask: np.ndarray, margin: int) -> tuple[slice, slice] | None:

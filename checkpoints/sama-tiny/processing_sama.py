@@ -47,7 +47,7 @@ from .encoding_sama import (
     write_messages,
 )
 from .messages_sama import ParsedConversation, is_batch, question_parts, read_conversation, read_keywords
-from .objects_sama import GroundedPhrase, MaskTrack, PreparedRegion, prepare_region
+from .objects_sama import GroundedPhrase, MaskTrack, PreparedRegion, drop_small_components, prepare_region
 from .prompts_sama import (
     ANSWER_TAGS,
     LANGUAGE_TAGS,
@@ -553,15 +553,22 @@ class SamaProcessor(ProcessorMixin):
         """Write the tags back into a clean answer: `<p> The man </p> [SEG] pets a dog.`"""
         return to_tagged_text(text, objects)
 
-    def post_process_masks(self, mask_logits: torch.Tensor, height: int, width: int) -> np.ndarray:
+    def post_process_masks(
+        self, mask_logits: torch.Tensor, height: int, width: int, min_component_fraction: float = 0.0
+    ) -> np.ndarray:
         """
         Masks at the video's own size: logits of shape `(num_objects, side, side)` go up to SAM 2's input size, then to
-        the video's, bilinearly, and what is positive belongs to the object.
+        the video's, bilinearly, and what is positive belongs to the object, except for specks: components smaller than
+        `min_component_fraction` of the mask. By default, as published, all of them stay.
 
         Returns:
             `np.ndarray` of shape `(num_objects, height, width)`, bool.
         """
-        return (self.resize_mask_logits(mask_logits, height, width) > 0).cpu().numpy()
+        masks = (self.resize_mask_logits(mask_logits, height, width) > 0).cpu().numpy()
+        if min_component_fraction == 0:
+            return masks
+        kept = [drop_small_components(mask, min_component_fraction) for mask in masks]
+        return np.stack(kept) if kept else masks
 
     def resize_mask_logits(self, mask_logits: torch.Tensor, height: int, width: int) -> torch.Tensor:
         """Float logits of shape `(num_objects, height, width)`, on the way that [`post_process_masks`] describes."""

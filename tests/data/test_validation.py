@@ -9,6 +9,7 @@ from data_fixtures import CONFIGS, copied, render
 from fixture_sources import FIXTURES, SOURCES
 from PIL import Image
 
+from sama.data.validation import MixtureValidator
 from sama.drawing.preview import preview_sheet
 from sama.scripts.validate_data import main
 
@@ -48,6 +49,22 @@ def test_toy_world_with_sheets(tmp_path):
     assert code == 0 and counts["records"] == 6 and counts["masks decoded"] > counts["frames decoded"] > 6
     assert len(list(out.glob("*.png"))) == 3
     assert Image.open(next(out.iterdir())).width >= 900
+
+
+def test_a_preview_alone_reads_the_drawn_records_only(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(MixtureValidator, "run", lambda *_: pytest.fail("all records are read"))
+    old = tmp_path / "outputs" / "preview" / "toy" / "007_toy_train.png"
+    old.parent.mkdir(parents=True)
+    old.touch()
+    assert main([str(CONFIGS / "toy.yaml"), "--preview", "2", "--cache", str(tmp_path / "cache")]) == 0
+    assert sorted(path.name for path in old.parent.iterdir()) == ["000_toy_train.png", "001_toy_train.png"]
+    assert "2 drawings in outputs/preview/toy" in capsys.readouterr().out
+
+
+def test_a_processor_that_does_not_exist_is_one_sentence(capsys):
+    assert main([str(CONFIGS / "toy.yaml"), "--processor", "sama-tny"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_in_processes_as_in_one(tmp_path, mixture):

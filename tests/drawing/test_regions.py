@@ -58,6 +58,43 @@ def test_label_lies_on_the_mask_and_only_where_it_is_visible():
         label_masks(frame, masks, ["1"])
 
 
+def labelled(masks):
+    """The pixels that labels change, on a frame of the masks' size."""
+    frame = grey_frame(*masks.shape[1:])
+    return (label_masks(frame, masks, [str(place + 1) for place in range(len(masks))]) != frame).any(axis=-1)
+
+
+@pytest.mark.parametrize(("row", "column"), [(60, 60), (0, 0), (114, 114), (0, 60), (114, 0)])
+def test_the_label_of_a_small_object_lies_beside_it(row, column):
+    mask = np.zeros((128, 128), bool)
+    mask[row : row + 14, column : column + 14] = True
+    changed = labelled(mask[None])
+    assert changed.any() and not (changed & mask).any()
+    assert np.ptp(np.argwhere(changed), axis=0).max() < 16  # small itself
+    around = np.zeros_like(mask)
+    around[max(0, row - 20) : row + 34, max(0, column - 20) : column + 34] = True
+    assert around[changed].all()
+
+
+def test_labels_keep_off_one_another_and_off_small_objects():
+    masks = np.zeros((3, 128, 128), bool)
+    masks[0, 40:100, 40:100] = masks[1, 40:100, 40:100] = masks[2, 20:30, 66:76] = True
+    alone = [labelled(masks[place : place + 1]).sum() for place in range(3)]
+    together = labelled(masks)
+    assert together.sum() == sum(alone) and not together[masks[2]].any()
+
+
+def test_the_label_of_a_ring_does_not_jump():
+    places = []
+    for shift in range(4):
+        rows, columns = np.ogrid[:128, :128]
+        radius = np.hypot(rows - 64, columns - 64 - shift)
+        ring = (radius < 50) & (radius > 25)
+        ring[100:104, 60 : 60 + 9 * shift] = False  # the centroid moves a little
+        places.append(np.argwhere(labelled(ring[None])).mean(axis=0))
+    assert np.ptp(places, axis=0).max() < 8
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (7, 1), (2, 2)])
 def test_tiny_frames_can_be_drawn_on(size):
     frame, masks = grey_frame(*size), np.ones((1, *size), bool)

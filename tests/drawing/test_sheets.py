@@ -44,6 +44,16 @@ def test_caption_marks_phrases_in_their_colours():
     assert not (band == PALETTE[2]).all(axis=-1).any()
 
 
+@pytest.mark.parametrize("spans", [[(0, 0)], [(0, 5), (0, 5)]], ids=["no phrase", "one word for two"])
+def test_a_caption_lists_objects_that_no_word_shows(spans):
+    objects = [SimpleNamespace(span=span) for span in spans]
+    band = np.array(caption_band(400, answer="twins", objects=objects, numbers=range(3, 3 + len(spans))))
+    assert band.shape[0] > caption_band(400, answer="twins").height
+    assert all((band == color).all(axis=-1).any() for color in PALETTE[: len(spans)])
+    with pytest.raises(ValueError, match="1 numbers for"):
+        caption_band(400, answer="twins", objects=[*objects, SimpleNamespace(span=(0, 0))], numbers=[1])
+
+
 def test_caption_wraps_and_ends():
     one, many = caption_band(400, answer="word"), caption_band(400, answer="word " * 60)
     assert many.height > one.height and many.width == one.width == 400

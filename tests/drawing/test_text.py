@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sama.drawing.terminal import colored_text
-from sama.drawing.text import BACKGROUND, INK, printable
+from sama.drawing.text import BACKGROUND, INK, character_colors, equal_runs, printable, unmarked_objects
 from sama.overlay_sama import object_color
 
 
@@ -37,6 +37,23 @@ def test_colored_text_wraps_exactly_the_phrase():
     colored = colored_text(answer, [phrase("A dog", answer)], [(1, 2, 3)], enabled=True)
     assert colored == "\x1b[38;2;16;16;20;48;2;1;2;3mA dog\x1b[0m runs."
     assert colored_text(answer, [phrase("A dog", answer)], enabled=False) == answer
+
+
+@pytest.mark.parametrize(
+    ("phrase", "count", "pieces"),
+    [
+        ("two orange things", 2, ["two orange ", "things"]),
+        ("a b c d", 3, ["a b ", "c ", "d"]),
+        ("twins", 2, ["twins"]),
+        ("two twins", 3, ["two ", "twins"]),
+    ],
+)
+def test_objects_that_share_a_phrase_divide_its_words(phrase, count, pieces):
+    colors = [object_color(index) for index in range(count)]
+    marks = character_colors(f"See {phrase}.", [SimpleNamespace(span=(4, 4 + len(phrase)))] * count, colors)
+    runs = equal_runs(marks[4:-1])
+    assert [phrase[slice(*run)] for run in runs] == pieces
+    assert unmarked_objects(marks, colors) == list(range(len(pieces), count))
 
 
 def test_objects_of_one_phrase_share_it():

@@ -18,7 +18,10 @@ from sama.benchmarks.benchmark import (
     Scores,
 )
 from sama.data.masks import encode_rle
-from sama.drawing.gallery import draw_turn, key_frames, write_gallery
+from sama.drawing import gallery
+from sama.drawing.gallery import draw_case, draw_turn, key_frames, write_gallery
+from sama.drawing.sheets import caption_band, title_band
+from sama.evaluation import plots
 from sama.evaluation.inference import PredictionRunner
 from sama.evaluation.plots import _bins, write_plots
 from sama.evaluation.predictions import PredictionError, PredictionFiles, PredictionWriter
@@ -363,10 +366,22 @@ def test_markdown_names_failures():
     assert "and 1 more" in text and "left out of the annotation files: 2 empty" in text
 
 
-def test_plots(tmp_path):
+def plt_ticks(axes):
+    return [label.get_text() for label in axes.get_xticklabels()]
+
+
+def test_plots(tmp_path, monkeypatch):
     samples = [Measures(str(i), "g", i / 20, [i / 20], i, i % 3) for i in range(20)]
-    path = write_plots(tmp_path, samples, "IoU")
+    drawn = []
+    monkeypatch.setattr(plots.plt, "close", drawn.append)
+    path = write_plots(tmp_path, samples, "IoU", "toy_world")
     assert Image.open(path).size[0] > 1000
+    (figure,) = drawn
+    assert figure.get_suptitle() == "toy_world: 20 questions, 20 objects"
+    histogram, *bars = figure.axes
+    assert histogram.get_ylabel() == "number of objects" and all(tick == int(tick) for tick in histogram.get_yticks())
+    assert {axes.get_ylabel() for axes in bars} == {"IoU"} and all(axes.get_title() for axes in figure.axes)
+    assert plt_ticks(bars[1]) == ["0", "1", "2"]
     assert write_plots(tmp_path, [Measures("a", "g")], "IoU") is None
 
 
@@ -377,6 +392,29 @@ def test_places_are_put_into_bins_of_about_equal_numbers():
     # Equal places stay together, and nothing is lost
     bins = _bins([0] * 30 + list(range(1, 10)), [0.5] * 39)
     assert bins[0] == ("0", [0.5] * 30) and sum(len(values) for _, values in bins) == 39
+
+
+@pytest.mark.parametrize("size", [(64, 36), (36, 64), (48, 48)], ids=["portrait", "landscape", "square"])
+def test_a_sheet_of_the_gallery_has_a_bounded_height_and_its_question_is_the_question(monkeypatch, size):
+    height, width = size
+    clip = SamaVideo.open(np.full((9, height, width, 3), 90, dtype=np.uint8))
+    track = [encode_rle(np.ones(size, dtype=bool))] * 9
+    words = "many words about what happens in the video " * 20
+    turn = BenchmarkTurn(words, [], f"<p> it </p> [SEG] {words}", [track])
+    question = Question("some-id", "one", [turn] * 6)
+    answer = PredictedTurn(f"<p> it </p> [SEG] {words}", [PredictedObject("it", track)])
+    benchmark = PlainBenchmark()
+    monkeypatch.setattr(benchmark, "open", lambda group: clip)
+    asked, titles = [], []
+    monkeypatch.setattr(
+        gallery, "caption_band", lambda *given, **options: asked.append(given[1]) or caption_band(*given, **options)
+    )
+    monkeypatch.setattr(gallery, "title_band", lambda width, title: titles.append(title) or title_band(width, title))
+    sheet = draw_case(
+        benchmark, question, Measures("some-id", "one", 0.5), Prediction("some-id", [answer] * 6, 9, *size)
+    )
+    assert sheet.height <= gallery.MAX_CASE_HEIGHT + 60 and sheet.width >= gallery.MIN_WIDTH
+    assert set(asked) == {words, ""} and "some-id" in titles[0] and "of 6 turns" in titles[0]
 
 
 def test_gallery_shows_best_median_and_worst(tmp_path):
@@ -411,4 +449,4 @@ def test_turn_of_text_alone_and_of_an_image_are_drawn():
     turn = BenchmarkTurn("What is <region>?", [Region(frame=0, mask=mask)], "A dog.")
     answer = PredictedTurn("<p> A cat </p> [SEG]", [PredictedObject("A cat", [None])])
     alone = draw_turn(None, BenchmarkTurn("Hello?", reference="Hi."), PredictedTurn(""))
-    assert draw_turn(image, turn, answer, "title").height > alone.height > 0
+    assert draw_turn(image, turn, answer).height > alone.height > 0

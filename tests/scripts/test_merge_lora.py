@@ -55,8 +55,14 @@ def test_the_adapter_names_its_base(trained, monkeypatch, capsys):
     _, folder = trained
     arguments = ["merge_lora.py", str(folder / "adapter"), str(folder / "merged"), "--dtype", "bfloat16"]
     monkeypatch.setattr(sys, "argv", arguments)
+    (folder / "adapter" / "trainer_state.json").write_text('{"log_history": [{"loss": 2.5, "step": 7}]}')
+    (folder / "adapter" / "mixture.json").write_text('{"sources": {"mine": {"weight": 10, "records": 40}}}')
+    (folder / "base" / "README.md").write_text("---\nlicense: creativeml-openrail-m\nbase_model: them/sama\n---\n")
     main()
     assert "merged" in capsys.readouterr().out
+    card = (folder / "merged" / "README.md").read_text()
+    for line in ("| mine | 10 | 40 |", "step 7", "base_model: them/sama", "license: creativeml-openrail-m"):
+        assert line in card
     merged = AutoModel.from_pretrained(folder / "merged", trust_remote_code=True, dtype="auto")
     assert merged.dtype == torch.bfloat16
     with pytest.raises(SystemExit):

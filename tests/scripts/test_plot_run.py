@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sama.scripts.plot_run import draw, read_history, smoothed
+from sama.scripts.plot_run import PANELS, draw, draw_panel, pyplot, read_history, smoothed
 
 
 def test_smoothed_is_a_running_mean():
@@ -27,4 +27,37 @@ def test_newest_state_is_plotted(tmp_path):
 
 def test_folder_without_a_run_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="trainer_state.json"):
+        read_history(tmp_path)
+
+
+def write_log(run, entries):
+    (run / "trainer_state.json").write_text(json.dumps({"log_history": entries}))
+
+
+def test_the_learning_rate_is_drawn_as_it_was_and_the_legend_is_off_the_curves():
+    rates = [step / 15 if step <= 15 else (100 - step) / 85 for step in range(1, 101)]
+    history = [{"step": step, "loss": 1.0, "learning_rate": rate} for step, rate in enumerate(rates, start=1)]
+    panel = next(panel for panel in PANELS if "learning_rate" in panel.curves)
+    figure, axes = pyplot.subplots(layout="constrained")
+    draw_panel(axes, panel, history, 20)
+    (line,) = axes.lines
+    steps, values = line.get_data()
+    assert steps[np.argmax(values)] == 15 and values[-1] == 0
+    figure.canvas.draw()
+    assert axes.get_legend().get_window_extent().y1 < axes.get_window_extent().y0
+    assert axes.get_title() and axes.get_xlabel() and axes.get_ylabel()
+    pyplot.close(figure)
+
+
+def test_a_run_shorter_than_its_logging_interval_has_its_mean_loss(tmp_path):
+    write_log(tmp_path, [{"step": 6, "train_loss": 1.5, "train_runtime": 2.0}])
+    assert [entry["train_loss"] for entry in read_history(tmp_path)] == [1.5]
+    draw(read_history(tmp_path), tmp_path / "curves.png", 20, "run")
+    picture = np.asarray(Image.open(tmp_path / "curves.png").convert("RGB")).astype(int)
+    assert (picture.max(axis=-1) - picture.min(axis=-1) > 60).sum() > 20  # a marker, not a line of length 0
+
+
+def test_a_log_without_losses_is_an_error(tmp_path):
+    write_log(tmp_path, [{"step": 6, "eval_loss": 1.5}])
+    with pytest.raises(ValueError, match="no loss among its 1 entries"):
         read_history(tmp_path)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from sama.scripts.push_to_hub import files_to_upload
+from sama.scripts.push_to_hub import files_to_upload, main
 from sama.training.model_card import model_card
 
 
@@ -113,7 +113,7 @@ def online(hub) -> dict[str, str]:
 
 
 def test_one_commit_has_everything(hub, folder):
-    done = push(str(folder), "me/toy", "--private", **online(hub))
+    done = push(str(folder), "me/toy", "--private", "--license", "apache-2.0", **online(hub))
     assert done.returncode == 0, done.stderr
     assert f"{hub.address}/me/toy/commit/1" in done.stdout
     assert (hub.created["name"], hub.created["organization"], hub.created["visibility"]) == ("toy", "me", "private")
@@ -126,12 +126,13 @@ def test_one_commit_has_everything(hub, folder):
 
 def test_http_error_is_a_message(hub, folder):
     hub.refuse = True
-    done = push(str(folder), "me/toy", **online(hub))
+    done = push(str(folder), "me/toy", "--license", "mit", **online(hub))
     assert done.returncode == 1 and "push_to_hub:" in done.stderr and "Traceback" not in done.stderr
     assert hub.commits == []
 
 
 def test_dry_run_sends_no_request(hub, folder, tmp_path):
+    (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n")  # as merge_lora and the conversion write it
     done = push(str(folder), "me/toy", "--dry_run", str(tmp_path / "upload"), **online(hub))
     assert done.returncode == 0, done.stderr
     assert hub.requests == []
@@ -142,6 +143,13 @@ def test_dry_run_sends_no_request(hub, folder, tmp_path):
     for part in ("| toy_train | 1.0 | 4000 |", "| loss | 2.5000 |", "| mask iou | 0.5000 |", "step 7",
                  'from_pretrained("me/toy", trust_remote_code=True'):  # fmt: skip
         assert part in card.text
+
+
+def test_a_licence_is_not_invented(folder, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["push_to_hub.py", str(folder), "me/toy", "--dry_run", str(folder / "out")])
+    with pytest.raises(SystemExit):
+        main()
+    assert "--license is missing" in capsys.readouterr().err and not (folder / "out").exists()
 
 
 @pytest.mark.parametrize(("missing", "message"), [("model.safetensors", "no weights"), ("config.json", "neither")])

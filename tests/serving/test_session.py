@@ -16,6 +16,7 @@ from sama.serving.session import (
     Failed,
     MaskFrame,
     TextDelta,
+    object_numbers,
 )
 from sama.streaming_sama import AnswerStreamer, stable_prefix
 from sama.toy_world.world import ToyWorld
@@ -247,13 +248,40 @@ def test_objects_keep_number_and_colour(make_session, say):
     session = make_session()
     *_, one = session.ask("Who?", **say("<p> A ring </p> [SEG] and <p> a star </p> [SEG]."))
     star = session.objects[1]
-    *_, two = session.ask("What does <region> do near <region>?", [{"object": 2}, BOX], **say("<p> It </p> [SEG]."))
+    *_, two = session.ask("What does <region> do?", [BOX], **say("<p> It </p> [SEG]."))
     *_, three = session.ask("And <region>, or <region>?", [star, session.object(3)], **say("Nothing."))
     assert [item.number for turn in session.turns for item in turn.objects] == [1, 2, 3]
     colors = [item.color for turn in session.turns for item in turn.objects]
     assert colors == [object_color(index) for index in range(3)]
-    assert two.turn.regions == ({"object": 2}, BOX) and three.turn.regions == ({"object": 2}, {"object": 3})
+    assert two.turn.regions == (BOX,) and three.turn.regions == ({"object": 2}, {"object": 3})
     assert one.turn.objects == session.turns[0].objects and session.object(2) is star
+
+
+def test_an_object_that_is_asked_about_keeps_its_number_if_it_is_found_again(make_session, say):
+    session = make_session()
+    *_, one = session.ask("Who?", **say("<p> A ring </p> [SEG]."))
+    events = list(session.ask("And <region>?", [{"object": 1}], **say("<p> It </p> [SEG] [SEG]")))
+    (text,), turn = read(events, AnswerText), events[-1].turn
+    overlap = {
+        place: object_numbers([phrase.masks[frame]], {1: session.object(1).masks[frame]}, 2) == (1,)
+        for frame in [read(events, MaskFrame)[0].frame]
+        for place, phrase in enumerate(turn.reply.objects)
+    }
+    expected = (1, 2) if overlap[0] else (2, 1) if overlap[1] else (2, 3)
+    assert turn.numbers == expected == tuple(item.number for item in text.objects)
+    assert all(tuple(event.masks) == expected for event in read(events, MaskFrame))
+    assert len(session.objects) == max(expected) and session.object(1) is one.turn.reply.objects[0]
+    kinds = [type(event) for event in events]
+    assert kinds.index(AnswerText) < kinds.index(MaskFrame) and kinds.count(AnswerText) == 1
+
+
+def test_numbers_of_objects_follow_their_masks():
+    left, right = np.zeros((2, 8, 8), bool)
+    left[:, :3] = right[:, 5:] = True
+    assert object_numbers([left, right], {}, 4) == (4, 5)
+    assert object_numbers([right, left], {2: left}, 4) == (4, 2)
+    assert object_numbers([left, left], {2: left, 3: right}, 4) == (2, 4)  # found again once
+    assert object_numbers([left & right], {2: left & right}, 4) == (4,)  # two empty masks are not the same object
 
 
 # Errors

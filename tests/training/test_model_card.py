@@ -4,7 +4,8 @@ import json
 
 from huggingface_hub import ModelCard
 
-from sama.training.model_card import model_card
+from sama.data.model_cards import card_metadata, hub_name
+from sama.training.model_card import inherited_license, model_card, write_model_card
 
 
 def test_card_of_a_trained_model(tmp_path):
@@ -28,3 +29,37 @@ def test_card_of_an_adapter(tmp_path):
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "you/base"}', encoding="utf-8")
     data = ModelCard(model_card(tmp_path, "me/toy", "mit")).data
     assert (data.license, data.library_name, data.base_model) == ("mit", "peft", "you/base")
+
+
+def test_a_model_inherits_licence_and_origin(tmp_path):
+    base, tuned, adapter = (tmp_path / name for name in ("base", "tuned", "adapter"))
+    for folder in (base, tuned, adapter):
+        folder.mkdir()
+    (base / "README.md").write_text("---\nlicense: creativeml-openrail-m\nbase_model: [them/sama]\n---\n# Base\n")
+    write_model_card(tuned, str(base))
+    data = ModelCard.load(tuned / "README.md").data
+    assert (data.license, data.base_model) == ("creativeml-openrail-m", "them/sama")
+    assert inherited_license(tuned) == "creativeml-openrail-m"
+    assert str(tmp_path) not in (tuned / "README.md").read_text()
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}))
+    (adapter / "README.md").write_text(
+        f"---\nbase_model: {base}\nlibrary_name: peft\n---\n# Model Card for Model ID\n"
+    )
+    assert inherited_license(adapter) == "creativeml-openrail-m"
+    write_model_card(adapter, str(base))
+    card = (adapter / "README.md").read_text()
+    assert "Model ID" not in card and ModelCard(card).data.base_model == "them/sama"
+
+
+def test_a_licence_that_nobody_named_is_not_invented(tmp_path):
+    write_model_card(tmp_path, "elsewhere/model")
+    assert "license" not in card_metadata(tmp_path) and inherited_license(tmp_path) is None
+    assert card_metadata(tmp_path)["base_model"] == "elsewhere/model"
+
+
+def test_names_on_the_hub(tmp_path):
+    assert hub_name("me/sama") == "me/sama" and hub_name("./me/sama") is None and hub_name("/a/b") is None
+    assert hub_name("cache/models--me--sama/snapshots/0a1b") == "me/sama"
+    assert hub_name(tmp_path) is None
+    (tmp_path / "README.md").write_bytes(b"---\n\xff: [")
+    assert card_metadata(tmp_path) == {}
