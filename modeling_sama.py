@@ -743,6 +743,9 @@ class SamaForConditionalGeneration(InternVLForConditionalGeneration):
     def save_pretrained(self, save_directory, **kwargs):
         """As in the library, with the weights under the model's own names. Of a model that was loaded under DeepSpeed
         ZeRO-3 the library would write the Q-Formers' norms by their legacy names, `LayerNorm.gamma` and `.beta`."""
+        # A class registers for one auto class; this is the library's newer name for the same one
+        classes = {"AutoModelForMultimodalLM": "modeling_sama.SamaForConditionalGeneration"}
+        self.config.auto_map = classes | (vars(self.config).get("auto_map") or {})
         super().save_pretrained(save_directory, **{"save_original_format": False, **kwargs})
 
     # ---- talk -------------------------------------------------------------------------------------------------------

@@ -43,7 +43,9 @@ REMOTE_CODE = {
     },
     "chat_sama": CONVERSATION - {"prompts_sama"} | {"modeling_sama_tracker", "overlay_sama", "streaming_sama"},
     "streaming_sama": {"prompts_sama"},
-    "processing_sama": CONVERSATION | {"encoding_sama", "messages_sama", "rendered_text_sama", "versions_sama"},
+    "processing_sama": CONVERSATION
+    | {"encoding_sama", "messages_sama", "mp4_sama", "pictures_sama", "regions_sama", "rendered_text_sama"}
+    | {"versions_sama", "video_readers_sama"},
     "rendered_text_sama": {"configuration_sama", "messages_sama", "prompts_sama"},
     "prompts_sama": {"configuration_sama", "objects_sama"},
     "messages_sama": {"objects_sama", "prompts_sama", "regions_sama", "video_sama"},

@@ -83,7 +83,10 @@ def test_wrong_content(processor, part, message):
         ([{"role": "user", "content": None}], "content must be a string or a list of parts, got NoneType"),
         ([user(video_part())], "is empty: it needs text or a region"),
         ([user({"type": "video"}, "x")], "takes exactly one of 'path', 'url' and 'video', got 0"),
-        ([user({"type": "image", "image": noise_video(2)}, "x")], "An image is one picture, but .* is a video of 2 frames"),
+        (
+            [user({"type": "image", "image": noise_video(2)}, "x")],
+            "An image is one picture, but .* is a video of 2 frames",
+        ),
         ("Hi.", "must be a list of messages such as .* got str"),
         (user("Hi."), "must be a list of messages such as .* got dict"),
         (["Hi."], "Message 0 must be a dict with 'role' and 'content', got 'Hi.'"),

@@ -243,7 +243,7 @@ def test_a_folder_of_frames_is_a_video_in_natural_order(tmp_path):
     video, frames, messages = opened_with_warnings(str(folder))
     assert (len(video), video.height, video.width, video.is_image) == (4, 20, 30, False)
     assert [frame[0, 0, 0] for frame in frames] == [0, 10, 20, 30]
-    assert len(messages) == 1 and "1 of the files in" in messages[0] and "such as 'notes.txt'" in messages[0]
+    assert len(messages) == 1 and "1 of the files in" in messages[0] and "for example 'notes.txt'" in messages[0]
 
 
 @pytest.mark.parametrize(

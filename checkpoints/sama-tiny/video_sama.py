@@ -25,7 +25,6 @@ from .pictures_sama import (
     number_of_frames,
     opened_picture,
     pictures_in_folder,
-    pixel_array,
     read_still,
     to_rgb,
 )
@@ -230,6 +229,50 @@ class ListFrames(FrameSource):
             except (OSError, SyntaxError, ValueError) as error:
                 raise ValueError(f"Frame {index} of '{self.name}' cannot be used: {error}.") from error
         return pixel_array(frame, 3, f"frame {index} of '{self.name}'")
+
+
+def pixel_array(pixels, dimensions: int, what: str) -> np.ndarray:
+    """
+    Pixels that a decoder gave as uint8 with the channels last.
+
+    Args:
+        pixels (`np.ndarray` or `torch.Tensor`): RGB, uint8 or floats from 0 to 1. With 3 `dimensions` of shape
+            `(height, width, 3)` or `(3, height, width)`, with 4 of shape `(num_frames, height, width, 3)` or
+            `(num_frames, 3, height, width)`.
+        dimensions (`int`): 3 for one frame, 4 for several.
+        what (`str`): For messages.
+
+    Returns:
+        `np.ndarray` of shape `(height, width, 3)` or `(num_frames, height, width, 3)`, uint8.
+
+    Raises:
+        ValueError: for other types, shapes and values, and where it is not clear which dimension holds the channels.
+    """
+    if isinstance(pixels, torch.Tensor):
+        pixels = pixels.detach().cpu()
+        pixels = (pixels.float() if pixels.is_floating_point() else pixels).numpy()
+    if not isinstance(pixels, np.ndarray):
+        raise ValueError(
+            f"Expected {what} to be a path, a PIL image, an array or a tensor, got {type(pixels).__name__}."
+        )
+    last, first = (pixels.ndim == dimensions and pixels.shape[axis] == 3 for axis in (-1, -3))
+    if not (last or first) or 0 in pixels.shape[-3:]:
+        kind = "(height, width, 3) or (3, height, width)"
+        kind = kind if dimensions == 3 else "(frames, height, width, 3) or (frames, 3, height, width)"
+        raise ValueError(f"Expected {what} as an array of shape {kind}, got {pixels.dtype} of shape {pixels.shape}.")
+    if last and first:
+        raise ValueError(f"Of {what}, of shape {pixels.shape}, it is not clear which dimension holds the 3 channels.")
+    if pixels.dtype.kind == "f":
+        low, high = (float(pixels.min()), float(pixels.max())) if pixels.size else (0.0, 1.0)
+        if not 0 <= low <= high <= 1:
+            raise ValueError(
+                f"Floats of {what} must lie between 0 and 1, got {low:g} to {high:g}; give frames that are not "
+                "normalised, or uint8."
+            )
+        pixels = np.round(pixels * 255).astype(np.uint8)
+    elif pixels.dtype != np.uint8:
+        raise ValueError(f"Expected {what} as uint8 or as floats from 0 to 1, got {pixels.dtype}.")
+    return pixels if last else np.ascontiguousarray(np.moveaxis(pixels, -3, -1))
 
 
 @dataclass(frozen=True)

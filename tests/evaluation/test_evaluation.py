@@ -313,6 +313,8 @@ def test_a_bug_is_no_failed_question(monkeypatch):
 
 def test_failed_questions_are_in_no_score_and_strange_ones_are_an_error():
     found = [prediction("a"), prediction("b", error="OSError: x"), prediction("d", "No.")]
+    for one in (found[0], found[2]):
+        one.turns.append(PredictedTurn("No."))
     scores = PlainBenchmark().score(found)
     assert [(row.value, row.count) for row in scores.rows] == [(0.5, 2), (None, 0)]
     with pytest.raises(ValueError, match="'x', which is not a question of plain"):
