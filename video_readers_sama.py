@@ -183,7 +183,7 @@ def _av_errors() -> Iterator[None]:
 
 
 def _open_container(path: str) -> Any:
-    # `file:` so that a colon in a name is no protocol, and so that no playlist reaches the network
+    # `file:` so that a colon in a name is not read as a protocol and a playlist cannot reach the network
     return av.open(f"file:{path}", options={"protocol_whitelist": "file"}, metadata_errors="replace")
 
 
@@ -470,6 +470,6 @@ class DecordReader:
 
 def _skew_message(path: str) -> str:
     return (
-        f"'{path}' asks to be shown turned by an angle that is no quarter turn, or slanted; only quarter turns and "
+        f"'{path}' declares a rotation that is not a multiple of 90 degrees, or a skew; only quarter turns and "
         "mirroring are applied."
     )

@@ -209,4 +209,4 @@ def read_mask(path: str) -> np.ndarray:
     except FileNotFoundError:
         raise FileNotFoundError(f'There is no mask file "{path}".') from None
     except ValueError as error:
-        raise ValueError(f'The mask file "{path}" cannot be read as a picture: {error}') from error
+        raise ValueError(f'The mask file "{path}" cannot be used: {error}') from error

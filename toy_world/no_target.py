@@ -2,8 +2,8 @@
 Requests to segment something that may not be there: half of the descriptions fit one object, half fit none.
 
 Whether something fits is drawn after what the description names (colour, size, motion, ...), and only if the clip
-allows both, so that the words do not tell. A description of nothing uses the looks of the split alone: a pair of
-colour and shape that training never shows would tell, too.
+allows both, so that the wording does not give the answer away. A description of nothing uses the looks of the split
+alone: a pair of colour and shape that training never shows would give it away, too.
 """
 
 from itertools import product

@@ -29,7 +29,7 @@ class TrainingError(RuntimeError):
 
 
 def read_json(path: Path) -> dict:
-    """The content of a JSON file of a run; [`TrainingError`] if it cannot be read or is no object."""
+    """The content of a JSON file of a run; [`TrainingError`] if it cannot be read or is not an object."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

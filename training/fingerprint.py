@@ -71,9 +71,9 @@ def mixture_fingerprint(mixture: Mixture) -> dict:
     are rendered. Where the files lie does not matter."""
     resolved, sources = mixture.resolved(), {}
     for source in mixture.sources:
-        told = resolved["sources"][source.name]
-        sources[source.name] = {key: told[key] for key in ("weight", "records", "samples", "format")}
-        sources[source.name] |= {"options": told.get("options", {}), "content": source.digests()}
+        settings_of_source = resolved["sources"][source.name]
+        sources[source.name] = {key: settings_of_source[key] for key in ("weight", "records", "samples", "format")}
+        sources[source.name] |= {"options": settings_of_source.get("options", {}), "content": source.digests()}
     return {
         "order of sources": [source.name for source in mixture.sources],
         "samples": len(mixture),
@@ -124,6 +124,6 @@ def compare_runs(folder: Path, present: Mapping) -> tuple[list[str], list[str]]:
     saved = read_json(folder / FINGERPRINT_FILE)
     kinds = [(saved.get(kind), present[kind]) for kind in ("decisive", "harmless")]
     if not all(isinstance(old, dict) for old, _ in kinds):
-        raise TrainingError(f"{folder / FINGERPRINT_FILE} is no fingerprint of a run")
+        raise TrainingError(f"{folder / FINGERPRINT_FILE} is not the fingerprint of a run")
     decisive, harmless = (differences(old, new) for old, new in kinds)
     return decisive, harmless

@@ -24,7 +24,7 @@ except ImportError:
     pass
 
 _FFMPEG_ERRORS = () if av is None else (av.error.FFmpegError,)
-# Of frame times in seconds that are no multiple of the frame rate; 90 kHz is the clock of MPEG
+# Time base of uneven frame times; 90 kHz is the clock of MPEG
 TIME_BASE = Fraction(1, 90000)
 # Sound that MP4 holds and browsers play; everything else is encoded as AAC, which takes these rates
 COPIED_SOUND = frozenset({"aac", "ac3", "alac", "eac3", "flac", "mp3", "mp3float", "opus", "libopus"})

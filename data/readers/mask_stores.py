@@ -40,7 +40,7 @@ def read_mask_store(
 
 
 def _shown_key(key) -> str:
-    """The name of an object in messages and stores, also where it is none."""
+    """The name of an object in messages and stores, even if it is not a valid key."""
     return str(key).encode(errors="replace").decode() if isinstance(key, str | int) else shorten(key)
 
 

@@ -105,7 +105,7 @@ def test_read_mask(tmp_path, mode):
 
 def test_read_mask_refuses(tmp_path):
     (tmp_path / "text.png").write_text("no picture")
-    with pytest.raises(ValueError, match=r"text\.png.*cannot be read"):
+    with pytest.raises(ValueError, match=r"text\.png.*cannot be used"):
         read_mask(str(tmp_path / "text.png"))
     with pytest.raises(FileNotFoundError, match=r"no mask file .*absent\.png"):
         read_mask(str(tmp_path / "absent.png"))
