@@ -25,7 +25,7 @@ demo: .venv/.installed-demo
 	$(BIN)/python demo.py --example
 
 test: .venv/.installed-test
-	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 slow: .venv/.installed-test
 	$(BIN)/python -m pytest -q -m slow

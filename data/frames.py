@@ -115,7 +115,10 @@ class StridedFrames(FrameSource):
         return self._length
 
     def read(self, index: int) -> np.ndarray:
-        return self._video[index * self._stride]
+        frame = self._video[index * self._stride]
+        if index * self._stride in self._video.damaged_frames:
+            self.damaged.add(index)
+        return frame
 
 
 def open_visual(record: dict, root: Path, trusted: Sequence[Path] | None = None) -> SamaVideo | None:

@@ -18,6 +18,28 @@ ROOT = Path(__file__).parent.parent
 WHOLE_GOLDENS = ROOT.parent / "shared" / "golden"  # whole recordings, 80 MB, which the repository does not carry
 torch.set_num_threads(NUM_THREADS)
 
+# Minutes of work in few tests. They start first, so that at the end no worker waits for another one's long file; the
+# Makefile switches off pytest-xdist's own order, which puts files of few tests last.
+LONG_FILES = (
+    "training/test_distributed.py",
+    "training/test_trainer.py",
+    "oracles/test_oracles.py",
+    "test_evaluate.py",
+    "test_train.py",
+    "test_package.py",
+    "recipes/test_initialize.py",
+    "profiling/test_training_memory.py",
+    "fuzz/test_fuzz.py",
+    "test_finetune.py",
+    "test_chat_sama.py",
+    "data/test_validation.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    ranks = {str(ROOT / "tests" / name): rank for rank, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: ranks.get(str(item.path), len(LONG_FILES)))  # stable
+
 
 @pytest.fixture(scope="session")
 def repository_golden(tmp_path_factory) -> Path:

@@ -184,6 +184,13 @@ def animation(path, frames=4, durations=(100, 50, 10, 200)):
     return path
 
 
+def test_an_animation_at_an_even_rate_needs_no_times(tmp_path):
+    frames = [Image.new("RGB", (24, 16), (60 * index, 0, 0)) for index in range(4)]
+    frames[0].save(tmp_path / "even.gif", save_all=True, append_images=frames[1:], duration=100)
+    video = SamaVideo.open(tmp_path / "even.gif")
+    assert (len(video), video.times, video.fps) == (4, None, pytest.approx(10))
+
+
 @pytest.mark.parametrize("suffix", [".gif", ".png", ".webp", ".tif", ".avif"])
 def test_an_animated_picture_is_a_video_of_all_its_frames(tmp_path, suffix):
     skip_unless_written(suffix[1:])

@@ -265,3 +265,13 @@ def test_names_that_mean_something_to_a_decoder(plain, tmp_path, monkeypatch, na
 def test_real_clips_have_no_damage():
     video, _, messages = opened_with_warnings(clip("carphone_pristine"))
     assert video.damaged_frames == [] and messages == [] and video.times is None
+
+
+def test_boxes_that_are_nested_deeply(tmp_path):
+    content = b""
+    for _ in range(3000):
+        content = (len(content) + 8).to_bytes(4, "big") + b"moov" + content
+    path = tmp_path / "deep.mp4"
+    path.write_bytes(b"\0\0\0\x14ftypisom\0\0\0\0isom" + content)
+    with pytest.raises(ValueError, match="deep.mp4"):
+        SamaVideo.open(path)

@@ -279,7 +279,7 @@ class AnimationReader:
             (TIFF).
     """
 
-    fps, pixel_aspect, sound = 24.0, Fraction(1), None  # the rate is only that of a TIFF, which has no clock
+    pixel_aspect, sound = Fraction(1), None
 
     def __init__(self, path: str, upright: bool = True):
         self.path, self.upright = path, upright
@@ -294,6 +294,8 @@ class AnimationReader:
         self.length = len(durations)
         seconds = [duration for duration in durations if duration is not None]
         self.times = [0.0, *np.cumsum(seconds).tolist()] if len(seconds) == len(durations) else None
+        # With a clock the rate follows from the times; a TIFF has none
+        self.fps = len(seconds) / self.times[-1] if self.times is not None and self.times[-1] > 0 else 24.0
 
     def __reduce__(self):
         return AnimationReader, (self.path, self.upright)

@@ -169,6 +169,7 @@ def test_depth_is_counted_outside_of_text_alone(piece):
         (rb'"\ude00"', False),
         (rb'"\ud800\u0041"', False),
         (rb'"\uD83D \uDE00"', False),
+        (rb'"\ud83d\\\ude00"', False),
     ],
 )
 def test_surrogates(text, is_whole, piece):

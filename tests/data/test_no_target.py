@@ -207,3 +207,8 @@ def test_a_preview_shows_the_plain_answer(root, tmp_path):
     for index in range(2):
         sheet = preview_sheet(mixture[index], [0, 1])
         assert sheet.width >= 900 and np.asarray(sheet).std() > 0
+
+
+def test_the_error_of_a_worker_keeps_its_class():
+    error = pickle.loads(pickle.dumps(NothingToAskError("has nothing", field="messages", source="mine", index="3")))
+    assert type(error) is NothingToAskError and "mine, item 3, field 'messages'" in str(error)

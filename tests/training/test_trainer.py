@@ -118,8 +118,10 @@ def test_heads_without_a_loss_are_an_error(checkpoint, tmp_path):
 
 
 CASES = [
-    {"train_parts": "aggregator,seg_head,mask_decoder,projector,language_model,vision_tower"},
-    {"train_parts": "aggregator,seg_head,mask_decoder", "memory_training": True},
+    {
+        "train_parts": "aggregator,seg_head,mask_decoder,projector,language_model,vision_tower",
+        "memory_training": True,
+    },
 ]
 
 
