@@ -65,6 +65,7 @@ processor.save_pretrained(sys.argv[4])
 """
 
 
+@pytest.mark.slow  # tests/test_remote_code.py does the same with the model
 def test_remote_code_in_a_process_that_never_saw_the_repository(processor, tmp_path):
     processor.save_pretrained(tmp_path / "checkpoint")
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}

@@ -5,6 +5,7 @@ import pytest
 from sama.profiling.data_loading import FRAMES, measure_masks, measure_samples, read_store, read_whole, write_masks
 
 
+@pytest.mark.slow
 def test_store_and_baseline_read_the_same_masks(tmp_path):
     count = write_masks(tmp_path / "masks.json", 1)
     assert (tmp_path / "masks.json").stat().st_size >= 1 << 20

@@ -131,6 +131,7 @@ def test_activations_grow_with_the_text():
     assert long > short
 
 
+@pytest.mark.slow
 def test_table(capsys, monkeypatch, tmp_path):
     tiny_config().save_pretrained(tmp_path)
     arguments = ["training_memory.py", "--config", str(tmp_path), "--gpus", "2", "--tokens", "32", "--detail"]
