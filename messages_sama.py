@@ -255,9 +255,6 @@ HARMLESS_KEYWORDS: dict[str, tuple] = {
 OTHER_KEYWORDS = {
     "fps": "num_frames=, the most context frames",
     "max_length": "fewer frames or turns; what is too long is refused and not cut",
-    "conversations": "messages",
-    "num_segments": "num_frames=",
-    "image_sizes": "the image itself",
     "videos_kwargs": "num_frames=",
     "images_kwargs": "the settings of the processor",
     "text_kwargs": "the arguments themselves",

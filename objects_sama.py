@@ -15,6 +15,7 @@ from .regions_sama import (
     checked_mask,
     checked_points,
     is_whole,
+    mask_of_runs,
     region_from_fields,
     shortened,
 )
@@ -48,9 +49,7 @@ class MaskTrack:
         return self.num_frames
 
     def __getitem__(self, index: int) -> np.ndarray:
-        counts = self._counts_at(index)
-        flat = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
-        return flat.reshape(self.width, self.height).T
+        return mask_of_runs(self._counts_at(index), self.height, self.width)
 
     def __setitem__(self, index: int, mask: np.ndarray) -> None:
         self._counts_at(index)

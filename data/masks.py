@@ -1,4 +1,4 @@
-"""Masks as COCO run-length codes (RLE), which only this file encodes and decodes; and boxes around masks."""
+"""Masks in every form that annotation files use as COCO run-length codes (RLE); and boxes around masks."""
 
 from collections.abc import Sequence
 
@@ -6,24 +6,23 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco
 
-from .numbers import is_number, is_whole, shorten
+from sama.regions_sama import DAMAGED, MAX_CHUNKS, MAX_MASK_PIXELS, run_lengths, shortened
+
+from .numbers import is_number, is_whole
 
 
 # pycocotools trusts its input: a wrong length, a NaN or a huge coordinate crashes the process or takes minutes.
 # Everything is therefore checked here, with limits that no video reaches, before its C code runs.
 MAX_SIDE = 65_535  # the longest side of a JPEG
-MAX_PIXELS = 2**27  # of a mask; a frame of 16K video, 15,360 x 8,640, has fewer
+MAX_PIXELS = MAX_MASK_PIXELS  # a frame of 16K video, 15,360 x 8,640, has fewer
 MAX_POLYGON_NUMBERS = 100_000  # of all polygons of a mask
 MAX_OUTLINE = 1_000_000  # length of all polygons of a mask in pixels, of which pycocotools visits every fifth part
-# A run length is written in chunks of five bits; one of more chunks would exceed `MAX_PIXELS`
-MAX_CHUNKS = 6
-DAMAGED = "the run-length code of the mask is truncated or damaged"
 
 
 def checked_size(size) -> tuple[int, int]:
     """`(height, width)` of a mask or an image; `ValueError` unless both are whole numbers within the limits."""
     if not isinstance(size, list | tuple) or len(size) != 2 or not all(map(is_whole, size)):
-        raise ValueError(f"a size is [height, width] in whole pixels, got {shorten(size)}")
+        raise ValueError(f"a size is [height, width] in whole pixels, got {shortened(size)}")
     height, width = (int(length) for length in size)
     if min(height, width) < 1:
         raise ValueError(f"the size {height} x {width} (height x width) has no pixels")
@@ -80,7 +79,7 @@ def to_rle(entry, size: Sequence[int] | None = None, check: bool = True) -> dict
         if not text.isascii() or len(text) > 2 * MAX_CHUNKS * (height * width + 1):
             raise ValueError(DAMAGED)
         if check:
-            _check_runs(_run_lengths(text), height, width)
+            _check_runs(run_lengths(text), height, width)
         return {"size": [height, width], "counts": text}
     return {"size": [height, width], "counts": _compressed(_counted_runs(counts, height, width), height, width)}
 
@@ -90,10 +89,10 @@ def _counted_runs(counts, height: int, width: int) -> np.ndarray:
     if isinstance(counts, np.ndarray) and counts.dtype.kind in "iu" and counts.ndim == 1:
         counts = counts.tolist()
     if not isinstance(counts, list | tuple):
-        raise ValueError(f"the counts of a run-length code are text or a list of numbers, got {shorten(counts)}")
+        raise ValueError(f"the counts of a run-length code are text or a list of numbers, got {shortened(counts)}")
     if not all(map(is_whole, counts)):
         wrong = next(count for count in counts if not is_whole(count))
-        raise ValueError(f"the counts of a run-length code are whole numbers, got {shorten(wrong)}")
+        raise ValueError(f"the counts of a run-length code are whole numbers, got {shortened(wrong)}")
     runs = np.array(counts, dtype=np.int64)
     _check_runs(runs, height, width)
     return runs
@@ -134,7 +133,7 @@ def _checked_polygon(polygon: Sequence, height: int, width: int) -> np.ndarray:
     """The points of a polygon, `(num_points, 2)`. They may lie outside the image, but not by more than its size."""
     if not all(map(is_number, polygon)):
         wrong = next(number for number in polygon if not is_number(number))
-        raise ValueError(f"a polygon is made of finite numbers, got {shorten(wrong)}")
+        raise ValueError(f"a polygon is made of finite numbers, got {shortened(wrong)}")
     points = np.array(polygon, dtype=np.float64).reshape(-1, 2)
     margin = max(height, width)
     far = (points < -margin) | (points > np.array([width, height]) + margin)
@@ -207,33 +206,8 @@ def _nearest(length: int, wanted: int) -> np.ndarray:
 
 
 def _checked_runs(code: dict) -> np.ndarray:
-    runs = _run_lengths(code["counts"])
+    runs = run_lengths(code["counts"])
     _check_runs(runs, *code["size"])
-    return runs
-
-
-def _run_lengths(counts: str) -> np.ndarray:
-    """
-    The run lengths of a compressed code (COCO's `rleFrString`, for all runs at once).
-
-    A character minus 48 is a chunk of six bits. Its lower five bits are part of a number, the lowest part first; bit 5
-    says that the number goes on in the next chunk, and bit 4 of the last chunk is the sign. From the fourth number on
-    a number is the difference from the run two places before.
-    """
-    chunks = np.frombuffer(counts.encode("ascii", errors="replace"), dtype=np.uint8).astype(np.int64) - 48
-    if chunks.size == 0 or chunks.min() < 0 or chunks.max() > 63 or chunks[-1] & 32:
-        raise ValueError(DAMAGED)
-    is_last = (chunks & 32) == 0
-    starts = np.flatnonzero(np.concatenate(([True], is_last[:-1])))  # of each number
-    num_chunks = np.diff(np.concatenate((starts, [chunks.size])))
-    if num_chunks.max() > MAX_CHUNKS:
-        raise ValueError(DAMAGED)
-    shifts = 5 * (np.arange(chunks.size) - np.repeat(starts, num_chunks))
-    runs = np.add.reduceat((chunks & 31) << shifts, starts)
-    is_negative = (chunks[is_last] & 16) != 0
-    runs = np.where(is_negative, runs - (np.int64(1) << (5 * num_chunks)), runs)
-    # Undo the differences: every second run is a cumulative sum. Run 0 is stored as it is, and so are runs 1 and 2.
-    runs[1::2], runs[2::2] = np.cumsum(runs[1::2]), np.cumsum(runs[2::2])
     return runs
 
 

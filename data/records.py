@@ -33,10 +33,11 @@ from pathlib import Path
 import numpy as np
 
 from sama.prompts_sama import SOURCE_TURN_FORMATS, TURN_FORMATS
+from sama.regions_sama import shortened
 
 from .json_text import MAX_DEPTH
 from .masks import MAX_SIDE, decode_rle, to_rle, union
-from .numbers import LARGEST, shorten
+from .numbers import LARGEST
 from .wording import TEMPLATES
 
 
@@ -138,7 +139,7 @@ def require_type(value, kind: type | tuple[type, ...], field: str):
 def _scalar_problem(value) -> str | None:
     """What makes a number or a text unusable; `None` for everything else."""
     if isinstance(value, int | float) and not -LARGEST <= value <= LARGEST:
-        return f"is {shorten(value)}, expected a finite number of at most 64 bits"
+        return f"is {shortened(value)}, expected a finite number of at most 64 bits"
     if isinstance(value, str) and not value.isascii():
         try:
             value.encode()
@@ -201,7 +202,7 @@ def _check_choices(record: dict) -> None:
     for field, known in (("layout", layouts), ("region_shape", REGION_SHAPES), ("frame_policy", POLICIES)):
         value = require_field(record, field, str, default=None)
         if value is not None and value not in known:
-            raise DataError(f"is {shorten(value)}, expected one of {', '.join(known)}", field=field)
+            raise DataError(f"is {shortened(value)}, expected one of {', '.join(known)}", field=field)
     sampling = require_field(record, "sampling", dict, default=None)
     if sampling is not None:
         if require_field(sampling, "turns", int, at="sampling") < 1:
@@ -209,7 +210,9 @@ def _check_choices(record: dict) -> None:
         require_field(sampling, "replace", bool, default=False, at="sampling")
         unit = require_field(sampling, "unit", str, default="turn", at="sampling")
         if unit not in SAMPLING_UNITS:
-            raise DataError(f"is {shorten(unit)}, expected one of {', '.join(SAMPLING_UNITS)}", field="sampling.unit")
+            raise DataError(
+                f"is {shortened(unit)}, expected one of {', '.join(SAMPLING_UNITS)}", field="sampling.unit"
+            )
 
 
 def _check_writable(record: dict) -> None:
@@ -228,7 +231,7 @@ def _unwritable(value, at: str, depth: int) -> Iterator[tuple[str, str]]:
     elif isinstance(value, Mapping):
         for key, inner in value.items():
             if not isinstance(key, str) or _scalar_problem(key):
-                yield at, f"has the key {shorten(key)}, expected text of whole Unicode characters"
+                yield at, f"has the key {shortened(key)}, expected text of whole Unicode characters"
             else:
                 yield from _unwritable(inner, f"{at}.{key}" if at else key, depth + 1)
     elif isinstance(value, list | tuple):

@@ -17,15 +17,17 @@ computed.
 import os
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from lmms_eval.api.model import lmms
 from lmms_eval.models.registry_v2 import ModelManifest
 from PIL import Image
 from tqdm import tqdm
-from transformers import AutoModel, AutoProcessor
 
 from sama.configuration_sama import check_preset
+from sama.modeling_sama import SamaForConditionalGeneration
+from sama.processing_sama import SamaProcessor
 from sama.prompts_sama import without_region_word
 
 
@@ -79,9 +81,10 @@ class SamaLmms(lmms):
         self.device = torch.device(device or (f"cuda:{local}" if torch.cuda.is_available() else "cpu"))
         self.max_new_tokens, self.batch_size = int(max_new_tokens), 1
         chosen = {} if preset is None else {"preset": check_preset(preset)}
-        self.model = AutoModel.from_pretrained(pretrained, trust_remote_code=True, dtype=dtype, **chosen)
+        self.model = SamaForConditionalGeneration.from_pretrained(pretrained, dtype=dtype, **chosen)
         self.model = self.model.to(self.device).eval()
-        self.processor = AutoProcessor.from_pretrained(pretrained, trust_remote_code=True, **chosen)
+        local = Path(pretrained).is_dir()  # code of the Hub is not run
+        self.processor = SamaProcessor.from_pretrained(pretrained, trust_remote_code=local, **chosen)
         self._warned = False
 
     def generate_until(self, requests: list) -> list[str]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sama.objects_sama import as_region
+from sama.objects_sama import prepare_region
 from sama.pictures_sama import opened_picture
 from sama.prompts_sama import REGION_WORD
 from sama.regions_sama import mask_array
@@ -157,7 +157,7 @@ def check_region(region: RegionArgument, video, num_objects: int) -> None:
                 f'In the region "{region.text}": there is no frame {frame}; the video has {len(video)}, counted '
                 "from 0."
             )
-        as_region(region.region()).at_frames(video)
+        prepare_region(region.region(), video, [frame], "mask")
     elif number > num_objects:
         raise ValueError(
             f'In the region "{region.text}": there is no object {number}; the answers so far have {num_objects}, '

@@ -37,7 +37,7 @@ LONG_FILES = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    ranks = {str(ROOT / "tests" / name): rank for rank, name in enumerate(LONG_FILES)}
+    ranks = {str((ROOT / "tests" / name).resolve(strict=True)): rank for rank, name in enumerate(LONG_FILES)}
     items.sort(key=lambda item: ranks.get(str(item.path), len(LONG_FILES)))  # stable
 
 

@@ -53,8 +53,11 @@ class FakeTrack:
 
 
 class FakeVideo(list):
-    fps, height, width, is_image = 12.5, HEIGHT, WIDTH, False
+    fps, height, width, is_image, name = 12.5, HEIGHT, WIDTH, False, "fake"
     times, pixel_aspect, sound = None, 1, None
+
+    def check_frame(self, index):
+        assert 0 <= index < len(self)
 
 
 class FakeChat:

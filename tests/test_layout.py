@@ -23,6 +23,7 @@ CONVERSATION = {
     "objects_sama",
     "pictures_sama",
     "prompts_sama",
+    "regions_sama",
     "video_readers_sama",
     "video_sama",
 }
@@ -56,7 +57,7 @@ REMOTE_CODE = {
     "video_readers_sama": {"mp4_sama"},
     "mp4_sama": set(),
     "pictures_sama": set(),
-    "overlay_sama": set(),
+    "overlay_sama": {"video_readers_sama"},
 }
 ENTRY_POINTS = {"cli", "demo", "evaluate", "train"}
 LIBRARY = {"benchmarks", "conversion", "data", "drawing", "evaluation", "metrics", "resources", "serving", "toy_world"}

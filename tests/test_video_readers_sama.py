@@ -275,3 +275,11 @@ def test_boxes_that_are_nested_deeply(tmp_path):
     path.write_bytes(b"\0\0\0\x14ftypisom\0\0\0\0isom" + content)
     with pytest.raises(ValueError, match="deep.mp4"):
         SamaVideo.open(path)
+
+
+def test_a_file_that_is_no_video_is_named_once(tmp_path):
+    path = tmp_path / "notes.md"
+    path.write_text("# Notes")
+    with pytest.raises(ValueError) as raised:
+        SamaVideo.open(path)
+    assert str(raised.value).count("notes.md") == 1 and "is not a video that can be read: " in str(raised.value)

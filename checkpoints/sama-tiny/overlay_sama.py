@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from .video_readers_sama import FFMPEG_ERRORS, open_container
+
 
 av: Any = None  # where it is not installed
 
@@ -23,7 +25,6 @@ try:
 except ImportError:
     pass
 
-_FFMPEG_ERRORS = () if av is None else (av.error.FFmpegError,)
 # Time base of uneven frame times; 90 kHz is the clock of MPEG
 TIME_BASE = Fraction(1, 90000)
 # Sound that MP4 holds and browsers play; everything else is encoded as AAC, which takes these rates
@@ -186,7 +187,7 @@ class VideoWriter:
         try:
             self.sound = SoundCopy(path, first_frame, self.container)
             self.start = self.sound.video_start
-        except (OSError, *_FFMPEG_ERRORS) as error:
+        except (OSError, *FFMPEG_ERRORS) as error:
             warnings.warn(f"The sound of '{path}' is not copied: {error}.", stacklevel=2)
 
     def close(self) -> None:
@@ -235,7 +236,7 @@ class SoundCopy:
         self.path, self.container, self.video_start = path, container, 0.0
         self.pending: Any = None
         self.packets: Iterator = iter(())
-        self.input = av.open(f"file:{path}", options={"protocol_whitelist": "file"}, metadata_errors="replace")
+        self.input = open_container(path)
         stream = self.input.streams.best("audio")
         if stream is None or stream.codec_context is None:
             self._give_up("its codec is unknown")
@@ -249,7 +250,7 @@ class SoundCopy:
                 self.packets = self._copied(stream, container.add_stream_from_template(stream))
             else:
                 self.packets = self._encoded(stream, self._new_stream(stream.codec_context))
-        except (ValueError, *_FFMPEG_ERRORS) as error:
+        except (ValueError, *FFMPEG_ERRORS) as error:
             self._give_up(str(error))
 
     def _new_stream(self, context: Any) -> Any:
@@ -283,7 +284,7 @@ class SoundCopy:
                     return
                 packet, self.pending = self.pending[1], None
                 self.container.mux(packet)
-        except (ValueError, TypeError, EOFError, *_FFMPEG_ERRORS) as error:
+        except (ValueError, TypeError, EOFError, *FFMPEG_ERRORS) as error:
             self._give_up(str(error))
 
     def _give_up(self, problem: str) -> None:

@@ -1,6 +1,7 @@
 """Regions as users give them: the fields of a region, the forms of a mask, and the checks that every prompt lies in
 its video."""
 
+import reprlib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .video_sama import SamaVideo
+from .video_sama import SamaVideo, tensor_array
 
 
 PROMPT_KINDS = ("mask", "box", "points", "scribble")
@@ -21,6 +22,12 @@ SIMILAR_FIELDS = {"bbox": "box", "point": "points", "mask_input": "mask", "label
 MAX_POINTS, MAX_LINE_POINTS = 1_000, 10_000
 # Run lengths of a larger mask are not decoded: no video has such frames
 MAX_MASK_PIXELS = 2**27
+# A run length is written in chunks of five bits; one of more chunks would exceed the limit
+MAX_CHUNKS = 6
+DAMAGED = "the run-length code of the mask is truncated or damaged"
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 60, 60
 
 
 @dataclass
@@ -112,12 +119,11 @@ class Region:
 
 
 def shortened(value) -> str:
-    """`repr` of a value for a message, at most 200 characters of it."""
+    """`repr` of a value for a message: at most a few entries and characters of it."""
     try:
-        text = repr(value)
+        return _SHORT.repr(value)
     except (RecursionError, ValueError):  # nested too deeply, or a number of more digits than Python prints
-        return type(value).__name__
-    return text if len(text) <= 200 else f"{text[:200]}..."
+        return f"a {type(value).__name__} that is too long to show"
 
 
 def as_list(value) -> list:
@@ -141,13 +147,6 @@ def is_whole(value) -> bool:
 def is_number(value) -> bool:
     """Whether a value is a number; booleans and strings are not."""
     return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-
-
-def tensor_array(tensor: torch.Tensor) -> np.ndarray:
-    """A tensor as an array; floats of any precision as float32."""
-    tensor = tensor.detach().cpu()
-    tensor = tensor.to_dense() if tensor.is_sparse else tensor
-    return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
 
 
 def mask_array(mask) -> np.ndarray:
@@ -196,7 +195,7 @@ def decode_rle(code: Mapping) -> np.ndarray:
     if height * width > MAX_MASK_PIXELS:
         raise ValueError(f"Run lengths of a {height} x {width} mask have more than {MAX_MASK_PIXELS} pixels.")
     if isinstance(counts, (str, bytes)):
-        runs = _decompressed_counts(counts.encode("utf-8", "replace") if isinstance(counts, str) else counts)
+        runs = run_lengths(counts if isinstance(counts, str) else counts.decode("ascii", "replace")).tolist()
     elif isinstance(counts, (list, tuple)) and all(is_whole(count) for count in counts):
         runs = [int(count) for count in counts]
     else:
@@ -206,30 +205,42 @@ def decode_rle(code: Mapping) -> np.ndarray:
             f"The run lengths of a mask add up to {sum(runs)}, with {min(runs, default=0)} as the smallest, but its "
             f"size {height} x {width} has {height * width} pixels."
         )
-    flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
-    return flat.reshape(width, height).T
+    return mask_of_runs(runs, height, width)
 
 
-def _decompressed_counts(text: bytes) -> list[int]:
-    """COCO's compressed counts: groups of 5 bits from character 48 on, the lowest first, bit 6 set where another group
-    follows; from the fourth count on, the difference to the count two places before."""
-    runs: list[int] = []
-    value = shift = 0
-    for character in text:
-        group = character - 48
-        if not 0 <= group < 64 or shift > 30:
-            raise ValueError("The compressed counts of a mask are damaged: they are not COCO run lengths.")
-        value |= (group & 31) << shift
-        shift += 5
-        if group & 32:
-            continue
-        if group & 16:  # the sign
-            value -= 1 << shift
-        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-        value = shift = 0
-    if shift:
-        raise ValueError("The compressed counts of a mask end in the middle of a number.")
+def run_lengths(counts: str) -> np.ndarray:
+    """
+    The run lengths of a compressed code (COCO's `rleFrString`, for all runs at once).
+
+    A character minus 48 is a chunk of six bits. Its lower five bits are part of a number, the lowest part first; bit 5
+    says that the number goes on in the next chunk, and bit 4 of the last chunk is the sign. From the fourth number on
+    a number is the difference from the run two places before.
+
+    Raises:
+        ValueError: for text that is not such a code.
+    """
+    if not counts.isascii():
+        raise ValueError(DAMAGED)
+    chunks = np.frombuffer(counts.encode("ascii"), dtype=np.uint8).astype(np.int64) - 48
+    if chunks.size == 0 or chunks.min() < 0 or chunks.max() > 63 or chunks[-1] & 32:
+        raise ValueError(DAMAGED)
+    is_last = (chunks & 32) == 0
+    starts = np.flatnonzero(np.concatenate(([True], is_last[:-1])))  # of each number
+    num_chunks = np.diff(np.concatenate((starts, [chunks.size])))
+    if num_chunks.max() > MAX_CHUNKS:
+        raise ValueError(DAMAGED)
+    shifts = 5 * (np.arange(chunks.size) - np.repeat(starts, num_chunks))
+    runs = np.add.reduceat((chunks & 31) << shifts, starts)
+    is_negative = (chunks[is_last] & 16) != 0
+    runs = np.where(is_negative, runs - (np.int64(1) << (5 * num_chunks)), runs)
+    # Undo the differences: every second run is a cumulative sum. Run 0 is stored as it is, and so are runs 1 and 2.
+    runs[1::2], runs[2::2] = np.cumsum(runs[1::2]), np.cumsum(runs[2::2])
     return runs
+
+
+def mask_of_runs(runs: Sequence[int] | np.ndarray, height: int, width: int) -> np.ndarray:
+    """The bool array of shape `(height, width)` of run lengths: column by column, beginning with zeros."""
+    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
 
 
 def region_from_fields(fields: Mapping) -> Region:

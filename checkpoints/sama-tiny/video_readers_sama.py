@@ -31,7 +31,7 @@ try:
 except ImportError:
     pass
 
-_FFMPEG_ERRORS = () if av is None else (av.error.FFmpegError,)
+FFMPEG_ERRORS = () if av is None else (av.error.FFmpegError,)
 # What a source without a clock (a list of frames, an array) is assumed to run at; used only to write videos.
 DEFAULT_FPS = 24.0
 # Stepping backward through a file decodes this many frames at once: every backward seek restarts at a keyframe.
@@ -165,8 +165,8 @@ def check_size(width: int, height: int) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """The readable part of a decoder's message: no error number or time in front, no C++ stack behind."""
-    lines = [re.sub(r"^\[[^\]]*\]\s*", "", line).strip() for line in str(error).splitlines()]
+    """The readable part of a decoder's message: no error number or time in front, no file name or C++ stack behind."""
+    lines = [re.sub(r"^\[[^\]]*\]\s*|: 'file:.*'$", "", line).strip() for line in str(error).splitlines()]
     return next((line for line in lines if line), type(error).__name__)
 
 
@@ -178,11 +178,12 @@ def _av_errors() -> Iterator[None]:
     """What PyAV raises, as a `ValueError` with the readable part of its message."""
     try:
         yield
-    except (OSError, *_FFMPEG_ERRORS, UnicodeError, OverflowError, MemoryError) as error:
+    except (OSError, *FFMPEG_ERRORS, UnicodeError, OverflowError, MemoryError) as error:
         raise ValueError(_reason(error)) from error
 
 
-def _open_container(path: str) -> Any:
+def open_container(path: str) -> Any:
+    """A file opened by PyAV."""
     # `file:` so that a colon in a name is not read as a protocol and a playlist cannot reach the network
     return av.open(f"file:{path}", options={"protocol_whitelist": "file"}, metadata_errors="replace")
 
@@ -236,7 +237,7 @@ class AvReader:
 
     def _scan(self) -> int:
         """Reads the times of all packets without decoding them; returns how many frames the end of the file lacks."""
-        with _open_container(self._path) as container:
+        with open_container(self._path) as container:
             stream = _video_stream(container)
             # The index of MP4 knows what an edit list leaves out; the count in its header does not
             declared = len(stream.index_entries) if container.format.name.startswith("mov") else stream.frames
@@ -340,7 +341,7 @@ class AvReader:
         """Places the decoder at a keyframe; the first one also after the cut of an edit list."""
         if keyframe == 0 or self._container is None:
             self._close()
-            self._container = _open_container(self._path)
+            self._container = open_container(self._path)
         stream = _video_stream(self._container)
         if keyframe > 0:
             self._container.seek(self._times[keyframe], stream=stream)
@@ -367,7 +368,7 @@ def _demux(container, stream) -> Iterator:
     while True:
         try:
             packet = next(packets)
-        except (StopIteration, OSError, *_FFMPEG_ERRORS):
+        except (StopIteration, OSError, *FFMPEG_ERRORS):
             return
         if packet.size or packet.dts is not None:  # not the empty one behind the last
             yield packet
@@ -382,7 +383,7 @@ def _decoded(container, stream) -> Iterator:
 def _decode_packet(packet, stream) -> list:
     try:
         return stream.codec_context.decode(packet)
-    except (EOFError, *_FFMPEG_ERRORS):
+    except (EOFError, *FFMPEG_ERRORS):
         return []
 
 

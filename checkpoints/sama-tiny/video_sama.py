@@ -231,6 +231,13 @@ class ListFrames(FrameSource):
         return pixel_array(frame, 3, f"frame {index} of '{self.name}'")
 
 
+def tensor_array(tensor: torch.Tensor) -> np.ndarray:
+    """A tensor as an array; floats of any precision as float32."""
+    tensor = tensor.detach().cpu()
+    tensor = tensor.to_dense() if tensor.is_sparse else tensor
+    return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+
+
 def pixel_array(pixels, dimensions: int, what: str) -> np.ndarray:
     """
     Pixels that a decoder gave as uint8 with the channels last.
@@ -249,8 +256,7 @@ def pixel_array(pixels, dimensions: int, what: str) -> np.ndarray:
         ValueError: for other types, shapes and values, and where it is not clear which dimension holds the channels.
     """
     if isinstance(pixels, torch.Tensor):
-        pixels = pixels.detach().cpu()
-        pixels = (pixels.float() if pixels.is_floating_point() else pixels).numpy()
+        pixels = tensor_array(pixels)
     if not isinstance(pixels, np.ndarray):
         raise ValueError(
             f"Expected {what} to be a path, a PIL image, an array or a tensor, got {type(pixels).__name__}."

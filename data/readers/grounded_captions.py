@@ -4,8 +4,10 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from sama.regions_sama import shortened
+
 from ..masks import to_rle
-from ..numbers import is_whole, shorten
+from ..numbers import is_whole
 from ..records import DataError
 from .source_reader import SourceReader, assistant, grounded, text, user
 
@@ -22,7 +24,7 @@ def checked_span(positions: list, caption: str, field: str) -> tuple[int, int]:
     """A span from [start, end] or from a list of one such pair."""
     pair = positions[0] if len(positions) == 1 else positions
     if not isinstance(pair, list) or len(pair) != 2 or not all(map(is_whole, pair)):
-        raise DataError(f"is {shorten(positions)} where [start, end] is expected", field=field)
+        raise DataError(f"is {shortened(positions)} where [start, end] is expected", field=field)
     start, end = pair
     if not 0 <= start < end <= len(caption):
         raise DataError(f"[{start}, {end}] lies outside a caption of {len(caption)} characters", field=field)

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from sama.regions_sama import shortened
+
 from ..masks import to_rle
-from ..numbers import shorten
 from ..pickles import load_plain_pickle
 from ..records import DataError, require_type
 from .streams import stream_object
@@ -41,7 +42,7 @@ def read_mask_store(
 
 def _shown_key(key) -> str:
     """The name of an object in messages and stores, even if it is not a valid key."""
-    return str(key).encode(errors="replace").decode() if isinstance(key, str | int) else shorten(key)
+    return str(key).encode(errors="replace").decode() if isinstance(key, str | int) else shortened(key)
 
 
 def _compact(entry, position: int) -> dict | None:

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from sama.pictures_sama import IMAGE_SUFFIXES
+from sama.regions_sama import shortened
 
-from ..numbers import shorten
 from ..records import DataError, read_lines, reading
 from .source_reader import SourceReader, assistant, text, user
 
@@ -50,7 +50,7 @@ def _read_image(reader: SourceReader, category: str, path: Path) -> Iterator[dic
             raise DataError(f"is not UTF-8 text (byte {error.start})", field=f"line {number}") from error
         question, tab, answer = line.rstrip().rpartition("\t")
         if not tab or answer not in ANSWERS:
-            raise DataError(f"is {shorten(line)}, expected a question, a tab, and Yes or No", field=f"line {number}")
+            raise DataError(f"is {shortened(line)}, expected a question, a tab, and Yes or No", field=f"line {number}")
         info = {"category": category, "image": name, "answer": answer}
         messages += [user([text(question.strip())], info=info), assistant([text(answer)])]
     if not messages:

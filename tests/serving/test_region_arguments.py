@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sama.serving.region_arguments import group_questions, parse_region, read_mask
+from sama.serving.region_arguments import check_region, group_questions, parse_region, read_mask
+from sama.video_sama import SamaVideo
 
 
 @pytest.mark.parametrize(
@@ -109,3 +110,19 @@ def test_read_mask_refuses(tmp_path):
         read_mask(str(tmp_path / "text.png"))
     with pytest.raises(FileNotFoundError, match=r"no mask file .*absent\.png"):
         read_mask(str(tmp_path / "absent.png"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("frame=4,box=1,1,9,9", "there is no frame 4; the video has 4, counted from 0"),
+        ("frame=1,box=1,1,900,9", "does not lie inside the 30x20 pixels"),
+        ("frame=1,point=31,5", r"The point \(31, 5\) lies outside the 30x20 pixels"),
+        ("object=2", "there is no object 2; the answers so far have 1"),
+    ],
+)
+def test_regions_are_checked_without_a_model(text, message):
+    video = SamaVideo.open(np.zeros((4, 20, 30, 3), dtype=np.uint8))
+    check_region(parse_region("frame=3,box=1,1,9,9"), video, 1)
+    with pytest.raises(ValueError, match=message):
+        check_region(parse_region(text), video, 1)
