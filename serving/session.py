@@ -9,7 +9,8 @@ for event in session.ask("What is <region> doing?", [{"frame": 10, "box": [40, 6
 
 import queue
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,6 +19,7 @@ import numpy as np
 # Relative, so that the type checker finds them whatever the folder of the checkout is called
 from ..overlay_sama import Color, object_color
 from ..streaming_sama import AnswerStreamer
+from .scheduling import LATER_STEP, DeviceSchedule, DeviceTurn
 
 
 # Events that wait for their reader. When it is slow, the model waits: masks of a long video do not pile up in memory.
@@ -113,6 +115,9 @@ class Reply(Protocol):
     def text(self) -> str: ...
 
     @property
+    def tagged_text(self) -> str: ...
+
+    @property
     def objects(self) -> Sequence: ...
 
 
@@ -150,32 +155,41 @@ class ChatSession:
     Args:
         chat ([`SamaChat`]): what `model.start_chat` returned. Only the session may ask it from now on.
         max_new_tokens (`int`, *optional*, defaults to 512): of an answer.
+        turns (sequence of [`ChatTurn`], *optional*): the questions and answers that the chat has already.
+        schedule ([`DeviceSchedule`], *optional*): of the device, where several sessions share it.
 
     Attributes:
         turns (`list[ChatTurn]`): the conversation so far; not to be edited.
     """
 
-    def __init__(self, chat, max_new_tokens: int = 512):
+    def __init__(
+        self, chat, max_new_tokens: int = 512, turns: Sequence["ChatTurn"] = (), schedule: DeviceSchedule | None = None
+    ):
         self.chat, self.max_new_tokens = chat, max_new_tokens
-        self.turns: list[ChatTurn] = []
+        self.turns: list[ChatTurn] = list(turns)
+        self.schedule = schedule or DeviceSchedule()
         self._lock = threading.Lock()
-        self._running: _Channel | None = None
+        self._running: AnswerChannel | None = None
 
     @property
     def objects(self) -> list:
         """The [`GroundedPhrase`] of each object, in the order of their numbers: that of the first answer about it."""
+        numbered = self._numbered()
+        return [numbered[number] for number in sorted(numbered)]
+
+    def _numbered(self) -> dict[int, Any]:
         found: dict[int, Any] = {}
         for turn in self.turns:
             for number, phrase in zip(turn.numbers, turn.reply.objects, strict=True):
                 found.setdefault(number, phrase)
-        return list(found.values())
+        return found
 
     def object(self, number: int):
         """The [`GroundedPhrase`] of an object; raises `ValueError` if no answer has an object of this number."""
-        objects = self.objects
-        if not isinstance(number, (int, np.integer)) or not 1 <= number <= len(objects):
-            raise ValueError(f"There is no object {number}: the answers so far have {len(objects)}, counted from 1.")
-        return objects[number - 1]
+        numbered = self._numbered()
+        if not isinstance(number, (int, np.integer)) or number not in numbered:
+            raise ValueError(f"There is no object {number}: the answers so far have {len(numbered)}, counted from 1.")
+        return numbered[number]
 
     def ask(self, text: str, regions: Sequence = (), masks: bool = True, **generate_kwargs) -> "EventStream":
         """
@@ -195,18 +209,19 @@ class ChatSession:
         Raises:
             RuntimeError: if the previous question is still being answered.
         """
-        channel = _Channel()
         with self._lock:
             if self._running is not None:
                 raise RuntimeError(
                     "The previous question is still being answered: read its events to the end or cancel it first."
                 )
-            self._running = channel
-        generate_kwargs = {"max_new_tokens": self.max_new_tokens, **generate_kwargs}
-        arguments = (channel, text, tuple(regions), masks, generate_kwargs)
-        thread = threading.Thread(target=self._work, args=arguments, name="sama-session", daemon=True)
-        thread.start()
-        return EventStream(channel, thread)
+            self._running = channel = AnswerChannel()
+
+        def answer() -> ChatTurn:
+            with self.schedule.turn() as turn:
+                channel.turn = turn
+                return self.answer(channel, text, regions, masks, **generate_kwargs)
+
+        return EventStream(channel, answer, self._end)
 
     def cancel(self) -> None:
         """
@@ -217,23 +232,20 @@ class ChatSession:
             if self._running is not None:
                 self._running.cancelled.set()
 
-    def _work(self, channel: "_Channel", *question) -> None:
-        """What the thread of an answer does. Whatever happens, the stream gets its last event."""
-        try:
-            last = Done(self._answer(channel, *question))
-        except _Stop:
-            last = Cancelled()
-        except BaseException as error:
-            last = Failed(one_sentence(error), error)
+    def _end(self) -> None:
         with self._lock:
             self._running = None
-        channel.finish(last)
 
-    def _answer(self, channel: "_Channel", text: str, regions: tuple, masks: bool, generate_kwargs: dict) -> ChatTurn:
+    def answer(
+        self, channel: "AnswerChannel", text: str, regions: Sequence = (), masks: bool = True, **generate_kwargs
+    ) -> ChatTurn:
+        """Computes an answer in this thread, which has the device, and sends all events but the last; see [`ask`]."""
         references = tuple(self._by_number(region) for region in regions)
         resolved = [self._resolved(region) for region in regions]
         streamer = AnswerStreamer(self.chat.processor, lambda text: channel.send(TextDelta(text) if text else None))
-        events = _AnswerEvents(channel, streamer, self._pointed_at(references), len(self.objects) + 1)
+        first_new = max(self._numbered(), default=0) + 1
+        events = _AnswerEvents(channel, streamer, self._pointed_at(references), first_new)
+        generate_kwargs = {"max_new_tokens": self.max_new_tokens, **generate_kwargs}
         reply = self.chat.ask(
             text,
             regions=resolved,
@@ -268,7 +280,22 @@ class ChatSession:
             raise ValueError(
                 f"A region that is an object of an answer takes no other field, got {', '.join(map(str, region))}."
             )
-        return self.object(region["object"])
+        phrase = self.object(region["object"])
+        if phrase.track is None:
+            raise ValueError(
+                f"The masks of object {region['object']} are not known, so a question cannot point at it; give them "
+                "with the answer that it is part of."
+            )
+        return phrase
+
+    def restore(self, turns: Sequence[ChatTurn]) -> None:
+        """Continues a conversation that was held elsewhere: adds its questions and answers, which the model reads with
+        the next question."""
+        for turn in turns:
+            regions = [self._resolved(region) for region in turn.regions]
+            question = {"role": "user", "content": self.chat.question_content(turn.question, regions)}
+            self.chat.add_messages([question, {"role": "assistant", "content": turn.reply.tagged_text}])
+            self.turns.append(turn)
 
 
 def numbered_objects(phrases: Sequence, numbers: Sequence[int]) -> tuple[AnswerObject, ...]:
@@ -308,14 +335,16 @@ def one_sentence(error: BaseException) -> str:
 # ---- from the worker to the reader ----------------------------------------------------------------------------------
 
 
-class _Stop(Exception):
+class AnswerStopped(Exception):
     """Raised in the callbacks of a cancelled answer, where `chat.ask` undoes the question."""
 
 
 class _AnswerEvents:
     """The callbacks of one answer, which number its objects and send its text and masks."""
 
-    def __init__(self, channel: "_Channel", streamer: AnswerStreamer, pointed_at: Mapping[int, Any], first_new: int):
+    def __init__(
+        self, channel: "AnswerChannel", streamer: AnswerStreamer, pointed_at: Mapping[int, Any], first_new: int
+    ):
         self.channel, self.streamer = channel, streamer
         self.pointed_at, self.first_new = pointed_at, first_new
         self.reply: Any = None
@@ -346,23 +375,47 @@ class _AnswerEvents:
         return self.numbers
 
 
-class _Channel:
-    """Carries the events of one answer from its thread to its reader, and the wish to cancel back."""
+class AnswerChannel:
+    """
+    Carries the events of one answer from its thread to its reader, and the wish to cancel back.
+
+    Attributes:
+        turn ([`DeviceTurn`], *optional*): of the answer's thread. It is passed on between two steps, and nobody holds
+            the device while a slow reader is waited for.
+    """
 
     def __init__(self):
         self.events: queue.Queue[Event] = queue.Queue(MAX_WAITING_EVENTS)
         self.cancelled = threading.Event()
+        self.turn: DeviceTurn | None = None
 
     def send(self, event: Event | None) -> None:
         """Hands an event to the reader, waiting for it if it is slow; `None` only checks whether to stop."""
-        while not self.cancelled.is_set():
+        self.check()
+        if event is not None:
             try:
-                if event is not None:
-                    self.events.put(event, timeout=POLL_SECONDS)
-                return
+                self.events.put_nowait(event)
             except queue.Full:
-                continue
-        raise _Stop
+                self._wait_for_reader(event)
+        if self.turn is not None:
+            if event is not None:
+                self.turn.rank = LATER_STEP
+            self.turn.pass_on()
+        self.check()
+
+    def check(self) -> None:
+        """Ends the answer if it was cancelled."""
+        if self.cancelled.is_set():
+            raise AnswerStopped
+
+    def _wait_for_reader(self, event: Event) -> None:
+        with self.turn.released() if self.turn is not None else nullcontext():
+            while True:
+                self.check()
+                try:
+                    return self.events.put(event, timeout=POLL_SECONDS)
+                except queue.Full:
+                    continue
 
     def finish(self, event: Event) -> None:
         """Hands over the last event, whether the answer was cancelled or not."""
@@ -370,10 +423,20 @@ class _Channel:
 
 
 class EventStream(Iterator):
-    """The events of one answer. Closing it before its end, or dropping it, cancels the answer."""
+    """
+    The events of one answer, which is computed in a thread of its own. Closing the stream before its end, or dropping
+    it, cancels the answer.
 
-    def __init__(self, channel: _Channel, thread: threading.Thread):
-        self._channel, self._thread, self._ended = channel, thread, False
+    Args:
+        channel ([`AnswerChannel`])
+        answer (`Callable`): computes the answer and sends its events to the channel.
+        end (`Callable`, *optional*): called in the thread when nothing more is computed, before the last event.
+    """
+
+    def __init__(self, channel: AnswerChannel, answer: Callable[[], ChatTurn], end: Callable[[], None] = lambda: None):
+        self._channel, self._ended = channel, False
+        self._thread = threading.Thread(target=_run, args=(channel, answer, end), name="sama-session", daemon=True)
+        self._thread.start()
 
     def __next__(self) -> Event:
         while not self._ended:
@@ -385,6 +448,11 @@ class EventStream(Iterator):
             self._ended = isinstance(event, Done | Cancelled | Failed)
             return event
         raise StopIteration
+
+    def cancel(self) -> None:
+        """Stops the answer after the current token or frame; the events end in [`Cancelled`], or in [`Done`] if the
+        answer was complete already."""
+        self._channel.cancelled.set()
 
     def close(self) -> None:
         """Cancels the answer unless it is complete, and waits until its thread has ended."""
@@ -405,3 +473,15 @@ class EventStream(Iterator):
 
     def __del__(self) -> None:
         self.close()
+
+
+def _run(channel: AnswerChannel, answer: Callable[[], ChatTurn], end: Callable[[], None]) -> None:
+    """What the thread of an answer does. Whatever happens, the stream gets its last event."""
+    try:
+        last = Done(answer())
+    except AnswerStopped:
+        last = Cancelled()
+    except BaseException as error:
+        last = Failed(one_sentence(error), error)
+    end()
+    channel.finish(last)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sama.chat_sama import FEATURE_PREFIX, SamFeatureStore
+from sama.feature_store_sama import FEATURE_PREFIX, SamFeatureStore
 
 
 def hold_features(folder: str, made) -> None:

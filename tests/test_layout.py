@@ -42,7 +42,9 @@ REMOTE_CODE = {
         "modeling_sama_tracker",
         "versions_sama",
     },
-    "chat_sama": CONVERSATION - {"prompts_sama"} | {"modeling_sama_tracker", "overlay_sama", "streaming_sama"},
+    "chat_sama": CONVERSATION - {"prompts_sama"}
+    | {"encoding_sama", "feature_store_sama", "modeling_sama_tracker", "overlay_sama", "streaming_sama"},
+    "feature_store_sama": {"modeling_sama_tracker"},
     "streaming_sama": {"prompts_sama"},
     "processing_sama": CONVERSATION
     | {"encoding_sama", "messages_sama", "mp4_sama", "pictures_sama", "regions_sama", "rendered_text_sama"}

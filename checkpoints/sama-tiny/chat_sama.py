@@ -1,13 +1,9 @@
 """A conversation about one video that keeps its state between turns: frames are encoded once, a new turn costs its own
 tokens only, and SAM 2 sees every frame once however many objects and turns there are."""
 
-import os
-import shutil
-import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
 import numpy as np
@@ -15,21 +11,13 @@ import torch
 from transformers import DynamicCache, TextStreamer
 
 from .configuration_sama import CONTEXT_TOKEN
+from .encoding_sama import prompt_tensors
+from .feature_store_sama import SamFeatureStore
 from .modeling_sama_tracker import FrameFeatures
 from .objects_sama import GroundedPhrase, MaskTrack, Region
 from .overlay_sama import overlay_masks, write_video
 from .streaming_sama import LibraryTextStreamer
 from .video_sama import SamaVideo
-
-
-fcntl: Any = None  # on Windows: feature folders are not locked, and those of killed processes stay
-
-try:
-    import fcntl
-except ImportError:
-    pass
-
-FEATURE_PREFIX, FEATURE_LOCK = "sama_features_", ".lock"
 
 
 @dataclass
@@ -41,7 +29,9 @@ class SamaReply:
         tagged_text (`str`): with `<p>`, `</p>` and [SEG], as the model wrote it.
         objects (`list[GroundedPhrase]`): what the answer points at; each may be a region of a later question.
         video ([`SamaVideo`], *optional*): what the conversation is about.
-        prefilled_tokens (`int`): tokens the language model had to read for this turn, the rest was kept.
+        prompt_tokens (`int`): tokens of the conversation up to the answer.
+        prefilled_tokens (`int`): how many of them the language model had to read for this turn; the rest was kept.
+        completion_tokens (`int`): tokens of the answer.
     """
 
     text: str
@@ -49,6 +39,8 @@ class SamaReply:
     objects: list[GroundedPhrase] = field(default_factory=list)
     video: SamaVideo | None = None
     prefilled_tokens: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
 
     def save_video(self, path: str | Path) -> None:
         """Writes the video with this answer's masks on it, one colour an object.
@@ -76,6 +68,8 @@ class ChatState:
         frame_features (`torch.Tensor` of shape `(num_frames, tokens_per_frame, width)`, *optional*)
         spatial_tokens (`torch.Tensor` of shape `(num_context_frames, num_spatial_queries, qformer_width)`, *optional*)
         video_length (`int`): how many of `input_ids` come before the first question and do not depend on it.
+        turn_lengths (`dict[int, int]`): number of messages to how many of `input_ids` are those of the messages; of
+            the conversation as it was after each answer.
     """
 
     messages: list[dict] = field(default_factory=list)
@@ -84,82 +78,7 @@ class ChatState:
     frame_features: torch.Tensor | None = None
     spatial_tokens: torch.Tensor | None = None
     video_length: int = 0
-
-
-def make_feature_folder(parent: str | None = None) -> TemporaryDirectory:
-    """A temporary folder that is deleted with the returned object. A file in it is locked as long as this process
-    lives, so that another process can tell the folders of killed ones, which are deleted first.
-
-    Args:
-        parent (`str`, *optional*): where to make it; the system's folder for temporary files by default.
-    """
-    delete_dead_feature_folders(parent or gettempdir())
-    while True:
-        folder = TemporaryDirectory(prefix=FEATURE_PREFIX, dir=parent)
-        if fcntl is None:
-            return folder
-        path = Path(folder.name) / FEATURE_LOCK
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
-        weakref.finalize(folder, os.close, descriptor)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:  # another process found the file before it was locked, and deletes the folder
-            continue
-        except OSError:  # of a file system without locks: nobody deletes a folder without the file
-            path.unlink()
-            return folder
-        if path.exists():
-            return folder
-
-
-def delete_dead_feature_folders(parent: str | Path) -> None:
-    """Deletes this user's feature folders in `parent` whose process has ended; each may hold 16 GiB."""
-    if fcntl is None:
-        return
-    for folder in Path(parent).glob(f"{FEATURE_PREFIX}*"):
-        try:
-            if folder.is_symlink() or folder.stat().st_uid != os.getuid():
-                continue
-            descriptor = os.open(folder / FEATURE_LOCK, os.O_RDWR)
-        except OSError:  # without the file nothing tells whether its process is alive
-            continue
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
-        except OSError:  # locked by a process that is alive
-            pass
-        finally:
-            os.close(descriptor)
-
-
-class SamFeatureStore:
-    """SAM 2's features of a video's frames: each frame is encoded when it is first asked for, then kept in a temporary
-    folder, so that later turns do not encode it again and memory does not grow. A frame of the released size takes
-    15 MB in bfloat16; beyond `max_bytes` frames are not kept, and a later turn encodes them again.
-
-    Args:
-        encode (`Callable`): frame index to [`FrameFeatures`].
-        folder (`str`, *optional*): where to make the temporary folder; the system's by default.
-        max_bytes (`int`, defaults to 16 GiB)
-    """
-
-    def __init__(self, encode: Callable[[int], FrameFeatures], folder: str | None = None, max_bytes: int = 16 * 2**30):
-        self.encode, self.free_bytes = encode, max_bytes
-        self.folder = make_feature_folder(folder)
-        self.stored: set[int] = set()
-
-    def __call__(self, index: int) -> FrameFeatures:
-        path = Path(self.folder.name) / f"{index}.pt"
-        if index in self.stored:
-            image, tuned, original = torch.load(path, weights_only=True)
-            return FrameFeatures(image, tuned, original)
-        features = self.encode(index)
-        size = sum(level.nbytes for level in (features.image, *features.tuned, *features.original))
-        if size <= self.free_bytes:
-            torch.save((features.image, features.tuned, features.original), path)
-            self.stored.add(index)
-            self.free_bytes -= size
-        return features
+    turn_lengths: dict[int, int] = field(default_factory=dict)
 
 
 class SamaChat:
@@ -170,6 +89,7 @@ class SamaChat:
         processor ([`SamaProcessor`])
         video, image (*optional*): what `processor.open_video` takes; at most one of the two.
         feature_folder (`str`, *optional*): where SAM 2's features of the frames are kept, see [`SamFeatureStore`].
+        sam_features ([`SamFeatureStore`], *optional*): that of another chat about the same video, to share it.
 
     Attributes:
         messages (`list[dict]`): the conversation so far, as `apply_chat_template` takes it; a copy, not to be edited.
@@ -178,7 +98,7 @@ class SamaChat:
             dropped; 0 keeps the masks as the model gives them. May be set at any time.
     """
 
-    def __init__(self, model, processor, video=None, image=None, feature_folder: str | None = None):
+    def __init__(self, model, processor, video=None, image=None, feature_folder=None, sam_features=None):
         if video is not None and image is not None:
             raise ValueError("A conversation is about one video or one image, got both.")
         self.model, self.processor = model, processor
@@ -187,7 +107,8 @@ class SamaChat:
         self.video = None if source is None else processor.open_video(source, kind)
         self.cache = DynamicCache(config=model.config.get_text_config())
         self.state = ChatState()
-        if self.video is not None:
+        self.sam_features: Any = sam_features
+        if self.video is not None and sam_features is None:
             frames, tracker = processor.sam_frames(self.video), model.model.mask_tracker
             self.sam_features = SamFeatureStore(
                 lambda index: tracker.encode_frames(frames[index][None]), folder=feature_folder
@@ -247,7 +168,13 @@ class SamaChat:
             if isinstance(streamer, LibraryTextStreamer):
                 streamer.stop()
             # The keys and values of the tokens that the failed question had in common with the rest are still good.
-            self.state = replace(before, input_ids=self.state.input_ids, video_length=self.state.video_length)
+            state = self.state
+            self.state = replace(
+                before,
+                input_ids=state.input_ids,
+                video_length=state.video_length,
+                turn_lengths=state.turn_lengths,
+            )
             raise
 
     def reset(self) -> None:
@@ -262,10 +189,50 @@ class SamaChat:
         self.state = replace(
             state,
             messages=[],
+            turn_lengths={},
             input_ids=state.input_ids[: state.video_length],
             frames=state.frames[:context],
             frame_features=None if state.frame_features is None else state.frame_features[:context],
         )
+
+    def branch(self, num_turns: int = 0) -> "SamaChat":
+        """Another chat about the same video that begins with the first questions and answers of this one. It shares
+        SAM 2's features and has a copy of what the model has read of those turns, so that either goes on by itself.
+
+        Args:
+            num_turns (`int`, defaults to 0): how many questions with their answers; 0 keeps the video alone.
+
+        Raises:
+            ValueError: if the conversation has fewer.
+        """
+        state = self.state
+        ends = [0, *(number for number, one in enumerate(state.messages, start=1) if one["role"] == "assistant")]
+        if not 0 <= num_turns < len(ends):
+            raise ValueError(f"The conversation has {len(ends) - 1} answers, it cannot branch off after {num_turns}.")
+        known = [length for messages, length in state.turn_lengths.items() if messages <= ends[num_turns]]
+        # Never beyond a turn that both have: placeholders of two questions are the same tokens, their states are not
+        length = min(max([state.video_length, *known]), len(state.input_ids))
+        chat = SamaChat(self.model, self.processor, video=self.video, sam_features=self.sam_features)
+        chat.min_component_fraction = self.min_component_fraction
+        for own, layer in zip(chat.cache.layers, self.cache.layers, strict=True):
+            if layer.get_seq_length():
+                own.update(layer.keys[..., :length, :], layer.values[..., :length, :])
+        chat.state = replace(
+            state,
+            messages=state.messages[: ends[num_turns]],
+            input_ids=state.input_ids[:length],
+            turn_lengths={messages: end for messages, end in state.turn_lengths.items() if end <= length},
+        )
+        return chat
+
+    def add_messages(self, messages: Sequence[dict]) -> None:
+        """Adds questions and answers of a conversation that was held elsewhere; the next question reads them.
+
+        Args:
+            messages (`list[dict]`): as `apply_chat_template` takes them. The first user message of a chat about a
+                video shows it, as `question_content` writes it.
+        """
+        self.state = replace(self.state, messages=[*self.state.messages, *messages])
 
     def start_over(self) -> None:
         """The name of [`reset`] before version 0.2."""
@@ -292,33 +259,43 @@ class SamaChat:
             **visual,
             **self.processor.stop_arguments | generate_kwargs,
         )
-        new_tokens = output.sequences[0, input_ids.shape[1] :]
-        num_read = input_ids.shape[1] - turn.num_known_tokens
+        reply = self.reply(output.sequences[0], turn)
         streamer = generate_kwargs.get("streamer")
         if isinstance(streamer, LibraryTextStreamer):
-            streamer.finish(self.reply(new_tokens, num_read).text)
+            streamer.finish(reply.text)
         if on_answer is not None:
-            on_answer(self.reply(new_tokens, num_read))
-        tracks, scores = (None, None)
+            on_answer(reply)
         if tracking is not None and self.video is not None:
             tracks, scores = self.track_objects(output.seg_states[0], **tracking)
-        reply = self.reply(new_tokens, num_read, tracks, scores)
+            reply = self.reply(output.sequences[0], turn, tracks, scores)
+        messages.append({"role": "assistant", "content": reply.tagged_text})
+        input_ids = output.sequences[0, : self.cache.get_seq_length()]
         self.state = replace(
             self.state,
-            messages=[*messages, {"role": "assistant", "content": reply.tagged_text}],
-            input_ids=output.sequences[0, : self.cache.get_seq_length()],
+            messages=messages,
+            input_ids=input_ids,
+            turn_lengths=self.state.turn_lengths | {len(messages): len(input_ids)},
         )
         return reply
 
-    def reply(self, tokens: torch.Tensor, num_read: int, tracks=None, scores=None) -> SamaReply:
-        """What the model's new `tokens` say."""
-        answer = self.processor.post_process_answer(tokens, tracks, scores)
-        return SamaReply(answer.text, answer.tagged_text, answer.objects, self.video, num_read)
+    def reply(self, sequence: torch.Tensor, turn, tracks=None, scores=None) -> SamaReply:
+        """What the model's new tokens say, those of `sequence` behind the prompt of a turn."""
+        num_prompt = turn.input_ids.shape[1]
+        answer = self.processor.post_process_answer(sequence[num_prompt:], tracks, scores)
+        return SamaReply(
+            answer.text,
+            answer.tagged_text,
+            answer.objects,
+            self.video,
+            prefilled_tokens=num_prompt - turn.num_known_tokens,
+            prompt_tokens=num_prompt,
+            completion_tokens=len(sequence) - num_prompt,
+        )
 
     def question_content(self, text: str, regions: Sequence) -> list[dict]:
         """The question as the chat template takes it; the video goes in with the first one."""
         content = self.processor.question_parts(text, regions)
-        if self.video is not None and not self.state.messages:
+        if self.video is not None and all(message["role"] != "user" for message in self.state.messages):
             kind = "image" if self.video.is_image else "video"
             content = [{"type": kind, kind: self.video}, *content]
         return content
@@ -328,7 +305,8 @@ class SamaChat:
 
         An answer's tokens may differ from how the tokenizer writes the same text: then the turn reads them again, so
         that a conversation never depends on how it was reached."""
-        self.state = replace(self.state, input_ids=self.state.input_ids[:number])
+        lengths = {messages: length for messages, length in self.state.turn_lengths.items() if length <= number}
+        self.state = replace(self.state, input_ids=self.state.input_ids[:number], turn_lengths=lengths)
         layers: list[Any] = self.cache.layers
         for layer in layers:  # one by one: an interrupted question leaves them at different lengths
             if layer.get_seq_length() > number:
@@ -383,6 +361,36 @@ class SamaChat:
             **{name: visual[name] for name in frames},
         )
         self.state = replace(self.state, input_ids=turn.input_ids[0, :length], video_length=length)
+
+    @torch.no_grad()
+    def region_mask(self, region) -> tuple[int, np.ndarray]:
+        """What a region selects, before anything is asked about it: for clicks, a box or a scribble the mask that
+        SAM 2 makes of them on the frame they are drawn on.
+
+        Args:
+            region: as one of the `regions` of [`ask`].
+
+        Returns:
+            `tuple` of the frame and a bool array of shape `(height, width)`.
+
+        Raises:
+            ValueError: if the region does not lie in the video.
+        """
+        if self.video is None:
+            raise ValueError("This conversation has no video to point at.")
+        prepared = self.processor.prepare_region(region, self.video)
+        if prepared.mask is not None:
+            return prepared.frame, prepared.mask
+        prompts = prompt_tensors([(prepared, self.video)], self.processor.sam_image_size)
+        points, labels = (prompts[f"region_prompt_{name}"].to(self.model.device) for name in ("points", "labels"))
+        features, (height, width) = self.sam_features(prepared.frame), (self.video.height, self.video.width)
+        logits = self.model.model.mask_tracker.segment_points(features, points, labels).mask_logits
+        mask = self.processor.post_process_masks(logits[0], height, width)[0]
+        if not mask.any() or self.model.config.region_shape == "box":
+            empty = (logits.new_zeros(1, height, width),)
+            (filled,) = self.model.model.fill_region_prompts(empty, torch.tensor([0]), points, labels, features)
+            mask = filled[0].bool().cpu().numpy()
+        return prepared.frame, mask
 
     @torch.no_grad()
     def track_objects(

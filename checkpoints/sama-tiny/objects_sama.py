@@ -77,6 +77,11 @@ class MaskTrack:
         """Frames in which the object has at least one pixel."""
         return [index for index in range(self.num_frames) if self.area(index) > 0]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that the run lengths take."""
+        return sum(counts.nbytes for counts in self._counts)
+
     def to_rle(self, index: int) -> dict:
         """Uncompressed COCO run lengths of frame `index`, ready for JSON."""
         return {"size": [self.height, self.width], "counts": self._counts_at(index).tolist()}

@@ -235,9 +235,11 @@ class SamaProcessor(ProcessorMixin):
 
     def region_frame(self, region, video: SamaVideo) -> int:
         """The frame that is used for a region, whatever kind it is of: see [`prepare_region`]."""
-        return self._prepare_region(region, video, self.choose_frames(video)).frame
+        return self.prepare_region(region, video).frame
 
-    def _prepare_region(self, region, video: SamaVideo, frames: FrameChoice) -> PreparedRegion:
+    def prepare_region(self, region, video: SamaVideo, frames: FrameChoice | None = None) -> PreparedRegion:
+        """A checked region on the one frame that is used for it: see [`prepare_region`]."""
+        frames = frames or self.choose_frames(video)
         return prepare_region(region, video, frames.dense, self.config.region_shape)
 
     def sam_pixel_values(self, frame: np.ndarray) -> torch.Tensor:
@@ -497,7 +499,7 @@ class SamaProcessor(ProcessorMixin):
 
     def _place_regions(self, inputs: ConversationInputs, regions: Sequence, known_frames: Sequence[int] = ()) -> None:
         video, choice = inputs.shown
-        prepared = [self._prepare_region(region, video, choice) for region in regions]
+        prepared = [self.prepare_region(region, video, choice) for region in regions]
         place_regions(inputs, prepared, self._num_tiles(video) if video.is_image else 0, known_frames)
 
     def _pixel_values(self, inputs: ConversationInputs, first: int = 0) -> torch.Tensor:

@@ -1,0 +1,156 @@
+"""What an engine remembers: chats whose beginning may be that of the next question, within a bound of memory."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+
+from sama.chat_sama import SamaChat
+from sama.serving.questions import EarlierTurn, Question
+from sama.serving.session import ChatTurn
+
+
+@dataclass(eq=False)
+class Conversation:
+    """
+    A chat and what was said in it.
+
+    Attributes:
+        chat ([`SamaChat`])
+        source_id (`str`, *optional*): the file that it is about.
+        system (`str`, *optional*): the system message.
+        turns (`list[ChatTurn]`): as a session has them.
+        asked (`list[EarlierTurn]`): the same turns as a later question repeats them.
+        busy (`bool`): whether its next question is being answered.
+    """
+
+    chat: SamaChat
+    source_id: str | None = None
+    system: str | None = None
+    turns: list[ChatTurn] = field(default_factory=list)
+    asked: list[EarlierTurn] = field(default_factory=list)
+    busy: bool = True
+
+    def num_common_turns(self, question: Question) -> int:
+        """How many turns at the beginning are those of the question's conversation."""
+        if question.system != self.system:
+            return 0
+        common = 0
+        for mine, theirs in zip(self.asked, question.earlier, strict=False):
+            if not mine.matches(theirs):
+                break
+            common += 1
+        return common
+
+    def branch(self, num_turns: int) -> "Conversation":
+        """Another conversation that begins with the first turns of this one."""
+        chat = self.chat.branch(num_turns)
+        system = self.system if num_turns else None
+        return Conversation(chat, self.source_id, system, self.turns[:num_turns], self.asked[:num_turns])
+
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """What it keeps on the device."""
+        for layer in self.chat.cache.layers:
+            if layer.get_seq_length():
+                yield from (layer.keys, layer.values)
+        yield from (one for one in (self.chat.state.frame_features, self.chat.state.spatial_tokens) if one is not None)
+
+    def mask_bytes(self) -> int:
+        """Bytes of the masks of its answers."""
+        tracks = [phrase.track for turn in self.turns for phrase in turn.reply.objects]
+        return sum(track.nbytes for track in tracks if track is not None)
+
+
+def measured_bytes(conversations: Iterable[Conversation]) -> int:
+    """Bytes that conversations keep; a tensor that several share counts once."""
+    storages, masks = {}, 0
+    for conversation in conversations:
+        masks += conversation.mask_bytes()
+        for tensor in conversation.tensors():
+            storage = tensor.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values()) + masks
+
+
+class ConversationCache:
+    """
+    Conversations in the order of their last use. The device's turn must be held by whoever calls a method.
+
+    Args:
+        max_bytes (`int`): of all conversations together. Beyond it those are dropped that were not used for the
+            longest time; those whose question is being answered stay.
+        max_conversations (`int`)
+    """
+
+    def __init__(self, max_bytes: int, max_conversations: int):
+        self.max_bytes, self.max_conversations = max_bytes, max_conversations
+        self.conversations: list[Conversation] = []
+        self.nbytes = 0
+
+    def open(self, question: Question, start: Callable[[], SamaChat]) -> Conversation:
+        """
+        A conversation for a question, which has the longest known beginning of its messages: one that nobody else
+        uses and that has no other turns, or a branch of one.
+
+        Args:
+            question ([`Question`])
+            start (`Callable`): starts a chat about the question's file, if nothing is known of the file.
+        """
+        same_file = [one for one in self.conversations if one.source_id == question.source_id is not None]
+        # Of several the one that need not be copied, and of these the latest
+        found = max(same_file, key=lambda one: self._preference(one, question), default=None)
+        if found is None:
+            conversation = Conversation(start(), question.source_id)
+        else:
+            common = found.num_common_turns(question)
+            if not self._is_free(found, common):
+                conversation = found.branch(common)
+            else:
+                self.conversations.remove(found)
+                conversation, found.busy = found, True
+        if not conversation.turns:
+            conversation.system = question.system
+        self.conversations.append(conversation)
+        return conversation
+
+    def _preference(self, conversation: Conversation, question: Question) -> tuple[int, bool, int]:
+        common = conversation.num_common_turns(question)
+        return common, self._is_free(conversation, common), self.conversations.index(conversation)
+
+    @staticmethod
+    def _is_free(conversation: Conversation, common: int) -> bool:
+        return (
+            not conversation.busy and common == len(conversation.asked) and not (common == 0 and conversation.system)
+        )
+
+    def known(self, source_id: str | None) -> Conversation | None:
+        """The latest conversation about a file, whether it is busy or not."""
+        same_file = [one for one in self.conversations if one.source_id == source_id is not None]
+        return same_file[-1] if same_file else None
+
+    def close(self, conversation: Conversation) -> None:
+        """Ends the use of a conversation, which may be dropped from now on."""
+        conversation.busy = False
+        if conversation.source_id is None:
+            self.conversations.remove(conversation)
+        else:
+            self.conversations.remove(conversation)
+            self.conversations.append(conversation)
+        self._drop_oldest()
+
+    def drop(self, conversation: Conversation) -> None:
+        """Forgets a conversation."""
+        self.conversations.remove(conversation)
+        self.nbytes = measured_bytes(self.conversations)
+
+    def drop_file(self, source_id: str) -> None:
+        """Forgets everything about a file, except conversations whose question is being answered."""
+        self.conversations = [one for one in self.conversations if one.busy or one.source_id != source_id]
+        self.nbytes = measured_bytes(self.conversations)
+
+    def _drop_oldest(self) -> None:
+        self.nbytes = measured_bytes(self.conversations)
+        idle = [one for one in self.conversations if not one.busy]
+        while idle and (self.nbytes > self.max_bytes or len(self.conversations) > self.max_conversations):
+            self.conversations.remove(idle.pop(0))
+            self.nbytes = measured_bytes(self.conversations)

@@ -1,0 +1,37 @@
+"""Sampling from a seed, so that conversations that share a device and a process do not share its random numbers."""
+
+import torch
+from transformers import LogitsProcessor, TemperatureLogitsWarper, TopPLogitsWarper
+
+
+class SeededSampling(LogitsProcessor):
+    """
+    Makes greedy generation draw from the distribution of the logits: adds Gumbel noise, whose maximum is such a draw.
+
+    Args:
+        seed (`int`): the noise depends on it and the number of the token alone, on every device.
+    """
+
+    def __init__(self, seed: int):
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        noise = torch.empty(scores.shape).exponential_(generator=self.generator)
+        return scores - noise.log().to(scores)
+
+
+def sampling_arguments(temperature: float, top_p: float, seed: int) -> dict:
+    """
+    Arguments for `generate`.
+
+    Args:
+        temperature (`float`): 0 takes the likeliest token.
+        top_p (`float`): the probability mass to draw from.
+        seed (`int`)
+    """
+    if temperature == 0:
+        return {"do_sample": False}
+    steps = [TemperatureLogitsWarper(float(temperature))]
+    if top_p < 1:
+        steps.append(TopPLogitsWarper(float(top_p)))
+    return {"do_sample": False, "logits_processor": [*steps, SeededSampling(seed)]}
