@@ -235,7 +235,11 @@ class Engine:
         return session
 
     def _start_chat(self, question: Question):
-        source = {} if question.source is None else {question.kind: question.source}
+        source = {}
+        if question.source is not None:
+            video = self.processor.open_video(question.source, question.kind)
+            video.name = f"the {question.kind}"  # messages go to clients, who must not see paths of this machine
+            source = {question.kind: video}
         chat = self.model.start_chat(self.processor, **source, feature_folder=self.feature_folder)
         chat.min_component_fraction = self.min_component_fraction
         return chat

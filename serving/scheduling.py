@@ -31,21 +31,33 @@ class DeviceSchedule:
             if not self._taken:
                 self._taken = True
                 return
-            called = threading.Event()
-            heapq.heappush(self._waiting, (rank, next(self._order), called))
+            called = self._stand_in_line(rank)
         called.wait()
 
     def release(self) -> None:
         """Ends the turn of this thread; the next one begins."""
         with self._lock:
             if self._waiting:
-                heapq.heappop(self._waiting)[-1].set()
+                self._call_next()
             else:
                 self._taken = False
 
-    def has_waiting(self) -> bool:
-        """Whether anybody waits for a turn."""
-        return bool(self._waiting)
+    def pass_on(self, rank: int) -> None:
+        """Lets all compute who wait with this rank or a lower one, and waits for the next turn of this thread."""
+        with self._lock:
+            if not self._waiting or self._waiting[0][0] > rank:
+                return
+            called = self._stand_in_line(rank)
+            self._call_next()
+        called.wait()
+
+    def _stand_in_line(self, rank: int) -> threading.Event:
+        called = threading.Event()
+        heapq.heappush(self._waiting, (rank, next(self._order), called))
+        return called
+
+    def _call_next(self) -> None:
+        heapq.heappop(self._waiting)[-1].set()
 
     @contextmanager
     def turn(self, rank: int = FIRST_TOKEN) -> Iterator["DeviceTurn"]:
@@ -69,10 +81,8 @@ class DeviceTurn:
         self.schedule, self.rank = schedule, rank
 
     def pass_on(self) -> None:
-        """Lets everybody who is in front compute a step."""
-        if self.schedule.has_waiting():
-            with self.released():
-                pass
+        """Between two steps: lets those compute who come first."""
+        self.schedule.pass_on(self.rank)
 
     @contextmanager
     def released(self) -> Iterator[None]:
