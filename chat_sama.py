@@ -4,7 +4,7 @@ tokens only, and SAM 2 sees every frame once however many objects and turns ther
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -214,7 +214,8 @@ class SamaChat:
         length = min(max([state.video_length, *known]), len(state.input_ids))
         chat = SamaChat(self.model, self.processor, video=self.video, sam_features=self.sam_features)
         chat.min_component_fraction = self.min_component_fraction
-        for own, layer in zip(chat.cache.layers, self.cache.layers, strict=True):
+        layers: list[Any] = self.cache.layers
+        for own, layer in zip(cast(list[Any], chat.cache.layers), layers, strict=True):
             if layer.get_seq_length():
                 own.update(layer.keys[..., :length, :], layer.values[..., :length, :])
         chat.state = replace(

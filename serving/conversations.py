@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
-from sama.chat_sama import SamaChat
-from sama.serving.questions import EarlierTurn, Question
-from sama.serving.session import ChatTurn
+from ..chat_sama import SamaChat
+from .questions import EarlierTurn, Question
+from .session import ChatTurn
 
 
 @dataclass(eq=False)
@@ -50,7 +51,8 @@ class Conversation:
 
     def tensors(self) -> Iterator[torch.Tensor]:
         """What it keeps on the device."""
-        for layer in self.chat.cache.layers:
+        layers: list[Any] = self.chat.cache.layers
+        for layer in layers:
             if layer.get_seq_length():
                 yield from (layer.keys, layer.values)
         yield from (one for one in (self.chat.state.frame_features, self.chat.state.spatial_tokens) if one is not None)

@@ -14,11 +14,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sama.serving.conversations import Conversation, ConversationCache
-from sama.serving.questions import EarlierObject, EarlierTurn, Question, question_text
-from sama.serving.sampling import sampling_arguments
-from sama.serving.scheduling import DeviceSchedule
-from sama.serving.session import POLL_SECONDS, AnswerChannel, AnswerStopped, ChatSession, ChatTurn, EventStream
+from .conversations import Conversation, ConversationCache
+from .questions import EarlierObject, EarlierTurn, Question, question_text
+from .sampling import sampling_arguments
+from .scheduling import DeviceSchedule
+from .session import POLL_SECONDS, AnswerChannel, AnswerStopped, ChatSession, ChatTurn, EventStream
 
 
 __all__ = ["EarlierObject", "EarlierTurn", "Engine", "EngineBusy", "EngineStatus", "Question"]

@@ -7,9 +7,9 @@ from functools import cached_property
 
 import numpy as np
 
-from sama.objects_sama import GroundedPhrase, MaskTrack
-from sama.prompts_sama import REGION_WORD, to_tagged_text
-from sama.serving.session import ChatTurn
+from ..objects_sama import GroundedPhrase, MaskTrack
+from ..prompts_sama import REGION_WORD, to_tagged_text
+from .session import ChatTurn
 
 
 Parts = tuple[str | dict, ...]
@@ -86,18 +86,21 @@ class EarlierTurn:
     def as_chat_turn(self) -> ChatTurn:
         """The turn as a session has it."""
         text, regions = question_text(self.parts)
-        phrases = [GroundedPhrase(one.phrase, tuple(one.span), one.track, one.score) for one in self.objects]
+        phrases = [GroundedPhrase(one.phrase, (one.span[0], one.span[1]), one.track, one.score) for one in self.objects]
         reply = EarlierReply(self.text, to_tagged_text(self.text, phrases), phrases)
         return ChatTurn(text, tuple(regions), reply, tuple(one.number for one in self.objects))
 
 
 @dataclass(frozen=True)
 class EarlierReply:
-    """The answer of an earlier turn: what a session reads of a [`SamaReply`]."""
+    """The answer of an earlier turn: what a session reads of a [`SamaReply`]. Its tokens are not counted."""
 
     text: str
     tagged_text: str
     objects: list[GroundedPhrase]
+    prompt_tokens: int = 0
+    prefilled_tokens: int = 0
+    completion_tokens: int = 0
 
 
 @dataclass(frozen=True)

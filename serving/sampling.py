@@ -15,7 +15,7 @@ class SeededSampling(LogitsProcessor):
     def __init__(self, seed: int):
         self.generator = torch.Generator().manual_seed(seed)
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         noise = torch.empty(scores.shape).exponential_(generator=self.generator)
         return scores - noise.log().to(scores)
 
@@ -31,7 +31,7 @@ def sampling_arguments(temperature: float, top_p: float, seed: int) -> dict:
     """
     if temperature == 0:
         return {"do_sample": False}
-    steps = [TemperatureLogitsWarper(float(temperature))]
+    steps: list[LogitsProcessor] = [TemperatureLogitsWarper(float(temperature))]
     if top_p < 1:
         steps.append(TopPLogitsWarper(float(top_p)))
     return {"do_sample": False, "logits_processor": [*steps, SeededSampling(seed)]}

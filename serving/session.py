@@ -120,6 +120,15 @@ class Reply(Protocol):
     @property
     def objects(self) -> Sequence: ...
 
+    @property
+    def prompt_tokens(self) -> int: ...
+
+    @property
+    def prefilled_tokens(self) -> int: ...
+
+    @property
+    def completion_tokens(self) -> int: ...
+
 
 @dataclass(frozen=True)
 class ChatTurn:
