@@ -86,7 +86,9 @@ class EarlierTurn:
     def as_chat_turn(self) -> ChatTurn:
         """The turn as a session has it."""
         text, regions = question_text(self.parts)
-        phrases = [GroundedPhrase(one.phrase, (one.span[0], one.span[1]), one.track, one.score) for one in self.objects]
+        phrases = [
+            GroundedPhrase(one.phrase, (one.span[0], one.span[1]), one.track, one.score) for one in self.objects
+        ]
         reply = EarlierReply(self.text, to_tagged_text(self.text, phrases), phrases)
         return ChatTurn(text, tuple(regions), reply, tuple(one.number for one in self.objects))
 
