@@ -176,6 +176,11 @@ def _scaled_grey(image: Image.Image) -> np.ndarray:
     return np.rint(values * (255.0 / limit)).astype(np.uint8)
 
 
+def resize_frame(frame: np.ndarray, height: int, width: int) -> np.ndarray:
+    """A frame of shape `(height, width, 3)`, uint8, at the size of the first frame of its video."""
+    return np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC))
+
+
 class PictureError(ValueError):
     """A picture that cannot be read; names the file."""
 

@@ -174,7 +174,7 @@ def _reason(error: Exception) -> str:
 
 
 @contextmanager
-def _av_errors() -> Iterator[None]:
+def av_errors() -> Iterator[None]:
     """What PyAV raises, as a `ValueError` with the readable part of its message."""
     try:
         yield
@@ -182,13 +182,23 @@ def _av_errors() -> Iterator[None]:
         raise ValueError(_reason(error)) from error
 
 
-def open_container(path: str) -> Any:
-    """A file opened by PyAV."""
+def open_container(path: str, formats: Iterable[str] = ()) -> Any:
+    """
+    A file opened by PyAV.
+
+    Args:
+        path (`str`)
+        formats (iterable of `str`, *optional*): FFmpeg's names of the formats that may be opened. By default all of
+            them, some of which are lists of other files.
+    """
     # `file:` so that a colon in a name is not read as a protocol and a playlist cannot reach the network
-    return av.open(f"file:{path}", options={"protocol_whitelist": "file"}, metadata_errors="replace")
+    options = {"protocol_whitelist": "file"}
+    if formats:
+        options["format_whitelist"] = ",".join(formats)
+    return av.open(f"file:{path}", options=options, metadata_errors="replace")
 
 
-def _video_stream(container: Any) -> Any:
+def video_stream(container: Any) -> Any:
     """The stream that players show: the largest video, no cover picture if there is another."""
     stream = container.streams.best("video")
     if container.format.name in TEXT_FORMATS:
@@ -224,7 +234,7 @@ class AvReader:
         self._current: Any = None  # number and frame: the one asked for, or the last one before it
         self._ahead: Any = None  # the frame after it, if it is decoded already
         self._start = self._position = 0
-        with _av_errors():
+        with av_errors():
             missing = self._scan()
             self.declared = self.length + missing
             self._check_end()
@@ -238,11 +248,11 @@ class AvReader:
     def _scan(self) -> int:
         """Reads the times of all packets without decoding them; returns how many frames the end of the file lacks."""
         with open_container(self._path) as container:
-            stream = _video_stream(container)
+            stream = video_stream(container)
             # The index of MP4 knows what an edit list leaves out; the count in its header does not
             declared = len(stream.index_entries) if container.format.name.startswith("mov") else stream.frames
             packets, num_hidden = [], 0
-            for packet in _demux(container, stream):
+            for packet in demux(container, stream):
                 if packet.is_discard or not packet.size:  # before or after the cut of an edit list; "frame repeats"
                     num_hidden += 1
                 else:
@@ -288,7 +298,7 @@ class AvReader:
         self._restart(0)
 
     def read(self, index: int) -> np.ndarray:
-        with _av_errors():
+        with av_errors():
             position = self._find(index)
             if position is None:
                 raise ValueError(f"the stream ends before frame {index}")
@@ -342,7 +352,7 @@ class AvReader:
         if keyframe == 0 or self._container is None:
             self._close()
             self._container = open_container(self._path)
-        stream = _video_stream(self._container)
+        stream = video_stream(self._container)
         if keyframe > 0:
             self._container.seek(self._times[keyframe], stream=stream)
         self._frames, self._current, self._ahead = _decoded(self._container, stream), None, None
@@ -362,7 +372,7 @@ class AvReader:
         return turn
 
 
-def _demux(container, stream) -> Iterator:
+def demux(container: Any, stream: Any) -> Iterator:
     """All packets, up to the first that cannot be read (a truncated file ends there)."""
     packets = container.demux(stream)
     while True:
@@ -376,7 +386,7 @@ def _demux(container, stream) -> Iterator:
 
 def _decoded(container, stream) -> Iterator:
     """All frames that decode, at the end those that the decoder still holds."""
-    for packet in chain(_demux(container, stream), [None]):
+    for packet in chain(demux(container, stream), [None]):
         yield from _decode_packet(packet, stream)
 
 

@@ -106,6 +106,8 @@ class VideoWriter:
         fps (`float`): frames per second, where `source` has no times.
         source ([`SamaVideo`], *optional*): the video that the frames come from, all of them and in order. The file
             gets its frame times, its pixel aspect and its sound.
+        keyframe_interval (`int`, *optional*): a keyframe comes at least every so many frames, and no frame is stored
+            behind a later one, so that a player shows any frame at once. By default the encoder chooses.
 
     Raises:
         ImportError: if PyAV is not installed.
@@ -114,7 +116,7 @@ class VideoWriter:
             are more frames than in `source`.
     """
 
-    def __init__(self, path: str | os.PathLike, fps: float, source: Any = None):
+    def __init__(self, path: str | os.PathLike, fps: float, source: Any = None, keyframe_interval: int | None = None):
         if av is None:
             raise ImportError("Writing a video needs PyAV, which is not installed: pip install av")
         if not (fps and math.isfinite(fps) and fps > 0):
@@ -122,7 +124,7 @@ class VideoWriter:
         self.path = Path(path)
         self.fps = Fraction(fps).limit_denominator(1001)
         self.time_base = 1 / self.fps
-        self.source, self.start = source, 0.0
+        self.source, self.start, self.keyframe_interval = source, 0.0, keyframe_interval
         self.sound: SoundCopy | None = None
         self.size, self.num_written, self.last_pts = None, 0, -1
         self.temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
@@ -181,6 +183,8 @@ class VideoWriter:
                 self.time_base = TIME_BASE
                 context.max_b_frames = 0  # MP4 stores how long frames last in the order of decoding
         context.time_base = self.time_base
+        if self.keyframe_interval is not None:
+            context.gop_size, context.max_b_frames = self.keyframe_interval, 0
         return stream
 
     def _open_sound(self, path: str, first_frame: float) -> None:

@@ -26,6 +26,7 @@ from .pictures_sama import (
     opened_picture,
     pictures_in_folder,
     read_still,
+    resize_frame,
     to_rgb,
 )
 from .video_readers_sama import FileFrames, FrameSource
@@ -160,7 +161,7 @@ class SamaVideo:
                 f"Frame {index} of '{self.name}' is {frame.shape[1]}x{frame.shape[0]}, the first frame is "
                 f"{self.width}x{self.height}; such frames are resized to the size of the first one.",
             )
-            frame = np.asarray(Image.fromarray(frame).resize((self.width, self.height), Image.Resampling.BICUBIC))
+            frame = resize_frame(frame, self.height, self.width)
         return frame
 
     def frame_at(self, seconds: float) -> int:

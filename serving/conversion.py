@@ -1,0 +1,155 @@
+"""Probes and converts an uploaded file in a process of its own, with limits of time, memory and file size: whatever a
+file does to a decoder, the server goes on."""
+
+import errno
+import json
+import logging
+import math
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sama.serving.media import NO_SPACE, TOO_LARGE, FileRefused, Media, MediaLimits, normalise
+
+
+resource: Any = None  # on Windows: only the time is limited
+
+try:
+    import resource
+except ImportError:
+    pass
+
+logger = logging.getLogger(__name__)
+
+MODULE = "sama.serving.conversion"
+NO_SPACE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT})
+NICENESS = 5  # answers come before uploads
+PARENT_POLL_SECONDS = 0.5
+MAX_WARNINGS = 20
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class ConversionLimits:
+    """
+    What converting one file may cost.
+
+    Attributes:
+        seconds (`float`): From start to end.
+        memory_bytes (`int`): Address space of the process.
+        output_bytes (`int`): Size of the playable copy.
+    """
+
+    seconds: float = 900.0
+    memory_bytes: int = 6 * GIB
+    output_bytes: int = 4 * GIB
+
+
+@dataclass(frozen=True)
+class _MediaLimits:
+    """The part of the server's limits that goes to the process."""
+
+    video_seconds: float
+    video_frames: int
+    frame_pixels: int
+
+
+def convert(path: Path, folder: Path, limits: MediaLimits, costs: ConversionLimits) -> Media:
+    """
+    [`normalise`] in a process of its own.
+
+    Args:
+        path (`Path`): The file.
+        folder (`Path`): Where the playable copy is written.
+        limits: Of the video or picture.
+        costs ([`ConversionLimits`]): Of the process.
+
+    Raises:
+        FileRefused: as [`normalise`] does; also if the process crashes, if it exceeds its limits (413), and if there
+            is no space for the copy (507).
+    """
+    media_limits = _MediaLimits(limits.video_seconds, limits.video_frames, limits.frame_pixels)
+    settings = {"parent": os.getpid(), "limits": asdict(media_limits), "costs": asdict(costs)}
+    command = [sys.executable, "-m", MODULE, str(path), str(folder), json.dumps(settings)]
+    # One thread for NumPy's libraries: each of them reserves memory
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    try:
+        done = subprocess.run(
+            command, env=environment, capture_output=True, stdin=subprocess.DEVNULL, timeout=costs.seconds
+        )
+    except subprocess.TimeoutExpired:
+        raise FileRefused(
+            f"Converting the file takes longer than {costs.seconds:g} seconds, the most that is allowed.", TOO_LARGE
+        ) from None
+    try:
+        result = json.loads(done.stdout)
+    except ValueError:  # it died
+        errors = done.stderr.decode(errors="replace")[-2000:]
+        logger.warning(f"Converting an upload ended with exit code {done.returncode}: {errors}")
+        raise FileRefused("The file cannot be converted: it is damaged in a way that stops the decoder.") from None
+    if "refused" in result:
+        raise FileRefused(result["refused"], result["status"])
+    return Media(**{**result, "warnings": tuple(result["warnings"])})
+
+
+# ---- in the process -------------------------------------------------------------------------------------------------
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Converts the file and writes what became of it to the standard output, as JSON."""
+    path, folder, settings = arguments[0], arguments[1], json.loads(arguments[2])
+    costs = ConversionLimits(**settings["costs"])
+    threading.Thread(target=_end_with, args=(settings["parent"],), daemon=True).start()
+    _limit(costs)
+    json.dump(_outcome(path, folder, _MediaLimits(**settings["limits"]), costs), sys.stdout)
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process when its parent was killed."""
+    while os.getppid() == parent:
+        time.sleep(PARENT_POLL_SECONDS)
+    os._exit(1)
+
+
+def _limit(costs: ConversionLimits) -> None:
+    if resource is None:
+        return
+    os.nice(NICENESS)
+    seconds = math.ceil(costs.seconds) * (os.cpu_count() or 1)
+    limits = {
+        resource.RLIMIT_AS: costs.memory_bytes,
+        resource.RLIMIT_FSIZE: costs.output_bytes,
+        resource.RLIMIT_CPU: seconds,
+        resource.RLIMIT_CORE: 0,
+    }
+    for kind, most in limits.items():
+        _, hard = resource.getrlimit(kind)
+        resource.setrlimit(kind, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+
+
+def _outcome(path: str, folder: str, limits: _MediaLimits, costs: ConversionLimits) -> dict:
+    try:
+        media = normalise(path, folder, limits)
+        return asdict(media) | {"warnings": media.warnings[:MAX_WARNINGS]}
+    except FileRefused as error:
+        return {"refused": str(error), "status": error.status}
+    except MemoryError:
+        gibibytes = costs.memory_bytes / GIB
+        return {"refused": f"Converting the file needs more than {gibibytes:.1f} GiB of memory.", "status": TOO_LARGE}
+    except OSError as error:
+        if error.errno == errno.EFBIG:
+            most = costs.output_bytes
+            return {"refused": f"Its playable copy would have more than {most:,} bytes.", "status": TOO_LARGE}
+        if error.errno in NO_SPACE_ERRORS:
+            return {"refused": "There is no space left on the server for the file.", "status": NO_SPACE}
+        raise
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,316 @@
+"""What an uploaded file is, found out before its frames are decoded, and the copy of it that a browser plays.
+
+The copy of a video is an H.264 mp4 at a constant rate: its frame n is frame n of [`SamaVideo`], shown from n / fps to
+(n + 1) / fps seconds. The copy of a picture is an upright PNG or JPEG. docs/uploads.md says what is accepted.
+
+Nothing here imports PyTorch: the functions run in a process of their own, which must start fast (conversion.py).
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from io import BytesIO
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+
+from sama.mp4_sama import check_mp4
+from sama.overlay_sama import VideoWriter
+from sama.pictures_sama import (
+    AnimationReader,
+    PictureError,
+    is_picture,
+    number_of_frames,
+    opened_picture,
+    read_still,
+    resize_frame,
+)
+from sama.video_readers_sama import FFMPEG_ERRORS, FileFrames, av_errors, demux, open_container, video_stream
+
+
+# FFmpeg's names of containers. It opens others as well: playlists, which name other files, and texts that it draws.
+VIDEO_FORMATS = ("mov", "matroska", "avi", "mpegts", "mpeg", "asf", "flv", "ogg")
+VIDEO_CODECS = frozenset(
+    "h264 hevc av1 vp8 vp9 vp6f mpeg1video mpeg2video mpeg4 msmpeg4v2 msmpeg4v3 h263 flv1 theora vc1 wmv1 wmv2 wmv3 "
+    "mjpeg prores dnxhd dvvideo ffv1 huffyuv png rawvideo".split()
+)
+LOSSY_PICTURES = frozenset({"JPEG", "MPO", "HEIF", "AVIF"})  # shown as JPEG, all others as PNG
+JPEG_QUALITY = 95
+# A file may hold packets that are not shown: what an edit list cuts away, repeated frames
+PACKETS_A_FRAME = 10
+KEYFRAME_INTERVAL = 12  # of the playable copy, so that a player reaches any frame at once
+# The original is sought for a single frame if at most this many frames have to be decoded; encoders' default is 250
+MAX_SEEK_FRAMES = 300
+MIN_FPS = Fraction(1, 1000)
+
+BAD_REQUEST, TOO_LARGE, UNSUPPORTED, NO_SPACE = 400, 413, 415, 507
+
+
+class MediaLimits(Protocol):
+    """The limits of a video or picture; fields of `Limits` in limits.py."""
+
+    @property
+    def video_seconds(self) -> float: ...
+
+    @property
+    def video_frames(self) -> int: ...
+
+    @property
+    def frame_pixels(self) -> int: ...
+
+
+class FileRefused(ValueError):
+    """
+    A file or URL that is not accepted, as one sentence for the person who sent it.
+
+    Attributes:
+        status (`int`): The status of the HTTP response: 400 for a file that is damaged and a wrong request, 413 for
+            what is beyond a limit, 415 for a file of another kind, 507 where there is no space left.
+    """
+
+    def __init__(self, message: str, status: int = BAD_REQUEST):
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Probe:
+    """
+    What the headers and the packets of a file say.
+
+    Attributes:
+        kind (`str`): "video" or "image".
+        format (`str`): Name of the format, by FFmpeg for a video file and by Pillow for a picture.
+        animated (`bool`): Whether it is a video in the format of a picture.
+        seekable (`bool`): Whether any frame can be decoded alone with few others.
+    """
+
+    kind: str
+    format: str
+    animated: bool = False
+    seekable: bool = False
+
+
+@dataclass(frozen=True)
+class Media:
+    """
+    A file that was accepted and its playable copy.
+
+    Attributes:
+        kind (`str`): "video" or "image".
+        width (`int`), height (`int`), num_frames (`int`): As in [`SamaVideo`].
+        fps (`float`): Of the copy. Frame n is shown from n / fps to (n + 1) / fps seconds. 0 for an image.
+        content (`str`): Name of the copy in its folder. A video has even sides: where those of the frames are odd, its
+            last row or column is repeated.
+        seekable (`bool`): See [`Probe`].
+        warnings (`tuple[str, ...]`): What is damaged or missing.
+    """
+
+    kind: str
+    width: int
+    height: int
+    num_frames: int
+    fps: float
+    content: str
+    seekable: bool
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def duration(self) -> float:
+        """Seconds of the copy; 0 for an image."""
+        return self.num_frames / self.fps if self.fps else 0.0
+
+
+# ---- before decoding ------------------------------------------------------------------------------------------------
+
+
+def probe(path: str | os.PathLike, limits: MediaLimits) -> Probe:
+    """
+    What a file is, from its headers and the table of its packets. No frame is decoded for it, except by FFmpeg where
+    a container says too little about its stream.
+
+    Raises:
+        FileRefused: if the file is empty, of a kind that is not accepted, damaged, or beyond a limit.
+    """
+    path = os.fspath(path)
+    if os.path.getsize(path) == 0:
+        raise FileRefused("The file is empty: it has 0 bytes.")
+    try:
+        if is_picture(path):
+            return _probe_picture(path, limits)
+    except PictureError as error:
+        raise refusal(error, path) from error
+    return _probe_video(path, limits)
+
+
+def _probe_picture(path: str, limits: MediaLimits) -> Probe:
+    with opened_picture(path) as image:
+        name, (width, height) = str(image.format), image.size
+        _check_pixels(width, height, limits)
+        count = number_of_frames(image)
+    if count > limits.video_frames:
+        raise FileRefused(_too_many("frames", count, limits.video_frames), TOO_LARGE)
+    return Probe("image" if count == 1 else "video", name, animated=count > 1)
+
+
+def _probe_video(path: str, limits: MediaLimits) -> Probe:
+    try:
+        check_mp4(path)
+        with av_errors(), open_container(path, VIDEO_FORMATS) as container:
+            stream = video_stream(container)
+            if "attached_pic" in stream.disposition.name.lower():
+                raise FileRefused("The file holds sound and a cover picture, but no video.", UNSUPPORTED)
+            codec = stream.codec_context.codec.canonical_name
+            if codec not in VIDEO_CODECS:
+                raise FileRefused(f"The file is a video of the codec {codec}, which is not accepted.", UNSUPPORTED)
+            _check_pixels(stream.codec_context.width, stream.codec_context.height, limits)
+            if stream.duration:
+                _check_seconds(float(stream.duration * stream.time_base), limits)
+            return Probe("video", container.format.name, seekable=_check_packets(container, stream, limits))
+    except FileRefused:
+        raise
+    except (OSError, ValueError, *FFMPEG_ERRORS) as error:
+        raise FileRefused(_why_no_video(path, error), UNSUPPORTED) from error
+
+
+def _why_no_video(path: str, error: Exception) -> str:
+    with open(path, "rb") as file:
+        known = file.read(12)[4:8] in (b"ftyp", b"moov", b"mdat")
+    reason = " ".join(str(error).replace(path, "the file").split())
+    if known or "video" in reason or "codec" in reason:
+        return f"The file is not a video that can be read: {reason}."
+    return "The file is neither a video nor a picture of a kind that is accepted."
+
+
+def _check_packets(container, stream, limits: MediaLimits) -> bool:
+    """Counts the packets and their time; returns whether any frame can be decoded with few others."""
+    shown, hidden, most = [], 0, limits.video_frames
+    for packet in demux(container, stream):
+        if packet.is_discard or not packet.size:
+            hidden += 1
+        else:
+            shown.append((packet.pts, packet.is_keyframe))
+        if len(shown) > most:
+            raise FileRefused(f"The video has more than {most:,} frames, which is the most accepted.", TOO_LARGE)
+        if hidden > PACKETS_A_FRAME * most:
+            raise FileRefused(
+                f"The video has more than {hidden - 1:,} packets that are not shown, for at most {most:,} frames.",
+                TOO_LARGE,
+            )
+    times = {pts for pts, _ in shown}
+    if None in times or len(times) < max(1, len(shown)):
+        return False
+    _check_seconds(float((max(times) - min(times)) * stream.time_base), limits)
+    keyframes = [index for index, (_, is_keyframe) in enumerate(sorted(shown)) if is_keyframe]
+    gaps = np.diff([0, *keyframes, len(shown)])
+    return int(gaps.max()) <= MAX_SEEK_FRAMES
+
+
+def _check_pixels(width: int, height: int, limits: MediaLimits) -> None:
+    if width * height > limits.frame_pixels:
+        most = limits.frame_pixels
+        raise FileRefused(
+            f"A frame has {width} x {height} = {width * height:,} pixels; at most {most:,} are accepted.", TOO_LARGE
+        )
+
+
+def _check_seconds(seconds: float, limits: MediaLimits) -> None:
+    if seconds > limits.video_seconds:
+        raise FileRefused(
+            f"The video lasts {seconds:,.1f} seconds; at most {limits.video_seconds:g} are accepted.", TOO_LARGE
+        )
+
+
+def _too_many(what: str, count: int, most: int) -> str:
+    return f"The video has {count:,} {what}; at most {most:,} are accepted."
+
+
+def refusal(error: Exception, path: str) -> FileRefused:
+    """What a reader of the model says of a file, without the path."""
+    message = " ".join(str(error).replace(f"'{path}'", "the file").replace(path, "the file").split())
+    beyond_limit = "more than the" in message or "at most" in message
+    return FileRefused(message[:1].upper() + message[1:], TOO_LARGE if beyond_limit else BAD_REQUEST)
+
+
+# ---- the playable copy ----------------------------------------------------------------------------------------------
+
+
+def normalise(path: str | os.PathLike, folder: str | os.PathLike, limits: MediaLimits) -> Media:
+    """
+    Writes the playable copy of a file into a folder. All frames are decoded once.
+
+    Raises:
+        FileRefused: as [`probe`] does, and where frames that are decoded turn out to be damaged or beyond a limit.
+        OSError: if the copy cannot be written.
+    """
+    path, found = os.fspath(path), probe(path, limits)
+    with _refusals(path):
+        if found.kind == "image":
+            return _normalise_picture(path, Path(folder), found)
+        frames = FileFrames(path, AnimationReader(path) if found.animated else None)
+        return _normalise_video(frames, path, Path(folder), found, limits)
+
+
+@contextmanager
+def _refusals(path: str) -> Iterator[None]:
+    try:
+        yield
+    except FileRefused:
+        raise
+    except ValueError as error:
+        raise refusal(error, path) from error
+
+
+def _normalise_picture(path: str, folder: Path, found: Probe) -> Media:
+    frame = read_still(path)
+    image, (height, width) = Image.fromarray(frame), frame.shape[:2]
+    if found.format in LOSSY_PICTURES:
+        content = "content.jpg"
+        image.save(folder / content, quality=JPEG_QUALITY, subsampling=0)
+    else:
+        content = "content.png"
+        image.save(folder / content)
+    return Media("image", width, height, 1, 0.0, content, seekable=True)
+
+
+def _normalise_video(frames: FileFrames, path: str, folder: Path, found: Probe, limits: MediaLimits) -> Media:
+    if len(frames) > limits.video_frames:
+        raise FileRefused(_too_many("frames", len(frames), limits.video_frames), TOO_LARGE)
+    _check_seconds(len(frames) / frames.fps, limits)
+    if frames.fps < MIN_FPS:
+        raise FileRefused(
+            f"The video shows a frame every {1 / frames.fps:,.0f} seconds; the slowest that is accepted is one every "
+            f"{float(1 / MIN_FPS):,.0f} seconds."
+        )
+    content, size = "content.mp4", None
+    with VideoWriter(folder / content, frames.fps, keyframe_interval=KEYFRAME_INTERVAL) as writer:
+        for index in range(len(frames)):
+            frame = frames.read(index)
+            _check_pixels(frame.shape[1], frame.shape[0], limits)
+            size = size or frame.shape[:2]
+            writer.write(frame if frame.shape[:2] == size else resize_frame(frame, *size))
+    height, width = size or (0, 0)
+    warnings = tuple(str(refusal(ValueError(message), path)) for message in frames.messages)
+    return Media("video", width, height, len(frames), float(writer.fps), content, found.seekable, warnings)
+
+
+def read_frame(path: str | os.PathLike, index: int, media: Media) -> np.ndarray:
+    """A frame of a file or of its playable copy as a uint8 array of shape `(media.height, media.width, 3)`."""
+    path = os.fspath(path)
+    if media.kind == "image":
+        return read_still(path)
+    frame = FileFrames(path).read(index)
+    if os.path.basename(path) == media.content:
+        return frame[: media.height, : media.width]
+    return frame if frame.shape[:2] == (media.height, media.width) else resize_frame(frame, media.height, media.width)
+
+
+def png_bytes(pixels: np.ndarray) -> bytes:
+    """A PNG file of RGB pixels `(height, width, 3)` or of grey ones `(height, width)`, uint8."""
+    buffer = BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
