@@ -137,9 +137,9 @@ def _outcome(path: str, folder: str, limits: _MediaLimits, costs: ConversionLimi
     try:
         media = normalise(path, folder, limits)
         return asdict(media) | {"warnings": media.warnings[:MAX_WARNINGS]}
-    except FileRefused as error:
-        return {"refused": str(error), "status": error.status}
-    except MemoryError:
+    except (FileRefused, MemoryError) as error:
+        if isinstance(error, FileRefused) and not _ran_out_of_memory(error):
+            return {"refused": str(error), "status": error.status}
         gibibytes = costs.memory_bytes / GIB
         return {"refused": f"Converting the file needs more than {gibibytes:.1f} GiB of memory.", "status": TOO_LARGE}
     except OSError as error:
@@ -149,6 +149,15 @@ def _outcome(path: str, folder: str, limits: _MediaLimits, costs: ConversionLimi
         if error.errno in NO_SPACE_ERRORS:
             return {"refused": "There is no space left on the server for the file.", "status": NO_SPACE}
         raise
+
+
+def _ran_out_of_memory(error: BaseException | None) -> bool:
+    """Whether that is why a reader refused a file. Readers take it for damage."""
+    while error is not None:
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+            return True
+        error = error.__cause__
+    return False
 
 
 if __name__ == "__main__":

@@ -16,11 +16,14 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from av.stream import Disposition
 from PIL import Image
 
 from sama.mp4_sama import check_mp4
 from sama.overlay_sama import VideoWriter
 from sama.pictures_sama import (
+    AVIF_BRANDS,
+    HEIC_BRANDS,
     AnimationReader,
     PictureError,
     is_picture,
@@ -45,6 +48,11 @@ PACKETS_A_FRAME = 10
 KEYFRAME_INTERVAL = 12  # of the playable copy, so that a player reaches any frame at once
 # The original is sought for a single frame if at most this many frames have to be decoded; encoders' default is 250
 MAX_SEEK_FRAMES = 300
+# What FFmpeg says of a file that it does not recognise or cannot read on, and of a format that may not be opened
+INVALID_DATA, NOT_ALLOWED = "Invalid data found", "Invalid argument"
+# In the first bytes of MP4, Matroska, AVI, Flash and Ogg files
+KNOWN_MARKS = (b"ftyp", b"moov", b"\x1aE\xdf\xa3", b"AVI ", b"FLV", b"OggS")
+SEE_LIST = "damaged_frames"  # in what a reader says of the first damaged frame, which names the list of them all
 MIN_FPS = Fraction(1, 1000)
 
 BAD_REQUEST, TOO_LARGE, UNSUPPORTED, NO_SPACE = 400, 413, 415, 507
@@ -149,11 +157,17 @@ def probe(path: str | os.PathLike, limits: MediaLimits) -> Probe:
 
 def _probe_picture(path: str, limits: MediaLimits) -> Probe:
     with opened_picture(path) as image:
-        name, (width, height) = str(image.format), image.size
-        _check_pixels(width, height, limits)
+        name, size = str(image.format), image.size
+    _check_pixels(*size, limits)
+    with opened_picture(path) as image:
         count = number_of_frames(image)
+        # The pages of a TIFF file have sizes of their own; every other format has one canvas
+        pages = range(1, count) if name == "TIFF" and count <= limits.video_frames else ()
+        sizes = {image.size for page in pages if image.seek(page) is None}
     if count > limits.video_frames:
-        raise FileRefused(_too_many("frames", count, limits.video_frames), TOO_LARGE)
+        raise FileRefused(f"The video has {count:,} frames; at most {limits.video_frames:,} are accepted.", TOO_LARGE)
+    for size in sizes:
+        _check_pixels(*size, limits)
     return Probe("image" if count == 1 else "video", name, animated=count > 1)
 
 
@@ -162,7 +176,7 @@ def _probe_video(path: str, limits: MediaLimits) -> Probe:
         check_mp4(path)
         with av_errors(), open_container(path, VIDEO_FORMATS) as container:
             stream = video_stream(container)
-            if "attached_pic" in stream.disposition.name.lower():
+            if stream.disposition & Disposition.attached_pic:
                 raise FileRefused("The file holds sound and a cover picture, but no video.", UNSUPPORTED)
             codec = stream.codec_context.codec.canonical_name
             if codec not in VIDEO_CODECS:
@@ -174,16 +188,22 @@ def _probe_video(path: str, limits: MediaLimits) -> Probe:
     except FileRefused:
         raise
     except (OSError, ValueError, *FFMPEG_ERRORS) as error:
-        raise FileRefused(_why_no_video(path, error), UNSUPPORTED) from error
+        raise _no_video(path, str(error)) from error
 
 
-def _why_no_video(path: str, error: Exception) -> str:
+def _no_video(path: str, reason: str) -> FileRefused:
+    """Why a file cannot be read as a video: another kind of file, or a damaged one."""
     with open(path, "rb") as file:
-        known = file.read(12)[4:8] in (b"ftyp", b"moov", b"mdat")
-    reason = " ".join(str(error).replace(path, "the file").split())
-    if known or "video" in reason or "codec" in reason:
-        return f"The file is not a video that can be read: {reason}."
-    return "The file is neither a video nor a picture of a kind that is accepted."
+        head = file.read(12)
+    if "no video stream" in reason:
+        return FileRefused("The file holds no video.", UNSUPPORTED)
+    if head[8:12] in HEIC_BRANDS | AVIF_BRANDS:
+        return FileRefused("The file is not a picture that can be read: it is damaged or incomplete.")
+    if INVALID_DATA not in reason and NOT_ALLOWED not in reason:
+        return FileRefused(f"The file is not a video that can be read: {reason.replace(path, 'the file')}.")
+    if any(mark in head for mark in KNOWN_MARKS):
+        return FileRefused("The file is not a video that can be read: it is damaged or incomplete.")
+    return FileRefused("The file is neither a video nor a picture of a kind that is accepted.", UNSUPPORTED)
 
 
 def _check_packets(container, stream, limits: MediaLimits) -> bool:
@@ -223,10 +243,6 @@ def _check_seconds(seconds: float, limits: MediaLimits) -> None:
         raise FileRefused(
             f"The video lasts {seconds:,.1f} seconds; at most {limits.video_seconds:g} are accepted.", TOO_LARGE
         )
-
-
-def _too_many(what: str, count: int, most: int) -> str:
-    return f"The video has {count:,} {what}; at most {most:,} are accepted."
 
 
 def refusal(error: Exception, path: str) -> FileRefused:
@@ -279,23 +295,29 @@ def _normalise_picture(path: str, folder: Path, found: Probe) -> Media:
 
 def _normalise_video(frames: FileFrames, path: str, folder: Path, found: Probe, limits: MediaLimits) -> Media:
     if len(frames) > limits.video_frames:
-        raise FileRefused(_too_many("frames", len(frames), limits.video_frames), TOO_LARGE)
+        most = limits.video_frames
+        raise FileRefused(f"The video has {len(frames):,} frames; at most {most:,} are accepted.", TOO_LARGE)
     _check_seconds(len(frames) / frames.fps, limits)
     if frames.fps < MIN_FPS:
         raise FileRefused(
             f"The video shows a frame every {1 / frames.fps:,.0f} seconds; the slowest that is accepted is one every "
             f"{float(1 / MIN_FPS):,.0f} seconds."
         )
-    content, size = "content.mp4", None
+    content, (height, width), resized = "content.mp4", frames.read(0).shape[:2], 0
     with VideoWriter(folder / content, frames.fps, keyframe_interval=KEYFRAME_INTERVAL) as writer:
         for index in range(len(frames)):
             frame = frames.read(index)
-            _check_pixels(frame.shape[1], frame.shape[0], limits)
-            size = size or frame.shape[:2]
-            writer.write(frame if frame.shape[:2] == size else resize_frame(frame, *size))
-    height, width = size or (0, 0)
-    warnings = tuple(str(refusal(ValueError(message), path)) for message in frames.messages)
-    return Media("video", width, height, len(frames), float(writer.fps), content, found.seekable, warnings)
+            if frame.shape[:2] != (height, width):
+                _check_pixels(frame.shape[1], frame.shape[0], limits)
+                frame, resized = resize_frame(frame, height, width), resized + 1
+            writer.write(frame)
+    warnings = [str(refusal(ValueError(message), path)) for message in frames.messages if SEE_LIST not in message]
+    if frames.damaged:
+        count, first = len(frames.damaged), min(frames.damaged)
+        warnings.append(f"{count} of {len(frames)} frames cannot be decoded whole; the first is frame {first}.")
+    if resized:
+        warnings.append(f"{resized} of {len(frames)} frames have another size and are resized to {width} x {height}.")
+    return Media("video", width, height, len(frames), float(writer.fps), content, found.seekable, tuple(warnings))
 
 
 def read_frame(path: str | os.PathLike, index: int, media: Media) -> np.ndarray:
