@@ -44,7 +44,7 @@ ORIGINAL, FACTS, DELETED, LOCK = "original", "file.json", "deleted", ".lock"
 MAX_NAME = 120  # characters of a file name that are kept
 CHUNK_BYTES = 2**20
 ROOM_STEP = 16 * 2**20  # while an upload arrives, room is made for so many bytes at once
-BLOCK_BYTES = 4096  # what a small file takes on a disk
+BLOCK_BYTES = 4096  # of a disk
 MAX_CONVERSIONS = 2  # at the same time, in one process
 
 
@@ -422,7 +422,7 @@ def _disk_bytes(folder: Path) -> int:
     total = 0
     for path in folder.glob("*"):
         with suppress(FileNotFoundError):
-            total += max(path.stat().st_size, BLOCK_BYTES)
+            total += -(-path.stat().st_size // BLOCK_BYTES) * BLOCK_BYTES
     return total
 
 

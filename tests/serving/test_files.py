@@ -1,6 +1,12 @@
 """The store of uploaded files: what arrives whole stays once, what does not leaves nothing, and what is used stays."""
 
+import errno
 import hashlib
+import os
+import signal
+import subprocess
+import sys
+import threading
 from io import BytesIO
 from pathlib import Path
 
@@ -10,7 +16,7 @@ from PIL import Image
 from upload_limits import SmallLimits
 from video_files import write_clip
 
-from sama.serving import files, media
+from sama.serving import conversion, files, media
 from sama.serving.files import FileMissing, FileRefused, FileStore, display_name, file_chunks
 from sama.video_sama import SamaVideo
 
@@ -133,3 +139,251 @@ def test_a_file_that_is_not_there(store, name):
 )
 def test_names_are_for_display(given, shown):
     assert display_name(given) == shown
+
+
+# ---- what leaves nothing --------------------------------------------------------------------------------------------
+
+
+def test_a_file_that_is_too_large_is_refused_while_it_arrives(store):
+    arrived = []
+
+    def endless():
+        while True:
+            arrived.append(1)
+            yield bytes(2**18)
+
+    with pytest.raises(FileRefused, match="too large: at most 1,048,576 bytes are accepted") as caught:
+        store.add(endless())
+    assert caught.value.status == 413 and len(arrived) == 5
+    assert left(store) == []
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError("gone"), GeneratorExit(), KeyboardInterrupt()])
+def test_an_upload_that_is_cut_leaves_nothing(store, clip, error):
+    def cut():
+        yield clip.read_bytes()[:1000]
+        raise error
+
+    with pytest.raises(type(error)):
+        store.add(cut())
+    assert left(store) == []
+
+
+@pytest.mark.parametrize(("content", "status"), [(b"", 400), (b"text", 415), (picture((1, 2, 3))[:50], 400)])
+def test_a_file_that_is_refused_leaves_nothing(store, content, status):
+    with pytest.raises(FileRefused) as caught:
+        store.add([content], "secret name")
+    assert caught.value.status == status
+    assert left(store) == []
+
+
+class FullDisk:
+    """A file on a disk that is full after 1,000 bytes."""
+
+    def __init__(self, path, mode):
+        self.file, self.space = open(path, mode), 1000
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        self.file.close()
+
+    def write(self, data):
+        self.space -= len(data)
+        if self.space < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return self.file.write(data)
+
+
+def test_a_full_disk_is_a_refusal(store, clip, monkeypatch):
+    monkeypatch.setattr(files, "open", FullDisk, raising=False)
+    with pytest.raises(FileRefused, match="no space left on the server") as caught:
+        store.add([clip.read_bytes()[:800], clip.read_bytes()[800:]])
+    assert caught.value.status == 507
+    monkeypatch.undo()
+    assert left(store) == []
+
+
+@pytest.mark.parametrize("name", ["VideoWriter", "json"])
+def test_a_disk_that_is_full_when_the_copy_is_written(store, clip, monkeypatch, name):
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    place = (media, "VideoWriter") if name == "VideoWriter" else (files.json, "dumps")
+    monkeypatch.setattr(*place, full)
+    with pytest.raises(FileRefused, match="no space left on the server") as caught:
+        store.add(file_chunks(clip))
+    assert caught.value.status == 507
+    assert left(store) == []
+
+
+def test_the_process_tells_of_a_full_disk(monkeypatch, tmp_path):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(conversion, "normalise", full)
+    outcome = conversion._outcome("", "", SmallLimits(), conversion.ConversionLimits())
+    assert outcome == {"refused": "There is no space left on the server for the file.", "status": 507}
+
+
+UPLOAD = """
+import sys, time
+from upload_limits import SmallLimits
+from sama.serving.files import FileStore, file_chunks
+
+def chunks():
+    content = open(sys.argv[2], "rb").read()
+    yield content[:1000]
+    print("arriving", flush=True)
+    if sys.argv[3] == "arriving":
+        time.sleep(60)
+    yield content[1000:]
+
+if sys.argv[3] == "converting":
+    from sama.serving import files
+    converted = files.convert
+    def convert(*arguments):
+        media = converted(*arguments)
+        print("converting", flush=True)
+        time.sleep(60)
+    files.convert = convert
+FileStore(sys.argv[1], SmallLimits()).add(chunks())
+"""
+
+
+@pytest.mark.parametrize("moment", ["arriving", "converting"])
+def test_a_killed_process_leaves_only_what_the_next_one_sweeps(store, clip, moment, in_process):
+    kept = store.add([picture((1, 2, 3))])
+    command = [sys.executable, "-c", UPLOAD, str(store.folder), str(clip), moment]
+    paths = [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
+        while process.stdout.readline().strip() != moment.encode():
+            assert process.poll() is None
+        beside = FileStore(store.folder, SmallLimits(), clock=store._clock)  # sees that the upload is in use
+        incoming = [name for name in left(beside) if name.startswith("incoming-")]
+        assert len(incoming) == 1
+        process.send_signal(signal.SIGKILL)
+    assert incoming[0] in left(store)
+    after = FileStore(store.folder, SmallLimits(), clock=store._clock)
+    assert left(after) == [kept.id.removeprefix("file-")]
+    assert after.get(kept.id).num_frames == 1
+    assert after.add(file_chunks(clip)).num_frames == 6  # sent again
+
+
+def test_what_is_damaged_is_swept_at_the_start_and_can_come_again(store, clip):
+    digest = store.add(file_chunks(clip)).id.removeprefix("file-")
+    for damage in (
+        lambda folder: (folder / "original").write_bytes(b"short"),
+        lambda folder: (folder / "file.json").write_text("{"),
+        lambda folder: (folder / "file.json").write_text("[1]"),
+        lambda folder: (folder / "file.json").unlink(),
+        lambda folder: (folder / "content.mp4").unlink(),
+    ):
+        damage(store.folder / digest)
+        with pytest.raises(FileMissing):
+            store.get(f"file-{digest}")
+        assert store.add(file_chunks(clip)).num_frames == 6
+        damage(store.folder / digest)
+        assert left(FileStore(store.folder, SmallLimits(), clock=store._clock)) == []
+        assert store.add(file_chunks(clip)).num_frames == 6
+
+
+# ---- at the same time -----------------------------------------------------------------------------------------------
+
+
+def test_two_uploads_of_the_same_bytes_at_once(store, clip, monkeypatch):
+    """Both are converted before either is given its name."""
+    barrier, results = threading.Barrier(2), []
+
+    def convert(path, folder, limits, costs):
+        barrier.wait(10)
+        return media.normalise(path, folder, limits)
+
+    monkeypatch.setattr(files, "convert", convert)
+    uploads = [
+        threading.Thread(target=lambda name=name: results.append(store.add(file_chunks(clip), name))) for name in "ab"
+    ]
+    for upload in uploads:
+        upload.start()
+    for upload in uploads:
+        upload.join()
+    assert {stored.id for stored in results} == {results[0].id} and {stored.filename for stored in results} == {*"ab"}
+    assert left(store) == [results[0].id.removeprefix("file-")]
+    assert store.get(results[0].id).num_frames == 6
+
+
+# ---- how long files stay --------------------------------------------------------------------------------------------
+
+
+def test_files_expire_after_their_last_use(store, clock):
+    first, second = store.add([picture((1, 2, 3))]), store.add([picture((3, 2, 1))])
+    clock.now += 900
+    assert store.get(first.id).expires_at == first.expires_at + 900
+    clock.now += 200
+    with pytest.raises(FileMissing, match="it may have expired: send it again"):
+        store.get(second.id)
+    store.sweep()
+    assert left(store) == [first.id.removeprefix("file-")]
+    clock.now += 1000
+    assert left(FileStore(store.folder, SmallLimits(), clock=clock)) == []
+
+
+def test_the_least_recently_used_files_make_room(tmp_path, in_process, clock):
+    store = FileStore(tmp_path / "store", SmallLimits(store_bytes=3 * 3 * 4096), clock=clock)  # three files of 3 each
+    stored = []
+    for value in range(3):
+        stored.append(store.add([picture((value, 0, 0))]))
+        clock.now += 1
+    store.get(stored[0].id)  # now the second one is the oldest
+    stored.append(store.add([picture((3, 0, 0))]))
+    assert left(store) == sorted(stored[number].id.removeprefix("file-") for number in (0, 2, 3))
+
+
+def test_a_file_in_use_is_kept(tmp_path, in_process, clock):
+    store = FileStore(tmp_path / "store", SmallLimits(store_bytes=3 * 4096), clock=clock)
+    other = FileStore(tmp_path / "store", SmallLimits(store_bytes=3 * 4096), clock=clock)
+    stored = store.add([picture((1, 2, 3))])
+    with store.use(stored.id) as used:
+        clock.now += 5000
+        assert used == stored
+        with pytest.raises(FileRefused, match="all files together may have 12,288 bytes, and the others") as caught:
+            other.add([picture((3, 2, 1))])
+        assert caught.value.status == 507
+        other.sweep()
+        assert left(store) == [stored.id.removeprefix("file-")]
+    assert store.get(stored.id).id == stored.id  # its time begins again when its use ends
+    later = other.add([picture((3, 2, 1))])
+    assert left(store) == [later.id.removeprefix("file-")]
+
+
+def test_a_deleted_file_is_gone_when_its_last_user_is_done(store, clip):
+    stored = store.add(file_chunks(clip))
+    with store.use(stored.id):
+        path = store.path(stored.id)
+        store.delete(stored.id)
+        with pytest.raises(FileMissing):
+            store.get(stored.id)
+        assert path.read_bytes() == clip.read_bytes()
+    assert left(store) == []
+    with pytest.raises(FileMissing):
+        store.delete(stored.id)
+    assert store.add(file_chunks(clip)).id == stored.id
+    store.delete(stored.id)
+    assert left(store) == []
+
+
+def test_a_deleted_file_that_comes_again_while_it_is_used_stays(store, clip):
+    stored = store.add(file_chunks(clip))
+    with store.use(stored.id):
+        store.delete(stored.id)
+        store.add(file_chunks(clip))
+    assert store.get(stored.id).num_frames == 6
+
+
+def test_an_error_while_a_file_is_used_is_passed_on(store, clip):
+    stored = store.add(file_chunks(clip))
+    for error in (FileNotFoundError("mine"), KeyError("mine")):
+        with pytest.raises(type(error), match="mine"), store.use(stored.id):
+            raise error
