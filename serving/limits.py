@@ -50,7 +50,8 @@ class Limits:
     # of the server
     running: int = _limit(16, "answers that are computed at the same time")
     waiting: int = _limit(32, "requests that wait for their turn; more are answered with 429")
-    cache_bytes: int = _limit(2 * GIB, "bytes of kept conversations and video features; the oldest are dropped")
+    conversations: int = _limit(64, "kept conversations; the oldest are dropped, and read again when they go on")
+    cache_bytes: int = _limit(2 * GIB, "bytes of kept conversations and video features on the device")
     buffered_bytes: int = _limit(2 * GIB, "bytes of all request bodies that are being received or processed")
     connections: int = _limit(512, "open connections; more are closed at once")
     header_seconds: float = _limit(15.0, "seconds for the request line and headers")

@@ -1,0 +1,174 @@
+"""Serves a model: a page for the browser, and an HTTP interface in the form of OpenAI's chat completions.
+
+    python serve.py                                      the small model, on http://127.0.0.1:8000
+    python serve.py --model sama-1b --port 9000
+    SAMA_API_KEY=... python serve.py --host 0.0.0.0      for other machines, with a key
+
+Ctrl-C ends it. docs/serving.md describes the interface, the limits and who may do what.
+"""
+
+import argparse
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sama.serving.limits import add_limit_options, limits_from
+from sama.serving.loading import DEFAULT_MODEL, check_model_name
+
+
+# What imports torch or FastAPI is imported by the functions that need it, so that --help and mistakes do not wait for it
+if TYPE_CHECKING:
+    from sama.serving.engine import Engine
+    from sama.serving.limits import Limits
+
+KEY_VARIABLE = "SAMA_API_KEY"  # rather than --api-key, which other users of the machine may see in the list of processes
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parses the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=str(DEFAULT_MODEL), help="folder or Hub name (default: the small model)")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
+    parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
+    parser.add_argument("--preset", choices=("published", "consistent"), help="default: the model's own")
+    parser.add_argument(
+        "--min-component-fraction", type=float, metavar="F",
+        help="drop specks smaller than this fraction of their mask (default: 0.05; 0 with --preset published)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--trust-remote-code", action="store_true", help="run the code of a model on the Hub instead of this package's"
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; others than 127.0.0.1 need a key")
+    parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (default: 8000)")
+    parser.add_argument(
+        "--api-key", default=os.environ.get(KEY_VARIABLE), metavar="KEY",
+        help=f"what clients must send; better given as the variable {KEY_VARIABLE}",
+    )  # fmt: skip
+    parser.add_argument(
+        "--allow-origin", action="append", default=[], metavar="ORIGIN",
+        help="a page of another host that may use the server, https://example.org; may be given several times",
+    )  # fmt: skip
+    parser.add_argument(
+        "--allow-host", action="append", default=[], metavar="NAME",
+        help="another name by which the server may be called, as by a proxy; may be given several times",
+    )  # fmt: skip
+    parser.add_argument("--allow-urls", action="store_true", help="fetch http(s) URLs that messages name")
+    parser.add_argument(
+        "--folder", type=Path, metavar="FOLDER", help="keep uploaded files there (default: a temporary folder)"
+    )
+    parser.add_argument("--verbose", action="store_true", help="log every request")
+    add_limit_options(parser)
+    arguments = parser.parse_args(argv)
+    if not 0 <= arguments.port <= 65_535:
+        parser.error(f"--port must lie between 0 and 65535, got {arguments.port}")
+    if arguments.min_component_fraction is None:
+        arguments.min_component_fraction = 0.0 if arguments.preset == "published" else 0.05
+    if not 0 <= arguments.min_component_fraction <= 1:
+        parser.error(f"--min-component-fraction must lie between 0 and 1, got {arguments.min_component_fraction}")
+    return arguments
+
+
+def engine_maker(arguments: argparse.Namespace, limits: "Limits") -> "Callable[[], Engine]":
+    """A function that loads the model."""
+
+    def make() -> "Engine":
+        from sama.serving.engine import Engine
+        from sama.serving.loading import load_model
+
+        settings = (arguments.device, arguments.dtype, arguments.preset, arguments.trust_remote_code)
+        model, processor = load_model(arguments.model, *settings)
+        return Engine(
+            model,
+            processor,
+            max_running=limits.running,
+            max_waiting=limits.waiting,
+            max_bytes=limits.cache_bytes,
+            max_conversations=limits.conversations,
+            min_component_fraction=arguments.min_component_fraction,
+        )
+
+    return make
+
+
+def serve(arguments: argparse.Namespace) -> None:
+    """Checks everything that can be checked without the model, then serves until the process is told to end."""
+    limits = limits_from(arguments)
+    check_model_name(arguments.model)
+    from sama.serving.connections import make_server
+    from sama.serving.files import FileStore
+    from sama.serving.security import access_for
+    from sama.serving.server import create_app
+    from sama.serving.service import model_name
+
+    access = access_for(
+        arguments.host,
+        arguments.api_key,
+        tuple(arguments.allow_origin),
+        tuple(arguments.allow_host),
+        arguments.allow_urls,
+    )
+    with listening_socket(arguments.host, arguments.port) as listener, state_folder(arguments.folder) as folder:
+        store = FileStore(folder, limits)
+        app = create_app(engine_maker(arguments, limits), store, limits, access, model_name(arguments.model))
+        server, service = make_server(app, limits, arguments.verbose), app.state.service
+
+        def loaded() -> None:
+            server.should_exit = service.load_error is not None
+            if not server.should_exit:
+                print(f"SAMA: {address(listener)}  (Ctrl-C ends it)", flush=True)
+
+        service.on_loaded = loaded
+        server.run(sockets=[listener])
+        if service.load_error is not None:
+            raise ValueError(f"The model could not be loaded: {service.load_error}")
+
+
+def listening_socket(host: str, port: int) -> socket.socket:
+    """A socket that listens; raises `OSError` with one sentence if the address cannot be used."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
+        return socket.create_server((host, port), family=family, backlog=1024)
+    except OSError as error:
+        raise OSError(f"Cannot listen on {host}, port {port}: {error.strerror or error}.") from error
+
+
+def address(listener: socket.socket) -> str:
+    """The address of the page. Where the server listens on all addresses, this machine's own."""
+    host, port = listener.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+
+
+@contextmanager
+def state_folder(given: Path | None) -> Iterator[Path]:
+    """Where uploaded files are: the folder that was given, or one that ends with the process, however it ends."""
+    if given is not None:
+        yield given
+        return
+    from sama.feature_store_sama import make_feature_folder
+
+    with make_feature_folder() as name:
+        yield Path(name) / "files"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line and returns the exit code: 2 after a mistake of the user."""
+    arguments = parse_arguments(argv)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # until uvicorn has its own handlers
+    try:
+        serve(arguments)
+    except (ValueError, OSError) as error:
+        print(f"serve: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:  # how a server is told to end
+        return 0
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

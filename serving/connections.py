@@ -1,0 +1,76 @@
+"""uvicorn with the time limits for clients that it does not have itself."""
+
+import asyncio
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from sama.serving.limits import Limits
+
+
+KEEP_ALIVE_SECONDS = 5
+SHUTDOWN_SECONDS = 5  # until the answers that are under way are cancelled
+
+
+def limited_protocol(limits: Limits) -> type[H11Protocol]:
+    """
+    HTTP/1.1 of which a client cannot hold a connection by sending slowly.
+
+    A connection on which no request is being answered is closed after `limits.header_seconds`, whether its client
+    sends nothing, sends its headers byte by byte, or goes on sending a body that was refused. Bodies that are being read
+    have their own limit ([`BodyGuard`]). More than `limits.connections` connections are closed at once.
+    """
+
+    class LimitedProtocol(H11Protocol):
+        idle_timer: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            if len(self.connections) > limits.connections:
+                transport.abort()
+                return
+            self.watch()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            self.watch()
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            self.watch()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self.stop_watch()
+            super().connection_lost(exc)
+
+        def watch(self) -> None:
+            """Runs the timer as long as no request is being answered."""
+            if self.cycle is not None and not self.cycle.response_complete:
+                self.stop_watch()
+            elif self.idle_timer is None:
+                self.idle_timer = self.loop.call_later(limits.header_seconds, self.transport.abort)
+
+        def stop_watch(self) -> None:
+            if self.idle_timer is not None:
+                self.idle_timer.cancel()
+                self.idle_timer = None
+
+    return LimitedProtocol
+
+
+def make_server(app: FastAPI, limits: Limits, verbose: bool = False) -> uvicorn.Server:
+    """A uvicorn server for the app; `server.run(sockets=[...])` serves until SIGINT or SIGTERM."""
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            http=limited_protocol(limits),
+            ws="none",
+            log_level="info" if verbose else "warning",
+            access_log=verbose,
+            server_header=False,
+            proxy_headers=False,  # addresses of clients decide nothing
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+        )
+    )

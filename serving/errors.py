@@ -1,0 +1,118 @@
+"""Errors as the server shows them: OpenAI's error object with one sentence, never a traceback or a path of the machine."""
+
+import math
+from collections.abc import Sequence
+from http import HTTPStatus
+
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+
+MAX_MESSAGE, MAX_NAME = 400, 60  # characters
+# The branch of a union that a value belongs to stands in pydantic's locations as if it were a field
+_FORM_TAGS = {"text", "parts", "compressed", "plain"}
+
+
+class ApiError(HTTPException):
+    """
+    An answer that is an error.
+
+    Args:
+        status (`int`): the HTTP status, 400 or more.
+        message (`str`): one sentence.
+        param (`str`, *optional*): the field of the request that is wrong.
+        code (`str`, *optional*): a word for programs.
+        headers (`dict`, *optional*)
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
+    ):
+        super().__init__(status, message, headers)
+        self.param, self.code = param, code
+
+
+def error_type(status: int) -> str:
+    """OpenAI's name for the kind of an error."""
+    names = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+    return names.get(status, "server_error" if status >= 500 else "invalid_request_error")
+
+
+def error_body(status: int, message: str, param: str | None = None, code: str | None = None) -> dict:
+    """OpenAI's error object."""
+    sentence = shown(message, MAX_MESSAGE)
+    return {"error": {"message": sentence, "type": error_type(status), "param": param, "code": code}}
+
+
+def error_response(error: HTTPException) -> JSONResponse:
+    """The response for an error of ours or of Starlette."""
+    param, code = (error.param, error.code) if isinstance(error, ApiError) else (None, None)
+    message = str(error.detail)
+    if not isinstance(error, ApiError) and message == HTTPStatus(error.status_code).phrase:
+        message = {404: "There is nothing at this address.", 405: "This address does not take this method."}.get(
+            error.status_code, f"{message}."
+        )
+    body = error_body(error.status_code, message, param, code)
+    return JSONResponse(body, error.status_code, headers=error.headers)
+
+
+def shown(text: str, limit: int) -> str:
+    """Text on one line that any terminal and log can show, cut at `limit` characters."""
+    line = "".join(mark if mark.isprintable() else " " for mark in text[: limit + 1])
+    line = " ".join(line.split())
+    return line if len(text) <= limit else f"{line[: limit - 3]}..."
+
+
+def field_name(location: Sequence[str | int]) -> str:
+    """
+    `messages[0].content[1].region.box` from the location of an error of pydantic: without the branches of unions,
+    which pydantic puts between the fields.
+    """
+    parts: list[str | int] = []
+    role, skip = None, False
+    for one in location:
+        before, parents = (parts[-1] if parts else None), [part for part in parts if isinstance(part, str)]
+        if isinstance(before, int) and not skip:  # the branch of a message or of a content part
+            if parents == ["messages"]:
+                role, skip = one, True
+                continue
+            if parents == ["messages", "content"] and role == "user":
+                skip = True
+                continue
+        if before in ("content", "counts") and one in _FORM_TAGS:
+            continue
+        skip = False
+        parts.append(one)
+    name = ""
+    for part in parts:
+        name += f"[{part}]" if isinstance(part, int) else f".{shown(part, MAX_NAME)}"
+    return name.removeprefix(".")
+
+
+def validation_error(errors: Sequence[dict]) -> ApiError:
+    """The first error of pydantic as one sentence that names the field."""
+    error = errors[0]
+    location = error["loc"][1:] if error["loc"] and error["loc"][0] in ("body", "path", "query") else error["loc"]
+    name, kind, context = field_name(location), error["type"], error.get("ctx", {})
+    place = name or "the body"
+    if kind in ("missing", "union_tag_not_found"):
+        missing = f"{name}.{context['discriminator'].strip(chr(39))}" if kind == "union_tag_not_found" else name
+        return ApiError(400, f"{missing or 'The body'} is missing.", missing or None, "missing")
+    if kind == "extra_forbidden":
+        return ApiError(400, f"There is no field {place}.", name or None, "unknown_field")
+    if kind == "union_tag_invalid":
+        found = shown(str(context["tag"]), MAX_NAME)
+        field = f"{name}.{context['discriminator'].strip(chr(39))}"
+        return ApiError(400, f"{field} is one of {context['expected_tags']}, got '{found}'.", field)
+    message = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    return ApiError(400, f"{place} {message}." if not message.endswith(".") else f"{place} {message}", name or None)
+
+
+def retry_after(seconds: float) -> dict[str, str]:
+    """The header that tells when to try again."""
+    return {"Retry-After": str(max(1, math.ceil(seconds)))}

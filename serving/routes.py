@@ -1,0 +1,227 @@
+"""The routes of the server. Their models in schema.py are the documentation."""
+
+from contextlib import ExitStack
+from pathlib import Path as FilePath
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, File, Form, Path, Request, UploadFile
+from fastapi.responses import FileResponse, JSONResponse, Response
+from starlette.background import BackgroundTask
+
+from sama.data.masks import encode_rle
+from sama.serving.bodies import StrictRoute
+from sama.serving.chat_route import ChatResponse
+from sama.serving.errors import ApiError
+from sama.serving.files import StoredFile
+from sama.serving.requests import ConversationReader
+from sama.serving.schema import (
+    FILE_ID,
+    ChatCompletion,
+    ChatRequest,
+    DeletedFile,
+    ErrorBody,
+    ExportRequest,
+    FileList,
+    FileObject,
+    Health,
+    ModelList,
+    PreviewMask,
+    PreviewRequest,
+)
+from sama.serving.service import Service
+
+
+# The content of a file never changes, since its id is a hash of it
+CACHE = {"Cache-Control": "private, max-age=86400, immutable"}
+NO_STORE = {"Cache-Control": "no-store"}
+FORM_FIELDS = {"file", "purpose"}
+READ_BYTES = 2**20
+
+ERRORS = {
+    400: "the request is wrong",
+    401: "the API key is missing or wrong",
+    403: "the name of the server, or the page that calls, is not allowed",
+    404: "there is no such file or model",
+    408: "the body did not arrive in time",
+    413: "too large",
+    415: "of a type that is not accepted",
+    416: "the range lies outside the file",
+    429: "too many questions are waiting; Retry-After says when to ask again",
+    500: "an error in the server",
+    503: "the model is being loaded, or the server has no memory left",
+    504: "the answer took too long",
+    507: "there is no space left",
+}
+BODY_ERRORS = (408, 413, 415, 503)
+
+
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """What the documentation says of a route's errors, beside those that every route has."""
+    return {one: {"model": ErrorBody, "description": ERRORS[one]} for one in (400, 401, 403, 500, *statuses)}
+
+
+def media_types(text: str, *types: str) -> dict[int | str, dict[str, Any]]:
+    """What the documentation says of an answer that is not JSON."""
+    schema = {"schema": {"type": "string", "format": "binary"}}
+    return {200: {"description": text, "content": dict.fromkeys(types, schema)}}
+
+
+def service_of(request: Request) -> Service:
+    """What [`create_app`] was given."""
+    return request.app.state.service
+
+
+TheService = Annotated[Service, Depends(service_of)]
+FileId = Annotated[str, Path(pattern=FILE_ID, description="id of an uploaded file")]
+public = APIRouter(route_class=StrictRoute)
+protected = APIRouter(route_class=StrictRoute)  # needs the API key: see PROTECTED in security.py
+
+
+# ---- about the server -----------------------------------------------------------------------------------------------
+
+
+@public.head("/health", include_in_schema=False)
+@public.get("/health", response_model=Health, responses=errors(503))
+async def health(service: TheService) -> Response:
+    """Whether the model is loaded."""
+    return JSONResponse({"status": "ok", "model": service.loaded_model}, headers=NO_STORE)
+
+
+@protected.head("/v1/models", include_in_schema=False)
+@protected.get("/v1/models", response_model=ModelList, responses=errors(503))
+async def models(service: TheService) -> Response:
+    """The model that answers."""
+    card = {"id": service.loaded_model, "object": "model", "created": service.started_at, "owned_by": "sama"}
+    return JSONResponse({"object": "list", "data": [card]}, headers=NO_STORE)
+
+
+@protected.head("/metrics", include_in_schema=False)
+@protected.get("/metrics", responses=media_types("Prometheus' text format", "text/plain") | errors())
+async def metrics(service: TheService) -> Response:
+    """Counters for Prometheus."""
+    return Response(service.metrics.text(), media_type="text/plain; version=0.0.4", headers=NO_STORE)
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
+
+
+def file_object(stored: StoredFile) -> dict:
+    """A stored file as clients see it."""
+    return {"object": "file"} | {name: vars(stored)[name] for name in FileObject.model_fields if name != "object"}
+
+
+@protected.post("/v1/files", response_model=FileObject, responses=errors(*BODY_ERRORS, 507))
+async def add_file(
+    request: Request,
+    service: TheService,
+    file: Annotated[UploadFile, File(description="a video or picture")],
+    purpose: Annotated[str | None, Form(description="accepted as OpenAI's client sends it, without an effect")] = None,
+) -> Response:
+    """Stores a video or picture. The same content has the same id."""
+    unknown = sorted(set(await request.form()) - FORM_FIELDS)
+    if unknown:
+        raise ApiError(400, f"There is no field {unknown[0][:60]}; the form has file and purpose.", unknown[0][:60])
+    chunks = iter(lambda: file.file.read(READ_BYTES), b"")
+    stored = await service.run(service.threads.storing, service.store.add, chunks, file.filename or "")
+    return JSONResponse(file_object(stored))
+
+
+@protected.get("/v1/examples", response_model=FileList, responses=errors(503, 507))
+async def examples(service: TheService) -> Response:
+    """The clips that ship with the server, as stored files."""
+    found = await service.run(service.threads.storing, service.examples)
+    return JSONResponse({"object": "list", "data": [file_object(stored) for stored in found]})
+
+
+@protected.head("/v1/files/{file_id}", include_in_schema=False)
+@protected.get("/v1/files/{file_id}", response_model=FileObject, responses=errors(404))
+async def get_file(file_id: FileId, service: TheService) -> Response:
+    """What is known of a stored file."""
+    stored = await service.run(service.threads.quick, service.store.get, file_id)
+    return JSONResponse(file_object(stored), headers=NO_STORE)
+
+
+@protected.delete("/v1/files/{file_id}", response_model=DeletedFile, responses=errors(404))
+async def delete_file(file_id: FileId, service: TheService) -> Response:
+    """Deletes a stored file, and forgets what is known of it."""
+    await service.run(service.threads.quick, service.delete, file_id)
+    return JSONResponse({"id": file_id, "object": "file", "deleted": True})
+
+
+@protected.head("/v1/files/{file_id}/content", include_in_schema=False)
+@protected.get(
+    "/v1/files/{file_id}/content",
+    responses=media_types("the playable copy", "video/mp4", "image/png", "image/jpeg")
+    | {206: {"description": "the part that the header Range asks for"}}
+    | errors(404, 416),
+)
+async def file_content(file_id: FileId, service: TheService) -> Response:
+    """The file as browsers play it: frame n is shown from n / fps to (n + 1) / fps seconds."""
+    path = await service.run(service.threads.quick, service.store.content, file_id)
+    return FileResponse(path, headers=CACHE, media_type=CONTENT_TYPES[path.suffix])
+
+
+CONTENT_TYPES = {".mp4": "video/mp4", ".webm": "video/webm", ".png": "image/png", ".jpg": "image/jpeg"}
+
+
+@protected.head("/v1/files/{file_id}/frames/{frame}", include_in_schema=False)
+@protected.get(
+    "/v1/files/{file_id}/frames/{frame}", responses=media_types("the frame", "image/png") | errors(404)
+)
+async def file_frame(
+    file_id: FileId, frame: Annotated[int, Path(ge=0, le=10**7, description="counted from 0")], service: TheService
+) -> Response:
+    """A frame as the model sees it."""
+    picture = await service.run(service.threads.storing, service.store.frame, file_id, frame)
+    return Response(picture, media_type="image/png", headers=CACHE)
+
+
+# ---- questions ------------------------------------------------------------------------------------------------------
+
+
+@protected.post(
+    "/v1/chat/completions",
+    response_model=ChatCompletion,
+    responses={
+        200: {
+            "description": "the answer; with `stream`, server-sent events, each a ChatChunk, the last one `[DONE]`",
+            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        }
+    }
+    | errors(*BODY_ERRORS, 404, 429, 504, 507),
+)
+async def chat_completions(body: ChatRequest, service: TheService) -> Response:
+    """Answers the last question of a conversation. Closing the connection cancels the answer."""
+    return ChatResponse(service, body)
+
+
+@protected.post("/v1/regions/preview", response_model=PreviewMask, responses=errors(*BODY_ERRORS, 404, 429))
+async def preview_region(body: PreviewRequest, service: TheService) -> Response:
+    """The mask of a region on its frame."""
+
+    def preview() -> dict:
+        with service.store.use(body.file_id) as stored:
+            region = ConversationReader((), stored, service.limits).region(body.region, "region")
+            path = str(service.store.path(stored.id))
+            frame, mask = service.engine.preview(path, stored.id, region, stored.kind)
+        code = encode_rle(mask)
+        return {"size": code["size"], "counts": code["counts"], "frame": frame, "area": int(mask.sum())}
+
+    return JSONResponse(await service.run(service.threads.previewing, preview))
+
+
+@protected.post(
+    "/v1/exports",
+    responses=media_types("the file, as an attachment", "video/mp4", "application/zip", "application/json")
+    | errors(*BODY_ERRORS, 404, 507),
+)
+async def export_conversation(body: ExportRequest, service: TheService) -> Response:
+    """A conversation with the masks of its answers, as a file to download."""
+    holding = ExitStack()
+    try:
+        path, name, kind = await service.run(service.threads.storing, service.export, body, holding)
+    except BaseException:
+        holding.close()
+        raise
+    headers = NO_STORE | {"Content-Disposition": f'attachment; filename="{name}"'}
+    return FileResponse(FilePath(path), media_type=kind, headers=headers, background=BackgroundTask(holding.close))

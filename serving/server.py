@@ -1,0 +1,156 @@
+"""The server as a FastAPI app, which uvicorn, Ray Serve or a test runs."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Request, Security
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import HTMLResponse, Response
+from fastapi.security import HTTPBearer
+from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
+
+from sama.resources import PACKAGE
+from sama.serving.bodies import parsing_limiter
+from sama.serving.engine import Engine
+from sama.serving.errors import ApiError, error_response, validation_error
+from sama.serving.files import FileStore
+from sama.serving.limits import Limits
+from sama.serving.metrics import MetricsMiddleware
+from sama.serving.reference_page import STYLE, reference_page
+from sama.serving.routes import protected, public
+from sama.serving.schema import ChatChunk
+from sama.serving.security import Access, BodyGuard, BrowserGuard, KeyGuard, security_headers
+from sama.serving.service import Service
+
+
+WEB = PACKAGE / "serving" / "web"
+TITLE, DESCRIPTION = (
+    "SAMA",
+    "Chat about a video, point at things in it, get text whose phrases carry mask tracks. The form is that of OpenAI's "
+    "chat completions, with a content part `region` in questions and a field `objects` in answers.",
+)
+
+
+def create_app(
+    engine: Engine | Callable[[], Engine],
+    store: FileStore,
+    limits: Limits | None = None,
+    access: Access | None = None,
+    model_name: str = "sama",
+) -> FastAPI:
+    """
+    The server's app.
+
+    Args:
+        engine ([`Engine`] or `Callable`): the engine, or a function that makes it. The function is called in a thread
+            when the app starts; until it has returned, questions and `/health` are answered with status 503. The app
+            closes the engine when it ends.
+        store ([`FileStore`]): where videos and pictures are.
+        limits ([`Limits`], *optional*)
+        access ([`Access`], *optional*): who may use the server; by default programs and pages of this machine.
+        model_name (`str`, *optional*): the name of the model for clients.
+    """
+    limits, access = limits or Limits(), access or Access()
+    service = Service(engine, store, limits, access, model_name)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        service.start_loading()
+        yield
+        service.close()
+
+    app = FastAPI(
+        title=TITLE,
+        description=DESCRIPTION,
+        version="1",
+        lifespan=lifespan,
+        docs_url=None,  # FastAPI's own pages load scripts from another host
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.service, app.state.limits, app.state.parsing = service, limits, parsing_limiter()
+    _add_guards(app, service)
+    _add_error_handlers(app, access)
+    app.include_router(public)
+    # The check itself is in KeyGuard, before the body; this is for the documentation
+    app.include_router(protected, dependencies=[Security(HTTPBearer(auto_error=False))] if access.api_key else [])
+    _add_reference(app)
+    if WEB.is_dir():
+        app.mount("/", StaticFiles(directory=WEB, html=True), name="page")
+    return app
+
+
+def _add_guards(app: FastAPI, service: Service) -> None:
+    """The checks before the routes; what is added last comes first."""
+    app.add_middleware(BodyGuard, limits=service.limits)
+    app.add_middleware(KeyGuard, access=service.access)
+    if service.access.origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=service.access.origins,
+            allow_methods=("GET", "POST", "DELETE"),
+            allow_headers=("Authorization", "Content-Type"),
+            expose_headers=("Retry-After", "Content-Disposition"),
+        )
+    app.add_middleware(BrowserGuard, access=service.access)
+    app.add_middleware(MetricsMiddleware, metrics=service.metrics)
+
+
+def _add_error_handlers(app: FastAPI, access: Access) -> None:
+    async def known(_: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        return error_response(error)
+
+    async def invalid(_: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        return error_response(validation_error(error.errors()))
+
+    async def left(_: Request, error: Exception) -> Response:
+        return error_response(ApiError(400, "The connection was closed before the request was complete."))
+
+    async def unknown(_: Request, error: Exception) -> Response:
+        # Answered outside of the guards, which would add the headers
+        headers = security_headers(access)
+        return error_response(ApiError(500, "There was an error in the server; its log has more.", headers=headers))
+
+    app.add_exception_handler(HTTPException, known)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(ClientDisconnect, left)
+    app.add_exception_handler(Exception, unknown)
+
+
+def _add_reference(app: FastAPI) -> None:
+    """The documentation: `/openapi.json`, and a page of our own at `/docs` that loads nothing from other hosts."""
+
+    def openapi() -> dict:
+        if app.openapi_schema is None:
+            app.openapi_schema = openapi_document(app)
+        return app.openapi_schema
+
+    async def page() -> Response:
+        return HTMLResponse(reference_page(openapi()))
+
+    async def style() -> Response:
+        return Response(STYLE, media_type="text/css")
+
+    app.openapi = openapi
+    app.add_api_route("/docs", page, methods=["GET", "HEAD"], include_in_schema=False)
+    app.add_api_route("/docs/style.css", style, methods=["GET", "HEAD"], include_in_schema=False)
+
+
+def openapi_document(app: FastAPI) -> dict:
+    """FastAPI's OpenAPI document, without its own form of validation errors, and with the chunks of streams."""
+    document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+    for path in document["paths"].values():
+        for operation in path.values():
+            operation["responses"].pop("422", None)
+    schemas = document["components"]["schemas"]
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
+    chunk = ChatChunk.model_json_schema(ref_template="#/components/schemas/{model}")
+    schemas |= chunk.pop("$defs", {}) | {"ChatChunk": chunk}
+    return document
