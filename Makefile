@@ -1,18 +1,21 @@
-# Two commands on a fresh machine: `make demo` and `make test`. Each makes .venv, installs what is missing and runs.
+# Three commands on a fresh machine: `make app`, `make demo` and `make test`. Each makes .venv, installs what is missing and runs.
 #
 #   PYTHON=python3.12      the interpreter .venv is made from (3.11 or newer)
 #   TORCH=...              what to hand to pip for torch, for instance the path of a wheel. Without it: the CPU release
 #                          that was tested, or, where nvidia-smi finds a GPU, any release from 2.11 on
 #   WORKERS=2              test processes
+#   PORT=8000              of the page
 
 PYTHON ?= python3
 TORCH ?=
 WORKERS ?= 2
+PORT ?= 8000
 BIN := .venv/bin
 
-.PHONY: help demo test slow style check docs sync profile train-toy
+.PHONY: help app demo test slow style check docs sync profile train-toy
 
 help:
+	@echo "app    the page on http://127.0.0.1:$(PORT)/, with the small model and two example clips"
 	@echo "demo   a conversation of three turns about a generated clip, written to outputs/"
 	@echo "test   the fast tests            slow   the tests that take minutes"
 	@echo "style  lint and format, fixing   check  lint, format, types and layout rules, changing nothing"
@@ -20,6 +23,9 @@ help:
 	@echo "sync   copy the model's code beside checkpoints/sama-tiny"
 	@echo "train-toy  five minutes of training on a CPU, with its curves in outputs/train_toy"
 	@echo "profile  tables of times and memory, as in docs/log.md"
+
+app: .venv/.installed-serve
+	$(BIN)/python serve.py --port $(PORT)
 
 demo: .venv/.installed-demo
 	$(BIN)/python demo.py --example

@@ -32,6 +32,7 @@ class SamaReply:
         prompt_tokens (`int`): tokens of the conversation up to the answer.
         prefilled_tokens (`int`): how many of them the language model had to read for this turn; the rest was kept.
         completion_tokens (`int`): tokens of the answer.
+        stopped (`bool`): whether the answer ended by itself; otherwise it was cut at `max_new_tokens`.
     """
 
     text: str
@@ -41,6 +42,7 @@ class SamaReply:
     prefilled_tokens: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    stopped: bool = True
 
     def save_video(self, path: str | Path) -> None:
         """Writes the video with this answer's masks on it, one colour an object.
@@ -291,7 +293,16 @@ class SamaChat:
             prefilled_tokens=num_prompt - turn.num_known_tokens,
             prompt_tokens=num_prompt,
             completion_tokens=len(sequence) - num_prompt,
+            stopped=self.ends_by_itself(sequence[num_prompt:]),
         )
+
+    def ends_by_itself(self, tokens: torch.Tensor) -> bool:
+        """Whether the model ended its answer with `tokens`, by an end-of-text token or by the text of an end mark."""
+        ends = self.model.generation_config.eos_token_id
+        if len(tokens) and int(tokens[-1]) in (ends if isinstance(ends, list) else [ends]):
+            return True
+        text = self.processor.tokenizer.decode(tokens, skip_special_tokens=False)
+        return any(mark in text for mark in self.processor.stop_arguments.get("stop_strings", ()))
 
     def question_content(self, text: str, regions: Sequence) -> list[dict]:
         """The question as the chat template takes it; the video goes in with the first one."""

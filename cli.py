@@ -4,7 +4,7 @@
     sama train --config run.yaml         is    python train.py --config run.yaml
 
 Each entry point is a module with `main(argv: Sequence[str] | None) -> int`, which reads its own options and returns
-the exit code. To add a sub-command, such as `serve` or `annotate`, add one line to `COMMANDS`: the module, a summary
+the exit code. To add a sub-command, such as `annotate`, add one line to `COMMANDS`: the module, a summary
 for `sama --help`, and the optional extra of pyproject.toml that holds its dependencies. A module is imported only when
 its sub-command is called, so `sama --help` does not wait for torch.
 """
@@ -31,6 +31,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "chat": Command("demo", "ask about a video and point at things in it", "demo"),
+    "serve": Command("serve", "a page for the browser and an HTTP server", "serve"),
     "train": Command("train", "train or fine-tune on a mixture of data sets", "train"),
     "evaluate": Command("evaluate", "run a benchmark and score the answers", "eval"),
     "convert": Command("conversion.convert", "convert released checkpoints"),

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from sama.serving.engine import Engine
     from sama.serving.limits import Limits
 
-KEY_VARIABLE = "SAMA_API_KEY"  # rather than --api-key, which other users of the machine may see in the list of processes
+KEY_VARIABLE = (
+    "SAMA_API_KEY"  # rather than --api-key, which other users of the machine may see in the list of processes
+)
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -171,4 +173,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("sama"):
+            raise
+        sys.exit(f"serve: The Python module {error.name} is not installed. Run: pip install 'sama[serve]'")

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Makes .venv and installs what `make demo`, `make test` or `make docs` needs:   bash scripts/install.sh demo|test|docs
+# Makes .venv and installs what `make demo`, `make app`, `make test` or `make docs` needs:   bash scripts/install.sh demo|serve|test|docs
 # PYTHON: the interpreter to start from. TORCH: what to hand to pip for torch. Both are explained in the Makefile.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-purpose=${1:?"usage: install.sh demo|test|docs"}
+purpose=${1:?"usage: install.sh demo|serve|test|docs"}
 base_python=${PYTHON:-python3}
 python=.venv/bin/python
 export PIP_DISABLE_PIP_VERSION_CHECK=1
@@ -49,12 +49,12 @@ fi
 constraints=.venv/constraints.txt
 echo "torch==$(torch_version)" >"$constraints"
 case $purpose in
-demo | docs) extras=$purpose ;;
+demo | serve | docs) extras=$purpose ;;
 test)
-    extras=demo,dev,train,eval
+    extras=demo,dev,train,eval,serve
     [ "$(uname -s)" != Linux ] || extras=$extras,deepspeed
     ;;
-*) say "unknown purpose $purpose: demo, test or docs" && exit 1 ;;
+*) say "unknown purpose $purpose: demo, serve, test or docs" && exit 1 ;;
 esac
 say "the package with its extras: $extras"
 install --constraint "$constraints" --editable ".[$extras]"
@@ -86,4 +86,4 @@ print(f"install: ready, torch {torch.__version__} on {device}")
 PYTHON
 
 touch ".venv/.installed-$purpose"
-if [ "$purpose" = test ]; then touch .venv/.installed-demo; fi
+if [ "$purpose" = test ]; then touch .venv/.installed-demo .venv/.installed-serve; fi

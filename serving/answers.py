@@ -9,10 +9,21 @@ from dataclasses import dataclass, field
 
 from sama.data.masks import encode_rle
 from sama.serving.errors import ApiError, error_body
-from sama.serving.session import AnswerObject, AnswerText, Cancelled, ChatTurn, Done, Event, Failed, MaskFrame, TextDelta
+from sama.serving.session import (
+    AnswerObject,
+    AnswerText,
+    Cancelled,
+    ChatTurn,
+    Done,
+    Event,
+    Failed,
+    MaskFrame,
+    TextDelta,
+)
 
 
 log = logging.getLogger("sama.serving")
+SERVER_ERROR = "The question could not be answered because of an error in the server; its log has more."
 SSE_END = b"data: [DONE]\n\n"
 
 
@@ -55,6 +66,7 @@ def usage(turn: ChatTurn) -> dict:
 
 
 def finish_reason(turn: ChatTurn) -> str:
+    """OpenAI's word for how an answer ended: by itself, or at the limit of its tokens."""
     return "stop" if turn.reply.stopped else "length"
 
 
@@ -67,7 +79,7 @@ def failure(event: Failed, public: Callable[[BaseException], str]) -> ApiError:
     if isinstance(event.cause, MemoryError) or type(event.cause).__name__ == "OutOfMemoryError":
         return ApiError(503, "The server has no memory left for this question; a shorter video may work.")
     log.error("A question could not be answered", exc_info=event.cause)
-    return ApiError(500, "The question could not be answered because of an error in the server; its log has more.")
+    return ApiError(500, SERVER_ERROR)
 
 
 @dataclass

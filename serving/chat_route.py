@@ -9,7 +9,7 @@ from anyio import to_thread
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from sama.serving.answers import SSE_END, Answer
+from sama.serving.answers import SERVER_ERROR, SSE_END, Answer, log
 from sama.serving.engine import Question
 from sama.serving.errors import ApiError, error_response
 from sama.serving.limits import option
@@ -19,7 +19,11 @@ from sama.serving.service import Service
 from sama.serving.session import EventStream
 
 
-SSE_HEADERS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+SSE_HEADERS = {
+    "Content-Type": "text/event-stream; charset=utf-8",
+    "Cache-Control": "no-store",
+    "X-Accel-Buffering": "no",
+}
 LAST_WORDS_SECONDS = 1.0  # for the error of an answer that took too long, whose client may not be reading
 
 
@@ -71,6 +75,9 @@ class ChatResponse(Response):
                 await self.send_completion(self.stream, send)
         except ApiError as error:
             await self.send_error(error, scope, receive, send)
+        except Exception:
+            log.exception("A question could not be answered")
+            await self.send_error(ApiError(500, SERVER_ERROR), scope, receive, send)
 
     async def ask(self, holding: ExitStack) -> EventStream:
         """The events of the answer."""

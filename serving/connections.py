@@ -1,6 +1,7 @@
 """uvicorn with the time limits for clients that it does not have itself."""
 
 import asyncio
+import socket
 
 import uvicorn
 from fastapi import FastAPI
@@ -30,6 +31,9 @@ def limited_protocol(limits: Limits) -> type[H11Protocol]:
             if len(self.connections) > limits.connections:
                 transport.abort()
                 return
+            # asyncio does it for sockets whose protocol number is set, which those of `socket.create_server` have not:
+            # then the body of each answer waits 40 ms for the client to acknowledge the headers
+            transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self.watch()
 
         def data_received(self, data: bytes) -> None:

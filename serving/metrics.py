@@ -63,7 +63,10 @@ class Metrics:
     def __init__(self, status: Callable[[], Any]):
         self.registry = CollectorRegistry()
         self.requests = Counter(
-            "sama_requests", "requests by route, method and status", ["route", "method", "status"], registry=self.registry
+            "sama_requests",
+            "requests by route, method and status",
+            ["route", "method", "status"],
+            registry=self.registry,
         )
         self.received = Counter("sama_received_bytes", "bytes of request bodies", registry=self.registry)
         self.sent = Counter("sama_sent_bytes", "bytes of response bodies", registry=self.registry)

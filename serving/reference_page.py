@@ -69,7 +69,7 @@ def _answer(answer: dict) -> str:
 def _model(name: str, schema: dict) -> str:
     required = set(schema.get("required", ()))
     rows = "".join(
-        f'<tr><td><code{" class=required" if field in required else ""}>{escape(field)}</code></td>'
+        f"<tr><td><code{' class=required' if field in required else ''}>{escape(field)}</code></td>"
         f"<td>{_type(value)}</td><td>{_text(value.get('description', ''))}</td></tr>"
         for field, value in schema.get("properties", {}).items()
     )

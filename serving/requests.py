@@ -105,8 +105,8 @@ class ConversationReader:
             if message.role != expected:
                 raise ApiError(
                     400,
-                    f"messages[{index}] is of the {message.role}, but one of the {expected} is expected there: an "
-                    "optional system message, then questions and answers in turn.",
+                    f"messages[{index}].role is {message.role}, but {expected} is expected there: an optional system "
+                    "message comes first, then questions and answers in turn.",
                     f"messages[{index}].role",
                 )
             if isinstance(message, UserMessage):
@@ -130,7 +130,9 @@ class ConversationReader:
 
     def _question(self, index: int, message: UserMessage) -> tuple:
         name = f"messages[{index}].content"
-        content = [TextPart(type="text", text=message.content)] if isinstance(message.content, str) else message.content
+        content = (
+            [TextPart(type="text", text=message.content)] if isinstance(message.content, str) else message.content
+        )
         self._at_most(sum(isinstance(part, RegionPart) for part in content), "regions", f"messages[{index}]", name)
         parts: list[str | dict] = []
         for number, part in enumerate(content):
@@ -158,7 +160,9 @@ class ConversationReader:
             raise ApiError(400, f"{param} points at something, but the conversation has no video or picture.", param)
         if frame >= media.num_frames:
             raise ApiError(
-                400, f"{param}.frame is {frame}; the {media.kind} has {media.num_frames} frames, counted from 0.", param
+                400,
+                f"{param}.frame is {frame}; the {media.kind} has {media.num_frames} frames, counted from 0.",
+                param,
             )
         values: dict = {"frame": frame}
         if region.box is not None:
@@ -240,7 +244,7 @@ def question_of(request: ChatRequest, media: StoredFile | None, path: Path | Non
     """
     conversation = ConversationReader(request.messages, media, limits).read()
     if conversation.parts is None:
-        raise ApiError(400, "The last message is an answer; a question is expected there.", "messages")
+        raise ApiError(400, "The last of the messages is not a question of the user.", "messages")
     tokens, name = request.max_completion_tokens, "max_completion_tokens"
     if tokens is None:
         tokens, name = request.max_tokens, "max_tokens"

@@ -165,9 +165,7 @@ CONTENT_TYPES = {".mp4": "video/mp4", ".webm": "video/webm", ".png": "image/png"
 
 
 @protected.head("/v1/files/{file_id}/frames/{frame}", include_in_schema=False)
-@protected.get(
-    "/v1/files/{file_id}/frames/{frame}", responses=media_types("the frame", "image/png") | errors(404)
-)
+@protected.get("/v1/files/{file_id}/frames/{frame}", responses=media_types("the frame", "image/png") | errors(404))
 async def file_frame(
     file_id: FileId, frame: Annotated[int, Path(ge=0, le=10**7, description="counted from 0")], service: TheService
 ) -> Response:

@@ -71,7 +71,9 @@ class Region(Model):
     """
 
     frame: Annotated[int, Field(ge=0, le=MAX_FRAME)] | None = Field(None, description="0 if it is left out")
-    box: Annotated[list[Pixels], Field(min_length=4, max_length=4)] | None = Field(None, description="[x1, y1, x2, y2]")
+    box: Annotated[list[Pixels], Field(min_length=4, max_length=4)] | None = Field(
+        None, description="[x1, y1, x2, y2]"
+    )
     points: Annotated[list[Point], Field(min_length=1)] | None = Field(None, description="clicks, [[x, y], ...]")
     labels: list[Annotated[int, Field(ge=0, le=1)]] | None = Field(
         None, description="one for each of `points`: 1 belongs to the object (the default), 0 does not"
@@ -382,7 +384,9 @@ class Delta(Model):
     role: Literal["assistant"] | None = None
     content: str | None = None
     objects: list[AnswerObject] | None = None
-    frame: int | None = Field(None, description="the frame that was tracked, whether or not an object is visible on it")
+    frame: int | None = Field(
+        None, description="the frame that was tracked, whether or not an object is visible on it"
+    )
 
 
 class ChunkChoice(Model):

@@ -58,7 +58,9 @@ class Access:
             raise ValueError("The API key must be 1 to 512 printable ASCII characters without spaces.")
         for origin in self.origins:
             if not _ORIGIN.fullmatch(origin):
-                raise ValueError(f"An allowed origin looks like https://example.org, with a port if needed, got {origin!r}.")
+                raise ValueError(
+                    f"An allowed origin looks like https://example.org, with a port if needed, got {origin!r}."
+                )
 
 
 def is_loopback(host: str) -> bool:
@@ -201,9 +203,7 @@ class KeyGuard:
         given = key.strip().encode("latin-1", "replace") if scheme.lower() == "bearer" else b""
         if not hmac.compare_digest(given, self.access.api_key.encode("ascii")):
             said = "is wrong" if given else "is missing; send it as Authorization: Bearer KEY"
-            raise ApiError(
-                401, f"The API key {said}.", code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"}
-            )
+            raise ApiError(401, f"The API key {said}.", code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
 
 
 class BodyGuard:

@@ -47,8 +47,8 @@ def create_app(
 
     Args:
         engine ([`Engine`] or `Callable`): the engine, or a function that makes it. The function is called in a thread
-            when the app starts; until it has returned, questions and `/health` are answered with status 503. The app
-            closes the engine when it ends.
+            when the app starts; until it has returned, questions and `/health` are answered with status 503. An engine
+            that was made so is closed when the app ends; one that was given is not.
         store ([`FileStore`]): where videos and pictures are.
         limits ([`Limits`], *optional*)
         access ([`Access`], *optional*): who may use the server; by default programs and pages of this machine.

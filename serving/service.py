@@ -66,6 +66,7 @@ class Service:
         self.metrics = Metrics(lambda: None if self._engine is None else self._engine.status())
         self._engine = None if callable(engine) else engine
         self._make_engine = engine if callable(engine) else None
+        self._made_engine = callable(engine)
         self.load_error: str | None = None
         self.on_loaded: Callable[[], None] = lambda: None  # called when the engine is there, or cannot be made
         self.started_at = int(time.time())
@@ -115,8 +116,9 @@ class Service:
         return await to_thread.run_sync(call, limiter=limiter)
 
     def public(self, error: BaseException) -> str:
-        """The message of an error without paths of this machine."""
-        return _PATH.sub("", one_sentence(error))
+        """The message of an error as a sentence, without paths of this machine."""
+        text = _PATH.sub("", one_sentence(error))
+        return f"{text[:1].upper()}{text[1:]}{'' if text.endswith(('.', '!', '?')) else '.'}"
 
     # ---- files -------------------------------------------------------------------------------------------------------
 
@@ -149,7 +151,9 @@ class Service:
         if scheme not in ("http", "https"):
             raise ApiError(400, f"{param} must be a data: URL or an http(s) URL.", param)
         if not self.access.urls:
-            raise ApiError(400, "This server does not fetch URLs; send the file itself, or start it with --allow-urls.")
+            raise ApiError(
+                400, "This server does not fetch URLs; send the file itself, or start it with --allow-urls."
+            )
         chunks, name = fetch(url, self.limits)
         return self.store.add(chunks, name)
 
@@ -178,8 +182,8 @@ class Service:
         raise NotImplementedError
 
     def close(self) -> None:
-        """Ends the engine."""
-        if self._engine is not None:
+        """Ends the engine, if it was made here."""
+        if self._made_engine and self._engine is not None:
             self._engine.close()
 
 

@@ -61,7 +61,7 @@ REMOTE_CODE = {
     "pictures_sama": set(),
     "overlay_sama": {"video_readers_sama"},
 }
-ENTRY_POINTS = {"cli", "demo", "evaluate", "train"}
+ENTRY_POINTS = {"cli", "demo", "evaluate", "serve", "train"}
 LIBRARY = {"benchmarks", "conversion", "data", "drawing", "evaluation", "metrics", "resources", "serving", "toy_world"}
 LIBRARY |= {"training"}
 EVERYTHING_BELOW = set(REMOTE_CODE) | LIBRARY
@@ -69,7 +69,7 @@ ROOMS = {
     **REMOTE_CODE,
     **dict.fromkeys(ENTRY_POINTS, EVERYTHING_BELOW),
     "__init__": set(),
-    "cli": {"conversion", "demo", "evaluate", "resources", "train"},
+    "cli": {"conversion", "demo", "evaluate", "resources", "serve", "train"},
     "benchmarks": CONVERSATION | {"benchmarks", "data", "metrics", "resources", "toy_world"},
     "conversion": set(REMOTE_CODE) | {"conversion", "data"},
     "data": CONVERSATION | {"data", "toy_world"},

@@ -14,6 +14,7 @@ from .regions_sama import (
     checked_box,
     checked_mask,
     checked_points,
+    checked_runs,
     is_whole,
     mask_of_runs,
     region_from_fields,
@@ -59,6 +60,19 @@ class MaskTrack:
         changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
         counts = np.diff(np.concatenate(([0], changes, [flat.size])))
         self._counts[index] = np.concatenate(([0] if flat[0] else [], counts)).astype(np.int32)
+
+    def set_rle(self, index: int, code: Mapping) -> None:
+        """
+        Sets the mask of frame `index` from COCO run lengths, compressed or not, without decoding it to pixels.
+
+        Raises:
+            ValueError: if the code is damaged or of another size than the track.
+        """
+        self._counts_at(index)
+        runs, height, width = checked_runs(code)
+        if (height, width) != (self.height, self.width):
+            raise ValueError(f"A mask of shape {(height, width)} does not fit a track of {(self.height, self.width)}.")
+        self._counts[index] = np.array(runs, dtype=np.int32)
 
     def _counts_at(self, index: int) -> np.ndarray:
         if not 0 <= index < self.num_frames:

@@ -187,6 +187,11 @@ def decode_rle(code: Mapping) -> np.ndarray:
     Raises:
         ValueError: for fields of a wrong type, a size above 2^27 pixels, and counts that do not add up to the size.
     """
+    return mask_of_runs(*checked_runs(code))
+
+
+def checked_runs(code: Mapping) -> tuple[list[int], int, int]:
+    """Run lengths, height and width of COCO run lengths; raises `ValueError` as [`decode_rle`] does."""
     size, counts = code.get("size"), code.get("counts")
     if not isinstance(size, (list, tuple)) or len(size) != 2 or not all(is_whole(side) and side > 0 for side in size):
         found = shortened(size)
@@ -205,7 +210,7 @@ def decode_rle(code: Mapping) -> np.ndarray:
             f"The run lengths of a mask add up to {sum(runs)}, with {min(runs, default=0)} as the smallest, but its "
             f"size {height} x {width} has {height * width} pixels."
         )
-    return mask_of_runs(runs, height, width)
+    return runs, height, width
 
 
 def run_lengths(counts: str) -> np.ndarray:
