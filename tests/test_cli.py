@@ -63,12 +63,19 @@ def test_unknown_command(capsys, argument):
     assert cli.main([argument, "--help"]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err == f"sama: unknown command '{argument}', expected one of chat, serve, train, evaluate, convert.\n"
+    assert (
+        captured.err == f"sama: unknown command '{argument}', expected one of chat, serve, train, evaluate, convert.\n"
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "missing", "requirement"),
-    [("train", "datasets", "'sama[train]'"), ("evaluate", "yaml", "'sama[eval]'"), ("serve", "fastapi", "'sama[serve]'"), ("convert", "av", "sama")],
+    [
+        ("train", "datasets", "'sama[train]'"),
+        ("evaluate", "yaml", "'sama[eval]'"),
+        ("serve", "fastapi", "'sama[serve]'"),
+        ("convert", "av", "sama"),
+    ],
 )
 def test_missing_module_names_the_extra(monkeypatch, capsys, name, missing, requirement):
     def entry_point(argv):
@@ -117,7 +124,12 @@ def test_defects_keep_their_traceback(monkeypatch, error):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "usage"), [(["--help"], "usage: sama "), (["chat", "--help"], "usage: sama chat "), (["serve", "--help"], "usage: sama serve ")]
+    ("arguments", "usage"),
+    [
+        (["--help"], "usage: sama "),
+        (["chat", "--help"], "usage: sama chat "),
+        (["serve", "--help"], "usage: sama serve "),
+    ],
 )
 def test_help_does_not_import_torch(arguments, usage):
     program = f"""
