@@ -101,7 +101,7 @@ def test_what_a_region_selects(loaded, clip):
     chat = model.start_chat(processor, video=clip)
     clicks = {"frame": 3, "points": [[30, 30], [5, 5]], "labels": [1, 0]}
     masks = {name: chat.region_mask(region) for name, region in (("box", BOX), ("clicks", clicks))}
-    for frame, mask in masks.values():
+    for _, mask in masks.values():
         assert mask.shape == clip[0].shape[:2] and mask.dtype == bool and mask.any()
     assert (masks["box"][0], masks["clicks"][0]) == (2, 3)
     drawn = np.zeros(clip[0].shape[:2], bool)
