@@ -13,7 +13,7 @@ from sama.data.masks import to_rle
 from sama.drawing.regions import draw_region, label_masks
 from sama.drawing.sheets import caption_band, contact_sheet, stack_images
 from sama.objects_sama import Region, as_region
-from sama.overlay_sama import object_color, overlay_masks, prepare_output, write_video
+from sama.overlay_sama import Color, object_color, overlay_masks, prepare_output, write_video
 from sama.serving.session import ChatSession, ChatTurn
 
 
@@ -75,14 +75,19 @@ def write_answer_files(
     return files
 
 
-def draw_objects(video, index: int, tracks: Mapping[int, Any]) -> np.ndarray:
-    """Frame `index` with the masks and numbers of the objects with these tracks, `(height, width, 3)` uint8."""
+def draw_objects(
+    video, index: int, tracks: Mapping[int, Any], colors: Mapping[int, Color] | None = None
+) -> np.ndarray:
+    """
+    Frame `index` with the masks and numbers of the objects with these tracks, `(height, width, 3)` uint8. Colours are
+    by number as well, by default those of a session.
+    """
     masks = np.zeros((len(tracks), video.height, video.width), dtype=bool)
     for row, track in enumerate(tracks.values()):
         masks[row] = track[index]
-    colors = [object_color(number - 1) for number in tracks]
-    frame = overlay_masks(video[index], masks, colors)
-    return label_masks(frame, masks, [str(number) for number in tracks], colors)
+    chosen = [object_color(number - 1) if colors is None else colors[number] for number in tracks]
+    frame = overlay_masks(video[index], masks, chosen)
+    return label_masks(frame, masks, [str(number) for number in tracks], chosen)
 
 
 def draw_turn(session: ChatSession, turn: ChatTurn) -> Image.Image:
