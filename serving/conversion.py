@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sama.serving.media import NO_SPACE, TOO_LARGE, FileRefused, Media, MediaLimits, normalise
+from .media import NO_SPACE, TOO_LARGE, FileRefused, Media, MediaLimits, normalise
 
 
 resource: Any = None  # on Windows: only the time is limited
@@ -137,18 +137,21 @@ def _outcome(path: str, folder: str, limits: _MediaLimits, costs: ConversionLimi
     try:
         media = normalise(path, folder, limits)
         return asdict(media) | {"warnings": media.warnings[:MAX_WARNINGS]}
-    except (FileRefused, MemoryError) as error:
-        if isinstance(error, FileRefused) and not _ran_out_of_memory(error):
+    except FileRefused as error:
+        if not _ran_out_of_memory(error):
             return {"refused": str(error), "status": error.status}
-        gibibytes = costs.memory_bytes / GIB
-        return {"refused": f"Converting the file needs more than {gibibytes:.1f} GiB of memory.", "status": TOO_LARGE}
+    except MemoryError:
+        pass
     except OSError as error:
         if error.errno == errno.EFBIG:
             most = costs.output_bytes
             return {"refused": f"Its playable copy would have more than {most:,} bytes.", "status": TOO_LARGE}
         if error.errno in NO_SPACE_ERRORS:
             return {"refused": "There is no space left on the server for the file.", "status": NO_SPACE}
-        raise
+        if error.errno != errno.ENOMEM:
+            raise
+    gibibytes = costs.memory_bytes / GIB
+    return {"refused": f"Converting the file needs more than {gibibytes:.1f} GiB of memory.", "status": TOO_LARGE}
 
 
 def _ran_out_of_memory(error: BaseException | None) -> bool:

@@ -16,10 +16,9 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco
 
-from sama.data.files import atomic_path
-from sama.data.masks import to_rle
-from sama.overlay_sama import Color, VideoWriter
-
+from ..data.files import atomic_path
+from ..data.masks import to_rle
+from ..overlay_sama import Color, VideoWriter
 from .answer_files import draw_objects
 from .media import TOO_LARGE, FileRefused, png_bytes
 
@@ -258,7 +257,7 @@ def _annotations(content: _Content, phrases: list[str]) -> Iterator[str]:
             if area == 0:
                 continue
             number += 1
-            code = to_rle(one.track.to_rle(index)) or {}
+            code: Any = to_rle(one.track.to_rle(index))
             category = phrases.index(one.phrase or f"object {one.number}") + 1
             annotation = {"id": number, "image_id": index + 1, "category_id": category, "track_id": one.number}
             shape = {"segmentation": code, "area": area, "bbox": coco.toBbox(code).tolist(), "iscrowd": 0}

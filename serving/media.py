@@ -19,9 +19,9 @@ import numpy as np
 from av.stream import Disposition
 from PIL import Image
 
-from sama.mp4_sama import check_mp4
-from sama.overlay_sama import VideoWriter
-from sama.pictures_sama import (
+from ..mp4_sama import check_mp4
+from ..overlay_sama import VideoWriter
+from ..pictures_sama import (
     AVIF_BRANDS,
     HEIC_BRANDS,
     AnimationReader,
@@ -32,7 +32,7 @@ from sama.pictures_sama import (
     read_still,
     resize_frame,
 )
-from sama.video_readers_sama import FFMPEG_ERRORS, FileFrames, av_errors, demux, open_container, video_stream
+from ..video_readers_sama import FFMPEG_ERRORS, FileFrames, av_errors, demux, open_container, video_stream
 
 
 # FFmpeg's names of containers. It opens others as well: playlists, which name other files, and texts that it draws.
@@ -158,7 +158,7 @@ def probe(path: str | os.PathLike, limits: MediaLimits) -> Probe:
 def _probe_picture(path: str, limits: MediaLimits) -> Probe:
     with opened_picture(path) as image:
         name, size = str(image.format), image.size
-    _check_pixels(*size, limits)
+    _check_pixels(size, limits)
     with opened_picture(path) as image:
         count = number_of_frames(image)
         # The pages of a TIFF file have sizes of their own; every other format has one canvas
@@ -167,7 +167,7 @@ def _probe_picture(path: str, limits: MediaLimits) -> Probe:
     if count > limits.video_frames:
         raise FileRefused(f"The video has {count:,} frames; at most {limits.video_frames:,} are accepted.", TOO_LARGE)
     for size in sizes:
-        _check_pixels(*size, limits)
+        _check_pixels(size, limits)
     return Probe("image" if count == 1 else "video", name, animated=count > 1)
 
 
@@ -181,7 +181,7 @@ def _probe_video(path: str, limits: MediaLimits) -> Probe:
             codec = stream.codec_context.codec.canonical_name
             if codec not in VIDEO_CODECS:
                 raise FileRefused(f"The file is a video of the codec {codec}, which is not accepted.", UNSUPPORTED)
-            _check_pixels(stream.codec_context.width, stream.codec_context.height, limits)
+            _check_pixels((stream.codec_context.width, stream.codec_context.height), limits)
             if stream.duration:
                 _check_seconds(float(stream.duration * stream.time_base), limits)
             return Probe("video", container.format.name, seekable=_check_packets(container, stream, limits))
@@ -230,7 +230,8 @@ def _check_packets(container, stream, limits: MediaLimits) -> bool:
     return int(gaps.max()) <= MAX_SEEK_FRAMES
 
 
-def _check_pixels(width: int, height: int, limits: MediaLimits) -> None:
+def _check_pixels(size: tuple[int, int], limits: MediaLimits) -> None:
+    width, height = size
     if width * height > limits.frame_pixels:
         most = limits.frame_pixels
         raise FileRefused(
@@ -308,7 +309,7 @@ def _normalise_video(frames: FileFrames, path: str, folder: Path, found: Probe, 
         for index in range(len(frames)):
             frame = frames.read(index)
             if frame.shape[:2] != (height, width):
-                _check_pixels(frame.shape[1], frame.shape[0], limits)
+                _check_pixels((frame.shape[1], frame.shape[0]), limits)
                 frame, resized = resize_frame(frame, height, width), resized + 1
             writer.write(frame)
     warnings = [str(refusal(ValueError(message), path)) for message in frames.messages if SEE_LIST not in message]
