@@ -21,7 +21,7 @@ from sama.serving.limits import add_limit_options, limits_from
 from sama.serving.loading import DEFAULT_MODEL, check_model_name
 
 
-# What imports torch or FastAPI is imported by the functions that need it, so that --help and mistakes do not wait for it
+# What imports torch or FastAPI is imported by the functions that need it, so that --help does not wait for it
 if TYPE_CHECKING:
     from sama.serving.engine import Engine
     from sama.serving.limits import Limits

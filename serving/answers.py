@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from sama.data.masks import encode_rle
 from sama.serving.errors import ApiError, error_body
+from sama.serving.exports import frame_ranges
 from sama.serving.session import (
     AnswerObject,
     AnswerText,
@@ -41,17 +42,6 @@ def found_object(item: AnswerObject) -> dict:
         "end": item.span[1],
         "color": "#{:02x}{:02x}{:02x}".format(*item.color),
     }
-
-
-def frame_runs(frames: list[int]) -> list[list[int]]:
-    """`[first, last]` of each run of consecutive frame numbers, which are sorted."""
-    runs: list[list[int]] = []
-    for frame in frames:
-        if runs and runs[-1][1] == frame - 1:
-            runs[-1][1] = frame
-        else:
-            runs.append([frame, frame])
-    return runs
 
 
 def usage(turn: ChatTurn) -> dict:
@@ -129,7 +119,7 @@ class Answer:
                 self.masks[number][str(event.frame)] = found[number]
         return found
 
-    # ---- one JSON object ---------------------------------------------------------------------------------------------
+    # ---- one JSON object
 
     def completion(self) -> dict:
         """The whole answer; raises the [`ApiError`] of a question that could not be answered."""
@@ -158,10 +148,10 @@ class Answer:
         for item, phrase in zip(turn.objects, turn.reply.objects, strict=True):
             known = {} if phrase.score is None else {"score": round(min(max(float(phrase.score), 0.0), 1.0), 4)}
             if item.number in self.masks:
-                known["frames"] = frame_runs(sorted(map(int, self.masks[item.number])))
+                known["frames"] = frame_ranges(sorted(map(int, self.masks[item.number])))
             yield known
 
-    # ---- server-sent events ------------------------------------------------------------------------------------------
+    # ---- server-sent events
 
     def events(self, event: Event, include_usage: bool) -> list[bytes]:
         """Takes the next event; returns the server-sent events that it becomes."""

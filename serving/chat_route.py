@@ -1,5 +1,5 @@
-"""The answer to a chat request: from the request to the engine's events and back, under one time limit, and cancelled as
-soon as its client has left."""
+"""The answer to a chat request: from the request to the engine's events and back, under one time limit. It is
+cancelled as soon as its client has left."""
 
 import json
 from contextlib import ExitStack

@@ -19,8 +19,8 @@ def limited_protocol(limits: Limits) -> type[H11Protocol]:
     HTTP/1.1 of which a client cannot hold a connection by sending slowly.
 
     A connection on which no request is being answered is closed after `limits.header_seconds`, whether its client
-    sends nothing, sends its headers byte by byte, or goes on sending a body that was refused. Bodies that are being read
-    have their own limit ([`BodyGuard`]). More than `limits.connections` connections are closed at once.
+    sends nothing, sends its headers byte by byte, or goes on sending a body that was refused. Bodies that are being
+    read have their own limit ([`BodyGuard`]). More than `limits.connections` connections are closed at once.
     """
 
     class LimitedProtocol(H11Protocol):

@@ -1,4 +1,5 @@
-"""Errors as the server shows them: OpenAI's error object with one sentence, never a traceback or a path of the machine."""
+"""Errors as the server shows them: OpenAI's error object with one sentence, never a traceback or a path of the
+machine."""
 
 import math
 from collections.abc import Sequence

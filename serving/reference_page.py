@@ -49,7 +49,8 @@ def _operation(method: str, path: str, operation: dict) -> str:
     body = operation.get("requestBody", {}).get("content", {})
     sent = "".join(f"<p>Body, <code>{escape(kind)}</code>: {_type(one['schema'])}</p>" for kind, one in body.items())
     rows = "".join(
-        f"<tr><td><code>{escape(status)}</code></td><td>{_text(answer['description'])}</td><td>{_answer(answer)}</td></tr>"
+        f"<tr><td><code>{escape(status)}</code></td><td>{_text(answer['description'])}</td>"
+        f"<td>{_answer(answer)}</td></tr>"
         for status, answer in sorted(operation["responses"].items())
     )
     return (
@@ -73,7 +74,8 @@ def _model(name: str, schema: dict) -> str:
         f"<td>{_type(value)}</td><td>{_text(value.get('description', ''))}</td></tr>"
         for field, value in schema.get("properties", {}).items()
     )
-    return f'<h3 id="{escape(name)}"><code>{escape(name)}</code></h3><p>{_text(schema.get("description", ""))}</p><table>{rows}</table>'
+    head = f'<h3 id="{escape(name)}"><code>{escape(name)}</code></h3><p>{_text(schema.get("description", ""))}</p>'
+    return f"{head}<table>{rows}</table>"
 
 
 def _type(schema: dict) -> str:

@@ -1,4 +1,5 @@
-"""From a checked request to the engine's question: messages in order, regions in the video, masks of earlier answers."""
+"""From a checked request to the engine's question: messages in order, regions in the video, masks of earlier
+answers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

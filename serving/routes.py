@@ -1,16 +1,19 @@
 """The routes of the server. Their models in schema.py are the documentation."""
 
+import threading
 from contextlib import ExitStack
-from pathlib import Path as FilePath
 from typing import Annotated, Any
 
+import anyio
 from fastapi import APIRouter, Depends, File, Form, Path, Request, UploadFile
 from fastapi.responses import FileResponse, JSONResponse, Response
 from starlette.background import BackgroundTask
+from starlette.types import Receive
 
 from sama.data.masks import encode_rle
 from sama.serving.bodies import StrictRoute
 from sama.serving.chat_route import ChatResponse
+from sama.serving.download import export
 from sama.serving.errors import ApiError
 from sama.serving.files import StoredFile
 from sama.serving.requests import ConversationReader
@@ -77,7 +80,7 @@ public = APIRouter(route_class=StrictRoute)
 protected = APIRouter(route_class=StrictRoute)  # needs the API key: see PROTECTED in security.py
 
 
-# ---- about the server -----------------------------------------------------------------------------------------------
+# ---- about the server
 
 
 @public.head("/health", include_in_schema=False)
@@ -102,7 +105,7 @@ async def metrics(service: TheService) -> Response:
     return Response(service.metrics.text(), media_type="text/plain; version=0.0.4", headers=NO_STORE)
 
 
-# ---- files ----------------------------------------------------------------------------------------------------------
+# ---- files
 
 
 def file_object(stored: StoredFile) -> dict:
@@ -174,7 +177,7 @@ async def file_frame(
     return Response(picture, media_type="image/png", headers=CACHE)
 
 
-# ---- questions ------------------------------------------------------------------------------------------------------
+# ---- questions
 
 
 @protected.post(
@@ -213,13 +216,28 @@ async def preview_region(body: PreviewRequest, service: TheService) -> Response:
     responses=media_types("the file, as an attachment", "video/mp4", "application/zip", "application/json")
     | errors(*BODY_ERRORS, 404, 507),
 )
-async def export_conversation(body: ExportRequest, service: TheService) -> Response:
+async def export_conversation(request: Request, body: ExportRequest, service: TheService) -> Response:
     """A conversation with the masks of its answers, as a file to download."""
-    holding = ExitStack()
+    holding, stop = ExitStack(), threading.Event()
     try:
-        path, name, kind = await service.run(service.threads.storing, service.export, body, holding)
-    except BaseException:
+        async with anyio.create_task_group() as group:
+            group.start_soon(stop_when_closed, request.receive, stop)
+            written = await service.run(service.threads.storing, export, service, body, holding, stop)
+            group.cancel_scope.cancel()
+    except BaseException as error:
         holding.close()
+        if isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+            raise error.exceptions[0] from None
         raise
-    headers = NO_STORE | {"Content-Disposition": f'attachment; filename="{name}"'}
-    return FileResponse(FilePath(path), media_type=kind, headers=headers, background=BackgroundTask(holding.close))
+    # The name has letters, digits and ._- only
+    headers = NO_STORE | {"Content-Disposition": f'attachment; filename="{written.filename}"'}
+    return FileResponse(
+        written.path, media_type=written.media_type, headers=headers, background=BackgroundTask(holding.close)
+    )
+
+
+async def stop_when_closed(receive: Receive, stop: threading.Event) -> None:
+    """Waits until the client has closed the connection."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    stop.set()

@@ -2,8 +2,8 @@
 What goes over HTTP, as pydantic models. They check requests and are the documentation at /docs.
 
 The form is that of OpenAI's chat completions, with a content part `region` in questions and a field `objects` in
-answers. A field that is not here is refused by its name. A field of OpenAI's API whose meaning the server does not have
-is accepted only with the value that asks for nothing, and otherwise refused by its name, never ignored.
+answers. A field that is not here is refused by its name. A field of OpenAI's API whose meaning the server does not
+have is accepted only with the value that asks for nothing, and otherwise refused by its name, never ignored.
 """
 
 from collections.abc import Sequence
@@ -49,7 +49,7 @@ class Only:
         raise ValueError(f"is not supported by this server; it accepts {accepted}")
 
 
-# ---- what is pointed at ---------------------------------------------------------------------------------------------
+# ---- what is pointed at
 
 
 class MaskCode(Model):
@@ -66,8 +66,8 @@ class MaskCode(Model):
 
 class Region(Model):
     """
-    Something pointed at: exactly one of `box`, `points`, `scribble`, `mask` and `object`. Coordinates are pixels of the
-    video as a player shows it; frames are counted from 0.
+    Something pointed at: exactly one of `box`, `points`, `scribble`, `mask` and `object`. Coordinates are pixels of
+    the video as a player shows it; frames are counted from 0.
     """
 
     frame: Annotated[int, Field(ge=0, le=MAX_FRAME)] | None = Field(None, description="0 if it is left out")
@@ -107,7 +107,7 @@ class PointedRegion(Region):
         return self
 
 
-# ---- what is found --------------------------------------------------------------------------------------------------
+# ---- what is found
 
 
 class ObjectMasks(Model):
@@ -138,7 +138,7 @@ class AnswerObject(Model):
     masks: ObjectMasks | None = None
 
 
-# ---- messages -------------------------------------------------------------------------------------------------------
+# ---- messages
 
 
 class TextPart(Model):
@@ -220,7 +220,7 @@ Message = Annotated[SystemMessage | UserMessage | AssistantMessage, Field(discri
 Messages = Annotated[list[Message], Field(min_length=1)]
 
 
-# ---- requests -------------------------------------------------------------------------------------------------------
+# ---- requests
 
 
 class StreamOptions(Model):
@@ -303,7 +303,7 @@ class ExportRequest(Model):
     )
 
 
-# ---- answers --------------------------------------------------------------------------------------------------------
+# ---- answers
 
 
 class FileObject(Model):

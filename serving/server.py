@@ -28,10 +28,10 @@ from sama.serving.service import Service
 
 
 WEB = PACKAGE / "serving" / "web"
-TITLE, DESCRIPTION = (
-    "SAMA",
-    "Chat about a video, point at things in it, get text whose phrases carry mask tracks. The form is that of OpenAI's "
-    "chat completions, with a content part `region` in questions and a field `objects` in answers.",
+TITLE = "SAMA"
+DESCRIPTION = (
+    "Chat about a video, point at things in it, get text whose phrases carry mask tracks. The form is that of OpenAI's"
+    " chat completions, with a content part `region` in questions and a field `objects` in answers."
 )
 
 

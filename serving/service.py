@@ -22,7 +22,6 @@ from sama.serving.files import FileMissing, FileRefused, FileStore, StoredFile, 
 from sama.serving.limits import Limits
 from sama.serving.metrics import Metrics
 from sama.serving.requests import MediaReference
-from sama.serving.schema import ExportRequest
 from sama.serving.security import Access
 from sama.serving.session import one_sentence
 
@@ -73,7 +72,7 @@ class Service:
         self._examples: list[str] = []
         self._examples_lock = threading.Lock()
 
-    # ---- the engine --------------------------------------------------------------------------------------------------
+    # ---- the engine
 
     def start_loading(self) -> None:
         """Makes the engine in a thread, if it is not there yet."""
@@ -104,7 +103,7 @@ class Service:
         self.engine.status()
         return self.model_name
 
-    # ---- threads and errors ------------------------------------------------------------------------------------------
+    # ---- threads and errors
 
     async def run(self, limiter: CapacityLimiter, function: Callable[..., Result], *arguments: Any) -> Result:
         """Calls a function that blocks in a thread; its errors of a known kind become [`ApiError`]."""
@@ -120,7 +119,7 @@ class Service:
         text = _PATH.sub("", one_sentence(error))
         return f"{text[:1].upper()}{text[1:]}{'' if text.endswith(('.', '!', '?')) else '.'}"
 
-    # ---- files -------------------------------------------------------------------------------------------------------
+    # ---- files
 
     def open_media(self, reference: MediaReference, holding: ExitStack) -> StoredFile:
         """
@@ -176,10 +175,6 @@ class Service:
         self.store.delete(file_id)
         if self._engine is not None:
             self._engine.forget(file_id)
-
-    def export(self, request: ExportRequest, holding: ExitStack) -> tuple[Path, str, str]:
-        """File, name and media type of an exported conversation; the file is there until `holding` is closed."""
-        raise NotImplementedError
 
     def close(self) -> None:
         """Ends the engine, if it was made here."""

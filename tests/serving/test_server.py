@@ -38,7 +38,7 @@ def without_ids(completion: dict) -> dict:
     return {name: value for name, value in completion.items() if name not in ("id", "created", "usage")}
 
 
-# ---- about the server ------------------------------------------------------------------------------------------------
+# ---- about the server
 
 
 def test_health_models_and_metrics(server, clip):
@@ -84,7 +84,7 @@ def test_head_is_get_without_its_body(server, clip, path):
     assert head.headers["content-length"] == answer.headers["content-length"] == str(len(answer.body))
 
 
-# ---- files -----------------------------------------------------------------------------------------------------------
+# ---- files
 
 
 def test_a_file_from_upload_to_deletion(server):
@@ -155,7 +155,7 @@ def test_uploads_that_are_refused(server, limits):
     assert server.post("/v1/files", {"file": "x"}).status == 415
 
 
-# ---- questions -------------------------------------------------------------------------------------------------------
+# ---- questions
 
 
 def test_an_answer_streamed_and_whole(server, clip):
@@ -215,7 +215,7 @@ def test_openai_client_has_a_conversation(server, clip):
     for chunk in stream:
         for choice in chunk.choices:
             text += choice.delta.content or ""
-            objects += len(getattr(choice.delta, "objects") or ()) if "objects" in choice.delta.model_extra else 0
+            objects += len(choice.delta.objects or ()) if "objects" in choice.delta.model_extra else 0
     assert text == second.choices[0].message.content and objects > 24 and chunk.usage.completion_tokens > 0
     with pytest.raises(openai.BadRequestError, match="stop is not supported by this server") as raised:
         client.chat.completions.create(model="sama-tiny", messages=messages, stop=["\n"])
@@ -296,12 +296,22 @@ def test_exports(server, clip, asked):
     for name, kind in kinds.items():
         answer = server.post("/v1/exports", {"messages": asked, "format": name})
         assert (answer.status, answer.headers["content-type"]) == (200, kind)
-        assert answer.headers["content-disposition"].startswith('attachment; filename="sama')
+        assert answer.headers["content-disposition"].startswith('attachment; filename="toy_world')
         assert len(answer.body) > 500
-    assert json.loads(answer.body)
+    assert json.loads(answer.body)["messages"] == asked
+    for messages, sentence in ((asked[:1], "not an answer"), ([{"role": "user", "content": "Hello"}], "no video")):
+        answer = server.post("/v1/exports", {"messages": messages, "format": "json"})
+        assert answer.status == 400 and sentence in answer.error["message"]
 
 
-# ---- clients that leave, and clients that are too many ---------------------------------------------------------------
+# ---- clients that leave, and clients that are too many
+
+
+def chat_request(clip: str, stream: bool) -> bytes:
+    """A question as it goes over the connection."""
+    body = json.dumps({"messages": [question(*WHAT, video=clip)], "stream": stream}).encode()
+    lines = ["POST /v1/chat/completions HTTP/1.1", "Host: localhost", "Content-Type: application/json"]
+    return "\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""]).encode() + body
 
 
 def wait_for_cancel(engine, before: int) -> None:
@@ -314,10 +324,8 @@ def wait_for_cancel(engine, before: int) -> None:
 @pytest.mark.parametrize("stream", [True, False])
 def test_an_answer_ends_when_its_client_leaves(server, engine, clip, stream):
     before = engine.status()
-    body = json.dumps({"messages": [question(*WHAT, video=clip)], "stream": stream}).encode()
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-        connection.sendall(head.encode() + body)
+        connection.sendall(chat_request(clip, stream))
         if stream:
             assert connection.recv(100)
         else:
@@ -328,12 +336,10 @@ def test_an_answer_ends_when_its_client_leaves(server, engine, clip, stream):
 
 
 def test_a_slow_reader_keeps_nobody_waiting(server, engine, clip):
-    body = json.dumps({"messages": [question(*WHAT, video=clip)], "stream": True}).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
         connection.connect(("127.0.0.1", server.port))
-        connection.sendall(head.encode() + body)
+        connection.sendall(chat_request(clip, stream=True))
         connection.recv(10)
         assert server.ask([question("Hello", video=clip)], max_tokens=4).status == 200
 
@@ -363,7 +369,7 @@ def test_a_request_has_a_time_limit(engine, store, limits, clip):
         assert "--max-request-seconds" in whole.error["message"]
 
 
-# ---- curl ------------------------------------------------------------------------------------------------------------
+# ---- curl
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")

@@ -90,7 +90,7 @@ def test_json_type_may_have_parameters(server):
     assert server.post(CHAT, {"messages": []}, **{"Content-Type": "Application/JSON; charset=utf-8"}).status == 400
 
 
-# ---- fields ----------------------------------------------------------------------------------------------------------
+# ---- fields
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_million_points_are_refused_before_they_are_parsed(server):
     assert "--max-json-values" in server.post(CHAT, body).error["message"]
 
 
-# ---- videos and pictures ---------------------------------------------------------------------------------------------
+# ---- videos and pictures
 
 
 def video(url: str | None = None, kind: str = "video_url", **source) -> dict:

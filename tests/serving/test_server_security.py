@@ -29,7 +29,7 @@ def bearer(key: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"}
 
 
-# ---- keys ------------------------------------------------------------------------------------------------------------
+# ---- keys
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_keys_that_no_header_can_carry(key):
         Access(api_key=key)
 
 
-# ---- addresses, names and pages --------------------------------------------------------------------------------------
+# ---- addresses, names and pages
 
 
 def test_other_addresses_need_a_key():
@@ -208,7 +208,7 @@ def test_an_error_in_the_server_tells_nothing(engine, store, limits, monkeypatch
         assert 'route="/v1/examples",status="500"' in client.get("/metrics").body.decode()
 
 
-# ---- bodies ----------------------------------------------------------------------------------------------------------
+# ---- bodies
 
 
 def head(path: str, *lines: str, method: str = "POST") -> bytes:
