@@ -177,7 +177,7 @@ class Engine:
         while self.status().running or self.status().waiting:
             time.sleep(POLL_SECONDS)
 
-    # ---- in the thread of an answer
+    # ---- in the thread of an answer ---------------------------------------------------------------------------------
 
     def _answer(self, channel: AnswerChannel, question: Question, place: threading.Event) -> ChatTurn:
         try:
@@ -244,7 +244,7 @@ class Engine:
         chat.min_component_fraction = self.min_component_fraction
         return chat
 
-    # ---- the line
+    # ---- the line ---------------------------------------------------------------------------------------------------
 
     @contextmanager
     def _admitted(self, channel: AnswerChannel, place: threading.Event) -> Iterator[None]:
@@ -269,7 +269,7 @@ class Engine:
         seconds = self._mean_seconds * (len(self._line) + 1) / self.max_running
         return min(max(1, math.ceil(seconds)), MAX_RETRY_SECONDS)
 
-    # ---- counts
+    # ---- counts -----------------------------------------------------------------------------------------------------
 
     def _count(self, **added: int) -> None:
         with self._lock:

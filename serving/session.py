@@ -28,7 +28,7 @@ SAME_OBJECT_IOU = 0.5  # of masks on one frame, from which an object of an answe
 POLL_SECONDS = 0.05  # how often a blocked worker looks whether its answer was cancelled
 
 
-# ---- events
+# ---- events ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Failed:
 Event = TextDelta | AnswerText | MaskFrame | Done | Cancelled | Failed
 
 
-# ---- the conversation
+# ---- the conversation -----------------------------------------------------------------------------------------------
 
 
 class Reply(Protocol):
@@ -341,7 +341,7 @@ def one_sentence(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-# ---- from the worker to the reader
+# ---- from the worker to the reader ----------------------------------------------------------------------------------
 
 
 class AnswerStopped(Exception):
