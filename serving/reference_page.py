@@ -33,7 +33,8 @@ def reference_page(document: dict) -> str:
         f"<title>{escape(info['title'])}: HTTP interface</title>"
         '<link rel="stylesheet" href="docs/style.css"></head><body>'
         f"<h1>{escape(info['title'])}: HTTP interface</h1><p>{_text(info['description'])}</p>"
-        '<nav><a href="#routes">Routes</a><a href="#models">Objects</a><a href="openapi.json">OpenAPI document</a></nav>'
+        '<nav><a href="#routes">Routes</a><a href="#models">Objects</a>'
+        '<a href="openapi.json">OpenAPI document</a></nav>'
         f'<h2 id="routes">Routes</h2>{routes}'
         f'<h2 id="models">Objects</h2><p>Fields with a star are required.</p>{models}</body></html>'
     )

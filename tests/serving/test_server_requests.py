@@ -23,7 +23,7 @@ def answer(text: str = "A ring.", **found) -> dict:
     return {"role": "assistant", "content": text, "objects": [{"id": "o1", "start": 0, "end": 6} | found]}
 
 
-# ---- JSON ------------------------------------------------------------------------------------------------------------
+# ---- JSON
 
 
 @pytest.mark.parametrize(
@@ -277,12 +277,12 @@ def test_an_object_without_masks_is_known_only_as_long_as_the_server_remembers_i
 @pytest.mark.parametrize(
     ("location", "name"),
     [
-        (("messages", 0, "user", "content", "parts", 1, "region", "region", "box", 2), "messages[0].content[1].region.box[2]"),
+        (("messages", 0, "user", "content", "parts", 1, "region", "region", "box"), "messages[0].content[1].region.box"),
         (("messages", 3, "assistant", "content", "parts", 1, "text"), "messages[3].content[1].text"),
         (("messages", 0, "user", "content", "text"), "messages[0].content"),
         (("messages", 0, "user", "content", "parts", 0, "text", "text"), "messages[0].content[0].text"),
         (("region", "mask", "counts", "plain", 3), "region.mask.counts[3]"),
-        (("messages", 1, "assistant", "objects", 0, "masks", "counts", "12"), "messages[1].objects[0].masks.counts.12"),
+        (("messages", 1, "assistant", "objects", 0, "masks", "counts", "1"), "messages[1].objects[0].masks.counts.1"),
         ((), ""),
     ],
 )  # fmt: skip
