@@ -72,20 +72,20 @@ def option(name: str) -> str:
     return f"--max-{name.replace('_', '-')}" if not name.endswith("rate") else f"--min-{name.replace('_', '-')}"
 
 
-def described_limits() -> Iterator[tuple[Field, str]]:
-    """Each limit with its help text."""
+def described_limits() -> Iterator[tuple[Field, str, str]]:
+    """Each limit with its default as text and its help text."""
     for one in fields(Limits):
-        yield one, one.metadata["help"]
+        yield one, f"{one.default:,.0f}", one.metadata["help"]
 
 
 def add_limit_options(parser: argparse.ArgumentParser) -> None:
     """Adds an option for each limit, in a group of its own."""
     group = parser.add_argument_group("limits", "Beyond them, a request is refused with one sentence.")
-    for one, text in described_limits():
+    for one, default, text in described_limits():
         kind = int if one.type is int else float
         group.add_argument(
             option(one.name), dest=one.name, type=kind, default=one.default, metavar="N",
-            help=f"{text} (default: {one.default:,})".replace("%", "%%"),
+            help=f"{text} (default: {default})",
         )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from sama.serving.limits import Limits
 
 
 HELLO = [{"role": "user", "content": "Hello"}]
+PART = "messages[0].content"
 CHAT = "/v1/chat/completions"
 BOX = {"frame": 0, "box": [10, 10, 60, 60]}
 
@@ -277,7 +278,7 @@ def test_an_object_without_masks_is_known_only_as_long_as_the_server_remembers_i
 @pytest.mark.parametrize(
     ("location", "name"),
     [
-        (("messages", 0, "user", "content", "parts", 1, "region", "region", "box"), "messages[0].content[1].region.box"),
+        (("messages", 0, "user", "content", "parts", 1, "region", "region", "box"), f"{PART}[1].region.box"),
         (("messages", 3, "assistant", "content", "parts", 1, "text"), "messages[3].content[1].text"),
         (("messages", 0, "user", "content", "text"), "messages[0].content"),
         (("messages", 0, "user", "content", "parts", 0, "text", "text"), "messages[0].content[0].text"),

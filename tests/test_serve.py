@@ -1,0 +1,110 @@
+"""The command line of the server, in a process of its own: it starts, says where it is, and ends."""
+
+import http.client
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sama import serve
+from sama.serving.limits import Limits, described_limits, limits_from, option
+
+
+ROOT = Path(__file__).parent.parent
+
+
+def environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name != serve.KEY_VARIABLE}
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Starts `serve.py` with options; ends it after the test."""
+    processes = []
+
+    def run(*options: str) -> subprocess.Popen:
+        command = [sys.executable, str(ROOT / "serve.py"), *options]
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment()
+        )
+        processes.append(process)
+        return process
+
+    yield run
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def test_it_serves_until_it_is_told_to_end(start, tmp_path):
+    process = start("--port", "0", "--folder", str(tmp_path / "files"))
+    said = process.stdout.readline()
+    port = int(re.fullmatch(r"SAMA: http://127\.0\.0\.1:(\d+)/  \(Ctrl-C ends it\)\n", said)[1])
+    connection = http.client.HTTPConnection("127.0.0.1", port)
+    connection.request("GET", "/health")
+    assert connection.getresponse().read() == b'{"status":"ok","model":"sama-tiny"}'
+    assert (tmp_path / "files").is_dir()
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0 and "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--model", "no/such/folder"], "There is no folder no/such/folder"),
+        (["--host", "0.0.0.0"], "needs an API key"),
+        (["--api-key", "a b"], "printable ASCII"),
+        (["--allow-origin", "*"], "An allowed origin looks like"),
+        (["--max-running", "0"], "The limit running must be a whole number above 0, got 0."),
+        (["--max-request-seconds", "nan"], "The limit request_seconds must be a number above 0, got nan."),
+        (["--host", "192.0.2.1", "--api-key", "k"], "Cannot listen on 192.0.2.1, port 8000"),
+    ],
+)
+def test_mistakes_are_one_sentence(monkeypatch, capsys, options, sentence):
+    monkeypatch.delenv(serve.KEY_VARIABLE, raising=False)
+    assert serve.main(options) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("serve: ") and sentence in errors and errors.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "options", [["--port", "65536"], ["--min-component-fraction", "2"], ["--max-running", "x"], ["--max-runing", "3"]]
+)
+def test_options_that_are_none(capsys, options):
+    with pytest.raises(SystemExit) as stopped:
+        serve.main(options)
+    assert stopped.value.code == 2 and options[0][:9] in capsys.readouterr().err
+
+
+def test_key_comes_from_the_environment(monkeypatch):
+    monkeypatch.setenv(serve.KEY_VARIABLE, "secret")
+    assert serve.parse_arguments([]).api_key == "secret"
+    assert serve.parse_arguments(["--api-key", "other"]).api_key == "other"
+
+
+def test_every_limit_is_an_option():
+    arguments = serve.parse_arguments([])
+    assert limits_from(arguments) == Limits()
+    for one, _, text in described_limits():
+        assert text and limits_from(serve.parse_arguments([option(one.name), "7"])) == Limits(**{one.name: 7})
+
+
+@pytest.mark.parametrize("value", [0, -1, True, "3", float("inf"), 1.5])
+def test_limits_are_whole_numbers_above_zero(value):
+    with pytest.raises(ValueError, match="The limit running must be a whole number above 0, got"):
+        Limits(running=value)
+
+
+def test_a_missing_extra_is_one_sentence():
+    code = (
+        "import runpy, sys; sys.modules['fastapi'] = None; sys.argv = ['serve.py', '--port', '0'];"
+        f"runpy.run_path({str(ROOT / 'serve.py')!r}, run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
+    assert done.returncode == 1
+    assert done.stderr.endswith("serve: The Python module fastapi is not installed. Run: pip install 'sama[serve]'\n")
