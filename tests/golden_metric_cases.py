@@ -153,6 +153,10 @@ def corpus(case: dict) -> tuple[list[str], list[str]]:
     return tuple([one[0] if isinstance(one, list) else one for one in side] for side in texts)
 
 
+# A sample with the wrong words and one without words: METEOR is 0, as the other metrics are in test_captions.py
+WRONG = ("a cat sits", "dogs run"), ("blue sky", "")
+
+
 @cache
 def _scores(key: tuple) -> dict:
     return caption_scores_by_group({name: sides for name, *sides in key}, "published")
@@ -165,7 +169,9 @@ def caption_values(case: dict) -> dict[str, float]:
     except CaptionError as error:
         pytest.skip(str(error))
     key = tuple((name, *map(tuple, corpus(case["all"][name]))) for name in CORPORA)
-    return {name: score.value for name, score in _scores(key)[case["id"]].items()}
+    scores = _scores((*key, ("wrong", *WRONG)))
+    assert scores["wrong"]["METEOR"].value == 0
+    return {name: score.value for name, score in scores[case["id"]].items()}
 
 
 @checks(*CORPORA[:6], "regioncap.metrics")

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 from checkpoint import CHECKPOINT, load_checkpoint
 from PIL import Image
+from processes import finish, start, start_group
 
 from sama import evaluate
 from sama.benchmarks.registry import open_benchmark
@@ -148,44 +148,44 @@ def test_a_run_that_goes_on_can_be_looked_at(toy_run, tmp_path):
     assert part.exists() and results(tmp_path)["samples"]["scored"] == 3
 
 
-def launch(output: Path, *launcher: str) -> subprocess.Popen:
-    environment = os.environ | {"PYTHONPATH": str(ROOT.parent), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [*(launcher or [sys.executable]), "evaluate.py", "--model", str(CHECKPOINT), *TOY, "--no_gallery"]
-    return subprocess.Popen([*command, "--output", str(output)], cwd=ROOT, env=environment, stderr=subprocess.PIPE)
-
-
-def finish(process: subprocess.Popen) -> None:
-    assert process.wait() == 0, process.stderr.read().decode()[-2000:]
+COMMAND = ["--model", str(CHECKPOINT), *PLAIN, "--output"]
+ON_THE_CPU = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
 def whole_run(tmp_path_factory):
-    """The output folder of a process that nothing stopped."""
+    """The output folder of `python evaluate.py`, which nothing stopped."""
     output = tmp_path_factory.mktemp("whole")
-    finish(launch(output))
+    environment = os.environ | {"PYTHONPATH": str(ROOT.parent), **ON_THE_CPU}
+    command = [sys.executable, "evaluate.py", *COMMAND, str(output)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
     return output
 
 
 def test_two_processes_give_the_file_and_the_scores_of_one(whole_run, tmp_path):
-    finish(launch(tmp_path, sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"))
-    one, two = ((folder / PREDICTIONS).read_bytes() for folder in (whole_run, tmp_path))
+    log, output = tmp_path / "log.txt", tmp_path / "two"
+    for process in start_group(log, evaluate.main, [*COMMAND, str(output)], **ON_THE_CPU):
+        finish(process, log)
+    one, two = ((folder / PREDICTIONS).read_bytes() for folder in (whole_run, output))
     assert one == two and len(one.splitlines()) == 3
-    assert results(whole_run)["scores"] == results(tmp_path)["scores"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == [PREDICTIONS, "results.json", "results.md", RUN]
+    assert results(whole_run)["scores"] == results(output)["scores"]
+    assert sorted(path.name for path in output.iterdir()) == [PREDICTIONS, "results.json", "results.md", RUN]
 
 
 def test_a_killed_run_goes_on_where_it_stopped(whole_run, tmp_path):
     """SIGKILL after the first answer; the rest is asked, and the file is what a run without a stop writes."""
-    output = tmp_path / "killed"
-    process, part = launch(output), output / "predictions.part0.jsonl"
-    while process.poll() is None and not (part.exists() and part.read_bytes().count(b"\n")):
-        time.sleep(0.05)
-    assert process.poll() is None, process.stderr.read().decode()[-2000:]
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    log, output = tmp_path / "log.txt", tmp_path / "killed"
+    arguments = [*COMMAND, str(output)]
+    process, part = start(log, evaluate.main, arguments, **ON_THE_CPU), output / "predictions.part0.jsonl"
+    while process.is_alive() and not (part.exists() and part.read_bytes().count(b"\n")):
+        time.sleep(0.01)
+    assert process.is_alive(), log.read_text(encoding="utf-8")[-2000:]
+    process.kill()
+    process.join()
     answered = part.read_bytes()
     assert 1 <= answered.count(b"\n") < 3 and not (output / PREDICTIONS).exists()
-    finish(launch(output))
+    finish(start(log, evaluate.main, arguments, **ON_THE_CPU), log)
     expected = (whole_run / PREDICTIONS).read_bytes()
     assert (output / PREDICTIONS).read_bytes() == expected and expected.startswith(answered.rpartition(b"\n")[0])
     assert results(output)["scores"] == results(whole_run)["scores"]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -108,7 +109,7 @@ class File(NamedTuple):
 
     @property
     def tree(self) -> ast.Module:
-        return ast.parse(self.text, self.path)
+        return parsed(self)
 
     @property
     def room(self) -> str:
@@ -122,6 +123,12 @@ class File(NamedTuple):
             self.room in ENTRY_POINTS | {"profiling", "recipes", "scripts", "tests"}
             or self.path == "conversion/convert.py"
         )
+
+
+@cache
+def parsed(file: File) -> ast.Module:
+    """One tree for all rules, which only read it."""
+    return ast.parse(file.text, file.path)
 
 
 def calls(file: File) -> Iterator[tuple[ast.Call, str]]:

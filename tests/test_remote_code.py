@@ -1,10 +1,15 @@
-"""The shipped checkpoint in a process that has never seen the repository."""
+"""The shipped checkpoint in a process that has never seen the repository. One process for all: its imports are slow."""
 
 import json
+import re
 import subprocess
 import sys
 
+import pytest
 from checkpoint import CHECKPOINT
+
+
+VERSIONS = ["5.16.1", "6.0.0"]  # below and above those that are supported
 
 
 PROGRAM = """
@@ -15,6 +20,16 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, Aut
 
 assert not any(name == "sama" or name.startswith("sama.") for name in sys.modules)
 path = sys.argv[1]
+installed = sys.modules["transformers"].__version__
+refused = []
+for version in sys.argv[3:]:
+    sys.modules["transformers"].__version__ = version
+    for auto in (AutoConfig, AutoModel, AutoProcessor):
+        try:
+            auto.from_pretrained(path, trust_remote_code=True)
+        except ImportError as error:
+            refused.append(str(error))
+sys.modules["transformers"].__version__ = installed
 config = AutoConfig.from_pretrained(path, trust_remote_code=True)
 processor = AutoProcessor.from_pretrained(path, trust_remote_code=True)
 classes = [type(config).__name__, type(processor).__name__]
@@ -36,18 +51,30 @@ again = AutoModel.from_pretrained(sys.argv[2], trust_remote_code=True, dtype="au
 same = all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
 AutoProcessor.from_pretrained(sys.argv[2], trust_remote_code=True)
 assert not any(name == "sama" or name.startswith("sama.") for name in sys.modules)
-print(json.dumps([classes, str(model.dtype), output.shape[1] - inputs["input_ids"].shape[1], same]))
+new_tokens = output.shape[1] - inputs["input_ids"].shape[1]
+print(json.dumps({"refused": refused, "loaded": [classes, str(model.dtype), new_tokens, same]}))
 """
 
 
-def test_loads_answers_and_saves_outside_the_repository(tmp_path):
-    folder = tmp_path / "elsewhere"
-    folder.mkdir()
-    command = [sys.executable, "-c", PROGRAM, str(CHECKPOINT), str(tmp_path / "copy")]
+@pytest.fixture(scope="module")
+def outside(tmp_path_factory):
+    """What the process found, and the folder into which it saved model and processor."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    command = [sys.executable, "-c", PROGRAM, str(CHECKPOINT), str(folder / "copy"), *VERSIONS]
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
-    classes, dtype, new_tokens, same = json.loads(result.stdout.splitlines()[-1])
+    return json.loads(result.stdout.splitlines()[-1]), folder / "copy"
+
+
+def test_loads_answers_and_saves(outside):
+    found, copy = outside
+    classes, dtype, new_tokens, same = found["loaded"]
     assert classes == ["SamaConfig", "SamaProcessor"] + ["SamaForConditionalGeneration"] * 2
     assert (dtype, new_tokens, same) == ("torch.bfloat16", 4, True)
-    copied = {path.name for path in (tmp_path / "copy").glob("*.py")}
-    assert copied == {path.name for path in CHECKPOINT.glob("*.py")}
+    assert {path.name for path in copy.glob("*.py")} == {path.name for path in CHECKPOINT.glob("*.py")}
+
+
+def test_other_versions_are_refused(outside):
+    pattern = r"SAMA needs .* but version (\S+) is installed\. Run: pip install .*"
+    found = [re.fullmatch(pattern, message)[1] for message in outside[0]["refused"]]
+    assert found == [version for version in VERSIONS for _ in range(3)]

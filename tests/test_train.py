@@ -14,7 +14,8 @@ import torch
 import yaml
 from data_fixtures import CONFIGS
 from fixture_sources import FIXTURES
-from training_fixtures import flags, history, save_checkpoint, toy_mixture
+from processes import start
+from training_fixtures import flags, history, save_checkpoint, toy_mixture, train_until_renamed
 from transformers import AutoModel, AutoProcessor
 
 from sama import train
@@ -27,19 +28,6 @@ from sama.training.trainer import STAGING, SamaTrainer, find_checkpoint
 ROOT = Path(__file__).parent.parent
 NAMES = ("loss", "lm_loss", "mask_loss", "dice_loss", "token_accuracy", "mask_iou", "learning_rate", "grad_norm")
 STEPS = {"max_steps": 6, "save_steps": 2, "per_device_train_batch_size": 2}
-
-# Killed during a save: checkpoint-4 is written but not yet renamed
-KILLED = """
-import os, signal, sys
-replace = os.replace
-def kill(source, target):
-    if str(target).endswith("checkpoint-4"):
-        os.kill(os.getpid(), signal.SIGKILL)
-    replace(source, target)
-os.replace = kill
-from sama import train
-train.main(sys.argv[1:])
-"""
 
 
 @pytest.fixture(scope="module")
@@ -105,9 +93,9 @@ def test_defaults_are_the_published_recipe(tmp_path):
 def test_killed_run_resumes_with_identical_losses(checkpoint, whole_run, tmp_path):
     expected, mixture = whole_run
     arguments = flags(checkpoint, mixture, tmp_path / "out", **STEPS)
-    folders = os.pathsep.join(sys.path)
-    result = subprocess.run([sys.executable, "-c", KILLED, *arguments], env={**os.environ, "PYTHONPATH": folders})
-    assert result.returncode == -signal.SIGKILL
+    process = start(tmp_path / "log.txt", train_until_renamed, "checkpoint-4", arguments)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert (tmp_path / "out" / STAGING / "checkpoint-4" / "model.safetensors").is_file()
     assert find_checkpoint(tmp_path / "out").name == "checkpoint-2"
     assert train.main([*arguments, "--resume_from_checkpoint", "last"]) == 0

@@ -1,7 +1,8 @@
-"""A tiny checkpoint, mixtures and training runs. As a program, one process of a distributed run."""
+"""A tiny checkpoint, mixtures and training runs."""
 
 import json
-import sys
+import os
+import signal
 from pathlib import Path
 
 import torch
@@ -121,12 +122,23 @@ def record_run(*arguments, **options) -> dict:
     }
 
 
-if __name__ == "__main__":
-    # One process of a distributed run: records a run for each set of options and saves the results
-    checkpoint, mixture, output, cases = sys.argv[1:]
+def record_rank(checkpoint: Path, mixture: Path, output: Path, cases: list[dict]) -> None:
+    """One process of a distributed run: records a run for each set of options and saves the results."""
     found = [
-        record_run(Path(checkpoint), Path(mixture), Path(output) / str(number), **options)
-        for number, options in enumerate(json.loads(cases))
+        record_run(checkpoint, mixture, output / str(number), **options) for number, options in enumerate(cases)
     ]
-    torch.save(found, Path(output) / f"rank{torch.distributed.get_rank()}.pt")
+    torch.save(found, output / f"rank{torch.distributed.get_rank()}.pt")
     torch.distributed.destroy_process_group()
+
+
+def train_until_renamed(name: str, arguments: list[str]) -> int:
+    """Runs train.py, which is killed during a save: when `name` is written but not yet renamed."""
+    replace = os.replace
+
+    def kill(source, target):
+        if str(target).endswith(name):
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(source, target)
+
+    os.replace = kill
+    return train.main(arguments)

@@ -1,7 +1,7 @@
 """Conversion of every kind of checkpoint and storage format, and the errors for broken ones."""
 
 import json
-import subprocess
+import runpy
 import sys
 import weakref
 from pathlib import Path
@@ -9,9 +9,10 @@ from pathlib import Path
 import foreign_checkpoints as foreign
 import pytest
 import torch
+from checkpoint import CHECKPOINT
 from parity import check_golden
 from safetensors.torch import load_file, save_file
-from transformers import Sam2VideoModel
+from transformers import AutoModel, AutoProcessor, Sam2VideoModel
 
 from sama.conversion import convert as convert_checkpoint
 from sama.conversion import files as checkpoint_files
@@ -107,16 +108,18 @@ def test_release_has_the_published_settings(released):
     assert "sama" in (released["ours"] / "README.md").read_text()
 
 
-def test_folder_loads_without_the_repository(released):
-    code = (
-        "import sys; from transformers import AutoModel, AutoProcessor\n"
-        "model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)\n"
-        "AutoProcessor.from_pretrained(sys.argv[1], trust_remote_code=True)\n"
-        "assert type(model).__name__ == 'SamaForConditionalGeneration' and 'sama' not in sys.modules\n"
-    )
-    command = [sys.executable, "-I", "-c", code, str(released["ours"])]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=released["ours"].parent)
-    assert result.returncode == 0, result.stderr
+def test_folder_loads_with_its_own_code(released):
+    """test_remote_code.py shows that the small checkpoint's code needs no repository; this folder has the same."""
+    ours = released["ours"]
+    code = sorted(path.name for path in CHECKPOINT.glob("*.py"))
+    assert sorted(path.name for path in ours.glob("*.py")) == code
+    assert all((ours / name).read_bytes() == (CHECKPOINT / name).read_bytes() for name in code)
+    for name in ("config.json", "processor_config.json"):
+        found, expected = (json.loads((folder / name).read_text())["auto_map"] for folder in (ours, CHECKPOINT))
+        assert found == expected
+    model = AutoModel.from_pretrained(ours, trust_remote_code=True)
+    processor = AutoProcessor.from_pretrained(ours, trust_remote_code=True)
+    assert all(type(one).__module__.startswith("transformers_modules.") for one in (model, processor))
 
 
 @pytest.mark.parametrize("storage", ["shards", "shards without index", "pt", "nested pth"])
@@ -290,12 +293,15 @@ def test_standalone_sam2_is_a_transformers_model(tmp_path):
         assert model.config.enable_temporal_pos_encoding_for_object_pointers == (version == "2.1")
 
 
-def test_command_line(released, tmp_path, capsys):
+def test_command_line(released, tmp_path, capsys, monkeypatch):
     arguments = ["--from", str(released["folder"]), "--kind", "sama", "--to", str(tmp_path / "ours")]
     sizes = ["--sizes", str(released["folder"] / "sizes.json")]
-    result = subprocess.run([sys.executable, SCRIPT, *arguments, *sizes], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert "copied: the original mask decoder" in result.stdout and "Converting" in result.stderr
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments, *sizes])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    printed = capsys.readouterr()
+    assert stop.value.code == 0, printed.err
+    assert "copied: the original mask decoder" in printed.out and "Converting" in printed.err
     assert convert_checkpoint.main([*arguments, *sizes]) == 1
     assert "is not empty; give a folder that does not exist yet" in capsys.readouterr().err
     several = parse_arguments([*arguments, "--from", "sam2.pt", "--kind", "sam2"])

@@ -4,7 +4,6 @@ import json
 import logging
 import pickle
 import shutil
-import subprocess
 import sys
 import tracemalloc
 from collections import Counter
@@ -349,7 +348,7 @@ def test_fixtures_are_what_the_script_makes(tmp_path, monkeypatch, capsys):
     assert "files" in capsys.readouterr().out
 
 
-def test_extract_vidstg_frames(tmp_path):
+def test_extract_vidstg_frames(tmp_path, monkeypatch, capsys):
     videos, annotations, output = tmp_path / "videos", tmp_path / "json", tmp_path / "out"
     writer = make_fixtures.Writer(videos)
     writer.video("2400.mp4", 10)
@@ -357,11 +356,13 @@ def test_extract_vidstg_frames(tmp_path):
     (videos / "broken.mp4").write_bytes(b"no video")
     for name in ("2400", "broken"):
         write_json(annotations / f"{name}.json", {})
-    command = [sys.executable, extract_vidstg_frames.__file__, str(videos), str(annotations), str(output)]
+    arguments = [str(videos), str(annotations), str(output), "--workers", "1"]
+    monkeypatch.setattr(sys, "argv", [extract_vidstg_frames.__file__, *arguments])
     for expected in ("3 frames written", "0 frames written"):  # the second time they are there
-        done = subprocess.run([*command, "--workers", "1"], capture_output=True, text=True)
-        assert done.returncode == 1 and expected in done.stdout and "2 of 3 videos have annotations" in done.stdout
-        assert "broken: " in done.stdout and "1 videos failed" in done.stdout
+        assert extract_vidstg_frames.main() == 1
+        printed = capsys.readouterr().out
+        assert expected in printed and "2 of 3 videos have annotations" in printed
+        assert "broken: " in printed and "1 videos failed" in printed
     assert sorted(path.name for path in (output / "2400").iterdir()) == ["frame_0.jpg", "frame_4.jpg", "frame_8.jpg"]
     pictures = [np.asarray(Image.open(output / "2400" / f"frame_{index}.jpg")).mean() for index in (0, 4, 8)]
     assert pictures == pytest.approx([0, 80, 160], abs=6)

@@ -4,11 +4,11 @@ import json
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from multiprocessing import get_context
 
 import pytest
 import torch
 from judge_worker import ask_often
+from processes import CONTEXT
 from processor_fixtures import language_tokenizer
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -194,7 +194,7 @@ def test_a_damaged_file_is_replaced(serve, tmp_path, damage):
 
 
 def test_processes_share_a_folder(tmp_path):
-    with get_context("spawn").Pool(2) as pool:
+    with CONTEXT.Pool(2) as pool:
         found = pool.map(ask_often, [tmp_path] * 2)
     assert found == [[100_000] * 20] * 2
     assert len(list(tmp_path.glob("*.json"))) == len(list(tmp_path.iterdir())) == 20

@@ -63,7 +63,7 @@ def assert_same_answers(found, expected) -> None:
     assert different_pixels(found_masks, expected_masks) <= PIXEL_TOLERANCE
 
 
-@pytest.mark.parametrize("count", [6, pytest.param(NUM_CONVERSATIONS, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [4, pytest.param(NUM_CONVERSATIONS, marks=pytest.mark.slow)])
 def test_conversations(count):
     assert_same_answers(conversations(count), recorded("conversations")[:count])
 
@@ -72,7 +72,7 @@ def test_demo_file():
     assert_same_answers(demo_file(), recorded("demo_file"))
 
 
-@pytest.mark.parametrize("count", [8, pytest.param(NUM_QUESTIONS, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [4, pytest.param(NUM_QUESTIONS, marks=pytest.mark.slow)])
 def test_benchmark_predictions(count):
     assert_same_answers(benchmark_rows(count)["predictions"], recorded("benchmark_rows")["predictions"][:count])
 

@@ -137,7 +137,7 @@ def test_everything_but_sam_is_trained(whole):
     assert sum(moved) > 0.9 * len(moved) and not any(kept)
 
 
-@pytest.mark.parametrize("dies", [1, 2, 3])
+@pytest.mark.parametrize("dies", [2, *(pytest.param(dies, marks=pytest.mark.slow) for dies in (1, 3))])
 def test_an_interrupted_run_resumes_with_identical_losses(whole, examples, tmp_path, dies):
     with pytest.raises(pytest.fail.Exception, match="killed"):
         train(Recorded(dies), examples, tmp_path / "state.pt")

@@ -22,7 +22,8 @@ def test_newest_state_is_plotted(tmp_path):
     history = read_history(tmp_path)
     assert [entry["step"] for entry in history] == list(range(1, 11))
     draw(history, tmp_path / "curves.png", 3, "run")
-    assert len(np.unique(np.asarray(Image.open(tmp_path / "curves.png")).reshape(-1, 4), axis=0)) > 50
+    picture = Image.open(tmp_path / "curves.png")
+    assert len(picture.getcolors(picture.width * picture.height)) > 50
 
 
 def test_folder_without_a_run_is_an_error(tmp_path):

@@ -1,16 +1,13 @@
 """The trainer: trained parts, normalization over an update, logging and failures."""
 
 import errno
-import json
 import os
 import resource
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-from training_fixtures import history, record_run, save_checkpoint, toy_mixture, trainer_of
+from processes import finish, start_group
+from training_fixtures import history, record_rank, record_run, save_checkpoint, toy_mixture, trainer_of
 from transformers import TrainerCallback
 
 from sama.training.parts import (
@@ -24,7 +21,6 @@ from sama.training.parts import (
 from sama.training.trainer import STAGING, TrainingError, find_checkpoint
 
 
-ROOT = Path(__file__).parents[2]
 TALK_AND_MASKS = {"dialogue": 1}
 
 
@@ -143,19 +139,10 @@ def test_batches_accumulation_and_processes_agree(checkpoint, tmp_path):
     """Batch 4, accumulating 2 x 2, and 2 processes x 2, where one half is text only."""
     mixture = toy_mixture(tmp_path, samples=2, texts=2, tasks={"dialogue": 1})
     shared = {"num_train_epochs": 2, "learning_rate": 1e-2, "warmup_steps": 0}
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    command += ["--local-addr", "127.0.0.1"]
-    command += [str(Path(__file__).parents[1] / "training_fixtures.py"), str(checkpoint), str(mixture), str(tmp_path)]
     options = [{**shared, **case, "per_device_train_batch_size": 2} for case in CASES]
-    folders = os.pathsep.join([str(ROOT / "tests"), *sys.path])
-    result = subprocess.run(
-        [*command, json.dumps(options)],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        env={**os.environ, "PYTHONPATH": folders},
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
+    log = tmp_path / "log.txt"
+    for process in start_group(log, record_rank, checkpoint, mixture, tmp_path, options):
+        finish(process, log)
     ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2)]
     for number, case in enumerate(CASES):
         run = {**shared, **case}
