@@ -4,19 +4,19 @@ import os
 
 
 NUM_THREADS = max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
-os.environ["HF_HUB_OFFLINE"] = "1"  # both before torch and transformers are imported, and for the programs tests start
+# Both before torch and transformers are imported, and for the programs that tests start. Neither is imported here: the
+# process that only hands tests to others does without them.
+os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = str(NUM_THREADS)
 
 from importlib.util import find_spec  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
-import torch  # noqa: E402
 
 
 ROOT = Path(__file__).parent.parent
 WHOLE_GOLDENS = ROOT.parent / "shared" / "golden"  # whole recordings, 80 MB, which the repository does not carry
-torch.set_num_threads(NUM_THREADS)
 
 # Minutes of work in few tests. They start first, so that at the end no worker waits for another one's long file; the
 # Makefile switches off pytest-xdist's own order, which puts files of few tests last.

@@ -40,6 +40,7 @@ def _run(log: Path, environment: dict[str, str], function: Callable[..., int | N
 def run_script(path: Path, *arguments) -> None:
     """Runs a script as `python path ...` would, for [`start`]."""
     sys.argv = [str(path), *map(str, arguments)]
+    sys.path.insert(0, str(path.parent))
     runpy.run_path(str(path), run_name="__main__")
 
 

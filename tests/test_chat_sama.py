@@ -64,8 +64,15 @@ def mp4(clip, tmp_path_factory):
     return str(path)
 
 
-@pytest.mark.parametrize("dictated", [True, False], ids=["given answers", "own answers"])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(
+    ("dtype", "dictated"),
+    [
+        pytest.param(torch.float64, True, id="float64, given answers"),
+        pytest.param(torch.float32, False, id="float32, own answers"),
+        pytest.param(torch.float64, False, id="float64, own answers", marks=pytest.mark.slow),
+        pytest.param(torch.float32, True, id="float32, given answers", marks=pytest.mark.slow),
+    ],
+)
 def test_three_turns_with_regions_equal_the_same_without_state(mp4, dictated, dtype):
     """Regions in turns 1 and 3 of a conversation about a file: identical tokens, and in double precision identical
     masks. In single precision a few pixels of masks made of noise lie within rounding: reading a conversation turn by

@@ -108,8 +108,8 @@ class File(NamedTuple):
     text: str
 
     @property
-    def tree(self) -> ast.Module:
-        return parsed(self)
+    def nodes(self) -> tuple[ast.AST, ...]:
+        return nodes_of(self)
 
     @property
     def room(self) -> str:
@@ -126,21 +126,21 @@ class File(NamedTuple):
 
 
 @cache
-def parsed(file: File) -> ast.Module:
-    """One tree for all rules, which only read it."""
-    return ast.parse(file.text, file.path)
+def nodes_of(file: File) -> tuple[ast.AST, ...]:
+    """All nodes of the file, outer ones first. They are the same for all rules, which only read them."""
+    return tuple(ast.walk(ast.parse(file.text, file.path)))
 
 
 def calls(file: File) -> Iterator[tuple[ast.Call, str]]:
     """Each call with the written name of what is called: `torch.rand`, `hasattr`."""
-    for node in ast.walk(file.tree):
+    for node in file.nodes:
         if isinstance(node, ast.Call):
             yield node, ast.unparse(node.func)
 
 
 def functions(file: File) -> Iterator[tuple[ast.FunctionDef | ast.AsyncFunctionDef, str]]:
     """Each function with the name of the class it stands in, or ''."""
-    for parent in ast.walk(file.tree):
+    for parent in file.nodes:
         for node in ast.iter_child_nodes(parent):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 yield node, parent.name if isinstance(parent, ast.ClassDef) else ""
@@ -148,11 +148,11 @@ def functions(file: File) -> Iterator[tuple[ast.FunctionDef | ast.AsyncFunctionD
 
 def imports(file: File) -> Iterator[tuple[str, int, int, bool]]:
     """(module, level, line, guarded) of each import; guarded: in a `try` that catches ImportError."""
-    tree, guarded = file.tree, set()
-    for node in ast.walk(tree):
+    guarded = set()
+    for node in file.nodes:
         if isinstance(node, ast.Try) and any(h.type and "ImportError" in ast.unparse(h.type) for h in node.handlers):
             guarded.update(id(inner) for statement in node.body for inner in ast.walk(statement))
-    for node in ast.walk(tree):
+    for node in file.nodes:
         if isinstance(node, ast.Import):
             for name in node.names:
                 yield name.name, 0, node.lineno, id(node) in guarded

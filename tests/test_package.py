@@ -9,6 +9,7 @@ import tarfile
 import venv
 import zipfile
 from fnmatch import fnmatch
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,8 @@ LICENSES = ("LICENSE", "NOTICE", "assets/NOTICE")
 SDIST_ONLY = {"MANIFEST.in", "PKG-INFO", "README.md", "pyproject.toml", "setup.cfg", *LICENSES}
 CLIP_FRAMES = 24  # of the generated example clip
 
-# What runs in the fresh environment; its arguments are the packages to be found below `sama`
+# What runs in the fresh environment; its arguments are the packages to be found below `sama`. One process for all,
+# since most of its time goes into the import of torch
 CHECKS = """
 import importlib, pkgutil, sys
 from importlib.metadata import entry_points
@@ -45,7 +47,7 @@ from pathlib import Path
 import sama
 from sama import cli
 from sama.benchmarks.from_catalogue import CATALOGUE
-from sama.resources import SMALL_MODEL
+from sama.resources import EXAMPLE_CLIPS, SMALL_MODEL
 
 ADAPTER = "sama.evaluation.lmms_eval_adapter"
 assert Path(sama.__file__).is_relative_to(sys.prefix), sama.__file__
@@ -68,6 +70,8 @@ except SystemExit as stop:
 evaluate = ["evaluate", "--model", str(SMALL_MODEL), "--benchmark"]
 assert cli.main([*evaluate, "mevis"]) == 1
 assert cli.main([*evaluate, "toy_world", "--option", "clips=2", "--limit", "2", "--no_gallery"]) == 0
+question = ["--ask", "What is <region>?", "--region", "frame=12,box=48,70,137,159", "--max-new-tokens", "8"]
+assert cli.main(["chat", "--video", str(EXAMPLE_CLIPS / "toy_world.mp4"), *question, "--device", "cpu"]) == 0
 """
 
 
@@ -158,25 +162,22 @@ def test_shipped_files_finds_new_folders():
 
 
 def test_modules_and_commands(outside, tmp_path):
-    """In one process, since most of its time goes into the import of torch."""
+    """Evaluation and chat find the small model and the clip in the package, and write into the working directory."""
     packages = {path.split("/")[0] for path in shipped_files(listed_files()) if path.endswith(".py") and "/" in path}
     result = outside("python", "-c", CHECKS, *sorted(packages - {"checkpoints"}))
     assert result.stdout.startswith("usage: sama convert ")
     missing = "evaluate: mevis needs the folder of its data: pass --data_root or set SAMA_DATA_ROOT.\n"
     assert result.stderr.startswith(missing)
-    folder = tmp_path / "outside" / "outputs" / "evaluation" / "sama-tiny" / "toy_world-val-consistent"
+    outputs = tmp_path / "outside" / "outputs"
+    folder = outputs / "evaluation" / "sama-tiny" / "toy_world-val-consistent"
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     assert results["samples"]["scored"] == 2 and results["samples"]["failed"] == 0
     assert results["command"].startswith("sama evaluate --model ") and results["commit"] == "unknown"
-
-
-def test_chat_about_the_example_clip(outside, tmp_path):
-    """The small model and the clip are found in the installed package; files go to the working directory."""
-    program = "import sama.resources as files; print(files.EXAMPLE_CLIPS / 'toy_world.mp4')"
-    clip = outside("python", "-c", program).stdout.strip()
-    question = ["--ask", "What is <region>?", "--region", "frame=12,box=48,70,137,159", "--max-new-tokens", "8"]
-    result = outside("sama", "chat", "--video", clip, *question, "--device", "cpu")
     assert "Turn 1: What is <region>?" in result.stdout
-    record = json.loads((tmp_path / "outside" / "outputs" / "answer.json").read_text(encoding="utf-8"))
+    record = json.loads((outputs / "answer.json").read_text(encoding="utf-8"))
     assert record["num_frames"] == CLIP_FRAMES and record["turns"][0]["answer"]
     assert Path(record["model"]).is_dir() and not Path(record["model"]).is_relative_to(ROOT)
+
+
+def test_the_command_is_installed(outside):
+    assert outside("sama", "--version").stdout == f"sama {version('sama')}\n"

@@ -1,4 +1,4 @@
-"""The shipped checkpoint in a process that has never seen the repository. One process for all: its imports are slow."""
+"""The shipped checkpoint in one process that has never seen the repository."""
 
 import json
 import re

@@ -124,9 +124,7 @@ def record_run(*arguments, **options) -> dict:
 
 def record_rank(checkpoint: Path, mixture: Path, output: Path, cases: list[dict]) -> None:
     """One process of a distributed run: records a run for each set of options and saves the results."""
-    found = [
-        record_run(checkpoint, mixture, output / str(number), **options) for number, options in enumerate(cases)
-    ]
+    found = [record_run(checkpoint, mixture, output / str(number), **options) for number, options in enumerate(cases)]
     torch.save(found, output / f"rank{torch.distributed.get_rank()}.pt")
     torch.distributed.destroy_process_group()
 

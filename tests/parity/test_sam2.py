@@ -6,6 +6,7 @@ masks shows nothing. One test moves that bias so that objects leave and come bac
 """
 
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -233,10 +234,27 @@ def our_tracks(tracker: SamaMaskTracker, frames: torch.Tensor, prompted: list[in
     return masks
 
 
-@pytest.mark.parametrize("prompted", [[0], [5], [0, 4]], ids=["forward", "both ways", "two prompted frames"])
-@pytest.mark.parametrize("round_memory", [False, True], ids=["float memory", "bfloat16 memory"])
+PROMPTED = {"forward": [0], "both ways": [5], "two prompted frames": [0, 4]}
+# Each pair of version, memory and prompted frames; the other combinations are slow tests
+PAIRS = [
+    ("2.0", "float", "forward"),
+    ("2.0", "float", "two prompted frames"),
+    ("2.0", "bfloat16", "both ways"),
+    ("2.1", "float", "both ways"),
+    ("2.1", "bfloat16", "forward"),
+    ("2.1", "bfloat16", "two prompted frames"),
+]
+REST = [case for case in product(VERSIONS, ("float", "bfloat16"), PROMPTED) if case not in PAIRS]
+
+
+@pytest.mark.parametrize(
+    ("package", "memory", "prompted"),
+    [*PAIRS, *(pytest.param(*case, marks=pytest.mark.slow) for case in REST)],
+    indirect=["package"],
+)
 @torch.no_grad()
-def test_propagation(package, frames, prompted, round_memory):
+def test_propagation(package, frames, memory, prompted):
+    prompted, round_memory = PROMPTED[prompted], memory == "bfloat16"
     theirs, scores = package_tracks(package, frames, prompted, round_memory)
     ours = our_tracks(our_tracker(package, round_memory), frames, prompted)
     assert sorted(ours) == sorted(theirs) == list(range(NUM_FRAMES))

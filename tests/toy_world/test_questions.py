@@ -19,7 +19,7 @@ from sama.toy_world.world import ToyWorld
 SMALL = ToySettings(frames=(8, 12), height=48, width=48)
 OPEN = {"identity", "refer", "no_target", "describe", "caption", "hiding"}  # "hiding" is a wording of "motion"
 CLOSED = sorted(set(TEMPLATES) - OPEN)
-NUM_CLIPS = 5000
+NUM_CLIPS = 3000
 
 
 def generate_all(settings: ToySettings, number: int, seed: int = 0) -> list[tuple]:

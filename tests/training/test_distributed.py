@@ -120,6 +120,7 @@ def by_accelerate(tmp_path_factory):
     return folder, launch(launcher, folder, "train", *TRAINING, "--output_dir", str(folder / "run"))
 
 
+@pytest.mark.slow
 @needs_deepspeed
 def test_train_under_zero2_by_accelerate(by_accelerate):
     folder, reports = by_accelerate
@@ -138,6 +139,7 @@ def test_train_under_zero3_by_torchrun(by_torchrun):
     check_run(report, folder / "run")
 
 
+@pytest.mark.slow
 @needs_deepspeed
 def test_both_stages_train_alike(by_torchrun, by_accelerate):
     """The same losses, of which the second comes after an update, and the same weights at the end."""
