@@ -202,6 +202,13 @@ TRAINING = (  # YAML to loss
     Box("samples to a batch", "data/collator.py:SamaCollator", 3, 0),
     Box("logits, masks, losses", "modeling_sama.py:SamaForConditionalGeneration.forward", 4, 0),
 )
+SERVING = (  # browser to answer
+    Box("who asks, and how much", "serving/security.py:KeyGuard", 0, 0),
+    Box("messages to a question", "serving/requests.py:ConversationReader", 1, 0),
+    Box("the longest known beginning", "serving/conversations.py:ConversationCache", 2, 0),
+    Box("one step, then the next in line", "serving/scheduling.py:DeviceSchedule", 3, 0),
+    Box("events to JSON and streams", "serving/answers.py:Answer", 4, 0),
+)
 EVALUATION = (  # question to row
     Box("files to questions", "benchmarks/benchmark.py:Benchmark", 0, 0),
     Box("questions to answers", "evaluation/inference.py:PredictionRunner", 1, 0),
@@ -212,9 +219,9 @@ EVALUATION = (  # question to row
 
 # What each room is for. Programs (scripts, recipes, profiling, tests, cli) may import every room and are not drawn.
 ROOMS = {
-    "demo": "terminal chat", "train": "training run", "evaluate": "benchmark run",
-    "serving": "session and event stream", "evaluation": "ask, keep, score, show", "training": "arguments, trainer",
-    "benchmarks": "questions and protocols", "conversion": "foreign checkpoints to ours",
+    "demo": "terminal chat", "serve": "page and HTTP server", "train": "training run", "evaluate": "benchmark run",
+    "serving": "session, engine, server, page", "evaluation": "ask, keep, score, show",
+    "training": "arguments, trainer", "benchmarks": "questions and protocols", "conversion": "foreign checkpoints to ours",
     "drawing": "overlays, sheets, galleries", "data": "annotation files to batches", "metrics": "pure functions",
     "resources": "files that ship", "toy_world": "the generated world", "model code": "*_sama.py",
 }  # fmt: skip
@@ -229,6 +236,7 @@ MODEL_FILES = {
     "configuration_sama": "what the model is", "versions_sama": "supported transformers",
     "messages_sama": "messages read and checked", "regions_sama": "forms of regions and masks",
     "rendered_text_sama": "template text read back", "streaming_sama": "answers without tags, streamed",
+    "feature_store_sama": "SAM 2's features on disk",
 }  # fmt: skip
 PROGRAMS = {"cli", "scripts", "recipes", "profiling", "tests", "docs", "__init__"}
 
@@ -365,7 +373,8 @@ def architecture() -> str:
     """The picture as the text of an SVG file."""
     graphs = rooms_and_model_files(import_graph())
     panels = [("Click to mask", MODEL, MODEL_ARROWS)]
-    for title, steps in (("YAML to loss", TRAINING), ("Question to row", EVALUATION)):
+    walks = (("Browser to answer", SERVING), ("YAML to loss", TRAINING), ("Question to row", EVALUATION))
+    for title, steps in walks:
         boxes = {box.code: box for box in steps}
         panels.append((title, boxes, tuple(zip(list(boxes)[:-1], list(boxes)[1:], strict=True))))
     titles = ("Rooms: who imports whom", "The model code, which travels with every checkpoint: who imports whom")
