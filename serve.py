@@ -91,6 +91,7 @@ def engine_maker(arguments: argparse.Namespace, limits: "Limits") -> "Callable[[
             max_waiting=limits.waiting,
             max_bytes=limits.cache_bytes,
             max_conversations=limits.conversations,
+            max_feature_bytes=limits.feature_bytes,
             min_component_fraction=arguments.min_component_fraction,
         )
 

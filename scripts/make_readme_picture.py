@@ -221,7 +221,8 @@ EVALUATION = (  # question to row
 ROOMS = {
     "demo": "terminal chat", "serve": "page and HTTP server", "train": "training run", "evaluate": "benchmark run",
     "serving": "session, engine, server, page", "evaluation": "ask, keep, score, show",
-    "training": "arguments, trainer", "benchmarks": "questions and protocols", "conversion": "foreign checkpoints to ours",
+    "training": "arguments, trainer", "benchmarks": "questions and protocols",
+    "conversion": "foreign checkpoints to ours",
     "drawing": "overlays, sheets, galleries", "data": "annotation files to batches", "metrics": "pure functions",
     "resources": "files that ship", "toy_world": "the generated world", "model code": "*_sama.py",
 }  # fmt: skip

@@ -74,6 +74,12 @@ def measured_bytes(conversations: Iterable[Conversation]) -> int:
     return sum(storages.values()) + masks
 
 
+def feature_bytes(conversations: Iterable[Conversation]) -> int:
+    """Bytes of the folders with SAM 2's features, which conversations about one file share."""
+    stores = {id(store): store for store in (one.chat.sam_features for one in conversations) if store is not None}
+    return sum(store.nbytes for store in stores.values())
+
+
 class ConversationCache:
     """
     Conversations in the order of their last use. The device's turn must be held by whoever calls a method.
@@ -82,10 +88,12 @@ class ConversationCache:
         max_bytes (`int`): of all conversations together. Beyond it those are dropped that were not used for the
             longest time; those whose question is being answered stay.
         max_conversations (`int`)
+        max_feature_bytes (`int`): of all files with SAM 2's features, which lie on the disk.
     """
 
-    def __init__(self, max_bytes: int, max_conversations: int):
+    def __init__(self, max_bytes: int, max_conversations: int, max_feature_bytes: int):
         self.max_bytes, self.max_conversations = max_bytes, max_conversations
+        self.max_feature_bytes = max_feature_bytes
         self.conversations: list[Conversation] = []
         self.nbytes = 0
 
@@ -153,6 +161,11 @@ class ConversationCache:
     def _drop_oldest(self) -> None:
         self.nbytes = measured_bytes(self.conversations)
         idle = [one for one in self.conversations if not one.busy]
-        while idle and (self.nbytes > self.max_bytes or len(self.conversations) > self.max_conversations):
+        while idle and self._is_full():
             self.conversations.remove(idle.pop(0))
             self.nbytes = measured_bytes(self.conversations)
+
+    def _is_full(self) -> bool:
+        if self.nbytes > self.max_bytes or len(self.conversations) > self.max_conversations:
+            return True
+        return feature_bytes(self.conversations) > self.max_feature_bytes

@@ -79,6 +79,7 @@ class Engine:
         max_waiting (`int`, defaults to 32): questions that wait for one of these to end.
         max_bytes (`int`, defaults to 2 GiB): of what is remembered on the device, see [`ConversationCache`].
         max_conversations (`int`, defaults to 64)
+        max_feature_bytes (`int`, defaults to 32 GiB): of SAM 2's features of frames, which are kept on the disk.
         min_component_fraction (`float`, defaults to 0): see [`SamaChat`].
         feature_folder (`str`, *optional*): where SAM 2's features of frames are kept; the system's temporary folder
             by default.
@@ -92,6 +93,7 @@ class Engine:
         max_waiting: int = 32,
         max_bytes: int = 2**31,
         max_conversations: int = 64,
+        max_feature_bytes: int = 2**35,
         min_component_fraction: float = 0.0,
         feature_folder: str | None = None,
     ):
@@ -99,7 +101,7 @@ class Engine:
         self.max_running, self.max_waiting = max_running, max_waiting
         self.min_component_fraction, self.feature_folder = min_component_fraction, feature_folder
         self.schedule = DeviceSchedule()
-        self.conversations = ConversationCache(max_bytes, max_conversations)
+        self.conversations = ConversationCache(max_bytes, max_conversations, max_feature_bytes)
         self._lock = threading.Lock()
         self._line: deque[threading.Event] = deque()
         self._channels: set[AnswerChannel] = set()

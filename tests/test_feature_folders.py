@@ -5,8 +5,10 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
+import torch
 
 from sama.feature_store_sama import FEATURE_PREFIX, SamFeatureStore
+from sama.modeling_sama_tracker import FrameFeatures
 
 
 def hold_features(folder: str, made) -> None:
@@ -51,3 +53,24 @@ def test_folders_of_killed_processes_are_deleted_and_no_others(start, tmp_path):
     assert all(folder.is_dir() for folder in folders)
     del mine, other
     assert not any(folder.exists() for folder in folders)
+
+
+def test_a_full_disk_costs_the_kept_features_and_no_answer(tmp_path, monkeypatch):
+    features = FrameFeatures(torch.zeros(1, 2, 3, 3), (torch.zeros(1, 2, 6, 6),) * 2, ())
+    encoded = []
+    store = SamFeatureStore(lambda index: encoded.append(index) or features, folder=str(tmp_path))
+    store(0)
+    assert store.nbytes == features.image.nbytes + 2 * features.tuned[0].nbytes
+
+    def no_space(value, path):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", no_space)
+    with pytest.warns(UserWarning, match="not kept.*No space left on device"):
+        assert store(1) is features
+    monkeypatch.undo()
+    for index in (0, 1, 1):
+        store(index)
+    assert encoded == [0, 1, 1, 1]  # frame 0 was kept
+    assert not (Path(store.folder.name) / "1.pt").exists()

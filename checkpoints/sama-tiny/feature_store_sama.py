@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import warnings
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -72,16 +73,20 @@ def delete_dead_feature_folders(parent: str | Path) -> None:
 class SamFeatureStore:
     """SAM 2's features of a video's frames: each frame is encoded when it is first asked for, then kept in a temporary
     folder, so that later turns do not encode it again and memory does not grow. A frame of the released size takes
-    15 MB in bfloat16; beyond `max_bytes` frames are not kept, and a later turn encodes them again.
+    15 MB in bfloat16; beyond `max_bytes`, or where the disk is full, frames are not kept, and a later turn encodes
+    them again.
 
     Args:
         encode (`Callable`): frame index to [`FrameFeatures`].
         folder (`str`, *optional*): where to make the temporary folder; the system's by default.
         max_bytes (`int`, defaults to 16 GiB)
+
+    Attributes:
+        nbytes (`int`): of the frames that are kept.
     """
 
     def __init__(self, encode: Callable[[int], FrameFeatures], folder: str | None = None, max_bytes: int = 16 * 2**30):
-        self.encode, self.free_bytes = encode, max_bytes
+        self.encode, self.free_bytes, self.nbytes = encode, max_bytes, 0
         self.folder = make_feature_folder(folder)
         self.stored: set[int] = set()
 
@@ -92,8 +97,22 @@ class SamFeatureStore:
             return FrameFeatures(image, tuned, original)
         features = self.encode(index)
         size = sum(level.nbytes for level in (features.image, *features.tuned, *features.original))
-        if size <= self.free_bytes:
-            torch.save((features.image, features.tuned, features.original), path)
+        if size <= self.free_bytes and self._save(path, features):
             self.stored.add(index)
             self.free_bytes -= size
+            self.nbytes += size
         return features
+
+    def _save(self, path: Path, features: FrameFeatures) -> bool:
+        try:
+            torch.save((features.image, features.tuned, features.original), path)
+        except (OSError, RuntimeError) as error:  # torch has no error of its own for a full disk
+            path.unlink(missing_ok=True)
+            self.free_bytes = 0
+            warnings.warn(
+                f"SAM 2's features of further frames are not kept: they cannot be written to {self.folder.name}: "
+                f"{error}. A later turn encodes these frames again.",
+                stacklevel=3,
+            )
+            return False
+        return True

@@ -183,9 +183,10 @@ def test_what_was_not_used_for_the_longest_time_is_dropped(make_engine, answer):
     known = engine.conversations.conversations
     bytes_of_one = measured_bytes(known[1:])
     assert engine.status().conversation_bytes == measured_bytes(known) > bytes_of_one > 0
-    small = make_engine(max_bytes=1)
-    turn, _ = answer(small, RING)
-    assert small.status().conversations == 0 and turn.reply.text
+    for limit in ("max_bytes", "max_feature_bytes"):
+        small = make_engine(**{limit: 1})
+        turn, _ = answer(small, RING)
+        assert small.status().conversations == 0 and turn.reply.text
 
 
 def test_forgotten_files_are_read_again(make_engine, answer):
