@@ -142,8 +142,8 @@ def listening_socket(host: str, port: int) -> socket.socket:
 
 def address(listener: socket.socket) -> str:
     """The address of the page. Where the server listens on all addresses, this machine's own."""
-    host, port = listener.getsockname()[:2]
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    bound, port = listener.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(bound) or bound
     return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
 
 

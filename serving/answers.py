@@ -7,10 +7,10 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from sama.data.masks import encode_rle
-from sama.serving.errors import ApiError, error_body
-from sama.serving.exports import frame_ranges
-from sama.serving.session import (
+from ..data.masks import encode_rle
+from .errors import ApiError, error_body
+from .exports import frame_ranges
+from .session import (
     AnswerObject,
     AnswerText,
     Cancelled,
@@ -146,7 +146,7 @@ class Answer:
     def _tracked(self, turn: ChatTurn) -> Iterator[dict]:
         """Score and visible frames of each object, where they are known."""
         for item, phrase in zip(turn.objects, turn.reply.objects, strict=True):
-            known = {} if phrase.score is None else {"score": round(min(max(float(phrase.score), 0.0), 1.0), 4)}
+            known: dict = {} if phrase.score is None else {"score": round(min(max(float(phrase.score), 0.0), 1.0), 4)}
             if item.number in self.masks:
                 known["frames"] = frame_ranges(sorted(map(int, self.masks[item.number])))
             yield known

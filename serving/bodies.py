@@ -11,8 +11,8 @@ from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from starlette.datastructures import FormData
 
-from sama.serving.errors import MAX_NAME, ApiError, shown
-from sama.serving.limits import Limits, option
+from .errors import MAX_NAME, ApiError, shown
+from .limits import Limits, option
 
 
 MAX_DIGITS = 18  # of a whole number; more do not fit into 64 bits

@@ -9,14 +9,14 @@ from anyio import to_thread
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from sama.serving.answers import SERVER_ERROR, SSE_END, Answer, log
-from sama.serving.engine import Question
-from sama.serving.errors import ApiError, error_response
-from sama.serving.limits import option
-from sama.serving.requests import find_media, question_of
-from sama.serving.schema import ChatRequest
-from sama.serving.service import Service
-from sama.serving.session import EventStream
+from .answers import SERVER_ERROR, SSE_END, Answer, log
+from .engine import Question
+from .errors import ApiError, error_response
+from .limits import option
+from .requests import find_media, question_of
+from .schema import ChatRequest
+from .service import Service
+from .session import EventStream
 
 
 SSE_HEADERS = {

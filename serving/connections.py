@@ -7,7 +7,7 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from sama.serving.limits import Limits
+from .limits import Limits
 
 
 KEEP_ALIVE_SECONDS = 5

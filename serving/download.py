@@ -6,17 +6,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from sama.feature_store_sama import make_feature_folder
-from sama.overlay_sama import object_color
-from sama.serving.errors import ApiError
-from sama.serving.exports import Export, ExportObject
-from sama.serving.exports import export as write_export
-from sama.serving.limits import option
-from sama.serving.questions import EarlierTurn
-from sama.serving.requests import ConversationReader, find_media
-from sama.serving.schema import ExportRequest
-from sama.serving.service import Service
-from sama.video_sama import SamaVideo
+from ..feature_store_sama import make_feature_folder
+from ..overlay_sama import object_color
+from ..video_sama import SamaVideo
+from .errors import ApiError
+from .exports import Export, ExportObject
+from .exports import export as write_export
+from .limits import option
+from .questions import EarlierTurn
+from .requests import ConversationReader, find_media
+from .schema import ExportRequest
+from .service import Service
 
 
 def export(service: Service, request: ExportRequest, holding: ExitStack, stop: threading.Event) -> Export:

@@ -6,19 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from sama.objects_sama import MaskTrack
-from sama.regions_sama import MAX_MASK_PIXELS
-from sama.serving.engine import EarlierObject, EarlierTurn, Question
-from sama.serving.errors import ApiError
-from sama.serving.files import StoredFile
-from sama.serving.limits import Limits, option
-from sama.serving.schema import (
+from ..objects_sama import MaskTrack
+from ..regions_sama import MAX_MASK_PIXELS
+from .engine import EarlierObject, EarlierTurn, Question
+from .errors import ApiError
+from .files import StoredFile
+from .limits import Limits, option
+from .schema import (
     AnswerObject,
     AssistantMessage,
     ChatRequest,
     ImagePart,
     MediaSource,
     Message,
+    ObjectMasks,
     Region,
     RegionPart,
     TextPart,
@@ -210,13 +211,13 @@ class ConversationReader:
             )
         if item.phrase not in (None, "", text[start:end]):
             raise ApiError(400, f"{name}.phrase is not what its start and end select of the text.", f"{name}.phrase")
-        track = None if item.masks is None else self._track(item, name)
+        track = None if item.masks is None else self._track(item.masks, name)
         return EarlierObject(int(item.id[1:]), text[start:end], (start, end), item.score, track)
 
-    def _track(self, item: AnswerObject, name: str) -> MaskTrack:
+    def _track(self, masks: ObjectMasks, name: str) -> MaskTrack:
         if self.media is None:
             raise ApiError(400, f"{name} has masks, but the conversation has no video or picture.", f"{name}.masks")
-        size, counts = item.masks.size, item.masks.counts
+        size, counts = masks.size, masks.counts
         self._check_size(size, f"{name}.masks.size")
         track = MaskTrack(self.media.num_frames, self.media.height, self.media.width)
         for key, code in counts.items():

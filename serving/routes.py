@@ -1,23 +1,24 @@
 """The routes of the server. Their models in schema.py are the documentation."""
 
+import asyncio
 import threading
+from collections.abc import Awaitable
 from contextlib import ExitStack
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
-import anyio
 from fastapi import APIRouter, Depends, File, Form, Path, Request, UploadFile
 from fastapi.responses import FileResponse, JSONResponse, Response
 from starlette.background import BackgroundTask
 from starlette.types import Receive
 
-from sama.data.masks import encode_rle
-from sama.serving.bodies import StrictRoute
-from sama.serving.chat_route import ChatResponse
-from sama.serving.download import export
-from sama.serving.errors import ApiError
-from sama.serving.files import StoredFile
-from sama.serving.requests import ConversationReader
-from sama.serving.schema import (
+from ..data.masks import encode_rle
+from .bodies import StrictRoute
+from .chat_route import ChatResponse
+from .download import export
+from .errors import ApiError
+from .files import StoredFile
+from .requests import ConversationReader
+from .schema import (
     FILE_ID,
     ChatCompletion,
     ChatRequest,
@@ -31,9 +32,10 @@ from sama.serving.schema import (
     PreviewMask,
     PreviewRequest,
 )
-from sama.serving.service import Service
+from .service import Service
 
 
+Result = TypeVar("Result")
 # The content of a file never changes, since its id is a hash of it
 CACHE = {"Cache-Control": "private, max-age=86400, immutable"}
 NO_STORE = {"Cache-Control": "no-store"}
@@ -220,14 +222,11 @@ async def export_conversation(request: Request, body: ExportRequest, service: Th
     """A conversation with the masks of its answers, as a file to download."""
     holding, stop = ExitStack(), threading.Event()
     try:
-        async with anyio.create_task_group() as group:
-            group.start_soon(stop_when_closed, request.receive, stop)
-            written = await service.run(service.threads.storing, export, service, body, holding, stop)
-            group.cancel_scope.cancel()
-    except BaseException as error:
+        written = await run_until_closed(
+            request.receive, stop, service.run(service.threads.storing, export, service, body, holding, stop)
+        )
+    except BaseException:
         holding.close()
-        if isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-            raise error.exceptions[0] from None
         raise
     # The name has letters, digits and ._- only
     headers = NO_STORE | {"Content-Disposition": f'attachment; filename="{written.filename}"'}
@@ -236,8 +235,16 @@ async def export_conversation(request: Request, body: ExportRequest, service: Th
     )
 
 
-async def stop_when_closed(receive: Receive, stop: threading.Event) -> None:
-    """Waits until the client has closed the connection."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    stop.set()
+async def run_until_closed(receive: Receive, stop: threading.Event, work: Awaitable[Result]) -> Result:
+    """The result of some work; sets `stop` when the client closes the connection before it is there."""
+
+    async def watch() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        stop.set()
+
+    watching = asyncio.create_task(watch())
+    try:
+        return await work
+    finally:
+        watching.cancel()

@@ -19,8 +19,8 @@ import anyio
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sama.serving.errors import ApiError, error_response, retry_after, shown
-from sama.serving.limits import Limits, option
+from .errors import ApiError, error_response, retry_after, shown
+from .limits import Limits, option
 
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})

@@ -13,18 +13,18 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
-from sama.resources import PACKAGE
-from sama.serving.bodies import parsing_limiter
-from sama.serving.engine import Engine
-from sama.serving.errors import ApiError, error_response, validation_error
-from sama.serving.files import FileStore
-from sama.serving.limits import Limits
-from sama.serving.metrics import MetricsMiddleware
-from sama.serving.reference_page import STYLE, reference_page
-from sama.serving.routes import protected, public
-from sama.serving.schema import ChatChunk
-from sama.serving.security import Access, BodyGuard, BrowserGuard, KeyGuard, security_headers
-from sama.serving.service import Service
+from ..resources import PACKAGE
+from .bodies import parsing_limiter
+from .engine import Engine
+from .errors import ApiError, error_response, validation_error
+from .files import FileStore
+from .limits import Limits
+from .metrics import MetricsMiddleware
+from .reference_page import STYLE, reference_page
+from .routes import protected, public
+from .schema import ChatChunk
+from .security import Access, BodyGuard, BrowserGuard, KeyGuard, security_headers
+from .service import Service
 
 
 WEB = PACKAGE / "serving" / "web"
@@ -77,7 +77,8 @@ def create_app(
     _add_error_handlers(app, access)
     app.include_router(public)
     # The check itself is in KeyGuard, before the body; this is for the documentation
-    app.include_router(protected, dependencies=[Security(HTTPBearer(auto_error=False))] if access.api_key else [])
+    needs_key = [Security(HTTPBearer(auto_error=False))] if access.api_key is not None else []
+    app.include_router(protected, dependencies=needs_key)
     _add_reference(app)
     if WEB.is_dir():
         app.mount("/", StaticFiles(directory=WEB, html=True), name="page")

@@ -14,16 +14,16 @@ from urllib.parse import unquote_to_bytes
 
 from anyio import CapacityLimiter, to_thread
 
-from sama.resources import EXAMPLE_CLIPS
-from sama.serving.addresses import fetch
-from sama.serving.engine import Engine, EngineBusy
-from sama.serving.errors import ApiError, retry_after
-from sama.serving.files import FileMissing, FileRefused, FileStore, StoredFile, file_chunks
-from sama.serving.limits import Limits
-from sama.serving.metrics import Metrics
-from sama.serving.requests import MediaReference
-from sama.serving.security import Access
-from sama.serving.session import one_sentence
+from ..resources import EXAMPLE_CLIPS
+from .addresses import fetch
+from .engine import Engine, EngineBusy
+from .errors import ApiError, retry_after
+from .files import FileMissing, FileRefused, FileStore, StoredFile, file_chunks
+from .limits import Limits
+from .metrics import Metrics
+from .requests import MediaReference
+from .security import Access
+from .session import one_sentence
 
 
 Result = TypeVar("Result")
