@@ -98,6 +98,8 @@ class SamaChat:
         video ([`SamaVideo`], *optional*): what it is about.
         min_component_fraction (`float`, defaults to 0): specks of masks smaller than this fraction of their mask are
             dropped; 0 keeps the masks as the model gives them. May be set at any time.
+        between_steps (`Callable`): called between two steps of reading a question, such as decoding frames, encoding
+            them and reading them, so that others may use the device. An exception raised in it ends the question.
     """
 
     def __init__(self, model, processor, video=None, image=None, feature_folder=None, sam_features=None):
@@ -105,6 +107,7 @@ class SamaChat:
             raise ValueError("A conversation is about one video or one image, got both.")
         self.model, self.processor = model, processor
         self.min_component_fraction = 0.0
+        self.between_steps: Callable[[], None] = lambda: None
         source, kind = (video, "video") if video is not None else (image, "image")
         self.video = None if source is None else processor.open_video(source, kind)
         self.cache = DynamicCache(config=model.config.get_text_config())
@@ -251,6 +254,7 @@ class SamaChat:
         messages = [*self.state.messages, {"role": "user", "content": self.question_content(text, regions)}]
         turn = self.processor.encode_turn(messages, self.state.input_ids, self.state.frames)
         self.keep_tokens(turn.num_known_tokens)
+        self.between_steps()
         visual = self.encode_visual(turn)
         input_ids, device = turn.input_ids.to(self.model.device), self.model.device
         output = self.model.generate(
@@ -331,6 +335,7 @@ class SamaChat:
         if not turn.visual:
             return {}
         self.encode_new_frames(turn)
+        self.between_steps()
         device = self.model.device
         visual = {name: value.to(device) for name, value in turn.visual.items()}
         visual |= {"frame_features": self.state.frame_features, "spatial_tokens": self.state.spatial_tokens}
@@ -340,8 +345,10 @@ class SamaChat:
             masks = (visual["region_masks"], visual["region_grid_masks"])
             filled = self.model.model.fill_region_prompts(masks, *prompts, features)
             visual |= dict(zip(("region_masks", "region_grid_masks"), filled, strict=True))
+            self.between_steps()
         if len(visual["dense_frames"]):
             self.read_video(turn, visual)
+            self.between_steps()
             visual["dense_frames"] = visual["dense_frames"][:0]
         return visual
 

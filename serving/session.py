@@ -258,15 +258,19 @@ class ChatSession:
         first_new = max(self._numbered(), default=0) + 1
         events = _AnswerEvents(channel, streamer, self._pointed_at(references), first_new)
         generate_kwargs = {"max_new_tokens": self.max_new_tokens, **generate_kwargs}
-        reply = self.chat.ask(
-            text,
-            regions=resolved,
-            masks=masks,
-            streamer=streamer,
-            on_answer=events.on_answer,
-            on_frame=events.on_frame,
-            **generate_kwargs,
-        )
+        between_steps, self.chat.between_steps = self.chat.between_steps, lambda: channel.send(None)
+        try:
+            reply = self.chat.ask(
+                text,
+                regions=resolved,
+                masks=masks,
+                streamer=streamer,
+                on_answer=events.on_answer,
+                on_frame=events.on_frame,
+                **generate_kwargs,
+            )
+        finally:
+            self.chat.between_steps = between_steps
         turn = ChatTurn(text, references, reply, events.finish())
         self.turns.append(turn)
         return turn

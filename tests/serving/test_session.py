@@ -303,3 +303,18 @@ def test_an_error_is_an_event_and_leaves_nothing(make_session, say, regions, mes
     assert isinstance(failed, Failed) and isinstance(failed.cause, ValueError)
     assert message in failed.message and "\n" not in failed.message
     assert session.turns == [] and isinstance(list(session.ask("Who?", **say("Nobody.")))[-1], Done)
+
+
+def test_reading_a_question_can_be_cancelled(make_session):
+    session = make_session()
+    encode = session.chat.encode_new_frames
+
+    def encode_and_cancel(turn):
+        encode(turn)
+        session.cancel()
+
+    session.chat.encode_new_frames = encode_and_cancel
+    assert [type(event) for event in session.ask("What is <region>?", [BOX])] == [Cancelled]
+    assert session.chat.state.video_length == 0 and session.turns == []
+    session.chat.encode_new_frames = encode
+    assert isinstance([*session.ask("What is <region>?", [BOX], masks=False, max_new_tokens=3)][-1], Done)
