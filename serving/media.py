@@ -49,7 +49,7 @@ KEYFRAME_INTERVAL = 12  # of the playable copy, so that a player reaches any fra
 # The original is sought for a single frame if at most this many frames have to be decoded; encoders' default is 250
 MAX_SEEK_FRAMES = 300
 # What FFmpeg says of a file that it does not recognise or cannot read on, and of a format that may not be opened
-INVALID_DATA, NOT_ALLOWED = "Invalid data found", "Invalid argument"
+UNREADABLE = ("Invalid data found", "Invalid argument", "End of file", "Input/output error")
 # In the first bytes of MP4, Matroska, AVI, Flash and Ogg files
 KNOWN_MARKS = (b"ftyp", b"moov", b"\x1aE\xdf\xa3", b"AVI ", b"FLV", b"OggS")
 SEE_LIST = "damaged_frames"  # in what a reader says of the first damaged frame, which names the list of them all
@@ -199,7 +199,7 @@ def _no_video(path: str, reason: str) -> FileRefused:
         return FileRefused("The file holds no video.", UNSUPPORTED)
     if head[8:12] in HEIC_BRANDS | AVIF_BRANDS:
         return FileRefused("The file is not a picture that can be read: it is damaged or incomplete.")
-    if INVALID_DATA not in reason and NOT_ALLOWED not in reason:
+    if not any(problem in reason for problem in UNREADABLE):
         return FileRefused(f"The file is not a video that can be read: {reason.replace(path, 'the file')}.")
     if any(mark in head for mark in KNOWN_MARKS):
         return FileRefused("The file is not a video that can be read: it is damaged or incomplete.")

@@ -5,6 +5,8 @@ import io
 import os
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import wave
 import zipfile
@@ -376,6 +378,47 @@ def test_a_list_of_other_files_opens_none_of_them(clip, tmp_path, listener, kind
             normalise(path, tmp_path, LIMITS)
         assert caught.value.status == 415
     assert connections == []
+
+
+MUTANTS = """
+import sys
+import numpy as np
+from pathlib import Path
+from upload_limits import SmallLimits
+from sama.serving.media import FileRefused, normalise
+folder, counts = Path(sys.argv[1]), {"copied": 0, "refused": 0}
+for name in sys.argv[2:]:
+    content = Path(name).read_bytes()
+    for seed in range(20):
+        rng, mutant = np.random.default_rng(seed), bytearray(content)
+        first = max(0, len(mutant) - 1200) if seed % 3 == 0 else 0
+        for at in rng.integers(first, len(mutant) if seed % 3 else min(len(mutant), first + 1200), 1 + seed % 9):
+            mutant[at] = rng.integers(256)
+        path = folder / "upload"
+        path.write_bytes(mutant[: len(mutant) - (seed % 5 == 4) * int(rng.integers(len(mutant)))])
+        try:
+            normalise(path, folder, SmallLimits())
+            counts["copied"] += 1
+        except FileRefused as error:
+            assert str(folder) not in str(error) and error.status in (400, 413, 415), error
+            counts["refused"] += 1
+print(counts["copied"], counts["refused"])
+"""
+
+
+def test_flipped_bytes_end_in_a_copy_or_in_one_sentence(clip, tmp_path):
+    """In a process of its own: a crash is a failure of this test and not the end of all."""
+    write_clip(tmp_path / "a.mkv", 5)
+    animation(tmp_path / "a.webp", duration=100)
+    animation(tmp_path / "a.gif", duration=100)
+    sources = [str(clip), *(str(tmp_path / name) for name in ("a.mkv", "a.webp", "a.gif"))]
+    paths = [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    command = [sys.executable, "-c", MUTANTS, str(tmp_path), *sources]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert result.returncode == 0, result.stderr[-2000:]
+    copied, refused = map(int, result.stdout.split())
+    assert copied + refused == 80 and min(copied, refused) > 10
 
 
 # ---- the process ---------------------------------------------------------------------------------------------------
