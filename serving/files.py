@@ -153,10 +153,11 @@ class FileStore:
         try:
             with self._incoming() as folder:
                 digest, size = self._receive(chunks, folder / ORIGINAL)
-                facts = self._found_again(digest)
-                if facts is None:
-                    facts = self._convert(folder, name, size)
-                    self._install(folder, digest)
+                with self._converting:  # the same file, sent many times at once, is converted by the first
+                    facts = self._found_again(digest)
+                    if facts is None:
+                        facts = self._convert(folder, name, size)
+                        self._install(folder, digest)
                 return replace(self._stored(digest, facts), filename=name)
         except OSError as error:
             if error.errno not in NO_SPACE_ERRORS:
@@ -202,8 +203,7 @@ class FileStore:
         return facts
 
     def _convert(self, folder: Path, name: str, size: int) -> _Facts:
-        with self._converting:
-            media = convert(folder / ORIGINAL, folder, self.limits, self._conversion)
+        media = convert(folder / ORIGINAL, folder, self.limits, self._conversion)
         facts = _Facts(name, size, self._clock(), media)
         (folder / FACTS).write_text(json.dumps(asdict(facts)), encoding="utf-8")
         self._touch(folder)

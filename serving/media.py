@@ -43,6 +43,7 @@ VIDEO_CODECS = frozenset(
 )
 LOSSY_PICTURES = frozenset({"JPEG", "MPO", "HEIF", "AVIF"})  # shown as JPEG, all others as PNG
 JPEG_QUALITY = 95
+MAX_JPEG_SIDE, MAX_H264_SIDE = 65_500, 16_384  # of the libraries that write them
 # A file may hold packets that are not shown: what an edit list cuts away, repeated frames
 PACKETS_A_FRAME = 10
 KEYFRAME_INTERVAL = 12  # of the playable copy, so that a player reaches any frame at once
@@ -166,8 +167,10 @@ def _probe_picture(path: str, limits: MediaLimits) -> Probe:
         sizes = {image.size for page in pages if image.seek(page) is None}
     if count > limits.video_frames:
         raise FileRefused(f"The video has {count:,} frames; at most {limits.video_frames:,} are accepted.", TOO_LARGE)
-    for size in sizes:
-        _check_pixels(size, limits)
+    for page in sizes:
+        _check_pixels(page, limits)
+    if count > 1:
+        _check_sides(size)
     return Probe("image" if count == 1 else "video", name, animated=count > 1)
 
 
@@ -181,7 +184,9 @@ def _probe_video(path: str, limits: MediaLimits) -> Probe:
             codec = stream.codec_context.codec.canonical_name
             if codec not in VIDEO_CODECS:
                 raise FileRefused(f"The file is a video of the codec {codec}, which is not accepted.", UNSUPPORTED)
-            _check_pixels((stream.codec_context.width, stream.codec_context.height), limits)
+            size = stream.codec_context.width, stream.codec_context.height
+            _check_pixels(size, limits)
+            _check_sides(size)
             if stream.duration:
                 _check_seconds(float(stream.duration * stream.time_base), limits)
             return Probe("video", container.format.name, seekable=_check_packets(container, stream, limits))
@@ -239,6 +244,15 @@ def _check_pixels(size: tuple[int, int], limits: MediaLimits) -> None:
         )
 
 
+def _check_sides(size: tuple[int, int]) -> None:
+    """Of the frames of a video, before anything is written."""
+    if max(size) > MAX_H264_SIDE:
+        raise FileRefused(
+            f"A frame is {size[0]:,} x {size[1]:,} pixels; no side of a video may have more than {MAX_H264_SIDE:,}.",
+            TOO_LARGE,
+        )
+
+
 def _check_seconds(seconds: float, limits: MediaLimits) -> None:
     if seconds > limits.video_seconds:
         raise FileRefused(
@@ -285,7 +299,7 @@ def _refusals(path: str) -> Iterator[None]:
 def _normalise_picture(path: str, folder: Path, found: Probe) -> Media:
     frame = read_still(path)
     image, (height, width) = Image.fromarray(frame), frame.shape[:2]
-    if found.format in LOSSY_PICTURES:
+    if found.format in LOSSY_PICTURES and max(height, width) <= MAX_JPEG_SIDE:
         content = "content.jpg"
         image.save(folder / content, quality=JPEG_QUALITY, subsampling=0)
     else:

@@ -314,6 +314,23 @@ def test_two_uploads_of_the_same_bytes_at_once(store, clip, monkeypatch):
     assert store.get(results[0].id).num_frames == 6
 
 
+def test_a_file_that_many_send_at_once_is_converted_few_times(store, clip, monkeypatch):
+    converted = []
+
+    def convert(path, folder, limits, costs):
+        converted.append(path)
+        return media.normalise(path, folder, limits)
+
+    monkeypatch.setattr(files, "convert", convert)
+    uploads = [threading.Thread(target=lambda: store.add(file_chunks(clip))) for _ in range(12)]
+    for upload in uploads:
+        upload.start()
+    for upload in uploads:
+        upload.join()
+    assert 1 <= len(converted) <= files.MAX_CONVERSIONS
+    assert len(left(store)) == 1
+
+
 # ---- how long files stay --------------------------------------------------------------------------------------------
 
 

@@ -205,8 +205,8 @@ def png(width: int, height: int, rows: bytes, depth: int = 8, extra: bytes = b""
     return b"\x89PNG\r\n\x1a\n" + header + extra + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
-def gif(size: int, count: int) -> bytes:
-    sides = struct.pack("<HH", size, size)
+def gif(width: int, count: int, height: int | None = None) -> bytes:
+    sides = struct.pack("<HH", width, height or width)
     frame = b"!\xf9\4\0\0\0\0\0,\0\0\0\0" + sides + b"\0\x02\x02\x4c\x01\0"
     return b"GIF89a" + sides + b"\x80\0\0" + b"\0" * 6 + frame * count + b";"
 
@@ -254,6 +254,7 @@ HOSTILE = {
     ),
     "gif of 65,535 x 65,535": (gif(65_535, 1), 413, "has 4,294,836,225 pixels"),
     "gif of 101 frames": (gif(9, 101), 413, "has 101 frames; at most 100"),
+    "gif of 17,000 x 2": (gif(17_000, 2, height=2), 413, "17,000 x 2 pixels; no side of a video may have more than"),
     "webp of 16,383 x 16,383": (webp(16_383), 413, "has 268,402,689 pixels"),
     "tiff with a large page": (tiff(8, 8, 9000), 413, "9000 x 9000 = 81,000,000 pixels; at most 65,536"),
     "truncated png": (png(9, 9, bytes(90))[:45], 400, "is not an image that can be read"),
