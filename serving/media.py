@@ -229,6 +229,8 @@ def _check_packets(container, stream, limits: MediaLimits) -> bool:
     times = {pts for pts, _ in shown}
     if None in times or len(times) < max(1, len(shown)):
         return False
+    if container.format.name == "avi" and stream.codec_context.has_b_frames:  # which `AvReader` only counts
+        return False
     _check_seconds(float((max(times) - min(times)) * stream.time_base), limits)
     keyframes = [index for index, (_, is_keyframe) in enumerate(sorted(shown)) if is_keyframe]
     gaps = np.diff([0, *keyframes, len(shown)])

@@ -252,6 +252,16 @@ def test_flipped_bytes_end_in_frames_or_in_one_sentence(plain, tmp_path):
     assert int(result.stdout.split()[-1]) > 50
 
 
+def test_avi_whose_frames_are_stored_in_another_order(plain, tmp_path):
+    """H.264 frames, some of which are stored behind a later one; AVI does not say when each is shown."""
+    expected, video = SamaVideo.open(plain), SamaVideo.open(write_clip(tmp_path / "a.avi", 12))
+    assert len(video) == len(expected) == 12 and video.fps == expected.fps
+    for index in (*range(12), 3, 9, 0, 11, 4):
+        distances = [np.abs(video[index].astype(int) - frame).mean() for frame in expected]
+        assert np.argmin(distances) == index and distances[index] < 1
+    assert video.damaged_frames == []
+
+
 # Names
 
 

@@ -260,7 +260,8 @@ class AvReader:
             self.length = len(packets)
             self.fps = float(stream.average_rate or 0)
             self.pixel_aspect = max(stream.sample_aspect_ratio or Fraction(0), Fraction(0)) or Fraction(1)
-            self._index_packets(packets)
+            # AVI stores no times: what FFmpeg guesses for frames that are stored in another order is wrong
+            self._index_packets(packets, container.format.name == "avi" and stream.codec_context.has_b_frames)
             self._set_times(packets, stream.time_base)
             if self._times and container.streams.audio:
                 self.sound = (self._path, float(self._times[0] * stream.time_base))
@@ -271,13 +272,15 @@ class AvReader:
                     return 0
         return max(0, declared - self.length - num_hidden)
 
-    def _index_packets(self, packets: list[tuple]) -> None:
+    def _index_packets(self, packets: list[tuple], only_counted: bool) -> None:
         times = sorted(pts for pts, _, _ in packets if pts is not None)
         # Without a distinct time on every packet (raw streams) the frames can only be counted from the start.
         self._seekable = len(set(times)) == len(packets)
         self._times = times if self._seekable else []
         self._index_of = {pts: index for index, pts in enumerate(self._times)}
         self._keyframes = sorted(self._index_of[pts] for pts, key, _ in packets if key) if self._seekable else []
+        if only_counted:
+            self._index_of, self._keyframes = {}, []
 
     def _set_times(self, packets: list[tuple], time_base: Fraction) -> None:
         self.times, self.sound = None, None
