@@ -45,7 +45,7 @@ def export(service: Service, request: ExportRequest, holding: ExitStack, stop: t
         request.format,
         SamaVideo.open(str(service.store.path(media.id)), media.kind),
         export_objects(conversation.earlier),
-        [message.model_dump(exclude_none=True) for message in request.messages],
+        [message.model_dump(exclude_unset=True) for message in request.messages],
         name=Path(media.filename).stem,
         progress=_Progress(service.limits.request_seconds, stop),
     )

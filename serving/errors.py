@@ -56,8 +56,9 @@ def error_response(error: HTTPException) -> JSONResponse:
     message = str(error.detail)
     if not isinstance(error, ApiError) and message == HTTPStatus(error.status_code).phrase:
         message = {404: "There is nothing at this address.", 405: "This address does not take this method."}.get(
-            error.status_code, f"{message}."
+            error.status_code, message
         )
+    message = message if message.endswith((".", "!", "?")) else f"{message}."
     body = error_body(error.status_code, message, param, code)
     return JSONResponse(body, error.status_code, headers=error.headers)
 
