@@ -1,0 +1,235 @@
+/** @file Asks questions and shows the conversation. */
+
+import { isAbort, modelName, streamAnswer } from "./api.js";
+import { chip, lighting, nameOf } from "./chips.js";
+import { announce, byId, element, hideNotice, setIcon, showNotice } from "./dom.js";
+import * as editor from "./editor.js";
+import { overlap } from "./masks.js";
+import { emit, maskAt, messages, on, state } from "./state.js";
+
+/** @import { Answer, AnswerObject, Part, Pending, Turn } from "./state.js" */
+
+const SAME_OBJECT = 0.5; // intersection over union, from which an object is what the region points at
+const SUGGESTIONS = [["What is ", "?"], ["What does ", " do?"]];
+
+const list = byId("messages", HTMLElement);
+const askButton = byId("ask", HTMLButtonElement);
+/** @type {AbortController | null} */
+let running = null;
+/** @type {HTMLElement | null} the answer that is being written */
+let pendingNode = null;
+let model = "";
+
+/** Asks what stands in the question box. */
+export async function ask() {
+  const parts = editor.parts();
+  if (!state.file || parts.length === 0) return;
+  if (state.pending) return announce("The previous question is still being answered.");
+  hideNotice();
+  const controller = (running = new AbortController());
+  const question = messages(parts);
+  /** @type {Pending} */
+  const pending = { parts, answer: { content: "", objects: [] }, tracked: new Set(), waiting: true };
+  state.pending = pending;
+  editor.empty();
+  emit("pending");
+  announce("Asked. Waiting for the answer.");
+  try {
+    model ||= await modelName();
+    for await (const chunk of streamAnswer(model, question, controller.signal)) receive(pending, chunk);
+    if (state.pending !== pending) return;
+    state.turns.push({ parts, answer: pending.answer, ...(pending.cut ? { cut: true } : {}) });
+    announce(`${pending.answer.content} ${objectSentence(pending.answer)}`);
+    finish();
+  } catch (error) {
+    if (state.pending !== pending) return;
+    finish();
+    editor.putBack(parts);
+    const message = error instanceof Error ? error.message : String(error);
+    if (isAbort(error)) showNotice("Stopped. Your question is back in the box.");
+    else showNotice(message, () => void ask());
+  }
+}
+
+function finish() {
+  running = state.pending = null;
+  emit("turns", "objects");
+}
+
+/** Stops the answer that is being written; the question goes back into the box. */
+export function stop() {
+  running?.abort();
+}
+
+/** Stops the answer and forgets its question. */
+export function drop() {
+  state.pending = null;
+  running?.abort();
+  running = null;
+}
+
+/** @param {Answer} answer */
+const objectSentence = ({ objects }) => objects.length ? `With masks: ${objects.map(nameOf).join(", ")}.` : "";
+
+/**
+ * Adds a chunk of the stream to the answer.
+ * @param {Pending} pending
+ * @param {any} chunk
+ */
+function receive(pending, chunk) {
+  const [choice] = chunk.choices;
+  if (state.pending !== pending || !choice) return;
+  const { content, objects = [], frame } = choice.delta;
+  const { answer } = pending;
+  if (content) answer.content += content;
+  for (const one of objects) {
+    const earlier = answer.objects.find(({ id }) => id === one.id);
+    const size = one.masks?.size ?? earlier?.masks?.size;
+    const counts = { ...earlier?.masks?.counts, ...one.masks?.counts };
+    const merged = { ...earlier, ...one, ...(size ? { masks: { size, counts } } : {}) };
+    if (earlier) Object.assign(earlier, merged);
+    else answer.objects.push(merged);
+  }
+  if (frame !== undefined) pending.tracked.add(frame);
+  if (choice.finish_reason === "length") pending.cut = true;
+  pending.waiting = false;
+  showPending();
+  if (objects.length || frame !== undefined) emit("objects");
+}
+
+// ---- what is shown ----
+
+/** @param {Turn} turn */
+function questionNode(turn) {
+  const pieces = turn.parts.map((part) => ("text" in part ? part.text : chip(part, foundBy(part, turn))));
+  return element("div", { class: "asked" }, element("p", {}, ...pieces));
+}
+
+/**
+ * The object that an answer found where the region of its question was drawn.
+ * @param {Exclude<Part, { text: string }>} part
+ * @param {Turn} turn
+ * @returns {AnswerObject | null}
+ */
+function foundBy(part, turn) {
+  if (!("region" in part) || !part.region.mask) return null;
+  const { mask, prompt } = part.region;
+  for (const object of turn.answer.objects) {
+    const other = maskAt(object, prompt.frame);
+    if (other && overlap(mask, other) >= SAME_OBJECT) return object;
+  }
+  return null;
+}
+
+/** @param {Answer} answer */
+function answerText({ content, objects }) {
+  const characters = Array.from(content); // the server counts code points
+  /** @type {(Node | string)[]} */
+  const pieces = [];
+  let position = 0;
+  for (const object of [...objects].sort((a, b) => a.start - b.start)) {
+    if (object.start < position || object.end <= object.start) continue;
+    pieces.push(characters.slice(position, object.start).join(""));
+    pieces.push(phrase(object, characters.slice(object.start, object.end).join("")));
+    position = object.end;
+  }
+  pieces.push(characters.slice(position).join(""));
+  for (const object of objects.filter(({ start, end }) => end <= start)) pieces.push(" ", phrase(object, nameOf(object)));
+  return pieces;
+}
+
+/** @param {AnswerObject} object @param {string} text */
+function phrase(object, text) {
+  const use = () => editor.insertChip({ object: object.id });
+  return element(
+    "span",
+    {
+      class: "phrase colored",
+      role: "button",
+      tabindex: "0",
+      title: "Ask about it",
+      "--object": object.color,
+      ...lighting({ object: object.id }),
+      onclick: use,
+      onkeydown: (/** @type {KeyboardEvent} */ event) => {
+        if (event.key !== "Enter" && event.key !== " ") return;
+        event.preventDefault();
+        use();
+        editor.focus();
+      },
+    },
+    text,
+  );
+}
+
+/** @param {Turn} turn */
+function answerNode(turn) {
+  const node = element("div", { class: "answer" }, element("p", {}, ...answerText(turn.answer)));
+  if (turn.cut) node.append(element("p", { class: "muted" }, "The answer was cut at its greatest length."));
+  return node;
+}
+
+function showPending() {
+  const { pending, file } = state;
+  if (!pending || !file) return;
+  const node = answerNode(pending);
+  if (pending.waiting) node.replaceChildren(element("p", { class: "muted thinking" }, "Looking at the clip"));
+  else if (pending.tracked.size) {
+    const text = `Frame ${pending.tracked.size} of ${file.num_frames}`;
+    const value = { value: String(pending.tracked.size), max: String(file.num_frames), "aria-label": "Tracking" };
+    node.append(element("div", { class: "tracking" }, element("progress", value), element("span", {}, text)));
+  }
+  const atEnd = list.scrollHeight - list.scrollTop - list.clientHeight < 60;
+  if (pendingNode) pendingNode.replaceWith(node);
+  else list.append(node);
+  pendingNode = node;
+  if (atEnd) list.scrollTop = list.scrollHeight;
+}
+
+function show() {
+  pendingNode = null;
+  const turns = [...state.turns, ...(state.pending ? [state.pending] : [])];
+  list.replaceChildren(
+    ...turns.flatMap((turn) => [questionNode(turn), ...(turn === state.pending ? [] : [answerNode(turn)])]),
+  );
+  if (turns.length === 0) list.append(state.file ? suggestions() : element("p", { class: "muted intro" },
+    "Your questions and the answers appear here. Open a clip or a picture first."));
+  showPending();
+  list.scrollTop = list.scrollHeight;
+  showButton();
+}
+
+/** What to do first, and questions that wait for a region. */
+function suggestions() {
+  const buttons = SUGGESTIONS.map(([before, after]) => {
+    const text = `${before}▢${after}`;
+    return element("button", { type: "button", onclick: () => editor.suggest(before, after) }, text);
+  });
+  return element(
+    "div",
+    { class: "intro" },
+    element("p", {}, "Point at something in the picture. It becomes a numbered chip in your question."),
+    element("div", { class: "suggestions" }, ...buttons),
+  );
+}
+
+function showButton() {
+  const answering = state.pending !== null;
+  setIcon(askButton, answering ? "stop" : "send");
+  askButton.setAttribute("aria-label", answering ? "Stop the answer" : "Ask");
+  askButton.title = answering ? "Stop the answer" : "Ask (Enter)";
+  askButton.disabled = !answering && (!state.file || editor.parts().length === 0);
+}
+
+byId("composer", HTMLFormElement).addEventListener("submit", (event) => {
+  event.preventDefault();
+  if (state.pending) stop();
+  else void ask();
+});
+byId("question", HTMLElement).addEventListener("keydown", (event) => {
+  if (event.key !== "Enter" || event.shiftKey || event.isComposing || event.target !== event.currentTarget) return;
+  event.preventDefault();
+  void ask();
+});
+on(["turns", "pending", "file"], show);
+on(["question"], showButton);

@@ -1,0 +1,148 @@
+/** @file Opens a file: chosen, dropped, or one of the examples. */
+
+import { examples, fileObject, isAbort, mediaUrl, upload } from "./api.js";
+import { drop } from "./chat.js";
+import { announce, askDialog, byId, element, hideNotice, showNotice } from "./dom.js";
+import { empty } from "./editor.js";
+import { load } from "./player.js";
+import { emit, state } from "./state.js";
+
+/** @import { FileObject } from "./state.js" */
+
+const field = byId("file", HTMLInputElement);
+const stage = byId("stage", HTMLElement);
+const bar = byId("loading-bar", HTMLProgressElement);
+
+/** @param {"empty" | "loading" | "media"} name of what the stage shows */
+function showStage(name) {
+  for (const one of ["empty", "loading", "media"]) byId(one, HTMLElement).hidden = one !== name;
+  for (const id of ["tools", "transport"]) byId(id, HTMLElement).inert = name !== "media";
+}
+
+/** @returns {Promise<boolean>} whether the conversation so far may be dropped */
+async function mayStartAnew() {
+  if (state.turns.length === 0 && !state.pending) return true;
+  return (await askDialog(byId("confirm-dialog", HTMLDialogElement))) === "ok";
+}
+
+/** Begins a new conversation about the same file. */
+export async function startAnew() {
+  if (await mayStartAnew()) forget();
+}
+
+function forget() {
+  drop();
+  [state.turns, state.nextNumber] = [[], 1];
+  state.hidden.clear();
+  empty();
+  hideNotice();
+  emit("turns", "objects");
+}
+
+/**
+ * Shows a file of the server. The conversation goes on if it is about this file; otherwise a new one begins.
+ * @param {FileObject} file
+ * @param {number} [frame]
+ */
+export async function open(file, frame = 0) {
+  if (state.file?.id !== file.id) {
+    if (!(await mayStartAnew())) return showStage(state.file ? "media" : "empty");
+    forget();
+  }
+  state.file = file;
+  hideNotice();
+  try {
+    showStage("media");
+    emit("file");
+    await load(file, frame);
+    announce(`${file.filename} is open.`);
+  } catch (error) {
+    showNotice(error instanceof Error ? error.message : String(error), () => void open(file, frame));
+  }
+}
+
+/**
+ * Shows the file of a kept conversation, if the server still has it.
+ * @param {FileObject} file
+ * @param {number} frame
+ */
+export async function reopen(file, frame) {
+  state.file = file;
+  showStage("media");
+  emit("file", "turns", "objects");
+  try {
+    await open(await fileObject(file.id), frame);
+  } catch (error) {
+    if (!(error instanceof Error)) throw error;
+    const gone = "status" in error && error.status === 404;
+    if (gone) showStage("empty");
+    if (gone) showNotice(`The server no longer has ${file.filename}. Open it again to go on with the conversation.`);
+    else showNotice(error.message, () => void reopen(file, frame));
+  }
+}
+
+/** @param {File} file to be sent */
+async function send(file) {
+  const controller = new AbortController();
+  const text = byId("loading-text", HTMLElement);
+  byId("loading-cancel", HTMLButtonElement).onclick = () => controller.abort();
+  hideNotice();
+  showStage("loading");
+  bar.value = 0;
+  text.textContent = `Uploading ${file.name}`;
+  try {
+    const sent = await upload(file, (fraction) => {
+      if (fraction < 1) bar.value = fraction;
+      else {
+        bar.removeAttribute("value");
+        text.textContent = `Preparing ${file.name}`;
+      }
+    }, controller.signal);
+    await open(sent);
+  } catch (error) {
+    showStage(state.file ? "media" : "empty");
+    if (!isAbort(error)) showNotice(error instanceof Error ? error.message : String(error), () => void send(file));
+  }
+}
+
+/** Fills the list of examples. */
+export async function showExamples() {
+  const list = byId("examples", HTMLElement);
+  const entries = (await examples()).map((file) => {
+    const image = element("img", { alt: "", width: "160", height: "90" });
+    void mediaUrl(`v1/files/${file.id}/frames/0`).then((url) => (image.src = url), () => undefined);
+    const length = file.kind === "video" ? `${file.num_frames} frames` : "picture";
+    return element("li", {}, element(
+      "button",
+      { type: "button", onclick: () => void open(file) },
+      image,
+      element("span", {}, file.filename),
+      element("small", {}, length),
+    ));
+  });
+  list.replaceChildren(...entries);
+}
+
+for (const id of ["open", "choose"]) byId(id, HTMLButtonElement).addEventListener("click", () => field.click());
+field.addEventListener("change", () => {
+  const [file] = field.files ?? [];
+  if (file) void send(file);
+  field.value = "";
+});
+byId("new", HTMLButtonElement).addEventListener("click", () => void startAnew());
+
+/** @param {DragEvent} event */
+const carriesFiles = (event) => event.dataTransfer?.types.includes("Files") ?? false;
+addEventListener("dragover", (event) => {
+  if (!carriesFiles(event)) return;
+  event.preventDefault();
+  stage.classList.add("dropping");
+});
+addEventListener("dragleave", (event) => event.relatedTarget ?? stage.classList.remove("dropping"));
+addEventListener("drop", (event) => {
+  if (!carriesFiles(event)) return;
+  event.preventDefault();
+  stage.classList.remove("dropping");
+  const [file] = event.dataTransfer?.files ?? [];
+  if (file) void send(file);
+});

@@ -1,0 +1,142 @@
+/** @file Starts the page: what was kept, the server's name, the keys of the keyboard, the theme. */
+
+import { modelName, request } from "./api.js";
+import "./chat.js";
+import { byId, setIcon, showNotice } from "./dom.js";
+import "./download.js";
+import { clear } from "./draft.js";
+import * as editor from "./editor.js";
+import { reopen, showExamples } from "./files.js";
+import "./lanes.js";
+import { seek, step, togglePlay } from "./player.js";
+import { cancel } from "./prompts.js";
+import { on, state } from "./state.js";
+import { keep, kept, sweep } from "./storage.js";
+
+const SAVE_DELAY = 300; // milliseconds
+const POLL_DELAY = 2000;
+const THEMES = ["auto", "light", "dark"];
+
+// ---- the server ----
+
+/** Waits for the server's model, then fills what comes from it. */
+async function connect() {
+  const name = byId("model", HTMLElement);
+  try {
+    const { status } = await fetch("health");
+    if (status === 503) {
+      name.textContent = "The model is being loaded";
+      setTimeout(connect, POLL_DELAY);
+      return;
+    }
+    await request("v1/models");
+    name.textContent = await modelName();
+    await showExamples();
+  } catch (error) {
+    showNotice(error instanceof Error ? error.message : String(error), () => void connect());
+  }
+}
+
+// ---- what is kept over a reload ----
+
+let timer = 0;
+
+function save() {
+  clearTimeout(timer);
+  const { file, turns, pending, nextNumber, hidden, frame } = state;
+  // A question that is being answered is asked again by hand after a reload
+  const question = [...(pending?.parts ?? []), ...editor.parts()];
+  keep({ file, turns, question, nextNumber, hidden: [...hidden], frame }).catch(() => {
+    showNotice("The browser has no room for this conversation: it will not survive a reload. Download it to keep it.");
+  });
+}
+
+async function restore() {
+  const conversation = await kept();
+  if (!conversation) return;
+  [state.turns, state.nextNumber] = [conversation.turns, conversation.nextNumber];
+  state.hidden = new Set(conversation.hidden);
+  state.file = conversation.file;
+  if (conversation.question.length) editor.putBack(conversation.question);
+  if (conversation.file) await reopen(conversation.file, conversation.frame);
+}
+
+// ---- keys ----
+
+/** @param {EventTarget | null} target */
+const isText = (target) =>
+  target instanceof HTMLElement &&
+  (target.isContentEditable || (target instanceof HTMLInputElement && !["range", "radio"].includes(target.type)));
+
+/** @param {EventTarget | null} target @param {string} kinds */
+const isOne = (target, kinds) => target instanceof Element && target.matches(kinds);
+
+/** @type {Record<string, (event: KeyboardEvent) => void>} */
+const KEYS = {
+  " ": togglePlay,
+  ArrowLeft: (event) => step(event.shiftKey ? -10 : -1),
+  ArrowRight: (event) => step(event.shiftKey ? 10 : 1),
+  Home: () => seek(0),
+  End: () => seek(Infinity),
+  "?": showHelp,
+};
+
+function showHelp() {
+  byId("help-dialog", HTMLDialogElement).showModal();
+}
+
+/** @param {KeyboardEvent} event */
+function onKey(event) {
+  if (event.defaultPrevented || document.querySelector("dialog[open]")) return;
+  if (event.key === "Escape") return void (cancel() || clear());
+  const command = event.ctrlKey || event.metaKey;
+  if (command && event.key.toLowerCase() === "z") return editor.undoKey(event);
+  if (isText(event.target) || command || event.altKey) return;
+  const isButton = isOne(event.target, "button, summary, [role=button]") && event.key === " ";
+  const isRadio = isOne(event.target, "[type=radio]") && event.key !== "?";
+  if (event.key in KEYS && !isButton && !isRadio) {
+    event.preventDefault();
+    KEYS[event.key](event);
+  } else if (event.key.length === 1 && event.key !== " ") editor.focus(); // where the letter then goes
+}
+
+// ---- theme, title ----
+
+function showTheme() {
+  const theme = document.documentElement.dataset.theme ?? "auto";
+  const button = byId("theme", HTMLButtonElement);
+  setIcon(button, theme);
+  const names = { auto: "as the system", light: "light", dark: "dark" };
+  button.title = `Theme: ${names[/** @type {"auto"} */ (theme)]}`;
+  button.setAttribute("aria-label", button.title);
+}
+
+byId("theme", HTMLButtonElement).addEventListener("click", () => {
+  const { dataset } = document.documentElement;
+  dataset.theme = THEMES[(THEMES.indexOf(dataset.theme ?? "auto") + 1) % THEMES.length];
+  localStorage.setItem("sama.theme", dataset.theme);
+  showTheme();
+});
+byId("help", HTMLButtonElement).addEventListener("click", showHelp);
+
+on(["file"], () => {
+  const { file } = state;
+  const length = file?.kind === "video" ? ` · ${file.num_frames} frames · ${Number((file.fps ?? 0).toFixed(2))} fps` : "";
+  byId("file-name", HTMLElement).textContent = file ? file.filename : "";
+  byId("file-name", HTMLElement).dataset.detail = file ? `${file.width} × ${file.height}${length}` : "";
+  document.title = file ? `${file.filename} · SAMA` : "SAMA";
+  document.body.dataset.kind = file?.kind ?? "none";
+});
+on(["file", "turns"], () => (byId("new", HTMLButtonElement).disabled = state.turns.length === 0));
+on(["file", "turns", "pending", "objects", "question", "frame"], () => {
+  clearTimeout(timer);
+  timer = setTimeout(save, SAVE_DELAY);
+});
+addEventListener("pagehide", save);
+addEventListener("keydown", onKey);
+if (innerWidth < 720) byId("objects", HTMLDetailsElement).open = false;
+
+showTheme();
+void connect();
+void sweep().catch(() => undefined); // no IndexedDB in this browser: then nothing is left in it
+void restore();

@@ -1,0 +1,145 @@
+/** @file Plays a video, or shows a picture, and says which frame is shown. */
+
+import { mediaUrl } from "./api.js";
+import { byId, setIcon } from "./dom.js";
+import { emit, state } from "./state.js";
+
+/** @import { FileObject } from "./state.js" */
+
+const video = byId("video", HTMLVideoElement);
+const picture = byId("picture", HTMLCanvasElement);
+const media = byId("media", HTMLElement);
+const play = byId("play", HTMLButtonElement);
+const mute = byId("mute", HTMLButtonElement);
+const scrubber = byId("scrubber", HTMLInputElement);
+const frameField = byId("frame", HTMLInputElement);
+
+/** @type {number | null} the frame that was asked for and is not shown yet */
+let target = null;
+let loads = 0;
+
+const lastFrame = () => (state.file?.num_frames ?? 1) - 1;
+const fps = () => state.file?.fps ?? 1;
+
+/**
+ * Copies what the video shows to the canvas above it, in the same task in which the masks of this frame are drawn:
+ * picture and masks cannot be of different frames.
+ * @param {CanvasImageSource} source
+ * @param {number} frame
+ */
+function show(source, frame) {
+  picture.getContext("2d")?.drawImage(source, 0, 0, picture.width, picture.height);
+  state.frame = Math.min(Math.max(frame, 0), lastFrame());
+  if (state.frame === target) target = null;
+  showPosition();
+  emit("frame");
+}
+
+/** Waits for the next frame of the video. Frame n is shown from n / fps to (n + 1) / fps. */
+function watch() {
+  const load = loads;
+  if ("requestVideoFrameCallback" in video) {
+    video.requestVideoFrameCallback((_now, { mediaTime }) => {
+      if (load !== loads) return;
+      show(video, Math.round(mediaTime * fps()));
+      watch();
+    });
+  } else {
+    requestAnimationFrame(() => {
+      if (load !== loads) return;
+      const frame = Math.floor(/** @type {HTMLVideoElement} */ (video).currentTime * fps() + 1e-4);
+      if (frame !== state.frame) show(video, frame);
+      watch();
+    });
+  }
+}
+
+function showPosition() {
+  const frame = target ?? state.frame;
+  scrubber.value = String(frame);
+  scrubber.setAttribute("aria-valuetext", `Frame ${frame} of ${lastFrame()}`);
+  scrubber.style.setProperty("--position", String(lastFrame() ? frame / lastFrame() : 0));
+  if (document.activeElement !== frameField) frameField.value = String(frame);
+  byId("time", HTMLOutputElement).value = `${(frame / fps()).toFixed(2)} s`;
+}
+
+/**
+ * Loads a file and shows its frame `frame`.
+ * @param {FileObject} file
+ * @param {number} frame
+ */
+export async function load(file, frame) {
+  const current = ++loads;
+  video.pause();
+  const url = await mediaUrl(`v1/files/${file.id}/content`);
+  if (current !== loads) return;
+  if (video.src.startsWith("blob:")) URL.revokeObjectURL(video.src);
+  [picture.width, picture.height] = [file.width, file.height];
+  media.style.setProperty("--ratio", String(file.width / file.height));
+  scrubber.max = frameField.max = String(lastFrame());
+  byId("frames", HTMLElement).textContent = `of ${lastFrame()}`;
+  state.frame = 0;
+  target = null;
+  if (file.kind === "image") {
+    video.removeAttribute("src");
+    const image = new Image();
+    image.src = url;
+    await image.decode();
+    if (current === loads) show(image, 0);
+    return;
+  }
+  video.src = url;
+  watch();
+  await new Promise((resolve, reject) => {
+    video.onloadeddata = resolve;
+    video.onerror = () => reject(new Error("The browser cannot play this video."));
+  });
+  if (current === loads) seek(Math.min(frame, lastFrame()));
+}
+
+/** @param {number} frame to be shown, the video paused */
+export function seek(frame) {
+  if (!state.file) return;
+  video.pause();
+  target = Math.min(Math.max(Math.round(frame), 0), lastFrame());
+  // The middle of the frame's time, where no rounding leads to a neighbour
+  if (state.file.kind === "video") video.currentTime = (target + 0.5) / fps();
+  showPosition();
+}
+
+/** @param {number} frames to go on by, or back by */
+export const step = (frames) => seek((video.seeking && target !== null ? target : state.frame) + frames);
+
+/** Plays, from the beginning if the end is reached, or pauses. */
+export function togglePlay() {
+  if (state.file?.kind !== "video") return;
+  if (!video.paused) return seek(state.frame);
+  target = null;
+  if (state.frame === lastFrame()) video.currentTime = 0;
+  video.play().catch(() => undefined); // interrupted by a pause
+}
+
+/** Stops on the frame that is shown, so that what is drawn next lies on it. */
+export function hold() {
+  if (!video.paused) seek(state.frame);
+}
+
+for (const name of ["play", "pause", "ended"]) {
+  video.addEventListener(name, () => {
+    setIcon(play, video.paused ? "play" : "pause");
+    play.setAttribute("aria-label", video.paused ? "Play" : "Pause");
+  });
+}
+play.addEventListener("click", togglePlay);
+mute.addEventListener("click", () => {
+  video.muted = !video.muted;
+  setIcon(mute, video.muted ? "mute" : "sound");
+  mute.setAttribute("aria-pressed", String(!video.muted));
+});
+byId("first", HTMLButtonElement).addEventListener("click", () => seek(0));
+byId("back", HTMLButtonElement).addEventListener("click", () => step(-1));
+byId("forward", HTMLButtonElement).addEventListener("click", () => step(1));
+byId("last", HTMLButtonElement).addEventListener("click", () => seek(lastFrame()));
+scrubber.addEventListener("input", () => seek(scrubber.valueAsNumber));
+frameField.addEventListener("change", () => seek(frameField.valueAsNumber || 0));
+frameField.addEventListener("blur", showPosition);

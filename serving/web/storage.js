@@ -1,0 +1,56 @@
+/** @file Keeps the conversation of this tab over a reload: in sessionStorage, or in IndexedDB if it is large. */
+
+const ENTRY = "sama.conversation";
+const LARGE = "large:"; // what stands before the name of an entry of IndexedDB
+const KEPT_DAYS = 7;
+
+/**
+ * @template T
+ * @param {IDBRequest<T>} request
+ * @returns {Promise<T>}
+ */
+const done = (request) =>
+  new Promise((resolve, reject) => {
+    request.onsuccess = () => resolve(request.result);
+    request.onerror = () => reject(request.error);
+  });
+
+async function largeEntries() {
+  const opened = indexedDB.open("sama", 1);
+  opened.onupgradeneeded = () => opened.result.createObjectStore("conversations");
+  return (await done(opened)).transaction("conversations", "readwrite").objectStore("conversations");
+}
+
+// New in every load of the page: a duplicated tab has a copy of our sessionStorage, but writes to a place of its own
+const name = `${Date.now()} ${crypto.getRandomValues(new Uint32Array(2)).join("")}`;
+
+/**
+ * Keeps a conversation.
+ * @param {object} conversation anything that JSON can hold
+ */
+export async function keep(conversation) {
+  const text = JSON.stringify(conversation);
+  try {
+    sessionStorage.setItem(ENTRY, text);
+  } catch {
+    // Larger than the browser allows, which is about five million characters
+    await done((await largeEntries()).put(text, name));
+    sessionStorage.setItem(ENTRY, LARGE + name);
+  }
+}
+
+/**
+ * The conversation that was kept in this tab.
+ * @returns {Promise<any>} null if there is none
+ */
+export async function kept() {
+  let text = sessionStorage.getItem(ENTRY) ?? "null";
+  if (text.startsWith(LARGE)) text = (await done((await largeEntries()).get(text.slice(LARGE.length)))) ?? "null";
+  return JSON.parse(text);
+}
+
+/** Deletes what tabs that are closed left in IndexedDB. */
+export async function sweep() {
+  const oldest = Date.now() - KEPT_DAYS * 86_400_000;
+  await done((await largeEntries()).delete(IDBKeyRange.upperBound(`${oldest}`)));
+}
