@@ -10,7 +10,7 @@ import { emit, on, state } from "./state.js";
 const box = byId("question", HTMLElement);
 /** @type {Map<number, Region>} every region that had a chip here, for the browser's own undo */
 const known = new Map();
-/** @type {Range | null} where the caret was when the box lost the focus */
+/** @type {Range | null} where the caret is, or was when the box lost the focus */
 let caret = null;
 /** Whether the last change was made by typing, so that undo is the browser's. */
 let typedLast = false;
@@ -93,11 +93,14 @@ function setCaret(range) {
     range.endContainer, range.endOffset);
 }
 
+function readCaret() {
+  const selection = document.getSelection();
+  if (selection?.rangeCount && box.contains(selection.anchorNode)) caret = selection.getRangeAt(0).cloneRange();
+}
+
 /** Moves the focus to the box, with the caret where it was. */
 export function focus() {
-  const range = caretRange();
   box.focus();
-  setCaret(range);
 }
 
 /** @param {Exclude<Part, { text: string }>} part */
@@ -161,6 +164,8 @@ export function undoKey(event) {
   act();
 }
 
+// The browser would begin at the start of the text
+box.addEventListener("focus", () => setCaret(caretRange()));
 box.addEventListener("beforeinput", (event) => {
   if (event.inputType !== "insertText" || !/^[\p{L}\p{N}]/u.test(event.data ?? "")) return;
   const range = document.getSelection()?.getRangeAt(0);
@@ -173,16 +178,12 @@ box.addEventListener("beforeinput", (event) => {
   document.getSelection()?.collapse(probe, 1);
 });
 box.addEventListener("input", () => {
+  readCaret(); // the event of the selection comes later, perhaps after a click elsewhere
   finishRegion();
   readChips();
   typedLast = true;
 });
-document.addEventListener("selectionchange", () => {
-  const selection = document.getSelection();
-  if (selection?.rangeCount && document.activeElement === box && box.contains(selection.anchorNode)) {
-    caret = selection.getRangeAt(0).cloneRange();
-  }
-});
+document.addEventListener("selectionchange", readCaret);
 
 on(["draft"], () => {
   typedLast = false;

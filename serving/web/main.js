@@ -10,7 +10,7 @@ import { reopen, showExamples } from "./files.js";
 import "./lanes.js";
 import { seek, step, togglePlay } from "./player.js";
 import { cancel } from "./prompts.js";
-import { on, state } from "./state.js";
+import { emit, on, state } from "./state.js";
 import { keep, kept, sweep } from "./storage.js";
 
 const SAVE_DELAY = 300; // milliseconds
@@ -137,6 +137,7 @@ addEventListener("keydown", onKey);
 if (innerWidth < 720) byId("objects", HTMLDetailsElement).open = false;
 
 showTheme();
+emit("file", "turns", "draft");
 void connect();
 void sweep().catch(() => undefined); // no IndexedDB in this browser: then nothing is left in it
 void restore();

@@ -100,15 +100,14 @@ function showCrosshair(shown) {
 }
 
 function showHint() {
-  const active = state.draft.find(({ number }) => number === state.active);
+  const refining = refinable() !== null && tool() === "points";
   if (gesture.crosshair) hint.textContent = "Arrows move the crosshair, Enter clicks, Esc leaves.";
-  else if (refinable() && tool() === "points") {
-    hint.textContent = `Region ${state.active}: click to add, right click to take away.`;
-  } else hint.textContent = USES[tool()];
+  else if (refining) hint.textContent = `Region ${state.active}: click to add, right click to take away.`;
+  else hint.textContent = USES[tool()];
   byId("undo", HTMLButtonElement).disabled = !canUndo();
   byId("redo", HTMLButtonElement).disabled = !canRedo();
   byId("clear", HTMLButtonElement).disabled = state.draft.length === 0;
-  byId("finish", HTMLButtonElement).disabled = !active;
+  byId("finish", HTMLButtonElement).disabled = !refining;
   byId("signs", HTMLElement).inert = tool() !== "points";
   overlay.dataset.tool = tool();
 }
