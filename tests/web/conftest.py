@@ -1,0 +1,252 @@
+"""What the tests of the page share: one server on the small model, a line to it that can be cut, and one browser."""
+
+import base64
+import io
+import os
+import selectors
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco
+
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[dev]'")
+ROOT = Path(__file__).parent.parent.parent
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+START_SECONDS, WAIT_SECONDS = 120, 60  # generous: they only end a test that would hang
+STATE = "async ([code, value]) => { const { state } = await import('./state.js'); return (%s)(state, value); }"
+
+
+class Line:
+    """Forwards connections to the server, until it is cut; afterwards connections are refused until it is mended."""
+
+    def __init__(self, port: int):
+        self.target, self.port, self.listener = port, 0, None
+        self.mend()
+
+    def mend(self) -> None:
+        self.listener = socket.create_server(("127.0.0.1", self.port))
+        self.port = self.listener.getsockname()[1]
+        self.cut_pipe, self.end = socket.socketpair()
+        self.thread = threading.Thread(target=self._forward, args=(self.listener, self.end), daemon=True)
+        self.thread.start()
+
+    def cut(self) -> None:
+        self.cut_pipe.close()
+        self.thread.join(WAIT_SECONDS)
+
+    def _forward(self, listener: socket.socket, end: socket.socket) -> None:
+        with selectors.DefaultSelector() as selector:
+            peers: dict[socket.socket, socket.socket] = {}
+            for one in (listener, end):
+                selector.register(one, selectors.EVENT_READ)
+            while True:
+                for key, _ in selector.select():
+                    if key.fileobj is end:
+                        for one in (*peers, listener, end):
+                            one.close()
+                        return
+                    if key.fileobj is listener:
+                        client, _ = listener.accept()
+                        server = socket.create_connection(("127.0.0.1", self.target))
+                        peers |= {client: server, server: client}
+                        for one in (client, server):
+                            selector.register(one, selectors.EVENT_READ)
+                    elif key.fileobj in peers:
+                        self._pass_on(key.fileobj, peers, selector)
+
+    @staticmethod
+    def _pass_on(source: socket.socket, peers: dict, selector: selectors.BaseSelector) -> None:
+        try:
+            data = source.recv(65536)
+            if data:
+                peers[source].sendall(data)
+                return
+        except OSError:
+            pass
+        for one in (source, peers[source]):
+            selector.unregister(one)
+            peers.pop(one)
+            one.close()
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """The port of a server on the small model."""
+    for module in ("fastapi", "uvicorn", "multipart"):
+        pytest.importorskip(module, reason=f"{module} is not installed: pip install -e '.[serve]'")
+    log = tmp_path_factory.mktemp("server") / "log.txt"
+    command = [sys.executable, "serve.py", "--port", "0", "--device", "cpu"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "HF_HUB_OFFLINE": "1"}
+    with log.open("w") as errors:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True
+        )
+    timer = threading.Timer(START_SECONDS, process.kill)
+    timer.start()
+    line = next((line for line in process.stdout if "http://" in line), "")
+    timer.cancel()
+    assert line, f"The server did not start:\n{log.read_text()}"
+    yield int(line.split("://")[1].split("/")[0].rpartition(":")[2])
+    process.terminate()
+    process.wait(WAIT_SECONDS)
+
+
+@pytest.fixture(scope="session")
+def browser():
+    if CHROMIUM is None:
+        pytest.skip("no Chromium is installed: apt-get install chromium")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def line(server):
+    line = Line(server)
+    yield line
+    line.cut()
+
+
+@pytest.fixture
+def new_tab(browser, server):
+    """A function that opens the page in a new tab of one browser profile; arguments are settings of the profile."""
+    contexts, problems = [], []
+
+    def make(port: int = server, **settings) -> "Tab":
+        if settings or not contexts:
+            contexts.append(browser.new_context(**{"viewport": {"width": 1280, "height": 800}, **settings}))
+        page = contexts[-1].new_page()
+        page.set_default_timeout(1000 * WAIT_SECONDS)
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("console", lambda message: problems.append(message.text) if "Security" in message.text else None)
+        return Tab(page, f"http://127.0.0.1:{port}/")
+
+    yield make
+    for context in contexts:
+        context.close()
+    assert problems == [], "scripts failed, or the Content Security Policy was violated"
+
+
+@pytest.fixture
+def tab(new_tab) -> "Tab":
+    """The page with the generated example clip open."""
+    return new_tab().open()
+
+
+class Tab:
+    """The page, as a person uses it."""
+
+    def __init__(self, page, address: str):
+        self.page, self.address = page, address
+        page.goto(address)
+
+    def open(self, name: str = "toy_world.mp4") -> "Tab":
+        self.page.locator("#examples button", has_text=name).click()
+        self.until("state => state.file !== null")
+        self.until_shown(0)
+        return self
+
+    # ---- what the page knows and shows ----
+
+    def state(self, code: str, value=None):
+        """What a function of the page's state returns."""
+        return self.page.evaluate(STATE % code, [None, value])
+
+    def until(self, code: str, value=None) -> None:
+        """Waits until a function of the page's state returns something true."""
+        end = time.monotonic() + WAIT_SECONDS
+        while not self.state(code, value):
+            assert time.monotonic() < end, f"waited in vain for {code}, {value}"
+            self.page.wait_for_timeout(20)
+
+    def until_shown(self, frame: int) -> None:
+        """Waits until a frame is shown."""
+        code = "(state, n) => state.frame === n && !video.seeking && (state.file.kind === 'image' || video.readyState > 1)"
+        self.until(code, frame)
+
+    def question(self) -> list:
+        """The question in the box: texts, numbers of regions, ids of objects."""
+        script = "async () => (await import('./editor.js')).parts().map(p => p.text ?? p.object ?? p.region.number)"
+        return self.page.evaluate(script)
+
+    def draft(self) -> list[dict]:
+        return self.state("state => state.draft")
+
+    def turns(self) -> list[dict]:
+        return self.state("state => state.turns")
+
+    def notice(self) -> str:
+        self.page.wait_for_selector("#notice:not([hidden])")
+        return self.page.text_content("#notice-text")
+
+    def picture(self) -> np.ndarray:
+        """The shown frame, of shape `(height, width, 3)`, uint8."""
+        return self._canvas("picture")[..., :3]
+
+    def overlay(self) -> np.ndarray:
+        """What is drawn over the frame at the middle of each pixel of the video: `(height, width, 4)`, uint8."""
+        drawn = self._canvas("overlay")
+        height, width = self.state("state => [state.file.height, state.file.width]")
+        rows = ((np.arange(height) + 0.5) * drawn.shape[0] / height).astype(int)
+        columns = ((np.arange(width) + 0.5) * drawn.shape[1] / width).astype(int)
+        return drawn[rows[:, None], columns]
+
+    def _canvas(self, name: str) -> np.ndarray:
+        url = self.page.evaluate(f"document.getElementById('{name}').toDataURL('image/png')")
+        return np.asarray(Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).convert("RGBA"))
+
+    # ---- what a person does ----
+
+    def seek(self, frame: int) -> None:
+        self.page.fill("#frame", str(frame))
+        self.page.press("#frame", "Enter")
+        self.until_shown(frame)
+
+    def point(self, x: float, y: float) -> tuple[float, float]:
+        """Where a pixel of the video is in the window."""
+        box = self.page.locator("#overlay").bounding_box()
+        height, width = self.state("state => [state.file.height, state.file.width]")
+        return box["x"] + (x + 0.5) * box["width"] / width, box["y"] + (y + 0.5) * box["height"] / height
+
+    def click(self, x: float, y: float, **options) -> None:
+        self.page.mouse.click(*self.point(x, y), **options)
+
+    def drag(self, *points: tuple[float, float]) -> None:
+        self.page.mouse.move(*self.point(*points[0]))
+        self.page.mouse.down()
+        for point in points[1:]:
+            self.page.mouse.move(*self.point(*point), steps=4)
+        self.page.mouse.up()
+
+    def choose(self, tool: str) -> None:
+        self.page.locator(f"label:has(input[value={tool}])").click()
+
+    def type(self, text: str) -> None:
+        self.page.focus("#question")
+        self.page.keyboard.type(text)
+
+    def until_masks(self) -> None:
+        """Waits until every region of the question has its mask."""
+        self.until("state => state.draft.length > 0 && state.draft.every(region => region.mask)")
+
+    def ask(self) -> dict:
+        """Asks what stands in the box and returns the turn when it is answered."""
+        count = len(self.turns())
+        self.page.press("#question", "Enter")
+        self.until("(state, n) => state.pending === null && state.turns.length === n + 1", count)
+        return self.turns()[-1]
+
+
+def decoded(size: list[int], counts: str) -> np.ndarray:
+    """A mask from COCO run lengths, bool."""
+    return coco.decode({"size": size, "counts": counts.encode()}).astype(bool)

@@ -1,0 +1,478 @@
+"""The page in a real browser, as a person uses it. What is asserted of pictures and masks is read from their pixels."""
+
+import io
+import json
+import shutil
+import subprocess
+import urllib.request
+import zipfile
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco
+
+from sama.resources import EXAMPLE_CLIPS
+
+
+RING, CIRCLE, HEART = (64, 114), (183, 55), (195, 160)  # on frame 12 of the example clip
+HEART_BOX = ((148, 112), (246, 206))
+NUM_FRAMES = 24
+HOSTILE = "<img src=x onerror=window.hacked=1>"
+
+
+def decoded(size: list[int], counts: str) -> np.ndarray:
+    """A mask from COCO run lengths, bool."""
+    return coco.decode({"size": size, "counts": counts.encode()}).astype(bool)
+
+
+def mask_of(one: dict, frame: int) -> np.ndarray:
+    """The mask of an object of an answer on a frame."""
+    return decoded(one["masks"]["size"], one["masks"]["counts"][str(frame)])
+
+
+def frames_of(name: str) -> list[np.ndarray]:
+    with av.open(str(EXAMPLE_CLIPS / name)) as container:
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+
+
+def assert_drawn(drawn: np.ndarray, mask: np.ndarray, color: str) -> None:
+    """The overlay has the mask, in its colour, and nothing away from its outline."""
+    inside, outside = eroded(mask), eroded(~mask)
+    assert inside.any() and outside.any()
+    assert drawn[inside, 3].min() > 0 and drawn[outside, 3].max() == 0
+    wanted = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)])
+    shown = drawn[inside, :3].astype(int)
+    assert np.abs(np.median(shown, axis=0) - wanted).max() <= 3
+
+
+def eroded(mask: np.ndarray, pixels: int = 3) -> np.ndarray:
+    """What is at least so many pixels inside a mask, away from its outline."""
+    padded = np.pad(mask, pixels, constant_values=False)
+    height, width = mask.shape
+    shifts = [
+        padded[y : y + height, x : x + width] for y in range(2 * pixels + 1) for x in range(2 * pixels + 1)
+    ]
+    return np.logical_and.reduce(shifts)
+
+
+# ---- what is shown is what it says ----
+
+
+def test_the_player_shows_the_frame_that_it_names(tab):
+    frames = frames_of("toy_world.mp4")
+    for number in (0, 12, 13, 1, NUM_FRAMES - 1):
+        tab.seek(number)
+        differences = [np.abs(tab.picture().astype(int) - frame).mean() for frame in frames]
+        assert int(np.argmin(differences)) == number and differences[number] < 4
+    tab.page.focus("#overlay")
+    for key, frame in [("Home", 0), ("ArrowRight", 1), ("Shift+ArrowRight", 11), ("ArrowLeft", 10), ("End", 23)]:
+        tab.page.keyboard.press(key)
+        tab.until_shown(frame)
+    tab.page.keyboard.press("Space")  # at the end, play begins anew
+    tab.until("state => state.frame > 2 && state.frame < 20")
+    tab.page.keyboard.press("Space")
+    tab.until("() => video.paused && !video.seeking")
+    number = tab.state("state => state.frame")
+    differences = [np.abs(tab.picture().astype(int) - frame).mean() for frame in frames]
+    assert int(np.argmin(differences)) == number
+
+
+def test_masks_are_decoded_as_coco_encodes_them(tab):
+    generator = np.random.default_rng(0)
+    masks = [generator.random((height, width)) < share for height, width, share in
+             [(1, 1, 0.5), (7, 5, 0.5), (64, 48, 0.1), (33, 70, 0.97), (9, 200, 0.0), (200, 9, 1.0)]]  # fmt: skip
+    large = np.zeros((720, 1280), bool)
+    large[300:310, 900:1200] = True
+    codes = [coco.encode(np.asfortranarray(mask.astype(np.uint8))) for mask in (*masks, large)]
+    codes = [{"size": list(code["size"]), "counts": code["counts"].decode()} for code in codes]
+    script = """async (codes) => {
+        const { decode } = await import("./masks.js");
+        return codes.map((code) => { const mask = decode(code); return { ...mask, bits: [...mask.bits] }; });
+    }"""
+    for mask, found in zip((*masks, large), tab.page.evaluate(script, codes), strict=True):
+        restored = np.zeros_like(mask)
+        bits = np.array(found["bits"], bool).reshape(found["height"], found["width"])
+        restored[found["y"] : found["y"] + found["height"], found["x"] : found["x"] + found["width"]] = bits
+        assert np.array_equal(restored, mask)
+    for damaged in ("", "0", "~", "PPPPPPPPPPPP", "00"):
+        error = "async (code) => { (await import('./masks.js')).decode(code); }"
+        with pytest.raises(Exception, match="The code of a mask"):
+            tab.page.evaluate(error, {"size": [4, 4], "counts": damaged})
+
+
+def test_events_are_read_however_the_stream_is_cut(tab):
+    script = """async (text) => {
+        const { eventData } = await import("./api.js");
+        const bytes = new TextEncoder().encode(text);
+        const read = async (cuts) => {
+            const pieces = [0, ...cuts].map((start, i) => bytes.slice(start, [...cuts, bytes.length][i]));
+            const body = new ReadableStream({ start(c) { pieces.forEach((p) => c.enqueue(p)); c.close(); } });
+            const found = [];
+            for await (const data of eventData(body)) found.push(data);
+            return JSON.stringify(found);
+        };
+        return Promise.all([...bytes.keys()].map((cut) => read([cut])).concat(read([...bytes.keys()].slice(1))));
+    }"""
+    text = ': comment\r\n\r\ndata: {"a": "é🙂"}\r\n\r\nid: 3\ndata:b\ndata: c\n\ndata: [DONE]\r\r'
+    found = set(tab.page.evaluate(script, text))
+    assert [json.loads(one) for one in found] == [['{"a": "é🙂"}', "b\nc", "[DONE]"]]
+
+
+# ---- a conversation ----
+
+
+def test_a_conversation(tab):
+    tab.seek(12)
+    tab.type("What is ")
+    tab.click(*RING)
+    tab.until_masks()
+    region = tab.draft()[0]
+    assert region["prompt"] == {"frame": 12, "points": [list(RING)], "labels": [1]}
+    mask = decoded(region["mask"]["size"], region["mask"]["counts"])
+    assert mask[RING[1], RING[0]] and 0.03 < mask.mean() < 0.3
+    assert_drawn(tab.overlay(), mask, "#ffffff") if False else None
+    tab.seek(13)
+    assert tab.overlay()[..., 3].max() == 0, "the mask belongs to frame 12"
+    tab.page.click(".question .chip-label")
+    tab.until_shown(12)
+    tab.type("?")
+    assert tab.question() == ["What is ", 1, "?"]
+
+    first = tab.ask()["answer"]
+    one = first["objects"][0]
+    assert (one["id"], one["phrase"]) == ("o1", first["content"][one["start"] : one["end"]])
+    check_colors(tab, first)
+    for frame in (12, 3):
+        tab.seek(frame)
+        assert_drawn(tab.overlay(), mask_of(one, frame), one["color"])
+    tab.page.click(".lanes .icon")
+    assert tab.overlay()[..., 3].max() == 0
+    tab.page.click(".lanes .icon")
+
+    tab.page.click(".phrase")
+    assert tab.question() == ["o1"]
+    tab.page.keyboard.press("Escape")
+    tab.page.locator("#question").press("Home")
+    tab.page.keyboard.type("What does ")
+    tab.page.locator("#question").press("End")
+    tab.page.keyboard.type("do?")
+    assert tab.question() == ["What does ", "o1", " do?"]
+    second = tab.ask()["answer"]
+    assert second["content"] != first["content"] and second["objects"][0]["id"] == "o1"
+
+    tab.seek(20)
+    tab.choose("box")
+    tab.drag(*HEART_BOX)
+    tab.until_masks()
+    assert tab.draft()[0]["prompt"]["frame"] == 20 and len(tab.draft()[0]["prompt"]["box"]) == 4
+    tab.type("and what is")
+    tab.ask()
+    check_downloads(tab)
+
+    turns, question = tab.turns(), "Which color does it have?"
+    tab.type(question)
+    tab.page.wait_for_timeout(500)
+    tab.page.reload()
+    tab.until("state => state.file !== null && state.turns.length === 3")
+    tab.until_shown(20)
+    assert tab.turns() == turns and tab.question() == [question]
+    tab.ask()
+    assert len(tab.turns()) == 4
+
+
+def check_colors(tab, answer: dict) -> None:
+    """Phrase, lane and chip of an object have the colour that the server gave it."""
+    color = answer["objects"][0]["color"]
+    selectors = (".answer .phrase", ".lanes li", ".asked .chip")
+    script = "names => names.map(n => getComputedStyle(document.querySelector(n)).getPropertyValue('--object').trim())"
+    assert tab.page.evaluate(script, list(selectors)) == [color] * 3
+    red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
+    lane = tab.page.evaluate("getComputedStyle(document.querySelector('.lane span')).backgroundColor")
+    assert lane == f"rgb({red}, {green}, {blue})"
+
+
+def download(tab, name: str):
+    tab.page.click("#download")
+    with tab.page.expect_download() as event:
+        tab.page.click(f"[data-format={name}]")
+    return event.value
+
+
+def check_downloads(tab) -> None:
+    """The files of the download menu hold the video, the masks and the conversation."""
+    objects = tab.state("async () => [...(await import('./state.js')).allObjects().values()]")
+    shown = {one["id"]: one for one in objects}
+    with av.open(str(download(tab, "mp4").path())) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert len(frames) == NUM_FRAMES and frames[0].shape == (256, 256, 3)
+    changed = np.abs(frames[12].astype(int) - frames_of("toy_world.mp4")[12]).max(axis=2) > 60
+    ring = mask_of(shown["o1"], 12)
+    assert changed[ring].mean() > 0.1 > changed[eroded(~ring, 6) & ~eroded(ring, 0)].mean() - 0.1
+
+    exported = json.loads(download(tab, "coco").path().read_text())
+    masks = [one["segmentation"] for one in exported["annotations"]]
+    assert any(np.array_equal(decoded(**code), ring) for code in masks)
+    assert len(masks) == sum(len(one["masks"]["counts"]) for one in objects)
+
+    with zipfile.ZipFile(download(tab, "png").path()) as archive:
+        names = [name for name in archive.namelist() if name.endswith(".png")]
+        pictures = [np.asarray(Image.open(io.BytesIO(archive.read(name))).convert("L")) > 0 for name in names]
+    assert any(np.array_equal(picture, ring) for picture in pictures)
+
+    conversation = json.loads(download(tab, "json").path().read_text())
+    contents = [message["content"] for message in conversation["messages"] if message["role"] == "assistant"]
+    assert contents == [turn["answer"]["content"] for turn in tab.turns()]
+
+
+def test_pointing_can_be_refined_undone_and_cleared(tab):
+    tab.click(*RING)
+    tab.click(*CIRCLE)
+    tab.click(*HEART, button="right")
+    assert tab.draft()[0]["prompt"]["labels"] == [1, 1, 0]
+    tab.page.keyboard.down("Alt")
+    tab.click(10, 10)
+    tab.page.keyboard.up("Alt")
+    assert tab.draft()[0]["prompt"]["labels"] == [1, 1, 0, 0]
+    for labels in ([1, 1, 0], [1, 1], [1]):
+        tab.page.keyboard.press("Control+z")
+        assert tab.draft()[0]["prompt"]["labels"] == labels
+    tab.until_masks()
+    tab.page.keyboard.press("Control+z")
+    assert tab.draft() == [] and tab.question() == []
+    tab.page.click("#redo")
+    assert tab.question() == [1]
+    tab.choose("scribble")
+    tab.drag((180, 40), (190, 55), (175, 70))
+    tab.until_masks()
+    stroke = tab.draft()[1]["prompt"]["scribble"]
+    assert stroke[0] == [180, 40] and stroke[-1] == [175, 70] and tab.question() == [1, " ", 2]
+    tab.page.keyboard.type("same?")  # letters go to the question, wherever the focus is
+    assert tab.question() == [1, " ", 2, " same?"]
+    tab.page.locator(".question .chip-label").first.focus()
+    tab.page.keyboard.press("Delete")
+    assert [region["number"] for region in tab.draft()] == [2]
+    tab.page.keyboard.press("Escape")
+    assert tab.draft() == [] and tab.question() == ["same?"]
+
+
+def test_only_the_last_preview_counts(tab):
+    """The reply about the first click comes after that about the second one."""
+    held = []
+    tab.page.route("**/v1/regions/preview", lambda route: held.append(route))
+    tab.click(*RING)
+    tab.page.wait_for_timeout(300)
+    tab.click(*RING, button="right") if False else tab.click(70, 95)
+    tab.page.wait_for_timeout(300)
+    assert len(held) == 2
+    held[1].continue_()
+    tab.until_masks()
+    mask = tab.draft()[0]["mask"]
+    held[0].abort() if tab.page.is_closed() else None
+    tab.page.wait_for_timeout(200)
+    assert tab.draft()[0]["mask"] == mask and tab.draft()[0]["prompt"]["points"] == [list(RING), [70, 95]]
+
+
+def test_stopping_puts_the_question_back(new_tab):
+    tab = new_tab().open("bigbuckbunny.mp4")
+    tab.click(300, 200)
+    tab.type("what is it?")
+    tab.page.press("#question", "Enter")
+    tab.until("state => state.pending && state.pending.tracked.size > 1")
+    assert tab.question() == []
+    tab.page.click("#ask")
+    assert "Stopped" in tab.notice()
+    assert tab.turns() == [] and tab.question() == [1, " what is it?"] and len(tab.draft()) == 1
+    assert tab.page.locator(".answer").count() == 0 and tab.overlay()[..., 3].max() > 0
+
+
+# ---- what goes wrong ----
+
+
+def test_a_broken_upload_is_a_sentence(tab, tmp_path):
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes((EXAMPLE_CLIPS / "toy_world.mp4").read_bytes()[:5000])
+    tab.type("still here")
+    tab.page.set_input_files("#file", broken)
+    assert tab.notice().endswith(".") and "/" not in tab.notice()
+    assert tab.page.is_visible("#media") and tab.question() == ["still here"]
+
+
+def test_a_file_is_uploaded_with_a_hostile_name(tab, tmp_path):
+    path = tmp_path / f"{HOSTILE}.png"
+    Image.fromarray(frames_of("toy_world.mp4")[12]).save(path)
+    tab.page.set_input_files("#file", path)
+    tab.until("state => state.file.kind === 'image'")
+    tab.until_shown(0)
+    assert tab.page.locator("main img[src=x], header img").count() == 0
+    assert tab.page.evaluate("window.hacked") is None
+    tab.click(*CIRCLE)
+    tab.until_masks()
+    mask = tab.draft()[0]["mask"]
+    assert decoded(mask["size"], mask["counts"])[CIRCLE[1], CIRCLE[0]]
+
+
+def test_text_of_the_model_is_text(tab):
+    one = {"id": "o1", "phrase": HOSTILE, "start": 3, "end": 3 + len(HOSTILE), "color": "#ff4068"}
+    deltas = [{"role": "assistant", "content": ""}, {"content": f"🙂 {HOSTILE}"}, {"content": "!"}]
+    one |= {"start": 2, "end": 2 + len(HOSTILE)}
+    deltas += [{"objects": [one]}, {"objects": [{"id": "o1", "score": 0.5, "frames": []}]}]
+    events = [json.dumps({"choices": [{"index": 0, "delta": delta}]}) for delta in deltas] + ["[DONE]"]
+    body = "".join(f"data: {event}\n\n" for event in events)
+    stream = {"status": 200, "content_type": "text/event-stream", "body": body}
+    tab.page.route("**/v1/chat/completions", lambda route: route.fulfill(**stream))
+    tab.type("say it")
+    tab.ask()
+    assert tab.page.text_content(".answer p") == f"🙂 {HOSTILE}!"
+    assert tab.page.text_content(".phrase") == HOSTILE
+    assert tab.page.evaluate("[document.querySelectorAll('main img[src=x]').length, window.hacked ?? 0]") == [0, 0]
+
+
+def test_a_lost_server(new_tab, line):
+    tab = new_tab(line.port).open("bigbuckbunny.mp4")
+    tab.click(300, 200)
+    tab.type("what is it?")
+    tab.page.press("#question", "Enter")
+    tab.until("state => state.pending && state.pending.tracked.size > 1")
+    line.cut()
+    assert "server" in tab.notice()
+    assert tab.turns() == [] and tab.question() == [1, " what is it?"]
+    tab.page.click("#notice-retry")
+    assert "cannot be reached" in tab.notice()
+    assert tab.question() == [1, " what is it?"]
+    line.mend()
+    tab.page.click("#notice-retry")
+    tab.until("state => state.turns.length === 1")
+    assert tab.page.is_hidden("#notice")
+
+
+def test_a_key_is_asked_for(new_tab):
+    tab = new_tab()
+    refusal = {"status": 401, "json": {"error": {"message": "The API key is missing.", "type": "x"}}}
+
+    def check(route) -> None:
+        route.continue_() if route.request.headers.get("authorization") == "Bearer s3cret" else route.fulfill(**refusal)
+
+    tab.page.route("**/v1/**", check)
+    tab.page.reload()
+    tab.page.fill("#key", "s3cret")
+    tab.page.keyboard.press("Enter")
+    tab.open()
+    assert tab.picture().std() > 20
+    assert tab.page.evaluate("[sessionStorage.getItem('sama.key'), localStorage.getItem('sama.key')]") == ["s3cret", None]
+
+
+# ---- several tabs, no mouse, small windows ----
+
+
+def test_two_tabs_do_not_mix(new_tab):
+    one, other = new_tab().open(), new_tab().open()
+    one.type("What is this?")
+    other.type("Please segment the red circle.")
+    one.page.press("#question", "Enter")
+    second = other.ask()
+    one.until("state => state.turns.length === 1")
+    first = one.turns()
+    assert first[0]["parts"] != second["parts"]
+    for tab in (one, other):
+        tab.page.wait_for_timeout(500)
+        tab.page.reload()
+        tab.until("state => state.turns.length === 1")
+    assert one.turns() == first and other.turns() == [second]
+
+
+def test_a_large_conversation_is_kept_elsewhere(tab):
+    script = """async () => {
+        const { keep, kept } = await import("./storage.js");
+        await keep({ turns: ["x".repeat(8e6)] });
+        return [(await kept()).turns[0].length, sessionStorage.getItem("sama.conversation").length < 100];
+    }"""
+    assert tab.page.evaluate(script) == [8_000_000, True]
+
+
+def test_without_a_mouse(new_tab):
+    tab = new_tab()
+    page = tab.page
+    page.wait_for_selector("#examples button")
+
+    def tab_to(selector: str) -> None:
+        for _ in range(60):
+            page.keyboard.press("Tab")
+            if page.evaluate("name => document.activeElement.matches(name)", selector):
+                return
+        raise AssertionError(f"{selector} cannot be reached by the Tab key")
+
+    tab_to("#examples button")
+    page.keyboard.press("Enter")
+    tab.until("state => state.file !== null")
+    tab.until_shown(0)
+    tab_to("#overlay")
+    for _ in range(12):
+        page.keyboard.press("ArrowRight")
+    tab.until_shown(12)
+    page.keyboard.press("Enter")
+    for key, count in [("Control+ArrowLeft", 128 - RING[0]), ("Control+ArrowUp", 128 - RING[1])]:
+        for _ in range(count):
+            page.keyboard.press(key)
+    page.keyboard.press("Enter")
+    tab.until_masks()
+    assert tab.draft()[0]["prompt"] == {"frame": 12, "points": [list(RING)], "labels": [1]}
+    page.keyboard.press("Escape")
+    page.keyboard.type("what is it?")
+    tab.ask()
+    tab_to(".phrase") if False else page.locator(".phrase").first.focus()
+    page.keyboard.press("Enter")
+    assert tab.question() == ["o1"] and page.evaluate("document.activeElement.id") == "question"
+    page.keyboard.press("Backspace")
+    assert tab.question() == []
+
+
+@pytest.mark.parametrize("width", [390, 1024, 1440])
+def test_everything_fits(new_tab, width):
+    tab = new_tab(viewport={"width": width, "height": 844}).open()
+    tab.click(*RING)
+    tab.type("what is it?")
+    tab.ask()
+    size = "[document.documentElement.scrollWidth, document.documentElement.scrollHeight]"
+    assert tab.page.evaluate(size) == [width, 844]
+    for name in ("#overlay", "#play", "#scrubber", "#question", "#ask", "#messages", "#undo", "#help"):
+        box = tab.page.locator(name).bounding_box()
+        assert box["width"] > 20 and box["x"] >= 0 and box["x"] + box["width"] <= width, name
+        assert box["y"] >= 0 and box["y"] + box["height"] <= 844, name
+    assert tab.page.is_visible("#lanes") == (width > 720)
+
+
+@pytest.fixture(scope="session")
+def axe(tmp_path_factory) -> str:
+    """The script of axe-core, from the npm registry."""
+    if shutil.which("npm") is None:
+        pytest.skip("npm is not installed, which fetches axe-core")
+    folder = tmp_path_factory.mktemp("axe")
+    command = ["npm", "install", "--no-audit", "--no-fund", "--prefix", str(folder), "axe-core@4.14.1"]
+    if subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("axe-core cannot be fetched from the npm registry")
+    return (folder / "node_modules" / "axe-core" / "axe.min.js").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_axe_finds_nothing(new_tab, axe, theme):
+    tab = new_tab(color_scheme=theme, reduced_motion="reduce")
+
+    def findings() -> list[str]:
+        tab.page.evaluate(axe)
+        found = tab.page.evaluate("async () => (await axe.run()).violations")
+        return [f"{one['id']}: {one['help']}: {one['nodes'][0]['html'][:150]}" for one in found]
+
+    tab.page.wait_for_selector("#examples button")
+    assert findings() == []
+    tab.open()
+    tab.click(*RING)
+    tab.type("what is it?")
+    tab.ask()
+    tab.page.click(".phrase")
+    tab.click(*CIRCLE)
+    tab.until_masks()
+    assert findings() == []
+    tab.page.click("#help")
+    assert findings() == []
