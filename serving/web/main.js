@@ -78,7 +78,6 @@ const KEYS = {
   ArrowRight: (event) => step(event.shiftKey ? 10 : 1),
   Home: () => seek(0),
   End: () => seek(Infinity),
-  "?": showHelp,
 };
 
 function showHelp() {
@@ -88,12 +87,14 @@ function showHelp() {
 /** @param {KeyboardEvent} event */
 function onKey(event) {
   if (event.defaultPrevented || document.querySelector("dialog[open]")) return;
+  if (event.key === "F1") event.preventDefault();
+  if (event.key === "F1") return showHelp();
   if (event.key === "Escape") return void (cancel() || clear());
   const command = event.ctrlKey || event.metaKey;
   if (command && event.key.toLowerCase() === "z") return editor.undoKey(event);
   if (isText(event.target) || command || event.altKey) return;
   const isButton = isOne(event.target, "button, summary, [role=button]") && event.key === " ";
-  const isRadio = isOne(event.target, "[type=radio]") && event.key !== "?";
+  const isRadio = isOne(event.target, "[type=radio]");
   if (event.key in KEYS && !isButton && !isRadio) {
     event.preventDefault();
     KEYS[event.key](event);

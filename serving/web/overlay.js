@@ -33,8 +33,7 @@ export function draw() {
   pixel = devicePixelRatio / scale;
   for (const object of allObjects().values()) {
     const mask = maskAt(object, state.frame);
-    const lit = isLit("object", object.id);
-    if (mask && (lit || !state.hidden.has(object.id))) paint(context, mask, object.color, lit);
+    if (mask && !state.hidden.has(object.id)) paint(context, mask, object.color, isLit("object", object.id));
   }
   for (const region of shownRegions()) {
     const lit = isLit("region", region.number);

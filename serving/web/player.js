@@ -108,7 +108,7 @@ export function seek(frame) {
 }
 
 /** @param {number} frames to go on by, or back by */
-export const step = (frames) => seek((video.seeking && target !== null ? target : state.frame) + frames);
+export const step = (frames) => seek((target ?? state.frame) + frames);
 
 /** Plays, from the beginning if the end is reached, or pauses. */
 export function togglePlay() {

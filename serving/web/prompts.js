@@ -146,6 +146,10 @@ overlay.addEventListener("pointermove", (event) => {
 overlay.addEventListener("pointerup", () => gesture.crosshair ?? end());
 overlay.addEventListener("pointercancel", cancel);
 overlay.addEventListener("contextmenu", (event) => event.preventDefault());
+// Who points in the middle of writing goes on writing
+overlay.addEventListener("mousedown", (event) => {
+  if (document.activeElement === byId("question", HTMLElement)) event.preventDefault();
+});
 overlay.addEventListener("keydown", onKey);
 overlay.addEventListener("blur", () => gesture.crosshair && showCrosshair(false));
 tools.addEventListener("change", () => {

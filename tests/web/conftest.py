@@ -21,15 +21,20 @@ from pycocotools import mask as coco
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[dev]'")
 ROOT = Path(__file__).parent.parent.parent
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-START_SECONDS, WAIT_SECONDS = 120, 60  # generous: they only end a test that would hang
+START_SECONDS, WAIT_SECONDS = 120, 15  # generous: they only end a test that would hang
 STATE = "async ([code, value]) => { const { state } = await import('./state.js'); return (%s)(state, value); }"
 
 
 class Line:
-    """Forwards connections to the server, until it is cut; afterwards connections are refused until it is mended."""
+    """
+    Forwards connections to the server.
+
+    Attributes:
+        budget (`int`): how many more bytes of answers it forwards before it holds them back; `None` for all.
+    """
 
     def __init__(self, port: int):
-        self.target, self.port, self.listener = port, 0, None
+        self.target, self.port, self.budget = port, 0, None
         self.mend()
 
     def mend(self) -> None:
@@ -40,6 +45,7 @@ class Line:
         self.thread.start()
 
     def cut(self) -> None:
+        """Breaks all connections; new ones are refused until [`Line.mend`]."""
         self.cut_pipe.close()
         self.thread.join(WAIT_SECONDS)
 
@@ -58,22 +64,28 @@ class Line:
                         client, _ = listener.accept()
                         server = socket.create_connection(("127.0.0.1", self.target))
                         peers |= {client: server, server: client}
-                        for one in (client, server):
-                            selector.register(one, selectors.EVENT_READ)
+                        selector.register(client, selectors.EVENT_READ, "question")
+                        selector.register(server, selectors.EVENT_READ, "answer")
                     elif key.fileobj in peers:
-                        self._pass_on(key.fileobj, peers, selector)
+                        self._pass_on(key, peers, selector)
 
-    @staticmethod
-    def _pass_on(source: socket.socket, peers: dict, selector: selectors.BaseSelector) -> None:
+    def _pass_on(self, key: selectors.SelectorKey, peers: dict, selector: selectors.BaseSelector) -> None:
+        source, limited = key.fileobj, self.budget is not None and key.data == "answer"
+        if limited and self.budget == 0:
+            selector.unregister(source)  # what comes stays in the connection
+            return
         try:
-            data = source.recv(65536)
+            data = source.recv(self.budget if limited else 65536)
             if data:
+                if limited:
+                    self.budget -= len(data)
                 peers[source].sendall(data)
                 return
         except OSError:
             pass
         for one in (source, peers[source]):
-            selector.unregister(one)
+            if one in selector.get_map():
+                selector.unregister(one)
             peers.pop(one)
             one.close()
 
@@ -243,7 +255,8 @@ class Tab:
         """Asks what stands in the box and returns the turn when it is answered."""
         count = len(self.turns())
         self.page.press("#question", "Enter")
-        self.until("(state, n) => state.pending === null && state.turns.length === n + 1", count)
+        self.until("(state, n) => state.pending === null && (state.turns.length > n || !notice.hidden)", count)
+        assert len(self.turns()) == count + 1, self.notice()
         return self.turns()[-1]
 
 
