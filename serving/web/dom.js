@@ -36,7 +36,7 @@ export function element(tag, attributes = {}, ...children) {
 }
 
 /**
- * An icon of the sprite in index.html.
+ * An icon of icons.svg.
  * @param {string} name
  */
 export function icon(name) {
@@ -53,7 +53,7 @@ export function icon(name) {
  * @param {string} name
  */
 export function setIcon(parent, name) {
-  parent.querySelector("use")?.setAttribute("href", `#i-${name}`);
+  parent.querySelector("use")?.setAttribute("href", `icons.svg#${name}`);
 }
 
 /**

@@ -73,15 +73,12 @@ export function emit(...topics) {
   for (const listener of new Set(topics.flatMap((topic) => listeners.get(topic) ?? []))) listener();
 }
 
-/** The objects of all answers by id, each as the last answer about it has it. */
+/** The objects of all answers by id, each as the first answer about it has it: what the server points at and exports. */
 export function allObjects() {
   /** @type {Map<string, AnswerObject>} */
   const objects = new Map();
-  for (const turn of state.turns) for (const one of turn.answer.objects) objects.set(one.id, one);
-  for (const one of state.pending?.answer.objects ?? []) {
-    const earlier = objects.get(one.id)?.masks;
-    const masks = earlier && one.masks ? { ...one.masks, counts: { ...earlier.counts, ...one.masks.counts } } : earlier;
-    objects.set(one.id, { ...one, masks: masks ?? one.masks });
+  for (const { answer } of [...state.turns, ...(state.pending ? [state.pending] : [])]) {
+    for (const one of answer.objects) if (!objects.has(one.id)) objects.set(one.id, one);
   }
   return objects;
 }

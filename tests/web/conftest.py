@@ -21,7 +21,7 @@ from pycocotools import mask as coco
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[dev]'")
 ROOT = Path(__file__).parent.parent.parent
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-START_SECONDS, WAIT_SECONDS = 120, 15  # generous: they only end a test that would hang
+START_SECONDS, WAIT_SECONDS = 120, 60  # generous: they only end a test that would hang
 STATE = "async ([code, value]) => { const { state } = await import('./state.js'); return (%s)(state, value); }"
 
 
@@ -30,11 +30,13 @@ class Line:
     Forwards connections to the server.
 
     Attributes:
-        budget (`int`): how many more bytes of answers it forwards before it holds them back; `None` for all.
+        budget (`int`): how many more bytes of answers to questions it forwards before it holds them back; `None` for
+            all.
     """
 
     def __init__(self, port: int):
         self.target, self.port, self.budget = port, 0, None
+        self.asking: set[socket.socket] = set()  # to the server, where the last request was a question
         self.mend()
 
     def mend(self) -> None:
@@ -64,13 +66,13 @@ class Line:
                         client, _ = listener.accept()
                         server = socket.create_connection(("127.0.0.1", self.target))
                         peers |= {client: server, server: client}
-                        selector.register(client, selectors.EVENT_READ, "question")
-                        selector.register(server, selectors.EVENT_READ, "answer")
+                        for one in (client, server):
+                            selector.register(one, selectors.EVENT_READ)
                     elif key.fileobj in peers:
-                        self._pass_on(key, peers, selector)
+                        self._pass_on(key.fileobj, peers, selector)
 
-    def _pass_on(self, key: selectors.SelectorKey, peers: dict, selector: selectors.BaseSelector) -> None:
-        source, limited = key.fileobj, self.budget is not None and key.data == "answer"
+    def _pass_on(self, source: socket.socket, peers: dict, selector: selectors.BaseSelector) -> None:
+        limited = self.budget is not None and source in self.asking
         if limited and self.budget == 0:
             selector.unregister(source)  # what comes stays in the connection
             return
@@ -79,6 +81,8 @@ class Line:
             if data:
                 if limited:
                     self.budget -= len(data)
+                if data.startswith(b"POST /v1/chat/completions"):
+                    self.asking.add(peers[source])
                 peers[source].sendall(data)
                 return
         except OSError:
