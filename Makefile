@@ -10,6 +10,7 @@ PYTHON ?= python3
 TORCH ?=
 WORKERS ?= 2
 PORT ?= 8000
+TYPESCRIPT := 7.0.2
 BIN := .venv/bin
 
 .PHONY: help app demo test slow style check docs sync profile train-toy
@@ -45,6 +46,8 @@ check: .venv/.installed-test
 	$(BIN)/ruff format --check .
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright  # without a look for newer releases
 	$(BIN)/python -m pytest -q tests/test_layout.py
+	@if command -v npx >/dev/null; then npx --yes --package typescript@$(TYPESCRIPT) -- tsc --project tests/web; \
+	else echo "check: npm is not installed, so the types of serving/web are not checked"; fi
 
 docs: .venv/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

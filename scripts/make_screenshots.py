@@ -2,8 +2,8 @@
 
     python scripts/make_screenshots.py
 
-It starts the server on the small model and has a conversation about the example clip in Chromium (a Debian package) with
-Playwright: assets/page_light.webp, page_dark.webp and page_phone.webp. --to takes another folder.
+It starts the server on the small model and has a conversation about the example clip in Chromium (a Debian package),
+driven by Playwright: page_light.webp, page_dark.webp and page_phone.webp in assets/. --to takes another folder.
 """
 
 import argparse
@@ -27,6 +27,8 @@ PICTURES = {
     "page_dark": ((1280, 760), "dark", 1.5),
     "page_phone": ((390, 844), "light", 2.0),
 }
+# `wait_for_function` is forbidden by the page's Content Security Policy
+SHOWN = "async () => { while (video.readyState < 2 || video.seeking) await new Promise((r) => setTimeout(r, 20)); }"
 FRAME, RING, HEART = 12, (64, 114), ((150, 112), (246, 206))  # pixels of the clip
 
 
@@ -69,8 +71,11 @@ def screenshot(browser: Browser, address: str, name: str) -> Image.Image:
     """The page in the middle of a conversation."""
     (width, height), theme, scale = PICTURES[name]
     window = browser.new_page(
-        viewport={"width": width, "height": height}, color_scheme=theme, device_scale_factor=scale, reduced_motion="reduce"
-    )  # fmt: skip
+        viewport={"width": width, "height": height},
+        color_scheme=theme,
+        device_scale_factor=scale,
+        reduced_motion="reduce",
+    )
     window.goto(address)
     converse(window)
     picture = Image.open(io.BytesIO(window.screenshot()))
@@ -81,12 +86,13 @@ def screenshot(browser: Browser, address: str, name: str) -> Image.Image:
 def converse(page: Page) -> None:
     """Asks about the ring, then about it again, then about the circle, and begins to ask about the heart."""
     page.locator("#examples button", has_text="toy_world.mp4").click()
-    page.wait_for_function("document.querySelector('#video').readyState > 1")
+    page.evaluate(SHOWN)
     page.fill("#frame", str(FRAME))
     page.press("#frame", "Enter")
-    page.wait_for_function("!document.querySelector('#video').seeking")
+    page.evaluate(SHOWN)
     write(page, "What is ")
-    page.mouse.click(*window_point(page, RING))
+    with page.expect_response("**/v1/regions/preview"):
+        page.mouse.click(*window_point(page, RING))
     write(page, "?")
     ask(page, 1)
     write(page, "What does ")
@@ -95,13 +101,14 @@ def converse(page: Page) -> None:
     ask(page, 2)
     write(page, "Please segment the red circle.")
     ask(page, 3)
+    write(page, "What is ")
     page.locator("label:has(input[value=box])").click()
     page.mouse.move(*window_point(page, HEART[0]))
     page.mouse.down()
     page.mouse.move(*window_point(page, HEART[1]), steps=8)
     with page.expect_response("**/v1/regions/preview"):
         page.mouse.up()
-    write(page, "and what is this?")
+    write(page, "?")
     page.mouse.move(0, 0)
     page.wait_for_timeout(300)  # until the last frame is drawn
 

@@ -1,6 +1,6 @@
 /** @file Requests to the server. Every failure is an `ApiError` with one sentence for the user. */
 
-import { askDialog, byId } from "./dom.js";
+import { askDialog, byId, showNotice } from "./dom.js";
 
 /** @import { FileObject, Prompt, Rle } from "./state.js" */
 
@@ -20,6 +20,17 @@ export class ApiError extends Error {
 
 /** @param {unknown} error @returns {boolean} whether a request was cancelled by us */
 export const isAbort = (error) => error instanceof DOMException && error.name === "AbortError";
+
+/**
+ * Shows what went wrong, with a button to try again where that may help.
+ * @param {unknown} error
+ * @param {() => unknown} retry
+ */
+export function showError(error, retry) {
+  const refused = error instanceof ApiError && error.status >= 400 && error.status < 500;
+  const later = error instanceof ApiError && [408, 429].includes(error.status);
+  showNotice(error instanceof Error ? error.message : String(error), refused && !later ? null : retry);
+}
 
 /** @returns {Record<string, string>} */
 function authorization() {

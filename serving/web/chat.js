@@ -1,6 +1,6 @@
 /** @file Asks questions and shows the conversation. */
 
-import { isAbort, modelName, streamAnswer } from "./api.js";
+import { isAbort, modelName, showError, streamAnswer } from "./api.js";
 import { chip, lighting, nameOf } from "./chips.js";
 import { announce, byId, element, hideNotice, setIcon, showNotice } from "./dom.js";
 import * as editor from "./editor.js";
@@ -45,9 +45,8 @@ export async function ask() {
     if (state.pending !== pending) return;
     finish();
     editor.putBack(parts);
-    const message = error instanceof Error ? error.message : String(error);
     if (isAbort(error)) showNotice("Stopped. Your question is back in the box.");
-    else showNotice(message, () => void ask());
+    else showError(error, ask);
   }
 }
 

@@ -48,8 +48,8 @@ export function chip(part, found = null, remove = null) {
     : `${label}, object of an answer`;
   const button = element(
     "button",
-    { type: "button", class: "chip-label", "aria-label": about, title: about, onclick: () => visit(part, object) },
-    icon(region ? kindOf(region) : "eye"),
+    { type: "button", class: "chip-label", "aria-label": region ? about : false, title: about, onclick: () => visit(part, object) },
+    region ? icon(kindOf(region)) : element("span", { class: "badge" }, numberOf("object" in part ? part.object : "")),
     label,
   );
   const node = element(

@@ -80,7 +80,7 @@ export function askDialog(dialog) {
 /**
  * A message with a button to try again, until the next message or until it is closed.
  * @param {string} text
- * @param {(() => void) | null} retry
+ * @param {(() => unknown) | null} retry
  */
 export function showNotice(text, retry = null) {
   byId("notice", HTMLElement).hidden = false;

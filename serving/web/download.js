@@ -1,7 +1,7 @@
 /** @file The download menu: files made of the conversation. */
 
-import { exportConversation } from "./api.js";
-import { announce, byId, element, showNotice } from "./dom.js";
+import { exportConversation, showError } from "./api.js";
+import { announce, byId, element } from "./dom.js";
 import { messages, on, state } from "./state.js";
 
 const FORMATS = [
@@ -31,7 +31,7 @@ async function save(format, entry) {
     announce(`${name} was downloaded.`);
   } catch (error) {
     menu.hidePopover();
-    showNotice(error instanceof Error ? error.message : String(error), () => void save(format, entry));
+    showError(error, () => save(format, entry));
   } finally {
     entry.disabled = false;
   }

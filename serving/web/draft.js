@@ -1,7 +1,7 @@
 /** @file The regions of the question that is being written: undo, redo, and their masks from the server. */
 
-import { isAbort, previewRegion } from "./api.js";
-import { announce, showNotice } from "./dom.js";
+import { isAbort, previewRegion, showError } from "./api.js";
+import { announce } from "./dom.js";
 import { emit, state } from "./state.js";
 
 /** @import { Prompt, Region } from "./state.js" */
@@ -109,10 +109,10 @@ export function addPoint(point, adds) {
   return true;
 }
 
-/** Asks for the masks that are missing. The reply about a region that was changed meanwhile is dropped. */
+/** Asks for the masks that are missing. A request about a prompt that was changed meanwhile is given up. */
 function requestMasks() {
   for (const [region, controller] of requested) {
-    if (state.draft.includes(region)) continue;
+    if (!state.draft.some((one) => one.number === region.number && one !== region)) continue;
     controller.abort();
     requested.delete(region);
   }
@@ -127,14 +127,13 @@ async function requestMask(region) {
   const controller = new AbortController();
   requested.set(region, controller);
   try {
-    const mask = await previewRegion(state.file.id, region.prompt, controller.signal);
-    if (!state.draft.includes(region)) return;
-    region.mask = mask;
+    region.mask = await previewRegion(state.file.id, region.prompt, controller.signal);
     announce(`Region ${region.number} has a mask on frame ${region.prompt.frame}.`);
     emit("objects");
+    if (!state.draft.includes(region)) emit("turns"); // it was asked about meanwhile
   } catch (error) {
-    if (isAbort(error) || !(error instanceof Error)) return;
-    showNotice(error.message, () => {
+    if (isAbort(error) || !state.draft.includes(region)) return;
+    showError(error, () => {
       requested.delete(region);
       requestMasks();
     });

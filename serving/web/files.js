@@ -1,6 +1,6 @@
 /** @file Opens a file: chosen, dropped, or one of the examples. */
 
-import { examples, fileObject, isAbort, mediaUrl, upload } from "./api.js";
+import { ApiError, examples, fileObject, isAbort, mediaUrl, showError, upload } from "./api.js";
 import { drop } from "./chat.js";
 import { announce, askDialog, byId, element, hideNotice, showNotice } from "./dom.js";
 import { empty } from "./editor.js";
@@ -57,7 +57,7 @@ export async function open(file, frame = 0) {
     await load(file, frame);
     announce(`${file.filename} is open.`);
   } catch (error) {
-    showNotice(error instanceof Error ? error.message : String(error), () => void open(file, frame));
+    showError(error, () => open(file, frame));
   }
 }
 
@@ -73,11 +73,10 @@ export async function reopen(file, frame) {
   try {
     await open(await fileObject(file.id), frame);
   } catch (error) {
-    if (!(error instanceof Error)) throw error;
-    const gone = "status" in error && error.status === 404;
+    const gone = error instanceof ApiError && error.status === 404;
     if (gone) showStage("empty");
     if (gone) showNotice(`The server no longer has ${file.filename}. Open it again to go on with the conversation.`);
-    else showNotice(error.message, () => void reopen(file, frame));
+    else showError(error, () => reopen(file, frame));
   }
 }
 
@@ -101,7 +100,7 @@ async function send(file) {
     await open(sent);
   } catch (error) {
     showStage(state.file ? "media" : "empty");
-    if (!isAbort(error)) showNotice(error instanceof Error ? error.message : String(error), () => void send(file));
+    if (!isAbort(error)) showError(error, () => send(file));
   }
 }
 

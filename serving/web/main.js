@@ -1,6 +1,6 @@
 /** @file Starts the page: what was kept, the server's name, the keys of the keyboard, the theme. */
 
-import { modelName, request } from "./api.js";
+import { ApiError, modelName, showError } from "./api.js";
 import "./chat.js";
 import { byId, setIcon, showNotice } from "./dom.js";
 import "./download.js";
@@ -23,17 +23,13 @@ const THEMES = ["auto", "light", "dark"];
 async function connect() {
   const name = byId("model", HTMLElement);
   try {
-    const { status } = await fetch("health");
-    if (status === 503) {
-      name.textContent = "The model is being loaded";
-      setTimeout(connect, POLL_DELAY);
-      return;
-    }
-    await request("v1/models");
     name.textContent = await modelName();
     await showExamples();
   } catch (error) {
-    showNotice(error instanceof Error ? error.message : String(error), () => void connect());
+    if (error instanceof ApiError && error.status === 503) {
+      name.textContent = "The model is being loaded";
+      setTimeout(connect, POLL_DELAY);
+    } else showError(error, connect);
   }
 }
 
@@ -86,7 +82,7 @@ function showHelp() {
 
 /** @param {KeyboardEvent} event */
 function onKey(event) {
-  if (event.defaultPrevented || document.querySelector("dialog[open]")) return;
+  if (event.defaultPrevented || document.querySelector("dialog[open], :popover-open")) return;
   if (event.key === "F1") event.preventDefault();
   if (event.key === "F1") return showHelp();
   if (event.key === "Escape") return void (cancel() || clear());

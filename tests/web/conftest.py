@@ -10,12 +10,12 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from pycocotools import mask as coco
 
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[dev]'")
@@ -178,17 +178,22 @@ class Tab:
         """What a function of the page's state returns."""
         return self.page.evaluate(STATE % code, [None, value])
 
-    def until(self, code: str, value=None) -> None:
-        """Waits until a function of the page's state returns something true."""
+    def wait(self, condition: Callable[[], object]) -> None:
+        """Waits until a condition is true; the page goes on meanwhile."""
         end = time.monotonic() + WAIT_SECONDS
-        while not self.state(code, value):
-            assert time.monotonic() < end, f"waited in vain for {code}, {value}"
+        while not condition():
+            assert time.monotonic() < end, "waited in vain"
             self.page.wait_for_timeout(20)
+
+    def until(self, code: str, value=None) -> None:
+        """Waits until a function of the page's state returns something true. Playwright's own `wait_for_function` is
+        forbidden by the page's Content Security Policy."""
+        self.wait(lambda: self.state(code, value))
 
     def until_shown(self, frame: int) -> None:
         """Waits until a frame is shown."""
-        code = "(state, n) => state.frame === n && !video.seeking && (state.file.kind === 'image' || video.readyState > 1)"
-        self.until(code, frame)
+        ready = "(video.readyState > 1 || state.file.kind === 'image')"
+        self.until(f"(state, n) => state.frame === n && !video.seeking && {ready}", frame)
 
     def question(self) -> list:
         """The question in the box: texts, numbers of regions, ids of objects."""
@@ -262,8 +267,3 @@ class Tab:
         self.until("(state, n) => state.pending === null && (state.turns.length > n || !notice.hidden)", count)
         assert len(self.turns()) == count + 1, self.notice()
         return self.turns()[-1]
-
-
-def decoded(size: list[int], counts: str) -> np.ndarray:
-    """A mask from COCO run lengths, bool."""
-    return coco.decode({"size": size, "counts": counts.encode()}).astype(bool)
