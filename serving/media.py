@@ -152,7 +152,11 @@ def probe(path: str | os.PathLike, limits: MediaLimits) -> Probe:
         if is_picture(path):
             return _probe_picture(path, limits)
     except PictureError as error:
-        raise refusal(error, path) from error
+        refused = refusal(error, path)
+        kind, needs_library, _ = str(refused).partition(", which needs ")
+        if needs_library:
+            raise FileRefused(f"{kind}, which this server cannot read.", UNSUPPORTED) from error
+        raise refused from error
     return _probe_video(path, limits)
 
 

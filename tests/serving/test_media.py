@@ -180,6 +180,8 @@ def faststart(clip: Path, path: Path) -> bytes:
     ("name", "copy"), [("a.jpg", "jpg"), ("a.png", "png"), ("a.webp", "png"), ("a.avif", "jpg"), ("a.gif", "png")]
 )
 def test_a_picture_is_shown_upright_and_without_what_it_tells(tmp_path, name, copy):
+    if Path(name).suffix not in Image.registered_extensions():
+        pytest.skip(f"this Pillow has no {name}: AVIF needs 11.3 or newer")
     exif = Image.Exif()
     exif[0x0112], exif[0x010F] = 6, "Camera of somebody"  # turned clockwise
     stored = Image.fromarray(np.rot90(quarters(0)))
@@ -245,7 +247,6 @@ HOSTILE = {
     "subtitles": (b"1\n00:00:01,000 --> 00:00:02,000\nHi\n", 415, NEITHER),
     "letters as pictures": (b"\x1b[31mred\n" * 500, 415, NEITHER),
     "raw frames": (b"YUV4MPEG2 W16 H16 F25:1\nFRAME\n" + bytes(384), 415, NEITHER),
-    "heic without a picture": (b"\0\0\0\x18ftypheic\0\0\0\0heicmif1" + bytes(99), 400, "is not a picture that can be"),
     "png of 60,000 x 60,000": (png(60_000, 60_000, bytes(10**4), depth=1), 413, "has 3,600,000,000 pixels"),
     "png beyond the limit": (png(300, 300, bytes(301 * 300)), 413, "300 x 300 = 90,000 pixels; at most 65,536"),
     "png with a text of 100 MB": (
@@ -257,7 +258,6 @@ HOSTILE = {
     "gif of 65,535 x 65,535": (gif(65_535, 1), 413, "has 4,294,836,225 pixels"),
     "gif of 101 frames": (gif(9, 101), 413, "has 101 frames; at most 100"),
     "gif of 17,000 x 2": (gif(17_000, 2, height=2), 413, "17,000 x 2 pixels; no side of a video may have more than"),
-    "webp of 16,383 x 16,383": (webp(16_383), 413, "has 268,402,689 pixels"),
     "tiff with a large page": (tiff(8, 8, 9000), 413, "9000 x 9000 = 81,000,000 pixels; at most 65,536"),
     "truncated png": (png(9, 9, bytes(90))[:45], 400, "is not an image that can be read"),
 }  # fmt: skip
@@ -272,6 +272,29 @@ def test_what_is_refused(tmp_path, name):
         normalise(path, tmp_path, LIMITS)
     check_refusal(caught.value, status, sentence, tmp_path)
     assert os.listdir(tmp_path) == ["upload.mp4"]
+
+
+def test_a_webp_of_16_383_x_16_383_is_refused(tmp_path):
+    """By Pillow 11.1 as damaged, by later ones as too large."""
+    (tmp_path / "upload.mp4").write_bytes(webp(16_383))
+    with pytest.raises(FileRefused, match="268,402,689 pixels|could not create decoder object"):
+        normalise(tmp_path / "upload.mp4", tmp_path, LIMITS)
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_a_heic_file_that_cannot_be_read(tmp_path, monkeypatch, installed):
+    if installed:
+        pytest.importorskip("pillow_heif")
+    else:
+        monkeypatch.setattr("sama.pictures_sama.pillow_heif", None)
+        monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
+    (tmp_path / "upload.mp4").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0heicmif1" + bytes(99))
+    with pytest.raises(FileRefused) as caught:
+        normalise(tmp_path / "upload.mp4", tmp_path, LIMITS)
+    if installed:
+        check_refusal(caught.value, 400, "is not a picture that can be read", tmp_path)
+    else:
+        check_refusal(caught.value, 415, "The file is a HEIC picture, which this server cannot read", tmp_path)
 
 
 def check_refusal(error: FileRefused, status: int, sentence: str, folder: Path) -> None:
@@ -310,7 +333,7 @@ def sound(path: Path, form: str, cover: bool = False) -> None:
         stream = container.add_stream("aac", rate=16_000, layout="mono")
         if cover:
             picture = container.add_stream("mjpeg", width=80, height=48, pix_fmt="yuvj420p")
-            picture.disposition = av.stream.Disposition.attached_pic
+            picture.disposition = av.stream.Disposition.attached_pic.value
         write_tone(container, stream, 16_000, 1)
         if cover:
             container.mux(picture.encode(av.VideoFrame.from_ndarray(quarters(0), format="rgb24")))
