@@ -153,11 +153,7 @@ class FileStore:
         try:
             with self._incoming() as folder:
                 digest, size = self._receive(chunks, folder / ORIGINAL)
-                with self._converting:  # the same file, sent many times at once, is converted by the first
-                    facts = self._found_again(digest)
-                    if facts is None:
-                        facts = self._convert(folder, name, size)
-                        self._install(folder, digest)
+                facts = self._found_again(digest) or self._converted(folder, digest, name, size)
                 return replace(self._stored(digest, facts), filename=name)
         except OSError as error:
             if error.errno not in NO_SPACE_ERRORS:
@@ -202,12 +198,18 @@ class FileStore:
                 self._touch(folder)
         return facts
 
-    def _convert(self, folder: Path, name: str, size: int) -> _Facts:
-        media = convert(folder / ORIGINAL, folder, self.limits, self._conversion)
-        facts = _Facts(name, size, self._clock(), media)
-        (folder / FACTS).write_text(json.dumps(asdict(facts)), encoding="utf-8")
-        self._touch(folder)
-        self._make_room(0)
+    def _converted(self, folder: Path, digest: str, name: str, size: int) -> _Facts:
+        """Converts an upload and gives it its name. What is sent many times at once is converted by the first."""
+        with self._converting:
+            facts = self._found_again(digest)
+            if facts is not None:
+                return facts
+            media = convert(folder / ORIGINAL, folder, self.limits, self._conversion)
+            facts = _Facts(name, size, self._clock(), media)
+            (folder / FACTS).write_text(json.dumps(asdict(facts)), encoding="utf-8")
+            self._touch(folder)
+            self._make_room(0)
+            self._install(folder, digest)
         return facts
 
     def _install(self, folder: Path, digest: str) -> None:

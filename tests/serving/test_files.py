@@ -314,6 +314,17 @@ def test_two_uploads_of_the_same_bytes_at_once(store, clip, monkeypatch):
     assert store.get(results[0].id).num_frames == 6
 
 
+def test_a_known_file_does_not_wait_for_conversions(store, clip):
+    stored = store.add(file_chunks(clip))
+    for _ in range(files.MAX_CONVERSIONS):
+        store._converting.acquire()
+    results = []
+    upload = threading.Thread(target=lambda: results.append(store.add(file_chunks(clip))), daemon=True)
+    upload.start()
+    upload.join(20)
+    assert results == [stored]
+
+
 def test_a_file_that_many_send_at_once_is_converted_few_times(store, clip, monkeypatch):
     converted = []
 
