@@ -111,6 +111,10 @@ def validation_error(errors: Sequence[dict]) -> ApiError:
         found = shown(str(context["tag"]), MAX_NAME)
         field = f"{name}.{context['discriminator'].strip(chr(39))}"
         return ApiError(400, f"{field} is one of {context['expected_tags']}, got '{found}'.", field)
+    if kind in ("too_long", "too_short"):
+        least, most = context.get("min_length"), context.get("max_length")
+        expected = f"at most {most:,}" if kind == "too_long" else f"at least {least:,}"
+        return ApiError(400, f"{place} has {context['actual_length']:,} entries, {expected} are expected.", name or None)
     message = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
     return ApiError(400, f"{place} {message}." if not message.endswith(".") else f"{place} {message}", name or None)
 

@@ -35,7 +35,7 @@ class Limits:
     file_seconds: float = _limit(6 * 3600.0, "seconds after its last use until a stored file expires")
     # of a request
     json_bytes: int = _limit(96 * MIB, "bytes of a JSON body, data URLs included; larger videos go through /v1/files")
-    json_values: int = _limit(500_000, "values in a JSON body")
+    json_values: int = _limit(200_000, "values in a JSON body")
     messages: int = _limit(200, "messages of a conversation")
     text_characters: int = _limit(20_000, "characters of the text of a message")
     regions: int = _limit(32, "regions in a message")

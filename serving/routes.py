@@ -4,18 +4,19 @@ import asyncio
 import threading
 from collections.abc import Awaitable
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from fastapi import APIRouter, Depends, File, Form, Path, Request, UploadFile
+from fastapi import APIRouter, Depends, File, Form, Request, UploadFile
+from fastapi import Path as PathField
 from fastapi.responses import FileResponse, JSONResponse, Response
-from starlette.background import BackgroundTask
-from starlette.types import Receive
+from starlette.types import Receive, Scope, Send
 
 from ..data.masks import encode_rle
 from .bodies import StrictRoute
 from .chat_route import ChatResponse
 from .download import export
-from .errors import ApiError
+from .errors import MAX_NAME, ApiError, shown
 from .files import StoredFile
 from .requests import ConversationReader
 from .schema import (
@@ -77,7 +78,7 @@ def service_of(request: Request) -> Service:
 
 
 TheService = Annotated[Service, Depends(service_of)]
-FileId = Annotated[str, Path(pattern=FILE_ID, description="id of an uploaded file")]
+FileId = Annotated[str, PathField(pattern=FILE_ID, description="id of an uploaded file")]
 public = APIRouter(route_class=StrictRoute)
 protected = APIRouter(route_class=StrictRoute)  # needs the API key: see PROTECTED in security.py
 
@@ -125,7 +126,8 @@ async def add_file(
     """Stores a video or picture. The same content has the same id."""
     unknown = sorted(set(await request.form()) - FORM_FIELDS)
     if unknown:
-        raise ApiError(400, f"There is no field {unknown[0][:60]}; the form has file and purpose.", unknown[0][:60])
+        name = shown(unknown[0], MAX_NAME)
+        raise ApiError(400, f"There is no field {name}; the form has file and purpose.", name)
     chunks = iter(lambda: file.file.read(READ_BYTES), b"")
     stored = await service.run(service.threads.storing, service.store.add, chunks, file.filename or "")
     return JSONResponse(file_object(stored))
@@ -162,8 +164,26 @@ async def delete_file(file_id: FileId, service: TheService) -> Response:
 )
 async def file_content(file_id: FileId, service: TheService) -> Response:
     """The file as browsers play it: frame n is shown from n / fps to (n + 1) / fps seconds."""
-    path = await service.run(service.threads.quick, service.store.content, file_id)
-    return FileResponse(path, headers=CACHE, media_type=CONTENT_TYPES[path.suffix])
+    holding = ExitStack()
+
+    def content() -> Path:
+        holding.enter_context(service.store.use(file_id))
+        return service.store.content(file_id)
+
+    path = await service.run(service.threads.quick, content)
+    return HeldFileResponse(holding, path, headers=CACHE, media_type=CONTENT_TYPES[path.suffix])
+
+
+class HeldFileResponse(FileResponse):
+    """A file that is there until it was sent, or its client has left: then `holding` is closed."""
+
+    def __init__(self, holding: ExitStack, path: Path, headers: dict[str, str], media_type: str):
+        super().__init__(path, headers=headers, media_type=media_type)
+        self.holding = holding
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self.holding:
+            await super().__call__(scope, receive, send)
 
 
 CONTENT_TYPES = {".mp4": "video/mp4", ".webm": "video/webm", ".png": "image/png", ".jpg": "image/jpeg"}
@@ -172,9 +192,11 @@ CONTENT_TYPES = {".mp4": "video/mp4", ".webm": "video/webm", ".png": "image/png"
 @protected.head("/v1/files/{file_id}/frames/{frame}", include_in_schema=False)
 @protected.get("/v1/files/{file_id}/frames/{frame}", responses=media_types("the frame", "image/png") | errors(404))
 async def file_frame(
-    file_id: FileId, frame: Annotated[int, Path(ge=0, le=10**7, description="counted from 0")], service: TheService
+    file_id: FileId,
+    frame: Annotated[int, PathField(ge=0, le=10**7, description="counted from 0")],
+    service: TheService,
 ) -> Response:
-    """A frame as the model sees it."""
+    """A frame as the model sees it; counted from 0."""
     picture = await service.run(service.threads.storing, service.store.frame, file_id, frame)
     return Response(picture, media_type="image/png", headers=CACHE)
 
@@ -230,9 +252,7 @@ async def export_conversation(request: Request, body: ExportRequest, service: Th
         raise
     # The name has letters, digits and ._- only
     headers = NO_STORE | {"Content-Disposition": f'attachment; filename="{written.filename}"'}
-    return FileResponse(
-        written.path, media_type=written.media_type, headers=headers, background=BackgroundTask(holding.close)
-    )
+    return HeldFileResponse(holding, written.path, headers=headers, media_type=written.media_type)
 
 
 async def run_until_closed(receive: Receive, stop: threading.Event, work: Awaitable[Result]) -> Result:

@@ -6,12 +6,15 @@ answers. A field that is not here is refused by its name. A field of OpenAI's AP
 have is accepted only with the value that asks for nothing, and otherwise refused by its name, never ignored.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import core_schema
+
+from ..regions_sama import MAX_LINE_POINTS, MAX_POINTS
 
 
 FILE_ID = r"^file-[0-9a-f]{64}$"
@@ -21,7 +24,14 @@ PROMPTS = ("box", "points", "scribble", "mask", "object")
 
 Whole = Annotated[int, Field(ge=0, le=2**31)]
 Pixels = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
-Point = Annotated[list[Pixels], Field(min_length=2, max_length=2)]
+# Lists are refused at their first wrong value, and beyond lengths that no limit reaches: a hundred thousand errors
+# would keep the event loop busy for seconds
+Point = Annotated[list[Pixels], Field(fail_fast=True, min_length=2, max_length=2)]
+Box = Annotated[list[Pixels], Field(fail_fast=True, min_length=4, max_length=4)]
+Points = Annotated[list[Point], Field(fail_fast=True, min_length=1, max_length=MAX_POINTS)]
+Labels = Annotated[list[Annotated[int, Field(ge=0, le=1)]], Field(fail_fast=True, max_length=MAX_POINTS)]
+Line = Annotated[list[Point], Field(fail_fast=True, min_length=2, max_length=MAX_LINE_POINTS)]
+MAX_PARTS = 10_000
 
 
 class Model(BaseModel):
@@ -59,7 +69,7 @@ class MaskCode(Model):
         description="[height, width]"
     )
     counts: Annotated[
-        Annotated[str, Tag("compressed")] | Annotated[list[Whole], Tag("plain")],
+        Annotated[str, Tag("compressed")] | Annotated[list[Whole], Field(fail_fast=True), Tag("plain")],
         Discriminator(lambda value: "plain" if isinstance(value, list) else "compressed"),
     ] = Field(description="COCO's compressed text, or the run lengths, column by column, zeros first")
 
@@ -71,14 +81,12 @@ class Region(Model):
     """
 
     frame: Annotated[int, Field(ge=0, le=MAX_FRAME)] | None = Field(None, description="0 if it is left out")
-    box: Annotated[list[Pixels], Field(min_length=4, max_length=4)] | None = Field(
-        None, description="[x1, y1, x2, y2]"
-    )
-    points: Annotated[list[Point], Field(min_length=1)] | None = Field(None, description="clicks, [[x, y], ...]")
-    labels: list[Annotated[int, Field(ge=0, le=1)]] | None = Field(
+    box: Box | None = Field(None, description="[x1, y1, x2, y2]")
+    points: Points | None = Field(None, description="clicks, [[x, y], ...]")
+    labels: Labels | None = Field(
         None, description="one for each of `points`: 1 belongs to the object (the default), 0 does not"
     )
-    scribble: Annotated[list[Point], Field(min_length=2)] | None = Field(None, description="a line, [[x, y], ...]")
+    scribble: Line | None = Field(None, description="a line, [[x, y], ...]")
     mask: MaskCode | None = None
     object: Annotated[str, Field(pattern=OBJECT_ID)] | None = Field(
         None, description="id of an object of an earlier answer; without `frame`"
@@ -110,15 +118,31 @@ class PointedRegion(Region):
 # ---- what is found
 
 
+_FRAME = re.compile(r"0|[1-9][0-9]{0,6}")
+
+
+def _checked_counts(value):
+    """The masks of an object; raises `ValueError` at the first that is none."""
+    for frame, code in value.items() if isinstance(value, dict) else ():
+        if not _FRAME.fullmatch(frame):
+            raise ValueError(f"has a field '{frame[:20]}', which is no number of a frame")
+        if not isinstance(code, str):
+            raise ValueError(f"of frame {frame} should be COCO's compressed text")
+    return value
+
+
 class ObjectMasks(Model):
     """The masks of an object. Frames on which it is not visible are left out."""
 
     size: Annotated[list[Annotated[int, Field(ge=1, le=65_535)]], Field(min_length=2, max_length=2)] = Field(
         description="[height, width]"
     )
-    counts: dict[Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,6})$")], str] = Field(
+    counts: Annotated[dict[str, str], BeforeValidator(_checked_counts)] = Field(
         description="frame number to COCO's compressed run lengths"
     )
+
+
+FrameRange = Annotated[list[Whole], Field(fail_fast=True, min_length=2, max_length=2)]
 
 
 class AnswerObject(Model):
@@ -132,7 +156,7 @@ class AnswerObject(Model):
     end: Whole | None = Field(None, description="the character after its last")
     color: Annotated[str, Field(pattern=r"^#[0-9a-f]{6}$")] | None = None
     score: Annotated[float, Field(ge=0, le=1)] | None = None
-    frames: list[Annotated[list[Whole], Field(min_length=2, max_length=2)]] | None = Field(
+    frames: Annotated[list[FrameRange], Field(fail_fast=True)] | None = Field(
         None, description="where it is visible: [first, last] of each run of frames"
     )
     masks: ObjectMasks | None = None
@@ -177,17 +201,12 @@ class ImagePart(Model):
     image_url: MediaSource
 
 
-def _content_form(value) -> str:
-    return "parts" if isinstance(value, list) else "text"
-
-
 UserPart = Annotated[TextPart | RegionPart | VideoPart | ImagePart, Field(discriminator="type")]
-TextOnly = Annotated[
-    Annotated[str, Tag("text")] | Annotated[list[TextPart], Tag("parts")], Discriminator(_content_form)
-]
-UserContent = Annotated[
-    Annotated[str, Tag("text")] | Annotated[list[UserPart], Tag("parts")], Discriminator(_content_form)
-]
+_PARTS = Field(fail_fast=True, max_length=MAX_PARTS)
+_FORMS = Discriminator(lambda value: "parts" if isinstance(value, list) else "text")
+Text = Annotated[str, Tag("text")]
+TextOnly = Annotated[Text | Annotated[list[TextPart], _PARTS, Tag("parts")], _FORMS]
+UserContent = Annotated[Text | Annotated[list[UserPart], _PARTS, Tag("parts")], _FORMS]
 
 
 class SystemMessage(Model):
@@ -207,7 +226,7 @@ class AssistantMessage(Model):
 
     role: Literal["assistant"]
     content: TextOnly
-    objects: list[AnswerObject] | None = None
+    objects: Annotated[list[AnswerObject], Field(fail_fast=True, max_length=MAX_PARTS)] | None = None
     name: Annotated[Any, Only()] = None
     refusal: Annotated[Any, Only()] = None
     annotations: Annotated[Any, Only([[]])] = None
@@ -217,7 +236,7 @@ class AssistantMessage(Model):
 
 
 Message = Annotated[SystemMessage | UserMessage | AssistantMessage, Field(discriminator="role")]
-Messages = Annotated[list[Message], Field(min_length=1)]
+Messages = Annotated[list[Message], Field(fail_fast=True, min_length=1, max_length=MAX_PARTS)]
 
 
 # ---- requests

@@ -106,7 +106,7 @@ def security_headers(access: Access) -> dict[str, str]:
         "X-Content-Type-Options": "nosniff",
         "Referrer-Policy": "no-referrer",
         "Cross-Origin-Opener-Policy": "same-origin",
-        "Cross-Origin-Resource-Policy": "cross-origin" if access.origins else "same-origin",
+        "Cross-Origin-Resource-Policy": "same-origin",
         "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
     }
 
@@ -165,10 +165,10 @@ class BrowserGuard:
         origin = headers.get("origin")
         if origin is not None and origin not in self.access.origins and not same_origin(origin, host):
             raise ApiError(403, f"Pages of {shown(origin, 60)} may not use this server; --allow-origin lets them.")
-        if origin is None and headers.get("sec-fetch-site") == "cross-site":
-            # A link from another page opens this one; its pictures, forms and scripts are no business of that page
-            if headers.get("sec-fetch-mode") != "navigate" and not self.access.origins:
-                raise ApiError(403, "Other pages may not use this server; --allow-origin lets them.")
+        if origin is None and headers.get("sec-fetch-site") in ("cross-site", "same-site"):
+            # A link from another page opens this one. Pictures and scripts that it embeds come without an origin
+            if headers.get("sec-fetch-mode") != "navigate":
+                raise ApiError(403, "Other pages may not embed what is here; --allow-origin lets them fetch it.")
 
 
 def same_origin(origin: str, host: str) -> bool:

@@ -2,9 +2,11 @@
 
 import json
 
+import pydantic
 import pytest
 from http_server import question
 
+from sama.serving import schema
 from sama.serving.bodies import read_json
 from sama.serving.errors import ApiError, field_name
 from sama.serving.limits import Limits
@@ -98,6 +100,7 @@ def test_json_type_may_have_parameters(server):
     ("fields", "param"),
     [
         ({"messages": []}, "messages"),
+        ({"messages": HELLO * 10_001}, "messages"),
         ({"messages": None}, "messages"),
         ({}, "messages"),
         ({"messages": HELLO, "temprature": 0}, "temprature"),
@@ -171,6 +174,25 @@ def test_million_points_are_refused_before_they_are_parsed(server):
     assert "--max-json-values" in server.post(CHAT, body).error["message"]
 
 
+@pytest.mark.parametrize(
+    ("region", "errors"),
+    [
+        ({"points": [["a", "b"]] * 50_000}, 1),
+        ({"scribble": [[1, 2]] * 50_000}, 1),
+        ({"points": [[1, 2]], "labels": [7] * 100_000}, 1),
+        ({"mask": {"size": [2, 2], "counts": [-1] * 100_000}}, 1),
+    ],
+)
+def test_of_many_errors_one_is_made(region, errors):
+    with pytest.raises(pydantic.ValidationError) as raised:
+        schema.PreviewRequest.model_validate({"file_id": "file-" + "0" * 64, "region": region})
+    assert raised.value.error_count() == errors
+    for messages in ([{"role": "user"}] * 50_000, [{"role": "user", "content": [{}] * 50_000}]):
+        with pytest.raises(pydantic.ValidationError) as raised:
+            schema.ChatRequest.model_validate({"messages": messages})
+        assert raised.value.error_count() == 1
+
+
 # ---- videos and pictures
 
 
@@ -224,7 +246,7 @@ def test_a_conversation_is_about_one_video_in_its_first_question(server, clip):
         ({"frame": 0, "box": [10, 10, 600, 60]}, "256x256"),
         ({"frame": 0, "box": [60, 60, 10, 10]}, "256x256"),
         ({"frame": 0, "points": [[-5, 0]]}, ""),
-        ({"frame": 0, "points": [[1, 2]] * 1001}, "--max-points"),
+        ({"frame": 0, "points": [[1, 2]] * 101}, "--max-points"),
         ({"frame": 0, "mask": {"size": [128, 128], "counts": "0"}}, "256 x 256"),
         ({"frame": 0, "mask": {"size": [256, 256], "counts": [1, 2]}}, "65536"),
         ({"frame": 0, "mask": {"size": [256, 256], "counts": "\u0000"}}, "damaged"),
@@ -250,7 +272,7 @@ def test_regions_outside_the_video(server, clip, region, sentence):
         (answer(color="red"), "messages[1].objects[0].color"),
         (answer(masks={"size": [256, 255], "counts": {}}), "messages[1].objects[0].masks.size"),
         (answer(masks={"size": [256, 256], "counts": {"24": "0"}}), "messages[1].objects[0].masks.counts"),
-        (answer(masks={"size": [256, 256], "counts": {"00": "0"}}), "messages[1].objects[0].masks.counts.00"),
+        (answer(masks={"size": [256, 256], "counts": {"00": "0"}}), "messages[1].objects[0].masks.counts"),
         (answer(masks={"size": [256, 256], "counts": {"0": "0"}}), "messages[1].objects[0].masks.counts"),
         ({**answer(), "objects": answer()["objects"] * 2}, "messages[1].objects[1].id"),
         ({**answer(), "objects": answer()["objects"] * 2, "tool_calls": [{}]}, "messages[1].tool_calls"),

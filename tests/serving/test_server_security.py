@@ -141,6 +141,7 @@ def test_host_names():
         {"Origin": "http://[broken"},
         {"Origin": "https://page.example.evil.example"},
         {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"},
+        {"Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "no-cors"},
     ],
 )
 def test_other_pages_are_refused(server, headers):
