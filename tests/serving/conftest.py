@@ -2,7 +2,6 @@
 
 import pytest
 from checkpoint import load_checkpoint
-from http_server import running_server
 
 from sama.serving.limits import Limits
 
@@ -38,6 +37,8 @@ def store(tmp_path_factory):
 @pytest.fixture(scope="session")
 def server(engine, store):
     """A client of the running server."""
+    from http_server import running_server
+
     from sama.serving.server import create_app
 
     with running_server(create_app(engine, store, SMALL_LIMITS, model_name="sama-tiny"), SMALL_LIMITS) as client:
