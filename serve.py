@@ -128,7 +128,7 @@ def serve(arguments: argparse.Namespace) -> None:
         service.on_loaded = loaded
         server.run(sockets=[listener])
         if service.load_error is not None:
-            raise ValueError(f"The model could not be loaded: {service.load_error}")
+            raise ValueError(f"The model could not be loaded: {service.load_error}") from service.load_error
 
 
 def listening_socket(host: str, port: int) -> socket.socket:

@@ -30,7 +30,7 @@ Result = TypeVar("Result")
 EXAMPLES = ("toy_world.mp4", "bigbuckbunny.mp4")
 LOADING_SECONDS = 5  # until a client should ask again
 CHUNK = 2**20
-_PATH = re.compile(r"(?<![\w.])(?:/[^\s'\",;:]+)+/(?=[^\s/'\",;:])")
+_PATH = re.compile(r"(?<![\w.:/])(?:/[^\s'\",;:]+)+/(?=[^\s/'\",;:])")
 
 log = logging.getLogger("sama.serving")
 
@@ -66,7 +66,7 @@ class Service:
         self._engine = None if callable(engine) else engine
         self._make_engine = engine if callable(engine) else None
         self._made_engine = callable(engine)
-        self.load_error: str | None = None
+        self.load_error: Exception | None = None
         self.on_loaded: Callable[[], None] = lambda: None  # called when the engine is there, or cannot be made
         self.started_at = int(time.time())
         self._examples: list[str] = []
@@ -84,8 +84,9 @@ class Service:
         try:
             self._engine = make() if make is not None else self._engine
         except Exception as error:
-            log.exception("The model could not be loaded")
-            self.load_error = self.public(error)
+            self.load_error = error
+            if not isinstance(error, ValueError | OSError | ImportError):  # whose message says enough
+                log.exception("The model could not be loaded")
         self.on_loaded()
 
     @property
@@ -94,7 +95,7 @@ class Service:
         if self._engine is not None:
             return self._engine
         if self.load_error is not None:
-            raise ApiError(503, f"The model could not be loaded: {self.load_error}")
+            raise ApiError(503, f"The model could not be loaded: {self.public(self.load_error)}")
         raise ApiError(503, "The model is being loaded.", code="loading", headers=retry_after(LOADING_SECONDS))
 
     @property
