@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Protocol, cast
 
 from ..data.masks import encode_rle
 from .errors import ApiError, error_body
@@ -56,9 +57,16 @@ def usage(turn: ChatTurn) -> dict:
     }
 
 
+class NewReply(Protocol):
+    """What an answer has beside a session's [`Reply`]."""
+
+    @property
+    def stopped(self) -> bool: ...
+
+
 def finish_reason(turn: ChatTurn) -> str:
     """OpenAI's word for how an answer ended: by itself, or at the limit of its tokens."""
-    return "stop" if turn.reply.stopped else "length"
+    return "stop" if cast(NewReply, turn.reply).stopped else "length"
 
 
 def failure(event: Failed, public: Callable[[BaseException], str]) -> ApiError:

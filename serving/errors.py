@@ -114,7 +114,8 @@ def validation_error(errors: Sequence[dict]) -> ApiError:
     if kind in ("too_long", "too_short"):
         least, most = context.get("min_length"), context.get("max_length")
         expected = f"at most {most:,}" if kind == "too_long" else f"at least {least:,}"
-        return ApiError(400, f"{place} has {context['actual_length']:,} entries, {expected} are expected.", name or None)
+        found = f"{place} has {context['actual_length']:,} entries"
+        return ApiError(400, f"{found}, {expected} are expected.", name or None)
     message = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
     return ApiError(400, f"{place} {message}." if not message.endswith(".") else f"{place} {message}", name or None)
 

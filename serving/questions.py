@@ -103,7 +103,6 @@ class EarlierReply:
     prompt_tokens: int = 0
     prefilled_tokens: int = 0
     completion_tokens: int = 0
-    stopped: bool = True
 
 
 @dataclass(frozen=True)

@@ -129,9 +129,6 @@ class Reply(Protocol):
     @property
     def completion_tokens(self) -> int: ...
 
-    @property
-    def stopped(self) -> bool: ...
-
 
 @dataclass(frozen=True)
 class ChatTurn:
