@@ -93,7 +93,9 @@ def app_builder(arguments: AppArguments) -> serve.Application:
     """
     key = os.environ.get(KEY_VARIABLE)
     if not key:
-        raise ValueError(f"Set the variable {KEY_VARIABLE} to the key that clients must send; Ray may listen anywhere.")
+        raise ValueError(
+            f"Set the variable {KEY_VARIABLE} to the key that clients must send; Ray may listen anywhere."
+        )
     limits = arguments.engine_limits()
     access = Access(
         key, frozenset(map(str.lower, arguments.allow_hosts)) or None, arguments.allow_origins, arguments.allow_urls

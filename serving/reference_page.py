@@ -1,9 +1,11 @@
 """The documentation of the HTTP interface as one page, made from the OpenAPI document: no script, nothing from other
 hosts."""
 
+import json
 from html import escape
 
 
+COMMON_ERRORS = ("400", "401", "403", "500")  # of every route
 STYLE = """\
 :root { color-scheme: light dark; font: 15px/1.5 system-ui, sans-serif; }
 body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
@@ -35,7 +37,9 @@ def reference_page(document: dict) -> str:
         f"<h1>{escape(info['title'])}: HTTP interface</h1><p>{_text(info['description'])}</p>"
         '<nav><a href="#routes">Routes</a><a href="#models">Objects</a>'
         '<a href="openapi.json">OpenAPI document</a></nav>'
-        f'<h2 id="routes">Routes</h2>{routes}'
+        '<h2 id="routes">Routes</h2><p>Beside the statuses below, every route may answer 400 (the request is wrong), '
+        "401 (the API key is missing or wrong), 403 (the server's name, or the page that calls, is not allowed) and "
+        f'500 (an error in the server), with an <a href="#ErrorBody">ErrorBody</a>.</p>{routes}'
         f'<h2 id="models">Objects</h2><p>Fields with a star are required.</p>{models}</body></html>'
     )
 
@@ -50,9 +54,11 @@ def _operation(method: str, path: str, operation: dict) -> str:
     body = operation.get("requestBody", {}).get("content", {})
     sent = "".join(f"<p>Body, <code>{escape(kind)}</code>: {_type(one['schema'])}</p>" for kind, one in body.items())
     rows = "".join(
-        f"<tr><td><code>{escape(status)}</code></td><td>{_text(answer['description'])}</td>"
+        f"<tr><td><code>{escape(status)}</code></td>"
+        f"<td>{_text(answer['description'].replace('Successful Response', ''))}</td>"
         f"<td>{_answer(answer)}</td></tr>"
         for status, answer in sorted(operation["responses"].items())
+        if status not in COMMON_ERRORS
     )
     return (
         f"<h3><code>{method.upper()} {escape(path)}</code></h3><p>{_text(operation.get('description', ''))}</p>{sent}"
@@ -89,7 +95,7 @@ def _type(schema: dict) -> str:
             return " or ".join(dict.fromkeys(map(_type, schema[union])))
     if "enum" in schema or "const" in schema:
         values = schema.get("enum", [schema.get("const")])
-        return " or ".join(f"<code>{escape(repr(value) if value is not None else 'null')}</code>" for value in values)
+        return " or ".join(f"<code>{escape(json.dumps(value))}</code>" for value in values)
     if schema.get("type") == "array":
         return f"list of {_type(schema.get('items', {}))}"
     if schema.get("type") == "object" and isinstance(schema.get("additionalProperties"), dict):

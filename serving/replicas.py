@@ -452,5 +452,3 @@ def file_content(question: Question) -> bytes:
         raise ApiError(
             404, "The file of the conversation is not here any more; upload it again.", code="file_not_found"
         ) from None
-
-

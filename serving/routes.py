@@ -102,7 +102,9 @@ async def models(service: TheService) -> Response:
 
 
 @protected.head("/metrics", include_in_schema=False)
-@protected.get("/metrics", responses=media_types("Prometheus' text format", "text/plain") | errors())
+@protected.get(
+    "/metrics", response_class=Response, responses=media_types("Prometheus' text format", "text/plain") | errors()
+)
 async def metrics(service: TheService) -> Response:
     """Counters for Prometheus."""
     return Response(service.metrics.text(), media_type="text/plain; version=0.0.4", headers=NO_STORE)
@@ -158,6 +160,7 @@ async def delete_file(file_id: FileId, service: TheService) -> Response:
 @protected.head("/v1/files/{file_id}/content", include_in_schema=False)
 @protected.get(
     "/v1/files/{file_id}/content",
+    response_class=Response,
     responses=media_types("the playable copy", "video/mp4", "image/png", "image/jpeg")
     | {206: {"description": "the part that the header Range asks for"}}
     | errors(404, 416),
@@ -190,7 +193,11 @@ CONTENT_TYPES = {".mp4": "video/mp4", ".webm": "video/webm", ".png": "image/png"
 
 
 @protected.head("/v1/files/{file_id}/frames/{frame}", include_in_schema=False)
-@protected.get("/v1/files/{file_id}/frames/{frame}", responses=media_types("the frame", "image/png") | errors(404))
+@protected.get(
+    "/v1/files/{file_id}/frames/{frame}",
+    response_class=Response,
+    responses=media_types("the frame", "image/png") | errors(404),
+)
 async def file_frame(
     file_id: FileId,
     frame: Annotated[int, PathField(ge=0, le=10**7, description="counted from 0")],
@@ -237,6 +244,7 @@ async def preview_region(body: PreviewRequest, service: TheService) -> Response:
 
 @protected.post(
     "/v1/exports",
+    response_class=Response,
     responses=media_types("the file, as an attachment", "video/mp4", "application/zip", "application/json")
     | errors(*BODY_ERRORS, 404, 507),
 )

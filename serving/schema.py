@@ -6,6 +6,7 @@ answers. A field that is not here is refused by its name. A field of OpenAI's AP
 have is accepted only with the value that asks for nothing, and otherwise refused by its name, never ignored.
 """
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ class Only:
     def check(self, value):
         if value is None or any(type(value) is type(one) and value == one for one in self.values):
             return value
-        accepted = " and ".join(["null", *map(repr, self.values)])
+        accepted = " and ".join(map(json.dumps, (None, *self.values)))
         raise ValueError(f"is not supported by this server; it accepts {accepted}")
 
 

@@ -23,7 +23,7 @@ from .metrics import MetricsMiddleware
 from .reference_page import STYLE, reference_page
 from .routes import protected, public
 from .schema import ChatChunk
-from .security import Access, BodyGuard, BrowserGuard, KeyGuard, security_headers
+from .security import UPLOAD_PATH, Access, BodyGuard, BrowserGuard, KeyGuard, security_headers
 from .service import Service
 
 
@@ -150,6 +150,9 @@ def openapi_document(app: FastAPI) -> dict:
         for operation in path.values():
             operation["responses"].pop("422", None)
     schemas = document["components"]["schemas"]
+    form = document["paths"][UPLOAD_PATH]["post"]["requestBody"]["content"]["multipart/form-data"]
+    schemas["UploadForm"] = schemas.pop(form["schema"]["$ref"].rpartition("/")[2]) | {"title": "UploadForm"}
+    form["schema"] = {"$ref": "#/components/schemas/UploadForm"}
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
     chunk = ChatChunk.model_json_schema(ref_template="#/components/schemas/{model}")
