@@ -6,12 +6,10 @@ import { askDialog, byId, showNotice } from "./dom.js";
 
 const KEY = "sama.key";
 const LOST = "The server cannot be reached. Nothing you typed is lost; try again when it is back.";
+const BROKEN_UPLOAD = "The upload broke off: the server cannot be reached, or the file is larger than it takes.";
 
 export class ApiError extends Error {
-  /**
-   * @param {string} message
-   * @param {number} status 0 where there was no answer at all
-   */
+  /** @param {string} message @param {number} status 0 where there was no answer at all */
   constructor(message, status) {
     super(message);
     this.status = status;
@@ -57,11 +55,7 @@ function askForKey() {
   return asking;
 }
 
-/**
- * The server's sentence about a failure.
- * @param {string} text the body of the answer
- * @param {number} status
- */
+/** The server's sentence about a failure. @param {string} text the body of the answer @param {number} status */
 function errorOf(text, status) {
   try {
     const message = JSON.parse(text).error?.message;
@@ -89,11 +83,7 @@ export async function request(path, options = {}) {
   return response;
 }
 
-/**
- * @param {string} path
- * @param {object} body
- * @param {AbortSignal} [signal]
- */
+/** @param {string} path @param {object} body @param {AbortSignal} [signal] */
 const post = (path, body, signal) =>
   request(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal });
 
@@ -157,7 +147,7 @@ export async function upload(file, onProgress, signal) {
     sent.upload.onprogress = (event) => onProgress(event.total ? event.loaded / event.total : 0);
     sent.onload = resolve;
     sent.onabort = () => reject(new DOMException("The upload was cancelled.", "AbortError"));
-    sent.onerror = () => reject(new ApiError(LOST, 0));
+    sent.onerror = () => reject(new ApiError(BROKEN_UPLOAD, 0));
     sent.send(form);
   });
   if (sent.status === 401 && (await askForKey())) return upload(file, onProgress, signal);

@@ -70,11 +70,7 @@ export function drop() {
 /** @param {Answer} answer */
 const objectSentence = ({ objects }) => objects.length ? `With masks: ${objects.map(nameOf).join(", ")}.` : "";
 
-/**
- * Adds a chunk of the stream to the answer.
- * @param {Pending} pending
- * @param {any} chunk
- */
+/** Adds a chunk of the stream to the answer. @param {Pending} pending @param {any} chunk */
 function receive(pending, chunk) {
   const [choice] = chunk.choices;
   if (state.pending !== pending || !choice) return;
@@ -83,11 +79,9 @@ function receive(pending, chunk) {
   if (content) answer.content += content;
   for (const one of objects) {
     const earlier = answer.objects.find(({ id }) => id === one.id);
-    const size = one.masks?.size ?? earlier?.masks?.size;
-    const counts = { ...earlier?.masks?.counts, ...one.masks?.counts };
-    const merged = { ...earlier, ...one, ...(size ? { masks: { size, counts } } : {}) };
-    if (earlier) Object.assign(earlier, merged);
-    else answer.objects.push(merged);
+    if (earlier?.masks && one.masks) one.masks.counts = Object.assign(earlier.masks.counts, one.masks.counts);
+    if (earlier) Object.assign(earlier, one);
+    else answer.objects.push(one);
   }
   if (frame !== undefined) pending.tracked.add(frame);
   if (choice.finish_reason === "length") pending.cut = true;
@@ -171,17 +165,24 @@ function answerNode(turn) {
 function showPending() {
   const { pending, file } = state;
   if (!pending || !file) return;
-  const node = answerNode(pending);
-  if (pending.waiting) node.replaceChildren(element("p", { class: "muted thinking" }, "Looking at the clip"));
-  else if (pending.tracked.size) {
-    const text = `Frame ${pending.tracked.size} of ${file.num_frames}`;
-    const value = { value: String(pending.tracked.size), max: String(file.num_frames), "aria-label": "Tracking" };
-    node.append(element("div", { class: "tracking" }, element("progress", value), element("span", {}, text)));
-  }
   const atEnd = list.scrollHeight - list.scrollTop - list.clientHeight < 60;
-  if (pendingNode) pendingNode.replaceWith(node);
-  else list.append(node);
-  pendingNode = node;
+  const text = `${pending.waiting} ${pending.answer.content} ${pending.answer.objects.map(({ id }) => id)}`;
+  if (pendingNode?.dataset.text !== text) {
+    // Not for every frame: a phrase that is being clicked stays the same element
+    const node = answerNode(pending);
+    node.dataset.text = text;
+    if (pending.waiting) node.replaceChildren(element("p", { class: "muted thinking" }, "Looking"));
+    if (pendingNode?.isConnected) pendingNode.replaceWith(node);
+    else list.append(node);
+    pendingNode = node;
+  }
+  const { size } = pending.tracked;
+  if (size) {
+    const value = { value: String(size), max: String(file.num_frames), "aria-label": "Tracking" };
+    const label = element("span", {}, `Frame ${size} of ${file.num_frames}`);
+    pendingNode.querySelector(".tracking")?.remove();
+    pendingNode.append(element("div", { class: "tracking" }, element("progress", value), label));
+  }
   if (atEnd) list.scrollTop = list.scrollHeight;
 }
 

@@ -92,6 +92,12 @@ function visit(part, object) {
   }
 }
 
+// What was pointed at may be gone, without an event
+on(["draft", "turns", "pending"], () => {
+  if (!state.hover) return;
+  state.hover = null;
+  emit("view");
+});
 on(["view"], () => {
   const lit = state.hover && "object" in state.hover ? state.hover.object : null;
   for (const node of document.querySelectorAll("[data-object]")) {

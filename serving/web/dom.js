@@ -1,12 +1,6 @@
 /** @file Small helpers for the document. Text from the server or the user is only ever set as text. */
 
-/**
- * The element with an id.
- * @template {HTMLElement} T
- * @param {string} id
- * @param {new () => T} kind
- * @returns {T}
- */
+/** The element with an id. @template {HTMLElement} T @param {string} id @param {new () => T} kind @returns {T} */
 export function byId(id, kind) {
   const element = document.getElementById(id);
   if (!(element instanceof kind)) throw new Error(`The page has no ${kind.name} with the id ${id}.`);
@@ -35,10 +29,7 @@ export function element(tag, attributes = {}, ...children) {
   return node;
 }
 
-/**
- * An icon of icons.svg.
- * @param {string} name
- */
+/** An icon of icons.svg. @param {string} name */
 export function icon(name) {
   const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
   svg.append(document.createElementNS("http://www.w3.org/2000/svg", "use"));
@@ -47,19 +38,12 @@ export function icon(name) {
   return svg;
 }
 
-/**
- * Changes the icon inside an element.
- * @param {Element} parent
- * @param {string} name
- */
+/** Changes the icon inside an element. @param {Element} parent @param {string} name */
 export function setIcon(parent, name) {
   parent.querySelector("use")?.setAttribute("href", `icons.svg#${name}`);
 }
 
-/**
- * Says something to screen readers.
- * @param {string} text
- */
+/** Says something to screen readers. @param {string} text */
 export function announce(text) {
   byId("announcer", HTMLElement).textContent = text;
 }

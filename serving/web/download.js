@@ -14,11 +14,7 @@ const FORMATS = [
 const button = byId("download", HTMLButtonElement);
 const menu = byId("download-menu", HTMLElement);
 
-/**
- * Has a file made and saves it.
- * @param {string} format
- * @param {HTMLButtonElement} entry
- */
+/** Has a file made and saves it. @param {string} format @param {HTMLButtonElement} entry */
 async function save(format, entry) {
   entry.disabled = true;
   announce("The file is being made.");

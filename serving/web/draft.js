@@ -61,10 +61,7 @@ export function clear() {
   change(state.active === null ? [] : state.draft.filter(({ number }) => number !== state.active), null);
 }
 
-/**
- * Begins anew, with nothing to undo.
- * @param {Region[]} draft
- */
+/** Begins anew, with nothing to undo. @param {Region[]} draft */
 export function reset(draft = []) {
   past = [];
   future = [];

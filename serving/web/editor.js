@@ -42,10 +42,7 @@ export function parts() {
   return found.filter((part) => !("text" in part) || part.text !== "");
 }
 
-/**
- * Puts a question into the box, before what stands there already.
- * @param {Part[]} question
- */
+/** Puts a question into the box, before what stands there already. @param {Part[]} question */
 export function putBack(question) {
   const regions = question.flatMap((part) => ("region" in part ? [part.region] : []));
   if (box.childNodes.length) box.prepend(" ");
@@ -118,10 +115,7 @@ function editableChip(part) {
   return node;
 }
 
-/**
- * Puts a chip at the caret, apart from the word before it.
- * @param {Exclude<Part, { text: string }>} part
- */
+/** Puts a chip at the caret, apart from the word before it. @param {Exclude<Part, { text: string }>} part */
 export function insertChip(part) {
   const range = caretRange().cloneRange();
   range.deleteContents();

@@ -4,7 +4,7 @@ import { lighting, nameOf, numberOf } from "./chips.js";
 import { byId, element, icon } from "./dom.js";
 import { focus, insertChip } from "./editor.js";
 import { seek } from "./player.js";
-import { allObjects, emit, on, state, visibleFrames } from "./state.js";
+import { allObjects, emit, on, state, stretchesOf, visibleFrames } from "./state.js";
 
 /** @import { AnswerObject } from "./state.js" */
 
@@ -25,7 +25,6 @@ function row(object) {
       onclick: () => {
         if (!state.hidden.delete(object.id)) state.hidden.add(object.id);
         emit("objects");
-        list.querySelector(`[data-object="${object.id}"] .icon`)?.dispatchEvent(new Event("focus"));
       },
     },
     icon(hidden ? "hidden" : "eye"),
@@ -66,13 +65,12 @@ function lane(object, name) {
     else if (next) seek(next[0]);
   };
   const bar = element("button", { type: "button", class: "lane", "aria-label": about, onclick: go });
-  for (const [first, last] of stretches) {
-    bar.append(element("span", { "--from": String(first / frames), "--length": String((last - first + 1) / frames) }));
-  }
+  /** @param {"span" | "i"} tag @param {number} first @param {number} last */
+  const piece = (tag, first, last) =>
+    element(tag, { "--from": String(first / frames), "--length": String((last - first + 1) / frames) });
+  for (const [first, last] of stretches) bar.append(piece("span", first, last));
   if (state.pending && state.pending.answer.objects.some(({ id }) => id === object.id)) {
-    for (const frame of state.pending.tracked) {
-      bar.append(element("i", { "--from": String(frame / frames), "--length": String(1 / frames) }));
-    }
+    for (const [first, last] of stretchesOf(state.pending.tracked)) bar.append(piece("i", first, last));
   }
   return bar;
 }
@@ -92,7 +90,11 @@ function show() {
   byId("objects-count", HTMLElement).textContent = objects.length ? String(objects.length) : "";
 }
 
-on(["objects", "turns", "file"], show);
+let scheduled = 0;
+on(["objects", "turns", "file"], () => {
+  cancelAnimationFrame(scheduled);
+  scheduled = requestAnimationFrame(show); // once, however many frames have arrived
+});
 on(["frame"], () => {
   const frames = state.file?.num_frames ?? 1;
   list.style.setProperty("--playhead", String((state.frame + 0.5) / frames));

@@ -56,10 +56,7 @@ function stretches(rle) {
   return found;
 }
 
-/**
- * @param {Rle} rle
- * @returns {Shape}
- */
+/** @param {Rle} rle @returns {Shape} */
 export function decode(rle) {
   const height = rle.size[0];
   const runs = stretches(rle);
@@ -81,11 +78,7 @@ export function decode(rle) {
   return { ...shape, bits };
 }
 
-/**
- * Intersection over union of two masks of one size.
- * @param {Rle} one
- * @param {Rle} other
- */
+/** Intersection over union of two masks of one size. @param {Rle} one @param {Rle} other */
 export function overlap(one, other) {
   const [first, second] = [stretches(one), stretches(other)];
   const area = [...first, ...second].reduce((sum, [start, end]) => sum + end - start, 0);
@@ -126,11 +119,7 @@ function outline({ x, y, width, height, bits }) {
   return path;
 }
 
-/**
- * The inside of a shape as an opaque picture of one colour.
- * @param {Shape} shape
- * @param {string} color
- */
+/** The inside of a shape as an opaque picture of one colour. @param {Shape} shape @param {string} color */
 function filled({ width, height, bits }, color) {
   const canvas = new OffscreenCanvas(width, height);
   const context = /** @type {OffscreenCanvasRenderingContext2D} */ (canvas.getContext("2d"));
@@ -148,11 +137,7 @@ function filled({ width, height, bits }, color) {
 const cache = new Map();
 let cachedPixels = 0;
 
-/**
- * @param {Rle} rle
- * @param {string} color
- * @returns {Drawn | null} null for an empty mask
- */
+/** @param {Rle} rle @param {string} color @returns {Drawn | null} null for an empty mask */
 function drawn(rle, color) {
   const name = `${color} ${rle.size} ${rle.counts}`;
   let entry = cache.get(name);

@@ -1,7 +1,7 @@
 /** @file Plays a video, or shows a picture, and says which frame is shown. */
 
 import { mediaUrl } from "./api.js";
-import { byId, setIcon } from "./dom.js";
+import { byId, setIcon, showNotice } from "./dom.js";
 import { emit, state } from "./state.js";
 
 /** @import { FileObject } from "./state.js" */
@@ -17,6 +17,7 @@ const frameField = byId("frame", HTMLInputElement);
 /** @type {number | null} the frame that was asked for and is not shown yet */
 let target = null;
 let loads = 0;
+const BROKEN = "The video could not be loaded: the server is gone, or the browser cannot play it.";
 
 const lastFrame = () => (state.file?.num_frames ?? 1) - 1;
 const fps = () => state.file?.fps ?? 1;
@@ -63,11 +64,7 @@ function showPosition() {
   byId("time", HTMLOutputElement).value = `${(frame / fps()).toFixed(2)} s`;
 }
 
-/**
- * Loads a file and shows its frame `frame`.
- * @param {FileObject} file
- * @param {number} frame
- */
+/** Loads a file and shows its frame `frame`. @param {FileObject} file @param {number} frame */
 export async function load(file, frame) {
   const current = ++loads;
   video.pause();
@@ -92,8 +89,9 @@ export async function load(file, frame) {
   watch();
   await new Promise((resolve, reject) => {
     video.onloadeddata = resolve;
-    video.onerror = () => reject(new Error("The browser cannot play this video."));
+    video.onerror = () => reject(new Error(BROKEN));
   });
+  video.onerror = () => showNotice(BROKEN, () => load(file, state.frame).catch(() => showNotice(BROKEN)));
   if (current === loads) seek(Math.min(frame, lastFrame()));
 }
 

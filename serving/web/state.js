@@ -59,11 +59,7 @@ export const state = {
 /** @type {Map<Topic, (() => void)[]>} */
 const listeners = new Map();
 
-/**
- * Calls a function whenever a topic changes.
- * @param {Topic[]} topics
- * @param {() => void} listener
- */
+/** Calls a function whenever a topic changes. @param {Topic[]} topics @param {() => void} listener */
 export function on(topics, listener) {
   for (const topic of topics) listeners.set(topic, [...(listeners.get(topic) ?? []), listener]);
 }
@@ -94,22 +90,21 @@ export function maskAt(object, frame) {
   return object.masks && counts !== undefined ? { size: object.masks.size, counts } : null;
 }
 
-/**
- * First and last frame of each stretch on which an object is visible.
- * @param {AnswerObject} object
- * @returns {[number, number][]}
- */
-export function visibleFrames(object) {
-  if (!object.masks) return object.frames ?? [];
+/** First and last frame of each stretch of frames. @param {Iterable<number>} frames @returns {[number, number][]} */
+export function stretchesOf(frames) {
   /** @type {[number, number][]} */
   const stretches = [];
-  for (const frame of Object.keys(object.masks.counts).map(Number).sort((a, b) => a - b)) {
+  for (const frame of [...frames].sort((a, b) => a - b)) {
     const last = stretches.at(-1);
     if (last && last[1] === frame - 1) last[1] = frame;
     else stretches.push([frame, frame]);
   }
   return stretches;
 }
+
+/** The stretches on which an object is visible. @param {AnswerObject} object */
+export const visibleFrames = ({ masks, frames = [] }) =>
+  masks ? stretchesOf(Object.keys(masks.counts).map(Number)) : frames;
 
 /**
  * The conversation as the server takes it.

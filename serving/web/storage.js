@@ -4,11 +4,7 @@ const ENTRY = "sama.conversation";
 const LARGE = "large:"; // what stands before the name of an entry of IndexedDB
 const KEPT_DAYS = 7;
 
-/**
- * @template T
- * @param {IDBRequest<T>} request
- * @returns {Promise<T>}
- */
+/** @template T @param {IDBRequest<T>} request @returns {Promise<T>} */
 const done = (request) =>
   new Promise((resolve, reject) => {
     request.onsuccess = () => resolve(request.result);
@@ -24,10 +20,7 @@ async function largeEntries() {
 // New in every load of the page: a duplicated tab has a copy of our sessionStorage, but writes to a place of its own
 const name = `${Date.now()} ${crypto.getRandomValues(new Uint32Array(2)).join("")}`;
 
-/**
- * Keeps a conversation.
- * @param {object} conversation anything that JSON can hold
- */
+/** Keeps a conversation. @param {object} conversation anything that JSON can hold */
 export async function keep(conversation) {
   const text = JSON.stringify(conversation);
   try {
@@ -39,10 +32,7 @@ export async function keep(conversation) {
   }
 }
 
-/**
- * The conversation that was kept in this tab.
- * @returns {Promise<any>} null if there is none
- */
+/** The conversation that was kept in this tab. @returns {Promise<any>} null if there is none */
 export async function kept() {
   let text = sessionStorage.getItem(ENTRY) ?? "null";
   if (text.startsWith(LARGE)) text = (await done((await largeEntries()).get(text.slice(LARGE.length)))) ?? "null";
