@@ -156,8 +156,8 @@ def test_a_conversation(tab):
     tab.page.click(".lanes .icon")
     assert tab.overlay()[..., 3].max() == 0, "hidden"
     tab.page.click(".lanes .icon")
-    lane = tab.page.locator(".lane").bounding_box()
-    tab.page.mouse.click(lane["x"] + lane["width"] * 7.5 / NUM_FRAMES, lane["y"] + 5)
+    width = tab.page.locator("#scrubber").bounding_box()["width"]  # the lanes are as wide
+    tab.page.locator(".lane").click(position={"x": width * 7.5 / NUM_FRAMES, "y": 5})
     tab.until_shown(7)
 
     tab.page.click(".phrase")
