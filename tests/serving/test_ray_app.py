@@ -53,14 +53,13 @@ def client(tmp_path_factory):
             serve.start(http_options={"host": "127.0.0.1", "port": PORT})
             limits = {"running": 2, "waiting": 2, "new_tokens": 64}
             arguments = AppArguments(replicas=2, gpus=0, cpus=0.5, folder=folder, limits=limits)
-            handle = serve.run(app_builder(arguments), name="sama")
+            serve.run(app_builder(arguments), name="sama")
             client = KeyClient(PORT)
             client.handle = serve.get_deployment_handle("Model", app_name="sama")
             while client.get("/health").status != 200:
                 time.sleep(0.2)
             yield client
         finally:
-            del handle
             serve.shutdown()
             ray.shutdown()
 
