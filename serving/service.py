@@ -30,7 +30,8 @@ Result = TypeVar("Result")
 EXAMPLES = ("toy_world.mp4", "bigbuckbunny.mp4")
 LOADING_SECONDS = 5  # until a client should ask again
 CHUNK = 2**20
-_PATH = re.compile(r"(?<![\w.:/])(?:/[^\s'\",;:]+)+/(?=[^\s/'\",;:])")
+# Each slash belongs to one place of the pattern only, or a text of slashes would take forever
+_PATH = re.compile(r"(?<![\w.:/])/+(?:[^\s/'\",;:]+/+)+(?=[^\s/'\",;:])")
 
 log = logging.getLogger("sama.serving")
 

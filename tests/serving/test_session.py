@@ -178,8 +178,17 @@ def first(events, kind):
     return next(event for event in events if isinstance(event, kind))
 
 
-@pytest.mark.parametrize("kind", [TextDelta, MaskFrame], ids=["in the text", "while tracking"])
-@pytest.mark.parametrize("way", ["cancel", "close", "drop"])
+@pytest.mark.parametrize(
+    ("way", "kind"),
+    [
+        pytest.param("cancel", TextDelta, id="cancel in the text"),
+        pytest.param("cancel", MaskFrame, id="cancel while tracking"),
+        pytest.param("close", MaskFrame, id="close while tracking"),
+        pytest.param("drop", TextDelta, id="drop in the text"),
+        pytest.param("close", TextDelta, id="close in the text", marks=pytest.mark.slow),
+        pytest.param("drop", MaskFrame, id="drop while tracking", marks=pytest.mark.slow),
+    ],
+)
 def test_a_cancelled_question_leaves_nothing(make_session, say, monkeypatch, kind, way):
     monkeypatch.setattr(module, "MAX_WAITING_EVENTS", 1)  # the worker cannot run ahead of what is read here
     session, fresh = make_session(), make_session()

@@ -1,0 +1,185 @@
+"""Many clients at once get their own answers; clients and servers that are killed leave nothing behind."""
+
+import asyncio
+import json
+import os
+import re
+import socket
+import time
+from dataclasses import replace
+
+import pytest
+from checkpoint import load_checkpoint
+from http_server import Client, question, running_server
+from processes import start
+
+from sama.feature_store_sama import FEATURE_PREFIX
+from sama.resources import EXAMPLE_CLIPS
+from sama.serving.engine import Engine
+from sama.serving.files import INCOMING
+from sama.serving.limits import Limits
+from sama.serving.security import UPLOAD_PATH
+from sama.serving.server import create_app
+
+
+pytest.importorskip("httpx2", reason="the clients of the load test use httpx2: pip install -e .[eval]")
+from serving_processes import read_answer, run_server  # noqa: E402
+
+from sama.profiling import serving_load  # noqa: E402
+
+
+RING = {"frame": 12, "box": [48, 70, 137, 159]}
+SECONDS = 120  # until a test gives up
+NUM_CLIENTS = 6
+
+
+def wait_until(condition) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def chat_request(**body) -> bytes:
+    content = json.dumps(body).encode()
+    lines = ("POST /v1/chat/completions HTTP/1.1", "Host: localhost", "Content-Type: application/json")
+    return "\r\n".join([*lines, f"Content-Length: {len(content)}", "", ""]).encode() + content
+
+
+# ---- many clients ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def answers():
+    """Three conversations about one clip, of two turns each, as they are without a server."""
+    engine = Engine(*load_checkpoint())
+    scripts = [replace(script, questions=script.questions[:2]) for script in serving_load.SCRIPTS[:3]]
+    found = [(script.clip, serving_load.expected_answers(engine, script)) for script in scripts]
+    engine.close()
+    return found
+
+
+def test_many_clients_get_their_own_answers(answers, store):
+    engine = Engine(*load_checkpoint())
+    with running_server(create_app(engine, store)) as client:
+        load = serving_load.run_clients(client.url, answers, NUM_CLIENTS, lambda had: had < 1)
+        result = asyncio.run(load)
+    assert result.problems == []
+    assert (result.conversations, result.questions) == (NUM_CLIENTS, 2 * NUM_CLIENTS)
+    assert len(result.first_token_seconds) == NUM_CLIENTS  # every second client streams
+    status = engine.status()
+    assert (status.answered, status.failed, status.cancelled, status.running) == (2 * NUM_CLIENTS, 0, 0, 0)
+    assert status.reused_tokens > 0 and status.files == 1
+    engine.close()
+
+
+def test_clients_notice_answers_that_are_not_theirs(answers, server, clip):
+    """The check of the test above can fail."""
+    (_, one), (_, other), _ = answers
+    message = server.ask([question("What is <region>?", RING, video=clip)]).json()["choices"][0]["message"]
+    assert serving_load.differences(message, one[0]) == []
+    assert "expected" in serving_load.differences(message, other[0])[0]
+    renamed = message | {"objects": [message["objects"][0] | {"id": "o2"}]}
+    assert "objects" in serving_load.differences(renamed, one[0])[0]
+    masks = message["objects"][0]["masks"]
+    half = masks | {"counts": dict(list(masks["counts"].items())[::2])}
+    assert (
+        "IoU" in serving_load.differences(message | {"objects": [message["objects"][0] | {"masks": half}]}, one[0])[0]
+    )
+
+
+@pytest.mark.slow
+def test_ten_minutes_of_sixteen_clients(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["serving_load.py", "--out", str(tmp_path / "table.md")])
+    memory: list[float] = []
+    report = serving_load.report
+    monkeypatch.setattr(serving_load, "report", lambda *found: memory.extend(found[1]) or report(*found))
+    assert serving_load.main() == 0, capsys.readouterr().out
+    middle = memory[len(memory) // 2]
+    assert memory[-1] < 1.1 * middle, "the memory of the server grows"
+
+
+# ---- clients and servers that are killed ----------------------------------------------------------------------------
+
+
+def test_an_answer_ends_when_its_client_is_killed(store, tmp_path):
+    """Generation stops: far fewer tokens are computed than were asked for, and none afterwards."""
+    model, processor = load_checkpoint()
+    engine, limits, steps = Engine(model, processor), Limits(), []
+    hook = model.model.language_model.register_forward_pre_hook(lambda *_: steps.append(None))
+    with running_server(create_app(engine, store, limits), limits) as client:
+        clip = client.get("/v1/examples").json()["data"][0]["id"]
+        # Drawn at random, the answer hardly ends by itself
+        sampling = {"temperature": 2.0, "max_tokens": limits.new_tokens, "stream": True, "masks": "none"}
+        request = chat_request(messages=[question("Describe it.", video=clip)], **sampling)
+        received = tmp_path / "received.txt"
+        process = start(tmp_path / "log.txt", read_answer, client.port, request, received)
+        wait_until(lambda: received.exists() and received.read_bytes().count(b"data: ") > 3)
+        process.kill()
+        process.join()
+        wait_until(lambda: engine.status().running == 0)
+        computed = len(steps)
+        assert engine.status().cancelled == 1 and computed < limits.new_tokens / 2
+        answer = client.ask([question("Hello", video=clip)], max_tokens=3, masks="none")
+        assert answer.json()["usage"]["completion_tokens"] == 3
+        assert len(steps) <= computed + 3 + 2  # the video and the question are read in two steps
+    hook.remove()
+    engine.close()
+
+
+@pytest.fixture
+def start_server(tmp_path):
+    """A function that starts a server as a process, in the folders of the one before: the process and a client."""
+    processes = []
+
+    def run() -> tuple:
+        log = tmp_path / f"log{len(processes)}.txt"
+        processes.append(start(log, run_server, tmp_path / "files", tmp_path / "scratch"))
+        address = re.compile(r"^SAMA: http://127\.0\.0\.1:(\d+)/", re.MULTILINE)
+
+        def found():
+            assert processes[-1].is_alive(), log.read_text(encoding="utf-8")[-2000:]
+            return log.exists() and address.search(log.read_text(encoding="utf-8"))
+
+        wait_until(found)
+        return processes[-1], Client(int(found()[1]))
+
+    yield run
+    for process in processes:
+        process.kill()
+        process.join()
+
+
+def test_conversations_go_on_after_the_server_was_killed(start_server, tmp_path):
+    files, scratch = tmp_path / "files", tmp_path / "scratch"
+    process, client = start_server()
+    stored = client.upload((EXAMPLE_CLIPS / "toy_world.mp4").read_bytes()).json()
+    messages = [question("What is <region>?", RING, video=stored["id"])]
+    messages.append(client.ask(messages).json()["choices"][0]["message"])
+    messages.append(question("What does <region> do?", {"object": "o1"}))
+    # Killed with an upload that is being converted, and in the middle of an answer
+    with socket.create_connection(("127.0.0.1", client.port)) as upload:
+        content = (EXAMPLE_CLIPS / "bigbuckbunny.mp4").read_bytes()
+        head = b'--x\r\nContent-Disposition: form-data; name="file"; filename="film.mp4"\r\n\r\n'
+        body = head + content + b"\r\n--x--\r\n"
+        lines = (f"POST {UPLOAD_PATH} HTTP/1.1", "Host: localhost", "Content-Type: multipart/form-data; boundary=x")
+        upload.sendall("\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""]).encode() + body)
+        with socket.create_connection(("127.0.0.1", client.port)) as answer:
+            answer.sendall(chat_request(messages=messages, stream=True))
+            assert answer.recv(15) == b"HTTP/1.1 200 OK"
+            wait_until(lambda: list(files.glob(f"{INCOMING}*/*")))
+            process.kill()
+            process.join()
+    left = list(files.glob(f"{INCOMING}*")), list(scratch.glob(f"{FEATURE_PREFIX}*"))
+    assert all(left)
+
+    _, client = start_server()
+    again = client.ask(messages).json()["choices"][0]["message"]
+    engine = Engine(*load_checkpoint(), min_component_fraction=serving_load.MIN_COMPONENT_FRACTION)
+    ring = {"frame": 12, "box": RING["box"]}
+    script = serving_load.Script("toy_world.mp4", ring, serving_load.scripts("toy_world.mp4", [ring])[0].questions[:2])
+    assert serving_load.differences(again, serving_load.expected_answers(engine, script)[1]) == []
+    engine.close()
+    assert not any(path.exists() for paths in left for path in paths)
+    assert [path.name for path in files.iterdir() if path.is_dir()] == [stored["id"].removeprefix("file-")]
+    assert os.listdir(files / stored["id"].removeprefix("file-"))
