@@ -102,7 +102,15 @@ class SamaChat:
             them and reading them, so that others may use the device. An exception raised in it ends the question.
     """
 
-    def __init__(self, model, processor, video=None, image=None, feature_folder=None, sam_features=None):
+    def __init__(
+        self,
+        model,
+        processor,
+        video=None,
+        image=None,
+        feature_folder: str | None = None,
+        sam_features: SamFeatureStore | None = None,
+    ):
         if video is not None and image is not None:
             raise ValueError("A conversation is about one video or one image, got both.")
         self.model, self.processor = model, processor
@@ -173,13 +181,8 @@ class SamaChat:
             if isinstance(streamer, LibraryTextStreamer):
                 streamer.stop()
             # The keys and values of the tokens that the failed question had in common with the rest are still good.
-            state = self.state
-            self.state = replace(
-                before,
-                input_ids=state.input_ids,
-                video_length=state.video_length,
-                turn_lengths=state.turn_lengths,
-            )
+            kept = ("input_ids", "video_length", "turn_lengths")
+            self.state = replace(before, **{name: vars(self.state)[name] for name in kept})
             raise
 
     def reset(self) -> None:

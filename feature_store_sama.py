@@ -1,5 +1,6 @@
 """SAM 2's features of the frames of a video, kept in a temporary folder that does not outlive its process."""
 
+import math
 import os
 import shutil
 import warnings
@@ -83,10 +84,12 @@ class SamFeatureStore:
 
     Attributes:
         nbytes (`int`): of the frames that are kept.
+        room (`Callable`): asked before each frame how many bytes may still be kept; several stores may share a bound.
     """
 
     def __init__(self, encode: Callable[[int], FrameFeatures], folder: str | None = None, max_bytes: int = 16 * 2**30):
         self.encode, self.free_bytes, self.nbytes = encode, max_bytes, 0
+        self.room: Callable[[], float] = lambda: math.inf
         self.folder = make_feature_folder(folder)
         self.stored: set[int] = set()
 
@@ -97,7 +100,7 @@ class SamFeatureStore:
             return FrameFeatures(image, tuned, original)
         features = self.encode(index)
         size = sum(level.nbytes for level in (features.image, *features.tuned, *features.original))
-        if size <= self.free_bytes and self._save(path, features):
+        if size <= min(self.free_bytes, self.room()) and self._save(path, features):
             self.stored.add(index)
             self.free_bytes -= size
             self.nbytes += size

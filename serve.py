@@ -84,16 +84,7 @@ def engine_maker(arguments: argparse.Namespace, limits: "Limits") -> "Callable[[
 
         settings = (arguments.device, arguments.dtype, arguments.preset, arguments.trust_remote_code)
         model, processor = load_model(arguments.model, *settings)
-        return Engine(
-            model,
-            processor,
-            max_running=limits.running,
-            max_waiting=limits.waiting,
-            max_bytes=limits.cache_bytes,
-            max_conversations=limits.conversations,
-            max_feature_bytes=limits.feature_bytes,
-            min_component_fraction=arguments.min_component_fraction,
-        )
+        return Engine(model, processor, limits, arguments.min_component_fraction)
 
     return make
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from ..chat_sama import SamaChat
+from ..objects_sama import MaskTrack
 from .questions import EarlierTurn, Question
 from .session import ChatTurn
 
@@ -23,6 +24,7 @@ class Conversation:
         turns (`list[ChatTurn]`): as a session has them.
         asked (`list[EarlierTurn]`): the same turns as a later question repeats them.
         busy (`bool`): whether its next question is being answered.
+        forgotten (`bool`): whether it is dropped as soon as it is not busy any more.
     """
 
     chat: SamaChat
@@ -31,6 +33,7 @@ class Conversation:
     turns: list[ChatTurn] = field(default_factory=list)
     asked: list[EarlierTurn] = field(default_factory=list)
     busy: bool = True
+    forgotten: bool = False
 
     def num_common_turns(self, question: Question) -> int:
         """How many turns at the beginning are those of the question's conversation."""
@@ -57,21 +60,21 @@ class Conversation:
                 yield from (layer.keys, layer.values)
         yield from (one for one in (self.chat.state.frame_features, self.chat.state.spatial_tokens) if one is not None)
 
-    def mask_bytes(self) -> int:
-        """Bytes of the masks of its answers."""
-        tracks = [phrase.track for turn in self.turns for phrase in turn.reply.objects]
-        return sum(track.nbytes for track in tracks if track is not None)
+    def tracks(self) -> Iterator[MaskTrack]:
+        """The masks of its answers."""
+        for turn in self.turns:
+            yield from (phrase.track for phrase in turn.reply.objects if phrase.track is not None)
 
 
 def measured_bytes(conversations: Iterable[Conversation]) -> int:
-    """Bytes that conversations keep; a tensor that several share counts once."""
-    storages, masks = {}, 0
+    """Bytes that conversations keep; tensors and masks that several share count once."""
+    storages, tracks = {}, {}
     for conversation in conversations:
-        masks += conversation.mask_bytes()
+        tracks |= {id(track): track for track in conversation.tracks()}
         for tensor in conversation.tensors():
             storage = tensor.untyped_storage()
             storages[storage.data_ptr()] = storage.nbytes()
-    return sum(storages.values()) + masks
+    return sum(storages.values()) + sum(track.nbytes for track in tracks.values())
 
 
 def feature_bytes(conversations: Iterable[Conversation]) -> int:
@@ -106,7 +109,7 @@ class ConversationCache:
             question ([`Question`])
             start (`Callable`): starts a chat about the question's file, if nothing is known of the file.
         """
-        same_file = [one for one in self.conversations if one.source_id == question.source_id is not None]
+        same_file = self._about(question.source_id)
         # Of several the one that need not be copied, and of these the latest
         found = max(same_file, key=lambda one: self._preference(one, question), default=None)
         if found is None:
@@ -135,16 +138,23 @@ class ConversationCache:
 
     def known(self, source_id: str | None) -> Conversation | None:
         """The latest conversation about a file, whether it is busy or not."""
-        same_file = [one for one in self.conversations if one.source_id == source_id is not None]
+        same_file = self._about(source_id)
         return same_file[-1] if same_file else None
+
+    def _about(self, source_id: str | None) -> list[Conversation]:
+        if source_id is None:
+            return []
+        return [one for one in self.conversations if one.source_id == source_id and not one.forgotten]
+
+    def room_for_features(self) -> int:
+        """Bytes that SAM 2's features of further frames may take."""
+        return self.max_feature_bytes - feature_bytes(self.conversations)
 
     def close(self, conversation: Conversation) -> None:
         """Ends the use of a conversation, which may be dropped from now on."""
         conversation.busy = False
-        if conversation.source_id is None:
-            self.conversations.remove(conversation)
-        else:
-            self.conversations.remove(conversation)
+        self.conversations.remove(conversation)
+        if conversation.source_id is not None and not conversation.forgotten:
             self.conversations.append(conversation)
         self._drop_oldest()
 
@@ -154,8 +164,11 @@ class ConversationCache:
         self.nbytes = measured_bytes(self.conversations)
 
     def drop_file(self, source_id: str) -> None:
-        """Forgets everything about a file, except conversations whose question is being answered."""
-        self.conversations = [one for one in self.conversations if one.busy or one.source_id != source_id]
+        """Forgets everything about a file; conversations whose question is being answered, when it is answered."""
+        for conversation in [one for one in self.conversations if one.source_id == source_id]:
+            conversation.forgotten = True
+            if not conversation.busy:
+                self.conversations.remove(conversation)
         self.nbytes = measured_bytes(self.conversations)
 
     def _drop_oldest(self) -> None:

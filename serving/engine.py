@@ -14,7 +14,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ..prompts_sama import to_tagged_text
 from .conversations import Conversation, ConversationCache
+from .limits import Limits
 from .questions import EarlierObject, EarlierTurn, Question, question_text
 from .sampling import sampling_arguments
 from .scheduling import DeviceSchedule
@@ -37,7 +39,7 @@ class EngineBusy(Exception):
 
     def __init__(self, waiting: int, retry_after: int):
         super().__init__(
-            f"{waiting} questions are waiting already, and no more can; try again in about {retry_after} s."
+            f"The waiting line is full: {waiting} questions are waiting. Try again in about {retry_after} s."
         )
         self.retry_after = retry_after
 
@@ -75,11 +77,7 @@ class Engine:
 
     Args:
         model ([`SamaForConditionalGeneration`]), processor ([`SamaProcessor`]): as `load_model` returns them.
-        max_running (`int`, defaults to 16): questions that are answered at the same time, taking turns.
-        max_waiting (`int`, defaults to 32): questions that wait for one of these to end.
-        max_bytes (`int`, defaults to 2 GiB): of what is remembered on the device, see [`ConversationCache`].
-        max_conversations (`int`, defaults to 64)
-        max_feature_bytes (`int`, defaults to 32 GiB): of SAM 2's features of frames, which are kept on the disk.
+        limits ([`Limits`], *optional*): `running`, `waiting`, `conversations`, `cache_bytes` and `feature_bytes`.
         min_component_fraction (`float`, defaults to 0): see [`SamaChat`].
         feature_folder (`str`, *optional*): where SAM 2's features of frames are kept; the system's temporary folder
             by default.
@@ -89,19 +87,15 @@ class Engine:
         self,
         model,
         processor,
-        max_running: int = 16,
-        max_waiting: int = 32,
-        max_bytes: int = 2**31,
-        max_conversations: int = 64,
-        max_feature_bytes: int = 2**35,
+        limits: Limits | None = None,
         min_component_fraction: float = 0.0,
         feature_folder: str | None = None,
     ):
         self.model, self.processor = model, processor
-        self.max_running, self.max_waiting = max_running, max_waiting
+        self.limits = limits = limits or Limits()
         self.min_component_fraction, self.feature_folder = min_component_fraction, feature_folder
         self.schedule = DeviceSchedule()
-        self.conversations = ConversationCache(max_bytes, max_conversations, max_feature_bytes)
+        self.conversations = ConversationCache(limits.cache_bytes, limits.conversations, limits.feature_bytes)
         self._lock = threading.Lock()
         self._line: deque[threading.Event] = deque()
         self._channels: set[AnswerChannel] = set()
@@ -124,15 +118,20 @@ class Engine:
         with self._lock:
             if self._closed:
                 raise RuntimeError("The engine was closed.")
-            if self._status.running < self.max_running:
+            if self._status.running < self.limits.running:
                 self._status = replace(self._status, running=self._status.running + 1)
                 place.set()
-            elif len(self._line) < self.max_waiting:
+            elif len(self._line) < self.limits.waiting:
                 self._line.append(place)
             else:
                 raise EngineBusy(len(self._line), self._retry_after())
             self._channels.add(channel)
-        return EventStream(channel, lambda: self._answer(channel, question, place), lambda: self._end(channel))
+        try:
+            return EventStream(channel, lambda: self._answer(channel, question, place), lambda: self._end(channel))
+        except RuntimeError:  # the system allows no more threads
+            self._leave(place)
+            self._end(channel)
+            raise
 
     def preview(self, source: str, source_id: str | None, region: dict, kind: str = "video") -> tuple[int, np.ndarray]:
         """
@@ -183,6 +182,9 @@ class Engine:
 
     def _answer(self, channel: AnswerChannel, question: Question, place: threading.Event) -> ChatTurn:
         try:
+            for earlier in question.earlier:  # hashed before the turn: masks of a long video take a second
+                for one in earlier.objects:
+                    one.digest  # noqa: B018
             with self._admitted(channel, place), self.schedule.turn() as turn:
                 channel.turn = turn
                 channel.check()
@@ -211,6 +213,10 @@ class Engine:
             text, regions = question_text(question.parts)
             sampling = sampling_arguments(question.temperature, question.top_p, question.seed)
             answer = session.answer(channel, text, regions, question.masks, **sampling)
+            # As it will be read if nothing is remembered: without tags that stand for no object
+            tagged_text = to_tagged_text(answer.reply.text, answer.reply.objects)
+            if tagged_text != answer.reply.tagged_text:
+                conversation.chat.replace_answer(tagged_text)
             conversation.asked.append(EarlierTurn.of(question.parts, answer))
         except (ValueError, AnswerStopped):
             self.conversations.close(conversation)  # it is as it was before the question
@@ -222,7 +228,8 @@ class Engine:
         return answer
 
     def _session(self, conversation: Conversation, question: Question) -> ChatSession:
-        """A session that continues the question's conversation, all of which the chat has or will read."""
+        """A session that continues the question's conversation. The model reads what it has not read with the next
+        question."""
         chat, before = conversation.chat, conversation.chat.state
         session = ChatSession(chat, question.max_new_tokens, conversation.turns, self.schedule)
         try:
@@ -244,6 +251,8 @@ class Engine:
             source = {question.kind: video}
         chat = self.model.start_chat(self.processor, **source, feature_folder=self.feature_folder)
         chat.min_component_fraction = self.min_component_fraction
+        if chat.sam_features is not None:
+            chat.sam_features.room = self.conversations.room_for_features
         return chat
 
     # ---- the line ---------------------------------------------------------------------------------------------------
@@ -251,24 +260,26 @@ class Engine:
     @contextmanager
     def _admitted(self, channel: AnswerChannel, place: threading.Event) -> Iterator[None]:
         """Waits in the line, and gives the place to the next one afterwards."""
-        begin = time.monotonic()
         try:
             while not place.wait(POLL_SECONDS):
                 channel.check()
             begin = time.monotonic()
             yield
+            self._mean_seconds += MEAN_WEIGHT * (time.monotonic() - begin - self._mean_seconds)
         finally:
-            with self._lock:
-                if not place.is_set():
-                    self._line.remove(place)
-                elif self._line:
-                    self._line.popleft().set()
-                else:
-                    self._status = replace(self._status, running=self._status.running - 1)
-                self._mean_seconds += MEAN_WEIGHT * (time.monotonic() - begin - self._mean_seconds)
+            self._leave(place)
+
+    def _leave(self, place: threading.Event) -> None:
+        with self._lock:
+            if not place.is_set():
+                self._line.remove(place)
+            elif self._line:
+                self._line.popleft().set()
+            else:
+                self._status = replace(self._status, running=self._status.running - 1)
 
     def _retry_after(self) -> int:
-        seconds = self._mean_seconds * (len(self._line) + 1) / self.max_running
+        seconds = self._mean_seconds * (len(self._line) + 1) / self.limits.running
         return min(max(1, math.ceil(seconds)), MAX_RETRY_SECONDS)
 
     # ---- counts -----------------------------------------------------------------------------------------------------

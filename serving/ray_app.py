@@ -160,15 +160,7 @@ def load_engine(arguments: AppArguments, limits: Limits) -> Engine:
         fraction = 0.0 if arguments.preset == "published" else 0.05  # as `sama serve` has it
     settings = (arguments.device, arguments.dtype, arguments.preset, arguments.trust_remote_code)
     model, processor = load_model(arguments.model, *settings)
-    return Engine(
-        model,
-        processor,
-        max_running=limits.running,
-        max_waiting=limits.waiting,
-        max_bytes=limits.cache_bytes,
-        max_conversations=limits.conversations,
-        min_component_fraction=fraction,
-    )
+    return Engine(model, processor, limits, fraction)
 
 
 # ---- what clients reach ---------------------------------------------------------------------------------------------

@@ -1,8 +1,9 @@
-"""Engines in other processes behind the interface of one: what the server needs to answer from several GPUs or machines.
+"""Engines in other processes behind the interface of one: for servers with several GPUs or machines.
 
-Nothing here knows how calls travel between the processes; ray_app.py lets Ray do it. An [`EngineHost`] is where a model
-is; a [`RemoteEngine`] is what the server asks. A question carries its whole conversation, so any host can answer it. It
-goes to the host that answered the conversation before, by its [`conversation_key`], because there less has to be read.
+Nothing here knows how calls travel between the processes; ray_app.py lets Ray do it. An [`EngineHost`] is where a
+model is; a [`RemoteEngine`] is what the server asks. A question carries its whole conversation, so any host can answer
+it. It goes to the host that answered the conversation before, by its [`conversation_key`], because there less has to
+be read.
 """
 
 import hashlib
@@ -185,7 +186,7 @@ class EngineHost:
 
     def __init__(self, engine: Engine, copies: FileCopies, name: str, process: int):
         self.engine, self.copies, self.name, self.process = engine, copies, name, process
-        places = engine.max_running + engine.max_waiting + PREVIEWS
+        places = engine.limits.running + engine.limits.waiting + PREVIEWS
         self._reading, self._other = CapacityLimiter(places), CapacityLimiter(places)
 
     async def ask(self, question: Question, content: bytes | None = None) -> AsyncIterator[Any]:
@@ -293,8 +294,8 @@ class Hosts(Protocol):
 
 
 class RemoteAnswer(Iterator):
-    """The events of one answer of a [`RemoteEngine`], as an [`EventStream`] has them. The question is sent when the first
-    one is asked for: how long it waits for a host depends on the others."""
+    """The events of one answer of a [`RemoteEngine`], as an [`EventStream`] has them. The question is sent when the
+    first one is asked for: how long it waits for a host depends on the others."""
 
     def __init__(self, engine: "RemoteEngine", question: Question):
         self.engine, self.question = engine, question

@@ -1,7 +1,22 @@
 """Sampling from a seed, so that conversations that share a device and a process do not share its random numbers."""
 
 import torch
-from transformers import LogitsProcessor, TemperatureLogitsWarper, TopPLogitsWarper
+from transformers import LogitsProcessor, TopPLogitsWarper
+
+
+class Temperature(LogitsProcessor):
+    """
+    Divides logits by a temperature. The largest becomes 0 before, so that it stays finite however low that is.
+
+    Args:
+        temperature (`float`): above 0.
+    """
+
+    def __init__(self, temperature: float):
+        self.temperature = temperature
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        return (scores - scores.max(dim=-1, keepdim=True).values).double() / self.temperature
 
 
 class SeededSampling(LogitsProcessor):
@@ -31,7 +46,7 @@ def sampling_arguments(temperature: float, top_p: float, seed: int) -> dict:
     """
     if temperature == 0:
         return {"do_sample": False}
-    steps: list[LogitsProcessor] = [TemperatureLogitsWarper(float(temperature))]
+    steps: list[LogitsProcessor] = [Temperature(temperature)]
     if top_p < 1:
         steps.append(TopPLogitsWarper(float(top_p)))
     return {"do_sample": False, "logits_processor": [*steps, SeededSampling(seed)]}

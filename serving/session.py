@@ -10,7 +10,7 @@ for event in session.ask("What is <region> doing?", [{"frame": 10, "box": [40, 6
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -425,10 +425,8 @@ class AnswerChannel:
         with self.turn.released() if self.turn is not None else nullcontext():
             while True:
                 self.check()
-                try:
+                with suppress(queue.Full):
                     return self.events.put(event, timeout=POLL_SECONDS)
-                except queue.Full:
-                    continue
 
     def finish(self, event: Event) -> None:
         """Hands over the last event, whether the answer was cancelled or not."""
@@ -454,11 +452,12 @@ class EventStream(Iterator):
     def __next__(self) -> Event:
         while not self._ended:
             try:
-                # A wait without a limit could not be interrupted by Ctrl-C on Windows.
+                # A wait without a limit could not be interrupted by Ctrl-C on Windows
                 event = self._channel.events.get(timeout=1.0)
             except queue.Empty:
                 continue
-            self._ended = isinstance(event, Done | Cancelled | Failed)
+            if isinstance(event, Done | Cancelled | Failed):
+                self._ended = True  # never back to False: another thread may have closed the stream
             return event
         raise StopIteration
 
@@ -473,10 +472,8 @@ class EventStream(Iterator):
             self._ended = True
             self._channel.cancelled.set()
             while self._thread.is_alive() and self._thread is not threading.current_thread():
-                try:
+                with suppress(queue.Empty):
                     self._channel.events.get(timeout=POLL_SECONDS)  # makes room for the last event
-                except queue.Empty:
-                    continue
 
     def __enter__(self) -> "EventStream":
         return self

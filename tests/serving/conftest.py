@@ -22,7 +22,7 @@ def engine():
     pytest.importorskip("fastapi", reason="the server is not installed: pip install -e .[serve]")
     from sama.serving.engine import Engine
 
-    engine = Engine(*load_checkpoint(), max_running=SMALL_LIMITS.running, max_waiting=SMALL_LIMITS.waiting)
+    engine = Engine(*load_checkpoint(), SMALL_LIMITS)
     yield engine
     engine.close()
 

@@ -4,11 +4,12 @@ import threading
 
 import numpy as np
 import pytest
-from checkpoint import load_checkpoint
+from checkpoint import dictate, load_checkpoint
 
 from sama.overlay_sama import write_video
 from sama.serving.conversations import measured_bytes
 from sama.serving.engine import EarlierObject, EarlierTurn, Engine, EngineBusy, Question
+from sama.serving.limits import Limits
 from sama.serving.session import AnswerText, Cancelled, Done, Failed, MaskFrame, TextDelta
 from sama.toy_world.world import ToyWorld
 
@@ -32,8 +33,8 @@ def clips(tmp_path_factory):
 def make_engine():
     engines = []
 
-    def make(**settings):
-        engines.append(Engine(*load_checkpoint(), **settings))
+    def make(**limits):
+        engines.append(Engine(*load_checkpoint(), Limits(**limits)))
         return engines[-1]
 
     yield make
@@ -174,7 +175,7 @@ def test_a_system_message_belongs_to_the_conversation(make_engine, answer):
 
 
 def test_what_was_not_used_for_the_longest_time_is_dropped(make_engine, answer):
-    engine = make_engine(max_conversations=2)
+    engine = make_engine(conversations=2)
     _, first = answer(engine, RING)
     answer(engine, CIRCLE)
     answer(engine, CIRCLE, [first])  # now the question about the circle is the oldest
@@ -183,10 +184,14 @@ def test_what_was_not_used_for_the_longest_time_is_dropped(make_engine, answer):
     known = engine.conversations.conversations
     bytes_of_one = measured_bytes(known[1:])
     assert engine.status().conversation_bytes == measured_bytes(known) > bytes_of_one > 0
-    for limit in ("max_bytes", "max_feature_bytes"):
-        small = make_engine(**{limit: 1})
-        turn, _ = answer(small, RING)
-        assert small.status().conversations == 0 and turn.reply.text
+    small = make_engine(cache_bytes=1)
+    turn, _ = answer(small, RING)
+    assert small.status().conversations == 0 and turn.reply.text
+    for limit, kept in ((1, 0), (2**20, 1)):
+        small = make_engine(feature_bytes=limit)
+        answer(small, RING)
+        (conversation,) = small.conversations.conversations
+        assert len(conversation.chat.sam_features.stored) == kept  # of the frame that the box lies on
 
 
 def test_forgotten_files_are_read_again(make_engine, answer):
@@ -196,6 +201,41 @@ def test_forgotten_files_are_read_again(make_engine, answer):
     assert engine.status().conversations == 0
     turn, _ = answer(engine, RING)
     assert num_read(turn)[0] == num_read(turn)[1]
+
+
+def test_an_answer_with_a_tag_that_stands_for_nothing_is_read_as_it_is_repeated(make_engine, ask, answer, monkeypatch):
+    model, processor = load_checkpoint()
+    engine, said = make_engine(), dictate(processor, "It is <p> a ring </p> there")
+    arguments = "sama.serving.engine.sampling_arguments"
+    monkeypatch.setattr(arguments, lambda *_: {"logits_processor": said["logits_processor"]})
+    turn, known = answer(engine, RING, max_new_tokens=said["max_new_tokens"])
+    monkeypatch.undo()
+    assert turn.reply.tagged_text == "It is <p> a ring </p> there" and known.text == "It is a ring there"
+    (conversation,) = engine.conversations.conversations
+    assert conversation.chat.messages[-1]["content"] == known.text
+    second, _ = answer(engine, CIRCLE, [known])
+    assert_same_answer(second, answer(make_engine(), CIRCLE, [known])[0])
+
+
+def test_a_file_that_is_forgotten_during_an_answer_goes_with_it(make_engine, ask, answer):
+    engine = make_engine()
+    stream = ask(engine, CIRCLE)
+    next(stream)
+    engine.forget("0")
+    assert engine.conversations.known("0") is None
+    assert isinstance([*stream][-1], Done) and engine.status().conversations == 0
+
+
+def test_what_several_conversations_share_is_counted_once(make_engine, answer):
+    engine = make_engine()
+    _, known = answer(engine, RING, masks=True)
+    answer(engine, CIRCLE, [known])
+    answer(engine, ("What moves?",), [known])
+    first, second = engine.conversations.conversations
+    alone = [measured_bytes([one]) for one in (first, second)]
+    masks = next(first.tracks()).nbytes
+    features = first.chat.state.frame_features.nbytes + first.chat.state.spatial_tokens.nbytes
+    assert measured_bytes([first, second]) == sum(alone) - masks - features
 
 
 # Whose turn it is
@@ -227,7 +267,7 @@ def test_a_new_question_gets_its_first_word_before_the_others_track_on(make_engi
 
 
 def test_answers_of_many_clients_are_those_of_one(make_engine, ask, answer):
-    engine, turns = make_engine(max_running=3), {}
+    engine, turns = make_engine(running=3), {}
     questions = {(parts, clip): None for parts in (CIRCLE, ("What moves?",)) for clip in (0, 1)}
     jobs = [*questions] * 2
 
@@ -246,12 +286,26 @@ def test_answers_of_many_clients_are_those_of_one(make_engine, ask, answer):
     assert engine.status().answered == len(jobs) and engine.status().running == 0
 
 
+def test_a_thread_that_cannot_be_started_takes_no_place(make_engine, ask, monkeypatch):
+    engine = make_engine(running=1)
+
+    def no_thread(self):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", no_thread)
+    with pytest.raises(RuntimeError, match="new thread"):
+        ask(engine, CIRCLE)
+    monkeypatch.undo()
+    assert engine.status().running == 0
+    assert isinstance([*ask(engine, CIRCLE, masks=False)][-1], Done)
+
+
 def test_the_waiting_line_is_bounded(make_engine, ask):
-    engine = make_engine(max_running=1, max_waiting=1)
+    engine = make_engine(running=1, waiting=1)
     running = ask(engine, CIRCLE)
     next(running)
     waiting = ask(engine, RING)
-    with pytest.raises(EngineBusy, match="1 questions are waiting already") as caught:
+    with pytest.raises(EngineBusy, match="The waiting line is full: 1 questions") as caught:
         ask(engine, RING)
     assert caught.value.retry_after >= 1
     assert (engine.status().running, engine.status().waiting) == (1, 1)
@@ -261,7 +315,7 @@ def test_the_waiting_line_is_bounded(make_engine, ask):
 
 
 def test_a_question_that_waits_can_be_cancelled(make_engine, ask):
-    engine = make_engine(max_running=1, max_waiting=4)
+    engine = make_engine(running=1, waiting=4)
     running = ask(engine, CIRCLE)
     next(running)
     waiting = [ask(engine, RING) for _ in range(3)]
@@ -344,7 +398,7 @@ def test_a_question_that_is_none_is_refused_at_once(make_engine, ask):
 
 
 def test_a_closed_engine_ends_everything(make_engine, ask):
-    engine = make_engine(max_running=1)
+    engine = make_engine(running=1)
     streams = [ask(engine, CIRCLE), ask(engine, RING)]
     next(streams[0])
     engine.close()
@@ -378,3 +432,10 @@ def test_what_is_drawn_depends_on_the_seed_alone(make_engine, answer):
     greedy, _ = answer(engine, RING, masks=False)
     nucleus, _ = answer(engine, RING, masks=False, temperature=5.0, top_p=1e-6, seed=9)
     assert nucleus.reply.tagged_text == greedy.reply.tagged_text
+
+
+def test_a_low_temperature_takes_the_likeliest_token(make_engine, answer):
+    greedy, _ = answer(make_engine(), RING, max_new_tokens=6)
+    for temperature in (1e-3, 1e-40, 5e-324):
+        turn, _ = answer(make_engine(), RING, max_new_tokens=6, temperature=temperature, seed=3)
+        assert turn.reply.tagged_text == greedy.reply.tagged_text

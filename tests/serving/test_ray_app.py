@@ -199,5 +199,7 @@ def test_answers_of_many_clients_are_their_own(client, clip):
         thread.start()
     for thread in threads:
         thread.join()
-    alone = {i: client.ask(q, max_tokens=16).json()["choices"][0]["message"]["content"] for i, q in enumerate(questions)}
+    alone = {
+        i: client.ask(q, max_tokens=16).json()["choices"][0]["message"]["content"] for i, q in enumerate(questions)
+    }
     assert answers == alone

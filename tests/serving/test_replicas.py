@@ -15,6 +15,7 @@ from http_server import question, running_server
 from sama.objects_sama import GroundedPhrase, MaskTrack
 from sama.serving.engine import EarlierTurn, EngineBusy, EngineStatus, Question
 from sama.serving.errors import ApiError
+from sama.serving.limits import Limits
 from sama.serving.replicas import EngineHost, FileCopies, HostLost, HostStatus, RemoteEngine, conversation_key
 from sama.serving.server import create_app
 from sama.serving.session import AnswerText, Cancelled, ChatTurn, Done, Failed, MaskFrame, TextDelta
@@ -58,7 +59,7 @@ class FakeStream:
 class FakeEngine:
     """Answers with `EVENTS`, or what it is given."""
 
-    max_running = max_waiting = 1
+    limits = Limits(running=1, waiting=1)
 
     def __init__(self, events=EVENTS, wait=None, error=None):
         self.events, self.wait, self.error = events, wait, error
@@ -121,7 +122,7 @@ async def first(items):
 
 
 class LocalHosts:
-    """Hosts in this process. Those that are `dead` end before their item of that index; `elsewhere` see other files."""
+    """Hosts in this process. Those in `dead` end before their item of that index; `elsewhere` see other files."""
 
     def __init__(self, *hosts, dead=None, elsewhere=None):
         self.hosts, self.dead, self.elsewhere = list(hosts), dead or {}, elsewhere
@@ -234,7 +235,7 @@ def test_an_answer_that_was_begun_fails_with_a_sentence(host, items):
 
 
 def test_without_any_host_the_answer_says_so(host):
-    dead = {name: 0 for name in "abc"}
+    dead = dict.fromkeys("abc", 0)
     (event,) = ask(LocalHosts(*(host(FakeEngine(), name) for name in dead), dead=dead))
     assert event.cause.code == "replica_lost"
 

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from sama.serving.scheduling import FIRST_TOKEN, LATER_STEP, DeviceSchedule
+from sama.serving.scheduling import FIRST_TOKEN, LATER_STEP, MAX_IN_FRONT, DeviceSchedule
 
 
 WAIT = 10  # seconds until a test gives up
@@ -13,7 +13,7 @@ WAIT = 10  # seconds until a test gives up
 
 def start(schedule, rank, steps, log, name):
     """A thread that computes `steps` steps; returns it when it waits for its turn."""
-    waiting = len(schedule._waiting)
+    waiting = schedule.num_waiting()
 
     def work():
         with schedule.turn(rank) as turn:
@@ -23,7 +23,7 @@ def start(schedule, rank, steps, log, name):
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
-    while len(schedule._waiting) == waiting:
+    while schedule.num_waiting() == waiting:
         time.sleep(0.001)
     return thread
 
@@ -79,3 +79,22 @@ def test_an_error_ends_the_turn():
         raise ZeroDivisionError
     with schedule.turn() as turn:  # would wait for ever
         turn.pass_on()
+
+
+def test_those_in_front_do_not_hold_up_the_rest_for_ever():
+    schedule, log = DeviceSchedule(), []
+    schedule.acquire(FIRST_TOKEN)
+    tracker = start(schedule, LATER_STEP, 3, log, "tracker")
+    previews = [start(schedule, FIRST_TOKEN, MAX_IN_FRONT, log, name) for name in "ab"]
+    run(schedule, tracker, *previews)
+    assert log.index(("tracker", 0)) == MAX_IN_FRONT
+    assert log.index(("tracker", 1)) == 2 * MAX_IN_FRONT + 1
+
+
+def test_a_question_that_is_alone_in_front_reads_on():
+    schedule, log = DeviceSchedule(), []
+    schedule.acquire(FIRST_TOKEN)
+    tracker = start(schedule, LATER_STEP, 2, log, "tracker")
+    question = start(schedule, FIRST_TOKEN, MAX_IN_FRONT, log, "question")
+    run(schedule, tracker, question)
+    assert log[:MAX_IN_FRONT] == [("question", step) for step in range(MAX_IN_FRONT)]

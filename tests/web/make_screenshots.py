@@ -1,6 +1,6 @@
 """Takes the pictures of the page that the README and the documentation show:
 
-    python scripts/make_screenshots.py
+    python tests/web/make_screenshots.py
 
 It starts the server on the small model and has a conversation about the example clip in Chromium (a Debian package),
 driven by Playwright: page_light.webp, page_dark.webp and page_phone.webp in assets/. --to takes another folder.
@@ -19,7 +19,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 # name: width and height of the window in CSS pixels, theme, pixels of the picture for each of them
 PICTURES = {
