@@ -16,7 +16,7 @@ from .errors import MAX_NAME, ApiError, shown
 from .limits import Limits, option
 
 
-MAX_DIGITS = 18  # of a whole number; more do not fit into 64 bits
+MAX_DIGITS = 20  # of a whole number with its sign; more do not fit into 64 bits
 MAX_FORM_FIELDS, MAX_FORM_VALUE = 8, 1024
 INLINE_BYTES = 64 * 1024  # a larger body is parsed in a thread, so that other requests do not wait for it
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -80,7 +80,8 @@ def _finite(text: str) -> float:
 
 
 def _whole(text: str) -> int:
-    if len(text.lstrip("-")) > MAX_DIGITS:
+    # The length first: Python refuses to read numbers of thousands of digits
+    if len(text) > MAX_DIGITS or not -(2**63) <= int(text) < 2**64:
         raise ApiError(400, f"The number {shown(text, MAX_NAME)} is too large.")
     return int(text)
 

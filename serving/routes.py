@@ -204,7 +204,7 @@ async def file_frame(
     service: TheService,
 ) -> Response:
     """A frame as the model sees it; counted from 0."""
-    picture = await service.run(service.threads.storing, service.store.frame, file_id, frame)
+    picture = await service.run(service.threads.previewing, service.store.frame, file_id, frame)
     return Response(picture, media_type="image/png", headers=CACHE)
 
 

@@ -42,7 +42,7 @@ class Threads:
     def __init__(self, limits: Limits):
         self.quick = CapacityLimiter(8)  # checks of requests, look-ups of files
         self.storing = CapacityLimiter(4)  # uploads and exports
-        self.previewing = CapacityLimiter(4)
+        self.previewing = CapacityLimiter(4)  # masks of regions, single frames
         # One for each question that the engine takes, so that every answer has its reader
         self.reading = CapacityLimiter(limits.running + limits.waiting + 4)
         self.closing = CapacityLimiter(limits.running + limits.waiting + 4)
