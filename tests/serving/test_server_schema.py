@@ -101,4 +101,4 @@ def test_no_example_is_an_error_of_the_server(client, limits):
 
 @pytest.mark.slow
 def test_no_example_of_many_is_an_error_of_the_server(client, limits):
-    check_examples(client, limits, 300)
+    check_examples(client, limits, 100)
