@@ -33,6 +33,7 @@ LONG_FILES = (
     "test_finetune.py",
     "test_chat_sama.py",
     "data/test_validation.py",
+    "web/test_page.py",
 )
 
 
