@@ -71,8 +71,10 @@ export function decode(rle) {
   const shape = { x: left, y: top, width: right - left + 1, height: bottom - top + 1 };
   const bits = new Uint8Array(shape.width * shape.height);
   for (const [start, end] of runs) {
+    let [column, row] = [Math.floor(start / height), start % height];
     for (let pixel = start; pixel < end; pixel++) {
-      bits[((pixel % height) - top) * shape.width + Math.floor(pixel / height) - left] = 1;
+      bits[(row - top) * shape.width + column - left] = 1;
+      if (++row === height) [column, row] = [column + 1, 0];
     }
   }
   return { ...shape, bits };
@@ -103,12 +105,14 @@ const MIDDLES = { t: [1, 0.5], r: [1.5, 1], b: [1, 1.5], l: [0.5, 1] };
  */
 function outline({ x, y, width, height, bits }) {
   const path = new Path2D();
-  /** @type {(column: number, row: number) => number} */
-  const at = (column, row) =>
-    column >= 0 && column < width && row >= 0 && row < height ? bits[row * width + column] : 0;
+  const stride = width + 2; // with a border of zeros
+  const padded = new Uint8Array(stride * (height + 2));
+  for (let row = 0; row < height; row++) padded.set(bits.subarray(row * width, (row + 1) * width), (row + 1) * stride + 1);
   for (let row = -1; row < height; row++) {
     for (let column = -1; column < width; column++) {
-      const corners = at(column, row) + 2 * at(column + 1, row) + 4 * at(column + 1, row + 1) + 8 * at(column, row + 1);
+      const i = (row + 1) * stride + column + 1;
+      const corners = padded[i] + 2 * padded[i + 1] + 4 * padded[i + stride + 1] + 8 * padded[i + stride];
+      if (corners % 15 === 0) continue; // all outside or all inside
       [...SIDES[corners]].forEach((side, index) => {
         const [right, down] = MIDDLES[side];
         if (index % 2) path.lineTo(x + column + right, y + row + down);
@@ -124,7 +128,7 @@ function filled({ width, height, bits }, color) {
   const canvas = new OffscreenCanvas(width, height);
   const context = /** @type {OffscreenCanvasRenderingContext2D} */ (canvas.getContext("2d"));
   const image = context.createImageData(width, height);
-  bits.forEach((bit, index) => (image.data[4 * index + 3] = 255 * bit));
+  for (let index = 0; index < bits.length; index++) image.data[4 * index + 3] = 255 * bits[index];
   context.putImageData(image, 0, 0);
   context.globalCompositeOperation = "source-in";
   context.fillStyle = color;

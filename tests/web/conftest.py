@@ -159,6 +159,18 @@ def tab(new_tab) -> "Tab":
     return new_tab().open()
 
 
+@pytest.fixture(scope="session")
+def axe(tmp_path_factory) -> str:
+    """The script of axe-core, from the npm registry."""
+    if shutil.which("npm") is None:
+        pytest.skip("npm is not installed, which fetches axe-core")
+    folder = tmp_path_factory.mktemp("axe")
+    command = ["npm", "install", "--no-audit", "--no-fund", "--prefix", str(folder), "axe-core@4.14.1"]
+    if subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("axe-core cannot be fetched from the npm registry")
+    return (folder / "node_modules" / "axe-core" / "axe.min.js").read_text(encoding="utf-8")
+
+
 class Tab:
     """The page, as a person uses it."""
 
