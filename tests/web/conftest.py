@@ -18,7 +18,6 @@ import pytest
 from PIL import Image
 
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[dev]'")
 ROOT = Path(__file__).parent.parent.parent
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 START_SECONDS, WAIT_SECONDS = 120, 60  # generous: they only end a test that would hang
@@ -120,6 +119,9 @@ def server(tmp_path_factory):
 def browser():
     if CHROMIUM is None:
         pytest.skip("no Chromium is installed: apt-get install chromium")
+    sync_api = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed: pip install -e '.[dev]'"
+    )
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser

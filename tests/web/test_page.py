@@ -9,12 +9,12 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Error as PlaywrightError
 from pycocotools import mask as coco
 
 from sama.resources import EXAMPLE_CLIPS
 
 
+browsers = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[dev]'")
 RING, CIRCLE, HEART = (64, 114), (183, 55), (195, 160)  # on frame 12 of the example clip
 HEART_BOX = ((148, 112), (246, 206))
 NUM_FRAMES = 24
@@ -276,7 +276,7 @@ def test_only_the_last_preview_counts(tab):
     held[1].continue_()
     tab.until_masks()
     mask = tab.draft()[0]["mask"]
-    with contextlib.suppress(PlaywrightError):  # the browser may not want it any more
+    with contextlib.suppress(browsers.Error):  # the browser may not want it any more
         held[0].fulfill(json={"size": [256, 256], "counts": FULL, "frame": 0, "area": 256 * 256})
     tab.page.wait_for_timeout(200)
     assert tab.draft()[0]["mask"] == mask and mask["counts"] != FULL
