@@ -68,6 +68,7 @@ function showPosition() {
 export async function load(file, frame) {
   const current = ++loads;
   video.pause();
+  video.onerror = null;
   const url = await mediaUrl(`v1/files/${file.id}/content`);
   if (current !== loads) return;
   if (video.src.startsWith("blob:")) URL.revokeObjectURL(video.src);
@@ -79,6 +80,7 @@ export async function load(file, frame) {
   target = null;
   if (file.kind === "image") {
     video.removeAttribute("src");
+    video.load(); // shows nothing of the video before
     const image = new Image();
     image.src = url;
     await image.decode();
