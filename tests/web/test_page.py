@@ -122,9 +122,6 @@ def test_events_are_read_however_the_stream_is_cut(tab):
     assert [json.loads(one) for one in found] == [['{"a": "é🙂"}', "b\nc", "[DONE]"]]
 
 
-# ---- a conversation ----
-
-
 def test_a_conversation(tab):
     tab.seek(12)
     tab.type("What is ")
