@@ -1,9 +1,10 @@
-"""Engines in other processes behind the interface of one: for servers with several GPUs or machines.
+"""Engines in other processes behind the interface of one: what the server needs to answer from several GPUs or
+machines.
 
 Nothing here knows how calls travel between the processes; ray_app.py lets Ray do it. An [`EngineHost`] is where a
 model is; a [`RemoteEngine`] is what the server asks. A question carries its whole conversation, so any host can answer
-it. It goes to the host that answered the conversation before, by its [`conversation_key`], because there less has to
-be read.
+it. It goes to the host that answered the conversation before, by its [`conversation_key`], because less has to be read
+there.
 """
 
 import hashlib

@@ -4,6 +4,7 @@ import http.client
 import json
 import os
 import signal
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -18,6 +19,7 @@ pytest.importorskip("ray.serve", reason="Ray Serve is not installed: pip install
 
 ROOT = Path(__file__).parent.parent.parent
 KEY = "key-of-the-test"
+HEADERS = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
 RING = {"frame": 12, "box": [48, 70, 137, 159]}
 PORT = 18_123
 
@@ -96,8 +98,6 @@ def stateless(client, messages: list[dict]) -> dict:
     limits = Limits()
     content = (ROOT / "assets" / "toy_world.mp4").read_bytes()
     engine = Engine(*load_checkpoint(), min_component_fraction=0.05)
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:
         store = FileStore(folder, limits)
         store.add([content], "toy_world.mp4")
@@ -105,6 +105,25 @@ def stateless(client, messages: list[dict]) -> dict:
             answer = server.ask(messages).json()["choices"][0]["message"]
     engine.close()
     return answer
+
+
+def test_config_files_are_as_ray_wants_them(monkeypatch):
+    import yaml
+    from ray.serve.schema import ServeDeploySchema
+
+    from sama.serving.ray_app import AppArguments, app_builder
+
+    kubernetes = yaml.safe_load((ROOT / "deploy" / "rayservice.yaml").read_text())["spec"]["serveConfigV2"]
+    for text in ((ROOT / "deploy" / "serve.yaml").read_text(), kubernetes):
+        config = ServeDeploySchema.model_validate(yaml.safe_load(text))
+        AppArguments.model_validate(config.applications[0].args)
+    assert AppArguments(allow_hosts="a.example,b.example").allow_hosts == ("a.example", "b.example")
+    for wrong in ({"replica": 2}, {"limits": {"speed": 1}}, {"replicas": 0}):
+        with pytest.raises(ValueError, match="replica|speed"):
+            AppArguments(**wrong)
+    monkeypatch.delenv("SAMA_API_KEY", raising=False)
+    with pytest.raises(ValueError, match="SAMA_API_KEY"):
+        app_builder(AppArguments())
 
 
 def test_only_the_key_opens_it(client):
@@ -149,9 +168,6 @@ def test_answers_stream(client, clip):
     connection.close()
     assert len(pieces) > 5 and 1 in running[:5]  # the first pieces arrive while the rest is computed
     assert b"".join(pieces).endswith(b"data: [DONE]\n\n")
-
-
-HEADERS = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
 
 
 def test_leaving_cancels_the_answer(client, clip):
@@ -199,7 +215,5 @@ def test_answers_of_many_clients_are_their_own(client, clip):
         thread.start()
     for thread in threads:
         thread.join()
-    alone = {
-        i: client.ask(q, max_tokens=16).json()["choices"][0]["message"]["content"] for i, q in enumerate(questions)
-    }
-    assert answers == alone
+    for index, messages in enumerate(questions):
+        assert client.ask(messages, max_tokens=16).json()["choices"][0]["message"]["content"] == answers[index]

@@ -15,13 +15,13 @@ from http_server import question, running_server
 from sama.objects_sama import GroundedPhrase, MaskTrack
 from sama.serving.engine import EarlierTurn, EngineBusy, EngineStatus, Question
 from sama.serving.errors import ApiError
+from sama.serving.files import FileStore
 from sama.serving.limits import Limits
 from sama.serving.replicas import EngineHost, FileCopies, HostLost, HostStatus, RemoteEngine, conversation_key
 from sama.serving.server import create_app
 from sama.serving.session import AnswerText, Cancelled, ChatTurn, Done, Failed, MaskFrame, TextDelta
 
 
-RING = {"frame": 12, "box": [48, 70, 137, 159]}
 CONTENT = b"a video"
 FILE = f"file-{hashlib.sha256(CONTENT).hexdigest()}"
 MASK = np.arange(24).reshape(4, 6) % 5 == 0
@@ -45,10 +45,15 @@ class FakeStream:
     def __init__(self, events, wait=None):
         self.events, self.wait, self.index, self.closed = events, wait, 0, threading.Event()
 
+    def __iter__(self):
+        return self
+
     def __next__(self):
         if self.index == self.wait:
             assert self.closed.wait(10)
             return Cancelled()
+        if self.index == len(self.events):
+            raise StopIteration
         self.index += 1
         return self.events[self.index - 1]
 
@@ -122,7 +127,8 @@ async def first(items):
 
 
 class LocalHosts:
-    """Hosts in this process. Those in `dead` end before their item of that index; `elsewhere` see other files."""
+    """Hosts in this process. Those that are `dead` end before their item of that index; `elsewhere` is where they look
+    for a file."""
 
     def __init__(self, *hosts, dead=None, elsewhere=None):
         self.hosts, self.dead, self.elsewhere = list(hosts), dead or {}, elsewhere
@@ -330,18 +336,20 @@ def test_a_host_tells_who_it_is(host):
     assert host(FakeEngine(), "b").status() == HostStatus("b", 1, EngineStatus())
 
 
-def test_the_server_answers_as_with_an_engine_of_its_own(server, engine, store, clip, limits, tmp_path):
-    hosts = LocalHosts(EngineHost(engine, FileCopies(tmp_path, 2**20), "a", 1))
-    app = create_app(RemoteEngine(hosts, 4), store, limits, model_name="sama-tiny")
-    messages = [question("What is <region>?", RING, video=clip)]
-    expected = server.ask(messages).json()["choices"]
-    with running_server(app, limits) as remote:
-        assert remote.ask(messages).json()["choices"] == expected
-        chunks = [chunk["choices"][0]["delta"] for chunk in remote.stream(messages)]
-        text = "".join(delta.get("content", "") for delta in chunks)
-        assert text == expected[0]["message"]["content"] and any("frame" in delta for delta in chunks)
-        wrong = [question("What is <region>?", {"frame": 12, "box": [0, 0, 0, 0]}, video=clip)]
-        assert remote.ask(wrong).status == server.ask(wrong).status == 400
-        preview = {"file_id": clip, "region": RING}
-        assert remote.post("/v1/regions/preview", preview).json() == server.post("/v1/regions/preview", preview).json()
-        assert "sama_engine_answered_total 2.0" in remote.get("/metrics").body.decode()
+def test_the_server_answers_as_with_an_engine_of_its_own(host, limits, tmp_path):
+    store, messages = FileStore(tmp_path / "store", limits), [question("What is it?")]
+    with running_server(create_app(FakeEngine(), store, limits), limits) as server:
+        expected = [server.ask(messages).json()["choices"], deltas(server.stream(messages))]
+    remote = RemoteEngine(LocalHosts(host(FakeEngine())), 4)
+    with running_server(create_app(remote, store, limits), limits) as server:
+        assert [server.ask(messages).json()["choices"], deltas(server.stream(messages))] == expected
+        assert "sama_engine_answered_total 2.0" in server.get("/metrics").body.decode()
+    busy = RemoteEngine(LocalHosts(host(FakeEngine(error=EngineBusy(3, 7)))), 4)
+    with running_server(create_app(busy, store, limits), limits) as server:
+        for stream in (False, True):
+            answer = server.ask(messages, stream=stream)
+            assert (answer.status, answer.headers["retry-after"]) == (429, "7")
+
+
+def deltas(chunks: list[dict]) -> list[dict]:
+    return [chunk["choices"][0]["delta"] for chunk in chunks]
