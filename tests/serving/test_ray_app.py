@@ -80,6 +80,7 @@ def settled_host(client, key: str):
     """The same, when Ray Serve's routers have heard where it is: the same one several times in a row."""
     found: list = []
     while len(found) < 8 or len({status.process for status in found[-8:]}) > 1:
+        assert len(found) < 100, "the questions about a file do not stay with one replica"
         found.append(host_of(client, key))
         time.sleep(0.25)
     return found[-1]
