@@ -11,6 +11,7 @@ answer differs or a request fails. Times depend on the machine, and clients and 
 import argparse
 import asyncio
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -183,6 +184,7 @@ class LoadClient:
 
     def __init__(self, http: httpx2.AsyncClient, files: dict[str, str], result: LoadResult):
         self.http, self.files, self.result = http, files, result
+        self.asked_at = 0.0
 
     async def converse(self, clip: str, answers: Sequence[Expected], stream: bool) -> None:
         """Has a conversation and compares every answer; ends it at the first problem."""
@@ -210,30 +212,25 @@ class LoadClient:
         """The message that answers; waits and asks again where the server is busy."""
         body = {"messages": messages, "max_tokens": MAX_TOKENS, "stream": stream}
         while True:
-            if stream:
-                found = await self._streamed(body)
-            else:
-                response = await self.http.post("/v1/chat/completions", json=body)
-                found = response.status_code, response.headers, response.content
-            status, headers, content = found
-            if status == 200:
-                return content if stream else json.loads(content)["choices"][0]["message"]
-            if status != 429:
-                raise RuntimeError(f"status {status}: {content[:300]!r}")
+            self.asked_at = time.monotonic()
+            async with self.http.stream("POST", "/v1/chat/completions", json=body) as response:
+                if response.status_code == 200:
+                    return await self._read(response, stream)
+                content = await response.aread()
+            if response.status_code != 429:
+                raise RuntimeError(f"status {response.status_code}: {content[:300]!r}")
             self.result.busy += 1
-            await asyncio.sleep(int(headers["retry-after"]))
+            await asyncio.sleep(int(response.headers["retry-after"]))
 
-    async def _streamed(self, body: dict) -> tuple:
-        begin, message, first = time.monotonic(), {"role": "assistant", "content": "", "objects": []}, None
-        async with self.http.stream("POST", "/v1/chat/completions", json=body) as response:
-            if response.status_code != 200:
-                return response.status_code, response.headers, await response.aread()
-            async for delta in deltas(response):
-                if first is None and delta.get("content"):
-                    first = time.monotonic() - begin
-                    self.result.first_token_seconds.append(first)
-                add_delta(message, delta)
-        return 200, response.headers, message
+    async def _read(self, response: httpx2.Response, stream: bool) -> dict:
+        if not stream:
+            return json.loads(await response.aread())["choices"][0]["message"]
+        message = {"role": "assistant", "content": "", "objects": []}
+        async for delta in deltas(response):
+            if not message["content"] and delta.get("content"):
+                self.result.first_token_seconds.append(time.monotonic() - self.asked_at)
+            add_delta(message, delta)
+        return message
 
 
 async def deltas(response: httpx2.Response) -> AsyncIterator[dict]:
@@ -329,10 +326,10 @@ async def measure_first_token(url: str, probe: tuple[str, dict], tracking: tuple
             return {"messages": [message], "stream": True, "masks": masks, "max_tokens": MAX_TOKENS}
 
         async def first_token() -> float:
-            begin, first = time.monotonic(), None
+            begin, first = time.monotonic(), math.nan
             async with http.stream("POST", "/v1/chat/completions", json=body(*probe, "none")) as response:
                 async for delta in deltas(response.raise_for_status()):
-                    if first is None and delta.get("content"):
+                    if math.isnan(first) and delta.get("content"):
                         first = time.monotonic() - begin
             return first
 
@@ -383,6 +380,7 @@ def start_server(folder: Path, model: str, *options: str) -> tuple[subprocess.Po
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT.parent), *sys.path])}
     command = [sys.executable, str(ROOT / "serve.py"), "--port", "0", "--folder", str(folder), "--model", model]
     process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True, env=environment)
+    assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("SAMA: "):
             return process, line.split()[1].rstrip("/")
@@ -411,7 +409,7 @@ async def measure(url: str, pid: int, answers: list, clients: int, minutes: floa
 def report(result: LoadResult, memory: list[float], first: FirstToken, clients: int, minutes: float) -> str:
     """The figures as a Markdown table."""
     seconds = result.first_token_seconds or [float("nan")]
-    tenth = max(1, len(memory) // 10)
+    tenths = [f"{memory[len(memory) * number // 10 - 1]:.0f}" for number in range(1, 11)]
     rows = [
         ("clients at once, minutes", f"{clients}, {minutes:g}"),
         ("conversations, questions", f"{result.conversations}, {result.questions}"),
@@ -419,8 +417,7 @@ def report(result: LoadResult, memory: list[float], first: FirstToken, clients: 
         ("failed requests and answers that differ", len(result.problems)),
         ("refused because busy (429), asked again", result.busy),
         ("first token, median and 95th percentile", f"{np.median(seconds):.2f} s, {np.percentile(seconds, 95):.2f} s"),
-        ("memory of the server, MiB: after a tenth of the time, at the end, most",
-         f"{memory[tenth - 1]:.0f}, {memory[-1]:.0f}, {max(memory):.0f}"),
+        ("memory of the server in MiB, after each tenth of the time", ", ".join(tenths)),
         ("first token of one client, idle", f"{1000 * first.idle:.0f} ms"),
         (f"the same with {NUM_TRACKING} others tracking", f"{1000 * first.loaded:.0f} ms"),
         ("twice idle and one frame", f"{1000 * first.bound:.0f} ms (a frame takes {1000 * first.frame:.0f} ms)"),
