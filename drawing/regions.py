@@ -58,7 +58,10 @@ def draw_region(frame: np.ndarray, region, label: str | None = None) -> np.ndarr
 
 
 def label_masks(
-    frame: np.ndarray, masks: np.ndarray, labels: Sequence[str], colors: Sequence[Color] | None = None
+    frame: np.ndarray,
+    masks: Sequence[np.ndarray] | np.ndarray,
+    labels: Sequence[str],
+    colors: Sequence[Color] | None = None,
 ) -> np.ndarray:
     """
     Writes a short label, such as an object's number, on each mask that is not empty, close to its centre. A label
@@ -67,17 +70,19 @@ def label_masks(
 
     Args:
         frame (`np.ndarray` of shape `(height, width, 3)`, uint8): is not changed.
-        masks (`np.ndarray` of shape `(num_objects, height, width)`, bool)
+        masks (sequence of bool arrays of shape `(height, width)`): used one after another, twice, so that a sequence
+            that decodes them when they are asked for never holds more than one.
         labels (sequence of `str`): one per mask.
         colors (sequence of RGB triples, *optional*): one per mask.
     """
     check_frame(frame)
-    masks = check_masks(frame, masks)
     colors = check_colors(len(masks), colors)
     check_count("labels", labels, len(masks), "masks")
     draw = ImageDraw.Draw(image := Image.fromarray(frame))
     font = ImageFont.load_default(size=max(8, min(18, round(frame.shape[1] / 36))))
-    objects, written = masks.any(axis=0), np.zeros(frame.shape[:2], dtype=bool)
+    objects, written = np.zeros((2, *frame.shape[:2]), dtype=bool)
+    for mask in masks:
+        objects |= check_masks(frame, np.asarray(mask)[None])[0]
     for mask, label, color in zip(masks, labels, colors, strict=True):
         if not mask.any():
             continue

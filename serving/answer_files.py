@@ -82,12 +82,27 @@ def draw_objects(
     Frame `index` with the masks and numbers of the objects with these tracks, `(height, width, 3)` uint8. Colours are
     by number as well, by default those of a session.
     """
-    masks = np.zeros((len(tracks), video.height, video.width), dtype=bool)
-    for row, track in enumerate(tracks.values()):
-        masks[row] = track[index]
-    chosen = [object_color(number - 1) if colors is None else colors[number] for number in tracks]
-    frame = overlay_masks(video[index], masks, chosen)
-    return label_masks(frame, masks, [str(number) for number in tracks], chosen)
+    visible = {number: track for number, track in tracks.items() if track.area(index)}
+    masks = FrameMasks(list(visible.values()), index)
+    chosen = [object_color(number - 1) if colors is None else colors[number] for number in visible]
+    frame = video[index]
+    for mask, color in zip(masks, chosen, strict=True):
+        frame = overlay_masks(frame, mask[None], [color])
+    return label_masks(frame, masks, [str(number) for number in visible], chosen)
+
+
+class FrameMasks(Sequence):
+    """The masks of several objects on one frame. Each is decoded when it is asked for: 256 masks of 33 million pixels
+    would take 8.6 GB together."""
+
+    def __init__(self, tracks: Sequence, index: int):
+        self.tracks, self.index = tracks, index
+
+    def __len__(self) -> int:
+        return len(self.tracks)
+
+    def __getitem__(self, row):
+        return self.tracks[row][self.index]
 
 
 def draw_turn(session: ChatSession, turn: ChatTurn) -> Image.Image:

@@ -47,6 +47,7 @@ def export(service: Service, request: ExportRequest, holding: ExitStack, stop: t
         export_objects(conversation.earlier),
         [message.model_dump(exclude_unset=True) for message in request.messages],
         name=Path(media.filename).stem,
+        max_bytes=service.limits.export_bytes,
         progress=_Progress(service.limits.request_seconds, stop),
     )
 

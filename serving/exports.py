@@ -20,11 +20,11 @@ from ..data.files import atomic_path
 from ..data.masks import to_rle
 from ..overlay_sama import Color, VideoWriter
 from .answer_files import draw_objects
+from .limits import Limits, option
 from .media import TOO_LARGE, FileRefused, png_bytes
 
 
 FORMATS = ("mp4", "png", "coco", "json")
-MAX_BYTES = 2**31
 MIN_DIGITS = 5  # of a frame's number in a file name
 ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # the earliest that ZIP knows
 CONVERSATION, VERSION = "sama-conversation", 1
@@ -71,7 +71,9 @@ class _Content:
 
     def check_size(self, size: int) -> None:
         if size > self.max_bytes:
-            raise FileRefused(f"The export has more than {self.max_bytes:,} bytes, which is the limit.", TOO_LARGE)
+            raise FileRefused(
+                f"The export has more than {self.max_bytes:,} bytes ({option('export_bytes')}).", TOO_LARGE
+            )
 
 
 def export(
@@ -81,7 +83,7 @@ def export(
     objects: Sequence[ExportObject],
     messages: Sequence[Mapping] = (),
     name: str = "conversation",
-    max_bytes: int = MAX_BYTES,
+    max_bytes: int = Limits.export_bytes,
     progress: Callable[[Sequence[int]], Iterable[int]] = iter,
 ) -> Export:
     """

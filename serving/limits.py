@@ -33,6 +33,7 @@ class Limits:
     # of the stored files
     store_bytes: int = _limit(20 * GIB, "bytes of all stored files, their playable copies included")
     file_seconds: float = _limit(6 * 3600.0, "seconds after its last use until a stored file expires")
+    export_bytes: int = _limit(2 * GIB, "bytes of an exported file")
     # of a request
     json_bytes: int = _limit(96 * MIB, "bytes of a JSON body, data URLs included; larger videos go through /v1/files")
     json_values: int = _limit(200_000, "values in a JSON body")

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import tracemalloc
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +15,9 @@ from PIL import Image
 from pycocotools.coco import COCO
 from video_files import quarters, turn, write_clip
 
+from sama.drawing.regions import label_masks
 from sama.objects_sama import MaskTrack
-from sama.overlay_sama import object_color
+from sama.overlay_sama import object_color, overlay_masks
 from sama.serving.answer_files import draw_objects
 from sama.serving.exports import FORMATS, ExportObject, export, frame_ranges
 from sama.serving.media import FileRefused
@@ -84,6 +86,30 @@ def test_a_chosen_colour_is_drawn(video):
     one = track(video, [0], (10, 70), (10, 40))
     assert (draw_objects(video, 0, {7: one}, {7: (1, 2, 3)})[60, 10] == (1, 2, 3)).all()  # on its outline
     assert (draw_objects(video, 0, {7: one})[60, 10] == object_color(6)).all()
+
+
+def test_objects_are_drawn_one_after_another(video):
+    rng = np.random.default_rng(0)
+    masks = rng.random((5, len(video), video.height, video.width)) < 0.5
+    masks[:, :, 20:60, 10:30] |= np.array([1, 1, 0, 1, 1], dtype=bool)[:, None, None, None]  # they overlap
+    masks[3] = False
+    tracks = {number: MaskTrack.from_masks(one) for number, one in enumerate(masks, start=1)}
+    colors = [object_color(number - 1) for number in tracks]
+    together = overlay_masks(video[2], masks[:, 2], colors)
+    together = label_masks(together, masks[:, 2], [str(number) for number in tracks], colors)
+    assert np.array_equal(draw_objects(video, 2, tracks), together)
+
+
+def test_many_objects_of_large_frames_take_the_memory_of_one():
+    picture = SamaVideo.open(Image.new("RGB", (1000, 800)))
+    tracks = {number: MaskTrack(1, 800, 1000) for number in range(1, 101)}
+    for number, one in tracks.items():
+        one.set_rle(0, {"size": [800, 1000], "counts": [number * 1000, 100, 800_000 - 100 - number * 1000]})
+    tracemalloc.start()
+    draw_objects(picture, 0, tracks)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 50 * 800_000  # half of what the masks take together
 
 
 def test_the_overlay_of_a_picture_is_a_picture(tmp_path):
@@ -187,7 +213,7 @@ class Stopped(Exception):
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_nothing_remains_of_an_export_that_is_not_complete(tmp_path, video, objects, format):
-    with pytest.raises(FileRefused, match="The export has more than 100 bytes, which is the limit") as caught:
+    with pytest.raises(FileRefused, match=r"The export has more than 100 bytes \(--max-export-bytes\)") as caught:
         export(tmp_path, format, video, objects, MESSAGES, max_bytes=100)
     assert caught.value.status == 413
     assert os.listdir(tmp_path) == []
