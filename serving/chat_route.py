@@ -2,10 +2,12 @@
 cancelled as soon as its client has left."""
 
 import json
+import threading
 from contextlib import ExitStack
 
 import anyio
 from anyio import to_thread
+from anyio.lowlevel import checkpoint
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -40,6 +42,7 @@ class ChatResponse(Response):
         self.answer = Answer(service.model_name, service.public, service.metrics.first_token_timer())
         self.stream: EventStream | None = None
         self.begun = False
+        self.stop = threading.Event()  # ends the conversion of a video that comes with the question
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         seconds, holding = self.service.limits.request_seconds, ExitStack()
@@ -47,6 +50,7 @@ class ChatResponse(Response):
             with anyio.move_on_after(seconds) as limit:
                 async with anyio.create_task_group() as group:
                     group.start_soon(cancel_when_closed, receive, group.cancel_scope)
+                    group.start_soon(set_when_cancelled, self.stop)
                     await self.respond(holding, scope, receive, send)
                     group.cancel_scope.cancel()
         finally:
@@ -74,6 +78,7 @@ class ChatResponse(Response):
             else:
                 await self.send_completion(self.stream, send)
         except ApiError as error:
+            await checkpoint()  # an answer that was cancelled ends here, whatever error that caused
             await self.send_error(error, scope, receive, send)
         except Exception:
             log.exception("A question could not be answered")
@@ -90,7 +95,7 @@ class ChatResponse(Response):
         reference, media = find_media(request.messages), None
         if reference is not None:
             limiter = service.threads.quick if reference.source.file_id else service.threads.storing
-            media = await service.run(limiter, service.open_media, reference, holding)
+            media = await service.run(limiter, service.open_media, reference, holding, self.stop)
 
         def question() -> Question:
             path = None if media is None else service.store.path(media.id)
@@ -152,3 +157,11 @@ async def cancel_when_closed(receive: Receive, scope: anyio.CancelScope) -> None
     while (await receive())["type"] != "http.disconnect":
         pass
     scope.cancel()
+
+
+async def set_when_cancelled(stop: threading.Event) -> None:
+    """Waits until the scope is cancelled, then sets `stop`: a thread that cannot be abandoned looks at it."""
+    try:
+        await anyio.sleep_forever()
+    finally:
+        stop.set()

@@ -31,6 +31,7 @@ MODULE = "sama.serving.conversion"
 NO_SPACE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT})
 NICENESS = 5  # answers come before uploads
 PARENT_POLL_SECONDS = 0.5
+STOP_POLL_SECONDS = 0.2
 MAX_WARNINGS = 20
 GIB = 2**30
 
@@ -60,7 +61,9 @@ class _MediaLimits:
     frame_pixels: int
 
 
-def convert(path: Path, folder: Path, limits: MediaLimits, costs: ConversionLimits) -> Media:
+def convert(
+    path: Path, folder: Path, limits: MediaLimits, costs: ConversionLimits, stop: threading.Event | None = None
+) -> Media:
     """
     [`normalise`] in a process of its own.
 
@@ -69,33 +72,56 @@ def convert(path: Path, folder: Path, limits: MediaLimits, costs: ConversionLimi
         folder (`Path`): Where the playable copy is written.
         limits: Of the video or picture.
         costs ([`ConversionLimits`]): Of the process.
+        stop (`threading.Event`, *optional*): Ends the process when it is set.
 
     Raises:
-        FileRefused: as [`normalise`] does; also if the process crashes, if it exceeds its limits (413), and if there
-            is no space for the copy (507).
+        FileRefused: as [`normalise`] does; also if the process crashes, is stopped, or exceeds its limits (413), and
+            if there is no space for the copy (507).
     """
     media_limits = _MediaLimits(limits.video_seconds, limits.video_frames, limits.frame_pixels)
     settings = {"parent": os.getpid(), "limits": asdict(media_limits), "costs": asdict(costs)}
     command = [sys.executable, "-m", MODULE, str(path), str(folder), json.dumps(settings)]
-    # One thread for NumPy's libraries: each of them reserves memory
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    exit_code, output, errors = _run(command, costs.seconds, stop)
     try:
-        done = subprocess.run(
-            command, env=environment, capture_output=True, stdin=subprocess.DEVNULL, timeout=costs.seconds
-        )
-    except subprocess.TimeoutExpired:
-        raise FileRefused(
-            f"Converting the file takes longer than {costs.seconds:g} seconds, the most that is allowed.", TOO_LARGE
-        ) from None
-    try:
-        result = json.loads(done.stdout)
+        result = json.loads(output)
     except ValueError:  # it died
-        errors = done.stderr.decode(errors="replace")[-2000:]
-        logger.warning(f"Converting an upload ended with exit code {done.returncode}: {errors}")
+        logger.warning(
+            f"Converting an upload ended with exit code {exit_code}: {errors.decode(errors='replace')[-2000:]}"
+        )
         raise FileRefused("The file cannot be converted: it is damaged in a way that stops the decoder.") from None
     if "refused" in result:
         raise FileRefused(result["refused"], result["status"])
     return Media(**{**result, "warnings": tuple(result["warnings"])})
+
+
+def _run(command: Sequence[str], seconds: float, stop: threading.Event | None) -> tuple[int, bytes, bytes]:
+    """Runs a process to its end; returns its exit code, output and errors. It is killed where this raises."""
+    # One thread for NumPy's libraries: each of them reserves memory
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    pipe, end = subprocess.PIPE, time.monotonic() + seconds
+    with subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe) as process:
+        try:
+            while True:
+                try:
+                    left = max(0.0, end - time.monotonic())
+                    output, errors = process.communicate(timeout=min(left, STOP_POLL_SECONDS))
+                    return process.returncode, output, errors
+                except subprocess.TimeoutExpired:
+                    check_stop(stop)
+                if time.monotonic() >= end:
+                    raise FileRefused(
+                        f"Converting the file takes longer than {seconds:g} seconds, the most that is allowed.",
+                        TOO_LARGE,
+                    )
+        except BaseException:
+            process.kill()
+            raise
+
+
+def check_stop(stop: threading.Event | None) -> None:
+    """Raises [`FileRefused`] if `stop` is set."""
+    if stop is not None and stop.is_set():
+        raise FileRefused("Storing the file was stopped, because its request has ended.")
 
 
 # ---- in the process -------------------------------------------------------------------------------------------------

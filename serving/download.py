@@ -35,7 +35,7 @@ def export(service: Service, request: ExportRequest, holding: ExitStack, stop: t
     reference = find_media(request.messages)
     if reference is None:
         raise ApiError(400, "The messages are about no video or picture, so nothing can be exported.", "messages")
-    media = service.open_media(reference, holding)
+    media = service.open_media(reference, holding, stop)
     conversation = ConversationReader(request.messages, media, service.limits).read()
     if conversation.parts is not None or not conversation.earlier:
         raise ApiError(400, "The last of the messages is not an answer of the assistant.", "messages")

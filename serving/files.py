@@ -30,7 +30,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from .conversion import NO_SPACE_ERRORS, ConversionLimits, convert
+from .conversion import NO_SPACE_ERRORS, STOP_POLL_SECONDS, ConversionLimits, check_stop, convert
 from .file_locks import HAS_LOCKS, file_lock
 from .media import NO_SPACE, TOO_LARGE, FileRefused, Media, MediaLimits, png_bytes, read_frame, refusal
 
@@ -137,23 +137,24 @@ class FileStore:
 
     # ---- adding -----------------------------------------------------------------------------------------------------
 
-    def add(self, chunks: Iterable[bytes], filename: str = "") -> StoredFile:
+    def add(self, chunks: Iterable[bytes], filename: str = "", stop: threading.Event | None = None) -> StoredFile:
         """
         Stores a file that arrives in pieces. Nothing remains of one that is refused or does not arrive whole.
 
         Args:
             chunks (iterable of `bytes`): What it raises is passed on.
             filename (`str`): As the sender names it; only for display.
+            stop (`threading.Event`, *optional*): Refuses the file when it is set, at whatever stage.
 
         Raises:
-            FileRefused: if the file is empty, too large (413), of a kind that is not accepted (415) or damaged, or if
-                there is no space left (507).
+            FileRefused: if the file is empty, too large (413), of a kind that is not accepted (415) or damaged, if
+                there is no space left (507), or if it was stopped.
         """
         name = display_name(filename)
         try:
             with self._incoming() as folder:
-                digest, size = self._receive(chunks, folder / ORIGINAL)
-                facts = self._found_again(digest) or self._converted(folder, digest, name, size)
+                digest, size = self._receive(chunks, folder / ORIGINAL, stop)
+                facts = self._found_again(digest) or self._converted(folder, digest, name, size, stop)
                 return replace(self._stored(digest, facts), filename=name)
         except OSError as error:
             if error.errno not in NO_SPACE_ERRORS:
@@ -171,11 +172,12 @@ class FileStore:
                 stack.enter_context(file_lock(folder / LOCK))
             yield folder
 
-    def _receive(self, chunks: Iterable[bytes], path: Path) -> tuple[str, int]:
+    def _receive(self, chunks: Iterable[bytes], path: Path, stop: threading.Event | None) -> tuple[str, int]:
         """Writes the chunks to a file; returns their hash and the number of bytes."""
         digest, size, room = hashlib.sha256(), 0, 0
         with open(path, "wb") as file:
             for chunk in chunks:
+                check_stop(stop)
                 size += len(chunk)
                 if size > self.limits.upload_bytes:
                     raise FileRefused(
@@ -198,19 +200,29 @@ class FileStore:
                 self._touch(folder)
         return facts
 
-    def _converted(self, folder: Path, digest: str, name: str, size: int) -> _Facts:
+    def _converted(self, folder: Path, digest: str, name: str, size: int, stop: threading.Event | None) -> _Facts:
         """Converts an upload and gives it its name. What is sent many times at once is converted by the first."""
-        with self._converting:
+        with self._slot(stop):
             facts = self._found_again(digest)
             if facts is not None:
                 return facts
-            media = convert(folder / ORIGINAL, folder, self.limits, self._conversion)
+            media = convert(folder / ORIGINAL, folder, self.limits, self._conversion, stop)
             facts = _Facts(name, size, self._clock(), media)
             (folder / FACTS).write_text(json.dumps(asdict(facts)), encoding="utf-8")
             self._touch(folder)
             self._make_room(0)
             self._install(folder, digest)
         return facts
+
+    @contextmanager
+    def _slot(self, stop: threading.Event | None) -> Iterator[None]:
+        """Waits until there may be one more conversion."""
+        while not self._converting.acquire(timeout=STOP_POLL_SECONDS):
+            check_stop(stop)
+        try:
+            yield
+        finally:
+            self._converting.release()
 
     def _install(self, folder: Path, digest: str) -> None:
         """Gives a complete upload its name, unless another one of the same bytes came first."""

@@ -131,7 +131,9 @@ async def add_file(
         name = shown(unknown[0], MAX_NAME)
         raise ApiError(400, f"There is no field {name}; the form has file and purpose.", name)
     chunks = iter(lambda: file.file.read(READ_BYTES), b"")
-    stored = await service.run(service.threads.storing, service.store.add, chunks, file.filename or "")
+    stop = threading.Event()
+    adding = service.run(service.threads.storing, service.store.add, chunks, file.filename or "", stop)
+    stored = await run_until_closed(request.receive, stop, adding)
     return JSONResponse(file_object(stored))
 
 

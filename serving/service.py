@@ -123,9 +123,10 @@ class Service:
 
     # ---- files
 
-    def open_media(self, reference: MediaReference, holding: ExitStack) -> StoredFile:
+    def open_media(self, reference: MediaReference, holding: ExitStack, stop: threading.Event) -> StoredFile:
         """
         The stored video or picture that a message names. It neither expires nor is deleted until `holding` is closed.
+        `stop` ends what is fetched or converted for it.
 
         Raises:
             ApiError: if there is none, or it is not what the message says.
@@ -134,7 +135,7 @@ class Service:
         param = f"{reference.param}.{'url' if source.file_id is None else 'file_id'}"
         try:
             with known_errors(self):
-                file_id = source.file_id or self._store_url(source.url or "", param).id
+                file_id = source.file_id or self._store_url(source.url or "", param, stop).id
                 stored = holding.enter_context(self.store.use(file_id))
         except ApiError as error:
             raise ApiError(error.status_code, str(error.detail), param, error.code) from None
@@ -145,10 +146,10 @@ class Service:
             )
         return stored
 
-    def _store_url(self, url: str, param: str) -> StoredFile:
+    def _store_url(self, url: str, param: str, stop: threading.Event) -> StoredFile:
         scheme = url.partition(":")[0].strip().lower()
         if scheme == "data":
-            return self.store.add(data_url_chunks(url), "")
+            return self.store.add(data_url_chunks(url), "", stop)
         if scheme not in ("http", "https"):
             raise ApiError(400, f"{param} must be a data: URL or an http(s) URL.", param)
         if not self.access.urls:
@@ -156,7 +157,7 @@ class Service:
                 400, "This server does not fetch URLs; send the file itself, or start it with --allow-urls."
             )
         chunks, name = fetch(url, self.limits)
-        return self.store.add(chunks, name)
+        return self.store.add(chunks, name, stop)
 
     def examples(self) -> list[StoredFile]:
         """The clips that ship, in the store."""

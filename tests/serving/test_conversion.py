@@ -4,6 +4,8 @@ import os
 import struct
 import subprocess
 import sys
+import threading
+import time
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -69,6 +71,26 @@ def test_a_crash_of_the_decoder_is_a_sentence(clip, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
     with pytest.raises(FileRefused, match="cannot be converted: it is damaged in a way that stops the decoder"):
         convert(clip, tmp_path, LIMITS, ConversionLimits())
+
+
+def test_the_process_ends_when_it_is_stopped(clip, tmp_path, monkeypatch):
+    note = tmp_path / "process"
+    (tmp_path / "sitecustomize.py").write_text(
+        f"import os, pathlib, time; pathlib.Path({str(note)!r}).write_text(str(os.getpid())); time.sleep(600)"
+    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    stop = threading.Event()
+
+    def stop_when_started():
+        while not note.exists() or not note.read_text():
+            time.sleep(0.01)
+        stop.set()
+
+    threading.Thread(target=stop_when_started, daemon=True).start()
+    with pytest.raises(FileRefused, match="was stopped"):
+        convert(clip, tmp_path, LIMITS, ConversionLimits(), stop)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(note.read_text()), 0)
 
 
 MUTANTS = """

@@ -29,7 +29,9 @@ def clip(tmp_path_factory) -> Path:
 @pytest.fixture
 def in_process(monkeypatch):
     """Converts without a process of its own, whose start would take most of the time of a test."""
-    monkeypatch.setattr(files, "convert", lambda path, folder, limits, costs: media.normalise(path, folder, limits))
+    monkeypatch.setattr(
+        files, "convert", lambda path, folder, limits, costs, stop: media.normalise(path, folder, limits)
+    )
 
 
 class Clock:
@@ -297,7 +299,7 @@ def test_two_uploads_of_the_same_bytes_at_once(store, clip, monkeypatch):
     """Both are converted before either is given its name."""
     barrier, results = threading.Barrier(2), []
 
-    def convert(path, folder, limits, costs):
+    def convert(path, folder, limits, costs, stop):
         barrier.wait(10)
         return media.normalise(path, folder, limits)
 
@@ -328,7 +330,7 @@ def test_a_known_file_does_not_wait_for_conversions(store, clip):
 def test_a_file_that_many_send_at_once_is_converted_few_times(store, clip, monkeypatch):
     converted = []
 
-    def convert(path, folder, limits, costs):
+    def convert(path, folder, limits, costs, stop):
         converted.append(path)
         return media.normalise(path, folder, limits)
 

@@ -1,0 +1,117 @@
+"""Videos and pictures on their way in and out through HTTP, for which no model is needed."""
+
+import base64
+import json
+import os
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from http_server import question, running_server
+from PIL import Image
+
+from sama.serving.files import FileStore
+from sama.serving.limits import Limits
+from sama.serving.server import create_app
+
+
+class NoEngine:
+    """Stands where no question is answered."""
+
+
+def png() -> bytes:
+    buffer = BytesIO()
+    Image.new("RGB", (64, 48), "teal").save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def store(tmp_path, limits) -> FileStore:
+    return FileStore(tmp_path / "store", limits)
+
+
+@pytest.fixture
+def serve(store, limits):
+    """Runs a server with some limits changed."""
+
+    def serve(**changed):
+        changed_limits: Limits = replace(limits, **changed)
+        return running_server(create_app(NoEngine(), store, changed_limits), changed_limits)
+
+    return serve
+
+
+def conversation(file_id: str) -> list[dict]:
+    asked = question("What is it?")
+    asked["content"] = [{"type": "image_url", "image_url": {"file_id": file_id}}, *asked["content"]]
+    return [asked, {"role": "assistant", "content": "A colour.", "objects": []}]
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Waits for what other threads do."""
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end, "it did not happen within 30 seconds"
+        time.sleep(0.01)
+
+
+# ---- in
+
+
+@pytest.fixture
+def endless_conversion(tmp_path, monkeypatch) -> Path:
+    """Processes that convert a file never end; the file is there when one has started."""
+    note = tmp_path / "started"
+    code = f"import pathlib, time; pathlib.Path({str(note)!r}).touch(); time.sleep(600)"
+    (tmp_path / "sitecustomize.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    return note
+
+
+def nothing_left(store: FileStore) -> bool:
+    return [path.name for path in store.folder.iterdir()] == [".lock"]
+
+
+DATA_PART = {"type": "image_url", "image_url": {"url": f"data:;base64,{base64.b64encode(png()).decode()}"}}
+DATA_QUESTION = [{"role": "user", "content": [DATA_PART, {"type": "text", "text": "What is it?"}]}]
+
+
+def test_a_question_ends_in_time_though_its_picture_is_being_converted(serve, store, endless_conversion):
+    with serve(request_seconds=1.0) as client:
+        answer = client.ask(DATA_QUESTION)
+        assert answer.status == 504 and "1 seconds" in answer.error["message"]
+        assert nothing_left(store)
+
+
+@pytest.mark.parametrize("route", ["/v1/chat/completions", "/v1/exports", "/v1/files"])
+def test_a_client_that_leaves_ends_the_conversion(serve, store, endless_conversion, route):
+    with serve() as client:
+        content, body = "application/json", {"messages": DATA_QUESTION}
+        form = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n%s\r\n--b--\r\n' % png()
+        if route == "/v1/exports":
+            body["messages"] = [*DATA_QUESTION, {"role": "assistant", "content": "A colour."}]
+            body["format"] = "json"
+        data = json.dumps(body).encode()
+        if route == "/v1/files":
+            content, data = "multipart/form-data; boundary=b", form
+        head = f"POST {route} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {content}\r\n"
+        head += f"Content-Length: {len(data)}\r\n\r\n"
+        with socket.create_connection(("127.0.0.1", client.port)) as connection:
+            connection.sendall(head.encode() + data)
+            until(endless_conversion.exists)
+        until(lambda: nothing_left(store))
+
+
+# ---- out
+
+
+def test_an_export_has_a_limit(serve):
+    with serve(export_bytes=100) as client:
+        messages = conversation(client.upload(png(), "a.png").json()["id"])
+        answer = client.post("/v1/exports", {"messages": messages, "format": "json"})
+        assert answer.status == 413
+        assert answer.error["message"] == "The export has more than 100 bytes (--max-export-bytes)."
