@@ -140,7 +140,7 @@ async def add_file(
 @protected.get("/v1/examples", response_model=FileList, responses=errors(503, 507))
 async def examples(service: TheService) -> Response:
     """The clips that ship with the server, as stored files."""
-    found = await service.run(service.threads.storing, service.examples)
+    found = await service.run(service.threads.examples, service.examples)
     return JSONResponse({"object": "list", "data": [file_object(stored) for stored in found]})
 
 
@@ -206,7 +206,7 @@ async def file_frame(
     service: TheService,
 ) -> Response:
     """A frame as the model sees it; counted from 0."""
-    picture = await service.run(service.threads.previewing, service.store.frame, file_id, frame)
+    picture = await service.run(service.threads.frames, service.store.frame, file_id, frame)
     return Response(picture, media_type="image/png", headers=CACHE)
 
 
@@ -255,7 +255,7 @@ async def export_conversation(request: Request, body: ExportRequest, service: Th
     holding, stop = ExitStack(), threading.Event()
     try:
         written = await run_until_closed(
-            request.receive, stop, service.run(service.threads.storing, export, service, body, holding, stop)
+            request.receive, stop, service.run(service.threads.exporting, export, service, body, holding, stop)
         )
     except BaseException:
         holding.close()

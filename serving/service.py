@@ -41,8 +41,11 @@ class Threads:
 
     def __init__(self, limits: Limits):
         self.quick = CapacityLimiter(8)  # checks of requests, look-ups of files
-        self.storing = CapacityLimiter(4)  # uploads and exports
-        self.previewing = CapacityLimiter(4)  # masks of regions, single frames
+        self.storing = CapacityLimiter(32)  # uploads, most of which wait for one of the store's conversions
+        self.examples = CapacityLimiter(1)
+        self.exporting = CapacityLimiter(4)
+        self.frames = CapacityLimiter(4)
+        self.previewing = CapacityLimiter(4)
         # One for each question that the engine takes, so that every answer has its reader
         self.reading = CapacityLimiter(limits.running + limits.waiting + 4)
         self.closing = CapacityLimiter(limits.running + limits.waiting + 4)

@@ -4,14 +4,16 @@ import base64
 import json
 import os
 import socket
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
 import pytest
-from http_server import question, running_server
+from http_server import Client, question, running_server
 from PIL import Image
 
 from sama.serving.files import FileStore
@@ -38,9 +40,12 @@ def store(tmp_path, limits) -> FileStore:
 def serve(store, limits):
     """Runs a server with some limits changed."""
 
-    def serve(**changed):
+    @contextmanager
+    def serve(**changed) -> Iterator[Client]:
         changed_limits: Limits = replace(limits, **changed)
-        return running_server(create_app(NoEngine(), store, changed_limits), changed_limits)
+        app = create_app(NoEngine(), store, changed_limits)  # type: ignore[arg-type]
+        with running_server(app, changed_limits) as client:
+            yield client
 
     return serve
 
@@ -104,6 +109,27 @@ def test_a_client_that_leaves_ends_the_conversion(serve, store, endless_conversi
             connection.sendall(head.encode() + data)
             until(endless_conversion.exists)
         until(lambda: nothing_left(store))
+
+
+def test_uploads_keep_nothing_else_waiting(store, limits, monkeypatch):
+    app = create_app(NoEngine(), store, limits)  # type: ignore[arg-type]
+    with running_server(app, limits) as client:
+        file_id = client.upload(png(), "a.png").json()["id"]
+        monkeypatch.setattr(app.state.service, "examples", list)  # rather than converting them
+        proceed, add = threading.Event(), store.add
+        monkeypatch.setattr(store, "add", lambda *arguments: proceed.wait() and add(*arguments))
+        limiter = app.state.service.threads.storing
+        uploads = [threading.Thread(target=client.upload, args=(png(),)) for _ in range(limiter.total_tokens)]
+        for upload in uploads:
+            upload.start()
+        until(lambda: limiter.borrowed_tokens == limiter.total_tokens)
+        assert client.get(f"/v1/files/{file_id}/frames/0").status == 200
+        assert client.get("/v1/examples").status == 200
+        export = {"messages": conversation(file_id), "format": "json"}
+        assert client.post("/v1/exports", export).status == 200
+        proceed.set()
+        for upload in uploads:
+            upload.join()
 
 
 # ---- out
