@@ -20,11 +20,13 @@ def limited_protocol(limits: Limits) -> type[H11Protocol]:
 
     A connection on which no request is being answered is closed after `limits.header_seconds`, whether its client
     sends nothing, sends its headers byte by byte, or goes on sending a body that was refused. Bodies that are being
-    read have their own limit ([`BodyGuard`]). More than `limits.connections` connections are closed at once.
+    read have their own limit ([`BodyGuard`]), as answers and files have that are being sent; when it has ended one,
+    the rest that its client does not read is thrown away. More than `limits.connections` connections are closed at once.
     """
 
     class LimitedProtocol(H11Protocol):
         idle_timer: asyncio.TimerHandle | None = None
+        closing_timer: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
@@ -44,8 +46,29 @@ def limited_protocol(limits: Limits) -> type[H11Protocol]:
             super().on_response_complete()
             self.watch()
 
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self.check_closing()
+
+        def check_closing(self) -> None:
+            """Asks again and again whether the connection is to be closed, which would wait for the client."""
+            if self.transport.is_closing():
+                self.transport.abort()
+            else:
+                self.closing_timer = self.loop.call_later(limits.header_seconds, self.check_closing)
+
+        def resume_writing(self) -> None:
+            self.stop_check_closing()
+            super().resume_writing()
+
+        def stop_check_closing(self) -> None:
+            if self.closing_timer is not None:
+                self.closing_timer.cancel()
+                self.closing_timer = None
+
         def connection_lost(self, exc: Exception | None) -> None:
             self.stop_watch()
+            self.stop_check_closing()
             super().connection_lost(exc)
 
         def watch(self) -> None:

@@ -57,8 +57,10 @@ class Limits:
     buffered_bytes: int = _limit(2 * GIB, "bytes of all request bodies that are being received or processed")
     connections: int = _limit(512, "open connections; more are closed at once")
     header_seconds: float = _limit(15.0, "seconds for the request line and headers")
-    body_seconds: float = _limit(20.0, "seconds for a body, in addition to its size divided by body_rate")
-    body_rate: int = _limit(32 * 1024, "bytes a second at which a body must arrive on average")
+    body_seconds: float = _limit(
+        20.0, "seconds for a body or the sending of a file, in addition to its size divided by body_rate"
+    )
+    body_rate: int = _limit(32 * 1024, "bytes a second at which a body must arrive, and a file be read, on average")
 
     def __post_init__(self):
         for one in fields(self):

@@ -7,10 +7,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
+import anyio
 from fastapi import APIRouter, Depends, File, Form, Request, UploadFile
 from fastapi import Path as PathField
 from fastapi.responses import FileResponse, JSONResponse, Response
-from starlette.types import Receive, Scope, Send
+from starlette.datastructures import Headers
+from starlette.types import Message, Receive, Scope, Send
 
 from ..data.masks import encode_rle
 from .bodies import StrictRoute
@@ -18,6 +20,7 @@ from .chat_route import ChatResponse
 from .download import export
 from .errors import MAX_NAME, ApiError, shown
 from .files import StoredFile
+from .limits import Limits
 from .requests import ConversationReader
 from .schema import (
     FILE_ID,
@@ -176,19 +179,27 @@ async def file_content(file_id: FileId, service: TheService) -> Response:
         return service.store.content(file_id)
 
     path = await service.run(service.threads.quick, content)
-    return HeldFileResponse(holding, path, headers=CACHE, media_type=CONTENT_TYPES[path.suffix])
+    return HeldFileResponse(holding, service.limits, path, headers=CACHE, media_type=CONTENT_TYPES[path.suffix])
 
 
 class HeldFileResponse(FileResponse):
-    """A file that is there until it was sent, or its client has left: then `holding` is closed."""
+    """
+    A file that is there until it was sent, its client has left or does not read it in time: then `holding` is closed.
+    The time is that of a body of as many bytes: `body_seconds` and its size divided by `body_rate`.
+    """
 
-    def __init__(self, holding: ExitStack, path: Path, headers: dict[str, str], media_type: str):
+    def __init__(self, holding: ExitStack, limits: Limits, path: Path, headers: dict[str, str], media_type: str):
         super().__init__(path, headers=headers, media_type=media_type)
-        self.holding = holding
+        self.holding, self.limits = holding, limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self.holding:
-            await super().__call__(scope, receive, send)
+        async def send_timed(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                time.deadline += int(Headers(raw=message["headers"])["content-length"]) / self.limits.body_rate
+            await send(message)
+
+        with self.holding, anyio.move_on_after(self.limits.body_seconds) as time:
+            await super().__call__(scope, receive, send_timed)
 
 
 CONTENT_TYPES = {".mp4": "video/mp4", ".webm": "video/webm", ".png": "image/png", ".jpg": "image/jpeg"}
@@ -262,7 +273,7 @@ async def export_conversation(request: Request, body: ExportRequest, service: Th
         raise
     # The name has letters, digits and ._- only
     headers = NO_STORE | {"Content-Disposition": f'attachment; filename="{written.filename}"'}
-    return HeldFileResponse(holding, written.path, headers=headers, media_type=written.media_type)
+    return HeldFileResponse(holding, service.limits, written.path, headers=headers, media_type=written.media_type)
 
 
 async def run_until_closed(receive: Receive, stop: threading.Event, work: Awaitable[Result]) -> Result:

@@ -5,7 +5,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -34,10 +34,10 @@ class Answer(NamedTuple):
 
 
 class Client:
-    """Sends requests to a server, each on a connection of its own."""
+    """Sends requests to a server, each on a connection of its own; `connections` are the server's that are open."""
 
-    def __init__(self, port: int):
-        self.port, self.url = port, f"http://127.0.0.1:{port}"
+    def __init__(self, port: int, connections: Collection = ()):
+        self.port, self.url, self.connections = port, f"http://127.0.0.1:{port}", connections
 
     def request(self, method: str, path: str, body: bytes | None = None, headers: dict | None = None) -> Answer:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
@@ -103,7 +103,7 @@ def running_server(app, limits: Limits | None = None) -> Iterator[Client]:
             assert thread.is_alive()
             time.sleep(0.01)
         try:
-            yield Client(listener.getsockname()[1])
+            yield Client(listener.getsockname()[1], server.server_state.connections)
         finally:
             server.should_exit = True
             thread.join(timeout=30)

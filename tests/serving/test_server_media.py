@@ -13,7 +13,7 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
-from http_server import Client, question, running_server
+from http_server import Client, question, read_all, running_server
 from PIL import Image
 
 from sama.serving.files import FileStore
@@ -133,6 +133,22 @@ def test_uploads_keep_nothing_else_waiting(store, limits, monkeypatch):
 
 
 # ---- out
+
+
+def test_a_client_that_does_not_read_loses_its_file(store, limits):
+    limits = replace(limits, body_seconds=0.2, body_rate=10**10, header_seconds=0.2)
+    app = create_app(NoEngine(), store, limits)  # type: ignore[arg-type]
+    with running_server(app, limits) as client:
+        file_id = client.upload(png(), "a.png").json()["id"]
+        path, size = store.content(file_id), 2**26
+        os.truncate(path, size)  # more than the system holds for a connection
+        with socket.create_connection(("127.0.0.1", client.port)) as connection:
+            connection.sendall(f"GET /v1/files/{file_id}/content HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+            begin = connection.recv(17)
+            client.request("DELETE", f"/v1/files/{file_id}")
+            until(lambda: not path.exists())  # which waits for the last user of the file
+            until(lambda: not client.connections)
+            assert begin == b"HTTP/1.1 200 OK\r\n" and len(read_all(connection)) < size
 
 
 def test_an_export_has_a_limit(serve):
