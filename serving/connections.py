@@ -21,7 +21,8 @@ def limited_protocol(limits: Limits) -> type[H11Protocol]:
     A connection on which no request is being answered is closed after `limits.header_seconds`, whether its client
     sends nothing, sends its headers byte by byte, or goes on sending a body that was refused. Bodies that are being
     read have their own limit ([`BodyGuard`]), as answers and files have that are being sent; when it has ended one,
-    the rest that its client does not read is thrown away. More than `limits.connections` connections are closed at once.
+    the rest that its client does not read is thrown away. More than `limits.connections` connections are closed at
+    once.
     """
 
     class LimitedProtocol(H11Protocol):

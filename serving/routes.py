@@ -18,7 +18,7 @@ from ..data.masks import encode_rle
 from .bodies import StrictRoute
 from .chat_route import ChatResponse
 from .download import export
-from .errors import MAX_NAME, ApiError, shown
+from .errors import MAX_NAME, ApiError, error_response, shown
 from .files import StoredFile
 from .limits import Limits
 from .requests import ConversationReader
@@ -193,13 +193,33 @@ class HeldFileResponse(FileResponse):
         self.holding, self.limits = holding, limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refused: ApiError | None = None
+
         async def send_timed(message: Message) -> None:
+            nonlocal refused
             if message["type"] == "http.response.start":
-                time.deadline += int(Headers(raw=message["headers"])["content-length"]) / self.limits.body_rate
-            await send(message)
+                headers = Headers(raw=message["headers"])
+                refused = range_error(message["status"], headers)
+                time.deadline += int(headers["content-length"]) / self.limits.body_rate
+            if refused is None:
+                await send(message)
 
         with self.holding, anyio.move_on_after(self.limits.body_seconds) as time:
             await super().__call__(scope, receive, send_timed)
+            if refused is not None:
+                await error_response(refused)(scope, receive, send)
+
+
+def range_error(status: int, headers: Headers) -> ApiError | None:
+    """Our error for one of Starlette's answers, which are plain text, to a header Range that it cannot fulfil."""
+    if status == 400:
+        return ApiError(400, "The header Range is not one or more ranges of bytes, such as bytes=0-1023.")
+    if status == 416:
+        size = headers.get("content-range", "").rpartition("/")[2]
+        return ApiError(
+            416, "The header Range asks for bytes outside the file.", headers={"Content-Range": f"bytes */{size}"}
+        )
+    return None
 
 
 CONTENT_TYPES = {".mp4": "video/mp4", ".webm": "video/webm", ".png": "image/png", ".jpg": "image/jpeg"}

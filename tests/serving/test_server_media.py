@@ -135,6 +135,16 @@ def test_uploads_keep_nothing_else_waiting(store, limits, monkeypatch):
 # ---- out
 
 
+@pytest.mark.parametrize(("given", "status"), [("bytes=10000000-", 416), ("bytes=a-b", 400), ("lines=1-2", 400)])
+def test_a_wrong_range_is_an_error(serve, given, status):
+    with serve() as client:
+        path = f"/v1/files/{client.upload(png(), 'a.png').json()['id']}/content"
+        size = client.get(path).headers["content-length"]
+        answer = client.get(path, Range=given)
+        assert answer.status == status and "Range" in answer.error["message"]
+        assert answer.headers.get("content-range") == (f"bytes */{size}" if status == 416 else None)
+
+
 def test_a_client_that_does_not_read_loses_its_file(store, limits):
     limits = replace(limits, body_seconds=0.2, body_rate=10**10, header_seconds=0.2)
     app = create_app(NoEngine(), store, limits)  # type: ignore[arg-type]
