@@ -16,6 +16,7 @@ from anyio import CapacityLimiter, to_thread
 
 from ..resources import EXAMPLE_CLIPS
 from .addresses import fetch
+from .conversion import NO_SPACE_ERRORS
 from .engine import Engine, EngineBusy
 from .errors import ApiError, retry_after
 from .files import FileMissing, FileRefused, FileStore, StoredFile, file_chunks
@@ -203,6 +204,8 @@ class known_errors:
             raise ApiError(404, self.service.public(error), code="file_not_found") from error
         if isinstance(error, EngineBusy):
             raise ApiError(429, self.service.public(error), headers=retry_after(error.retry_after)) from error
+        if isinstance(error, OSError) and error.errno in NO_SPACE_ERRORS:  # of PyAV as well
+            raise ApiError(507, "There is no space left on the server.") from error
         if isinstance(error, ValueError):
             raise ApiError(400, self.service.public(error)) from error
 

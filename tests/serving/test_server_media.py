@@ -1,6 +1,7 @@
 """Videos and pictures on their way in and out through HTTP, for which no model is needed."""
 
 import base64
+import errno
 import json
 import os
 import socket
@@ -12,10 +13,12 @@ from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
+import av
 import pytest
 from http_server import Client, question, read_all, running_server
 from PIL import Image
 
+from sama.serving import download
 from sama.serving.files import FileStore
 from sama.serving.limits import Limits
 from sama.serving.server import create_app
@@ -159,6 +162,18 @@ def test_a_client_that_does_not_read_loses_its_file(store, limits):
             until(lambda: not path.exists())  # which waits for the last user of the file
             until(lambda: not client.connections)
             assert begin == b"HTTP/1.1 200 OK\r\n" and len(read_all(connection)) < size
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), av.error.OSError(errno.ENOSPC, "full", "a.mp4")])
+def test_a_full_disk_is_told(serve, monkeypatch, error):
+    def full(*arguments, **settings):
+        raise error
+
+    with serve() as client:
+        messages = conversation(client.upload(png(), "a.png").json()["id"])
+        monkeypatch.setattr(download, "write_export", full)
+        answer = client.post("/v1/exports", {"messages": messages, "format": "mp4"})
+        assert answer.status == 507 and answer.error["message"] == "There is no space left on the server."
 
 
 def test_an_export_has_a_limit(serve):
