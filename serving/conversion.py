@@ -80,7 +80,8 @@ def convert(
     """
     media_limits = _MediaLimits(limits.video_seconds, limits.video_frames, limits.frame_pixels)
     settings = {"parent": os.getpid(), "limits": asdict(media_limits), "costs": asdict(costs)}
-    command = [sys.executable, "-m", MODULE, str(path), str(folder), json.dumps(settings)]
+    # -P: a module of the folder that the server was started in, such as types.py, must not be imported
+    command = [sys.executable, "-P", "-m", MODULE, str(path), str(folder), json.dumps(settings)]
     exit_code, output, errors = _run(command, costs.seconds, stop)
     try:
         result = json.loads(output)

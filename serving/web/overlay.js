@@ -16,7 +16,7 @@ export const gesture = {
 };
 
 const DRAFT_COLOR = "#ffffff"; // not a colour of any object
-const FILL = { rest: 0.22, lit: 0.45, dim: 0.1 };
+const FILL = { rest: 0.15, lit: 0.4, dim: 0.08 }; // so light that an object's own colour can still be named
 
 /** Number of pixels of the video that are one pixel of the screen. */
 let pixel = 1;

@@ -36,6 +36,12 @@ def test_the_process_converts_and_refuses(clip, tmp_path):
     assert caught.value.status == 415
 
 
+def test_modules_of_the_working_directory_are_not_imported(clip, tmp_path, monkeypatch):
+    (tmp_path / "types.py").write_text("raise SystemExit('foreign code')")
+    monkeypatch.chdir(tmp_path)
+    assert convert(clip, tmp_path, LIMITS, ConversionLimits()).num_frames == 14
+
+
 @pytest.mark.parametrize(
     ("costs", "status", "sentence"),
     [
