@@ -22,18 +22,25 @@ WHOLE_GOLDENS = ROOT.parent / "shared" / "golden"  # whole recordings, 80 MB, wh
 # Makefile switches off pytest-xdist's own order, which puts files of few tests last.
 LONG_FILES = (
     "training/test_distributed.py",
+    "test_train.py",
+    "conversion/test_convert.py",
     "training/test_trainer.py",
+    "test_chat_sama.py",
+    "parity/test_sam2.py",
+    "web/test_page.py",
+    "serving/test_load.py",
+    "test_package.py",
     "oracles/test_oracles.py",
     "test_evaluate.py",
-    "test_train.py",
-    "test_package.py",
-    "recipes/test_initialize.py",
+    "serving/test_session.py",
+    "test_tracker_properties.py",
+    "serving/test_engine.py",
+    "benchmarks/test_with_model.py",
+    "metrics/test_recorded_values.py",
     "profiling/test_training_memory.py",
     "fuzz/test_fuzz.py",
+    "recipes/test_initialize.py",
     "test_finetune.py",
-    "test_chat_sama.py",
-    "data/test_validation.py",
-    "web/test_page.py",
 )
 
 
