@@ -254,8 +254,7 @@ class FileStore:
                 self._touch(folder)
         finally:
             if (folder / DELETED).exists():
-                with self._locked():
-                    self._remove(folder)
+                self._remove_deleted(folder)
 
     def path(self, file_id: str) -> Path:
         """The file as it came. Raises [`FileMissing`]."""
@@ -334,8 +333,13 @@ class FileStore:
         with ExitStack() as stack:
             self._held(folder, stack)
             (folder / DELETED).touch()
+        self._remove_deleted(folder)
+
+    def _remove_deleted(self, folder: Path) -> None:
+        """Removes a file that was deleted, unless somebody uses it or has sent it again meanwhile."""
         with self._locked():
-            self._remove(folder)
+            if (folder / DELETED).exists():
+                self._remove(folder)
 
     def sweep(self) -> None:
         """Removes what has expired, what is damaged, and what interrupted processes left. [`add`] does so as well."""

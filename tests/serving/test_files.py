@@ -114,6 +114,34 @@ def test_the_same_bytes_are_one_file(store, clip, clock):
     assert len(left(store)) == 1
 
 
+def test_a_deleted_file_that_is_sent_again_stays(store, monkeypatch):
+    """It is sent again just before its last user, who knows that it was deleted, removes it."""
+    stored, locked = store.add([picture((1, 2, 3))]), store._locked
+
+    def sent_again_before():
+        monkeypatch.setattr(store, "_locked", locked)
+        store.add([picture((1, 2, 3))])
+        return locked()
+
+    with store.use(stored.id):
+        store.delete(stored.id)
+        monkeypatch.setattr(store, "_locked", sent_again_before)
+    assert store.get(stored.id).id == stored.id
+
+
+def test_a_deletion_that_is_overtaken_by_the_same_file_has_no_effect(store, monkeypatch):
+    stored, locked = store.add([picture((1, 2, 3))]), store._locked
+
+    def sent_again_before():
+        monkeypatch.setattr(store, "_locked", locked)
+        store.add([picture((1, 2, 3))])
+        return locked()
+
+    monkeypatch.setattr(store, "_locked", sent_again_before)
+    store.delete(stored.id)
+    assert store.get(stored.id).id == stored.id
+
+
 @pytest.mark.parametrize(
     "name", ["file-" + "0" * 64, "file-" + "A" * 64, "file-../../etc/passwd", "", None, "x" * 10**5]
 )
