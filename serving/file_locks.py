@@ -34,7 +34,8 @@ def file_lock(path: Path, shared: bool = False, wait: bool = True) -> Iterator[i
         FileNotFoundError: if there is no such file.
         BlockingIOError: if others hold the lock and `wait` is off.
     """
-    descriptor = os.open(path, os.O_RDONLY)
+    # NFS locks alone only what is open for writing
+    descriptor = os.open(path, os.O_RDONLY if shared else os.O_RDWR)
     try:
         if HAS_LOCKS:
             kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX

@@ -16,7 +16,7 @@ from PIL import Image
 from upload_limits import SmallLimits
 from video_files import write_clip
 
-from sama.serving import conversion, files, media
+from sama.serving import conversion, file_locks, files, media
 from sama.serving.files import FileMissing, FileRefused, FileStore, display_name, file_chunks
 from sama.video_sama import SamaVideo
 
@@ -445,3 +445,22 @@ def test_an_error_while_a_file_is_used_is_passed_on(store, clip):
     for error in (FileNotFoundError("mine"), KeyError("mine")):
         with pytest.raises(type(error), match="mine"), store.use(stored.id):
             raise error
+
+
+@pytest.mark.skipif(not file_locks.HAS_LOCKS, reason="files are not locked on Windows")
+def test_locks_suit_nfs(store, monkeypatch):
+    """On NFS, a shared lock needs a file that is open for reading, and an exclusive one needs one open for writing."""
+    fcntl, flock = file_locks.fcntl, file_locks.fcntl.flock
+
+    def flock_of_nfs(descriptor, kind):
+        mode = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE
+        if mode not in ((os.O_RDONLY, os.O_RDWR) if kind & fcntl.LOCK_SH else (os.O_WRONLY, os.O_RDWR)):
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        flock(descriptor, kind)
+
+    monkeypatch.setattr(fcntl, "flock", flock_of_nfs)
+    stored = store.add([picture((1, 2, 3))])
+    store.get(stored.id)
+    store.delete(stored.id)
+    store.sweep()
+    assert left(store) == []
