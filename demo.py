@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from sama.pictures_sama import existing_path
 from sama.resources import EXAMPLE_CLIPS
 from sama.serving.loading import DEFAULT_MODEL, load_model
+from sama.serving.settings import component_fraction
 
 
 # What imports torch is imported by the functions that need it, so that --help and mistakes do not wait for it.
@@ -171,8 +172,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--example has its own questions; leave --ask and --region out, or name a --video")
     if arguments.max_new_tokens is not None and arguments.max_new_tokens < 1:
         parser.error(f"--max-new-tokens must be at least 1, got {arguments.max_new_tokens}")
-    if arguments.min_component_fraction is None:
-        arguments.min_component_fraction = 0.0 if arguments.preset == "published" else 0.05
+    arguments.min_component_fraction = component_fraction(arguments.min_component_fraction, arguments.preset)
     if not 0 <= arguments.min_component_fraction <= 1:
         parser.error(f"--min-component-fraction must lie between 0 and 1, got {arguments.min_component_fraction}")
     return arguments

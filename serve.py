@@ -12,23 +12,14 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import cast
 
 from sama.serving.limits import add_limit_options, limits_from
 from sama.serving.loading import DEFAULT_MODEL, check_model_name
-
-
-# What imports torch or FastAPI is imported by the functions that need it, so that --help does not wait for it
-if TYPE_CHECKING:
-    from sama.serving.engine import Engine
-    from sama.serving.limits import Limits
-
-KEY_VARIABLE = (
-    "SAMA_API_KEY"  # rather than --api-key, which other users of the machine may see in the list of processes
-)
+from sama.serving.settings import KEY_VARIABLE, ModelSettings, component_fraction, make_engine
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -68,31 +59,17 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if not 0 <= arguments.port <= 65_535:
         parser.error(f"--port must lie between 0 and 65535, got {arguments.port}")
-    if arguments.min_component_fraction is None:
-        arguments.min_component_fraction = 0.0 if arguments.preset == "published" else 0.05
+    arguments.min_component_fraction = component_fraction(arguments.min_component_fraction, arguments.preset)
     if not 0 <= arguments.min_component_fraction <= 1:
         parser.error(f"--min-component-fraction must lie between 0 and 1, got {arguments.min_component_fraction}")
     return arguments
 
 
-def engine_maker(arguments: argparse.Namespace, limits: "Limits") -> "Callable[[], Engine]":
-    """A function that loads the model."""
-
-    def make() -> "Engine":
-        from sama.serving.engine import Engine
-        from sama.serving.loading import load_model
-
-        settings = (arguments.device, arguments.dtype, arguments.preset, arguments.trust_remote_code)
-        model, processor = load_model(arguments.model, *settings)
-        return Engine(model, processor, limits, arguments.min_component_fraction)
-
-    return make
-
-
 def serve(arguments: argparse.Namespace) -> None:
     """Checks everything that can be checked without the model, then serves until the process is told to end."""
-    limits = limits_from(arguments)
+    settings, limits = cast(ModelSettings, arguments), limits_from(arguments)
     check_model_name(arguments.model)
+    # What imports FastAPI is imported here, so that --help does not wait for it
     from sama.serving.connections import make_server
     from sama.serving.files import FileStore
     from sama.serving.security import access_for
@@ -108,7 +85,7 @@ def serve(arguments: argparse.Namespace) -> None:
     )
     with listening_socket(arguments.host, arguments.port) as listener, state_folder(arguments.folder) as folder:
         store = FileStore(folder, limits)
-        app = create_app(engine_maker(arguments, limits), store, limits, access, model_name(arguments.model))
+        app = create_app(lambda: make_engine(settings, limits), store, limits, access, model_name(arguments.model))
         server, service = make_server(app, limits, arguments.verbose), app.state.service
 
         def loaded() -> None:

@@ -24,17 +24,17 @@ from ray.exceptions import ObjectLostError, RayActorError, RayError
 from ray.serve.exceptions import RayServeException
 
 from sama.feature_store_sama import make_feature_folder
-from sama.serving.engine import Engine, Question
+from sama.serving.engine import Question
 from sama.serving.files import FileStore
 from sama.serving.limits import Limits
-from sama.serving.loading import DEFAULT_MODEL, load_model
+from sama.serving.loading import DEFAULT_MODEL
 from sama.serving.replicas import PREVIEWS, EngineHost, FileCopies, HostLost, HostStatus, RemoteEngine
-from sama.serving.security import Access
+from sama.serving.security import Access, access_for
 from sama.serving.server import create_app
 from sama.serving.service import model_name
+from sama.serving.settings import KEY_VARIABLE, make_engine
 
 
-KEY_VARIABLE = "SAMA_API_KEY"
 KNOWN_CONVERSATIONS = 256  # of a replica, by which it is found again
 STARTING_SECONDS = 1.0  # between two questions whether a replica is there
 FOREVER = 10**9  # requests that the ingress takes at once; the limits of its app are what counts
@@ -97,9 +97,7 @@ def app_builder(arguments: AppArguments) -> serve.Application:
             f"Set the variable {KEY_VARIABLE} to the key that clients must send; Ray may listen anywhere."
         )
     limits = arguments.engine_limits()
-    access = Access(
-        key, frozenset(map(str.lower, arguments.allow_hosts)) or None, arguments.allow_origins, arguments.allow_urls
-    )
+    access = access_for("0.0.0.0", key, arguments.allow_origins, arguments.allow_hosts, arguments.allow_urls)
     model = serve.deployment(
         name="Model",
         num_replicas=arguments.replicas,
@@ -130,7 +128,7 @@ class ModelReplica:
         self.folder = make_feature_folder()
         copies = FileCopies(Path(self.folder.name) / "copies", limits.store_bytes)
         name = serve.get_replica_context().replica_tag
-        self.host = EngineHost(load_engine(arguments, limits), copies, name, os.getpid())
+        self.host = EngineHost(make_engine(arguments, limits), copies, name, os.getpid())
 
     @serve.multiplexed(max_num_models_per_replica=KNOWN_CONVERSATIONS)
     async def remember(self, key: str) -> str:
@@ -153,16 +151,6 @@ class ModelReplica:
         return self.host.status()
 
 
-def load_engine(arguments: AppArguments, limits: Limits) -> Engine:
-    """The engine of a replica."""
-    fraction = arguments.min_component_fraction
-    if fraction is None:
-        fraction = 0.0 if arguments.preset == "published" else 0.05  # as `sama serve` has it
-    settings = (arguments.device, arguments.dtype, arguments.preset, arguments.trust_remote_code)
-    model, processor = load_model(arguments.model, *settings)
-    return Engine(model, processor, limits, fraction)
-
-
 # ---- what clients reach ---------------------------------------------------------------------------------------------
 
 
@@ -176,13 +164,13 @@ def ingress_app_maker(arguments: AppArguments, limits: Limits, access: Access) -
         temporary = make_feature_folder() if arguments.folder is None else None
         store = FileStore(arguments.folder or Path(temporary.name) / "files", limits)
 
-        def make_engine() -> RemoteEngine:
+        def make_remote_engine() -> RemoteEngine:
             hosts = RayHosts(handle, loop)
             while not hosts.is_ready():
                 time.sleep(STARTING_SECONDS)
             return RemoteEngine(hosts, total.running + total.waiting)
 
-        app = create_app(make_engine, store, total, access, model_name(arguments.model))
+        app = create_app(make_remote_engine, store, total, access, model_name(arguments.model))
         app.state.temporary_folder = temporary  # as long as the app
         return app
 
