@@ -150,7 +150,8 @@ class AnswerObject(Model):
     """An object of an answer: the phrase that names it, and where it is."""
 
     id: Annotated[str, Field(pattern=OBJECT_ID)] = Field(
-        description="`o` and a number from 1, counted over the conversation; an object that is asked about keeps it"
+        description="`o` and a number from 1, counted over the conversation; an object that is asked about keeps it, "
+        "except with `masks: none`, where nothing shows which one it is"
     )
     phrase: str | None = None
     start: Whole | None = Field(None, description="first character of the phrase in the text")
@@ -341,6 +342,7 @@ class FileObject(Model):
     duration: float | None
     created_at: int
     expires_at: int | None
+    warnings: list[str] = Field(description="what is damaged or missing, such as frames that cannot be decoded")
 
 
 class FileList(Model):

@@ -17,6 +17,7 @@ import av
 import pytest
 from http_server import Client, question, read_all, running_server
 from PIL import Image
+from video_files import damage, write_clip
 
 from sama.serving import download
 from sama.serving.files import FileStore
@@ -133,6 +134,15 @@ def test_uploads_keep_nothing_else_waiting(store, limits, monkeypatch):
         proceed.set()
         for upload in uploads:
             upload.join()
+
+
+def test_damaged_frames_are_told(serve, tmp_path):
+    number = damage(write_clip(tmp_path / "clip.mp4", 14), tmp_path / "damaged.mp4", 5)
+    with serve() as client:
+        stored = client.upload((tmp_path / "damaged.mp4").read_bytes()).json()
+        sentence = f"1 of 14 frames cannot be decoded whole; the first is frame {number}."
+        assert stored["warnings"] == [sentence]
+        assert client.get(f"/v1/files/{stored['id']}").json()["warnings"] == [sentence]
 
 
 # ---- out
