@@ -25,10 +25,11 @@ from ray.serve.exceptions import RayServeException
 
 from sama.feature_store_sama import make_feature_folder
 from sama.serving.engine import Question
+from sama.serving.file_copies import FileCopies
 from sama.serving.files import FileStore
 from sama.serving.limits import Limits
 from sama.serving.loading import DEFAULT_MODEL
-from sama.serving.replicas import PREVIEWS, EngineHost, FileCopies, HostLost, HostStatus, RemoteEngine
+from sama.serving.replicas import PREVIEWS, EngineHost, HostLost, HostStatus, RemoteEngine
 from sama.serving.security import Access, access_for
 from sama.serving.server import create_app
 from sama.serving.service import model_name
@@ -168,7 +169,7 @@ def ingress_app_maker(arguments: AppArguments, limits: Limits, access: Access) -
             hosts = RayHosts(handle, loop)
             while not hosts.is_ready():
                 time.sleep(STARTING_SECONDS)
-            return RemoteEngine(hosts, total.running + total.waiting)
+            return RemoteEngine(hosts, total.running + total.waiting, arguments.replicas)
 
         app = create_app(make_remote_engine, store, total, access, model_name(arguments.model))
         app.state.temporary_folder = temporary  # as long as the app

@@ -12,7 +12,7 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,6 +26,7 @@ from sama.objects_sama import GroundedPhrase
 from sama.regions_sama import decode_rle
 from sama.serving.engine import Engine, EngineBusy, EngineStatus, Question
 from sama.serving.errors import ApiError, retry_after
+from sama.serving.file_copies import FileCopies
 from sama.serving.questions import question_text
 from sama.serving.session import Cancelled, ChatTurn, Done, Event, Failed, MaskFrame, one_sentence
 
@@ -137,44 +138,6 @@ def conversation_key(question: Question) -> str:
 # ---- where a model is -----------------------------------------------------------------------------------------------
 
 
-class FileCopies:
-    """
-    Copies of files that lie on another machine, in a folder of this one.
-
-    Args:
-        folder (`Path`)
-        max_bytes (`int`): of all copies. Beyond it, those are deleted that were not used for the longest time.
-    """
-
-    def __init__(self, folder: Path, max_bytes: int):
-        self.folder, self.max_bytes = folder, max_bytes
-        self.sizes: OrderedDict[str, int] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def path(self, source_id: str) -> Path | None:
-        """The copy of a file, if there is one."""
-        with self._lock:
-            if source_id not in self.sizes:
-                return None
-            self.sizes.move_to_end(source_id)
-        return self.folder / source_id
-
-    def add(self, source_id: str, content: bytes) -> list[str]:
-        """Writes a copy; returns the ids of the files whose copies were deleted for it."""
-        digest = source_id.removeprefix("file-")
-        if hashlib.sha256(content).hexdigest() != digest:
-            raise ValueError(f"The content that was sent for {source_id} is not that of this file.")
-        with self._lock:
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            dropped = []
-            while self.sizes and sum(self.sizes.values()) + len(content) > self.max_bytes:
-                dropped.append(self.sizes.popitem(last=False)[0])
-                (self.folder / dropped[-1]).unlink(missing_ok=True)
-            (self.folder / source_id).write_bytes(content)
-            self.sizes[source_id] = len(content)
-        return dropped
-
-
 class EngineHost:
     """
     An engine for other processes.
@@ -203,17 +166,24 @@ class EngineHost:
             [`FileNeeded`] or [`Refused`] alone where there is no answer.
         """
 
+        holding = ExitStack()
+
         def start() -> Any:
             try:
-                local = self._local(question, content)
+                local = self._local(question, content, holding)
                 return FileNeeded() if local is None else self.engine.ask(local)
             except EngineBusy as error:
                 return Refused(one_sentence(error), error.retry_after)
             except ValueError as error:
                 return Refused(one_sentence(error))
 
+        def close() -> None:
+            with holding:
+                stream.close()
+
         stream = await to_thread.run_sync(start, limiter=self._other)
         if isinstance(stream, FileNeeded | Refused):
+            holding.close()
             yield stream
             return
         try:
@@ -226,7 +196,7 @@ class EngineHost:
             yield self.status()
         finally:
             with anyio.CancelScope(shield=True):
-                await to_thread.run_sync(stream.close, limiter=self._other)
+                await to_thread.run_sync(close, limiter=self._other)
 
     async def preview(self, question: Question, region: dict, content: bytes | None = None) -> Any:
         """See [`Engine.preview`]: frame and run lengths, or [`FileNeeded`] or [`Refused`]. The question names the
@@ -234,36 +204,40 @@ class EngineHost:
 
         def preview() -> Any:
             try:
-                local = self._local(question, content)
-                if local is None:
-                    return FileNeeded()
-                frame, mask = self.engine.preview(local.source or "", local.source_id, region, local.kind)
-                return frame, encode_rle(mask)
+                with ExitStack() as holding:
+                    local = self._local(question, content, holding)
+                    if local is None:
+                        return FileNeeded()
+                    frame, mask = self.engine.preview(local.source or "", local.source_id, region, local.kind)
+                    return frame, encode_rle(mask)
             except ValueError as error:
                 return Refused(one_sentence(error))
 
         return await to_thread.run_sync(preview, limiter=self._other)
 
     async def forget(self, source_id: str) -> None:
-        """See [`Engine.forget`]."""
-        await to_thread.run_sync(self.engine.forget, source_id, limiter=self._other)
+        """See [`Engine.forget`]. The copy of the file is deleted as well."""
+
+        def forget() -> None:
+            self.engine.forget(source_id)
+            self.copies.remove(source_id)
+
+        await to_thread.run_sync(forget, limiter=self._other)
 
     def status(self) -> HostStatus:
         """What the engine is doing."""
         return HostStatus(self.name, self.process, self.engine.status())
 
-    def _local(self, question: Question, content: bytes | None) -> Question | None:
-        """The question about a file of this machine; `None` if the file is not here."""
+    def _local(self, question: Question, content: bytes | None, holding: ExitStack) -> Question | None:
+        """The question about a file of this machine, which stays until `holding` is closed; `None` if the file is not
+        here."""
         if question.source is None or question.source_id is None or Path(question.source).is_file():
             return question
-        path = self.copies.path(question.source_id)
-        if path is None:
-            if content is None:
-                return None
+        if content is not None:
             for dropped in self.copies.add(question.source_id, content):
                 self.engine.forget(dropped)
-            path = self.copies.folder / question.source_id
-        return replace(question, source=str(path))
+        path = holding.enter_context(self.copies.use(question.source_id))
+        return None if path is None else replace(question, source=str(path))
 
 
 # ---- what the server asks -------------------------------------------------------------------------------------------
@@ -343,7 +317,7 @@ class RemoteAnswer(Iterator):
         with suppress(HostLost, StopIteration):
             status = next(self._call) if self._call is not None else None
             if isinstance(status, HostStatus):
-                self.engine.statuses[status.host] = status.engine
+                self.engine.take_status(status)
 
     def close(self) -> None:
         """Cancels the answer unless it is complete."""
@@ -361,14 +335,16 @@ class RemoteEngine:
     Args:
         hosts ([`Hosts`])
         max_questions (`int`): that are answered or wait at the same time, on all hosts together.
+        num_hosts (`int`): that there are at the same time.
 
     Attributes:
-        statuses (`dict`): of each host, when it last completed an answer.
+        statuses (`OrderedDict`): of the `num_hosts` hosts that completed an answer last, when they did so. Lost hosts
+            are not among them once their successors have answered.
     """
 
-    def __init__(self, hosts: Hosts, max_questions: int):
-        self.hosts, self.max_questions = hosts, max_questions
-        self.statuses: dict[str, EngineStatus] = {}
+    def __init__(self, hosts: Hosts, max_questions: int, num_hosts: int = 1):
+        self.hosts, self.max_questions, self.num_hosts = hosts, max_questions, num_hosts
+        self.statuses: OrderedDict[str, EngineStatus] = OrderedDict()
         self._open: set[RemoteAnswer] = set()
         self._counts = EngineStatus()
         self._lock = threading.Lock()
@@ -419,9 +395,18 @@ class RemoteEngine:
             counts = {name: vars(self._counts)[name] + number for name, number in added.items()}
             self._counts = replace(self._counts, **counts)
 
+    def take_status(self, status: HostStatus) -> None:
+        """Keeps what a host says of its engine."""
+        with self._lock:
+            self.statuses[status.host] = status.engine
+            self.statuses.move_to_end(status.host)
+            while len(self.statuses) > self.num_hosts:
+                self.statuses.popitem(last=False)
+
     def status(self) -> EngineStatus:
         """What was asked here; what is remembered, and the frames that were tracked, as the hosts said it last."""
-        known = list(self.statuses.values())
+        with self._lock:
+            known = list(self.statuses.values())
         names = ("conversations", "conversation_bytes", "files", "tracked_frames")
         totals = {one.name: sum(vars(status)[one.name] for status in known) for one in fields(EngineStatus)}
         with self._lock:

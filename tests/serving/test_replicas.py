@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import os
 import pickle
 import threading
 from concurrent.futures import CancelledError
@@ -15,9 +16,10 @@ from http_server import question, running_server
 from sama.objects_sama import GroundedPhrase, MaskTrack
 from sama.serving.engine import EarlierTurn, EngineBusy, EngineStatus, Question
 from sama.serving.errors import ApiError
+from sama.serving.file_copies import FileCopies
 from sama.serving.files import FileStore
 from sama.serving.limits import Limits
-from sama.serving.replicas import EngineHost, FileCopies, HostLost, HostStatus, RemoteEngine, conversation_key
+from sama.serving.replicas import EngineHost, HostLost, HostStatus, RemoteEngine, conversation_key
 from sama.serving.server import create_app
 from sama.serving.session import AnswerText, Cancelled, ChatTurn, Done, Failed, MaskFrame, TextDelta
 
@@ -284,6 +286,42 @@ def test_copies_make_room_for_each_other(host, tmp_path):
         hosts.hosts[0].copies.add(ids[0], b"something else")
 
 
+@pytest.fixture
+def copies(tmp_path) -> FileCopies:
+    return FileCopies(tmp_path / "copies", 100)
+
+
+def test_a_copy_that_is_in_use_is_neither_written_again_nor_deleted(copies):
+    contents = [bytes([number]) * 60 for number in range(3)]
+    ids = [f"file-{hashlib.sha256(content).hexdigest()}" for content in contents]
+    assert copies.add(ids[0], contents[0]) == []
+    with copies.use(ids[0]) as path, open(path, "rb") as file:
+        assert copies.add(ids[0], contents[0]) == []
+        assert os.fstat(file.fileno()).st_mtime_ns == path.stat().st_mtime_ns and file.read() == contents[0]
+        assert copies.add(ids[1], contents[1]) == []  # though both together are too many bytes
+        assert copies.add(ids[2], contents[2]) == [ids[1]]
+        copies.remove(ids[0])
+        assert path.is_file()
+        with copies.use(ids[0]) as again:
+            assert again is None
+        assert path.is_file()
+    assert [path.name for path in copies.folder.iterdir()] == [ids[2]]
+
+
+def test_a_copy_is_in_use_until_its_answer_ends(host, tmp_path):
+    one, copy = host(FakeEngine()), tmp_path / "copies-a" / FILE
+
+    async def ask_and_leave():
+        events = one.ask(Question(("?",), source="not here", source_id=FILE), CONTENT)
+        assert await anext(events) == TextDelta("A ")
+        await one.forget(FILE)
+        assert copy.is_file()
+        await events.aclose()
+        assert not copy.exists()
+
+    asyncio.run(ask_and_leave())
+
+
 # ---- the interface of an engine
 
 
@@ -323,13 +361,22 @@ def test_status_counts_what_was_asked_here(host):
     assert (status.conversations, status.tracked_frames, status.running) == (2, 2, 0)
 
 
-def test_previews_and_forgetting(host):
+def test_the_status_of_a_lost_host_goes(host):
+    remote = RemoteEngine(LocalHosts(host(FakeEngine())), 1, num_hosts=2)
+    for name in "abacb":
+        remote.take_status(HostStatus(name, 1, EngineStatus(conversations=1)))
+    assert sorted(remote.statuses) == ["b", "c"] and remote.status().conversations == 2
+
+
+def test_previews_and_forgetting(host, tmp_path):
     engine = FakeEngine()
-    remote = RemoteEngine(LocalHosts(host(engine)), 1)
+    hosts = LocalHosts(host(engine), elsewhere=tmp_path / "not here")
+    hosts.hosts[0].copies.add(FILE, CONTENT)
+    remote = RemoteEngine(hosts, 1)
     with pytest.raises(ValueError, match="The frame does not exist"):
         remote.preview(__file__, FILE, {"frame": 1})
     remote.forget(FILE)
-    assert engine.forgotten == [FILE]
+    assert engine.forgotten == [FILE] and list((tmp_path / "copies-a").iterdir()) == []
 
 
 def test_a_host_tells_who_it_is(host):
