@@ -10,7 +10,15 @@ from dataclasses import dataclass, field
 from typing import Protocol, cast
 
 from ..data.masks import encode_rle
-from .errors import ApiError, error_body
+from .errors import (
+    SHUTDOWN_SECONDS,
+    ApiError,
+    error_body,
+    is_out_of_memory,
+    log_value_error,
+    no_memory,
+    retry_after,
+)
 from .exports import frame_ranges
 from .session import (
     AnswerObject,
@@ -74,9 +82,10 @@ def failure(event: Failed, public: Callable[[BaseException], str]) -> ApiError:
     if isinstance(event.cause, ApiError):
         return event.cause
     if isinstance(event.cause, ValueError):
+        log_value_error(event.cause)
         return ApiError(400, public(event.cause))
-    if isinstance(event.cause, MemoryError) or type(event.cause).__name__ == "OutOfMemoryError":
-        return ApiError(503, "The server has no memory left for this question; a shorter video may work.")
+    if is_out_of_memory(event.cause):
+        return no_memory()
     log.error("A question could not be answered", exc_info=event.cause)
     return ApiError(500, SERVER_ERROR)
 
@@ -116,7 +125,8 @@ class Answer:
         elif isinstance(event, Failed):
             self.error = failure(event, self.public)
         elif isinstance(event, Cancelled):
-            self.error = ApiError(503, "The answer was cancelled because the server is shutting down.")
+            message = "The answer was cancelled because the server is shutting down."
+            self.error = ApiError(503, message, headers=retry_after(SHUTDOWN_SECONDS))
 
     def take_frame(self, event: MaskFrame) -> dict[int, str]:
         """Keeps the masks of a frame; returns those that are not empty, compressed."""

@@ -1,13 +1,17 @@
 """Errors as the server shows them: OpenAI's error object with one sentence, never a traceback or a path of the
 machine."""
 
+import logging
 import math
 from collections.abc import Sequence
 from http import HTTPStatus
 
+import torch
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+
+log = logging.getLogger("sama.serving")
 
 MAX_MESSAGE, MAX_NAME = 400, 60  # characters
 # The branch of a union that a value belongs to stands in pydantic's locations as if it were a field
@@ -118,6 +122,29 @@ def validation_error(errors: Sequence[dict]) -> ApiError:
         return ApiError(400, f"{found}, {expected} are expected.", name or None)
     message = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
     return ApiError(400, f"{place} {message}." if not message.endswith(".") else f"{place} {message}", name or None)
+
+
+NO_MEMORY_SECONDS = 10  # until a client should ask again: about as long as an answer
+SHUTDOWN_SECONDS = 30  # the same, for a server that is restarted
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error says that the machine or the device has no memory left."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError)
+
+
+def no_memory() -> ApiError:
+    """What a client learns when there is no memory for its request."""
+    message = "The server has no memory left for this question; a shorter video may work."
+    return ApiError(503, message, headers=retry_after(NO_MEMORY_SECONDS))
+
+
+def log_value_error(error: ValueError) -> None:
+    """
+    Leaves a trace of a `ValueError` that becomes a 400. Most are checks of the model code of what a request holds; a
+    mistake of the server can look the same.
+    """
+    log.warning("A request was refused because of a ValueError", exc_info=error)
 
 
 def retry_after(seconds: float) -> dict[str, str]:

@@ -25,7 +25,7 @@ from sama.data.masks import encode_rle
 from sama.objects_sama import GroundedPhrase
 from sama.regions_sama import decode_rle
 from sama.serving.engine import Engine, EngineBusy, EngineStatus, Question
-from sama.serving.errors import ApiError, retry_after
+from sama.serving.errors import ApiError, is_out_of_memory, retry_after
 from sama.serving.file_copies import FileCopies
 from sama.serving.questions import question_text
 from sama.serving.session import Cancelled, ChatTurn, Done, Event, Failed, MaskFrame, one_sentence
@@ -119,7 +119,7 @@ def sent_cause(error: BaseException) -> BaseException:
     """An error of a kind that the server tells apart, with its message alone; other errors cannot always be sent."""
     if isinstance(error, ValueError):
         return ValueError(one_sentence(error))
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if is_out_of_memory(error):
         return MemoryError(one_sentence(error))
     return RuntimeError(f"{type(error).__name__}: {one_sentence(error)}")
 

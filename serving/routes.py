@@ -57,7 +57,7 @@ ERRORS = {
     416: "the range lies outside the file",
     429: "too many questions are waiting; Retry-After says when to ask again",
     500: "an error in the server",
-    503: "the model is being loaded, or the server has no memory left",
+    503: "the model is being loaded, the server has no memory left, or it is shutting down; Retry-After",
     504: "the answer took too long",
     507: "there is no space left",
 }

@@ -18,7 +18,7 @@ from ..resources import EXAMPLE_CLIPS
 from .addresses import fetch
 from .conversion import NO_SPACE_ERRORS
 from .engine import Engine, EngineBusy
-from .errors import ApiError, retry_after
+from .errors import ApiError, is_out_of_memory, log_value_error, no_memory, retry_after
 from .files import FileMissing, FileRefused, FileStore, StoredFile, file_chunks
 from .limits import Limits
 from .metrics import Metrics
@@ -206,7 +206,10 @@ class known_errors:
             raise ApiError(429, self.service.public(error), headers=retry_after(error.retry_after)) from error
         if isinstance(error, OSError) and error.errno in NO_SPACE_ERRORS:  # of PyAV as well
             raise ApiError(507, "There is no space left on the server.") from error
+        if is_out_of_memory(error):
+            raise no_memory() from error
         if isinstance(error, ValueError):
+            log_value_error(error)
             raise ApiError(400, self.service.public(error)) from error
 
 

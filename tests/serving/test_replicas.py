@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from http_server import question, running_server
 
 from sama.objects_sama import GroundedPhrase, MaskTrack
@@ -209,7 +210,7 @@ def test_events_arrive_as_they_were(host):
     [
         (UnicodeDecodeError("utf-8", b"x", 0, 1, "bad"), ValueError),
         (MemoryError("full"), MemoryError),
-        (type("OutOfMemoryError", (RuntimeError,), {})("full"), MemoryError),
+        (torch.OutOfMemoryError("full"), MemoryError),
         (type("Strange", (Exception,), {"__init__": lambda self, a, b: None})(1, 2), RuntimeError),
     ],
 )

@@ -15,18 +15,27 @@ from pathlib import Path
 
 import av
 import pytest
+import torch
 from http_server import Client, question, read_all, running_server
 from PIL import Image
 from video_files import damage, write_clip
 
 from sama.serving import download
+from sama.serving.answers import Answer
 from sama.serving.files import FileStore
 from sama.serving.limits import Limits
 from sama.serving.server import create_app
+from sama.serving.session import Cancelled, Failed
 
 
 class NoEngine:
     """Stands where no question is answered."""
+
+    error: Exception | None = None
+
+    def preview(self, *arguments):
+        assert self.error is not None
+        raise self.error
 
 
 def png() -> bytes:
@@ -143,6 +152,31 @@ def test_damaged_frames_are_told(serve, tmp_path):
         sentence = f"1 of 14 frames cannot be decoded whole; the first is frame {number}."
         assert stored["warnings"] == [sentence]
         assert client.get(f"/v1/files/{stored['id']}").json()["warnings"] == [sentence]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "logged"),
+    [
+        (torch.OutOfMemoryError("full"), 503, []),
+        (MemoryError(), 503, []),
+        (ValueError("operands could not be broadcast"), 400, ["operands could not be broadcast"]),
+    ],
+)
+def test_previews_that_fail(serve, monkeypatch, caplog, error, status, logged):
+    monkeypatch.setattr(NoEngine, "error", error)
+    with serve() as client:
+        file_id = client.upload(png(), "a.png").json()["id"]
+        answer = client.post("/v1/regions/preview", {"file_id": file_id, "region": {"points": [[1, 2]]}})
+        assert answer.status == status and answer.error["message"]
+        assert ("retry-after" in answer.headers) == (status == 503)
+    assert [str(record.exc_info[1]) for record in caplog.records if record.name == "sama.serving"] == logged
+
+
+@pytest.mark.parametrize("event", [Cancelled(), Failed("Full.", torch.OutOfMemoryError("full"))])
+def test_what_to_ask_again_says_when(event):
+    answer = Answer("model", str, lambda: None)
+    answer.take(event)
+    assert answer.error.status_code == 503 and int(answer.error.headers["Retry-After"]) > 0
 
 
 # ---- out
