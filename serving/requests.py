@@ -13,14 +13,14 @@ from .errors import ApiError
 from .files import StoredFile
 from .limits import Limits, option
 from .schema import (
-    AnswerObject,
     AssistantMessage,
     ChatRequest,
     ImagePart,
     MediaSource,
     Message,
+    ObjectField,
     ObjectMasks,
-    Region,
+    RegionField,
     RegionPart,
     TextPart,
     UserMessage,
@@ -66,7 +66,7 @@ def find_media(messages: Sequence[Message]) -> MediaReference | None:
 
 
 @dataclass(frozen=True)
-class Conversation:
+class RequestTurns:
     """
     The turns of a request.
 
@@ -95,7 +95,7 @@ class ConversationReader:
         self.messages, self.media, self.limits = messages, media, limits
         self.known: set[int] = set()  # objects of the answers so far
 
-    def read(self) -> Conversation:
+    def read(self) -> RequestTurns:
         """The conversation; raises an [`ApiError`] for what does not fit together."""
         self._at_most(len(self.messages), "messages", "The conversation", "messages")
         first, system = 0, None
@@ -116,7 +116,7 @@ class ConversationReader:
             elif isinstance(message, AssistantMessage):
                 earlier.append(EarlierTurn(parts or (), self._text(index), self._objects(index, message)))
                 parts = None
-        return Conversation(system, tuple(earlier), parts)
+        return RequestTurns(system, tuple(earlier), parts)
 
     def _at_most(self, count: int, limit: str, what: str, param: str) -> None:
         most = vars(self.limits)[limit]
@@ -148,7 +148,7 @@ class ConversationReader:
             raise ApiError(400, f"{name} asks nothing: it has neither text nor a region.", name)
         return tuple(parts)
 
-    def region(self, region: Region, param: str) -> dict:
+    def region(self, region: RegionField, param: str) -> dict:
         """A region as the engine takes it."""
         if region.object is not None:
             number = int(region.object[1:])
@@ -201,7 +201,7 @@ class ConversationReader:
         self._at_most(len(self.known), "objects", "The conversation", f"messages[{index}].objects")
         return tuple(objects)
 
-    def _object(self, item: AnswerObject, text: str, name: str) -> EarlierObject:
+    def _object(self, item: ObjectField, text: str, name: str) -> EarlierObject:
         if item.start is None or item.end is None:
             raise ApiError(400, f"{name} has no start and end, the characters of its phrase in the text.", name)
         start, end = item.start, item.end

@@ -75,7 +75,7 @@ class MaskCode(Model):
     ] = Field(description="COCO's compressed text, or the run lengths, column by column, zeros first")
 
 
-class Region(Model):
+class RegionField(Model):
     """
     Something pointed at: exactly one of `box`, `points`, `scribble`, `mask` and `object`. Coordinates are pixels of
     the video as a player shows it; frames are counted from 0.
@@ -94,7 +94,7 @@ class Region(Model):
     )
 
     @model_validator(mode="after")
-    def check(self) -> "Region":
+    def check(self) -> "RegionField":
         given = [name for name in PROMPTS if vars(self)[name] is not None]
         if len(given) != 1:
             raise ValueError(f"takes exactly one of {', '.join(PROMPTS)}, got {' and '.join(given) or 'none'}")
@@ -106,11 +106,11 @@ class Region(Model):
         return self
 
 
-class PointedRegion(Region):
+class PointedRegionField(RegionField):
     """A region of one frame: not an object of an answer, which has its masks already."""
 
     @model_validator(mode="after")
-    def check_prompt(self) -> "PointedRegion":
+    def check_prompt(self) -> "PointedRegionField":
         if self.object is not None:
             raise ValueError("takes a box, points, a scribble or a mask here, not an object")
         return self
@@ -146,7 +146,7 @@ class ObjectMasks(Model):
 FrameRange = Annotated[list[Whole], Field(fail_fast=True, min_length=2, max_length=2)]
 
 
-class AnswerObject(Model):
+class ObjectField(Model):
     """An object of an answer: the phrase that names it, and where it is."""
 
     id: Annotated[str, Field(pattern=OBJECT_ID)] = Field(
@@ -176,7 +176,7 @@ class RegionPart(Model):
     """Stands where the text would say `<region>`."""
 
     type: Literal["region"]
-    region: Region
+    region: RegionField
 
 
 class MediaSource(Model):
@@ -228,7 +228,7 @@ class AssistantMessage(Model):
 
     role: Literal["assistant"]
     content: TextOnly
-    objects: Annotated[list[AnswerObject], Field(fail_fast=True, max_length=MAX_PARTS)] | None = None
+    objects: Annotated[list[ObjectField], Field(fail_fast=True, max_length=MAX_PARTS)] | None = None
     name: Annotated[Any, Only()] = None
     refusal: Annotated[Any, Only()] = None
     annotations: Annotated[Any, Only([[]])] = None
@@ -312,7 +312,7 @@ class PreviewRequest(Model):
     """A region whose mask is wanted at once."""
 
     file_id: Annotated[str, Field(pattern=FILE_ID)]
-    region: PointedRegion
+    region: PointedRegionField
 
 
 class ExportRequest(Model):
@@ -369,7 +369,7 @@ class AnswerMessage(Model):
     role: Literal["assistant"] = "assistant"
     content: str
     refusal: None = None
-    objects: list[AnswerObject] = []
+    objects: list[ObjectField] = []
 
 
 class Choice(Model):
@@ -405,7 +405,7 @@ class Delta(Model):
 
     role: Literal["assistant"] | None = None
     content: str | None = None
-    objects: list[AnswerObject] | None = None
+    objects: list[ObjectField] | None = None
     frame: int | None = Field(
         None, description="the frame that was tracked, whether or not an object is visible on it"
     )
