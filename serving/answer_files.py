@@ -14,6 +14,7 @@ from sama.drawing.regions import draw_region, label_masks
 from sama.drawing.sheets import caption_band, contact_sheet, stack_images
 from sama.objects_sama import Region, as_region
 from sama.overlay_sama import Color, object_color, overlay_masks, prepare_output, write_video
+from sama.serving.object_notation import hex_color
 from sama.serving.session import ChatSession, ChatTurn
 
 
@@ -150,7 +151,7 @@ def describe(session: ChatSession, region_texts: Sequence[Sequence[str]]) -> dic
                 "phrase": item.phrase,
                 "span": list(item.span),
                 "score": None if phrase.score is None else float(phrase.score),
-                "color": "#{:02x}{:02x}{:02x}".format(*item.color),
+                "color": hex_color(item.color),
                 "masks": [mask_code(phrase.track, frame) for frame in range(len(video))],
             }
             for item, phrase in zip(turn.objects, turn.reply.objects, strict=True)

@@ -20,6 +20,7 @@ from .errors import (
     retry_after,
 )
 from .exports import frame_ranges
+from .object_notation import hex_color, object_id
 from .session import (
     AnswerObject,
     AnswerText,
@@ -38,11 +39,6 @@ SERVER_ERROR = "The question could not be answered because of an error in the se
 SSE_END = b"data: [DONE]\n\n"
 
 
-def object_id(number: int) -> str:
-    """The id of an object over HTTP."""
-    return f"o{number}"
-
-
 def found_object(item: AnswerObject) -> dict:
     """An object as it is known when the text is complete, without its masks."""
     return {
@@ -50,7 +46,7 @@ def found_object(item: AnswerObject) -> dict:
         "phrase": item.phrase,
         "start": item.span[0],
         "end": item.span[1],
-        "color": "#{:02x}{:02x}{:02x}".format(*item.color),
+        "color": hex_color(item.color),
     }
 
 

@@ -22,6 +22,7 @@ from ..overlay_sama import Color, VideoWriter
 from .answer_files import draw_objects
 from .limits import Limits, option
 from .media import TOO_LARGE, FileRefused, png_bytes
+from .object_notation import hex_color, object_id
 
 
 FORMATS = ("mp4", "png", "coco", "json")
@@ -175,7 +176,8 @@ def _write_zip(path: Path, content: _Content) -> Path:
                 for one in content.objects:
                     if one.track.area(index):
                         pixels = one.track[index].astype(np.uint8) * 255
-                        archive.writestr(_zip_entry(f"o{one.number}/{index:0{digits}d}.png"), png_bytes(pixels))
+                        name = f"{object_id(one.number)}/{index:0{digits}d}.png"
+                        archive.writestr(_zip_entry(name), png_bytes(pixels))
                         content.check_size(file.tell())
         content.check_size(file.tell())
     return path
@@ -192,9 +194,9 @@ def _description(content: _Content) -> dict:
     video = content.video
     objects = [
         {
-            "id": f"o{one.number}",
+            "id": object_id(one.number),
             "phrase": one.phrase,
-            "color": "#{:02x}{:02x}{:02x}".format(*one.color),
+            "color": hex_color(one.color),
             "frames": frame_ranges(one.track.visible_frames()),
         }
         for one in content.objects
@@ -227,7 +229,7 @@ def _write_text(path: Path, pieces: Iterable[str], content: _Content) -> Path:
 
 
 def _encoded(text: str) -> bytes:
-    """JSON as UTF-8. Half of a surrogate pair, which UTF-8 has not, becomes the escape that JSON has for it."""
+    """JSON as UTF-8. Half of a surrogate pair, which cannot be encoded in UTF-8, becomes JSON's escape for it."""
     return text.encode("utf-8", "backslashreplace")
 
 

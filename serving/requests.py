@@ -12,6 +12,7 @@ from .engine import EarlierObject, EarlierTurn, Question
 from .errors import ApiError
 from .files import StoredFile
 from .limits import Limits, option
+from .object_notation import object_number
 from .schema import (
     AssistantMessage,
     ChatRequest,
@@ -151,7 +152,7 @@ class ConversationReader:
     def region(self, region: RegionField, param: str) -> dict:
         """A region as the engine takes it."""
         if region.object is not None:
-            number = int(region.object[1:])
+            number = object_number(region.object)
             if number not in self.known:
                 raise ApiError(
                     400, f"{param}.object is {region.object}, but no answer before it has this object.", param
@@ -212,7 +213,7 @@ class ConversationReader:
         if item.phrase not in (None, "", text[start:end]):
             raise ApiError(400, f"{name}.phrase is not what its start and end select of the text.", f"{name}.phrase")
         track = None if item.masks is None else self._track(item.masks, name)
-        return EarlierObject(int(item.id[1:]), text[start:end], (start, end), item.score, track)
+        return EarlierObject(object_number(item.id), text[start:end], (start, end), item.score, track)
 
     def _track(self, masks: ObjectMasks, name: str) -> MaskTrack:
         if self.media is None:

@@ -19,7 +19,7 @@ from .bodies import StrictRoute
 from .chat_route import ChatResponse
 from .download import export
 from .errors import MAX_NAME, ApiError, error_response, shown
-from .files import StoredFile
+from .files import CHUNK_BYTES, StoredFile
 from .limits import Limits
 from .requests import ConversationReader
 from .schema import (
@@ -44,7 +44,6 @@ Result = TypeVar("Result")
 CACHE = {"Cache-Control": "private, max-age=86400, immutable"}
 NO_STORE = {"Cache-Control": "no-store"}
 FORM_FIELDS = {"file", "purpose"}
-READ_BYTES = 2**20
 
 ERRORS = {
     400: "the request is wrong",
@@ -133,7 +132,7 @@ async def add_file(
     if unknown:
         name = shown(unknown[0], MAX_NAME)
         raise ApiError(400, f"There is no field {name}; the form has file and purpose.", name)
-    chunks = iter(lambda: file.file.read(READ_BYTES), b"")
+    chunks = iter(lambda: file.file.read(CHUNK_BYTES), b"")
     stop = threading.Event()
     adding = service.run(service.threads.storing, service.store.add, chunks, file.filename or "", stop)
     stored = await run_until_closed(request.receive, stop, adding)

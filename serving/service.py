@@ -19,7 +19,7 @@ from .addresses import fetch
 from .conversion import NO_SPACE_ERRORS
 from .engine import Engine, EngineBusy
 from .errors import ApiError, is_out_of_memory, log_value_error, no_memory, retry_after
-from .files import FileMissing, FileRefused, FileStore, StoredFile, file_chunks
+from .files import CHUNK_BYTES, FileMissing, FileRefused, FileStore, StoredFile, file_chunks
 from .limits import Limits
 from .metrics import Metrics
 from .requests import MediaReference
@@ -30,7 +30,6 @@ from .session import one_sentence
 Result = TypeVar("Result")
 EXAMPLES = ("toy_world.mp4", "bigbuckbunny.mp4")
 LOADING_SECONDS = 5  # until a client should ask again
-CHUNK = 2**20
 # Each slash belongs to one place of the pattern only, or a text of slashes would take forever
 _PATH = re.compile(r"(?<![\w.:/])/+(?:[^\s/'\",;:]+/+)+(?=[^\s/'\",;:])")
 
@@ -221,7 +220,7 @@ def data_url_chunks(url: str) -> Iterator[bytes]:
     if not head.lower().rstrip().endswith(";base64"):
         yield unquote_to_bytes(data)
         return
-    step = CHUNK // 3 * 4  # whole groups of four characters
+    step = CHUNK_BYTES // 3 * 4  # whole groups of four characters
     for start in range(0, len(data), step):
         try:
             yield base64.b64decode(data[start : start + step], validate=True)
