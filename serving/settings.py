@@ -1,5 +1,7 @@
-"""Settings that `sama serve`, `sama demo` and the application of Ray Serve have in common."""
+"""Settings that `sama serve`, `sama chat` and the application of Ray Serve have in common."""
 
+import ctypes
+from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
 from .limits import Limits
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
 # Rather than an option, which other users of the machine may see in the list of processes
 KEY_VARIABLE = "SAMA_API_KEY"
 COMPONENT_FRACTION = 0.05
+M_ARENA_MAX = -8  # of glibc's malloc.h
 
 
 class ModelSettings(Protocol):
@@ -34,10 +37,22 @@ def component_fraction(given: float | None, preset: str | None) -> float:
     return 0.0 if preset == "published" else COMPONENT_FRACTION
 
 
+def limit_malloc_arenas() -> None:
+    """
+    Lets all threads of this process share two areas of memory, where the C library is glibc.
+
+    Otherwise glibc gives most threads an area of their own, which never shrinks, and with a thread for each answer the
+    memory of a server grows for a long time. Computing takes turns, so two are enough.
+    """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").mallopt(M_ARENA_MAX, 2)
+
+
 def make_engine(settings: ModelSettings, limits: Limits) -> "Engine":
     """Loads a model and makes its engine. Raises what [`load_model`] raises."""
     from .engine import Engine
 
+    limit_malloc_arenas()
     model, processor = load_model(
         settings.model, settings.device, settings.dtype, settings.preset, settings.trust_remote_code
     )
