@@ -107,11 +107,13 @@ class StrictRequest(Request):
     """A request whose body is JSON as [`read_json`] reads it, or a form with one file."""
 
     async def body(self) -> bytes:
+        """The bytes of the body; raises an [`ApiError`] with status 415 for a body that is not JSON."""
         if media_type(self) != "application/json":
             raise ApiError(415, "The body is JSON, so its Content-Type is application/json.")
         return await super().body()
 
     async def json(self) -> Any:
+        """The value of the body; a large one is parsed in a thread. Raises an [`ApiError`] as [`read_json`] does."""
         limits: Limits = self.app.state.limits
         body = await super().body()
         if len(body) < INLINE_BYTES:
@@ -119,6 +121,12 @@ class StrictRequest(Request):
         return await to_thread.run_sync(read_json, body, limits, limiter=self.app.state.parsing)
 
     async def form(self, **_) -> FormData:
+        """
+        The fields of a form, of which one may be a file. FastAPI's own limits have no effect.
+
+        Raises:
+            ApiError: for a body of another type (415), and where there is no space for the file (507).
+        """
         if media_type(self) != "multipart/form-data":
             raise ApiError(415, "A file is sent as a form, so the Content-Type is multipart/form-data.")
         try:

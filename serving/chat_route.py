@@ -26,7 +26,7 @@ SSE_HEADERS = {
     "Cache-Control": "no-store",
     "X-Accel-Buffering": "no",
 }
-LAST_WORDS_SECONDS = 1.0  # for the error of an answer that took too long, whose client may not be reading
+ERROR_SEND_SECONDS = 1.0  # for the error of an answer that took too long, whose client may not be reading
 
 
 class ChatResponse(Response):
@@ -60,11 +60,11 @@ class ChatResponse(Response):
             message = f"The answer took longer than {seconds:g} seconds ({option('request_seconds')})."
             # Asking again would take as long
             error = ApiError(504, message, headers={"x-should-retry": "false"})
-            with anyio.move_on_after(LAST_WORDS_SECONDS):
+            with anyio.move_on_after(ERROR_SEND_SECONDS):
                 await self.send_error(error, scope, receive, send)
 
     def close(self, holding: ExitStack) -> None:
-        """Cancels the answer unless it is complete, and lets its file go."""
+        """Cancels the answer unless it is complete, and releases its file."""
         with holding:
             if self.stream is not None:
                 self.stream.close()

@@ -1,4 +1,4 @@
-"""uvicorn with the time limits for clients that it does not have itself."""
+"""A uvicorn server with time limits for slow clients, which uvicorn lacks."""
 
 import asyncio
 import socket
@@ -34,8 +34,8 @@ def limited_protocol(limits: Limits) -> type[H11Protocol]:
             if len(self.connections) > limits.connections:
                 transport.abort()
                 return
-            # asyncio does it for sockets whose protocol number is set, which those of `socket.create_server` have not:
-            # then the body of each answer waits 40 ms for the client to acknowledge the headers
+            # asyncio sets it only on sockets with a protocol number, and `socket.create_server` sets none. Without it,
+            # the body of each answer waits 40 ms for the client to acknowledge the headers
             transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self.watch()
 

@@ -38,7 +38,7 @@ from sama.serving.settings import KEY_VARIABLE, make_engine
 
 KNOWN_CONVERSATIONS = 256  # of a replica, by which it is found again
 STARTING_SECONDS = 1.0  # between two questions whether a replica is there
-FOREVER = 10**9  # requests that the ingress takes at once; the limits of its app are what counts
+UNLIMITED = 10**9  # requests that the ingress takes at once; the limits of its app are what counts
 
 
 def _listed(value: Any) -> Any:
@@ -108,7 +108,7 @@ def app_builder(arguments: AppArguments) -> serve.Application:
     )(ModelReplica)
     app_maker = ingress_app_maker(arguments, limits, access)
     ingress = serve.deployment(
-        name="Ingress", max_ongoing_requests=FOREVER, ray_actor_options={"num_cpus": 0.1}
+        name="Ingress", max_ongoing_requests=UNLIMITED, ray_actor_options={"num_cpus": 0.1}
     )(serve.ingress(app_maker)())  # fmt: skip
     return ingress.bind(model.bind(arguments, limits))
 
@@ -137,18 +137,22 @@ class ModelReplica:
         return key
 
     async def ask(self, question: Question, content: bytes | None = None) -> AsyncIterator[Any]:
+        """See [`EngineHost.ask`]."""
         await self.remember(serve.get_multiplexed_model_id())
         async for event in self.host.ask(question, content):
             yield event
 
     async def preview(self, question: Question, region: dict, content: bytes | None = None) -> Any:
+        """See [`EngineHost.preview`]."""
         await self.remember(serve.get_multiplexed_model_id())
         return await self.host.preview(question, region, content)
 
     async def forget(self, source_id: str) -> None:
+        """See [`EngineHost.forget`]."""
         await self.host.forget(source_id)
 
     async def status(self) -> HostStatus:
+        """See [`EngineHost.status`]."""
         return self.host.status()
 
 

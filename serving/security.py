@@ -241,7 +241,14 @@ class _Refused(Exception):
 
 
 class _Body:
-    """The body of one request on its way in."""
+    """
+    The body of one request on its way in.
+
+    Args:
+        guard ([`BodyGuard`]): counts the bytes of all bodies.
+        receive (`Callable`): of the ASGI server.
+        largest (`tuple[int, str]`): how many bytes the body may have, and the option that sets it.
+    """
 
     def __init__(self, guard: BodyGuard, receive: Receive, largest: tuple[int, str]):
         self.guard, self.limits, self.source = guard, guard.limits, receive
@@ -250,6 +257,7 @@ class _Body:
         self.started = anyio.current_time()
 
     def check_headers(self, headers: Headers) -> None:
+        """Raises [`_Refused`] for a body that is compressed, or whose Content-Length is more than allowed."""
         if headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
             raise _Refused(ApiError(415, "Compressed bodies are not accepted; send it without Content-Encoding."))
         length = headers.get("content-length", "0")
@@ -260,6 +268,14 @@ class _Body:
         return ApiError(413, f"The body has more than {self.largest:,} bytes ({self.option}).", code="too_large")
 
     async def receive(self) -> Message:
+        """
+        The next message of the ASGI server. Until the body is complete, each must come within `body_seconds` plus the
+        bytes so far divided by `body_rate`, counted from the start of the request: a body that keeps to this rate on
+        average has `body_seconds` to spare.
+
+        Raises:
+            ApiError: if the body is too late (408), too large (413), or if all bodies together are (503).
+        """
         if self.complete:
             return await self.source()
         allowed = self.limits.body_seconds + self.received / self.limits.body_rate
