@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -403,60 +402,26 @@ def test_outside_world_finds_absolute_paths(folder):
     assert outside_world(f"see https://example.org/{folder}/x, ../{folder}/x and #!/usr/bin/env bash") == []
 
 
-# The README
+# Links
 
 
-def readme_blocks(text: str, language: str) -> list[str]:
-    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    return [block for name, block in blocks if name == language]
+def links(listing: str) -> list[str]:
+    """The symbolic links in the output of `git ls-files --stage`: they lead out of a clone, or nowhere on Windows."""
+    entries = (line.split(maxsplit=3) for line in listing.splitlines())
+    return [path for mode, _, _, path in entries if mode == "120000"]
 
 
-def missing_commands(readme: str, makefile: str) -> list[str]:
-    """Commands of the README that name a make target or a file which does not exist."""
-    targets = set(re.findall(r"^([\w-]+):", makefile, re.MULTILINE))
-    lines = [line for block in readme_blocks(readme, "bash") for line in block.splitlines()]
-    lines += re.findall(r"`((?:make|python|bash) [^`]+)`", readme)
-    missing = []
-    for program, name in re.findall(r"^\s*(make|python|bash) ([\w./-]+)", "\n".join(lines), re.MULTILINE):
-        if name not in targets if program == "make" else not (ROOT / name).is_file():
-            missing.append(f"{program} {name}")
-    return missing
+def test_no_link_is_tracked():
+    command = ["git", "ls-files", "--stage"]
+    try:
+        listing = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("there is no git, or this is not a repository")
+    assert links(listing) == []
 
 
-def tree_paths(readme: str) -> list[str]:
-    """The paths in the README's tree, in order: `├── name   comment`, four columns to a level."""
-    paths, folders = [], {}
-    for line in next(block for block in readme_blocks(readme, "") if "├──" in block).splitlines():
-        branch = re.match(r"((?:│   |    )*)[├└]── (\S+)", line)
-        if branch:
-            depth = len(branch[1]) // 4
-            folders[depth] = branch[2]
-            paths.append("".join(folders[level] for level in range(depth)) + branch[2])
-    return paths
-
-
-def test_readme_commands_exist():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert missing_commands(readme, (ROOT / "Makefile").read_text(encoding="utf-8")) == []
-
-
-def test_missing_commands_finds_them():
-    readme = "`make tea`\n```bash\nmake test\npython absent.py --x\npython recipes/sama_tiny/initialize.py\n```\n"
-    assert missing_commands(readme, "test:\n\ttrue\n") == ["python absent.py", "make tea"]
-
-
-def test_readme_tree_is_the_tree():
-    paths = tree_paths((ROOT / "README.md").read_text(encoding="utf-8"))
-    if not TINY.is_dir():
-        paths = [path for path in paths if not path.startswith("checkpoints/")]
-    assert [path for path in paths if not (ROOT / path).exists()] == []
-    assert [path for path, count in Counter(paths).items() if count > 1] == []
-    assert len(paths) <= 25
-
-
-def test_tree_paths_reads_levels():
-    tree = "```\nx/\n├── a/   first\n│   ├── b.py   second\n│   └── c/\n│       └── d.py\n└── e.md\n```\n"
-    assert tree_paths(tree) == ["a/", "a/b.py", "a/c/", "a/c/d.py", "e.md"]
+def test_links_are_found():
+    assert links("100644 0123abc 0\ta b.py\n120000 0123abc 0\t.venv\n") == [".venv"]
 
 
 # The copies beside the small checkpoint

@@ -1,6 +1,7 @@
-"""The README's Python lines run, and its pictures are those that the repository draws."""
+"""The README: its Python lines run, its commands and its tree exist, and its pictures are drawn here."""
 
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from sama.scripts import make_readme_picture
 
 
 ROOT = Path(__file__).parent.parent
+TINY = ROOT / "checkpoints" / "sama-tiny"
 MAX_PICTURE_BYTES = 1_000_000
 
 
@@ -65,3 +67,56 @@ def test_part_without_a_description_is_an_error():
     graph = {name: set() for name in (*make_readme_picture.ROOMS, *make_readme_picture.MODEL_FILES, "attic")}
     with pytest.raises(ValueError, match="attic"):
         make_readme_picture.rooms_and_model_files(graph)
+
+
+def readme_blocks(text: str, language: str) -> list[str]:
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [block for name, block in blocks if name == language]
+
+
+def missing_commands(readme: str, makefile: str) -> list[str]:
+    """Commands of the README that name a make target or a file which does not exist."""
+    targets = set(re.findall(r"^([\w-]+):", makefile, re.MULTILINE))
+    lines = [line for block in readme_blocks(readme, "bash") for line in block.splitlines()]
+    lines += re.findall(r"`((?:make|python|bash) [^`]+)`", readme)
+    missing = []
+    for program, name in re.findall(r"^\s*(make|python|bash) ([\w./-]+)", "\n".join(lines), re.MULTILINE):
+        if name not in targets if program == "make" else not (ROOT / name).is_file():
+            missing.append(f"{program} {name}")
+    return missing
+
+
+def tree_paths(readme: str) -> list[str]:
+    """The paths in the README's tree, in order: `├── name   comment`, four columns to a level."""
+    paths, folders = [], {}
+    for line in next(block for block in readme_blocks(readme, "") if "├──" in block).splitlines():
+        branch = re.match(r"((?:│   |    )*)[├└]── (\S+)", line)
+        if branch:
+            depth = len(branch[1]) // 4
+            folders[depth] = branch[2]
+            paths.append("".join(folders[level] for level in range(depth)) + branch[2])
+    return paths
+
+
+def test_readme_commands_exist():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert missing_commands(readme, (ROOT / "Makefile").read_text(encoding="utf-8")) == []
+
+
+def test_missing_commands_finds_them():
+    readme = "`make tea`\n```bash\nmake test\npython absent.py --x\npython recipes/sama_tiny/initialize.py\n```\n"
+    assert missing_commands(readme, "test:\n\ttrue\n") == ["python absent.py", "make tea"]
+
+
+def test_readme_tree_is_the_tree():
+    paths = tree_paths((ROOT / "README.md").read_text(encoding="utf-8"))
+    if not TINY.is_dir():
+        paths = [path for path in paths if not path.startswith("checkpoints/")]
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+    assert [path for path, count in Counter(paths).items() if count > 1] == []
+    assert len(paths) <= 25
+
+
+def test_tree_paths_reads_levels():
+    tree = "```\nx/\n├── a/   first\n│   ├── b.py   second\n│   └── c/\n│       └── d.py\n└── e.md\n```\n"
+    assert tree_paths(tree) == ["a/", "a/b.py", "a/c/", "a/c/d.py", "e.md"]
