@@ -177,7 +177,11 @@ async def file_content(file_id: FileId, service: TheService) -> Response:
         holding.enter_context(service.store.use(file_id))
         return service.store.content(file_id)
 
-    path = await service.run(service.threads.quick, content)
+    try:
+        path = await service.run(service.threads.quick, content)
+    except BaseException:
+        holding.close()
+        raise
     return HeldFileResponse(holding, service.limits, path, headers=CACHE, media_type=CONTENT_TYPES[path.suffix])
 
 
