@@ -109,6 +109,9 @@ def validation_error(errors: Sequence[dict]) -> ApiError:
     if kind in ("missing", "union_tag_not_found"):
         missing = f"{name}.{context['discriminator'].strip(chr(39))}" if kind == "union_tag_not_found" else name
         return ApiError(400, f"{missing or 'The body'} is missing.", missing or None, "missing")
+    if kind == "unknown_field":
+        field = f"{name}.{shown(str(context['name']), MAX_NAME)}".removeprefix(".")
+        return ApiError(400, f"There is no field {field}.", field, "unknown_field")
     if kind == "extra_forbidden":
         return ApiError(400, f"There is no field {place}.", name or None, "unknown_field")
     if kind == "union_tag_invalid":

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
-from pydantic_core import core_schema
+from pydantic_core import PydanticCustomError, core_schema
 
 from ..regions_sama import MAX_LINE_POINTS, MAX_POINTS
 
@@ -33,12 +33,22 @@ Points = Annotated[list[Point], Field(fail_fast=True, min_length=1, max_length=M
 Labels = Annotated[list[Annotated[int, Field(ge=0, le=1)]], Field(fail_fast=True, max_length=MAX_POINTS)]
 Line = Annotated[list[Point], Field(fail_fast=True, min_length=2, max_length=MAX_LINE_POINTS)]
 MAX_PARTS = 10_000
+MAX_UNKNOWN_FIELDS = 16
 
 
 class Model(BaseModel):
     """No unknown fields, and no value of another type: "12" is no number."""
 
     model_config = ConfigDict(extra="forbid", strict=True, ser_json_inf_nan="null")
+
+    @model_validator(mode="before")
+    @classmethod
+    def check_names(cls, value: Any) -> Any:
+        """Refuses many unknown fields at the first of them: pydantic makes an error for each."""
+        if isinstance(value, dict) and len(value) > len(cls.model_fields) + MAX_UNKNOWN_FIELDS:
+            name = next(name for name in value if name not in cls.model_fields)
+            raise PydanticCustomError("unknown_field", "has unknown fields", {"name": name})
+        return value
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,14 @@ import pytest
 import torch
 from http_server import Client, question, read_all, running_server
 from PIL import Image
+from pydantic import ValidationError
 from video_files import damage, write_clip
 
 from sama.serving import download
 from sama.serving.answers import Answer
 from sama.serving.files import FileStore
 from sama.serving.limits import Limits
+from sama.serving.schema import ChatRequest
 from sama.serving.server import create_app
 from sama.serving.session import Cancelled, Failed
 
@@ -177,6 +179,25 @@ def test_what_to_ask_again_says_when(event):
     answer = Answer("model", str, lambda: None)
     answer.take(event)
     assert answer.error.status_code == 503 and int(answer.error.headers["Retry-After"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("place", "field"), [((), "a0"), (("messages", 0), "messages[0].a0"), (("messages", 0, "content", 0), "a0")]
+)
+def test_many_unknown_fields_are_one_error(serve, place, field):
+    """The errors of pydantic are made in the event loop, where they keep everybody waiting."""
+    body: dict = {"messages": [{"role": "user", "content": [{"type": "text", "text": "What?"}]}]}
+    inner = body
+    for one in place:
+        inner = inner[one]
+    inner |= {f"a{number}": 1 for number in range(5_000)}
+    with pytest.raises(ValidationError) as caught:
+        ChatRequest.model_validate(body)
+    assert caught.value.error_count() == 1
+    with serve() as client:
+        answer = client.post("/v1/chat/completions", body)
+        assert answer.status == 400 and answer.error["code"] == "unknown_field"
+        assert answer.error["message"].startswith("There is no field ") and answer.error["param"].endswith(field)
 
 
 # ---- out
