@@ -49,7 +49,7 @@ class DeviceSchedule:
     def pass_on(self, rank: int) -> None:
         """Lets those compute who come before this thread, and waits for its next turn."""
         with self._lock:
-            if not any(self._lines) or self._next_rank() > rank:
+            if not any(self._lines) or (self._next_rank() > rank and not self._is_limit_reached()):
                 return
             called = self._stand_in_line(rank)
             self._call_next()
@@ -65,8 +65,10 @@ class DeviceSchedule:
         return called
 
     def _next_rank(self) -> int:
-        first, later = self._lines
-        return LATER_STEP if not first or (later and self._in_front >= MAX_IN_FRONT) else FIRST_TOKEN
+        return LATER_STEP if not self._lines[FIRST_TOKEN] or self._is_limit_reached() else FIRST_TOKEN
+
+    def _is_limit_reached(self) -> bool:
+        return self._in_front >= MAX_IN_FRONT and bool(self._lines[LATER_STEP])
 
     def _call_next(self) -> None:
         rank = self._next_rank()

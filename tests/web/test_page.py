@@ -52,7 +52,8 @@ def assert_drawn(drawn: np.ndarray, mask: np.ndarray, color: str) -> None:
     assert inside.any() and outside.any()
     assert drawn[inside, 3].min() > 0 and drawn[outside, 3].max() == 0
     wanted = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)])
-    assert np.abs(np.median(drawn[inside, :3], axis=0) - wanted).max() <= 3
+    # A canvas keeps colours multiplied by their opacity, of which 15 % leave 38 levels
+    assert np.abs(np.median(drawn[inside, :3], axis=0) - wanted).max() <= 5
 
 
 def eroded(mask: np.ndarray, pixels: int = 3) -> np.ndarray:
