@@ -58,7 +58,7 @@ class Limits:
     connections: int = _limit(512, "open connections; more are closed at once")
     header_seconds: float = _limit(15.0, "seconds for the request line and headers")
     body_seconds: float = _limit(
-        20.0, "seconds for a body or the sending of a file, in addition to its size divided by body_rate"
+        20.0, "seconds for a body or the sending of a file, in addition to its size divided by --min-body-rate"
     )
     body_rate: int = _limit(32 * 1024, "bytes a second at which a body must arrive, and a file be read, on average")
 

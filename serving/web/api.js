@@ -16,6 +16,10 @@ export class ApiError extends Error {
   }
 }
 
+/** @param {FileObject} file */
+export const goneSentence = ({ filename }) =>
+  `The server no longer has ${filename}. Open it again to go on with the conversation.`;
+
 /** @param {unknown} error @returns {boolean} whether a request was cancelled by us */
 export const isAbort = (error) => error instanceof DOMException && error.name === "AbortError";
 

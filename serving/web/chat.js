@@ -1,6 +1,6 @@
 /** @file Asks questions and shows the conversation. */
 
-import { isAbort, modelName, showError, streamAnswer } from "./api.js";
+import { ApiError, goneSentence, isAbort, modelName, showError, streamAnswer } from "./api.js";
 import { chip, lighting, nameOf } from "./chips.js";
 import { announce, byId, element, hideNotice, setIcon, showNotice } from "./dom.js";
 import * as editor from "./editor.js";
@@ -46,6 +46,7 @@ export async function ask() {
     finish();
     editor.putBack(parts);
     if (isAbort(error)) showNotice("Stopped. Your question is back in the box.");
+    else if (error instanceof ApiError && error.status === 404 && state.file) showNotice(goneSentence(state.file));
     else showError(error, ask);
   }
 }
@@ -179,7 +180,7 @@ function showPending() {
   const { size } = pending.tracked;
   if (size) {
     const value = { value: String(size), max: String(file.num_frames), "aria-label": "Tracking" };
-    const label = element("span", {}, `Frame ${size} of ${file.num_frames}`);
+    const label = element("span", {}, `${size} of ${file.num_frames} frames`);
     pendingNode.querySelector(".tracking")?.remove();
     pendingNode.append(element("div", { class: "tracking" }, element("progress", value), label));
   }

@@ -1,6 +1,6 @@
 /** @file Opens a file: chosen, dropped, or one of the examples. */
 
-import { ApiError, examples, fileObject, isAbort, mediaUrl, showError, upload } from "./api.js";
+import { ApiError, examples, fileObject, goneSentence, isAbort, mediaUrl, showError, upload } from "./api.js";
 import { drop } from "./chat.js";
 import { announce, askDialog, byId, element, hideNotice, showNotice } from "./dom.js";
 import { empty } from "./editor.js";
@@ -75,7 +75,7 @@ export async function reopen(file, frame) {
   } catch (error) {
     const gone = error instanceof ApiError && error.status === 404;
     if (gone) showStage("empty");
-    if (gone) showNotice(`The server no longer has ${file.filename}. Open it again to go on with the conversation.`);
+    if (gone) showNotice(goneSentence(file));
     else showError(error, () => reopen(file, frame));
   }
 }

@@ -47,11 +47,12 @@ export function draw() {
 /** @param {"object" | "region"} kind @param {string | number} name */
 const isLit = (kind, name) => state.hover !== null && kind in state.hover && Object.values(state.hover)[0] === name;
 
-/** The regions of the question on the shown frame, and that of an earlier question whose chip is pointed at. */
+/** The regions of the question, written or being answered, on the shown frame, and one whose chip is pointed at. */
 function shownRegions() {
   /** @type {Region[]} */
   const earlier = state.turns.flatMap(({ parts }) => parts.flatMap((part) => ("region" in part ? [part.region] : [])));
-  const regions = [...earlier.filter(({ number }) => isLit("region", number)), ...state.draft];
+  const asked = (state.pending?.parts ?? []).flatMap((part) => ("region" in part ? [part.region] : []));
+  const regions = [...earlier.filter(({ number }) => isLit("region", number)), ...asked, ...state.draft];
   return regions.filter(({ prompt }) => prompt.frame === state.frame);
 }
 
@@ -124,4 +125,4 @@ new ResizeObserver(([{ contentRect }]) => {
   draw();
 }).observe(overlay);
 
-on(["file", "frame", "objects", "draft", "view"], draw);
+on(["file", "frame", "pending", "objects", "draft", "view"], draw);

@@ -141,5 +141,8 @@ byId("back", HTMLButtonElement).addEventListener("click", () => step(-1));
 byId("forward", HTMLButtonElement).addEventListener("click", () => step(1));
 byId("last", HTMLButtonElement).addEventListener("click", () => seek(lastFrame()));
 scrubber.addEventListener("input", () => seek(scrubber.valueAsNumber));
-frameField.addEventListener("change", () => seek(frameField.valueAsNumber || 0));
+frameField.addEventListener("change", () => {
+  seek(frameField.valueAsNumber || 0);
+  frameField.value = String(target ?? state.frame); // what was asked for may lie outside
+});
 frameField.addEventListener("blur", showPosition);

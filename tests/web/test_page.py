@@ -51,8 +51,7 @@ def assert_drawn(drawn: np.ndarray, mask: np.ndarray, color: str) -> None:
     inside, outside = eroded(mask), eroded(~mask)
     assert inside.any() and outside.any()
     assert drawn[inside, 3].min() > 0 and drawn[outside, 3].max() == 0
-    wanted = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)])
-    # A canvas keeps colours multiplied by their opacity, of which 15 % leave 38 levels
+    wanted = [int(color[i : i + 2], 16) for i in (1, 3, 5)]  # which a canvas of 15 % opacity keeps in 38 levels
     assert np.abs(np.median(drawn[inside, :3], axis=0) - wanted).max() <= 5
 
 
