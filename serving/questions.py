@@ -154,7 +154,7 @@ def question_text(parts: Parts) -> tuple[str, list[dict]]:
             raise ValueError(f"A part of a question is a text or a region, got {type(part).__name__}.")
         elif REGION_WORD in part:
             raise ValueError(
-                f"The text of a question contains {REGION_WORD}; to point at something, give a region as a part of its own."
+                f"The text of a question contains {REGION_WORD}; what is pointed at is a region, a part of its own."
             )
         else:
             text += part
