@@ -14,6 +14,8 @@ const mute = byId("mute", HTMLButtonElement);
 const scrubber = byId("scrubber", HTMLInputElement);
 const frameField = byId("frame", HTMLInputElement);
 
+const SETTLE_MILLISECONDS = 150; // after a seek, in which the callback of its frame usually comes
+
 /** @type {number | null} the frame that was asked for and is not shown yet */
 let target = null;
 let loads = 0;
@@ -130,6 +132,12 @@ for (const name of ["play", "pause", "ended"]) {
     play.setAttribute("aria-label", video.paused ? "Play" : "Pause");
   });
 }
+// Where the callback of one frame comes after the next frame was shown, that one has no callback of its own
+video.addEventListener("seeked", () => {
+  setTimeout(() => {
+    if (target !== null && !video.seeking) show(video, Math.floor(video.currentTime * fps() + 1e-4));
+  }, SETTLE_MILLISECONDS);
+});
 play.addEventListener("click", togglePlay);
 mute.addEventListener("click", () => {
   video.muted = !video.muted;

@@ -1,8 +1,6 @@
 """The untrained checkpoint: reproducible bytes, tokenizers that decode any text exactly, tags as single tokens."""
 
 import json
-import sys
-from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -10,7 +8,6 @@ from processes import finish, run_script, start
 from safetensors import safe_open
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from sama.recipes.sama_tiny import initialize
 from sama.recipes.sama_tiny.initialize import (
     BERT_TOKENS,
     CHAT_TOKENS,
@@ -114,14 +111,12 @@ def contents(path: Path):
 
 
 @pytest.fixture(scope="module")
-def made(tokenizer, qformer_tokenizer, tmp_path_factory):
-    """What the script writes in this process, with the tokenizers of these tests."""
+def made(tmp_path_factory):
+    """What the script writes in a process that nothing else ran in: transformers notes in a configuration which
+    classes a process has registered."""
     folder = tmp_path_factory.mktemp("made")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(initialize, "build_tokenizer", lambda: deepcopy(tokenizer))
-        patch.setattr(initialize, "build_qformer_tokenizer", lambda: deepcopy(qformer_tokenizer))
-        patch.setattr(sys, "argv", [str(SCRIPT), "--to", str(folder)])
-        initialize.main()
+    log = folder.with_suffix(".txt")
+    finish(start(log, run_script, SCRIPT, "--to", folder), log)
     return folder
 
 

@@ -93,7 +93,7 @@ class Line:
             one.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def server(tmp_path_factory):
     """The port of a server on the small model."""
     for module in ("fastapi", "uvicorn", "multipart"):
@@ -115,7 +115,7 @@ def server(tmp_path_factory):
     process.wait(WAIT_SECONDS)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
     if CHROMIUM is None:
         pytest.skip("no Chromium is installed: apt-get install chromium")
@@ -161,7 +161,7 @@ def tab(new_tab) -> "Tab":
     return new_tab().open()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def axe(tmp_path_factory) -> str:
     """The script of axe-core, from the npm registry."""
     if shutil.which("npm") is None:
