@@ -3,12 +3,12 @@
 #   PYTHON=python3.12      the interpreter .venv is made from (3.11 or newer)
 #   TORCH=...              what to hand to pip for torch, for instance the path of a wheel. Without it: the CPU release
 #                          that was tested, or, where nvidia-smi finds a GPU, any release from 2.11 on
-#   WORKERS=2              test processes
+#   WORKERS=3              test processes; some wait for servers and browsers, so one more than cores
 #   PORT=8000              of the page
 
 PYTHON ?= python3
 TORCH ?=
-WORKERS ?= 2
+WORKERS ?= 3
 PORT ?= 8000
 TYPESCRIPT := 7.0.2
 BIN := .venv/bin

@@ -207,7 +207,9 @@ class Tab:
     def until_shown(self, frame: int) -> None:
         """Waits until a frame is shown."""
         ready = "(video.readyState > 1 || state.file.kind === 'image')"
-        self.until(f"(state, n) => state.frame === n && !video.seeking && {ready}", frame)
+        # A canvas is transparent until the first frame of a new file is drawn
+        drawn = "picture.getContext('2d').getImageData(0, 0, 1, 1).data[3] > 0"
+        self.until(f"(state, n) => state.frame === n && !video.seeking && {ready} && {drawn}", frame)
 
     def question(self) -> list:
         """The question in the box: texts, numbers of regions, ids of objects."""
