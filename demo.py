@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from sama.pictures_sama import existing_path
 from sama.resources import EXAMPLE_CLIPS
 from sama.serving.loading import DEFAULT_MODEL, load_model
-from sama.serving.settings import component_fraction
+from sama.serving.settings import add_model_options, check_model_options
 
 
 # What imports torch is imported by the functions that need it, so that --help and mistakes do not wait for it.
@@ -151,19 +151,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--ask", action=InOrder, metavar="QUESTION", help="one turn; may be given several times")
     parser.add_argument("--region", action=InOrder, metavar="REGION", help="for the next <region>; see above")
     parser.add_argument("--out", type=Path, metavar="FILE", help="default: outputs/answer.mp4 (.png for an image)")
-    parser.add_argument("--model", default=str(DEFAULT_MODEL), help="folder or Hub name (default: the small model)")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
-    parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
+    add_model_options(parser)
     parser.add_argument(
         "--max-new-tokens", type=int, metavar="N", help="of an answer (default: 512; 24 for an untrained model)"
-    )
-    parser.add_argument("--preset", choices=("published", "consistent"), help="default: the model's own")
-    parser.add_argument(
-        "--min-component-fraction", type=float, metavar="F",
-        help="drop specks smaller than this fraction of their mask (default: 0.05; 0 with --preset published)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--trust-remote-code", action="store_true", help="run the code of a model on the Hub instead of this package's"
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.set_defaults(script=[])
@@ -172,9 +162,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--example has its own questions; leave --ask and --region out, or name a --video")
     if arguments.max_new_tokens is not None and arguments.max_new_tokens < 1:
         parser.error(f"--max-new-tokens must be at least 1, got {arguments.max_new_tokens}")
-    arguments.min_component_fraction = component_fraction(arguments.min_component_fraction, arguments.preset)
-    if not 0 <= arguments.min_component_fraction <= 1:
-        parser.error(f"--min-component-fraction must lie between 0 and 1, got {arguments.min_component_fraction}")
+    check_model_options(parser, arguments)
     return arguments
 
 

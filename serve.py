@@ -18,24 +18,14 @@ from pathlib import Path
 from typing import cast
 
 from sama.serving.limits import add_limit_options, limits_from
-from sama.serving.loading import DEFAULT_MODEL, check_model_name
-from sama.serving.settings import KEY_VARIABLE, ModelSettings, component_fraction, make_engine
+from sama.serving.loading import check_model_name
+from sama.serving.settings import KEY_VARIABLE, ModelSettings, add_model_options, check_model_options, make_engine
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=str(DEFAULT_MODEL), help="folder or Hub name (default: the small model)")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
-    parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
-    parser.add_argument("--preset", choices=("published", "consistent"), help="default: the model's own")
-    parser.add_argument(
-        "--min-component-fraction", type=float, metavar="F",
-        help="drop specks smaller than this fraction of their mask (default: 0.05; 0 with --preset published)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--trust-remote-code", action="store_true", help="run the code of a model on the Hub instead of this package's"
-    )
+    add_model_options(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; others than 127.0.0.1 need a key")
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (default: 8000)")
     parser.add_argument(
@@ -59,9 +49,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if not 0 <= arguments.port <= 65_535:
         parser.error(f"--port must lie between 0 and 65535, got {arguments.port}")
-    arguments.min_component_fraction = component_fraction(arguments.min_component_fraction, arguments.preset)
-    if not 0 <= arguments.min_component_fraction <= 1:
-        parser.error(f"--min-component-fraction must lie between 0 and 1, got {arguments.min_component_fraction}")
+    check_model_options(parser, arguments)
     return arguments
 
 

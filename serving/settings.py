@@ -1,11 +1,12 @@
 """Settings that `sama serve`, `sama chat` and the application of Ray Serve have in common."""
 
+import argparse
 import ctypes
 from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
 from .limits import Limits
-from .loading import load_model
+from .loading import DEFAULT_MODEL, load_model
 
 
 # What imports torch is imported when a model is loaded, so that --help does not wait for it
@@ -35,6 +36,28 @@ def component_fraction(given: float | None, preset: str | None) -> float:
     if given is not None:
         return given
     return 0.0 if preset == "published" else COMPONENT_FRACTION
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say which model is loaded, and how: those of [`ModelSettings`]."""
+    parser.add_argument("--model", default=str(DEFAULT_MODEL), help="folder or Hub name (default: the small model)")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
+    parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
+    parser.add_argument("--preset", choices=("published", "consistent"), help="default: the model's own")
+    parser.add_argument(
+        "--min-component-fraction", type=float, metavar="F",
+        help="drop specks smaller than this fraction of their mask (default: 0.05; 0 with --preset published)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--trust-remote-code", action="store_true", help="run the code of a model on the Hub instead of this package's"
+    )
+
+
+def check_model_options(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """Fills in the default that depends on another option; ends the program if a value is wrong."""
+    arguments.min_component_fraction = component_fraction(arguments.min_component_fraction, arguments.preset)
+    if not 0 <= arguments.min_component_fraction <= 1:
+        parser.error(f"--min-component-fraction must lie between 0 and 1, got {arguments.min_component_fraction}")
 
 
 def limit_malloc_arenas() -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from processor_fixtures import clip, noise_video
+from video_files import write_growing
 
 import sama.video_readers_sama as readers
 from sama.objects_sama import GroundedPhrase, MaskTrack, Region
@@ -158,18 +159,7 @@ def test_last_frames_that_do_not_decode(tmp_path):
 def test_video_whose_frames_change_size(tmp_path):
     if "libx264" not in av.codecs_available:
         pytest.skip("this PyAV cannot write H.264, the format in which a size can change")
-    path = tmp_path / "growing.ts"
-    with open(path, "wb") as joined:
-        for height, width in ((64, 96), (96, 64)):
-            part = tmp_path / f"{height}.ts"
-            with av.open(str(part), "w", format="mpegts") as container:
-                stream = container.add_stream("libx264", rate=10)
-                stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-                for value in range(8):
-                    grey = np.full((height, width, 3), 20 * value, dtype=np.uint8)
-                    container.mux(stream.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")))
-                container.mux(stream.encode())
-            joined.write(part.read_bytes())
+    path = write_growing(tmp_path / "growing.ts", num_frames=8, step=20)
     video, frames, messages = opened_with_warnings(path)
     assert len(video) == 16 and {frame.shape for frame in frames} == {(64, 96, 3)}
     assert len(messages) == 1 and "resized to the size of the first one" in messages[0]

@@ -40,6 +40,22 @@ def write_clip(path, num_frames=6, times=None, pixel_aspect=None, sound=None, op
     return str(path)
 
 
+def write_growing(path, num_frames, step):
+    """An MPEG-TS file of frames of 96x64 pixels, then as many of 64x96, whose grey goes up by `step`; the path."""
+    with open(path, "wb") as joined:
+        for height, width in ((64, 96), (96, 64)):
+            part = path.with_name(f"{height}.ts")
+            with av.open(str(part), "w", format="mpegts") as container:
+                stream = container.add_stream("libx264", rate=10)
+                stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+                for value in range(num_frames):
+                    grey = np.full((height, width, 3), step * value, dtype=np.uint8)
+                    container.mux(stream.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")))
+                container.mux(stream.encode())
+            joined.write(part.read_bytes())
+    return path
+
+
 def write_tone(container, stream, rate, seconds):
     samples = (8000 * np.sin(np.arange(round(rate * seconds)) * 2 * np.pi * 440 / rate)).astype(np.int16)
     frame = av.AudioFrame.from_ndarray(samples[None], format="s16", layout="mono")

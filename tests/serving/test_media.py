@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from upload_limits import SmallLimits
-from video_files import cut, damage, patch, quarters, turn, write_clip, write_tone
+from video_files import cut, damage, patch, quarters, turn, write_clip, write_growing, write_tone
 
 from sama.serving.media import FileRefused, normalise, probe, read_frame
 from sama.video_sama import SamaVideo
@@ -126,18 +126,7 @@ def test_the_copy_shows_a_rotated_video_upright(clip, tmp_path):
 
 
 def test_frames_of_another_size_are_resized(tmp_path):
-    path = tmp_path / "growing.ts"
-    with open(path, "wb") as joined:
-        for height, width in ((64, 96), (96, 64)):
-            part = tmp_path / f"{height}.ts"
-            with av.open(str(part), "w", format="mpegts") as container:
-                stream = container.add_stream("libx264", rate=10)
-                stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-                for value in range(4):
-                    grey = np.full((height, width, 3), 50 * value, dtype=np.uint8)
-                    container.mux(stream.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")))
-                container.mux(stream.encode())
-            joined.write(part.read_bytes())
+    path = write_growing(tmp_path / "growing.ts", num_frames=4, step=50)
     media = normalise(path, tmp_path, LIMITS)
     copy = SamaVideo.open(str(tmp_path / media.content))
     assert (media.height, media.width, media.num_frames, len(copy)) == (64, 96, 8, 8)
