@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-import anyio
+import anyio.lowlevel
 from fastapi import APIRouter, Depends, File, Form, Request, UploadFile
 from fastapi import Path as PathField
 from fastapi.responses import FileResponse, JSONResponse, Response
@@ -188,7 +188,8 @@ async def file_content(file_id: FileId, service: TheService) -> Response:
 class HeldFileResponse(FileResponse):
     """
     A file that is there until it was sent, its client has left or does not read it in time: then `holding` is closed.
-    The time is that of a body of as many bytes: `body_seconds` and its size divided by `body_rate`.
+    The time is that of a body of as many bytes: `body_seconds` and its size divided by `body_rate`. Only waiting for
+    the client counts, so that a busy server cuts nobody's file short.
     """
 
     def __init__(self, holding: ExitStack, limits: Limits, path: Path, headers: dict[str, str], media_type: str):
@@ -197,17 +198,25 @@ class HeldFileResponse(FileResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         refused: ApiError | None = None
+        seconds = self.limits.body_seconds
 
         async def send_timed(message: Message) -> None:
-            nonlocal refused
+            nonlocal refused, seconds
             if message["type"] == "http.response.start":
                 headers = Headers(raw=message["headers"])
                 refused = range_error(message["status"], headers)
-                time.deadline += int(headers["content-length"]) / self.limits.body_rate
-            if refused is None:
+                seconds += int(headers["content-length"]) / self.limits.body_rate
+            if refused is not None:
+                return
+            started = anyio.current_time()
+            with anyio.move_on_after(max(0.0, seconds)) as waiting:
                 await send(message)
+            seconds -= anyio.current_time() - started
+            if waiting.cancelled_caught:
+                sending.cancel()
+                await anyio.lowlevel.checkpoint()
 
-        with self.holding, anyio.move_on_after(self.limits.body_seconds) as time:
+        with self.holding, anyio.CancelScope() as sending:
             await super().__call__(scope, receive, send_timed)
             if refused is not None:
                 await error_response(refused)(scope, receive, send)

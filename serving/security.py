@@ -254,7 +254,7 @@ class _Body:
         self.guard, self.limits, self.source = guard, guard.limits, receive
         self.largest, self.option = largest
         self.received, self.complete = 0, False
-        self.started = anyio.current_time()
+        self.waited = 0.0  # seconds
 
     def check_headers(self, headers: Headers) -> None:
         """Raises [`_Refused`] for a body that is compressed, or whose Content-Length is more than allowed."""
@@ -269,9 +269,9 @@ class _Body:
 
     async def receive(self) -> Message:
         """
-        The next message of the ASGI server. Until the body is complete, each must come within `body_seconds` plus the
-        bytes so far divided by `body_rate`, counted from the start of the request: a body that keeps to this rate on
-        average has `body_seconds` to spare.
+        The next message of the ASGI server. Until the body is complete, waiting for all messages together may take
+        `body_seconds` plus the bytes so far divided by `body_rate`: a body that keeps to this rate on average has
+        `body_seconds` to spare. What the server does between two messages does not count.
 
         Raises:
             ApiError: if the body is too late (408), too large (413), or if all bodies together are (503).
@@ -279,8 +279,9 @@ class _Body:
         if self.complete:
             return await self.source()
         allowed = self.limits.body_seconds + self.received / self.limits.body_rate
+        started = anyio.current_time()
         try:
-            with anyio.fail_after(max(0.0, self.started + allowed - anyio.current_time())):
+            with anyio.fail_after(max(0.0, allowed - self.waited)):
                 message = await self.source()
         except TimeoutError:
             self.complete = True
@@ -289,6 +290,7 @@ class _Body:
                 f"The body did not arrive in time: {self.received:,} bytes in {allowed:.0f} seconds "
                 f"({option('body_seconds')}, {option('body_rate')}).",
             ) from None
+        self.waited += anyio.current_time() - started
         if message["type"] == "http.request":
             size = len(message.get("body", b""))
             self.received += size

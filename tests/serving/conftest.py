@@ -8,7 +8,7 @@ from sama.serving.limits import Limits
 
 SMALL_LIMITS = Limits(
     upload_bytes=2**20, json_bytes=2**20, json_values=20_000, running=2, waiting=2, new_tokens=64, messages=20,
-    header_seconds=1.0, body_seconds=1.0, text_characters=2_000, connections=200, points=100, buffered_bytes=2**22,
+    header_seconds=10.0, body_seconds=10.0, text_characters=2_000, connections=200, points=100, buffered_bytes=2**22,
 )  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """Videos and pictures on their way in and out through HTTP, for which no model is needed."""
 
+import asyncio
 import base64
 import errno
 import json
@@ -19,6 +20,7 @@ import torch
 from http_server import Client, question, read_all, running_server
 from PIL import Image
 from pydantic import ValidationError
+from starlette.responses import FileResponse
 from video_files import damage, write_clip
 
 from sama.serving import download
@@ -227,6 +229,20 @@ def test_a_client_that_does_not_read_loses_its_file(store, limits):
             until(lambda: not path.exists())  # which waits for the last user of the file
             until(lambda: not client.connections)
             assert begin == b"HTTP/1.1 200 OK\r\n" and len(read_all(connection)) < size
+
+
+def test_a_busy_server_cuts_no_file_short(serve, monkeypatch):
+    """Only waiting for the client counts against its time."""
+    read = FileResponse._handle_simple
+
+    async def slow(self, *arguments):
+        await asyncio.sleep(0.3)
+        await read(self, *arguments)
+
+    monkeypatch.setattr(FileResponse, "_handle_simple", slow)
+    with serve(body_seconds=0.1) as client:
+        answer = client.get(f"/v1/files/{client.upload(png(), 'a.png').json()['id']}/content")
+        assert answer.status == 200 and len(answer.body) == int(answer.headers["content-length"])
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), av.error.OSError(errno.ENOSPC, "full", "a.mp4")])

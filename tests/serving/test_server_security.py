@@ -4,6 +4,7 @@ import json
 import re
 import socket
 import time
+from dataclasses import replace
 
 import pytest
 from http_server import Answer, question, read_all, running_server
@@ -22,6 +23,14 @@ def closed(engine, store, limits):
     """A server with a key and one allowed page."""
     access = Access(api_key=KEY, origins=(PAGE,))
     with running_server(create_app(engine, store, limits, access), limits) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def hasty(engine, store, limits):
+    """A server that does not wait long for a client."""
+    limits = replace(limits, header_seconds=0.5, body_seconds=0.5)
+    with running_server(create_app(engine, store, limits), limits) as client:
         yield client
 
 
@@ -232,8 +241,8 @@ def test_a_body_is_counted_as_it_arrives(server, limits):
     assert parsed(server.raw(endless)).status == 413
 
 
-def test_a_body_that_arrives_too_slowly(server, limits):
-    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+def test_a_body_that_arrives_too_slowly(hasty):
+    with socket.create_connection(("127.0.0.1", hasty.port)) as connection:
         connection.sendall(head("/v1/chat/completions", JSON, "Content-Length: 1000") + b"{")
         assert parsed(connection.recv(65_536)).status == 408
         # What goes on being sent is thrown away, but not forever
@@ -248,8 +257,8 @@ def test_a_body_that_arrives_too_slowly(server, limits):
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /he", b"GET /health HTTP/1.1\r\nHost: local"])
-def test_headers_that_do_not_arrive(server, sent):
-    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+def test_headers_that_do_not_arrive(hasty, sent):
+    with socket.create_connection(("127.0.0.1", hasty.port), timeout=20) as connection:
         connection.sendall(sent)
         assert read_all(connection) == b""  # closed by the server
 
