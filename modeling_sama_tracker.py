@@ -123,8 +123,8 @@ class SamaMaskTracker(nn.Module):
     def __init__(self, config: SamaConfig):
         super().__init__()
         self.config = config
-        self.sam = Sam2VideoModel(config.sam_config)
-        self.original_mask_decoder = type(self.sam.mask_decoder)(config.sam_config.mask_decoder_config)
+        self.sam = Sam2VideoModel(config.mask_config)
+        self.original_mask_decoder = type(self.sam.mask_decoder)(config.mask_config.mask_decoder_config)
 
     # ---- frames -----------------------------------------------------------------------------------------------------
 
@@ -225,7 +225,7 @@ class SamaMaskTracker(nn.Module):
     def encode_memory(self, features: FrameFeatures, masks: ObjectMasks) -> torch.Tensor:
         """Memory of O objects in one frame, of shape (h * w, num_objects, memory width). Mask probabilities go in as
         they are, never binarised."""
-        sam, config = self.sam, self.config.sam_config
+        sam, config = self.sam, self.config.mask_config
         size = [side * 4 for side in sam.prompt_encoder.mask_input_size]
         logits = F.interpolate(masks.mask_logits.float(), size, mode="bilinear", align_corners=False)  # (1, O, S, S)
         scaled = logits.sigmoid() * config.sigmoid_scale_for_mem_enc + config.sigmoid_bias_for_mem_enc
@@ -242,7 +242,7 @@ class SamaMaskTracker(nn.Module):
     def memory_position(self) -> torch.Tensor:
         """Sine position of the cells of a memory, (h * w, 1, memory width): the same for every frame and object."""
         sam = self.sam
-        shape = (1, self.config.sam_config.memory_encoder_output_channels, *sam.backbone_feature_sizes[-1])
+        shape = (1, self.config.mask_config.memory_encoder_output_channels, *sam.backbone_feature_sizes[-1])
         reference = sam.no_memory_embedding
         position = sam.memory_encoder.position_encoding(shape, reference.device, reference.dtype)
         return position.flatten(2).permute(2, 0, 1)
@@ -260,7 +260,7 @@ class SamaMaskTracker(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Pointers (O, C) cut into C / D memory tokens each, and their positions in time (SAM 2.1 only; zeros in
         2.0)."""
-        sam, config = self.sam, self.config.sam_config
+        sam, config = self.sam, self.config.mask_config
         tokens = torch.stack([pointer for _, pointer in pointers])  # (M, O, C)
         splits = tokens.shape[-1] // sam.mem_dim
         tokens = tokens.unflatten(-1, (splits, sam.mem_dim)).transpose(1, 2).flatten(0, 1)  # (M * C / D, O, D)
@@ -325,7 +325,7 @@ class SamaMaskTracker(nn.Module):
                 f"Prompted frames {list(prompted_frames)} must be frames of a video of {num_frames} frames, at least "
                 "one."
             )
-        config = self.config.sam_config
+        config = self.config.mask_config
         bank = SamaMemoryBank(config.num_maskmem, min(num_frames, config.max_object_pointers_in_encoder))
         for index in prompted_frames:
             features = frame_features(index)

@@ -9,7 +9,9 @@ import torch
 
 SAM, ORIGINAL_DECODER = "model.mask_tracker.sam.", "model.mask_tracker.original_mask_decoder."
 AGGREGATOR = "model.context_aggregator."
-LANGUAGE, VISION, PROJECTOR = "model.language_model.", "model.vision_tower.", "model.multi_modal_projector."
+BACKBONE = "model.backbone."
+LANGUAGE, VISION = f"{BACKBONE}language_model.", f"{BACKBONE}vision_tower."
+PROJECTOR = f"{BACKBONE}multi_modal_projector."
 EMBEDDINGS, HEAD = f"{LANGUAGE}embed_tokens.weight", "lm_head.weight"
 
 Rules = list[tuple[str, str]]

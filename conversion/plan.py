@@ -241,7 +241,7 @@ def plan_into(base: Source, parts: dict[str, Source], request: ConversionRequest
     fresh = tuple(earlier["fresh"])
     keys = set(base.files.tensors)
     if "sam2" in parts and any(name.startswith(SAM) for name in fresh):
-        config.sam_config = Sam2VideoConfig(
+        config.mask_config = Sam2VideoConfig(
             **sam2_config(parts["sam2"].files.shapes, "", read_sizes(request, base.folder))
         )
         keys = {name for name in keys if not name.startswith(TRACKER)}
@@ -267,7 +267,7 @@ def add_parts(plan: Plan, base: Source, parts: dict[str, Source], optional_prefi
     if "sam2" in parts:
         sam2 = parts["sam2"]
         if any(name.startswith(SAM) for name in plan.pieces):
-            check_same_sam2(plan.config.sam_config, sam2)
+            check_same_sam2(plan.config.mask_config, sam2)
             plan.add(sam2, map_original_decoder(sam2.files.tensors))
         else:
             plan.add(sam2, map_sam2(sam2.files.tensors))

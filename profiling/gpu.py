@@ -78,11 +78,11 @@ def measure_training(config: SamaConfig) -> str:
 @torch.no_grad()
 def measure_tracking(config: SamaConfig) -> str:
     """Frames per second of SAM 2's image encoder alone and of tracking, in float32 and bfloat16."""
-    rows, size = [], config.sam_config.image_size
+    rows, size = [], config.mask_config.image_size
     model = SamaForConditionalGeneration._from_config(config, dtype=torch.float32).eval()
     tracker = model.model.mask_tracker
     del model
-    width = config.sam_config.prompt_encoder_config.hidden_size
+    width = config.mask_config.prompt_encoder_config.hidden_size
     for dtype in (torch.float32, torch.bfloat16):
         tracker.to(dtype)
         pixels = torch.zeros(8, 3, size, size, dtype=dtype)
@@ -112,7 +112,7 @@ def measure_attention(config: SamaConfig) -> str:
     relative to float32."""
     rows = []
     model = SamaForConditionalGeneration._from_config(config, dtype=torch.bfloat16).eval()
-    language = model.model.language_model
+    language = model.model.backbone.language_model
     embeds = torch.randn(1, PROMPT_TOKENS, config.text_config.hidden_size, dtype=torch.bfloat16)
 
     def prefill() -> torch.Tensor:

@@ -78,7 +78,7 @@ def measure_calls(model, processor, folder: Path) -> str:
     video = SamaVideo.open(make_video(folder, 96))
     sam_calls, vision_calls = (
         count_calls(model.model.mask_tracker.sam.vision_encoder),
-        count_calls(model.model.vision_tower),
+        count_calls(model.model.backbone.vision_tower),
     )
     chat, rows = model.start_chat(processor, video=video), []
     for turn, num_objects in enumerate((1, 4, 8), start=1):
@@ -140,9 +140,12 @@ def measure_questions(model, processor, folder: Path) -> str:
     """Independent questions about one video with one object per answer: a new chat for each, and one chat that is
     reset."""
     path, questions = make_video(folder, 48), [f"What happens in part {number}?" for number in range(8)]
-    calls = [count_calls(module) for module in (model.model.vision_tower, model.model.mask_tracker.sam.vision_encoder)]
+    calls = [
+        count_calls(module)
+        for module in (model.model.backbone.vision_tower, model.model.mask_tracker.sam.vision_encoder)
+    ]
     lengths: list[int] = []
-    model.model.language_model.register_forward_pre_hook(
+    model.model.backbone.language_model.register_forward_pre_hook(
         lambda _, args, kwargs: lengths.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
     )
     states = answer_states(model, 1)

@@ -182,7 +182,7 @@ def count_rows(setup: Setup) -> None:
     inner = setup.model.model
     modules = {
         "head": setup.model.lm_head,
-        "vision": inner.vision_tower,
+        "vision": inner.backbone.vision_tower,
         "sam": inner.mask_tracker.sam.vision_encoder,
     }
     for name, module in modules.items():

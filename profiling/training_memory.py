@@ -163,7 +163,7 @@ def build(config: SamaConfig, setting: Setting) -> SamaForConditionalGeneration:
     model = SamaForConditionalGeneration._from_config(config, dtype=torch.bfloat16).train()
     freeze_all_but(model, setting.parts)
     if setting.lora_r:
-        for layer in list(model.model.language_model.layers.modules()):
+        for layer in list(model.model.backbone.language_model.layers.modules()):
             for name, child in list(layer.named_children()):
                 if isinstance(child, nn.Linear):
                     layer.add_module(name, LoraLinear(child, setting.lora_r))
@@ -177,9 +177,13 @@ def count_parameters(model: SamaForConditionalGeneration, setting: Setting) -> P
     for name, parameter in model.named_parameters():
         place = "shardable" if is_shardable(name) else "replicated"
         counts[f"{place}_{'trained' if parameter.requires_grad else 'frozen'}"] += parameter.numel()
-        if setting.four_bit and name.startswith("model.language_model.layers.") and not parameter.requires_grad:
+        if (
+            setting.four_bit
+            and name.startswith("model.backbone.language_model.layers.")
+            and not parameter.requires_grad
+        ):
             four_bit += parameter.numel() if parameter.ndim == 2 else 0
-    modules = [*model.model.language_model.layers, model.get_input_embeddings(), model.lm_head]
+    modules = [*model.model.backbone.language_model.layers, model.get_input_embeddings(), model.lm_head]
     largest = max(sum(parameter.numel() for parameter in module.parameters()) for module in modules)
     return Parameters(**counts, four_bit=four_bit, largest=largest)
 
@@ -259,21 +263,21 @@ def training_step(model: SamaForConditionalGeneration, workload: Workload) -> li
         inner.mask_tracker,
         model.get_input_embeddings().weight.dtype,
     )
-    image_size, sam_size = config.vision_config.image_size, config.sam_config.image_size
+    image_size, sam_size = config.vision_config.image_size, config.mask_config.image_size
     batch, num_frames = workload.batch, workload.batch * workload.frames
     features = inner.encode_frames(torch.zeros(num_frames, 3, *image_size, dtype=dtype))
     summaries = aggregator.summarise_frames(features)
-    length = config.num_temporal_queries + workload.question_tokens
+    length = config.aggregator_config.num_temporal_queries + workload.question_tokens
     videos = torch.arange(batch).repeat_interleave(workload.questions)
-    rows = torch.zeros(len(videos), length, config.temporal_qformer_config.hidden_size, dtype=dtype)
+    rows = torch.zeros(len(videos), length, config.aggregator_config.temporal_qformer_config.hidden_size, dtype=dtype)
     rows.requires_grad_()
     attention_mask = torch.ones(rows.shape[:2], dtype=torch.long)
     frames, summaries = (part.unflatten(0, (batch, -1)) for part in (features, summaries))
-    windows = summaries.flatten(1, 2).split(config.temporal_window, 1)
+    windows = summaries.flatten(1, 2).split(config.aggregator_config.temporal_window, 1)
     read = [aggregator.read_window(expand_per_question(window, videos), rows, attention_mask) for window in windows]
     context = aggregator.injection(frames, torch.cat(read, 1), videos)
     embeds = torch.zeros(batch, workload.tokens, config.text_config.hidden_size, dtype=dtype, requires_grad=True)
-    states = inner.language_model(inputs_embeds=embeds, use_cache=False).last_hidden_state
+    states = inner.backbone.language_model(inputs_embeds=embeds, use_cache=False).last_hidden_state
     labels = torch.zeros(batch * workload.labels, dtype=torch.long)
     language = F.cross_entropy(model.lm_head(states[:, -workload.labels :].flatten(0, 1)).float(), labels)
     pixels = torch.zeros(batch * workload.sam_frames, 3, sam_size, sam_size, dtype=dtype)

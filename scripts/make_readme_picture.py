@@ -229,6 +229,7 @@ ROOMS = {
 MODEL_FILES = {
     "modeling_sama": "forward, generate, segment_video", "processing_sama": "messages to tensors and back",
     "chat_sama": "state between turns", "modeling_sama_aggregator": "frames to context tokens",
+    "modeling_sama_backbones": "the vision-language model behind it",
     "modeling_sama_tracker": "[SEG] to masks through time", "losses_sama": "pure functions",
     "encoding_sama": "tensors of a conversation", "prompts_sama": "turn formats, tags, messages",
     "objects_sama": "regions, tracks, phrases", "overlay_sama": "masks on frames, video files",

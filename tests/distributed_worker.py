@@ -145,7 +145,12 @@ def fsdp(file: Path) -> dict:
     mesh = init_device_mesh("cpu", (2,))
     model = mixed_model()
     units = [part for part in model.modules() if type(part).__name__ in sharded_layers(model)]
-    for unit in (*units, model.get_input_embeddings(), [model.model.language_model.norm, model.lm_head], model):
+    for unit in (
+        *units,
+        model.get_input_embeddings(),
+        [model.model.backbone.language_model.norm, model.lm_head],
+        model,
+    ):
         fully_shard(unit, mesh=mesh)
     sharded = sorted({type(part).__name__ for part in model.modules() if isinstance(part, FSDPModule)})
     optimizer = torch.optim.SGD([parameter for parameter in model.parameters() if parameter.requires_grad], RATE)

@@ -59,7 +59,7 @@ def tiny_processor(**settings) -> SamaProcessor:
     settings.setdefault("tokenizer", language_tokenizer())
     settings.setdefault("qformer_tokenizer", qformer_tokenizer())
     shared = {"image_seq_length": TINY_GRID_TOKENS, "region_mask_size": 16}
-    shared |= {name: settings.pop(name) for name in SHARED_SETTINGS if name in settings}
+    shared |= {name: settings.pop(name) for name in (*SHARED_SETTINGS, "image_seq_length") if name in settings}
     for name, tag in (("image_token_id", "<IMG_CONTEXT>"), ("seg_token_id", "[SEG]")):
         shared.setdefault(name, settings["tokenizer"].convert_tokens_to_ids(tag))
     config = tiny_settings(settings.pop("sam_image_size", TINY_SAM), **shared)

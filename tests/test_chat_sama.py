@@ -1,5 +1,7 @@
 """A conversation with state against the same conversation without, on a real video."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -91,7 +93,7 @@ def test_three_turns_with_regions_equal_the_same_without_state(mp4, dictated, dt
 def test_a_later_turn_reads_only_its_own_tokens(loaded, clip):
     model, processor = loaded
     lengths: list[int] = []
-    handle = model.model.language_model.register_forward_pre_hook(
+    handle = model.model.backbone.language_model.register_forward_pre_hook(
         lambda _, args, kwargs: lengths.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
     )
     chat = model.start_chat(processor, video=clip)
@@ -118,7 +120,7 @@ def test_a_later_turn_reads_only_its_own_tokens(loaded, clip):
 def test_each_frame_is_encoded_once_whatever_the_number_of_objects_and_turns(loaded, clip):
     model, processor = loaded
     sam_calls = count_calls(model.model.mask_tracker.sam.vision_encoder)
-    vision_calls = count_calls(model.model.vision_tower)
+    vision_calls = count_calls(model.model.backbone.vision_tower)
     chat = model.start_chat(processor, video=clip)
     chat.ask("What is <region>?", [BOX], **dictate(processor, "<p> A </p> [SEG] and <p> b </p> [SEG]."))
     chat.ask("And <region>?", [CLICK], **dictate(processor, "[SEG] [SEG] [SEG]"))
@@ -195,7 +197,7 @@ def test_an_interrupt_between_two_layers_is_survived(loaded, clip):
     model, processor = loaded
     chat = model.start_chat(processor, video=clip)
     chat.ask("Who?", **dictate(processor, "A man."))
-    handle = model.model.language_model.layers[2].register_forward_pre_hook(Broken())
+    handle = model.model.backbone.language_model.layers[2].register_forward_pre_hook(Broken())
     with pytest.raises(KeyboardInterrupt):
         chat.ask("And then?", max_new_tokens=2)
     handle.remove()
@@ -347,11 +349,11 @@ def test_many_questions_read_the_video_once(loaded, clip):
     computes the same numbers."""
     (model, processor), short = loaded, clip[:9]
     lengths: list[int] = []
-    handle = model.model.language_model.register_forward_pre_hook(
+    handle = model.model.backbone.language_model.register_forward_pre_hook(
         lambda _, args, kwargs: lengths.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
     )
     sam_calls = count_calls(model.model.mask_tracker.sam.vision_encoder)
-    vision_calls = count_calls(model.model.vision_tower)
+    vision_calls = count_calls(model.model.backbone.vision_tower)
     chat, whole = model.start_chat(processor, video=short), []
     for question, regions, given in QUESTIONS:
         chat.reset()
@@ -361,7 +363,7 @@ def test_many_questions_read_the_video_once(loaded, clip):
         assert reply.prefilled_tokens == whole[-1] - (lengths[0] if len(whole) > 1 else 0)
     handle.remove()
     choice = processor.choose_frames(chat.video)
-    assert lengths[0] > len(choice.dense) * processor.image_seq_length
+    assert lengths[0] > len(choice.dense) * math.prod(processor.frame_grid(chat.video))
     assert sum(length for length in lengths if length > 1) == sum(whole) - 2 * lengths[0]
     assert sum(sam_calls) == len(short)
     extra = [{region.frame for region in regions} - set(choice.context) for _, regions, _ in QUESTIONS]
@@ -372,7 +374,7 @@ def test_start_over_in_the_middle_of_a_conversation_and_without_a_video(loaded, 
     (model, processor), short = loaded, clip[:9]
     chat = model.start_chat(processor, video=short)
     chat.ask("Is <region> near?", [FAR], masks=False, **dictate(processor, "<p> The bike </p> [SEG] is."))
-    vision_calls = count_calls(model.model.vision_tower)
+    vision_calls = count_calls(model.model.backbone.vision_tower)
     chat.reset()
     after = chat.ask("Who?", max_new_tokens=6, masks=False).tagged_text
     assert not vision_calls  # the frames were kept

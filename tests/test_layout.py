@@ -33,12 +33,14 @@ REMOTE_CODE = {
     "configuration_sama": {"versions_sama"},
     "losses_sama": set(),
     "modeling_sama_aggregator": {"configuration_sama"},
+    "modeling_sama_backbones": {"configuration_sama", "versions_sama"},
     "modeling_sama_tracker": {"configuration_sama"},
     "modeling_sama": {
         "chat_sama",
         "configuration_sama",
         "losses_sama",
         "modeling_sama_aggregator",
+        "modeling_sama_backbones",
         "modeling_sama_tracker",
         "versions_sama",
     },
@@ -48,7 +50,7 @@ REMOTE_CODE = {
     "streaming_sama": {"prompts_sama"},
     "processing_sama": CONVERSATION
     | {"encoding_sama", "messages_sama", "mp4_sama", "pictures_sama", "regions_sama", "rendered_text_sama"}
-    | {"versions_sama", "video_readers_sama"},
+    | {"modeling_sama_backbones", "versions_sama", "video_readers_sama"},
     "rendered_text_sama": {"configuration_sama", "messages_sama", "prompts_sama"},
     "prompts_sama": {"configuration_sama", "objects_sama"},
     "messages_sama": {"objects_sama", "prompts_sama", "regions_sama", "video_sama"},

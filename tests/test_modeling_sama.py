@@ -109,7 +109,7 @@ def test_gradient_checkpointing_changes_no_gradient():
             assert model.is_gradient_checkpointing
         inputs = text_inputs()
         model(**inputs, labels=inputs["input_ids"], use_cache=False).loss.backward()
-        gradients.append(model.model.language_model.embed_tokens.weight.grad)
+        gradients.append(model.model.backbone.language_model.embed_tokens.weight.grad)
     torch.testing.assert_close(gradients[0], gradients[1])
 
 
@@ -121,7 +121,7 @@ def test_device_map_auto(saved_model):
 
 
 def test_an_offloaded_model_says_so(saved_model, tmp_path):
-    kept = ("language_model", "vision_tower", "multi_modal_projector", "region_encoder", "seg_projection")
+    kept = ("backbone", "region_encoder", "seg_projection")
     parts = {f"model.{name}": "cpu" for name in (*kept, "context_aggregator")}
     parts |= {"lm_head": "cpu", "model.mask_tracker": "disk"}
     loaded = SamaForConditionalGeneration.from_pretrained(saved_model[1], device_map=parts, offload_folder=tmp_path)
@@ -141,7 +141,7 @@ def test_a_plain_tuple_on_request():
 def test_lora_wraps_the_language_model_only():
     from peft import LoraConfig, get_peft_model
 
-    targets = r"model\.language_model\..*\.(q_proj|v_proj)"
+    targets = r"model\.backbone\.language_model\..*\.(q_proj|v_proj)"
     wrapped = get_peft_model(tiny_model(), LoraConfig(r=2, target_modules=targets))
     trained = [name for name, parameter in wrapped.named_parameters() if parameter.requires_grad]
     assert trained and all("language_model" in name and "lora" in name for name in trained)
@@ -283,7 +283,8 @@ def test_context_of_videos_of_several_lengths_is_that_of_each_alone():
 
 def test_seventeen_frames_fill_two_windows_of_512_tokens():
     """32 tokens a frame: 16 frames fill a window, the seventeenth is a window of its own, and is read by it alone."""
-    assert SamaConfig().temporal_window == 512 and SamaConfig().num_spatial_queries == 32
+    settings = SamaConfig().aggregator_config
+    assert settings.temporal_window == 512 and settings.num_spatial_queries == 32
     aggregator = tiny_model(num_spatial_queries=32, temporal_window=512).model.context_aggregator
     torch.nn.init.normal_(aggregator.temporal_queries)
     tokens = torch.randn(1, 17, 32, 32, generator=torch.Generator().manual_seed(0))

@@ -42,7 +42,9 @@ def test_save_and_load(tmp_path):
     assert (loaded.image_size, loaded.max_tiles, loaded.preset) == (TINY_IMAGE, 6, "published")
     saved = json.loads((tmp_path / "processor_config.json").read_text())
     shared = json.loads((tmp_path / "config.json").read_text())
-    assert shared["image_seq_length"] == 4 and not {"image_seq_length", "preset", "config"} & set(saved)
+    assert shared["backbone_config"]["image_seq_length"] == 4 and not {"image_seq_length", "preset", "config"} & set(
+        saved
+    )
     assert saved["auto_map"] == {"AutoProcessor": "processing_sama.SamaProcessor"}
     messages = [user(video_part(), "What is ", mask_part(6), "?")]
     assert_same_batch(processor(messages), loaded(messages))

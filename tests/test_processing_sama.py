@@ -19,6 +19,8 @@ from processor_fixtures import (
     video_part,
 )
 
+from sama import modeling_sama_backbones
+from sama.modeling_sama_backbones import IMAGENET_MEAN, IMAGENET_STD, normalized_pixels
 from sama.objects_sama import GroundedPhrase, MaskTrack, Region
 from sama.video_sama import FrameChoice, SamaVideo
 
@@ -179,7 +181,7 @@ def test_tiles_are_cut_row_by_row_with_the_whole_image_last(processor):
     image = SamaVideo.open(noise_video(1, 2 * TINY_IMAGE, 2 * TINY_IMAGE)[0])
     tiles = processor.tile_pixel_values(image)
     assert len(tiles) == 5
-    whole = processor._normalized(Image.fromarray(image[0]), 2 * TINY_IMAGE)
+    whole = normalized_pixels(Image.fromarray(image[0]), 2 * TINY_IMAGE, IMAGENET_MEAN, IMAGENET_STD)
     torch.testing.assert_close(tiles[1], whole[:, :TINY_IMAGE, TINY_IMAGE:])
     torch.testing.assert_close(tiles[4], processor.frame_pixel_values(image, [0])[0])
 
@@ -202,7 +204,9 @@ def test_a_turn_is_encoded_without_what_is_known(processor, monkeypatch):
         torch.testing.assert_close(first.visual[name], whole[name])
     later = [*messages, assistant("A."), user("And ", box_part(3), " or ", mask_part(1), "?")]
     whole = processor.apply_chat_template(messages + later[1:2], add_generation_prompt=False)["input_ids"][0]
-    monkeypatch.setattr(type(processor), "_normalized", lambda *_: pytest.fail("a frame was encoded again"))
+    monkeypatch.setattr(
+        modeling_sama_backbones, "normalized_pixels", lambda *_: pytest.fail("a frame was encoded again")
+    )
     second = processor.encode_turn(later, first.input_ids[0], first.frames)
     assert second.num_known_tokens == first.input_ids.shape[1] and len(second.pixel_values) == 0
     assert second.input_ids[0, : len(whole)].tolist() == whole.tolist()

@@ -10,8 +10,8 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 LORA_TARGETS = r".*\.language_model\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 # PEFT's `modules_to_save` for each part; PEFT matches the end of a module's name
 PART_MODULES = {
-    "vision_tower": ("model.vision_tower",),
-    "projector": ("model.multi_modal_projector",),
+    "vision_tower": ("model.backbone.vision_tower",),
+    "projector": ("model.backbone.multi_modal_projector",),
     "aggregator": ("model.context_aggregator", "model.region_encoder"),
     "seg_head": ("seg_projection.0", "seg_projection.2"),
     "sam_encoder": ("sam.vision_encoder",),

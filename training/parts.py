@@ -7,9 +7,9 @@ from torch import nn
 
 # A parameter belongs to the first part with a matching prefix
 PART_PREFIXES = {
-    "vision_tower": ("model.vision_tower.",),
-    "projector": ("model.multi_modal_projector.",),
-    "language_model": ("model.language_model.", "lm_head."),
+    "vision_tower": ("model.backbone.vision_tower.",),
+    "projector": ("model.backbone.multi_modal_projector.",),
+    "language_model": ("model.backbone.language_model.", "lm_head."),
     "aggregator": ("model.context_aggregator.", "model.region_encoder."),
     "seg_head": ("model.seg_projection.",),
     "sam_encoder": ("model.mask_tracker.sam.vision_encoder.",),

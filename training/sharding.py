@@ -13,7 +13,7 @@ from .parts import base_name
 
 
 # Prefixes of module and parameter names
-SHARDABLE = ("model.vision_tower.", "model.multi_modal_projector.", "model.language_model.", "lm_head.")
+SHARDABLE = ("model.backbone.", "lm_head.")
 REPLICATED = ("model.context_aggregator.", "model.region_encoder.", "model.seg_projection.", "model.mask_tracker.")
 
 

@@ -1,11 +1,13 @@
-"""What a SAMA model is: InternVL (vision tower, projector, language model), a spatio-temporal context aggregator made
-of two Q-Formers, and SAM 2. 1B, 4B and 8B differ only in the numbers of their `config.json`."""
+"""What a SAMA model is: a vision-language model (the backbone), a spatio-temporal context aggregator made of two
+Q-Formers, and a mask model such as SAM 2. 1B, 4B and 8B differ only in the numbers of their `config.json`."""
 
 from .versions_sama import TRANSFORMERS  # isort: skip  (first: it checks the version of transformers)
 
-from typing import cast
+from dataclasses import field
+from typing import Any
 
-from transformers import Blip2QFormerConfig, InternVLConfig, Sam2VideoConfig, Sam2VideoMaskDecoderConfig
+import transformers
+from transformers import CONFIG_MAPPING, AutoConfig, Blip2QFormerConfig, Sam2VideoMaskDecoderConfig
 from transformers.configuration_utils import PreTrainedConfig
 
 
@@ -19,7 +21,7 @@ TEXT_TOKEN, DENSE_FRAME_TOKEN, CONTEXT_TOKEN, REGION_POOLED_TOKEN, REGION_SHAPE_
 PRESETS = ("published", "consistent")
 REGION_SHAPES = ("mask", "box")
 # Settings of the model that the processor needs too. They are stored once, in the model's `config.json`.
-SHARED_SETTINGS = ("preset", "region_shape", "region_mask_size", "image_seq_length", "image_token_id", "seg_token_id")
+SHARED_SETTINGS = ("preset", "region_shape", "region_mask_size", "image_token_id", "seg_token_id")
 
 
 def check_preset(name: str) -> str:
@@ -42,16 +44,41 @@ TEMPORAL_QFORMER_DEFAULTS = {
     "encoder_hidden_size": 768,
     "use_qformer_text_input": True,
 }
-# The parts that SAMA adds to InternVL: their classes, and the values that differ from the defaults of these classes
-PARTS = {
-    "spatial_qformer_config": (Blip2QFormerConfig, SPATIAL_QFORMER_DEFAULTS),
-    "temporal_qformer_config": (Blip2QFormerConfig, TEMPORAL_QFORMER_DEFAULTS),
-    "sam_config": (Sam2VideoConfig, {}),
+QFORMERS = {
+    "spatial_qformer_config": SPATIAL_QFORMER_DEFAULTS,
+    "temporal_qformer_config": TEMPORAL_QFORMER_DEFAULTS,
 }
+# Files written before version 0.3 hold these settings of the parts, and `sam_config`, beside SAMA's own
+FORMER_SETTINGS = {
+    "backbone_config": (
+        "text_config", "vision_config", "image_token_id", "image_seq_length", "downsample_ratio",
+        "projector_hidden_act", "vision_feature_layer", "vision_feature_select_strategy",
+    ),
+    "aggregator_config": (*QFORMERS, "num_spatial_queries", "num_temporal_queries", "temporal_window"),
+}  # fmt: skip
 
 
-class SamaConfig(InternVLConfig):
-    r"""Configuration of [`SamaForConditionalGeneration`]: an [`InternVLConfig`] with the parts that SAMA adds.
+def part_config(given: dict | PreTrainedConfig | None, default_type: str) -> PreTrainedConfig:
+    """The configuration of a part that is one of transformers' models, given by its settings with their `model_type`.
+
+    Raises:
+        ValueError: for a `model_type` that the installed transformers does not know.
+    """
+    if isinstance(given, PreTrainedConfig):
+        return given
+    settings = dict(given or {})
+    model_type = settings.pop("model_type", default_type)
+    if model_type not in CONFIG_MAPPING:
+        raise ValueError(f"transformers {transformers.__version__} has no model of the type {model_type!r}.")
+    decoder = settings.get("mask_decoder_config")
+    if TRANSFORMERS < (5, 20) and model_type == "sam2_video" and isinstance(decoder, dict):
+        # Sam2VideoConfig would make a `Sam2VideoPromptEncoderConfig` of it, which lacks the decoder's defaults
+        settings["mask_decoder_config"] = Sam2VideoMaskDecoderConfig(**decoder)
+    return CONFIG_MAPPING[model_type](**settings)
+
+
+class SamaAggregatorConfig(PreTrainedConfig):
+    r"""Configuration of the context aggregator: two Q-Formers.
 
     Args:
         spatial_qformer_config (`Blip2QFormerConfig` or `dict`, *optional*):
@@ -60,12 +87,69 @@ class SamaConfig(InternVLConfig):
         temporal_qformer_config (`Blip2QFormerConfig` or `dict`, *optional*):
             The Q-Former that reads the summaries of a window of frames together with the question. `vocab_size` is the
             size of the question tokenizer; `encoder_hidden_size` must be the spatial Q-Former's `hidden_size`.
-        sam_config (`Sam2VideoConfig` or `dict`, *optional*):
-            SAM 2; its mask decoder exists twice in the model (tuned for `[SEG]` prompts, and original for
-            propagation).
         num_spatial_queries (`int`, defaults to 32): tokens that summarise one frame.
         num_temporal_queries (`int`, defaults to 32): tokens that summarise one window.
         temporal_window (`int`, defaults to 512): spatial tokens in one window (512 = 16 frames), stride equal to size.
+
+    Raises:
+        ValueError: if the widths of two parts do not fit each other.
+    """
+
+    model_type = "sama_aggregator"
+    if TRANSFORMERS >= (5, 20):
+        sub_configs_defaults = {
+            name: SubConfigSpec(Blip2QFormerConfig, init_kwargs=defaults)  # pyright: ignore[reportPossiblyUnboundVariable]
+            for name, defaults in QFORMERS.items()
+        }
+    else:
+        sub_configs = dict.fromkeys(QFORMERS, Blip2QFormerConfig)  # pyright: ignore[reportAssignmentType]
+
+    spatial_qformer_config: Any = None
+    temporal_qformer_config: Any = None
+    num_spatial_queries: int = 32
+    num_temporal_queries: int = 32
+    temporal_window: int = 512
+
+    def __post_init__(self, **kwargs):
+        for name, defaults in QFORMERS.items():
+            given = vars(self)[name]
+            if not isinstance(given, PreTrainedConfig):
+                setattr(self, name, Blip2QFormerConfig(**(given or defaults)))
+        super().__post_init__(**kwargs)
+        spatial, temporal = self.spatial_qformer_config, self.temporal_qformer_config
+        if not temporal.use_qformer_text_input:
+            raise ValueError(
+                "`temporal_qformer_config.use_qformer_text_input` must be True: the temporal Q-Former reads the "
+                "question."
+            )
+        widths = (temporal.encoder_hidden_size, spatial.hidden_size)
+        if widths[0] != widths[1]:
+            raise ValueError(
+                f"The temporal Q-Former reads tokens of width {widths[0]} (`encoder_hidden_size`) but the spatial "
+                f"Q-Former writes tokens of width {widths[1]} (`hidden_size`); the two must be equal."
+            )
+        if self.temporal_window % self.num_spatial_queries:
+            raise ValueError(
+                f"`temporal_window` ({self.temporal_window} tokens) must hold whole frames of `num_spatial_queries` "
+                f"({self.num_spatial_queries} tokens)."
+            )
+
+
+PARTS = {"backbone_config": "internvl", "mask_config": "sam2_video"}  # and their types where none is given
+
+
+class SamaConfig(PreTrainedConfig):
+    r"""Configuration of [`SamaForConditionalGeneration`].
+
+    Args:
+        backbone_config (`PreTrainedConfig` or `dict`, *optional*):
+            The vision-language model: an `InternVLConfig`, `Qwen2_5_VLConfig` or `Qwen3VLConfig`, or its settings with
+            `model_type`. [`SamaConfig.text_config`] and [`SamaConfig.vision_config`] are its parts.
+        mask_config (`PreTrainedConfig` or `dict`, *optional*):
+            The mask model: a `Sam2VideoConfig` (SAM 2.0 and 2.1), `Sam3TrackerVideoConfig` or `EdgeTamVideoConfig`.
+            Its mask decoder exists twice in the model (tuned for `[SEG]` prompts, and original for propagation).
+        aggregator_config ([`SamaAggregatorConfig`] or `dict`, *optional*):
+            The context aggregator. With `None` the model has neither aggregator nor region encoders: a Sa2VA.
         region_mask_size (`int`, defaults to 112): side of the binary mask whose shape the region encoder reads.
         region_mlp_size (`int`, defaults to 1024): hidden width of that shape encoder.
         region_shape (`"mask"` or `"box"`, defaults to `"mask"`):
@@ -101,19 +185,18 @@ class SamaConfig(InternVLConfig):
 
     model_type = "sama"
     if TRANSFORMERS >= (5, 20):
-        sub_configs_defaults = InternVLConfig.sub_configs_defaults | {  # pyright: ignore[reportOperatorIssue]
-            name: SubConfigSpec(part, init_kwargs=defaults)  # pyright: ignore[reportPossiblyUnboundVariable]
-            for name, (part, defaults) in PARTS.items()
+        sub_configs_defaults = {
+            **{name: SubConfigSpec(AutoConfig, model_type=kind) for name, kind in PARTS.items()},  # pyright: ignore[reportPossiblyUnboundVariable]
+            "aggregator_config": SubConfigSpec(SamaAggregatorConfig, optional=True),  # pyright: ignore[reportPossiblyUnboundVariable]
         }
     else:
-        sub_configs = InternVLConfig.sub_configs | {name: part for name, (part, _) in PARTS.items()}  # pyright: ignore[reportOperatorIssue]
+        sub_configs = {**dict.fromkeys(PARTS, AutoConfig), "aggregator_config": SamaAggregatorConfig}  # pyright: ignore[reportAssignmentType]
 
-    spatial_qformer_config: dict | PreTrainedConfig | None = None
-    temporal_qformer_config: dict | PreTrainedConfig | None = None
-    sam_config: dict | PreTrainedConfig | None = None
-    num_spatial_queries: int = 32
-    num_temporal_queries: int = 32
-    temporal_window: int = 512
+    # Given as `dict`, `PreTrainedConfig` or None; configurations once this object is made
+    backbone_config: Any = None
+    mask_config: Any = None
+    aggregator_config: Any = field(default_factory=dict)
+    tie_word_embeddings: bool = True
     region_mask_size: int = 112
     region_mlp_size: int = 1024
     region_shape: str = "mask"
@@ -133,49 +216,59 @@ class SamaConfig(InternVLConfig):
     trained: bool = True
 
     def __post_init__(self, **kwargs):
-        if "grounding_policy" in kwargs:  # the name of `preset` in files written before version 0.2
-            self.preset = check_preset(kwargs.pop("grounding_policy"))
+        kwargs = self.read_former_settings(kwargs)
         # The library writes one auto class for each saved object; the model answers to `AutoModel` as well.
         kwargs["auto_map"] = {
             "AutoModel": "modeling_sama.SamaForConditionalGeneration",
             **(kwargs.get("auto_map") or {}),
         }
-        if TRANSFORMERS < (5, 20):
-            self.create_sub_configs()
+        for name, default_type in PARTS.items():
+            setattr(self, name, part_config(vars(self)[name], default_type))
+        if isinstance(self.aggregator_config, dict):
+            self.aggregator_config = SamaAggregatorConfig(**self.aggregator_config)
         super().__post_init__(**kwargs)
-        spatial = cast(Blip2QFormerConfig, self.spatial_qformer_config)
-        temporal = cast(Blip2QFormerConfig, self.temporal_qformer_config)
-        if not temporal.use_qformer_text_input:
-            raise ValueError(
-                "`temporal_qformer_config.use_qformer_text_input` must be True: the temporal Q-Former reads the "
-                "question."
-            )
-        widths = (temporal.encoder_hidden_size, spatial.hidden_size)
-        if widths[0] != widths[1]:
-            raise ValueError(
-                f"The temporal Q-Former reads tokens of width {widths[0]} (`encoder_hidden_size`) but the spatial "
-                f"Q-Former writes tokens of width {widths[1]} (`hidden_size`); the two must be equal."
-            )
-        if self.temporal_window % self.num_spatial_queries:
-            raise ValueError(
-                f"`temporal_window` ({self.temporal_window} tokens) must hold whole frames of `num_spatial_queries` "
-                f"({self.num_spatial_queries} tokens)."
-            )
         self.preset = check_preset(self.preset)
         if self.region_shape not in REGION_SHAPES:
             raise ValueError(f"`region_shape` must be one of {REGION_SHAPES}, got {self.region_shape!r}.")
 
-    def create_sub_configs(self) -> None:
-        """Makes configurations of the parts given as a `dict` or not at all: transformers does it from 5.20 on."""
-        if isinstance(self.sam_config, dict) and isinstance(self.sam_config.get("mask_decoder_config"), dict):
-            # Sam2VideoConfig would make a `Sam2VideoPromptEncoderConfig` of it, which lacks the decoder's defaults
-            decoder = Sam2VideoMaskDecoderConfig(**self.sam_config["mask_decoder_config"])
-            self.sam_config = self.sam_config | {"mask_decoder_config": decoder}
-        for name, (part, defaults) in PARTS.items():
-            given = vars(self)[name]
-            setattr(self, name, given if isinstance(given, PreTrainedConfig) else part(**(given or defaults)))
+    def read_former_settings(self, kwargs: dict) -> dict:
+        """Puts what files of earlier versions hold where it is now, and returns the rest."""
+        if "grounding_policy" in kwargs:  # before version 0.2
+            self.preset = check_preset(kwargs.pop("grounding_policy"))
+        if "sam_config" in kwargs:  # this and the following: before version 0.3
+            self.mask_config = kwargs.pop("sam_config")
+        for part, names in FORMER_SETTINGS.items():
+            found = {name: kwargs.pop(name) for name in names if name in kwargs}
+            if found and vars(self)[part]:
+                raise ValueError(f"{', '.join(found)} must stand in `{part}`, which is given as well.")
+            if found:
+                setattr(self, part, found)
+        return kwargs
+
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> Any:
+        """The configuration of the backbone's language model."""
+        return self.backbone_config.get_text_config()
+
+    @property
+    def text_config(self) -> Any:
+        """The configuration of the backbone's language model."""
+        return self.backbone_config.text_config
+
+    @property
+    def vision_config(self) -> Any:
+        """The configuration of the backbone's vision tower."""
+        return self.backbone_config.vision_config
+
+    @property
+    def image_token_id(self) -> int:
+        """The placeholder of everything visual in the text."""
+        return self.backbone_config.image_token_id
+
+    @image_token_id.setter
+    def image_token_id(self, value: int) -> None:
+        self.backbone_config.image_token_id = value
 
 
 SamaConfig.register_for_auto_class()
 
-__all__ = ["SamaConfig"]
+__all__ = ["SamaAggregatorConfig", "SamaConfig"]

@@ -6,10 +6,8 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
-from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
 
 from .configuration_sama import TEXT_TOKEN, SamaConfig
 from .messages_sama import ParsedConversation
@@ -112,28 +110,6 @@ class TurnInputs:
     prompt_frames: list[int] = field(default_factory=list)
 
 
-def normalized_pixels(image: Image.Image, size: int, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    """A picture resized to a square and normalized: float tensor of shape `(3, size, size)`. PIL resizes on every
-    machine, so the pixels do not depend on what is installed."""
-    pixels = np.asarray(image.resize((size, size), Image.Resampling.BICUBIC), dtype=np.float32) / 255
-    pixels = (pixels - np.asarray(mean, dtype=np.float32)) / np.asarray(std, dtype=np.float32)
-    return torch.from_numpy(pixels).movedim(-1, 0).contiguous()
-
-
-def tile_grid(height: int, width: int, size: int, max_tiles: int) -> tuple[int, int]:
-    """Columns and rows of the tiles that InternVL cuts a still into."""
-    return get_optimal_tiled_canvas((height, width), (size, size), 1, max_tiles)
-
-
-def cut_tiles(image: Image.Image, size: int, max_tiles: int) -> list[Image.Image]:
-    """The tiles of a still, row by row, each `size` pixels a side; the whole image last if there are several."""
-    columns, rows = tile_grid(image.height, image.width, size, max_tiles)
-    canvas = image.resize((columns * size, rows * size), Image.Resampling.BICUBIC)
-    corners = [(column * size, row * size) for row in range(rows) for column in range(columns)]
-    tiles = [canvas.crop((left, top, left + size, top + size)) for left, top in corners]
-    return tiles + [image] if len(tiles) > 1 else tiles
-
-
 def tokenize_text(tokenizer, rendered: RenderedText) -> tuple[list[int], list[int]]:
     """Ids of a text, and for each of them 1 if it belongs to an answer and 0 elsewhere.
 
@@ -228,7 +204,7 @@ def check_tags(tokenizer: PreTrainedTokenizerBase | None, tags: Sequence[str], n
 
 def check_ids(tokenizer, config: SamaConfig) -> None:
     for name, tag in (("image_token_id", IMAGE_CONTEXT), ("seg_token_id", SEG)):
-        expected, found = vars(config)[name], tokenizer.convert_tokens_to_ids(tag)
+        expected, found = getattr(config, name), tokenizer.convert_tokens_to_ids(tag)
         if expected != found:
             raise ValueError(
                 f"`{name}` is {expected} in the configuration, but the tokenizer gives {tag} the id {found}; load "

@@ -7,14 +7,17 @@ Letters in shape comments: B conversations, F encoded frames of all of them, T c
 C language-model width, L tokens of a conversation, Q questions, R regions, G side of the token grid, O objects.
 """
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import InternVLForConditionalGeneration, InternVLModel, ProcessorMixin
+from transformers import AutoModel, GenerationMixin, PreTrainedModel, ProcessorMixin
 from transformers.cache_utils import Cache
+from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+from transformers.core_model_loading import WeightRenaming
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils import can_return_tuple, logging
@@ -30,6 +33,7 @@ from .configuration_sama import (
 )
 from .losses_sama import mask_iou, mask_losses, resize_targets
 from .modeling_sama_aggregator import SamaContextAggregator, SamaRegionEncoder
+from .modeling_sama_backbones import backbone_family
 from .modeling_sama_tracker import FrameFeatures, SamaMaskTracker, TrackedFrame
 from .versions_sama import CACHE, TRANSFORMERS
 
@@ -207,32 +211,62 @@ class SegRecorder:
         return [torch.stack(states) if states else empty for states in rows]
 
 
-class SamaModel(InternVLModel):
-    """InternVL with SAMA's context aggregator, region encoders and mask tracker, without the language-model head."""
+FORMER_NAMES = r"^model\.(vision_tower|multi_modal_projector|language_model)\."  # before version 0.3
+PRESENT_NAMES = r"model.backbone.\1."
+
+
+class SamaPreTrainedModel(PreTrainedModel):
+    """What [`SamaModel`] and [`SamaForConditionalGeneration`] share."""
 
     config_class = SamaConfig
     config: SamaConfig
-    _no_split_modules = ["InternVLVisionLayer", "SamaContextAggregator", "SamaRegionEncoder", "SamaMaskTracker"]
+    base_model_prefix = "model"
+    input_modalities = ("image", "text", "video")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["SamaContextAggregator", "SamaRegionEncoder", "SamaMaskTracker"]
     _supports_flash_attn = True
     _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+
+# What `from_pretrained`, also of PEFT, renames in the files that it reads
+register_checkpoint_conversion_mapping("sama", [WeightRenaming(FORMER_NAMES, PRESENT_NAMES)], overwrite=True)
+
+
+class SamaModel(SamaPreTrainedModel):
+    """A vision-language model with SAMA's context aggregator, region encoders and mask tracker, without the
+    language-model head."""
 
     def __init__(self, config: SamaConfig):
         super().__init__(config)
         width = config.text_config.hidden_size
+        self.family = backbone_family(config.backbone_config)
+        self.backbone = AutoModel.from_config(config.backbone_config)
         self.context_aggregator = SamaContextAggregator(config)
         self.region_encoder = SamaRegionEncoder(config, width)
-        prompt_width = config.sam_config.prompt_encoder_config.hidden_size
-        self.seg_projection = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, prompt_width))
         self.mask_tracker = SamaMaskTracker(config)
+        prompt_width = config.mask_config.prompt_encoder_config.hidden_size
+        self.seg_projection = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, prompt_width))
         if config.round_rotary_to_bfloat16:
-            self.language_model.rotary_emb.register_forward_hook(rounded_to_bfloat16)
+            self.backbone.language_model.rotary_emb.register_forward_hook(rounded_to_bfloat16)
         self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.backbone.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.backbone.set_input_embeddings(value)
+
+    def get_decoder(self) -> nn.Module:
+        return self.backbone.language_model
 
     # ---- verbs ------------------------------------------------------------------------------------------------------
 
     def encode_frames(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Vision tower and projector: `(num_frames, 3, size, size)` to `(num_frames, tokens_per_frame, width)`."""
-        return self.get_image_features(pixel_values, return_dict=True).pooler_output
+        return self.family.encode_frames(self.backbone, pixel_values).features
 
     def fill_region_prompts(
         self,
@@ -423,10 +457,9 @@ class SamaModel(InternVLModel):
         trained = [parameter for part in parts for parameter in part.parameters() if parameter.requires_grad]
         return 0.0 * sum(parameter.sum(dtype=torch.float32) for parameter in trained)
 
-    def encode_blank_frame(self, inputs_embeds: torch.Tensor) -> torch.Tensor:
+    def encode_blank_frame(self) -> torch.Tensor:
         """Zero, from a black frame: a process whose samples are text alone runs the vision tower too."""
-        size = self.config.vision_config.image_size
-        blank = torch.zeros(1, 3, *size, dtype=inputs_embeds.dtype, device=inputs_embeds.device)
+        blank = self.family.blank_pixel_values(self.backbone)
         return 0.0 * self.encode_frames(blank).sum()
 
     def encode_visual(self, visual: SamaVisualInputs) -> SamaVisualInputs:
@@ -441,7 +474,7 @@ class SamaModel(InternVLModel):
         """Embeddings (B, L, C) of conversations with everything visual in place."""
         inputs_embeds = self.get_input_embeddings()(input_ids)
         if visual.pixel_values is None and visual.frame_features is None:
-            touched = self.encode_blank_frame(inputs_embeds) if self.is_distributed_training else 0.0
+            touched = self.encode_blank_frame() if self.is_distributed_training else 0.0
             return inputs_embeds + touched
         refuse_offloaded(self)
         if mm_token_type_ids is None:
@@ -468,28 +501,21 @@ class SamaModel(InternVLModel):
             raise ValueError("Exactly one of `input_ids` and `inputs_embeds` must be given.")
         if inputs_embeds is None:
             inputs_embeds = self.embed_inputs(input_ids, mm_token_type_ids, visual or SamaVisualInputs())
-        return self.language_model(
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            **{CACHE: cache},
-            **kwargs,
-        )
+        return self.family.run(self.backbone, inputs_embeds, attention_mask, position_ids, cache, **kwargs)
 
 
-class SamaForConditionalGeneration(InternVLForConditionalGeneration):
+class SamaForConditionalGeneration(SamaPreTrainedModel, GenerationMixin):
     """SAMA with its language-model head: `forward`, `generate` (which also returns the [SEG] states), `segment_video`
     and `start_chat`."""
 
-    config_class = SamaConfig
-    config: SamaConfig
-    _no_split_modules = SamaModel._no_split_modules
     accepts_loss_kwargs = True
+    _tied_weights_keys = {"lm_head.weight": "model.backbone.language_model.embed_tokens.weight"}
 
     def __init__(self, config: SamaConfig):
-        super(InternVLForConditionalGeneration, self).__init__(config)
+        super().__init__(config)
         self.model = SamaModel(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.register_load_state_dict_pre_hook(rename_former_parameters)
         self.post_init()
 
     @can_return_tuple
@@ -772,18 +798,26 @@ class SamaForConditionalGeneration(InternVLForConditionalGeneration):
                 f"{type(processor).__name__} in its place."
             )
         for name in SHARED_SETTINGS:
-            ours, theirs = vars(self.config)[name], vars(processor.config)[name]
+            ours, theirs = getattr(self.config, name), getattr(processor.config, name)
             if ours != theirs:
                 raise ValueError(
                     f"`{name}` is {ours!r} in the model and {theirs!r} in the processor; load both from one "
                     "checkpoint, or change it in both."
                 )
-        ours, theirs = self.config.sam_config.image_size, processor.sam_image_size
+        ours, theirs = self.config.mask_config.image_size, processor.sam_image_size
         if ours != theirs:
             raise ValueError(
                 f"`sam_image_size` is {ours} in the model and {theirs} in the processor; load both from one "
                 "checkpoint."
             )
+
+
+def rename_former_parameters(module: nn.Module, state_dict: dict[str, torch.Tensor], prefix: str, *others) -> None:
+    """Hook of `load_state_dict`: gives the backbone's parameters in `state_dict` their present names."""
+    for name in list(state_dict):
+        present = prefix + re.sub(FORMER_NAMES, PRESENT_NAMES, name.removeprefix(prefix))
+        if present != name:
+            state_dict[present] = state_dict.pop(name)
 
 
 def rounded_to_bfloat16(
@@ -845,7 +879,7 @@ def prompted_masks(
     """
     masks = (logits > 0).float()
     size = masks.shape[-1]
-    cells = (points * size / config.sam_config.image_size).long().clamp(0, size - 1)
+    cells = (points * size / config.mask_config.image_size).long().clamp(0, size - 1)
     for mask, own_cells, own_labels in zip(masks[:, 0], cells, labels, strict=True):
         clicked = own_cells[own_labels == 1]
         mask[clicked[:, 1], clicked[:, 0]] = 1.0

@@ -67,7 +67,7 @@ class SamaContextInjection(nn.Module):
 
     def __init__(self, config: SamaConfig):
         super().__init__()
-        width, source = config.text_config.hidden_size, config.temporal_qformer_config.hidden_size
+        width, source = config.text_config.hidden_size, config.aggregator_config.temporal_qformer_config.hidden_size
         self.query_projection = nn.Linear(width, width)
         self.key_projection = nn.Linear(source, width)
         self.value_projection = nn.Linear(source, width)
@@ -107,19 +107,20 @@ class SamaContextAggregator(nn.Module):
 
     def __init__(self, config: SamaConfig):
         super().__init__()
-        spatial, temporal = config.spatial_qformer_config, config.temporal_qformer_config
-        self.window = config.temporal_window
+        settings = config.aggregator_config
+        spatial, temporal = settings.spatial_qformer_config, settings.temporal_qformer_config
+        self.window = settings.temporal_window
         self.null_region_scale = config.null_region_scale
         self.region_token_ids = (config.qformer_mask_token_id, config.qformer_position_token_id)
         self.spatial_projection = nn.Linear(config.text_config.hidden_size, spatial.encoder_hidden_size)
         self.spatial_norm = nn.LayerNorm(spatial.encoder_hidden_size)
-        self.spatial_queries = nn.Parameter(torch.zeros(1, config.num_spatial_queries, spatial.hidden_size))
+        self.spatial_queries = nn.Parameter(torch.zeros(1, settings.num_spatial_queries, spatial.hidden_size))
         self.spatial_qformer = Blip2QFormerModel(spatial)
         self.word_embeddings = nn.Embedding(
             temporal.vocab_size, temporal.hidden_size, padding_idx=temporal.pad_token_id
         )
         self.position_embeddings = nn.Embedding(temporal.max_position_embeddings, temporal.hidden_size)
-        self.temporal_queries = nn.Parameter(torch.zeros(1, config.num_temporal_queries, temporal.hidden_size))
+        self.temporal_queries = nn.Parameter(torch.zeros(1, settings.num_temporal_queries, temporal.hidden_size))
         self.temporal_qformer = Blip2QFormerModel(temporal)
         self.region_encoder = SamaRegionEncoder(config, temporal.hidden_size)
         self.injection = SamaContextInjection(config)

@@ -12,14 +12,13 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch.nn import functional as F
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
-from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.utils import logging
 
 from .configuration_sama import DENSE_FRAME_TOKEN, SHARED_SETTINGS, TEXT_TOKEN, SamaConfig
@@ -37,20 +36,18 @@ from .encoding_sama import (
     collate_tokens,
     common_prefix,
     count_tokens,
-    cut_tiles,
     mask_tensors,
-    normalized_pixels,
     one_for_each,
     place_regions,
     prompt_pixel_values,
     prompt_tensors,
-    tile_grid,
     token_types,
     tokenize_text,
     turns_with_placeholders,
     write_messages,
 )
 from .messages_sama import ParsedConversation, is_batch, question_parts, read_conversation, read_keywords
+from .modeling_sama_backbones import IMAGENET_MEAN, IMAGENET_STD, backbone_family, normalized_pixels
 from .objects_sama import GroundedPhrase, MaskTrack, PreparedRegion, drop_small_components, prepare_region
 from .prompts_sama import (
     ANSWER_TAGS,
@@ -76,7 +73,6 @@ from .video_sama import FrameChoice, SamaVideo, choose_frames
 logger = logging.get_logger(__name__)
 
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
@@ -124,12 +120,9 @@ class SamaProcessor(ProcessorMixin):
         self.turn_format = check_turn_format(turn_format)
         self.max_context_frames, self.num_dense_frames = max_context_frames, num_dense_frames
         self.qformer_max_length = qformer_max_length
-        if math.isqrt(config.image_seq_length) ** 2 != config.image_seq_length:
-            raise ValueError(f"image_seq_length={config.image_seq_length} is not a square number.")
+        self.family = backbone_family(config.backbone_config)
         if image_processor is None:
-            image_processor = GotOcr2ImageProcessorPil(
-                size={"height": 448, "width": 448}, image_mean=IMAGENET_MEAN, image_std=IMAGENET_STD
-            )
+            image_processor = self.family.make_image_processor()
         if image_size is not None:
             image_processor.size = type(image_processor.size)(height=image_size, width=image_size)
         if max_tiles is not None:
@@ -155,7 +148,7 @@ class SamaProcessor(ProcessorMixin):
 
     def to_dict(self) -> dict:
         """As the base class, without the model's configuration."""
-        return {name: value for name, value in super().to_dict().items() if name != "config"}
+        return {name: value for name, value in super().to_dict().items() if name not in ("config", "family")}
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs):
         """As the base class; writes the model's `config.json` too where there is none yet."""
@@ -184,12 +177,8 @@ class SamaProcessor(ProcessorMixin):
         return self.config.seg_token_id
 
     @property
-    def image_seq_length(self) -> int:
-        return self.config.image_seq_length
-
-    @property
     def sam_image_size(self) -> int:
-        return cast(Any, self.config.sam_config).image_size
+        return self.config.mask_config.image_size
 
     @property
     def image_size(self) -> int:
@@ -244,32 +233,28 @@ class SamaProcessor(ProcessorMixin):
 
     def sam_pixel_values(self, frame: np.ndarray) -> torch.Tensor:
         """A `(height, width, 3)` uint8 frame as SAM 2's square input: float tensor of shape `(3, size, size)`."""
-        return self._normalized(Image.fromarray(frame), self.sam_image_size)
+        return normalized_pixels(Image.fromarray(frame), self.sam_image_size, IMAGENET_MEAN, IMAGENET_STD)
 
     def sam_frames(self, video: SamaVideo) -> SamFrames:
         """All frames of a video as SAM 2 inputs, decoded and resized only when asked for."""
         return SamFrames(video, self.sam_pixel_values)
 
+    def frame_grid(self, video: SamaVideo) -> tuple[int, int]:
+        """Rows and columns of the tokens of each frame of a video."""
+        return self.family.frame_grid(self.image_processor, video.height, video.width)
+
     def frame_pixel_values(self, video: SamaVideo, frames: Sequence[int]) -> torch.Tensor:
-        """Pixel values of frames for the vision tower: float tensor of shape `(num_frames, 3, size, size)`."""
-        size = self.image_size
-        pixels = [self._normalized(Image.fromarray(video[frame]), size) for frame in frames]
-        return torch.stack(pixels) if pixels else torch.zeros(0, 3, size, size)
+        """Pixel values of frames for the vision tower, such as a float tensor of shape `(num_frames, 3, size, size)`
+        for InternVL."""
+        return self.family.frame_pixel_values(self.image_processor, [Image.fromarray(video[one]) for one in frames])
 
     def tile_pixel_values(self, image: SamaVideo) -> torch.Tensor:
-        """
-        Pixel values of a still, cut into 1 to `max_tiles` tiles as InternVL does; the whole image comes last when
-        there are several. Float tensor of shape `(num_tiles, 3, image_size, image_size)`.
-        """
-        tiles = cut_tiles(Image.fromarray(image[0]), self.image_size, self.max_tiles)
-        return torch.stack([self._normalized(tile, self.image_size) for tile in tiles])
+        """Pixel values of a still: for InternVL of 1 to `max_tiles` tiles, and of the whole image, which comes last,
+        when there are several."""
+        return self.family.tile_pixel_values(self.image_processor, Image.fromarray(image[0]))
 
     def _num_tiles(self, image: SamaVideo) -> int:
-        columns, rows = tile_grid(image.height, image.width, self.image_size, self.max_tiles)
-        return columns * rows + (columns * rows > 1)
-
-    def _normalized(self, image: Image.Image, size: int) -> torch.Tensor:
-        return normalized_pixels(image, size, self.image_processor.image_mean, self.image_processor.image_std)
+        return self.family.num_tiles(self.image_processor, image.height, image.width)
 
     # Conversations to tensors
 
@@ -455,7 +440,7 @@ class SamaProcessor(ProcessorMixin):
             return None
         tiles = self._num_tiles(video) if video.is_image else 0
         counts = (tiles or len(frames.context), tiles or len(frames.dense))
-        return VisualText(video.is_image, *counts, self.image_seq_length)
+        return VisualText(video.is_image, *counts, math.prod(self.frame_grid(video)))
 
     def _write(
         self,
@@ -514,7 +499,7 @@ class SamaProcessor(ProcessorMixin):
     def _region_tensors(self, samples: Sequence[ConversationInputs]) -> dict:
         """Masks of all regions, and the prompts of those that SAM 2 turns into masks."""
         regions = [(region, sample.shown[0]) for sample in samples for region in sample.regions]
-        grid_size, keep_small = math.isqrt(self.image_seq_length), self.preset == "consistent"
+        grid_size, keep_small = math.isqrt(self.config.backbone_config.image_seq_length), self.preset == "consistent"
         return {
             **mask_tensors(regions, self.config.region_mask_size, grid_size, keep_small),
             **prompt_tensors(regions, self.sam_image_size),

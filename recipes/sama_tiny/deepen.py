@@ -19,8 +19,8 @@ from sama.recipes.sama_tiny.train_masks import reset_parameters
 
 
 # Path of the layers, and the weights of a layer that must be zero for it to add nothing to its input
-LAYERS = "model.language_model.layers", ("self_attn.o_proj.weight", "mlp.down_proj.weight")
-VISION_LAYERS = "model.vision_tower.encoder.layer", ("lambda_1", "lambda_2")
+LAYERS = "model.backbone.language_model.layers", ("self_attn.o_proj.weight", "mlp.down_proj.weight")
+VISION_LAYERS = "model.backbone.vision_tower.encoder.layer", ("lambda_1", "lambda_2")
 
 
 def deepen(

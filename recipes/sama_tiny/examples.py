@@ -257,7 +257,9 @@ class TrainingExamples(Dataset):
             found["pairs"].append(pairs)
             found["pair questions"].append(np.full(len(example.frames), number))
             found["held"].append(cells(masks[subject], self.grid, of_frame=True))
-            found["attention"].append(attention_targets(masks[subject], self.grid, self.config.num_temporal_queries))
+            found["attention"].append(
+                attention_targets(masks[subject], self.grid, self.config.aggregator_config.num_temporal_queries)
+            )
             thing, things = (cells(mask, self.grid)[..., 0] > 0 for mask in (masks[subject], masks.any(0)))
             kinds = [kind for kind in (thing, things & ~thing, ~things) if kind.any()]
             found["weights"].append(sum(kind / kind.sum() for kind in kinds).astype(np.float32) / len(kinds))
@@ -273,7 +275,7 @@ def trajectory_of(clip: Clip, thing: int) -> np.ndarray:
 
 def grid_size(config: SamaConfig) -> int:
     """Number of cells along a side of a frame."""
-    return int(config.image_seq_length**0.5)
+    return int(config.backbone_config.image_seq_length**0.5)
 
 
 def num_processes() -> int:

@@ -295,7 +295,7 @@ def build_model(config: SamaConfig, grounding_token_ids: list[int], seed: int) -
         for name, parameter in model.named_parameters():
             if not name.endswith("bias") and not parameter.any():
                 parameter.normal_(std=0.02)
-            if name.startswith("model.language_model.") and name.endswith("proj.weight"):
+            if name.startswith("model.backbone.language_model.") and name.endswith("proj.weight"):
                 parameter *= INITIAL_GAIN
         model.lm_head.weight[grounding_token_ids] *= INITIAL_GAIN
     end, pad = config.text_config.eos_token_id, config.text_config.pad_token_id

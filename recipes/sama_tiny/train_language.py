@@ -172,7 +172,7 @@ class AuxiliaryLosses:
         visual = SamaVisualInputs(**{name: inputs.get(name) for name in VISUAL_INPUT_NAMES})
         injection = model.context_aggregator.injection
         modules = {
-            "frames": model.multi_modal_projector,
+            "frames": model.backbone.multi_modal_projector,
             "injection": injection,
             "queries": injection.query_projection,
             "keys": injection.key_projection,
@@ -328,7 +328,7 @@ def recorded_calls(modules: dict[str, nn.Module]) -> Iterator[dict[str, list[tup
 def trained_parts(model: SamaForConditionalGeneration) -> nn.ModuleList:
     """Everything except SAM 2."""
     inner = model.model
-    parts = [inner.vision_tower, inner.multi_modal_projector, inner.language_model, inner.context_aggregator]
+    parts = [inner.backbone, inner.context_aggregator]
     return nn.ModuleList([*parts, inner.region_encoder, inner.seg_projection, model.lm_head])
 
 

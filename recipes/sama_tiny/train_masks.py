@@ -93,7 +93,7 @@ class MaskTraining:
         self.tracker, self.processor = tracker, processor
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            self.width = tracker.config.sam_config.prompt_encoder_config.hidden_size
+            self.width = tracker.config.mask_config.prompt_encoder_config.hidden_size
             self.prompts = AttributePrompts.of_tracker(tracker)
             self.cells = nn.Linear(self.width, len(COLOURS))
         self.generator = torch.Generator()

@@ -68,12 +68,12 @@ def test_release_loads_with_correct_weights(released):
     qkv = weights["vision_model.encoder.layers.1.attn.qkv.bias"]
     sam, points = "grounding_encoder.sam2_model.", "sam_prompt_encoder.point_embeddings"
     expected = {
-        f"model.language_{layer}": weights[f"language_model.{layer}"],
+        f"model.backbone.language_{layer}": weights[f"language_model.{layer}"],
         "lm_head.weight": weights["language_model.lm_head.weight"],
-        "model.vision_tower.encoder.layer.1.attention.k_proj.bias": qkv[
+        "model.backbone.vision_tower.encoder.layer.1.attention.k_proj.bias": qkv[
             foreign.VISION_WIDTH : 2 * foreign.VISION_WIDTH
         ],
-        "model.multi_modal_projector.linear_2.bias": weights["mlp1.3.bias"],
+        "model.backbone.multi_modal_projector.linear_2.bias": weights["mlp1.3.bias"],
         "model.seg_projection.2.weight": weights["text_hidden_fcs.2.weight"],
         "model.region_encoder.shape_projection.4.bias": weights["Qformer_mask_proj.layers.2.bias"],
         f"{AGGREGATOR}region_encoder.shape_projection.2.bias": weights["Qformer_mask_proj_st.layers.1.bias"],
@@ -188,9 +188,11 @@ def test_internlm2_becomes_llama(tmp_path):
         "v": [*range(12, 16), *range(28, 32)],
     }
     for letter, chosen in rows.items():
-        assert torch.equal(state[f"model.language_model.layers.0.self_attn.{letter}_proj.weight"], wqkv[chosen])
+        assert torch.equal(
+            state[f"model.backbone.language_model.layers.0.self_attn.{letter}_proj.weight"], wqkv[chosen]
+        )
     w1 = weights["language_model.model.layers.1.feed_forward.w1.weight"]
-    assert torch.equal(state["model.language_model.layers.1.mlp.gate_proj.weight"], w1)
+    assert torch.equal(state["model.backbone.language_model.layers.1.mlp.gate_proj.weight"], w1)
     text = model.config.text_config
     assert text.model_type == "llama" and not model.config.round_rotary_to_bfloat16
     assert text.rope_parameters == {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e6}
@@ -250,7 +252,7 @@ def test_internvl_gets_the_tags_and_a_sam2(tmp_path):
     assert torch.equal(
         model.state_dict()[f"{ORIGINAL_DECODER}conv_s1.bias"], sam["sam_mask_decoder.conv_s1.bias"].bfloat16()
     )
-    assert model.config.sam_config.enable_occlusion_spatial_embedding
+    assert model.config.mask_config.enable_occlusion_spatial_embedding
     assert any("new tokens" in note for note in report.notes) and "model.seg_projection.0.weight" in report.fresh
 
     blip = foreign.random_weights(foreign.instructblip_shapes(), seed=5, dtype=torch.float32)
@@ -377,7 +379,7 @@ BAD_INPUT = {
     "truncated shard": (truncate, r"model-00002-of-00003.safetensors is truncated or damaged"),
     "missing shard": (delete_shard, "1 of 3 shards are missing, first model-00003"),
     "index with an absent key": (name_absent_key, "the index names 1 tensors that are not in the files, first mlp1"),
-    "missing tensor": (delete_tensor, "tensors of the model are missing: model.vision_tower"),
+    "missing tensor": (delete_tensor, "tensors of the model are missing: model.backbone.vision_tower"),
     "tensor of another model": (add_tensor, "1 unknown tensors: some.other.weight"),
     "no config": (lambda folder: (folder / "config.json").unlink(), "config.json is missing"),
     "broken config": (lambda folder: (folder / "config.json").write_text("{"), "config.json is not a valid JSON file"),

@@ -209,7 +209,7 @@ def package_tracks(
 
 def our_tracks(tracker: SamaMaskTracker, frames: torch.Tensor, prompted: list[int]) -> dict[int, torch.Tensor]:
     """The same by our tracker, both objects at once."""
-    bank, masks = SamaMemoryBank(tracker.config.sam_config.num_maskmem, min(NUM_FRAMES, 16)), {}
+    bank, masks = SamaMemoryBank(tracker.config.mask_config.num_maskmem, min(NUM_FRAMES, 16)), {}
 
     def remember(index: int, features: FrameFeatures, found: ObjectMasks, is_prompted: bool) -> None:
         bank.remember(index, tracker.encode_memory(features, found), found.object_pointer[0], prompted=is_prompted)

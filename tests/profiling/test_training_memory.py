@@ -100,7 +100,7 @@ def test_parameters_of_each_setting(estimated):
         sum(parameter.numel() for parameter in part.parameters())
         for part in (
             model.model.context_aggregator, model.model.region_encoder, model.model.seg_projection,
-            model.model.multi_modal_projector, model.model.mask_tracker.sam.mask_decoder,
+            model.model.backbone.multi_modal_projector, model.model.mask_tracker.sam.mask_decoder,
         )
     ) - heads  # fmt: skip
     counts = {name: count for name, (count, _) in estimated.items()}
@@ -110,8 +110,8 @@ def test_parameters_of_each_setting(estimated):
     assert counts["LoRA"].trained == published + 2 * 128 * ends
     matrices = 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64
     assert counts["QLoRA"].four_bit == 2 * matrices
-    tower = sum(parameter.numel() for parameter in model.model.vision_tower.parameters())
-    language = sum(parameter.numel() for parameter in model.model.language_model.parameters())
+    tower = sum(parameter.numel() for parameter in model.model.backbone.vision_tower.parameters())
+    language = sum(parameter.numel() for parameter in model.model.backbone.language_model.parameters())
     assert counts["full"].trained == published + tower + language + 300 * 32
     assert counts["full"].largest == max(300 * 32, matrices + 32 + 16 + 16 + 64)  # biases of q, k and v, two norms
     for name in ("published", "full"):

@@ -21,7 +21,7 @@ def model():
 
 def test_new_layers_keep_the_outputs_and_get_gradients(model):
     deep = deepen(model, 2, 1, seed=0).eval()
-    layers = deep.model.language_model.layers, deep.model.vision_tower.encoder.layer
+    layers = deep.model.backbone.language_model.layers, deep.model.backbone.vision_tower.encoder.layer
     assert len(layers[0]) == model.config.text_config.num_hidden_layers + 2
     assert len(layers[1]) == model.config.vision_config.num_hidden_layers + 1
     ids, pixels = torch.arange(20, 40)[None], torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))

@@ -15,7 +15,7 @@ from sama.recipes.sama_tiny.train_masks import MaskTraining, prefetch, train
 
 def training() -> MaskTraining:
     processor = SamaProcessor.from_pretrained(CHECKPOINT, trust_remote_code=True)
-    processor.config.sam_config.image_size = SAM_SIZE
+    processor.config.mask_config.image_size = SAM_SIZE
     return MaskTraining(tiny_model().model.mask_tracker.train(), processor, seed=0)
 
 

@@ -106,7 +106,7 @@ def test_an_answer_ends_when_its_client_is_killed(store, tmp_path):
     """Generation stops: far fewer tokens are computed than were asked for, and none afterwards."""
     model, processor = load_checkpoint()
     engine, limits, steps = Engine(model, processor), Limits(), []
-    hook = model.model.language_model.register_forward_pre_hook(lambda *_: steps.append(None))
+    hook = model.model.backbone.language_model.register_forward_pre_hook(lambda *_: steps.append(None))
     with running_server(create_app(engine, store, limits), limits) as client:
         clip = client.get("/v1/examples").json()["data"][0]["id"]
         # Drawn at random, the answer hardly ends by itself

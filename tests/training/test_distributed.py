@@ -134,7 +134,7 @@ def test_train_under_zero3_by_torchrun(by_torchrun):
     folder, reports = by_torchrun
     report = reports["train"]
     assert (report["world"], report["wrapper"], report["stage"]) == (2, "DeepSpeedEngine", 3)
-    assert any(name.startswith("model.language_model.") for name in report["sharded"])
+    assert any(name.startswith("model.backbone.language_model.") for name in report["sharded"])
     assert not any(name.startswith(REPLICATED) for name in report["sharded"])
     check_run(report, folder / "run")
 

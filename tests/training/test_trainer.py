@@ -205,7 +205,7 @@ def test_resuming_without_a_checkpoint_is_an_error(checkpoint, tmp_path):
 
 def test_nan_loss_stops_the_run(checkpoint, tmp_path):
     trainer = trainer_of(checkpoint, toy_mixture(tmp_path), tmp_path / "out", max_steps=4, save_steps=1)
-    broken = trainer.model.model.multi_modal_projector.linear_1.weight
+    broken = trainer.model.model.backbone.multi_modal_projector.linear_1.weight
     trainer.add_callback(At(3, lambda: broken.data.fill_(float("nan"))))
     with pytest.raises(TrainingError, match=r"step 3: the loss is nan \(lm_loss nan.*checkpoint-2\."):
         trainer.train()
@@ -214,7 +214,9 @@ def test_nan_loss_stops_the_run(checkpoint, tmp_path):
 
 def test_nan_gradient_stops_the_run(checkpoint, tmp_path):
     trainer = trainer_of(checkpoint, toy_mixture(tmp_path), tmp_path / "out", max_steps=4)
-    trainer.model.model.multi_modal_projector.linear_1.weight.register_hook(lambda gradient: gradient * float("nan"))
+    trainer.model.model.backbone.multi_modal_projector.linear_1.weight.register_hook(
+        lambda gradient: gradient * float("nan")
+    )
     before = weights(trainer.model)
     with pytest.raises(TrainingError, match=r"step 1: the gradient norm is nan. There is no checkpoint yet\."):
         trainer.train()
