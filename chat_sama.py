@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from transformers import DynamicCache, TextStreamer
 
-from .configuration_sama import CONTEXT_TOKEN
+from .configuration_sama import CONTEXT_TOKEN, DENSE_FRAME_TOKEN
 from .encoding_sama import prompt_tensors
 from .feature_store_sama import SamFeatureStore
+from .inputs_sama import SamaVisualInputs
 from .modeling_sama_tracker import FrameFeatures
 from .objects_sama import GroundedPhrase, MaskTrack, Region
 from .overlay_sama import overlay_masks, write_video
@@ -68,6 +69,8 @@ class ChatState:
         input_ids (`torch.LongTensor` of shape `(num_tokens,)`): tokens whose keys and values are kept.
         frames (`list[int]`): frames of the video that were encoded, in the order of their features.
         frame_features (`torch.Tensor` of shape `(num_frames, tokens_per_frame, width)`, *optional*)
+        deepstack_features (`torch.Tensor` of shape `(num_dense_frames, tokens_per_frame, num_levels, width)`,
+        *optional*): of the dense frames, where the backbone has such features.
         spatial_tokens (`torch.Tensor` of shape `(num_context_frames, num_spatial_queries, qformer_width)`, *optional*)
         video_length (`int`): how many of `input_ids` come before the first question and do not depend on it.
         turn_lengths (`dict[int, int]`): number of messages to how many of `input_ids` are those of the messages; of
@@ -78,6 +81,7 @@ class ChatState:
     input_ids: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
     frames: list[int] = field(default_factory=list)
     frame_features: torch.Tensor | None = None
+    deepstack_features: torch.Tensor | None = None
     spatial_tokens: torch.Tensor | None = None
     video_length: int = 0
     turn_lengths: dict[int, int] = field(default_factory=dict)
@@ -266,6 +270,7 @@ class SamaChat:
             mm_token_type_ids=turn.mm_token_type_ids.to(device),
             cache=self.cache,
             return_dict_in_generate=True,
+            **({} if turn.position_ids is None else {"position_ids": turn.position_ids.to(device)}),
             **visual,
             **self.processor.stop_arguments | generate_kwargs,
         )
@@ -341,29 +346,32 @@ class SamaChat:
         self.between_steps()
         device = self.model.device
         visual = {name: value.to(device) for name, value in turn.visual.items()}
-        visual |= {"frame_features": self.state.frame_features, "spatial_tokens": self.state.spatial_tokens}
+        kept = ("frame_features", "deepstack_features", "spatial_tokens")
+        visual |= {name: vars(self.state)[name] for name in kept}
         if turn.prompt_frames:
             features = FrameFeatures.concatenate([self.sam_features(frame) for frame in turn.prompt_frames])
-            prompts = [visual.pop(f"region_prompt_{name}") for name in ("indices", "points", "labels")]
-            masks = (visual["region_masks"], visual["region_grid_masks"])
-            filled = self.model.model.fill_region_prompts(masks, *prompts, features)
-            visual |= dict(zip(("region_masks", "region_grid_masks"), filled, strict=True))
+            filled = self.model.model.fill_region_prompts(SamaVisualInputs(**visual), features)
+            visual |= {name: vars(filled)[name] for name in ("region_masks", "region_grid_masks")}
+            visual = {name: value for name, value in visual.items() if not name.startswith("region_prompt_")}
             self.between_steps()
         if len(visual["dense_frames"]):
             self.read_video(turn, visual)
             self.between_steps()
-            visual["dense_frames"] = visual["dense_frames"][:0]
+            visual |= {"dense_frames": visual["dense_frames"][:0], "deepstack_features": None}
         return visual
 
     def encode_new_frames(self, turn) -> None:
         """Vision tower for the frames that no earlier turn encoded, spatial Q-Former once."""
         features: Any = self.state.frame_features
         model = self.model.model
-        if len(turn.pixel_values):
-            new = model.encode_frames(turn.pixel_values.to(self.model.device))
-            features = new if features is None else torch.cat([features, new])
+        if turn.num_new_frames:
+            grids = turn.visual["frame_grids"].expand(turn.num_new_frames, -1)
+            new = model.encode_frames(turn.pixel_values.to(self.model.device), grids)
+            if new.deepstack is not None and len(turn.visual["dense_frames"]):
+                self.state = replace(self.state, deepstack_features=new.deepstack[turn.visual["dense_frames"]])
+            features = new.features if features is None else torch.cat([features, new.features])
             self.state = replace(self.state, frames=turn.frames, frame_features=features)
-        if self.state.spatial_tokens is None:
+        if self.state.spatial_tokens is None and model.context_aggregator is not None:
             spatial_tokens = model.context_aggregator.summarise_frames(features[: turn.num_context_frames])
             self.state = replace(self.state, spatial_tokens=spatial_tokens)
 
@@ -371,12 +379,16 @@ class SamaChat:
         """Reads what comes before the first question into the cache, apart from the question: so its keys and values
         do not depend on the question, and [`reset`] can go back to them."""
         types = turn.mm_token_type_ids
-        length = int((types[0] == CONTEXT_TOKEN).nonzero()[0])
+        context, dense = ((types[0] == kind).nonzero().flatten() for kind in (CONTEXT_TOKEN, DENSE_FRAME_TOKEN))
+        length = int(context[0]) if len(context) else int(dense[-1]) + 1
         first = len(self.state.input_ids)
-        frames = ("num_context_frames", "num_extra_frames", "frame_features", "spatial_tokens", "dense_frames")
+        frames = ("num_context_frames", "num_extra_frames", "frame_grids", "frame_features", "deepstack_features",
+                  "spatial_tokens", "dense_frames")  # fmt: skip
+        positions = None if turn.position_ids is None else turn.position_ids[..., first:length].to(self.model.device)
         self.model(
             input_ids=turn.input_ids[:, first:length].to(self.model.device),
             mm_token_type_ids=types[:, first:length].to(self.model.device),
+            position_ids=positions,
             cache=self.cache,
             use_cache=True,
             logits_to_keep=1,
@@ -409,9 +421,9 @@ class SamaChat:
         logits = self.model.model.mask_tracker.segment_points(features, points, labels).mask_logits
         mask = self.processor.post_process_masks(logits[0], height, width)[0]
         if not mask.any() or self.model.config.region_shape == "box":
-            empty = (logits.new_zeros(1, height, width),)
-            (filled,) = self.model.model.fill_region_prompts(empty, torch.tensor([0]), points, labels, features)
-            mask = filled[0].bool().cpu().numpy()
+            model = self.model.model
+            found = model.segment_region_prompts(points, labels, features)
+            mask = model.resize_region_masks(found, (height, width))[0].bool().cpu().numpy()
         return prepared.frame, mask
 
     @torch.no_grad()

@@ -61,7 +61,8 @@ class WrittenConversation:
 @dataclass
 class ConversationInputs:
     """One conversation as lists and tensors, before it is batched. Rows count from 0 within the conversation; `frames`
-    are the frame numbers of the rows of `pixel_values`, `turns` the questions about the video."""
+    are the frame numbers of the rows of `pixel_values`, `turns` the questions about the video, `grid` the rows and
+    columns of a frame's tokens."""
 
     input_ids: list[int]
     token_types: list[int]
@@ -73,6 +74,8 @@ class ConversationInputs:
     regions: list[PreparedRegion] = field(default_factory=list)
     region_rows: list[int] = field(default_factory=list)
     frames: list[int] = field(default_factory=list)
+    grid: tuple[int, int] = (0, 0)
+    position_ids: torch.Tensor | None = None
     video: SamaVideo | None = None
     frame_choice: FrameChoice | None = None
 
@@ -96,7 +99,10 @@ class TurnInputs:
         visual (`dict`): The other arguments of the model: questions and regions of what is new. Empty for text alone.
         frames (`list[int]`): Frame numbers of the rows that `visual` refers to, the known ones first.
         num_context_frames (`int`): How many of them are context frames.
-        pixel_values (`torch.Tensor`, *optional*): Of those that are not known, shape `(num_frames, 3, size, size)`.
+        pixel_values (`torch.Tensor`, *optional*): Of those that are not known.
+        num_new_frames (`int`): How many these are.
+        position_ids (`torch.LongTensor` of shape `(3, 1, num_tokens)`, *optional*): Of the whole prompt, where the
+            backbone counts positions in another way than 0, 1, 2, ...
         prompt_frames (`list[int]`): The frame of each region that SAM 2 turns into a mask.
     """
 
@@ -107,6 +113,8 @@ class TurnInputs:
     frames: list[int] = field(default_factory=list)
     num_context_frames: int = 0
     pixel_values: torch.Tensor | None = None
+    num_new_frames: int = 0
+    position_ids: torch.Tensor | None = None
     prompt_frames: list[int] = field(default_factory=list)
 
 
@@ -257,6 +265,9 @@ def collate_tokens(samples: Sequence[ConversationInputs], pad_id: int, assistant
         "attention_mask": _left_padded([[1] * len(sample.input_ids) for sample in samples], 0),
         "mm_token_type_ids": _left_padded([sample.token_types for sample in samples], TEXT_TOKEN),
     }
+    positions = [sample.position_ids for sample in samples if sample.position_ids is not None]
+    if positions:
+        data["position_ids"] = _padded_positions(positions)
     if assistant_masks:
         data["assistant_masks"] = _left_padded([sample.assistant_mask for sample in samples], 0)
     return data
@@ -267,10 +278,16 @@ def _left_padded(rows: list[list[int]], value: int) -> torch.Tensor:
     return torch.tensor([[value] * (length - len(row)) + row for row in rows])
 
 
+def _padded_positions(rows: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Positions of shape `(3, batch_size, sequence_length)`, of the single rows' `(3, length)`, padded on the left."""
+    length = max(row.shape[1] for row in rows)
+    return torch.stack([F.pad(row, (length - row.shape[1], 0)) for row in rows], 1)
+
+
 def collate_frames(samples: Sequence[ConversationInputs]) -> dict:
     """Pixel values of all samples in one tensor, and which of its rows are used for what."""
     context = torch.tensor([sample.num_context_frames for sample in samples])
-    total = torch.tensor([0 if sample.pixel_values is None else len(sample.pixel_values) for sample in samples])
+    total = torch.tensor([len(sample.frames) for sample in samples])
     offsets = np.cumsum([0, *total.tolist()[:-1]]).tolist()
     placed = list(zip(samples, offsets, strict=True))
     data = {
@@ -278,6 +295,7 @@ def collate_frames(samples: Sequence[ConversationInputs]) -> dict:
         "num_context_frames": context,
         "num_extra_frames": total - context,
         "dense_frames": torch.tensor([offset + row for sample, offset in placed for row in sample.dense_rows]),
+        "frame_grids": torch.tensor([sample.grid for sample in samples]),
     }
     region_frames = [offset + row for sample, offset in placed for row in sample.region_rows]
     return {**data, "region_frames": torch.tensor(region_frames)} if region_frames else data
@@ -319,7 +337,10 @@ def collate_questions(samples: Sequence[ConversationInputs], tokenizer, max_leng
 
 
 def mask_tensors(
-    regions: Sequence[tuple[PreparedRegion, SamaVideo]], mask_size: int, grid_size: int, keep_small: bool
+    regions: Sequence[tuple[PreparedRegion, SamaVideo]],
+    mask_size: int,
+    grids: Sequence[tuple[int, int]],
+    keep_small: bool,
 ) -> dict:
     """
     Masks of all regions at the two sizes that the model reads, both by nearest neighbour straight from the video's
@@ -327,26 +348,30 @@ def mask_tensors(
 
     Args:
         regions (`list` of `(PreparedRegion, SamaVideo)`): All regions of the batch.
-        mask_size (`int`), grid_size (`int`): Sides of the two sizes.
+        mask_size (`int`): Side of the larger one.
+        grids (`list[tuple[int, int]]`): Rows and columns of the tokens of each region's frame.
         keep_small (`bool`): A region between the sampled pixels vanishes in nearest neighbour, as it does in the
             release. With `keep_small` it keeps every cell that it touches.
 
     Returns:
         `dict`: `region_masks` of shape `(num_regions, mask_size, mask_size)` and `region_grid_masks` of shape
-        `(num_regions, grid_size, grid_size)`, both float.
+        `(num_regions, rows, columns)`, of which smaller grids take the upper left, both float.
     """
-    sizes = {"region_masks": mask_size, "region_grid_masks": grid_size} if regions else {}
-    return {
-        name: torch.stack([_resized(region.mask, size, keep_small) for region, _ in regions])
-        for name, size in sizes.items()
-    }
+    if not regions:
+        return {}
+    masks = [region.mask for region, _ in regions]
+    grid_masks = torch.zeros(len(masks), *(max(sides) for sides in zip(*grids, strict=True)))
+    for row, mask, grid in zip(grid_masks, masks, grids, strict=True):
+        row[: grid[0], : grid[1]] = _resized(mask, grid, keep_small)
+    whole = torch.stack([_resized(mask, (mask_size, mask_size), keep_small) for mask in masks])
+    return {"region_masks": whole, "region_grid_masks": grid_masks}
 
 
-def _resized(mask: np.ndarray | None, size: int, keep_small: bool) -> torch.Tensor:
+def _resized(mask: np.ndarray | None, size: tuple[int, int], keep_small: bool) -> torch.Tensor:
     if mask is None:
-        return torch.zeros(size, size)
+        return torch.zeros(size)
     pixels = torch.from_numpy(np.ascontiguousarray(mask)).float()[None, None]
-    resized = F.interpolate(pixels, size=(size, size), mode="nearest")
+    resized = F.interpolate(pixels, size=size, mode="nearest")
     if keep_small and not resized.any():
         resized = F.adaptive_max_pool2d(pixels, size)
     return resized[0, 0]

@@ -243,6 +243,11 @@ class SamaProcessor(ProcessorMixin):
         """Rows and columns of the tokens of each frame of a video."""
         return self.family.frame_grid(self.image_processor, video.height, video.width)
 
+    @property
+    def max_frame_tokens(self) -> int:
+        """The most tokens of a frame."""
+        return self.family.max_frame_tokens(self.image_processor)
+
     def frame_pixel_values(self, video: SamaVideo, frames: Sequence[int]) -> torch.Tensor:
         """Pixel values of frames for the vision tower, such as a float tensor of shape `(num_frames, 3, size, size)`
         for InternVL."""
@@ -307,6 +312,7 @@ class SamaProcessor(ProcessorMixin):
         check_length(ids, self.tokenizer.model_max_length)
         types = token_types(ids, self.image_token_id, placeholder_kinds(call.text))
         inputs = ConversationInputs(ids, types, [0] * len(ids), turns=turns, video=parsed.video, frame_choice=frames)
+        self._with_positions(inputs)
         if parsed.video is not None:
             self._place_regions(inputs, call.regions)
             inputs.pixel_values = self._pixel_values(inputs)
@@ -405,6 +411,7 @@ class SamaProcessor(ProcessorMixin):
         ids, types = torch.tensor(inputs.input_ids), torch.tensor(inputs.token_types)
         known = 0 if known_ids is None else common_prefix(known_ids.to(ids.device), ids[:-1])
         turn = TurnInputs(ids[None], types[None], num_known_tokens=known)
+        turn.position_ids = None if inputs.position_ids is None else inputs.position_ids[:, None]
         num_placeholders = int((types[known:] != TEXT_TOKEN).sum())
         if parsed.video is None or not num_placeholders:
             return turn
@@ -413,6 +420,7 @@ class SamaProcessor(ProcessorMixin):
         self._place_regions(inputs, regions, known_frames)
         turn.frames, turn.num_context_frames = inputs.frames, inputs.num_context_frames
         turn.pixel_values = self._pixel_values(inputs, first=len(known_frames))
+        turn.num_new_frames = len(turn.frames) - len(known_frames)
         turn.prompt_frames = [region.frame for region in inputs.regions if region.mask is None]
         shows = bool((types[known:] == DENSE_FRAME_TOKEN).any())
         inputs.turns = new
@@ -420,6 +428,7 @@ class SamaProcessor(ProcessorMixin):
             "num_context_frames": torch.tensor([inputs.num_context_frames]),
             "num_extra_frames": torch.tensor([len(turn.frames) - inputs.num_context_frames]),
             "dense_frames": torch.tensor(inputs.dense_rows if shows else [], dtype=torch.long),
+            "frame_grids": torch.tensor([inputs.grid]),
             **collate_questions([inputs], self.qformer_tokenizer, self.qformer_max_length),
             **self._region_tensors([inputs]),
         }
@@ -480,7 +489,14 @@ class SamaProcessor(ProcessorMixin):
         types = token_types(
             ids, self.image_token_id, [kind for turn in written.turns for kind in turn.placeholder_types]
         )
-        return ConversationInputs(ids, types, mask, video=written.parsed.video, frame_choice=written.frames)
+        inputs = ConversationInputs(ids, types, mask, video=written.parsed.video, frame_choice=written.frames)
+        return self._with_positions(inputs)
+
+    def _with_positions(self, inputs: ConversationInputs) -> ConversationInputs:
+        if inputs.video is not None:
+            inputs.grid = self.frame_grid(inputs.video)
+        inputs.position_ids = self.family.position_ids(inputs.token_types, inputs.grid)
+        return inputs
 
     def _place_regions(self, inputs: ConversationInputs, regions: Sequence, known_frames: Sequence[int] = ()) -> None:
         video, choice = inputs.shown
@@ -492,16 +508,15 @@ class SamaProcessor(ProcessorMixin):
         video, _ = inputs.shown
         if not video.is_image:
             return self.frame_pixel_values(video, inputs.frames[first:])
-        if first:  # all tiles of a still are encoded at once
-            return torch.zeros(0, 3, self.image_size, self.image_size)
-        return self.tile_pixel_values(video)
+        # All tiles of a still are encoded at once
+        return self.frame_pixel_values(video, []) if first else self.tile_pixel_values(video)
 
     def _region_tensors(self, samples: Sequence[ConversationInputs]) -> dict:
         """Masks of all regions, and the prompts of those that SAM 2 turns into masks."""
         regions = [(region, sample.shown[0]) for sample in samples for region in sample.regions]
-        grid_size, keep_small = math.isqrt(self.config.backbone_config.image_seq_length), self.preset == "consistent"
+        grids, keep_small = [self.frame_grid(video) for _, video in regions], self.preset == "consistent"
         return {
-            **mask_tensors(regions, self.config.region_mask_size, grid_size, keep_small),
+            **mask_tensors(regions, self.config.region_mask_size, grids, keep_small),
             **prompt_tensors(regions, self.sam_image_size),
         }
 

@@ -54,7 +54,7 @@ class LengthBound:
         num_tiles = self.processor.max_tiles + 1  # and the thumbnail
         dense, context = (num_tiles,) * 2 if is_image else (len(frames.dense), len(frames.context))
         questions = sum(message["role"] == "user" for message in messages)
-        visual = num_visual_tokens(dense, context, questions, self.processor.config.backbone_config.image_seq_length)
+        visual = num_visual_tokens(dense, context, questions, self.processor.max_frame_tokens)
         return total + visual + FRAME_TAG_TOKENS * dense
 
     def regions_fit(self, messages: Sequence[dict]) -> bool:
@@ -97,6 +97,4 @@ def estimate_lengths(columns: dict[str, np.ndarray], processor, max_turns: int |
     dense, context = (np.select(kinds, [number, tiles]) for number in (dense, context))
     turns = np.minimum(columns["turns"], max_turns or columns["turns"])
     words = columns["characters"] * turns // np.maximum(columns["turns"], 1) // CHARACTERS_PER_TOKEN
-    return (
-        num_visual_tokens(dense, context, turns, processor.config.backbone_config.image_seq_length) + words
-    ).astype(np.int64)
+    return (num_visual_tokens(dense, context, turns, processor.max_frame_tokens) + words).astype(np.int64)

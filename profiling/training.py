@@ -64,27 +64,24 @@ class Setup:
 def larger_config(path: str) -> SamaConfig:
     """A checkpoint's configuration with the sizes of this file."""
     settings = SamaConfig.from_pretrained(path).to_dict()
-    text, vision, sam = (settings[name] for name in ("text_config", "vision_config", "sam_config"))
+    backbone, sam = settings["backbone_config"], settings["mask_config"]
+    backbone["image_seq_length"] = FRAME_TOKENS
+    text, vision = backbone["text_config"], backbone["vision_config"]
     text.pop("layer_types")  # one per layer, whose number changes
     text.update(TEXT)
     vision.update(VISION | {"image_size": [FRAME_SIZE] * 2, "patch_size": [PATCH_SIZE] * 2})
-    backbone = sam["vision_config"]["backbone_config"]
-    backbone["image_size"] = [SAM_SIZE] * 2
+    sam["vision_config"]["backbone_config"]["image_size"] = [SAM_SIZE] * 2
     sam["vision_config"]["backbone_feature_sizes"] = [[SAM_SIZE // stride] * 2 for stride in (4, 8, 16)]
     sam["image_size"] = sam["prompt_encoder_config"]["image_size"] = SAM_SIZE
     sam["memory_attention_rope_feat_sizes"] = [SAM_SIZE // 16] * 2
-    return SamaConfig(**settings | {"image_seq_length": FRAME_TOKENS})
+    return SamaConfig(**settings)
 
 
 def make_batch(path: str) -> dict:
     """A collated batch of toy-world dialogues with masks."""
-    processor = SamaProcessor.from_pretrained(
-        path,
-        trust_remote_code=True,
-        image_size=FRAME_SIZE,
-        image_seq_length=FRAME_TOKENS,
-        sam_image_size=SAM_SIZE,
-    )
+    saved = SamaProcessor.from_pretrained(path, image_size=FRAME_SIZE)
+    parts = (saved.image_processor, saved.tokenizer, saved.qformer_tokenizer, saved.chat_template)
+    processor = SamaProcessor(*parts, config=larger_config(path))
     render, world = Renderer(processor, RenderSettings(regions="mask")), ToyWorld(WORLD)
     samples = []
     for index in range(SAMPLES):

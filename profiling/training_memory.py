@@ -265,7 +265,7 @@ def training_step(model: SamaForConditionalGeneration, workload: Workload) -> li
     )
     image_size, sam_size = config.vision_config.image_size, config.mask_config.image_size
     batch, num_frames = workload.batch, workload.batch * workload.frames
-    features = inner.encode_frames(torch.zeros(num_frames, 3, *image_size, dtype=dtype))
+    features = inner.encode_frames(torch.zeros(num_frames, 3, *image_size, dtype=dtype)).features
     summaries = aggregator.summarise_frames(features)
     length = config.aggregator_config.num_temporal_queries + workload.question_tokens
     videos = torch.arange(batch).repeat_interleave(workload.questions)

@@ -31,6 +31,7 @@ CONVERSATION = {
 REMOTE_CODE = {
     "versions_sama": set(),
     "configuration_sama": {"versions_sama"},
+    "inputs_sama": set(),
     "losses_sama": set(),
     "modeling_sama_aggregator": {"configuration_sama"},
     "modeling_sama_backbones": {"configuration_sama", "versions_sama"},
@@ -38,6 +39,7 @@ REMOTE_CODE = {
     "modeling_sama": {
         "chat_sama",
         "configuration_sama",
+        "inputs_sama",
         "losses_sama",
         "modeling_sama_aggregator",
         "modeling_sama_backbones",
@@ -45,7 +47,14 @@ REMOTE_CODE = {
         "versions_sama",
     },
     "chat_sama": CONVERSATION - {"prompts_sama"}
-    | {"encoding_sama", "feature_store_sama", "modeling_sama_tracker", "overlay_sama", "streaming_sama"},
+    | {
+        "encoding_sama",
+        "feature_store_sama",
+        "inputs_sama",
+        "modeling_sama_tracker",
+        "overlay_sama",
+        "streaming_sama",
+    },
     "feature_store_sama": {"modeling_sama_tracker"},
     "streaming_sama": {"prompts_sama"},
     "processing_sama": CONVERSATION

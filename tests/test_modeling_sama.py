@@ -249,7 +249,7 @@ def test_recorder_keeps_only_new_seg_tokens():
 
 def test_an_empty_grid_mask_gives_numbers_in_half_precision():
     encoder = tiny_model().model.region_encoder.half()
-    pooled, _ = encoder(torch.ones(1, 4, 32).half(), torch.zeros(1, 2, 2), torch.ones(1, 16, 16))
+    pooled, _ = encoder(torch.ones(1, 4, 32).half(), torch.zeros(1, 4), torch.ones(1, 16, 16))
     assert pooled.isfinite().all()
 
 
@@ -274,7 +274,7 @@ def test_context_of_videos_of_several_lengths_is_that_of_each_alone():
         visual = SamaVisualInputs(**{name: inputs.get(name) for name in VISUAL_INPUT_NAMES})
         types = inputs["mm_token_type_ids"]
         with torch.no_grad():
-            return model.model.embed_inputs(inputs["input_ids"], types, visual)[types == CONTEXT_TOKEN]
+            return model.model.embed_inputs(inputs["input_ids"], types, visual)[0][types == CONTEXT_TOKEN]
 
     alone = torch.cat([context([one]) for one in conversations])
     assert len(alone) == 3 + 2 * 5 + 2 * 3

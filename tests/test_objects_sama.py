@@ -14,7 +14,7 @@ def test_a_region_between_the_sampled_pixels(keep_small):
     mask = np.zeros((100, 100), dtype=bool)
     mask[60, 10] = True
     video = SamaVideo.open(np.zeros((1, 100, 100, 3), dtype=np.uint8))
-    tensors = mask_tensors([(PreparedRegion(frame=0, area=1.0, mask=mask), video)], 8, 4, keep_small)
+    tensors = mask_tensors([(PreparedRegion(frame=0, area=1.0, mask=mask), video)], 8, [(4, 4)], keep_small)
     expected = np.zeros((4, 4))
     expected[2, 0] = keep_small
     np.testing.assert_array_equal(tensors["region_grid_masks"][0], expected)

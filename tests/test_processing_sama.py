@@ -410,7 +410,7 @@ def test_a_sample_is_the_same_alone_and_in_any_batch(processor, seed):
 def test_keys_without_content_are_absent(processor):
     assert set(processor.apply_chat_template([[user("Hi.")], [user("Hello there.")]])) == TOKEN_KEYS
     batch = processor.apply_chat_template([user(video_part(), "What?")])
-    visual = {"pixel_values", "num_context_frames", "num_extra_frames", "dense_frames"}
+    visual = {"pixel_values", "num_context_frames", "num_extra_frames", "dense_frames", "frame_grids"}
     questions = {"qformer_input_ids", "qformer_attention_mask", "question_samples"}
     assert set(batch) == TOKEN_KEYS | visual | questions
     assert not processor.apply_chat_template([user("Hi.")])["mm_token_type_ids"].any()

@@ -30,7 +30,7 @@ def save_checkpoint(folder: Path, **overrides) -> Path:
     }
     model = tiny_model(num_mask_points=64, **ids, **overrides)
     for part in ("spatial_qformer_config", "temporal_qformer_config"):
-        settings = vars(model.config)[part]
+        settings = getattr(model.config.aggregator_config, part)
         settings.hidden_dropout_prob = settings.attention_probs_dropout_prob = 0.0
     model.config.mask_config.memory_attention_dropout = model.config.mask_config.memory_attention_rope_dropout = 0.0
     model.save_pretrained(folder)

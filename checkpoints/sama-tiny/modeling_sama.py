@@ -9,7 +9,7 @@ C language-model width, L tokens of a conversation, Q questions, R regions, G si
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -31,9 +31,10 @@ from .configuration_sama import (
     SHARED_SETTINGS,
     SamaConfig,
 )
+from .inputs_sama import VISUAL_INPUT_NAMES, SamaMaskTargets, SamaVisualInputs, grid_cells, unpadded
 from .losses_sama import mask_iou, mask_losses, resize_targets
 from .modeling_sama_aggregator import SamaContextAggregator, SamaRegionEncoder
-from .modeling_sama_backbones import backbone_family
+from .modeling_sama_backbones import FrameTokens, backbone_family
 from .modeling_sama_tracker import FrameFeatures, SamaMaskTracker, TrackedFrame
 from .versions_sama import CACHE, TRANSFORMERS
 
@@ -41,104 +42,6 @@ from .versions_sama import CACHE, TRANSFORMERS
 logger = logging.get_logger(__name__)
 
 
-@dataclass
-class SamaVisualInputs:
-    """Everything a batch of conversations shows and points at; tensors of all conversations one after another.
-
-    Args:
-        pixel_values (`torch.Tensor` of shape `(num_frames, 3, size, size)`):
-            Frames for the vision tower. In each conversation first its context frames (or tiles), then frames that
-            only carry a region.
-        num_context_frames, num_extra_frames (`torch.LongTensor` of shape `(batch_size,)`): the counts of both kinds.
-        dense_frames (`torch.LongTensor` of shape `(num_dense_frames,)`):
-            Rows of `pixel_values` whose tokens the language model sees in full, in reading order.
-        qformer_input_ids, qformer_attention_mask (`torch.LongTensor` of shape `(num_questions, length)`):
-            The questions as the temporal Q-Former reads them.
-        question_samples (`torch.LongTensor` of shape `(num_questions,)`): the conversation of each question.
-        region_masks (`torch.Tensor` of shape `(num_regions, mask_size, mask_size)`): binary masks, in reading order.
-        region_grid_masks (`torch.Tensor` of shape `(num_regions, grid, grid)`): the same on the token grid.
-        region_frames (`torch.LongTensor` of shape `(num_regions,)`): row of `pixel_values` that each region lies on.
-        region_prompt_indices (`torch.LongTensor` of shape `(num_prompts,)`):
-            Regions given as clicks or boxes: their rows of `region_masks`, which SAM 2 fills.
-        region_prompt_points, region_prompt_labels (`torch.Tensor` of shape `(num_prompts, num_points, 2)` and
-            `torch.LongTensor` of shape `(num_prompts, num_points)`): the clicks, in SAM 2's input pixels and labels.
-        region_prompt_frames (`torch.LongTensor` of shape `(num_prompts,)`): rows of `region_prompt_pixel_values`.
-        region_prompt_pixel_values (`torch.Tensor` of shape `(num_prompt_frames, 3, sam_size, sam_size)`)
-        frame_features (`torch.Tensor` of shape `(num_frames, tokens_per_frame, width)`, *optional*):
-            Takes the place of `pixel_values` when the frames were encoded before.
-        spatial_tokens (`torch.Tensor` of shape `(num_context_frames, num_spatial_queries, qformer_width)`,
-        *optional*):
-            The context frames' summaries, when they were computed before.
-    """
-
-    pixel_values: torch.Tensor | None = None
-    num_context_frames: torch.LongTensor | None = None
-    num_extra_frames: torch.LongTensor | None = None
-    dense_frames: torch.LongTensor | None = None
-    qformer_input_ids: torch.LongTensor | None = None
-    qformer_attention_mask: torch.LongTensor | None = None
-    question_samples: torch.LongTensor | None = None
-    region_masks: torch.Tensor | None = None
-    region_grid_masks: torch.Tensor | None = None
-    region_frames: torch.LongTensor | None = None
-    region_prompt_indices: torch.LongTensor | None = None
-    region_prompt_points: torch.Tensor | None = None
-    region_prompt_labels: torch.LongTensor | None = None
-    region_prompt_frames: torch.LongTensor | None = None
-    region_prompt_pixel_values: torch.Tensor | None = None
-    frame_features: torch.Tensor | None = None
-    spatial_tokens: torch.Tensor | None = None
-
-
-@dataclass
-class SamaMaskTargets:
-    """What the [SEG]s of a batch are to select, in training; F frames of all conversations one after another.
-
-    Args:
-        sam_pixel_values (`torch.Tensor` of shape `(num_frames, 3, sam_size, sam_size)`): the frames with targets.
-        sam_frame_counts (`torch.LongTensor` of shape `(batch_size,)`): how many of them each conversation has.
-        sam_prompted (`torch.BoolTensor` of shape `(num_frames,)`, *optional*):
-            Frames that [SEG] prompts; the others are reached by propagation. Without it, all are prompted.
-        target_masks (`list[torch.Tensor]`):
-            For each conversation bool masks of shape `(num_objects, num_frames, height, width)`, an object for each
-            [SEG] that has a label, at any size.
-        point_seeds (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
-            What decides at which points the masks of each conversation are compared, 0 by default.
-    """
-
-    sam_pixel_values: torch.Tensor | None = None
-    sam_frame_counts: torch.LongTensor | None = None
-    sam_prompted: torch.BoolTensor | None = None
-    target_masks: list[torch.Tensor] | None = None
-    point_seeds: torch.LongTensor | None = None
-
-    def check(self, num_segs: list[int]) -> None:
-        """Raises `ValueError` unless every conversation has a mask for each of its [SEG]s in each of its frames."""
-        found = [tuple(masks.shape[:2]) for masks in self.target_masks]
-        wanted = [(segs, frames if segs else 0) for segs, frames in zip(num_segs, self.counts, strict=True)]
-        if found != wanted or sum(self.counts) != len(self.sam_pixel_values):
-            raise ValueError(
-                f"Masks of (objects, frames) {found} for {wanted} in the text and `sam_frame_counts`, and "
-                f"{len(self.sam_pixel_values)} frames for {sum(self.counts)} counted; was an answer cut?"
-            )
-
-    @property
-    def counts(self) -> list[int]:
-        """Frames of each conversation."""
-        return self.sam_frame_counts.tolist()
-
-    @property
-    def need_memory(self) -> bool:
-        """Whether some frame is reached by propagation."""
-        return self.sam_prompted is not None and not self.sam_prompted.all()
-
-    @property
-    def prompted_frames(self) -> list[list[int]]:
-        """For each conversation, which of its frames [SEG] prompts."""
-        return [given.nonzero().flatten().tolist() for given in self.sam_prompted.split(self.counts)]
-
-
-VISUAL_INPUT_NAMES = tuple(field.name for field in fields(SamaVisualInputs))
 WEIGHTED_LOSSES = ("mask_loss", "dice_loss", "iou_loss", "presence_loss")
 
 
@@ -264,83 +167,78 @@ class SamaModel(SamaPreTrainedModel):
 
     # ---- verbs ------------------------------------------------------------------------------------------------------
 
-    def encode_frames(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Vision tower and projector: `(num_frames, 3, size, size)` to `(num_frames, tokens_per_frame, width)`."""
-        return self.family.encode_frames(self.backbone, pixel_values).features
+    def encode_frames(self, pixel_values: torch.Tensor, grids: torch.Tensor | None = None) -> FrameTokens:
+        """Vision tower and projector on frames, whose tokens have the given rows and columns (num_frames, 2)."""
+        return self.family.encode_frames(self.backbone, pixel_values, grids)
 
-    def fill_region_prompts(
-        self,
-        masks: Sequence[torch.Tensor],
-        rows: torch.Tensor,
-        points: torch.Tensor,
-        labels: torch.Tensor,
-        features: FrameFeatures,
-    ) -> list[torch.Tensor]:
-        """Turns clicks and boxes into masks with SAM 2's own prompt encoder and original decoder.
+    def segment_region_prompts(
+        self, points: torch.Tensor, labels: torch.Tensor, features: FrameFeatures
+    ) -> torch.Tensor:
+        """What clicks and boxes select, by SAM 2's own prompt encoder and original decoder: float masks of 0 and 1, of
+        shape `(num_prompts, 1, 4h, 4w)`.
 
         Args:
-            masks (`Sequence[torch.Tensor]`): region masks, each of shape `(num_regions, side, side)` with its own
-            side.
-            rows (`torch.LongTensor` of shape `(num_prompts,)`): which of the regions are given as clicks or boxes.
             points, labels: of shape `(num_prompts, num_points, 2)` and `(num_prompts, num_points)`, in SAM 2's input
             pixels.
             features ([`FrameFeatures`]): of each prompt's frame.
-
-        Returns:
-            `list[torch.Tensor]`: `masks`, complete; rows of other regions stay as they are.
         """
         points, labels = points.to(features.image.device), labels.to(features.image.device)
         logits = self.mask_tracker.segment_points(features, points, labels).mask_logits
-        found = prompted_masks(logits, points, labels, self.config)  # (prompts, 1, 4h, 4w)
-        filled = [mask.clone() for mask in masks]
-        for mask in filled:
-            resized = F.interpolate(found, mask.shape[-2:], mode="nearest")
-            if self.config.preset == "consistent":
-                # What lies between the sampled pixels keeps every cell that it touches, as in the processor.
-                lost = ~resized.flatten(1).any(1)
-                if lost.any():
-                    resized[lost] = F.adaptive_max_pool2d(found[lost], mask.shape[-2:])
-            mask[rows] = resized.squeeze(1).to(mask)
-        return filled
+        return prompted_masks(logits, points, labels, self.config)
+
+    def resize_region_masks(self, masks: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+        """Masks (num_regions, 1, height, width) at another size, by nearest neighbour: (num_regions, *size)."""
+        resized = F.interpolate(masks, tuple(size), mode="nearest")
+        if self.config.preset == "consistent":
+            # What lies between the sampled pixels keeps every cell that it touches, as in the processor.
+            lost = ~resized.flatten(1).any(1)
+            if lost.any():
+                resized[lost] = F.adaptive_max_pool2d(masks[lost], tuple(size))
+        return resized.squeeze(1)
+
+    def fill_region_prompts(self, visual: SamaVisualInputs, features: FrameFeatures) -> SamaVisualInputs:
+        """`visual` with the masks of clicks and boxes filled in, which lie on frames with the given features."""
+        rows = visual.region_prompt_indices
+        found = self.segment_region_prompts(visual.region_prompt_points, visual.region_prompt_labels, features)
+        masks, grid_masks = visual.region_masks.clone(), visual.region_grid_masks.clone()
+        masks[rows] = self.resize_region_masks(found, masks.shape[-2:]).to(masks)
+        grids = None if visual.grids is None else visual.grids[visual.region_frames.cpu()].tolist()
+        for number, row in enumerate(rows.tolist()):
+            height, width = grid_masks.shape[-2:] if grids is None else grids[row]
+            grid_masks[row, :height, :width] = self.resize_region_masks(found[number : number + 1], (height, width))[0]
+        return replace(visual, region_masks=masks, region_grid_masks=grid_masks, region_prompt_indices=None)
 
     @torch.no_grad()
     def complete_regions(self, visual: SamaVisualInputs) -> SamaVisualInputs:
         """`visual` with the masks of clicks and boxes filled in; frames one by one, SAM 2's input is large."""
         frames = visual.region_prompt_pixel_values
         features = FrameFeatures.concatenate([self.mask_tracker.encode_frames(frame[None]) for frame in frames])
-        masks, grid_masks = self.fill_region_prompts(
-            (visual.region_masks, visual.region_grid_masks),
-            visual.region_prompt_indices,
-            visual.region_prompt_points,
-            visual.region_prompt_labels,
-            features.take(visual.region_prompt_frames.to(features.image.device)),
-        )
-        return replace(visual, region_masks=masks, region_grid_masks=grid_masks, region_prompt_indices=None)
+        return self.fill_region_prompts(visual, features.take(visual.region_prompt_frames.to(features.image.device)))
 
     def aggregate_context(self, visual: SamaVisualInputs) -> torch.Tensor:
         """Context tokens of all questions in reading order, flattened to `(num_context_tokens, width)`: the questions
         of a conversation read the frames of that conversation.
 
-        Conversations with equally many context frames pass the aggregator together, which changes no number and saves
-        most of the small operations of a step.
+        Conversations with equally many context frames of equally many tokens pass the aggregator together, which
+        changes no number and saves most of the small operations of a step.
         """
         frame_features, device = visual.frame_features, visual.frame_features.device
         if visual.question_samples is None:
             return frame_features.new_zeros(0, frame_features.shape[-1])
         num_context, num_extra = visual.num_context_frames.cpu(), visual.num_extra_frames.cpu()
-        summaries = visual.spatial_tokens
-        if summaries is None:
-            rows = context_rows(num_context.tolist(), num_extra.tolist()).to(device)
-            summaries = self.context_aggregator.summarise_frames(frame_features[rows])
+        summaries = self.summarise_context(visual) if visual.spatial_tokens is None else visual.spatial_tokens
         first_frames, first_summaries = first_rows(num_context + num_extra), first_rows(num_context)
         regions, region_questions = self.encode_question_regions(visual)
         question_samples, tokens = visual.question_samples.cpu(), {}
-        for questions in questions_by_length(num_context, question_samples):
+        num_tokens = torch.full_like(num_context, frame_features.shape[1])
+        if visual.frame_grids is not None:
+            num_tokens = visual.frame_grids.cpu().prod(1)
+        for questions in questions_by_shape(torch.stack([num_context, num_tokens], 1), question_samples):
             samples, videos = question_samples[questions].unique(return_inverse=True)
-            length = int(num_context[samples[0]])
+            length, width = int(num_context[samples[0]]), int(num_tokens[samples[0]])
             own = torch.isin(region_questions, questions).nonzero().flatten().to(device)
             context = self.context_aggregator(
-                gather_spans(frame_features, first_frames[samples], length),
+                gather_spans(frame_features, first_frames[samples], length)[:, :, :width],
                 gather_spans(summaries, first_summaries[samples], length),
                 visual.qformer_input_ids.to(device)[questions.to(device)],
                 visual.qformer_attention_mask.to(device)[questions.to(device)],
@@ -349,6 +247,17 @@ class SamaModel(SamaPreTrainedModel):
             )  # (questions, length, C)
             tokens |= dict(zip(questions.tolist(), context, strict=True))
         return torch.cat([tokens[question] for question in sorted(tokens)])
+
+    def summarise_context(self, visual: SamaVisualInputs) -> torch.Tensor:
+        """The summaries of all context frames, (num_context_frames, num_spatial_queries, qformer_width)."""
+        rows = context_rows(visual.num_context_frames.tolist(), visual.num_extra_frames.tolist())
+        features = visual.frame_features[rows.to(visual.frame_features.device)]
+        if visual.grids is None:
+            return self.context_aggregator.summarise_frames(features)
+        lengths = visual.grids.prod(1)[rows]
+        order = [(lengths == length).nonzero().flatten() for length in lengths.unique()]
+        parts = [self.context_aggregator.summarise_frames(features[one, : lengths[one[0]]]) for one in order]
+        return torch.cat(parts)[torch.cat(order).argsort()]
 
     def encode_question_regions(
         self, visual: SamaVisualInputs
@@ -365,11 +274,12 @@ class SamaModel(SamaPreTrainedModel):
         regions."""
         if visual.region_masks is None:
             return None
-        features = visual.frame_features
+        features, frames = visual.frame_features, visual.region_frames
+        cells = visual.region_grid_masks.flatten(1)
+        if visual.grids is not None:
+            cells = grid_cells(visual.region_grid_masks, visual.grids[frames.cpu()].tolist(), features.shape[1])
         return encoder(
-            features[visual.region_frames.to(features.device)],
-            visual.region_grid_masks.to(features.device),
-            visual.region_masks.to(features.device),
+            features[frames.to(features.device)], cells.to(features.device), visual.region_masks.to(features.device)
         )
 
     def place_visual_tokens(
@@ -385,7 +295,8 @@ class SamaModel(SamaPreTrainedModel):
         Raises:
             ValueError: if a kind has more or fewer placeholders than tokens.
         """
-        dense = visual.frame_features[visual.dense_frames.to(visual.frame_features.device)].flatten(0, 1)
+        dense = visual.frame_features[visual.dense_frames.to(visual.frame_features.device)]
+        dense = unpadded(dense, visual.dense_lengths)
         kinds = [(DENSE_FRAME_TOKEN, "dense frame", dense), (CONTEXT_TOKEN, "context", context)]
         if regions is not None:
             kinds += [(REGION_POOLED_TOKEN, "region", regions[0]), (REGION_SHAPE_TOKEN, "region shape", regions[1])]
@@ -460,29 +371,36 @@ class SamaModel(SamaPreTrainedModel):
     def encode_blank_frame(self) -> torch.Tensor:
         """Zero, from a black frame: a process whose samples are text alone runs the vision tower too."""
         blank = self.family.blank_pixel_values(self.backbone)
-        return 0.0 * self.encode_frames(blank).sum()
+        return 0.0 * self.encode_frames(blank).features.sum()
 
     def encode_visual(self, visual: SamaVisualInputs) -> SamaVisualInputs:
         """`visual` with features in place of pixels, and with masks in place of clicks and boxes."""
         if visual.frame_features is None:
-            visual = replace(visual, frame_features=self.encode_frames(visual.pixel_values))
+            frames = self.encode_frames(visual.pixel_values, visual.grids)
+            deepstack = None if frames.deepstack is None else frames.deepstack[visual.dense_frames]
+            visual = replace(visual, frame_features=frames.features, deepstack_features=deepstack)
         return visual if visual.region_prompt_indices is None else self.complete_regions(visual)
 
     def embed_inputs(
         self, input_ids: torch.Tensor, mm_token_type_ids: torch.Tensor | None, visual: SamaVisualInputs
-    ) -> torch.Tensor:
-        """Embeddings (B, L, C) of conversations with everything visual in place."""
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, list[torch.Tensor]] | None]:
+        """Embeddings (B, L, C) of conversations with everything visual in place, and what the backbone adds to the
+        states of its first layers: a mask (B, L) and for each level of it the features of the marked positions."""
         inputs_embeds = self.get_input_embeddings()(input_ids)
         if visual.pixel_values is None and visual.frame_features is None:
             touched = self.encode_blank_frame() if self.is_distributed_training else 0.0
-            return inputs_embeds + touched
+            return inputs_embeds + touched, None
         refuse_offloaded(self)
         if mm_token_type_ids is None:
             raise ValueError("Frames were given without `mm_token_type_ids`, which says where in the text they go.")
         visual = self.encode_visual(visual)
         regions = self.encode_regions(visual, self.region_encoder)
         context = self.aggregate_context(visual)
-        return self.place_visual_tokens(inputs_embeds, mm_token_type_ids, visual, regions, context)
+        inputs_embeds = self.place_visual_tokens(inputs_embeds, mm_token_type_ids, visual, regions, context)
+        if visual.deepstack_features is None:
+            return inputs_embeds, None
+        levels = unpadded(visual.deepstack_features, visual.dense_lengths).unbind(1)
+        return inputs_embeds, (mm_token_type_ids == DENSE_FRAME_TOKEN, list(levels))
 
     def forward(
         self,
@@ -499,9 +417,11 @@ class SamaModel(SamaPreTrainedModel):
         [`SamaForConditionalGeneration.forward`]."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Exactly one of `input_ids` and `inputs_embeds` must be given.")
+        deepstack = None
         if inputs_embeds is None:
-            inputs_embeds = self.embed_inputs(input_ids, mm_token_type_ids, visual or SamaVisualInputs())
-        return self.family.run(self.backbone, inputs_embeds, attention_mask, position_ids, cache, **kwargs)
+            self.family.check_position_ids(position_ids, mm_token_type_ids)
+            inputs_embeds, deepstack = self.embed_inputs(input_ids, mm_token_type_ids, visual or SamaVisualInputs())
+        return self.family.run(self.backbone, inputs_embeds, attention_mask, position_ids, cache, deepstack, **kwargs)
 
 
 class SamaForConditionalGeneration(SamaPreTrainedModel, GenerationMixin):
@@ -544,7 +464,9 @@ class SamaForConditionalGeneration(SamaPreTrainedModel, GenerationMixin):
         region_prompt_labels: torch.LongTensor | None = None,
         region_prompt_frames: torch.LongTensor | None = None,
         region_prompt_pixel_values: torch.Tensor | None = None,
+        frame_grids: torch.LongTensor | None = None,
         frame_features: torch.Tensor | None = None,
+        deepstack_features: torch.Tensor | None = None,
         spatial_tokens: torch.Tensor | None = None,
         sam_pixel_values: torch.Tensor | None = None,
         sam_frame_counts: torch.LongTensor | None = None,
@@ -578,7 +500,7 @@ class SamaForConditionalGeneration(SamaPreTrainedModel, GenerationMixin):
             qformer_input_ids, qformer_attention_mask, question_samples,
             region_masks, region_grid_masks, region_frames, region_prompt_indices, region_prompt_points,
             region_prompt_labels, region_prompt_frames, region_prompt_pixel_values,
-            frame_features, spatial_tokens,
+            frame_grids, frame_features, deepstack_features, spatial_tokens,
         )
         targets = SamaMaskTargets(sam_pixel_values, sam_frame_counts, sam_prompted, target_masks, point_seeds)
         # fmt: on
@@ -847,10 +769,11 @@ def context_rows(num_context: list[int], num_extra: list[int]) -> torch.Tensor:
     return torch.cat(rows)
 
 
-def questions_by_length(num_context: torch.Tensor, question_samples: torch.Tensor) -> list[torch.Tensor]:
-    """The questions about videos with equally many context frames, shortest videos first, each in reading order."""
-    lengths = num_context[question_samples]
-    return [(lengths == length).nonzero().flatten() for length in lengths.unique()]
+def questions_by_shape(shapes: torch.Tensor, question_samples: torch.Tensor) -> list[torch.Tensor]:
+    """The questions about videos of one shape, given as (num_videos, 2): how many context frames of how many tokens;
+    shortest videos first, each in reading order."""
+    asked = shapes[question_samples]
+    return [(asked == shape).all(1).nonzero().flatten() for shape in asked.unique(dim=0)]
 
 
 def first_rows(lengths: torch.Tensor) -> torch.Tensor:

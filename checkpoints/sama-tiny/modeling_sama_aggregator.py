@@ -34,20 +34,20 @@ class SamaRegionEncoder(nn.Module):
         )
 
     def forward(
-        self, frame_features: torch.Tensor, grid_masks: torch.Tensor, masks: torch.Tensor
+        self, frame_features: torch.Tensor, cells: torch.Tensor, masks: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Encodes R regions.
 
         Args:
             frame_features (`torch.Tensor` of shape `(num_regions, tokens_per_frame, width)`): each region's own frame.
-            grid_masks (`torch.Tensor` of shape `(num_regions, grid, grid)`): cells of the token grid that the region
+            cells (`torch.Tensor` of shape `(num_regions, tokens_per_frame)`): tokens of the frame that the region
             covers.
             masks (`torch.Tensor` of shape `(num_regions, mask_size, mask_size)`): the region's binary mask.
 
         Returns:
             the pooled feature and the shape feature, each of shape `(num_regions, output_size)`.
         """
-        cells = (grid_masks.flatten(1) > 0).to(frame_features.dtype)  # (R, P)
+        cells = (cells > 0).to(frame_features.dtype)  # (R, P)
         # A region smaller than a cell may cover none: its pooled feature is the projection of zeros, as in the
         # release.
         pooled = (cells.unsqueeze(1) @ frame_features).squeeze(1) / cells.sum(1, keepdim=True).clamp(min=1)  # (R, C)

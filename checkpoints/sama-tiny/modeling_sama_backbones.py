@@ -71,6 +71,10 @@ class BackboneFamily:
         """Rows and columns of the tokens of a frame of `height` x `width` pixels."""
         raise NotImplementedError
 
+    def max_frame_tokens(self, image_processor: Any) -> int:
+        """The most tokens of a frame of any size."""
+        raise NotImplementedError
+
     def frame_pixel_values(self, image_processor: Any, frames: Sequence[Image.Image]) -> torch.Tensor:
         """What [`encode_frames`] takes, of frames of one size."""
         raise NotImplementedError
@@ -101,6 +105,9 @@ class BackboneFamily:
             `torch.LongTensor` of shape `(3, length)`, or None.
         """
         return None
+
+    def check_position_ids(self, position_ids: torch.Tensor | None, token_types: torch.Tensor | None) -> None:
+        """Raises `ValueError` if tokens of frames are among `token_types` and [`position_ids`] were not given."""
 
     # ---- model ------------------------------------------------------------------------------------------------------
 
@@ -163,6 +170,9 @@ class InternVLFamily(BackboneFamily):
 
     def frame_grid(self, image_processor: Any, height: int, width: int) -> tuple[int, int]:
         return self.side, self.side
+
+    def max_frame_tokens(self, image_processor: Any) -> int:
+        return self.side**2
 
     def frame_pixel_values(self, image_processor: Any, frames: Sequence[Image.Image]) -> torch.Tensor:
         """Float tensor of shape `(num_frames, 3, size, size)`."""

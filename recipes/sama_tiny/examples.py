@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from sama.configuration_sama import SamaConfig
 from sama.data.collator import IGNORED
 from sama.data.rendering import Renderer, RenderSettings
-from sama.modeling_sama import questions_by_length
+from sama.modeling_sama import questions_by_shape
 from sama.objects_sama import Region
 from sama.processing_sama import SamaProcessor
 from sama.recipes.sama_tiny.labels import (
@@ -186,7 +186,7 @@ class TrainingExamples(Dataset):
         regions = [(example.clip, thing) for example in examples for thing in example.regions]
         segs = [(example.clip, thing) for example in examples for thing in example.segs]
         targets = self.context_targets(questions) | self.frame_targets(examples, inputs)
-        groups = questions_by_length(inputs["num_context_frames"], inputs["question_samples"])
+        groups = questions_by_shape(inputs["num_context_frames"][:, None], inputs["question_samples"])
         targets |= self.question_targets([questions[place] for group in groups for place in group.tolist()])
         if regions:
             targets["regions"] = torch.tensor([facts(*one) for one in regions]).T

@@ -180,7 +180,7 @@ class AuxiliaryLosses:
             "region shapes": model.context_aggregator.region_encoder.shape_projection,
         }
         with recorded_calls(modules) as calls:
-            embeds = model.embed_inputs(inputs["input_ids"], inputs["mm_token_type_ids"], visual)
+            embeds, _ = model.embed_inputs(inputs["input_ids"], inputs["mm_token_type_ids"], visual)
         # Inputs of the injection: frames (videos, T, P, width), temporal tokens, the video of each question
         groups = [(arguments[2], arguments[0].shape[1:3]) for arguments, _ in calls["injection"]]
         queries = [

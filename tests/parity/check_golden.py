@@ -81,7 +81,7 @@ class Golden:
     @cached_property
     def frame_features(self) -> torch.Tensor:
         frames = self.processor.choose_frames(self.video).context
-        return self.model.model.encode_frames(self.processor.frame_pixel_values(self.video, frames))
+        return self.model.model.encode_frames(self.processor.frame_pixel_values(self.video, frames)).features
 
     @cached_property
     def region_positions(self) -> list[int]:

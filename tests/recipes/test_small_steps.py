@@ -26,7 +26,7 @@ def test_new_layers_keep_the_outputs_and_get_gradients(model):
     assert len(layers[1]) == model.config.vision_config.num_hidden_layers + 1
     ids, pixels = torch.arange(20, 40)[None], torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     wanted, found = (one(input_ids=ids, mm_token_type_ids=torch.zeros_like(ids)).logits for one in (model, deep))
-    wanted_frames, found_frames = (one.model.encode_frames(pixels) for one in (model, deep))
+    wanted_frames, found_frames = (one.model.encode_frames(pixels).features for one in (model, deep))
     assert torch.equal(wanted, found) and torch.equal(wanted_frames, found_frames)
     (found.square().mean() + found_frames.square().mean()).backward()
     assert all(layer.mlp.down_proj.weight.grad.any() for layer in layers[0])
