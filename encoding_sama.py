@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerBase
 from .configuration_sama import TEXT_TOKEN, SamaConfig
 from .messages_sama import ParsedConversation
 from .objects_sama import PADDING_LABEL, PreparedRegion
-from .prompts_sama import IMAGE_CONTEXT, POOLED_SLOT, SEG, SHAPE_SLOT, RenderedText, TurnText, TurnWriter, VisualText
+from .prompts_sama import POOLED_SLOT, SEG, SHAPE_SLOT, TurnText, TurnWriter, VisualText
+from .templates_sama import RenderedText
 from .video_sama import FrameChoice, SamaVideo
 
 
@@ -190,7 +191,7 @@ def token_types(ids: Sequence[int], image_token_id: int, kinds: Sequence[int]) -
     positions = [position for position, token in enumerate(ids) if token == image_token_id]
     if len(positions) != len(kinds):
         raise ValueError(
-            f"The text has {len(positions)} {IMAGE_CONTEXT} tokens but the frames and regions need {len(kinds)}; "
+            f"The text has {len(positions)} placeholders but the frames and regions need {len(kinds)}; "
             "the chat template or the tokenizer changes the placeholders."
         )
     types = [TEXT_TOKEN] * len(ids)
@@ -210,8 +211,8 @@ def check_tags(tokenizer: PreTrainedTokenizerBase | None, tags: Sequence[str], n
     return tokenizer
 
 
-def check_ids(tokenizer, config: SamaConfig) -> None:
-    for name, tag in (("image_token_id", IMAGE_CONTEXT), ("seg_token_id", SEG)):
+def check_ids(tokenizer, config: SamaConfig, image_context: str) -> None:
+    for name, tag in (("image_token_id", image_context), ("seg_token_id", SEG)):
         expected, found = getattr(config, name), tokenizer.convert_tokens_to_ids(tag)
         if expected != found:
             raise ValueError(
@@ -246,6 +247,8 @@ def count_tokens(written: WrittenConversation, tokenizer, qformer_tokenizer, qfo
         closing, _ = tokenize_text(tokenizer, RenderedText(text[spans[-1][1] :], [], []))
         ends = [end for end in range(1, len(ids) + 1) if is_answer[end - 1] and not (is_answer[end:] or [0])[0]]
         after_answers = [end + len(closing) for end in ends]
+    if qformer_tokenizer is None:
+        return TokenCounts(len(ids), after_answers, [0] * len(written.turns))
     _, kept = tokenize_questions(written.turns, qformer_tokenizer, qformer_max_length)
     cut = [turn.num_regions - found for turn, found in zip(written.turns, kept, strict=True)]
     return TokenCounts(len(ids), after_answers, cut)
@@ -316,7 +319,9 @@ def tokenize_questions(turns: Sequence[TurnText], tokenizer, max_length: int) ->
 
 
 def collate_questions(samples: Sequence[ConversationInputs], tokenizer, max_length: int) -> dict:
-    """The Q-Former's questions, padded on the right, and the sample that each belongs to."""
+    """The Q-Former's questions, padded on the right, and the sample that each belongs to; empty without Q-Former."""
+    if tokenizer is None:
+        return {}
     turns = [turn for sample in samples for turn in sample.turns]
     tokens, kept = tokenize_questions(turns, tokenizer, max_length)
     for turn, found in zip(turns, kept, strict=True):

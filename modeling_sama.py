@@ -9,6 +9,7 @@ C language-model width, L tokens of a conversation, Q questions, R regions, G si
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -43,6 +44,14 @@ logger = logging.get_logger(__name__)
 
 
 WEIGHTED_LOSSES = ("mask_loss", "dice_loss", "iou_loss", "presence_loss")
+
+
+@dataclass
+class SamaModelOutput(BaseModelOutputWithPast):
+    """What [`SamaModel`] returns: the library's own output, and the states that [SEG] tokens are read from, of shape
+    `(batch_size, length, width)`."""
+
+    seg_hidden_states: torch.Tensor | None = None
 
 
 @dataclass
@@ -147,8 +156,9 @@ class SamaModel(SamaPreTrainedModel):
         width = config.text_config.hidden_size
         self.family = backbone_family(config.backbone_config)
         self.backbone = AutoModel.from_config(config.backbone_config)
-        self.context_aggregator = SamaContextAggregator(config)
-        self.region_encoder = SamaRegionEncoder(config, width)
+        has_aggregator = config.aggregator_config is not None
+        self.context_aggregator = SamaContextAggregator(config) if has_aggregator else None
+        self.region_encoder = SamaRegionEncoder(config, width) if has_aggregator else None
         self.mask_tracker = SamaMaskTracker(config)
         prompt_width = config.mask_config.prompt_encoder_config.hidden_size
         self.seg_projection = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, prompt_width))
@@ -223,7 +233,7 @@ class SamaModel(SamaPreTrainedModel):
         changes no number and saves most of the small operations of a step.
         """
         frame_features, device = visual.frame_features, visual.frame_features.device
-        if visual.question_samples is None:
+        if visual.question_samples is None or self.context_aggregator is None:
             return frame_features.new_zeros(0, frame_features.shape[-1])
         num_context, num_extra = visual.num_context_frames.cpu(), visual.num_extra_frames.cpu()
         summaries = self.summarise_context(visual) if visual.spatial_tokens is None else visual.spatial_tokens
@@ -268,12 +278,14 @@ class SamaModel(SamaPreTrainedModel):
         return self.encode_regions(visual, self.context_aggregator.region_encoder), owners
 
     def encode_regions(
-        self, visual: SamaVisualInputs, encoder: SamaRegionEncoder
+        self, visual: SamaVisualInputs, encoder: SamaRegionEncoder | None
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Pooled and shape features of all regions in reading order, each of its very own frame; None without
         regions."""
         if visual.region_masks is None:
             return None
+        if encoder is None:
+            raise ValueError("This model has no region encoders, so that nothing in the video can be pointed at.")
         features, frames = visual.frame_features, visual.region_frames
         cells = visual.region_grid_masks.flatten(1)
         if visual.grids is not None:
@@ -365,13 +377,13 @@ class SamaModel(SamaPreTrainedModel):
         if not self.is_distributed_training:
             return 0.0
         parts = (self.context_aggregator, self.region_encoder, self.seg_projection, self.mask_tracker)
-        trained = [parameter for part in parts for parameter in part.parameters() if parameter.requires_grad]
+        found = [parameter for part in parts if part is not None for parameter in part.parameters()]
+        trained = [parameter for parameter in found if parameter.requires_grad]
         return 0.0 * sum(parameter.sum(dtype=torch.float32) for parameter in trained)
 
     def encode_blank_frame(self) -> torch.Tensor:
         """Zero, from a black frame: a process whose samples are text alone runs the vision tower too."""
-        blank = self.family.blank_pixel_values(self.backbone)
-        return 0.0 * self.encode_frames(blank).features.sum()
+        return 0.0 * self.encode_frames(*self.family.blank_frame(self.backbone)).features.sum()
 
     def encode_visual(self, visual: SamaVisualInputs) -> SamaVisualInputs:
         """`visual` with features in place of pixels, and with masks in place of clicks and boxes."""
@@ -412,7 +424,7 @@ class SamaModel(SamaPreTrainedModel):
         mm_token_type_ids: torch.LongTensor | None = None,
         visual: SamaVisualInputs | None = None,
         **kwargs,
-    ) -> BaseModelOutputWithPast:
+    ) -> SamaModelOutput:
         """The language model over text in which frames, context and regions are in place; arguments as in
         [`SamaForConditionalGeneration.forward`]."""
         if (input_ids is None) == (inputs_embeds is None):
@@ -421,7 +433,13 @@ class SamaModel(SamaPreTrainedModel):
         if inputs_embeds is None:
             self.family.check_position_ids(position_ids, mm_token_type_ids)
             inputs_embeds, deepstack = self.embed_inputs(input_ids, mm_token_type_ids, visual or SamaVisualInputs())
-        return self.family.run(self.backbone, inputs_embeds, attention_mask, position_ids, cache, deepstack, **kwargs)
+        arguments = (self.backbone, inputs_embeds, attention_mask, position_ids, cache, deepstack)
+        if self.config.seg_state == "after_norm":
+            outputs = self.family.run(*arguments, **kwargs)
+            return SamaModelOutput(**outputs, seg_hidden_states=outputs.last_hidden_state)
+        with recorded_input(self.backbone.language_model.norm) as before_norm:
+            outputs = self.family.run(*arguments, **kwargs)
+        return SamaModelOutput(**outputs, seg_hidden_states=before_norm[0])
 
 
 class SamaForConditionalGeneration(SamaPreTrainedModel, GenerationMixin):
@@ -511,10 +529,11 @@ class SamaForConditionalGeneration(SamaPreTrainedModel, GenerationMixin):
         )
         hidden_states = outputs.last_hidden_state
         if seg_recorder is not None:
-            seg_recorder.record_step(input_ids, hidden_states, outputs.get(CACHE))
+            seg_recorder.record_step(input_ids, outputs.seg_hidden_states, outputs.get(CACHE))
         logits, losses = self.score_text(hidden_states, labels, logits_to_keep, num_items_in_batch)
         if target_masks is not None:
-            losses |= self.score_masks(hidden_states, labels == self.config.seg_token_id, targets, num_masks_in_batch)
+            is_seg = labels == self.config.seg_token_id
+            losses |= self.score_masks(outputs.seg_hidden_states, is_seg, targets, num_masks_in_batch)
             losses["loss"] = self.total_loss(losses) + touched
         kept = {name: outputs[name] for name in (CACHE, "hidden_states", "attentions") if name in outputs}
         return SamaOutput(logits=logits, last_hidden_state=hidden_states, **kept, **losses)
@@ -623,12 +642,16 @@ class SamaForConditionalGeneration(SamaPreTrainedModel, GenerationMixin):
         recorder = SegRecorder(self.config.seg_token_id, input_ids.shape[1])
         output = super().generate(inputs, seg_recorder=recorder, **kwargs)
         if recorder.missing(output.sequences):
-            self.read_last_token(output, kwargs.get("attention_mask"), recorder)
+            self.read_last_token(output, kwargs.get("attention_mask"), kwargs.get("position_ids"), recorder)
         seg_states = recorder.collect(output.sequences, self.config.text_config.hidden_size)
         return SamaGenerateOutput(**output, seg_states=seg_states)
 
     def read_last_token(
-        self, output: GenerateDecoderOnlyOutput, attention_mask: torch.Tensor | None, recorder: SegRecorder
+        self,
+        output: GenerateDecoderOnlyOutput,
+        attention_mask: torch.Tensor | None,
+        position_ids: torch.Tensor | None,
+        recorder: SegRecorder,
     ) -> None:
         """One more step, for a [SEG] that is the very last token: its state comes from reading it."""
         sequences, cache = output.sequences, output.get(CACHE)
@@ -638,10 +661,16 @@ class SamaForConditionalGeneration(SamaPreTrainedModel, GenerationMixin):
             attention_mask = torch.ones_like(sequences[:, : recorder.prompt_length])
         new = sequences.shape[1] - attention_mask.shape[1]
         attention_mask = torch.cat([attention_mask, attention_mask.new_ones(len(sequences), new)], 1)
+        if position_ids is None:
+            position_ids = (attention_mask.cumsum(1) - 1).clamp(min=0)
+        else:  # of the prompt, which ends in text
+            position_ids = torch.cat(
+                [position_ids, position_ids[..., -1:] + torch.arange(1, new + 1).to(position_ids)], -1
+            )
         self(
             input_ids=sequences[:, cache.get_seq_length() :],
             attention_mask=attention_mask,
-            position_ids=(attention_mask.cumsum(1) - 1).clamp(min=0)[:, cache.get_seq_length() :],
+            position_ids=position_ids[..., cache.get_seq_length() :],
             cache=cache,
             use_cache=True,
             logits_to_keep=1,
@@ -740,6 +769,17 @@ def rename_former_parameters(module: nn.Module, state_dict: dict[str, torch.Tens
         present = prefix + re.sub(FORMER_NAMES, PRESENT_NAMES, name.removeprefix(prefix))
         if present != name:
             state_dict[present] = state_dict.pop(name)
+
+
+@contextmanager
+def recorded_input(module: nn.Module) -> Iterator[list[torch.Tensor]]:
+    """Collects what is given to a module while the block runs."""
+    found: list[torch.Tensor] = []
+    handle = module.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
+    try:
+        yield found
+    finally:
+        handle.remove()
 
 
 def rounded_to_bfloat16(

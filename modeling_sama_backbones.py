@@ -16,13 +16,16 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import (
     GotOcr2ImageProcessorPil,
     get_optimal_tiled_canvas,
 )
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
+from .configuration_sama import DENSE_FRAME_TOKEN, FrameTags
 from .versions_sama import CACHE
 
 
@@ -46,14 +49,12 @@ class BackboneFamily:
         config (`PreTrainedConfig`): the model's configuration.
 
     Attributes:
-        frame_start, frame_context, frame_end (`str`): What stands around a frame in the text, and its placeholder.
+        tags ([`FrameTags`]): What stands around a frame in the text, and its placeholder.
         chat_template (`str`): The name of the template of `CHAT_TEMPLATES` for a tokenizer without one.
         vision_tower, projector (`tuple[str, ...]`): Prefixes of the names of these two parts.
     """
 
-    frame_start: ClassVar[str]
-    frame_context: ClassVar[str]
-    frame_end: ClassVar[str]
+    tags: ClassVar[FrameTags]
     chat_template: ClassVar[str] = "qwen_chat"
     vision_tower: ClassVar[tuple[str, ...]]
     projector: ClassVar[tuple[str, ...]]
@@ -67,6 +68,9 @@ class BackboneFamily:
         """The image processor of a model of this family, with the settings of its first release."""
         raise NotImplementedError
 
+    def check_image_processor(self, image_processor: Any) -> None:
+        """Raises `ValueError` for an image processor that was made for another vision tower."""
+
     def frame_grid(self, image_processor: Any, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of the tokens of a frame of `height` x `width` pixels."""
         raise NotImplementedError
@@ -79,6 +83,22 @@ class BackboneFamily:
         """What [`encode_frames`] takes, of frames of one size."""
         raise NotImplementedError
 
+    def set_sizes(self, image_processor: Any, image_size: int | None, max_tiles: int | None) -> None:
+        """Sets the side of square frames and the most tiles of a still, where they are given.
+
+        Raises:
+            ValueError: for a family whose frames are no such squares.
+        """
+        if image_size is not None or max_tiles is not None:
+            raise ValueError(
+                "Frames of this backbone keep their proportions: instead of image_size and max_tiles, set the image "
+                "processor's `size`, the fewest and the most pixels of a frame."
+            )
+
+    def max_tiles(self, image_processor: Any) -> int:
+        """Most tiles of a still, an additional one of the whole image not counted."""
+        return 1
+
     def num_tiles(self, image_processor: Any, height: int, width: int) -> int:
         """How many frames a still of `height` x `width` pixels is shown as."""
         return 1
@@ -87,8 +107,8 @@ class BackboneFamily:
         """What [`encode_frames`] takes, of a still."""
         return self.frame_pixel_values(image_processor, [image])
 
-    def blank_pixel_values(self, model: Any) -> torch.Tensor:
-        """What [`encode_frames`] takes, of one small black frame."""
+    def blank_frame(self, model: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """What [`encode_frames`] takes, of one small black frame: pixel values, and rows and columns of its tokens."""
         raise NotImplementedError
 
     # ---- text -------------------------------------------------------------------------------------------------------
@@ -154,7 +174,7 @@ class BackboneFamily:
 class InternVLFamily(BackboneFamily):
     """InternVL 2.5, 3 and 3.5: every frame is a square of one size, a still is cut into such squares."""
 
-    frame_start, frame_context, frame_end = "<img>", "<IMG_CONTEXT>", "</img>"
+    tags = FrameTags("<img>", "<IMG_CONTEXT>", "</img>")
     vision_tower, projector = ("vision_tower.",), ("multi_modal_projector.",)
 
     def __init__(self, config: Any):
@@ -180,6 +200,15 @@ class InternVLFamily(BackboneFamily):
         pixels = [normalized_pixels(frame, size, mean, std) for frame in frames]
         return torch.stack(pixels) if pixels else torch.zeros(0, 3, size, size)
 
+    def set_sizes(self, image_processor: Any, image_size: int | None, max_tiles: int | None) -> None:
+        if image_size is not None:
+            image_processor.size = type(image_processor.size)(height=image_size, width=image_size)
+        if max_tiles is not None:
+            image_processor.max_patches = max_tiles
+
+    def max_tiles(self, image_processor: Any) -> int:
+        return image_processor.max_patches
+
     def num_tiles(self, image_processor: Any, height: int, width: int) -> int:
         columns, rows = tile_grid(image_processor, height, width)
         return columns * rows + (columns * rows > 1)
@@ -192,14 +221,145 @@ class InternVLFamily(BackboneFamily):
         tiles = [canvas.crop((left, top, left + size, top + size)) for left, top in corners]
         return self.frame_pixel_values(image_processor, tiles + [image] if len(tiles) > 1 else tiles)
 
-    def blank_pixel_values(self, model: Any) -> torch.Tensor:
-        return torch.zeros(1, 3, *self.config.vision_config.image_size, dtype=model.dtype, device=model.device)
+    def blank_frame(self, model: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        size = self.config.vision_config.image_size
+        pixel_values = torch.zeros(1, 3, *size, dtype=model.dtype, device=model.device)
+        return pixel_values, torch.tensor([[self.side, self.side]])
 
     def encode_frames(self, model: Any, pixel_values: torch.Tensor, grids: torch.Tensor | None = None) -> FrameTokens:
         return FrameTokens(model.get_image_features(pixel_values, return_dict=True).pooler_output)
 
 
-FAMILIES: dict[str, type[BackboneFamily]] = {"internvl": InternVLFamily}
+class Qwen25VLFamily(BackboneFamily):
+    """Qwen2.5-VL: a frame keeps its proportions and is an image of its own in the text, with positions in three
+    dimensions (M-RoPE). Its pixel values are rows of patches."""
+
+    tags = FrameTags("<|vision_start|>", "<|image_pad|>", "<|vision_end|>")
+    chat_template = "qwen2_5_vl_chat"
+    vision_tower, projector = ("visual.",), ("visual.merger.",)
+
+    def make_image_processor(self) -> Any:
+        return Qwen2VLImageProcessorPil(**self.patch_sizes())
+
+    def patch_sizes(self) -> dict[str, int]:
+        """What the image processor must know of the vision tower."""
+        vision = self.config.vision_config
+        return {
+            "patch_size": vision.patch_size,
+            "temporal_patch_size": vision.temporal_patch_size,
+            "merge_size": vision.spatial_merge_size,
+        }
+
+    def check_image_processor(self, image_processor: Any) -> None:
+        for name, wanted in self.patch_sizes().items():
+            found = vars(image_processor)[name]
+            if found != wanted:
+                raise ValueError(
+                    f"`{name}` is {found} in the image processor but {wanted} in the vision tower; load both from one "
+                    "checkpoint."
+                )
+
+    def frame_grid(self, image_processor: Any, height: int, width: int) -> tuple[int, int]:
+        side = image_processor.patch_size * image_processor.merge_size  # pixels of a token
+        size = image_processor.size
+        resized = smart_resize(height, width, side, size["shortest_edge"], size["longest_edge"])
+        return resized[0] // side, resized[1] // side
+
+    def max_frame_tokens(self, image_processor: Any) -> int:
+        return image_processor.size["longest_edge"] // (image_processor.patch_size * image_processor.merge_size) ** 2
+
+    def frame_pixel_values(self, image_processor: Any, frames: Sequence[Image.Image]) -> torch.Tensor:
+        """Float tensor of shape `(num_patches, values_per_patch)`."""
+        if not frames:
+            patch = image_processor.patch_size**2 * image_processor.temporal_patch_size
+            return torch.zeros(0, 3 * patch)
+        return image_processor(images=list(frames), return_tensors="pt")["pixel_values"]
+
+    def blank_frame(self, model: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        sizes = self.patch_sizes()
+        values = 3 * sizes["patch_size"] ** 2 * sizes["temporal_patch_size"]
+        pixel_values = torch.zeros(sizes["merge_size"] ** 2, values, dtype=model.dtype, device=model.device)
+        return pixel_values, torch.tensor([[1, 1]])
+
+    def position_ids(self, token_types: Sequence[int], grid: tuple[int, int]) -> torch.Tensor | None:
+        types, (rows, columns) = torch.tensor(token_types), grid
+        frame = torch.stack(
+            [
+                torch.zeros(rows * columns, dtype=torch.long),
+                torch.arange(rows).repeat_interleave(columns),
+                torch.arange(columns).repeat(rows),
+            ]
+        )  # time, row and column of the tokens of a frame
+        found, start = [], 0
+        for is_frame, length in zip(
+            *(part.tolist() for part in (types == DENSE_FRAME_TOKEN).unique_consecutive(return_counts=True)),
+            strict=True,
+        ):
+            if not is_frame:
+                found.append(torch.arange(start, start + length).expand(3, -1))
+                start += length
+                continue
+            if length != rows * columns:
+                raise ValueError(f"A frame has {length} placeholders in a row, but {rows} x {columns} tokens.")
+            found.append(frame + start)
+            start += max(rows, columns)
+        return torch.cat(found, 1)
+
+    def check_position_ids(self, position_ids: torch.Tensor | None, token_types: torch.Tensor | None) -> None:
+        if token_types is None or not (token_types == DENSE_FRAME_TOKEN).any():
+            return
+        if position_ids is None or position_ids.ndim != 3:
+            found = "none" if position_ids is None else f"those of shape {tuple(position_ids.shape)}"
+            raise ValueError(
+                f"Frames need `position_ids` of shape (3, batch_size, length), got {found}; the processor makes them."
+            )
+
+    def encode_frames(self, model: Any, pixel_values: torch.Tensor, grids: torch.Tensor | None = None) -> FrameTokens:
+        if grids is None:
+            raise ValueError("Frames of this backbone differ in size: `frame_grids` is needed with `pixel_values`.")
+        patches = grids.to(pixel_values.device) * self.config.vision_config.spatial_merge_size
+        grid_thw = torch.cat([torch.ones_like(patches[:, :1]), patches], 1)
+        output = model.get_image_features(pixel_values, grid_thw, return_dict=True)
+        return FrameTokens(pad_sequence(output.pooler_output, batch_first=True), self.deepstack(output))
+
+    def deepstack(self, output: Any) -> torch.Tensor | None:
+        """The deep-stack features among what the vision tower returns, (F, P, D, C)."""
+        return None
+
+
+class Qwen3VLFamily(Qwen25VLFamily):
+    """Qwen3-VL: as Qwen2.5-VL, with deep-stack features and without a text of the system."""
+
+    chat_template = "qwen_chat"
+    projector = ("visual.merger.", "visual.deepstack_merger_list.")
+
+    def make_image_processor(self) -> Any:
+        half = [0.5, 0.5, 0.5]
+        return Qwen2VLImageProcessorPil(image_mean=half, image_std=half, **self.patch_sizes())
+
+    def deepstack(self, output: Any) -> torch.Tensor | None:
+        return torch.stack([pad_sequence(level, batch_first=True) for level in output.deepstack_features], 2)
+
+    def run(
+        self,
+        model: Any,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        position_ids: torch.Tensor | None,
+        cache: Cache | None,
+        deepstack: tuple[torch.Tensor, list[torch.Tensor]] | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPast:
+        if deepstack is not None:
+            kwargs |= {"visual_pos_masks": deepstack[0], "deepstack_visual_embeds": deepstack[1]}
+        return super().run(model, inputs_embeds, attention_mask, position_ids, cache, **kwargs)
+
+
+FAMILIES: dict[str, type[BackboneFamily]] = {
+    "internvl": InternVLFamily,
+    "qwen2_5_vl": Qwen25VLFamily,
+    "qwen3_vl": Qwen3VLFamily,
+}
 
 
 def backbone_family(config: Any) -> BackboneFamily:

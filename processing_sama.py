@@ -53,20 +53,16 @@ from .prompts_sama import (
     ANSWER_TAGS,
     LANGUAGE_TAGS,
     QFORMER_TAGS,
-    TURN_FORMATS,
     Answer,
     TurnWriter,
     VisualText,
-    check_turn_format,
     decode_answer,
-    open_answer,
     parse_answer,
-    render_messages,
-    resolve_template,
     to_tagged_text,
     unused_mark,
 )
 from .rendered_text_sama import TextCall, TextReader, placeholder_kinds, text_calls
+from .templates_sama import TURN_FORMATS, check_turn_format, open_answer, render_messages, resolve_template
 from .video_sama import FrameChoice, SamaVideo, choose_frames
 
 
@@ -84,11 +80,13 @@ class SamaProcessor(ProcessorMixin):
         image_processor ([`GotOcr2ImageProcessorPil`], *optional*): Holds the vision tower's `size`, `image_mean`,
             `image_std` and `max_patches` (tiles of a still). Made from `image_size` and `max_tiles` when absent.
         tokenizer ([`PreTrainedTokenizerFast`]): The language model's tokenizer with SAMA's tags.
-        qformer_tokenizer ([`PreTrainedTokenizerFast`]): The temporal Q-Former's; saved in a folder of this name.
+        qformer_tokenizer ([`PreTrainedTokenizerFast`]): The temporal Q-Former's; saved in a folder of this name. Not
+            used by a model without aggregator.
         chat_template (`str`, *optional*): A jinja template or a name of `CHAT_TEMPLATES`; default: the tokenizer's.
         config ([`SamaConfig`]): The model's configuration, which holds the settings that both share. `from_pretrained`
             reads it from `config.json`, which `save_pretrained` writes if the model has not.
-        image_size (`int`, *optional*), max_tiles (`int`, *optional*): Replace the image processor's (448 and 12).
+        image_size (`int`, *optional*), max_tiles (`int`, *optional*): Replace the image processor's (448 and 12), of
+            InternVL.
         turn_format (`str`, defaults to `"newlines"`): A name of `TURN_FORMATS`: newlines around the context tokens.
         max_context_frames (`int`, defaults to 32), num_dense_frames (`int`, defaults to 5): See [`choose_frames`].
         qformer_max_length (`int`, defaults to 256): Tokens of a question in the Q-Former; longer ones are cut on the
@@ -123,16 +121,17 @@ class SamaProcessor(ProcessorMixin):
         self.family = backbone_family(config.backbone_config)
         if image_processor is None:
             image_processor = self.family.make_image_processor()
-        if image_size is not None:
-            image_processor.size = type(image_processor.size)(height=image_size, width=image_size)
-        if max_tiles is not None:
-            image_processor.max_patches = max_tiles
-        tokenizer = check_tags(tokenizer, LANGUAGE_TAGS, "tokenizer")
-        qformer_tokenizer = check_tags(qformer_tokenizer, QFORMER_TAGS, "qformer_tokenizer")
-        check_ids(tokenizer, config)
-        # Questions are cut on the left: what is asked usually stands at the end.
-        qformer_tokenizer.truncation_side, qformer_tokenizer.padding_side = "left", "right"
-        template = resolve_template(chat_template or tokenizer.chat_template or "qwen_chat")
+        self.family.check_image_processor(image_processor)
+        self.family.set_sizes(image_processor, image_size, max_tiles)
+        tokenizer = check_tags(tokenizer, (*LANGUAGE_TAGS, *self.family.tags), "tokenizer")
+        check_ids(tokenizer, config, self.family.tags.context)
+        if config.aggregator_config is None:
+            qformer_tokenizer = tokenizer  # the base class wants one, which nobody reads
+        else:
+            qformer_tokenizer = check_tags(qformer_tokenizer, QFORMER_TAGS, "qformer_tokenizer")
+            # Questions are cut on the left: what is asked usually stands at the end.
+            qformer_tokenizer.truncation_side, qformer_tokenizer.padding_side = "left", "right"
+        template = resolve_template(chat_template or tokenizer.chat_template or self.family.chat_template)
         super().__init__(image_processor, tokenizer, qformer_tokenizer, chat_template=template)
 
     @classmethod
@@ -173,6 +172,11 @@ class SamaProcessor(ProcessorMixin):
         return self.config.image_token_id
 
     @property
+    def _question_tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """The tokenizer of the temporal Q-Former, if the model has one."""
+        return self.qformer_tokenizer if self.has_aggregator else None
+
+    @property
     def seg_token_id(self) -> int:
         return self.config.seg_token_id
 
@@ -182,13 +186,13 @@ class SamaProcessor(ProcessorMixin):
 
     @property
     def image_size(self) -> int:
-        """Side of the vision tower's square input."""
+        """Side of the vision tower's input, where that is a square of one size."""
         return self.image_processor.size["height"]
 
     @property
     def max_tiles(self) -> int:
         """Most tiles of a still, the thumbnail not counted."""
-        return self.image_processor.max_patches
+        return self.family.max_tiles(self.image_processor)
 
     @property
     def model_input_names(self) -> list[str]:
@@ -220,7 +224,12 @@ class SamaProcessor(ProcessorMixin):
     def choose_frames(self, video: SamaVideo, max_context_frames: int | None = None) -> FrameChoice:
         """Context, dense and prompted frames of a video, as this processor's settings choose them."""
         most = self.max_context_frames if max_context_frames is None else max_context_frames
-        return choose_frames(len(video), self.preset, most, self.num_dense_frames)
+        return choose_frames(len(video), self.preset, most, self.num_dense_frames, self.has_aggregator)
+
+    @property
+    def has_aggregator(self) -> bool:
+        """Whether the model reads context frames: a SAMA does, a Sa2VA does not."""
+        return self.config.aggregator_config is not None
 
     def region_frame(self, region, video: SamaVideo) -> int:
         """The frame that is used for a region, whatever kind it is of: see [`prepare_region`]."""
@@ -301,16 +310,17 @@ class SamaProcessor(ProcessorMixin):
 
     def _encode_text_call(self, call: TextCall, num_frames: int | None) -> ConversationInputs:
         """One conversation of a call with text."""
-        reader = TextReader(self.template, self.tokenizer.special_tokens_map)
+        tags, turn_format = self.family.tags, TURN_FORMATS[self.turn_format]
+        reader = TextReader(self.template, self.tokenizer.special_tokens_map, tags, turn_format)
         rendered = reader.is_rendered(call.text)
-        parsed = read_conversation([{"role": "user", "content": call.content(rendered)}])
+        parsed = read_conversation([{"role": "user", "content": call.content(rendered, tags)}])
         frames = None if parsed.video is None else self.choose_frames(parsed.video, num_frames)
         if not rendered:
             return self._encode(self._write(parsed, self.template, True, self.turn_format, frames))
         turns = reader.questions(call, self._visual_text(parsed.video, frames))
         ids = self.tokenizer(call.text, add_special_tokens=False)["input_ids"]
         check_length(ids, self.tokenizer.model_max_length)
-        types = token_types(ids, self.image_token_id, placeholder_kinds(call.text))
+        types = token_types(ids, self.image_token_id, placeholder_kinds(call.text, tags))
         inputs = ConversationInputs(ids, types, [0] * len(ids), turns=turns, video=parsed.video, frame_choice=frames)
         self._with_positions(inputs)
         if parsed.video is not None:
@@ -429,7 +439,7 @@ class SamaProcessor(ProcessorMixin):
             "num_extra_frames": torch.tensor([len(turn.frames) - inputs.num_context_frames]),
             "dense_frames": torch.tensor(inputs.dense_rows if shows else [], dtype=torch.long),
             "frame_grids": torch.tensor([inputs.grid]),
-            **collate_questions([inputs], self.qformer_tokenizer, self.qformer_max_length),
+            **collate_questions([inputs], self._question_tokenizer, self.qformer_max_length),
             **self._region_tensors([inputs]),
         }
         if inputs.regions:
@@ -442,14 +452,15 @@ class SamaProcessor(ProcessorMixin):
         """How long a conversation is. No limit is enforced and no frame is decoded."""
         name = check_turn_format(turn_format or self.turn_format)
         written = self._write(read_conversation(conversation), self.template, False, name, frames)
-        return count_tokens(written, self.tokenizer, self.qformer_tokenizer, self.qformer_max_length)
+        return count_tokens(written, self.tokenizer, self._question_tokenizer, self.qformer_max_length)
 
     def _visual_text(self, video: SamaVideo | None, frames: FrameChoice | None) -> VisualText | None:
         if video is None or frames is None:
             return None
         tiles = self._num_tiles(video) if video.is_image else 0
-        counts = (tiles or len(frames.context), tiles or len(frames.dense))
-        return VisualText(video.is_image, *counts, math.prod(self.frame_grid(video)))
+        num_context = (tiles or len(frames.context)) if self.has_aggregator else 0
+        counts = (num_context, tiles or len(frames.dense))
+        return VisualText(video.is_image, *counts, math.prod(self.frame_grid(video)), self.family.tags)
 
     def _write(
         self,
@@ -464,8 +475,9 @@ class SamaProcessor(ProcessorMixin):
             frames = self.choose_frames(parsed.video)
         writer = TurnWriter(
             self.tokenizer,
-            self.qformer_tokenizer,
+            self._question_tokenizer,
             TURN_FORMATS[check_turn_format(turn_format)],
+            self.family.tags,
             unused_mark([piece for message in parsed.messages for piece in message.pieces if piece]),
         )
         messages, turns = write_messages(parsed, writer, self._visual_text(parsed.video, frames))
@@ -526,7 +538,7 @@ class SamaProcessor(ProcessorMixin):
         if any(sample.pixel_values is not None for sample in samples):
             regions = [(region, sample.shown[0]) for sample in samples for region in sample.regions]
             data.update(collate_frames(samples))
-            data.update(collate_questions(samples, self.qformer_tokenizer, self.qformer_max_length))
+            data.update(collate_questions(samples, self._question_tokenizer, self.qformer_max_length))
             data.update(self._region_tensors(samples))
             data.update(prompt_pixel_values(regions, self.sam_pixel_values))
         return BatchFeature(data)

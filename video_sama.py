@@ -303,6 +303,7 @@ def choose_frames(
     preset: str,
     max_context_frames: int = 32,
     num_dense_frames: int = 5,
+    with_context: bool = True,
 ) -> FrameChoice:
     """
     Choose the context, dense and prompted frames of a video. Deterministic.
@@ -314,12 +315,21 @@ def choose_frames(
             the end of the video, and SAM 2 is prompted on them.
         max_context_frames (`int`): Upper bound of the context frames.
         num_dense_frames (`int`): Dense frames of a video that is long enough.
+        with_context (`bool`): Whether the model reads context frames. A Sa2VA does not: its dense frames, which are
+            the prompted ones as well, are the first of the video ("published"), or spread from its first frame to its
+            last ("consistent", as Sa2VA-i does).
     """
     preset = check_preset(preset)
     if num_frames < 1:
         raise ValueError(f"A video needs at least 1 frame, got {num_frames}.")
     if max_context_frames < 1:
         raise ValueError(f"A video needs at least 1 context frame, got max_context_frames={max_context_frames}.")
+    if not with_context:
+        number = min(num_dense_frames, num_frames)
+        frames = list(range(number))
+        if preset == "consistent" and number > 1:
+            frames = [index * (num_frames - 1) // (number - 1) for index in range(number)]
+        return FrameChoice(context=frames, dense=frames, prompted=frames)
     context = _context_frames(num_frames, max_context_frames)
     if preset == "published" or len(context) <= num_dense_frames:
         dense = context[:num_dense_frames]

@@ -32,8 +32,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sama.prompts_sama import SOURCE_TURN_FORMATS, TURN_FORMATS
 from sama.regions_sama import shortened
+from sama.templates_sama import SOURCE_TURN_FORMATS, TURN_FORMATS
 
 from .json_text import MAX_DEPTH
 from .masks import MAX_SIDE, decode_rle, to_rle, union

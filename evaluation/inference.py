@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from sama.benchmarks.benchmark import Benchmark, PredictedObject, PredictedTurn, Prediction, Question, RLETrack
 from sama.data.masks import to_rle
 from sama.objects_sama import MaskTrack
-from sama.prompts_sama import check_turn_format
+from sama.templates_sama import check_turn_format
 from sama.video_sama import SamaVideo
 
 

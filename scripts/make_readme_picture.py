@@ -232,7 +232,7 @@ MODEL_FILES = {
     "modeling_sama_backbones": "the vision-language model behind it",
     "modeling_sama_tracker": "[SEG] to masks through time", "losses_sama": "pure functions",
     "inputs_sama": "what a batch shows and points at", "encoding_sama": "tensors of a conversation",
-    "prompts_sama": "turn formats, tags, messages",
+    "prompts_sama": "tags, turns, answers", "templates_sama": "turn formats, chat templates",
     "objects_sama": "regions, tracks, phrases", "overlay_sama": "masks on frames, video files",
     "video_sama": "videos, choice of frames", "video_readers_sama": "frames of video files",
     "mp4_sama": "headers of MP4 files", "pictures_sama": "stills and animations",

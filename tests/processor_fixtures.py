@@ -24,7 +24,10 @@ def clip(name: str) -> str:
     return str(Path(folder) / "datasets" / "data" / f"{name}.mp4")
 
 
-def language_tokenizer(tags=LANGUAGE_TAGS, **kwargs) -> PreTrainedTokenizerFast:
+INTERNVL_TAGS = (*LANGUAGE_TAGS, "<img>", "</img>", "<IMG_CONTEXT>")
+
+
+def language_tokenizer(tags=INTERNVL_TAGS, **kwargs) -> PreTrainedTokenizerFast:
     """A byte-level tokenizer without merges (one token a byte) with SAMA's tags and the ChatML marks."""
     vocabulary = {letter: index for index, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))

@@ -7,7 +7,8 @@ from processor_fixtures import language_tokenizer, noise_video, qformer_tokenize
 from transformers import AutoTokenizer
 
 from sama.objects_sama import Region
-from sama.prompts_sama import CHAT_TEMPLATES, NONCHARACTERS, QFORMER_TAGS
+from sama.prompts_sama import QFORMER_TAGS
+from sama.templates_sama import CHAT_TEMPLATES, NONCHARACTERS
 
 
 TINY = Path(__file__).parent.parent / "checkpoints" / "sama-tiny"

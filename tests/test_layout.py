@@ -24,6 +24,7 @@ CONVERSATION = {
     "pictures_sama",
     "prompts_sama",
     "regions_sama",
+    "templates_sama",
     "video_readers_sama",
     "video_sama",
 }
@@ -58,12 +59,22 @@ REMOTE_CODE = {
     "feature_store_sama": {"modeling_sama_tracker"},
     "streaming_sama": {"prompts_sama"},
     "processing_sama": CONVERSATION
-    | {"encoding_sama", "messages_sama", "mp4_sama", "pictures_sama", "regions_sama", "rendered_text_sama"}
+    | {
+        "encoding_sama",
+        "messages_sama",
+        "templates_sama",
+        "mp4_sama",
+        "pictures_sama",
+        "regions_sama",
+        "rendered_text_sama",
+    }
     | {"modeling_sama_backbones", "versions_sama", "video_readers_sama"},
-    "rendered_text_sama": {"configuration_sama", "messages_sama", "prompts_sama"},
-    "prompts_sama": {"configuration_sama", "objects_sama"},
+    "rendered_text_sama": {"configuration_sama", "messages_sama", "prompts_sama", "templates_sama"},
+    "prompts_sama": {"configuration_sama", "objects_sama", "templates_sama"},
+    "templates_sama": set(),
     "messages_sama": {"objects_sama", "prompts_sama", "regions_sama", "video_sama"},
-    "encoding_sama": {"configuration_sama", "messages_sama", "objects_sama", "prompts_sama", "video_sama"},
+    "encoding_sama": {"configuration_sama", "messages_sama", "objects_sama", "prompts_sama"}
+    | {"templates_sama", "video_sama"},
     "objects_sama": {"regions_sama", "video_sama"},
     "regions_sama": {"video_sama"},
     "video_sama": {"configuration_sama", "pictures_sama", "video_readers_sama"},

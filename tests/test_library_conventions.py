@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from transformers import AutoModel, AutoProcessor, TextIteratorStreamer, TextStreamer, pipeline
 
-from sama.prompts_sama import CHAT_TEMPLATES
+from sama.templates_sama import CHAT_TEMPLATES
 
 
 ROOT = Path(__file__).parent.parent

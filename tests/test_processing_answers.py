@@ -6,7 +6,8 @@ import torch
 from processor_fixtures import tiny_processor
 
 from sama.objects_sama import GroundedPhrase, MaskTrack
-from sama.prompts_sama import CHAT_TEMPLATES, ground_phrase
+from sama.prompts_sama import ground_phrase
+from sama.templates_sama import CHAT_TEMPLATES
 
 
 torch.set_num_threads(1)

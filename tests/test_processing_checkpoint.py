@@ -11,7 +11,7 @@ import pytest
 import torch
 from processor_fixtures import TINY_IMAGE, box_part, clip, mask_part, tiny_processor, user, video_part
 
-from sama.prompts_sama import CHAT_TEMPLATES
+from sama.templates_sama import CHAT_TEMPLATES
 from sama.video_sama import SamaVideo
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from processor_fixtures import (
+    INTERNVL_TAGS,
     assistant,
     box_part,
     language_tokenizer,
@@ -16,7 +17,7 @@ from processor_fixtures import (
 )
 
 from sama.objects_sama import Region
-from sama.prompts_sama import LANGUAGE_TAGS, QFORMER_TAGS
+from sama.prompts_sama import QFORMER_TAGS
 
 
 torch.set_num_threads(1)
@@ -127,7 +128,7 @@ def test_text_too_long_for_the_model():
 
 def test_tokenizer_without_the_tags():
     with pytest.raises(ValueError, match=r"The tokenizer lacks \[SEG\]"):
-        tiny_processor(tokenizer=language_tokenizer([tag for tag in LANGUAGE_TAGS if tag != "[SEG]"]))
+        tiny_processor(tokenizer=language_tokenizer([tag for tag in INTERNVL_TAGS if tag != "[SEG]"]))
     with pytest.raises(ValueError, match="The qformer_tokenizer lacks <pos>"):
         tiny_processor(qformer_tokenizer=qformer_tokenizer([tag for tag in QFORMER_TAGS if tag != "<pos>"]))
 

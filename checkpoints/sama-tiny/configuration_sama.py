@@ -4,7 +4,7 @@ Q-Formers, and a mask model such as SAM 2. 1B, 4B and 8B differ only in the numb
 from .versions_sama import TRANSFORMERS  # isort: skip  (first: it checks the version of transformers)
 
 from dataclasses import field
-from typing import Any
+from typing import Any, NamedTuple
 
 import transformers
 from transformers import CONFIG_MAPPING, AutoConfig, Blip2QFormerConfig, Sam2VideoMaskDecoderConfig
@@ -18,8 +18,18 @@ if TRANSFORMERS >= (5, 20):
 # `mm_token_type_ids`: what fills a position of the text. The processor writes them, the model reads them.
 TEXT_TOKEN, DENSE_FRAME_TOKEN, CONTEXT_TOKEN, REGION_POOLED_TOKEN, REGION_SHAPE_TOKEN = range(5)
 
+
+class FrameTags(NamedTuple):
+    """What stands around a frame in the text, and the placeholder of everything visual."""
+
+    start: str
+    context: str
+    end: str
+
+
 PRESETS = ("published", "consistent")
 REGION_SHAPES = ("mask", "box")
+SEG_STATES = ("after_norm", "before_norm")
 # Settings of the model that the processor needs too. They are stored once, in the model's `config.json`.
 SHARED_SETTINGS = ("preset", "region_shape", "region_mask_size", "image_token_id", "seg_token_id")
 
@@ -175,6 +185,9 @@ class SamaConfig(PreTrainedConfig):
             the frame. The release trains neither.
         num_mask_points (`int`, defaults to 12544): points of each mask that are compared in training.
         seg_token_id (`int`, defaults to 151674): id of `[SEG]`.
+        seg_state (`"after_norm"` or `"before_norm"`, defaults to `"after_norm"`):
+            Which state of the language model at a `[SEG]` becomes its prompt: after the final norm, or before it, as
+            in a Sa2VA on Qwen3-VL.
         qformer_mask_token_id, qformer_position_token_id (`int`):
             ids of `<mask>` and `<pos>` in the question tokenizer; their embeddings are replaced by region features.
         trained (`bool`, defaults to `True`): False for a checkpoint with initial weights; programs announce it.
@@ -211,6 +224,7 @@ class SamaConfig(PreTrainedConfig):
     presence_loss_coefficient: float = 0.0
     num_mask_points: int = 12544
     seg_token_id: int = 151674
+    seg_state: str = "after_norm"
     qformer_mask_token_id: int = 30523
     qformer_position_token_id: int = 30524
     trained: bool = True
@@ -230,6 +244,8 @@ class SamaConfig(PreTrainedConfig):
         self.preset = check_preset(self.preset)
         if self.region_shape not in REGION_SHAPES:
             raise ValueError(f"`region_shape` must be one of {REGION_SHAPES}, got {self.region_shape!r}.")
+        if self.seg_state not in SEG_STATES:
+            raise ValueError(f"`seg_state` must be one of {SEG_STATES}, got {self.seg_state!r}.")
 
     def read_former_settings(self, kwargs: dict) -> dict:
         """Puts what files of earlier versions hold where it is now, and returns the rest."""

@@ -2,18 +2,22 @@
 from plain text."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from transformers.utils.chat_template_utils import render_jinja_template
-
-from .configuration_sama import CONTEXT_TOKEN, DENSE_FRAME_TOKEN, REGION_POOLED_TOKEN, REGION_SHAPE_TOKEN
+from .configuration_sama import (
+    CONTEXT_TOKEN,
+    DENSE_FRAME_TOKEN,
+    REGION_POOLED_TOKEN,
+    REGION_SHAPE_TOKEN,
+    FrameTags,
+)
 from .objects_sama import GroundedPhrase, MaskTrack
+from .templates_sama import NONCHARACTERS, TurnFormat
 
 
-IMAGE_START, IMAGE_END, IMAGE_CONTEXT = "<img>", "</img>", "<IMG_CONTEXT>"
 REGION_START, REGION_END = "<vp>", "</vp>"
 PHRASE_START, PHRASE_END, SEG = "<p>", "</p>", "[SEG]"
 # The two slots of a region in the Q-Former's text: pooled feature and shape feature.
@@ -22,23 +26,23 @@ POOLED_SLOT, SHAPE_SLOT = "<mask>", "<pos>"
 REGION_WORD = "<region>"
 
 ANSWER_TAGS = (SEG, PHRASE_START, PHRASE_END)
-LANGUAGE_TAGS = (*ANSWER_TAGS, REGION_START, REGION_END, IMAGE_START, IMAGE_END, IMAGE_CONTEXT)
+LANGUAGE_TAGS = (*ANSWER_TAGS, REGION_START, REGION_END)  # and the frame tags of the backbone
 QFORMER_TAGS = (POOLED_SLOT, SHAPE_SLOT, REGION_START, REGION_END)
 
 
 # ---- words and tags -------------------------------------------------------------------------------------------------
-
-# Noncharacters of Unicode, which no text contains. While a chat template is applied, one of them marks where a control
-# token that a user spelled is tokenized in two pieces.
-NONCHARACTERS = tuple(chr(code) for code in range(0xFDD0, 0xFDF0))
 
 
 class Tags(str):
     """Text that the processor writes itself: its control tokens are intended."""
 
 
-LANGUAGE_REGION = Tags(f"{REGION_START}{IMAGE_CONTEXT}{IMAGE_CONTEXT}{REGION_END}")
 QFORMER_REGION = Tags(f"{REGION_START}{POOLED_SLOT}{SHAPE_SLOT}{REGION_END}")
+
+
+def language_region(tags: FrameTags) -> Tags:
+    """A region in the language model's text."""
+    return Tags(f"{REGION_START}{tags.context}{tags.context}{REGION_END}")
 
 
 def split_tags(tagged_text: str) -> list[str]:
@@ -127,156 +131,9 @@ def unused_mark(texts: Sequence[str]) -> str:
 # ---- turns ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class TurnFormat:
-    """
-    What separates the context tokens of a turn from the text around them.
-
-    Attributes:
-        before_context (`str`): Between the frames and the context tokens (first turn only).
-        after_context (`str`): Between the context tokens and the question.
-    """
-
-    before_context: str
-    after_context: str
-
-
-TURN_FORMATS = {
-    "newlines": TurnFormat("\n", "\n"),
-    "newline_after": TurnFormat("", "\n"),
-    "no_newlines": TurnFormat("", ""),
-}
-# The release trains each data source with its own newlines, and its inference writes those of `published` (data.md).
-SOURCE_TURN_FORMATS = {
-    "default": "newlines",
-    "published": "newline_after",
-    "release": "newline_after",  # the name of `published` before version 0.2
-    "refcoco": "no_newlines",
-    "llava": "newlines",
-    "referring_video": "newline_after",
-    "chat_univi": "newline_after",
-    "gcg": "newlines",
-    "osprey": "newlines",
-    "sama_conversation": "no_newlines",
-    "sama_description": "newline_after",
-}
-
-
-def check_turn_format(name: str) -> str:
-    """The turn format `name`, which may also be the name of a data source: that source's format.
-
-    Raises:
-        ValueError: if there is no such format.
-    """
-    name = SOURCE_TURN_FORMATS.get(name, name)
-    if name not in TURN_FORMATS:
-        names = ", ".join((*TURN_FORMATS, *SOURCE_TURN_FORMATS))
-        raise ValueError(f"turn_format={name!r} is unknown, expected one of {names}.")
-    return name
-
-
-def _chat_template(user: str, answer_start: str, answer_end: str, bos: str = "") -> str:
-    """
-    A chat template without system text. The answer and its end mark are what training learns, hence the generation
-    block around both; the newline behind them belongs to the next turn.
-    """
-    return (
-        f"{bos}"
-        "{%- for message in messages -%}"
-        "{%- if message['role'] == 'assistant' -%}"
-        "{{- '" + answer_start + "' -}}{%- generation -%}{{- message['content'] + '" + answer_end + "' -}}"
-        "{%- endgeneration -%}{{- '\\n' -}}"
-        "{%- else -%}{{- " + user + " -}}{%- endif -%}"
-        "{%- endfor -%}"
-        "{%- if add_generation_prompt -%}{{- '" + answer_start + "' -}}{%- endif -%}"
-    )
-
-
-_CHATML = "'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n'"
-# Named after the wrappers of the release. `leaked_*` is what its training really saw: the wrapper of one data source
-# leaked into all others, while the end mark stayed that of the language model.
-CHAT_TEMPLATES = {
-    "qwen_chat": _chat_template(_CHATML, "<|im_start|>assistant\\n", "<|im_end|>"),
-    "internlm2_chat": _chat_template(_CHATML, "<|im_start|>assistant\\n", "<|im_end|>", bos="{{- bos_token -}}"),
-    "phi3_chat": _chat_template(
-        "'<|' + message['role'] + '|>\\n' + message['content'] + '<|end|>\\n'", "<|assistant|>\\n", "<|end|>"
-    ),
-    "leaked_chat": _chat_template(
-        "'<|' + message['role'] + '|>\\n' + message['content'] + '<|end|>'", "<|assistant|>\\n", "<|im_end|>"
-    ),
-}
-
-
-@dataclass(frozen=True)
-class RenderedText:
-    """
-    A chat template's text of a conversation.
-
-    Attributes:
-        text (`str`)
-        answer_spans (`list[tuple[int, int]]`): The `(start, end)` characters of the answers, with their end marks;
-            empty if the template does not mark them.
-        cuts (`list[int]`): Where the text is tokenized in two pieces, see [`control_token_cuts`].
-    """
-
-    text: str
-    answer_spans: list[tuple[int, int]]
-    cuts: list[int]
-
-
-def render_messages(
-    messages: list[dict],
-    template: str,
-    special_tokens: Mapping[str, Any],
-    add_generation_prompt: bool,
-    mark: str = NONCHARACTERS[0],
-) -> RenderedText:
-    """Applies a chat template to messages whose content is a string, in which `mark` stands at the cuts."""
-    rendered: Any = render_jinja_template(  # a pair, though it is annotated as a string
-        conversations=[messages],
-        chat_template=template,
-        return_assistant_tokens_mask="generation" in template,
-        add_generation_prompt=add_generation_prompt and messages[-1]["role"] != "assistant",
-        **special_tokens,
-    )
-    (marked,), spans = rendered
-    cuts, length = [], 0
-    for piece in marked.split(mark)[:-1]:
-        length += len(piece)
-        cuts.append(length)
-    spans = [tuple(end - marked.count(mark, 0, end) for end in span) for span in (spans[0] if spans else [])]
-    return RenderedText(marked.replace(mark, ""), spans, cuts)
-
-
 def without_region_word(text: str) -> str:
     """A text in which `<region>`, which messages refuse in text, is written `< region>`."""
     return text.replace(REGION_WORD, f"{REGION_WORD[0]} {REGION_WORD[1:]}")
-
-
-def resolve_template(template) -> str:
-    """A chat template that is given by its name in [`CHAT_TEMPLATES`] or as jinja; raises `ValueError` otherwise."""
-    found = CHAT_TEMPLATES.get(template, template) if isinstance(template, str) else template
-    if not isinstance(found, str) or "{" not in found:
-        names = ", ".join(CHAT_TEMPLATES)
-        raise ValueError(f"chat_template={str(template)[:200]!r} is neither a jinja template nor one of {names}.")
-    return found
-
-
-def open_answer(rendered: RenderedText, answer_suffix: str) -> RenderedText:
-    """
-    The text up to the words of its last answer, so that the model goes on with them.
-
-    Raises:
-        ValueError: if the conversation does not end with an answer that the template marks.
-    """
-    if not rendered.answer_spans or rendered.text[rendered.answer_spans[-1][1] :].strip():
-        raise ValueError(
-            "continue_final_message=True needs a conversation that ends with an answer, and a chat template whose "
-            "{% generation %} block marks it."
-        )
-    start, end = rendered.answer_spans[-1]
-    end -= len(answer_suffix)
-    return RenderedText(rendered.text[:end], [*rendered.answer_spans[:-1], (start, end)], rendered.cuts)
 
 
 @dataclass(frozen=True)
@@ -289,19 +146,22 @@ class VisualText:
         num_context (`int`): Context frames, or tiles of a still.
         num_dense (`int`): Frames that give all their tokens; all tiles of a still.
         tokens_per_frame (`int`): Tokens of one such frame.
+        tags ([`FrameTags`]): Those of the backbone.
     """
 
     is_image: bool
     num_context: int
     num_dense: int
     tokens_per_frame: int
+    tags: FrameTags
 
-    def frame_block(self) -> str:
+    def frame_block(self, between_frames: str) -> str:
         """The dense frames one by one, or all tiles of a still in a single pair of tags."""
-        frame = IMAGE_CONTEXT * self.tokens_per_frame
+        start, context, end = self.tags
+        frame = context * self.tokens_per_frame
         if self.is_image:
-            return f"{IMAGE_START}{frame * self.num_dense}{IMAGE_END}"
-        return "\n".join([f"{IMAGE_START}{frame}{IMAGE_END}"] * self.num_dense)
+            return f"{start}{frame * self.num_dense}{end}"
+        return between_frames.join([f"{start}{frame}{end}"] * self.num_dense)
 
 
 @dataclass(frozen=True)
@@ -327,18 +187,29 @@ class TurnWriter:
     Attributes:
         tokenizer, qformer_tokenizer ([`PreTrainedTokenizerFast`]): Whose control tokens count.
         turn_format ([`TurnFormat`]): The newlines around the context tokens.
+        tags ([`FrameTags`]): Those of the backbone.
         mark (`str`): What is written at the cuts, see [`control_token_cuts`].
     """
 
     tokenizer: Any
     qformer_tokenizer: Any
     turn_format: TurnFormat
+    tags: FrameTags
     mark: str
 
     def text(self, pieces: Sequence[str | None]) -> str:
         """The text of a message in the language model, with its cuts marked; `None` stands for a region."""
-        words = [LANGUAGE_REGION if piece is None else piece for piece in pieces]
+        words = [language_region(self.tags) if piece is None else piece for piece in pieces]
         return self.mark.join(cut_words(words, self.tokenizer))
+
+    def question(self, pieces: Sequence[str | None]) -> list[str]:
+        """A turn as the temporal Q-Former reads it; empty for a model that has none."""
+        if self.qformer_tokenizer is None:
+            return []
+        question = cut_words([QFORMER_REGION if piece is None else piece for piece in pieces], self.qformer_tokenizer)
+        question[0] = question[0].lstrip()
+        question[-1] = question[-1].rstrip()
+        return question
 
     def user_turn(self, pieces: Sequence[str | None], visual: VisualText | None, shows: bool) -> TurnText:
         """
@@ -351,16 +222,16 @@ class TurnWriter:
             shows (`bool`): Whether it is this turn that shows the visual.
         """
         language = self.text(pieces)
-        question = cut_words([QFORMER_REGION if piece is None else piece for piece in pieces], self.qformer_tokenizer)
-        question[0] = question[0].lstrip()
-        question[-1] = question[-1].rstrip()
+        question = self.question(pieces)
         types = [REGION_POOLED_TOKEN, REGION_SHAPE_TOKEN] * sum(piece is None for piece in pieces)
         if visual is None:
             return TurnText(language, types, question)
-        language = IMAGE_CONTEXT * visual.num_context + self.turn_format.after_context + language
+        if visual.num_context or shows:
+            language = self.tags.context * visual.num_context + self.turn_format.after_context + language
         types = [CONTEXT_TOKEN] * visual.num_context + types
         if shows:
-            language = visual.frame_block() + self.turn_format.before_context + language
+            frames = visual.frame_block(self.turn_format.between_frames)
+            language = frames + self.turn_format.before_context + language
             types = [DENSE_FRAME_TOKEN] * (visual.num_dense * visual.tokens_per_frame) + types
         return TurnText(language, types, question)
 

@@ -6,21 +6,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .configuration_sama import CONTEXT_TOKEN, DENSE_FRAME_TOKEN, REGION_POOLED_TOKEN, REGION_SHAPE_TOKEN
+from .configuration_sama import (
+    CONTEXT_TOKEN,
+    DENSE_FRAME_TOKEN,
+    REGION_POOLED_TOKEN,
+    REGION_SHAPE_TOKEN,
+    FrameTags,
+)
 from .messages_sama import question_parts, shortened
 from .prompts_sama import (
-    IMAGE_CONTEXT,
-    IMAGE_END,
-    IMAGE_START,
-    LANGUAGE_REGION,
-    NONCHARACTERS,
     QFORMER_REGION,
     REGION_END,
     REGION_START,
     TurnText,
     VisualText,
-    render_messages,
+    language_region,
 )
+from .templates_sama import NONCHARACTERS, TurnFormat, render_messages
 
 
 # Stands for the text of a turn while the wrappers around it are looked up
@@ -36,15 +38,15 @@ class TextCall:
     video: Any = None
     regions: Sequence = ()
 
-    def content(self, rendered: bool) -> list[dict]:
+    def content(self, rendered: bool, tags: FrameTags) -> list[dict]:
         """The content of a user turn that shows the image or video and, unless it is rendered, asks the text."""
         sources = {"image": self.image, "video": self.video}
         shown = [{"type": kind, kind: source} for kind, source in sources.items() if source is not None]
         if rendered:
             return [*shown, {"type": "text", "text": self.text}]
-        if IMAGE_CONTEXT in self.text:
+        if tags.context in self.text:
             raise ValueError(
-                f"The text has {self.text.count(IMAGE_CONTEXT)} {IMAGE_CONTEXT} tokens but was not written by this "
+                f"The text has {self.text.count(tags.context)} {tags.context} tokens but was not written by this "
                 "processor's chat template; write it with `apply_chat_template(messages, tokenize=False)`."
             )
         return [*shown, *question_parts(self.text, self.regions)]
@@ -57,9 +59,12 @@ class TextReader:
     Args:
         template (`str`): The chat template.
         special_tokens (`dict`): The tokenizer's special tokens, which templates name.
+        tags ([`FrameTags`]): Those of the backbone.
+        turn_format ([`TurnFormat`]): In which the text was written.
     """
 
-    def __init__(self, template: str, special_tokens: Mapping[str, Any]):
+    def __init__(self, template: str, special_tokens: Mapping[str, Any], tags: FrameTags, turn_format: TurnFormat):
+        self.tags, self.turn_format = tags, turn_format
         messages = [{"role": "user", "content": QUESTION}]
         text = render_messages(messages, template, special_tokens, False, mark=NONCHARACTERS[-1]).text
         opening, _, end = text.partition(QUESTION)
@@ -84,26 +89,28 @@ class TextReader:
             ValueError: if the text shows another number of frames than the visual has, or has more or fewer regions
                 than are given.
         """
-        text = call.text
-        regions = text.count(LANGUAGE_REGION)
+        text, placeholder, region = call.text, self.tags.context, language_region(self.tags)
+        regions = text.count(region)
         if regions != len(call.regions):
             raise ValueError(f"The text has {regions} regions but {len(call.regions)} were given in `regions`.")
         if visual is None:
-            if IMAGE_CONTEXT in text:
+            if placeholder in text:
                 raise ValueError(
-                    f"The text has {text.count(IMAGE_CONTEXT)} {IMAGE_CONTEXT} tokens but no video or image was given."
+                    f"The text has {text.count(placeholder)} {placeholder} tokens but no video or image was given."
                 )
             return []
-        context = IMAGE_CONTEXT * visual.num_context
-        shown = text.count(visual.frame_block())
+        frames = visual.frame_block(self.turn_format.between_frames)
+        shown = text.count(frames)
         if shown != 1:
             raise ValueError(
                 f"The text does not show the given video or image: the frames take {visual.num_dense} times "
-                f"{visual.tokens_per_frame} {IMAGE_CONTEXT} tokens, which it holds {shown} times; write it with "
+                f"{visual.tokens_per_frame} {placeholder} tokens, which it holds {shown} times; write it with "
                 "`apply_chat_template(messages, tokenize=False)` for the same file."
             )
-        _, _, asked = text.partition(visual.frame_block())
-        pieces = asked.replace(LANGUAGE_REGION, QFORMER_REGION).split(context)[1:]
+        asked = text.partition(frames)[2].replace(region, QFORMER_REGION)
+        if not visual.num_context:
+            return []
+        pieces = asked.split(placeholder * visual.num_context)[1:]
         turns = []
         for piece in pieces:
             question = piece.partition(self.question_end)[0].strip()
@@ -115,18 +122,18 @@ class TextReader:
         return turns
 
 
-def placeholder_kinds(text: str) -> list[int]:
+def placeholder_kinds(text: str, frame_tags: FrameTags) -> list[int]:
     """The kind of each placeholder of a text, in reading order: between image tags a token of a frame, between region
     tags the two of a region, elsewhere a context token."""
-    tags = "|".join((IMAGE_START, IMAGE_END, REGION_START, REGION_END, IMAGE_CONTEXT))
+    tags = "|".join(map(re.escape, (*frame_tags, REGION_START, REGION_END)))
     kinds: list[int] = []
     inside, seen = "", 0
     for tag in re.findall(tags, text):
-        if tag in (IMAGE_START, REGION_START):
+        if tag in (frame_tags.start, REGION_START):
             inside, seen = tag, 0
-        elif tag in (IMAGE_END, REGION_END):
+        elif tag in (frame_tags.end, REGION_END):
             inside = ""
-        elif inside == IMAGE_START:
+        elif inside == frame_tags.start:
             kinds.append(DENSE_FRAME_TOKEN)
         elif inside == REGION_START:
             kinds.append((REGION_POOLED_TOKEN, REGION_SHAPE_TOKEN)[seen % 2])

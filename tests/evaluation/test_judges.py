@@ -15,7 +15,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from sama.evaluation.judges import CachedJudge, EndpointJudge, JudgeError, JudgeSettings, open_judge
 from sama.evaluation.local_judge import LocalJudge
 from sama.metrics.clair import clair
-from sama.prompts_sama import CHAT_TEMPLATES
+from sama.templates_sama import CHAT_TEMPLATES
 
 
 QUICK = JudgeSettings(backoff_s=0.01, timeout_s=5)
