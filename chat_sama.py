@@ -258,6 +258,8 @@ class SamaChat:
 
     def answer(self, text: str, regions: Sequence, tracking: dict | None, on_answer, **generate_kwargs) -> SamaReply:
         """[`ask`], without its promise about failures."""
+        if self.model.config.region_prompts == "cells":  # the text depends on which cells a region covers
+            regions = [dict(zip(("frame", "mask"), self.region_mask(region), strict=True)) for region in regions]
         messages = [*self.state.messages, {"role": "user", "content": self.question_content(text, regions)}]
         turn = self.processor.encode_turn(messages, self.state.input_ids, self.state.frames)
         self.keep_tokens(turn.num_known_tokens)

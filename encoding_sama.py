@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -380,6 +381,44 @@ def _resized(mask: np.ndarray | None, size: tuple[int, int], keep_small: bool) -
     if keep_small and not resized.any():
         resized = F.adaptive_max_pool2d(pixels, size)
     return resized[0, 0]
+
+
+def check_cell_regions(parsed: ParsedConversation, region_prompts: str | None) -> Any:
+    """
+    The video of a conversation, after a check of its regions for a model without region encoders.
+
+    Raises:
+        ValueError: if there are regions and the model reads none, if they lie in a video, or in another question than
+            the one that shows the still.
+    """
+    if not parsed.regions:
+        return parsed.video
+    if region_prompts == "none":
+        raise ValueError("This model was not trained to read regions: ask about what the text can name.")
+    if parsed.video is None or not parsed.video.is_image:
+        raise ValueError("This model reads regions of a still only; ask about a frame of the video as an image.")
+    after = parsed.messages[(parsed.visual_turn or 0) + 1 :]
+    later = sum(piece is None for message in after for piece in message.pieces)
+    if later:
+        raise ValueError(
+            f"This model reads the regions of the question that shows the image; {later} of {len(parsed.regions)} "
+            "come in later questions."
+        )
+    return parsed.video
+
+
+def count_cells(regions: Sequence[PreparedRegion], grid: tuple[int, int], keep_small: bool) -> list[int]:
+    """
+    How many cells of a frame's token grid each region covers.
+
+    Raises:
+        ValueError: for a region that is not given as a mask: its cells are not known before SAM 2 has found them.
+    """
+    if any(region.mask is None for region in regions):
+        raise ValueError(
+            "This model reads regions that are given as masks; `chat.ask` makes one of clicks, a box or a scribble."
+        )
+    return [int((_resized(region.mask, grid, keep_small) > 0).sum()) for region in regions]
 
 
 def prompt_tensors(regions: Sequence[tuple[PreparedRegion, SamaVideo]], sam_image_size: int) -> dict:

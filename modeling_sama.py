@@ -27,6 +27,7 @@ from .chat_sama import SamaChat
 from .configuration_sama import (
     CONTEXT_TOKEN,
     DENSE_FRAME_TOKEN,
+    REGION_CELL_TOKEN,
     REGION_POOLED_TOKEN,
     REGION_SHAPE_TOKEN,
     SHARED_SETTINGS,
@@ -41,6 +42,14 @@ from .versions_sama import CACHE, TRANSFORMERS
 
 
 logger = logging.get_logger(__name__)
+
+TOKEN_NAMES = {
+    DENSE_FRAME_TOKEN: "dense frame",
+    CONTEXT_TOKEN: "context",
+    REGION_POOLED_TOKEN: "region",
+    REGION_SHAPE_TOKEN: "region shape",
+    REGION_CELL_TOKEN: "region cell",
+}
 
 
 WEIGHTED_LOSSES = ("mask_loss", "dice_loss", "iou_loss", "presence_loss")
@@ -286,20 +295,37 @@ class SamaModel(SamaPreTrainedModel):
             return None
         if encoder is None:
             raise ValueError("This model has no region encoders, so that nothing in the video can be pointed at.")
-        features, frames = visual.frame_features, visual.region_frames
-        cells = visual.region_grid_masks.flatten(1)
-        if visual.grids is not None:
-            cells = grid_cells(visual.region_grid_masks, visual.grids[frames.cpu()].tolist(), features.shape[1])
+        features, cells = visual.frame_features, self.region_cells(visual)
         return encoder(
-            features[frames.to(features.device)], cells.to(features.device), visual.region_masks.to(features.device)
+            features[visual.region_frames.to(features.device)],
+            cells.to(features.device),
+            visual.region_masks.to(features.device),
         )
+
+    def region_tokens(self, visual: SamaVisualInputs) -> dict[int, torch.Tensor]:
+        """The regions as the language model reads them: for each kind of token those of all regions, (num_tokens,
+        width)."""
+        if visual.region_masks is None:
+            return {}
+        if self.config.region_prompts == "cells":
+            features = visual.frame_features[visual.region_frames.to(visual.frame_features.device)]
+            return {REGION_CELL_TOKEN: features[self.region_cells(visual).to(features.device) > 0]}
+        pooled, shape = self.encode_regions(visual, self.region_encoder)
+        return {REGION_POOLED_TOKEN: pooled, REGION_SHAPE_TOKEN: shape}
+
+    def region_cells(self, visual: SamaVisualInputs) -> torch.Tensor:
+        """Which tokens of its frame each region covers, (num_regions, tokens_per_frame)."""
+        if visual.grids is None:
+            return visual.region_grid_masks.flatten(1)
+        grids = visual.grids[visual.region_frames.cpu()].tolist()
+        return grid_cells(visual.region_grid_masks, grids, visual.frame_features.shape[1])
 
     def place_visual_tokens(
         self,
         inputs_embeds: torch.Tensor,
         mm_token_type_ids: torch.Tensor,
         visual: SamaVisualInputs,
-        regions: tuple[torch.Tensor, torch.Tensor] | None,
+        regions: dict[int, torch.Tensor],
         context: torch.Tensor,
     ) -> torch.Tensor:
         """Puts frames, context and regions where `mm_token_type_ids` (B, L) says, each kind in reading order.
@@ -309,11 +335,8 @@ class SamaModel(SamaPreTrainedModel):
         """
         dense = visual.frame_features[visual.dense_frames.to(visual.frame_features.device)]
         dense = unpadded(dense, visual.dense_lengths)
-        kinds = [(DENSE_FRAME_TOKEN, "dense frame", dense), (CONTEXT_TOKEN, "context", context)]
-        if regions is not None:
-            kinds += [(REGION_POOLED_TOKEN, "region", regions[0]), (REGION_SHAPE_TOKEN, "region shape", regions[1])]
-        for kind, name, tokens in kinds:
-            placeholders = mm_token_type_ids == kind
+        for kind, tokens in ({DENSE_FRAME_TOKEN: dense, CONTEXT_TOKEN: context} | regions).items():
+            placeholders, name = mm_token_type_ids == kind, TOKEN_NAMES[kind]
             if placeholders.sum() != len(tokens):
                 raise ValueError(
                     f"{int(placeholders.sum())} {name} placeholders in the text but {len(tokens)} {name} tokens from "
@@ -406,8 +429,7 @@ class SamaModel(SamaPreTrainedModel):
         if mm_token_type_ids is None:
             raise ValueError("Frames were given without `mm_token_type_ids`, which says where in the text they go.")
         visual = self.encode_visual(visual)
-        regions = self.encode_regions(visual, self.region_encoder)
-        context = self.aggregate_context(visual)
+        regions, context = self.region_tokens(visual), self.aggregate_context(visual)
         inputs_embeds = self.place_visual_tokens(inputs_embeds, mm_token_type_ids, visual, regions, context)
         if visual.deepstack_features is None:
             return inputs_embeds, None
@@ -504,7 +526,7 @@ class SamaForConditionalGeneration(SamaPreTrainedModel, GenerationMixin):
             labels (`torch.LongTensor` of shape `(batch_size, length)`, *optional*): -100 where nothing is to be
             learned.
             mm_token_type_ids (`torch.LongTensor` of shape `(batch_size, length)`):
-                0 text, 1 dense-frame token, 2 context token, 3 region, 4 region shape.
+                0 text, 1 dense-frame token, 2 context token, 3 region, 4 region shape, 5 region cell.
             pixel_values to spatial_tokens: see [`SamaVisualInputs`].
             sam_pixel_values to point_seeds: see [`SamaMaskTargets`].
             seg_recorder ([`SegRecorder`], *optional*): used by `generate`.

@@ -28,6 +28,7 @@ from .encoding_sama import (
     TokenCounts,
     TurnInputs,
     WrittenConversation,
+    check_cell_regions,
     check_ids,
     check_length,
     check_tags,
@@ -35,6 +36,7 @@ from .encoding_sama import (
     collate_questions,
     collate_tokens,
     common_prefix,
+    count_cells,
     count_tokens,
     mask_tensors,
     one_for_each,
@@ -479,11 +481,20 @@ class SamaProcessor(ProcessorMixin):
             TURN_FORMATS[check_turn_format(turn_format)],
             self.family.tags,
             unused_mark([piece for message in parsed.messages for piece in message.pieces if piece]),
+            self._region_cells(parsed, frames),
         )
         messages, turns = write_messages(parsed, writer, self._visual_text(parsed.video, frames))
         special_tokens = self.tokenizer.special_tokens_map
         rendered = render_messages(messages, template, special_tokens, add_generation_prompt, writer.mark)
         return WrittenConversation(rendered, turns, parsed, frames)
+
+    def _region_cells(self, parsed: ParsedConversation, frames: FrameChoice | None) -> list[int] | None:
+        """How many tokens each region covers, for a model that reads them as copies of these tokens; else None."""
+        if self.config.region_prompts == "encoded":
+            return None
+        video = check_cell_regions(parsed, self.config.region_prompts)
+        regions = [self.prepare_region(region, video, frames) for region in parsed.regions]
+        return count_cells(regions, self.frame_grid(video), self.preset == "consistent") if regions else []
 
     def _encode(self, written: WrittenConversation) -> ConversationInputs:
         """Tokens, frames, questions and regions of a whole conversation."""

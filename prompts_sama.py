@@ -1,8 +1,9 @@
 """The text side of SAMA: tags, words that are never tags, turn formats and chat templates, and grounded answers to and
 from plain text."""
 
+import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from .configuration_sama import (
     CONTEXT_TOKEN,
     DENSE_FRAME_TOKEN,
+    REGION_CELL_TOKEN,
     REGION_POOLED_TOKEN,
     REGION_SHAPE_TOKEN,
     FrameTags,
@@ -166,17 +168,13 @@ class VisualText:
 
 @dataclass(frozen=True)
 class TurnText:
-    """One user turn: its text, the kind of each placeholder in reading order, and the Q-Former's question as the
-    pieces that are tokenized apart."""
+    """One user turn: its text, the kind of each placeholder in reading order, the Q-Former's question as the pieces
+    that are tokenized apart, and how many regions the turn points at."""
 
     text: str
     placeholder_types: list[int]
     question: list[str]
-
-    @property
-    def num_regions(self) -> int:
-        """How many regions the turn points at."""
-        return self.placeholder_types.count(REGION_POOLED_TOKEN)
+    num_regions: int
 
 
 @dataclass(frozen=True)
@@ -189,6 +187,8 @@ class TurnWriter:
         turn_format ([`TurnFormat`]): The newlines around the context tokens.
         tags ([`FrameTags`]): Those of the backbone.
         mark (`str`): What is written at the cuts, see [`control_token_cuts`].
+        region_cells (`Sequence[int]`, *optional*): For a model that reads regions as copies of frame tokens: how many
+            tokens each region of the conversation covers.
     """
 
     tokenizer: Any
@@ -196,11 +196,25 @@ class TurnWriter:
     turn_format: TurnFormat
     tags: FrameTags
     mark: str
+    region_cells: Sequence[int] | None = None
 
     def text(self, pieces: Sequence[str | None]) -> str:
         """The text of a message in the language model, with its cuts marked; `None` stands for a region."""
-        words = [language_region(self.tags) if piece is None else piece for piece in pieces]
+        numbers = itertools.count(1)
+        words = [self.region(numbers) if piece is None else piece for piece in pieces]
         return self.mark.join(cut_words(words, self.tokenizer))
+
+    def region(self, numbers: Iterator[int]) -> str:
+        """What stands in a question where it points at a region."""
+        return language_region(self.tags) if self.region_cells is None else f"region{next(numbers)}"
+
+    def listed_regions(self) -> str:
+        """The regions of a still as Sa2VA lists them in front of the question."""
+        if not self.region_cells:
+            return ""
+        cells = [f"{REGION_START}{self.tags.context * count}{REGION_END}" for count in self.region_cells]
+        listed = ", ".join(f"region{number}{one}" for number, one in enumerate(cells, 1))
+        return f"\nThere are {len(cells)} part regions in the picture: {listed}."
 
     def question(self, pieces: Sequence[str | None]) -> list[str]:
         """A turn as the temporal Q-Former reads it; empty for a model that has none."""
@@ -222,18 +236,19 @@ class TurnWriter:
             shows (`bool`): Whether it is this turn that shows the visual.
         """
         language = self.text(pieces)
-        question = self.question(pieces)
-        types = [REGION_POOLED_TOKEN, REGION_SHAPE_TOKEN] * sum(piece is None for piece in pieces)
+        question, num_regions = self.question(pieces), sum(piece is None for piece in pieces)
+        types = [REGION_POOLED_TOKEN, REGION_SHAPE_TOKEN] * (num_regions if self.region_cells is None else 0)
         if visual is None:
-            return TurnText(language, types, question)
+            return TurnText(language, types, question, num_regions)
         if visual.num_context or shows:
             language = self.tags.context * visual.num_context + self.turn_format.after_context + language
         types = [CONTEXT_TOKEN] * visual.num_context + types
         if shows:
-            frames = visual.frame_block(self.turn_format.between_frames)
+            frames = visual.frame_block(self.turn_format.between_frames) + self.listed_regions()
             language = frames + self.turn_format.before_context + language
+            types = [REGION_CELL_TOKEN] * sum(self.region_cells or ()) + types
             types = [DENSE_FRAME_TOKEN] * (visual.num_dense * visual.tokens_per_frame) + types
-        return TurnText(language, types, question)
+        return TurnText(language, types, question, num_regions)
 
 
 @dataclass(frozen=True)

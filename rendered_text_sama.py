@@ -115,7 +115,7 @@ class TextReader:
         for piece in pieces:
             question = piece.partition(self.question_end)[0].strip()
             count = question.count(QFORMER_REGION)
-            turns.append(TurnText("", [REGION_POOLED_TOKEN, REGION_SHAPE_TOKEN] * count, [question]))
+            turns.append(TurnText("", [REGION_POOLED_TOKEN, REGION_SHAPE_TOKEN] * count, [question], count))
         found = sum(turn.num_regions for turn in turns)
         if not turns or found != regions:
             raise ValueError(f"The text has {regions} regions, of which {found} are in a question about the video.")

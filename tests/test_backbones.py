@@ -1,12 +1,14 @@
 """SAMA on every family of vision-language models: without aggregator it computes what the library's own model does."""
 
+import numpy as np
 import pytest
 import torch
 from processor_fixtures import noise_video
 from tiny_backbones import BACKBONES, tiny_backbone
 from transformers import AutoModelForImageTextToText
 
-from sama.configuration_sama import DENSE_FRAME_TOKEN
+from sama.configuration_sama import DENSE_FRAME_TOKEN, REGION_CELL_TOKEN
+from sama.inputs_sama import VISUAL_INPUT_NAMES, SamaVisualInputs
 
 
 @pytest.fixture(scope="module", params=BACKBONES)
@@ -83,3 +85,65 @@ def test_later_turns_with_a_kept_cache_are_those_of_the_library(sa2va):
         )[0, inputs["input_ids"].shape[1] :]
         assert reply.tagged_text == processor.post_process_answer(expected).tagged_text
         assert reply.prefilled_tokens < reply.prompt_tokens or text == "What is it?"
+
+
+# ---- regions of a Sa2VA
+
+
+@pytest.fixture(scope="module")
+def cells():
+    """A Sa2VA on InternVL, which reads regions as copies of the tokens that they cover."""
+    return tiny_backbone("internvl", with_aggregator=False, region_prompts="cells", seed=1)
+
+
+def left_half(height: int = 24, width: int = 40) -> np.ndarray:
+    mask = np.zeros((height, width), bool)
+    mask[:, : width // 2] = True
+    return mask
+
+
+@torch.no_grad()
+def test_a_region_is_a_copy_of_the_tokens_that_it_covers(cells):
+    model, processor = cells
+    left, whole = left_half(), np.ones((24, 40), bool)
+    image = {"type": "image", "image": noise_video(1, 24, 40)[0]}
+    regions = [{"type": "region", "frame": 0, "mask": mask} for mask in (left, whole)]
+    content = [image, {"type": "text", "text": "Is "}, regions[0], {"type": "text", "text": " in "}, regions[1]]
+    messages = [{"role": "user", "content": [*content, {"type": "text", "text": "?"}]}]
+    text, tags = processor.apply_chat_template(messages, tokenize=False), processor.family.tags
+    shown = ", ".join(f"region{n}<vp>{tags.context * count}</vp>" for n, count in ((1, 2), (2, 4)))
+    assert f"</img>\nThere are 2 part regions in the picture: {shown}.\nIs region1 in region2?" in text
+    inputs = processor.apply_chat_template(messages)
+    types = inputs["mm_token_type_ids"]
+    visual = SamaVisualInputs(**{name: inputs.get(name) for name in VISUAL_INPUT_NAMES})
+    embeds, _ = model.model.embed_inputs(inputs["input_ids"], types, visual)
+    last = embeds[types == DENSE_FRAME_TOKEN][-4:].unflatten(0, (2, 2))  # the whole picture is the last tile
+    expected = torch.cat([last[:, 0], last.flatten(0, 1)])
+    torch.testing.assert_close(embeds[types == REGION_CELL_TOKEN], expected)
+
+
+def test_a_chat_makes_masks_of_clicks(cells):
+    model, processor = cells
+    chat = model.start_chat(processor, image=noise_video(1, 24, 40)[0])
+    reply = chat.ask("What is <region>?", [{"points": [[5, 5]], "frame": 0}], max_new_tokens=3, masks=False)
+    assert reply.completion_tokens == 3
+    with pytest.raises(ValueError, match="of the question that shows the image; 1 of 2 come in later"):
+        chat.ask("And <region>?", [{"frame": 0, "mask": left_half()}], max_new_tokens=3)
+
+
+def test_regions_that_a_sa2va_cannot_read(cells):
+    _, processor = cells
+    region = {"type": "region", "frame": 0, "mask": left_half()}
+    ask = lambda visual, region: processor.apply_chat_template(  # noqa: E731
+        [{"role": "user", "content": [visual, {"type": "text", "text": "What is "}, region]}]
+    )
+    with pytest.raises(ValueError, match="reads regions of a still only"):
+        ask({"type": "video", "video": noise_video(3, 24, 40)}, region)
+    image = {"type": "image", "image": noise_video(1, 24, 40)[0]}
+    with pytest.raises(ValueError, match="regions that are given as masks"):
+        ask(image, {"type": "region", "frame": 0, "box": [1, 1, 9, 9]})
+    _, processor = tiny_backbone("internvl", with_aggregator=False)
+    with pytest.raises(ValueError, match="was not trained to read regions"):
+        ask(image, region)
+    with pytest.raises(ValueError, match="`region_prompts` must be cells or none without aggregator, got 'encoded'"):
+        tiny_backbone("internvl", with_aggregator=False, region_prompts="encoded")

@@ -52,7 +52,7 @@ def tiny_backbone_config(name: str, with_aggregator: bool = True, **settings) ->
     backbone = {**BACKBONES[name], "model_type": model_type, "tie_word_embeddings": False}
     if model_type == "internvl":
         backbone |= {"vision_config": small["backbone_config"]["vision_config"], "image_seq_length": 4}
-    small = {key: value for key, value in small.items() if key not in ("model_type", "auto_map")}
+    small = {key: value for key, value in small.items() if key not in ("model_type", "auto_map", "region_prompts")}
     small |= {
         "backbone_config": backbone,
         "aggregator_config": small["aggregator_config"] if with_aggregator else None,
@@ -85,7 +85,11 @@ def tiny_backbone(
                     parameter.normal_(std=0.02)
     sizes = {"image_size": 32, "max_tiles": 4} if name.startswith("internvl") else {}
     processor = SamaProcessor(
-        tokenizer=backbone_tokenizer(name), qformer_tokenizer=qformer_tokenizer(), config=config, **sizes
+        tokenizer=backbone_tokenizer(name),
+        qformer_tokenizer=qformer_tokenizer(),
+        config=config,
+        turn_format="newlines" if with_aggregator else "newline_after",
+        **sizes,
     )
     if not sizes:
         pixels = TOKEN_PIXELS**2

@@ -16,7 +16,7 @@ if TRANSFORMERS >= (5, 20):
 
 
 # `mm_token_type_ids`: what fills a position of the text. The processor writes them, the model reads them.
-TEXT_TOKEN, DENSE_FRAME_TOKEN, CONTEXT_TOKEN, REGION_POOLED_TOKEN, REGION_SHAPE_TOKEN = range(5)
+TEXT_TOKEN, DENSE_FRAME_TOKEN, CONTEXT_TOKEN, REGION_POOLED_TOKEN, REGION_SHAPE_TOKEN, REGION_CELL_TOKEN = range(6)
 
 
 class FrameTags(NamedTuple):
@@ -29,9 +29,10 @@ class FrameTags(NamedTuple):
 
 PRESETS = ("published", "consistent")
 REGION_SHAPES = ("mask", "box")
+REGION_PROMPTS = ("encoded", "cells", "none")
 SEG_STATES = ("after_norm", "before_norm")
 # Settings of the model that the processor needs too. They are stored once, in the model's `config.json`.
-SHARED_SETTINGS = ("preset", "region_shape", "region_mask_size", "image_token_id", "seg_token_id")
+SHARED_SETTINGS = ("preset", "region_prompts", "region_shape", "region_mask_size", "image_token_id", "seg_token_id")
 
 
 def check_preset(name: str) -> str:
@@ -160,6 +161,10 @@ class SamaConfig(PreTrainedConfig):
             Its mask decoder exists twice in the model (tuned for `[SEG]` prompts, and original for propagation).
         aggregator_config ([`SamaAggregatorConfig`] or `dict`, *optional*):
             The context aggregator. With `None` the model has neither aggregator nor region encoders: a Sa2VA.
+        region_prompts (`"encoded"`, `"cells"` or `"none"`, *optional*):
+            How the language model reads a region: as two tokens of the region encoders, which come with the aggregator
+            (the default with one); as a copy of the tokens that it covers, in stills alone (Sa2VA on InternVL); or not
+            at all (the default without aggregator).
         region_mask_size (`int`, defaults to 112): side of the binary mask whose shape the region encoder reads.
         region_mlp_size (`int`, defaults to 1024): hidden width of that shape encoder.
         region_shape (`"mask"` or `"box"`, defaults to `"mask"`):
@@ -210,6 +215,7 @@ class SamaConfig(PreTrainedConfig):
     mask_config: Any = None
     aggregator_config: Any = field(default_factory=dict)
     tie_word_embeddings: bool = True
+    region_prompts: str | None = None
     region_mask_size: int = 112
     region_mlp_size: int = 1024
     region_shape: str = "mask"
@@ -244,6 +250,12 @@ class SamaConfig(PreTrainedConfig):
         self.preset = check_preset(self.preset)
         if self.region_shape not in REGION_SHAPES:
             raise ValueError(f"`region_shape` must be one of {REGION_SHAPES}, got {self.region_shape!r}.")
+        encoded = self.aggregator_config is not None
+        if self.region_prompts is None:
+            self.region_prompts = "encoded" if encoded else "none"
+        if self.region_prompts not in REGION_PROMPTS or encoded != (self.region_prompts == "encoded"):
+            allowed = "encoded with" if encoded else "cells or none without"
+            raise ValueError(f"`region_prompts` must be {allowed} aggregator, got {self.region_prompts!r}.")
         if self.seg_state not in SEG_STATES:
             raise ValueError(f"`seg_state` must be one of {SEG_STATES}, got {self.seg_state!r}.")
 
