@@ -74,8 +74,8 @@ def delete_dead_feature_folders(parent: str | Path) -> None:
 class SamFeatureStore:
     """SAM 2's features of a video's frames: each frame is encoded when it is first asked for, then kept in a temporary
     folder, so that later turns do not encode it again and memory does not grow. A frame of the released size takes
-    15 MB in bfloat16; beyond `max_bytes`, or where the disk is full, frames are not kept, and a later turn encodes
-    them again.
+    15 MB in bfloat16 (SAM 3: 19 MB); beyond `max_bytes`, or where the disk is full, frames are not kept, and a later
+    turn encodes them again.
 
     Args:
         encode (`Callable`): frame index to [`FrameFeatures`].

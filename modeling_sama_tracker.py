@@ -1,138 +1,98 @@
-"""From [SEG] states to masks through a video: our loop over SAM 2's submodules (specs: model.md section 8).
+"""From [SEG] states to masks through a video: our loop over the submodules of a video mask model of transformers.
 
-All objects of a video are tracked together, each frame is encoded once and released, and everything is differentiable.
+The loop is SAM 2's (specs: model.md section 8). What other mask models do differently is in one class for each at the
+end of this file; [`build_mask_tracker`] chooses it by `mask_config.model_type`. All objects of a video are tracked
+together, each frame is encoded once and released, and everything is differentiable.
 
 Letters in shape comments: N frames, O objects, C SAM width (256), D memory width (64), S side of the input square,
-h = w = S / 16 the side of the lowest feature level, 4h the side of the low-resolution masks, M pointers.
+h = w = S / 16 (SAM 3: S / 14) the side of the lowest feature level, 4h the side of the low-resolution masks, M
+pointers.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import Sam2VideoModel
+from transformers import AutoModel
 
 from .configuration_sama import SamaConfig
+from .tracking_sama import (
+    FrameFeatures,
+    ObjectMasks,
+    PointPrompts,
+    SamaMemoryBank,
+    TrackedFrame,
+    TrackingRules,
+    check_resampler,
+    check_sizes,
+)
 
 
-NO_OBJECT_LOGIT = -1024.0  # SAM 2's mask logit for "this object is not in the frame"
 NO_POINT_LABEL = -1
 
 
-@dataclass
-class FrameFeatures:
-    """What SAM 2 sees of N frames: `image` (N, C, h, w), without memory, and two finer levels, (N, C / 8, 4h, 4w) and
-    (N, C / 4, 2h, 2w), as each of the two mask decoders wants them."""
-
-    image: torch.Tensor
-    tuned: tuple[torch.Tensor, torch.Tensor]
-    original: tuple[torch.Tensor, torch.Tensor]
-
-    @classmethod
-    def concatenate(cls, parts: Sequence["FrameFeatures"]) -> "FrameFeatures":
-        """Features of all frames of `parts`."""
-        tuned = tuple(torch.cat(levels) for levels in zip(*(part.tuned for part in parts), strict=True))
-        original = tuple(torch.cat(levels) for levels in zip(*(part.original for part in parts), strict=True))
-        return cls(torch.cat([part.image for part in parts]), tuned, original)
-
-    def take(self, rows: torch.Tensor) -> "FrameFeatures":
-        """The frames at `rows`, in that order, repeats allowed."""
-        return FrameFeatures(
-            self.image[rows], tuple(level[rows] for level in self.tuned), tuple(level[rows] for level in self.original)
-        )
-
-
-@dataclass
-class ObjectMasks:
-    """Masks of O objects in N frames: `mask_logits` (N, O, 4h, 4w); `predicted_iou` and `object_score` (N, O), the
-    second a logit; `object_pointer` (N, O, C), the token SAM 2 remembers an object by; `ungated_logits`, the mask
-    logits before those of an absent object were emptied, which training compares: an emptied mask has no gradient."""
-
-    mask_logits: torch.Tensor
-    predicted_iou: torch.Tensor
-    object_score: torch.Tensor
-    object_pointer: torch.Tensor
-    ungated_logits: torch.Tensor
-
-    def transpose(self) -> "ObjectMasks":
-        """Frames for objects and objects for frames."""
-        return ObjectMasks(*(getattr(self, field.name).transpose(0, 1) for field in fields(self)))
-
-
-@dataclass
-class TrackedFrame:
-    """One frame of a track: its index, mask logits of shape (num_objects, 4h, 4w), predicted IoU and object score
-    logits of shape (num_objects,), whether it was prompted or reached by propagation, and the mask logits before those
-    of absent objects were emptied."""
-
-    frame_index: int
-    mask_logits: torch.Tensor
-    predicted_iou: torch.Tensor
-    object_score: torch.Tensor
-    prompted: bool
-    ungated_logits: torch.Tensor
-
-
-class SamaMemoryBank:
-    """What the tracker remembers of O objects: every prompted frame, and the frames next to the current one. Its size
-    does not depend on the length of the video."""
-
-    def __init__(self, num_memories: int, num_pointers: int):
-        self.num_memories, self.num_pointers = num_memories, num_pointers
-        self.prompted: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        self.tracked: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-
-    def remember(self, frame_index: int, memory: torch.Tensor, pointer: torch.Tensor, prompted: bool) -> None:
-        """Stores a memory (h * w, O, D) and pointer (O, C). Frames beyond reach of this one are forgotten, except
-        those next to the first prompted frame, where tracking backwards will start."""
-        if prompted:
-            self.prompted[frame_index] = (memory, pointer)
-            return
-        self.tracked[frame_index] = (memory, pointer)
-        start = min(self.prompted)
-        self.tracked = {
-            index: entry
-            for index, entry in self.tracked.items()
-            if abs(index - frame_index) < self.num_pointers or abs(index - start) < self.num_pointers
-        }
-
-    def memories(self, frame_index: int, step: int) -> list[tuple[int, torch.Tensor]]:
-        """(distance in frames, memory): all prompted frames, which count as distance 0, then the tracked frames before
-        this one, farthest first. `step` is 1 when tracking forwards, -1 backwards."""
-        recent = [(distance, frame_index - step * distance) for distance in range(self.num_memories - 1, 0, -1)]
-        return [(0, memory) for memory, _ in self.prompted.values()] + [
-            (distance, self.tracked[index][0]) for distance, index in recent if index in self.tracked
-        ]
-
-    def pointers(self, frame_index: int, step: int) -> list[tuple[int, torch.Tensor]]:
-        """(signed distance in frames, pointer) of the prompted frames already passed, then of the tracked ones,
-        nearest first."""
-        prompted = [((frame_index - index) * step, pointer) for index, (_, pointer) in self.prompted.items()]
-        recent = [(distance, frame_index - step * distance) for distance in range(1, self.num_pointers)]
-        return [(distance, pointer) for distance, pointer in prompted if distance >= 0] + [
-            (distance, self.tracked[index][1]) for distance, index in recent if index in self.tracked
-        ]
-
-
 class SamaMaskTracker(nn.Module):
-    """SAM 2 with a language prompt. Holds the tuned mask decoder (inside `sam`) and the original one for
-    propagation."""
+    """SAM 2 with a language prompt. Holds the tuned mask decoder (inside `sam`) and the original one for propagation.
+    Subclasses override what other mask models do differently.
+
+    Raises:
+        ValueError: if the sizes in `mask_config` do not fit each other.
+    """
 
     def __init__(self, config: SamaConfig):
         super().__init__()
-        self.config = config
-        self.sam = Sam2VideoModel(config.mask_config)
-        self.original_mask_decoder = type(self.sam.mask_decoder)(config.mask_config.mask_decoder_config)
+        self.config, self.mask_config = config, config.mask_config
+        self.check_config(self.mask_config)
+        self.sam = AutoModel.from_config(self.mask_config)
+        self.original_mask_decoder = type(self.sam.mask_decoder)(self.mask_config.mask_decoder_config)
+
+    @classmethod
+    def check_config(cls, mask_config: Any) -> None:
+        """Raises `ValueError` if sizes do not fit each other."""
+        check_sizes(mask_config, cls.size_step(mask_config))
+
+    @staticmethod
+    def size_step(mask_config: Any) -> int:
+        """What the image size must be a multiple of: the pixels of one cell of Hiera's lowest level, and those of one
+        window of its position embedding, which is repeated as a whole."""
+        backbone = mask_config.vision_config.backbone_config
+        if backbone.model_type != "sam2_hiera_det_model":
+            return 32
+        windows, stride = backbone.window_size_per_stage, backbone.patch_stride[0]
+        return math.lcm(stride * 2 ** (len(windows) - 1), stride * windows[0])
+
+    def tracking_rules(self, clicked: bool) -> TrackingRules:
+        """The rules for [SEG] prompts, or for clicks, with which every mask model tracks as in transformers."""
+        published, gate = self.config.preset == "published" and not clicked, self.config.occlusion_gate
+        return TrackingRules(
+            tuned=published,
+            gate_prompted=clicked and gate,
+            gate_tracked=gate and not published,
+            binarize_prompted=clicked,
+        )
 
     # ---- frames -----------------------------------------------------------------------------------------------------
 
     def encode_frames(self, sam_pixel_values: torch.Tensor) -> FrameFeatures:
-        """SAM 2's image encoder on normalised frames of shape `(num_frames, 3, size, size)`."""
-        reference = self.sam.no_memory_embedding
+        """The image encoder on normalised frames of shape `(num_frames, 3, size, size)`.
+
+        Raises:
+            ValueError: if the frames have another size than `mask_config.image_size`.
+        """
+        reference, size = self.sam.no_memory_embedding, self.mask_config.image_size
+        if sam_pixel_values.shape[-2:] != (size, size):
+            height, width = sam_pixel_values.shape[-2:]
+            raise ValueError(
+                f"Frames of {width}x{height} pixels do not fit the mask model, which is made for {size}x{size}; were "
+                "they prepared by the processor of another checkpoint?"
+            )
         pixels = sam_pixel_values.to(reference.device, reference.dtype)
-        fine, middle, coarse = self.sam.vision_encoder(pixels).fpn_hidden_states
+        # From high to low resolution. SAM 3 has a fourth level, which its tracker does not use.
+        fine, middle, coarse = self.sam.vision_encoder(pixels).fpn_hidden_states[:3]
         tuned, original = self.sam.mask_decoder, self.original_mask_decoder
         return FrameFeatures(
             coarse, (tuned.conv_s0(fine), tuned.conv_s1(middle)), (original.conv_s0(fine), original.conv_s1(middle))
@@ -159,15 +119,23 @@ class SamaMaskTracker(nn.Module):
         return self.embed_points(torch.zeros(num_frames, num_objects, 1, 2, device=device), labels)
 
     def decode_masks(
-        self, features: FrameFeatures, image: torch.Tensor, sparse_prompts: torch.Tensor, tuned: bool
+        self,
+        features: FrameFeatures,
+        image: torch.Tensor,
+        sparse_prompts: torch.Tensor,
+        tuned: bool,
+        multimask: bool = True,
     ) -> ObjectMasks:
-        """Three candidate masks for each object in each frame; the one with the best predicted IoU is taken.
+        """Masks from prompts.
 
         Args:
             features ([`FrameFeatures`]): N frames, or one frame that all N share.
             image (`torch.Tensor` of shape `(num_frames, width, h, w)`): their lowest level, with memory.
             sparse_prompts (`torch.Tensor` of shape `(num_frames, num_objects, num_prompts, width)`)
-            tuned (`bool`): whether the decoder tuned for [SEG] prompts decodes, or SAM 2's original.
+            tuned (`bool`): whether the decoder tuned for [SEG] prompts decodes, or the original one.
+            multimask (`bool`, defaults to `True`):
+                Three candidate masks for each object in each frame, of which the one with the best predicted IoU is
+                taken; or one mask, which the decoder itself replaces by a candidate where it is not stable.
         """
         sam, num_frames = self.sam, len(image)
         decoder, levels = (
@@ -178,7 +146,7 @@ class SamaMaskTracker(nn.Module):
             image_positional_embeddings=sam.get_image_wide_positional_embeddings().expand(num_frames, -1, -1, -1),
             sparse_prompt_embeddings=sparse_prompts,
             dense_prompt_embeddings=sam.prompt_encoder.no_mask_embed.weight[..., None, None].expand_as(image),
-            multimask_output=True,
+            multimask_output=multimask,
             high_resolution_features=[level.expand(num_frames, -1, -1, -1) for level in levels],
         )
         best = predicted_iou.argmax(-1)[..., None]  # (N, O, 1)
@@ -212,9 +180,29 @@ class SamaMaskTracker(nn.Module):
 
     def segment_points(self, features: FrameFeatures, points: torch.Tensor, labels: torch.Tensor) -> ObjectMasks:
         """Masks of one object in each of N frames from clicks or boxes (see [`embed_points`]; points of shape
-        (num_frames, num_points, 2), labels of shape (num_frames, num_points)), by SAM 2's original decoder."""
+        (num_frames, num_points, 2), labels of shape (num_frames, num_points)), by the original decoder."""
         sparse = self.embed_points(points.unsqueeze(1), labels.unsqueeze(1))
         return self.decode_masks(features, self.without_memory(features), sparse, tuned=False)
+
+    def segment_prompts(
+        self, features: FrameFeatures, prompts: torch.Tensor | PointPrompts, position: int
+    ) -> ObjectMasks:
+        """Masks of O objects, (1, num_objects, ...), in the prompted frame at this `position` among them."""
+        if not isinstance(prompts, PointPrompts):
+            return self.segment_objects(features, prompts)
+        points, labels = prompts.points[position, None], prompts.labels[position, None]
+        multimask = self.takes_candidates(labels.shape[-1], tracking=False)
+        image = self.without_memory(features)
+        return self.decode_masks(features, image, self.embed_points(points, labels), tuned=False, multimask=multimask)
+
+    def takes_candidates(self, num_points: int, tracking: bool) -> bool:
+        """Whether the mask model was trained to choose among three candidate masks, given so many points."""
+        config = self.mask_config
+        return (
+            config.multimask_output_in_sam
+            and (config.multimask_output_for_tracking or not tracking)
+            and config.multimask_min_pt_num <= num_points <= config.multimask_max_pt_num
+        )
 
     def without_memory(self, features: FrameFeatures) -> torch.Tensor:
         """The lowest level of frames that remember nothing, (num_frames, width, h, w)."""
@@ -222,27 +210,51 @@ class SamaMaskTracker(nn.Module):
 
     # ---- memory -----------------------------------------------------------------------------------------------------
 
-    def encode_memory(self, features: FrameFeatures, masks: ObjectMasks) -> torch.Tensor:
-        """Memory of O objects in one frame, of shape (h * w, num_objects, memory width). Mask probabilities go in as
-        they are, never binarised."""
-        sam, config = self.sam, self.config.mask_config
-        size = [side * 4 for side in sam.prompt_encoder.mask_input_size]
-        logits = F.interpolate(masks.mask_logits.float(), size, mode="bilinear", align_corners=False)  # (1, O, S, S)
-        scaled = logits.sigmoid() * config.sigmoid_scale_for_mem_enc + config.sigmoid_bias_for_mem_enc
-        num_objects = scaled.shape[1]
-        image = features.image.expand(num_objects, -1, -1, -1)
-        memory, _ = sam.memory_encoder(image, scaled.transpose(0, 1).to(image.dtype))  # (O, D, h, w)
+    def encode_memory(self, features: FrameFeatures, masks: ObjectMasks, binarize: bool = False) -> torch.Tensor:
+        """Memory of O objects in one frame, of shape (tokens, num_objects, memory width).
+
+        Args:
+            features ([`FrameFeatures`]): of the one frame, or of one frame an object.
+            masks ([`ObjectMasks`]): shapes as of one frame, (1, num_objects, ...).
+            binarize (`bool`, defaults to `False`):
+                Whether masks enter as 0 and 1 instead of as probabilities; not in training.
+        """
+        sam = self.sam
+        scaled = self.memory_masks(masks.mask_logits, binarize).transpose(0, 1)  # (O, 1, 16h, 16w)
+        image = features.image.expand(len(scaled), -1, -1, -1)
+        memory, position = sam.memory_encoder(image, scaled.to(image.dtype))  # (O, D, h, w)
         if sam.occlusion_spatial_embedding_parameter is not None:
             absent = (masks.object_score <= 0).to(memory.dtype).transpose(0, 1)  # (O, 1)
             memory = memory + (absent * sam.occlusion_spatial_embedding_parameter)[..., None, None]
-        if self.config.round_memory_to_bfloat16:
-            memory = memory.to(torch.bfloat16).to(image.dtype)
+        tokens = self.memory_tokens(memory, position)
+        return tokens.to(torch.bfloat16).to(image.dtype) if self.config.round_memory_to_bfloat16 else tokens
+
+    def memory_masks(self, mask_logits: torch.Tensor, binarize: bool) -> torch.Tensor:
+        """Mask logits (1, O, 4h, 4w) to what the memory encoder reads, (1, O, 16h, 16w): scaled probabilities at 16
+        times the resolution of the lowest level. That is the input's own resolution but for SAM 3: 1152 for 1008.
+        Meta's code resizes last; transformers resizes the logits, which moves the outline of a mask."""
+
+        def resized(masks: torch.Tensor) -> torch.Tensor:
+            if masks.shape[-2:] == size:
+                return masks
+            return F.interpolate(masks, size, mode="bilinear", align_corners=False, antialias=True)
+
+        config, size = self.mask_config, tuple(4 * side for side in self.sam.prompt_encoder.mask_input_size)
+        square = (config.image_size, config.image_size)
+        logits = F.interpolate(mask_logits.float(), square, mode="bilinear", align_corners=False)
+        if self.config.memory_rules == "transformers":
+            logits = resized(logits)
+        masks = (logits > 0).to(logits.dtype) if binarize and not self.training else logits.sigmoid()
+        return resized(masks * config.sigmoid_scale_for_mem_enc + config.sigmoid_bias_for_mem_enc)
+
+    def memory_tokens(self, memory: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+        """A memory (O, D, h, w), with the `position` of its cells, as tokens (tokens, O, D): here, its cells."""
         return memory.flatten(2).permute(2, 0, 1)
 
     def memory_position(self) -> torch.Tensor:
-        """Sine position of the cells of a memory, (h * w, 1, memory width): the same for every frame and object."""
+        """Sine position of the tokens of a memory, (tokens, 1, D): the same for every frame and object."""
         sam = self.sam
-        shape = (1, self.config.mask_config.memory_encoder_output_channels, *sam.backbone_feature_sizes[-1])
+        shape = (1, sam.mem_dim, *sam.backbone_feature_sizes[-1])
         reference = sam.no_memory_embedding
         position = sam.memory_encoder.position_encoding(shape, reference.device, reference.dtype)
         return position.flatten(2).permute(2, 0, 1)
@@ -260,7 +272,7 @@ class SamaMaskTracker(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Pointers (O, C) cut into C / D memory tokens each, and their positions in time (SAM 2.1 only; zeros in
         2.0)."""
-        sam, config = self.sam, self.config.mask_config
+        sam, config = self.sam, self.mask_config
         tokens = torch.stack([pointer for _, pointer in pointers])  # (M, O, C)
         splits = tokens.shape[-1] // sam.mem_dim
         tokens = tokens.unflatten(-1, (splits, sam.mem_dim)).transpose(1, 2).flatten(0, 1)  # (M * C / D, O, D)
@@ -294,26 +306,43 @@ class SamaMaskTracker(nn.Module):
             memory=torch.cat(tokens),
             memory_posision_embeddings=torch.cat(positions),
             num_object_pointer_tokens=num_pointer_tokens,
+            **self.attention_arguments(len(memories)),
         )  # (1, O, h * w, C)
         attended = attended.squeeze(0).transpose(1, 2)
         return attended.unflatten(2, tuple(sam.backbone_feature_sizes[-1]))
 
+    def attention_arguments(self, num_memories: int) -> dict[str, int]:
+        """What the memory attention wants to know beyond what every mask model tells it."""
+        return {}
+
     # ---- time -------------------------------------------------------------------------------------------------------
+
+    def memory_bank(self, num_frames: int) -> SamaMemoryBank:
+        """An empty memory for a video of that many frames."""
+        config = self.mask_config
+        return SamaMemoryBank(
+            config.num_maskmem,
+            min(num_frames, config.max_object_pointers_in_encoder),
+            config.max_cond_frame_num,
+            keep_pointers=self.config.memory_rules == "transformers",
+        )
 
     def track(
         self,
-        prompts: torch.Tensor,
+        prompts: torch.Tensor | PointPrompts,
         num_frames: int,
         prompted_frames: Sequence[int],
         frame_features: Callable[[int], FrameFeatures],
     ) -> Iterator[TrackedFrame]:
         """Tracks O objects through a video: prompted frames first, then forwards from the first of them to the end,
-        then (unless the policy is `release`) backwards to the beginning.
+        then (unless the preset is `published`) backwards to the beginning.
 
         Args:
-            prompts (`torch.Tensor` of shape `(num_objects, width)`): one prompt an object, from its [SEG] state.
+            prompts (`torch.Tensor` of shape `(num_objects, width)` or [`PointPrompts`]):
+                One prompt an object for all prompted frames, from its [SEG] state; or clicks in each prompted frame,
+                with which the mask model tracks as without a language model: by its original decoder alone.
             num_frames (`int`): length of the video.
-            prompted_frames (`Sequence[int]`): frames in which [SEG] prompts the decoder, in increasing order.
+            prompted_frames (`Sequence[int]`): frames in which the prompts hold, in increasing order.
             frame_features (`Callable`): frame index to the [`FrameFeatures`] of that one frame; asked once a frame.
                 With a row for each object instead, objects of several videos of one length are tracked together.
 
@@ -325,13 +354,15 @@ class SamaMaskTracker(nn.Module):
                 f"Prompted frames {list(prompted_frames)} must be frames of a video of {num_frames} frames, at least "
                 "one."
             )
-        config = self.config.mask_config
-        bank = SamaMemoryBank(config.num_maskmem, min(num_frames, config.max_object_pointers_in_encoder))
-        for index in prompted_frames:
+        clicked = isinstance(prompts, PointPrompts)
+        rules, bank = self.tracking_rules(clicked), self.memory_bank(num_frames)
+        for position, index in enumerate(prompted_frames):
             features = frame_features(index)
-            masks = self.segment_objects(features, prompts)
-            bank.remember(index, self.encode_memory(features, masks), masks.object_pointer[0], prompted=True)
-            yield tracked_frame(index, masks, prompted=True)
+            masks = self.segment_prompts(features, prompts, position)
+            masks = masks.gated() if rules.gate_prompted else masks
+            memory = self.encode_memory(features, masks, rules.binarize_prompted)
+            bank.remember(index, memory, masks.object_pointer[0], prompted=True)
+            yield masks.of_frame(index, prompted=True)
         start = min(prompted_frames)
         passes = [(range(start + 1, num_frames), 1)]
         if self.config.preset == "consistent":
@@ -340,38 +371,114 @@ class SamaMaskTracker(nn.Module):
             for index in indices:
                 if index not in bank.prompted:
                     features = frame_features(index)
-                    masks = self.propagate(features, bank, index, step, num_frames)
+                    masks = self.propagate(features, bank, index, step, num_frames, clicked)
                     bank.remember(index, self.encode_memory(features, masks), masks.object_pointer[0], prompted=False)
-                    yield tracked_frame(index, masks, prompted=False)
+                    yield masks.of_frame(index, prompted=False)
 
     def propagate(
-        self, features: FrameFeatures, bank: SamaMemoryBank, frame_index: int, step: int, num_frames: int
+        self,
+        features: FrameFeatures,
+        bank: SamaMemoryBank,
+        frame_index: int,
+        step: int,
+        num_frames: int,
+        clicked: bool = False,
     ) -> ObjectMasks:
-        """Masks of O objects in one frame from memory alone; shapes as of one frame, (1, O, ...)."""
+        """Masks of O objects in one frame from memory alone; shapes as of one frame, (1, O, ...). `clicked`: whether
+        clicks started the track instead of [SEG]."""
+        rules, multimask = self.tracking_rules(clicked), self.takes_candidates(0, tracking=True)
         image = self.attend_memory(features, bank, frame_index, step, num_frames)  # (O, C, h, w)
-        release = self.config.preset == "published"
         # To the decoder every object is a frame of its own, since each remembers something else: (O, 1, ...).
-        masks = self.decode_masks(features, image, self.embed_no_point(len(image), 1), tuned=release)
-        mask_logits = masks.mask_logits
-        if not release and self.config.occlusion_gate:
-            mask_logits = mask_logits.where(masks.object_score[..., None, None] > 0, NO_OBJECT_LOGIT)
-        return replace(masks, mask_logits=mask_logits).transpose()
+        no_point = self.embed_no_point(len(image), 1)
+        masks = self.decode_masks(features, image, no_point, tuned=rules.tuned, multimask=multimask)
+        return (masks.gated() if rules.gate_tracked else masks).transpose()
 
 
-def tracked_frame(frame_index: int, masks: ObjectMasks, prompted: bool) -> TrackedFrame:
-    """The one frame of `masks`, with its index."""
-    return TrackedFrame(
-        frame_index,
-        masks.mask_logits[0],
-        masks.predicted_iou[0],
-        masks.object_score[0],
-        prompted,
-        masks.ungated_logits[0],
-    )
+class Sam3MaskTracker(SamaMaskTracker):
+    """The tracker of SAM 3. As in the Sa2VA that has one, masks of absent objects are empty on every frame, and
+    prompted frames are remembered by binary masks, in both presets. A frame attends to at most `max_cond_frame_num`
+    (4) prompted frames."""
+
+    @staticmethod
+    def size_step(mask_config: Any) -> int:
+        """What the image size must be a multiple of: the side of a patch."""
+        return mask_config.vision_config.backbone_config.patch_size
+
+    def tracking_rules(self, clicked: bool) -> TrackingRules:
+        """The rules for clicks hold for [SEG] prompts, too."""
+        return replace(super().tracking_rules(clicked=True), tuned=super().tracking_rules(clicked).tuned)
+
+
+class EdgeTamMaskTracker(SamaMaskTracker):
+    """EdgeTAM: a SAM 2 whose memories are compressed, by a resampler with two sets of queries. Those of the first set
+    read the whole frame and have no position, those of the second one window each, whose place they have. Its
+    published image encoder, RepViT, comes from timm, which must be installed."""
+
+    @classmethod
+    def check_config(cls, mask_config: Any) -> None:
+        """Raises `ValueError` if sizes do not fit each other."""
+        super().check_config(mask_config)
+        check_resampler(mask_config)
+
+    def train(self, mode: bool = True) -> "EdgeTamMaskTracker":
+        """As everywhere, but RepViT keeps its batch statistics, so that a frame does not depend on its company."""
+        super().train(mode)
+        for module in self.sam.vision_encoder.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
+
+    def memory_tokens(self, memory: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+        """A memory (O, D, h, w), with the `position` of its cells, as tokens (queries, O, D): what the resampler's own
+        forward computes, which takes one object at a time."""
+        resampler, side = self.sam.spatial_perceiver, self.mask_config.memory_attention_rope_k_sizes[0]
+        frames, position = memory.flatten(2).mT, position.to(memory.dtype).flatten(2).mT  # (O, h * w, D)
+        windows = memory.unflatten(3, (side, -1)).unflatten(2, (side, -1)).permute(0, 2, 4, 3, 5, 1)
+        windows = windows.flatten(0, 2).flatten(1, 2)  # (O * side * side, cells of a window, D)
+        global_queries = resampler.latents_1d.expand(len(memory), -1, -1)
+        window_queries = resampler.latents_2d.repeat(len(memory), 1).unsqueeze(1)  # (O * side * side, 1, D)
+        for layer in resampler.layers:
+            global_queries = layer(global_queries, frames, position)
+            window_queries = layer(window_queries, windows)
+        queries = torch.cat([global_queries, window_queries.view(len(memory), -1, memory.shape[1])], 1)
+        return resampler.layer_norm(queries).transpose(0, 1)
+
+    def memory_position(self) -> torch.Tensor:
+        """Position of the tokens of a memory, (queries, 1, D)."""
+        resampler, reference = self.sam.spatial_perceiver, self.sam.no_memory_embedding
+        shape = (1, self.sam.mem_dim, *self.mask_config.memory_attention_rope_k_sizes)
+        position = resampler.positional_encoding(shape, reference.device, reference.dtype).flatten(2).permute(2, 0, 1)
+        return torch.cat([position.new_zeros(resampler.num_latents_1d, 1, self.sam.mem_dim), position])
+
+    def attention_arguments(self, num_memories: int) -> dict[str, int]:
+        """How often the positions of a memory repeat among the tokens."""
+        return {"num_spatial_memory_tokens": num_memories}
+
+
+TRACKERS = {
+    "sam2_video": SamaMaskTracker,
+    "sam3_tracker_video": Sam3MaskTracker,
+    "edgetam_video": EdgeTamMaskTracker,
+}
+
+
+def build_mask_tracker(config: SamaConfig) -> SamaMaskTracker:
+    """The mask tracker for `mask_config.model_type`.
+
+    Raises:
+        ValueError: for a mask model that SAMA does not track with.
+    """
+    model_type = config.mask_config.model_type
+    if model_type not in TRACKERS:
+        raise ValueError(
+            f"SAMA does not track with a {model_type!r}; `mask_config.model_type` must be one of "
+            f"{', '.join(TRACKERS)}."
+        )
+    return TRACKERS[model_type](config)
 
 
 def sine_encoding(positions: torch.Tensor, size: int, temperature: float = 10000.0) -> torch.Tensor:
-    """Sine and cosine encoding of M positions, (M, size): the one SAM 2.1 projects for its object pointers."""
+    """Sine and cosine encoding of M positions, (M, size): the one that is projected for object pointers."""
     exponents = 2 * (torch.arange(size // 2, dtype=torch.float32, device=positions.device) // 2) / (size // 2)
     angles = positions[:, None] / temperature**exponents
     return torch.cat([angles.sin(), angles.cos()], -1)

@@ -36,7 +36,8 @@ REMOTE_CODE = {
     "losses_sama": set(),
     "modeling_sama_aggregator": {"configuration_sama"},
     "modeling_sama_backbones": {"configuration_sama", "versions_sama"},
-    "modeling_sama_tracker": {"configuration_sama"},
+    "modeling_sama_tracker": {"configuration_sama", "tracking_sama"},
+    "tracking_sama": set(),
     "modeling_sama": {
         "chat_sama",
         "configuration_sama",

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import transformers
 from transformers import CONFIG_MAPPING, AutoConfig, Blip2QFormerConfig, Sam2VideoMaskDecoderConfig
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.utils.import_utils import is_timm_available
 
 
 if TRANSFORMERS >= (5, 20):
@@ -31,6 +32,8 @@ PRESETS = ("published", "consistent")
 REGION_SHAPES = ("mask", "box")
 REGION_PROMPTS = ("encoded", "cells", "none")
 SEG_STATES = ("after_norm", "before_norm")
+MEMORY_RULES = ("original", "transformers")
+EDGETAM_ENCODER = "edgetam_vision_model"  # the published one; another may be a Hiera as in SAM 2
 # Settings of the model that the processor needs too. They are stored once, in the model's `config.json`.
 SHARED_SETTINGS = ("preset", "region_prompts", "region_shape", "region_mask_size", "image_token_id", "seg_token_id")
 
@@ -74,6 +77,7 @@ def part_config(given: dict | PreTrainedConfig | None, default_type: str) -> Pre
 
     Raises:
         ValueError: for a `model_type` that the installed transformers does not know.
+        ImportError: if timm is needed and not installed.
     """
     if isinstance(given, PreTrainedConfig):
         return given
@@ -81,11 +85,27 @@ def part_config(given: dict | PreTrainedConfig | None, default_type: str) -> Pre
     model_type = settings.pop("model_type", default_type)
     if model_type not in CONFIG_MAPPING:
         raise ValueError(f"transformers {transformers.__version__} has no model of the type {model_type!r}.")
+    check_image_encoder(model_type, settings)
     decoder = settings.get("mask_decoder_config")
     if TRANSFORMERS < (5, 20) and model_type == "sam2_video" and isinstance(decoder, dict):
         # Sam2VideoConfig would make a `Sam2VideoPromptEncoderConfig` of it, which lacks the decoder's defaults
         settings["mask_decoder_config"] = Sam2VideoMaskDecoderConfig(**decoder)
     return CONFIG_MAPPING[model_type](**settings)
+
+
+def check_image_encoder(model_type: str, settings: dict) -> None:
+    """Raises an error if the image encoder is EdgeTAM's RepViT, a model of timm, which cannot be made here."""
+    encoder = settings.get("vision_config")
+    if model_type != "edgetam_video" or not isinstance(encoder, dict) or encoder.get("model_type") != EDGETAM_ENCODER:
+        return
+    if TRANSFORMERS < (5, 20):  # these ask the Hub for a configuration, even to write one
+        raise ValueError(
+            f"EdgeTAM's image encoder needs transformers >= 5.20, but version {transformers.__version__} is installed."
+        )
+    if not is_timm_available():
+        raise ImportError(
+            "EdgeTAM's image encoder, RepViT, comes from timm, which is not installed. Run: pip install timm"
+        )
 
 
 class SamaAggregatorConfig(PreTrainedConfig):
@@ -159,6 +179,7 @@ class SamaConfig(PreTrainedConfig):
         mask_config (`PreTrainedConfig` or `dict`, *optional*):
             The mask model: a `Sam2VideoConfig` (SAM 2.0 and 2.1), `Sam3TrackerVideoConfig` or `EdgeTamVideoConfig`.
             Its mask decoder exists twice in the model (tuned for `[SEG]` prompts, and original for propagation).
+            EdgeTAM's published image encoder needs timm and transformers 5.20 or newer.
         aggregator_config ([`SamaAggregatorConfig`] or `dict`, *optional*):
             The context aggregator. With `None` the model has neither aggregator nor region encoders: a Sa2VA.
         region_prompts (`"encoded"`, `"cells"` or `"none"`, *optional*):
@@ -177,7 +198,11 @@ class SamaConfig(PreTrainedConfig):
             tuned decoder on the prompted frames, SAM 2's original decoder elsewhere, forwards and backwards.
         occlusion_gate (`bool`, defaults to `True`):
             `consistent` only: on propagated frames an object whose score is not positive has an empty mask, as in SAM
-            2.
+            2. With SAM 3's tracker: on all frames, with both presets.
+        memory_rules (`"original"` or `"transformers"`, defaults to `"original"`):
+            SAM 3 only: whether its memory is that of Meta's code, with which the weights were trained, or that of
+            `Sam3TrackerVideoModel`. Meta resizes a mask for the memory encoder after it was scaled instead of before,
+            and forgets the pointers of prompted frames that are neither selected nor near.
         round_memory_to_bfloat16 (`bool`, defaults to `False`):
             Store mask memories rounded to bfloat16, as SAM 2's own video predictor does.
         round_rotary_to_bfloat16 (`bool`, defaults to `False`):
@@ -222,6 +247,7 @@ class SamaConfig(PreTrainedConfig):
     null_region_scale: float = 0.0
     preset: str = "consistent"
     occlusion_gate: bool = True
+    memory_rules: str = "original"
     round_memory_to_bfloat16: bool = False
     round_rotary_to_bfloat16: bool = False
     mask_loss_coefficient: float = 2.0
@@ -258,6 +284,8 @@ class SamaConfig(PreTrainedConfig):
             raise ValueError(f"`region_prompts` must be {allowed} aggregator, got {self.region_prompts!r}.")
         if self.seg_state not in SEG_STATES:
             raise ValueError(f"`seg_state` must be one of {SEG_STATES}, got {self.seg_state!r}.")
+        if self.memory_rules not in MEMORY_RULES:
+            raise ValueError(f"`memory_rules` must be one of {MEMORY_RULES}, got {self.memory_rules!r}.")
 
     def read_former_settings(self, kwargs: dict) -> dict:
         """Puts what files of earlier versions hold where it is now, and returns the rest."""

@@ -37,7 +37,7 @@ from .inputs_sama import VISUAL_INPUT_NAMES, SamaMaskTargets, SamaVisualInputs, 
 from .losses_sama import mask_iou, mask_losses, resize_targets
 from .modeling_sama_aggregator import SamaContextAggregator, SamaRegionEncoder
 from .modeling_sama_backbones import FrameTokens, backbone_family
-from .modeling_sama_tracker import FrameFeatures, SamaMaskTracker, TrackedFrame
+from .modeling_sama_tracker import TRACKERS, FrameFeatures, TrackedFrame, build_mask_tracker
 from .versions_sama import CACHE, TRANSFORMERS
 
 
@@ -144,7 +144,7 @@ class SamaPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     input_modalities = ("image", "text", "video")
     supports_gradient_checkpointing = True
-    _no_split_modules = ["SamaContextAggregator", "SamaRegionEncoder", "SamaMaskTracker"]
+    _no_split_modules = ["SamaContextAggregator", "SamaRegionEncoder", *(each.__name__ for each in TRACKERS.values())]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -168,7 +168,7 @@ class SamaModel(SamaPreTrainedModel):
         has_aggregator = config.aggregator_config is not None
         self.context_aggregator = SamaContextAggregator(config) if has_aggregator else None
         self.region_encoder = SamaRegionEncoder(config, width) if has_aggregator else None
-        self.mask_tracker = SamaMaskTracker(config)
+        self.mask_tracker = build_mask_tracker(config)
         prompt_width = config.mask_config.prompt_encoder_config.hidden_size
         self.seg_projection = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, prompt_width))
         if config.round_rotary_to_bfloat16:
@@ -721,7 +721,7 @@ class SamaForConditionalGeneration(SamaPreTrainedModel, GenerationMixin):
             prompted_frames (`Sequence[int]`): frames that [SEG] prompts (`processor.choose_frames(video).prompted`).
 
         Yields:
-            [`TrackedFrame`] with mask logits of shape `(num_objects, sam_size / 4, sam_size / 4)`.
+            [`TrackedFrame`] with mask logits at the mask model's low resolution, `sam_size / 4` (SAM 3: `/ 3.5`).
         """
         if not len(seg_states):
             return

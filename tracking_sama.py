@@ -1,0 +1,225 @@
+"""What the mask tracker hands on and remembers: features of frames, prompts, masks of objects, memories. And checks of
+a mask model's configuration.
+
+Letters in shape comments are those of `modeling_sama_tracker.py`.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+
+
+NO_OBJECT_LOGIT = -1024.0  # SAM 2's mask logit for "this object is not in the frame"
+
+
+@dataclass
+class FrameFeatures:
+    """What the mask model sees of N frames: `image` (N, C, h, w), without memory, and two finer levels, (N, C / 8, 4h,
+    4w) and (N, C / 4, 2h, 2w), as each of the two mask decoders wants them."""
+
+    image: torch.Tensor
+    tuned: tuple[torch.Tensor, ...]
+    original: tuple[torch.Tensor, ...]
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["FrameFeatures"]) -> "FrameFeatures":
+        """Features of all frames of `parts`."""
+        tuned = tuple(torch.cat(levels) for levels in zip(*(part.tuned for part in parts), strict=True))
+        original = tuple(torch.cat(levels) for levels in zip(*(part.original for part in parts), strict=True))
+        return cls(torch.cat([part.image for part in parts]), tuned, original)
+
+    def take(self, rows: torch.Tensor) -> "FrameFeatures":
+        """The frames at `rows`, in that order, repeats allowed."""
+        return FrameFeatures(
+            self.image[rows], tuple(level[rows] for level in self.tuned), tuple(level[rows] for level in self.original)
+        )
+
+
+@dataclass
+class ObjectMasks:
+    """Masks of O objects in N frames: `mask_logits` (N, O, 4h, 4w); `predicted_iou` and `object_score` (N, O), the
+    second a logit; `object_pointer` (N, O, C), the token SAM 2 remembers an object by; `ungated_logits`, the mask
+    logits before those of an absent object were emptied, which training compares: an emptied mask has no gradient."""
+
+    mask_logits: torch.Tensor
+    predicted_iou: torch.Tensor
+    object_score: torch.Tensor
+    object_pointer: torch.Tensor
+    ungated_logits: torch.Tensor
+
+    def transpose(self) -> "ObjectMasks":
+        """Frames for objects and objects for frames."""
+        return ObjectMasks(*(getattr(self, field.name).transpose(0, 1) for field in fields(self)))
+
+    def of_frame(self, frame_index: int, prompted: bool) -> "TrackedFrame":
+        """The one frame of these masks, with its index."""
+        return TrackedFrame(
+            frame_index,
+            self.mask_logits[0],
+            self.predicted_iou[0],
+            self.object_score[0],
+            prompted,
+            self.ungated_logits[0],
+        )
+
+    def gated(self) -> "ObjectMasks":
+        """The same with an empty mask where the object score says that the object is not in the frame."""
+        present = self.object_score[..., None, None] > 0
+        return replace(self, mask_logits=self.mask_logits.where(present, NO_OBJECT_LOGIT))
+
+
+@dataclass
+class PointPrompts:
+    """Clicks and corners of boxes on O objects, in the place of [SEG] prompts: `points` (num_prompted_frames,
+    num_objects, num_points, 2) in pixels of the input square, and `labels` (num_prompted_frames, num_objects,
+    num_points), see [`SamaMaskTracker.embed_points`]."""
+
+    points: torch.Tensor
+    labels: torch.Tensor
+
+
+@dataclass(frozen=True)
+class TrackingRules:
+    """What a track does beyond the loop: whether the decoder tuned for [SEG] decodes tracked frames, too, whether
+    absent objects have empty masks on prompted and on tracked frames, and whether masks of prompted frames enter
+    memory as 0 and 1 (never in training: nothing would have a gradient) instead of as probabilities."""
+
+    tuned: bool
+    gate_prompted: bool
+    gate_tracked: bool
+    binarize_prompted: bool
+
+
+@dataclass
+class TrackedFrame:
+    """One frame of a track: its index, mask logits of shape (num_objects, 4h, 4w), predicted IoU and object score
+    logits of shape (num_objects,), whether it was prompted or reached by propagation, and the mask logits before those
+    of absent objects were emptied."""
+
+    frame_index: int
+    mask_logits: torch.Tensor
+    predicted_iou: torch.Tensor
+    object_score: torch.Tensor
+    prompted: bool
+    ungated_logits: torch.Tensor
+
+
+class SamaMemoryBank:
+    """What the tracker remembers of O objects: every prompted frame, and the frames next to the current one. Its size
+    does not depend on the length of the video.
+
+    Args:
+        num_memories (`int`): memories of tracked frames reach `num_memories - 1` frames back.
+        num_pointers (`int`): pointers of tracked frames reach `num_pointers - 1` frames back.
+        max_prompted (`int`, defaults to -1):
+            How many prompted frames a frame attends to, -1 for all. With more, those that are nearest in time are
+            selected, and the others count as tracked frames.
+        keep_pointers (`bool`, defaults to `False`):
+            Whether a prompted frame that is not selected keeps its pointer for good, as in transformers, instead of
+            losing it beyond the reach of pointers, as in Meta's SAM 3. Without effect if all are selected.
+    """
+
+    def __init__(self, num_memories: int, num_pointers: int, max_prompted: int = -1, keep_pointers: bool = False):
+        if max_prompted == 0:
+            raise ValueError(
+                "`mask_config.max_cond_frame_num` is 0, but a track starts from prompted frames; use -1 for all."
+            )
+        self.num_memories, self.num_pointers = num_memories, num_pointers
+        self.max_prompted, self.keep_pointers = max_prompted, keep_pointers
+        self.prompted: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.tracked: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def remember(self, frame_index: int, memory: torch.Tensor, pointer: torch.Tensor, prompted: bool) -> None:
+        """Stores a memory (tokens, O, D) and pointer (O, C). Frames beyond reach of this one are forgotten, except
+        those next to the first prompted frame, where tracking backwards will start."""
+        if prompted:
+            self.prompted[frame_index] = (memory, pointer)
+            return
+        self.tracked[frame_index] = (memory, pointer)
+        start = min(self.prompted)
+        self.tracked = {
+            index: entry
+            for index, entry in self.tracked.items()
+            if abs(index - frame_index) < self.num_pointers or abs(index - start) < self.num_pointers
+        }
+
+    def selected(self, frame_index: int) -> list[int]:
+        """The prompted frames that this frame attends to: the nearest one on each side, then the nearest others."""
+        if self.max_prompted < 0 or len(self.prompted) <= self.max_prompted:
+            return list(self.prompted)
+        before = [index for index in self.prompted if index < frame_index]
+        after = [index for index in self.prompted if index >= frame_index]
+        chosen = ([max(before)] if before else []) + ([min(after)] if after else [])
+        others = sorted(set(self.prompted) - set(chosen), key=lambda index: (abs(index - frame_index), index))
+        return (chosen + others)[: self.max_prompted]
+
+    def recent(self, frame_index: int, step: int, reach: int, selected: list[int]) -> list[tuple[int, tuple]]:
+        """(distance in frames, entry) of the frames less than `reach` before this one, nearest first, but for the
+        `selected` ones."""
+        others = self.tracked | {index: entry for index, entry in self.prompted.items() if index not in selected}
+        before = [(distance, frame_index - step * distance) for distance in range(1, reach)]
+        return [(distance, others[index]) for distance, index in before if index in others]
+
+    def memories(self, frame_index: int, step: int) -> list[tuple[int, torch.Tensor]]:
+        """(distance in frames, memory): the selected prompted frames, which count as distance 0, then the frames
+        before this one, farthest first. `step` is 1 when tracking forwards, -1 backwards."""
+        selected = self.selected(frame_index)
+        recent = self.recent(frame_index, step, self.num_memories, selected)
+        return [(0, self.prompted[index][0]) for index in selected] + [
+            (distance, memory) for distance, (memory, _) in reversed(recent)
+        ]
+
+    def pointers(self, frame_index: int, step: int) -> list[tuple[int, torch.Tensor]]:
+        """(signed distance in frames, pointer) of the prompted frames already passed, then of the tracked ones,
+        nearest first."""
+        selected = list(self.prompted) if self.keep_pointers else self.selected(frame_index)
+        prompted = [((frame_index - index) * step, self.prompted[index][1]) for index in selected]
+        recent = self.recent(frame_index, step, self.num_pointers, selected)
+        return [(distance, pointer) for distance, pointer in prompted if distance >= 0] + [
+            (distance, pointer) for distance, (_, pointer) in recent
+        ]
+
+
+def check_sizes(mask_config: Any, step: int) -> None:
+    """Raises `ValueError` unless the image size is a multiple of `step` pixels and the other sizes follow from it.
+    Nothing in transformers compares them, and nothing computes them but in SAM 3."""
+    size, prompts = mask_config.image_size, mask_config.prompt_encoder_config
+    sizes = (size, step, prompts.patch_size)
+    if not all(isinstance(each, int) and each > 0 for each in sizes) or size % step:
+        raise ValueError(
+            f"`mask_config.image_size` is {size}, but the positions of this {mask_config.model_type} need a multiple "
+            f"of {step} pixels."
+        )
+    cells = size // prompts.patch_size
+    wanted = {
+        "prompt_encoder_config.image_size": (prompts.image_size, size),
+        "vision_config.backbone_feature_sizes": (
+            [list(level) for level in mask_config.vision_config.backbone_feature_sizes],
+            [[scale * cells] * 2 for scale in (4, 2, 1)],
+        ),
+        "memory_attention_rope_feat_sizes": (list(mask_config.memory_attention_rope_feat_sizes), [cells] * 2),
+        "memory_encoder_output_channels": (mask_config.memory_encoder_output_channels, 64),  # fixed in transformers
+    }
+    for name, (found, needed) in wanted.items():
+        if found != needed:
+            raise ValueError(
+                f"`mask_config.{name}` is {found}, but a {mask_config.model_type} for images of {size} pixels in "
+                f"patches of {prompts.patch_size} needs {needed}."
+            )
+
+
+def check_resampler(mask_config: Any) -> None:
+    """Raises `ValueError` unless EdgeTAM's resampler has queries for the whole frame, and one for each window of a
+    grid that divides the lowest feature level."""
+    whole, windows = mask_config.perceiver_resampler_num_latents, mask_config.perceiver_resampler_num_latents_2d
+    cells = mask_config.image_size // mask_config.prompt_encoder_config.patch_size
+    sizes, side = list(mask_config.memory_attention_rope_k_sizes), math.isqrt(max(windows, 0))
+    if whole < 1 or side < 1 or side**2 != windows or sizes != [side, side] or cells % side:
+        raise ValueError(
+            f"The `mask_config` has {whole} and {windows} queries (`perceiver_resampler_num_latents` and `_2d`) and "
+            f"`memory_attention_rope_k_sizes` {sizes}; it needs one or more, and one for each window of a square grid "
+            f"of these sides that divides {cells}x{cells} cells."
+        )
