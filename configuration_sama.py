@@ -28,11 +28,13 @@ class FrameTags(NamedTuple):
     end: str
 
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PRESETS = ("published", "consistent")
 REGION_SHAPES = ("mask", "box")
 REGION_PROMPTS = ("encoded", "cells", "none")
 SEG_STATES = ("after_norm", "before_norm")
 MEMORY_RULES = ("original", "transformers")
+PROMPTED_MEMORY = ("as_decoded", "masks")
 EDGETAM_ENCODER = "edgetam_vision_model"  # the published one; another may be a Hiera as in SAM 2
 # Settings of the model that the processor needs too. They are stored once, in the model's `config.json`.
 SHARED_SETTINGS = ("preset", "region_prompts", "region_shape", "region_mask_size", "image_token_id", "seg_token_id")
@@ -203,6 +205,9 @@ class SamaConfig(PreTrainedConfig):
             SAM 3 only: whether its memory is that of Meta's code, with which the weights were trained, or that of
             `Sam3TrackerVideoModel`. Meta resizes a mask for the memory encoder after it was scaled instead of before,
             and forgets the pointers of prompted frames that are neither selected nor near.
+        prompted_memory (`"as_decoded"` or `"masks"`, defaults to `"as_decoded"`):
+            `consistent` only: how prompted frames are remembered. `masks`: as if the original mask model had been
+            prompted with their masks, as Sa2VA-i does.
         round_memory_to_bfloat16 (`bool`, defaults to `False`):
             Store mask memories rounded to bfloat16, as SAM 2's own video predictor does.
         round_rotary_to_bfloat16 (`bool`, defaults to `False`):
@@ -248,6 +253,7 @@ class SamaConfig(PreTrainedConfig):
     preset: str = "consistent"
     occlusion_gate: bool = True
     memory_rules: str = "original"
+    prompted_memory: str = "as_decoded"
     round_memory_to_bfloat16: bool = False
     round_rotary_to_bfloat16: bool = False
     mask_loss_coefficient: float = 2.0
@@ -274,18 +280,21 @@ class SamaConfig(PreTrainedConfig):
             self.aggregator_config = SamaAggregatorConfig(**self.aggregator_config)
         super().__post_init__(**kwargs)
         self.preset = check_preset(self.preset)
-        if self.region_shape not in REGION_SHAPES:
-            raise ValueError(f"`region_shape` must be one of {REGION_SHAPES}, got {self.region_shape!r}.")
+        choices = {
+            "region_shape": REGION_SHAPES,
+            "memory_rules": MEMORY_RULES,
+            "prompted_memory": PROMPTED_MEMORY,
+            "seg_state": SEG_STATES,
+        }
+        for name, allowed in choices.items():
+            if vars(self)[name] not in allowed:
+                raise ValueError(f"`{name}` must be one of {allowed}, got {vars(self)[name]!r}.")
         encoded = self.aggregator_config is not None
         if self.region_prompts is None:
             self.region_prompts = "encoded" if encoded else "none"
         if self.region_prompts not in REGION_PROMPTS or encoded != (self.region_prompts == "encoded"):
             allowed = "encoded with" if encoded else "cells or none without"
             raise ValueError(f"`region_prompts` must be {allowed} aggregator, got {self.region_prompts!r}.")
-        if self.seg_state not in SEG_STATES:
-            raise ValueError(f"`seg_state` must be one of {SEG_STATES}, got {self.seg_state!r}.")
-        if self.memory_rules not in MEMORY_RULES:
-            raise ValueError(f"`memory_rules` must be one of {MEMORY_RULES}, got {self.memory_rules!r}.")
 
     def read_former_settings(self, kwargs: dict) -> dict:
         """Puts what files of earlier versions hold where it is now, and returns the rest."""

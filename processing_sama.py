@@ -49,7 +49,8 @@ from .encoding_sama import (
     write_messages,
 )
 from .messages_sama import ParsedConversation, is_batch, question_parts, read_conversation, read_keywords
-from .modeling_sama_backbones import IMAGENET_MEAN, IMAGENET_STD, backbone_family, normalized_pixels
+from .modeling_sama_backbones import backbone_family, normalized_pixels
+from .modeling_sama_tracker import pixel_statistics
 from .objects_sama import GroundedPhrase, MaskTrack, PreparedRegion, drop_small_components, prepare_region
 from .prompts_sama import (
     ANSWER_TAGS,
@@ -93,6 +94,8 @@ class SamaProcessor(ProcessorMixin):
         max_context_frames (`int`, defaults to 32), num_dense_frames (`int`, defaults to 5): See [`choose_frames`].
         qformer_max_length (`int`, defaults to 256): Tokens of a question in the Q-Former; longer ones are cut on the
             left.
+        sam_image_mean, sam_image_std (`list[float]`, *optional*): Of the mask model's pixels, from 0 to 1; default:
+            those that its weights were trained with.
 
     Raises:
         ValueError: if a tokenizer lacks a tag, or its ids differ from those in `config`.
@@ -113,6 +116,8 @@ class SamaProcessor(ProcessorMixin):
         max_context_frames: int = 32,
         num_dense_frames: int = 5,
         qformer_max_length: int = 256,
+        sam_image_mean: Sequence[float] | None = None,
+        sam_image_std: Sequence[float] | None = None,
     ):
         if config is None:
             raise ValueError("SamaProcessor needs the model's `config`, which holds the settings that both share.")
@@ -120,6 +125,8 @@ class SamaProcessor(ProcessorMixin):
         self.turn_format = check_turn_format(turn_format)
         self.max_context_frames, self.num_dense_frames = max_context_frames, num_dense_frames
         self.qformer_max_length = qformer_max_length
+        mean, std = pixel_statistics(config.mask_config)
+        self.sam_image_mean, self.sam_image_std = list(sam_image_mean or mean), list(sam_image_std or std)
         self.family = backbone_family(config.backbone_config)
         if image_processor is None:
             image_processor = self.family.make_image_processor()
@@ -244,7 +251,7 @@ class SamaProcessor(ProcessorMixin):
 
     def sam_pixel_values(self, frame: np.ndarray) -> torch.Tensor:
         """A `(height, width, 3)` uint8 frame as SAM 2's square input: float tensor of shape `(3, size, size)`."""
-        return normalized_pixels(Image.fromarray(frame), self.sam_image_size, IMAGENET_MEAN, IMAGENET_STD)
+        return normalized_pixels(Image.fromarray(frame), self.sam_image_size, self.sam_image_mean, self.sam_image_std)
 
     def sam_frames(self, video: SamaVideo) -> SamFrames:
         """All frames of a video as SAM 2 inputs, decoded and resized only when asked for."""

@@ -1,5 +1,7 @@
 """Every mask model that SAMA tracks with: the same masks as transformers' own class, and what holds for SAM 2."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import transformers
@@ -12,10 +14,10 @@ from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoInferenc
 from transformers.models.sam3_tracker_video.modeling_sam3_tracker_video import Sam3TrackerVideoInferenceSession
 from transformers.utils import is_timm_available
 
-from sama.configuration_sama import SamaConfig
+from sama.configuration_sama import IMAGENET_MEAN, IMAGENET_STD, SamaConfig
 from sama.feature_store_sama import SamFeatureStore
 from sama.modeling_sama import SamaForConditionalGeneration
-from sama.modeling_sama_tracker import SamaMaskTracker, build_mask_tracker
+from sama.modeling_sama_tracker import SamaMaskTracker, build_mask_tracker, pixel_statistics
 from sama.tracking_sama import NO_OBJECT_LOGIT, PointPrompts, SamaMemoryBank
 from sama.versions_sama import TRANSFORMERS
 
@@ -345,3 +347,47 @@ def test_unknown_mask_models_are_refused():
         build_mask_tracker(SamaConfig(mask_config={"model_type": "sam2"}))
     with pytest.raises(ValueError, match=f"transformers {transformers.__version__} has no .* 'sam9_video'"):
         SamaConfig(mask_config={"model_type": "sam9_video"})
+
+
+# ---- prompted frames that are remembered by their masks
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["sam2.0", "sam2.1"])
+def test_prompted_masks_are_remembered_as_the_library_remembers_mask_prompts(kind, monkeypatch):
+    tracker, theirs = make_pair(kind, prompted_memory="masks")
+    pixels, prompted = frames(tracker, 10), [0, 4]
+    size = pixels.shape[-1]
+    given = torch.zeros(2, NUM_OBJECTS, size, size)
+    given[0, 0, 8:40, 16:48], given[1, 0, 16:48, 8:40] = 1, 1
+    given[0, 1, 32:64, :32] = 1  # the second object is not in the second prompted frame
+    session = SESSIONS[theirs.config.model_type](pixels, size, size, dtype=torch.float32)
+    for position, index in enumerate(prompted):
+        for name in range(NUM_OBJECTS):
+            session.add_mask_inputs(session.obj_id_to_idx(name), index, given[position, name][None, None])
+        session.obj_with_new_inputs = list(range(NUM_OBJECTS))
+        theirs(session, frame_idx=index)
+    expected = {one.frame_idx: one.pred_masks.squeeze(1) for one in theirs.propagate_in_video_iterator(session)}
+
+    segment = tracker.segment_prompts
+
+    def segment_given(features, prompts, position):
+        logits = torch.nn.functional.interpolate(20 * given[position, None] - 10, scale_factor=0.25, mode="nearest")
+        return replace(segment(features, prompts, position), mask_logits=logits)
+
+    monkeypatch.setattr(tracker, "segment_prompts", segment_given)
+    masks, _ = track(tracker, pixels, torch.randn(NUM_OBJECTS, tracker.sam.hidden_dim), prompted)
+    for index in set(range(10)) - set(prompted):
+        assert difference(masks[index], expected[index]) < TOLERANCE, index
+
+
+def test_prompted_masks_keep_their_gradient_in_training():
+    tracker = make_tracker("sam2.1", prompted_memory="masks").train()
+    assert not tracker.tracking_rules(clicked=False).prompt_with_masks
+    assert tracker.eval().tracking_rules(clicked=False).prompt_with_masks
+    assert not make_tracker("sam2.1").eval().tracking_rules(clicked=False).prompt_with_masks
+
+
+def test_pixels_are_those_that_the_weights_were_trained_with():
+    assert pixel_statistics(tiny_mask_config("sam3")) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    assert pixel_statistics(tiny_mask_config("sam2.1")) == (IMAGENET_MEAN, IMAGENET_STD)

@@ -20,7 +20,8 @@ from processor_fixtures import (
 )
 
 from sama import modeling_sama_backbones
-from sama.modeling_sama_backbones import IMAGENET_MEAN, IMAGENET_STD, normalized_pixels
+from sama.configuration_sama import IMAGENET_MEAN, IMAGENET_STD
+from sama.modeling_sama_backbones import normalized_pixels
 from sama.objects_sama import GroundedPhrase, MaskTrack, Region
 from sama.video_sama import FrameChoice, SamaVideo
 

@@ -24,8 +24,12 @@ PART_PREFIXES = {
 }
 PUBLISHED_PARTS = ("aggregator", "seg_head", "mask_decoder", "projector")
 ALL_PARTS = "all"
-# Parameters that the model never uses: mask prompts, and SAM 2's encoding of frames without memory
-UNUSED_PARAMETERS = ("prompt_encoder.mask_embed.", "sam.mask_downsample.", "sam.no_memory_positional_encoding")
+# Parameters that training never uses: mask prompts, SAM 2's encoding of frames without memory, and the lowest level of
+# SAM 3's pyramid
+UNUSED_PARAMETERS = (
+    "prompt_encoder.mask_embed.", "sam.mask_downsample.", "sam.no_memory_positional_encoding",
+    "sam.vision_encoder.neck.fpn_layers.3.",
+)  # fmt: skip
 HEAD_LOSS_COEFFICIENTS = {
     "iou_prediction_head.": "iou_loss_coefficient",
     "pred_obj_score_head.": "presence_loss_coefficient",

@@ -25,11 +25,8 @@ from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import (
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
-from .configuration_sama import DENSE_FRAME_TOKEN, FrameTags
+from .configuration_sama import DENSE_FRAME_TOKEN, IMAGENET_MEAN, IMAGENET_STD, FrameTags
 from .versions_sama import CACHE
-
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass

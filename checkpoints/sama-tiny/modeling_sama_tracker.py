@@ -19,16 +19,20 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModel
 
-from .configuration_sama import SamaConfig
+from .configuration_sama import IMAGENET_MEAN, IMAGENET_STD, SamaConfig
 from .tracking_sama import (
+    CERTAIN_LOGIT,
     FrameFeatures,
     ObjectMasks,
     PointPrompts,
     SamaMemoryBank,
     TrackedFrame,
     TrackingRules,
+    certain_masks,
     check_resampler,
     check_sizes,
+    resampled,
+    sine_encoding,
 )
 
 
@@ -42,6 +46,8 @@ class SamaMaskTracker(nn.Module):
     Raises:
         ValueError: if the sizes in `mask_config` do not fit each other.
     """
+
+    image_mean, image_std = IMAGENET_MEAN, IMAGENET_STD
 
     def __init__(self, config: SamaConfig):
         super().__init__()
@@ -73,6 +79,7 @@ class SamaMaskTracker(nn.Module):
             gate_prompted=clicked and gate,
             gate_tracked=gate and not published,
             binarize_prompted=clicked,
+            prompt_with_masks=self.config.prompted_memory == "masks" and not (published or clicked or self.training),
         )
 
     # ---- frames -----------------------------------------------------------------------------------------------------
@@ -125,6 +132,7 @@ class SamaMaskTracker(nn.Module):
         sparse_prompts: torch.Tensor,
         tuned: bool,
         multimask: bool = True,
+        dense_prompts: torch.Tensor | None = None,
     ) -> ObjectMasks:
         """Masks from prompts.
 
@@ -136,8 +144,11 @@ class SamaMaskTracker(nn.Module):
             multimask (`bool`, defaults to `True`):
                 Three candidate masks for each object in each frame, of which the one with the best predicted IoU is
                 taken; or one mask, which the decoder itself replaces by a candidate where it is not stable.
+            dense_prompts (`torch.Tensor` of shape `(num_frames, width, h, w)`, *optional*): embedded masks.
         """
         sam, num_frames = self.sam, len(image)
+        if dense_prompts is None:
+            dense_prompts = sam.prompt_encoder.no_mask_embed.weight[..., None, None].expand_as(image)
         decoder, levels = (
             (sam.mask_decoder, features.tuned) if tuned else (self.original_mask_decoder, features.original)
         )
@@ -145,7 +156,7 @@ class SamaMaskTracker(nn.Module):
             image_embeddings=image,
             image_positional_embeddings=sam.get_image_wide_positional_embeddings().expand(num_frames, -1, -1, -1),
             sparse_prompt_embeddings=sparse_prompts,
-            dense_prompt_embeddings=sam.prompt_encoder.no_mask_embed.weight[..., None, None].expand_as(image),
+            dense_prompt_embeddings=dense_prompts,
             multimask_output=multimask,
             high_resolution_features=[level.expand(num_frames, -1, -1, -1) for level in levels],
         )
@@ -194,6 +205,29 @@ class SamaMaskTracker(nn.Module):
         multimask = self.takes_candidates(labels.shape[-1], tracking=False)
         image = self.without_memory(features)
         return self.decode_masks(features, image, self.embed_points(points, labels), tuned=False, multimask=multimask)
+
+    def prompt_with_masks(self, features: FrameFeatures, masks: ObjectMasks) -> ObjectMasks:
+        """The masks of O objects in one frame, (1, num_objects, ...), as if the original model had been prompted with
+        them: inside and outside are certain, and the pointer is that of its own decoder on the mask. So the prompted
+        frames fit the memory, which the tuned decoder never saw in training (Sa2VA-i; specs: sa2va.md section 7)."""
+        sam, side = self.sam, tuple(self.sam.prompt_encoder.mask_input_size)
+        inside, low = certain_masks(masks.mask_logits, self.mask_config.image_size, side)
+        inside = inside.to(features.image.dtype)
+        drawn = sam.mask_downsample(inside).float()
+        drawn = F.interpolate(drawn, side, mode="bilinear", align_corners=False, antialias=True).to(inside.dtype)
+        image = self.without_memory(features).expand(len(inside), -1, -1, -1)
+        decoded = self.decode_masks(
+            features,
+            image,
+            self.embed_no_point(len(inside), 1),
+            tuned=False,
+            multimask=self.config.memory_rules == "transformers",
+            dense_prompts=sam.prompt_encoder.mask_embed(drawn),
+        ).transpose()
+        present = inside.flatten(1).any(1)[None]  # (1, O)
+        pointer = decoded.object_pointer.where(present[..., None], sam.no_object_pointer)
+        score, low = CERTAIN_LOGIT * (2 * present.to(low.dtype) - 1), low.transpose(0, 1).to(masks.mask_logits.dtype)
+        return replace(masks, mask_logits=low, object_score=score, object_pointer=pointer)
 
     def takes_candidates(self, num_points: int, tracking: bool) -> bool:
         """Whether the mask model was trained to choose among three candidate masks, given so many points."""
@@ -360,8 +394,9 @@ class SamaMaskTracker(nn.Module):
             features = frame_features(index)
             masks = self.segment_prompts(features, prompts, position)
             masks = masks.gated() if rules.gate_prompted else masks
-            memory = self.encode_memory(features, masks, rules.binarize_prompted)
-            bank.remember(index, memory, masks.object_pointer[0], prompted=True)
+            kept = self.prompt_with_masks(features, masks) if rules.prompt_with_masks else masks
+            memory = self.encode_memory(features, kept, rules.binarize_prompted)
+            bank.remember(index, memory, kept.object_pointer[0], prompted=True)
             yield masks.of_frame(index, prompted=True)
         start = min(prompted_frames)
         passes = [(range(start + 1, num_frames), 1)]
@@ -399,6 +434,8 @@ class Sam3MaskTracker(SamaMaskTracker):
     prompted frames are remembered by binary masks, in both presets. A frame attends to at most `max_cond_frame_num`
     (4) prompted frames."""
 
+    image_mean = image_std = (0.5, 0.5, 0.5)
+
     @staticmethod
     def size_step(mask_config: Any) -> int:
         """What the image size must be a multiple of: the side of a patch."""
@@ -429,19 +466,9 @@ class EdgeTamMaskTracker(SamaMaskTracker):
         return self
 
     def memory_tokens(self, memory: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
-        """A memory (O, D, h, w), with the `position` of its cells, as tokens (queries, O, D): what the resampler's own
-        forward computes, which takes one object at a time."""
-        resampler, side = self.sam.spatial_perceiver, self.mask_config.memory_attention_rope_k_sizes[0]
-        frames, position = memory.flatten(2).mT, position.to(memory.dtype).flatten(2).mT  # (O, h * w, D)
-        windows = memory.unflatten(3, (side, -1)).unflatten(2, (side, -1)).permute(0, 2, 4, 3, 5, 1)
-        windows = windows.flatten(0, 2).flatten(1, 2)  # (O * side * side, cells of a window, D)
-        global_queries = resampler.latents_1d.expand(len(memory), -1, -1)
-        window_queries = resampler.latents_2d.repeat(len(memory), 1).unsqueeze(1)  # (O * side * side, 1, D)
-        for layer in resampler.layers:
-            global_queries = layer(global_queries, frames, position)
-            window_queries = layer(window_queries, windows)
-        queries = torch.cat([global_queries, window_queries.view(len(memory), -1, memory.shape[1])], 1)
-        return resampler.layer_norm(queries).transpose(0, 1)
+        """A memory (O, D, h, w), with the `position` of its cells, as tokens (queries, O, D)."""
+        side = self.mask_config.memory_attention_rope_k_sizes[0]
+        return resampled(self.sam.spatial_perceiver, side, memory, position)
 
     def memory_position(self) -> torch.Tensor:
         """Position of the tokens of a memory, (queries, 1, D)."""
@@ -462,6 +489,12 @@ TRACKERS = {
 }
 
 
+def pixel_statistics(mask_config: Any) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and standard deviation of the pixels, from 0 to 1, that a mask model's own weights were trained with."""
+    tracker = TRACKERS.get(mask_config.model_type, SamaMaskTracker)
+    return tracker.image_mean, tracker.image_std
+
+
 def build_mask_tracker(config: SamaConfig) -> SamaMaskTracker:
     """The mask tracker for `mask_config.model_type`.
 
@@ -475,10 +508,3 @@ def build_mask_tracker(config: SamaConfig) -> SamaMaskTracker:
             f"{', '.join(TRACKERS)}."
         )
     return TRACKERS[model_type](config)
-
-
-def sine_encoding(positions: torch.Tensor, size: int, temperature: float = 10000.0) -> torch.Tensor:
-    """Sine and cosine encoding of M positions, (M, size): the one that is projected for object pointers."""
-    exponents = 2 * (torch.arange(size // 2, dtype=torch.float32, device=positions.device) // 2) / (size // 2)
-    angles = positions[:, None] / temperature**exponents
-    return torch.cat([angles.sin(), angles.cos()], -1)

@@ -10,9 +10,11 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
+from torch.nn import functional as F
 
 
 NO_OBJECT_LOGIT = -1024.0  # SAM 2's mask logit for "this object is not in the frame"
+CERTAIN_LOGIT = 10.0  # of a pixel inside a mask that is given
 
 
 @dataclass
@@ -84,13 +86,15 @@ class PointPrompts:
 @dataclass(frozen=True)
 class TrackingRules:
     """What a track does beyond the loop: whether the decoder tuned for [SEG] decodes tracked frames, too, whether
-    absent objects have empty masks on prompted and on tracked frames, and whether masks of prompted frames enter
-    memory as 0 and 1 (never in training: nothing would have a gradient) instead of as probabilities."""
+    absent objects have empty masks on prompted and on tracked frames, whether masks of prompted frames enter memory as
+    0 and 1 (never in training: nothing would have a gradient) instead of as probabilities, and whether they are given
+    to the original model as prompts."""
 
     tuned: bool
     gate_prompted: bool
     gate_tracked: bool
     binarize_prompted: bool
+    prompt_with_masks: bool
 
 
 @dataclass
@@ -223,3 +227,37 @@ def check_resampler(mask_config: Any) -> None:
             f"`memory_attention_rope_k_sizes` {sizes}; it needs one or more, and one for each window of a square grid "
             f"of these sides that divides {cells}x{cells} cells."
         )
+
+
+def certain_masks(
+    mask_logits: torch.Tensor, size: int, low_size: tuple[int, int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Masks of O objects in one frame, logits (1, O, 4h, 4w), as masks that somebody gave: which pixels of the input
+    square are inside, float 0 and 1 of shape (O, 1, size, size), and logits of +-10 of shape (O, 1, *low_size)."""
+    logits = F.interpolate(mask_logits.float(), (size, size), mode="bilinear", align_corners=False)
+    inside = (logits > 0).float().transpose(0, 1)
+    certain = 2 * CERTAIN_LOGIT * inside - CERTAIN_LOGIT
+    return inside, F.interpolate(certain, low_size, mode="bilinear", align_corners=False, antialias=True)
+
+
+def sine_encoding(positions: torch.Tensor, size: int, temperature: float = 10000.0) -> torch.Tensor:
+    """Sine and cosine encoding of M positions, (M, size): the one that is projected for object pointers."""
+    exponents = 2 * (torch.arange(size // 2, dtype=torch.float32, device=positions.device) // 2) / (size // 2)
+    angles = positions[:, None] / temperature**exponents
+    return torch.cat([angles.sin(), angles.cos()], -1)
+
+
+def resampled(resampler: Any, side: int, memory: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+    """What EdgeTAM's resampler makes of a memory (O, D, h, w) with the `position` of its cells: tokens (queries, O,
+    D), of which some read the whole frame and the others one window each of `side` x `side`. The resampler's own
+    forward takes one object at a time."""
+    frames, position = memory.flatten(2).mT, position.to(memory.dtype).flatten(2).mT  # (O, h * w, D)
+    windows = memory.unflatten(3, (side, -1)).unflatten(2, (side, -1)).permute(0, 2, 4, 3, 5, 1)
+    windows = windows.flatten(0, 2).flatten(1, 2)  # (O * side * side, cells of a window, D)
+    global_queries = resampler.latents_1d.expand(len(memory), -1, -1)
+    window_queries = resampler.latents_2d.repeat(len(memory), 1).unsqueeze(1)  # (O * side * side, 1, D)
+    for layer in resampler.layers:
+        global_queries = layer(global_queries, frames, position)
+        window_queries = layer(window_queries, windows)
+    queries = torch.cat([global_queries, window_queries.view(len(memory), -1, memory.shape[1])], 1)
+    return resampler.layer_norm(queries).transpose(0, 1)

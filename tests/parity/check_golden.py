@@ -103,7 +103,7 @@ class Golden:
     def encode_region(self, region: int, frame: int) -> torch.Tensor:
         """Pooled and shape token of one region on one context frame, (2, width)."""
         grid, masks = (self.tensors[f"region_masks_{size}"][region, frame][None] for size in (16, 112))
-        return torch.cat(self.model.model.region_encoder(self.frame_features[frame][None], grid, masks))
+        return torch.cat(self.model.model.region_encoder(self.frame_features[frame][None], grid.flatten(1), masks))
 
     def inputs(self, name: str) -> dict[str, torch.Tensor]:
         """Model inputs of the conversation `name`: "no_region", "two_regions", "image"."""
@@ -139,7 +139,8 @@ def check_features(golden: Golden) -> Iterator[Finding]:
         inputs, regions = golden.inputs(name), None
         if "region_masks" in inputs:
             frames = golden.frame_features[golden.region_positions]
-            regions = aggregator.region_encoder(frames, inputs["region_grid_masks"], inputs["region_masks"])
+            cells = inputs["region_grid_masks"].flatten(1)
+            regions = aggregator.region_encoder(frames, cells, inputs["region_masks"])
         ids, mask = inputs["qformer_input_ids"], inputs["qformer_attention_mask"]
         videos = torch.zeros(len(ids), dtype=torch.long)
         context = aggregator(golden.frame_features[None], summaries[None], ids, mask, videos, regions)
@@ -170,7 +171,7 @@ def check_conversation(golden: Golden, name: str) -> Iterator[Finding]:
     """From a question to embeddings, logits, an answer and its masks."""
     inputs, tensors = golden.inputs(name), golden.tensors
     visual = SamaVisualInputs(**{key: inputs[key] for key in VISUAL_INPUT_NAMES if key in inputs})
-    embeds = golden.model.model.embed_inputs(inputs["input_ids"], inputs["mm_token_type_ids"], visual)
+    embeds, _ = golden.model.model.embed_inputs(inputs["input_ids"], inputs["mm_token_type_ids"], visual)
     yield compare(f"inputs_embeds_{name}", embeds, tensors[f"inputs_embeds_{name}"])
     if f"logits_{name}" in tensors:
         recorded = tensors[f"logits_{name}"]
