@@ -9,11 +9,11 @@ from typing import Any
 from transformers import Sam2VideoConfig
 
 from sama.configuration_sama import SamaConfig
+from sama.conversion.backbones import INTERNVL
 from sama.conversion.files import CheckpointError
 
 
 Shapes = Mapping[str, tuple[int, ...]]
-LANGUAGE_MODELS = {"qwen2": "qwen2", "internlm2": "llama", "llama": "llama"}  # source `model_type`: ours
 BERT_HEAD_DIM = 64
 
 # Hiera sizes that SAM 2's tensor shapes do not determine: heads of the first stage, blocks with global attention and
@@ -38,53 +38,6 @@ class TokenIds:
     padding: int | None
     qformer_mask: int
     qformer_position: int
-
-
-def text_config(foreign: Mapping[str, Any], vocab_size: int, tokens: TokenIds) -> dict[str, Any]:
-    """The language model's configuration. InternLM2 becomes Llama, which computes the same."""
-    model_type = foreign.get("model_type")
-    if model_type not in LANGUAGE_MODELS:
-        raise CheckpointError(
-            f"A language model of type {model_type!r} is not supported: expected one of {', '.join(LANGUAGE_MODELS)}."
-        )
-    kept = (
-        "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-        "hidden_act", "max_position_embeddings", "rms_norm_eps", "initializer_range", "attention_dropout",
-    )  # fmt: skip
-    config = {name: foreign[name] for name in kept if foreign.get(name) is not None}
-    config |= {
-        "model_type": LANGUAGE_MODELS[model_type],
-        "vocab_size": vocab_size,
-        "rope_parameters": rope_parameters(foreign),
-    }
-    config |= {"bos_token_id": tokens.beginning, "eos_token_id": tokens.end_of_turn, "pad_token_id": tokens.padding}
-    if LANGUAGE_MODELS[model_type] == "llama":
-        bias = bool(foreign.get("bias", foreign.get("attention_bias", False)))
-        config |= {"attention_bias": bias, "mlp_bias": False}
-    elif foreign.get("use_sliding_window"):
-        config |= {name: foreign[name] for name in ("use_sliding_window", "sliding_window", "max_window_layers")}
-    return config
-
-
-def rope_parameters(foreign: Mapping[str, Any]) -> dict[str, Any]:
-    """`rope_parameters` in transformers' current format, with scaling such as InternLM2's dynamic one."""
-    scaling = dict(foreign.get("rope_scaling") or {})
-    kind = scaling.pop("rope_type", None) or scaling.pop("type", None) or "default"
-    scaling.pop("type", None)
-    return {"rope_type": kind, "rope_theta": foreign.get("rope_theta", 10000.0), **scaling}
-
-
-def vision_config(foreign: Mapping[str, Any], image_size: int | None) -> dict[str, Any]:
-    """The vision tower's configuration."""
-    names = {
-        "hidden_size": "hidden_size", "num_hidden_layers": "num_hidden_layers", "patch_size": "patch_size",
-        "num_attention_heads": "num_attention_heads", "intermediate_size": "intermediate_size",
-        "qkv_bias": "attention_bias", "qk_normalization": "use_qk_norm", "hidden_act": "hidden_act",
-        "norm_type": "norm_type", "layer_norm_eps": "layer_norm_eps", "num_channels": "num_channels",
-        "initializer_range": "initializer_range",
-    }  # fmt: skip
-    config = {own: foreign[name] for name, own in names.items() if name in foreign}
-    return config | {"model_type": "internvl_vision", "image_size": image_size or foreign.get("image_size", 448)}
 
 
 def sam2_config(shapes: Shapes, prefix: str, sizes: Mapping[str, Any]) -> dict[str, Any]:
@@ -232,26 +185,20 @@ def release_config(
         tokens ([`TokenIds`])
         parts (`Mapping`): `sam_config` and the aggregator's entries.
     """
-    if foreign.get("ps_version", "v2") != "v2":
-        raise CheckpointError(
-            f"`ps_version` is {foreign['ps_version']!r}, but only InternVL2.5's pixel shuffle 'v2' is supported."
-        )
-    text = text_config(foreign["llm_config"], vocab_size, tokens)
-    vision = vision_config(foreign["vision_config"], foreign.get("force_image_size"))
-    ratio = foreign.get("downsample_ratio", 0.5)
+    backbone = INTERNVL.config(foreign)
+    text = backbone.pop("text_config")
+    text |= {"vocab_size": vocab_size, "tie_word_embeddings": tied, "bos_token_id": tokens.beginning}
+    text |= {"eos_token_id": tokens.end_of_turn, "pad_token_id": tokens.padding}
     return SamaConfig(
-        vision_config=vision,
-        text_config=text | {"tie_word_embeddings": tied},
+        text_config=text,
         tie_word_embeddings=tied,
-        downsample_ratio=ratio,
-        vision_feature_layer=foreign.get("select_layer", -1),
-        image_seq_length=int((vision["image_size"] // vision["patch_size"] * ratio) ** 2),
         image_token_id=tokens.image,
         seg_token_id=tokens.seg,
         qformer_mask_token_id=tokens.qformer_mask,
         qformer_position_token_id=tokens.qformer_position,
         # The release's Qwen2 builds its rotary table in bfloat16, InternLM2 computes it in float32
         round_rotary_to_bfloat16=parts.get("preset") == "published" and text["model_type"] == "qwen2",
+        **backbone,
         **parts,
     )
 

@@ -25,7 +25,7 @@ from sama.configuration_sama import SamaConfig
 from sama.conversion.configs import standalone_sam2_config
 from sama.conversion.files import CheckpointError, explain_damage, explain_write_errors, write_weights
 from sama.conversion.folder import card_facts, copy_other_files, write_card, write_model_files, write_processor
-from sama.conversion.keys import HEAD, SAM, KeyMap, map_sam2
+from sama.conversion.pieces import HEAD, SAM, KeyMap
 from sama.conversion.plan import (
     KINDS,
     REPORT_FILE,
@@ -40,6 +40,7 @@ from sama.conversion.plan import (
     plan_release,
     read_sizes,
 )
+from sama.conversion.trackers import map_sam2
 from sama.data.files import atomic_path
 from sama.modeling_sama import SamaForConditionalGeneration
 

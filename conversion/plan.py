@@ -7,6 +7,7 @@ import torch
 from transformers import Sam2VideoConfig, Sam2VideoModel
 
 from sama.configuration_sama import SamaConfig
+from sama.conversion.backbones import INTERNVL
 from sama.conversion.configs import (
     aggregator_config,
     default_sam2_config,
@@ -16,7 +17,8 @@ from sama.conversion.configs import (
     sam2_config,
 )
 from sama.conversion.files import CheckpointError, WeightFiles, read_json
-from sama.conversion.keys import (
+from sama.conversion.keys import SAM_PREFIX, guess_kind, map_instructblip, map_release
+from sama.conversion.pieces import (
     AGGREGATOR,
     EMBEDDINGS,
     HEAD,
@@ -25,12 +27,7 @@ from sama.conversion.keys import (
     KeyMap,
     Piece,
     append_mean_rows,
-    guess_kind,
-    map_instructblip,
-    map_original_decoder,
     map_own,
-    map_release,
-    map_sam2,
 )
 from sama.conversion.tokenizers import (
     check_vocabulary,
@@ -39,6 +36,7 @@ from sama.conversion.tokenizers import (
     load_tokenizer,
     token_ids,
 )
+from sama.conversion.trackers import map_original_decoder, map_sam2
 from sama.modeling_sama import SamaForConditionalGeneration
 
 
@@ -46,7 +44,6 @@ KINDS = ("sama", "sa2va", "sam2", "internvl", "instructblip")
 BASES = ("into", "sama", "sa2va", "internvl")  # these contain a language model; the others replace a part
 TRACKER, REGIONS, SEG = "model.mask_tracker.", "model.region_encoder.", "model.seg_projection."
 REPORT_FILE = "conversion.json"
-SAM_PREFIX = "grounding_encoder.sam2_model."
 
 
 @dataclass(frozen=True)
@@ -205,7 +202,7 @@ def plan_release(base: Source, parts: dict[str, Source], request: ConversionRequ
     check_vocabulary(qformer_tokenizer, entries["temporal_qformer_config"]["vocab_size"], "question")
     config = release_config(foreign, num_rows, tied, token_ids(tokenizer, qformer_tokenizer), entries)
     plan, text = Plan(config), config.text_config
-    keys = map_release(shapes, text.num_key_value_heads, text.hidden_size // text.num_attention_heads)
+    keys = map_release(shapes, INTERNVL, text.num_key_value_heads, text.hidden_size // text.num_attention_heads)
     if num_rows > shapes[embeddings][0]:
         for name in {EMBEDDINGS, HEAD} & keys.pieces.keys():
             keys.pieces[name] = Piece(keys.pieces[name].keys, append_mean_rows(num_rows))

@@ -18,7 +18,8 @@ from sama.conversion import convert as convert_checkpoint
 from sama.conversion import files as checkpoint_files
 from sama.conversion.convert import ConversionRequest, convert, parse_arguments
 from sama.conversion.files import CheckpointError, WeightFiles
-from sama.conversion.keys import AGGREGATOR, ORIGINAL_DECODER, SAM, map_instructblip, split_grouped_qkv
+from sama.conversion.keys import map_instructblip
+from sama.conversion.pieces import AGGREGATOR, ORIGINAL_DECODER, SAM, split_grouped_qkv
 from sama.modeling_sama import SamaForConditionalGeneration
 from sama.processing_sama import SamaProcessor
 

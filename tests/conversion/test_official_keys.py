@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from sama.conversion.backbones import INTERNVL
 from sama.conversion.configs import aggregator_config, release_config, sam2_config
-from sama.conversion.keys import ORIGINAL_DECODER, map_release
+from sama.conversion.keys import map_release
+from sama.conversion.pieces import ORIGINAL_DECODER
 from sama.conversion.released_sizes import LANGUAGE_MODELS, VISION, released_config
 from sama.modeling_sama import SamaForConditionalGeneration
 
@@ -37,7 +39,7 @@ def test_every_key_is_mapped(size: str):
         unread = SamaForConditionalGeneration(released_config(size)).state_dict()
     assert {name: tuple(tensor.shape) for name, tensor in unread.items()} == ours
     text = config.text_config
-    keys = map_release(shapes, text.num_key_value_heads, text.hidden_size // text.num_attention_heads)
+    keys = map_release(shapes, INTERNVL, text.num_key_value_heads, text.hidden_size // text.num_attention_heads)
     made = {
         name: tuple(piece.make(*(torch.empty(shapes[key], device="meta") for key in piece.keys)).shape)
         for name, piece in keys.pieces.items()

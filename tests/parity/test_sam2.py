@@ -14,7 +14,8 @@ import torch
 
 from sama.configuration_sama import SamaConfig
 from sama.conversion.configs import HIERA_SIZES, sam2_config
-from sama.conversion.keys import ORIGINAL_DECODER, SAM, map_sam2
+from sama.conversion.pieces import ORIGINAL_DECODER, SAM
+from sama.conversion.trackers import map_sam2
 from sama.modeling_sama_tracker import FrameFeatures, ObjectMasks, SamaMaskTracker, SamaMemoryBank
 
 

@@ -1,0 +1,169 @@
+"""How the releases store each family of vision-language models: one table for each."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sama.conversion.files import CheckpointError
+from sama.conversion.pieces import LANGUAGE, PROJECTOR, VISION, Prefixes, Rules
+
+
+@dataclass(frozen=True)
+class BackboneTable:
+    """
+    Names and settings of one family.
+
+    Args:
+        model_type (`str`): Of our `backbone_config`.
+        part_types (`tuple[str]`): `model_type`s of parts of `config.json` that only this family has.
+        mark (`str`): A tensor that every checkpoint of this family has, and none of another.
+        prefixes (`list`): Prefixes of source names, of ours, and rules for the rest of a name; the first match counts.
+        config (`Callable`): From `config.json` to our `backbone_config`, without vocabulary and token ids.
+        token_names (`dict[str, str]`): Entries of our `backbone_config` that are ids of tokens, and these tokens.
+        tags (`tuple[str]`): Other tokens that the prompt needs.
+        seg_state (`str`): The state of a `[SEG]` token that its projection reads.
+    """
+
+    model_type: str
+    part_types: tuple[str, ...]
+    mark: str
+    prefixes: Prefixes
+    config: Callable[[Mapping[str, Any]], dict[str, Any]]
+    token_names: dict[str, str]
+    tags: tuple[str, ...] = ()
+    seg_state: str = "after_norm"
+
+
+def pick(foreign: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    """The entries of `foreign` that have these names and a value."""
+    return {name: foreign[name] for name in names if foreign.get(name) is not None}
+
+
+def rope_parameters(foreign: Mapping[str, Any], theta: float = 10000.0) -> dict[str, Any]:
+    """`rope_parameters` in transformers' current format, with scaling such as InternLM2's dynamic one or the sections
+    of a rotary embedding in three dimensions. `theta` counts where the source names none."""
+    scaling = dict(foreign.get("rope_parameters") or foreign.get("rope_scaling") or {})
+    kind = scaling.pop("rope_type", None) or scaling.pop("type", None) or "default"
+    scaling.pop("type", None)
+    # Sections belong to the model; only files written before transformers 4.48 call them a type
+    kind = "default" if kind == "mrope" else kind
+    return {"rope_type": kind, "rope_theta": foreign.get("rope_theta", theta), **scaling}
+
+
+# ---- InternVL 2.5 and 3 ------------------------------------------------------------
+
+LANGUAGE_MODELS = {"qwen2": "qwen2", "qwen3": "qwen3", "internlm2": "llama", "llama": "llama"}  # `model_type`: ours
+VISION_RULES: Rules = [
+    (r"encoder\.layers\.", "encoder.layer."),
+    (r"class_embedding$", "cls_token"),
+    (r"position_embedding$", "position_embeddings"),
+    (r"patch_embedding\.", "patch_embeddings.projection."),
+    (r"\.attn\.proj\.", ".attention.projection_layer."),
+    (r"\.attn\.", ".attention."),
+    (r"\.norm1\.", ".layernorm_before."),
+    (r"\.norm2\.", ".layernorm_after."),
+    (r"\.ls(\d)$", r".lambda_\1"),
+]
+PROJECTOR_RULES: Rules = [(r"^0\.", "layer_norm."), (r"^1\.", "linear_1."), (r"^3\.", "linear_2.")]
+INTERNLM2_RULES: Rules = [
+    (r"^tok_embeddings\.", "embed_tokens."),
+    (r"\.attention\.wo\.", ".self_attn.o_proj."),
+    (r"\.attention\.wqkv\.", ".self_attn.wqkv."),
+    (r"\.feed_forward\.w1\.", ".mlp.gate_proj."),
+    (r"\.feed_forward\.w2\.", ".mlp.down_proj."),
+    (r"\.feed_forward\.w3\.", ".mlp.up_proj."),
+    (r"\.attention_norm\.", ".input_layernorm."),
+    (r"\.ffn_norm\.", ".post_attention_layernorm."),
+]
+
+
+def text_config(foreign: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of InternVL's language model. InternLM2 becomes Llama, which computes the same."""
+    model_type = foreign.get("model_type")
+    if model_type not in LANGUAGE_MODELS:
+        raise CheckpointError(
+            f"A language model of type {model_type!r} is not supported: expected one of {', '.join(LANGUAGE_MODELS)}."
+        )
+    names = (
+        "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+        "head_dim", "hidden_act", "max_position_embeddings", "rms_norm_eps", "initializer_range", "attention_dropout",
+    )  # fmt: skip
+    config = pick(foreign, names)
+    config |= {"model_type": LANGUAGE_MODELS[model_type], "rope_parameters": rope_parameters(foreign)}
+    if LANGUAGE_MODELS[model_type] == "llama":
+        bias = bool(foreign.get("bias", foreign.get("attention_bias", False)))
+        config |= {"attention_bias": bias, "mlp_bias": False}
+    elif foreign.get("use_sliding_window"):
+        config |= pick(foreign, ("use_sliding_window", "sliding_window", "max_window_layers"))
+    return config
+
+
+def vision_config(foreign: Mapping[str, Any], image_size: int | None) -> dict[str, Any]:
+    """The configuration of InternVL's vision tower."""
+    names = {
+        "hidden_size": "hidden_size", "num_hidden_layers": "num_hidden_layers", "patch_size": "patch_size",
+        "num_attention_heads": "num_attention_heads", "intermediate_size": "intermediate_size",
+        "qkv_bias": "attention_bias", "qk_normalization": "use_qk_norm", "hidden_act": "hidden_act",
+        "norm_type": "norm_type", "layer_norm_eps": "layer_norm_eps", "num_channels": "num_channels",
+        "initializer_range": "initializer_range",
+    }  # fmt: skip
+    config = {own: foreign[name] for name, own in names.items() if name in foreign}
+    return config | {"model_type": "internvl_vision", "image_size": image_size or foreign.get("image_size", 448)}
+
+
+def internvl_config(foreign: Mapping[str, Any]) -> dict[str, Any]:
+    """`backbone_config` of InternVL."""
+    if foreign.get("ps_version", "v2") != "v2":
+        raise CheckpointError(
+            f"`ps_version` is {foreign['ps_version']!r}, but only InternVL2.5's pixel shuffle 'v2' is supported."
+        )
+    vision = vision_config(foreign["vision_config"], foreign.get("force_image_size"))
+    ratio = foreign.get("downsample_ratio", 0.5)
+    return {
+        "text_config": text_config(foreign["llm_config"]),
+        "vision_config": vision,
+        "downsample_ratio": ratio,
+        "vision_feature_layer": foreign.get("select_layer", -1),
+        "image_seq_length": int((vision["image_size"] // vision["patch_size"] * ratio) ** 2),
+    }
+
+
+INTERNVL = BackboneTable(
+    model_type="internvl",
+    part_types=("internvl_vision",),
+    mark="mlp1.0.weight",
+    prefixes=[
+        ("vision_model.", VISION, VISION_RULES),
+        ("mlp1.", PROJECTOR, PROJECTOR_RULES),
+        ("language_model.model.", LANGUAGE, INTERNLM2_RULES),
+        ("language_model.lm_head.", "lm_head.", []),
+        ("language_model.output.", "lm_head.", []),
+    ],
+    config=internvl_config,
+    token_names={"image_token_id": "<IMG_CONTEXT>"},
+    tags=("<img>", "</img>"),
+)
+
+
+# ---- choice ------------------------------------------------------------
+
+BACKBONES = {table.model_type: table for table in (INTERNVL,)}
+
+
+def backbone_table(foreign: Mapping[str, Any]) -> BackboneTable:
+    """
+    The table for a `config.json`. All Sa2VA have the same `model_type`, so its parts decide.
+
+    Raises:
+        CheckpointError: If there is none.
+    """
+    if "llm_config" in foreign:
+        return INTERNVL
+    parts = [foreign.get(name) for name in ("text_config", "vision_config")]
+    types = [part.get("model_type") for part in parts if isinstance(part, Mapping)] + [foreign.get("model_type")]
+    for table in BACKBONES.values():
+        if any(kind in (table.model_type, *table.part_types) for kind in types):
+            return table
+    raise CheckpointError(
+        f"A vision-language model of type {types[0]!r} is not supported: expected one of {', '.join(BACKBONES)}."
+    )

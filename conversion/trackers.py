@@ -1,0 +1,127 @@
+"""Tensor names of mask trackers: SAM 2 as its authors store it."""
+
+import re
+from collections.abc import Iterable
+
+from sama.conversion.pieces import ORIGINAL_DECODER, SAM, KeyMap, Piece, Rules, concatenate, identity, rename
+
+
+# Each three-layer perceptron of SAM 2
+THREE_LAYERS: Rules = [
+    (r"\.layers\.0\.", ".proj_in."),
+    (r"\.layers\.1\.", ".layers.0."),
+    (r"\.layers\.2\.", ".proj_out."),
+]
+SAM2_RULES: dict[str, Rules] = {
+    "image_encoder.trunk.": [
+        ("^", "vision_encoder.backbone."),
+        (r"patch_embed\.proj\.", "patch_embed.projection."),
+        (r"\.mlp\.layers\.0\.", ".mlp.proj_in."),
+        (r"\.mlp\.layers\.1\.", ".mlp.proj_out."),
+        (r"\.norm(\d)\.", r".layer_norm\1."),
+    ],
+    "image_encoder.neck.": [("^", "vision_encoder.neck."), (r"convs\.(\d+)\.conv\.", r"convs.\1.")],
+    "sam_prompt_encoder.": [
+        ("^", "prompt_encoder."),
+        (r"pe_layer\.positional_encoding_gaussian_matrix$", "shared_embedding.positional_embedding"),
+        (r"mask_downscaling\.0\.", "mask_embed.conv1."),
+        (r"mask_downscaling\.1\.", "mask_embed.layer_norm1."),
+        (r"mask_downscaling\.3\.", "mask_embed.conv2."),
+        (r"mask_downscaling\.4\.", "mask_embed.layer_norm2."),
+        (r"mask_downscaling\.6\.", "mask_embed.conv3."),
+    ],
+    "sam_mask_decoder.transformer.": [
+        ("^", "mask_decoder.transformer."),
+        (r"\.mlp\.layers\.0\.", ".mlp.proj_in."),
+        (r"\.mlp\.layers\.1\.", ".mlp.proj_out."),
+        (r"\.out_proj\.", ".o_proj."),
+        (r"\.norm(\d)\.", r".layer_norm\1."),
+        (r"\.norm_final_attn\.", ".layer_norm_final_attn."),
+    ],
+    "sam_mask_decoder.": [
+        ("^", "mask_decoder."),
+        (r"output_upscaling\.0\.", "upscale_conv1."),
+        (r"output_upscaling\.1\.", "upscale_layer_norm."),
+        (r"output_upscaling\.3\.", "upscale_conv2."),
+        *THREE_LAYERS,
+    ],
+    "memory_attention.": [
+        ("^", "memory_attention."),
+        (r"\.norm(\d)\.", r".layer_norm\1."),
+        (r"^memory_attention\.norm\.", "memory_attention.layer_norm."),
+        (r"\.out_proj\.", ".o_proj."),
+    ],
+    "memory_encoder.": [
+        ("^", "memory_encoder."),
+        (r"\.out_proj\.", ".projection."),
+        (r"\.pix_feat_proj\.", ".feature_projection."),
+        (r"\.fuser\.", ".memory_fuser."),
+        (r"\.dwconv\.", ".depthwise_conv."),
+        (r"\.pwconv", ".pointwise_conv"),
+        (r"\.norm\.", ".layer_norm."),
+        (r"\.(gamma|g_weight)$", ".scale"),
+        (r"\.encoder\.12\.", ".final_conv."),
+    ],
+    "obj_ptr_proj.": [("^", "object_pointer_proj."), *THREE_LAYERS],
+    "obj_ptr_tpos_proj.": [("^", "temporal_positional_encoding_projection_layer.")],
+    "": [
+        (r"^maskmem_tpos_enc$", "memory_temporal_positional_encoding"),
+        (r"^no_mem_embed$", "no_memory_embedding"),
+        (r"^no_mem_pos_enc$", "no_memory_positional_encoding"),
+        (r"^no_obj_ptr$", "no_object_pointer"),
+        (r"^no_obj_embed_spatial$", "occlusion_spatial_embedding_parameter"),
+    ],
+}
+
+
+def rename_sam2(key: str) -> str:
+    """The `Sam2VideoModel` name of a `sam2` package name."""
+    for prefix, rules in SAM2_RULES.items():
+        if key.startswith(prefix):
+            name = rename(key[len(prefix) :], rules)
+            break
+    # Convolution, norm and activation repeat, numbered 0 1 (2) 3 4 (5) ...
+    if match := re.match(r"(memory_encoder\.mask_downsampler\.)encoder\.(\d+)\.(.+)", name):
+        number = int(match[2])
+        name = f"{match[1]}layers.{number // 3}.{('conv', 'layer_norm')[number % 3]}.{match[3]}"
+    return name
+
+
+def map_sam2(keys: Iterable[str], prefix: str = "", original_decoder: bool = True) -> KeyMap:
+    """
+    Maps the names of a SAM 2.
+
+    Args:
+        keys (`Iterable[str]`): Source names.
+        prefix (`str`): Prefix of each name in the source file.
+        original_decoder (`bool`): Whether the decoder used for propagation gets the same values.
+    """
+    result, points = KeyMap(), {}
+    for key in keys:
+        name = key[len(prefix) :]
+        if match := re.fullmatch(r"sam_prompt_encoder\.point_embeddings\.(\d)\.weight", name):
+            points[int(match[1])] = key
+            continue
+        own, piece = rename_sam2(name), Piece((key,), identity)
+        result.pieces[SAM + own] = piece
+        if own == "prompt_encoder.shared_embedding.positional_embedding":
+            result.pieces[f"{SAM}shared_image_embedding.positional_embedding"] = piece
+        if own.startswith("mask_decoder.") and original_decoder:
+            result.pieces[ORIGINAL_DECODER + own.removeprefix("mask_decoder.")] = piece
+    if points:
+        result.pieces[f"{SAM}prompt_encoder.point_embed.weight"] = Piece(
+            tuple(points[number] for number in sorted(points)), concatenate
+        )
+    return result
+
+
+def map_original_decoder(keys: Iterable[str]) -> KeyMap:
+    """Maps only the mask decoder of a SAM 2, to the decoder used for propagation."""
+    result = KeyMap()
+    for key in keys:
+        if key.startswith("sam_mask_decoder."):
+            own = ORIGINAL_DECODER + rename_sam2(key).removeprefix("mask_decoder.")
+            result.pieces[own] = Piece((key,), identity)
+        else:
+            result.unused[key] = "the checkpoint keeps its own SAM 2; only the original mask decoder is taken"
+    return result
