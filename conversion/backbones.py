@@ -1,7 +1,8 @@
 """How the releases store each family of vision-language models: one table for each."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from sama.conversion.files import CheckpointError
@@ -16,12 +17,13 @@ class BackboneTable:
     Args:
         model_type (`str`): Of our `backbone_config`.
         part_types (`tuple[str]`): `model_type`s of parts of `config.json` that only this family has.
-        mark (`str`): A tensor that every checkpoint of this family has, and none of another.
+        mark (`str`): End of the name of a tensor that every checkpoint of this family has, and none of another.
         prefixes (`list`): Prefixes of source names, of ours, and rules for the rest of a name; the first match counts.
         config (`Callable`): From `config.json` to our `backbone_config`, without vocabulary and token ids.
         token_names (`dict[str, str]`): Entries of our `backbone_config` that are ids of tokens, and these tokens.
         tags (`tuple[str]`): Other tokens that the prompt needs.
-        seg_state (`str`): The state of a `[SEG]` token that its projection reads.
+        wrapper (`str`): What Sa2VA puts in front of these names.
+        seg_state (`str`): The state of a `[SEG]` token that Sa2VA's projection reads.
     """
 
     model_type: str
@@ -31,6 +33,7 @@ class BackboneTable:
     config: Callable[[Mapping[str, Any]], dict[str, Any]]
     token_names: dict[str, str]
     tags: tuple[str, ...] = ()
+    wrapper: str = ""
     seg_state: str = "after_norm"
 
 
@@ -150,7 +153,12 @@ INTERNVL = BackboneTable(
 BACKBONES = {table.model_type: table for table in (INTERNVL,)}
 
 
-def backbone_table(foreign: Mapping[str, Any]) -> BackboneTable:
+def has_mark(model_type: str, keys: Iterable[str]) -> bool:
+    """Whether these tensor names are those of a family."""
+    return any(key.endswith(BACKBONES[model_type].mark) for key in keys)
+
+
+def backbone_table(file: Path, foreign: Mapping[str, Any]) -> BackboneTable:
     """
     The table for a `config.json`. All Sa2VA have the same `model_type`, so its parts decide.
 
@@ -160,7 +168,12 @@ def backbone_table(foreign: Mapping[str, Any]) -> BackboneTable:
     if "llm_config" in foreign:
         return INTERNVL
     parts = [foreign.get(name) for name in ("text_config", "vision_config")]
-    types = [part.get("model_type") for part in parts if isinstance(part, Mapping)] + [foreign.get("model_type")]
+    types = [part["model_type"] for part in parts if isinstance(part, Mapping) and "model_type" in part]
+    if not types:
+        raise CheckpointError(
+            f"{file} has no llm_config (InternVL) and no text_config (other families); does it belong to these "
+            "weights?"
+        )
     for table in BACKBONES.values():
         if any(kind in (table.model_type, *table.part_types) for kind in types):
             return table

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import Sam2VideoConfig
 
 from sama.configuration_sama import SamaConfig
-from sama.conversion.backbones import INTERNVL
+from sama.conversion.backbones import BackboneTable
 from sama.conversion.files import CheckpointError
 
 
@@ -29,15 +29,16 @@ SAM_IMAGE_SIZE = 1024
 
 @dataclass(frozen=True)
 class TokenIds:
-    """Token ids in the configuration."""
+    """Token ids in the configuration: `visual` are entries of `backbone_config`, and the last two belong to the
+    question tokenizer of a context aggregator."""
 
-    image: int
+    visual: dict[str, int]
     seg: int
     end_of_turn: int
     beginning: int | None
     padding: int | None
-    qformer_mask: int
-    qformer_position: int
+    qformer_mask: int | None = None
+    qformer_position: int | None = None
 
 
 def sam2_config(shapes: Shapes, prefix: str, sizes: Mapping[str, Any]) -> dict[str, Any]:
@@ -76,7 +77,7 @@ def sam2_config(shapes: Shapes, prefix: str, sizes: Mapping[str, Any]) -> dict[s
         "fpn_hidden_size": shapes[f"{prefix}image_encoder.neck.convs.0.conv.weight"][0],
     }  # fmt: skip
     return {
-        "image_size": image_size, "vision_config": vision,
+        "model_type": "sam2_video", "image_size": image_size, "vision_config": vision,
         "prompt_encoder_config": {"image_size": image_size}, "memory_attention_rope_feat_sizes": levels[-1],
         "num_maskmem": shapes[f"{prefix}maskmem_tpos_enc"][0],
         # SAM 2.1 has both, SAM 2.0 neither
@@ -127,19 +128,22 @@ def qformer_config(shapes: Shapes, prefix: str, sizes: Mapping[str, Any]) -> dic
 
 
 def aggregator_config(shapes: Shapes, sizes: Mapping[str, Any]) -> dict[str, Any]:
-    """Configuration entries of what SAMA adds to InternVL, from the shapes of a released SAMA."""
+    """Configuration entries of what SAMA adds to a backbone, from the shapes of a released SAMA."""
     tables = "temporal_Qformer.bert.embeddings."
     temporal = qformer_config(shapes, "temporal_Qformer.bert.", sizes) | {
         "vocab_size": shapes[f"{tables}word_embeddings.weight"][0],
         "max_position_embeddings": shapes[f"{tables}position_embeddings.weight"][0],
         "use_qformer_text_input": True,
     }
-    return {
+    aggregator = {
         "spatial_qformer_config": qformer_config(shapes, "spatial_Qformer.bert.", sizes),
         "temporal_qformer_config": temporal,
         "num_spatial_queries": shapes["spatial_Qformer_query_tokens"][1],
         "num_temporal_queries": shapes["temporal_Qformer_query_tokens"][1],
         "temporal_window": sizes.get("window_tokens", 512),
+    }
+    return {
+        "aggregator_config": aggregator,
         "region_mask_size": math.isqrt(shapes["Qformer_mask_proj.layers.0.weight"][1]),
         "region_mlp_size": shapes["Qformer_mask_proj.layers.0.weight"][0],
         "null_region_scale": 1.0,
@@ -149,7 +153,7 @@ def aggregator_config(shapes: Shapes, sizes: Mapping[str, Any]) -> dict[str, Any
 
 
 def instructblip_config(shapes: Shapes, qformer_vocab_size: int) -> dict[str, Any]:
-    """Aggregator entries with InstructBLIP's Q-Former as the spatial one and a new temporal one of two layers."""
+    """`aggregator_config` with InstructBLIP's Q-Former as the spatial one and a new temporal one of two layers."""
     prefix = "Qformer.bert." if "Qformer.bert.encoder.layer.0.attention.output.dense.weight" in shapes else "qformer."
     spatial = qformer_config(shapes, prefix, {})
     same = {name: spatial[name] for name in ("hidden_size", "num_attention_heads", "intermediate_size")}
@@ -173,32 +177,39 @@ def default_temporal_config(qformer_vocab_size: int) -> dict[str, Any]:
 
 
 def release_config(
-    foreign: Mapping[str, Any], vocab_size: int, tied: bool, tokens: TokenIds, parts: Mapping[str, Any]
+    table: BackboneTable,
+    backbone: Mapping[str, Any],
+    vocab_size: int,
+    tied: bool,
+    tokens: TokenIds,
+    parts: Mapping[str, Any],
 ) -> SamaConfig:
     """
     The complete configuration.
 
     Args:
-        foreign (`Mapping`): The `config.json` of SAMA, Sa2VA or InternVL.
+        table ([`BackboneTable`]): The backbone's family.
+        backbone (`Mapping`): `backbone_config` without vocabulary and token ids, from `table.config`.
         vocab_size (`int`): Number of embedding rows.
         tied (`bool`): Whether head and embeddings share weights.
         tokens ([`TokenIds`])
-        parts (`Mapping`): `sam_config` and the aggregator's entries.
+        parts (`Mapping`): `mask_config`, `aggregator_config` (None: a Sa2VA), `seg_state` and other entries.
     """
-    backbone = INTERNVL.config(foreign)
-    text = backbone.pop("text_config")
-    text |= {"vocab_size": vocab_size, "tie_word_embeddings": tied, "bos_token_id": tokens.beginning}
-    text |= {"eos_token_id": tokens.end_of_turn, "pad_token_id": tokens.padding}
+    # Some families read `tie_word_embeddings` from their text configuration too
+    text = backbone["text_config"] | {
+        "vocab_size": vocab_size,
+        "tie_word_embeddings": tied,
+        "bos_token_id": tokens.beginning,
+        "eos_token_id": tokens.end_of_turn,
+        "pad_token_id": tokens.padding,
+    }
+    backbone = {**backbone, "model_type": table.model_type, "tie_word_embeddings": tied, "text_config": text}
+    qformer = {"qformer_mask_token_id": tokens.qformer_mask, "qformer_position_token_id": tokens.qformer_position}
     return SamaConfig(
-        text_config=text,
+        backbone_config=backbone | tokens.visual,
         tie_word_embeddings=tied,
-        image_token_id=tokens.image,
         seg_token_id=tokens.seg,
-        qformer_mask_token_id=tokens.qformer_mask,
-        qformer_position_token_id=tokens.qformer_position,
-        # The release's Qwen2 builds its rotary table in bfloat16, InternLM2 computes it in float32
-        round_rotary_to_bfloat16=parts.get("preset") == "published" and text["model_type"] == "qwen2",
-        **backbone,
+        **({} if tokens.qformer_mask is None else qformer),
         **parts,
     )
 

@@ -40,7 +40,7 @@ from sama.conversion.plan import (
     plan_release,
     read_sizes,
 )
-from sama.conversion.trackers import map_sam2
+from sama.conversion.trackers import map_tracker
 from sama.data.files import atomic_path
 from sama.modeling_sama import SamaForConditionalGeneration
 
@@ -108,7 +108,7 @@ def make_plan(base: Source | None, parts: dict[str, Source], request: Conversion
     """The plan, and the tokenizers and the name of the chat template that are written anew, if any are."""
     if base is None:
         plan = Plan(standalone_sam2_config(parts["sam2"].files.shapes, read_sizes(request, parts["sam2"].folder)))
-        keys = map_sam2(parts["sam2"].files.tensors, original_decoder=False)
+        keys = map_tracker(parts["sam2"].files.tensors, original_decoder=False)
         plan.add(parts["sam2"], KeyMap({name.removeprefix(SAM): piece for name, piece in keys.pieces.items()}))
         return plan, None
     return (plan_into(base, parts, request), None) if base.kind == "into" else plan_release(base, parts, request)
@@ -173,6 +173,11 @@ def parse_arguments(argv: Sequence[str] | None = None) -> ConversionRequest:
     parser.add_argument(
         "--qformer_tokenizer", type=Path, help="folder with bert-base-uncased's vocab.txt; never downloaded"
     )
+    parser.add_argument(
+        "--add_aggregator", action="store_true",
+        help="give a Sa2VA a newly initialized context aggregator and region encoders, to train a SAMA from it; "
+        "implied by --kind instructblip",
+    )  # fmt: skip
     parser.add_argument("--sizes", type=Path, help="JSON file with sizes that tensor shapes do not determine")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto")
     parser.add_argument("--max_shard_size", default="2GB", help="of the written weight files (default: %(default)s)")

@@ -3,9 +3,9 @@
 import re
 from collections.abc import Iterable
 
-from sama.conversion.backbones import BackboneTable
+from sama.conversion.backbones import BACKBONES, BackboneTable, has_mark
 from sama.conversion.pieces import AGGREGATOR, KeyMap, Piece, Prefixes, Rules, add_tensor, identity, rename_by_prefix
-from sama.conversion.trackers import map_sam2
+from sama.conversion.trackers import map_tracker
 
 
 SAM_PREFIX = "grounding_encoder.sam2_model."
@@ -58,9 +58,20 @@ UNUSED: dict[str, list[tuple[str, str]]] = {
 }
 
 
-def map_release(keys: Iterable[str], table: BackboneTable, num_key_value_heads: int, head_dim: int) -> KeyMap:
-    """Maps the names of SAMA, Sa2VA or a backbone alone, whose names are those of `table`."""
-    result, sam_keys, prefixes = KeyMap(), [], RELEASE_PREFIXES + table.prefixes
+def map_release(
+    keys: Iterable[str], table: BackboneTable, num_key_value_heads: int, head_dim: int, alone: bool = False
+) -> KeyMap:
+    """
+    Maps the names of SAMA, Sa2VA or a backbone.
+
+    Args:
+        keys (`Iterable[str]`): Source names.
+        table ([`BackboneTable`]): The backbone's family.
+        num_key_value_heads, head_dim (`int`): Of its language model.
+        alone (`bool`): Whether the backbone is not part of another model.
+    """
+    result, sam_keys, wrapper = KeyMap(), [], "" if alone else table.wrapper
+    prefixes = RELEASE_PREFIXES + [(wrapper + prefix, own, rules) for prefix, own, rules in table.prefixes]
     for key in keys:
         if reason := known_unused(key, "published"):
             result.unused[key] = reason
@@ -75,7 +86,9 @@ def map_release(keys: Iterable[str], table: BackboneTable, num_key_value_heads: 
         else:
             add_tensor(result, own, key, num_key_value_heads, head_dim)
     if sam_keys:
-        result.pieces |= map_sam2(sam_keys, SAM_PREFIX).pieces
+        sam = map_tracker(sam_keys, SAM_PREFIX)
+        result.pieces |= sam.pieces
+        result.unused |= sam.unused
     return result
 
 
@@ -105,8 +118,8 @@ def guess_kind(keys: set[str]) -> str | None:
         "into": "model.mask_tracker.sam.no_memory_embedding",
         "sama": "temporal_Qformer_query_tokens",
         "sa2va": "text_hidden_fcs.0.weight",
-        "internvl": "mlp1.0.weight",
         "sam2": "sam_mask_decoder.mask_tokens.weight",
         "instructblip": "query_tokens",
     }
-    return next((kind for kind, mark in marks.items() if mark in keys), None)
+    marks = {kind: mark for kind, mark in marks.items() if mark in keys}
+    return next(iter(marks), None) or next((kind for kind in BACKBONES if has_mark(kind, keys)), None)

@@ -55,12 +55,14 @@ def split_grouped_qkv(part: str, num_groups: int, head_dim: int) -> Callable[[to
     return split
 
 
-def append_mean_rows(num_rows: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Appends rows for new tokens, initialized with the mean of all rows, up to `num_rows`."""
+def append_mean_rows(num_tokens: int, num_rows: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The rows of the first `num_tokens` tokens, and their mean in all others up to `num_rows`. New tokens may take
+    the places of rows that pad the matrix."""
 
     def grow(tensor: torch.Tensor) -> torch.Tensor:
-        mean = tensor.float().mean(0, keepdim=True).to(tensor.dtype)
-        return torch.cat([tensor, mean.expand(num_rows - len(tensor), *tensor.shape[1:])])
+        known = tensor[:num_tokens]
+        mean = known.float().mean(0, keepdim=True).to(tensor.dtype)
+        return torch.cat([known, mean.expand(num_rows - len(known), *tensor.shape[1:])])
 
     return grow
 

@@ -4,10 +4,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from transformers import Sam2VideoConfig, Sam2VideoModel
+import transformers
+from transformers import CONFIG_MAPPING, BertTokenizer, Sam2VideoConfig, Sam2VideoModel
 
 from sama.configuration_sama import SamaConfig
-from sama.conversion.backbones import INTERNVL
+from sama.conversion.backbones import BACKBONES, BackboneTable, backbone_table, has_mark
 from sama.conversion.configs import (
     aggregator_config,
     default_sam2_config,
@@ -16,6 +17,7 @@ from sama.conversion.configs import (
     release_config,
     sam2_config,
 )
+from sama.conversion.facts import file_facts
 from sama.conversion.files import CheckpointError, WeightFiles, read_json
 from sama.conversion.keys import SAM_PREFIX, guess_kind, map_instructblip, map_release
 from sama.conversion.pieces import (
@@ -36,12 +38,13 @@ from sama.conversion.tokenizers import (
     load_tokenizer,
     token_ids,
 )
-from sama.conversion.trackers import map_original_decoder, map_sam2
+from sama.conversion.trackers import map_original_decoder, map_tracker
 from sama.modeling_sama import SamaForConditionalGeneration
+from sama.modeling_sama_backbones import FAMILIES
 
 
-KINDS = ("sama", "sa2va", "sam2", "internvl", "instructblip")
-BASES = ("into", "sama", "sa2va", "internvl")  # these contain a language model; the others replace a part
+KINDS = ("sama", "sa2va", *BACKBONES, "sam2", "instructblip")
+BASES = ("into", "sama", "sa2va", *BACKBONES)  # these contain a language model; the others replace a part
 TRACKER, REGIONS, SEG = "model.mask_tracker.", "model.region_encoder.", "model.seg_projection."
 REPORT_FILE = "conversion.json"
 
@@ -57,6 +60,7 @@ class ConversionRequest:
         into (`Path`, *optional*): Converted checkpoint whose parts the sources replace.
         tokenizer, qformer_tokenizer (`Path`, *optional*): Folders of the tokenizers, if not in the first source's.
         sizes (`Path`, *optional*): JSON file with sizes that tensor shapes do not determine.
+        add_aggregator (`bool`): Whether a Sa2VA gets a newly initialized context aggregator: the start of a SAMA.
         dtype (`str`): "auto" keeps the dtype of most weights.
         max_shard_size (`str`): Size limit of the written weight files.
     """
@@ -67,6 +71,7 @@ class ConversionRequest:
     tokenizer: Path | None = None
     qformer_tokenizer: Path | None = None
     sizes: Path | None = None
+    add_aggregator: bool = False
     dtype: str = "auto"
     max_shard_size: str = "2GB"
 
@@ -163,14 +168,16 @@ def open_sources(request: ConversionRequest) -> tuple[Source | None, dict[str, S
     if request.into is not None:
         sources.insert(0, open_source(request.into, "into"))
     bases = [source for source in sources if source.kind in BASES]
+    if request.add_aggregator and [source.kind for source in bases] != ["sa2va"]:
+        raise CheckpointError("--add_aggregator makes a SAMA of a Sa2VA: give one source of --kind sa2va.")
     parts = {source.kind: source for source in sources if source.kind not in BASES}
     if len(bases) > 1 or len(bases) + len(parts) < len(sources):
         raise CheckpointError(
             f"{' and '.join(source.kind for source in sources)} cannot be combined: give one of sama, sa2va, "
-            "internvl or --into, and at most one sam2 and one instructblip."
+            f"{', '.join(BACKBONES)} or --into, and at most one sam2 and one instructblip."
         )
     if not bases and set(parts) != {"sam2"}:
-        raise CheckpointError("InstructBLIP replaces one part of a SAMA: also give --into, sama, sa2va or internvl.")
+        raise CheckpointError("InstructBLIP replaces one part of a SAMA: also give --into, sama, sa2va or a backbone.")
     return (bases[0] if bases else None), parts
 
 
@@ -178,55 +185,107 @@ def open_sources(request: ConversionRequest) -> tuple[Source | None, dict[str, S
 
 
 def plan_release(base: Source, parts: dict[str, Source], request: ConversionRequest) -> tuple[Plan, tuple]:
-    """Plans SAMA, Sa2VA or InternVL, optionally with SAM 2 and InstructBLIP; returns the plan, and a tuple of both
-    tokenizers and the name of the chat template."""
-    shapes = base.files.shapes
-    foreign = read_json(base.folder / "config.json", needed=("llm_config", "vision_config"))
+    """Plans SAMA, Sa2VA or a backbone, optionally with SAM 2 and InstructBLIP; returns the plan, and a tuple of both
+    tokenizers (the second is None without a context aggregator) and the name of the chat template."""
+    shapes, foreign = base.files.shapes, read_json(base.folder / "config.json")
+    table = check_family(base, foreign)
     tokenizer = load_tokenizer([request.tokenizer] if request.tokenizer else [base.folder, base.folder / "tokenizer"])
-    places = [base.folder / "qformer_tokenizer", base.folder]
-    if base.kind != "sama" and "instructblip" in parts:
-        places.insert(0, parts["instructblip"].folder / "qformer_tokenizer")
-    qformer_tokenizer = load_qformer_tokenizer(
-        [request.qformer_tokenizer] if request.qformer_tokenizer else places[:-1]
-    )
-    complete_tokenizer(tokenizer, may_add=base.kind == "internvl")
-    embeddings = next(
-        (key for key in shapes if key.endswith(("model.embed_tokens.weight", "model.tok_embeddings.weight"))), None
-    )
-    if embeddings is None:
+    alone, num_tokens = base.kind in BACKBONES, len(tokenizer)
+    complete_tokenizer(tokenizer, table, may_add=alone)
+    qformer_tokenizer = question_tokenizer(base, parts, request)
+    backbone = table.config(foreign)
+    keys = map_release(shapes, table, *grouped_heads(backbone["text_config"]), alone=alone)
+    if EMBEDDINGS not in keys.pieces:
         raise CheckpointError(f"{base.path} has no word embeddings; is it complete?")
-    num_rows = max(shapes[embeddings][0], len(tokenizer)) if base.kind == "internvl" else shapes[embeddings][0]
+    stored_rows = shapes[keys.pieces[EMBEDDINGS].keys[0]][0]
+    num_rows = max(stored_rows, len(tokenizer)) if alone else stored_rows
     check_vocabulary(tokenizer, num_rows, "language model's")
-    tied = not {"language_model.lm_head.weight", "language_model.output.weight"} & shapes.keys()
-    entries = part_configs(base, parts, len(qformer_tokenizer), read_sizes(request, base.folder))
-    check_vocabulary(qformer_tokenizer, entries["temporal_qformer_config"]["vocab_size"], "question")
-    config = release_config(foreign, num_rows, tied, token_ids(tokenizer, qformer_tokenizer), entries)
-    plan, text = Plan(config), config.text_config
-    keys = map_release(shapes, INTERNVL, text.num_key_value_heads, text.hidden_size // text.num_attention_heads)
-    if num_rows > shapes[embeddings][0]:
+    entries = part_configs(base, parts, qformer_tokenizer, read_sizes(request, base.folder))
+    entries["seg_state"] = "after_norm" if alone else table.seg_state
+    if base.kind == "sama":
+        # Its Qwen2 builds the rotary table in bfloat16, its InternLM2 computes it in float32
+        entries["round_rotary_to_bfloat16"] = backbone["text_config"]["model_type"] == "qwen2"
+    tokens = token_ids(tokenizer, qformer_tokenizer, table)
+    plan = Plan(release_config(table, backbone, num_rows, HEAD not in keys.pieces, tokens, entries))
+    if added := len(tokenizer) - num_tokens:
         for name in {EMBEDDINGS, HEAD} & keys.pieces.keys():
-            keys.pieces[name] = Piece(keys.pieces[name].keys, append_mean_rows(num_rows))
-        added = num_rows - shapes[embeddings][0]
+            keys.pieces[name] = Piece(keys.pieces[name].keys, append_mean_rows(num_tokens, num_rows))
         plan.report.notes.append(f"{added} new tokens are initialized with the mean of the embeddings")
     plan.add(base, keys)
-    fresh = {"sama": (), "sa2va": (AGGREGATOR, REGIONS), "internvl": (AGGREGATOR, REGIONS, SEG, TRACKER)}[base.kind]
-    add_parts(plan, base, parts, fresh)
+    plan.report.notes += file_facts(base.folder, foreign, base.files, keys, tokenizer)
+    fresh = () if base.kind == "sama" or qformer_tokenizer is None else (AGGREGATOR, REGIONS)
+    add_parts(plan, base, parts, (*fresh, SEG, TRACKER) if alone else fresh)
     return plan, (tokenizer, qformer_tokenizer, foreign.get("template"))
 
 
-def part_configs(base: Source, parts: dict[str, Source], qformer_vocab_size: int, sizes: dict) -> dict:
-    """`sam_config` and the aggregator's configuration entries."""
-    shapes = base.files.shapes
+def check_family(base: Source, foreign: dict) -> BackboneTable:
+    """
+    The table of the backbone's family.
+
+    Raises:
+        CheckpointError: If `config.json` describes another one than the tensors, or one that cannot be run.
+    """
+    table = backbone_table(base.folder / "config.json", foreign)
+    families = [model_type for model_type in BACKBONES if has_mark(model_type, base.files.tensors)]
+    if table.model_type not in families:
+        found = f"are those of {families[0]}" if families else f"have no {table.mark}"
+        raise CheckpointError(
+            f"{base.path}: config.json describes {table.model_type}, but the tensors {found}; do they belong to the "
+            "same checkpoint?"
+        )
+    check_installed(table.model_type)
+    if table.model_type not in FAMILIES:
+        raise CheckpointError(
+            f"{base.path} is built on {table.model_type}, which this version does not run: expected one of "
+            f"{', '.join(FAMILIES)}."
+        )
+    return table
+
+
+def check_installed(model_type: str) -> None:
+    """Raises [`CheckpointError`] for a model that the installed transformers does not have."""
+    if model_type not in CONFIG_MAPPING:
+        raise CheckpointError(
+            f"transformers {transformers.__version__} has no model of type {model_type!r}; install a newer one."
+        )
+
+
+def grouped_heads(text: dict) -> tuple[int, int]:
+    """Number of key/value heads of a language model, and the width of a head."""
+    sizes = CONFIG_MAPPING[text["model_type"]](**text)
+    return sizes.num_key_value_heads, sizes.hidden_size // sizes.num_attention_heads
+
+
+def question_tokenizer(base: Source, parts: dict[str, Source], request: ConversionRequest) -> BertTokenizer | None:
+    """The question tokenizer of the context aggregator, or None for a Sa2VA that stays one."""
+    if base.kind == "sa2va" and not request.add_aggregator and "instructblip" not in parts:
+        return None
+    if request.qformer_tokenizer:
+        return load_qformer_tokenizer([request.qformer_tokenizer])
+    places = [base.folder / "qformer_tokenizer"]
+    if base.kind != "sama" and "instructblip" in parts:
+        places.insert(0, parts["instructblip"].folder / "qformer_tokenizer")
+    return load_qformer_tokenizer(places)
+
+
+def part_configs(base: Source, parts: dict[str, Source], questions: BertTokenizer | None, sizes: dict) -> dict:
+    """`mask_config`, `aggregator_config` and what belongs to them, for a question tokenizer or none."""
+    shapes, sam2 = base.files.shapes, parts.get("sam2")
     if base.kind in ("sama", "sa2va"):
-        entries = {"sam_config": sam2_config(shapes, SAM_PREFIX, sizes)}
+        entries = {"mask_config": sam2_config(shapes, SAM_PREFIX, sizes)}
     else:
-        given = parts.get("sam2")
-        entries = {"sam_config": sam2_config(given.files.shapes, "", sizes) if given else default_sam2_config()}
+        entries = {"mask_config": sam2_config(sam2.files.shapes, "", sizes) if sam2 else default_sam2_config()}
+    check_installed(entries["mask_config"]["model_type"])
     if base.kind == "sama":
-        return entries | aggregator_config(shapes, sizes)
-    entries["temporal_qformer_config"] = default_temporal_config(qformer_vocab_size)
-    if "instructblip" in parts:
-        entries |= instructblip_config(parts["instructblip"].files.shapes, qformer_vocab_size)
+        entries |= aggregator_config(shapes, sizes)
+    elif questions is None:
+        return entries | {"aggregator_config": None, "preset": "published"}  # a Sa2VA as it is
+    elif "instructblip" in parts:
+        entries["aggregator_config"] = instructblip_config(parts["instructblip"].files.shapes, len(questions))
+    else:
+        entries["aggregator_config"] = {"temporal_qformer_config": default_temporal_config(len(questions))}
+    rows = entries["aggregator_config"]["temporal_qformer_config"]["vocab_size"]
+    check_vocabulary(questions, rows, "question")
     return entries
 
 
@@ -245,9 +304,8 @@ def plan_into(base: Source, parts: dict[str, Source], request: ConversionRequest
         fresh = tuple(name for name in fresh if not name.startswith(TRACKER))
     if "instructblip" in parts:
         if f"{AGGREGATOR}spatial_queries" not in fresh:
-            raise CheckpointError(
-                f"{base.path} has a trained context aggregator; InstructBLIP can only initialize an untrained one."
-            )
+            has = "no context aggregator" if config.aggregator_config is None else "a trained context aggregator"
+            raise CheckpointError(f"{base.path} has {has}; InstructBLIP can only initialize an untrained one.")
         fresh = tuple(
             name for name in fresh if not name.startswith((f"{AGGREGATOR}spatial_q", f"{AGGREGATOR}spatial_norm"))
         )
@@ -267,7 +325,7 @@ def add_parts(plan: Plan, base: Source, parts: dict[str, Source], optional_prefi
             check_same_sam2(plan.config.mask_config, sam2)
             plan.add(sam2, map_original_decoder(sam2.files.tensors))
         else:
-            plan.add(sam2, map_sam2(sam2.files.tensors))
+            plan.add(sam2, map_tracker(sam2.files.tensors))
         optional_prefixes = tuple(prefix for prefix in optional_prefixes if prefix != TRACKER)
     elif base.kind in ("sama", "sa2va"):
         plan.report.copied = [name for name in plan.pieces if name.startswith(ORIGINAL_DECODER)]

@@ -3,6 +3,7 @@
 from typing import Any
 
 from sama.configuration_sama import SamaConfig
+from sama.conversion.backbones import INTERNVL
 from sama.conversion.configs import TokenIds, default_sam2_config, release_config
 
 
@@ -12,8 +13,8 @@ VISION = {
 }  # fmt: skip
 QWEN = {"model_type": "qwen2", "rope_theta": 1000000.0, "max_position_embeddings": 32768, "rms_norm_eps": 1e-6}
 INTERNLM = {"model_type": "internlm2", "rope_theta": 1000000.0, "max_position_embeddings": 32768, "rms_norm_eps": 1e-5}
-QWEN_TOKENS = TokenIds(151667, 151674, 151645, None, 151643, 30523, 30524)
-INTERNLM_TOKENS = TokenIds(92546, 92553, 92542, 1, 2, 30523, 30524)
+QWEN_TOKENS = TokenIds({"image_token_id": 151667}, 151674, 151645, None, 151643, 30523, 30524)
+INTERNLM_TOKENS = TokenIds({"image_token_id": 92546}, 92553, 92542, 1, 2, 30523, 30524)
 
 # Language model, number of embedding rows, and token ids of each size
 LANGUAGE_MODELS: dict[str, tuple[dict[str, Any], int, TokenIds]] = {
@@ -36,5 +37,7 @@ def released_config(size: str) -> SamaConfig:
     """The configuration of a released SAMA (`"1b"`, `"4b"` or `"8b"`). Other entries keep [`SamaConfig`]'s defaults,
     which are the release's."""
     language, vocab_size, tokens = LANGUAGE_MODELS[size]
-    parts = {"sam_config": default_sam2_config(), "preset": "published", "null_region_scale": 1.0}
-    return release_config({"llm_config": language, "vision_config": VISION}, vocab_size, False, tokens, parts)
+    parts = {"mask_config": default_sam2_config(), "preset": "published", "null_region_scale": 1.0}
+    parts["round_rotary_to_bfloat16"] = language["model_type"] == "qwen2"
+    backbone = INTERNVL.config({"llm_config": language, "vision_config": VISION})
+    return release_config(INTERNVL, backbone, vocab_size, False, tokens, parts)

@@ -7,11 +7,11 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from sama.conversion.backbones import BackboneTable
 from sama.conversion.configs import TokenIds
 from sama.conversion.files import CheckpointError, explain_damage, read_json
 
 
-VISUAL_TAGS = ["<img>", "</img>", "<IMG_CONTEXT>"]
 SAMA_TAGS = ["[SEG]", "<p>", "</p>", "<vp>", "</vp>"]  # in the release's order
 QFORMER_BEGINNING = "[DEC]"
 QFORMER_TAGS = ["<mask>", "<pos>", "[SEG]", "<p>", "</p>", "<vp>", "</vp>"]
@@ -25,7 +25,11 @@ def load_tokenizer(folders: Sequence[Path]) -> PreTrainedTokenizerBase:
     for folder in folders:
         if any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
             with explain_damage(folder, "has a tokenizer that cannot be read"):
-                return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+                tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            old = folder / "chat_template.json"  # where processors stored it before transformers 4.52
+            if tokenizer.chat_template is None and old.is_file():
+                tokenizer.chat_template = read_json(old, needed=("chat_template",))["chat_template"]
+            return tokenizer
         if (folder / "tokenizer.model").is_file():
             with explain_damage(folder, "has a tokenizer that cannot be read"):
                 return load_sentencepiece(folder)
@@ -90,14 +94,14 @@ def load_qformer_tokenizer(folders: Sequence[Path]) -> BertTokenizer:
     return tokenizer
 
 
-def complete_tokenizer(tokenizer: PreTrainedTokenizerBase, may_add: bool) -> None:
+def complete_tokenizer(tokenizer: PreTrainedTokenizerBase, table: BackboneTable, may_add: bool) -> None:
     """Adds SAMA's tags if `may_add`, and otherwise requires them.
 
     Raises:
-        CheckpointError: If tags are missing.
+        CheckpointError: If tags are missing, of SAMA or of the backbone.
     """
     vocab = tokenizer.get_vocab()
-    missing = [tag for tag in VISUAL_TAGS + SAMA_TAGS if tag not in vocab]
+    missing = [tag for tag in (*table.tags, *table.token_names.values(), *SAMA_TAGS) if tag not in vocab]
     if missing and (not may_add or not set(missing) <= set(SAMA_TAGS)):
         raise CheckpointError(f"The tokenizer has no {', '.join(missing)}; it belongs to another checkpoint.")
     if missing:
@@ -119,15 +123,18 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, num_rows: int, what: st
         )
 
 
-def token_ids(tokenizer: PreTrainedTokenizerBase, qformer_tokenizer: PreTrainedTokenizerBase) -> TokenIds:
+def token_ids(
+    tokenizer: PreTrainedTokenizerBase, qformer_tokenizer: PreTrainedTokenizerBase | None, table: BackboneTable
+) -> TokenIds:
     """Token ids in the configuration. An answer ends at `<|im_end|>`, not at the tokenizer's end-of-sequence token."""
-    vocab, qformer_vocab = tokenizer.get_vocab(), qformer_tokenizer.get_vocab()
+    vocab = tokenizer.get_vocab()
+    qformer_vocab = {} if qformer_tokenizer is None else qformer_tokenizer.get_vocab()
     return TokenIds(
-        image=vocab["<IMG_CONTEXT>"],
+        visual={name: vocab[token] for name, token in table.token_names.items()},
         seg=vocab["[SEG]"],
         end_of_turn=vocab.get(END_OF_TURN, tokenizer.eos_token_id),
         beginning=tokenizer.bos_token_id,
         padding=tokenizer.pad_token_id,
-        qformer_mask=qformer_vocab["<mask>"],
-        qformer_position=qformer_vocab["<pos>"],
+        qformer_mask=qformer_vocab.get("<mask>"),
+        qformer_position=qformer_vocab.get("<pos>"),
     )

@@ -3,7 +3,17 @@
 import re
 from collections.abc import Iterable
 
-from sama.conversion.pieces import ORIGINAL_DECODER, SAM, KeyMap, Piece, Rules, concatenate, identity, rename
+from sama.conversion.pieces import (
+    ORIGINAL_DECODER,
+    SAM,
+    KeyMap,
+    Piece,
+    Rules,
+    add_tensor,
+    concatenate,
+    identity,
+    rename,
+)
 
 
 # Each three-layer perceptron of SAM 2
@@ -11,6 +21,23 @@ THREE_LAYERS: Rules = [
     (r"\.layers\.0\.", ".proj_in."),
     (r"\.layers\.1\.", ".layers.0."),
     (r"\.layers\.2\.", ".proj_out."),
+]
+MEMORY_ATTENTION_RULES: Rules = [
+    ("^", "memory_attention."),
+    (r"\.norm(\d)\.", r".layer_norm\1."),
+    (r"^memory_attention\.norm\.", "memory_attention.layer_norm."),
+    (r"\.out_proj\.", ".o_proj."),
+]
+MEMORY_ENCODER_RULES: Rules = [
+    ("^", "memory_encoder."),
+    (r"\.out_proj\.", ".projection."),
+    (r"\.pix_feat_proj\.", ".feature_projection."),
+    (r"\.fuser\.", ".memory_fuser."),
+    (r"\.dwconv\.", ".depthwise_conv."),
+    (r"\.pwconv", ".pointwise_conv"),
+    (r"\.norm\.", ".layer_norm."),
+    (r"\.(gamma|g_weight)$", ".scale"),
+    (r"\.encoder\.12\.", ".final_conv."),
 ]
 SAM2_RULES: dict[str, Rules] = {
     "image_encoder.trunk.": [
@@ -45,23 +72,8 @@ SAM2_RULES: dict[str, Rules] = {
         (r"output_upscaling\.3\.", "upscale_conv2."),
         *THREE_LAYERS,
     ],
-    "memory_attention.": [
-        ("^", "memory_attention."),
-        (r"\.norm(\d)\.", r".layer_norm\1."),
-        (r"^memory_attention\.norm\.", "memory_attention.layer_norm."),
-        (r"\.out_proj\.", ".o_proj."),
-    ],
-    "memory_encoder.": [
-        ("^", "memory_encoder."),
-        (r"\.out_proj\.", ".projection."),
-        (r"\.pix_feat_proj\.", ".feature_projection."),
-        (r"\.fuser\.", ".memory_fuser."),
-        (r"\.dwconv\.", ".depthwise_conv."),
-        (r"\.pwconv", ".pointwise_conv"),
-        (r"\.norm\.", ".layer_norm."),
-        (r"\.(gamma|g_weight)$", ".scale"),
-        (r"\.encoder\.12\.", ".final_conv."),
-    ],
+    "memory_attention.": MEMORY_ATTENTION_RULES,
+    "memory_encoder.": MEMORY_ENCODER_RULES,
     "obj_ptr_proj.": [("^", "object_pointer_proj."), *THREE_LAYERS],
     "obj_ptr_tpos_proj.": [("^", "temporal_positional_encoding_projection_layer.")],
     "": [
@@ -74,8 +86,8 @@ SAM2_RULES: dict[str, Rules] = {
 }
 
 
-def rename_sam2(key: str) -> str:
-    """The `Sam2VideoModel` name of a `sam2` package name."""
+def rename_tracker(key: str) -> str:
+    """The name in `Sam2VideoModel` of a name of the authors."""
     for prefix, rules in SAM2_RULES.items():
         if key.startswith(prefix):
             name = rename(key[len(prefix) :], rules)
@@ -87,7 +99,7 @@ def rename_sam2(key: str) -> str:
     return name
 
 
-def map_sam2(keys: Iterable[str], prefix: str = "", original_decoder: bool = True) -> KeyMap:
+def map_tracker(keys: Iterable[str], prefix: str = "", original_decoder: bool = True) -> KeyMap:
     """
     Maps the names of a SAM 2.
 
@@ -102,12 +114,12 @@ def map_sam2(keys: Iterable[str], prefix: str = "", original_decoder: bool = Tru
         if match := re.fullmatch(r"sam_prompt_encoder\.point_embeddings\.(\d)\.weight", name):
             points[int(match[1])] = key
             continue
-        own, piece = rename_sam2(name), Piece((key,), identity)
-        result.pieces[SAM + own] = piece
-        if own == "prompt_encoder.shared_embedding.positional_embedding":
-            result.pieces[f"{SAM}shared_image_embedding.positional_embedding"] = piece
+        own = rename_tracker(name)
+        add_tensor(result, SAM + own, key)
         if own.startswith("mask_decoder.") and original_decoder:
-            result.pieces[ORIGINAL_DECODER + own.removeprefix("mask_decoder.")] = piece
+            add_tensor(result, ORIGINAL_DECODER + own.removeprefix("mask_decoder."), key)
+        if own == "prompt_encoder.shared_embedding.positional_embedding":
+            add_tensor(result, f"{SAM}shared_image_embedding.positional_embedding", key)
     if points:
         result.pieces[f"{SAM}prompt_encoder.point_embed.weight"] = Piece(
             tuple(points[number] for number in sorted(points)), concatenate
@@ -120,7 +132,7 @@ def map_original_decoder(keys: Iterable[str]) -> KeyMap:
     result = KeyMap()
     for key in keys:
         if key.startswith("sam_mask_decoder."):
-            own = ORIGINAL_DECODER + rename_sam2(key).removeprefix("mask_decoder.")
+            own = ORIGINAL_DECODER + rename_tracker(key).removeprefix("mask_decoder.")
             result.pieces[own] = Piece((key,), identity)
         else:
             result.unused[key] = "the checkpoint keeps its own SAM 2; only the original mask decoder is taken"

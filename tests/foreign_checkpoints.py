@@ -22,6 +22,8 @@ BERT_WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "what", "is", "the",
 NUM_QFORMER_TOKENS = len(BERT_WORDS) + 8
 
 Shapes = dict[str, tuple[int, ...]]
+Stages = tuple[tuple[int, int], ...]  # width and blocks of each stage of a Hiera
+TINY_STAGES: Stages = ((16, 1), (32, 2), (64, 3), (128, 1))
 
 
 def linear(name: str, out: int, into: int, *kernel: int) -> Shapes:
@@ -109,30 +111,31 @@ def aggregator_shapes() -> Shapes:
     return shapes
 
 
-def sam2_shapes(prefix: str = "", version: str = "2.0") -> Shapes:
-    shapes = hiera_shapes() | memory_shapes() | decoder_shapes()
+def sam2_shapes(prefix: str = "", version: str = "2.0", stages: Stages = TINY_STAGES, scale: str = "gamma") -> Shapes:
+    """A SAM 2; `scale` is the name of the layer scale in its memory fuser."""
+    shapes = hiera_shapes(stages) | memory_shapes(scale) | decoder_shapes()
     if version == "2.1":
         shapes |= {"no_obj_embed_spatial": (1, 64)} | linear("obj_ptr_tpos_proj", 64, 256)
     return {f"{prefix}{name}": shape for name, shape in shapes.items()}
 
 
-def hiera_shapes() -> Shapes:
-    trunk, shapes, previous = "image_encoder.trunk.", {}, 16
-    shapes |= {f"{trunk}pos_embed": (1, 16, 7, 7), f"{trunk}pos_embed_window": (1, 16, 8, 8)}
-    shapes |= linear(f"{trunk}patch_embed.proj", 16, 3, 7, 7)
-    for number, width in enumerate((16, 32, 32, 64, 64, 64, 128)):
+def hiera_shapes(stages: Stages) -> Shapes:
+    trunk, shapes, previous = "image_encoder.trunk.", {}, stages[0][0]
+    shapes |= {f"{trunk}pos_embed": (1, previous, 7, 7), f"{trunk}pos_embed_window": (1, previous, 8, 8)}
+    shapes |= linear(f"{trunk}patch_embed.proj", previous, 3, 7, 7)
+    for number, width in enumerate(width for width, blocks in stages for _ in range(blocks)):
         block = f"{trunk}blocks.{number}."
         shapes |= norm(f"{block}norm1", previous) | norm(f"{block}norm2", width)
         shapes |= linear(f"{block}attn.qkv", 3 * width, previous) | linear(f"{block}attn.proj", width, width)
         shapes |= linear(f"{block}mlp.layers.0", 4 * width, width) | linear(f"{block}mlp.layers.1", width, 4 * width)
         shapes |= linear(f"{block}proj", width, previous) if width != previous else {}
         previous = width
-    for number, width in enumerate((128, 64, 32, 16)):
+    for number, (width, _) in enumerate(reversed(stages)):
         shapes |= linear(f"image_encoder.neck.convs.{number}.conv", 256, width, 1, 1)
     return shapes
 
 
-def memory_shapes() -> Shapes:
+def memory_shapes(scale: str) -> Shapes:
     shapes = {"maskmem_tpos_enc": (7, 1, 1, 64), "no_obj_ptr": (1, 256)} | linear("mask_downsample", 1, 1, 4, 4)
     shapes |= {"no_mem_embed": (1, 1, 256), "no_mem_pos_enc": (1, 1, 256)} | norm("memory_attention.norm", 256)
     for number in range(4):
@@ -153,7 +156,7 @@ def memory_shapes() -> Shapes:
     shapes |= linear(f"{encoder}pix_feat_proj", 256, 256, 1, 1) | linear(f"{encoder}out_proj", 64, 256, 1, 1)
     for number in range(2):
         layer = f"{encoder}fuser.layers.{number}."
-        shapes |= {f"{layer}gamma": (256,)} | linear(f"{layer}dwconv", 256, 1, 7, 7) | norm(f"{layer}norm", 256)
+        shapes |= {f"{layer}{scale}": (256,)} | linear(f"{layer}dwconv", 256, 1, 7, 7) | norm(f"{layer}norm", 256)
         shapes |= linear(f"{layer}pwconv1", 1024, 256) | linear(f"{layer}pwconv2", 256, 1024)
     return shapes | three_layers("obj_ptr_proj", 256)
 
@@ -220,11 +223,11 @@ def random_weights(shapes: Shapes, seed: int, dtype: torch.dtype = torch.bfloat1
     return {name: (torch.randn(shape, generator=generator) * 0.1).to(dtype) for name, shape in shapes.items()}
 
 
-def write_tokenizers(folder: Path, sama: bool = True) -> None:
+def write_tokenizers(folder: Path, sama: bool = True, chat_tokens: list[str] = CHAT_TOKENS) -> None:
     """Writes a language tokenizer to `folder` and a BERT vocabulary to `folder/qformer_tokenizer`."""
     backend = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    backend.add_special_tokens(CHAT_TOKENS + (SAMA_TOKENS if sama else []))
+    backend.add_special_tokens(chat_tokens + (SAMA_TOKENS if sama else []))
     PreTrainedTokenizerFast(
         tokenizer_object=backend, eos_token="<|endoftext|>", pad_token="<|endoftext|>", unk_token="<unk>"
     ).save_pretrained(folder)

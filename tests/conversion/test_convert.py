@@ -266,7 +266,7 @@ def test_tied_embeddings_stay_tied(tmp_path):
     weights = foreign.write_release(tmp_path / "foreign", "sa2va")
     del weights["language_model.lm_head.weight"]
     save_file(weights, tmp_path / "foreign" / "model.safetensors")
-    convert_source(tmp_path / "foreign", "sa2va", tmp_path / "ours")
+    convert_source(tmp_path / "foreign", "sa2va", tmp_path / "ours", add_aggregator=True)
     model = load(tmp_path / "ours")
     assert model.lm_head.weight is model.get_input_embeddings().weight
     assert torch.equal(model.lm_head.weight, weights["language_model.model.embed_tokens.weight"])
@@ -386,7 +386,7 @@ BAD_INPUT = {
     "broken config": (lambda folder: (folder / "config.json").write_text("{"), "config.json is not a valid JSON file"),
     "config of another kind": (
         lambda folder: (folder / "config.json").write_text("{}"),
-        "config.json has no llm_config, vision_config",
+        "config.json has no llm_config .* and no text_config",
     ),
     "another language model": (change_config("llm_config", model_type="phi3"), "'phi3' is not supported"),
     "another width": (change_config("llm_config", intermediate_size=32), "but the configuration expects"),

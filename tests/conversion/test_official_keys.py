@@ -27,10 +27,10 @@ def test_every_key_is_mapped(size: str):
     language, vocab_size, tokens = LANGUAGE_MODELS[size]
     assert len(shapes) == NUM_KEYS[size]
     embeddings = next(key for key in shapes if key.endswith(("embed_tokens.weight", "tok_embeddings.weight")))
-    parts = aggregator_config(shapes, {}) | {"sam_config": sam2_config(shapes, SAM_PREFIX, {})}
-    foreign = {"llm_config": language, "vision_config": VISION}
+    parts = aggregator_config(shapes, {}) | {"mask_config": sam2_config(shapes, SAM_PREFIX, {})}
+    backbone = INTERNVL.config({"llm_config": language, "vision_config": VISION})
     assert vocab_size == shapes[embeddings][0]
-    config = release_config(foreign, vocab_size, False, tokens, parts)
+    config = release_config(INTERNVL, backbone, vocab_size, False, tokens, parts)
     with torch.device("meta"):
         ours = {
             name: tuple(tensor.shape) for name, tensor in SamaForConditionalGeneration(config).state_dict().items()

@@ -15,7 +15,7 @@ import torch
 from sama.configuration_sama import SamaConfig
 from sama.conversion.configs import HIERA_SIZES, sam2_config
 from sama.conversion.pieces import ORIGINAL_DECODER, SAM
-from sama.conversion.trackers import map_sam2
+from sama.conversion.trackers import map_tracker
 from sama.modeling_sama_tracker import FrameFeatures, ObjectMasks, SamaMaskTracker, SamaMemoryBank
 
 
@@ -72,7 +72,7 @@ def our_tracker(model: torch.nn.Module, round_memory: bool = False) -> SamaMaskT
     )
     tracker = SamaMaskTracker(config).eval()
     ours = {}
-    for name, piece in map_sam2(state).pieces.items():
+    for name, piece in map_tracker(state).pieces.items():
         own = name.replace(SAM, "sam.").replace(ORIGINAL_DECODER, "original_mask_decoder.")
         ours[own] = piece.make(*(state[key] for key in piece.keys))
     tracker.load_state_dict(ours, strict=True)
@@ -126,7 +126,7 @@ def test_published_sizes_are_those_of_the_package(version: str, size: str, monke
         name.replace(SAM, "sam.").replace(ORIGINAL_DECODER, "original_mask_decoder."): tuple(
             piece.make(*(state[key] for key in piece.keys)).shape
         )
-        for name, piece in map_sam2(state).pieces.items()
+        for name, piece in map_tracker(state).pieces.items()
     }
     assert made == wanted
 

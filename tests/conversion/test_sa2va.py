@@ -1,0 +1,151 @@
+"""Conversion of folders of the Sa2VA family: what is written, what is reported, and what is refused."""
+
+import json
+from pathlib import Path
+
+import foreign_checkpoints as foreign
+import pytest
+import sa2va_releases
+import torch
+from safetensors.torch import load_file, save_file
+
+from sama.conversion import plan as conversion_plan
+from sama.conversion.convert import ConversionRequest, Report, convert, parse_arguments
+from sama.conversion.files import CheckpointError
+from sama.conversion.pieces import AGGREGATOR
+from sama.modeling_sama import SamaForConditionalGeneration
+
+
+RELEASES = sa2va_releases.tiny_releases()
+HEAD, EMBEDDINGS = "language_model.lm_head.weight", "language_model.model.embed_tokens.weight"
+
+
+def convert_folder(folder: Path, to: Path, **others) -> Report:
+    return convert(ConversionRequest([(folder, "sa2va")], to, sizes=folder / "sizes.json", **others))
+
+
+def edit_json(file: Path, **values) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | values), encoding="utf-8")
+
+
+def load(folder: Path) -> SamaForConditionalGeneration:
+    model, info = SamaForConditionalGeneration.from_pretrained(folder, dtype="auto", output_loading_info=True)
+    assert not any(info.values()), info
+    return model
+
+
+# ---- what is written ------------------------------------------------------------
+
+
+def test_an_aggregator_can_be_added(tmp_path):
+    sa2va_releases.write_release(tmp_path / "foreign", RELEASES["internvl"])
+    report = convert_folder(tmp_path / "foreign", tmp_path / "ours", add_aggregator=True)
+    model = load(tmp_path / "ours")
+    fresh = {name for name in model.state_dict() if name.startswith((AGGREGATOR, "model.region_encoder."))}
+    assert set(report.fresh) == fresh and len(fresh) > 100
+    assert (model.config.trained, model.config.preset) == (False, "consistent")
+    assert model.config.aggregator_config.temporal_qformer_config.vocab_size == foreign.NUM_QFORMER_TOKENS
+    arguments = ["--from", "Sa2VA-1B", "--kind", "sa2va", "--to", "x"]
+    assert parse_arguments([*arguments, "--add_aggregator"]).add_aggregator
+    assert not parse_arguments(arguments).add_aggregator
+
+
+# ---- what is reported ------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """The folder of a tiny Sa2VA on InternVL."""
+    sa2va_releases.write_release(tmp_path / "foreign", RELEASES["internvl"])
+    return tmp_path / "foreign"
+
+
+def notes_of(folder: Path) -> str:
+    """Notes of the plan, without writing anything."""
+    request = ConversionRequest([(folder, "sa2va")], folder.parent / "ours", sizes=folder / "sizes.json")
+    base, parts = conversion_plan.open_sources(request)
+    plan, _ = conversion_plan.plan_release(base, parts, request)
+    return "\n".join(plan.report.lines())
+
+
+def test_facts_of_the_files_are_reported(folder):
+    notes, release = notes_of(folder), RELEASES["internvl"]
+    rows = release.seg_token_id + 5
+    for fact in (
+        f"stored as bfloat16 ({len(release.shapes)} tensors); config.json names bfloat16",
+        "licence: not named in its folder",
+        f"{rows} embedding rows for {rows} tokens; [SEG] {rows - 5}, <p> {rows - 4}, </p> {rows - 3}, "
+        f"<vp> {rows - 2}, </vp> {rows - 1} (there is no added_tokens.json)",
+        "lm_head is stored and differs from the embeddings",
+        "prompt style 'phi3_chat'; answers end at the text <|end|>, which is no token",
+        "no rotary scaling",
+        "131 copied: the original mask decoder is the tuned one",
+    ):
+        assert fact in notes
+
+
+def test_other_facts_are_reported(folder):
+    weights = {key: tensor.float() for key, tensor in load_file(folder / "model.safetensors").items()}
+    weights |= {HEAD: weights[EMBEDDINGS].clone(), "language_model.model.rotary_emb.inv_freq": torch.zeros(4)}
+    save_file(weights, folder / "model.safetensors")
+    config, seg = RELEASES["internvl"].config, RELEASES["internvl"].seg_token_id
+    language = config["llm_config"] | {"rope_scaling": {"type": "dynamic", "factor": 2.0}}
+    edit_json(folder / "config.json", template="qwen_chat", llm_config=language)
+    (folder / "added_tokens.json").write_text(json.dumps({"[SEG]": seg, "</vp>": seg + 4}))
+    (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    notes = notes_of(folder).splitlines()
+    for fact in (
+        f"stored as float32 ({len(weights)} tensors); config.json names bfloat16",
+        "licence: apache-2.0",
+        "lm_head is stored and equals the embeddings; it is kept apart from them",
+        "prompt style 'qwen_chat'",
+        "rotary scaling kept: {'type': 'dynamic', 'factor': 2.0}",
+        "1 not used (rotary table, which is computed): language_model.model.rotary_emb.inv_freq",
+    ):
+        assert fact in notes
+    assert any(note.endswith(f"</vp> {seg + 4} (as in added_tokens.json)") for note in notes)
+    del weights[HEAD]
+    save_file(weights, folder / "model.safetensors")
+    assert "no lm_head is stored: it is tied to the embeddings" in notes_of(folder)
+
+
+# ---- what is refused ------------------------------------------------------------
+
+
+def refuse(folder: Path, message: str, **others) -> None:
+    with pytest.raises(CheckpointError, match=message) as caught:
+        convert_folder(folder, folder.parent / "ours", **others)
+    assert "\n" not in str(caught.value) and not (folder.parent / "ours").exists()
+
+
+def test_family_that_is_unknown(folder):
+    vision, language = {"model_type": "kimi_vision"}, {"model_type": "kimi"}
+    (folder / "config.json").write_text(json.dumps({"text_config": language, "vision_config": vision}))
+    refuse(folder, "'kimi' is not supported: expected one of internvl")
+    (folder / "config.json").write_text(json.dumps({"model_type": "sa2va_chat"}))
+    refuse(folder, r"config.json has no llm_config \(InternVL\) and no text_config")
+
+
+def test_vocabulary_of_another_checkpoint(folder):
+    weights = load_file(folder / "model.safetensors")
+    save_file(weights | {EMBEDDINGS: torch.zeros(11, 16)}, folder / "model.safetensors")
+    refuse(folder, r"tokenizer has \d+ tokens but the checkpoint has embeddings for 11")
+    (folder / "added_tokens.json").write_text('{"[SEG]": 3}')
+    save_file(weights, folder / "model.safetensors")
+    refuse(folder, r"added_tokens.json gives \[SEG\] the id 3, but the tokenizer gives it \d+")
+    other = folder.parent / "other"
+    other.mkdir()
+    foreign.write_tokenizers(other, chat_tokens=["<|im_end|>"])
+    refuse(folder, r"tokenizer has no <img>, </img>, <IMG_CONTEXT>; it belongs", tokenizer=other)
+
+
+def test_tensor_of_another_model(folder):
+    weights = load_file(folder / "model.safetensors")
+    save_file(weights | {"audio_model.weight": torch.zeros(2)}, folder / "model.safetensors")
+    refuse(folder, "1 unknown tensors: audio_model.weight")
+
+
+def test_aggregator_is_added_to_a_sa2va_alone(tmp_path):
+    foreign.write_release(tmp_path / "sama", "sama")
+    with pytest.raises(CheckpointError, match="--add_aggregator makes a SAMA of a Sa2VA"):
+        convert(ConversionRequest([(tmp_path / "sama", "sama")], tmp_path / "ours", add_aggregator=True))

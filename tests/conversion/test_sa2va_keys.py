@@ -1,0 +1,225 @@
+"""Every tensor of the Sa2VA family is mapped, by name and shape at the released sizes, without weights."""
+
+import gzip
+import json
+from functools import cache
+from pathlib import Path
+
+import pytest
+import sa2va_releases
+import torch
+from foreign_checkpoints import random_weights
+from sa2va_releases import SAM, Release
+from transformers import AutoModel
+
+from sama.configuration_sama import SamaConfig
+from sama.conversion.backbones import BackboneTable, backbone_table
+from sama.conversion.configs import TokenIds, release_config, sam2_config
+from sama.conversion.keys import guess_kind, map_release
+from sama.conversion.pieces import BACKBONE, HEAD, ORIGINAL_DECODER, KeyMap
+from sama.conversion.pieces import SAM as OUR_SAM
+from sama.conversion.plan import grouped_heads
+
+
+OFFICIAL_KEYS = Path(__file__).parents[1] / "goldens" / "official_keys.json.gz"  # of SAMA: size -> key -> shape
+
+
+@cache
+def releases() -> dict[str, Release]:
+    return dict(sa2va_releases.releases())
+
+
+def plan(release: Release) -> tuple[BackboneTable, SamaConfig, KeyMap]:
+    """The configuration and key map of a release."""
+    file = Path("config.json")
+    table = backbone_table(file, release.config)
+    backbone = table.config(release.config)
+    tokens = TokenIds(dict.fromkeys(table.token_names, 7), release.seg_token_id, 5, None, 3)
+    parts = {
+        "mask_config": sam2_config(release.shapes, SAM, {}),
+        "aggregator_config": None,
+        "seg_state": table.seg_state,
+    }
+    config = release_config(table, backbone, release.seg_token_id + 5, False, tokens, parts)
+    return table, config, map_release(release.shapes, table, *grouped_heads(backbone["text_config"]))
+
+
+def model_shapes(config: SamaConfig) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the composed model."""
+    with torch.device("meta"):
+        backbone, sam = AutoModel.from_config(config.backbone_config), AutoModel.from_config(config.mask_config)
+        width, rows = config.text_config.hidden_size, config.text_config.vocab_size
+        rest = torch.nn.ModuleDict(
+            {
+                "model": torch.nn.ModuleDict({"seg_projection": torch.nn.Sequential(
+                    torch.nn.Linear(width, width), torch.nn.ReLU(), torch.nn.Linear(width, 256)
+                )}),
+                "lm_head": torch.nn.Linear(width, rows, bias=False),
+            }
+        )  # fmt: skip
+    parts = {BACKBONE: backbone, OUR_SAM: sam, ORIGINAL_DECODER: sam.mask_decoder, "": rest}
+    return {
+        prefix + name: tuple(tensor.shape)
+        for prefix, part in parts.items()
+        for name, tensor in part.state_dict().items()
+    }
+
+
+def made_shapes(keys: KeyMap, release: Release) -> dict[str, tuple[int, ...]]:
+    return {
+        name: tuple(piece.make(*(torch.empty(release.shapes[key], device="meta") for key in piece.keys)).shape)
+        for name, piece in keys.pieces.items()
+    }
+
+
+@pytest.mark.parametrize("name", releases())
+def test_every_tensor_is_mapped(name):
+    release = releases()[name]
+    _, config, keys = plan(release)
+    assert made_shapes(keys, release) == model_shapes(config)
+    used = {key for piece in keys.pieces.values() for key in piece.keys}
+    assert (keys.unknown, keys.unused) == ([], {}) and used == release.shapes.keys()
+    text = config.text_config
+    assert (text.vocab_size, config.seg_token_id) == (release.seg_token_id + 5, release.seg_token_id)
+    assert not any((config.tie_word_embeddings, config.backbone_config.tie_word_embeddings, text.tie_word_embeddings))
+
+
+@pytest.mark.parametrize("size", ["1b", "4b", "8b"])
+def test_listed_names_are_those_of_the_recorded_releases(size):
+    """SAMA's three sizes, recorded from its own code, hold a Sa2VA on InternVL2.5."""
+    listed = json.loads(gzip.decompress(OFFICIAL_KEYS.read_bytes()))[size]
+    recorded = {key: tuple(shape) for key, shape in listed.items() if "Qformer" not in key}
+    assert releases()[f"Sa2VA-{size.upper()}"].shapes == recorded
+
+
+def test_number_of_tensors():
+    """A list that lost a part would agree with a map that lost it too."""
+    counts = {name: len(release.shapes) for name, release in releases().items()}
+    assert counts == {
+        "Sa2VA-1B": 1541, "Sa2VA-4B": 1685, "Sa2VA-8B": 1477, "Sa2VA-26B": 1838,
+        "Sa2VA-InternVL3-2B": 1589, "Sa2VA-InternVL3-8B": 1589, "Sa2VA-InternVL3-14B": 1829,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "rotary", "seg_state"),
+    [
+        ("Sa2VA-1B", {"rope_type": "default", "rope_theta": 1e6}, "after_norm"),
+        ("Sa2VA-8B", {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e6}, "after_norm"),
+        ("Sa2VA-InternVL3-2B", {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e6}, "after_norm"),
+    ],
+)
+def test_settings_that_belong_to_the_weights(name, rotary, seg_state):
+    _, config, _ = plan(releases()[name])
+    assert config.text_config.rope_parameters == rotary
+    assert config.seg_state == seg_state
+
+
+@pytest.mark.parametrize("name", ["Sa2VA-InternVL3-2B"])
+def test_backbone_alone(name):
+    """The base models store the same names, without the level that Sa2VA adds."""
+    release = releases()[name]
+    table, config, keys = plan(release)
+    added = (SAM, "text_hidden_fcs.")
+    base = {
+        key.removeprefix(table.wrapper): shape for key, shape in release.shapes.items() if not key.startswith(added)
+    }
+    assert guess_kind(set(base)) == table.model_type and guess_kind(set(release.shapes)) == "sa2va"
+    backbone = map_release(base, table, *grouped_heads(config.text_config.to_dict()), alone=True)
+    assert backbone.unknown == [] and len(backbone.pieces) > 300
+    assert all(keys.pieces[own].keys[0].endswith(piece.keys[0]) for own, piece in backbone.pieces.items())
+
+
+# ---- values ------------------------------------------------------------
+
+
+@cache
+def tiny(name: str, sam: bool = False) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Random tensors of a tiny release, of its mask tracker or of the rest, by source name, and what is made of them,
+    by our name."""
+    release = sa2va_releases.tiny_releases()[name]
+    shapes = {key: shape for key, shape in release.shapes.items() if key.startswith(SAM) == sam}
+    weights = random_weights(shapes, seed=3, dtype=torch.float32)
+    table = backbone_table(Path("config.json"), release.config)
+    keys = map_release(weights, table, *grouped_heads(table.config(release.config)["text_config"]))
+    return weights, {own: piece.make(*(weights[key] for key in piece.keys)) for own, piece in keys.pieces.items()}
+
+
+def check(made: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    for own, values in expected.items():
+        assert torch.equal(made[own], values), own
+
+
+def test_internvl_values():
+    weights, made = tiny("internvl")
+    vision, language = "vision_model.encoder.layers.1.", "language_model.model.layers.1."
+    own_vision, own_language = f"{BACKBONE}vision_tower.encoder.layer.1.", f"{BACKBONE}language_model.layers.1."
+    qkv = weights[f"{vision}attn.qkv.weight"]
+    check(made, {
+        f"{own_vision}attention.q_proj.weight": qkv[:8],
+        f"{own_vision}attention.k_proj.weight": qkv[8:16],
+        f"{own_vision}attention.v_proj.weight": qkv[16:],
+        f"{own_vision}attention.projection_layer.weight": weights[f"{vision}attn.proj.weight"],
+        f"{own_vision}lambda_1": weights[f"{vision}ls1"],
+        f"{own_vision}lambda_2": weights[f"{vision}ls2"],
+        f"{own_vision}layernorm_before.bias": weights[f"{vision}norm1.bias"],
+        f"{own_vision}layernorm_after.bias": weights[f"{vision}norm2.bias"],
+        f"{own_language}mlp.gate_proj.weight": weights[f"{language}mlp.gate_proj.weight"],
+        f"{own_language}mlp.up_proj.weight": weights[f"{language}mlp.up_proj.weight"],
+        f"{own_language}self_attn.k_proj.bias": weights[f"{language}self_attn.k_proj.bias"],
+        f"{BACKBONE}multi_modal_projector.linear_1.bias": weights["mlp1.1.bias"],
+        f"{BACKBONE}multi_modal_projector.linear_2.bias": weights["mlp1.3.bias"],
+        f"{BACKBONE}language_model.embed_tokens.weight": weights["language_model.model.embed_tokens.weight"],
+        HEAD: weights["language_model.lm_head.weight"],
+        "model.seg_projection.0.weight": weights["text_hidden_fcs.0.weight"],
+    })  # fmt: skip
+
+
+def test_internlm2_with_six_query_heads_a_group():
+    """26B: each group of rows is six query heads, a key head and a value head; here 4 rows a head."""
+    weights, made = tiny("internvl with internlm2")
+    theirs, ours = "language_model.model.layers.1.", f"{BACKBONE}language_model.layers.1."
+    wqkv = weights[f"{theirs}attention.wqkv.weight"]
+    assert len(wqkv) == 2 * 8 * 4
+    check(made, {
+        f"{ours}self_attn.q_proj.weight": torch.cat([wqkv[:24], wqkv[32:56]]),
+        f"{ours}self_attn.k_proj.weight": torch.cat([wqkv[24:28], wqkv[56:60]]),
+        f"{ours}self_attn.v_proj.weight": torch.cat([wqkv[28:32], wqkv[60:]]),
+        f"{ours}mlp.gate_proj.weight": weights[f"{theirs}feed_forward.w1.weight"],
+        f"{ours}mlp.up_proj.weight": weights[f"{theirs}feed_forward.w3.weight"],
+        f"{ours}input_layernorm.weight": weights[f"{theirs}attention_norm.weight"],
+        f"{ours}post_attention_layernorm.weight": weights[f"{theirs}ffn_norm.weight"],
+        f"{BACKBONE}language_model.embed_tokens.weight": weights["language_model.model.tok_embeddings.weight"],
+        HEAD: weights["language_model.output.weight"],
+        f"{BACKBONE}vision_tower.encoder.layer.0.attention.q_norm.weight":
+            weights["vision_model.encoder.layers.0.attn.q_norm.weight"],
+        f"{BACKBONE}vision_tower.encoder.layer.0.attention.k_norm.weight":
+            weights["vision_model.encoder.layers.0.attn.k_norm.weight"],
+    })  # fmt: skip
+
+
+def test_sam2_values():
+    """Layers of equal shapes: perceptrons, kinds of points, attention in two directions."""
+    weights, made = tiny("internvl", sam=True)
+    sam = {key.removeprefix(SAM): tensor for key, tensor in weights.items() if key.startswith(SAM)}
+    decoder, attention = f"{OUR_SAM}mask_decoder.", f"{OUR_SAM}memory_attention.layers.2."
+    theirs, points = "sam_mask_decoder.", "sam_prompt_encoder.point_embeddings"
+    expected = {
+        f"{decoder}iou_prediction_head.proj_in.weight": sam[f"{theirs}iou_prediction_head.layers.0.weight"],
+        f"{decoder}iou_prediction_head.layers.0.weight": sam[f"{theirs}iou_prediction_head.layers.1.weight"],
+        f"{decoder}transformer.layers.1.cross_attn_image_to_token.k_proj.weight":
+            sam[f"{theirs}transformer.layers.1.cross_attn_image_to_token.k_proj.weight"],
+        f"{decoder}iou_token.weight": sam[f"{theirs}iou_token.weight"],
+        f"{decoder}obj_score_token.weight": sam[f"{theirs}obj_score_token.weight"],
+        f"{attention}cross_attn_image.v_proj.weight":
+            sam["memory_attention.layers.2.cross_attn_image.v_proj.weight"],
+        f"{attention}layer_norm3.bias": sam["memory_attention.layers.2.norm3.bias"],
+        f"{OUR_SAM}memory_encoder.memory_fuser.layers.1.scale": sam["memory_encoder.fuser.layers.1.g_weight"],
+        f"{OUR_SAM}object_pointer_proj.proj_out.weight": sam["obj_ptr_proj.layers.2.weight"],
+        f"{OUR_SAM}no_memory_embedding": sam["no_mem_embed"],
+        f"{OUR_SAM}no_memory_positional_encoding": sam["no_mem_pos_enc"],
+        f"{OUR_SAM}prompt_encoder.point_embed.weight":
+            torch.cat([sam[f"{points}.{number}.weight"] for number in range(4)]),
+    }  # fmt: skip
+    check(made, expected)
+    check(made, {f"{ORIGINAL_DECODER}conv_s1.weight": sam[f"{theirs}conv_s1.weight"]})

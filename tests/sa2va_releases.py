@@ -1,0 +1,209 @@
+"""The released Sa2VA family: settings, tensor names and shapes of each, and tiny ones of the same kinds.
+
+Written from the names that the releases store, not from those of our converter.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import foreign_checkpoints as foreign
+import torch
+from foreign_checkpoints import Shapes, linear, norm
+from safetensors.torch import save_file
+
+
+SAM = "grounding_encoder.sam2_model."
+HIERA_LARGE = ((144, 2), (288, 6), (576, 36), (1152, 4))
+Settings = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Release:
+    """`config.json`, tensor shapes, and the token `[SEG]`, the first of five that end the vocabulary."""
+
+    config: Settings
+    shapes: Shapes
+    seg_token_id: int
+    chat_tokens: list[str] = field(default_factory=list)
+
+
+# ---- vision towers ------------------------------------------------------------
+
+
+def intern_vit_shapes(c: Settings, prefix: str = "vision_model.") -> Shapes:
+    w, mlp, patch = c["hidden_size"], c["intermediate_size"], c["patch_size"]
+    tokens = (c["image_size"] // patch) ** 2 + 1
+    shapes = {f"{prefix}embeddings.class_embedding": (1, 1, w)}
+    shapes |= {f"{prefix}embeddings.position_embedding": (1, tokens, w)}
+    shapes |= linear(f"{prefix}embeddings.patch_embedding", w, 3, patch, patch)
+    for n in range(c["num_hidden_layers"]):
+        layer = f"{prefix}encoder.layers.{n}."
+        shapes |= {f"{layer}ls1": (w,), f"{layer}ls2": (w,), f"{layer}attn.qkv.weight": (3 * w, w)}
+        shapes |= {f"{layer}attn.qkv.bias": (3 * w,)} if c["qkv_bias"] else {}
+        if c["qk_normalization"]:
+            shapes |= {f"{layer}attn.q_norm.weight": (w,), f"{layer}attn.k_norm.weight": (w,)}
+        for name in ("norm1", "norm2"):
+            shapes |= {f"{layer}{name}.weight": (w,)}
+            shapes |= {f"{layer}{name}.bias": (w,)} if c["norm_type"] == "layer_norm" else {}
+        shapes |= linear(f"{layer}attn.proj", w, w)
+        shapes |= linear(f"{layer}mlp.fc1", mlp, w) | linear(f"{layer}mlp.fc2", w, mlp)
+    return shapes
+
+
+# ---- language models ------------------------------------------------------------
+
+
+def decoder_layers(c: Settings, prefix: str, rows: int, bias: bool = False) -> Shapes:
+    """Qwen2 (with biases) or Llama, without the head."""
+    w, mlp, heads, groups = (
+        c[name] for name in ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
+    )
+    dim = c.get("head_dim", w // heads)
+    shapes = {f"{prefix}embed_tokens.weight": (rows, w), f"{prefix}norm.weight": (w,)}
+    for n in range(c["num_hidden_layers"]):
+        layer = f"{prefix}layers.{n}."
+        for name, out in (("q", heads), ("k", groups), ("v", groups)):
+            shapes |= {f"{layer}self_attn.{name}_proj.weight": (out * dim, w)}
+            shapes |= {f"{layer}self_attn.{name}_proj.bias": (out * dim,)} if bias else {}
+        shapes |= {f"{layer}self_attn.o_proj.weight": (w, heads * dim), f"{layer}mlp.down_proj.weight": (w, mlp)}
+        shapes |= {f"{layer}mlp.gate_proj.weight": (mlp, w), f"{layer}mlp.up_proj.weight": (mlp, w)}
+        shapes |= {f"{layer}input_layernorm.weight": (w,), f"{layer}post_attention_layernorm.weight": (w,)}
+    return shapes
+
+
+def internlm2_shapes(c: Settings, prefix: str, rows: int) -> Shapes:
+    w, mlp, heads, groups = (
+        c[name] for name in ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
+    )
+    shapes = {f"{prefix}tok_embeddings.weight": (rows, w), f"{prefix}norm.weight": (w,)}
+    for n in range(c["num_hidden_layers"]):
+        layer = f"{prefix}layers.{n}."
+        shapes |= {f"{layer}attention.wqkv.weight": ((heads + 2 * groups) * w // heads, w)}
+        shapes |= {f"{layer}attention.wo.weight": (w, w), f"{layer}feed_forward.w2.weight": (w, mlp)}
+        shapes |= {f"{layer}feed_forward.w1.weight": (mlp, w), f"{layer}feed_forward.w3.weight": (mlp, w)}
+        shapes |= {f"{layer}attention_norm.weight": (w,), f"{layer}ffn_norm.weight": (w,)}
+    return shapes
+
+
+# ---- mask trackers ------------------------------------------------------------
+
+
+def sam2_shapes(stages: foreign.Stages) -> Shapes:
+    """SAM 2.0 in a release."""
+    return foreign.sam2_shapes(SAM, "2.0", stages, scale="g_weight")
+
+
+# ---- families ------------------------------------------------------------
+
+
+def seg_projection_shapes(width: int) -> Shapes:
+    return linear("text_hidden_fcs.0", width, width) | linear("text_hidden_fcs.2", 256, width)
+
+
+INTERNVL_TOKENS = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<img>", "</img>", "<IMG_CONTEXT>"]
+
+
+def internvl(vision: Settings, language: Settings, template: str, seg: int, sam: Shapes) -> Release:
+    rows, width = seg + 5, language["hidden_size"]
+    tokens = width_of_tokens = vision["hidden_size"] * 4
+    shapes = intern_vit_shapes(vision) | norm("mlp1.0", width_of_tokens)
+    shapes |= linear("mlp1.1", width, tokens) | linear("mlp1.3", width, width)
+    if language["model_type"] == "internlm2":
+        shapes |= internlm2_shapes(language, "language_model.model.", rows)
+        shapes |= {"language_model.output.weight": (rows, width)}
+    else:
+        shapes |= decoder_layers(language, "language_model.model.", rows, bias=True)
+        shapes |= {"language_model.lm_head.weight": (rows, width)}
+    config = {
+        "model_type": "sa2va_chat", "architectures": ["Sa2VAChatModel"], "template": template, "ps_version": "v2",
+        "auto_map": {"AutoModel": "modeling_sa2va_chat.Sa2VAChatModel"}, "llm_config": language,
+        "vision_config": vision, "downsample_ratio": 0.5, "select_layer": -1, "force_image_size": vision["image_size"],
+        "max_dynamic_patch": 12, "torch_dtype": "bfloat16",
+    }  # fmt: skip
+    return Release(config, shapes | seg_projection_shapes(width) | sam, seg, INTERNVL_TOKENS)
+
+
+# ---- released sizes ------------------------------------------------------------
+
+VIT = {"image_size": 448, "patch_size": 14, "hidden_act": "gelu", "layer_norm_eps": 1e-6, "num_channels": 3}
+VIT_300M = VIT | {
+    "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096,
+    "norm_type": "layer_norm", "qkv_bias": True, "qk_normalization": False,
+}  # fmt: skip
+VIT_6B = VIT | {
+    "hidden_size": 3200, "num_hidden_layers": 45, "num_attention_heads": 25, "intermediate_size": 12800,
+    "norm_type": "rms_norm", "qkv_bias": False, "qk_normalization": True,
+}  # fmt: skip
+QWEN25 = {"model_type": "qwen2", "rope_theta": 1e6, "max_position_embeddings": 32768, "rms_norm_eps": 1e-6}
+INTERNLM25 = {"model_type": "internlm2", "rope_theta": 1e6, "max_position_embeddings": 32768, "rms_norm_eps": 1e-5}
+DYNAMIC = {"rope_scaling": {"type": "dynamic", "factor": 2.0}}
+
+
+def sizes(hidden: int, mlp: int, layers: int, heads: int, groups: int) -> Settings:
+    return {
+        "hidden_size": hidden, "intermediate_size": mlp, "num_hidden_layers": layers, "num_attention_heads": heads,
+        "num_key_value_heads": groups,
+    }  # fmt: skip
+
+
+LANGUAGE_1B, LANGUAGE_4B = QWEN25 | sizes(896, 4864, 24, 14, 2), QWEN25 | sizes(2048, 11008, 36, 16, 2)
+LANGUAGE_8B = INTERNLM25 | DYNAMIC | sizes(4096, 14336, 32, 32, 8)
+LANGUAGE_26B = INTERNLM25 | DYNAMIC | sizes(6144, 16384, 48, 48, 8)
+INTERNVL25 = {
+    "1B": (VIT_300M, LANGUAGE_1B, "qwen_chat", 151674),
+    "4B": (VIT_300M, LANGUAGE_4B, "phi3_chat", 151674),
+    "8B": (VIT_300M, LANGUAGE_8B, "internlm2_chat", 92553),
+    "26B": (VIT_6B, LANGUAGE_26B, "internlm2_chat", 92553),
+}
+INTERNVL3 = {
+    "InternVL3-2B": sizes(1536, 8960, 28, 12, 2),
+    "InternVL3-8B": sizes(3584, 18944, 28, 28, 4),
+    "InternVL3-14B": sizes(5120, 13824, 48, 40, 8),
+}
+
+
+def releases() -> Mapping[str, Release]:
+    """All releases at their true sizes."""
+    sam2 = sam2_shapes(HIERA_LARGE)
+    found = {f"Sa2VA-{size}": internvl(*settings, sam2) for size, settings in INTERNVL25.items()}
+    for name, size in INTERNVL3.items():
+        found[f"Sa2VA-{name}"] = internvl(VIT_300M, QWEN25 | DYNAMIC | size, "qwen_chat", 151674, sam2)
+    return found
+
+
+# ---- tiny ones of the same kinds ------------------------------------------------------------
+
+TINY_VIT = VIT | {
+    "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16, "image_size": 56,
+    "norm_type": "layer_norm", "qkv_bias": True, "qk_normalization": False,
+}  # fmt: skip
+
+
+def seg_after(chat_tokens: list[str]) -> int:
+    return len(foreign.WORDS + chat_tokens)
+
+
+def tiny_releases() -> dict[str, Release]:
+    """One of each kind, with sizes that tests can compute with."""
+    sam2 = sam2_shapes(foreign.TINY_STAGES)
+    text, seg = sizes(16, 24, 2, 4, 2), seg_after(INTERNVL_TOKENS)
+    rms_vit = TINY_VIT | {"norm_type": "rms_norm", "qkv_bias": False, "qk_normalization": True}
+    internlm2 = INTERNLM25 | DYNAMIC | sizes(48, 24, 2, 12, 2)  # six query heads for each key/value head
+    return {
+        "internvl": internvl(TINY_VIT, QWEN25 | text, "phi3_chat", seg, sam2),
+        "internvl with internlm2": internvl(rms_vit, internlm2, "internlm2_chat", seg, sam2),
+    }
+
+
+def write_release(folder: Path, release: Release, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Writes the folder of a release, with random weights; returns them."""
+    folder.mkdir()
+    weights = foreign.random_weights(release.shapes, seed)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(release.config), encoding="utf-8")
+    foreign.write_tokenizers(folder, chat_tokens=release.chat_tokens)
+    (folder / "sizes.json").write_text(json.dumps(foreign.SIZES), encoding="utf-8")
+    return weights
