@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sama.conversion.files import CheckpointError
-from sama.conversion.pieces import LANGUAGE, PROJECTOR, VISION, Prefixes, Rules
+from sama.conversion.pieces import BACKBONE, LANGUAGE, PROJECTOR, VISION, Prefixes, Rules
 
 
 @dataclass(frozen=True)
@@ -148,9 +148,56 @@ INTERNVL = BackboneTable(
 )
 
 
+# ---- Qwen2.5-VL ------------------------------------------------------------
+
+QWEN_PREFIXES: Prefixes = [
+    ("model.visual.", f"{BACKBONE}visual.", []),
+    ("model.language_model.", f"{BACKBONE}language_model.", []),
+    ("lm_head.", "lm_head.", []),
+    # Before transformers 4.52
+    ("visual.", f"{BACKBONE}visual.", []),
+    *((f"model.{part}.", f"{BACKBONE}language_model.{part}.", []) for part in ("embed_tokens", "layers", "norm")),
+]
+QWEN_TOKEN_NAMES = {
+    "image_token_id": "<|image_pad|>", "video_token_id": "<|video_pad|>",
+    "vision_start_token_id": "<|vision_start|>", "vision_end_token_id": "<|vision_end|>",
+}  # fmt: skip
+TEXT_SIZES = (
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
+    "hidden_act", "max_position_embeddings", "rms_norm_eps", "initializer_range", "attention_bias",
+    "attention_dropout", "use_sliding_window", "sliding_window", "max_window_layers",
+)  # fmt: skip
+VISION_SIZES = (
+    "depth", "hidden_size", "hidden_act", "intermediate_size", "num_heads", "in_channels", "patch_size",
+    "spatial_merge_size", "temporal_patch_size", "out_hidden_size", "initializer_range",
+)  # fmt: skip
+
+
+def qwen2_5_vl_config(foreign: Mapping[str, Any]) -> dict[str, Any]:
+    """`backbone_config` of Qwen2.5-VL, whose text settings stood at the top before transformers 4.52."""
+    text, vision = foreign.get("text_config") or foreign, foreign["vision_config"]
+    own = ("fullatt_block_indexes", "tokens_per_second", "window_size")
+    return {
+        "text_config": pick(text, TEXT_SIZES)
+        | {"model_type": "qwen2_5_vl_text", "rope_parameters": rope_parameters(text, 1000000.0)},
+        "vision_config": pick(vision, VISION_SIZES + own) | {"model_type": "qwen2_5_vl_vision"},
+    }
+
+
+QWEN2_5_VL = BackboneTable(
+    model_type="qwen2_5_vl",
+    part_types=("qwen2_5_vl_text", "qwen2_5_vl_vision"),
+    mark="visual.merger.ln_q.weight",
+    prefixes=QWEN_PREFIXES,
+    wrapper="model.",
+    config=qwen2_5_vl_config,
+    token_names=QWEN_TOKEN_NAMES,
+)
+
+
 # ---- choice ------------------------------------------------------------
 
-BACKBONES = {table.model_type: table for table in (INTERNVL,)}
+BACKBONES = {table.model_type: table for table in (INTERNVL, QWEN2_5_VL)}
 
 
 def has_mark(model_type: str, keys: Iterable[str]) -> bool:

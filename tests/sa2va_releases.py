@@ -53,11 +53,25 @@ def intern_vit_shapes(c: Settings, prefix: str = "vision_model.") -> Shapes:
     return shapes
 
 
+def qwen2_5_visual_shapes(c: Settings, prefix: str) -> Shapes:
+    w, mlp, merged = c["hidden_size"], c["intermediate_size"], c["hidden_size"] * c["spatial_merge_size"] ** 2
+    patch = c["patch_size"]
+    shapes = {f"{prefix}patch_embed.proj.weight": (w, 3, c["temporal_patch_size"], patch, patch)}
+    for n in range(c["depth"]):
+        block = f"{prefix}blocks.{n}."
+        shapes |= {f"{block}norm1.weight": (w,), f"{block}norm2.weight": (w,)}
+        shapes |= linear(f"{block}attn.qkv", 3 * w, w) | linear(f"{block}attn.proj", w, w)
+        shapes |= linear(f"{block}mlp.gate_proj", mlp, w) | linear(f"{block}mlp.up_proj", mlp, w)
+        shapes |= linear(f"{block}mlp.down_proj", w, mlp)
+    shapes |= {f"{prefix}merger.ln_q.weight": (w,)} | linear(f"{prefix}merger.mlp.0", merged, merged)
+    return shapes | linear(f"{prefix}merger.mlp.2", c["out_hidden_size"], merged)
+
+
 # ---- language models ------------------------------------------------------------
 
 
-def decoder_layers(c: Settings, prefix: str, rows: int, bias: bool = False) -> Shapes:
-    """Qwen2 (with biases) or Llama, without the head."""
+def decoder_layers(c: Settings, prefix: str, rows: int, bias: bool = False, qk_norm: bool = False) -> Shapes:
+    """Qwen2 (with biases), Qwen3 (with norms of queries and keys) or Llama, without the head."""
     w, mlp, heads, groups = (
         c[name] for name in ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
     )
@@ -68,6 +82,8 @@ def decoder_layers(c: Settings, prefix: str, rows: int, bias: bool = False) -> S
         for name, out in (("q", heads), ("k", groups), ("v", groups)):
             shapes |= {f"{layer}self_attn.{name}_proj.weight": (out * dim, w)}
             shapes |= {f"{layer}self_attn.{name}_proj.bias": (out * dim,)} if bias else {}
+        if qk_norm:
+            shapes |= {f"{layer}self_attn.q_norm.weight": (dim,), f"{layer}self_attn.k_norm.weight": (dim,)}
         shapes |= {f"{layer}self_attn.o_proj.weight": (w, heads * dim), f"{layer}mlp.down_proj.weight": (w, mlp)}
         shapes |= {f"{layer}mlp.gate_proj.weight": (mlp, w), f"{layer}mlp.up_proj.weight": (mlp, w)}
         shapes |= {f"{layer}input_layernorm.weight": (w,), f"{layer}post_attention_layernorm.weight": (w,)}
@@ -126,6 +142,28 @@ def internvl(vision: Settings, language: Settings, template: str, seg: int, sam:
     return Release(config, shapes | seg_projection_shapes(width) | sam, seg, INTERNVL_TOKENS)
 
 
+QWEN_TOKENS = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
+QWEN_TOKENS += ["<|video_pad|>"]
+
+
+def qwen_vl(model_type: str, vision: Settings, text: Settings, seg: int, sam: Shapes, old: bool = False) -> Release:
+    """Qwen2.5-VL or Qwen3-VL; `old` is the layout before transformers 4.52."""
+    rows, width = seg + 5, text["hidden_size"]
+    visual, language = (
+        ("model.visual.", "model.model.") if old else ("model.model.visual.", "model.model.language_model.")
+    )
+    shapes = qwen2_5_visual_shapes(vision, visual) | decoder_layers(text, language, rows, bias=True)
+    shapes |= {"model.lm_head.weight": (rows, width)}
+    text = text | {"model_type": f"{model_type}_text", "tie_word_embeddings": True, "vocab_size": rows}
+    config = {
+        "model_type": "sa2va_chat", "architectures": ["Sa2VAChatModelQwen"], "template": "qwen_chat",
+        "auto_map": {"AutoModel": "modeling_sa2va_qwen.Sa2VAChatModelQwen"}, "tie_word_embeddings": True,
+        "vision_config": vision | {"model_type": model_type}, "image_token_id": 151655, "video_token_id": 151656,
+    }  # fmt: skip
+    config |= text | {"model_type": "sa2va_chat"} if old else {"text_config": text}
+    return Release(config, shapes | seg_projection_shapes(width) | sam, seg, QWEN_TOKENS)
+
+
 # ---- released sizes ------------------------------------------------------------
 
 VIT = {"image_size": 448, "patch_size": 14, "hidden_act": "gelu", "layer_norm_eps": 1e-6, "num_channels": 3}
@@ -140,6 +178,12 @@ VIT_6B = VIT | {
 QWEN25 = {"model_type": "qwen2", "rope_theta": 1e6, "max_position_embeddings": 32768, "rms_norm_eps": 1e-6}
 INTERNLM25 = {"model_type": "internlm2", "rope_theta": 1e6, "max_position_embeddings": 32768, "rms_norm_eps": 1e-5}
 DYNAMIC = {"rope_scaling": {"type": "dynamic", "factor": 2.0}}
+QWEN25_VISUAL = {
+    "depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "patch_size": 14, "window_size": 112,
+    "spatial_merge_size": 2, "temporal_patch_size": 2, "fullatt_block_indexes": [7, 15, 23, 31],
+    "tokens_per_second": 2, "hidden_act": "silu",
+}  # fmt: skip
+QWEN25_ROPE = {"rope_theta": 1e6, "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}}
 
 
 def sizes(hidden: int, mlp: int, layers: int, heads: int, groups: int) -> Settings:
@@ -171,6 +215,9 @@ def releases() -> Mapping[str, Release]:
     found = {f"Sa2VA-{size}": internvl(*settings, sam2) for size, settings in INTERNVL25.items()}
     for name, size in INTERNVL3.items():
         found[f"Sa2VA-{name}"] = internvl(VIT_300M, QWEN25 | DYNAMIC | size, "qwen_chat", 151674, sam2)
+    for name, size in (("3B", sizes(2048, 11008, 36, 16, 2)), ("7B", sizes(3584, 18944, 28, 28, 4))):
+        visual = QWEN25_VISUAL | {"out_hidden_size": size["hidden_size"]}
+        found[f"Sa2VA-Qwen2_5-VL-{name}"] = qwen_vl("qwen2_5_vl", visual, QWEN25_ROPE | size, 151665, sam2)
     return found
 
 
@@ -179,6 +226,10 @@ def releases() -> Mapping[str, Release]:
 TINY_VIT = VIT | {
     "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16, "image_size": 56,
     "norm_type": "layer_norm", "qkv_bias": True, "qk_normalization": False,
+}  # fmt: skip
+TINY_QWEN25_VISUAL = QWEN25_VISUAL | {
+    "depth": 2, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "fullatt_block_indexes": [1],
+    "out_hidden_size": 16,
 }  # fmt: skip
 
 
@@ -192,9 +243,12 @@ def tiny_releases() -> dict[str, Release]:
     text, seg = sizes(16, 24, 2, 4, 2), seg_after(INTERNVL_TOKENS)
     rms_vit = TINY_VIT | {"norm_type": "rms_norm", "qkv_bias": False, "qk_normalization": True}
     internlm2 = INTERNLM25 | DYNAMIC | sizes(48, 24, 2, 12, 2)  # six query heads for each key/value head
+    qwen2_5 = {"rope_theta": 1e6, "rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 0]}} | text
+    qwen_seg = seg_after(QWEN_TOKENS)
     return {
         "internvl": internvl(TINY_VIT, QWEN25 | text, "phi3_chat", seg, sam2),
         "internvl with internlm2": internvl(rms_vit, internlm2, "internlm2_chat", seg, sam2),
+        "qwen2_5_vl": qwen_vl("qwen2_5_vl", TINY_QWEN25_VISUAL, qwen2_5, qwen_seg, sam2),
     }
 
 

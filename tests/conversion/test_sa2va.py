@@ -18,6 +18,10 @@ from sama.modeling_sama import SamaForConditionalGeneration
 
 RELEASES = sa2va_releases.tiny_releases()
 HEAD, EMBEDDINGS = "language_model.lm_head.weight", "language_model.model.embed_tokens.weight"
+SYSTEM_TURN = "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nHi<|im_end|>\n{% endif %}"
+TURNS = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+)
 
 
 def convert_folder(folder: Path, to: Path, **others) -> Report:
@@ -109,6 +113,17 @@ def test_other_facts_are_reported(folder):
     assert "no lm_head is stored: it is tied to the embeddings" in notes_of(folder)
 
 
+def test_chat_template_of_the_checkpoint_is_reported(tmp_path, monkeypatch):
+    monkeypatch.setitem(conversion_plan.FAMILIES, "qwen2_5_vl", conversion_plan.FAMILIES["internvl"])
+    folder = tmp_path / "foreign"
+    sa2va_releases.write_release(folder, RELEASES["qwen2_5_vl"])
+    assert "prompt style 'qwen_chat'; the tokenizer has no chat template" in notes_of(folder)
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": TURNS}))
+    assert "its chat template begins without a system turn" in notes_of(folder)
+    (folder / "chat_template.jinja").write_text(SYSTEM_TURN + TURNS)
+    assert "its chat template begins with a system turn" in notes_of(folder)
+
+
 # ---- what is refused ------------------------------------------------------------
 
 
@@ -149,3 +164,21 @@ def test_aggregator_is_added_to_a_sa2va_alone(tmp_path):
     foreign.write_release(tmp_path / "sama", "sama")
     with pytest.raises(CheckpointError, match="--add_aggregator makes a SAMA of a Sa2VA"):
         convert(ConversionRequest([(tmp_path / "sama", "sama")], tmp_path / "ours", add_aggregator=True))
+
+
+@pytest.mark.parametrize(("config", "tensors"), [("qwen2_5_vl", "internvl")])
+def test_config_of_another_family(tmp_path, config, tensors):
+    sa2va_releases.write_release(tmp_path / "foreign", RELEASES[tensors])
+    (tmp_path / "foreign" / "config.json").write_text(json.dumps(RELEASES[config].config))
+    refuse(tmp_path / "foreign", f"config.json describes {config}, but the tensors are those of {tensors}; do they")
+
+
+@pytest.mark.parametrize("missing", ["qwen2_5_vl"])
+def test_model_that_transformers_does_not_have(tmp_path, monkeypatch, missing):
+    sa2va_releases.write_release(tmp_path / "foreign", RELEASES["qwen2_5_vl"])
+    mapping = conversion_plan.CONFIG_MAPPING
+    known = {name: mapping[name] for name in ("qwen2_5_vl", "qwen2_5_vl_text") if name != missing}
+    monkeypatch.setitem(conversion_plan.FAMILIES, "qwen2_5_vl", conversion_plan.FAMILIES["internvl"])
+    monkeypatch.setattr(conversion_plan, "CONFIG_MAPPING", known)
+    monkeypatch.setattr(conversion_plan.transformers, "__version__", "5.17.0")
+    refuse(tmp_path / "foreign", f"transformers 5.17.0 has no model of type '{missing}'; install a newer one")

@@ -98,6 +98,7 @@ def test_number_of_tensors():
     assert counts == {
         "Sa2VA-1B": 1541, "Sa2VA-4B": 1685, "Sa2VA-8B": 1477, "Sa2VA-26B": 1838,
         "Sa2VA-InternVL3-2B": 1589, "Sa2VA-InternVL3-8B": 1589, "Sa2VA-InternVL3-14B": 1829,
+        "Sa2VA-Qwen2_5-VL-3B": 1729, "Sa2VA-Qwen2_5-VL-7B": 1633,
     }  # fmt: skip
 
 
@@ -107,6 +108,11 @@ def test_number_of_tensors():
         ("Sa2VA-1B", {"rope_type": "default", "rope_theta": 1e6}, "after_norm"),
         ("Sa2VA-8B", {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e6}, "after_norm"),
         ("Sa2VA-InternVL3-2B", {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e6}, "after_norm"),
+        (
+            "Sa2VA-Qwen2_5-VL-7B",
+            {"rope_type": "default", "mrope_section": [16, 24, 24], "rope_theta": 1e6},
+            "after_norm",
+        ),
     ],
 )
 def test_settings_that_belong_to_the_weights(name, rotary, seg_state):
@@ -115,7 +121,19 @@ def test_settings_that_belong_to_the_weights(name, rotary, seg_state):
     assert config.seg_state == seg_state
 
 
-@pytest.mark.parametrize("name", ["Sa2VA-InternVL3-2B"])
+def test_layout_before_transformers_4_52():
+    """Qwen2.5-VL once stood flat below `model.`, and its text settings at the top of `config.json`."""
+    release = releases()["Sa2VA-Qwen2_5-VL-3B"]
+    settings = {name: release.config[name] for name in ("text_config", "vision_config")}
+    grounding = {key: shape for key, shape in release.shapes.items() if key.startswith(SAM)}
+    old = sa2va_releases.qwen_vl("qwen2_5_vl", *reversed(settings.values()), 151665, grounding, old=True)
+    assert "text_config" not in old.config and "model.model.layers.0.mlp.up_proj.weight" in old.shapes
+    (_, config, keys), (_, expected, pieces) = plan(old), plan(release)
+    assert made_shapes(keys, old) == made_shapes(pieces, release)
+    assert config.to_dict() == expected.to_dict()
+
+
+@pytest.mark.parametrize("name", ["Sa2VA-Qwen2_5-VL-3B", "Sa2VA-InternVL3-2B"])
 def test_backbone_alone(name):
     """The base models store the same names, without the level that Sa2VA adds."""
     release = releases()[name]
@@ -148,6 +166,15 @@ def tiny(name: str, sam: bool = False) -> tuple[dict[str, torch.Tensor], dict[st
 def check(made: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
     for own, values in expected.items():
         assert torch.equal(made[own], values), own
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl"])
+def test_native_names_keep_their_values(name):
+    weights, made = tiny(name)
+    native = {key.removeprefix("model.model."): tensor for key, tensor in weights.items() if ".model." in key[:12]}
+    assert len(native) == sum(key.startswith("model.model.") for key in weights) > 30
+    check(made, {BACKBONE + key: tensor for key, tensor in native.items()})
+    check(made, {HEAD: weights["model.lm_head.weight"]})
 
 
 def test_internvl_values():
