@@ -195,9 +195,36 @@ QWEN2_5_VL = BackboneTable(
 )
 
 
+# ---- Qwen3-VL ------------------------------------------------------------
+
+
+def qwen3_vl_config(foreign: Mapping[str, Any]) -> dict[str, Any]:
+    """`backbone_config` of Qwen3-VL."""
+    text, vision = foreign["text_config"], foreign["vision_config"]
+    own = ("num_position_embeddings", "deepstack_visual_indexes")
+    return {
+        "text_config": pick(text, TEXT_SIZES)
+        | {"model_type": "qwen3_vl_text", "rope_parameters": rope_parameters(text, 5000000.0)},
+        "vision_config": pick(vision, VISION_SIZES + own) | {"model_type": "qwen3_vl_vision"},
+    }
+
+
+QWEN3_VL = BackboneTable(
+    model_type="qwen3_vl",
+    part_types=("qwen3_vl_text", "qwen3_vl_vision"),
+    mark="visual.deepstack_merger_list.0.norm.weight",
+    prefixes=QWEN_PREFIXES,
+    wrapper="model.",
+    config=qwen3_vl_config,
+    token_names=QWEN_TOKEN_NAMES,
+    # `hidden_states[-1]` of the transformers that it was trained with (4.57) is the input of the final norm
+    seg_state="before_norm",
+)
+
+
 # ---- choice ------------------------------------------------------------
 
-BACKBONES = {table.model_type: table for table in (INTERNVL, QWEN2_5_VL)}
+BACKBONES = {table.model_type: table for table in (INTERNVL, QWEN2_5_VL, QWEN3_VL)}
 
 
 def has_mark(model_type: str, keys: Iterable[str]) -> bool:

@@ -67,6 +67,24 @@ def qwen2_5_visual_shapes(c: Settings, prefix: str) -> Shapes:
     return shapes | linear(f"{prefix}merger.mlp.2", c["out_hidden_size"], merged)
 
 
+def qwen3_visual_shapes(c: Settings, prefix: str) -> Shapes:
+    w, mlp, merged = c["hidden_size"], c["intermediate_size"], c["hidden_size"] * c["spatial_merge_size"] ** 2
+    patch, out = c["patch_size"], c["out_hidden_size"]
+    shapes = linear(f"{prefix}patch_embed.proj", w, 3, c["temporal_patch_size"], patch, patch)
+    shapes |= {f"{prefix}pos_embed.weight": (c["num_position_embeddings"], w)}
+    for n in range(c["depth"]):
+        block = f"{prefix}blocks.{n}."
+        shapes |= norm(f"{block}norm1", w) | norm(f"{block}norm2", w)
+        shapes |= linear(f"{block}attn.qkv", 3 * w, w) | linear(f"{block}attn.proj", w, w)
+        shapes |= linear(f"{block}mlp.linear_fc1", mlp, w) | linear(f"{block}mlp.linear_fc2", w, mlp)
+    mergers = {f"{prefix}merger.": w}
+    mergers |= {f"{prefix}deepstack_merger_list.{n}.": merged for n in range(len(c["deepstack_visual_indexes"]))}
+    for merger, width in mergers.items():
+        shapes |= norm(f"{merger}norm", width) | linear(f"{merger}linear_fc1", merged, merged)
+        shapes |= linear(f"{merger}linear_fc2", out, merged)
+    return shapes
+
+
 # ---- language models ------------------------------------------------------------
 
 
@@ -152,7 +170,10 @@ def qwen_vl(model_type: str, vision: Settings, text: Settings, seg: int, sam: Sh
     visual, language = (
         ("model.visual.", "model.model.") if old else ("model.model.visual.", "model.model.language_model.")
     )
-    shapes = qwen2_5_visual_shapes(vision, visual) | decoder_layers(text, language, rows, bias=True)
+    if model_type == "qwen2_5_vl":
+        shapes = qwen2_5_visual_shapes(vision, visual) | decoder_layers(text, language, rows, bias=True)
+    else:
+        shapes = qwen3_visual_shapes(vision, visual) | decoder_layers(text, language, rows, qk_norm=True)
     shapes |= {"model.lm_head.weight": (rows, width)}
     text = text | {"model_type": f"{model_type}_text", "tie_word_embeddings": True, "vocab_size": rows}
     config = {
@@ -183,7 +204,16 @@ QWEN25_VISUAL = {
     "spatial_merge_size": 2, "temporal_patch_size": 2, "fullatt_block_indexes": [7, 15, 23, 31],
     "tokens_per_second": 2, "hidden_act": "silu",
 }  # fmt: skip
+QWEN3_VISUAL = {
+    "depth": 24, "hidden_size": 1024, "intermediate_size": 4096, "num_heads": 16, "patch_size": 16,
+    "spatial_merge_size": 2, "temporal_patch_size": 2, "deepstack_visual_indexes": [5, 11, 17],
+    "num_position_embeddings": 2304, "hidden_act": "gelu_pytorch_tanh",
+}  # fmt: skip
 QWEN25_ROPE = {"rope_theta": 1e6, "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}}
+QWEN3_ROPE = {
+    "rope_theta": 5e6, "rms_norm_eps": 1e-6,
+    "rope_scaling": {"rope_type": "default", "mrope_section": [24, 20, 20], "mrope_interleaved": True},
+}  # fmt: skip
 
 
 def sizes(hidden: int, mlp: int, layers: int, heads: int, groups: int) -> Settings:
@@ -207,6 +237,8 @@ INTERNVL3 = {
     "InternVL3-8B": sizes(3584, 18944, 28, 28, 4),
     "InternVL3-14B": sizes(5120, 13824, 48, 40, 8),
 }
+QWEN3_2B = QWEN3_ROPE | sizes(2048, 6144, 28, 16, 8) | {"head_dim": 128}
+QWEN3_4B = QWEN3_ROPE | sizes(2560, 9728, 36, 32, 8) | {"head_dim": 128}
 
 
 def releases() -> Mapping[str, Release]:
@@ -218,6 +250,9 @@ def releases() -> Mapping[str, Release]:
     for name, size in (("3B", sizes(2048, 11008, 36, 16, 2)), ("7B", sizes(3584, 18944, 28, 28, 4))):
         visual = QWEN25_VISUAL | {"out_hidden_size": size["hidden_size"]}
         found[f"Sa2VA-Qwen2_5-VL-{name}"] = qwen_vl("qwen2_5_vl", visual, QWEN25_ROPE | size, 151665, sam2)
+    for name, text, sam in (("2B", QWEN3_2B, sam2), ("4B", QWEN3_4B, sam2)):
+        visual = QWEN3_VISUAL | {"out_hidden_size": text["hidden_size"]}
+        found[f"Sa2VA-Qwen3-VL-{name}"] = qwen_vl("qwen3_vl", visual, text, 151669, sam)
     return found
 
 
@@ -230,6 +265,10 @@ TINY_VIT = VIT | {
 TINY_QWEN25_VISUAL = QWEN25_VISUAL | {
     "depth": 2, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "fullatt_block_indexes": [1],
     "out_hidden_size": 16,
+}  # fmt: skip
+TINY_QWEN3_VISUAL = QWEN3_VISUAL | {
+    "depth": 3, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "deepstack_visual_indexes": [0, 1],
+    "num_position_embeddings": 16, "out_hidden_size": 16,
 }  # fmt: skip
 
 
@@ -244,11 +283,14 @@ def tiny_releases() -> dict[str, Release]:
     rms_vit = TINY_VIT | {"norm_type": "rms_norm", "qkv_bias": False, "qk_normalization": True}
     internlm2 = INTERNLM25 | DYNAMIC | sizes(48, 24, 2, 12, 2)  # six query heads for each key/value head
     qwen2_5 = {"rope_theta": 1e6, "rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 0]}} | text
+    qwen3 = QWEN3_ROPE | text | {"head_dim": 8}
+    qwen3["rope_scaling"] = {"rope_type": "default", "mrope_section": [2, 1, 1], "mrope_interleaved": True}
     qwen_seg = seg_after(QWEN_TOKENS)
     return {
         "internvl": internvl(TINY_VIT, QWEN25 | text, "phi3_chat", seg, sam2),
         "internvl with internlm2": internvl(rms_vit, internlm2, "internlm2_chat", seg, sam2),
         "qwen2_5_vl": qwen_vl("qwen2_5_vl", TINY_QWEN25_VISUAL, qwen2_5, qwen_seg, sam2),
+        "qwen3_vl": qwen_vl("qwen3_vl", TINY_QWEN3_VISUAL, qwen3, qwen_seg, sam2),
     }
 
 

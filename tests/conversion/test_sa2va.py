@@ -166,19 +166,19 @@ def test_aggregator_is_added_to_a_sa2va_alone(tmp_path):
         convert(ConversionRequest([(tmp_path / "sama", "sama")], tmp_path / "ours", add_aggregator=True))
 
 
-@pytest.mark.parametrize(("config", "tensors"), [("qwen2_5_vl", "internvl")])
+@pytest.mark.parametrize(("config", "tensors"), [("qwen2_5_vl", "internvl"), ("qwen3_vl", "qwen2_5_vl")])
 def test_config_of_another_family(tmp_path, config, tensors):
     sa2va_releases.write_release(tmp_path / "foreign", RELEASES[tensors])
     (tmp_path / "foreign" / "config.json").write_text(json.dumps(RELEASES[config].config))
     refuse(tmp_path / "foreign", f"config.json describes {config}, but the tensors are those of {tensors}; do they")
 
 
-@pytest.mark.parametrize("missing", ["qwen2_5_vl"])
+@pytest.mark.parametrize("missing", ["qwen3_vl"])
 def test_model_that_transformers_does_not_have(tmp_path, monkeypatch, missing):
-    sa2va_releases.write_release(tmp_path / "foreign", RELEASES["qwen2_5_vl"])
+    sa2va_releases.write_release(tmp_path / "foreign", RELEASES["qwen3_vl"])
     mapping = conversion_plan.CONFIG_MAPPING
-    known = {name: mapping[name] for name in ("qwen2_5_vl", "qwen2_5_vl_text") if name != missing}
-    monkeypatch.setitem(conversion_plan.FAMILIES, "qwen2_5_vl", conversion_plan.FAMILIES["internvl"])
+    known = {name: mapping[name] for name in ("qwen3_vl", "qwen3_vl_text") if name != missing}
+    monkeypatch.setitem(conversion_plan.FAMILIES, "qwen3_vl", conversion_plan.FAMILIES["internvl"])
     monkeypatch.setattr(conversion_plan, "CONFIG_MAPPING", known)
     monkeypatch.setattr(conversion_plan.transformers, "__version__", "5.17.0")
     refuse(tmp_path / "foreign", f"transformers 5.17.0 has no model of type '{missing}'; install a newer one")

@@ -99,6 +99,7 @@ def test_number_of_tensors():
         "Sa2VA-1B": 1541, "Sa2VA-4B": 1685, "Sa2VA-8B": 1477, "Sa2VA-26B": 1838,
         "Sa2VA-InternVL3-2B": 1589, "Sa2VA-InternVL3-8B": 1589, "Sa2VA-InternVL3-14B": 1829,
         "Sa2VA-Qwen2_5-VL-3B": 1729, "Sa2VA-Qwen2_5-VL-7B": 1633,
+        "Sa2VA-Qwen3-VL-2B": 1530, "Sa2VA-Qwen3-VL-4B": 1618,
     }  # fmt: skip
 
 
@@ -112,6 +113,11 @@ def test_number_of_tensors():
             "Sa2VA-Qwen2_5-VL-7B",
             {"rope_type": "default", "mrope_section": [16, 24, 24], "rope_theta": 1e6},
             "after_norm",
+        ),
+        (
+            "Sa2VA-Qwen3-VL-4B",
+            {"rope_type": "default", "mrope_section": [24, 20, 20], "mrope_interleaved": True, "rope_theta": 5e6},
+            "before_norm",
         ),
     ],
 )
@@ -133,7 +139,7 @@ def test_layout_before_transformers_4_52():
     assert config.to_dict() == expected.to_dict()
 
 
-@pytest.mark.parametrize("name", ["Sa2VA-Qwen2_5-VL-3B", "Sa2VA-InternVL3-2B"])
+@pytest.mark.parametrize("name", ["Sa2VA-Qwen2_5-VL-3B", "Sa2VA-Qwen3-VL-2B", "Sa2VA-InternVL3-2B"])
 def test_backbone_alone(name):
     """The base models store the same names, without the level that Sa2VA adds."""
     release = releases()[name]
@@ -168,7 +174,7 @@ def check(made: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> N
         assert torch.equal(made[own], values), own
 
 
-@pytest.mark.parametrize("name", ["qwen2_5_vl"])
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl"])
 def test_native_names_keep_their_values(name):
     weights, made = tiny(name)
     native = {key.removeprefix("model.model."): tensor for key, tensor in weights.items() if ".model." in key[:12]}
