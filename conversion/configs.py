@@ -11,6 +11,7 @@ from transformers import Sam2VideoConfig
 from sama.configuration_sama import SamaConfig
 from sama.conversion.backbones import BackboneTable
 from sama.conversion.files import CheckpointError
+from sama.conversion.trackers import SAM3_POSITIONS
 
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -24,7 +25,9 @@ HIERA_SIZES: dict[tuple[int, tuple[int, ...]], tuple[int, list[int], list[int]]]
     (112, (2, 3, 16, 3)): (2, [12, 16, 20], [8, 4, 14, 7]),  # base+
     (144, (2, 6, 36, 4)): (2, [23, 33, 43], [8, 4, 16, 8]),  # large
 }
-SAM_IMAGE_SIZE = 1024
+SAM_IMAGE_SIZE, SAM3_IMAGE_SIZE = 1024, 1008
+# The same of SAM 3's vision transformer: heads, window size and blocks with global attention, by width and depth
+VIT_SIZES: dict[tuple[int, int], tuple[int, int, list[int]]] = {(1024, 32): (16, 24, [7, 15, 23, 31])}
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,12 @@ class TokenIds:
     padding: int | None
     qformer_mask: int | None = None
     qformer_position: int | None = None
+
+
+def tracker_config(shapes: Shapes, prefix: str, sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """`mask_config` of a SAM 2 or SAM 3, see [`sam2_config`]."""
+    kind = sam3_config if f"{prefix}{SAM3_POSITIONS}" in shapes else sam2_config
+    return kind(shapes, prefix, sizes)
 
 
 def sam2_config(shapes: Shapes, prefix: str, sizes: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,6 +92,51 @@ def sam2_config(shapes: Shapes, prefix: str, sizes: Mapping[str, Any]) -> dict[s
         # SAM 2.1 has both, SAM 2.0 neither
         "enable_temporal_pos_encoding_for_object_pointers": f"{prefix}obj_ptr_tpos_proj.weight" in shapes,
         "enable_occlusion_spatial_embedding": f"{prefix}no_obj_embed_spatial" in shapes,
+    }  # fmt: skip
+
+
+def sam3_config(shapes: Shapes, prefix: str, sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    The configuration of SAM 3's tracker from its tensor shapes.
+
+    Args:
+        shapes (`Mapping`): Source names and shapes.
+        prefix (`str`): Prefix of SAM 3's own names.
+        sizes (`Mapping`): `vit` and `sam_image_size`, for a SAM 3 other than the published one.
+    """
+    trunk = f"{prefix}backbone.vision_backbone.trunk."
+    width, _, patch, _ = shapes[f"{trunk}patch_embed.proj.weight"]
+    depth = len({key[len(trunk) :].split(".")[1] for key in shapes if key.startswith(f"{trunk}blocks.")})
+    if vit := sizes.get("vit"):
+        heads, window, global_blocks = vit["num_heads"], vit["window_size"], vit["global_attention_blocks"]
+    elif (width, depth) in VIT_SIZES:
+        heads, window, global_blocks = VIT_SIZES[width, depth]
+    else:
+        raise CheckpointError(
+            f"A SAM 3 image encoder of width {width} with {depth} blocks is not the published size; give its heads, "
+            "window and global blocks with --sizes."
+        )
+    image_size = sizes.get("sam_image_size", SAM3_IMAGE_SIZE)
+    positions = shapes[f"{trunk}pos_embed"][1] - 1  # the first is the class token's
+    side, grid = math.isqrt(positions), image_size // patch
+    if side**2 != positions or image_size % patch or grid % side:
+        raise CheckpointError(
+            f"SAM 3's {positions} positions do not tile an image of {image_size} pixels with patches of {patch} "
+            f"({grid} x {grid}); do the weights belong to another image size? Give sam_image_size with --sizes."
+        )
+    backbone = {
+        "model_type": "sam3_vit_model", "hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": heads,
+        "intermediate_size": shapes[f"{trunk}blocks.0.mlp.fc1.weight"][0], "patch_size": patch, "window_size": window,
+        "global_attn_indexes": global_blocks, "pretrain_image_size": side * patch, "image_size": image_size,
+    }  # fmt: skip
+    vision = {
+        "model_type": "sam3_vision_model", "backbone_config": backbone,
+        "fpn_hidden_size": shapes[f"{prefix}backbone.vision_backbone.sam2_convs.0.conv_1x1.weight"][0],
+        "backbone_feature_sizes": [[grid * scale] * 2 for scale in (4, 2, 1)],
+    }  # fmt: skip
+    return {
+        "model_type": "sam3_tracker_video", "image_size": image_size, "vision_config": vision,
+        "num_maskmem": shapes[f"{prefix}maskmem_tpos_enc"][0],
     }  # fmt: skip
 
 

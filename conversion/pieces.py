@@ -67,6 +67,11 @@ def append_mean_rows(num_tokens: int, num_rows: int) -> Callable[[torch.Tensor],
     return grow
 
 
+def drop_class_position(tensor: torch.Tensor) -> torch.Tensor:
+    """Positions of patches alone, of a table (1, 1 + patches, width) whose first row is the class token's."""
+    return tensor[:, 1:]
+
+
 def concatenate(*tensors: torch.Tensor) -> torch.Tensor:
     return torch.cat(tensors)
 

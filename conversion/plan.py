@@ -16,6 +16,7 @@ from sama.conversion.configs import (
     instructblip_config,
     release_config,
     sam2_config,
+    tracker_config,
 )
 from sama.conversion.facts import file_facts
 from sama.conversion.files import CheckpointError, WeightFiles, read_json
@@ -272,7 +273,7 @@ def part_configs(base: Source, parts: dict[str, Source], questions: BertTokenize
     """`mask_config`, `aggregator_config` and what belongs to them, for a question tokenizer or none."""
     shapes, sam2 = base.files.shapes, parts.get("sam2")
     if base.kind in ("sama", "sa2va"):
-        entries = {"mask_config": sam2_config(shapes, SAM_PREFIX, sizes)}
+        entries = {"mask_config": tracker_config(shapes, SAM_PREFIX, sizes)}
     else:
         entries = {"mask_config": sam2_config(sam2.files.shapes, "", sizes) if sam2 else default_sam2_config()}
     check_installed(entries["mask_config"]["model_type"])
@@ -340,6 +341,8 @@ def check_same_sam2(config: Sam2VideoConfig, sam2: Source) -> None:
     Raises:
         CheckpointError: If they differ from the checkpoint's.
     """
+    if not isinstance(config, Sam2VideoConfig):
+        raise CheckpointError(f"{sam2.path} is a SAM 2, but the checkpoint was trained with a {config.model_type}.")
     given = Sam2VideoConfig(
         **sam2_config(sam2.files.shapes, "", {"sam_image_size": config.image_size} | known_hiera(config))
     )

@@ -1,4 +1,4 @@
-"""Tensor names of mask trackers: SAM 2 as its authors store it."""
+"""Tensor names of mask trackers: SAM 2 and the tracker of SAM 3 as their authors store them."""
 
 import re
 from collections.abc import Iterable
@@ -11,6 +11,7 @@ from sama.conversion.pieces import (
     Rules,
     add_tensor,
     concatenate,
+    drop_class_position,
     identity,
     rename,
 )
@@ -59,8 +60,8 @@ SAM2_RULES: dict[str, Rules] = {
     ],
     "sam_mask_decoder.transformer.": [
         ("^", "mask_decoder.transformer."),
-        (r"\.mlp\.layers\.0\.", ".mlp.proj_in."),
-        (r"\.mlp\.layers\.1\.", ".mlp.proj_out."),
+        (r"\.mlp\.(layers\.0|lin1)\.", ".mlp.proj_in."),
+        (r"\.mlp\.(layers\.1|lin2)\.", ".mlp.proj_out."),
         (r"\.out_proj\.", ".o_proj."),
         (r"\.norm(\d)\.", r".layer_norm\1."),
         (r"\.norm_final_attn\.", ".layer_norm_final_attn."),
@@ -86,9 +87,38 @@ SAM2_RULES: dict[str, Rules] = {
 }
 
 
+# SAM 3 stores its tracker like SAM 2, with another image encoder and other names for the memory
+SAM3_RULES: dict[str, Rules] = {
+    "backbone.vision_backbone.trunk.": [
+        ("^", "vision_encoder.backbone."),
+        (r"\.pos_embed$", ".embeddings.position_embeddings"),
+        (r"\.patch_embed\.proj\.", ".embeddings.patch_embeddings.projection."),
+        (r"\.ln_pre\.", ".layer_norm."),
+        (r"\.blocks\.", ".layers."),
+        (r"\.norm(\d)\.", r".layer_norm\1."),
+        (r"\.attn\.proj\.", ".attention.o_proj."),
+        (r"\.attn\.", ".attention."),
+    ],
+    # The neck of the tracker. That of the detector, `convs`, has the same shapes
+    "backbone.vision_backbone.sam2_convs.": [
+        ("^", "vision_encoder.neck.fpn_layers."),
+        (r"\.dconv_2x2(_0)?\.", ".scale_layers.0."),
+        (r"\.dconv_2x2_1\.", ".scale_layers.2."),
+        (r"\.conv_1x1\.", ".proj1."),
+        (r"\.conv_3x3\.", ".proj2."),
+    ],
+    "transformer.encoder.": MEMORY_ATTENTION_RULES,
+    "maskmem_backbone.": MEMORY_ENCODER_RULES,
+}
+SAM3_POSITIONS = "backbone.vision_backbone.trunk.pos_embed"
+SAM3_UNUSED = {
+    "backbone.vision_backbone.convs.": "the neck of SAM 3's detector; its tracker has another, `sam2_convs`"
+}
+
+
 def rename_tracker(key: str) -> str:
-    """The name in `Sam2VideoModel` of a name of the authors."""
-    for prefix, rules in SAM2_RULES.items():
+    """The name in `Sam2VideoModel` or `Sam3TrackerVideoModel` of a name of the authors."""
+    for prefix, rules in (SAM3_RULES | SAM2_RULES).items():
         if key.startswith(prefix):
             name = rename(key[len(prefix) :], rules)
             break
@@ -101,7 +131,7 @@ def rename_tracker(key: str) -> str:
 
 def map_tracker(keys: Iterable[str], prefix: str = "", original_decoder: bool = True) -> KeyMap:
     """
-    Maps the names of a SAM 2.
+    Maps the names of a SAM 2 or of the tracker of a SAM 3.
 
     Args:
         keys (`Iterable[str]`): Source names.
@@ -114,12 +144,17 @@ def map_tracker(keys: Iterable[str], prefix: str = "", original_decoder: bool = 
         if match := re.fullmatch(r"sam_prompt_encoder\.point_embeddings\.(\d)\.weight", name):
             points[int(match[1])] = key
             continue
+        if reason := next((reason for start, reason in SAM3_UNUSED.items() if name.startswith(start)), None):
+            result.unused[key] = reason
+            continue
         own = rename_tracker(name)
         add_tensor(result, SAM + own, key)
         if own.startswith("mask_decoder.") and original_decoder:
             add_tensor(result, ORIGINAL_DECODER + own.removeprefix("mask_decoder."), key)
         if own == "prompt_encoder.shared_embedding.positional_embedding":
             add_tensor(result, f"{SAM}shared_image_embedding.positional_embedding", key)
+        elif name == SAM3_POSITIONS:
+            result.pieces[SAM + own] = Piece((key,), drop_class_position)
     if points:
         result.pieces[f"{SAM}prompt_encoder.point_embed.weight"] = Piece(
             tuple(points[number] for number in sorted(points)), concatenate

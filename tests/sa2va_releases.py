@@ -130,6 +130,34 @@ def sam2_shapes(stages: foreign.Stages) -> Shapes:
     return foreign.sam2_shapes(SAM, "2.0", stages, scale="g_weight")
 
 
+def sam3_shapes(c: Settings) -> Shapes:
+    """SAM 3's image encoder with the necks of tracker and detector, and its tracker."""
+    w, mlp, vision = c["width"], c["mlp"], "backbone.vision_backbone."
+    shapes = {f"{vision}trunk.pos_embed": (1, c["positions"] + 1, w)}
+    shapes |= {f"{vision}trunk.patch_embed.proj.weight": (w, 3, 14, 14)} | norm(f"{vision}trunk.ln_pre", w)
+    for n in range(c["layers"]):
+        block = f"{vision}trunk.blocks.{n}."
+        shapes |= norm(f"{block}norm1", w) | norm(f"{block}norm2", w)
+        shapes |= linear(f"{block}attn.qkv", 3 * w, w) | linear(f"{block}attn.proj", w, w)
+        shapes |= linear(f"{block}mlp.fc1", mlp, w) | linear(f"{block}mlp.fc2", w, mlp)
+    for neck in ("convs", "sam2_convs"):
+        up = {f"{neck}.0.dconv_2x2_0": (w, w // 2), f"{neck}.0.dconv_2x2_1": (w // 2, w // 4)}
+        up |= {f"{neck}.1.dconv_2x2": (w, w // 2)}
+        for name, (into, out) in up.items():  # transposed convolutions
+            shapes |= {f"{vision}{name}.weight": (into, out, 2, 2), f"{vision}{name}.bias": (out,)}
+        for level, into in enumerate((w // 4, w // 2, w, w)):
+            shapes |= linear(f"{vision}{neck}.{level}.conv_1x1", 256, into, 1, 1)
+            shapes |= linear(f"{vision}{neck}.{level}.conv_3x3", 256, 256, 3, 3)
+    tracker = foreign.memory_shapes("g_weight") | foreign.decoder_shapes()
+    tracker |= {"no_obj_embed_spatial": (1, 64)} | linear("obj_ptr_tpos_proj", 64, 256)
+    names = {"memory_attention.": "transformer.encoder.", "memory_encoder.": "maskmem_backbone."}
+    for name, shape in tracker.items():
+        for old, new in names.items():
+            name = name.replace(old, new, 1) if name.startswith(old) else name
+        shapes[name.replace(".mlp.layers.0.", ".mlp.lin1.").replace(".mlp.layers.1.", ".mlp.lin2.")] = shape
+    return {f"{SAM}{name}": shape for name, shape in shapes.items()}
+
+
 # ---- families ------------------------------------------------------------
 
 
@@ -214,6 +242,7 @@ QWEN3_ROPE = {
     "rope_theta": 5e6, "rms_norm_eps": 1e-6,
     "rope_scaling": {"rope_type": "default", "mrope_section": [24, 20, 20], "mrope_interleaved": True},
 }  # fmt: skip
+SAM3 = {"width": 1024, "mlp": 4736, "layers": 32, "positions": 576}
 
 
 def sizes(hidden: int, mlp: int, layers: int, heads: int, groups: int) -> Settings:
@@ -250,7 +279,7 @@ def releases() -> Mapping[str, Release]:
     for name, size in (("3B", sizes(2048, 11008, 36, 16, 2)), ("7B", sizes(3584, 18944, 28, 28, 4))):
         visual = QWEN25_VISUAL | {"out_hidden_size": size["hidden_size"]}
         found[f"Sa2VA-Qwen2_5-VL-{name}"] = qwen_vl("qwen2_5_vl", visual, QWEN25_ROPE | size, 151665, sam2)
-    for name, text, sam in (("2B", QWEN3_2B, sam2), ("4B", QWEN3_4B, sam2)):
+    for name, text, sam in (("2B", QWEN3_2B, sam2), ("4B", QWEN3_4B, sam2), ("4B-SAM3", QWEN3_4B, sam3_shapes(SAM3))):
         visual = QWEN3_VISUAL | {"out_hidden_size": text["hidden_size"]}
         found[f"Sa2VA-Qwen3-VL-{name}"] = qwen_vl("qwen3_vl", visual, text, 151669, sam)
     return found
@@ -270,6 +299,10 @@ TINY_QWEN3_VISUAL = QWEN3_VISUAL | {
     "depth": 3, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "deepstack_visual_indexes": [0, 1],
     "num_position_embeddings": 16, "out_hidden_size": 16,
 }  # fmt: skip
+TINY_SAM3 = {"width": 16, "mlp": 24, "layers": 2, "positions": 16}
+# What tensor shapes do not determine, for --sizes
+TINY_SIZES = foreign.SIZES | {"vit": {"num_heads": 2, "window_size": 4, "global_attention_blocks": [1]}}
+SAM3_IMAGE_SIZE = 112
 
 
 def seg_after(chat_tokens: list[str]) -> int:
@@ -279,6 +312,7 @@ def seg_after(chat_tokens: list[str]) -> int:
 def tiny_releases() -> dict[str, Release]:
     """One of each kind, with sizes that tests can compute with."""
     sam2 = sam2_shapes(foreign.TINY_STAGES)
+    sam3 = sam3_shapes(TINY_SAM3)
     text, seg = sizes(16, 24, 2, 4, 2), seg_after(INTERNVL_TOKENS)
     rms_vit = TINY_VIT | {"norm_type": "rms_norm", "qkv_bias": False, "qk_normalization": True}
     internlm2 = INTERNLM25 | DYNAMIC | sizes(48, 24, 2, 12, 2)  # six query heads for each key/value head
@@ -291,6 +325,7 @@ def tiny_releases() -> dict[str, Release]:
         "internvl with internlm2": internvl(rms_vit, internlm2, "internlm2_chat", seg, sam2),
         "qwen2_5_vl": qwen_vl("qwen2_5_vl", TINY_QWEN25_VISUAL, qwen2_5, qwen_seg, sam2),
         "qwen3_vl": qwen_vl("qwen3_vl", TINY_QWEN3_VISUAL, qwen3, qwen_seg, sam2),
+        "qwen3_vl with sam3": qwen_vl("qwen3_vl", TINY_QWEN3_VISUAL, qwen3, qwen_seg, sam3),
     }
 
 
@@ -301,5 +336,7 @@ def write_release(folder: Path, release: Release, seed: int = 0) -> dict[str, to
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(release.config), encoding="utf-8")
     foreign.write_tokenizers(folder, chat_tokens=release.chat_tokens)
-    (folder / "sizes.json").write_text(json.dumps(foreign.SIZES), encoding="utf-8")
+    image_size = SAM3_IMAGE_SIZE if any("sam2_convs" in name for name in weights) else TINY_SIZES["sam_image_size"]
+    tiny = TINY_SIZES | {"sam_image_size": image_size}
+    (folder / "sizes.json").write_text(json.dumps(tiny), encoding="utf-8")
     return weights

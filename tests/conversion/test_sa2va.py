@@ -1,6 +1,7 @@
 """Conversion of folders of the Sa2VA family: what is written, what is reported, and what is refused."""
 
 import json
+import math
 from pathlib import Path
 
 import foreign_checkpoints as foreign
@@ -10,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sama.conversion import plan as conversion_plan
+from sama.conversion.configs import sam3_config
 from sama.conversion.convert import ConversionRequest, Report, convert, parse_arguments
 from sama.conversion.files import CheckpointError
 from sama.conversion.pieces import AGGREGATOR
@@ -173,12 +175,47 @@ def test_config_of_another_family(tmp_path, config, tensors):
     refuse(tmp_path / "foreign", f"config.json describes {config}, but the tensors are those of {tensors}; do they")
 
 
-@pytest.mark.parametrize("missing", ["qwen3_vl"])
+@pytest.mark.parametrize("missing", ["qwen3_vl", "sam3_tracker_video"])
 def test_model_that_transformers_does_not_have(tmp_path, monkeypatch, missing):
-    sa2va_releases.write_release(tmp_path / "foreign", RELEASES["qwen3_vl"])
+    sa2va_releases.write_release(tmp_path / "foreign", RELEASES["qwen3_vl with sam3"])
     mapping = conversion_plan.CONFIG_MAPPING
-    known = {name: mapping[name] for name in ("qwen3_vl", "qwen3_vl_text") if name != missing}
+    known = {name: mapping[name] for name in ("qwen3_vl", "qwen3_vl_text", "sam3_tracker_video") if name != missing}
     monkeypatch.setitem(conversion_plan.FAMILIES, "qwen3_vl", conversion_plan.FAMILIES["internvl"])
     monkeypatch.setattr(conversion_plan, "CONFIG_MAPPING", known)
     monkeypatch.setattr(conversion_plan.transformers, "__version__", "5.17.0")
     refuse(tmp_path / "foreign", f"transformers 5.17.0 has no model of type '{missing}'; install a newer one")
+
+
+@pytest.mark.parametrize(
+    ("positions", "image_size", "message"),
+    [
+        (577, 1008, None),
+        (576, 1008, "575 positions do not tile an image of 1008 pixels with patches of 14"),
+        (577, 1000, "576 positions do not tile an image of 1000 pixels"),
+        (577, 1024 - 16 + 14, r"576 positions do not tile an image of 1022 pixels with patches of 14 \(73 x 73\)"),
+    ],
+)
+def test_positions_that_do_not_fit(positions, image_size, message):
+    shapes = sa2va_releases.sam3_shapes(sa2va_releases.SAM3)
+    trunk = f"{sa2va_releases.SAM}backbone.vision_backbone.trunk."
+    shapes[f"{trunk}pos_embed"] = (1, positions, 1024)
+    sizes = {"sam_image_size": image_size}
+    if message is None:
+        vit = sam3_config(shapes, sa2va_releases.SAM, sizes)["vision_config"]["backbone_config"]
+        assert (vit["pretrain_image_size"], math.prod(vit["global_attn_indexes"])) == (336, 7 * 15 * 23 * 31)
+        return
+    with pytest.raises(CheckpointError, match=message):
+        sam3_config(shapes, sa2va_releases.SAM, sizes)
+    del shapes[f"{trunk}blocks.31.norm1.weight"]
+    shapes = {key: shape for key, shape in shapes.items() if ".blocks.31." not in key}
+    with pytest.raises(CheckpointError, match="of width 1024 with 31 blocks is not the published size"):
+        sam3_config(shapes, sa2va_releases.SAM, sizes)
+
+
+def test_sam2_does_not_replace_the_decoder_of_a_sam3(tmp_path, monkeypatch):
+    monkeypatch.setitem(conversion_plan.FAMILIES, "qwen3_vl", conversion_plan.FAMILIES["internvl"])
+    sa2va_releases.write_release(tmp_path / "foreign", RELEASES["qwen3_vl with sam3"])
+    torch.save(foreign.random_weights(foreign.sam2_shapes(), seed=7), tmp_path / "sam2.pt")
+    sources = [(tmp_path / "foreign", "sa2va"), (tmp_path / "sam2.pt", "sam2")]
+    with pytest.raises(CheckpointError, match="is a SAM 2, but the checkpoint was trained with a sam3_tracker_video"):
+        convert(ConversionRequest(sources, tmp_path / "ours", sizes=tmp_path / "foreign" / "sizes.json"))

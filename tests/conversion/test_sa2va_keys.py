@@ -14,7 +14,7 @@ from transformers import AutoModel
 
 from sama.configuration_sama import SamaConfig
 from sama.conversion.backbones import BackboneTable, backbone_table
-from sama.conversion.configs import TokenIds, release_config, sam2_config
+from sama.conversion.configs import TokenIds, release_config, tracker_config
 from sama.conversion.keys import guess_kind, map_release
 from sama.conversion.pieces import BACKBONE, HEAD, ORIGINAL_DECODER, KeyMap
 from sama.conversion.pieces import SAM as OUR_SAM
@@ -22,6 +22,7 @@ from sama.conversion.plan import grouped_heads
 
 
 OFFICIAL_KEYS = Path(__file__).parents[1] / "goldens" / "official_keys.json.gz"  # of SAMA: size -> key -> shape
+DETECTOR_NECK = "backbone.vision_backbone.convs."
 
 
 @cache
@@ -36,7 +37,7 @@ def plan(release: Release) -> tuple[BackboneTable, SamaConfig, KeyMap]:
     backbone = table.config(release.config)
     tokens = TokenIds(dict.fromkeys(table.token_names, 7), release.seg_token_id, 5, None, 3)
     parts = {
-        "mask_config": sam2_config(release.shapes, SAM, {}),
+        "mask_config": tracker_config(release.shapes, SAM, {}),
         "aggregator_config": None,
         "seg_state": table.seg_state,
     }
@@ -78,7 +79,10 @@ def test_every_tensor_is_mapped(name):
     _, config, keys = plan(release)
     assert made_shapes(keys, release) == model_shapes(config)
     used = {key for piece in keys.pieces.values() for key in piece.keys}
-    assert (keys.unknown, keys.unused) == ([], {}) and used == release.shapes.keys()
+    assert keys.unknown == [] and used | keys.unused.keys() == release.shapes.keys()
+    assert not used & keys.unused.keys()
+    skipped = {key for key in release.shapes if DETECTOR_NECK in key}
+    assert keys.unused.keys() == skipped and len(skipped) == (22 if name.endswith("SAM3") else 0)
     text = config.text_config
     assert (text.vocab_size, config.seg_token_id) == (release.seg_token_id + 5, release.seg_token_id)
     assert not any((config.tie_word_embeddings, config.backbone_config.tie_word_embeddings, text.tie_word_embeddings))
@@ -99,8 +103,10 @@ def test_number_of_tensors():
         "Sa2VA-1B": 1541, "Sa2VA-4B": 1685, "Sa2VA-8B": 1477, "Sa2VA-26B": 1838,
         "Sa2VA-InternVL3-2B": 1589, "Sa2VA-InternVL3-8B": 1589, "Sa2VA-InternVL3-14B": 1829,
         "Sa2VA-Qwen2_5-VL-3B": 1729, "Sa2VA-Qwen2_5-VL-7B": 1633,
-        "Sa2VA-Qwen3-VL-2B": 1530, "Sa2VA-Qwen3-VL-4B": 1618,
+        "Sa2VA-Qwen3-VL-2B": 1530, "Sa2VA-Qwen3-VL-4B": 1618, "Sa2VA-Qwen3-VL-4B-SAM3": 1459,
     }  # fmt: skip
+    _, config, keys = plan(releases()["Sa2VA-Qwen3-VL-4B-SAM3"])
+    assert sum(name.startswith(OUR_SAM) for name in keys.pieces) == 845 and config.mask_config.image_size == 1008
 
 
 @pytest.mark.parametrize(
@@ -115,7 +121,7 @@ def test_number_of_tensors():
             "after_norm",
         ),
         (
-            "Sa2VA-Qwen3-VL-4B",
+            "Sa2VA-Qwen3-VL-4B-SAM3",
             {"rope_type": "default", "mrope_section": [24, 20, 20], "mrope_interleaved": True, "rope_theta": 5e6},
             "before_norm",
         ),
@@ -256,3 +262,42 @@ def test_sam2_values():
     }  # fmt: skip
     check(made, expected)
     check(made, {f"{ORIGINAL_DECODER}conv_s1.weight": sam[f"{theirs}conv_s1.weight"]})
+
+
+def test_sam3_values():
+    """The neck of the detector, `convs`, has the names and shapes of the tracker's, and must not be taken."""
+    weights, made = tiny("qwen3_vl with sam3", sam=True)
+    vision, ours = f"{SAM}backbone.vision_backbone.", f"{OUR_SAM}vision_encoder."
+    neck, layer, block = f"{ours}neck.fpn_layers.", f"{ours}backbone.layers.1.", f"{vision}trunk.blocks.1."
+    qkv = weights[f"{block}attn.qkv.bias"]
+    levels = {
+        "0.dconv_2x2_0": "0.scale_layers.0",
+        "0.dconv_2x2_1": "0.scale_layers.2",
+        "1.dconv_2x2": "1.scale_layers.0",
+    }
+    levels |= {
+        f"{level}.conv_{size}": f"{level}.proj{number}"
+        for level in range(4)
+        for number, size in ((1, "1x1"), (2, "3x3"))
+    }
+    assert len(levels) == 11  # 22 tensors
+    for kind in ("weight", "bias"):
+        taken = {own: weights[f"{vision}sam2_convs.{key}.{kind}"] for key, own in levels.items()}
+        check(made, {f"{neck}{own}.{kind}": values for own, values in taken.items()})
+    check(made, {
+        f"{layer}attention.q_proj.bias": qkv[:16],
+        f"{layer}attention.k_proj.bias": qkv[16:32],
+        f"{layer}attention.v_proj.bias": qkv[32:],
+        f"{layer}attention.o_proj.weight": weights[f"{block}attn.proj.weight"],
+        f"{layer}layer_norm2.weight": weights[f"{block}norm2.weight"],
+        f"{ours}backbone.layer_norm.bias": weights[f"{vision}trunk.ln_pre.bias"],
+        f"{ours}backbone.embeddings.position_embeddings": weights[f"{vision}trunk.pos_embed"][:, 1:],
+        f"{OUR_SAM}memory_attention.layers.3.cross_attn_image.k_proj.weight":
+            weights[f"{SAM}transformer.encoder.layers.3.cross_attn_image.k_proj.weight"],
+        f"{OUR_SAM}memory_encoder.mask_downsampler.layers.2.layer_norm.weight":
+            weights[f"{SAM}maskmem_backbone.mask_downsampler.encoder.7.weight"],
+        f"{OUR_SAM}memory_encoder.projection.bias": weights[f"{SAM}maskmem_backbone.out_proj.bias"],
+        f"{OUR_SAM}mask_decoder.transformer.layers.0.mlp.proj_out.bias":
+            weights[f"{SAM}sam_mask_decoder.transformer.layers.0.mlp.lin2.bias"],
+        f"{OUR_SAM}occlusion_spatial_embedding_parameter": weights[f"{SAM}no_obj_embed_spatial"],
+    })  # fmt: skip
