@@ -222,9 +222,41 @@ QWEN3_VL = BackboneTable(
 )
 
 
+# ---- LLaVA 1.5 ------------------------------------------------------------
+
+
+def llava_config(foreign: Mapping[str, Any]) -> dict[str, Any]:
+    """`backbone_config` of LLaVA 1.5."""
+    text, vision = foreign["text_config"], foreign["vision_config"]
+    sizes = (
+        "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size",
+        "hidden_act", "layer_norm_eps", "projection_dim",
+    )  # fmt: skip
+    return pick(foreign, ("projector_hidden_act", "vision_feature_layer", "vision_feature_select_strategy")) | {
+        "text_config": pick(text, TEXT_SIZES) | {"model_type": "llama", "rope_parameters": rope_parameters(text)},
+        "vision_config": pick(vision, sizes) | {"model_type": "clip_vision_model"},
+        "image_seq_length": (vision["image_size"] // vision["patch_size"]) ** 2,
+    }
+
+
+LLAVA = BackboneTable(
+    model_type="llava",
+    part_types=("clip_vision_model",),
+    mark="multi_modal_projector.linear_1.weight",
+    prefixes=[
+        ("model.vision_tower.vision_model.", f"{BACKBONE}vision_tower.", []),
+        ("model.", BACKBONE, []),
+        ("lm_head.", "lm_head.", []),
+    ],
+    wrapper="model.",
+    config=llava_config,
+    token_names={"image_token_index": "<image>"},
+)
+
+
 # ---- choice ------------------------------------------------------------
 
-BACKBONES = {table.model_type: table for table in (INTERNVL, QWEN2_5_VL, QWEN3_VL)}
+BACKBONES = {table.model_type: table for table in (INTERNVL, QWEN2_5_VL, QWEN3_VL, LLAVA)}
 
 
 def has_mark(model_type: str, keys: Iterable[str]) -> bool:

@@ -85,6 +85,21 @@ def qwen3_visual_shapes(c: Settings, prefix: str) -> Shapes:
     return shapes
 
 
+def clip_shapes(c: Settings, prefix: str) -> Shapes:
+    w, mlp, patch = c["hidden_size"], c["intermediate_size"], c["patch_size"]
+    shapes = {f"{prefix}embeddings.class_embedding": (w,)}
+    shapes |= {f"{prefix}embeddings.patch_embedding.weight": (w, 3, patch, patch)}
+    shapes |= {f"{prefix}embeddings.position_embedding.weight": ((c["image_size"] // patch) ** 2 + 1, w)}
+    shapes |= norm(f"{prefix}pre_layrnorm", w) | norm(f"{prefix}post_layernorm", w)
+    for n in range(c["num_hidden_layers"]):
+        layer = f"{prefix}encoder.layers.{n}."
+        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            shapes |= linear(f"{layer}self_attn.{name}", w, w)
+        shapes |= norm(f"{layer}layer_norm1", w) | norm(f"{layer}layer_norm2", w)
+        shapes |= linear(f"{layer}mlp.fc1", mlp, w) | linear(f"{layer}mlp.fc2", w, mlp)
+    return shapes
+
+
 # ---- language models ------------------------------------------------------------
 
 
@@ -213,6 +228,25 @@ def qwen_vl(model_type: str, vision: Settings, text: Settings, seg: int, sam: Sh
     return Release(config, shapes | seg_projection_shapes(width) | sam, seg, QWEN_TOKENS)
 
 
+LLAVA_TOKENS = ["<s>", "</s>", "<|endoftext|>", "<image>", "<pad>"]
+
+
+def llava(vision: Settings, text: Settings, seg: int, sam: Shapes) -> Release:
+    rows, width = seg + 5, text["hidden_size"]
+    shapes = clip_shapes(vision, "model.model.vision_tower.vision_model.")
+    shapes |= decoder_layers(text, "model.model.language_model.", rows)
+    shapes |= linear("model.model.multi_modal_projector.linear_1", width, vision["hidden_size"])
+    shapes |= linear("model.model.multi_modal_projector.linear_2", width, width)
+    shapes |= {"model.lm_head.weight": (rows, width)}
+    config = {
+        "model_type": "sa2va_chat", "architectures": ["Sa2VAChatModelLlava"], "template": "vicuna",
+        "auto_map": {"AutoModel": "modeling_sa2va_llava.Sa2VAChatModelLlava"}, "vision_feature_layer": -2,
+        "vision_feature_select_strategy": "default", "image_token_index": 32000, "projector_hidden_act": "gelu",
+        "text_config": text | {"model_type": "llama"}, "vision_config": vision | {"model_type": "clip_vision_model"},
+    }  # fmt: skip
+    return Release(config, shapes | seg_projection_shapes(width) | sam, seg, LLAVA_TOKENS)
+
+
 # ---- released sizes ------------------------------------------------------------
 
 VIT = {"image_size": 448, "patch_size": 14, "hidden_act": "gelu", "layer_norm_eps": 1e-6, "num_channels": 3}
@@ -241,6 +275,10 @@ QWEN25_ROPE = {"rope_theta": 1e6, "rope_scaling": {"type": "mrope", "mrope_secti
 QWEN3_ROPE = {
     "rope_theta": 5e6, "rms_norm_eps": 1e-6,
     "rope_scaling": {"rope_type": "default", "mrope_section": [24, 20, 20], "mrope_interleaved": True},
+}  # fmt: skip
+CLIP_LARGE = {
+    "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096,
+    "image_size": 336, "patch_size": 14,
 }  # fmt: skip
 SAM3 = {"width": 1024, "mlp": 4736, "layers": 32, "positions": 576}
 
@@ -282,6 +320,8 @@ def releases() -> Mapping[str, Release]:
     for name, text, sam in (("2B", QWEN3_2B, sam2), ("4B", QWEN3_4B, sam2), ("4B-SAM3", QWEN3_4B, sam3_shapes(SAM3))):
         visual = QWEN3_VISUAL | {"out_hidden_size": text["hidden_size"]}
         found[f"Sa2VA-Qwen3-VL-{name}"] = qwen_vl("qwen3_vl", visual, text, 151669, sam)
+    vicuna = {"rms_norm_eps": 1e-5, "max_position_embeddings": 4096} | sizes(4096, 11008, 32, 32, 32)
+    found["Sa2VA-LLaVA-1.5-7B"] = llava(CLIP_LARGE, vicuna, 32002, sam2)
     return found
 
 
@@ -299,6 +339,7 @@ TINY_QWEN3_VISUAL = QWEN3_VISUAL | {
     "depth": 3, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "deepstack_visual_indexes": [0, 1],
     "num_position_embeddings": 16, "out_hidden_size": 16,
 }  # fmt: skip
+TINY_CLIP = CLIP_LARGE | sizes(8, 16, 3, 2, 2) | {"image_size": 28}
 TINY_SAM3 = {"width": 16, "mlp": 24, "layers": 2, "positions": 16}
 # What tensor shapes do not determine, for --sizes
 TINY_SIZES = foreign.SIZES | {"vit": {"num_heads": 2, "window_size": 4, "global_attention_blocks": [1]}}
@@ -326,6 +367,7 @@ def tiny_releases() -> dict[str, Release]:
         "qwen2_5_vl": qwen_vl("qwen2_5_vl", TINY_QWEN25_VISUAL, qwen2_5, qwen_seg, sam2),
         "qwen3_vl": qwen_vl("qwen3_vl", TINY_QWEN3_VISUAL, qwen3, qwen_seg, sam2),
         "qwen3_vl with sam3": qwen_vl("qwen3_vl", TINY_QWEN3_VISUAL, qwen3, qwen_seg, sam3),
+        "llava": llava(TINY_CLIP, {"rms_norm_eps": 1e-5} | text, seg_after(LLAVA_TOKENS), sam2),
     }
 
 

@@ -168,11 +168,19 @@ def test_aggregator_is_added_to_a_sa2va_alone(tmp_path):
         convert(ConversionRequest([(tmp_path / "sama", "sama")], tmp_path / "ours", add_aggregator=True))
 
 
-@pytest.mark.parametrize(("config", "tensors"), [("qwen2_5_vl", "internvl"), ("qwen3_vl", "qwen2_5_vl")])
+@pytest.mark.parametrize(
+    ("config", "tensors"), [("qwen2_5_vl", "internvl"), ("qwen3_vl", "qwen2_5_vl"), ("internvl", "llava")]
+)
 def test_config_of_another_family(tmp_path, config, tensors):
     sa2va_releases.write_release(tmp_path / "foreign", RELEASES[tensors])
     (tmp_path / "foreign" / "config.json").write_text(json.dumps(RELEASES[config].config))
     refuse(tmp_path / "foreign", f"config.json describes {config}, but the tensors are those of {tensors}; do they")
+
+
+def test_family_without_a_class(tmp_path, monkeypatch):
+    sa2va_releases.write_release(tmp_path / "foreign", RELEASES["llava"])
+    monkeypatch.delitem(conversion_plan.FAMILIES, "llava", raising=False)
+    refuse(tmp_path / "foreign", "is built on llava, which this version does not run: expected one of internvl")
 
 
 @pytest.mark.parametrize("missing", ["qwen3_vl", "sam3_tracker_video"])

@@ -104,6 +104,7 @@ def test_number_of_tensors():
         "Sa2VA-InternVL3-2B": 1589, "Sa2VA-InternVL3-8B": 1589, "Sa2VA-InternVL3-14B": 1829,
         "Sa2VA-Qwen2_5-VL-3B": 1729, "Sa2VA-Qwen2_5-VL-7B": 1633,
         "Sa2VA-Qwen3-VL-2B": 1530, "Sa2VA-Qwen3-VL-4B": 1618, "Sa2VA-Qwen3-VL-4B-SAM3": 1459,
+        "Sa2VA-LLaVA-1.5-7B": 1590,
     }  # fmt: skip
     _, config, keys = plan(releases()["Sa2VA-Qwen3-VL-4B-SAM3"])
     assert sum(name.startswith(OUR_SAM) for name in keys.pieces) == 845 and config.mask_config.image_size == 1008
@@ -180,10 +181,11 @@ def check(made: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> N
         assert torch.equal(made[own], values), own
 
 
-@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl", "llava"])
 def test_native_names_keep_their_values(name):
     weights, made = tiny(name)
     native = {key.removeprefix("model.model."): tensor for key, tensor in weights.items() if ".model." in key[:12]}
+    native = {key.replace("vision_tower.vision_model.", "vision_tower."): tensor for key, tensor in native.items()}
     assert len(native) == sum(key.startswith("model.model.") for key in weights) > 30
     check(made, {BACKBONE + key: tensor for key, tensor in native.items()})
     check(made, {HEAD: weights["model.lm_head.weight"]})
