@@ -39,7 +39,7 @@ from sama.conversion.tokenizers import (
     load_tokenizer,
     token_ids,
 )
-from sama.conversion.trackers import map_original_decoder, map_tracker
+from sama.conversion.trackers import TUNED_DECODER, map_original_decoder, map_tracker
 from sama.modeling_sama import SamaForConditionalGeneration
 from sama.modeling_sama_backbones import FAMILIES
 
@@ -280,7 +280,9 @@ def part_configs(base: Source, parts: dict[str, Source], questions: BertTokenize
     if base.kind == "sama":
         entries |= aggregator_config(shapes, sizes)
     elif questions is None:
-        return entries | {"aggregator_config": None, "preset": "published"}  # a Sa2VA as it is
+        # A Sa2VA as it is. Of those with two decoders the consistent preset is the published inference
+        two_decoders = f"{SAM_PREFIX}{TUNED_DECODER}iou_token.weight" in shapes
+        return entries | {"aggregator_config": None, "preset": "consistent" if two_decoders else "published"}
     elif "instructblip" in parts:
         entries["aggregator_config"] = instructblip_config(parts["instructblip"].files.shapes, len(questions))
     else:
@@ -330,6 +332,8 @@ def add_parts(plan: Plan, base: Source, parts: dict[str, Source], optional_prefi
         optional_prefixes = tuple(prefix for prefix in optional_prefixes if prefix != TRACKER)
     elif base.kind in ("sama", "sa2va"):
         plan.report.copied = [name for name in plan.pieces if name.startswith(ORIGINAL_DECODER)]
+        tuned = {name: f"{SAM}mask_decoder.{name.removeprefix(ORIGINAL_DECODER)}" for name in plan.report.copied}
+        plan.report.copied = [name for name, own in tuned.items() if plan.pieces[name] == plan.pieces[own]]
     if "instructblip" in parts:
         plan.add(parts["instructblip"], map_instructblip(parts["instructblip"].files.tensors))
     plan.optional_prefixes = optional_prefixes

@@ -114,6 +114,8 @@ SAM3_POSITIONS = "backbone.vision_backbone.trunk.pos_embed"
 SAM3_UNUSED = {
     "backbone.vision_backbone.convs.": "the neck of SAM 3's detector; its tracker has another, `sam2_convs`"
 }
+# Sa2VA-i stores both decoders: the tuned one under this name, SAM 2's original one under the usual name
+TUNED_DECODER, DECODER = "sam_mask_decoder_modified.", "sam_mask_decoder."
 
 
 def rename_tracker(key: str) -> str:
@@ -136,8 +138,11 @@ def map_tracker(keys: Iterable[str], prefix: str = "", original_decoder: bool = 
     Args:
         keys (`Iterable[str]`): Source names.
         prefix (`str`): Prefix of each name in the source file.
-        original_decoder (`bool`): Whether the decoder used for propagation gets the same values.
+        original_decoder (`bool`): Whether the decoder used for propagation gets values: those of a second decoder if
+            the source has one, and otherwise the same.
     """
+    keys = list(keys)
+    two_decoders = any(key.startswith(prefix + TUNED_DECODER) for key in keys)
     result, points = KeyMap(), {}
     for key in keys:
         name = key[len(prefix) :]
@@ -147,10 +152,12 @@ def map_tracker(keys: Iterable[str], prefix: str = "", original_decoder: bool = 
         if reason := next((reason for start, reason in SAM3_UNUSED.items() if name.startswith(start)), None):
             result.unused[key] = reason
             continue
-        own = rename_tracker(name)
-        add_tensor(result, SAM + own, key)
-        if own.startswith("mask_decoder.") and original_decoder:
+        tuned = name.startswith(TUNED_DECODER)
+        own = rename_tracker(name.replace(TUNED_DECODER, DECODER, 1) if tuned else name)
+        if own.startswith("mask_decoder.") and original_decoder and not tuned:
             add_tensor(result, ORIGINAL_DECODER + own.removeprefix("mask_decoder."), key)
+        if not own.startswith("mask_decoder.") or tuned or not two_decoders:
+            add_tensor(result, SAM + own, key)
         if own == "prompt_encoder.shared_embedding.positional_embedding":
             add_tensor(result, f"{SAM}shared_image_embedding.positional_embedding", key)
         elif name == SAM3_POSITIONS:
@@ -166,7 +173,7 @@ def map_original_decoder(keys: Iterable[str]) -> KeyMap:
     """Maps only the mask decoder of a SAM 2, to the decoder used for propagation."""
     result = KeyMap()
     for key in keys:
-        if key.startswith("sam_mask_decoder."):
+        if key.startswith(DECODER):
             own = ORIGINAL_DECODER + rename_tracker(key).removeprefix("mask_decoder.")
             result.pieces[own] = Piece((key,), identity)
         else:

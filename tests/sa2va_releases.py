@@ -140,9 +140,12 @@ def internlm2_shapes(c: Settings, prefix: str, rows: int) -> Shapes:
 # ---- mask trackers ------------------------------------------------------------
 
 
-def sam2_shapes(stages: foreign.Stages) -> Shapes:
-    """SAM 2.0 in a release."""
-    return foreign.sam2_shapes(SAM, "2.0", stages, scale="g_weight")
+def sam2_shapes(stages: foreign.Stages, modified: bool = False) -> Shapes:
+    """SAM 2.0 in a release; Sa2VA-i stores the tuned decoder as a second, `modified` one."""
+    shapes = foreign.sam2_shapes(SAM, "2.0", stages, scale="g_weight")
+    decoder = f"{SAM}sam_mask_decoder."
+    tuned = {name.replace(decoder, f"{SAM}sam_mask_decoder_modified."): shape for name, shape in shapes.items()}
+    return shapes | (tuned if modified else {})
 
 
 def sam3_shapes(c: Settings) -> Shapes:
@@ -310,8 +313,9 @@ QWEN3_4B = QWEN3_ROPE | sizes(2560, 9728, 36, 32, 8) | {"head_dim": 128}
 
 def releases() -> Mapping[str, Release]:
     """All releases at their true sizes."""
-    sam2 = sam2_shapes(HIERA_LARGE)
+    sam2, both = sam2_shapes(HIERA_LARGE), sam2_shapes(HIERA_LARGE, modified=True)
     found = {f"Sa2VA-{size}": internvl(*settings, sam2) for size, settings in INTERNVL25.items()}
+    found |= {f"Sa2VA-i-{size}": internvl(*settings, both) for size, settings in INTERNVL25.items()}
     for name, size in INTERNVL3.items():
         found[f"Sa2VA-{name}"] = internvl(VIT_300M, QWEN25 | DYNAMIC | size, "qwen_chat", 151674, sam2)
     for name, size in (("3B", sizes(2048, 11008, 36, 16, 2)), ("7B", sizes(3584, 18944, 28, 28, 4))):
@@ -352,7 +356,7 @@ def seg_after(chat_tokens: list[str]) -> int:
 
 def tiny_releases() -> dict[str, Release]:
     """One of each kind, with sizes that tests can compute with."""
-    sam2 = sam2_shapes(foreign.TINY_STAGES)
+    sam2, both = sam2_shapes(foreign.TINY_STAGES), sam2_shapes(foreign.TINY_STAGES, modified=True)
     sam3 = sam3_shapes(TINY_SAM3)
     text, seg = sizes(16, 24, 2, 4, 2), seg_after(INTERNVL_TOKENS)
     rms_vit = TINY_VIT | {"norm_type": "rms_norm", "qkv_bias": False, "qk_normalization": True}
@@ -364,6 +368,7 @@ def tiny_releases() -> dict[str, Release]:
     return {
         "internvl": internvl(TINY_VIT, QWEN25 | text, "phi3_chat", seg, sam2),
         "internvl with internlm2": internvl(rms_vit, internlm2, "internlm2_chat", seg, sam2),
+        "sa2va-i": internvl(TINY_VIT, QWEN25 | text, "qwen_chat", seg, both),
         "qwen2_5_vl": qwen_vl("qwen2_5_vl", TINY_QWEN25_VISUAL, qwen2_5, qwen_seg, sam2),
         "qwen3_vl": qwen_vl("qwen3_vl", TINY_QWEN3_VISUAL, qwen3, qwen_seg, sam2),
         "qwen3_vl with sam3": qwen_vl("qwen3_vl", TINY_QWEN3_VISUAL, qwen3, qwen_seg, sam3),

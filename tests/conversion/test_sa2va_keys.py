@@ -101,6 +101,7 @@ def test_number_of_tensors():
     counts = {name: len(release.shapes) for name, release in releases().items()}
     assert counts == {
         "Sa2VA-1B": 1541, "Sa2VA-4B": 1685, "Sa2VA-8B": 1477, "Sa2VA-26B": 1838,
+        "Sa2VA-i-1B": 1672, "Sa2VA-i-4B": 1816, "Sa2VA-i-8B": 1608, "Sa2VA-i-26B": 1969,
         "Sa2VA-InternVL3-2B": 1589, "Sa2VA-InternVL3-8B": 1589, "Sa2VA-InternVL3-14B": 1829,
         "Sa2VA-Qwen2_5-VL-3B": 1729, "Sa2VA-Qwen2_5-VL-7B": 1633,
         "Sa2VA-Qwen3-VL-2B": 1530, "Sa2VA-Qwen3-VL-4B": 1618, "Sa2VA-Qwen3-VL-4B-SAM3": 1459,
@@ -303,3 +304,18 @@ def test_sam3_values():
             weights[f"{SAM}sam_mask_decoder.transformer.layers.0.mlp.lin2.bias"],
         f"{OUR_SAM}occlusion_spatial_embedding_parameter": weights[f"{SAM}no_obj_embed_spatial"],
     })  # fmt: skip
+
+
+def test_sa2va_i_has_two_decoders():
+    """SAM 2's decoder under the usual name, the tuned one as `modified`, in all 131 tensors."""
+    weights, made = tiny("sa2va-i", sam=True)
+    tuned, original, same = f"{OUR_SAM}mask_decoder.", ORIGINAL_DECODER, "transformer.layers.0.norm1.bias"
+    name = "transformer.layers.0.layer_norm1.bias"
+    check(made, {
+        f"{tuned}conv_s0.weight": weights[f"{SAM}sam_mask_decoder_modified.conv_s0.weight"],
+        f"{tuned}{name}": weights[f"{SAM}sam_mask_decoder_modified.{same}"],
+        f"{original}conv_s0.weight": weights[f"{SAM}sam_mask_decoder.conv_s0.weight"],
+        f"{original}{name}": weights[f"{SAM}sam_mask_decoder.{same}"],
+    })  # fmt: skip
+    pairs = [(made[own], made[original + own.removeprefix(tuned)]) for own in made if own.startswith(tuned)]
+    assert len(pairs) == 131 and not any(torch.equal(*pair) for pair in pairs)
