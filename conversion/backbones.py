@@ -24,6 +24,7 @@ class BackboneTable:
         tags (`tuple[str]`): Other tokens that the prompt needs.
         wrapper (`str`): What Sa2VA puts in front of these names.
         seg_state (`str`): The state of a `[SEG]` token that Sa2VA's projection reads.
+        region_prompts (`str`): How Sa2VA reads regions.
     """
 
     model_type: str
@@ -35,6 +36,7 @@ class BackboneTable:
     tags: tuple[str, ...] = ()
     wrapper: str = ""
     seg_state: str = "after_norm"
+    region_prompts: str = "none"
 
 
 def pick(foreign: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
@@ -145,6 +147,7 @@ INTERNVL = BackboneTable(
     config=internvl_config,
     token_names={"image_token_id": "<IMG_CONTEXT>"},
     tags=("<img>", "</img>"),
+    region_prompts="cells",
 )
 
 

@@ -10,8 +10,8 @@ from transformers import Sam2VideoConfig
 
 from sama.configuration_sama import SamaConfig
 from sama.conversion.backbones import BackboneTable
-from sama.conversion.files import CheckpointError
-from sama.conversion.trackers import SAM3_POSITIONS
+from sama.conversion.files import CheckpointError, TensorShapes
+from sama.conversion.trackers import SAM3_POSITIONS, tracker_names
 
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -46,8 +46,10 @@ class TokenIds:
 
 def tracker_config(shapes: Shapes, prefix: str, sizes: Mapping[str, Any]) -> dict[str, Any]:
     """`mask_config` of a SAM 2 or SAM 3, see [`sam2_config`]."""
-    kind = sam3_config if f"{prefix}{SAM3_POSITIONS}" in shapes else sam2_config
-    return kind(shapes, prefix, sizes)
+    own = tracker_names(shapes, prefix)
+    if SAM3_POSITIONS not in own:
+        return sam2_config(shapes, prefix, sizes)
+    return sam3_config(TensorShapes(own[SAM3_POSITIONS], {name: shapes[key] for name, key in own.items()}), "", sizes)
 
 
 def sam2_config(shapes: Shapes, prefix: str, sizes: Mapping[str, Any]) -> dict[str, Any]:

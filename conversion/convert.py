@@ -107,9 +107,10 @@ def new_folder(to: Path) -> Iterator[Path]:
 def make_plan(base: Source | None, parts: dict[str, Source], request: ConversionRequest) -> tuple[Plan, tuple | None]:
     """The plan, and the tokenizers and the name of the chat template that are written anew, if any are."""
     if base is None:
-        plan = Plan(standalone_sam2_config(parts["sam2"].files.shapes, read_sizes(request, parts["sam2"].folder)))
-        keys = map_tracker(parts["sam2"].files.tensors, original_decoder=False)
-        plan.add(parts["sam2"], KeyMap({name.removeprefix(SAM): piece for name, piece in keys.pieces.items()}))
+        sam2 = parts["tracker"]
+        plan = Plan(standalone_sam2_config(sam2.files.shapes, read_sizes(request, sam2.folder)))
+        keys = map_tracker(sam2.files.tensors, original_decoder=False)
+        plan.add(sam2, KeyMap({name.removeprefix(SAM): piece for name, piece in keys.pieces.items()}))
         return plan, None
     return (plan_into(base, parts, request), None) if base.kind == "into" else plan_release(base, parts, request)
 
@@ -126,7 +127,7 @@ def convert(request: ConversionRequest) -> Report:
     """
     with new_folder(request.to) as folder:
         base, parts = open_sources(request)
-        described = parts["sam2"].folder if base is None else base.folder
+        described = parts["tracker"].folder if base is None else base.folder
         with explain_damage(described, "has settings or tensors that describe no model"):
             plan, texts = make_plan(base, parts, request)
             model = meta_model(plan)

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from sama.conversion.files import CheckpointError, WeightFiles, explain_damage, read_json
+from sama.conversion.files import CheckpointError, WeightFiles, read_json
 from sama.conversion.pieces import EMBEDDINGS, HEAD, KeyMap
 from sama.conversion.tokenizers import SAMA_TAGS
 from sama.data.model_cards import license_of
+from sama.templates_sama import CHAT_TEMPLATES
 
 
 PHI3_END = "<|end|>"
@@ -19,7 +20,12 @@ COMPARED_ROWS = 4096  # at once, of two matrices with a row for each token
 
 
 def file_facts(
-    folder: Path, foreign: Mapping[str, Any], files: WeightFiles, keys: KeyMap, tokenizer: PreTrainedTokenizerBase
+    folder: Path,
+    foreign: Mapping[str, Any],
+    files: WeightFiles,
+    keys: KeyMap,
+    tokenizer: PreTrainedTokenizerBase,
+    template: str | None,
 ) -> list[str]:
     """One sentence for each fact about a checkpoint's files.
 
@@ -29,6 +35,7 @@ def file_facts(
         files ([`WeightFiles`]): Its tensors.
         keys ([`KeyMap`]): How they are used.
         tokenizer (`PreTrainedTokenizerBase`): Of its language model.
+        template (`str`, *optional*): The chat template that it gets, or its name.
 
     Raises:
         CheckpointError: If two files contradict each other.
@@ -39,7 +46,7 @@ def file_facts(
         f"licence: {license_of(folder) or 'not named in its folder'}",
         f"{rows} embedding rows for {len(tokenizer)} tokens; {special_tokens(folder, tokenizer)}",
         head_fact(files, keys),
-        template_fact(folder, foreign, tokenizer),
+        template_fact(foreign, tokenizer, template),
         rotary_fact(foreign),
     ]
 
@@ -79,17 +86,19 @@ def head_fact(files: WeightFiles, keys: KeyMap) -> str:
     return "lm_head is stored and differs from the embeddings"
 
 
-def template_fact(folder: Path, foreign: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> str:
-    """The prompt style, and whether the checkpoint's own chat template begins with a system turn of its own."""
-    style = f"prompt style {foreign.get('template')!r}"
+def template_fact(foreign: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, template: str | None) -> str:
+    """The prompt style that `config.json` names and the one that is used. For other families than InternVL the chat
+    template decides: whether it begins with a system turn of its own."""
+    style, used = f"prompt style {foreign.get('template')!r}", template if template in CHAT_TEMPLATES else "kept"
     if "llm_config" in foreign:
-        by_text = foreign.get("template") == "phi3_chat" and PHI3_END not in tokenizer.get_vocab()
-        return f"{style}; answers end at the text {PHI3_END}, which is no token" if by_text else style
-    if tokenizer.chat_template is None:
-        return f"{style}; the tokenizer has no chat template"
-    with explain_damage(folder, "has a chat template that cannot be applied"):
-        text = tokenizer.apply_chat_template([{"role": "user", "content": "?"}], tokenize=False)
-    return f"{style}; its chat template begins {'with a system turn' if 'system' in text else 'without a system turn'}"
+        by_text = template == "phi3_chat" and PHI3_END not in tokenizer.get_vocab()
+        end = f"; answers end at the text {PHI3_END}, which is no token" if by_text else ""
+        return f"{style}, used as {used}{end}"
+    if template is None:
+        return f"{style}; there is no chat template: that of the family is used"
+    text = tokenizer.apply_chat_template([{"role": "user", "content": "?"}], tokenize=False)
+    turn = "with" if "system" in text else "without"
+    return f"{style}; the chat template begins {turn} a system turn, used as {used}"
 
 
 def rotary_fact(foreign: Mapping[str, Any]) -> str:

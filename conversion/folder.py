@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import ModelCardData
@@ -10,13 +11,17 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.dynamic_module_utils import custom_object_save
 
 from sama.configuration_sama import SamaConfig
+from sama.conversion.files import read_json
 from sama.data.model_cards import hub_name, license_of
 from sama.modeling_sama import SamaForConditionalGeneration
+from sama.modeling_sama_backbones import backbone_family
 from sama.processing_sama import SamaProcessor
 
 
 AUTO_CLASSES = ("AutoModel", "AutoModelForImageTextToText", "AutoModelForMultimodalLM")
-DEFAULT_TEMPLATE = "qwen_chat"
+# Fewest and most pixels of a frame of Sa2VA on Qwen-VL, in its published inference and in its training. They are cells
+# of 28 x 28 pixels, also for Qwen3-VL, whose tokens are larger
+PIXEL_LIMITS = {"published": (512 * 28**2, 2048 * 28**2), "consistent": (128 * 28**2, 512 * 28**2)}
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
 
 
@@ -35,20 +40,23 @@ def write_processor(
     folder: Path,
     config: SamaConfig,
     tokenizer: PreTrainedTokenizerBase,
-    qformer_tokenizer: PreTrainedTokenizerBase,
+    qformer_tokenizer: PreTrainedTokenizerBase | None,
     template: str | None,
+    source: Path,
 ) -> None:
     """Writes the processor with both tokenizers, and the generation settings.
 
     Args:
-        template (`str`, *optional*): Name of the chat template; `qwen_chat` if None.
+        qformer_tokenizer (`PreTrainedTokenizerBase`, *optional*): None for a model without context aggregator.
+        template (`str`, *optional*): The chat template or its name; that of the backbone's family if None.
+        source (`Path`): Folder of the source checkpoint.
     """
     processor = SamaProcessor(
+        image_processor=make_image_processor(config, source),
         config=config,
         tokenizer=tokenizer,
         qformer_tokenizer=qformer_tokenizer,
-        chat_template=template or DEFAULT_TEMPLATE,
-        image_size=config.vision_config.image_size[0],
+        chat_template=template,
         turn_format="newline_after" if config.preset == "published" else "newlines",
     )
     SamaProcessor.register_for_auto_class("AutoProcessor")
@@ -60,6 +68,23 @@ def write_processor(
         pad_token_id=text.pad_token_id if text.pad_token_id is not None else text.eos_token_id,
         do_sample=False,
     ).save_pretrained(folder)
+
+
+def make_image_processor(config: SamaConfig, source: Path) -> Any:
+    """The image processor of the backbone's family, with the sizes of the model and, where frames keep their
+    proportions, mean and deviation of the source and the limits of Sa2VA."""
+    image_processor = backbone_family(config.backbone_config).make_image_processor()
+    size = image_processor.size
+    if "height" in size:
+        image_processor.size = type(size)(**dict.fromkeys(("height", "width"), config.vision_config.image_size[0]))
+        return image_processor
+    fewest, most = PIXEL_LIMITS[config.preset]
+    image_processor.size = type(size)(shortest_edge=fewest, longest_edge=most)
+    saved = source / "preprocessor_config.json"
+    settings = read_json(saved) if saved.is_file() else {}
+    for name in ("image_mean", "image_std"):
+        setattr(image_processor, name, settings.get(name, vars(image_processor)[name]))
+    return image_processor
 
 
 def copy_other_files(source: Path, folder: Path, skip: tuple[str, ...]) -> None:

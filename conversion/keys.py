@@ -119,6 +119,7 @@ def guess_kind(keys: set[str]) -> str | None:
         "sama": "temporal_Qformer_query_tokens",
         "sa2va": "text_hidden_fcs.0.weight",
         "sam2": "sam_mask_decoder.mask_tokens.weight",
+        "sam3": "tracker.sam_mask_decoder.mask_tokens.weight",
         "instructblip": "query_tokens",
     }
     marks = {kind: mark for kind, mark in marks.items() if mark in keys}

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 import transformers
 from transformers import CONFIG_MAPPING, BertTokenizer, Sam2VideoConfig, Sam2VideoModel
+from transformers.configuration_utils import PreTrainedConfig
 
 from sama.configuration_sama import SamaConfig
 from sama.conversion.backbones import BACKBONES, BackboneTable, backbone_table, has_mark
@@ -33,6 +34,7 @@ from sama.conversion.pieces import (
     map_own,
 )
 from sama.conversion.tokenizers import (
+    chat_template,
     check_vocabulary,
     complete_tokenizer,
     load_qformer_tokenizer,
@@ -44,7 +46,8 @@ from sama.modeling_sama import SamaForConditionalGeneration
 from sama.modeling_sama_backbones import FAMILIES
 
 
-KINDS = ("sama", "sa2va", *BACKBONES, "sam2", "instructblip")
+TRACKERS = ("sam2", "sam3")
+KINDS = ("sama", "sa2va", *BACKBONES, *TRACKERS, "instructblip")
 BASES = ("into", "sama", "sa2va", *BACKBONES)  # these contain a language model; the others replace a part
 TRACKER, REGIONS, SEG = "model.mask_tracker.", "model.region_encoder.", "model.seg_projection."
 REPORT_FILE = "conversion.json"
@@ -95,9 +98,8 @@ class Report:
         for reason, keys in self.unused.items():
             lines.append(f"{len(keys)} not used ({reason}): {abbreviate(keys)}")
         if self.copied:
-            lines.append(
-                f"{len(self.copied)} copied: the original mask decoder is the tuned one; --kind sam2 replaces it"
-            )
+            copies = f"{len(self.copied)} copied: the original mask decoder is the tuned one"
+            lines.append(f"{copies}; --kind sam2 or sam3 replaces it")
         if self.fresh:
             lines.append(f"{len(self.fresh)} newly initialized, to be trained: {abbreviate(self.fresh)}")
         return lines + self.notes
@@ -171,14 +173,17 @@ def open_sources(request: ConversionRequest) -> tuple[Source | None, dict[str, S
     bases = [source for source in sources if source.kind in BASES]
     if request.add_aggregator and [source.kind for source in bases] != ["sa2va"]:
         raise CheckpointError("--add_aggregator makes a SAMA of a Sa2VA: give one source of --kind sa2va.")
-    parts = {source.kind: source for source in sources if source.kind not in BASES}
+    parts = {
+        "tracker" if source.kind in TRACKERS else source.kind: source for source in sources if source.kind not in BASES
+    }
     if len(bases) > 1 or len(bases) + len(parts) < len(sources):
         raise CheckpointError(
             f"{' and '.join(source.kind for source in sources)} cannot be combined: give one of sama, sa2va, "
-            f"{', '.join(BACKBONES)} or --into, and at most one sam2 and one instructblip."
+            f"{', '.join(BACKBONES)} or --into, and at most one sam2 or sam3 and one instructblip."
         )
-    if not bases and set(parts) != {"sam2"}:
-        raise CheckpointError("InstructBLIP replaces one part of a SAMA: also give --into, sama, sa2va or a backbone.")
+    if not bases and [source.kind for source in sources] != ["sam2"]:
+        part = "SAM 3" if set(parts) == {"tracker"} else "InstructBLIP"
+        raise CheckpointError(f"{part} replaces one part of a SAMA: also give --into, sama, sa2va or a backbone.")
     return (bases[0] if bases else None), parts
 
 
@@ -186,8 +191,9 @@ def open_sources(request: ConversionRequest) -> tuple[Source | None, dict[str, S
 
 
 def plan_release(base: Source, parts: dict[str, Source], request: ConversionRequest) -> tuple[Plan, tuple]:
-    """Plans SAMA, Sa2VA or a backbone, optionally with SAM 2 and InstructBLIP; returns the plan, and a tuple of both
-    tokenizers (the second is None without a context aggregator) and the name of the chat template."""
+    """Plans SAMA, Sa2VA or a backbone, optionally with SAM 2 and InstructBLIP; returns the plan, and what
+    [`write_processor`] needs: both tokenizers (the second is None without a context aggregator), the chat template and
+    the folder."""
     shapes, foreign = base.files.shapes, read_json(base.folder / "config.json")
     table = check_family(base, foreign)
     tokenizer = load_tokenizer([request.tokenizer] if request.tokenizer else [base.folder, base.folder / "tokenizer"])
@@ -203,6 +209,7 @@ def plan_release(base: Source, parts: dict[str, Source], request: ConversionRequ
     check_vocabulary(tokenizer, num_rows, "language model's")
     entries = part_configs(base, parts, qformer_tokenizer, read_sizes(request, base.folder))
     entries["seg_state"] = "after_norm" if alone else table.seg_state
+    entries["region_prompts"] = table.region_prompts if qformer_tokenizer is None else "encoded"
     if base.kind == "sama":
         # Its Qwen2 builds the rotary table in bfloat16, its InternLM2 computes it in float32
         entries["round_rotary_to_bfloat16"] = backbone["text_config"]["model_type"] == "qwen2"
@@ -213,10 +220,11 @@ def plan_release(base: Source, parts: dict[str, Source], request: ConversionRequ
             keys.pieces[name] = Piece(keys.pieces[name].keys, append_mean_rows(num_tokens, num_rows))
         plan.report.notes.append(f"{added} new tokens are initialized with the mean of the embeddings")
     plan.add(base, keys)
-    plan.report.notes += file_facts(base.folder, foreign, base.files, keys, tokenizer)
+    template = chat_template(tokenizer, foreign, base.folder, alone)
+    plan.report.notes += file_facts(base.folder, foreign, base.files, keys, tokenizer, template)
     fresh = () if base.kind == "sama" or qformer_tokenizer is None else (AGGREGATOR, REGIONS)
     add_parts(plan, base, parts, (*fresh, SEG, TRACKER) if alone else fresh)
-    return plan, (tokenizer, qformer_tokenizer, foreign.get("template"))
+    return plan, (tokenizer, qformer_tokenizer, template, base.folder)
 
 
 def check_family(base: Source, foreign: dict) -> BackboneTable:
@@ -271,11 +279,12 @@ def question_tokenizer(base: Source, parts: dict[str, Source], request: Conversi
 
 def part_configs(base: Source, parts: dict[str, Source], questions: BertTokenizer | None, sizes: dict) -> dict:
     """`mask_config`, `aggregator_config` and what belongs to them, for a question tokenizer or none."""
-    shapes, sam2 = base.files.shapes, parts.get("sam2")
+    shapes, tracker = base.files.shapes, parts.get("tracker")
     if base.kind in ("sama", "sa2va"):
         entries = {"mask_config": tracker_config(shapes, SAM_PREFIX, sizes)}
     else:
-        entries = {"mask_config": sam2_config(sam2.files.shapes, "", sizes) if sam2 else default_sam2_config()}
+        given = tracker_config(tracker.files.shapes, "", sizes) if tracker else default_sam2_config()
+        entries = {"mask_config": given}
     check_installed(entries["mask_config"]["model_type"])
     if base.kind == "sama":
         entries |= aggregator_config(shapes, sizes)
@@ -299,10 +308,9 @@ def plan_into(base: Source, parts: dict[str, Source], request: ConversionRequest
     earlier = read_json(saved) if saved.is_file() else {"fresh": []}
     fresh = tuple(earlier["fresh"])
     keys = set(base.files.tensors)
-    if "sam2" in parts and any(name.startswith(SAM) for name in fresh):
-        config.mask_config = Sam2VideoConfig(
-            **sam2_config(parts["sam2"].files.shapes, "", read_sizes(request, base.folder))
-        )
+    if "tracker" in parts and any(name.startswith(SAM) for name in fresh):
+        given = tracker_config(parts["tracker"].files.shapes, "", read_sizes(request, base.folder))
+        config.mask_config = CONFIG_MAPPING[given["model_type"]](**given)
         keys = {name for name in keys if not name.startswith(TRACKER)}
         fresh = tuple(name for name in fresh if not name.startswith(TRACKER))
     if "instructblip" in parts:
@@ -314,21 +322,21 @@ def plan_into(base: Source, parts: dict[str, Source], request: ConversionRequest
         )
     plan = Plan(config)
     plan.report.fresh = [name for name in fresh if name in keys]
-    plan.report.copied = [name for name in earlier.get("copied", []) if "sam2" not in parts]
+    plan.report.copied = [name for name in earlier.get("copied", []) if "tracker" not in parts]
     plan.add(base, map_own(name for name in base.files.tensors if name in keys))
     add_parts(plan, base, parts, ())
     return plan
 
 
 def add_parts(plan: Plan, base: Source, parts: dict[str, Source], optional_prefixes: tuple[str, ...]) -> None:
-    """Adds SAM 2 and InstructBLIP to the plan, and sets which tensors may stay newly initialized."""
-    if "sam2" in parts:
-        sam2 = parts["sam2"]
+    """Adds mask tracker and InstructBLIP to the plan, and sets which tensors may stay newly initialized."""
+    if "tracker" in parts:
+        tracker = parts["tracker"]
         if any(name.startswith(SAM) for name in plan.pieces):
-            check_same_sam2(plan.config.mask_config, sam2)
-            plan.add(sam2, map_original_decoder(sam2.files.tensors))
+            check_same_tracker(plan.config.mask_config, tracker)
+            plan.add(tracker, map_original_decoder(tracker.files.tensors))
         else:
-            plan.add(sam2, map_tracker(sam2.files.tensors))
+            plan.add(tracker, map_tracker(tracker.files.tensors))
         optional_prefixes = tuple(prefix for prefix in optional_prefixes if prefix != TRACKER)
     elif base.kind in ("sama", "sa2va"):
         plan.report.copied = [name for name in plan.pieces if name.startswith(ORIGINAL_DECODER)]
@@ -339,14 +347,19 @@ def add_parts(plan: Plan, base: Source, parts: dict[str, Source], optional_prefi
     plan.optional_prefixes = optional_prefixes
 
 
-def check_same_sam2(config: Sam2VideoConfig, sam2: Source) -> None:
-    """Checks size and version of a SAM 2: its decoder works only with the image encoder it was trained with.
+def check_same_tracker(config: PreTrainedConfig, sam2: Source) -> None:
+    """Checks size and version of a SAM 2, or that both are a SAM 3: a decoder works only with the image encoder it was
+    trained with.
 
     Raises:
         CheckpointError: If they differ from the checkpoint's.
     """
-    if not isinstance(config, Sam2VideoConfig):
-        raise CheckpointError(f"{sam2.path} is a SAM 2, but the checkpoint was trained with a {config.model_type}.")
+    if isinstance(config, Sam2VideoConfig) != (sam2.kind == "sam2"):
+        raise CheckpointError(
+            f"{sam2.path} is a {sam2.kind}, but the checkpoint was trained with {config.model_type}."
+        )
+    if sam2.kind == "sam3":
+        return
     given = Sam2VideoConfig(
         **sam2_config(sam2.files.shapes, "", {"sam_image_size": config.image_size} | known_hiera(config))
     )

@@ -1,8 +1,9 @@
 """The two tokenizers of a checkpoint, loaded without running its code and checked against the embeddings."""
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -10,6 +11,7 @@ from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase, 
 from sama.conversion.backbones import BackboneTable
 from sama.conversion.configs import TokenIds
 from sama.conversion.files import CheckpointError, explain_damage, read_json
+from sama.templates_sama import CHAT_TEMPLATES
 
 
 SAMA_TAGS = ["[SEG]", "<p>", "</p>", "<vp>", "</vp>"]  # in the release's order
@@ -92,6 +94,48 @@ def load_qformer_tokenizer(folders: Sequence[Path]) -> BertTokenizer:
     if missing := [tag for tag in QFORMER_TAGS if tag not in tokenizer.get_vocab()]:
         tokenizer.add_special_tokens({"extra_special_tokens": missing}, replace_extra_special_tokens=False)
     return tokenizer
+
+
+def chat_template(
+    tokenizer: PreTrainedTokenizerBase, foreign: Mapping[str, Any], folder: Path, alone: bool = False
+) -> str | None:
+    """
+    The chat template of a checkpoint or its name in `CHAT_TEMPLATES`: for InternVL the style that `config.json` names.
+    For other families the style that writes what the tokenizer's own template writes, since a style marks the answers;
+    that template where no style does; None without any.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): Of the language model.
+        foreign (`Mapping`): The `config.json`.
+        folder (`Path`): Where it lies.
+        alone (`bool`): Whether the backbone is not part of another model: InternVL's own styles are replaced then.
+
+    Raises:
+        CheckpointError: If the style is unknown, or the template cannot be applied.
+    """
+    if "llm_config" in foreign:
+        style = foreign.get("template")
+        if style in CHAT_TEMPLATES:
+            return style
+        if style is not None and not alone:
+            raise CheckpointError(
+                f"{folder / 'config.json'}: the prompt style (`template`) {style!r} is unknown, expected one of "
+                f"{', '.join(CHAT_TEMPLATES)}."
+            )
+        return "internlm2_chat" if foreign["llm_config"].get("model_type") == "internlm2" else "qwen_chat"
+    if tokenizer.chat_template is None:
+        return None
+    messages = [{"role": role, "content": role[::-1]} for role in ("user", "assistant", "user")]
+
+    def render(template: str | None) -> str:
+        return tokenizer.apply_chat_template(
+            messages, chat_template=template, add_generation_prompt=True, tokenize=False
+        )
+
+    with explain_damage(folder, "has a chat template that cannot be applied"):
+        own = render(None)
+        found = (name for name, style in CHAT_TEMPLATES.items() if render(style) == own)
+        return next(found, tokenizer.get_chat_template())
 
 
 def complete_tokenizer(tokenizer: PreTrainedTokenizerBase, table: BackboneTable, may_add: bool) -> None:

@@ -118,6 +118,22 @@ SAM3_UNUSED = {
 TUNED_DECODER, DECODER = "sam_mask_decoder_modified.", "sam_mask_decoder."
 
 
+# Where the published SAM 3 holds the tracker and its image encoder
+SAM3_PARTS = {"tracker.": "", "detector.backbone.vision_backbone.": "backbone.vision_backbone."}
+
+
+def tracker_names(keys: Iterable[str], prefix: str = "") -> dict[str, str]:
+    """Names within a mask tracker, and the source names that hold them, which begin with `prefix`."""
+    keys = list(keys)
+    parts = SAM3_PARTS if any(key.startswith(f"{prefix}tracker.") for key in keys) else {"": ""}
+    names = {}
+    for key in keys:
+        for part, own in parts.items():
+            if key.startswith(prefix + part):
+                names[own + key[len(prefix + part) :]] = key
+    return names
+
+
 def rename_tracker(key: str) -> str:
     """The name in `Sam2VideoModel` or `Sam3TrackerVideoModel` of a name of the authors."""
     for prefix, rules in (SAM3_RULES | SAM2_RULES).items():
@@ -142,10 +158,11 @@ def map_tracker(keys: Iterable[str], prefix: str = "", original_decoder: bool = 
             the source has one, and otherwise the same.
     """
     keys = list(keys)
-    two_decoders = any(key.startswith(prefix + TUNED_DECODER) for key in keys)
-    result, points = KeyMap(), {}
-    for key in keys:
-        name = key[len(prefix) :]
+    names = tracker_names(keys, prefix)
+    two_decoders = any(name.startswith(TUNED_DECODER) for name in names)
+    others = dict.fromkeys(set(keys) - set(names.values()), "SAM 3's detector finds objects by text")
+    result, points = KeyMap(unused=others), {}
+    for name, key in names.items():
         if match := re.fullmatch(r"sam_prompt_encoder\.point_embeddings\.(\d)\.weight", name):
             points[int(match[1])] = key
             continue
@@ -170,12 +187,11 @@ def map_tracker(keys: Iterable[str], prefix: str = "", original_decoder: bool = 
 
 
 def map_original_decoder(keys: Iterable[str]) -> KeyMap:
-    """Maps only the mask decoder of a SAM 2, to the decoder used for propagation."""
-    result = KeyMap()
-    for key in keys:
-        if key.startswith(DECODER):
-            own = ORIGINAL_DECODER + rename_tracker(key).removeprefix("mask_decoder.")
-            result.pieces[own] = Piece((key,), identity)
-        else:
-            result.unused[key] = "the checkpoint keeps its own SAM 2; only the original mask decoder is taken"
+    """Maps only the mask decoder of a SAM 2 or SAM 3, to the decoder used for propagation."""
+    reason = "the checkpoint keeps its own mask tracker; only the original mask decoder is taken"
+    keys = list(keys)
+    decoder = {name: key for name, key in tracker_names(keys).items() if name.startswith(DECODER)}
+    result = KeyMap(unused=dict.fromkeys(set(keys) - set(decoder.values()), reason))
+    for name, key in decoder.items():
+        result.pieces[ORIGINAL_DECODER + rename_tracker(name).removeprefix("mask_decoder.")] = Piece((key,), identity)
     return result

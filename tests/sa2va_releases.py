@@ -376,13 +376,13 @@ def tiny_releases() -> dict[str, Release]:
     }
 
 
-def write_release(folder: Path, release: Release, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Writes the folder of a release, with random weights; returns them."""
+def write_release(folder: Path, release: Release, grounding: bool = True) -> dict[str, torch.Tensor]:
+    """Writes the folder of a release, its tokenizer with the grounding tokens or not; returns its random weights."""
     folder.mkdir()
-    weights = foreign.random_weights(release.shapes, seed)
+    weights = foreign.random_weights(release.shapes, seed=0)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(release.config), encoding="utf-8")
-    foreign.write_tokenizers(folder, chat_tokens=release.chat_tokens)
+    foreign.write_tokenizers(folder, grounding, release.chat_tokens)
     image_size = SAM3_IMAGE_SIZE if any("sam2_convs" in name for name in weights) else TINY_SIZES["sam_image_size"]
     tiny = TINY_SIZES | {"sam_image_size": image_size}
     (folder / "sizes.json").write_text(json.dumps(tiny), encoding="utf-8")

@@ -7,6 +7,7 @@ from .pictures_sama import existing_path  # noqa: F401  # isort: skip
 from .regions_sama import Region  # noqa: F401  # isort: skip
 from .video_readers_sama import FrameSource  # noqa: F401  # isort: skip
 
+import copy
 import math
 import os
 from collections.abc import Sequence
@@ -135,7 +136,7 @@ class SamaProcessor(ProcessorMixin):
         tokenizer = check_tags(tokenizer, (*LANGUAGE_TAGS, *self.family.tags), "tokenizer")
         check_ids(tokenizer, config, self.family.tags.context)
         if config.aggregator_config is None:
-            qformer_tokenizer = tokenizer  # the base class wants one, which nobody reads
+            qformer_tokenizer = copy.deepcopy(tokenizer)  # the base class saves one of its own, which nobody reads
         else:
             qformer_tokenizer = check_tags(qformer_tokenizer, QFORMER_TAGS, "qformer_tokenizer")
             # Questions are cut on the left: what is asked usually stands at the end.

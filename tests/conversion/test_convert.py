@@ -266,7 +266,7 @@ def test_tied_embeddings_stay_tied(tmp_path):
     weights = foreign.write_release(tmp_path / "foreign", "sa2va")
     del weights["language_model.lm_head.weight"]
     save_file(weights, tmp_path / "foreign" / "model.safetensors")
-    convert_source(tmp_path / "foreign", "sa2va", tmp_path / "ours", add_aggregator=True)
+    convert_source(tmp_path / "foreign", "sa2va", tmp_path / "ours")
     model = load(tmp_path / "ours")
     assert model.lm_head.weight is model.get_input_embeddings().weight
     assert torch.equal(model.lm_head.weight, weights["language_model.model.embed_tokens.weight"])

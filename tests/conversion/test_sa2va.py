@@ -12,22 +12,35 @@ from safetensors.torch import load_file, save_file
 
 from sama.conversion import plan as conversion_plan
 from sama.conversion.configs import sam3_config
-from sama.conversion.convert import ConversionRequest, Report, convert, parse_arguments
+from sama.conversion.convert import ConversionRequest, Plan, Report, convert, parse_arguments
 from sama.conversion.files import CheckpointError
-from sama.conversion.pieces import AGGREGATOR
+from sama.conversion.pieces import AGGREGATOR, BACKBONE, ORIGINAL_DECODER
+from sama.conversion.pieces import SAM as OUR_SAM
+from sama.conversion.tokenizers import chat_template
 from sama.modeling_sama import SamaForConditionalGeneration
+from sama.processing_sama import SamaProcessor
 
 
 RELEASES = sa2va_releases.tiny_releases()
+QWEN_HEAD, QWEN_EMBEDDINGS = "model.lm_head.weight", "model.model.language_model.embed_tokens.weight"
 HEAD, EMBEDDINGS = "language_model.lm_head.weight", "language_model.model.embed_tokens.weight"
-SYSTEM_TURN = "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nHi<|im_end|>\n{% endif %}"
+SYSTEM_TURN = (
+    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
+)
 TURNS = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
 
 def convert_folder(folder: Path, to: Path, **others) -> Report:
     return convert(ConversionRequest([(folder, "sa2va")], to, sizes=folder / "sizes.json", **others))
+
+
+def write_sizes(folder: Path) -> Path:
+    sizes = folder / "sizes.json"
+    sizes.write_text(json.dumps(sa2va_releases.TINY_SIZES | {"sam_image_size": sa2va_releases.SAM3_IMAGE_SIZE}))
+    return sizes
 
 
 def edit_json(file: Path, **values) -> None:
@@ -40,25 +53,6 @@ def load(folder: Path) -> SamaForConditionalGeneration:
     return model
 
 
-# ---- what is written ------------------------------------------------------------
-
-
-def test_an_aggregator_can_be_added(tmp_path):
-    sa2va_releases.write_release(tmp_path / "foreign", RELEASES["internvl"])
-    report = convert_folder(tmp_path / "foreign", tmp_path / "ours", add_aggregator=True)
-    model = load(tmp_path / "ours")
-    fresh = {name for name in model.state_dict() if name.startswith((AGGREGATOR, "model.region_encoder."))}
-    assert set(report.fresh) == fresh and len(fresh) > 100
-    assert (model.config.trained, model.config.preset) == (False, "consistent")
-    assert model.config.aggregator_config.temporal_qformer_config.vocab_size == foreign.NUM_QFORMER_TOKENS
-    arguments = ["--from", "Sa2VA-1B", "--kind", "sa2va", "--to", "x"]
-    assert parse_arguments([*arguments, "--add_aggregator"]).add_aggregator
-    assert not parse_arguments(arguments).add_aggregator
-
-
-# ---- what is reported ------------------------------------------------------------
-
-
 @pytest.fixture
 def folder(tmp_path) -> Path:
     """The folder of a tiny Sa2VA on InternVL."""
@@ -66,12 +60,121 @@ def folder(tmp_path) -> Path:
     return tmp_path / "foreign"
 
 
-def notes_of(folder: Path) -> str:
-    """Notes of the plan, without writing anything."""
-    request = ConversionRequest([(folder, "sa2va")], folder.parent / "ours", sizes=folder / "sizes.json")
+def plan_of(folder: Path, **others) -> Plan:
+    """The plan, without writing anything."""
+    request = ConversionRequest([(folder, "sa2va")], folder.parent / "ours", sizes=folder / "sizes.json", **others)
     base, parts = conversion_plan.open_sources(request)
-    plan, _ = conversion_plan.plan_release(base, parts, request)
-    return "\n".join(plan.report.lines())
+    return conversion_plan.plan_release(base, parts, request)[0]
+
+
+def notes_of(folder: Path) -> str:
+    return "\n".join(plan_of(folder).report.lines())
+
+
+# ---- what is written ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["sa2va-i", "qwen2_5_vl", "qwen3_vl with sam3"])
+def test_a_release_stays_a_sa2va(name, tmp_path):
+    """Names and values of all kinds are compared in test_sa2va_keys.py; here they pass through files and the model."""
+    weights = sa2va_releases.write_release(tmp_path / "foreign", RELEASES[name])
+    report = convert_folder(tmp_path / "foreign", tmp_path / "ours")
+    model = load(tmp_path / "ours")
+    state, config = model.state_dict(), model.config
+    unused = sum(map(len, report.unused.values()))
+    assert (report.used + unused, report.filled, report.fresh) == (len(weights), len(state), [])
+    assert unused == (22 if name.endswith("sam3") else 0)
+    assert len(report.copied) == (0 if name == "sa2va-i" else 131)
+    assert config.aggregator_config is None and config.trained and not config.tie_word_embeddings
+    assert config.preset == ("consistent" if name == "sa2va-i" else "published")
+    assert config.region_prompts == ("none" if name.startswith("qwen") else "cells")
+    assert config.seg_state == ("before_norm" if name.startswith("qwen3") else "after_norm")
+    assert not any(own.startswith((AGGREGATOR, "model.region_encoder.")) for own in state)
+    head, embeddings = state["lm_head.weight"], state[f"{BACKBONE}language_model.embed_tokens.weight"]
+    theirs = [QWEN_HEAD, QWEN_EMBEDDINGS] if name.startswith("qwen") else [HEAD, EMBEDDINGS]
+    assert torch.equal(head, weights[theirs[0]]) and torch.equal(embeddings, weights[theirs[1]])
+    assert not torch.equal(head, embeddings)
+    assert torch.equal(state["model.seg_projection.2.bias"], weights["text_hidden_fcs.2.bias"])
+    processor = SamaProcessor.from_pretrained(tmp_path / "ours", trust_remote_code=True)
+    assert processor.tokenizer.convert_tokens_to_ids("[SEG]") == config.seg_token_id
+    size = (
+        {"shortest_edge": 512 * 784, "longest_edge": 2048 * 784}
+        if name.startswith("qwen")
+        else {"height": 56, "width": 56}
+    )
+    assert dict(processor.image_processor.size) == size and processor.sam_image_size == (
+        112 if "sam3" in name else 128
+    )
+
+
+def test_an_aggregator_can_be_added(folder):
+    """What is fresh has its values in test_convert.py: with InstructBLIP the same happens without being asked for."""
+    plan = plan_of(folder, add_aggregator=True)
+    assert plan.optional_prefixes == (AGGREGATOR, "model.region_encoder.")
+    config = plan.config
+    assert (config.preset, config.region_prompts, config.seg_state) == ("consistent", "encoded", "after_norm")
+    assert config.aggregator_config.temporal_qformer_config.vocab_size == foreign.NUM_QFORMER_TOKENS
+    arguments = ["--from", "Sa2VA-1B", "--kind", "sa2va", "--to", "x"]
+    assert parse_arguments([*arguments, "--add_aggregator"]).add_aggregator
+    assert not parse_arguments(arguments).add_aggregator
+
+
+def test_a_backbone_and_a_sam3_start_a_sama(tmp_path):
+    """Both as their authors store them; the mask tracker's decoder is stored twice."""
+    wrapped, sam = RELEASES["qwen3_vl with sam3"], sa2va_releases.SAM
+    shapes = {key.removeprefix("model."): shape for key, shape in wrapped.shapes.items() if key.startswith("model.")}
+    rows, width = shapes["model.language_model.embed_tokens.weight"]
+    padded = {key: (64, width) for key, shape in shapes.items() if shape == (rows, width)}
+    base = sa2va_releases.Release(wrapped.config, shapes | padded, 0, wrapped.chat_tokens)
+    weights = sa2va_releases.write_release(tmp_path / "qwen", base, grounding=False)
+    (tmp_path / "qwen" / "chat_template.jinja").write_text(TURNS)
+    (tmp_path / "qwen" / "preprocessor_config.json").write_text('{"image_mean": [0.25, 0.5, 0.5]}')
+    sam3 = {
+        key.replace(sam, "detector." if "vision_backbone" in key else "tracker."): shape
+        for key, shape in wrapped.shapes.items()
+        if key.startswith(sam)
+    }
+    tensors = foreign.random_weights(sam3 | {"detector.transformer.decoder.query_embed.weight": (3, 8)}, seed=5)
+    torch.save({"model": tensors}, tmp_path / "sam3.pt")
+    torch.save(foreign.random_weights(foreign.instructblip_shapes(), seed=6), tmp_path / "blip.pt")
+    sources = [(tmp_path / "qwen", "qwen3_vl"), (tmp_path / "sam3.pt", "sam3"), (tmp_path / "blip.pt", "instructblip")]
+    report = convert(ConversionRequest(sources, tmp_path / "ours", sizes=write_sizes(tmp_path)))
+    model = load(tmp_path / "ours")
+    state, config = model.state_dict(), model.config
+    settings = (config.mask_config.model_type, config.seg_state, config.trained)
+    assert settings == ("sam3_tracker_video", "after_norm", False)
+    detector, neck = "SAM 3's detector finds objects by text", "the neck of SAM 3's detector"
+    assert any(reason.startswith(neck) for reason in report.unused) and detector in report.unused
+    assert {name.split(".")[1] for name in report.fresh} == {"context_aggregator", "region_encoder", "seg_projection"}
+    for prefix in (f"{OUR_SAM}mask_decoder.", ORIGINAL_DECODER):
+        assert torch.equal(state[f"{prefix}iou_token.weight"], tensors["tracker.sam_mask_decoder.iou_token.weight"])
+    neck = "detector.backbone.vision_backbone.sam2_convs.3.conv_1x1.weight"
+    assert torch.equal(state[f"{OUR_SAM}vision_encoder.neck.fpn_layers.3.proj1.weight"], tensors[neck])
+    theirs = weights["model.language_model.embed_tokens.weight"]
+    embeddings, known = model.get_input_embeddings().weight, rows - 5
+    assert embeddings.shape == theirs.shape and torch.equal(embeddings[:known], theirs[:known])
+    torch.testing.assert_close(
+        embeddings[known:].float(), theirs[:known].float().mean(0).expand(64 - known, -1), atol=1e-3, rtol=0
+    )
+    processor = SamaProcessor.from_pretrained(tmp_path / "ours", trust_remote_code=True)
+    assert dict(processor.image_processor.size) == {"shortest_edge": 128 * 784, "longest_edge": 512 * 784}
+    assert list(processor.image_processor.image_mean) == [0.25, 0.5, 0.5]
+
+    again = ConversionRequest([(tmp_path / "sam3.pt", "sam3")], tmp_path / "again", into=tmp_path / "ours")
+    assert (
+        len(
+            convert(again).unused["the checkpoint keeps its own mask tracker; only the original mask decoder is taken"]
+        )
+        > 100
+    )
+    torch.save(foreign.random_weights(foreign.sam2_shapes(), seed=7), tmp_path / "sam2.pt")
+    with pytest.raises(CheckpointError, match="is a sam2, but the checkpoint was trained with sam3_tracker_video"):
+        convert(ConversionRequest([(tmp_path / "sam2.pt", "sam2")], tmp_path / "more", into=tmp_path / "ours"))
+    with pytest.raises(CheckpointError, match="SAM 3 replaces one part of a SAMA: also give --into"):
+        convert(ConversionRequest([(tmp_path / "sam3.pt", "sam3")], tmp_path / "more"))
+
+
+# ---- what is reported ------------------------------------------------------------
 
 
 def test_facts_of_the_files_are_reported(folder):
@@ -83,7 +186,7 @@ def test_facts_of_the_files_are_reported(folder):
         f"{rows} embedding rows for {rows} tokens; [SEG] {rows - 5}, <p> {rows - 4}, </p> {rows - 3}, "
         f"<vp> {rows - 2}, </vp> {rows - 1} (there is no added_tokens.json)",
         "lm_head is stored and differs from the embeddings",
-        "prompt style 'phi3_chat'; answers end at the text <|end|>, which is no token",
+        "prompt style 'phi3_chat', used as phi3_chat; answers end at the text <|end|>, which is no token",
         "no rotary scaling",
         "131 copied: the original mask decoder is the tuned one",
     ):
@@ -104,7 +207,7 @@ def test_other_facts_are_reported(folder):
         f"stored as float32 ({len(weights)} tensors); config.json names bfloat16",
         "licence: apache-2.0",
         "lm_head is stored and equals the embeddings; it is kept apart from them",
-        "prompt style 'qwen_chat'",
+        "prompt style 'qwen_chat', used as qwen_chat",
         "rotary scaling kept: {'type': 'dynamic', 'factor': 2.0}",
         "1 not used (rotary table, which is computed): language_model.model.rotary_emb.inv_freq",
     ):
@@ -115,15 +218,16 @@ def test_other_facts_are_reported(folder):
     assert "no lm_head is stored: it is tied to the embeddings" in notes_of(folder)
 
 
-def test_chat_template_of_the_checkpoint_is_reported(tmp_path, monkeypatch):
-    monkeypatch.setitem(conversion_plan.FAMILIES, "qwen2_5_vl", conversion_plan.FAMILIES["internvl"])
+def test_chat_template_of_the_checkpoint_is_reported(tmp_path):
     folder = tmp_path / "foreign"
     sa2va_releases.write_release(folder, RELEASES["qwen2_5_vl"])
-    assert "prompt style 'qwen_chat'; the tokenizer has no chat template" in notes_of(folder)
+    assert "prompt style 'qwen_chat'; there is no chat template: that of the family" in notes_of(folder)
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": TURNS}))
-    assert "its chat template begins without a system turn" in notes_of(folder)
+    assert "the chat template begins without a system turn, used as qwen_chat" in notes_of(folder)
+    (folder / "chat_template.jinja").write_text(SYSTEM_TURN.replace("You are a", "Be") + TURNS)
+    assert "the chat template begins with a system turn, used as kept" in notes_of(folder)
     (folder / "chat_template.jinja").write_text(SYSTEM_TURN + TURNS)
-    assert "its chat template begins with a system turn" in notes_of(folder)
+    assert "the chat template begins with a system turn, used as qwen2_5_vl_chat" in notes_of(folder)
 
 
 # ---- what is refused ------------------------------------------------------------
@@ -154,6 +258,15 @@ def test_vocabulary_of_another_checkpoint(folder):
     other.mkdir()
     foreign.write_tokenizers(other, chat_tokens=["<|im_end|>"])
     refuse(folder, r"tokenizer has no <img>, </img>, <IMG_CONTEXT>; it belongs", tokenizer=other)
+
+
+def test_style_that_is_unknown(folder):
+    edit_json(folder / "config.json", template="internvl2_5")
+    refuse(
+        folder, r"config.json: the prompt style \(`template`\) 'internvl2_5' is unknown, expected one of qwen_chat, "
+    )
+    foreign_config = {"template": "internvl2_5", "llm_config": {"model_type": "internlm2"}}
+    assert chat_template(None, foreign_config, folder, alone=True) == "internlm2_chat"
 
 
 def test_tensor_of_another_model(folder):
@@ -188,7 +301,6 @@ def test_model_that_transformers_does_not_have(tmp_path, monkeypatch, missing):
     sa2va_releases.write_release(tmp_path / "foreign", RELEASES["qwen3_vl with sam3"])
     mapping = conversion_plan.CONFIG_MAPPING
     known = {name: mapping[name] for name in ("qwen3_vl", "qwen3_vl_text", "sam3_tracker_video") if name != missing}
-    monkeypatch.setitem(conversion_plan.FAMILIES, "qwen3_vl", conversion_plan.FAMILIES["internvl"])
     monkeypatch.setattr(conversion_plan, "CONFIG_MAPPING", known)
     monkeypatch.setattr(conversion_plan.transformers, "__version__", "5.17.0")
     refuse(tmp_path / "foreign", f"transformers 5.17.0 has no model of type '{missing}'; install a newer one")
@@ -218,12 +330,3 @@ def test_positions_that_do_not_fit(positions, image_size, message):
     shapes = {key: shape for key, shape in shapes.items() if ".blocks.31." not in key}
     with pytest.raises(CheckpointError, match="of width 1024 with 31 blocks is not the published size"):
         sam3_config(shapes, sa2va_releases.SAM, sizes)
-
-
-def test_sam2_does_not_replace_the_decoder_of_a_sam3(tmp_path, monkeypatch):
-    monkeypatch.setitem(conversion_plan.FAMILIES, "qwen3_vl", conversion_plan.FAMILIES["internvl"])
-    sa2va_releases.write_release(tmp_path / "foreign", RELEASES["qwen3_vl with sam3"])
-    torch.save(foreign.random_weights(foreign.sam2_shapes(), seed=7), tmp_path / "sam2.pt")
-    sources = [(tmp_path / "foreign", "sa2va"), (tmp_path / "sam2.pt", "sam2")]
-    with pytest.raises(CheckpointError, match="is a SAM 2, but the checkpoint was trained with a sam3_tracker_video"):
-        convert(ConversionRequest(sources, tmp_path / "ours", sizes=tmp_path / "foreign" / "sizes.json"))

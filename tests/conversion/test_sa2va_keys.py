@@ -19,6 +19,8 @@ from sama.conversion.keys import guess_kind, map_release
 from sama.conversion.pieces import BACKBONE, HEAD, ORIGINAL_DECODER, KeyMap
 from sama.conversion.pieces import SAM as OUR_SAM
 from sama.conversion.plan import grouped_heads
+from sama.modeling_sama import SamaForConditionalGeneration
+from sama.modeling_sama_backbones import FAMILIES
 
 
 OFFICIAL_KEYS = Path(__file__).parents[1] / "goldens" / "official_keys.json.gz"  # of SAMA: size -> key -> shape
@@ -46,19 +48,16 @@ def plan(release: Release) -> tuple[BackboneTable, SamaConfig, KeyMap]:
 
 
 def model_shapes(config: SamaConfig) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the composed model."""
+    """Names and shapes of the composed model; of a backbone without a class here, composed by hand."""
     with torch.device("meta"):
-        backbone, sam = AutoModel.from_config(config.backbone_config), AutoModel.from_config(config.mask_config)
-        width, rows = config.text_config.hidden_size, config.text_config.vocab_size
-        rest = torch.nn.ModuleDict(
-            {
-                "model": torch.nn.ModuleDict({"seg_projection": torch.nn.Sequential(
-                    torch.nn.Linear(width, width), torch.nn.ReLU(), torch.nn.Linear(width, 256)
-                )}),
-                "lm_head": torch.nn.Linear(width, rows, bias=False),
-            }
-        )  # fmt: skip
-    parts = {BACKBONE: backbone, OUR_SAM: sam, ORIGINAL_DECODER: sam.mask_decoder, "": rest}
+        if config.backbone_config.model_type in FAMILIES:
+            parts: dict[str, torch.nn.Module] = {"": SamaForConditionalGeneration(config)}
+        else:
+            sam, width = AutoModel.from_config(config.mask_config), config.text_config.hidden_size
+            prompt = torch.nn.Sequential(torch.nn.Linear(width, width), torch.nn.ReLU(), torch.nn.Linear(width, 256))
+            head = torch.nn.Linear(width, config.text_config.vocab_size, bias=False)
+            parts = {BACKBONE: AutoModel.from_config(config.backbone_config), OUR_SAM: sam, "lm_head.": head}
+            parts |= {ORIGINAL_DECODER: sam.mask_decoder, "model.seg_projection.": prompt}
     return {
         prefix + name: tuple(tensor.shape)
         for prefix, part in parts.items()
