@@ -10,7 +10,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.dynamic_module_utils import custom_object_save
 
-from sama.configuration_sama import SamaConfig
+from sama.configuration_sama import IMAGENET_MEAN, IMAGENET_STD, SamaConfig
 from sama.conversion.files import read_json
 from sama.data.model_cards import hub_name, license_of
 from sama.modeling_sama import SamaForConditionalGeneration
@@ -43,6 +43,7 @@ def write_processor(
     qformer_tokenizer: PreTrainedTokenizerBase | None,
     template: str | None,
     source: Path,
+    alone: bool,
 ) -> None:
     """Writes the processor with both tokenizers, and the generation settings.
 
@@ -50,6 +51,7 @@ def write_processor(
         qformer_tokenizer (`PreTrainedTokenizerBase`, *optional*): None for a model without context aggregator.
         template (`str`, *optional*): The chat template or its name; that of the backbone's family if None.
         source (`Path`): Folder of the source checkpoint.
+        alone (`bool`): Whether the source is a backbone. Sa2VA trains SAM 3, too, on pixels as ImageNet's.
     """
     processor = SamaProcessor(
         image_processor=make_image_processor(config, source),
@@ -57,6 +59,8 @@ def write_processor(
         tokenizer=tokenizer,
         qformer_tokenizer=qformer_tokenizer,
         chat_template=template,
+        sam_image_mean=None if alone else IMAGENET_MEAN,
+        sam_image_std=None if alone else IMAGENET_STD,
         turn_format="newline_after" if config.preset == "published" else "newlines",
     )
     SamaProcessor.register_for_auto_class("AutoProcessor")

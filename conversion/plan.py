@@ -192,8 +192,8 @@ def open_sources(request: ConversionRequest) -> tuple[Source | None, dict[str, S
 
 def plan_release(base: Source, parts: dict[str, Source], request: ConversionRequest) -> tuple[Plan, tuple]:
     """Plans SAMA, Sa2VA or a backbone, optionally with SAM 2 and InstructBLIP; returns the plan, and what
-    [`write_processor`] needs: both tokenizers (the second is None without a context aggregator), the chat template and
-    the folder."""
+    [`write_processor`] needs: both tokenizers (the second is None without a context aggregator), the chat template,
+    the folder, and whether the backbone is alone."""
     shapes, foreign = base.files.shapes, read_json(base.folder / "config.json")
     table = check_family(base, foreign)
     tokenizer = load_tokenizer([request.tokenizer] if request.tokenizer else [base.folder, base.folder / "tokenizer"])
@@ -224,7 +224,7 @@ def plan_release(base: Source, parts: dict[str, Source], request: ConversionRequ
     plan.report.notes += file_facts(base.folder, foreign, base.files, keys, tokenizer, template)
     fresh = () if base.kind == "sama" or qformer_tokenizer is None else (AGGREGATOR, REGIONS)
     add_parts(plan, base, parts, (*fresh, SEG, TRACKER) if alone else fresh)
-    return plan, (tokenizer, qformer_tokenizer, template, base.folder)
+    return plan, (tokenizer, qformer_tokenizer, template, base.folder, alone)
 
 
 def check_family(base: Source, foreign: dict) -> BackboneTable:
@@ -289,9 +289,10 @@ def part_configs(base: Source, parts: dict[str, Source], questions: BertTokenize
     if base.kind == "sama":
         entries |= aggregator_config(shapes, sizes)
     elif questions is None:
-        # A Sa2VA as it is. Of those with two decoders the consistent preset is the published inference
-        two_decoders = f"{SAM_PREFIX}{TUNED_DECODER}iou_token.weight" in shapes
-        return entries | {"aggregator_config": None, "preset": "consistent" if two_decoders else "published"}
+        entries |= {"aggregator_config": None, "preset": "published"}  # a Sa2VA as it is
+        if f"{SAM_PREFIX}{TUNED_DECODER}iou_token.weight" in shapes:  # with two decoders: its own inference
+            entries |= {"preset": "consistent", "prompted_memory": "masks"}
+        return entries
     elif "instructblip" in parts:
         entries["aggregator_config"] = instructblip_config(parts["instructblip"].files.shapes, len(questions))
     else:

@@ -87,6 +87,7 @@ def test_a_release_stays_a_sa2va(name, tmp_path):
     assert len(report.copied) == (0 if name == "sa2va-i" else 131)
     assert config.aggregator_config is None and config.trained and not config.tie_word_embeddings
     assert config.preset == ("consistent" if name == "sa2va-i" else "published")
+    assert config.prompted_memory == ("masks" if name == "sa2va-i" else "as_decoded")
     assert config.region_prompts == ("none" if name.startswith("qwen") else "cells")
     assert config.seg_state == ("before_norm" if name.startswith("qwen3") else "after_norm")
     assert not any(own.startswith((AGGREGATOR, "model.region_encoder.")) for own in state)
@@ -97,6 +98,7 @@ def test_a_release_stays_a_sa2va(name, tmp_path):
     assert torch.equal(state["model.seg_projection.2.bias"], weights["text_hidden_fcs.2.bias"])
     processor = SamaProcessor.from_pretrained(tmp_path / "ours", trust_remote_code=True)
     assert processor.tokenizer.convert_tokens_to_ids("[SEG]") == config.seg_token_id
+    assert processor.sam_image_mean == [0.485, 0.456, 0.406]  # SAM 3's own are 0.5
     size = (
         {"shortest_edge": 512 * 784, "longest_edge": 2048 * 784}
         if name.startswith("qwen")
@@ -159,6 +161,7 @@ def test_a_backbone_and_a_sam3_start_a_sama(tmp_path):
     processor = SamaProcessor.from_pretrained(tmp_path / "ours", trust_remote_code=True)
     assert dict(processor.image_processor.size) == {"shortest_edge": 128 * 784, "longest_edge": 512 * 784}
     assert list(processor.image_processor.image_mean) == [0.25, 0.5, 0.5]
+    assert processor.sam_image_mean == processor.sam_image_std == [0.5, 0.5, 0.5]
 
     again = ConversionRequest([(tmp_path / "sam3.pt", "sam3")], tmp_path / "again", into=tmp_path / "ours")
     assert (
