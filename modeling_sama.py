@@ -406,7 +406,8 @@ class SamaModel(SamaPreTrainedModel):
 
     def encode_blank_frame(self) -> torch.Tensor:
         """Zero, from a black frame: a process whose samples are text alone runs the vision tower too."""
-        return 0.0 * self.encode_frames(*self.family.blank_frame(self.backbone)).features.sum()
+        frames = self.encode_frames(*self.family.blank_frame(self.backbone))
+        return 0.0 * sum(tokens.sum() for tokens in (frames.features, frames.deepstack) if tokens is not None)
 
     def encode_visual(self, visual: SamaVisualInputs) -> SamaVisualInputs:
         """`visual` with features in place of pixels, and with masks in place of clicks and boxes."""

@@ -6,19 +6,28 @@ from torch import nn
 from transformers import BitsAndBytesConfig
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
+from .parts import BACKBONE, PART_PREFIXES
+
 
 LORA_TARGETS = r".*\.language_model\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
-# PEFT's `modules_to_save` for each part; PEFT matches the end of a module's name
+# PEFT's `modules_to_save` for each part of SAMA's own; PEFT matches the end of a module's name
 PART_MODULES = {
-    "vision_tower": ("model.backbone.vision_tower",),
-    "projector": ("model.backbone.multi_modal_projector",),
     "aggregator": ("model.context_aggregator", "model.region_encoder"),
     "seg_head": ("seg_projection.0", "seg_projection.2"),
     "sam_encoder": ("sam.vision_encoder",),
     "mask_decoder": ("sam.mask_decoder",),
 }
-NOT_QUANTIZED = ("vision_tower", "multi_modal_projector", "context_aggregator", "region_encoder", "seg_projection",
-                 "mask_tracker", "lm_head")  # fmt: skip
+POSSIBLE_PARTS = ("vision_tower", "projector", *PART_MODULES)
+# Whole names from the root on: bitsandbytes skips what begins with one of them, and matches no name in the middle
+NOT_QUANTIZED = (
+    "lm_head",
+    *(
+        prefix.removesuffix(".")
+        for part, prefixes in PART_PREFIXES.items()
+        if part != "language_model"
+        for prefix in prefixes
+    ),
+)
 
 
 def quantization(options: ModelConfig) -> BitsAndBytesConfig | None:
@@ -27,6 +36,19 @@ def quantization(options: ModelConfig) -> BitsAndBytesConfig | None:
     if config is not None:
         config.llm_int8_skip_modules = list(NOT_QUANTIZED)
     return config
+
+
+def saved_modules(model: nn.Module, parts: Sequence[str]) -> list[str]:
+    """PEFT's `modules_to_save` for fully trained parts. A module inside another one is left out, and a list of modules,
+    which has no forward for PEFT to wrap, stands as its entries."""
+    names = [name for part in parts for name in PART_MODULES.get(part, ())]
+    families = {"vision_tower": model.model.family.vision_tower, "projector": model.model.family.projector}
+    for prefix in (prefix for part in parts for prefix in families.get(part, ())):
+        name = BACKBONE + prefix.removesuffix(".")
+        module = model.get_submodule(name)
+        entries = [f"{name}.{entry}" for entry, _ in module.named_children()]
+        names += entries if isinstance(module, nn.ModuleList) else [name]
+    return [name for name in names if not any(name.startswith(f"{other}.") for other in names)]
 
 
 def add_lora(model: nn.Module, options: ModelConfig, parts: Sequence[str]) -> nn.Module:
@@ -39,15 +61,14 @@ def add_lora(model: nn.Module, options: ModelConfig, parts: Sequence[str]) -> nn
     """
     from peft import get_peft_model, prepare_model_for_kbit_training
 
-    wrong = [part for part in parts if part not in PART_MODULES]
+    wrong = [part for part in parts if part not in POSSIBLE_PARTS]
     if wrong:
         raise ValueError(
             f"train_parts has {', '.join(wrong)}, which cannot be fully trained together with LoRA; remove "
-            f"{'it' if len(wrong) == 1 else 'them'}. Possible parts: {', '.join(PART_MODULES)}."
+            f"{'it' if len(wrong) == 1 else 'them'}. Possible parts: {', '.join(POSSIBLE_PARTS)}."
         )
     if options.load_in_4bit or options.load_in_8bit:
         model = prepare_model_for_kbit_training(model)
     options.lora_target_modules = options.lora_target_modules or LORA_TARGETS
-    modules = [module for part in parts for module in PART_MODULES[part]]
-    options.lora_modules_to_save = options.lora_modules_to_save or modules
+    options.lora_modules_to_save = options.lora_modules_to_save or saved_modules(model, parts)
     return get_peft_model(model, get_peft_config(options))

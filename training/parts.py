@@ -4,12 +4,16 @@ from collections.abc import Iterable, Sequence
 
 from torch import nn
 
+from sama.modeling_sama_backbones import FAMILIES
 
-# A parameter belongs to the first part with a matching prefix
+
+BACKBONE = "model.backbone."
+# A parameter belongs to the part with the longest matching prefix. Backbones name their own; the names of one family
+# do not occur in another
 PART_PREFIXES = {
-    "vision_tower": ("model.backbone.vision_tower.",),
-    "projector": ("model.backbone.multi_modal_projector.",),
-    "language_model": ("model.backbone.language_model.", "lm_head."),
+    "vision_tower": tuple(BACKBONE + prefix for family in FAMILIES.values() for prefix in family.vision_tower),
+    "projector": tuple(BACKBONE + prefix for family in FAMILIES.values() for prefix in family.projector),
+    "language_model": (f"{BACKBONE}language_model.", "lm_head."),
     "aggregator": ("model.context_aggregator.", "model.region_encoder."),
     "seg_head": ("model.seg_projection.",),
     "sam_encoder": ("model.mask_tracker.sam.vision_encoder.",),
@@ -68,10 +72,11 @@ def part_of(name: str) -> str:
     Raises:
         ValueError: if the parameter belongs to no part.
     """
-    for part, prefixes in PART_PREFIXES.items():
-        if base_name(name).startswith(prefixes):
-            return part
-    raise ValueError(f"The parameter {name} belongs to no part of SAMA")
+    pairs = ((prefix, part) for part, prefixes in PART_PREFIXES.items() for prefix in prefixes)
+    found = [(len(prefix), part) for prefix, part in pairs if base_name(name).startswith(prefix)]
+    if not found:
+        raise ValueError(f"The parameter {name} belongs to no part of SAMA")
+    return max(found)[1]
 
 
 def receives_gradient(name: str, config) -> bool:
