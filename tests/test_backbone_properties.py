@@ -251,17 +251,268 @@ def fresh_model(sama) -> SamaForConditionalGeneration:
     return model.train()
 
 
+# Of the last layer of the temporal Q-Former only the queries are read, not the words
+UNREAD = (".temporal_qformer.encoder.layer.1.intermediate.", ".temporal_qformer.encoder.layer.1.output.")
+DEEPSTACK = "model.backbone.visual.deepstack_merger_list."
+
+
 def test_every_trained_parameter_gets_a_gradient_and_checkpointing_changes_none(sama):
     model, batch = fresh_model(sama), training_batch(sama[1])
-
-
-    expected = gradients(model, batch)
-    missing = [name for name, grad in expected.items() if grad is None or not grad.any()]
-    assert not [name for name in missing if part_of(name) != "memory"], missing
-    assert {part_of(name) for name in expected} >= {"vision_tower", "projector", "language_model", "aggregator"}
-    expected = {name: grad.clone() for name, grad in expected.items() if grad is not None}
+    expected = {name: grad for name, grad in gradients(model, batch).items() if grad is not None}
+    parts = ("vision_tower", "projector", "language_model", "aggregator", "seg_head")
+    names = [name for name, _ in model.named_parameters() if part_of(name) in parts]
+    missing = [name for name in names if name not in expected or not expected[name].any()]
+    assert not [name for name in missing if not any(part in name for part in UNREAD)]
+    assert {part_of(name) for name in names} == set(parts)
+    assert any(name.startswith(DEEPSTACK) for name in names) is (model.config.backbone_config.model_type == "qwen3_vl")
+    expected = {name: gradient.clone() for name, gradient in expected.items()}
     model.gradient_checkpointing_enable()
     assert model.is_gradient_checkpointing
     found = gradients(model, batch)
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, atol=1e-6, rtol=1e-4, msg=lambda text, n=name: f"{n} {text}")
+
+
+def test_a_process_with_text_alone_touches_what_others_train(sama, monkeypatch):
+    """In distributed training a batch in text alone runs a blank frame: every parameter of the vision tower and the
+    projector gets a gradient, of zero."""
+    model = fresh_model(sama)
+    monkeypatch.setattr(type(model.model), "is_distributed_training", property(lambda self: True))
+    inputs = dict(sama[1].apply_chat_template(conversations()[3]))
+    found = gradients(model, inputs | {"labels": inputs["input_ids"]})
+    names = [name for name in found if part_of(name) in ("vision_tower", "projector")]
+    assert names and all(found[name] is not None and not found[name].any() for name in names)
+
+
+def test_lora_wraps_the_language_model_only_and_saves_the_projector(sama, tmp_path):
+    from peft import PeftModel
+
+    model, processor = sama
+    options = ModelConfig(use_peft=True, lora_r=2, lora_dropout=0.0)
+    parts = ("projector", "seg_head")
+    wrapped = add_lora(fresh_model(sama), options, parts)
+    freeze_all_but(wrapped, parts)
+    names = [name for name, parameter in wrapped.named_parameters() if parameter.requires_grad]
+    adapters = [name for name in names if "lora_" in name]
+    assert adapters and all(".backbone.language_model.layers." in name for name in adapters)
+    layers, matrices = model.config.text_config.num_hidden_layers, 7
+    assert len(adapters) == 2 * layers * matrices
+    saved = {name.split(".modules_to_save.")[0] for name in names if "lora_" not in name}
+    wanted = {part_of(name) for name in names if "lora_" not in name}
+    assert wanted == set(parts) and len(saved) == {"internvl": 1, "qwen2_5_vl": 1, "qwen3_vl": 4}[kind_of(model)] + 2
+    batch = training_batch(processor)
+    found = gradients(wrapped, batch)
+    assert all(found[name] is not None for name in names)
+    with torch.no_grad():
+        for name, parameter in wrapped.named_parameters():
+            if parameter.requires_grad:
+                parameter.sub_(0.1 * found[name])
+    wrapped.save_pretrained(tmp_path)
+    again = PeftModel.from_pretrained(fresh_model(sama), tmp_path).eval()
+    inputs = processor.apply_chat_template(conversations())
+    with torch.no_grad():
+        expected, before = wrapped.eval()(**inputs).logits, model(**inputs).logits
+        torch.testing.assert_close(again(**inputs).logits, expected)
+        torch.testing.assert_close(again.merge_and_unload()(**inputs).logits, expected, atol=1e-4, rtol=1e-3)
+    assert not torch.allclose(before, expected, atol=1e-4)
+
+
+def kind_of(model) -> str:
+    return model.config.backbone_config.model_type
+
+
+def test_a_vision_tower_with_its_projector_inside_is_saved_whole(sama):
+    parts = ("vision_tower", "projector")
+    wrapped = add_lora(fresh_model(sama), ModelConfig(use_peft=True, lora_r=2), parts)
+    freeze_all_but(wrapped, parts)
+    found = gradients(wrapped, training_batch(sama[1]))
+    names = [name for name in found if "lora_" not in name]
+    assert {part_of(name) for name in names} == set(parts) and all(".modules_to_save." in name for name in names)
+    assert all(found[name] is not None and found[name].any() for name in names)
+
+
+def test_four_bits_are_for_the_language_model_alone(sama):
+    """What bitsandbytes would convert with the names that training hands it, by the library's own rule."""
+    linear = [name for name, module in sama[0].named_modules() if isinstance(module, torch.nn.Linear)]
+    converted = [name for name in linear if should_convert_module(name, list(NOT_QUANTIZED))]
+    assert converted == [name for name in linear if name.startswith("model.backbone.language_model.")]
+    assert len(converted) == 7 * sama[0].config.text_config.num_hidden_layers
+
+
+# ---- saved models ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """For each backbone a folder with model and processor, as a user would be given it."""
+    found = {}
+    for name in BACKBONES:
+        model, processor = tiny_backbone(name)
+        folder = found[name] = tmp_path_factory.mktemp("saved")
+        model.save_pretrained(folder)
+        few_frames(processor).save_pretrained(folder)
+    return found
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_a_saved_model_is_the_same_on_any_device_map_and_near_in_bfloat16(folders, name):
+    model, processor = tiny_backbone(name)
+    inputs = few_frames(processor).apply_chat_template(conversations())
+    again = SamaProcessor.from_pretrained(folders[name])
+    for key, value in again.apply_chat_template(conversations()).items():
+        assert torch.equal(value, inputs[key]), key
+    loaded, info = SamaForConditionalGeneration.from_pretrained(
+        folders[name], device_map="auto", output_loading_info=True
+    )
+    assert not any(info.values())
+    with torch.no_grad():
+        expected = model(**inputs).logits
+        on_device = {key: value.to(loaded.device) for key, value in inputs.items()}
+        torch.testing.assert_close(loaded(**on_device).logits.cpu(), expected, **CLOSE)
+    half = SamaForConditionalGeneration.from_pretrained(folders[name], dtype=torch.bfloat16)
+    inputs = dict(inputs)
+    seg = {"return_dict_in_generate": True, **dictate(processor, "A[SEG]")}
+    with torch.no_grad():
+        found = half(**inputs, logits_to_keep=1).logits[:, -1].float()
+        states = half.generate(**inputs, **seg).seg_states
+    assert torch.cosine_similarity(found, expected[:, -1], dim=-1).min() > 0.99
+    assert all(len(one) == 1 and one.isfinite().all() for one in states)
+
+
+PROGRAM = """
+import json, sys
+import numpy as np
+import torch
+from transformers import AutoModel, AutoProcessor
+
+video = np.random.default_rng(0).integers(0, 255, (4, 24, 40, 3), dtype=np.uint8)
+found = {}
+for name, path in json.loads(sys.argv[1]).items():
+    model = AutoModel.from_pretrained(path, trust_remote_code=True)
+    processor = AutoProcessor.from_pretrained(path, trust_remote_code=True)
+    reply = model.start_chat(processor, video=video).ask(
+        "Is <region>?", regions=[{"frame": 1, "box": [2, 3, 20, 18]}], max_new_tokens=3)
+    found[name] = [type(model).__module__.split(".")[0], type(model).__name__, reply.tagged_text]
+assert not any(name == "sama" or name.startswith("sama.") for name in sys.modules)
+print(json.dumps(found))
+"""
+
+
+def test_a_saved_model_answers_in_a_process_without_this_repository(folders, tmp_path):
+    command = [sys.executable, "-c", PROGRAM, json.dumps({name: str(path) for name, path in folders.items()})]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    found = json.loads(result.stdout.splitlines()[-1])
+    shown = np.random.default_rng(0).integers(0, 255, (4, 24, 40, 3), dtype=np.uint8)
+    for name in BACKBONES:
+        model, processor = tiny_backbone(name)
+        chat = model.start_chat(few_frames(processor), video=shown)
+        reply = chat.ask("Is <region>?", [Region(frame=1, box=(2, 3, 20, 18))], max_new_tokens=3, masks=False)
+        assert found[name] == ["transformers_modules", "SamaForConditionalGeneration", reply.tagged_text]
+
+
+# ---- wrong input ----------------------------------------------------------------------------------------------------
+
+
+def without(name: str):
+    return lambda inputs: inputs.pop(name)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (without("position_ids"), r"position_ids.*shape \(3, batch_size, length\), got none"),
+        (lambda inputs: inputs.update(position_ids=inputs["position_ids"][0]), r"got those of shape \(1, \d+\)"),
+        (without("frame_grids"), "`frame_grids` is needed"),
+        (without("mm_token_type_ids"), "without `mm_token_type_ids`"),
+        (lambda inputs: inputs.update(frame_grids=inputs["frame_grids"] + 1), r"\d+ rows.*\d+ patches"),
+        (lambda inputs: inputs.update(dense_frames=inputs["dense_frames"][:1]), r"\d+ dense frame placeholders.*\d+"),
+    ],
+    ids=["positions", "plain positions", "grids", "types", "other grids", "fewer frames"],
+)
+def test_inputs_that_lack_something_are_refused(qwen, change, message):
+    model, processor = qwen
+    inputs = dict(processor.apply_chat_template(conversations()[0]))
+    change(inputs)
+    with pytest.raises(ValueError, match=message):
+        model(**inputs)
+
+
+def test_kept_features_without_their_deep_stack_are_refused():
+    model, processor = tiny_backbone("qwen3_vl")
+    inputs = dict(few_frames(processor).apply_chat_template(conversations()[0]))
+    pixels = inputs.pop("pixel_values")
+    counts = inputs["num_context_frames"] + inputs["num_extra_frames"]
+    with torch.no_grad():
+        features = model.model.encode_frames(pixels, inputs["frame_grids"].repeat_interleave(counts, 0)).features
+        with pytest.raises(ValueError, match="3 levels of deep-stack features.*`deepstack_features`"):
+            model(**inputs, frame_features=features)
+
+
+def test_a_frame_that_is_cut_is_refused(qwen):
+    _, processor = qwen
+    inputs = processor.apply_chat_template(conversations()[0])
+    types = inputs["mm_token_type_ids"][0].tolist()
+    cut = types[: types.index(DENSE_FRAME_TOKEN) + 3]
+    grid = tuple(inputs["frame_grids"][0].tolist())
+    with pytest.raises(ValueError, match=f"3 placeholders in a row, but {grid[0]} x {grid[1]} tokens"):
+        processor.family.position_ids(cut, grid)
+
+
+def test_a_batch_that_is_cut_is_refused(qwen):
+    model, processor = qwen
+    inputs = dict(processor.apply_chat_template(conversations()[0]))
+    length = inputs["mm_token_type_ids"][0].tolist().index(DENSE_FRAME_TOKEN) + 3
+    for name in ("input_ids", "attention_mask", "mm_token_type_ids", "position_ids"):
+        inputs[name] = inputs[name][..., :length]
+    with pytest.raises(ValueError, match="3 dense frame placeholders in the text but .* was the text cut"):
+        model(**inputs)
+
+
+@pytest.mark.parametrize("name", ["patch_size", "merge_size", "temporal_patch_size"])
+def test_an_image_processor_of_another_vision_tower_is_refused(qwen, name):
+    _, processor = qwen
+    family: Qwen25VLFamily = processor.family
+    sizes = family.patch_sizes()
+    image_processor = type(processor.image_processor)(**{**sizes, name: sizes[name] + 1})
+    with pytest.raises(ValueError, match=f"`{name}` is {sizes[name] + 1} in the image processor but {sizes[name]} in"):
+        SamaProcessor(
+            image_processor=image_processor,
+            tokenizer=processor.tokenizer,
+            qformer_tokenizer=processor.qformer_tokenizer,
+            config=processor.config,
+        )
+
+
+def test_an_image_processor_of_another_family_is_refused():
+    """InternVL's has no patches, and Qwen's no square."""
+    internvl, qwen = (tiny_backbone(name)[1] for name in ("internvl", "qwen3_vl"))
+    for own, other in ((internvl, qwen), (qwen, internvl)):
+        with pytest.raises(ValueError, match=type(other.image_processor).__name__):
+            SamaProcessor(
+                image_processor=other.image_processor,
+                tokenizer=own.tokenizer,
+                qformer_tokenizer=own.qformer_tokenizer,
+                config=own.config,
+            )
+
+
+def test_frames_that_keep_their_proportions_have_no_side():
+    config = tiny_backbone_config("qwen3_vl")
+    with pytest.raises(ValueError, match="keep their proportions.*`size`"):
+        SamaProcessor(tokenizer=None, config=config, image_size=TOKEN_PIXELS * 4)
+
+
+def test_a_tokenizer_without_the_placeholder_is_refused():
+    tokenizer = language_tokenizer((*LANGUAGE_TAGS, "<|vision_start|>", "<|vision_end|>"))
+    with pytest.raises(ValueError, match=r"The tokenizer lacks <\|image_pad\|>"):
+        SamaProcessor(
+            tokenizer=tokenizer, qformer_tokenizer=qformer_tokenizer(), config=tiny_backbone_config("qwen3_vl")
+        )
+
+
+def test_backbones_that_nobody_knows_are_refused():
+    with pytest.raises(ValueError, match="The backbone is a 'llava', expected one of internvl, qwen2_5_vl, qwen3_vl"):
+        backbone_family(AutoConfig.for_model("llava"))
+    with pytest.raises(ValueError, match=r"transformers \d+\.\d+\.\d+ has no model of the type 'qwen9_vl'"):
+        tiny_backbone_config("qwen3_vl", backbone_config={"model_type": "qwen9_vl"})
