@@ -70,7 +70,7 @@ def save_checkpoint(folder, tracker: str):
     return folder
 
 
-@pytest.mark.parametrize("tracker", ["sam2.1", "sam3", "edgetam"])
+@pytest.mark.parametrize("tracker", [pytest.param("sam2.1", marks=pytest.mark.slow), "sam3", "edgetam"])
 def test_a_sama_on_qwen3_vl_trains_on_toy_world(tracker, tmp_path):
     checkpoint = save_checkpoint(tmp_path / "checkpoint", tracker)
     trainer = trainer_of(
@@ -90,7 +90,7 @@ def test_a_sama_on_qwen3_vl_trains_on_toy_world(tracker, tmp_path):
     trainer.train()
     logged = [entry for entry in trainer.state.log_history if "lm_loss" in entry]
     assert len(logged) == STEPS
-    for name in ("lm_loss", "mask_loss", "dice_loss"):
-        first, last = (sum(entry[name] for entry in part) for part in (logged[:4], logged[-4:]))
-        assert last < 0.9 * first, (name, first, last)
+    for name in ("loss", "lm_loss", "mask_loss", "dice_loss"):  # each epoch draws other frames: compared on average
+        last = sum(entry[name] for entry in logged[-10:]) / 10
+        assert last < 0.9 * logged[0][name], (name, logged[0][name], last)
     assert recorder.parts == set(PARTS.split(","))
