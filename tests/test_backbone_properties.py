@@ -94,7 +94,7 @@ def test_a_batch_is_each_conversation_alone(sama):
 
 @torch.no_grad()
 def test_regions_and_frames_are_read(family):
-    """No two of these conversations are the same to the model: their frames, their question and their regions count."""
+    """No two of these conversations are the same to the model: frames, question and regions all count."""
     model, processor = family
     mask = mask_part(2, (HEIGHT, WIDTH))
     frames = noise_video(NUM_FRAMES, HEIGHT, WIDTH)

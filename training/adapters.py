@@ -39,7 +39,7 @@ def quantization(options: ModelConfig) -> BitsAndBytesConfig | None:
 
 
 def saved_modules(model: nn.Module, parts: Sequence[str]) -> list[str]:
-    """PEFT's `modules_to_save` for fully trained parts. A module inside another one is left out, and a list of modules,
+    """PEFT's `modules_to_save` for fully trained parts. A module inside another one is left out. A list of modules,
     which has no forward for PEFT to wrap, stands as its entries."""
     names = [name for part in parts for name in PART_MODULES.get(part, ())]
     families = {"vision_tower": model.model.family.vision_tower, "projector": model.model.family.projector}

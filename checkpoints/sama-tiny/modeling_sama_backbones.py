@@ -361,7 +361,10 @@ class Qwen3VLFamily(Qwen25VLFamily):
         return len(self.config.vision_config.deepstack_visual_indexes)
 
     def deepstack(self, output: Any) -> torch.Tensor | None:
-        return torch.stack([pad_sequence(level, batch_first=True) for level in output.deepstack_features], 2)
+        # Some versions of transformers give the frames of a level one after another, others apart
+        lengths = [len(frame) for frame in output.pooler_output]
+        levels = [level.split(lengths) if torch.is_tensor(level) else level for level in output.deepstack_features]
+        return torch.stack([pad_sequence(level, batch_first=True) for level in levels], 2)
 
     def run(
         self,
