@@ -415,6 +415,16 @@ def test_a_saved_model_answers_in_a_process_without_this_repository(folders, tmp
         assert found[name] == ["transformers_modules", "SamaForConditionalGeneration", reply.tagged_text]
 
 
+@pytest.mark.parametrize(("height", "width"), [(24, 40), (40, 16), (9, 9), (16, 16), (200, 20)])
+def test_a_frames_grid_is_the_one_that_its_pixels_are_cut_by(qwen, height, width):
+    _, processor = qwen
+    image_processor = processor.image_processor
+    picture = noise_video(1, height, width)[0]
+    made = image_processor(images=[picture], return_tensors="pt")["image_grid_thw"][0] // image_processor.merge_size
+    rows, columns = processor.family.frame_grid(image_processor, height, width)
+    assert [rows, columns] == made[1:].tolist() and rows * columns <= processor.max_frame_tokens
+
+
 # ---- wrong input ----------------------------------------------------------------------------------------------------
 
 
