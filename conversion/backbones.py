@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sama.conversion import native
 from sama.conversion.files import CheckpointError
 from sama.conversion.pieces import BACKBONE, LANGUAGE, PROJECTOR, VISION, Prefixes, Rules
 
@@ -17,7 +18,7 @@ class BackboneTable:
     Args:
         model_type (`str`): Of our `backbone_config`.
         part_types (`tuple[str]`): `model_type`s of parts of `config.json` that only this family has.
-        mark (`str`): End of the name of a tensor that every checkpoint of this family has, and none of another.
+        mark (`str` or `tuple[str]`): Ends of names of which every checkpoint of this family has one.
         prefixes (`list`): Prefixes of source names, of ours, and rules for the rest of a name; the first match counts.
         config (`Callable`): From `config.json` to our `backbone_config`, without vocabulary and token ids.
         token_names (`dict[str, str]`): Entries of our `backbone_config` that are ids of tokens, and these tokens.
@@ -29,7 +30,7 @@ class BackboneTable:
 
     model_type: str
     part_types: tuple[str, ...]
-    mark: str
+    mark: str | tuple[str, ...]
     prefixes: Prefixes
     config: Callable[[Mapping[str, Any]], dict[str, Any]]
     token_names: dict[str, str]
@@ -118,6 +119,8 @@ def vision_config(foreign: Mapping[str, Any], image_size: int | None) -> dict[st
 
 def internvl_config(foreign: Mapping[str, Any]) -> dict[str, Any]:
     """`backbone_config` of InternVL."""
+    if "llm_config" not in foreign:
+        return native.internvl_config(foreign)
     if foreign.get("ps_version", "v2") != "v2":
         raise CheckpointError(
             f"`ps_version` is {foreign['ps_version']!r}, but only InternVL2.5's pixel shuffle 'v2' is supported."
@@ -136,13 +139,14 @@ def internvl_config(foreign: Mapping[str, Any]) -> dict[str, Any]:
 INTERNVL = BackboneTable(
     model_type="internvl",
     part_types=("internvl_vision",),
-    mark="mlp1.0.weight",
+    mark=("mlp1.0.weight", native.INTERNVL_MARK),
     prefixes=[
         ("vision_model.", VISION, VISION_RULES),
         ("mlp1.", PROJECTOR, PROJECTOR_RULES),
         ("language_model.model.", LANGUAGE, INTERNLM2_RULES),
         ("language_model.lm_head.", "lm_head.", []),
         ("language_model.output.", "lm_head.", []),
+        *native.INTERNVL_PREFIXES,
     ],
     config=internvl_config,
     token_names={"image_token_id": "<IMG_CONTEXT>"},

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable
 
 from sama.conversion.backbones import BACKBONES, BackboneTable, has_mark
+from sama.conversion.native import native_tracker_kind
 from sama.conversion.pieces import AGGREGATOR, KeyMap, Piece, Prefixes, Rules, add_tensor, identity, rename_by_prefix
 from sama.conversion.trackers import map_tracker
 
@@ -123,4 +124,5 @@ def guess_kind(keys: set[str]) -> str | None:
         "instructblip": "query_tokens",
     }
     marks = {kind: mark for kind, mark in marks.items() if mark in keys}
-    return next(iter(marks), None) or next((kind for kind in BACKBONES if has_mark(kind, keys)), None)
+    found = next(iter(marks), None) or native_tracker_kind(keys)
+    return found or next((kind for kind in BACKBONES if has_mark(kind, keys)), None)

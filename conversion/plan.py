@@ -16,12 +16,12 @@ from sama.conversion.configs import (
     default_temporal_config,
     instructblip_config,
     release_config,
-    sam2_config,
     tracker_config,
 )
 from sama.conversion.facts import file_facts
 from sama.conversion.files import CheckpointError, WeightFiles, read_json
 from sama.conversion.keys import SAM_PREFIX, guess_kind, map_instructblip, map_release
+from sama.conversion.native import TRACKER_TYPES, native_tracker_config, native_tracker_kind
 from sama.conversion.pieces import (
     AGGREGATOR,
     EMBEDDINGS,
@@ -46,7 +46,7 @@ from sama.modeling_sama import SamaForConditionalGeneration
 from sama.modeling_sama_backbones import FAMILIES
 
 
-TRACKERS = ("sam2", "sam3")
+TRACKERS = tuple(TRACKER_TYPES)
 KINDS = ("sama", "sa2va", *BACKBONES, *TRACKERS, "instructblip")
 BASES = ("into", "sama", "sa2va", *BACKBONES)  # these contain a language model; the others replace a part
 TRACKER, REGIONS, SEG = "model.mask_tracker.", "model.region_encoder.", "model.seg_projection."
@@ -99,7 +99,7 @@ class Report:
             lines.append(f"{len(keys)} not used ({reason}): {abbreviate(keys)}")
         if self.copied:
             copies = f"{len(self.copied)} copied: the original mask decoder is the tuned one"
-            lines.append(f"{copies}; --kind sam2 or sam3 replaces it")
+            lines.append(f"{copies}; --kind sam2, sam3 or edgetam replaces it")
         if self.fresh:
             lines.append(f"{len(self.fresh)} newly initialized, to be trained: {abbreviate(self.fresh)}")
         return lines + self.notes
@@ -179,11 +179,13 @@ def open_sources(request: ConversionRequest) -> tuple[Source | None, dict[str, S
     if len(bases) > 1 or len(bases) + len(parts) < len(sources):
         raise CheckpointError(
             f"{' and '.join(source.kind for source in sources)} cannot be combined: give one of sama, sa2va, "
-            f"{', '.join(BACKBONES)} or --into, and at most one sam2 or sam3 and one instructblip."
+            f"{', '.join(BACKBONES)} or --into, and at most one of {', '.join(TRACKERS)} and one instructblip."
         )
     if not bases and [source.kind for source in sources] != ["sam2"]:
-        part = "SAM 3" if set(parts) == {"tracker"} else "InstructBLIP"
+        part = "A mask tracker" if set(parts) == {"tracker"} else "InstructBLIP"
         raise CheckpointError(f"{part} replaces one part of a SAMA: also give --into, sama, sa2va or a backbone.")
+    if not bases and native_tracker_kind(sources[0].files.tensors):
+        raise CheckpointError(f"{sources[0].path} is in transformers' format already; also give --into or a backbone.")
     return (bases[0] if bases else None), parts
 
 
@@ -237,7 +239,7 @@ def check_family(base: Source, foreign: dict) -> BackboneTable:
     table = backbone_table(base.folder / "config.json", foreign)
     families = [model_type for model_type in BACKBONES if has_mark(model_type, base.files.tensors)]
     if table.model_type not in families:
-        found = f"are those of {families[0]}" if families else f"have no {table.mark}"
+        found = f"are those of {families[0]}" if families else f"are of no known family, such as {table.model_type}"
         raise CheckpointError(
             f"{base.path}: config.json describes {table.model_type}, but the tensors {found}; do they belong to the "
             "same checkpoint?"
@@ -283,7 +285,7 @@ def part_configs(base: Source, parts: dict[str, Source], questions: BertTokenize
     if base.kind in ("sama", "sa2va"):
         entries = {"mask_config": tracker_config(shapes, SAM_PREFIX, sizes)}
     else:
-        given = tracker_config(tracker.files.shapes, "", sizes) if tracker else default_sam2_config()
+        given = given_tracker_config(tracker, sizes) if tracker else default_sam2_config()
         entries = {"mask_config": given}
     check_installed(entries["mask_config"]["model_type"])
     if base.kind == "sama":
@@ -302,6 +304,13 @@ def part_configs(base: Source, parts: dict[str, Source], questions: BertTokenize
     return entries
 
 
+def given_tracker_config(tracker: Source, sizes: dict) -> dict:
+    """`mask_config` of a mask tracker of its own, in transformers' format or that of its authors."""
+    if native_tracker_kind(tracker.files.tensors):
+        return native_tracker_config(tracker.folder, tracker.kind)
+    return tracker_config(tracker.files.shapes, "", sizes)
+
+
 def plan_into(base: Source, parts: dict[str, Source], request: ConversionRequest) -> Plan:
     """Plans a converted checkpoint with some parts replaced."""
     config = SamaConfig.from_pretrained(base.folder)
@@ -310,7 +319,7 @@ def plan_into(base: Source, parts: dict[str, Source], request: ConversionRequest
     fresh = tuple(earlier["fresh"])
     keys = set(base.files.tensors)
     if "tracker" in parts and any(name.startswith(SAM) for name in fresh):
-        given = tracker_config(parts["tracker"].files.shapes, "", read_sizes(request, base.folder))
+        given = given_tracker_config(parts["tracker"], read_sizes(request, base.folder))
         config.mask_config = CONFIG_MAPPING[given["model_type"]](**given)
         keys = {name for name in keys if not name.startswith(TRACKER)}
         fresh = tuple(name for name in fresh if not name.startswith(TRACKER))
@@ -355,15 +364,14 @@ def check_same_tracker(config: PreTrainedConfig, sam2: Source) -> None:
     Raises:
         CheckpointError: If they differ from the checkpoint's.
     """
-    if isinstance(config, Sam2VideoConfig) != (sam2.kind == "sam2"):
+    if config.model_type != TRACKER_TYPES[sam2.kind]:
         raise CheckpointError(
             f"{sam2.path} is a {sam2.kind}, but the checkpoint was trained with {config.model_type}."
         )
-    if sam2.kind == "sam3":
+    if sam2.kind != "sam2":
         return
-    given = Sam2VideoConfig(
-        **sam2_config(sam2.files.shapes, "", {"sam_image_size": config.image_size} | known_hiera(config))
-    )
+    sizes = {"sam_image_size": config.image_size} | known_hiera(config)
+    given = Sam2VideoConfig(**given_tracker_config(sam2, sizes))
     names = ("enable_occlusion_spatial_embedding", "enable_temporal_pos_encoding_for_object_pointers")
     trunks = [each.vision_config.backbone_config for each in (config, given)]
     sizes = [(trunk.hidden_size, tuple(trunk.blocks_per_stage)) for trunk in trunks]

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable
 
+from sama.conversion.native import map_native_decoder, map_native_tracker, native_tracker_kind
 from sama.conversion.pieces import (
     ORIGINAL_DECODER,
     SAM,
@@ -158,6 +159,8 @@ def map_tracker(keys: Iterable[str], prefix: str = "", original_decoder: bool = 
             the source has one, and otherwise the same.
     """
     keys = list(keys)
+    if native_tracker_kind(keys):
+        return map_native_tracker(keys, original_decoder)
     names = tracker_names(keys, prefix)
     two_decoders = any(name.startswith(TUNED_DECODER) for name in names)
     others = dict.fromkeys(set(keys) - set(names.values()), "SAM 3's detector finds objects by text")
@@ -190,6 +193,8 @@ def map_original_decoder(keys: Iterable[str]) -> KeyMap:
     """Maps only the mask decoder of a SAM 2 or SAM 3, to the decoder used for propagation."""
     reason = "the checkpoint keeps its own mask tracker; only the original mask decoder is taken"
     keys = list(keys)
+    if native_tracker_kind(keys):
+        return map_native_decoder(keys)
     decoder = {name: key for name, key in tracker_names(keys).items() if name.startswith(DECODER)}
     result = KeyMap(unused=dict.fromkeys(set(keys) - set(decoder.values()), reason))
     for name, key in decoder.items():
