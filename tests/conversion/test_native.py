@@ -1,0 +1,192 @@
+"""The start of a SAMA from parts in transformers' own format: folders that transformers itself writes."""
+
+import json
+from pathlib import Path
+
+import foreign_checkpoints as foreign
+import pytest
+import torch
+from processor_fixtures import language_tokenizer, noise_video
+from tiny_backbones import BACKBONES, POSITIONS
+from tiny_model import tiny_config
+from tiny_trackers import randomize, tiny_mask_config
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, PreTrainedModel, Sam3VideoConfig
+from transformers.core_model_loading import revert_weight_conversion
+
+from sama.conversion.convert import ConversionRequest, Report, convert
+from sama.conversion.files import CheckpointError
+from sama.conversion.keys import guess_kind
+from sama.conversion.native import TRACKER_TYPES, map_native_tracker, native_tracker_config
+from sama.conversion.pieces import ORIGINAL_DECODER, SAM
+from sama.modeling_sama import SamaForConditionalGeneration
+from sama.modeling_sama_backbones import FAMILIES
+from sama.processing_sama import SamaProcessor
+
+
+TRACKERS = {"sam2": "sam2.1", "sam3": "sam3", "edgetam": "edgetam"}  # `--kind`, and the name in tiny_trackers.py
+QWEN_TAGS = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+
+
+def write_backbone(folder: Path, name: str) -> dict[str, torch.Tensor]:
+    """A vision-language model of transformers with random weights and its tokenizer; returns its state."""
+    model_type = name.partition(",")[0]
+    tokenizer = language_tokenizer(QWEN_TAGS if "qwen" in model_type else FAMILIES[model_type].tags)
+    settings = {**BACKBONES[name], "tie_word_embeddings": False}
+    if model_type == "internvl":
+        vision = tiny_config().to_dict()["backbone_config"]["vision_config"]
+        settings |= {"vision_config": vision, "image_seq_length": 4, "text_config": {
+            **settings["text_config"], "rope_parameters": {"rope_type": "default", "rope_theta": 5e5},
+        }}  # fmt: skip
+    settings["image_token_id"] = tokenizer.convert_tokens_to_ids(FAMILIES[model_type].tags.context)
+    model = AutoModelForImageTextToText.from_config(AutoConfig.for_model(model_type, **settings))
+    randomize(model).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model.state_dict()
+
+
+def write_tracker(folder: Path, kind: str) -> dict[str, torch.Tensor]:
+    model = randomize(AutoModel.from_config(tiny_mask_config(TRACKERS[kind])), seed=1)
+    model.save_pretrained(folder)
+    return model.state_dict()
+
+
+def convert_parts(folder: Path, *parts: tuple[str, str], **others) -> Report:
+    """Converts folders of `folder`, each given with its kind, to `folder/ours`."""
+    questions = folder / "questions"
+    if not questions.is_dir():
+        questions.mkdir()
+        (questions / "vocab.txt").write_text("\n".join(foreign.BERT_WORDS) + "\n", encoding="utf-8")
+    sources = [(folder / name, kind) for name, kind in parts]
+    return convert(ConversionRequest(sources, folder / "ours", qformer_tokenizer=questions, **others))
+
+
+def load(folder: Path) -> SamaForConditionalGeneration:
+    model, info = SamaForConditionalGeneration.from_pretrained(folder, dtype="auto", output_loading_info=True)
+    assert not any(info.values()), info
+    return model
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "tracker"),
+    [("qwen3_vl", "qwen3_vl", "edgetam"), ("internvl, qwen3", "internvl", "sam3"), ("qwen2_5_vl", "qwen2_5_vl", "sam2")],
+)
+def test_a_sama_starts_from_parts_of_transformers(tmp_path, name, kind, tracker):
+    backbone, masks = write_backbone(tmp_path / "vlm", name), write_tracker(tmp_path / "masks", tracker)
+    report = convert_parts(tmp_path, ("vlm", kind), ("masks", tracker))
+    model = load(tmp_path / "ours")
+    state, rows = model.state_dict(), len(backbone["lm_head.weight"])
+    for key, tensor in backbone.items():
+        own = key if key == "lm_head.weight" else key.replace("model.", "model.backbone.", 1)
+        found = state[own]
+        if "embed_tokens" in key or key == "lm_head.weight":
+            tokens = model.config.seg_token_id  # the first of the new ones
+            assert torch.allclose(found[tokens], tensor[:tokens].mean(0), atol=1e-6)
+            found, tensor = found[:tokens], tensor[:tokens]
+        assert torch.equal(found, tensor), own
+    for key, tensor in masks.items():
+        assert torch.equal(state[SAM + key], tensor), key
+        if key.startswith("mask_decoder."):
+            assert torch.equal(state[ORIGINAL_DECODER + key.removeprefix("mask_decoder.")], tensor)
+    parts = ("model.context_aggregator.", "model.region_encoder.", "model.seg_projection.")
+    assert set(report.fresh) == {key for key in state if key.startswith(parts)} and report.copied == []
+    assert model.config.mask_config.model_type == TRACKER_TYPES[tracker] and model.config.trained is False
+    assert len(state["lm_head.weight"]) >= rows and model.config.preset == "consistent"
+    processor = SamaProcessor.from_pretrained(tmp_path / "ours", trust_remote_code=True)
+    sizes = processor.image_processor.size
+    if "shortest_edge" in sizes:
+        processor.image_processor.size = type(sizes)(shortest_edge=256, longest_edge=1024)
+    chat = model.start_chat(processor, video=noise_video(3, 24, 40))
+    assert chat.ask("what is the?", max_new_tokens=2, masks=False).tagged_text is not None
+
+
+def test_text_and_rotary_settings_are_kept(tmp_path):
+    write_backbone(tmp_path / "vlm", "internvl, llama")
+    convert_parts(tmp_path, ("vlm", "internvl"))
+    text = SamaForConditionalGeneration.config_class.from_pretrained(tmp_path / "ours").text_config
+    assert (text.model_type, text.rope_parameters["rope_theta"], text.head_dim) == ("llama", 5e5, 16)
+    assert POSITIONS["rope_theta"] != 5e5
+
+
+def test_internvl_as_transformers_stored_it_before_4_52(tmp_path):
+    """Then the language model was a whole one inside."""
+    from safetensors.torch import load_file, save_file
+
+    backbone = write_backbone(tmp_path / "vlm", "internvl")
+    former = {"model.language_model.": "language_model.model.", "lm_head.": "language_model.lm_head.", "model.": ""}
+    weights = load_file(tmp_path / "vlm" / "model.safetensors")
+    renamed = {}
+    for key, tensor in weights.items():
+        prefix = next(prefix for prefix in former if key.startswith(prefix))
+        renamed[former[prefix] + key.removeprefix(prefix)] = tensor
+    assert guess_kind(set(renamed)) == guess_kind(set(weights)) == "internvl"
+    save_file(renamed, tmp_path / "vlm" / "model.safetensors", metadata={"format": "pt"})
+    convert_parts(tmp_path, ("vlm", "internvl"))
+    state = load(tmp_path / "ours").state_dict()
+    for key in ("language_model.layers.1.mlp.up_proj.weight", "multi_modal_projector.linear_2.bias"):
+        assert torch.equal(state[f"model.backbone.{key}"], backbone[f"model.{key}"])
+
+
+def test_a_tracker_replaces_a_new_one(tmp_path):
+    write_backbone(tmp_path / "vlm", "internvl")
+    masks = write_tracker(tmp_path / "masks", "edgetam")
+    convert_parts(tmp_path, ("vlm", "internvl"))
+    (tmp_path / "ours").rename(tmp_path / "start")
+    report = convert_parts(tmp_path, ("masks", "edgetam"), into=tmp_path / "start")
+    state = load(tmp_path / "ours").state_dict()
+    assert all(torch.equal(state[SAM + key], tensor) for key, tensor in masks.items())
+    assert not any(name.startswith("model.mask_tracker.") for name in report.fresh)
+
+
+def sam3_names(model: PreTrainedModel) -> dict[str, str]:
+    """Names in a whole SAM 3, as published, of the tensors of its tracker."""
+    names = {"vision_encoder.backbone.": "detector_model.vision_encoder.backbone."}
+    names |= {"vision_encoder.neck.": "tracker_neck.", "": "tracker_model."}
+    return {
+        next(names[prefix] + key.removeprefix(prefix) for prefix in names if key.startswith(prefix)): key
+        for key in model.state_dict()
+    }
+
+
+def test_the_tracker_of_a_whole_sam3(tmp_path):
+    model = AutoModel.from_config(tiny_mask_config("sam3"))
+    stored = sam3_names(model)
+    others = ["detector_model.vision_encoder.neck.fpn_layers.0.proj1.weight", "detector_model.text_projection.weight"]
+    keys = map_native_tracker([*stored, *others])
+    assert {own.removeprefix(SAM): piece.keys for own, piece in keys.pieces.items() if own.startswith(SAM)} == {
+        own: (key,) for key, own in stored.items()
+    }
+    assert list(keys.unused) == others and keys.unknown == []
+    assert guess_kind({*stored, *others}) == guess_kind(set(model.state_dict())) == "sam3"
+    assert set(stored) <= {key.removeprefix("sam3.") for key in stored} | set(revert_weight_conversion(model, {}))
+    whole = Sam3VideoConfig(tracker_config=model.config.to_dict()).to_dict()
+    (tmp_path / "config.json").write_text(json.dumps(whole), encoding="utf-8")
+    settings = native_tracker_config(tmp_path, "sam3")
+    assert settings["model_type"] == "sam3_tracker_video" and settings["image_size"] == model.config.image_size
+
+
+def test_either_name_of_the_random_positions_is_enough():
+    own = set(AutoModel.from_config(tiny_mask_config("sam2.1")).state_dict())
+    for absent in ("prompt_encoder.shared_embedding.", "shared_image_embedding."):
+        stored = own - {f"{absent}positional_embedding"}
+        keys = map_native_tracker(stored).pieces
+        assert {name.removeprefix(SAM) for name in keys if name.startswith(SAM)} == own
+
+
+def refuse(folder: Path, message: str, *parts: tuple[str, str], **others) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        convert_parts(folder, *parts, **others)
+    assert not (folder / "ours").exists()
+
+
+def test_what_does_not_fit_is_refused(tmp_path):
+    write_tracker(tmp_path / "masks", "sam2")
+    refuse(tmp_path, "in transformers' format already", ("masks", "sam2"))
+    refuse(tmp_path, "looks like --kind sam2", ("masks", "sam3"))
+    write_backbone(tmp_path / "vlm", "internvl")
+    file = tmp_path / "masks" / "config.json"
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps(settings | {"model_type": "sam2"}), encoding="utf-8")
+    refuse(tmp_path, "describes a 'sam2', but these are the weights of a 'sam2_video'", ("vlm", "internvl"),
+           ("masks", "sam2"))  # fmt: skip
+    file.unlink()
+    refuse(tmp_path, "config.json is missing", ("vlm", "internvl"), ("masks", "sam2"))
