@@ -30,8 +30,8 @@ MEMORY_WIDTH = 64  # of a mask tracker's memory, which transformers fixes
 
 @dataclass(frozen=True)
 class Conversation:
-    """What is remembered: tokens of all turns together; context frames, and dense frames, which the language model reads
-    and `[SEG]` prompts are applied to; and objects of one answer."""
+    """What is remembered: tokens of all turns together; context frames; dense frames, which the language model reads
+    and to which `[SEG]` prompts are applied; and objects of one answer."""
 
     tokens: int = 4096
     frames: int = 32
@@ -68,9 +68,9 @@ def cache_bytes(config: SamaConfig, tokens: int) -> int:
 
 
 def frame_bytes(config: SamaConfig, conversation: Conversation) -> int:
-    """Tokens of the frames, as many as a converted processor makes of one at the most: of the context frames with their
-    summaries, or of the dense frames of a model without context aggregator. Deep-stack features are those of the dense
-    frames."""
+    """Tokens of the frames, as many as a converted processor makes of one at the most: of the context frames with
+    their summaries, or of the dense frames of a model without context aggregator. Deep-stack features are those of the
+    dense frames."""
     family = backbone_family(config.backbone_config)
     image_processor = family.make_image_processor()
     if "shortest_edge" in image_processor.size:
@@ -141,8 +141,8 @@ def main() -> None:
     conversation = Conversation(**arguments)
     rows = [table_row(name, inference_memory(config, conversation)) for name, config in configs.items()]
     print(
-        f"{conversation.tokens} tokens, {conversation.frames} context frames and {conversation.dense_frames} dense ones, "
-        f"{conversation.objects} objects; GB in bfloat16\n"
+        f"{conversation.tokens} tokens, {conversation.frames} context frames and {conversation.dense_frames} dense "
+        f"ones, {conversation.objects} objects; GB in bfloat16\n"
     )
     print(markdown_table(HEAD, rows))
 

@@ -2,21 +2,24 @@
 # Trains SAMA 1B, 4B or 8B with the published recipe:   bash scripts/train_released.sh SIZE MODEL [flags of train.py]
 # One epoch, 64 samples per update, by default on 8 GPUs with 80 GB and ZeRO-2.
 #
-# SIZE   1b, 4b or 8b: selects the mixture, the number of checkpoints kept and the layer class for FSDP2
+# SIZE   1b, 4b or 8b: selects the mixture, the number of checkpoints kept and the layer classes for FSDP2; or
+#        qwen3vl_4b, internvl3_8b: other backbones, see train_sama_qwen3vl_4b.sh and train_sama_internvl3_8b.sh
 # MODEL  initial checkpoint, converted from Sa2VA and InstructBLIP (docs/checkpoints.md)
 # Further flags are passed to train.py and override the ones below. Environment variables:
 # GPUS   GPUs per machine; BATCH, samples per GPU and forward; CONFIG, a file in scripts/accelerate without extension
 # NODES  machines: run the same command on each, with RANK (0 on the first) and MAIN (address of the first)
 set -euo pipefail
 cd "$(dirname "$0")/.."
-usage="usage: $0 1b|4b|8b MODEL [flags of train.py]"
+usage="usage: $0 1b|4b|8b|qwen3vl_4b|internvl3_8b MODEL [flags of train.py]"
 size=${1:?"$usage"} model=${2:?"$usage"}
 shift 2
 case $size in
-1b) keep=3 layer=Qwen2DecoderLayer ;;
-4b) keep=10 layer=Qwen2DecoderLayer ;;
-8b) keep=3 layer=LlamaDecoderLayer ;;
-*) echo "$0: unknown size $size, expected 1b, 4b or 8b" >&2 && exit 1 ;;
+1b) mixture=1b keep=3 layers=InternVLVisionLayer,Qwen2DecoderLayer ;;
+4b) mixture=4b keep=10 layers=InternVLVisionLayer,Qwen2DecoderLayer ;;
+8b) mixture=8b keep=3 layers=InternVLVisionLayer,LlamaDecoderLayer ;;
+qwen3vl_4b) mixture=4b keep=10 layers=Qwen3VLVisionBlock,Qwen3VLTextDecoderLayer ;;
+internvl3_8b) mixture=8b keep=3 layers=InternVLVisionLayer,Qwen2DecoderLayer ;;
+*) echo "$0: unknown size $size, expected 1b, 4b, 8b, qwen3vl_4b or internvl3_8b" >&2 && exit 1 ;;
 esac
 gpus=${GPUS:-8} nodes=${NODES:-1} batch=${BATCH:-2} config=${CONFIG:-zero2}
 processes=$((gpus * nodes))
@@ -29,10 +32,10 @@ launch=(
     --machine_rank "${RANK:-0}" --main_process_ip "${MAIN:-127.0.0.1}" --main_process_port "${PORT:-29500}"
 )
 if [ "$config" = fsdp2 ]; then
-    launch+=(--fsdp_transformer_layer_cls_to_wrap "InternVLVisionLayer,$layer")
+    launch+=(--fsdp_transformer_layer_cls_to_wrap "$layers")
 fi
 exec accelerate launch "${launch[@]}" train.py \
-    --model_name_or_path "$model" --mixture "data_configs/sama_$size.yaml" --output_dir "outputs/sama_$size" \
+    --model_name_or_path "$model" --mixture "data_configs/sama_$mixture.yaml" --output_dir "outputs/sama_$size" \
     --train_parts aggregator,seg_head,mask_decoder,projector --num_train_epochs 1 \
     --per_device_train_batch_size "$batch" --gradient_accumulation_steps $((64 / (processes * batch))) \
     --learning_rate 4e-5 --optim adamw_torch --adam_beta1 0.9 --adam_beta2 0.999 --weight_decay 0.05 \

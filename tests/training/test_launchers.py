@@ -1,11 +1,13 @@
-"""The launcher: the arguments it passes to Accelerate and train.py, parsed by train.py's own parser."""
+"""The launchers: the arguments it passes to Accelerate and train.py, parsed by train.py's own parser."""
 
 import os
 import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from transformers import CONFIG_MAPPING, AutoModel
 
 from sama.train import parse
 
@@ -18,15 +20,15 @@ CONFIGS = {
 
 @pytest.fixture
 def launched(tmp_path):
-    """A function that runs the launcher with an `accelerate` that only prints its arguments."""
+    """A function that runs a launcher with an `accelerate` that only prints its arguments."""
     command = tmp_path / "accelerate"
     command.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n', encoding="utf-8")
     command.chmod(0o755)
 
-    def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess:
+    def run(*arguments: str, script: str = "train_released", **variables: str) -> subprocess.CompletedProcess:
         environment = os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"} | variables
-        script = ["bash", "scripts/train_released.sh", *arguments]
-        return subprocess.run(script, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+        command = ["bash", f"scripts/{script}.sh", *arguments]
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
 
     return run
 
@@ -68,6 +70,26 @@ def test_fsdp2_wraps_the_layers_of_the_language_model(launched):
     for size, layer in (("1b", "Qwen2DecoderLayer"), ("8b", "LlamaDecoderLayer")):
         launch, _ = split(launched(size, "start", CONFIG="fsdp2"))
         assert launch[launch.index("--fsdp_transformer_layer_cls_to_wrap") + 1] == f"InternVLVisionLayer,{layer}"
+
+
+@pytest.mark.parametrize(
+    ("name", "mixture", "layers"),
+    [
+        ("qwen3vl_4b", "sama_4b", "Qwen3VLVisionBlock,Qwen3VLTextDecoderLayer"),
+        ("internvl3_8b", "sama_8b", "InternVLVisionLayer,Qwen2DecoderLayer"),
+    ],
+)
+def test_other_backbones_have_the_same_recipe(launched, name, mixture, layers):
+    launch, words = split(launched("start", "--seed", "3", script=f"train_sama_{name}", CONFIG="fsdp2"))
+    assert launch[launch.index("--fsdp_transformer_layer_cls_to_wrap") + 1] == layers
+    released = split(launched(mixture.removeprefix("sama_"), "start", "--seed", "3", CONFIG="fsdp2"))[1]
+    assert [word.replace(f"outputs/sama_{name}", f"outputs/{mixture}") for word in words] == released
+    family = CONFIG_MAPPING["qwen3_vl" if "qwen" in name else "internvl"]()
+    with torch.device("meta"):
+        backbone = AutoModel.from_config(family)
+    assert set(layers.split(",")) <= {type(module).__name__ for module in backbone.modules()}
+    done = launched(script=f"train_sama_{name}")
+    assert done.returncode != 0 and f"usage: scripts/train_sama_{name}.sh MODEL" in done.stderr
 
 
 def test_errors_are_messages(launched):
