@@ -17,11 +17,9 @@ import torch
 from transformers.utils import is_timm_available
 
 from sama.configuration_sama import SamaConfig
-from sama.conversion.folder import PIXEL_LIMITS
 from sama.drawing.tables import markdown_table
 from sama.modeling_sama import SamaForConditionalGeneration
-from sama.modeling_sama_backbones import backbone_family
-from sama.profiling.model_sizes import TRACKERS, model_configs
+from sama.profiling.model_sizes import TRACKERS, max_frame_tokens, model_configs
 
 
 GIGABYTE, BFLOAT16 = 1e9, 2
@@ -71,12 +69,7 @@ def frame_bytes(config: SamaConfig, conversation: Conversation) -> int:
     """Tokens of the frames, as many as a converted processor makes of one at the most: of the context frames with
     their summaries, or of the dense frames of a model without context aggregator. Deep-stack features are those of the
     dense frames."""
-    family = backbone_family(config.backbone_config)
-    image_processor = family.make_image_processor()
-    if "shortest_edge" in image_processor.size:
-        fewest, most = PIXEL_LIMITS[config.preset]
-        image_processor.size = type(image_processor.size)(shortest_edge=fewest, longest_edge=most)
-    values = family.max_frame_tokens(image_processor) * config.text_config.hidden_size
+    values = max_frame_tokens(config) * config.text_config.hidden_size
     levels = len(vars(config.vision_config).get("deepstack_visual_indexes") or ())
     total = conversation.dense_frames * levels * values
     if aggregator := config.aggregator_config:

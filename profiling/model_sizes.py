@@ -9,7 +9,9 @@ from typing import Any
 from sama.configuration_sama import SamaConfig
 from sama.conversion.backbones import BACKBONES
 from sama.conversion.configs import default_sam2_config
+from sama.conversion.folder import PIXEL_LIMITS
 from sama.conversion.released_sizes import LANGUAGE_MODELS, VISION, released_config
+from sama.modeling_sama_backbones import backbone_family
 
 
 Settings = dict[str, Any]
@@ -117,3 +119,13 @@ def model_configs(trackers: Collection[str] = tuple(TRACKERS)) -> dict[str, Sama
             f"SAMA on {name}, {tracker}": sama_config(name, tracker) for tracker in trackers if tracker != "SAM 2.0"
         }
     return found
+
+
+def max_frame_tokens(config: SamaConfig) -> int:
+    """The most tokens that a converted processor makes of a frame."""
+    family = backbone_family(config.backbone_config)
+    image_processor = family.make_image_processor()
+    if "shortest_edge" in image_processor.size:
+        fewest, most = PIXEL_LIMITS[config.preset]
+        image_processor.size = type(image_processor.size)(shortest_edge=fewest, longest_edge=most)
+    return family.max_frame_tokens(image_processor)

@@ -1,11 +1,14 @@
 """Estimated GPU memory of training, computed from a configuration without a GPU and without allocating tensors.
 
-    python profiling/training_memory.py                       # every setting of 1B, 4B and 8B, as Markdown
+    python profiling/training_memory.py                       # every setting of every model, as Markdown
     python profiling/training_memory.py --sizes 8b --detail   # by component
     python profiling/training_memory.py --config my/config.json --gpus 4 --batch 1
+    python profiling/training_memory.py --sizes "Qwen3-VL-4B, SAM 3's tracker"
 
 Parameters, gradients and optimizer states are counted. Activations are the tensors that autograd saves for the
-backward pass of one micro-batch, counted by running the model at full size on fake tensors. Not included: the CUDA
+backward pass of one micro-batch, counted by running the model at full size on fake tensors. Where frames differ in
+size (Qwen-VL) the vision tower needs values that fake tensors do not have: of it the projector alone runs, and nothing
+is estimated for settings that train the rest, nor are deep-stack features counted. Not included: the CUDA
 context (about 0.5 GB), temporary buffers of single operations, and fragmentation; allow 10 to 15 %.
 """
 
@@ -14,6 +17,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
 
 import torch
 from torch import nn
@@ -26,6 +31,8 @@ from sama.conversion.released_sizes import LANGUAGE_MODELS, released_config
 from sama.drawing.tables import markdown_table
 from sama.modeling_sama import SamaForConditionalGeneration
 from sama.modeling_sama_aggregator import expand_per_question
+from sama.modeling_sama_backbones import backbone_family
+from sama.profiling.model_sizes import STARTS, max_frame_tokens, sama_config
 from sama.training.parts import PUBLISHED_PARTS, freeze_all_but
 from sama.training.sharding import is_shardable
 
@@ -254,6 +261,24 @@ def count_activations(model: SamaForConditionalGeneration, workload: Workload) -
     return saved
 
 
+def has_square_frames(config: SamaConfig) -> bool:
+    """Whether the backbone's frames are squares of one size."""
+    return "height" in backbone_family(config.backbone_config).make_image_processor().size
+
+
+def frame_features(model: SamaForConditionalGeneration, num_frames: int) -> torch.Tensor:
+    """Tokens of black frames, (num_frames, tokens, width), each as large as a converted processor makes them at the
+    most. Where frames differ in size they are what the projector makes of zeros."""
+    config, dtype = model.config, model.get_input_embeddings().weight.dtype
+    if has_square_frames(config):
+        pixels = torch.zeros(num_frames, 3, *config.vision_config.image_size, dtype=dtype)
+        return model.model.encode_frames(pixels).features
+    backbone, vision = model.model.backbone, config.vision_config
+    tokens = max_frame_tokens(config)
+    states = torch.zeros(num_frames * tokens * vision.spatial_merge_size**2, vision.hidden_size, dtype=dtype)
+    return backbone.visual.merger(states).unflatten(0, (num_frames, tokens))
+
+
 def training_step(model: SamaForConditionalGeneration, workload: Workload) -> list[torch.Tensor]:
     """Runs every part of a training step on zeros, on the default device; returns the language loss, mask logits and
     context tokens, from which all gradients come."""
@@ -263,9 +288,8 @@ def training_step(model: SamaForConditionalGeneration, workload: Workload) -> li
         inner.mask_tracker,
         model.get_input_embeddings().weight.dtype,
     )
-    image_size, sam_size = config.vision_config.image_size, config.mask_config.image_size
-    batch, num_frames = workload.batch, workload.batch * workload.frames
-    features = inner.encode_frames(torch.zeros(num_frames, 3, *image_size, dtype=dtype)).features
+    sam_size, batch = config.mask_config.image_size, workload.batch
+    features = frame_features(model, batch * workload.frames)
     summaries = aggregator.summarise_frames(features)
     length = config.aggregator_config.num_temporal_queries + workload.question_tokens
     videos = torch.arange(batch).repeat_interleave(workload.questions)
@@ -301,6 +325,8 @@ def table_rows(
 ) -> Iterator[list[str]]:
     """Table rows, one per setting, or with `detail` one per setting and strategy."""
     for setting in SETTINGS:
+        if "vision_tower" in setting.parts and not has_square_frames(config):
+            continue
         count, saved = estimate(config, setting, workload)
         columns = []
         for gpus in num_gpus:
@@ -320,7 +346,10 @@ def table_rows(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", nargs="*", choices=LANGUAGE_MODELS, default=list(LANGUAGE_MODELS))
+    names = {size: partial(released_config, size) for size in LANGUAGE_MODELS}
+    for backbone, tracker in product(STARTS, ("SAM 2.1", "SAM 3's tracker")):
+        names[f"{backbone}, {tracker}"] = partial(sama_config, backbone, tracker)
+    parser.add_argument("--sizes", nargs="*", choices=names, default=list(names))
     parser.add_argument("--config", help="config.json or folder of a checkpoint, instead of the released sizes")
     parser.add_argument("--gpus", type=int, nargs="+", default=[1, 8])
     parser.add_argument(
@@ -336,7 +365,7 @@ def main() -> None:
     if arguments.config:
         configs = {arguments.config: SamaConfig.from_pretrained(arguments.config)}
     else:
-        configs = {size: released_config(size) for size in arguments.sizes}
+        configs = {size: names[size]() for size in arguments.sizes}
     rows = [
         row
         for name, config in configs.items()
