@@ -58,6 +58,8 @@ BACKBONE_SIZES: dict[str, tuple[str, Settings, Settings, int]] = {
 REPVIT = {
     "model_type": "timm_wrapper",
     "architecture": "repvit_m1",
+    "num_classes": 1000,  # without it, the configuration asks the Hub for it
+    "pretrained_cfg": {"num_classes": 1000},
     "model_args": {"in_chans": 3, "features_only": True, "out_indices": [0, 1, 2, 3]},
 }
 EXTRAS_OF_2_1 = ("enable_temporal_pos_encoding_for_object_pointers", "enable_occlusion_spatial_embedding")
