@@ -9,6 +9,7 @@ that no longer exists is an error. tests/test_readme.py compares the committed S
 
 import argparse
 import ast
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from html import escape
@@ -186,7 +187,9 @@ MODEL = {  # click to mask: the boxes, and below the arrows between them
     "context": Box("spatial and temporal Q-Former", "modeling_sama_aggregator.py:SamaContextAggregator", 2, 0),
     "regions": Box("region features and shape", "modeling_sama_aggregator.py:SamaRegionEncoder", 2, 2),
     "language": Box("language model: text and [SEG]", "modeling_sama.py:SamaForConditionalGeneration.generate", 3, 1),
-    "track": Box("SAM 2: [SEG] states to masks", "modeling_sama.py:SamaForConditionalGeneration.segment_video", 4, 2),
+    "track": Box(
+        "tracker: [SEG] states to masks", "modeling_sama.py:SamaForConditionalGeneration.segment_video", 4, 2
+    ),
     "answer": Box("phrases with mask tracks", "processing_sama.py:SamaProcessor.post_process_answer", 4, 0),
 }
 MODEL_ARROWS = (
@@ -308,7 +311,8 @@ def without_detours(graph: dict[str, set[str]]) -> dict[str, set[str]]:
 
 
 def layered(graph: dict[str, set[str]], texts: dict[str, str], columns: int) -> dict[str, Box]:
-    """Places for the nodes of a graph: each above all that it imports, in the order of `texts` within a row."""
+    """Places for the nodes of a graph: each above all that it imports, in the order of `texts` within a row. Nodes of
+    one height that do not fit into `columns` take several rows."""
     heights: dict[str, int] = {}
 
     def height(name: str) -> int:
@@ -316,13 +320,19 @@ def layered(graph: dict[str, set[str]], texts: dict[str, str], columns: int) -> 
             heights[name] = 1 + max(map(height, sorted(graph[name])), default=-1)
         return heights[name]
 
-    top = max(map(height, graph))
-    boxes = {}
-    for level in range(top + 1):
-        row = [name for name in texts if heights.get(name) == level]
-        for place, name in enumerate(row):
-            boxes[name] = Box(texts[name], name, place + (columns - len(row)) / 2, top - level)
-    return boxes
+    rows = []
+    for level in range(max(map(height, graph)), -1, -1):
+        names = [name for name in texts if heights.get(name) == level]
+        num_rows = math.ceil(len(names) / columns)
+        rows += [
+            names[number * len(names) // num_rows : (number + 1) * len(names) // num_rows]
+            for number in range(num_rows)
+        ]
+    return {
+        name: Box(texts[name], name, place + (columns - len(row)) / 2, number)
+        for number, row in enumerate(rows)
+        for place, name in enumerate(row)
+    }
 
 
 def check_code(code: str, root: Path = ROOT) -> str:

@@ -61,6 +61,10 @@ def test_arrows_that_follow_from_others_are_not_drawn():
     assert make_readme_picture.without_detours(graph) == {"a": {"b"}, "b": {"c"}, "c": set()}
     places = make_readme_picture.layered(graph, dict.fromkeys(graph, ""), columns=1)
     assert [places[name].row for name in "abc"] == [0, 1, 2]
+    wide = {"a": set("bcdef"), **dict.fromkeys("bcdef", set())}
+    places = make_readme_picture.layered(wide, dict.fromkeys(wide, ""), columns=3)
+    assert [places[name].row for name in "abcdef"] == [0, 1, 1, 2, 2, 2]
+    assert all(0 <= box.column <= 2 for box in places.values())
 
 
 def test_part_without_a_description_is_an_error():
