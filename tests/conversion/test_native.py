@@ -72,12 +72,7 @@ def load(folder: Path) -> SamaForConditionalGeneration:
 
 
 @pytest.mark.parametrize(
-    ("name", "kind", "tracker"),
-    [
-        ("qwen3_vl", "qwen3_vl", "edgetam"),
-        ("internvl, qwen3", "internvl", "sam3"),
-        ("qwen2_5_vl", "qwen2_5_vl", "sam2"),
-    ],
+    ("name", "tracker"), [("qwen3_vl", "edgetam"), ("internvl, qwen3", "sam3"), ("qwen2_5_vl", "sam2")]
 )
 def test_a_sama_starts_from_parts_of_transformers(tmp_path, name, tracker):
     backbone, masks = write_backbone(tmp_path / "vlm", name), write_tracker(tmp_path / "masks", tracker)
