@@ -182,7 +182,8 @@ def open_sources(request: ConversionRequest) -> tuple[Source | None, dict[str, S
             f"{', '.join(BACKBONES)} or --into, and at most one of {', '.join(TRACKERS)} and one instructblip."
         )
     if not bases and [source.kind for source in sources] != ["sam2"]:
-        part = "A mask tracker" if set(parts) == {"tracker"} else "InstructBLIP"
+        names = {"sam3": "SAM 3", "edgetam": "EdgeTAM"}
+        part = names.get(sources[0].kind, "InstructBLIP") if set(parts) == {"tracker"} else "InstructBLIP"
         raise CheckpointError(f"{part} replaces one part of a SAMA: also give --into, sama, sa2va or a backbone.")
     if not bases and native_tracker_kind(sources[0].files.tensors):
         raise CheckpointError(f"{sources[0].path} is in transformers' format already; also give --into or a backbone.")
