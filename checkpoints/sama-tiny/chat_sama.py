@@ -359,8 +359,7 @@ class SamaChat:
         if len(visual["dense_frames"]):
             self.read_video(turn, visual)
             self.between_steps()
-            visual |= {"dense_frames": visual["dense_frames"][:0], "deepstack_features": None}
-        return visual
+        return visual | {"dense_frames": visual["dense_frames"][:0], "deepstack_features": None}
 
     def encode_new_frames(self, turn) -> None:
         """Vision tower for the frames that no earlier turn encoded, spatial Q-Former once."""
@@ -369,8 +368,9 @@ class SamaChat:
         if turn.num_new_frames:
             grids = turn.visual["frame_grids"].expand(turn.num_new_frames, -1)
             new = model.encode_frames(turn.pixel_values.to(self.model.device), grids)
-            if new.deepstack is not None and len(turn.visual["dense_frames"]):
-                self.state = replace(self.state, deepstack_features=new.deepstack[turn.visual["dense_frames"]])
+            if new.deepstack is not None and turn.num_new_frames == len(turn.frames):
+                # Kept although the language model may not read these frames now: it may have to later
+                self.state = replace(self.state, deepstack_features=new.deepstack[turn.dense_rows])
             features = new.features if features is None else torch.cat([features, new.features])
             self.state = replace(self.state, frames=turn.frames, frame_features=features)
         if self.state.spatial_tokens is None and model.context_aggregator is not None:

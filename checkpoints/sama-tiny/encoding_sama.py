@@ -101,6 +101,7 @@ class TurnInputs:
         visual (`dict`): The other arguments of the model: questions and regions of what is new. Empty for text alone.
         frames (`list[int]`): Frame numbers of the rows that `visual` refers to, the known ones first.
         num_context_frames (`int`): How many of them are context frames.
+        dense_rows (`list[int]`): Which of them the language model sees in full.
         pixel_values (`torch.Tensor`, *optional*): Of those that are not known.
         num_new_frames (`int`): How many these are.
         position_ids (`torch.LongTensor` of shape `(3, 1, num_tokens)`, *optional*): Of the whole prompt, where the
@@ -114,6 +115,7 @@ class TurnInputs:
     visual: dict[str, torch.Tensor] = field(default_factory=dict)
     frames: list[int] = field(default_factory=list)
     num_context_frames: int = 0
+    dense_rows: list[int] = field(default_factory=list)
     pixel_values: torch.Tensor | None = None
     num_new_frames: int = 0
     position_ids: torch.Tensor | None = None

@@ -406,7 +406,8 @@ class SamaModel(SamaPreTrainedModel):
 
     def encode_blank_frame(self) -> torch.Tensor:
         """Zero, from a black frame: a process whose samples are text alone runs the vision tower too."""
-        return 0.0 * self.encode_frames(*self.family.blank_frame(self.backbone)).features.sum()
+        frames = self.encode_frames(*self.family.blank_frame(self.backbone))
+        return 0.0 * sum(tokens.sum() for tokens in (frames.features, frames.deepstack) if tokens is not None)
 
     def encode_visual(self, visual: SamaVisualInputs) -> SamaVisualInputs:
         """`visual` with features in place of pixels, and with masks in place of clicks and boxes."""
@@ -429,6 +430,12 @@ class SamaModel(SamaPreTrainedModel):
         if mm_token_type_ids is None:
             raise ValueError("Frames were given without `mm_token_type_ids`, which says where in the text they go.")
         visual = self.encode_visual(visual)
+        levels = self.family.num_deepstack_levels
+        if visual.deepstack_features is None and levels and len(visual.dense_frames):
+            raise ValueError(
+                f"This backbone adds {levels} levels of deep-stack features to its first layers: `frame_features` "
+                "needs `deepstack_features` beside it."
+            )
         regions, context = self.region_tokens(visual), self.aggregate_context(visual)
         inputs_embeds = self.place_visual_tokens(inputs_embeds, mm_token_type_ids, visual, regions, context)
         if visual.deepstack_features is None:

@@ -48,13 +48,15 @@ class BackboneFamily:
     Attributes:
         tags ([`FrameTags`]): What stands around a frame in the text, and its placeholder.
         chat_template (`str`): The name of the template of `CHAT_TEMPLATES` for a tokenizer without one.
-        vision_tower, projector (`tuple[str, ...]`): Prefixes of the names of these two parts.
+        vision_tower, projector (`tuple[str, ...]`): Prefixes of the names of these two parts; the longest one decides.
+        pixel_settings (`tuple[str, ...]`): What an image processor of this family has and others have not.
     """
 
     tags: ClassVar[FrameTags]
     chat_template: ClassVar[str] = "qwen_chat"
     vision_tower: ClassVar[tuple[str, ...]]
     projector: ClassVar[tuple[str, ...]]
+    pixel_settings: ClassVar[tuple[str, ...]]
 
     def __init__(self, config: Any):
         self.config = config
@@ -67,6 +69,12 @@ class BackboneFamily:
 
     def check_image_processor(self, image_processor: Any) -> None:
         """Raises `ValueError` for an image processor that was made for another vision tower."""
+        missing = [name for name in self.pixel_settings if name not in vars(image_processor)]
+        if missing:
+            raise ValueError(
+                f"The image processor, a {type(image_processor).__name__}, has no {', '.join(missing)}: it was made "
+                "for another backbone; load both from one checkpoint."
+            )
 
     def frame_grid(self, image_processor: Any, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of the tokens of a frame of `height` x `width` pixels."""
@@ -128,6 +136,11 @@ class BackboneFamily:
 
     # ---- model ------------------------------------------------------------------------------------------------------
 
+    @property
+    def num_deepstack_levels(self) -> int:
+        """How many layers of the language model add deep-stack features to their states."""
+        return 0
+
     def encode_frames(self, model: Any, pixel_values: torch.Tensor, grids: torch.Tensor | None = None) -> FrameTokens:
         """
         Vision tower and projector.
@@ -173,6 +186,7 @@ class InternVLFamily(BackboneFamily):
 
     tags = FrameTags("<img>", "<IMG_CONTEXT>", "</img>")
     vision_tower, projector = ("vision_tower.",), ("multi_modal_projector.",)
+    pixel_settings = ("max_patches",)
 
     def __init__(self, config: Any):
         super().__init__(config)
@@ -234,6 +248,7 @@ class Qwen25VLFamily(BackboneFamily):
     tags = FrameTags("<|vision_start|>", "<|image_pad|>", "<|vision_end|>")
     chat_template = "qwen2_5_vl_chat"
     vision_tower, projector = ("visual.",), ("visual.merger.",)
+    pixel_settings = ("patch_size", "temporal_patch_size", "merge_size")
 
     def make_image_processor(self) -> Any:
         return Qwen2VLImageProcessorPil(**self.patch_sizes())
@@ -248,6 +263,7 @@ class Qwen25VLFamily(BackboneFamily):
         }
 
     def check_image_processor(self, image_processor: Any) -> None:
+        super().check_image_processor(image_processor)
         for name, wanted in self.patch_sizes().items():
             found = vars(image_processor)[name]
             if found != wanted:
@@ -314,8 +330,14 @@ class Qwen25VLFamily(BackboneFamily):
     def encode_frames(self, model: Any, pixel_values: torch.Tensor, grids: torch.Tensor | None = None) -> FrameTokens:
         if grids is None:
             raise ValueError("Frames of this backbone differ in size: `frame_grids` is needed with `pixel_values`.")
-        patches = grids.to(pixel_values.device) * self.config.vision_config.spatial_merge_size
-        grid_thw = torch.cat([torch.ones_like(patches[:, :1]), patches], 1)
+        patches = grids * self.config.vision_config.spatial_merge_size
+        num_patches = int(patches.prod(1).sum())
+        if num_patches != len(pixel_values):
+            raise ValueError(
+                f"`pixel_values` has {len(pixel_values)} rows, but the frames have {num_patches} patches by "
+                "`frame_grids`; were both made by one processor?"
+            )
+        grid_thw = torch.cat([torch.ones_like(patches[:, :1]), patches], 1).to(pixel_values.device)
         output = model.get_image_features(pixel_values, grid_thw, return_dict=True)
         return FrameTokens(pad_sequence(output.pooler_output, batch_first=True), self.deepstack(output))
 
@@ -333,6 +355,10 @@ class Qwen3VLFamily(Qwen25VLFamily):
     def make_image_processor(self) -> Any:
         half = [0.5, 0.5, 0.5]
         return Qwen2VLImageProcessorPil(image_mean=half, image_std=half, **self.patch_sizes())
+
+    @property
+    def num_deepstack_levels(self) -> int:
+        return len(self.config.vision_config.deepstack_visual_indexes)
 
     def deepstack(self, output: Any) -> torch.Tensor | None:
         # Some versions of transformers give the frames of a level one after another, others apart

@@ -439,6 +439,7 @@ class SamaProcessor(ProcessorMixin):
         regions = parsed.regions[len(parsed.regions) - sum(one.num_regions for one in new) :]
         self._place_regions(inputs, regions, known_frames)
         turn.frames, turn.num_context_frames = inputs.frames, inputs.num_context_frames
+        turn.dense_rows = inputs.dense_rows
         turn.pixel_values = self._pixel_values(inputs, first=len(known_frames))
         turn.num_new_frames = len(turn.frames) - len(known_frames)
         turn.prompt_frames = [region.frame for region in inputs.regions if region.mask is None]
