@@ -202,12 +202,14 @@ class SamaConfig(PreTrainedConfig):
             `consistent` only: on propagated frames an object whose score is not positive has an empty mask, as in SAM
             2. With SAM 3's tracker: on all frames, with both presets.
         memory_rules (`"original"` or `"transformers"`, defaults to `"original"`):
-            SAM 3 only: whether its memory is that of Meta's code, with which the weights were trained, or that of
-            `Sam3TrackerVideoModel`. Meta resizes a mask for the memory encoder after it was scaled instead of before,
-            and forgets the pointers of prompted frames that are neither selected nor near.
+            Whether memory is that of Meta's code, with which the weights were trained, or that of transformers. They
+            differ for masks that are given (`prompted_memory`): transformers remembers them binarised, and a pointer
+            that is the best of three. They also differ for SAM 3: Meta resizes a mask for the memory encoder after it
+            was scaled instead of before, and forgets the pointers of prompted frames that are neither selected nor
+            near.
         prompted_memory (`"as_decoded"` or `"masks"`, defaults to `"as_decoded"`):
             `consistent` only: how prompted frames are remembered. `masks`: as if the original mask model had been
-            prompted with their masks, as Sa2VA-i does.
+            prompted with their masks, as Sa2VA-i does; not for SAM 3.
         round_memory_to_bfloat16 (`bool`, defaults to `False`):
             Store mask memories rounded to bfloat16, as SAM 2's own video predictor does.
         round_rotary_to_bfloat16 (`bool`, defaults to `False`):

@@ -1,7 +1,7 @@
 """What a batch of conversations shows, points at and is to find: the model's arguments beside the text, in groups."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 
@@ -62,6 +62,11 @@ class SamaVisualInputs:
     frame_features: torch.Tensor | None = None
     deepstack_features: torch.Tensor | None = None
     spatial_tokens: torch.Tensor | None = None
+
+    def with_counts_on_cpu(self) -> "SamaVisualInputs":
+        """The same with the counts and rows that shapes depend on in CPU memory: the GPU is waited for once."""
+        names = ("num_context_frames", "num_extra_frames", "dense_frames", "frame_grids", "region_frames")
+        return replace(self, **{name: value.cpu() for name in names if (value := vars(self)[name]) is not None})
 
     @property
     def grids(self) -> torch.Tensor | None:

@@ -429,7 +429,7 @@ class SamaModel(SamaPreTrainedModel):
         refuse_offloaded(self)
         if mm_token_type_ids is None:
             raise ValueError("Frames were given without `mm_token_type_ids`, which says where in the text they go.")
-        visual = self.encode_visual(visual)
+        visual = self.encode_visual(visual.with_counts_on_cpu())
         levels = self.family.num_deepstack_levels
         if visual.deepstack_features is None and levels and len(visual.dense_frames):
             raise ValueError(

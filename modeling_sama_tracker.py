@@ -74,12 +74,13 @@ class SamaMaskTracker(nn.Module):
     def tracking_rules(self, clicked: bool) -> TrackingRules:
         """The rules for [SEG] prompts, or for clicks, with which every mask model tracks as in transformers."""
         published, gate = self.config.preset == "published" and not clicked, self.config.occlusion_gate
+        masked = self.config.prompted_memory == "masks" and not (published or clicked or self.training)
         return TrackingRules(
             tuned=published,
             gate_prompted=clicked and gate,
             gate_tracked=gate and not published,
-            binarize_prompted=clicked,
-            prompt_with_masks=self.config.prompted_memory == "masks" and not (published or clicked or self.training),
+            binarize_prompted=clicked or (masked and self.config.memory_rules == "transformers"),
+            prompt_with_masks=masked,
         )
 
     # ---- frames -----------------------------------------------------------------------------------------------------
@@ -209,13 +210,14 @@ class SamaMaskTracker(nn.Module):
     def prompt_with_masks(self, features: FrameFeatures, masks: ObjectMasks) -> ObjectMasks:
         """The masks of O objects in one frame, (1, num_objects, ...), as if the original model had been prompted with
         them: inside and outside are certain, and the pointer is that of its own decoder on the mask. So the prompted
-        frames fit the memory, which the tuned decoder never saw in training (Sa2VA-i; specs: sa2va.md section 7)."""
+        frames fit the memory, which the tuned decoder never saw in training (Sa2VA-i; specs: sa2va.md section 7).
+        Sa2VA-i draws the outline at the video's size, here it is drawn at that of the input square."""
         sam, side = self.sam, tuple(self.sam.prompt_encoder.mask_input_size)
         inside, low = certain_masks(masks.mask_logits, self.mask_config.image_size, side)
         inside = inside.to(features.image.dtype)
         drawn = sam.mask_downsample(inside).float()
         drawn = F.interpolate(drawn, side, mode="bilinear", align_corners=False, antialias=True).to(inside.dtype)
-        image = self.without_memory(features).expand(len(inside), -1, -1, -1)
+        image = features.image.expand(len(inside), -1, -1, -1)  # a mask prompt is decoded without memory embedding
         decoded = self.decode_masks(
             features,
             image,
@@ -321,7 +323,7 @@ class SamaMaskTracker(nn.Module):
     def attend_memory(
         self, features: FrameFeatures, bank: SamaMemoryBank, frame_index: int, step: int, num_frames: int
     ) -> torch.Tensor:
-        """One frame, seen by O objects in the light of what the bank remembers of each: (num_objects, width, h, w)."""
+        """One frame, seen by O objects conditioned on what the bank remembers of each: (num_objects, width, h, w)."""
         sam = self.sam
         memories = bank.memories(frame_index, step)
         spatial, temporal = self.memory_position(), sam.memory_temporal_positional_encoding
@@ -436,6 +438,14 @@ class Sam3MaskTracker(SamaMaskTracker):
 
     image_mean = image_std = (0.5, 0.5, 0.5)
 
+    def __init__(self, config: SamaConfig):
+        if config.prompted_memory != "as_decoded":
+            raise ValueError(
+                f"`prompted_memory` is {config.prompted_memory!r}, but SAM 3's tracker remembers binary masks by "
+                "itself; use 'as_decoded'."
+            )
+        super().__init__(config)
+
     @staticmethod
     def size_step(mask_config: Any) -> int:
         """What the image size must be a multiple of: the side of a patch."""
@@ -448,7 +458,7 @@ class Sam3MaskTracker(SamaMaskTracker):
 
 class EdgeTamMaskTracker(SamaMaskTracker):
     """EdgeTAM: a SAM 2 whose memories are compressed, by a resampler with two sets of queries. Those of the first set
-    read the whole frame and have no position, those of the second one window each, whose place they have. Its
+    read the whole frame and have no position, those of the second read one window each and have its position. Its
     published image encoder, RepViT, comes from timm, which must be installed."""
 
     @classmethod
@@ -458,7 +468,8 @@ class EdgeTamMaskTracker(SamaMaskTracker):
         check_resampler(mask_config)
 
     def train(self, mode: bool = True) -> "EdgeTamMaskTracker":
-        """As everywhere, but RepViT keeps its batch statistics, so that a frame does not depend on its company."""
+        """As in the library, but RepViT keeps its batch statistics, so that no frame depends on others of its
+        batch."""
         super().train(mode)
         for module in self.sam.vision_encoder.modules():
             if isinstance(module, nn.BatchNorm2d):

@@ -5,6 +5,7 @@ from .versions_sama import TRANSFORMERS  # noqa: F401  # isort: skip
 from .mp4_sama import Mp4Header  # noqa: F401  # isort: skip
 from .pictures_sama import existing_path  # noqa: F401  # isort: skip
 from .regions_sama import Region  # noqa: F401  # isort: skip
+from .tracking_sama import ObjectMasks  # noqa: F401  # isort: skip
 from .video_readers_sama import FrameSource  # noqa: F401  # isort: skip
 
 import copy
@@ -132,6 +133,7 @@ class SamaProcessor(ProcessorMixin):
         if image_processor is None:
             image_processor = self.family.make_image_processor()
         self.family.check_image_processor(image_processor)
+        image_processor = self.family.portable(image_processor)
         self.family.set_sizes(image_processor, image_size, max_tiles)
         tokenizer = check_tags(tokenizer, (*LANGUAGE_TAGS, *self.family.tags), "tokenizer")
         check_ids(tokenizer, config, self.family.tags.context)
@@ -193,11 +195,6 @@ class SamaProcessor(ProcessorMixin):
     @property
     def sam_image_size(self) -> int:
         return self.config.mask_config.image_size
-
-    @property
-    def image_size(self) -> int:
-        """Side of the vision tower's input, where that is a square of one size."""
-        return self.image_processor.size["height"]
 
     @property
     def max_tiles(self) -> int:
@@ -325,6 +322,10 @@ class SamaProcessor(ProcessorMixin):
         rendered = reader.is_rendered(call.text)
         parsed = read_conversation([{"role": "user", "content": call.content(rendered, tags)}])
         frames = None if parsed.video is None else self.choose_frames(parsed.video, num_frames)
+        if rendered and call.regions and self.config.region_prompts == "cells":
+            raise ValueError(
+                "This model reads regions from messages only; give messages instead of their rendered text."
+            )
         if not rendered:
             return self._encode(self._write(parsed, self.template, True, self.turn_format, frames))
         turns = reader.questions(call, self._visual_text(parsed.video, frames))

@@ -68,7 +68,7 @@ class TextReader:
         messages = [{"role": "user", "content": QUESTION}]
         text = render_messages(messages, template, special_tokens, False, mark=NONCHARACTERS[-1]).text
         opening, _, end = text.partition(QUESTION)
-        # The line in front of a question; what precedes it may be a text of the system
+        # The line in front of a question; what precedes it may be a system message
         self.question_start = opening.strip().rpartition("\n")[2]
         self.question_end = end.strip()
 

@@ -85,7 +85,7 @@ _CHATML = "'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im
 # leaked into all others, while the end mark stayed that of the language model.
 CHAT_TEMPLATES = {
     "qwen_chat": _chat_template(_CHATML, "<|im_start|>assistant\\n", "<|im_end|>"),
-    # Qwen2.5-VL's own, for conversations without a text of the system
+    # Qwen2.5-VL's own, for conversations without a system message
     "qwen2_5_vl_chat": "{%- if messages[0]['role'] != 'system' -%}"
     "{{- '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' -}}{%- endif -%}"
     + _chat_template(_CHATML, "<|im_start|>assistant\\n", "<|im_end|>"),

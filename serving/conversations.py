@@ -58,7 +58,9 @@ class Conversation:
         for layer in layers:
             if layer.get_seq_length():
                 yield from (layer.keys, layer.values)
-        yield from (one for one in (self.chat.state.frame_features, self.chat.state.spatial_tokens) if one is not None)
+        state = self.chat.state
+        kept = (state.frame_features, state.deepstack_features, state.spatial_tokens)
+        yield from (one for one in kept if one is not None)
 
     def tracks(self) -> Iterator[MaskTrack]:
         """The masks of its answers."""

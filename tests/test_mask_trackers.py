@@ -356,11 +356,13 @@ def test_unknown_mask_models_are_refused():
 @pytest.mark.parametrize("kind", ["sam2.0", "sam2.1"])
 def test_prompted_masks_are_remembered_as_the_library_remembers_mask_prompts(kind, monkeypatch):
     tracker, theirs = make_pair(kind, prompted_memory="masks")
+    move_scores(tracker, theirs, 20.0)  # all objects are found, else their masks would be empty in both
     pixels, prompted = frames(tracker, 10), [0, 4]
     size = pixels.shape[-1]
     given = torch.zeros(2, NUM_OBJECTS, size, size)
-    given[0, 0, 8:40, 16:48], given[1, 0, 16:48, 8:40] = 1, 1
-    given[0, 1, 32:64, :32] = 1  # the second object is not in the second prompted frame
+    # Half planes: the library binarises masks at the size of the input, ours are resized in between and lose corners
+    given[0, 0, :, :32], given[1, 0, :40] = 1, 1
+    given[0, 1, 24:] = 1  # the second object is not in the second prompted frame
     session = SESSIONS[theirs.config.model_type](pixels, size, size, dtype=torch.float32)
     for position, index in enumerate(prompted):
         for name in range(NUM_OBJECTS):
@@ -369,16 +371,31 @@ def test_prompted_masks_are_remembered_as_the_library_remembers_mask_prompts(kin
         theirs(session, frame_idx=index)
     expected = {one.frame_idx: one.pred_masks.squeeze(1) for one in theirs.propagate_in_video_iterator(session)}
 
-    segment = tracker.segment_prompts
+    segment, remember, pointers = tracker.segment_prompts, SamaMemoryBank.remember, {}
 
     def segment_given(features, prompts, position):
         logits = torch.nn.functional.interpolate(20 * given[position, None] - 10, scale_factor=0.25, mode="nearest")
         return replace(segment(features, prompts, position), mask_logits=logits)
 
+    def recorded(bank, index, memory, pointer, prompted):
+        pointers[index] = pointer
+        remember(bank, index, memory, pointer, prompted)
+
     monkeypatch.setattr(tracker, "segment_prompts", segment_given)
+    monkeypatch.setattr(SamaMemoryBank, "remember", recorded)
     masks, _ = track(tracker, pixels, torch.randn(NUM_OBJECTS, tracker.sam.hidden_dim), prompted)
     for index in set(range(10)) - set(prompted):
+        assert (expected[index] > NO_OBJECT_LOGIT).all()
         assert difference(masks[index], expected[index]) < TOLERANCE, index
+    for index in prompted:
+        stored = [session.output_dict_per_obj[one]["cond_frame_outputs"][index] for one in range(NUM_OBJECTS)]
+        theirs_pointers = torch.stack([one["object_pointer"].flatten() for one in stored])
+        assert difference(pointers[index], theirs_pointers) < TOLERANCE, index
+
+
+def test_sam3_remembers_masks_by_itself():
+    with pytest.raises(ValueError, match="`prompted_memory` is 'masks', but SAM 3's tracker remembers binary masks"):
+        make_tracker("sam3", prompted_memory="masks")
 
 
 def test_prompted_masks_keep_their_gradient_in_training():

@@ -39,7 +39,7 @@ def test_save_and_load(tmp_path):
     loaded = type(processor).from_pretrained(tmp_path)
     assert loaded.to_dict() == {key: value for key, value in processor.to_dict().items() if key != "auto_map"}
     assert loaded.chat_template == CHAT_TEMPLATES["phi3_chat"]
-    assert (loaded.image_size, loaded.max_tiles, loaded.preset) == (TINY_IMAGE, 6, "published")
+    assert (loaded.image_processor.size["height"], loaded.max_tiles, loaded.preset) == (TINY_IMAGE, 6, "published")
     saved = json.loads((tmp_path / "processor_config.json").read_text())
     shared = json.loads((tmp_path / "config.json").read_text())
     assert shared["backbone_config"]["image_seq_length"] == 4 and not {"image_seq_length", "preset", "config"} & set(

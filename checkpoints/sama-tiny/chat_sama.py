@@ -68,6 +68,7 @@ class ChatState:
         messages (`list[dict]`): the conversation so far.
         input_ids (`torch.LongTensor` of shape `(num_tokens,)`): tokens whose keys and values are kept.
         frames (`list[int]`): frames of the video that were encoded, in the order of their features.
+        num_context_frames (`int`): how many of them belong to the video, the others to regions.
         frame_features (`torch.Tensor` of shape `(num_frames, tokens_per_frame, width)`, *optional*)
         deepstack_features (`torch.Tensor` of shape `(num_dense_frames, tokens_per_frame, num_levels, width)`,
         *optional*): of the dense frames, where the backbone has such features.
@@ -80,6 +81,7 @@ class ChatState:
     messages: list[dict] = field(default_factory=list)
     input_ids: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
     frames: list[int] = field(default_factory=list)
+    num_context_frames: int = 0
     frame_features: torch.Tensor | None = None
     deepstack_features: torch.Tensor | None = None
     spatial_tokens: torch.Tensor | None = None
@@ -197,7 +199,7 @@ class SamaChat:
         if self.video is None:  # what two conversations have in common stays
             self.state = ChatState(input_ids=state.input_ids)
             return
-        context = 0 if state.spatial_tokens is None else len(state.spatial_tokens)
+        context = state.num_context_frames
         self.state = replace(
             state,
             messages=[],
@@ -372,7 +374,12 @@ class SamaChat:
                 # Kept although the language model may not read these frames now: it may have to later
                 self.state = replace(self.state, deepstack_features=new.deepstack[turn.dense_rows])
             features = new.features if features is None else torch.cat([features, new.features])
-            self.state = replace(self.state, frames=turn.frames, frame_features=features)
+            self.state = replace(
+                self.state,
+                frames=turn.frames,
+                num_context_frames=turn.num_context_frames,
+                frame_features=features,
+            )
         if self.state.spatial_tokens is None and model.context_aggregator is not None:
             spatial_tokens = model.context_aggregator.summarise_frames(features[: turn.num_context_frames])
             self.state = replace(self.state, spatial_tokens=spatial_tokens)

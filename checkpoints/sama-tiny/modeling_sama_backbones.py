@@ -29,6 +29,14 @@ from .configuration_sama import DENSE_FRAME_TOKEN, IMAGENET_MEAN, IMAGENET_STD, 
 from .versions_sama import CACHE
 
 
+# Of Qwen's image processors
+IMAGE_SETTINGS = (
+    "size", "patch_size", "temporal_patch_size", "merge_size", "image_mean", "image_std", "do_resize", "do_rescale",
+    "do_normalize", "do_convert_rgb", "rescale_factor", "resample",
+)  # fmt: skip
+MAX_ASPECT_RATIO = 200  # of a frame that `smart_resize` takes
+
+
 @dataclass
 class FrameTokens:
     """Frames as the language model reads them: `features` (F, P, C), and `deepstack` (F, P, D, C), what families with
@@ -66,6 +74,10 @@ class BackboneFamily:
     def make_image_processor(self) -> Any:
         """The image processor of a model of this family, with the settings of its first release."""
         raise NotImplementedError
+
+    def portable(self, image_processor: Any) -> Any:
+        """An image processor of the same settings that gives the same pixels on every machine."""
+        return image_processor
 
     def check_image_processor(self, image_processor: Any) -> None:
         """Raises `ValueError` for an image processor that was made for another vision tower."""
@@ -253,6 +265,14 @@ class Qwen25VLFamily(BackboneFamily):
     def make_image_processor(self) -> Any:
         return Qwen2VLImageProcessorPil(**self.patch_sizes())
 
+    def portable(self, image_processor: Any) -> Any:
+        """The same settings in the class that resizes with PIL. A saved processor is loaded as the one that needs
+        torchvision where that is installed, and the two do not give the same pixels."""
+        if isinstance(image_processor, Qwen2VLImageProcessorPil):
+            return image_processor
+        settings = image_processor.to_dict()
+        return Qwen2VLImageProcessorPil(**{name: settings[name] for name in IMAGE_SETTINGS if name in settings})
+
     def patch_sizes(self) -> dict[str, int]:
         """What the image processor must know of the vision tower."""
         vision = self.config.vision_config
@@ -275,6 +295,11 @@ class Qwen25VLFamily(BackboneFamily):
     def frame_grid(self, image_processor: Any, height: int, width: int) -> tuple[int, int]:
         side = image_processor.patch_size * image_processor.merge_size  # pixels of a token
         size = image_processor.size
+        if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
+            raise ValueError(
+                f"A frame of {width}x{height} pixels has sides of a ratio of more than {MAX_ASPECT_RATIO}, which this "
+                "backbone does not read; crop it."
+            )
         resized = smart_resize(height, width, side, size["shortest_edge"], size["longest_edge"])
         return resized[0] // side, resized[1] // side
 
@@ -319,9 +344,9 @@ class Qwen25VLFamily(BackboneFamily):
         return torch.cat(found, 1)
 
     def check_position_ids(self, position_ids: torch.Tensor | None, token_types: torch.Tensor | None) -> None:
-        if token_types is None or not (token_types == DENSE_FRAME_TOKEN).any():
+        if position_ids is not None and position_ids.ndim == 3:  # first: a look at the types waits for the GPU
             return
-        if position_ids is None or position_ids.ndim != 3:
+        if token_types is not None and (token_types == DENSE_FRAME_TOKEN).any():
             found = "none" if position_ids is None else f"those of shape {tuple(position_ids.shape)}"
             raise ValueError(
                 f"Frames need `position_ids` of shape (3, batch_size, length), got {found}; the processor makes them."
@@ -347,7 +372,7 @@ class Qwen25VLFamily(BackboneFamily):
 
 
 class Qwen3VLFamily(Qwen25VLFamily):
-    """Qwen3-VL: as Qwen2.5-VL, with deep-stack features and without a text of the system."""
+    """Qwen3-VL: as Qwen2.5-VL, with deep-stack features and without a system message."""
 
     chat_template = "qwen_chat"
     projector = ("visual.merger.", "visual.deepstack_merger_list.")

@@ -232,7 +232,7 @@ def check_resampler(mask_config: Any) -> None:
 def certain_masks(
     mask_logits: torch.Tensor, size: int, low_size: tuple[int, int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Masks of O objects in one frame, logits (1, O, 4h, 4w), as masks that somebody gave: which pixels of the input
+    """Masks of O objects in one frame, logits (1, O, 4h, 4w), as given masks: which pixels of the input
     square are inside, float 0 and 1 of shape (O, 1, size, size), and logits of +-10 of shape (O, 1, *low_size)."""
     logits = F.interpolate(mask_logits.float(), (size, size), mode="bilinear", align_corners=False)
     inside = (logits > 0).float().transpose(0, 1)

@@ -31,7 +31,7 @@ def test_shape_features_are_zero_for_both_readers():
     model = tiny_model()
     ablations.without_shape(model)
     inner, side = model.model, model.config.region_mask_size
-    frames, cells, masks = torch.randn(1, 4, 32), torch.ones(1, 2, 2), torch.ones(1, side, side)
+    frames, cells, masks = torch.randn(1, 4, 32), torch.ones(1, 4), torch.ones(1, side, side)
     for encoder in (inner.region_encoder, inner.context_aggregator.region_encoder):
         pooled, shape = encoder(frames, cells, masks)
         assert pooled.any() and not shape.any()
