@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import nn
@@ -58,9 +59,16 @@ WEIGHTED_LOSSES = ("mask_loss", "dice_loss", "iou_loss", "presence_loss")
 @dataclass
 class SamaModelOutput(BaseModelOutputWithPast):
     """What [`SamaModel`] returns: the library's own output, and the states that [SEG] tokens are read from, of shape
-    `(batch_size, length, width)`."""
+    `(batch_size, length, width)`, where these are others than `last_hidden_state`. Never the same tensor twice: ZeRO-3
+    counts how often the outputs of a module are used, and processes without masks would use one less."""
 
     seg_hidden_states: torch.Tensor | None = None
+
+    @property
+    def seg_states(self) -> torch.Tensor:
+        """The states that [SEG] tokens are read from."""
+        own = self.seg_hidden_states
+        return cast(torch.Tensor, self.last_hidden_state if own is None else own)
 
 
 @dataclass
@@ -464,10 +472,11 @@ class SamaModel(SamaPreTrainedModel):
             inputs_embeds, deepstack = self.embed_inputs(input_ids, mm_token_type_ids, visual or SamaVisualInputs())
         arguments = (self.backbone, inputs_embeds, attention_mask, position_ids, cache, deepstack)
         if self.config.seg_state == "after_norm":
-            outputs = self.family.run(*arguments, **kwargs)
-            return SamaModelOutput(**outputs, seg_hidden_states=outputs.last_hidden_state)
+            return SamaModelOutput(**self.family.run(*arguments, **kwargs))
         with recorded_input(self.backbone.language_model.norm) as before_norm:
             outputs = self.family.run(*arguments, **kwargs)
+        if self.is_distributed_training:  # processes without masks use these states, too
+            outputs.last_hidden_state = outputs.last_hidden_state + 0.0 * before_norm[0]
         return SamaModelOutput(**outputs, seg_hidden_states=before_norm[0])
 
 
@@ -558,11 +567,11 @@ class SamaForConditionalGeneration(SamaPreTrainedModel, GenerationMixin):
         )
         hidden_states = outputs.last_hidden_state
         if seg_recorder is not None:
-            seg_recorder.record_step(input_ids, outputs.seg_hidden_states, outputs.get(CACHE))
+            seg_recorder.record_step(input_ids, outputs.seg_states, outputs.get(CACHE))
         logits, losses = self.score_text(hidden_states, labels, logits_to_keep, num_items_in_batch)
         if target_masks is not None:
             is_seg = labels == self.config.seg_token_id
-            losses |= self.score_masks(outputs.seg_hidden_states, is_seg, targets, num_masks_in_batch)
+            losses |= self.score_masks(outputs.seg_states, is_seg, targets, num_masks_in_batch)
             losses["loss"] = self.total_loss(losses) + touched
         kept = {name: outputs[name] for name in (CACHE, "hidden_states", "attentions") if name in outputs}
         return SamaOutput(logits=logits, last_hidden_state=hidden_states, **kept, **losses)
