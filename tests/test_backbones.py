@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from checkpoint import count_calls
 from processor_fixtures import noise_video
 from tiny_backbones import BACKBONES, tiny_backbone
 from transformers import AutoModelForImageTextToText
@@ -147,3 +148,42 @@ def test_regions_that_a_sa2va_cannot_read(cells):
         ask(image, region)
     with pytest.raises(ValueError, match="`region_prompts` must be cells or none without aggregator, got 'encoded'"):
         tiny_backbone("internvl", with_aggregator=False, region_prompts="encoded")
+
+
+# ---- pixels and kept frames
+
+
+def test_a_reset_keeps_the_frames_of_a_still(cells):
+    model, processor = cells
+    chat, region = model.start_chat(processor, image=noise_video(1, 24, 40)[0]), {"frame": 0, "mask": left_half()}
+    calls = count_calls(model.model.backbone.vision_tower)
+    for _ in range(2):
+        chat.ask("What is <region>?", [region], max_new_tokens=3, masks=False)
+        chat.reset()
+    assert len(calls) == 1 and len(chat.state.frames) == calls[0] == len(chat.state.frame_features)
+
+
+class OtherImageProcessor:
+    """Stands for the image processor that needs torchvision: a saved one is loaded as it where that is installed."""
+
+    def __init__(self, image_processor):
+        self.__dict__.update(vars(image_processor))
+        self.settings = image_processor.to_dict()
+
+    def to_dict(self) -> dict:
+        return self.settings | {"image_processor_type": "Qwen2VLImageProcessor"}
+
+
+def test_qwens_pixels_come_from_the_image_processor_that_resizes_with_pil():
+    _, processor = tiny_backbone("qwen3_vl")
+    saved = processor.image_processor
+    portable = processor.family.portable(OtherImageProcessor(saved))
+    assert type(portable) is type(saved) and portable.to_dict() == saved.to_dict()
+    assert processor.family.portable(saved) is saved
+
+
+def test_a_frame_that_is_too_long_is_refused():
+    _, processor = tiny_backbone("qwen2_5_vl")
+    content = [{"type": "image", "image": np.zeros((8, 1700, 3), np.uint8)}, {"type": "text", "text": "What is it?"}]
+    with pytest.raises(ValueError, match="1700x8 pixels has sides of a ratio of more than 200"):
+        processor.apply_chat_template([{"role": "user", "content": content}])
