@@ -158,8 +158,13 @@ class SamaProcessor(ProcessorMixin):
         return processor_dict, unused
 
     def to_dict(self) -> dict:
-        """As the base class, without the model's configuration."""
-        return {name: value for name, value in super().to_dict().items() if name not in ("config", "family")}
+        """As the base class, without the model's configuration, and without the mask model's mean and deviation where
+        they are its own, so that they follow if it is replaced."""
+        mean, std = (list(values) for values in pixel_statistics(self.config.mask_config))
+        left_out = {"config", "family"}
+        left_out |= {"sam_image_mean"} if self.sam_image_mean == mean else set()
+        left_out |= {"sam_image_std"} if self.sam_image_std == std else set()
+        return {name: value for name, value in super().to_dict().items() if name not in left_out}
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs):
         """As the base class; writes the model's `config.json` too where there is none yet."""

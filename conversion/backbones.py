@@ -8,6 +8,7 @@ from typing import Any
 from sama.conversion import native
 from sama.conversion.files import CheckpointError
 from sama.conversion.pieces import BACKBONE, LANGUAGE, PROJECTOR, VISION, Prefixes, Rules
+from sama.modeling_sama_backbones import FAMILIES
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,10 @@ class BackboneTable:
         wrapper (`str`): What Sa2VA puts in front of these names.
         seg_state (`str`): The state of a `[SEG]` token that Sa2VA's projection reads.
         region_prompts (`str`): How Sa2VA reads regions.
+        published_turn_format (`str`): The newlines of Sa2VA's published inference. In training they are always those
+            of `newline_after`.
+        training_template (`str`, *optional*): Sa2VA's chat template in training, where its published inference uses
+            the tokenizer's own.
     """
 
     model_type: str
@@ -38,6 +43,8 @@ class BackboneTable:
     wrapper: str = ""
     seg_state: str = "after_norm"
     region_prompts: str = "none"
+    published_turn_format: str = "newline_after"
+    training_template: str | None = None
 
 
 def pick(foreign: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
@@ -70,6 +77,7 @@ VISION_RULES: Rules = [
     (r"\.norm2\.", ".layernorm_after."),
     (r"\.ls(\d)$", r".lambda_\1"),
 ]
+INTERNVL_TAGS = FAMILIES["internvl"].tags
 PROJECTOR_RULES: Rules = [(r"^0\.", "layer_norm."), (r"^1\.", "linear_1."), (r"^3\.", "linear_2.")]
 INTERNLM2_RULES: Rules = [
     (r"^tok_embeddings\.", "embed_tokens."),
@@ -149,8 +157,8 @@ INTERNVL = BackboneTable(
         *native.INTERNVL_PREFIXES,
     ],
     config=internvl_config,
-    token_names={"image_token_id": "<IMG_CONTEXT>"},
-    tags=("<img>", "</img>"),
+    token_names={"image_token_id": INTERNVL_TAGS.context},
+    tags=(INTERNVL_TAGS.start, INTERNVL_TAGS.end),
     region_prompts="cells",
 )
 
@@ -165,9 +173,10 @@ QWEN_PREFIXES: Prefixes = [
     ("visual.", f"{BACKBONE}visual.", []),
     *((f"model.{part}.", f"{BACKBONE}language_model.{part}.", []) for part in ("embed_tokens", "layers", "norm")),
 ]
+QWEN_TAGS = FAMILIES["qwen2_5_vl"].tags  # Qwen3-VL's, too
 QWEN_TOKEN_NAMES = {
-    "image_token_id": "<|image_pad|>", "video_token_id": "<|video_pad|>",
-    "vision_start_token_id": "<|vision_start|>", "vision_end_token_id": "<|vision_end|>",
+    "image_token_id": QWEN_TAGS.context, "video_token_id": "<|video_pad|>",
+    "vision_start_token_id": QWEN_TAGS.start, "vision_end_token_id": QWEN_TAGS.end,
 }  # fmt: skip
 TEXT_SIZES = (
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
@@ -199,6 +208,8 @@ QWEN2_5_VL = BackboneTable(
     wrapper="model.",
     config=qwen2_5_vl_config,
     token_names=QWEN_TOKEN_NAMES,
+    published_turn_format="newline_after_frames",
+    training_template="qwen_chat",
 )
 
 
@@ -224,6 +235,8 @@ QWEN3_VL = BackboneTable(
     wrapper="model.",
     config=qwen3_vl_config,
     token_names=QWEN_TOKEN_NAMES,
+    published_turn_format="newline_after_frames",
+    training_template="qwen_chat",
     # `hidden_states[-1]` of the transformers that it was trained with (4.57) is the input of the final norm
     seg_state="before_norm",
 )

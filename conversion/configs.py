@@ -204,7 +204,6 @@ def aggregator_config(shapes: Shapes, sizes: Mapping[str, Any]) -> dict[str, Any
         "region_mlp_size": shapes["Qformer_mask_proj.layers.0.weight"][0],
         "null_region_scale": 1.0,
         "region_shape": "box",
-        "preset": "published",
     }
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from sama.configuration_sama import SamaConfig
+from sama.configuration_sama import PRESETS, SamaConfig
 from sama.conversion.configs import standalone_sam2_config
 from sama.conversion.files import CheckpointError, explain_damage, explain_write_errors, write_weights
 from sama.conversion.folder import card_facts, copy_other_files, write_card, write_model_files, write_processor
@@ -178,6 +178,14 @@ def parse_arguments(argv: Sequence[str] | None = None) -> ConversionRequest:
         "--add_aggregator", action="store_true",
         help="give a Sa2VA a newly initialized context aggregator and region encoders, to train a SAMA from it; "
         "implied by --kind instructblip",
+    )  # fmt: skip
+    parser.add_argument(
+        "--preset", choices=PRESETS,
+        help="of a SAMA or Sa2VA, with every setting that belongs to it (default: that of its own inference)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--force_regions", action="store_true",
+        help="let a Sa2VA read regions of stills even if it was never trained to",
     )  # fmt: skip
     parser.add_argument("--sizes", type=Path, help="JSON file with sizes that tensor shapes do not determine")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto")

@@ -1,4 +1,4 @@
-"""What a checkpoint's files say and no table can know beforehand. It is checked where it can be, and reported."""
+"""Facts that differ between checkpoints of one family and stand in their files alone: checked and reported."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -94,8 +94,8 @@ def template_fact(foreign: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase
         by_text = template == "phi3_chat" and PHI3_END not in tokenizer.get_vocab()
         end = f"; answers end at the text {PHI3_END}, which is no token" if by_text else ""
         return f"{style}, used as {used}{end}"
-    if template is None:
-        return f"{style}; there is no chat template: that of the family is used"
+    if tokenizer.chat_template is None:
+        return f"{style}; there is no chat template: {template or 'that of the family'} is used"
     text = tokenizer.apply_chat_template([{"role": "user", "content": "?"}], tokenize=False)
     turn = "with" if "system" in text else "without"
     return f"{style}; the chat template begins {turn} a system turn, used as {used}"

@@ -11,7 +11,9 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.dynamic_module_utils import custom_object_save
 
 from sama.configuration_sama import IMAGENET_MEAN, IMAGENET_STD, SamaConfig
+from sama.conversion.backbones import BACKBONES
 from sama.conversion.files import read_json
+from sama.conversion.tokenizers import stop_token_ids
 from sama.data.model_cards import hub_name, license_of
 from sama.modeling_sama import SamaForConditionalGeneration
 from sama.modeling_sama_backbones import backbone_family
@@ -43,7 +45,7 @@ def write_processor(
     qformer_tokenizer: PreTrainedTokenizerBase | None,
     template: str | None,
     source: Path,
-    alone: bool,
+    kind: str,
 ) -> None:
     """Writes the processor with both tokenizers, and the generation settings.
 
@@ -51,27 +53,42 @@ def write_processor(
         qformer_tokenizer (`PreTrainedTokenizerBase`, *optional*): None for a model without context aggregator.
         template (`str`, *optional*): The chat template or its name; that of the backbone's family if None.
         source (`Path`): Folder of the source checkpoint.
-        alone (`bool`): Whether the source is a backbone. Sa2VA trains SAM 3, too, on pixels as ImageNet's.
+        kind (`str`): Of the source. Sa2VA trains SAM 3, too, with the mean and deviation of ImageNet.
     """
+    released = kind in ("sama", "sa2va")
     processor = SamaProcessor(
         image_processor=make_image_processor(config, source),
         config=config,
         tokenizer=tokenizer,
         qformer_tokenizer=qformer_tokenizer,
         chat_template=template,
-        sam_image_mean=None if alone else IMAGENET_MEAN,
-        sam_image_std=None if alone else IMAGENET_STD,
-        turn_format="newline_after" if config.preset == "published" else "newlines",
+        sam_image_mean=IMAGENET_MEAN if released else None,
+        sam_image_std=IMAGENET_STD if released else None,
+        turn_format=turn_format(config, kind),
     )
     SamaProcessor.register_for_auto_class("AutoProcessor")
     processor.save_pretrained(folder)
     text = config.text_config
     GenerationConfig(
         bos_token_id=text.bos_token_id,
-        eos_token_id=text.eos_token_id,
+        eos_token_id=stop_token_ids(tokenizer, text.eos_token_id, template),
         pad_token_id=text.pad_token_id if text.pad_token_id is not None else text.eos_token_id,
         do_sample=False,
     ).save_pretrained(folder)
+
+
+def turn_format(config: SamaConfig, kind: str) -> str:
+    """The newlines that the weights know: those of their training, and for a Sa2VA with the preset `published` those
+    of its published inference.
+
+    Args:
+        config ([`SamaConfig`]): Of the converted model.
+        kind (`str`): Of the source.
+    """
+    if config.aggregator_config is not None:
+        return "newline_after" if kind == "sama" else "newlines"
+    table = BACKBONES[config.backbone_config.model_type]
+    return table.published_turn_format if config.preset == "published" else "newline_after"
 
 
 def make_image_processor(config: SamaConfig, source: Path) -> Any:

@@ -16,10 +16,11 @@ from sama.conversion.pieces import (
     Prefixes,
     identity,
 )
+from sama.modeling_sama_tracker import TRACKERS
 
 
-# `model_type` of the mask tracker of each `--kind`
-TRACKER_TYPES = {"sam2": "sam2_video", "sam3": "sam3_tracker_video", "edgetam": "edgetam_video"}
+# `model_type` of the mask tracker of each `--kind`: sam2, sam3, edgetam
+TRACKER_TYPES = {model_type.partition("_")[0]: model_type for model_type in TRACKERS}
 # The first of these tensors that a checkpoint has tells its kind: SAM 3's and EdgeTAM's trackers have SAM 2's, too
 MARKS = {
     "spatial_perceiver.latents_1d": "edgetam",

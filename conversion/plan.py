@@ -65,6 +65,8 @@ class ConversionRequest:
         tokenizer, qformer_tokenizer (`Path`, *optional*): Folders of the tokenizers, if not in the first source's.
         sizes (`Path`, *optional*): JSON file with sizes that tensor shapes do not determine.
         add_aggregator (`bool`): Whether a Sa2VA gets a newly initialized context aggregator: the start of a SAMA.
+        preset (`str`, *optional*): Of a released model; by default that of its own inference.
+        force_regions (`bool`): Whether a Sa2VA reads regions even if it was never trained to.
         dtype (`str`): "auto" keeps the dtype of most weights.
         max_shard_size (`str`): Size limit of the written weight files.
     """
@@ -76,6 +78,8 @@ class ConversionRequest:
     qformer_tokenizer: Path | None = None
     sizes: Path | None = None
     add_aggregator: bool = False
+    preset: str | None = None
+    force_regions: bool = False
     dtype: str = "auto"
     max_shard_size: str = "2GB"
 
@@ -171,11 +175,10 @@ def open_sources(request: ConversionRequest) -> tuple[Source | None, dict[str, S
     if request.into is not None:
         sources.insert(0, open_source(request.into, "into"))
     bases = [source for source in sources if source.kind in BASES]
-    if request.add_aggregator and [source.kind for source in bases] != ["sa2va"]:
-        raise CheckpointError("--add_aggregator makes a SAMA of a Sa2VA: give one source of --kind sa2va.")
     parts = {
         "tracker" if source.kind in TRACKERS else source.kind: source for source in sources if source.kind not in BASES
     }
+    check_options(request, [source.kind for source in bases], starts="instructblip" in parts)
     if len(bases) > 1 or len(bases) + len(parts) < len(sources):
         raise CheckpointError(
             f"{' and '.join(source.kind for source in sources)} cannot be combined: give one of sama, sa2va, "
@@ -190,13 +193,40 @@ def open_sources(request: ConversionRequest) -> tuple[Source | None, dict[str, S
     return (bases[0] if bases else None), parts
 
 
+def check_options(request: ConversionRequest, bases: list[str], starts: bool) -> None:
+    """
+    Checks options that belong to sources of one kind.
+
+    Args:
+        request ([`ConversionRequest`])
+        bases (`list[str]`): Kinds of the sources with a language model.
+        starts (`bool`): Whether an InstructBLIP is given, which makes the start of a SAMA of a Sa2VA.
+
+    Raises:
+        CheckpointError: If an option would have no effect.
+    """
+    if request.add_aggregator and bases != ["sa2va"]:
+        raise CheckpointError("--add_aggregator makes a SAMA of a Sa2VA: give one source of --kind sa2va.")
+    sa2va = bases == ["sa2va"] and not (request.add_aggregator or starts)
+    if request.preset is not None and not sa2va and bases != ["sama"]:
+        raise CheckpointError(
+            "--preset chooses the inference of a released model: give --kind sama, or --kind sa2va without a context "
+            "aggregator to be trained."
+        )
+    if request.force_regions and not sa2va:
+        raise CheckpointError(
+            "--force_regions lets a Sa2VA read regions: give --kind sa2va without a context aggregator to be trained. "
+            "A SAMA has region encoders."
+        )
+
+
 # ---- plan ------------------------------------------------------------
 
 
 def plan_release(base: Source, parts: dict[str, Source], request: ConversionRequest) -> tuple[Plan, tuple]:
     """Plans SAMA, Sa2VA or a backbone, optionally with SAM 2 and InstructBLIP; returns the plan, and what
     [`write_processor`] needs: both tokenizers (the second is None without a context aggregator), the chat template,
-    the folder, and whether the backbone is alone."""
+    the folder and its kind."""
     shapes, foreign = base.files.shapes, read_json(base.folder / "config.json")
     table = check_family(base, foreign)
     tokenizer = load_tokenizer([request.tokenizer] if request.tokenizer else [base.folder, base.folder / "tokenizer"])
@@ -213,6 +243,10 @@ def plan_release(base: Source, parts: dict[str, Source], request: ConversionRequ
     entries = part_configs(base, parts, qformer_tokenizer, read_sizes(request, base.folder))
     entries["seg_state"] = "after_norm" if alone else table.seg_state
     entries["region_prompts"] = table.region_prompts if qformer_tokenizer is None else "encoded"
+    if request.force_regions:
+        entries["region_prompts"] = "cells"
+    if base.kind == "sama" or qformer_tokenizer is None:
+        entries |= inference_settings(base, entries["mask_config"]["model_type"], request.preset)
     if base.kind == "sama":
         # Its Qwen2 builds the rotary table in bfloat16, its InternLM2 computes it in float32
         entries["round_rotary_to_bfloat16"] = backbone["text_config"]["model_type"] == "qwen2"
@@ -224,10 +258,14 @@ def plan_release(base: Source, parts: dict[str, Source], request: ConversionRequ
         plan.report.notes.append(f"{added} new tokens are initialized with the mean of the embeddings")
     plan.add(base, keys)
     template = chat_template(tokenizer, foreign, base.folder, alone)
+    if qformer_tokenizer is None and plan.config.preset == "consistent":
+        template = table.training_template or template
+    if entries["region_prompts"] not in (table.region_prompts, "encoded"):
+        plan.report.notes.append("regions are read although this model was not trained to (--force_regions)")
     plan.report.notes += file_facts(base.folder, foreign, base.files, keys, tokenizer, template)
     fresh = () if base.kind == "sama" or qformer_tokenizer is None else (AGGREGATOR, REGIONS)
     add_parts(plan, base, parts, (*fresh, SEG, TRACKER) if alone else fresh)
-    return plan, (tokenizer, qformer_tokenizer, template, base.folder, alone)
+    return plan, (tokenizer, qformer_tokenizer, template, base.folder, base.kind)
 
 
 def check_family(base: Source, foreign: dict) -> BackboneTable:
@@ -292,10 +330,7 @@ def part_configs(base: Source, parts: dict[str, Source], questions: BertTokenize
     if base.kind == "sama":
         entries |= aggregator_config(shapes, sizes)
     elif questions is None:
-        entries |= {"aggregator_config": None, "preset": "published"}  # a Sa2VA as it is
-        if f"{SAM_PREFIX}{TUNED_DECODER}iou_token.weight" in shapes:  # with two decoders: its own inference
-            entries |= {"preset": "consistent", "prompted_memory": "masks"}
-        return entries
+        return entries | {"aggregator_config": None}  # a Sa2VA as it is
     elif "instructblip" in parts:
         entries["aggregator_config"] = instructblip_config(parts["instructblip"].files.shapes, len(questions))
     else:
@@ -303,6 +338,24 @@ def part_configs(base: Source, parts: dict[str, Source], questions: BertTokenize
     rows = entries["aggregator_config"]["temporal_qformer_config"]["vocab_size"]
     check_vocabulary(questions, rows, "question")
     return entries
+
+
+def inference_settings(base: Source, tracker_type: str, preset: str | None) -> dict:
+    """How a released SAMA or Sa2VA is run.
+
+    Args:
+        base ([`Source`]): Its checkpoint.
+        tracker_type (`str`): `model_type` of its mask tracker.
+        preset (`str`, *optional*): By default `consistent` for a Sa2VA-i, the only one with two decoders.
+    """
+    two_decoders = f"{SAM_PREFIX}{TUNED_DECODER}iou_token.weight" in base.files.shapes
+    preset = preset or ("consistent" if two_decoders else "published")
+    settings: dict = {"preset": preset}
+    if tracker_type == "sam2_video":
+        settings["round_memory_to_bfloat16"] = True  # as the releases do, also where everything else is float32
+        if base.kind == "sa2va" and preset == "consistent":
+            settings["prompted_memory"] = "masks"  # as Sa2VA-i
+    return settings
 
 
 def given_tracker_config(tracker: Source, sizes: dict) -> dict:

@@ -17,7 +17,8 @@ from sama.templates_sama import CHAT_TEMPLATES
 SAMA_TAGS = ["[SEG]", "<p>", "</p>", "<vp>", "</vp>"]  # in the release's order
 QFORMER_BEGINNING = "[DEC]"
 QFORMER_TAGS = ["<mask>", "<pos>", "[SEG]", "<p>", "</p>", "<vp>", "</vp>"]
-END_OF_TURN = "<|im_end|>"
+END_OF_TURN, END_OF_TEXT = "<|im_end|>", "<|endoftext|>"
+ONE_END = ("internlm2_chat", "phi3_chat")  # chat templates whose answers `<|endoftext|>` does not end
 # The release resizes the embeddings to the tokenizer; other trainers pad them to a multiple of 64 or more
 ROW_MULTIPLE, MAX_PADDING = 64, 512
 
@@ -165,6 +166,20 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, num_rows: int, what: st
             f"The {what} tokenizer has {len(tokenizer)} tokens but the checkpoint has embeddings for {num_rows}; they "
             "belong to different checkpoints."
         )
+
+
+def stop_token_ids(tokenizer: PreTrainedTokenizerBase, end_of_turn: int, template: str | None) -> int | list[int]:
+    """The tokens that end an answer: for Qwen's templates `<|endoftext|>` as well.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): Of the language model.
+        end_of_turn (`int`): The id from [`token_ids`].
+        template (`str`, *optional*): The chat template or its name; that of the backbone's family if None.
+    """
+    end_of_text = tokenizer.get_vocab().get(END_OF_TEXT)
+    if template in ONE_END or end_of_text in (None, end_of_turn):
+        return end_of_turn
+    return [end_of_turn, end_of_text]
 
 
 def token_ids(

@@ -5,6 +5,7 @@ from processor_fixtures import language_tokenizer, qformer_tokenizer
 from tiny_model import tiny_config
 
 from sama.configuration_sama import SamaConfig
+from sama.conversion.folder import turn_format
 from sama.modeling_sama import SamaForConditionalGeneration
 from sama.modeling_sama_backbones import FAMILIES
 from sama.processing_sama import SamaProcessor
@@ -31,6 +32,10 @@ BACKBONES = {
     "internvl": {"text_config": {**TEXT, "model_type": "qwen2"}},
     "internvl, qwen3": {"text_config": {**TEXT, "model_type": "qwen3"}},
     "internvl, llama": {"text_config": {**TEXT, "model_type": "llama"}},
+    "internvl, vision tower of 26B": {  # InternViT-6B
+        "text_config": {**TEXT, "model_type": "llama"},
+        "vision_config": {"norm_type": "rms_norm", "use_qk_norm": True, "attention_bias": False},
+    },
     "qwen2_5_vl": {
         "text_config": {**TEXT, "model_type": "qwen2_5_vl_text", "rope_parameters": POSITIONS},
         "vision_config": QWEN2_5_VISION,
@@ -51,7 +56,8 @@ def tiny_backbone_config(name: str, with_aggregator: bool = True, **settings) ->
     small, model_type = tiny_config().to_dict(), name.partition(",")[0]
     backbone = {**BACKBONES[name], "model_type": model_type, "tie_word_embeddings": False}
     if model_type == "internvl":
-        backbone |= {"vision_config": small["backbone_config"]["vision_config"], "image_seq_length": 4}
+        vision = small["backbone_config"]["vision_config"] | BACKBONES[name].get("vision_config", {})
+        backbone |= {"vision_config": vision, "image_seq_length": 4}
     small = {key: value for key, value in small.items() if key not in ("model_type", "auto_map", "region_prompts")}
     small |= {
         "backbone_config": backbone,
@@ -88,7 +94,7 @@ def tiny_backbone(
         tokenizer=backbone_tokenizer(name),
         qformer_tokenizer=qformer_tokenizer(),
         config=config,
-        turn_format="newlines" if with_aggregator else "newline_after",
+        turn_format=turn_format(config, kind=config.backbone_config.model_type if with_aggregator else "sa2va"),
         **sizes,
     )
     if not sizes:

@@ -396,7 +396,10 @@ def check_cell_regions(parsed: ParsedConversation, region_prompts: str | None) -
     if not parsed.regions:
         return parsed.video
     if region_prompts == "none":
-        raise ValueError("This model was not trained to read regions: ask about what the text can name.")
+        raise ValueError(
+            "This model was not trained to read regions: ask about what the text can name, or convert it with "
+            "--force_regions to try."
+        )
     if parsed.video is None or not parsed.video.is_image:
         raise ValueError("This model reads regions of a still only; ask about a frame of the video as an image.")
     after = parsed.messages[(parsed.visual_turn or 0) + 1 :]

@@ -133,16 +133,18 @@ def test_internvl_under_the_names_that_models_have(tmp_path, small_sam2):
 
 def test_a_tracker_replaces_a_new_one(tmp_path, small_sam2):
     write_backbone(tmp_path / "vlm", "internvl")
-    masks = write_tracker(tmp_path / "masks", "edgetam")
+    masks = write_tracker(tmp_path / "masks", "sam3")
     convert_parts(tmp_path, ("vlm", "internvl"))
     (tmp_path / "ours").rename(tmp_path / "start")
-    report = convert_parts(tmp_path, ("masks", "edgetam"), into=tmp_path / "start")
+    report = convert_parts(tmp_path, ("masks", "sam3"), into=tmp_path / "start")
     state = load(tmp_path / "ours").state_dict()
     assert all(torch.equal(state[SAM + key], tensor) for key, tensor in masks.items())
     assert not any(name.startswith("model.mask_tracker.") for name in report.fresh)
+    for folder, mean in (("start", [0.485, 0.456, 0.406]), ("ours", [0.5, 0.5, 0.5])):  # the pixels follow the tracker
+        assert SamaProcessor.from_pretrained(tmp_path / folder, trust_remote_code=True).sam_image_mean == mean
     (tmp_path / "ours").rename(tmp_path / "complete")
     write_tracker(tmp_path / "others", "sam2")
-    refuse(tmp_path, "is a sam2, but the checkpoint was trained with edgetam_video", ("others", "sam2"),
+    refuse(tmp_path, "is a sam2, but the checkpoint was trained with sam3_tracker_video", ("others", "sam2"),
            into=tmp_path / "complete")  # fmt: skip
 
 

@@ -2,18 +2,22 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import foreign_checkpoints as foreign
 import pytest
 import sa2va_releases
 import torch
+from processor_fixtures import noise_video
 from safetensors.torch import load_file, save_file
 
+from sama.configuration_sama import REGION_CELL_TOKEN
 from sama.conversion import plan as conversion_plan
 from sama.conversion.configs import sam3_config
 from sama.conversion.convert import ConversionRequest, Plan, Report, convert, parse_arguments
 from sama.conversion.files import CheckpointError
+from sama.conversion.folder import write_processor
 from sama.conversion.pieces import AGGREGATOR, BACKBONE, ORIGINAL_DECODER
 from sama.conversion.pieces import SAM as OUR_SAM
 from sama.conversion.tokenizers import chat_template
@@ -67,6 +71,15 @@ def plan_of(folder: Path, **others) -> Plan:
     return conversion_plan.plan_release(base, parts, request)[0]
 
 
+def processor_of(folder: Path, to: Path, kind: str = "sa2va", **others) -> SamaProcessor:
+    """The processor of the converted folder, without converting the weights."""
+    request = ConversionRequest([(folder, kind)], to, sizes=folder / "sizes.json", **others)
+    base, parts = conversion_plan.open_sources(request)
+    plan, texts = conversion_plan.plan_release(base, parts, request)
+    write_processor(to, plan.config, *texts)
+    return SamaProcessor.from_pretrained(to, trust_remote_code=True)
+
+
 def notes_of(folder: Path) -> str:
     return "\n".join(plan_of(folder).report.lines())
 
@@ -107,6 +120,92 @@ def test_a_release_stays_a_sa2va(name, tmp_path):
     assert dict(processor.image_processor.size) == size and processor.sam_image_size == (
         112 if "sam3" in name else 128
     )
+
+
+SYSTEM, USER = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n", "<|im_start|>user\n"
+END = "what is the dog?<|im_end|>\n<|im_start|>assistant\n"
+IMG, VISION = "<img>*</img>", "<|vision_start|>*<|vision_end|>"
+# specs: sa2va.md section 5, and model.md section 7 for SAMA, whose context tokens stand behind the frames
+PROMPTS = [
+    ("internvl", None, f"<|user|>\n{IMG}\n{IMG}\nwhat is the dog?<|end|>\n<|assistant|>\n"),
+    ("internvl", "consistent", f"<|user|>\n{IMG}\n{IMG}\nwhat is the dog?<|end|>\n<|assistant|>\n"),
+    ("internvl with internlm2", None, f"{USER}{IMG}\n{IMG}\n{END}"),
+    ("sa2va-i", None, f"{USER}{IMG}\n{IMG}\n{END}"),
+    ("sa2va-i", "published", f"{USER}{IMG}\n{IMG}\n{END}"),
+    ("qwen2_5_vl", None, f"{SYSTEM}{USER}{VISION}{VISION}\n{END}"),
+    ("qwen2_5_vl", "consistent", f"{USER}{VISION}\n{VISION}\n{END}"),
+    ("qwen3_vl", None, f"{USER}{VISION}{VISION}\n{END}"),
+    ("qwen3_vl with sam3", "consistent", f"{USER}{VISION}\n{VISION}\n{END}"),
+    ("sama", None, f"{USER}{IMG}\n{IMG}*\n{END}"),
+    ("sama", "consistent", f"{USER}{IMG}\n{IMG}*\n{END}"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "preset", "expected"), PROMPTS, ids=[f"{name}-{preset}" for name, preset, _ in PROMPTS]
+)
+def test_prompt_is_that_of_the_family(name, preset, expected, tmp_path):
+    if name == "sama":
+        foreign.write_release(tmp_path / "foreign", "sama")
+    else:
+        sa2va_releases.write_release(tmp_path / "foreign", RELEASES[name])
+    kind = "sama" if name == "sama" else "sa2va"
+    processor = processor_of(tmp_path / "foreign", tmp_path / "ours", kind, preset=preset)
+    video, placeholder = noise_video(2, 56, 56), re.escape(processor.family.tags.context)
+    content = [{"type": "video", "video": video}, {"type": "text", "text": "what is the dog?"}]
+    text = processor.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
+    text = text.removeprefix(processor.tokenizer.bos_token or "")
+    tokens = 2 * math.prod(processor.frame_grid(processor.open_video(video))) + 2 * (kind == "sama")
+    assert len(re.findall(placeholder, text)) == tokens
+    assert re.sub(f"({placeholder})+", "*", text) == expected
+    stops = json.loads((tmp_path / "ours" / "generation_config.json").read_text())["eos_token_id"]
+    ends = ["<|im_end|>", "<|endoftext|>"] if "<|end|>" not in expected and "internlm2" not in name else ["<|im_end|>"]
+    assert processor.tokenizer.convert_ids_to_tokens(stops if isinstance(stops, list) else [stops]) == ends
+
+
+@pytest.mark.parametrize("name", ["internvl", "qwen2_5_vl", "qwen3_vl with sam3"])
+def test_a_preset_brings_all_its_settings(name, tmp_path):
+    folder, qwen, sam2 = tmp_path / "foreign", name.startswith("qwen"), not name.endswith("sam3")
+    sa2va_releases.write_release(folder, RELEASES[name])
+    for preset, cells, memory in (("published", (512, 2048), "as_decoded"), ("consistent", (128, 512), "masks")):
+        plan = plan_of(folder, preset=preset)
+        assert plan.config.preset == preset and plan.config.round_memory_to_bfloat16 == sam2
+        assert plan.config.prompted_memory == (memory if sam2 else "as_decoded")
+        if qwen:
+            image_processor = processor_of(folder, tmp_path / preset, preset=preset).image_processor
+            assert dict(image_processor.size) == {"shortest_edge": cells[0] * 784, "longest_edge": cells[1] * 784}
+
+
+def test_regions_can_be_forced(tmp_path):
+    """A Sa2VA on Qwen was never trained to read regions; asked for, it reads them as one on InternVL does."""
+    folder = tmp_path / "foreign"
+    sa2va_releases.write_release(folder, RELEASES["qwen3_vl"])
+    processor = processor_of(folder, tmp_path / "ours")
+    image, mask = noise_video(1, 48, 96)[0], torch.zeros(48, 96, dtype=torch.bool).numpy()
+    mask[:, :48] = True
+    content = [{"type": "image", "image": image}, {"type": "text", "text": "what is "}]
+    messages = [{"role": "user", "content": [*content, {"type": "region", "frame": 0, "mask": mask}]}]
+    with pytest.raises(ValueError, match="was not trained to read regions: .* convert it with --force_regions"):
+        processor.apply_chat_template(messages)
+    processor = processor_of(folder, tmp_path / "forced", force_regions=True)
+    processor.image_processor.size = {"shortest_edge": 784, "longest_edge": 4 * 784}
+    rows, columns = processor.frame_grid(processor.open_video(image))
+    types = processor.apply_chat_template(messages)["mm_token_type_ids"]
+    assert (types == REGION_CELL_TOKEN).sum() == rows * columns // 2 > 0
+    note = "regions are read although this model was not trained to (--force_regions)"
+    assert note in plan_of(folder, force_regions=True).report.notes and note not in plan_of(folder).report.notes
+
+
+@pytest.mark.parametrize(("option", "value"), [("preset", "consistent"), ("force_regions", True)])
+def test_options_of_a_released_model(folder, option, value):
+    for others in ({"add_aggregator": True}, {"into": folder}):
+        sources = [] if "into" in others else [(folder, "sa2va")]
+        request = ConversionRequest(sources, folder.parent / "ours", **others, **{option: value})
+        with pytest.raises(CheckpointError, match=f"--{option} .*: give --kind|is not a converted checkpoint"):
+            conversion_plan.open_sources(request)
+    arguments = ["--from", "Sa2VA-1B", "--kind", "sa2va", "--to", "x"]
+    given = [f"--{option}"] + ([] if value is True else [value])
+    assert vars(parse_arguments([*arguments, *given]))[option] == value
 
 
 def test_an_aggregator_can_be_added(folder):

@@ -67,7 +67,10 @@ class Golden:
         self.facts = json.loads((folder / "golden.json").read_text(encoding="utf-8"))
         self.tensors = load_file(folder / "golden.safetensors")
         convert(ConversionRequest([(folder, "sama")], converted))
-        self.model = SamaForConditionalGeneration.from_pretrained(converted, dtype=torch.float32).eval()
+        # Memories were recorded in float32, which the release itself rounds to bfloat16
+        self.model = SamaForConditionalGeneration.from_pretrained(
+            converted, dtype=torch.float32, round_memory_to_bfloat16=False
+        ).eval()
         self.processor = SamaProcessor.from_pretrained(converted, trust_remote_code=True)
 
     @cached_property
