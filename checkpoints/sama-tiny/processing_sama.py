@@ -72,8 +72,6 @@ from .video_sama import FrameChoice, SamaVideo, choose_frames
 
 
 logger = logging.get_logger(__name__)
-
-
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
@@ -158,12 +156,9 @@ class SamaProcessor(ProcessorMixin):
         return processor_dict, unused
 
     def to_dict(self) -> dict:
-        """As the base class, without the model's configuration, and without the mask model's mean and deviation where
-        they are its own, so that they follow if it is replaced."""
-        mean, std = (list(values) for values in pixel_statistics(self.config.mask_config))
-        left_out = {"config", "family"}
-        left_out |= {"sam_image_mean"} if self.sam_image_mean == mean else set()
-        left_out |= {"sam_image_std"} if self.sam_image_std == std else set()
+        """As the base class, without what follows from the model's configuration."""
+        own = zip(("sam_image_mean", "sam_image_std"), pixel_statistics(self.config.mask_config), strict=True)
+        left_out = {"config", "family"} | {name for name, value in own if vars(self)[name] == list(value)}
         return {name: value for name, value in super().to_dict().items() if name not in left_out}
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs):
