@@ -153,7 +153,9 @@ def write_card(folder: Path, config: PreTrainedConfig, lines: list[str], sources
         parts += [
             "## Use\n\n```python\nfrom transformers import AutoModel, AutoProcessor\n\n"
             'model = AutoModel.from_pretrained(path, trust_remote_code=True, dtype="auto")\n'
-            "processor = AutoProcessor.from_pretrained(path, trust_remote_code=True)\n```",
+            "processor = AutoProcessor.from_pretrained(path, trust_remote_code=True)\n"
+            "inputs = processor.apply_chat_template(messages)\n"
+            "output = model.generate(**inputs, **processor.stop_arguments)\n```",
             f"## Settings\n\n* `preset`: `{config.preset}`\n"
             f"* `region_shape`: `{config.region_shape}`\n* `null_region_scale`: {config.null_region_scale}\n"
             f"* trained: {'yes' if config.trained else 'no'}",
