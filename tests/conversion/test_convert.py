@@ -101,7 +101,8 @@ def test_release_has_the_published_settings(released):
     assert (config.trained, config.round_rotary_to_bfloat16) == (True, True)
     policies = (processor.preset, processor.turn_format, processor.config.region_shape)
     assert policies == ("published", "newline_after", "box")
-    assert (processor.sam_image_size, processor.image_size, processor.config.region_mask_size) == (128, 56, 8)
+    sizes = (processor.sam_image_size, processor.image_processor.size["height"], config.region_mask_size)
+    assert sizes == (128, 56, 8)
     assert config.seg_token_id == processor.tokenizer.convert_tokens_to_ids("[SEG]")
     assert config.qformer_mask_token_id == processor.qformer_tokenizer.convert_tokens_to_ids("<mask>") == 12
     generation = json.loads((released["ours"] / "generation_config.json").read_text())
