@@ -168,7 +168,7 @@ def measure_samples(samples: int, folder: Path, workers: int = 2, batch_size: in
     for _ in range(samples // batch_size):
         next(loader)
     rate = samples // batch_size * batch_size / (time.perf_counter() - start)
-    frame = f"{processor.image_size} px frames, SAM 2 input {processor.sam_image_size} px"
+    frame = f"at most {processor.max_frame_tokens} tokens a frame, SAM 2 input {processor.sam_image_size} px"
     rows = [("toy.yaml", workers, batch_size, f"{first:.1f} s", f"{rate:.0f}")]
     return f"Toy world with the processor of sama-tiny ({frame})\n\n" + markdown_table(
         ("mixture", "workers", "batch", "first batch", "samples per second"), rows
