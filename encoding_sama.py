@@ -406,8 +406,8 @@ def check_cell_regions(parsed: ParsedConversation, region_prompts: str | None) -
     later = sum(piece is None for message in after for piece in message.pieces)
     if later:
         raise ValueError(
-            f"This model reads the regions of the question that shows the image; {later} of {len(parsed.regions)} "
-            "come in later questions."
+            f"This model reads regions in the first question only, and {later} of {len(parsed.regions)} come in later "
+            "ones; start another conversation, or call `chat.reset()`."
         )
     return parsed.video
 

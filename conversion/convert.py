@@ -1,7 +1,8 @@
-"""Converts released checkpoints to ours: SAMA, Sa2VA, SAM 2, InternVL 2.5 and InstructBLIP (docs/checkpoints.md).
+"""Converts checkpoints: SAMA, Sa2VA, InternVL, Qwen-VL, SAM 2, SAM 3, EdgeTAM, InstructBLIP (docs/checkpoints.md).
 
     python scripts/convert_checkpoint.py --from SAMA-1B --kind sama --to sama-1b --qformer_tokenizer bert-base-uncased
     python scripts/convert_checkpoint.py --from sam2_hiera_large.pt --kind sam2 --into sama-1b --to sama-1b-full
+    python scripts/convert_checkpoint.py --from Sa2VA-1B --kind sa2va --to sa2va-1b --preset consistent
     python scripts/convert_checkpoint.py --from Sa2VA-1B --kind sa2va --from instruct_blip_vicuna7b_trimmed.pth \\
         --kind instructblip --to sama-start --qformer_tokenizer bert-base-uncased
 

@@ -127,6 +127,12 @@ def card_facts(source: Path) -> dict[str, str]:
     return {name: value for name, value in facts.items() if value}
 
 
+def card_settings(config: SamaConfig) -> list[str]:
+    """The settings of a model that its card names: those that change what it answers."""
+    own = ["region_shape", "null_region_scale"] if config.aggregator_config is not None else ["prompted_memory"]
+    return ["preset", "region_prompts", *own, "seg_state", "trained"]
+
+
 def write_card(folder: Path, config: PreTrainedConfig, lines: list[str], sources: list[dict[str, str]]) -> None:
     """Writes the model card: sources, usage, and inference settings."""
     source_list = "\n".join(
@@ -156,8 +162,6 @@ def write_card(folder: Path, config: PreTrainedConfig, lines: list[str], sources
             "processor = AutoProcessor.from_pretrained(path, trust_remote_code=True)\n"
             "inputs = processor.apply_chat_template(messages)\n"
             "output = model.generate(**inputs, **processor.stop_arguments)\n```",
-            f"## Settings\n\n* `preset`: `{config.preset}`\n"
-            f"* `region_shape`: `{config.region_shape}`\n* `null_region_scale`: {config.null_region_scale}\n"
-            f"* trained: {'yes' if config.trained else 'no'}",
+            "## Settings\n\n" + "\n".join(f"* `{name}`: `{getattr(config, name)}`" for name in card_settings(config)),
         ]
     (folder / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")

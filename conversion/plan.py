@@ -155,7 +155,7 @@ def open_source(path: Path, kind: str) -> Source:
     if found != kind:
         looks = f"it looks like --kind {found}" if found in KINDS else "it looks like a converted checkpoint"
         raise CheckpointError(
-            f"{path} is not a {'converted' if kind == 'into' else kind} checkpoint: "
+            f"{path} is not a {'converted checkpoint' if kind == 'into' else f'checkpoint of --kind {kind}'}: "
             f"{looks if found else 'its tensor names are of no known kind'}."
         )
     return source

@@ -1,5 +1,6 @@
 """Loads a checkpoint for use: a folder or a model of the Hub, on a device."""
 
+import json
 from pathlib import Path
 
 from sama.resources import SMALL_MODEL
@@ -47,6 +48,24 @@ def check_model_name(model: str) -> None:
         ) from error
 
 
+def check_converted(model: str) -> None:
+    """Raises `ValueError` for a folder with a released SAMA or Sa2VA, whose code needs another transformers."""
+    file = Path(model).expanduser() / "config.json"
+    if not file.is_file():
+        return
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:  # what is wrong with it is said where it is loaded
+        return
+    if not isinstance(settings, dict):
+        return
+    if settings.get("model_type") == "sa2va_chat" or "llm_config" in settings:
+        raise ValueError(
+            f"The model {model} is as it was released and must be converted first: "
+            "python scripts/convert_checkpoint.py (docs/checkpoints.md)."
+        )
+
+
 def load_model(
     model: str,
     device: str = "auto",
@@ -81,6 +100,7 @@ def load_model(
     from sama.processing_sama import SamaProcessor
 
     check_model_name(model)
+    check_converted(model)
     model = str(Path(model).expanduser()) if Path(model).expanduser().is_dir() else model
     own_code = trust_remote_code or Path(model).is_dir()
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}

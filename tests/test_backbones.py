@@ -128,7 +128,7 @@ def test_a_chat_makes_masks_of_clicks(cells):
     chat = model.start_chat(processor, image=noise_video(1, 24, 40)[0])
     reply = chat.ask("What is <region>?", [{"points": [[5, 5]], "frame": 0}], max_new_tokens=3, masks=False)
     assert reply.completion_tokens == 3
-    with pytest.raises(ValueError, match="of the question that shows the image; 1 of 2 come in later"):
+    with pytest.raises(ValueError, match="in the first question only, and 1 of 2 come in later ones"):
         chat.ask("And <region>?", [{"frame": 0, "mask": left_half()}], max_new_tokens=3)
 
 

@@ -71,3 +71,9 @@ def test_settings_in_both_places_are_refused():
 def test_a_backbone_that_transformers_does_not_know():
     with pytest.raises(ValueError, match=r"transformers 5\.\d+.* has no model of the type 'internvl9'"):
         SamaConfig(backbone_config={"model_type": "internvl9"})
+
+
+def test_a_preset_that_does_not_exist_is_refused_when_it_is_set(former):
+    with pytest.raises(ValueError, match="preset='publishd' is unknown, expected one of published, consistent"):
+        SamaConfig.from_pretrained(former[1], preset="publishd")
+    assert SamaConfig.from_pretrained(former[1], preset="release").preset == "published"

@@ -281,7 +281,6 @@ class SamaConfig(PreTrainedConfig):
         if isinstance(self.aggregator_config, dict):
             self.aggregator_config = SamaAggregatorConfig(**self.aggregator_config)
         super().__post_init__(**kwargs)
-        self.preset = check_preset(self.preset)
         choices = {
             "region_shape": REGION_SHAPES,
             "memory_rules": MEMORY_RULES,
@@ -297,6 +296,10 @@ class SamaConfig(PreTrainedConfig):
         if self.region_prompts not in REGION_PROMPTS or encoded != (self.region_prompts == "encoded"):
             allowed = "encoded with" if encoded else "cells or none without"
             raise ValueError(f"`region_prompts` must be {allowed} aggregator, got {self.region_prompts!r}.")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # `from_pretrained(preset=...)` sets it after the other settings were checked
+        super().__setattr__(name, check_preset(value) if name == "preset" else value)
 
     def read_former_settings(self, kwargs: dict) -> dict:
         """Puts what files of earlier versions hold where it is now, and returns the rest."""

@@ -418,7 +418,7 @@ def check_refused(source: Path, kind: str, message: str, **others) -> None:
 
 @pytest.mark.parametrize(("kind", "found"), [("sa2va", "sama"), ("sam2", "sama"), ("instructblip", "sama")])
 def test_wrong_kind(copy, kind, found):
-    check_refused(copy, kind, f"is not a {kind} checkpoint: it looks like --kind {found}")
+    check_refused(copy, kind, f"is not a checkpoint of --kind {kind}: it looks like --kind {found}")
 
 
 def test_vocabulary_of_another_checkpoint(copy, tmp_path):

@@ -1,11 +1,13 @@
 """How the server and its replicas load a model."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
 
 from sama.serving import engine, settings
 from sama.serving.limits import Limits
+from sama.serving.loading import load_model
 
 
 @pytest.mark.parametrize(
@@ -19,3 +21,10 @@ def test_an_engine_is_made_from_settings(monkeypatch, given, preset, fraction):
     limits = Limits(feature_bytes=7)
     expected = (f"m/cpu/auto/{preset}/False", "processor", limits, fraction)
     assert settings.make_engine(model, limits) == expected
+
+
+@pytest.mark.parametrize("settings", [{"model_type": "sa2va_chat"}, {"llm_config": {}, "vision_config": {}}])
+def test_a_model_that_is_not_converted(tmp_path, settings):
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="must be converted first: python scripts/convert_checkpoint.py"):
+        load_model(str(tmp_path))
