@@ -29,11 +29,6 @@ from .configuration_sama import DENSE_FRAME_TOKEN, IMAGENET_MEAN, IMAGENET_STD, 
 from .versions_sama import CACHE
 
 
-# Of Qwen's image processors
-IMAGE_SETTINGS = (
-    "size", "patch_size", "temporal_patch_size", "merge_size", "image_mean", "image_std", "do_resize", "do_rescale",
-    "do_normalize", "do_convert_rgb", "rescale_factor", "resample",
-)  # fmt: skip
 MAX_ASPECT_RATIO = 200  # of a frame that `smart_resize` takes
 
 
@@ -184,6 +179,8 @@ class BackboneFamily:
             deepstack (`tuple`, *optional*): A bool mask of shape `(batch_size, length)` that says where frames are,
                 and for each level their deep-stack features, of shape `(num_frame_tokens, width)`.
         """
+        if deepstack is not None:
+            kwargs |= {"visual_pos_masks": deepstack[0], "deepstack_visual_embeds": deepstack[1]}
         return model.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -270,8 +267,7 @@ class Qwen25VLFamily(BackboneFamily):
         torchvision where that is installed, and the two do not give the same pixels."""
         if isinstance(image_processor, Qwen2VLImageProcessorPil):
             return image_processor
-        settings = image_processor.to_dict()
-        return Qwen2VLImageProcessorPil(**{name: settings[name] for name in IMAGE_SETTINGS if name in settings})
+        return Qwen2VLImageProcessorPil.from_dict(image_processor.to_dict())
 
     def patch_sizes(self) -> dict[str, int]:
         """What the image processor must know of the vision tower."""
@@ -390,20 +386,6 @@ class Qwen3VLFamily(Qwen25VLFamily):
         lengths = [len(frame) for frame in output.pooler_output]
         levels = [level.split(lengths) if torch.is_tensor(level) else level for level in output.deepstack_features]
         return torch.stack([pad_sequence(level, batch_first=True) for level in levels], 2)
-
-    def run(
-        self,
-        model: Any,
-        inputs_embeds: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        position_ids: torch.Tensor | None,
-        cache: Cache | None,
-        deepstack: tuple[torch.Tensor, list[torch.Tensor]] | None = None,
-        **kwargs,
-    ) -> BaseModelOutputWithPast:
-        if deepstack is not None:
-            kwargs |= {"visual_pos_masks": deepstack[0], "deepstack_visual_embeds": deepstack[1]}
-        return super().run(model, inputs_embeds, attention_mask, position_ids, cache, **kwargs)
 
 
 FAMILIES: dict[str, type[BackboneFamily]] = {

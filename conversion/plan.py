@@ -103,7 +103,7 @@ class Report:
             lines.append(f"{len(keys)} not used ({reason}): {abbreviate(keys)}")
         if self.copied:
             copies = f"{len(self.copied)} copied: the original mask decoder is the tuned one"
-            lines.append(f"{copies}; --kind sam2, sam3 or edgetam replaces it")
+            lines.append(f"{copies}; the mask model that it was tuned from replaces it, with --into")
         if self.fresh:
             lines.append(f"{len(self.fresh)} newly initialized, to be trained: {abbreviate(self.fresh)}")
         return lines + self.notes
