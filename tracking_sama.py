@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from .modeling_sama_memory import ObjectMemory
+
 
 NO_OBJECT_LOGIT = -1024.0  # SAM 2's mask logit for "this object is not in the frame"
 CERTAIN_LOGIT = 10.0  # of a pixel inside a mask that is given
@@ -133,22 +135,29 @@ class SamaMemoryBank:
             )
         self.num_memories, self.num_pointers = num_memories, num_pointers
         self.max_prompted, self.keep_pointers = max_prompted, keep_pointers
-        self.prompted: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        self.tracked: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.prompted: dict[int, tuple[ObjectMemory, torch.Tensor]] = {}
+        self.tracked: dict[int, tuple[ObjectMemory | None, torch.Tensor]] = {}
 
-    def remember(self, frame_index: int, memory: torch.Tensor, pointer: torch.Tensor, prompted: bool) -> None:
-        """Stores a memory (tokens, O, D) and pointer (O, C). Frames beyond reach of this one are forgotten, except
-        those next to the first prompted frame, where tracking backwards will start."""
+    def remember(self, frame_index: int, memory: ObjectMemory, pointer: torch.Tensor, prompted: bool) -> None:
+        """Stores a memory of O objects and their pointers (O, C). What is beyond reach of this frame is forgotten,
+        except next to the first prompted frame, where tracking backwards will start. Pointers reach further back than
+        memories, which are a thousand times as large."""
         if prompted:
             self.prompted[frame_index] = (memory, pointer)
             return
         self.tracked[frame_index] = (memory, pointer)
-        start = min(self.prompted)
-        self.tracked = {
-            index: entry
-            for index, entry in self.tracked.items()
-            if abs(index - frame_index) < self.num_pointers or abs(index - start) < self.num_pointers
-        }
+        start, tracked = min(self.prompted), {}
+        for index, (own, token) in self.tracked.items():
+            distance = min(abs(index - frame_index), abs(index - start))
+            if distance < max(self.num_memories, self.num_pointers):
+                tracked[index] = (own if distance < self.num_memories else None, token)
+        self.tracked = tracked
+
+    @property
+    def key_bytes(self) -> int:
+        """Bytes of all keys of memories that are kept."""
+        entries = [*self.prompted.values(), *self.tracked.values()]
+        return sum(memory.key_bytes for memory, _ in entries if memory is not None)
 
     def selected(self, frame_index: int) -> list[int]:
         """The prompted frames that this frame attends to: the nearest one on each side, then the nearest others."""
@@ -167,7 +176,7 @@ class SamaMemoryBank:
         before = [(distance, frame_index - step * distance) for distance in range(1, reach)]
         return [(distance, others[index]) for distance, index in before if index in others]
 
-    def memories(self, frame_index: int, step: int) -> list[tuple[int, torch.Tensor]]:
+    def memories(self, frame_index: int, step: int) -> list[tuple[int, ObjectMemory]]:
         """(distance in frames, memory): the selected prompted frames, which count as distance 0, then the frames
         before this one, farthest first. `step` is 1 when tracking forwards, -1 backwards."""
         selected = self.selected(frame_index)
@@ -248,7 +257,7 @@ def sine_encoding(positions: torch.Tensor, size: int, temperature: float = 10000
 
 
 def resampled(resampler: Any, side: int, memory: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
-    """What EdgeTAM's resampler makes of a memory (O, D, h, w) with the `position` of its cells: tokens (queries, O,
+    """What EdgeTAM's resampler makes of a memory (O, D, h, w) with the `position` of its cells: tokens (O, queries,
     D), of which some read the whole frame and the others one window each of `side` x `side`. The resampler's own
     forward takes one object at a time."""
     frames, position = memory.flatten(2).mT, position.to(memory.dtype).flatten(2).mT  # (O, h * w, D)
@@ -260,4 +269,4 @@ def resampled(resampler: Any, side: int, memory: torch.Tensor, position: torch.T
         global_queries = layer(global_queries, frames, position)
         window_queries = layer(window_queries, windows)
     queries = torch.cat([global_queries, window_queries.view(len(memory), -1, memory.shape[1])], 1)
-    return resampler.layer_norm(queries).transpose(0, 1)
+    return resampler.layer_norm(queries)
