@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from transformers import AutoModel
 
 from .configuration_sama import IMAGENET_MEAN, IMAGENET_STD, SamaConfig
-from .modeling_sama_memory import MAX_KEY_BYTES, EdgeTamMemoryAttention, SamaMemoryAttention
+from .modeling_sama_memory import MAX_KEY_BYTES, EdgeTamMemoryAttention, MemoryPool, SamaMemoryAttention
 from .tracking_sama import (
     CERTAIN_LOGIT,
     FrameFeatures,
@@ -67,6 +67,7 @@ class SamaMaskTracker(nn.Module):
         super().__init__()
         self.config, self.mask_config = config, config.mask_config
         self.check_config(self.mask_config)
+        self.memory_pool()
         self.max_key_bytes = MAX_KEY_BYTES
         self.sam = AutoModel.from_config(self.mask_config)
         self.original_mask_decoder = type(self.sam.mask_decoder)(self.mask_config.mask_decoder_config)
@@ -343,6 +344,17 @@ class SamaMaskTracker(nn.Module):
 
     # ---- time -------------------------------------------------------------------------------------------------------
 
+    def memory_pool(self) -> MemoryPool | None:
+        """What makes memories smaller, or None.
+
+        Raises:
+            ValueError: if `memory_pool` of the configuration is neither 1 nor 2, or does not divide the cells.
+        """
+        pool, (height, width) = self.config.memory_pool, self.mask_config.vision_config.backbone_feature_sizes[-1]
+        if pool not in (1, 2) or height % pool or width % pool:
+            raise ValueError(f"`memory_pool` is {pool!r}; it must be 1 or 2, and divide {height}x{width} cells.")
+        return None if pool == 1 else MemoryPool(height, width)
+
     def start_track(self, num_frames: int, clicked: bool = False) -> TrackState:
         """The state of a track through a video of `num_frames` frames, which remembers nothing yet. `clicked`: whether
         clicks start it instead of [SEG] prompts."""
@@ -353,7 +365,13 @@ class SamaMaskTracker(nn.Module):
             config.max_cond_frame_num,
             keep_pointers=self.config.memory_rules == "transformers",
         )
-        attention = self.memory_attention_class(self.sam, self.frame_position(), self.memory_position())
+        attention = self.memory_attention_class(
+            self.sam,
+            self.frame_position(),
+            self.memory_position(),
+            pool=self.memory_pool(),
+            max_key_bytes=self.max_key_bytes,
+        )
         return TrackState(num_frames, self.tracking_rules(clicked), bank, attention, self.embed_no_point(1, 1))
 
     def remember(
@@ -361,7 +379,7 @@ class SamaMaskTracker(nn.Module):
     ) -> None:
         """Adds what a frame shows of O objects to the memory of a track; shapes as of one frame, (1, O, ...)."""
         tokens = self.encode_memory(features, masks, prompted and state.rules.binarize_prompted)
-        memory = state.attention.remember(tokens, self.max_key_bytes - state.bank.key_bytes)
+        memory = state.attention.remember(tokens, masks.mask_logits, state.bank.key_bytes)
         state.bank.remember(frame_index, memory, masks.object_pointer[0], prompted)
 
     def track(
@@ -460,6 +478,17 @@ class EdgeTamMaskTracker(SamaMaskTracker):
         """Raises `ValueError` if sizes do not fit each other."""
         super().check_config(mask_config)
         check_resampler(mask_config)
+
+    def memory_pool(self) -> None:
+        """None.
+
+        Raises:
+            ValueError: if `memory_pool` of the configuration is not 1: EdgeTAM's memories are small as they are.
+        """
+        if self.config.memory_pool != 1:
+            raise ValueError(
+                f"`memory_pool` is {self.config.memory_pool!r}, but EdgeTAM compresses its memories by itself; use 1."
+            )
 
     def train(self, mode: bool = True) -> "EdgeTamMaskTracker":
         """As in the library, but RepViT keeps its batch statistics, so that no frame depends on others of its
