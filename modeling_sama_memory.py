@@ -111,9 +111,9 @@ class MemoryPool:
     def choose(self, mask_logits: torch.Tensor) -> torch.Tensor:
         """For O objects with mask logits (1, O, 4h, 4w) the rows of [`with_means`] that their memory consists of, (O,
         tokens): the cells of blocks near the object, then the means of the others."""
-        size = (self.height // 2, self.width // 2)
-        near = F.max_pool2d(F.adaptive_max_pool2d(mask_logits[0], size)[:, None], 3, stride=1, padding=1)
-        order = near.flatten(1).sort(dim=1, descending=True, stable=True).indices  # (O, blocks)
+        own = F.adaptive_max_pool2d(mask_logits[0], (self.height // 2, self.width // 2))
+        near = F.max_pool2d(own[:, None], 3, stride=1, padding=1)[:, 0]  # a block, or one beside it
+        order = (own + near).flatten(1).sort(dim=1, descending=True, stable=True).indices  # (O, blocks)
         kept = self.cells.to(order.device)[order[:, : self.num_kept]].flatten(1)
         return torch.cat([kept, self.height * self.width + order[:, self.num_kept :]], 1)
 
@@ -133,6 +133,7 @@ class SamaMemoryAttention:
         max_key_bytes (`int`, defaults to 1 GiB):
             Bound of the keys of memories that are kept, and of those that one frame reads. What does not fit is
             projected when it is read.
+        compile_options (`dict`, *optional*): compiles the layers by `torch.compile` with these options.
     """
 
     @staticmethod
@@ -147,6 +148,7 @@ class SamaMemoryAttention:
         memory_position: torch.Tensor,
         pool: MemoryPool | None = None,
         max_key_bytes: int = MAX_KEY_BYTES,
+        compile_options: dict[str, Any] | None = None,
     ):
         self.attention, self.memory_position = sam.memory_attention, memory_position
         self.pool, self.max_key_bytes = pool, max_key_bytes
@@ -156,7 +158,8 @@ class SamaMemoryAttention:
         self.memory_rotation = self.rotation
         self.known_time_keys: dict[tuple[int, int], torch.Tensor] = {}
         self.buffers = [KeyBuffer() for _ in self.attention.layers]
-        self.attend_layer = attend_layer
+        self.compiled = compile_options is not None
+        self.attend_layer = torch.compile(attend_layer, **compile_options) if self.compiled else attend_layer
 
     # ---- keys -------------------------------------------------------------------------------------------------------
 
@@ -250,6 +253,8 @@ class SamaMemoryAttention:
         states = image + self.frame_position
         for number, layer in enumerate(self.attention.layers):
             keys = self.layer_keys(number, memories, pointer_keys)
+            for part in (keys, tokens) if self.compiled else ():
+                torch._dynamo.maybe_mark_dynamic(part, 1)
             states = self.attend_layer(layer, self.feed_forward, states, self.rotation, keys, tokens, bias)
         return self.attention.layer_norm(states)
 

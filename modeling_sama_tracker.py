@@ -32,6 +32,7 @@ from .tracking_sama import (
     certain_masks,
     check_resampler,
     check_sizes,
+    filled_up,
     resampled,
     sine_encoding,
 )
@@ -69,6 +70,7 @@ class SamaMaskTracker(nn.Module):
         self.check_config(self.mask_config)
         self.memory_pool()
         self.max_key_bytes = MAX_KEY_BYTES
+        self.compile_options: dict[str, Any] | None = None
         self.sam = AutoModel.from_config(self.mask_config)
         self.original_mask_decoder = type(self.sam.mask_decoder)(self.mask_config.mask_decoder_config)
 
@@ -98,6 +100,19 @@ class SamaMaskTracker(nn.Module):
             binarize_prompted=clicked or (masked and self.config.memory_rules == "transformers"),
             prompt_with_masks=masked,
         )
+
+    def compile_parts(self, **options) -> None:
+        """Compiles the image encoder, the memory encoder, the memory attention and both mask decoders with
+        `torch.compile`, once for all videos. From now on objects are tracked in groups of 1, 2, 4, 8 and so on, the last
+        one of which is filled up, so that each number of objects compiles once; the number of memories is a dynamic
+        dimension, since attention kernels that take a mask for missing ones are slower.
+
+        Args:
+            options: of `torch.compile`; with `mode="reduce-overhead"` a GPU runs CUDA graphs.
+        """
+        self.compile_options = options
+        for part in (self.sam.vision_encoder, self.sam.memory_encoder, self.sam.mask_decoder, self.original_mask_decoder):
+            part.compile(**options)
 
     # ---- frames -----------------------------------------------------------------------------------------------------
 
@@ -371,6 +386,7 @@ class SamaMaskTracker(nn.Module):
             self.memory_position(),
             pool=self.memory_pool(),
             max_key_bytes=self.max_key_bytes,
+            compile_options=self.compile_options,
         )
         return TrackState(num_frames, self.tracking_rules(clicked), bank, attention, self.embed_no_point(1, 1))
 
@@ -409,6 +425,9 @@ class SamaMaskTracker(nn.Module):
                 f"Prompted frames {list(prompted_frames)} must be frames of a video of {num_frames} frames, at least "
                 "one."
             )
+        num_objects = prompts.points.shape[1] if isinstance(prompts, PointPrompts) else len(prompts)
+        if self.compile_options is not None:
+            prompts = filled_up(prompts, 2 ** (num_objects - 1).bit_length())
         state = self.start_track(num_frames, clicked=isinstance(prompts, PointPrompts))
         rules, bank = state.rules, state.bank
         for position, index in enumerate(prompted_frames):
@@ -417,7 +436,7 @@ class SamaMaskTracker(nn.Module):
             masks = masks.gated() if rules.gate_prompted else masks
             kept = self.prompt_with_masks(features, masks) if rules.prompt_with_masks else masks
             self.remember(state, index, features, kept, prompted=True)
-            yield masks.of_frame(index, prompted=True)
+            yield masks.of_frame(index, True, num_objects)
         start = min(prompted_frames)
         passes = [(range(start + 1, num_frames), 1)]
         if self.config.preset == "consistent":
@@ -428,7 +447,7 @@ class SamaMaskTracker(nn.Module):
                     features = frame_features(index)
                     masks = self.propagate(features, state, index, step)
                     self.remember(state, index, features, masks, prompted=False)
-                    yield masks.of_frame(index, prompted=False)
+                    yield masks.of_frame(index, False, num_objects)
 
     def propagate(self, features: FrameFeatures, state: TrackState, frame_index: int, step: int) -> ObjectMasks:
         """Masks of O objects in one frame from memory alone; shapes as of one frame, (1, O, ...). `step`: 1 when

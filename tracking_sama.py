@@ -58,15 +58,15 @@ class ObjectMasks:
         """Frames for objects and objects for frames."""
         return ObjectMasks(*(getattr(self, field.name).transpose(0, 1) for field in fields(self)))
 
-    def of_frame(self, frame_index: int, prompted: bool) -> "TrackedFrame":
-        """The one frame of these masks, with its index."""
+    def of_frame(self, frame_index: int, prompted: bool, num_objects: int) -> "TrackedFrame":
+        """The first objects in the one frame of these masks, with its index."""
         return TrackedFrame(
             frame_index,
-            self.mask_logits[0],
-            self.predicted_iou[0],
-            self.object_score[0],
+            self.mask_logits[0, :num_objects],
+            self.predicted_iou[0, :num_objects],
+            self.object_score[0, :num_objects],
             prompted,
-            self.ungated_logits[0],
+            self.ungated_logits[0, :num_objects],
         )
 
     def gated(self) -> "ObjectMasks":
@@ -83,6 +83,17 @@ class PointPrompts:
 
     points: torch.Tensor
     labels: torch.Tensor
+
+
+def filled_up(prompts: torch.Tensor | PointPrompts, num_objects: int) -> torch.Tensor | PointPrompts:
+    """Prompts of that many objects, of which the last one is repeated as often as objects are missing."""
+    if isinstance(prompts, PointPrompts):
+        return PointPrompts(
+            filled_up(prompts.points.transpose(0, 1), num_objects).transpose(0, 1),
+            filled_up(prompts.labels.transpose(0, 1), num_objects).transpose(0, 1),
+        )
+    rows = torch.arange(num_objects, device=prompts.device).clamp(max=len(prompts) - 1)
+    return prompts[rows]
 
 
 @dataclass(frozen=True)

@@ -34,8 +34,9 @@ NUM_OBJECTS = 2
 TOLERANCE = 1e-4  # of the largest value; memories are rounded to bfloat16, some of them the other way
 
 
-def make_tracker(kind: str, seed: int = 0, **settings) -> SamaMaskTracker:
-    return randomize(build_mask_tracker(SamaConfig(mask_config=tiny_mask_config(kind), **settings)), seed)
+def make_tracker(kind: str, seed: int = 0, mask_settings: dict | None = None, **settings) -> SamaMaskTracker:
+    mask_config = tiny_mask_config(kind, **(mask_settings or {}))
+    return randomize(build_mask_tracker(SamaConfig(mask_config=mask_config, **settings)), seed)
 
 
 def make_pair(kind: str, **settings) -> tuple[SamaMaskTracker, torch.nn.Module]:

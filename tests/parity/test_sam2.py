@@ -16,7 +16,7 @@ from sama.configuration_sama import SamaConfig
 from sama.conversion.configs import HIERA_SIZES, sam2_config
 from sama.conversion.pieces import ORIGINAL_DECODER, SAM
 from sama.conversion.trackers import map_tracker
-from sama.modeling_sama_tracker import FrameFeatures, ObjectMasks, SamaMaskTracker, SamaMemoryBank
+from sama.modeling_sama_tracker import FrameFeatures, ObjectMasks, SamaMaskTracker
 
 
 pytest.importorskip("sam2", reason="the sam2 package is the oracle: pip install --no-deps sam2, and hydra-core iopath")
@@ -210,10 +210,10 @@ def package_tracks(
 
 def our_tracks(tracker: SamaMaskTracker, frames: torch.Tensor, prompted: list[int]) -> dict[int, torch.Tensor]:
     """The same by our tracker, both objects at once."""
-    bank, masks = SamaMemoryBank(tracker.config.mask_config.num_maskmem, min(NUM_FRAMES, 16)), {}
+    state, masks = tracker.start_track(NUM_FRAMES), {}
 
     def remember(index: int, features: FrameFeatures, found: ObjectMasks, is_prompted: bool) -> None:
-        bank.remember(index, tracker.encode_memory(features, found), found.object_pointer[0], prompted=is_prompted)
+        tracker.remember(state, index, features, found, prompted=is_prompted)
         masks[index] = found.mask_logits[0]
 
     for index in prompted:
@@ -231,7 +231,7 @@ def our_tracks(tracker: SamaMaskTracker, frames: torch.Tensor, prompted: list[in
         for index in indices:
             if index not in prompted:
                 features = tracker.encode_frames(frames[index : index + 1])
-                remember(index, features, tracker.propagate(features, bank, index, step, NUM_FRAMES), False)
+                remember(index, features, tracker.propagate(features, state, index, step), False)
     return masks
 
 
