@@ -2,14 +2,15 @@
 
 The parameters are those of the library's module, and so are the numbers, to rounding. The arithmetic is less, because
 
-- the keys of a memory are projected and rotated once, when it is remembered. The time of a memory changes from frame to
-  frame, but the projection and the rotation are linear: its share of the keys is the same for all objects, and added;
+- the keys of a memory are projected and rotated once, when it is remembered. The time of a memory changes from frame
+  to frame, but the projection and the rotation are linear: its share of the keys is the same for all objects, and
+  added;
 - attention averages the memories themselves, which are D wide, and projects the average; projected first, as in the
   library, they are C wide;
 - before the first memory is read, all objects see the same frame: that part of the first layer is computed once.
 
-Letters in shape comments: O objects, R frames (1, or one for each object), N cells of a frame, C width (256), H heads, T
-tokens of a memory, D their width (64), K tokens of all memories and pointers.
+Letters in shape comments: O objects, R frames (1, or one for each object), N cells of a frame, C width (256), H heads,
+T tokens of a memory, D their width (64), K tokens of all memories and pointers.
 """
 
 import math
@@ -79,14 +80,25 @@ class KeyBuffer:
 
 class MemoryPool:
     """Memories with fewer tokens, an approximation: outside an object's surroundings, 2x2 cells become one token, the
-    mean of theirs, which counts four times in the attention. A quarter of all 2x2 blocks, those nearest to the object by
-    the logits of its mask, keep their cells.
+    mean of theirs, which counts four times in the attention. A quarter of all 2x2 blocks, those nearest to the object
+    by the logits of its mask, keep their cells.
 
     Args:
         height, width (`int`): cells of a frame, even numbers.
     """
 
     KEPT = 1 / 4  # of all blocks
+
+    @classmethod
+    def of_size(cls, size: int, height: int, width: int) -> "MemoryPool | None":
+        """A pool of blocks of `size` x `size` cells; None if that is one cell.
+
+        Raises:
+            ValueError: if `size` is neither 1 nor 2, or does not divide the cells.
+        """
+        if size not in (1, 2) or height % size or width % size:
+            raise ValueError(f"`memory_pool` is {size!r}; it must be 1 or 2, and divide {height}x{width} cells.")
+        return None if size == 1 else cls(height, width)
 
     def __init__(self, height: int, width: int):
         self.height, self.width = height, width
@@ -188,8 +200,8 @@ class SamaMemoryAttention:
         return rotate(keys, cosine, sine)
 
     def time_keys(self, distance: int, number: int) -> torch.Tensor:
-        """What being `distance` frames old adds to the keys of a memory in a layer, (T, C), with a pool (T + T / 4, C).
-        A distance of 0 is that of prompted frames, whose encoding is the last row of the table."""
+        """What being `distance` frames old adds to the keys of a memory in a layer, (T, C), with a pool (T + T / 4,
+        C). A distance of 0 is that of prompted frames, whose encoding is the last row of the table."""
         if (distance, number) not in self.known_time_keys:
             projection, time = self.attention.layers[number].cross_attn_image.k_proj, self.times[distance - 1]
             share = projection(time) - projection(torch.zeros_like(time))  # without the bias
@@ -217,7 +229,8 @@ class SamaMemoryAttention:
     def values(
         self, memories: Sequence[tuple[int, ObjectMemory]], pointers: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Tokens (O, K, D) of all memories and pointers, and with a pool what is added to their attention logits, (K,)."""
+        """Tokens (O, K, D) of all memories and pointers, and with a pool what is added to their attention logits,
+        (K,)."""
         tokens = [
             memory.tokens if memory.rows is None or memory.keys else self.pool.take(memory.tokens, memory.rows)
             for _, memory in memories
@@ -260,8 +273,8 @@ class SamaMemoryAttention:
 
 
 class EdgeTamMemoryAttention(SamaMemoryAttention):
-    """EdgeTAM's: the tokens of a memory are the queries of a resampler, of which the first read the whole frame and are
-    not rotated, and the others have positions of their own."""
+    """EdgeTAM's: the tokens of a memory are the queries of a resampler, of which the first read the whole frame and
+    are not rotated, and the others have positions of their own."""
 
     @staticmethod
     def feed_forward(layer: Any, states: torch.Tensor) -> torch.Tensor:
@@ -276,6 +289,31 @@ class EdgeTamMemoryAttention(SamaMemoryAttention):
             torch.cat([cosine.new_ones(unrotated), cosine], 1),
             torch.cat([sine.new_zeros(unrotated), sine], 1),
         )
+
+
+def pointer_tokens(
+    sam: Any, pointers: Sequence[tuple[int, torch.Tensor]], num_frames: int
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """M pointers (O, C), each with its distance in frames, as memory tokens (O, M * C / D, D), and their positions in
+    time, (M * C / D, D) (SAM 2.1 only; zeros in 2.0). None without pointers."""
+    if not pointers:
+        return None, None
+    tokens = torch.stack([pointer for _, pointer in pointers], 1).unflatten(-1, (-1, sam.mem_dim))
+    num_pointers, num_splits = tokens.shape[1:3]
+    tokens = tokens.flatten(1, 2)
+    if not sam.config.enable_temporal_pos_encoding_for_object_pointers:
+        return tokens, tokens.new_zeros(num_pointers * num_splits, sam.mem_dim)
+    limit = min(num_frames, sam.config.max_object_pointers_in_encoder) - 1
+    distances = torch.tensor([distance for distance, _ in pointers], device=tokens.device, dtype=torch.float32)
+    encoding = sine_encoding(distances / limit, sam.hidden_dim).to(tokens.dtype)
+    return tokens, sam.temporal_positional_encoding_projection_layer(encoding).repeat_interleave(num_splits, 0)
+
+
+def sine_encoding(positions: torch.Tensor, size: int, temperature: float = 10000.0) -> torch.Tensor:
+    """Sine and cosine encoding of M positions, (M, size): the one that is projected for object pointers."""
+    exponents = 2 * (torch.arange(size // 2, dtype=torch.float32, device=positions.device) // 2) / (size // 2)
+    angles = positions[:, None] / temperature**exponents
+    return torch.cat([angles.sin(), angles.cos()], -1)
 
 
 # ---- layers ---------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ pointers.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,7 +20,13 @@ from torch.nn import functional as F
 from transformers import AutoModel
 
 from .configuration_sama import IMAGENET_MEAN, IMAGENET_STD, SamaConfig
-from .modeling_sama_memory import MAX_KEY_BYTES, EdgeTamMemoryAttention, MemoryPool, SamaMemoryAttention
+from .modeling_sama_memory import (
+    MAX_KEY_BYTES,
+    EdgeTamMemoryAttention,
+    MemoryPool,
+    SamaMemoryAttention,
+    pointer_tokens,
+)
 from .tracking_sama import (
     CERTAIN_LOGIT,
     FrameFeatures,
@@ -29,28 +35,16 @@ from .tracking_sama import (
     SamaMemoryBank,
     TrackedFrame,
     TrackingRules,
+    TrackState,
     certain_masks,
     check_resampler,
     check_sizes,
     filled_up,
     resampled,
-    sine_encoding,
 )
 
 
 NO_POINT_LABEL = -1
-
-
-@dataclass(frozen=True)
-class TrackState:
-    """What a track through a video of `num_frames` frames has at hand: its rules, what it remembers, the memory attention
-    with what is computed once a track, and SAM 2's prompt for "no point was given", (1, 1, 2, width)."""
-
-    num_frames: int
-    rules: TrackingRules
-    bank: SamaMemoryBank
-    attention: SamaMemoryAttention
-    no_point: torch.Tensor
 
 
 class SamaMaskTracker(nn.Module):
@@ -68,10 +62,10 @@ class SamaMaskTracker(nn.Module):
         super().__init__()
         self.config, self.mask_config = config, config.mask_config
         self.check_config(self.mask_config)
-        self.memory_pool()
         self.max_key_bytes = MAX_KEY_BYTES
         self.compile_options: dict[str, Any] | None = None
         self.sam = AutoModel.from_config(self.mask_config)
+        self.memory_pool()  # raises for a size that does not fit
         self.original_mask_decoder = type(self.sam.mask_decoder)(self.mask_config.mask_decoder_config)
 
     @classmethod
@@ -102,16 +96,21 @@ class SamaMaskTracker(nn.Module):
         )
 
     def compile_parts(self, **options) -> None:
-        """Compiles the image encoder, the memory encoder, the memory attention and both mask decoders with
-        `torch.compile`, once for all videos. From now on objects are tracked in groups of 1, 2, 4, 8 and so on, the last
-        one of which is filled up, so that each number of objects compiles once; the number of memories is a dynamic
-        dimension, since attention kernels that take a mask for missing ones are slower.
+        """Compiles the image encoder, the memory encoder, the memory attention and both mask decoders.
+
+        From then on the number of objects is filled up to a power of two, so that few numbers are compiled. The number
+        of memories is a dynamic dimension: attention with a mask for missing memories would be slower.
 
         Args:
             options: of `torch.compile`; with `mode="reduce-overhead"` a GPU runs CUDA graphs.
         """
         self.compile_options = options
-        for part in (self.sam.vision_encoder, self.sam.memory_encoder, self.sam.mask_decoder, self.original_mask_decoder):
+        for part in (
+            self.sam.vision_encoder,
+            self.sam.memory_encoder,
+            self.sam.mask_decoder,
+            self.original_mask_decoder,
+        ):
             part.compile(**options)
 
     # ---- frames -----------------------------------------------------------------------------------------------------
@@ -332,27 +331,9 @@ class SamaMaskTracker(nn.Module):
         shape = (1, width, *self.sam.backbone_feature_sizes[-1])
         return encoding(shape, reference.device, reference.dtype)[0].flatten(1).mT
 
-    def pointer_tokens(
-        self, pointers: list[tuple[int, torch.Tensor]], num_frames: int
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Pointers (O, C), each with its distance, as memory tokens (O, M * C / D, D), and their positions in time, (M *
-        C / D, D) (SAM 2.1 only; zeros in 2.0). None without pointers."""
-        sam, config = self.sam, self.mask_config
-        if not pointers:
-            return None, None
-        tokens = torch.stack([pointer for _, pointer in pointers], 1).unflatten(-1, (-1, sam.mem_dim))
-        num_pointers, splits = tokens.shape[1:3]
-        tokens = tokens.flatten(1, 2)
-        if not config.enable_temporal_pos_encoding_for_object_pointers:
-            return tokens, tokens.new_zeros(num_pointers * splits, sam.mem_dim)
-        limit = min(num_frames, config.max_object_pointers_in_encoder) - 1
-        distances = torch.tensor([distance for distance, _ in pointers], device=tokens.device, dtype=torch.float32)
-        encoding = sine_encoding(distances / limit, sam.hidden_dim).to(tokens.dtype)
-        return tokens, sam.temporal_positional_encoding_projection_layer(encoding).repeat_interleave(splits, 0)
-
     def attend_memory(self, features: FrameFeatures, state: TrackState, frame_index: int, step: int) -> torch.Tensor:
         """One frame, seen by O objects conditioned on what the bank remembers of each: (num_objects, width, h, w)."""
-        pointers = self.pointer_tokens(state.bank.pointers(frame_index, step), state.num_frames)
+        pointers = pointer_tokens(self.sam, state.bank.pointers(frame_index, step), state.num_frames)
         image = features.image.flatten(2).mT  # (1, h * w, C), or a row for each object
         attended = state.attention(image, state.bank.memories(frame_index, step), *pointers)  # (O, h * w, C)
         return attended.mT.unflatten(2, tuple(self.sam.backbone_feature_sizes[-1]))
@@ -363,12 +344,9 @@ class SamaMaskTracker(nn.Module):
         """What makes memories smaller, or None.
 
         Raises:
-            ValueError: if `memory_pool` of the configuration is neither 1 nor 2, or does not divide the cells.
+            ValueError: see [`MemoryPool.of_size`].
         """
-        pool, (height, width) = self.config.memory_pool, self.mask_config.vision_config.backbone_feature_sizes[-1]
-        if pool not in (1, 2) or height % pool or width % pool:
-            raise ValueError(f"`memory_pool` is {pool!r}; it must be 1 or 2, and divide {height}x{width} cells.")
-        return None if pool == 1 else MemoryPool(height, width)
+        return MemoryPool.of_size(self.config.memory_pool, *self.sam.backbone_feature_sizes[-1])
 
     def start_track(self, num_frames: int, clicked: bool = False) -> TrackState:
         """The state of a track through a video of `num_frames` frames, which remembers nothing yet. `clicked`: whether

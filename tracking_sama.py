@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from .modeling_sama_memory import ObjectMemory
+from .modeling_sama_memory import ObjectMemory, SamaMemoryAttention
 
 
 NO_OBJECT_LOGIT = -1024.0  # SAM 2's mask logit for "this object is not in the frame"
@@ -207,6 +207,18 @@ class SamaMemoryBank:
         ]
 
 
+@dataclass(frozen=True)
+class TrackState:
+    """What a track through a video of `num_frames` frames has at hand: its rules, what it remembers, the memory
+    attention with what is computed once a track, and SAM 2's prompt for "no point was given", (1, 1, 2, width)."""
+
+    num_frames: int
+    rules: TrackingRules
+    bank: SamaMemoryBank
+    attention: SamaMemoryAttention
+    no_point: torch.Tensor
+
+
 def check_sizes(mask_config: Any, step: int) -> None:
     """Raises `ValueError` unless the image size is a multiple of `step` pixels and the other sizes follow from it.
     Nothing in transformers compares them, and nothing computes them but in SAM 3."""
@@ -258,13 +270,6 @@ def certain_masks(
     inside = (logits > 0).float().transpose(0, 1)
     certain = 2 * CERTAIN_LOGIT * inside - CERTAIN_LOGIT
     return inside, F.interpolate(certain, low_size, mode="bilinear", align_corners=False, antialias=True)
-
-
-def sine_encoding(positions: torch.Tensor, size: int, temperature: float = 10000.0) -> torch.Tensor:
-    """Sine and cosine encoding of M positions, (M, size): the one that is projected for object pointers."""
-    exponents = 2 * (torch.arange(size // 2, dtype=torch.float32, device=positions.device) // 2) / (size // 2)
-    angles = positions[:, None] / temperature**exponents
-    return torch.cat([angles.sin(), angles.cos()], -1)
 
 
 def resampled(resampler: Any, side: int, memory: torch.Tensor, position: torch.Tensor) -> torch.Tensor:

@@ -36,8 +36,9 @@ REMOTE_CODE = {
     "losses_sama": set(),
     "modeling_sama_aggregator": {"configuration_sama"},
     "modeling_sama_backbones": {"configuration_sama", "versions_sama"},
-    "modeling_sama_tracker": {"configuration_sama", "tracking_sama"},
-    "tracking_sama": set(),
+    "modeling_sama_memory": set(),
+    "modeling_sama_tracker": {"configuration_sama", "modeling_sama_memory", "tracking_sama"},
+    "tracking_sama": {"modeling_sama_memory"},
     "modeling_sama": {
         "chat_sama",
         "configuration_sama",
@@ -69,7 +70,8 @@ REMOTE_CODE = {
         "regions_sama",
         "rendered_text_sama",
     }
-    | {"modeling_sama_backbones", "modeling_sama_tracker", "tracking_sama", "versions_sama", "video_readers_sama"},
+    | {"modeling_sama_backbones", "modeling_sama_memory", "modeling_sama_tracker"}
+    | {"tracking_sama", "versions_sama", "video_readers_sama"},
     "rendered_text_sama": {"configuration_sama", "messages_sama", "prompts_sama", "templates_sama"},
     "prompts_sama": {"configuration_sama", "objects_sama", "templates_sama"},
     "templates_sama": set(),
@@ -113,7 +115,7 @@ REMOTE_LIBRARIES = {"torch", "numpy", "PIL", "transformers"} | set(sys.stdlib_mo
 OPTIONAL_LIBRARIES = {"decord", "av", "pillow_heif"}  # inside try only
 
 MAX_FUNCTION, MAX_FILE, MAX_PARAMETERS = 80, 500, 8
-LONGER_FILES = {"modeling_sama.py": 900, "modeling_sama_tracker.py": 530, "processing_sama.py": 640}
+LONGER_FILES = {"modeling_sama.py": 900, "modeling_sama_tracker.py": 560, "processing_sama.py": 645}
 SETTINGS_CLASSES = ("Config", "Processor")  # what their __init__ takes is what save_pretrained writes
 
 # (file, code) -> why probing is right there

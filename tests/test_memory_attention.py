@@ -1,4 +1,4 @@
-"""The memory attention: the library's numbers from less arithmetic, the bound of kept keys, pooled memories, compiling."""
+"""The memory attention: the library's numbers from less arithmetic, bounded keys, pooled memories, compiling."""
 
 import math
 
@@ -46,7 +46,10 @@ def library_attention(
         current_vision_position_embeddings=tracker.frame_position()[:, None].expand(-1, NUM_OBJECTS, -1),
         memory=torch.cat([*memories, pointers], 1).transpose(0, 1),
         memory_posision_embeddings=torch.cat(
-            [*(position.expand(-1, NUM_OBJECTS, -1) for position in positions), torch.ones_like(pointers.transpose(0, 1))]
+            [
+                *(position.expand(-1, NUM_OBJECTS, -1) for position in positions),
+                torch.ones_like(pointers.transpose(0, 1)),
+            ]
         ),
         num_object_pointer_tokens=pointers.shape[1],
         **arguments,
@@ -110,8 +113,10 @@ def test_a_memory_is_projected_once_and_attention_averages_narrow_memories():
     attention = tracker.start_track(8).attention
     known = [attention.remember(memory, torch.zeros(1)) for memory in memories]
     places = list(zip(DISTANCES, known, strict=True))
-    attention(draw(1, cells, width), places, pointers, torch.zeros_like(pointers[0]))  # the shares of time are known now
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # it cannot count others on a CPU
+    attention(
+        draw(1, cells, width), places, pointers, torch.zeros_like(pointers[0])
+    )  # the shares of time are known now
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # counts no other on a CPU
         attention(draw(1, cells, width), places, pointers, torch.zeros_like(pointers[0]))
     num_keys, narrow = len(memories) * cells + 6, tracker.sam.mem_dim
     hidden = tracker.mask_config.memory_attention_feed_forward_hidden_size

@@ -212,6 +212,9 @@ class SamaConfig(PreTrainedConfig):
             prompted with their masks, as Sa2VA-i does; not for SAM 3.
         round_memory_to_bfloat16 (`bool`, defaults to `False`):
             Store mask memories rounded to bfloat16, as SAM 2's own video predictor does.
+        memory_pool (`int`, defaults to 1):
+            With 2, an approximation that tracks large frames faster: memories keep one token for 2x2 cells away from
+            the object (docs/performance.md has its speed and its errors). Not for EdgeTAM, whose memories are small.
         round_rotary_to_bfloat16 (`bool`, defaults to `False`):
             Round the language model's rotary table to bfloat16 in float32 too: the release builds it in bfloat16, and
             keeps it so.
@@ -257,6 +260,7 @@ class SamaConfig(PreTrainedConfig):
     memory_rules: str = "original"
     prompted_memory: str = "as_decoded"
     round_memory_to_bfloat16: bool = False
+    memory_pool: int = 1
     round_rotary_to_bfloat16: bool = False
     mask_loss_coefficient: float = 2.0
     dice_loss_coefficient: float = 0.5

@@ -20,6 +20,13 @@ from torch.nn import functional as F
 from transformers import AutoModel
 
 from .configuration_sama import IMAGENET_MEAN, IMAGENET_STD, SamaConfig
+from .modeling_sama_memory import (
+    MAX_KEY_BYTES,
+    EdgeTamMemoryAttention,
+    MemoryPool,
+    SamaMemoryAttention,
+    pointer_tokens,
+)
 from .tracking_sama import (
     CERTAIN_LOGIT,
     FrameFeatures,
@@ -28,11 +35,12 @@ from .tracking_sama import (
     SamaMemoryBank,
     TrackedFrame,
     TrackingRules,
+    TrackState,
     certain_masks,
     check_resampler,
     check_sizes,
+    filled_up,
     resampled,
-    sine_encoding,
 )
 
 
@@ -48,12 +56,16 @@ class SamaMaskTracker(nn.Module):
     """
 
     image_mean, image_std = IMAGENET_MEAN, IMAGENET_STD
+    memory_attention_class = SamaMemoryAttention
 
     def __init__(self, config: SamaConfig):
         super().__init__()
         self.config, self.mask_config = config, config.mask_config
         self.check_config(self.mask_config)
+        self.max_key_bytes = MAX_KEY_BYTES
+        self.compile_options: dict[str, Any] | None = None
         self.sam = AutoModel.from_config(self.mask_config)
+        self.memory_pool()  # raises for a size that does not fit
         self.original_mask_decoder = type(self.sam.mask_decoder)(self.mask_config.mask_decoder_config)
 
     @classmethod
@@ -82,6 +94,24 @@ class SamaMaskTracker(nn.Module):
             binarize_prompted=clicked or (masked and self.config.memory_rules == "transformers"),
             prompt_with_masks=masked,
         )
+
+    def compile_parts(self, **options) -> None:
+        """Compiles the image encoder, the memory encoder, the memory attention and both mask decoders.
+
+        From then on the number of objects is filled up to a power of two, so that few numbers are compiled. The number
+        of memories is a dynamic dimension: attention with a mask for missing memories would be slower.
+
+        Args:
+            options: of `torch.compile`; with `mode="reduce-overhead"` a GPU runs CUDA graphs.
+        """
+        self.compile_options = options
+        for part in (
+            self.sam.vision_encoder,
+            self.sam.memory_encoder,
+            self.sam.mask_decoder,
+            self.original_mask_decoder,
+        ):
+            part.compile(**options)
 
     # ---- frames -----------------------------------------------------------------------------------------------------
 
@@ -247,7 +277,7 @@ class SamaMaskTracker(nn.Module):
     # ---- memory -----------------------------------------------------------------------------------------------------
 
     def encode_memory(self, features: FrameFeatures, masks: ObjectMasks, binarize: bool = False) -> torch.Tensor:
-        """Memory of O objects in one frame, of shape (tokens, num_objects, memory width).
+        """Memory of O objects in one frame, of shape (num_objects, tokens, memory width).
 
         Args:
             features ([`FrameFeatures`]): of the one frame, or of one frame an object.
@@ -257,13 +287,13 @@ class SamaMaskTracker(nn.Module):
         """
         sam = self.sam
         scaled = self.memory_masks(masks.mask_logits, binarize).transpose(0, 1)  # (O, 1, 16h, 16w)
-        image = features.image.expand(len(scaled), -1, -1, -1)
-        memory, position = sam.memory_encoder(image, scaled.to(image.dtype))  # (O, D, h, w)
+        # One frame is projected once for all objects
+        memory, position = sam.memory_encoder(features.image, scaled.to(features.image.dtype))  # (O, D, h, w)
         if sam.occlusion_spatial_embedding_parameter is not None:
             absent = (masks.object_score <= 0).to(memory.dtype).transpose(0, 1)  # (O, 1)
             memory = memory + (absent * sam.occlusion_spatial_embedding_parameter)[..., None, None]
         tokens = self.memory_tokens(memory, position)
-        return tokens.to(torch.bfloat16).to(image.dtype) if self.config.round_memory_to_bfloat16 else tokens
+        return tokens.to(torch.bfloat16).to(tokens.dtype) if self.config.round_memory_to_bfloat16 else tokens
 
     def memory_masks(self, mask_logits: torch.Tensor, binarize: bool) -> torch.Tensor:
         """Mask logits (1, O, 4h, 4w) to what the memory encoder reads, (1, O, 16h, 16w): scaled probabilities at 16
@@ -284,84 +314,67 @@ class SamaMaskTracker(nn.Module):
         return resized(masks * config.sigmoid_scale_for_mem_enc + config.sigmoid_bias_for_mem_enc)
 
     def memory_tokens(self, memory: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
-        """A memory (O, D, h, w), with the `position` of its cells, as tokens (tokens, O, D): here, its cells."""
-        return memory.flatten(2).permute(2, 0, 1)
+        """A memory (O, D, h, w), with the `position` of its cells, as tokens (O, tokens, D): here, its cells."""
+        return memory.flatten(2).mT
 
     def memory_position(self) -> torch.Tensor:
-        """Sine position of the tokens of a memory, (tokens, 1, D): the same for every frame and object."""
-        sam = self.sam
-        shape = (1, sam.mem_dim, *sam.backbone_feature_sizes[-1])
-        reference = sam.no_memory_embedding
-        position = sam.memory_encoder.position_encoding(shape, reference.device, reference.dtype)
-        return position.flatten(2).permute(2, 0, 1)
+        """Sine position of the tokens of a memory, (tokens, D): the same for every frame and object."""
+        return self.sine_position(self.sam.memory_encoder.position_encoding, self.sam.mem_dim)
 
     def frame_position(self) -> torch.Tensor:
-        """Sine position of the cells of a frame, (h * w, 1, width)."""
-        sam = self.sam
-        shape = (1, sam.hidden_dim, *sam.backbone_feature_sizes[-1])
-        reference = sam.no_memory_embedding
-        position = sam.vision_encoder.neck.position_encoding(shape, reference.device, reference.dtype)
-        return position.flatten(2).permute(2, 0, 1)
+        """Sine position of the cells of a frame, (h * w, width)."""
+        return self.sine_position(self.sam.vision_encoder.neck.position_encoding, self.sam.hidden_dim)
 
-    def pointer_tokens(
-        self, pointers: list[tuple[int, torch.Tensor]], num_frames: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Pointers (O, C) cut into C / D memory tokens each, and their positions in time (SAM 2.1 only; zeros in
-        2.0)."""
-        sam, config = self.sam, self.mask_config
-        tokens = torch.stack([pointer for _, pointer in pointers])  # (M, O, C)
-        splits = tokens.shape[-1] // sam.mem_dim
-        tokens = tokens.unflatten(-1, (splits, sam.mem_dim)).transpose(1, 2).flatten(0, 1)  # (M * C / D, O, D)
-        if not config.enable_temporal_pos_encoding_for_object_pointers:
-            return tokens, torch.zeros_like(tokens)
-        limit = min(num_frames, config.max_object_pointers_in_encoder) - 1
-        distances = torch.tensor([distance for distance, _ in pointers], device=tokens.device, dtype=torch.float32)
-        encoding = sine_encoding(distances / limit, sam.hidden_dim).to(tokens.dtype)
-        position = sam.temporal_positional_encoding_projection_layer(encoding).repeat_interleave(splits, 0)
-        return tokens, position.unsqueeze(1).expand_as(tokens)
+    def sine_position(self, encoding: Any, width: int) -> torch.Tensor:
+        """What a position `encoding` of the library gives for the lowest level, (h * w, width)."""
+        reference = self.sam.no_memory_embedding
+        shape = (1, width, *self.sam.backbone_feature_sizes[-1])
+        return encoding(shape, reference.device, reference.dtype)[0].flatten(1).mT
 
-    def attend_memory(
-        self, features: FrameFeatures, bank: SamaMemoryBank, frame_index: int, step: int, num_frames: int
-    ) -> torch.Tensor:
+    def attend_memory(self, features: FrameFeatures, state: TrackState, frame_index: int, step: int) -> torch.Tensor:
         """One frame, seen by O objects conditioned on what the bank remembers of each: (num_objects, width, h, w)."""
-        sam = self.sam
-        memories = bank.memories(frame_index, step)
-        spatial, temporal = self.memory_position(), sam.memory_temporal_positional_encoding
-        num_objects = memories[0][1].shape[1]
-        # Row 0 of the temporal encoding is the frame just passed; the last row (index -1) is for prompted frames.
-        positions = [(spatial + temporal[distance - 1]).expand(-1, num_objects, -1) for distance, _ in memories]
-        tokens, num_pointer_tokens = [memory for _, memory in memories], 0
-        if pointers := bank.pointers(frame_index, step):
-            pointer_tokens, pointer_positions = self.pointer_tokens(pointers, num_frames)
-            tokens, positions = tokens + [pointer_tokens], positions + [pointer_positions]
-            num_pointer_tokens = len(pointer_tokens)
-        image = features.image.flatten(2).permute(2, 0, 1)  # (h * w, 1, C)
-        attended = sam.memory_attention(
-            current_vision_features=image.expand(-1, num_objects, -1),
-            current_vision_position_embeddings=self.frame_position().expand(-1, num_objects, -1),
-            memory=torch.cat(tokens),
-            memory_posision_embeddings=torch.cat(positions),
-            num_object_pointer_tokens=num_pointer_tokens,
-            **self.attention_arguments(len(memories)),
-        )  # (1, O, h * w, C)
-        attended = attended.squeeze(0).transpose(1, 2)
-        return attended.unflatten(2, tuple(sam.backbone_feature_sizes[-1]))
-
-    def attention_arguments(self, num_memories: int) -> dict[str, int]:
-        """What the memory attention wants to know beyond what every mask model tells it."""
-        return {}
+        pointers = pointer_tokens(self.sam, state.bank.pointers(frame_index, step), state.num_frames)
+        image = features.image.flatten(2).mT  # (1, h * w, C), or a row for each object
+        attended = state.attention(image, state.bank.memories(frame_index, step), *pointers)  # (O, h * w, C)
+        return attended.mT.unflatten(2, tuple(self.sam.backbone_feature_sizes[-1]))
 
     # ---- time -------------------------------------------------------------------------------------------------------
 
-    def memory_bank(self, num_frames: int) -> SamaMemoryBank:
-        """An empty memory for a video of that many frames."""
+    def memory_pool(self) -> MemoryPool | None:
+        """What makes memories smaller, or None.
+
+        Raises:
+            ValueError: see [`MemoryPool.of_size`].
+        """
+        return MemoryPool.of_size(self.config.memory_pool, *self.sam.backbone_feature_sizes[-1])
+
+    def start_track(self, num_frames: int, clicked: bool = False) -> TrackState:
+        """The state of a track through a video of `num_frames` frames, which remembers nothing yet. `clicked`: whether
+        clicks start it instead of [SEG] prompts."""
         config = self.mask_config
-        return SamaMemoryBank(
+        bank = SamaMemoryBank(
             config.num_maskmem,
             min(num_frames, config.max_object_pointers_in_encoder),
             config.max_cond_frame_num,
             keep_pointers=self.config.memory_rules == "transformers",
         )
+        attention = self.memory_attention_class(
+            self.sam,
+            self.frame_position(),
+            self.memory_position(),
+            pool=self.memory_pool(),
+            max_key_bytes=self.max_key_bytes,
+            compile_options=self.compile_options,
+        )
+        return TrackState(num_frames, self.tracking_rules(clicked), bank, attention, self.embed_no_point(1, 1))
+
+    def remember(
+        self, state: TrackState, frame_index: int, features: FrameFeatures, masks: ObjectMasks, prompted: bool
+    ) -> None:
+        """Adds what a frame shows of O objects to the memory of a track; shapes as of one frame, (1, O, ...)."""
+        tokens = self.encode_memory(features, masks, prompted and state.rules.binarize_prompted)
+        memory = state.attention.remember(tokens, masks.mask_logits, state.bank.key_bytes)
+        state.bank.remember(frame_index, memory, masks.object_pointer[0], prompted)
 
     def track(
         self,
@@ -390,16 +403,18 @@ class SamaMaskTracker(nn.Module):
                 f"Prompted frames {list(prompted_frames)} must be frames of a video of {num_frames} frames, at least "
                 "one."
             )
-        clicked = isinstance(prompts, PointPrompts)
-        rules, bank = self.tracking_rules(clicked), self.memory_bank(num_frames)
+        num_objects = prompts.points.shape[1] if isinstance(prompts, PointPrompts) else len(prompts)
+        if self.compile_options is not None:
+            prompts = filled_up(prompts, 2 ** (num_objects - 1).bit_length())
+        state = self.start_track(num_frames, clicked=isinstance(prompts, PointPrompts))
+        rules, bank = state.rules, state.bank
         for position, index in enumerate(prompted_frames):
             features = frame_features(index)
             masks = self.segment_prompts(features, prompts, position)
             masks = masks.gated() if rules.gate_prompted else masks
             kept = self.prompt_with_masks(features, masks) if rules.prompt_with_masks else masks
-            memory = self.encode_memory(features, kept, rules.binarize_prompted)
-            bank.remember(index, memory, kept.object_pointer[0], prompted=True)
-            yield masks.of_frame(index, prompted=True)
+            self.remember(state, index, features, kept, prompted=True)
+            yield masks.of_frame(index, True, num_objects)
         start = min(prompted_frames)
         passes = [(range(start + 1, num_frames), 1)]
         if self.config.preset == "consistent":
@@ -408,25 +423,17 @@ class SamaMaskTracker(nn.Module):
             for index in indices:
                 if index not in bank.prompted:
                     features = frame_features(index)
-                    masks = self.propagate(features, bank, index, step, num_frames, clicked)
-                    bank.remember(index, self.encode_memory(features, masks), masks.object_pointer[0], prompted=False)
-                    yield masks.of_frame(index, prompted=False)
+                    masks = self.propagate(features, state, index, step)
+                    self.remember(state, index, features, masks, prompted=False)
+                    yield masks.of_frame(index, False, num_objects)
 
-    def propagate(
-        self,
-        features: FrameFeatures,
-        bank: SamaMemoryBank,
-        frame_index: int,
-        step: int,
-        num_frames: int,
-        clicked: bool = False,
-    ) -> ObjectMasks:
-        """Masks of O objects in one frame from memory alone; shapes as of one frame, (1, O, ...). `clicked`: whether
-        clicks started the track instead of [SEG]."""
-        rules, multimask = self.tracking_rules(clicked), self.takes_candidates(0, tracking=True)
-        image = self.attend_memory(features, bank, frame_index, step, num_frames)  # (O, C, h, w)
+    def propagate(self, features: FrameFeatures, state: TrackState, frame_index: int, step: int) -> ObjectMasks:
+        """Masks of O objects in one frame from memory alone; shapes as of one frame, (1, O, ...). `step`: 1 when
+        tracking forwards, -1 backwards."""
+        rules, multimask = state.rules, self.takes_candidates(0, tracking=True)
+        image = self.attend_memory(features, state, frame_index, step)  # (O, C, h, w)
         # To the decoder every object is a frame of its own, since each remembers something else: (O, 1, ...).
-        no_point = self.embed_no_point(len(image), 1)
+        no_point = state.no_point.expand(len(image), -1, -1, -1)
         masks = self.decode_masks(features, image, no_point, tuned=rules.tuned, multimask=multimask)
         return (masks.gated() if rules.gate_tracked else masks).transpose()
 
@@ -461,11 +468,24 @@ class EdgeTamMaskTracker(SamaMaskTracker):
     read the whole frame and have no position, those of the second read one window each and have its position. Its
     published image encoder, RepViT, comes from timm, which must be installed."""
 
+    memory_attention_class = EdgeTamMemoryAttention
+
     @classmethod
     def check_config(cls, mask_config: Any) -> None:
         """Raises `ValueError` if sizes do not fit each other."""
         super().check_config(mask_config)
         check_resampler(mask_config)
+
+    def memory_pool(self) -> None:
+        """None.
+
+        Raises:
+            ValueError: if `memory_pool` of the configuration is not 1: EdgeTAM's memories are small as they are.
+        """
+        if self.config.memory_pool != 1:
+            raise ValueError(
+                f"`memory_pool` is {self.config.memory_pool!r}, but EdgeTAM compresses its memories by itself; use 1."
+            )
 
     def train(self, mode: bool = True) -> "EdgeTamMaskTracker":
         """As in the library, but RepViT keeps its batch statistics, so that no frame depends on others of its
@@ -477,20 +497,16 @@ class EdgeTamMaskTracker(SamaMaskTracker):
         return self
 
     def memory_tokens(self, memory: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
-        """A memory (O, D, h, w), with the `position` of its cells, as tokens (queries, O, D)."""
+        """A memory (O, D, h, w), with the `position` of its cells, as tokens (O, queries, D)."""
         side = self.mask_config.memory_attention_rope_k_sizes[0]
         return resampled(self.sam.spatial_perceiver, side, memory, position)
 
     def memory_position(self) -> torch.Tensor:
-        """Position of the tokens of a memory, (queries, 1, D)."""
+        """Position of the tokens of a memory, (queries, D)."""
         resampler, reference = self.sam.spatial_perceiver, self.sam.no_memory_embedding
         shape = (1, self.sam.mem_dim, *self.mask_config.memory_attention_rope_k_sizes)
-        position = resampler.positional_encoding(shape, reference.device, reference.dtype).flatten(2).permute(2, 0, 1)
-        return torch.cat([position.new_zeros(resampler.num_latents_1d, 1, self.sam.mem_dim), position])
-
-    def attention_arguments(self, num_memories: int) -> dict[str, int]:
-        """How often the positions of a memory repeat among the tokens."""
-        return {"num_spatial_memory_tokens": num_memories}
+        position = resampler.positional_encoding(shape, reference.device, reference.dtype)[0].flatten(1).mT
+        return torch.cat([position.new_zeros(resampler.num_latents_1d, self.sam.mem_dim), position])
 
 
 TRACKERS = {

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from .modeling_sama_memory import ObjectMemory, SamaMemoryAttention
+
 
 NO_OBJECT_LOGIT = -1024.0  # SAM 2's mask logit for "this object is not in the frame"
 CERTAIN_LOGIT = 10.0  # of a pixel inside a mask that is given
@@ -56,15 +58,15 @@ class ObjectMasks:
         """Frames for objects and objects for frames."""
         return ObjectMasks(*(getattr(self, field.name).transpose(0, 1) for field in fields(self)))
 
-    def of_frame(self, frame_index: int, prompted: bool) -> "TrackedFrame":
-        """The one frame of these masks, with its index."""
+    def of_frame(self, frame_index: int, prompted: bool, num_objects: int) -> "TrackedFrame":
+        """The first objects in the one frame of these masks, with its index."""
         return TrackedFrame(
             frame_index,
-            self.mask_logits[0],
-            self.predicted_iou[0],
-            self.object_score[0],
+            self.mask_logits[0, :num_objects],
+            self.predicted_iou[0, :num_objects],
+            self.object_score[0, :num_objects],
             prompted,
-            self.ungated_logits[0],
+            self.ungated_logits[0, :num_objects],
         )
 
     def gated(self) -> "ObjectMasks":
@@ -81,6 +83,17 @@ class PointPrompts:
 
     points: torch.Tensor
     labels: torch.Tensor
+
+
+def filled_up(prompts: torch.Tensor | PointPrompts, num_objects: int) -> torch.Tensor | PointPrompts:
+    """Prompts of that many objects, of which the last one is repeated as often as objects are missing."""
+    if isinstance(prompts, PointPrompts):
+        return PointPrompts(
+            filled_up(prompts.points.transpose(0, 1), num_objects).transpose(0, 1),
+            filled_up(prompts.labels.transpose(0, 1), num_objects).transpose(0, 1),
+        )
+    rows = torch.arange(num_objects, device=prompts.device).clamp(max=len(prompts) - 1)
+    return prompts[rows]
 
 
 @dataclass(frozen=True)
@@ -133,22 +146,29 @@ class SamaMemoryBank:
             )
         self.num_memories, self.num_pointers = num_memories, num_pointers
         self.max_prompted, self.keep_pointers = max_prompted, keep_pointers
-        self.prompted: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        self.tracked: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.prompted: dict[int, tuple[ObjectMemory, torch.Tensor]] = {}
+        self.tracked: dict[int, tuple[ObjectMemory | None, torch.Tensor]] = {}
 
-    def remember(self, frame_index: int, memory: torch.Tensor, pointer: torch.Tensor, prompted: bool) -> None:
-        """Stores a memory (tokens, O, D) and pointer (O, C). Frames beyond reach of this one are forgotten, except
-        those next to the first prompted frame, where tracking backwards will start."""
+    def remember(self, frame_index: int, memory: ObjectMemory, pointer: torch.Tensor, prompted: bool) -> None:
+        """Stores a memory of O objects and their pointers (O, C). What is beyond reach of this frame is forgotten,
+        except next to the first prompted frame, where tracking backwards will start. Pointers reach further back than
+        memories, which are a thousand times as large."""
         if prompted:
             self.prompted[frame_index] = (memory, pointer)
             return
         self.tracked[frame_index] = (memory, pointer)
-        start = min(self.prompted)
-        self.tracked = {
-            index: entry
-            for index, entry in self.tracked.items()
-            if abs(index - frame_index) < self.num_pointers or abs(index - start) < self.num_pointers
-        }
+        start, tracked = min(self.prompted), {}
+        for index, (own, token) in self.tracked.items():
+            distance = min(abs(index - frame_index), abs(index - start))
+            if distance < max(self.num_memories, self.num_pointers):
+                tracked[index] = (own if distance < self.num_memories else None, token)
+        self.tracked = tracked
+
+    @property
+    def key_bytes(self) -> int:
+        """Bytes of all keys of memories that are kept."""
+        entries = [*self.prompted.values(), *self.tracked.values()]
+        return sum(memory.key_bytes for memory, _ in entries if memory is not None)
 
     def selected(self, frame_index: int) -> list[int]:
         """The prompted frames that this frame attends to: the nearest one on each side, then the nearest others."""
@@ -167,7 +187,7 @@ class SamaMemoryBank:
         before = [(distance, frame_index - step * distance) for distance in range(1, reach)]
         return [(distance, others[index]) for distance, index in before if index in others]
 
-    def memories(self, frame_index: int, step: int) -> list[tuple[int, torch.Tensor]]:
+    def memories(self, frame_index: int, step: int) -> list[tuple[int, ObjectMemory]]:
         """(distance in frames, memory): the selected prompted frames, which count as distance 0, then the frames
         before this one, farthest first. `step` is 1 when tracking forwards, -1 backwards."""
         selected = self.selected(frame_index)
@@ -185,6 +205,18 @@ class SamaMemoryBank:
         return [(distance, pointer) for distance, pointer in prompted if distance >= 0] + [
             (distance, pointer) for distance, (_, pointer) in recent
         ]
+
+
+@dataclass(frozen=True)
+class TrackState:
+    """What a track through a video of `num_frames` frames has at hand: its rules, what it remembers, the memory
+    attention with what is computed once a track, and SAM 2's prompt for "no point was given", (1, 1, 2, width)."""
+
+    num_frames: int
+    rules: TrackingRules
+    bank: SamaMemoryBank
+    attention: SamaMemoryAttention
+    no_point: torch.Tensor
 
 
 def check_sizes(mask_config: Any, step: int) -> None:
@@ -240,15 +272,8 @@ def certain_masks(
     return inside, F.interpolate(certain, low_size, mode="bilinear", align_corners=False, antialias=True)
 
 
-def sine_encoding(positions: torch.Tensor, size: int, temperature: float = 10000.0) -> torch.Tensor:
-    """Sine and cosine encoding of M positions, (M, size): the one that is projected for object pointers."""
-    exponents = 2 * (torch.arange(size // 2, dtype=torch.float32, device=positions.device) // 2) / (size // 2)
-    angles = positions[:, None] / temperature**exponents
-    return torch.cat([angles.sin(), angles.cos()], -1)
-
-
 def resampled(resampler: Any, side: int, memory: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
-    """What EdgeTAM's resampler makes of a memory (O, D, h, w) with the `position` of its cells: tokens (queries, O,
+    """What EdgeTAM's resampler makes of a memory (O, D, h, w) with the `position` of its cells: tokens (O, queries,
     D), of which some read the whole frame and the others one window each of `side` x `side`. The resampler's own
     forward takes one object at a time."""
     frames, position = memory.flatten(2).mT, position.to(memory.dtype).flatten(2).mT  # (O, h * w, D)
@@ -260,4 +285,4 @@ def resampled(resampler: Any, side: int, memory: torch.Tensor, position: torch.T
         global_queries = layer(global_queries, frames, position)
         window_queries = layer(window_queries, windows)
     queries = torch.cat([global_queries, window_queries.view(len(memory), -1, memory.shape[1])], 1)
-    return resampler.layer_norm(queries).transpose(0, 1)
+    return resampler.layer_norm(queries)
