@@ -2,8 +2,8 @@
 
     python profiling/memory_pool.py [--model DIR] [--clips 60] [--long 300]
 
-The model finds one object of each generated clip, and its masks are tracked twice. Of the long clips, which go forwards
-and backwards until they have that many frames, there is one for ten short ones. Only the small model knows toy world.
+The model finds one object of each generated clip, and its masks are tracked twice. There is one long clip for ten
+short ones: it goes forwards and backwards until it has that many frames. Only the small model knows toy world.
 """
 
 import argparse
