@@ -39,6 +39,9 @@ CLIP = Path(__file__).resolve().parents[1] / "assets" / "bigbuckbunny.mp4"  # on
 ENCODERS = {"tiny": (96, (1, 2, 7, 2)), "large": (144, (2, 6, 36, 4))}  # width and blocks of Hiera's published sizes
 NUM_FRAMES, IMAGE_SIZE = 32, 256
 PROMPTED = [0, 8, 16, 24, 31]
+# In transformers and in the sam2 package; the positions of clicks are a buffer, drawn from the global generator
+SCORE_BIAS = ("pred_obj_score_head.proj_out.bias", "pred_obj_score_head.layers.2.bias")
+CLICK_POSITIONS = ("positional_embedding", "positional_encoding_gaussian_matrix")
 PRESENT = 5.0  # an object score that keeps every mask: comparing empty masks would show nothing
 CLICK = [{"frame": 8, "points": [[107, 114]]}]
 QUESTIONS = ("What is <region>?", "What does <region> do?")
@@ -72,16 +75,16 @@ def tracker_config(encoder: str, image_size: int, version: str = "2.0") -> dict[
 
 @torch.no_grad()
 def randomize(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    """Draws all parameters, each from a generator of its own name, so that another revision of the same module gets
-    the same values. Matrices keep the size of what they multiply, as in a trained model. Objects are always there."""
-    # The positions of clicks are a buffer, which the library draws from the global generator
-    buffers = [(name, one) for name, one in module.named_buffers() if name.endswith("positional_embedding")]
+    """Draws all parameters of a SAM 2, each from a generator of its own name, so that another revision of the same
+    module gets the same values. Matrices keep the size of what they multiply, as in a trained model; objects are
+    always there."""
+    buffers = [(name, one) for name, one in module.named_buffers() if name.endswith(CLICK_POSITIONS)]
     for name, tensor in (*module.named_parameters(), *buffers):
         generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) + seed)
         values = torch.randn(tensor.shape, generator=generator)
         values *= tensor[0].numel() ** -0.5 if tensor.ndim > 1 and "emb" not in name else 0.1
-        tensor.copy_(values + 1 if "norm" in name and name.endswith("weight") else values)
-        if name.endswith("pred_obj_score_head.proj_out.bias"):
+        tensor.copy_(values + 1 if tensor.ndim == 1 and name.endswith("weight") else values)
+        if name.endswith(SCORE_BIAS):
             tensor.fill_(PRESENT)
     return module.eval()
 
