@@ -1,35 +1,31 @@
 """profiling/compare_sam2.py: both trackers give the same masks, and a difference is an error."""
 
-import argparse
-
 import pytest
 import torch
 
 
-pytest.importorskip(
-    "sam2", reason="the package that is compared with: pip install --no-deps sam2, and hydra-core iopath"
-)
+pytest.importorskip("sam2", reason="the package that is compared with: pip install --no-deps sam2, and hydra-core iopath")
 from sama.profiling import compare_sam2  # noqa: E402
 
 
-SETTINGS = {"encoder": "tiny", "image_size": 64, "version": "2.1", "device": "cpu", "dtype": "float32", "rounds": 1}
-ARGUMENTS = argparse.Namespace(**SETTINGS, frames=4, objects=[2], compile=False)
-
-
+@torch.no_grad()
 def test_masks_are_equal_and_not_empty():
-    with torch.no_grad():
-        predictor = compare_sam2.package_predictor("tiny", 64, "2.1")
-        tracker = compare_sam2.our_tracker(predictor, "tiny", "2.1")
-        frames, points = compare_sam2.drifting_frames(3, 64), compare_sam2.clicks(2, 64)
-        theirs = list(compare_sam2.package_masks(predictor, frames, points))
-        ours = list(compare_sam2.our_masks(tracker, frames, points))
-    assert compare_sam2.largest_difference(ours, theirs) < 1e-4
+    predictor = compare_sam2.package_predictor("tiny", 64, "2.1")
+    tracker = compare_sam2.our_tracker(predictor, "tiny", "2.1")
+    frames, points = compare_sam2.drifting_frames(3, 64), compare_sam2.clicks(2, 64)
+    theirs = list(compare_sam2.package_masks(predictor, frames, points))
+    ours = list(compare_sam2.our_masks(tracker, frames, points))
+    assert compare_sam2.largest_difference(ours, theirs) < compare_sam2.TOLERANCE[torch.float32]
     assert all(mask.shape == (2, 64, 64) and 0.01 < (mask > 0).float().mean() < 0.99 for mask in theirs)
 
 
-def test_a_difference_is_an_error(monkeypatch):
-    table = compare_sam2.comparison(ARGUMENTS)
-    assert table.splitlines()[2].startswith("| 2 | ") and table.splitlines()[2].count("x [") == 2
-    monkeypatch.setattr(compare_sam2, "TOLERANCE", {torch.float32: 0.0})
-    with pytest.raises(compare_sam2.MasksDifferError, match=r"Masks of 2 object\(s\) differ by .* more than 0.0e\+00"):
-        compare_sam2.comparison(ARGUMENTS)
+def test_a_difference_is_an_error():
+    frames = torch.ones(2, 3, 8, 8)
+
+    def masks(scale: float):
+        return lambda frames, points: (scale * frame for frame in frames)
+
+    row = compare_sam2.compare(masks(1.0), masks(1.0), frames, 2, rounds=1, tolerance=0.0)
+    assert row[0] == "2" and row[-1] == "0.0e+00" and all("x [" in cell for cell in row[3:5])
+    with pytest.raises(compare_sam2.MasksDifferError, match=r"Masks of 2 object\(s\) differ by 5.0e-01 .* 1.0e-04"):
+        compare_sam2.compare(masks(1.0), masks(2.0), frames, 2, rounds=1, tolerance=1e-4)
