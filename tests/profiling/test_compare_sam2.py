@@ -4,7 +4,7 @@ import pytest
 import torch
 
 
-pytest.importorskip("sam2", reason="the package that is compared with: pip install --no-deps sam2, and hydra-core iopath")
+pytest.importorskip("sam2", reason="compared with the package: pip install --no-deps sam2, and hydra-core iopath")
 from sama.profiling import compare_sam2  # noqa: E402
 
 
