@@ -25,13 +25,8 @@ from torch.nn import functional as F
 import sama
 from sama.configuration_sama import SamaConfig
 from sama.conversion.configs import sam2_config
-from sama.data.collator import SamaCollator
-from sama.data.rendering import Renderer, RenderSettings
 from sama.modeling_sama import SamaForConditionalGeneration
 from sama.processing_sama import SamaProcessor
-from sama.toy_world.world import ToyWorld
-from sama.training.parts import PUBLISHED_PARTS, freeze_all_but
-from sama.video_sama import SamaVideo
 
 
 CHECKPOINT = Path(sama.__file__).resolve().parent / "checkpoints" / "sama-tiny"  # of the checkout that is measured
@@ -199,6 +194,13 @@ def later_tracks(objects: int) -> Case:
 
 def training_step() -> Case:
     """Forward and backward of sama-tiny on toy-world dialogues with masks, with the published parts trained."""
+    # These need the packages of training, which a machine for measuring inference may lack
+    from sama.data.collator import SamaCollator
+    from sama.data.rendering import Renderer, RenderSettings
+    from sama.toy_world.world import ToyWorld
+    from sama.training.parts import PUBLISHED_PARTS, freeze_all_but
+    from sama.video_sama import SamaVideo
+
     model = SamaForConditionalGeneration.from_pretrained(CHECKPOINT, dtype=torch.float32).train()
     processor = tiny_processor()
     freeze_all_but(model, PUBLISHED_PARTS)

@@ -1,0 +1,76 @@
+"""profiling/operations.py: what is counted, and how this tracker compares with the release and with the limit."""
+
+import pytest
+import torch
+
+from sama.profiling import operations
+from sama.profiling.operations import NUM_PROMPTED, Counts, Modules, count, limit, meta_tracker, ours, release
+
+
+FRAMES = 8  # tracked ones read two memories each at the end
+
+
+@pytest.fixture(autouse=True)
+def without_gradients():
+    with torch.no_grad():
+        yield
+
+
+def counts(encoder: str, size: int, objects: int, monkeypatch) -> list[Counts]:
+    """Of the release, of ours and the limit, where the last frame stands for the middle of a video."""
+    monkeypatch.setattr(operations, "settled_frame", lambda tracker: FRAMES - 1)
+    tracker = meta_tracker(encoder, size)
+    modules = Modules(tracker)
+    return [release(modules, objects, FRAMES), ours(tracker, objects, FRAMES), limit(modules, objects, FRAMES)]
+
+
+def test_a_product_and_an_attention():
+    query, value = torch.empty(1, 1, 6, 8, device="meta"), torch.empty(1, 1, 10, 8, device="meta")
+    assert count(lambda: query @ value.mT) == 2 * 6 * 10 * 8
+    assert count(lambda: torch.nn.functional.scaled_dot_product_attention(query, value, value)) == 4 * 6 * 10 * 8
+
+
+def test_released_modules_are_counted():
+    """Of one layer of memory attention, by hand."""
+    modules = Modules(meta_tracker("tiny", 64))
+    cells, memories, pointers = 16, 2, 3
+    tokens, layers = memories * cells + 4 * pointers, len(modules.sam.memory_attention.layers)
+    projections = 2 * (6 * cells * 256 * 256 + 2 * tokens * 64 * 256 + 2 * cells * 256 * 2048)
+    attention = 4 * cells * (cells + tokens) * 256
+    assert modules.cells == cells and modules.attention(memories, pointers) == layers * (projections + attention)
+
+
+@pytest.mark.parametrize("objects", [1, 3])
+def test_objects_share_the_image_encoder(objects, monkeypatch):
+    theirs, own, least = counts("tiny", 64, objects, monkeypatch)
+    encoder = Modules(meta_tracker("tiny", 64)).encoder
+    # The finer levels for the second mask decoder are ours alone
+    assert FRAMES * encoder <= own.first - own.later <= 1.01 * FRAMES * encoder
+    assert least.first - least.later == FRAMES * encoder
+    assert theirs.first == theirs.later and theirs.frame > objects * encoder
+    assert least.frame <= own.frame and least.later <= own.later
+    assert theirs.frame - own.frame >= (objects - 1) * encoder - 0.01 * encoder
+
+
+def test_memories_grow_until_the_bank_is_full():
+    tracker = meta_tracker("tiny", 64)
+    sizes = [operations.memory_sizes(index, tracker) for index in (NUM_PROMPTED, 11, 12, 20, 30)]
+    assert sizes == [(5, 5), (11, 11), (11, 12), (11, 20), (11, 20)] and operations.settled_frame(tracker) == 20
+
+
+def test_true_size(monkeypatch):
+    """Hiera-L at 1,024 pixels, four objects."""
+    theirs, own, least = counts("large", 1024, 4, monkeypatch)
+    assert 1.5e12 < Modules(meta_tracker("large", 1024)).encoder < 2e12
+    assert theirs.frame / own.frame > 2.0 and theirs.first / own.first > 2.0
+    assert theirs.later / own.later > 3.0
+    assert own.frame / least.frame < 1.4
+
+
+def test_table(capsys, monkeypatch):
+    options = ["--encoder", "tiny", "--image_size", "64", "--objects", "2", "--frames", str(FRAMES)]
+    monkeypatch.setattr("sys.argv", ["operations.py", *options])
+    monkeypatch.setattr(operations, "settled_frame", lambda tracker: FRAMES - 1)
+    operations.main()
+    printed = capsys.readouterr().out
+    assert printed.startswith("### Hiera-tiny") and "| 64 | 2 | " in printed
