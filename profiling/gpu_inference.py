@@ -10,18 +10,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.generation.streamers import BaseStreamer
 
 from sama.drawing.tables import markdown_table
-from sama.modeling_sama_tracker import SamaMaskTracker
 from sama.profiling.cases import drifting_frames, seg_states
-from sama.profiling.gpu_scale import Scale, peak, seconds, synchronize
+from sama.profiling.gpu_scale import Scale, compile_tracker, peak, seconds, synchronize
 
 
 PROMPT_TOKENS = 8192  # of a conversation up to its first answer
-
-
-def compile_tracker(tracker: SamaMaskTracker) -> None:
-    """Compiles what a frame goes through."""
-    for module in (tracker.sam.vision_encoder, tracker.sam.memory_encoder, tracker.original_mask_decoder):
-        module.compile()  # in place
 
 
 # Tracking

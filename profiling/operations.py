@@ -2,6 +2,7 @@
 computes, and the least that the same masks need.
 
     python profiling/operations.py [--encoder tiny large] [--image_size 256 512 1024] [--objects 1 4 8] [--frames 32]
+        [--language 1b]
 
 PyTorch's `FlopCounterMode` counts the operations of matrix products, convolutions and attention, a multiplication and
 an addition as two; it leaves out norms, softmax and resizing. Nothing is timed, so the numbers are those of any
@@ -16,7 +17,8 @@ machine.
   object once a frame. Attention itself is exact: each cell of a frame with all remembered tokens.
 
 A first answer tracks through a video of which no frame is encoded; a later one has all frames' features kept, but not
-in the release, which keeps none. Both begin with five prompted frames. The language model is not counted.
+in the release, which keeps none. Both begin with five prompted frames. The language model is counted apart, with
+`--language`: the release reads frames and conversation again in every turn.
 """
 
 import argparse
@@ -26,11 +28,15 @@ from functools import cache, cached_property, lru_cache
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import DynamicCache
 
 from sama.configuration_sama import SamaConfig
+from sama.conversion.released_sizes import LANGUAGE_MODELS, released_config
 from sama.drawing.tables import markdown_table
+from sama.modeling_sama import SamaForConditionalGeneration
 from sama.modeling_sama_tracker import SamaMaskTracker, build_mask_tracker
 from sama.profiling.cases import ENCODERS, tracker_config
+from sama.versions_sama import CACHE
 
 
 NUM_PROMPTED = 5
@@ -224,6 +230,68 @@ def limit(modules: Modules, objects: int, num_frames: int) -> Counts:
     return Counts(frame, num_frames * modules.encoder + later, later)
 
 
+# Language
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A conversation of two turns: context frames, tokens up to the first answer, tokens that the second question
+    adds, and tokens of an answer."""
+
+    frames: int = 32
+    first_tokens: int = 1400
+    later_tokens: int = 60
+    answer_tokens: int = 32
+
+
+def language(size: str, conversation: Conversation) -> tuple[int, int, int]:
+    """Operations of vision tower, projector and language model: of a first turn, of a later turn from the start, which
+    is the release's, and of a later turn with frames and earlier tokens kept. Without aggregator and regions."""
+    config = released_config(size)
+    config.text_config.rope_parameters = config.text_config.rope_parameters | {"rope_type": "default"}
+    with torch.device("meta"):
+        model = SamaForConditionalGeneration._from_config(config).eval()
+        pixels = torch.zeros(1, 3, *config.vision_config.image_size)
+    decoder, width = model.model.backbone.language_model, config.text_config.hidden_size
+
+    def read(tokens: int, known: int = 0) -> int:
+        cache = DynamicCache(config=config.text_config)
+
+        def forward(length: int) -> None:
+            embeds = torch.zeros(1, length, width, device="meta")
+            model.lm_head(decoder(inputs_embeds=embeds, use_cache=True, **{CACHE: cache})[0][:, -1])
+
+        if known:
+            forward(known)
+        return count(lambda: forward(tokens))
+
+    frames = conversation.frames * count(lambda: model.model.encode_frames(pixels))
+    first, later, answer = conversation.first_tokens, conversation.later_tokens, conversation.answer_tokens
+    whole = first + answer + later
+    answers = [answer * read(1, known) for known in (first, whole)]
+    return (
+        frames + read(first) + answers[0],
+        frames + read(whole) + answers[1],
+        read(later, first + answer) + answers[1],
+    )
+
+
+def turns_table(size: str, objects: list[int], num_frames: int) -> str:
+    """Whole turns of a released model, tracking included."""
+    tracker, conversation = meta_tracker("large", released_config(size).mask_config.image_size), Conversation()
+    modules, (first, again, later), rows = Modules(tracker), language(size, conversation), []
+    for number in objects:
+        theirs, own = release(modules, number, num_frames), ours(tracker, number, num_frames)
+        turns = [(theirs.first + first, own.first + first), (theirs.later + again, own.later + later)]
+        rows.append([number, *(cell for pair in turns for cell in (*map(written, pair), f"{pair[0] / pair[1]:.1f}x"))])
+    header = ["objects", "first turn, release", "ours", "ratio", "later turn, release", "ours", "ratio"]
+    return (
+        markdown_table(header, rows)
+        + f"\n\nOf these, frames and text: {written(first)} in a first turn, {written(again)} in a later turn of the "
+        f"release, {written(later)} in ours. {conversation}."
+    )
+
+
 # Tables
 
 
@@ -266,7 +334,11 @@ def main() -> None:
     parser.add_argument("--image_size", nargs="+", type=int, default=[256, 512, 1024])
     parser.add_argument("--objects", nargs="+", type=int, default=[1, 4, 8])
     parser.add_argument("--frames", type=int, default=32, help="frames of the video")
+    parser.add_argument("--language", choices=LANGUAGE_MODELS, help="whole turns of a released model instead")
     arguments = parser.parse_args()
+    if arguments.language:
+        print(turns_table(arguments.language, arguments.objects, arguments.frames))
+        return
     for encoder in arguments.encoder:
         print(f"### Hiera-{encoder}\n\nUnits of 10^9 operations: release / ours / limit.\n")
         print(table(encoder, arguments.image_size, arguments.objects, arguments.frames) + "\n", flush=True)

@@ -67,6 +67,18 @@ def test_true_size(monkeypatch):
     assert own.frame / least.frame < 1.4
 
 
+def test_whole_turns(monkeypatch):
+    """What is read counts once a turn, whatever the objects; in a later turn the release reads everything again."""
+    tracker = meta_tracker("tiny", 64)
+    monkeypatch.setattr(operations, "settled_frame", lambda tracker: FRAMES - 1)
+    monkeypatch.setattr(operations, "meta_tracker", lambda encoder, size: tracker)
+    monkeypatch.setattr(operations, "language", lambda size, conversation: (10**15, 10**15, 10**12))
+    row = operations.turns_table("1b", [2], FRAMES).splitlines()[2].split(" | ")
+    theirs, own = release(Modules(tracker), 2, FRAMES), ours(tracker, 2, FRAMES)
+    assert row[1:4] == [f"{(each.first + 10**15) / 1e9:,.0f}" for each in (theirs, own)] + ["1.0x"]
+    assert row[5] == f"{(own.later + 10**12) / 1e9:,.0f}" and float(row[6].split("x")[0]) > 100
+
+
 def test_table(capsys, monkeypatch):
     options = ["--encoder", "tiny", "--image_size", "64", "--objects", "2", "--frames", str(FRAMES)]
     monkeypatch.setattr("sys.argv", ["operations.py", *options])
