@@ -47,10 +47,10 @@ while read -r most size sections; do
         failed=1
     fi
 done << 'GROUPS'
-125 1b tracking turns training
+140 1b tracking turns training
 110 1b tracking_compiled
-95 4b turns training
-50 1b sam2
-100 1b sam2_compiled
+80 4b turns training
+65 1b sam2
+85 1b sam2_compiled
 GROUPS
 exit "$failed"
