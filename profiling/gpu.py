@@ -41,13 +41,15 @@ def measure_training(scale: Scale) -> str:
     counted, saved = estimate(scale.released(), PUBLISHED, workload)
     with torch.device(scale.device):
         model = build(scale.released(), PUBLISHED)
+        if scale.device == "cpu":  # where bfloat16 is emulated
+            model.float()
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         for parameter in trained:
             parameter.data = parameter.data.float()
         optimizer = torch.optim.AdamW(trained, lr=1e-5)
 
         def step() -> None:
-            with torch.autocast(scale.device, torch.bfloat16):
+            with torch.autocast(scale.device, torch.bfloat16, enabled=scale.device != "cpu"):
                 parts = training_step(model, workload)
             sum(part.float().mean() for part in parts).backward()
             optimizer.step()
