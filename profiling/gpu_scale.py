@@ -147,8 +147,7 @@ def adopt_tokens(settings: dict[str, Any], others: dict[str, Any]) -> None:
 
 def compile_tracker(tracker: SamaMaskTracker) -> None:
     """Compiles, in place, what a frame goes through."""
-    for module in (tracker.sam.vision_encoder, tracker.sam.memory_encoder, tracker.original_mask_decoder):
-        module.compile()
+    tracker.compile_parts()
 
 
 def synchronize() -> None:
