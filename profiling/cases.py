@@ -22,14 +22,16 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-import sama
+from sama import configuration_sama
 from sama.configuration_sama import SamaConfig
 from sama.conversion.configs import sam2_config
 from sama.modeling_sama import SamaForConditionalGeneration
 from sama.processing_sama import SamaProcessor
 
 
-CHECKPOINT = Path(sama.__file__).resolve().parent / "checkpoints" / "sama-tiny"  # of the checkout that is measured
+CHECKPOINT = (
+    Path(configuration_sama.__file__).resolve().parent / "checkpoints" / "sama-tiny"
+)  # of the checkout that is measured
 CLIP = Path(__file__).resolve().parents[1] / "assets" / "bigbuckbunny.mp4"  # one file for both checkouts
 ENCODERS = {"tiny": (96, (1, 2, 7, 2)), "large": (144, (2, 6, 36, 4))}  # width and blocks of Hiera's published sizes
 NUM_FRAMES, IMAGE_SIZE = 32, 256
