@@ -147,3 +147,31 @@ def grid_cells(masks: torch.Tensor, grids: Sequence[Sequence[int]], length: int)
     for row, mask, (height, width) in zip(cells, masks, grids, strict=True):
         row[: height * width] = mask[:height, :width].flatten()
     return cells
+
+
+def context_rows(num_context: list[int], num_extra: list[int]) -> torch.Tensor:
+    """Rows of the context frames among all encoded frames."""
+    rows, first = [], 0
+    for context, extra in zip(num_context, num_extra, strict=True):
+        rows.append(torch.arange(first, first + context))
+        first += context + extra
+    return torch.cat(rows)
+
+
+def questions_by_shape(shapes: torch.Tensor, question_samples: torch.Tensor) -> list[torch.Tensor]:
+    """The questions about videos of one shape, given as (num_videos, 2): how many context frames of how many tokens;
+    shortest videos first, each in reading order."""
+    asked = shapes[question_samples]
+    return [(asked == shape).all(1).nonzero().flatten() for shape in asked.unique(dim=0)]
+
+
+def first_rows(lengths: torch.Tensor) -> torch.Tensor:
+    """Where each of several sequences of the given `lengths` begins when they follow one another."""
+    return lengths.cumsum(0) - lengths
+
+
+def gather_spans(rows: torch.Tensor, starts: torch.Tensor, length: int) -> torch.Tensor:
+    """`length` consecutive rows from each of V starts, (V, length, ...). A single span is not copied."""
+    if len(starts) == 1:
+        return rows[int(starts[0]) : int(starts[0]) + length].unsqueeze(0)
+    return rows[(starts.unsqueeze(1) + torch.arange(length)).to(rows.device)]

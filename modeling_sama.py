@@ -25,6 +25,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.utils import can_return_tuple, logging
 
 from .chat_sama import SamaChat
+from .checkpointing_sama import FRAMES_AT_ONCE, SelectiveCheckpointing, is_sharded
 from .configuration_sama import (
     CONTEXT_TOKEN,
     DENSE_FRAME_TOKEN,
@@ -34,7 +35,17 @@ from .configuration_sama import (
     SHARED_SETTINGS,
     SamaConfig,
 )
-from .inputs_sama import VISUAL_INPUT_NAMES, SamaMaskTargets, SamaVisualInputs, grid_cells, unpadded
+from .inputs_sama import (
+    VISUAL_INPUT_NAMES,
+    SamaMaskTargets,
+    SamaVisualInputs,
+    context_rows,
+    first_rows,
+    gather_spans,
+    grid_cells,
+    questions_by_shape,
+    unpadded,
+)
 from .losses_sama import mask_iou, mask_losses, resize_targets
 from .modeling_sama_aggregator import SamaContextAggregator, SamaRegionEncoder
 from .modeling_sama_backbones import FrameTokens, backbone_family
@@ -144,7 +155,7 @@ FORMER_NAMES = r"^model\.(vision_tower|multi_modal_projector|language_model)\." 
 PRESENT_NAMES = r"model.backbone.\1."
 
 
-class SamaPreTrainedModel(PreTrainedModel):
+class SamaPreTrainedModel(SelectiveCheckpointing, PreTrainedModel):
     """What [`SamaModel`] and [`SamaForConditionalGeneration`] share."""
 
     config_class = SamaConfig
@@ -195,8 +206,22 @@ class SamaModel(SamaPreTrainedModel):
     # ---- verbs ------------------------------------------------------------------------------------------------------
 
     def encode_frames(self, pixel_values: torch.Tensor, grids: torch.Tensor | None = None) -> FrameTokens:
-        """Vision tower and projector on frames, whose tokens have the given rows and columns (num_frames, 2)."""
-        return self.family.encode_frames(self.backbone, pixel_values, grids)
+        """Vision tower and projector on frames, whose tokens have the given rows and columns (num_frames, 2). In
+        training a frozen tower gets [`FRAMES_AT_ONCE`] at a time, unless its weights are in pieces."""
+        tower = self.backbone.get_submodule(self.family.vision_tower[0].removesuffix("."))
+        if not self.training or self.passes_gradient(tower) or is_sharded(tower.parameters()):
+            return self.family.encode_frames(self.backbone, pixel_values, grids)
+        chunks = self.family.split_frames(pixel_values, grids, FRAMES_AT_ONCE)
+        return FrameTokens.concatenate([self.family.encode_frames(self.backbone, *chunk) for chunk in chunks])
+
+    def passes_gradient(self, part: nn.Module) -> bool:
+        """Whether gradients must flow through `part`: something in it, but the projector, which comes last, is
+        trained. Of several processes all go through the language model, whose weights may be in pieces."""
+        if part is self.backbone.language_model and self.is_distributed_training:
+            return True
+        modules = [self.backbone.get_submodule(prefix.removesuffix(".")) for prefix in self.family.projector]
+        projector = {id(parameter) for module in modules for parameter in module.parameters()}
+        return any(parameter.requires_grad and id(parameter) not in projector for parameter in part.parameters())
 
     def segment_region_prompts(
         self, points: torch.Tensor, labels: torch.Tensor, features: FrameFeatures
@@ -359,7 +384,7 @@ class SamaModel(SamaPreTrainedModel):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Mask logits (num_masks, 4h, 4w), predicted IoU and object score (num_masks,) of all objects (O,
         prompt_width) in all frames of their conversations, frame by frame, the objects of a frame together."""
-        features = self.mask_tracker.encode_frames(targets.sam_pixel_values)
+        features = self.mask_tracker.encode_frames(targets.sam_pixel_values, original=targets.need_memory)
         frames = torch.arange(len(features.image), device=prompts.device).split(targets.counts)
         objects = torch.arange(len(prompts), device=prompts.device).split(num_segs)
         if not targets.need_memory:
@@ -836,34 +861,6 @@ def refuse_offloaded(model: nn.Module) -> None:
                 f"`{name}` is offloaded. Frames and masks need every part of SAMA on a device: load it with enough "
                 "memory for the whole model, in bfloat16 or in 4 bits, or without `device_map`."
             )
-
-
-def context_rows(num_context: list[int], num_extra: list[int]) -> torch.Tensor:
-    """Rows of the context frames among all encoded frames."""
-    rows, first = [], 0
-    for context, extra in zip(num_context, num_extra, strict=True):
-        rows.append(torch.arange(first, first + context))
-        first += context + extra
-    return torch.cat(rows)
-
-
-def questions_by_shape(shapes: torch.Tensor, question_samples: torch.Tensor) -> list[torch.Tensor]:
-    """The questions about videos of one shape, given as (num_videos, 2): how many context frames of how many tokens;
-    shortest videos first, each in reading order."""
-    asked = shapes[question_samples]
-    return [(asked == shape).all(1).nonzero().flatten() for shape in asked.unique(dim=0)]
-
-
-def first_rows(lengths: torch.Tensor) -> torch.Tensor:
-    """Where each of several sequences of the given `lengths` begins when they follow one another."""
-    return lengths.cumsum(0) - lengths
-
-
-def gather_spans(rows: torch.Tensor, starts: torch.Tensor, length: int) -> torch.Tensor:
-    """`length` consecutive rows from each of V starts, (V, length, ...). A single span is not copied."""
-    if len(starts) == 1:
-        return rows[int(starts[0]) : int(starts[0]) + length].unsqueeze(0)
-    return rows[(starts.unsqueeze(1) + torch.arange(length)).to(rows.device)]
 
 
 def prompted_masks(

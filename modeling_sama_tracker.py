@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModel
 
+from .checkpointing_sama import FRAMES_AT_ONCE, is_trained
 from .configuration_sama import IMAGENET_MEAN, IMAGENET_STD, SamaConfig
 from .modeling_sama_memory import (
     MAX_KEY_BYTES,
@@ -115,8 +116,9 @@ class SamaMaskTracker(nn.Module):
 
     # ---- frames -----------------------------------------------------------------------------------------------------
 
-    def encode_frames(self, sam_pixel_values: torch.Tensor) -> FrameFeatures:
-        """The image encoder on normalised frames of shape `(num_frames, 3, size, size)`.
+    def encode_frames(self, sam_pixel_values: torch.Tensor, original: bool = True) -> FrameFeatures:
+        """The image encoder on normalised frames of shape `(num_frames, 3, size, size)`; in training a frozen one
+        without a graph and [`FRAMES_AT_ONCE`] frames at a time. `original`: whether the original decoder reads them.
 
         Raises:
             ValueError: if the frames have another size than `mask_config.image_size`.
@@ -129,12 +131,19 @@ class SamaMaskTracker(nn.Module):
                 "they prepared by the processor of another checkpoint?"
             )
         pixels = sam_pixel_values.to(reference.device, reference.dtype)
-        # From high to low resolution. SAM 3 has a fourth level, which its tracker does not use.
-        fine, middle, coarse = self.sam.vision_encoder(pixels).fpn_hidden_states[:3]
-        tuned, original = self.sam.mask_decoder, self.original_mask_decoder
-        return FrameFeatures(
-            coarse, (tuned.conv_s0(fine), tuned.conv_s1(middle)), (original.conv_s0(fine), original.conv_s1(middle))
-        )
+        if not self.training or is_trained(self.sam.vision_encoder.parameters()):
+            return self.encode_pixels(pixels, original, torch.is_grad_enabled())
+        chunks = pixels.split(FRAMES_AT_ONCE)
+        return FrameFeatures.concatenate([self.encode_pixels(chunk, original, False) for chunk in chunks])
+
+    def encode_pixels(self, pixels: torch.Tensor, original: bool, with_graph: bool) -> FrameFeatures:
+        """[`encode_frames`] at once. `with_graph`: whether the encoder keeps what its gradients need."""
+        with torch.set_grad_enabled(with_graph):
+            # From high to low resolution. SAM 3 has a fourth level, which its tracker does not use.
+            fine, middle, coarse = self.sam.vision_encoder(pixels).fpn_hidden_states[:3]
+        decoders = [self.sam.mask_decoder, self.original_mask_decoder][: 1 + original]
+        levels = [(decoder.conv_s0(fine), decoder.conv_s1(middle)) for decoder in decoders]
+        return FrameFeatures(coarse, *levels)
 
     # ---- masks ------------------------------------------------------------------------------------------------------
 

@@ -243,6 +243,7 @@ MODEL_FILES = {
     "configuration_sama": "what the model is", "versions_sama": "supported transformers",
     "messages_sama": "messages read and checked", "regions_sama": "forms of regions and masks",
     "rendered_text_sama": "template text read back", "streaming_sama": "answers without tags, streamed",
+    "checkpointing_sama": "what training keeps",
     "feature_store_sama": "features of frames on disk", "tracking_sama": "masks, prompts, memory",
 }  # fmt: skip
 PROGRAMS = {"cli", "scripts", "recipes", "profiling", "tests", "docs", "__init__"}

@@ -31,16 +31,23 @@ CONVERSATION = {
 # Who may import whom. A file or folder that is not named here must be put somewhere first.
 REMOTE_CODE = {
     "versions_sama": set(),
+    "checkpointing_sama": set(),
     "configuration_sama": {"versions_sama"},
     "inputs_sama": set(),
     "losses_sama": set(),
     "modeling_sama_aggregator": {"configuration_sama"},
     "modeling_sama_backbones": {"configuration_sama", "versions_sama"},
     "modeling_sama_memory": set(),
-    "modeling_sama_tracker": {"configuration_sama", "modeling_sama_memory", "tracking_sama"},
+    "modeling_sama_tracker": {
+        "checkpointing_sama",
+        "configuration_sama",
+        "modeling_sama_memory",
+        "tracking_sama",
+    },
     "tracking_sama": {"modeling_sama_memory"},
     "modeling_sama": {
         "chat_sama",
+        "checkpointing_sama",
         "configuration_sama",
         "inputs_sama",
         "losses_sama",

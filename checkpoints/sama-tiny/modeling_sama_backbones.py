@@ -40,6 +40,16 @@ class FrameTokens:
     features: torch.Tensor
     deepstack: torch.Tensor | None = None
 
+    @classmethod
+    def concatenate(cls, parts: Sequence["FrameTokens"]) -> "FrameTokens":
+        """The frames of all parts, padded to the longest."""
+        if len(parts) == 1:
+            return parts[0]
+        features = pad_sequence([frame for part in parts for frame in part.features], batch_first=True)
+        if parts[0].deepstack is None:
+            return cls(features)
+        return cls(features, pad_sequence([frame for part in parts for frame in part.deepstack], batch_first=True))
+
 
 class BackboneFamily:
     """
@@ -148,6 +158,12 @@ class BackboneFamily:
         """How many layers of the language model add deep-stack features to their states."""
         return 0
 
+    def split_frames(
+        self, pixel_values: torch.Tensor, grids: torch.Tensor | None, size: int
+    ) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+        """What [`encode_frames`] takes, at most `size` frames at a time."""
+        raise NotImplementedError
+
     def encode_frames(self, model: Any, pixel_values: torch.Tensor, grids: torch.Tensor | None = None) -> FrameTokens:
         """
         Vision tower and projector.
@@ -245,6 +261,11 @@ class InternVLFamily(BackboneFamily):
         size = self.config.vision_config.image_size
         pixel_values = torch.zeros(1, 3, *size, dtype=model.dtype, device=model.device)
         return pixel_values, torch.tensor([[self.side, self.side]])
+
+    def split_frames(
+        self, pixel_values: torch.Tensor, grids: torch.Tensor | None, size: int
+    ) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+        return [(frames, None) for frames in pixel_values.split(size)]
 
     def encode_frames(self, model: Any, pixel_values: torch.Tensor, grids: torch.Tensor | None = None) -> FrameTokens:
         return FrameTokens(model.get_image_features(pixel_values, return_dict=True).pooler_output)
@@ -348,7 +369,12 @@ class Qwen25VLFamily(BackboneFamily):
                 f"Frames need `position_ids` of shape (3, batch_size, length), got {found}; the processor makes them."
             )
 
-    def encode_frames(self, model: Any, pixel_values: torch.Tensor, grids: torch.Tensor | None = None) -> FrameTokens:
+    def patch_grids(self, pixel_values: torch.Tensor, grids: torch.Tensor | None) -> torch.Tensor:
+        """Rows and columns of the patches of each frame, (num_frames, 2).
+
+        Raises:
+            ValueError: if the grids are missing or of other frames.
+        """
         if grids is None:
             raise ValueError("Frames of this backbone differ in size: `frame_grids` is needed with `pixel_values`.")
         patches = grids * self.config.vision_config.spatial_merge_size
@@ -358,6 +384,17 @@ class Qwen25VLFamily(BackboneFamily):
                 f"`pixel_values` has {len(pixel_values)} rows, but the frames have {num_patches} patches by "
                 "`frame_grids`; were both made by one processor?"
             )
+        return patches
+
+    def split_frames(
+        self, pixel_values: torch.Tensor, grids: torch.Tensor | None, size: int
+    ) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+        counts = self.patch_grids(pixel_values, grids).prod(1).split(size)
+        rows = pixel_values.split([int(count.sum()) for count in counts])
+        return list(zip(rows, grids.split(size), strict=True))
+
+    def encode_frames(self, model: Any, pixel_values: torch.Tensor, grids: torch.Tensor | None = None) -> FrameTokens:
+        patches = self.patch_grids(pixel_values, grids)
         grid_thw = torch.cat([torch.ones_like(patches[:, :1]), patches], 1).to(pixel_values.device)
         output = model.get_image_features(pixel_values, grid_thw, return_dict=True)
         return FrameTokens(pad_sequence(output.pooler_output, batch_first=True), self.deepstack(output))

@@ -22,15 +22,17 @@ CERTAIN_LOGIT = 10.0  # of a pixel inside a mask that is given
 @dataclass
 class FrameFeatures:
     """What the mask model sees of N frames: `image` (N, C, h, w), without memory, and two finer levels, (N, C / 8, 4h,
-    4w) and (N, C / 4, 2h, 2w), as each of the two mask decoders wants them."""
+    4w) and (N, C / 4, 2h, 2w), as each of the two mask decoders wants them; none in `original` where it reads none."""
 
     image: torch.Tensor
     tuned: tuple[torch.Tensor, ...]
-    original: tuple[torch.Tensor, ...]
+    original: tuple[torch.Tensor, ...] = ()
 
     @classmethod
     def concatenate(cls, parts: Sequence["FrameFeatures"]) -> "FrameFeatures":
         """Features of all frames of `parts`."""
+        if len(parts) == 1:
+            return parts[0]
         tuned = tuple(torch.cat(levels) for levels in zip(*(part.tuned for part in parts), strict=True))
         original = tuple(torch.cat(levels) for levels in zip(*(part.original for part in parts), strict=True))
         return cls(torch.cat([part.image for part in parts]), tuned, original)

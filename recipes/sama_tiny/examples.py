@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from sama.configuration_sama import SamaConfig
 from sama.data.collator import IGNORED
 from sama.data.rendering import Renderer, RenderSettings
-from sama.modeling_sama import questions_by_shape
+from sama.inputs_sama import questions_by_shape
 from sama.objects_sama import Region
 from sama.processing_sama import SamaProcessor
 from sama.recipes.sama_tiny.labels import (
