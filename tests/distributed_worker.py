@@ -15,24 +15,27 @@ import torch
 from tiny_model import IMAGE_SIZE, SAM_SIZE, tiny_model
 from torch import nn
 
+from sama.checkpointing_sama import FRAMES_AT_ONCE
+
 
 MASK, POSITION, SEG = 113, 114, 262
 TRAINED = ("context_aggregator", "region_encoder", "seg_projection", "mask_decoder", "multi_modal_projector")
 UNTRAINED = ("iou_prediction_head", "pred_obj_score_head", "original_mask_decoder")
 RATE = 0.05
+FRAMES = FRAMES_AT_ONCE + 1  # a frozen encoder that is not in pieces works on them in two chunks
 
 
 def sample(seed: int, visual: bool, masks: bool) -> dict:
     """A batch of one conversation: with frames and a region if `visual`, with objects to segment if `masks`."""
     generator = torch.Generator().manual_seed(seed)
-    # The dense tokens of the first frame, context of both frames, region and its shape, then words
-    kinds = [1] * 4 + [2] * 2 + [3, 4] if visual else []
+    # The dense tokens of the first frame, context of all frames, region and its shape, then words
+    kinds = [1] * 4 + [2] * FRAMES + [3, 4] if visual else []
     words = torch.randint(1, 110, (10,), generator=generator).tolist()
     answer = [40, SEG, 41, SEG] if masks else [40, 41]
     ids = torch.tensor([[261] * len(kinds) + words + answer])
     labels = ids.clone()
     labels[:, : -len(answer)] = -100
-    num_objects, num_frames = (2, 3) if masks else (0, 0)
+    num_objects, num_frames = (2, FRAMES) if masks else (0, 0)
     batch = {
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids),
@@ -44,8 +47,8 @@ def sample(seed: int, visual: bool, masks: bool) -> dict:
     }
     one = torch.ones(1, dtype=torch.long)
     frames = {
-        "pixel_values": torch.randn(2, 3, IMAGE_SIZE, IMAGE_SIZE, generator=generator),
-        "num_context_frames": 2 * one,
+        "pixel_values": torch.randn(FRAMES, 3, IMAGE_SIZE, IMAGE_SIZE, generator=generator),
+        "num_context_frames": FRAMES * one,
         "num_extra_frames": 0 * one,
         "dense_frames": 0 * one,
         "qformer_input_ids": torch.tensor([[7, MASK, POSITION, 9]]),
@@ -119,6 +122,7 @@ def zero(stage: int, file: Path) -> dict:
     # DeepSpeed clips gradients at norm 1 by default
     settings |= {"train_batch_size": 2, "train_micro_batch_size_per_gpu": 1, "gradient_clipping": 1e9}
     model = mixed_model()
+    model.gradient_checkpointing_enable()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     engine, *_ = deepspeed.initialize(model=model, optimizer=torch.optim.SGD(trained, RATE), config=settings)
     if stage == 3:
@@ -144,6 +148,7 @@ def fsdp(file: Path) -> dict:
         torch.distributed.init_process_group("gloo")
     mesh = init_device_mesh("cpu", (2,))
     model = mixed_model()
+    model.gradient_checkpointing_enable()
     units = [part for part in model.modules() if type(part).__name__ in sharded_layers(model)]
     for unit in (
         *units,

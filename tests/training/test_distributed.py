@@ -1,5 +1,6 @@
-"""ZeRO-2, ZeRO-3 and FSDP2 with two processes on a CPU. Each test checks the number of processes and the class of the
-wrapper, because some launches silently run independent processes."""
+"""ZeRO-2, ZeRO-3 and FSDP2 with two processes on a CPU, with gradient checkpointing, against one process without it.
+Each test checks the number of processes and the class of the wrapper, because some launches silently run independent
+processes."""
 
 import json
 import os
