@@ -91,9 +91,10 @@ class SamaContextInjection(nn.Module):
         queries = self.query_projection(frame_features).flatten(1, 2)  # (V, T * P, C), once for all questions
         keys, values = self.key_projection(temporal_tokens), self.value_projection(temporal_tokens)  # (N, W * K, C)
         attended = F.scaled_dot_product_attention(expand_per_question(queries, videos), keys, values)  # (N, T * P, C)
-        attended = self.attention_projection(attended).unflatten(1, frame_features.shape[1:3])
-        injected = attended + expand_per_question(frame_features, videos)
-        return self.output_projection(injected.mean(2))  # (N, T, C)
+        # The mean over the tokens of a frame comes before the projection, which is linear, not after it
+        attended = self.attention_projection(attended.unflatten(1, frame_features.shape[1:3]).mean(2))
+        injected = attended + expand_per_question(frame_features.mean(2), videos)
+        return self.output_projection(injected)  # (N, T, C)
 
 
 def expand_per_question(rows: torch.Tensor, videos: torch.Tensor) -> torch.Tensor:
