@@ -3,10 +3,11 @@
 import json
 from pathlib import Path
 
-from sama.resources import SMALL_MODEL
+from sama.resources import PACKAGE, SMALL_MODEL
 
 
 DEFAULT_MODEL = SMALL_MODEL
+MODEL_CLASS = "modeling_sama.SamaForConditionalGeneration"  # as `auto_map` of a SAMA names it
 HUB_TIMEOUT = 10.0  # seconds for the one request that tells whether a model exists
 
 
@@ -48,17 +49,19 @@ def check_model_name(model: str) -> None:
         ) from error
 
 
+def read_settings(folder: Path) -> dict:
+    """What stands in the config.json of a folder; nothing if it cannot be read. What is wrong with it is said where it
+    is loaded."""
+    try:
+        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return settings if isinstance(settings, dict) else {}
+
+
 def check_converted(model: str) -> None:
     """Raises `ValueError` for a folder with a released SAMA or Sa2VA, whose code needs another transformers."""
-    file = Path(model).expanduser() / "config.json"
-    if not file.is_file():
-        return
-    try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:  # what is wrong with it is said where it is loaded
-        return
-    if not isinstance(settings, dict):
-        return
+    settings = read_settings(Path(model).expanduser())
     if settings.get("model_type") == "sa2va_chat" or "llm_config" in settings:
         raise ValueError(
             f"The model {model} is as it was released and must be converted first: "
@@ -76,8 +79,8 @@ def load_model(
     """
     The model, on its device and in evaluation mode, and its processor.
 
-    A folder is loaded with the code in it. A model on the Hub is loaded with the code of this package, and none of its
-    own code is run, unless `trust_remote_code` is set.
+    A folder is loaded with the code in it, or, where the two are the same, with that of this package. A model on the
+    Hub is loaded with the code of this package, and none of its own code is run, unless `trust_remote_code` is set.
 
     Args:
         model (`str`): a folder, or the name of a model on the Hub.
@@ -91,18 +94,14 @@ def load_model(
         ConnectionError: if the Hub cannot be reached.
         ValueError: if the device is not available, or the model has no presets.
     """
-    # Imported here, so that --help and mistakes on the command line do not wait for torch.
-    import torch
-    from transformers import AutoConfig, AutoModel, AutoProcessor
-
-    from sama.configuration_sama import SamaConfig
-    from sama.modeling_sama import SamaForConditionalGeneration
-    from sama.processing_sama import SamaProcessor
-
     check_model_name(model)
     check_converted(model)
-    model = str(Path(model).expanduser()) if Path(model).expanduser().is_dir() else model
-    own_code = trust_remote_code or Path(model).is_dir()
+    # Imported here, so that --help and mistakes on the command line do not wait for torch.
+    import torch
+
+    folder = Path(model).expanduser()
+    model = str(folder) if folder.is_dir() else model
+    own_code = folder.is_dir() and not has_code_of_package(folder)
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if device == "auto":
         device = next(name for name in ("cuda", "mps", "cpu") if available[name])
@@ -110,13 +109,42 @@ def load_model(
         raise ValueError(f'The device "{device}" is not available to this installation of torch; use "auto".')
     if dtype == "auto" and device == "cpu":
         dtype = "float32"  # half precision saves memory on a CPU, but is slower on most
-    settings = {}
-    if preset is not None:
-        config = (AutoConfig if own_code else SamaConfig).from_pretrained(model, trust_remote_code=own_code)
+    settings = {} if preset is None else {"preset": preset}
+    load = load_own_code if own_code or (trust_remote_code and not folder.is_dir()) else load_package_code
+    loaded, processor = load(model, dtype, settings)
+    return loaded.to(device).eval(), processor
+
+
+def load_package_code(model: str, dtype: str, settings: dict[str, str]) -> tuple:
+    """Model and processor by the classes of this package."""
+    from sama.modeling_sama import SamaForConditionalGeneration
+    from sama.processing_sama import SamaProcessor
+
+    loaded = SamaForConditionalGeneration.from_pretrained(model, dtype=dtype, **settings)
+    # With the configuration, nothing looks for one in code
+    return loaded, SamaProcessor.from_pretrained(model, trust_remote_code=False, config=loaded.config)
+
+
+def load_own_code(model: str, dtype: str, settings: dict[str, str]) -> tuple:
+    """Model and processor by the classes that come with the model."""
+    from transformers import AutoConfig, AutoModel, AutoProcessor
+
+    if settings:
+        config = AutoConfig.from_pretrained(model, trust_remote_code=True)
         if "preset" not in config.to_dict():
             raise ValueError(f"The model {model} has no presets, so none can be chosen.")
-        settings = {"preset": preset}
-    classes = (AutoModel, AutoProcessor) if own_code else (SamaForConditionalGeneration, SamaProcessor)
-    loaded = classes[0].from_pretrained(model, trust_remote_code=own_code, dtype=dtype, **settings)
-    processor = classes[1].from_pretrained(model, trust_remote_code=own_code, **settings)
-    return loaded.to(device).eval(), processor
+    loaded = AutoModel.from_pretrained(model, trust_remote_code=True, dtype=dtype, **settings)
+    return loaded, AutoProcessor.from_pretrained(model, trust_remote_code=True, **settings)
+
+
+def has_code_of_package(folder: Path) -> bool:
+    """Whether the code in the folder of a SAMA is that of this package, byte for byte. Then it need not be copied into
+    the cache of transformers, searched for imports and imported a second time."""
+    classes = read_settings(folder).get("auto_map")
+    if not isinstance(classes, dict) or classes.get("AutoModel") != MODEL_CLASS:
+        return False
+    files = list(folder.glob("*.py"))
+    copies = [PACKAGE / file.name for file in files]
+    return any(file.stem == MODEL_CLASS.split(".")[0] for file in files) and all(
+        copy.is_file() and copy.read_bytes() == file.read_bytes() for copy, file in zip(copies, files, strict=True)
+    )

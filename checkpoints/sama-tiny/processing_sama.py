@@ -147,14 +147,15 @@ class SamaProcessor(ProcessorMixin):
 
     @classmethod
     def get_processor_dict(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> tuple[dict, dict]:
-        """As the base class, with the model's configuration, whose settings `kwargs` may override."""
+        """As the base class, with the model's configuration: `config`, or the file's with settings of `kwargs`."""
         processor_dict, unused = super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
         overrides = {name: unused.pop(name) for name in SHARED_SETTINGS if name in unused}
         hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
-        processor_dict["config"] = SamaConfig.from_pretrained(pretrained_model_name_or_path, **hub, **overrides)
+        config = copy.deepcopy(unused.pop("config", None))
+        config = config or SamaConfig.from_pretrained(pretrained_model_name_or_path, **hub, **overrides)
         if "layout" in processor_dict:  # the name of `turn_format` before version 0.2
             processor_dict["turn_format"] = processor_dict.pop("layout")
-        return processor_dict, unused
+        return processor_dict | {"config": config}, unused
 
     def to_dict(self) -> dict:
         """As the base class, without what follows from the model's configuration."""
@@ -226,7 +227,6 @@ class SamaProcessor(ProcessorMixin):
         return {"stop_strings": [mark], "tokenizer": self.tokenizer}
 
     # Videos and frames
-
     open_video = staticmethod(SamaVideo.open)
 
     def choose_frames(self, video: SamaVideo, max_context_frames: int | None = None) -> FrameChoice:
