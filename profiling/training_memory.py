@@ -6,7 +6,9 @@
     python profiling/training_memory.py --sizes "Qwen3-VL-4B, SAM 3's tracker"
 
 Parameters, gradients and optimizer states are counted. Activations are the tensors that autograd saves for the
-backward pass of one micro-batch, counted by running the model at full size on fake tensors. Where frames differ in
+backward pass of one micro-batch, counted by running the model at full size on fake tensors. With gradient
+checkpointing they are the inputs of the layers and one layer at a time; frozen encoders keep nothing, as in
+`checkpointing_sama.py`, and work on a few frames at once, whose buffers are not counted. Where frames differ in
 size (Qwen-VL) the vision tower needs values that fake tensors do not have: of it the projector alone runs, and nothing
 is estimated for settings that train the rest, nor are deep-stack features counted. Not included: the CUDA
 context (about 0.5 GB), temporary buffers of single operations, and fragmentation; allow 10 to 15 %.
@@ -305,7 +307,7 @@ def training_step(model: SamaForConditionalGeneration, workload: Workload) -> li
     labels = torch.zeros(batch * workload.labels, dtype=torch.long)
     language = F.cross_entropy(model.lm_head(states[:, -workload.labels :].flatten(0, 1)).float(), labels)
     pixels = torch.zeros(batch * workload.sam_frames, 3, sam_size, sam_size, dtype=dtype)
-    frames = tracker.encode_frames(pixels)
+    frames = tracker.encode_frames(pixels, original=False)
     prompts = model.project_seg_states(states[:, : workload.objects].flatten(0, 1))
     owners = torch.arange(len(prompts)).repeat(workload.sam_frames)
     chosen = frames.take(torch.arange(len(pixels)).repeat_interleave(workload.objects))
