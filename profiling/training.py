@@ -79,7 +79,7 @@ def larger_config(path: str) -> SamaConfig:
 
 def make_batch(path: str) -> dict:
     """A collated batch of toy-world dialogues with masks."""
-    saved = SamaProcessor.from_pretrained(path, image_size=FRAME_SIZE)
+    saved = SamaProcessor.from_pretrained(path, trust_remote_code=False, image_size=FRAME_SIZE)  # asks otherwise
     parts = (saved.image_processor, saved.tokenizer, saved.qformer_tokenizer, saved.chat_template)
     processor = SamaProcessor(*parts, config=larger_config(path))
     render, world = Renderer(processor, RenderSettings(regions="mask")), ToyWorld(WORLD)
