@@ -124,7 +124,8 @@ def frames_for_each_use(setup: Setup) -> None:
     repeats = objects.repeat_interleave(batch["sam_frame_counts"].cpu())
     frames = torch.arange(len(repeats)).repeat_interleave(repeats)
     encode_frames = tracker.encode_frames
-    tracker.encode_frames = lambda pixels: encode_frames(pixels[frames]).take(repeats.cumsum(0) - repeats)
+    starts = repeats.cumsum(0) - repeats
+    tracker.encode_frames = lambda pixels, **settings: encode_frames(pixels[frames], **settings).take(starts)
 
 
 def checkpointing(setup: Setup) -> None:
