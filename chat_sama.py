@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from transformers import DynamicCache, TextStreamer
 
+from .batching_sama import DecodingBatch
 from .configuration_sama import CONTEXT_TOKEN, DENSE_FRAME_TOKEN
 from .encoding_sama import prompt_tensors
 from .feature_store_sama import SamFeatureStore
@@ -104,6 +105,8 @@ class SamaChat:
         video ([`SamaVideo`], *optional*): what it is about.
         min_component_fraction (`float`, defaults to 0): specks of masks smaller than this fraction of their mask are
             dropped; 0 keeps the masks as the model gives them. May be set at any time.
+        decoding_batch ([`DecodingBatch`], *optional*): where its answers are generated together with those of other
+            chats of the model; `between_steps` then lets these compute.
         between_steps (`Callable`): called between two steps of reading a question, such as decoding frames, encoding
             them and reading them, so that others may use the device. An exception raised in it ends the question.
     """
@@ -121,6 +124,7 @@ class SamaChat:
             raise ValueError("A conversation is about one video or one image, got both.")
         self.model, self.processor = model, processor
         self.min_component_fraction = 0.0
+        self.decoding_batch: DecodingBatch | None = None
         self.between_steps: Callable[[], None] = lambda: None
         source, kind = (video, "video") if video is not None else (image, "image")
         self.video = None if source is None else processor.open_video(source, kind)
@@ -227,7 +231,7 @@ class SamaChat:
         # Never beyond a turn that both have: placeholders of two questions are the same tokens, their states are not
         length = min(max([state.video_length, *known]), len(state.input_ids))
         chat = SamaChat(self.model, self.processor, video=self.video, sam_features=self.sam_features)
-        chat.min_component_fraction = self.min_component_fraction
+        chat.min_component_fraction, chat.decoding_batch = self.min_component_fraction, self.decoding_batch
         layers: list[Any] = self.cache.layers
         for own, layer in zip(cast(list[Any], chat.cache.layers), layers, strict=True):
             if layer.get_seq_length():
@@ -268,6 +272,7 @@ class SamaChat:
         self.between_steps()
         visual = self.encode_visual(turn)
         input_ids, device = turn.input_ids.to(self.model.device), self.model.device
+        batch = self.decoding_batch
         output = self.model.generate(
             input_ids=input_ids,
             attention_mask=torch.ones_like(input_ids),
@@ -275,6 +280,7 @@ class SamaChat:
             cache=self.cache,
             return_dict_in_generate=True,
             **({} if turn.position_ids is None else {"position_ids": turn.position_ids.to(device)}),
+            **({} if batch is None else {"decoding_slot": batch.slot(self.between_steps)}),
             **visual,
             **self.processor.stop_arguments | generate_kwargs,
         )

@@ -1,7 +1,8 @@
 """Answers the questions of many clients with one model on one device.
 
-Every question carries its whole conversation. What is known of its beginning is reused, see [`ConversationCache`];
-generation and tracking of several questions take turns, see [`DeviceSchedule`].
+Every question carries its whole conversation. What is known of its beginning is reused, see [`ConversationCache`].
+Questions that are being answered take turns at reading and tracking, see [`DeviceSchedule`], and generate together, see
+[`DecodingBatch`].
 """
 
 import math
@@ -14,6 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ..batching_sama import DecodingBatch
 from ..prompts_sama import to_tagged_text
 from .conversations import Conversation, ConversationCache
 from .limits import Limits
@@ -94,7 +96,7 @@ class Engine:
         self.model, self.processor = model, processor
         self.limits = limits = limits or Limits()
         self.min_component_fraction, self.feature_folder = min_component_fraction, feature_folder
-        self.schedule = DeviceSchedule()
+        self.schedule, self.decoding_batch = DeviceSchedule(), DecodingBatch()
         self.conversations = ConversationCache(limits.cache_bytes, limits.conversations, limits.feature_bytes)
         self._lock = threading.Lock()
         self._line: deque[threading.Event] = deque()
@@ -250,7 +252,7 @@ class Engine:
             video.name = f"the {question.kind}"  # messages go to clients, who must not see paths of this machine
             source = {question.kind: video}
         chat = self.model.start_chat(self.processor, **source, feature_folder=self.feature_folder)
-        chat.min_component_fraction = self.min_component_fraction
+        chat.min_component_fraction, chat.decoding_batch = self.min_component_fraction, self.decoding_batch
         if chat.sam_features is not None:
             chat.sam_features.room = self.conversations.room_for_features
         return chat

@@ -251,7 +251,11 @@ class ChatSession:
         """Computes an answer in this thread, which has the device, and sends all events but the last; see [`ask`]."""
         references = tuple(self._by_number(region) for region in regions)
         resolved = [self._resolved(region) for region in regions]
-        streamer = AnswerStreamer(self.chat.processor, lambda text: channel.send(TextDelta(text) if text else None))
+        # In a batch, the turn is passed on before each decoding step, and not again with its token
+        alone = self.chat.decoding_batch is None
+        streamer = AnswerStreamer(
+            self.chat.processor, lambda text: channel.send(TextDelta(text) if text else None, pass_on=alone)
+        )
         first_new = max(self._numbered(), default=0) + 1
         events = _AnswerEvents(channel, streamer, self._pointed_at(references), first_new)
         generate_kwargs = {"max_new_tokens": self.max_new_tokens, **generate_kwargs}
@@ -402,8 +406,9 @@ class AnswerChannel:
         self.cancelled = threading.Event()
         self.turn: DeviceTurn | None = None
 
-    def send(self, event: Event | None) -> None:
-        """Hands an event to the reader, waiting for it if it is slow; `None` only checks whether to stop."""
+    def send(self, event: Event | None, pass_on: bool = True) -> None:
+        """Hands an event to the reader, waiting for it if it is slow; `None` only checks whether to stop. The turn is
+        passed on afterwards, unless the next step does so."""
         self.check()
         if event is not None:
             try:
@@ -413,7 +418,8 @@ class AnswerChannel:
         if self.turn is not None:
             if event is not None:
                 self.turn.rank = LATER_STEP
-            self.turn.pass_on()
+            if pass_on:
+                self.turn.pass_on()
         self.check()
 
     def check(self) -> None:

@@ -106,12 +106,12 @@ def seg_states(generated: list[int], read: list[int], seg: int = 99) -> list[flo
     """The states kept while `read`, those of the `generated` tokens that the model was fed, went through it; the state
     of token i is i."""
     recorder = SegRecorder(seg, prompt_length=0)
-    for position, token in enumerate(read):
-        recorder.record(torch.tensor([[token]]), torch.full((1, 1, 1), float(position)), position)
+    for position in range(len(read)):
+        recorder.record(torch.full((1, 1, 1), float(position)), position)
     return [
-        recorder.states[place].item()
-        for place in recorder.positions(torch.tensor([generated]))
-        if place in recorder.states
+        recorder.states[column].item()
+        for _, column in recorder.positions(torch.tensor([generated]))
+        if column in recorder.states
     ]
 
 

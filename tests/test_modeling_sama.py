@@ -239,12 +239,15 @@ def test_a_final_seg_without_cache_says_what_to_do():
         generate(tiny_model(), [4, SEG], use_cache=False)
 
 
-def test_recorder_keeps_only_new_seg_tokens():
+def test_recorder_gives_the_states_of_new_seg_tokens_alone():
     recorder = SegRecorder(SEG, prompt_length=2)
-    recorder.record(torch.tensor([[SEG, 1, SEG]]), torch.arange(3.0).reshape(1, 3, 1), first_position=0)
-    assert list(recorder.states) == [(0, 2)]
-    assert not recorder.missing(torch.tensor([[SEG, 1, SEG]]))
-    assert recorder.missing(torch.tensor([[SEG, 1, SEG, SEG]]))
+    recorder.record(torch.arange(3.0).reshape(1, 3, 1), first_position=0)
+    recorder.record(torch.tensor([[[3.0]]]), first_position=3)
+    assert list(recorder.states) == [2, 3]  # not those of the prompt
+    sequences = torch.tensor([[SEG, 1, SEG, 4]])
+    assert recorder.collect(sequences, 1)[0].tolist() == [[2.0]]
+    assert not recorder.missing(sequences)
+    assert recorder.missing(torch.tensor([[SEG, 1, SEG, SEG, SEG]]))
 
 
 def test_an_empty_grid_mask_gives_numbers_in_half_precision():

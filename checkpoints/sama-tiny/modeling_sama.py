@@ -9,7 +9,7 @@ C language-model width, L tokens of a conversation, Q questions, R regions, G si
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -24,6 +24,7 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils import can_return_tuple, logging
 
+from .batching_sama import DecodingSlot
 from .chat_sama import SamaChat
 from .checkpointing_sama import FRAMES_AT_ONCE, SelectiveCheckpointing, is_sharded
 from .configuration_sama import (
@@ -115,27 +116,27 @@ class SamaGenerateOutput(GenerateDecoderOnlyOutput):
 
 
 class SegRecorder:
-    """Collects the language model's states at [SEG] tokens while `generate` runs, and nothing else."""
+    """Keeps the language model's states at new tokens while `generate` runs. Which of them are [SEG] is looked up when
+    the answer is complete: a look at each token would wait for the GPU."""
 
     def __init__(self, seg_token_id: int, prompt_length: int):
         self.seg_token_id, self.prompt_length = seg_token_id, prompt_length
-        self.states: dict[tuple[int, int], torch.Tensor] = {}
+        self.states: dict[int, torch.Tensor] = {}  # column to (B, width)
 
-    def record(self, input_ids: torch.Tensor, hidden_states: torch.Tensor, first_position: int) -> None:
-        """Keeps the states of new [SEG] tokens among `input_ids` (B, L), whose first column stands at
+    def record(self, hidden_states: torch.Tensor, first_position: int) -> None:
+        """Keeps those of `hidden_states` (B, L, width) that are behind the prompt; the first stands at
         `first_position`."""
-        for row, column in (input_ids == self.seg_token_id).nonzero().tolist():
-            if first_position + column >= self.prompt_length:
-                self.states[row, first_position + column] = hidden_states[row, column]
+        for column in range(max(0, self.prompt_length - first_position), hidden_states.shape[1]):
+            self.states[first_position + column] = hidden_states[:, column]
 
-    def record_step(self, input_ids: torch.Tensor, hidden_states: torch.Tensor, cache: Cache | None) -> None:
+    def record_step(self, hidden_states: torch.Tensor, cache: Cache | None) -> None:
         """[`record`] for a step of generation, after which `cache` holds these tokens too."""
         past = 0 if cache is None else cache.get_seq_length()
-        self.record(input_ids, hidden_states, max(0, past - hidden_states.shape[1]))
+        self.record(hidden_states, max(0, past - hidden_states.shape[1]))
 
     def missing(self, sequences: torch.Tensor) -> bool:
         """Whether a new [SEG] in `sequences` (B, L) has no state: the release loses it, we run one more step."""
-        return any(position not in self.states for position in self.positions(sequences))
+        return any(column not in self.states for _, column in self.positions(sequences))
 
     def positions(self, sequences: torch.Tensor) -> list[tuple[int, int]]:
         """(row, column) of every new [SEG] of `sequences`, in reading order."""
@@ -146,8 +147,8 @@ class SegRecorder:
         """For each row of `sequences` its [SEG] states, of shape (num_objects, width)."""
         rows: list[list[torch.Tensor]] = [[] for _ in range(len(sequences))]
         for row, column in self.positions(sequences):
-            rows[row].append(self.states[row, column])
-        empty = next(iter(self.states.values()), torch.zeros(width, device=sequences.device)).new_zeros(0, width)
+            rows[row].append(self.states[column][row])
+        empty = next(iter(self.states.values()), torch.zeros(0, width, device=sequences.device)).new_zeros(0, width)
         return [torch.stack(states) if states else empty for states in rows]
 
 
@@ -555,6 +556,7 @@ class SamaForConditionalGeneration(SamaPreTrainedModel, GenerationMixin):
         target_masks: list[torch.Tensor] | None = None,
         point_seeds: torch.LongTensor | None = None,
         seg_recorder: SegRecorder | None = None,
+        decoding_slot: DecodingSlot | None = None,
         num_items_in_batch: int | torch.Tensor | None = None,
         num_masks_in_batch: int | torch.Tensor | None = None,
         past_key_values: Cache | None = None,
@@ -571,10 +573,16 @@ class SamaForConditionalGeneration(SamaPreTrainedModel, GenerationMixin):
             pixel_values to spatial_tokens: see [`SamaVisualInputs`].
             sam_pixel_values to point_seeds: see [`SamaMaskTargets`].
             seg_recorder ([`SegRecorder`], *optional*): used by `generate`.
+            decoding_slot ([`DecodingSlot`], *optional*): runs this step, of one token, with those of others.
             num_items_in_batch, num_masks_in_batch (`int`, *optional*):
                 Labels and masks of the whole update, so that accumulation does not change the means.
             past_key_values (`Cache`, *optional*): the name of `cache` below transformers 5.24.
         """
+        cache = past_key_values if cache is None else cache
+        if decoding_slot is not None:
+            step = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
+            step |= {"cache": cache, "logits_to_keep": logits_to_keep, "seg_recorder": seg_recorder}
+            return decoding_slot.step(self, **step, **kwargs)
         # fmt: off
         visual = SamaVisualInputs(
             pixel_values, num_context_frames, num_extra_frames, dense_frames,
@@ -586,13 +594,12 @@ class SamaForConditionalGeneration(SamaPreTrainedModel, GenerationMixin):
         targets = SamaMaskTargets(sam_pixel_values, sam_frame_counts, sam_prompted, target_masks, point_seeds)
         # fmt: on
         touched = self.model.zero_touch_all_params()
-        cache = past_key_values if cache is None else cache
         outputs = self.model(
             input_ids, attention_mask, position_ids, cache, inputs_embeds, mm_token_type_ids, visual, **kwargs
         )
         hidden_states = outputs.last_hidden_state
         if seg_recorder is not None:
-            seg_recorder.record_step(input_ids, outputs.seg_states, outputs.get(CACHE))
+            seg_recorder.record_step(outputs.seg_states, outputs.get(CACHE))
         logits, losses = self.score_text(hidden_states, labels, logits_to_keep, num_items_in_batch)
         if target_masks is not None:
             is_seg = labels == self.config.seg_token_id
@@ -670,6 +677,8 @@ class SamaForConditionalGeneration(SamaPreTrainedModel, GenerationMixin):
         if not is_first_iteration and kwargs.get("use_cache", True):
             for name in VISUAL_INPUT_NAMES:
                 inputs.pop(name, None)
+        if is_first_iteration:  # the prompt is read for itself
+            inputs.pop("decoding_slot", None)
         inputs["logits_to_keep"] = 1
         if TRANSFORMERS < (5, 23) and inputs["input_ids"] is not None and "mm_token_type_ids" in inputs:
             # Newer versions cut the types, like the ids, to the tokens that are not in the cache
@@ -678,7 +687,9 @@ class SamaForConditionalGeneration(SamaPreTrainedModel, GenerationMixin):
 
     @torch.no_grad()
     def generate(self, inputs: torch.Tensor | None = None, **kwargs) -> SamaGenerateOutput | torch.LongTensor:
-        """The library's `generate`, greedy or sampled.
+        """The library's `generate`, greedy or sampled. With `decoding_slot=` a [`DecodingSlot`], each step after the prompt
+        is run together with those of other conversations; one conversation then, without `output_attentions` and
+        `output_hidden_states`.
 
         Returns:
             `torch.LongTensor`, the token ids; with `return_dict_in_generate=True` a [`SamaGenerateOutput`], which
@@ -698,12 +709,14 @@ class SamaForConditionalGeneration(SamaPreTrainedModel, GenerationMixin):
                     f"`{name}={value}` is not supported: SAMA generates one sequence for each conversation."
                 )
         if not kwargs.setdefault("return_dict_in_generate", bool(config.return_dict_in_generate)):
-            return super().generate(inputs, **kwargs)
+            with kwargs.get("decoding_slot") or nullcontext():
+                return super().generate(inputs, **kwargs)
         input_ids = inputs if inputs is not None else kwargs.get("input_ids")
         if input_ids is None:
             raise ValueError("`generate` needs `input_ids`: [SEG] tokens are found by their id.")
         recorder = SegRecorder(self.config.seg_token_id, input_ids.shape[1])
-        output = super().generate(inputs, seg_recorder=recorder, **kwargs)
+        with kwargs.get("decoding_slot") or nullcontext():
+            output = super().generate(inputs, seg_recorder=recorder, **kwargs)
         if recorder.missing(output.sequences):
             self.read_last_token(output, kwargs.get("attention_mask"), kwargs.get("position_ids"), recorder)
         seg_states = recorder.collect(output.sequences, self.config.text_config.hidden_size)

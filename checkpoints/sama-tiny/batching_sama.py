@@ -1,0 +1,281 @@
+"""Decodes the answers of several conversations together: one forward of the language model for a token of each.
+
+Every conversation runs its own `generate`, with its own sampling, stop strings, limits and streamer. Only its decoding
+steps are handed over, to a [`DecodingBatch`]: the steps of all who wait become the rows of one batch, over caches of
+different lengths. A conversation joins with its first step after the prompt and leaves when its `generate` ends.
+
+Letters in shape comments: S rows of the buffers, B of them that take a step, H key/value heads, W columns of the
+buffers, D width of a head, C language-model width.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
+from transformers.utils import logging
+
+from .versions_sama import CACHE
+
+
+logger = logging.get_logger(__name__)
+
+WIDTH_STEP = 64  # columns: the buffers are copied once in so many tokens, where a cache alone is copied for each
+# Bounds of the buffers, in columns of all rows: those that are always allowed, and for each token in them. With one
+# conversation much longer than the rest, most of the buffers would be padding.
+MIN_COLUMNS, MAX_COLUMNS_PER_TOKEN = 4096, 4
+
+
+class SlotLayer(CacheLayerMixin):
+    """Keys and values (S, H, W, D) of one layer: a row for each conversation, whose tokens begin in column 0.
+
+    Args:
+        batch ([`DecodingBatch`]): says which rows take a step, and in which column.
+    """
+
+    is_sliding = False
+
+    def __init__(self, batch: "DecodingBatch"):
+        super().__init__()
+        self.batch = batch
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        raise RuntimeError("The buffers of a batch are made when a conversation joins it, not by a step.")
+
+    def resize(self, like: DynamicLayer, num_rows: int, width: int, lengths: list[int]) -> None:
+        """Makes buffers of another size and copies the rows, which have the given lengths; `like` gives the rest."""
+        for name in ("keys", "values"):
+            found, own = vars(self)[name], vars(like)[name]
+            # Zeros: the weight of a masked column is 0, which times NaN is NaN
+            buffer = own.new_zeros(num_rows, own.shape[1], width, own.shape[3])
+            for row, length in enumerate(lengths):
+                buffer[row, :, :length] = found[row, :, :length]
+            setattr(self, name, buffer)
+        self.is_initialized = True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Appends a token to each row that takes a step, (B, H, 1, D), and returns these rows, (B, H, width, D)."""
+        batch = self.batch
+        self.keys[batch.rows, :, batch.columns] = key_states[:, :, 0]
+        self.values[batch.rows, :, batch.columns] = value_states[:, :, 0]
+        rows = slice(0, len(key_states)) if len(key_states) == len(batch.slots) else batch.rows
+        return self.keys[rows, :, : batch.width], self.values[rows, :, : batch.width]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.batch.width, 0
+
+    def get_seq_length(self) -> int:
+        return self.batch.width - 1
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+class DecodingSlot:
+    """
+    The place of one conversation in a [`DecodingBatch`], for one answer; `generate(..., decoding_slot=slot)`, which
+    leaves it at the end.
+
+    Args:
+        batch ([`DecodingBatch`])
+        wait (`Callable`): called while a step waits for those of the others: it lets them compute, and returns when it
+            is this conversation's turn. An exception raised in it ends the answer.
+    """
+
+    def __init__(self, batch: "DecodingBatch", wait: Callable[[], None]):
+        self.batch, self.wait = batch, wait
+        self.inputs: dict[str, Any] = {}  # of the step that waits
+        self.output: Any = None
+        self.cache: Any = None  # of the conversation, while it has a row
+        self.length = 0  # tokens in its row
+        self.alone = False  # whether it never shares a step again
+
+    def step(self, model, **inputs):
+        """One decoding step, the arguments and the output of the model's `forward`, for one token of one
+        conversation."""
+        self.inputs = inputs
+        self.batch.waiting.append(self)
+        self.wait()
+        if self in self.batch.waiting:
+            self.batch.run(model)
+        output, self.output = self.output, None
+        return model(**inputs) if output is None else output
+
+    def __enter__(self) -> "DecodingSlot":
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        self.leave()
+
+    def leave(self) -> None:
+        """Ends the answer, also after an exception: the conversation's cache has keys and values of its own again."""
+        if self in self.batch.waiting:
+            self.batch.waiting.remove(self)
+        if self in self.batch.slots:
+            self.batch.remove(self)
+
+
+class DecodingBatch:
+    """
+    Runs the decoding steps of conversations that generate at the same time as one batch.
+
+    There is no thread here and no lock: conversations take turns on the device, and whoever has it calls. The one
+    whose turn it is runs the steps of all who wait, so that nobody waits for a conversation that does something else.
+
+    Attributes:
+        num_steps, num_tokens (`int`): forwards of the language model so far, and tokens decoded in them.
+    """
+
+    def __init__(self):
+        self.slots: list[DecodingSlot] = []  # in the order of their rows
+        self.waiting: list[DecodingSlot] = []
+        self.layers: list[SlotLayer] = []
+        self.num_rows = self.num_columns = 0  # of the buffers
+        self.rows = self.columns = torch.zeros(0, dtype=torch.long)  # (B,) of the step that runs
+        self.width = 0  # columns that it reads
+        self.stepping: list[DecodingSlot] = []
+        self.num_steps = self.num_tokens = 0
+
+    def slot(self, wait: Callable[[], None]) -> DecodingSlot:
+        """A place for one answer, see [`DecodingSlot`]."""
+        return DecodingSlot(self, wait)
+
+    def run(self, model) -> None:
+        """The steps of all who wait. Those that do not fit in run alone, each in its turn."""
+        ready, self.waiting = self.waiting, []
+        try:
+            self._join(ready)
+            self.stepping = [slot for slot in self.slots if slot in ready]
+            if self.stepping:
+                self._step(model)
+        except Exception as error:
+            logger.warning(f"A batch of {len(ready)} decoding steps failed, each is run alone: {error}")
+            for slot in ready:
+                slot.output, slot.alone = None, True
+                slot.leave()
+        finally:
+            self.stepping = []
+
+    # ---- one step ---------------------------------------------------------------------------------------------------
+
+    def _step(self, model) -> None:
+        slots, device = self.stepping, self.layers[0].keys.device
+        lengths = [slot.length for slot in slots]
+        self.width = max(lengths) + 1
+        self.rows = torch.tensor([self.slots.index(slot) for slot in slots], device=device)
+        self.columns = torch.tensor(lengths, device=device)
+        output = model(
+            input_ids=torch.cat([slot.inputs["input_ids"] for slot in slots]),
+            attention_mask=self._attention_mask(model, lengths),
+            position_ids=self._position_ids([slot.inputs["position_ids"] for slot in slots]),
+            cache=Cache(layers=self.layers),
+            use_cache=True,
+            logits_to_keep=1,
+            seg_recorder=self,
+        )
+        self.num_steps, self.num_tokens = self.num_steps + 1, self.num_tokens + len(slots)
+        for row, slot in enumerate(slots):
+            slot.length += 1
+            own = {name: output[name][row : row + 1] for name in ("logits", "last_hidden_state")}
+            slot.output = replace(output, **own, **{CACHE: slot.cache})
+
+    def _attention_mask(self, model, lengths: list[int]) -> torch.Tensor | None:
+        """Which columns each row reads; None where all read all."""
+        if min(lengths) == max(lengths):
+            return None
+        mask = torch.arange(self.width, device=self.columns.device) <= self.columns[:, None]  # (B, width)
+        # Of masks that are not complete the library asks whether they hide anything, and waits for the GPU
+        return mask[:, None, None] if model.model.get_decoder().config._attn_implementation == "sdpa" else mask
+
+    @staticmethod
+    def _position_ids(positions: list[torch.Tensor]) -> torch.Tensor:
+        """Those of the rows, (1, 1) or (3, 1, 1), as (B, 1) or (3, B, 1)."""
+        if any(one.ndim == 3 for one in positions):
+            positions = [one.expand(3, 1, 1) for one in positions]
+        return torch.cat(positions, dim=-2)
+
+    def record_step(self, hidden_states: torch.Tensor, cache: Cache) -> None:
+        """Hands the states of a step (B, 1, C) on to the recorders of [SEG] states of its conversations."""
+        for row, slot in enumerate(self.stepping):
+            recorder = slot.inputs["seg_recorder"]
+            if recorder is not None:
+                recorder.record(hidden_states[row : row + 1], slot.length)
+
+    # ---- who takes part ---------------------------------------------------------------------------------------------
+
+    def _join(self, ready: list[DecodingSlot]) -> None:
+        """Gives each conversation that has no row one, if the buffers stay within their bounds."""
+        for slot in ready:
+            if slot.alone or slot in self.slots or not self._may_join(slot.inputs["cache"]):
+                continue
+            cache, row = slot.inputs["cache"], len(self.slots)
+            length = cache.get_seq_length()
+            self._reserve([*self._lengths(), length], cache)
+            for layer, own in zip(self.layers, cache.layers, strict=True):
+                layer.keys[row, :, :length] = own.keys[0]
+                layer.values[row, :, :length] = own.values[0]
+            slot.cache, slot.length = cache, length
+            self.slots.append(slot)
+            self._point(slot)
+        if self.slots:
+            self._reserve(self._lengths(), self.slots[0].cache)
+
+    def _may_join(self, cache: Cache) -> bool:
+        """Whether a conversation can have a row: its layers keep all tokens, and the buffers stay within bounds."""
+        layers: list[Any] = cache.layers
+        # On "mps", `generate` takes back the last token of the cache itself, which is not up to date before `leave`
+        if any(type(layer) is not DynamicLayer or layer.keys.device.type == "mps" for layer in layers):
+            return False
+        lengths = [*self._lengths(), cache.get_seq_length()]
+        num_rows, num_columns = buffer_size(lengths)
+        return num_rows * num_columns <= max(MIN_COLUMNS, MAX_COLUMNS_PER_TOKEN * sum(lengths))
+
+    def _lengths(self) -> list[int]:
+        return [slot.length for slot in self.slots]
+
+    def _reserve(self, lengths: list[int], cache: Cache) -> None:
+        """Makes room for rows of the given lengths and one more token in each, and gives back what is more than twice
+        of that."""
+        num_rows, num_columns = buffer_size(lengths)
+        rows_fit = num_rows <= self.num_rows <= 2 * num_rows
+        if rows_fit and num_columns <= self.num_columns <= 2 * num_columns:
+            return
+        layers: list[Any] = cache.layers
+        self.layers = self.layers or [SlotLayer(self) for _ in layers]
+        for layer, own in zip(self.layers, layers, strict=True):
+            layer.resize(own, num_rows, num_columns, self._lengths())
+        self.num_rows, self.num_columns = num_rows, num_columns
+        for slot in self.slots:
+            self._point(slot)
+
+    def _point(self, slot: DecodingSlot) -> None:
+        """Makes the conversation's cache a view of its row, so that its keys and values are not kept twice."""
+        row = self.slots.index(slot)
+        for layer, own in zip(self.layers, slot.cache.layers, strict=True):
+            own.keys = layer.keys[row : row + 1, :, : slot.length]
+            own.values = layer.values[row : row + 1, :, : slot.length]
+
+    def remove(self, slot: DecodingSlot) -> None:
+        """Gives a conversation's cache a copy of its row, and the row to the last conversation."""
+        self._point(slot)
+        for own in slot.cache.layers:
+            own.keys, own.values = own.keys.clone(), own.values.clone()
+        row, last = self.slots.index(slot), self.slots.pop()
+        if last is not slot:
+            end = len(self.slots)
+            for layer in self.layers:
+                layer.keys[row, :, : last.length] = layer.keys[end, :, : last.length]
+                layer.values[row, :, : last.length] = layer.values[end, :, : last.length]
+            self.slots[row] = last
+            self._point(last)
+        slot.cache = None
+        if not self.slots:
+            self.layers, self.num_rows, self.num_columns = [], 0, 0
+
+
+def buffer_size(lengths: list[int]) -> tuple[int, int]:
+    """Rows and columns of buffers for conversations of the given lengths and one more token in each."""
+    return 1 << (len(lengths) - 1).bit_length(), (max(lengths) // WIDTH_STEP + 1) * WIDTH_STEP
