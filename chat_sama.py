@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from transformers import DynamicCache, TextStreamer
 
-from .batching_sama import DecodingBatch
 from .configuration_sama import CONTEXT_TOKEN, DENSE_FRAME_TOKEN
 from .encoding_sama import prompt_tensors
 from .feature_store_sama import SamFeatureStore
+from .generation_sama import DecodingBatch
 from .inputs_sama import SamaVisualInputs
 from .modeling_sama_tracker import FrameFeatures
 from .objects_sama import GroundedPhrase, MaskTrack, Region

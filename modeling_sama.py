@@ -24,7 +24,6 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils import can_return_tuple, logging
 
-from .batching_sama import DecodingSlot
 from .chat_sama import SamaChat
 from .checkpointing_sama import FRAMES_AT_ONCE, SelectiveCheckpointing, is_sharded
 from .configuration_sama import (
@@ -36,6 +35,7 @@ from .configuration_sama import (
     SHARED_SETTINGS,
     SamaConfig,
 )
+from .generation_sama import DecodingSlot, SegRecorder
 from .inputs_sama import (
     VISUAL_INPUT_NAMES,
     SamaMaskTargets,
@@ -113,43 +113,6 @@ class SamaGenerateOutput(GenerateDecoderOnlyOutput):
     states at its new [SEG] tokens, of shape `(num_objects, width)`."""
 
     seg_states: list[torch.Tensor] | None = None
-
-
-class SegRecorder:
-    """Keeps the language model's states at new tokens while `generate` runs. Which of them are [SEG] is looked up when
-    the answer is complete: a look at each token would wait for the GPU."""
-
-    def __init__(self, seg_token_id: int, prompt_length: int):
-        self.seg_token_id, self.prompt_length = seg_token_id, prompt_length
-        self.states: dict[int, torch.Tensor] = {}  # column to (B, width)
-
-    def record(self, hidden_states: torch.Tensor, first_position: int) -> None:
-        """Keeps those of `hidden_states` (B, L, width) that are behind the prompt; the first stands at
-        `first_position`."""
-        for column in range(max(0, self.prompt_length - first_position), hidden_states.shape[1]):
-            self.states[first_position + column] = hidden_states[:, column]
-
-    def record_step(self, hidden_states: torch.Tensor, cache: Cache | None) -> None:
-        """[`record`] for a step of generation, after which `cache` holds these tokens too."""
-        past = 0 if cache is None else cache.get_seq_length()
-        self.record(hidden_states, max(0, past - hidden_states.shape[1]))
-
-    def missing(self, sequences: torch.Tensor) -> bool:
-        """Whether a new [SEG] in `sequences` (B, L) has no state: the release loses it, we run one more step."""
-        return any(column not in self.states for _, column in self.positions(sequences))
-
-    def positions(self, sequences: torch.Tensor) -> list[tuple[int, int]]:
-        """(row, column) of every new [SEG] of `sequences`, in reading order."""
-        found = (sequences[:, self.prompt_length :] == self.seg_token_id).nonzero().tolist()
-        return [(row, column + self.prompt_length) for row, column in found]
-
-    def collect(self, sequences: torch.Tensor, width: int) -> list[torch.Tensor]:
-        """For each row of `sequences` its [SEG] states, of shape (num_objects, width)."""
-        rows: list[list[torch.Tensor]] = [[] for _ in range(len(sequences))]
-        for row, column in self.positions(sequences):
-            rows[row].append(self.states[column][row])
-        empty = next(iter(self.states.values()), torch.zeros(0, width, device=sequences.device)).new_zeros(0, width)
-        return [torch.stack(states) if states else empty for states in rows]
 
 
 FORMER_NAMES = r"^model\.(vision_tower|multi_modal_projector|language_model)\."  # before version 0.3
@@ -566,23 +529,17 @@ class SamaForConditionalGeneration(SamaPreTrainedModel, GenerationMixin):
 
         Args:
             input_ids, attention_mask (`torch.LongTensor` of shape `(batch_size, length)`)
-            labels (`torch.LongTensor` of shape `(batch_size, length)`, *optional*): -100 where nothing is to be
-            learned.
-            mm_token_type_ids (`torch.LongTensor` of shape `(batch_size, length)`):
-                0 text, 1 dense-frame token, 2 context token, 3 region, 4 region shape, 5 region cell.
+            labels (`torch.LongTensor` of shape `(batch_size, length)`, *optional*): -100 where nothing is learned.
+            mm_token_type_ids: 0 text, 1 dense-frame token, 2 context token, 3 region, 4 region shape, 5 region cell.
             pixel_values to spatial_tokens: see [`SamaVisualInputs`].
             sam_pixel_values to point_seeds: see [`SamaMaskTargets`].
-            seg_recorder ([`SegRecorder`], *optional*): used by `generate`.
-            decoding_slot ([`DecodingSlot`], *optional*): runs this step, of one token, with those of others.
-            num_items_in_batch, num_masks_in_batch (`int`, *optional*):
-                Labels and masks of the whole update, so that accumulation does not change the means.
+            seg_recorder, decoding_slot (*optional*): used by `generate`; a slot runs the step with those of others.
+            num_items_in_batch, num_masks_in_batch (`int`, *optional*): labels and masks of the whole update.
             past_key_values (`Cache`, *optional*): the name of `cache` below transformers 5.24.
         """
         cache = past_key_values if cache is None else cache
         if decoding_slot is not None:
-            step = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
-            step |= {"cache": cache, "logits_to_keep": logits_to_keep, "seg_recorder": seg_recorder}
-            return decoding_slot.step(self, **step, **kwargs)
+            return decoding_slot.step(self, input_ids, position_ids, cache, seg_recorder)
         # fmt: off
         visual = SamaVisualInputs(
             pixel_values, num_context_frames, num_extra_frames, dense_frames,
@@ -672,7 +629,13 @@ class SamaForConditionalGeneration(SamaPreTrainedModel, GenerationMixin):
     # ---- text -------------------------------------------------------------------------------------------------------
 
     def prepare_inputs_for_generation(self, input_ids: torch.Tensor, is_first_iteration: bool = False, **kwargs):
-        """As in the library, but frames and regions go in with the prompt only."""
+        """As in the library, but frames and regions go in with the prompt only. The steps of a [`DecodingSlot`] need
+        the last token with its position, and no more."""
+        slot = kwargs.get("decoding_slot")
+        if slot is not None and not is_first_iteration:
+            kept = {name: kwargs[name] for name in (CACHE, "seg_recorder") if name in kwargs}
+            position_ids = kwargs["position_ids"][..., -1:]
+            return {"input_ids": input_ids[:, -1:], "position_ids": position_ids, "decoding_slot": slot, **kept}
         inputs = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
         if not is_first_iteration and kwargs.get("use_cache", True):
             for name in VISUAL_INPUT_NAMES:
@@ -687,9 +650,9 @@ class SamaForConditionalGeneration(SamaPreTrainedModel, GenerationMixin):
 
     @torch.no_grad()
     def generate(self, inputs: torch.Tensor | None = None, **kwargs) -> SamaGenerateOutput | torch.LongTensor:
-        """The library's `generate`, greedy or sampled. With `decoding_slot=` a [`DecodingSlot`], each step after the prompt
-        is run together with those of other conversations; one conversation then, without `output_attentions` and
-        `output_hidden_states`.
+        """The library's `generate`, greedy or sampled. With a [`DecodingSlot`] as `decoding_slot`, each step after the
+        prompt is run together with those of other conversations; it is for one conversation then, without
+        `output_attentions` and `output_hidden_states`.
 
         Returns:
             `torch.LongTensor`, the token ids; with `return_dict_in_generate=True` a [`SamaGenerateOutput`], which

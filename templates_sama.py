@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from transformers.utils.chat_template_utils import render_jinja_template
@@ -147,6 +148,19 @@ def resolve_template(template) -> str:
         names = ", ".join(CHAT_TEMPLATES)
         raise ValueError(f"chat_template={str(template)[:200]!r} is neither a jinja template nor one of {names}.")
     return found
+
+
+def answer_end(template: str, special_tokens: Mapping[str, Any]) -> str:
+    """What a chat template puts behind an answer, rendered once for each template: a streamer asks at every token."""
+    frozen = ((name, token if isinstance(token, str) else tuple(token)) for name, token in special_tokens.items())
+    return _rendered_end(template, tuple(frozen))
+
+
+@cache
+def _rendered_end(template: str, special_tokens: tuple[tuple[str, Any], ...]) -> str:
+    turn = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    rendered = render_messages(turn, template, dict(special_tokens), False)
+    return rendered.text[slice(*rendered.answer_spans[0])][1:] if rendered.answer_spans else ""
 
 
 def open_answer(rendered: RenderedText, answer_suffix: str) -> RenderedText:

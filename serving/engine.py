@@ -1,8 +1,8 @@
 """Answers the questions of many clients with one model on one device.
 
 Every question carries its whole conversation. What is known of its beginning is reused, see [`ConversationCache`].
-Questions that are being answered take turns at reading and tracking, see [`DeviceSchedule`], and generate together, see
-[`DecodingBatch`].
+Questions that are being answered take turns at reading and tracking, see [`DeviceSchedule`], and decode their answers
+together, see [`DecodingBatch`].
 """
 
 import math
@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..batching_sama import DecodingBatch
+from ..generation_sama import DecodingBatch
 from ..prompts_sama import to_tagged_text
 from .conversations import Conversation, ConversationCache
 from .limits import Limits

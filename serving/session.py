@@ -251,8 +251,7 @@ class ChatSession:
         """Computes an answer in this thread, which has the device, and sends all events but the last; see [`ask`]."""
         references = tuple(self._by_number(region) for region in regions)
         resolved = [self._resolved(region) for region in regions]
-        # In a batch, the turn is passed on before each decoding step, and not again with its token
-        alone = self.chat.decoding_batch is None
+        alone = self.chat.decoding_batch is None  # else the turn is passed on before each step, not again behind it
         streamer = AnswerStreamer(
             self.chat.processor, lambda text: channel.send(TextDelta(text) if text else None, pass_on=alone)
         )
@@ -407,8 +406,7 @@ class AnswerChannel:
         self.turn: DeviceTurn | None = None
 
     def send(self, event: Event | None, pass_on: bool = True) -> None:
-        """Hands an event to the reader, waiting for it if it is slow; `None` only checks whether to stop. The turn is
-        passed on afterwards, unless the next step does so."""
+        """Hands an event to the reader, waiting for it if it is slow; `None` only checks whether to stop."""
         self.check()
         if event is not None:
             try:
@@ -416,8 +414,7 @@ class AnswerChannel:
             except queue.Full:
                 self._wait_for_reader(event)
         if self.turn is not None:
-            if event is not None:
-                self.turn.rank = LATER_STEP
+            self.turn.rank = self.turn.rank if event is None else LATER_STEP
             if pass_on:
                 self.turn.pass_on()
         self.check()

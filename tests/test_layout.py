@@ -33,6 +33,7 @@ REMOTE_CODE = {
     "versions_sama": set(),
     "checkpointing_sama": set(),
     "configuration_sama": {"versions_sama"},
+    "generation_sama": {"versions_sama"},
     "inputs_sama": set(),
     "losses_sama": set(),
     "modeling_sama_aggregator": {"configuration_sama"},
@@ -49,6 +50,7 @@ REMOTE_CODE = {
         "chat_sama",
         "checkpointing_sama",
         "configuration_sama",
+        "generation_sama",
         "inputs_sama",
         "losses_sama",
         "modeling_sama_aggregator",
@@ -60,6 +62,7 @@ REMOTE_CODE = {
     | {
         "encoding_sama",
         "feature_store_sama",
+        "generation_sama",
         "inputs_sama",
         "modeling_sama_tracker",
         "overlay_sama",

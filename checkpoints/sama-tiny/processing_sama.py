@@ -68,7 +68,7 @@ from .prompts_sama import (
     unused_mark,
 )
 from .rendered_text_sama import TextCall, TextReader, placeholder_kinds, text_calls
-from .templates_sama import TURN_FORMATS, check_turn_format, open_answer, render_messages, resolve_template
+from .templates_sama import TURN_FORMATS, answer_end, check_turn_format, open_answer, render_messages, resolve_template
 from .video_sama import FrameChoice, SamaVideo, choose_frames
 
 
@@ -210,12 +210,7 @@ class SamaProcessor(ProcessorMixin):
     @property
     def answer_suffix(self) -> str:
         """The end mark that the chat template puts behind an answer, such as `<|im_end|>`."""
-        return self._answer_suffix(self.template)
-
-    def _answer_suffix(self, template: str) -> str:
-        turn = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
-        rendered = render_messages(turn, template, self.tokenizer.special_tokens_map, False)
-        return rendered.text[slice(*rendered.answer_spans[0])][1:] if rendered.answer_spans else ""
+        return answer_end(self.template, self.tokenizer.special_tokens_map)
 
     @property
     def stop_arguments(self) -> dict:
@@ -399,7 +394,7 @@ class SamaProcessor(ProcessorMixin):
             for parsed, name, choice in zip(conversations, formats, choices, strict=True)
         ]
         if continue_final_message:
-            suffix = self._answer_suffix(template)
+            suffix = answer_end(template, self.tokenizer.special_tokens_map)
             written = [replace(one, rendered=open_answer(one.rendered, suffix)) for one in written]
         elif tokenize and not add_generation_prompt and any(one.parsed.messages[-1].role == "user" for one in written):
             logger.warning_once(

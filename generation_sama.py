@@ -1,4 +1,5 @@
-"""Decodes the answers of several conversations together: one forward of the language model for a token of each.
+"""What `generate` keeps beside the tokens, and how the answers of several conversations are decoded together: with one
+forward of the language model for a token of each.
 
 Every conversation runs its own `generate`, with its own sampling, stop strings, limits and streamer. Only its decoding
 steps are handed over, to a [`DecodingBatch`]: the steps of all who wait become the rows of one batch, over caches of
@@ -25,6 +26,43 @@ WIDTH_STEP = 64  # columns: the buffers are copied once in so many tokens, where
 # Bounds of the buffers, in columns of all rows: those that are always allowed, and for each token in them. With one
 # conversation much longer than the rest, most of the buffers would be padding.
 MIN_COLUMNS, MAX_COLUMNS_PER_TOKEN = 4096, 4
+
+
+class SegRecorder:
+    """Keeps the language model's states at new tokens while `generate` runs. Which of them are [SEG] is looked up when
+    the answer is complete: a look at each token would wait for the GPU."""
+
+    def __init__(self, seg_token_id: int, prompt_length: int):
+        self.seg_token_id, self.prompt_length = seg_token_id, prompt_length
+        self.states: dict[int, torch.Tensor] = {}  # column to (B, width)
+
+    def record(self, hidden_states: torch.Tensor, first_position: int) -> None:
+        """Keeps those of `hidden_states` (B, L, width) that are behind the prompt; the first stands at
+        `first_position`."""
+        for column in range(max(0, self.prompt_length - first_position), hidden_states.shape[1]):
+            self.states[first_position + column] = hidden_states[:, column]
+
+    def record_step(self, hidden_states: torch.Tensor, cache: Cache | None) -> None:
+        """[`record`] for a step of generation, after which `cache` holds these tokens too."""
+        past = 0 if cache is None else cache.get_seq_length()
+        self.record(hidden_states, max(0, past - hidden_states.shape[1]))
+
+    def missing(self, sequences: torch.Tensor) -> bool:
+        """Whether a new [SEG] in `sequences` (B, L) has no state: the release loses it, we run one more step."""
+        return any(column not in self.states for _, column in self.positions(sequences))
+
+    def positions(self, sequences: torch.Tensor) -> list[tuple[int, int]]:
+        """(row, column) of every new [SEG] of `sequences`, in reading order."""
+        found = (sequences[:, self.prompt_length :] == self.seg_token_id).nonzero().tolist()
+        return [(row, column + self.prompt_length) for row, column in found]
+
+    def collect(self, sequences: torch.Tensor, width: int) -> list[torch.Tensor]:
+        """For each row of `sequences` its [SEG] states, of shape (num_objects, width)."""
+        rows: list[list[torch.Tensor]] = [[] for _ in range(len(sequences))]
+        for row, column in self.positions(sequences):
+            rows[row].append(self.states[column][row])
+        empty = next(iter(self.states.values()), torch.zeros(0, width, device=sequences.device)).new_zeros(0, width)
+        return [torch.stack(states) if states else empty for states in rows]
 
 
 class SlotLayer(CacheLayerMixin):
@@ -93,16 +131,31 @@ class DecodingSlot:
         self.length = 0  # tokens in its row
         self.alone = False  # whether it never shares a step again
 
-    def step(self, model, **inputs):
-        """One decoding step, the arguments and the output of the model's `forward`, for one token of one
-        conversation."""
-        self.inputs = inputs
+    def step(
+        self, model, input_ids: torch.Tensor, position_ids: torch.Tensor, cache: Cache, recorder: SegRecorder | None
+    ):
+        """One decoding step: what the model's `forward` returns for one more token of the conversation.
+
+        Args:
+            model ([`SamaForConditionalGeneration`])
+            input_ids, position_ids: of shape `(1, 1)`, positions also `(3, 1, 1)`.
+            cache (`DynamicCache`): the conversation's own.
+            recorder ([`SegRecorder`], *optional*)
+
+        Raises:
+            ValueError: for more than one token.
+        """
+        if input_ids.shape != (1, 1):
+            raise ValueError(
+                f"A decoding slot is for one token of one conversation, got `input_ids` of {tuple(input_ids.shape)}."
+            )
+        self.inputs = {"input_ids": input_ids, "position_ids": position_ids, "cache": cache, "seg_recorder": recorder}
         self.batch.waiting.append(self)
         self.wait()
         if self in self.batch.waiting:
             self.batch.run(model)
         output, self.output = self.output, None
-        return model(**inputs) if output is None else output
+        return model(**self.inputs, use_cache=True, logits_to_keep=1) if output is None else output
 
     def __enter__(self) -> "DecodingSlot":
         return self

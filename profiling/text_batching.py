@@ -1,0 +1,123 @@
+"""Tokens a second of several conversations that generate at the same time on one device: one token of one conversation
+in turns, and all of them in one batch.
+
+    python profiling/text_batching.py [--model FOLDER] [--language-model 1b] [--sessions 1 4 16] [--tokens 64]
+        [--rounds 5] [--threads 2] [--out TABLE.md]
+
+The sessions are those of the server, without HTTP: a question about an example clip that was read before, its text
+streamed. Both ways are measured alternately in one run; the ratio is the median over the rounds. Times depend on the
+machine, the forwards of the language model do not.
+"""
+
+import argparse
+import statistics
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from transformers import AutoModel, AutoProcessor
+
+from sama.configuration_sama import SamaConfig
+from sama.conversion.backbones import INTERNVL
+from sama.conversion.released_sizes import LANGUAGE_MODELS
+from sama.drawing.tables import markdown_table
+from sama.generation_sama import DecodingBatch
+from sama.modeling_sama import SamaForConditionalGeneration
+from sama.resources import EXAMPLE_CLIPS, SMALL_MODEL
+from sama.serving.scheduling import DeviceSchedule
+from sama.serving.session import ChatSession, Done
+
+
+CLIP = EXAMPLE_CLIPS / "toy_world.mp4"
+WORDS = ("Describe", "the", "video", "and", "what", "the", "red", "circle", "does", "in", "it")
+HEADER = [
+    "sessions",
+    "turns, tokens/s",
+    "batch, tokens/s",
+    "ratio",
+    "turns, forwards a token",
+    "batch, forwards a token",
+]
+
+
+def load(folder: str, language_model: str | None, device: str, dtype: torch.dtype):
+    """A checkpoint and its processor; with `language_model`, the checkpoint's parts around a language model of a
+    released size, all weights random."""
+    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+    if language_model is None:
+        model = AutoModel.from_pretrained(folder, trust_remote_code=True, dtype=dtype)
+        return model.to(device).eval(), processor
+    settings = SamaConfig.from_pretrained(folder).to_dict()
+    large, num_rows, _ = LANGUAGE_MODELS[language_model]
+    parts = {"llm_config": large, "vision_config": settings["backbone_config"]["vision_config"]}
+    text = INTERNVL.config(parts)["text_config"] | {"vocab_size": num_rows, "tie_word_embeddings": False}
+    settings["backbone_config"] |= {"text_config": text}
+    with torch.device(device):
+        model = SamaForConditionalGeneration(SamaConfig(**settings)).to(dtype)
+    return model.eval(), processor
+
+
+def generate_together(model, processor, first, num_sessions: int, num_tokens: int, batched: bool) -> float:
+    """Seconds in which branches of the chat `first` write `num_tokens` each."""
+    schedule, batch = DeviceSchedule(), DecodingBatch() if batched else None
+    sessions = []
+    for _ in range(num_sessions):
+        chat = first.branch()
+        chat.decoding_batch = batch
+        sessions.append(ChatSession(chat, num_tokens, schedule=schedule))
+    exact = {"min_new_tokens": num_tokens, "stop_strings": None, "masks": False}
+    start = time.perf_counter()
+    streams = [
+        session.ask(" ".join(WORDS[: 1 + index % len(WORDS)]), **exact) for index, session in enumerate(sessions)
+    ]
+    with ThreadPoolExecutor(num_sessions) as readers:  # an answer waits for its reader
+        for *_, last in readers.map(list, streams):
+            if not isinstance(last, Done):
+                raise RuntimeError(f"An answer failed: {last}")
+    return time.perf_counter() - start
+
+
+def measure(model, processor, sessions: list[int], num_tokens: int, rounds: int) -> str:
+    """The table for each number of sessions."""
+    first, rows, forwards = model.start_chat(processor, video=CLIP), [], []
+    first.ask("Hello", max_new_tokens=2, masks=False)
+    hook = model.model.backbone.language_model.register_forward_pre_hook(lambda *_: forwards.append(None))
+    for number in sessions:
+        times: dict[bool, list[float]] = {False: [], True: []}
+        counts = {}
+        for _ in range(rounds + 1):  # the first warms up
+            for batched in times:
+                forwards.clear()
+                times[batched].append(generate_together(model, processor, first, number, num_tokens, batched))
+                counts[batched] = len(forwards) / (number * num_tokens)
+        turns, together = times[False][1:], times[True][1:]
+        ratio = statistics.median(one / other for one, other in zip(turns, together, strict=True))
+        speeds = [number * num_tokens / statistics.median(one) for one in (turns, together)]
+        row = [f"{number}", *(f"{speed:.0f}" for speed in speeds), f"{ratio:.2f}"]
+        rows.append([*row, f"{counts[False]:.2f}", f"{counts[True]:.2f}"])
+    hook.remove()
+    return markdown_table(HEADER, rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--model", default=str(SMALL_MODEL))
+    parser.add_argument("--language-model", choices=LANGUAGE_MODELS, help="size of a language model of random weights")
+    parser.add_argument("--sessions", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--tokens", type=int, default=64, help="of each answer")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2, help="of PyTorch, on a CPU")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
+    model, processor = load(arguments.model, arguments.language_model, device, dtype)
+    table = measure(model, processor, arguments.sessions, arguments.tokens, arguments.rounds)
+    print(table)
+    if arguments.out:
+        arguments.out.write_text(table + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
