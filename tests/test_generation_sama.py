@@ -6,6 +6,7 @@ import time
 import pytest
 import torch
 from checkpoint import Dictated, load_checkpoint
+from device_reads import DeviceReads
 from processor_fixtures import noise_video
 from tiny_backbones import BACKBONES, tiny_backbone
 
@@ -13,6 +14,7 @@ from sama import generation_sama
 from sama.generation_sama import DecodingBatch
 from sama.serving.sampling import sampling_arguments
 from sama.serving.scheduling import FIRST_TOKEN, LATER_STEP, DeviceSchedule
+from sama.streaming_sama import AnswerStreamer
 
 
 WAIT = 60  # seconds until a test gives up
@@ -273,3 +275,36 @@ def test_a_slot_is_for_one_token_of_one_conversation(tiny):
     slot, ids = DecodingBatch().slot(lambda: None), torch.ones(2, 1, dtype=torch.long)
     with pytest.raises(ValueError, match=r"one token of one conversation, got `input_ids` of \(2, 1\)"):
         tiny.model(input_ids=ids, position_ids=ids, decoding_slot=slot)
+
+
+@pytest.mark.parametrize("make_batch", [lambda: None, DecodingBatch])
+def test_a_token_is_read_twice_from_the_device(tiny, make_batch):
+    """Once for the streamer and once to know whether to go on, both by the library. Everything else of an answer is
+    read once, however long it is."""
+    chat = tiny.model.start_chat(tiny.processor)
+    chat.decoding_batch = make_batch()
+    places = []
+    for num_tokens in (4, 14):
+        streamer = AnswerStreamer(tiny.processor, lambda text: None)
+        with DeviceReads() as reads:
+            chat.ask("Hello", streamer=streamer, **greedy(num_tokens))
+        places.append(reads.places)
+        chat.reset()
+    short, long = places
+    long.subtract(short)
+    assert {place: number for place, number in long.items() if number} == {
+        "utils.py cpu": 10,
+        "utils.py _local_scalar_dense": 10,
+    }
+
+
+def test_a_tracked_frame_is_not_read(tiny):
+    """Masks come to the host where they are made bool; the tracker itself reads nothing."""
+    frames = torch.rand(4, 1, 3, *[tiny.processor.sam_image_size] * 2)
+    states = torch.ones(1, tiny.model.config.text_config.hidden_size)
+    encode, seen = tiny.model.model.mask_tracker.encode_frames, []
+    track = tiny.model.segment_video(states, lambda index: encode(frames[index]), [0], num_frames=len(frames))
+    with DeviceReads() as reads:
+        for _ in track:
+            seen.append(reads.places.total())
+    assert len(seen) == 4 and seen[-1] == seen[0]

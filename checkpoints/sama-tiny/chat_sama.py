@@ -284,7 +284,8 @@ class SamaChat:
             **visual,
             **self.processor.stop_arguments | generate_kwargs,
         )
-        reply = self.reply(output.sequences[0], turn)
+        sequence = output.sequences[0].cpu()  # once: token by token, each would wait for the GPU
+        reply = self.reply(sequence, turn)
         streamer = generate_kwargs.get("streamer")
         if isinstance(streamer, LibraryTextStreamer):
             streamer.finish(reply.text)
@@ -292,9 +293,9 @@ class SamaChat:
             on_answer(reply)
         if tracking is not None and self.video is not None:
             tracks, scores = self.track_objects(output.seg_states[0], **tracking)
-            reply = self.reply(output.sequences[0], turn, tracks, scores)
+            reply = self.reply(sequence, turn, tracks, scores)
         messages.append({"role": "assistant", "content": reply.tagged_text})
-        input_ids = output.sequences[0, : self.cache.get_seq_length()]
+        input_ids = sequence[: self.cache.get_seq_length()]
         self.state = replace(
             self.state,
             messages=messages,

@@ -1,6 +1,7 @@
 """Engines on the small checkpoint: what is reused, whose turn it is, what a failure or a cancelled answer leaves."""
 
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from sama.overlay_sama import write_video
 from sama.serving.conversations import measured_bytes
 from sama.serving.engine import EarlierObject, EarlierTurn, Engine, EngineBusy, Question
 from sama.serving.limits import Limits
+from sama.serving.scheduling import FIRST_TOKEN
 from sama.serving.session import AnswerText, Cancelled, Done, Failed, MaskFrame, TextDelta
 from sama.toy_world.world import ToyWorld
 
@@ -284,6 +286,34 @@ def test_answers_of_many_clients_are_those_of_one(make_engine, ask, answer):
         alone, _ = answer(make_engine(), parts, clip=clip, masks=True)
         assert_same_answer(turns[number], alone)
     assert engine.status().answered == len(jobs) and engine.status().running == 0
+
+
+def test_answers_of_several_clients_are_decoded_together(make_engine, ask, answer):
+    engine, texts, tokens, forwards = make_engine(), {}, [], []
+    drawn = {"temperature": 4.0, "max_new_tokens": 24, "masks": False}
+    alone = {seed: answer(engine, ("What moves?",), seed=seed, **drawn)[0].reply.text for seed in range(4)}
+
+    def read(seed):
+        *_, last = ask(engine, ("What moves?",), seed=seed, **drawn)
+        texts[seed] = last.turn.reply.text
+        tokens.append(last.turn.reply.completion_tokens)
+
+    language_model = engine.model.model.backbone.language_model
+    hook = language_model.register_forward_pre_hook(lambda *_: forwards.append(None))
+    engine.schedule.acquire(FIRST_TOKEN)
+    threads = [threading.Thread(target=read, args=(seed,)) for seed in alone]
+    for number, thread in enumerate(threads):
+        thread.start()
+        while engine.schedule.num_waiting() <= number:
+            time.sleep(0.001)
+    engine.schedule.release()
+    for thread in threads:
+        thread.join(WAIT)
+    hook.remove()
+    assert texts == alone
+    assert sum(tokens) > 40 and len(forwards) <= len(tokens) + max(tokens)  # each question is read by itself
+    known = engine.conversations.conversations[-1]
+    assert measured_bytes([known]) == sum(one.nbytes for one in known.tensors())  # no room of the batch is kept
 
 
 def test_a_thread_that_cannot_be_started_takes_no_place(make_engine, ask, monkeypatch):
