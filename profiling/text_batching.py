@@ -20,7 +20,7 @@ from transformers import AutoModel, AutoProcessor
 
 from sama.configuration_sama import SamaConfig
 from sama.conversion.backbones import INTERNVL
-from sama.conversion.released_sizes import LANGUAGE_MODELS
+from sama.conversion.released_sizes import LANGUAGE_MODELS, VISION
 from sama.drawing.tables import markdown_table
 from sama.generation_sama import DecodingBatch
 from sama.modeling_sama import SamaForConditionalGeneration
@@ -50,8 +50,7 @@ def load(folder: str, language_model: str | None, device: str, dtype: torch.dtyp
         return model.to(device).eval(), processor
     settings = SamaConfig.from_pretrained(folder).to_dict()
     large, num_rows, _ = LANGUAGE_MODELS[language_model]
-    parts = {"llm_config": large, "vision_config": settings["backbone_config"]["vision_config"]}
-    text = INTERNVL.config(parts)["text_config"] | {"vocab_size": num_rows, "tie_word_embeddings": False}
+    text = INTERNVL.config({"llm_config": large, "vision_config": VISION})["text_config"] | {"vocab_size": num_rows, "tie_word_embeddings": False}
     settings["backbone_config"] |= {"text_config": text}
     with torch.device(device):
         model = SamaForConditionalGeneration(SamaConfig(**settings)).to(dtype)

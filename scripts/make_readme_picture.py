@@ -245,6 +245,7 @@ MODEL_FILES = {
     "rendered_text_sama": "template text read back", "streaming_sama": "answers without tags, streamed",
     "checkpointing_sama": "what training keeps",
     "feature_store_sama": "features of frames on disk", "tracking_sama": "masks, prompts, memory",
+    "generation_sama": "answers decoded in one batch",
 }  # fmt: skip
 PROGRAMS = {"cli", "scripts", "recipes", "profiling", "tests", "docs", "__init__"}
 
