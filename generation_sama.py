@@ -10,11 +10,11 @@ buffers, D width of a head, C language-model width.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
+from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import logging
 
 from .versions_sama import CACHE
@@ -96,11 +96,12 @@ class SlotLayer(CacheLayerMixin):
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Appends a token to each row that takes a step, (B, H, 1, D), and returns these rows, (B, H, width, D)."""
-        batch = self.batch
-        self.keys[batch.rows, :, batch.columns] = key_states[:, :, 0]
-        self.values[batch.rows, :, batch.columns] = value_states[:, :, 0]
-        rows = slice(0, len(key_states)) if len(key_states) == len(batch.slots) else batch.rows
-        return self.keys[rows, :, : batch.width], self.values[rows, :, : batch.width]
+        rows, columns = (one.to(key_states.device) for one in (self.batch.rows, self.batch.columns))
+        self.keys[rows, :, columns] = key_states[:, :, 0]
+        self.values[rows, :, columns] = value_states[:, :, 0]
+        width, everybody = self.batch.width, len(rows) == len(self.batch.slots)
+        read = slice(0, len(rows)) if everybody else rows  # without a copy, if possible
+        return self.keys[read, :, :width], self.values[read, :, :width]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.batch.width, 0
@@ -134,7 +135,7 @@ class DecodingSlot:
     def step(
         self, model, input_ids: torch.Tensor, position_ids: torch.Tensor, cache: Cache, recorder: SegRecorder | None
     ):
-        """One decoding step: what the model's `forward` returns for one more token of the conversation.
+        """One decoding step: the logits and the cache of the model's output for one more token of the conversation.
 
         Args:
             model ([`SamaForConditionalGeneration`])
@@ -207,7 +208,7 @@ class DecodingBatch:
         except Exception as error:
             logger.warning(f"A batch of {len(ready)} decoding steps failed, each is run alone: {error}")
             for slot in ready:
-                slot.output, slot.alone = None, True
+                slot.alone = True
                 slot.leave()
         finally:
             self.stepping = []
@@ -220,20 +221,20 @@ class DecodingBatch:
         self.width = max(lengths) + 1
         self.rows = torch.tensor([self.slots.index(slot) for slot in slots], device=device)
         self.columns = torch.tensor(lengths, device=device)
-        output = model(
+        outputs = model.model(
             input_ids=torch.cat([slot.inputs["input_ids"] for slot in slots]),
             attention_mask=self._attention_mask(model, lengths),
             position_ids=self._position_ids([slot.inputs["position_ids"] for slot in slots]),
             cache=Cache(layers=self.layers),
             use_cache=True,
-            logits_to_keep=1,
-            seg_recorder=self,
         )
-        self.num_steps, self.num_tokens = self.num_steps + 1, self.num_tokens + len(slots)
+        logits = model.lm_head(outputs.last_hidden_state)
         for row, slot in enumerate(slots):
+            if (recorder := slot.inputs["seg_recorder"]) is not None:
+                recorder.record(outputs.seg_states[row : row + 1], slot.length)
+            slot.output = CausalLMOutputWithPast(logits=logits[row : row + 1], **{CACHE: slot.cache})
             slot.length += 1
-            own = {name: output[name][row : row + 1] for name in ("logits", "last_hidden_state")}
-            slot.output = replace(output, **own, **{CACHE: slot.cache})
+        self.num_steps, self.num_tokens = self.num_steps + 1, self.num_tokens + len(slots)
 
     def _attention_mask(self, model, lengths: list[int]) -> torch.Tensor | None:
         """Which columns each row reads; None where all read all."""
@@ -249,13 +250,6 @@ class DecodingBatch:
         if any(one.ndim == 3 for one in positions):
             positions = [one.expand(3, 1, 1) for one in positions]
         return torch.cat(positions, dim=-2)
-
-    def record_step(self, hidden_states: torch.Tensor, cache: Cache) -> None:
-        """Hands the states of a step (B, 1, C) on to the recorders of [SEG] states of its conversations."""
-        for row, slot in enumerate(self.stepping):
-            recorder = slot.inputs["seg_recorder"]
-            if recorder is not None:
-                recorder.record(hidden_states[row : row + 1], slot.length)
 
     # ---- who takes part ---------------------------------------------------------------------------------------------
 

@@ -50,7 +50,10 @@ def load(folder: str, language_model: str | None, device: str, dtype: torch.dtyp
         return model.to(device).eval(), processor
     settings = SamaConfig.from_pretrained(folder).to_dict()
     large, num_rows, _ = LANGUAGE_MODELS[language_model]
-    text = INTERNVL.config({"llm_config": large, "vision_config": VISION})["text_config"] | {"vocab_size": num_rows, "tie_word_embeddings": False}
+    text = INTERNVL.config({"llm_config": large, "vision_config": VISION})["text_config"] | {
+        "vocab_size": num_rows,
+        "tie_word_embeddings": False,
+    }
     settings["backbone_config"] |= {"text_config": text}
     with torch.device(device):
         model = SamaForConditionalGeneration(SamaConfig(**settings)).to(dtype)
