@@ -23,6 +23,7 @@ from .versions_sama import CACHE
 logger = logging.get_logger(__name__)
 
 WIDTH_STEP = 64  # columns: the buffers are copied once in so many tokens, where a cache alone is copied for each
+COMPILED_WIDTH = 256  # fewest columns of a compiled step
 # Bounds of the buffers, in columns of all rows: those that are always allowed, and for each token in them. With one
 # conversation much longer than the rest, most of the buffers would be padding.
 MIN_COLUMNS, MAX_COLUMNS_PER_TOKEN = 4096, 4
@@ -96,12 +97,18 @@ class SlotLayer(CacheLayerMixin):
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Appends a token to each row that takes a step, (B, H, 1, D), and returns these rows, (B, H, width, D)."""
-        rows, columns = (one.to(key_states.device) for one in (self.batch.rows, self.batch.columns))
-        self.keys[rows, :, columns] = key_states[:, :, 0]
-        self.values[rows, :, columns] = value_states[:, :, 0]
-        width, everybody = self.batch.width, len(rows) == len(self.batch.slots)
-        read = slice(0, len(rows)) if everybody else rows  # without a copy, if possible
-        return self.keys[read, :, :width], self.values[read, :, :width]
+        batch, num_rows = self.batch, len(key_states)
+        if batch.column is not None:  # all rows have one length; a slice is written faster than by indices
+            self.keys[:num_rows, :, batch.column : batch.width] = key_states
+            self.values[:num_rows, :, batch.column : batch.width] = value_states
+        else:
+            rows, columns = batch.rows.to(key_states.device), batch.columns.to(key_states.device)
+            self.keys[rows, :, columns] = key_states[:, :, 0]
+            self.values[rows, :, columns] = value_states[:, :, 0]
+        if batch.is_compiled:
+            return self.keys, self.values
+        read = slice(0, num_rows) if num_rows == len(batch.slots) else batch.rows  # without a copy, if possible
+        return self.keys[read, :, : batch.width], self.values[read, :, : batch.width]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.batch.width, 0
@@ -179,16 +186,25 @@ class DecodingBatch:
     There is no thread here and no lock: conversations take turns on the device, and whoever has it calls. The one
     whose turn it is runs the steps of all who wait, so that nobody waits for a conversation that does something else.
 
+    Args:
+        compile_options (`dict`, *optional*): compiles a step by `torch.compile` with these options. It then takes all
+            rows of the buffers with all their columns, those that take no step too: so its shapes change only when the
+            buffers grow or shrink, then by powers of two. For SDPA attention, and a model on one device.
+
     Attributes:
         num_steps, num_tokens (`int`): forwards of the language model so far, and tokens decoded in them.
     """
 
-    def __init__(self):
+    def __init__(self, compile_options: dict[str, Any] | None = None):
+        self.is_compiled = compile_options is not None
+        self.decode = torch.compile(decode, **compile_options) if compile_options is not None else decode
         self.slots: list[DecodingSlot] = []  # in the order of their rows
         self.waiting: list[DecodingSlot] = []
         self.layers: list[SlotLayer] = []
+        self.cache: Any = None  # of these layers
         self.num_rows = self.num_columns = 0  # of the buffers
         self.rows = self.columns = torch.zeros(0, dtype=torch.long)  # (B,) of the step that runs
+        self.column: int | None = None  # where everybody steps and all columns are the same
         self.width = 0  # columns that it reads
         self.stepping: list[DecodingSlot] = []
         self.num_steps = self.num_tokens = 0
@@ -216,29 +232,39 @@ class DecodingBatch:
     # ---- one step ---------------------------------------------------------------------------------------------------
 
     def _step(self, model) -> None:
-        slots, device = self.stepping, self.layers[0].keys.device
-        lengths = [slot.length for slot in slots]
-        self.width = max(lengths) + 1
-        self.rows = torch.tensor([self.slots.index(slot) for slot in slots], device=device)
-        self.columns = torch.tensor(lengths, device=device)
-        outputs = model.model(
-            input_ids=torch.cat([slot.inputs["input_ids"] for slot in slots]),
-            attention_mask=self._attention_mask(model, lengths),
-            position_ids=self._position_ids([slot.inputs["position_ids"] for slot in slots]),
-            cache=Cache(layers=self.layers),
-            use_cache=True,
+        device = self.layers[0].keys.device
+        slots: list[DecodingSlot | None] = [*self.stepping]
+        if self.is_compiled:
+            slots = [slot if slot in self.stepping else None for slot in self.slots]
+            slots += [None] * (self.num_rows - len(slots))
+        rows = range(self.num_rows) if self.is_compiled else [self.slots.index(slot) for slot in self.stepping]
+        lengths = [self.slots[row].length if row < len(self.slots) else 0 for row in rows]
+        self.width = self.num_columns if self.is_compiled else max(lengths) + 1
+        is_even = len(rows) == len(self.slots) and min(lengths) == max(lengths) and not self.is_compiled
+        self.column = lengths[0] if is_even else None
+        self.rows, self.columns = torch.tensor([*rows], device=device), torch.tensor(lengths, device=device)
+        blank = torch.zeros(1, 1, dtype=torch.long, device=self.stepping[0].inputs["input_ids"].device)
+        logits, seg_states = self.decode(
+            model,
+            torch.cat([blank if slot is None else slot.inputs["input_ids"] for slot in slots]),
+            self._attention_mask(model, lengths),
+            self._position_ids([blank if slot is None else slot.inputs["position_ids"] for slot in slots]),
+            self.cache,
         )
-        logits = model.lm_head(outputs.last_hidden_state)
+        if self.is_compiled:  # a CUDA graph writes the next step to the same memory
+            logits, seg_states = logits.clone(), seg_states.clone()
         for row, slot in enumerate(slots):
+            if slot is None:
+                continue
             if (recorder := slot.inputs["seg_recorder"]) is not None:
-                recorder.record(outputs.seg_states[row : row + 1], slot.length)
+                recorder.record(seg_states[row : row + 1], slot.length)
             slot.output = CausalLMOutputWithPast(logits=logits[row : row + 1], **{CACHE: slot.cache})
             slot.length += 1
-        self.num_steps, self.num_tokens = self.num_steps + 1, self.num_tokens + len(slots)
+        self.num_steps, self.num_tokens = self.num_steps + 1, self.num_tokens + len(self.stepping)
 
     def _attention_mask(self, model, lengths: list[int]) -> torch.Tensor | None:
         """Which columns each row reads; None where all read all."""
-        if min(lengths) == max(lengths):
+        if min(lengths) == max(lengths) and not self.is_compiled:
             return None
         mask = torch.arange(self.width, device=self.columns.device) <= self.columns[:, None]  # (B, width)
         # Of masks that are not complete the library asks whether they hide anything, and waits for the GPU
@@ -277,21 +303,30 @@ class DecodingBatch:
         if any(type(layer) is not DynamicLayer or layer.keys.device.type == "mps" for layer in layers):
             return False
         lengths = [*self._lengths(), cache.get_seq_length()]
-        num_rows, num_columns = buffer_size(lengths)
+        num_rows, num_columns = self._buffer_size(lengths)
         return num_rows * num_columns <= max(MIN_COLUMNS, MAX_COLUMNS_PER_TOKEN * sum(lengths))
 
     def _lengths(self) -> list[int]:
         return [slot.length for slot in self.slots]
 
+    def _buffer_size(self, lengths: list[int]) -> tuple[int, int]:
+        """Rows and columns of buffers for conversations of the given lengths and one more token in each."""
+        num_columns = (max(lengths) // WIDTH_STEP + 1) * WIDTH_STEP
+        if self.is_compiled:
+            num_columns = next_power_of_two(max(COMPILED_WIDTH, num_columns))
+        return next_power_of_two(len(lengths)), num_columns
+
     def _reserve(self, lengths: list[int], cache: Cache) -> None:
         """Makes room for rows of the given lengths and one more token in each, and gives back what is more than twice
         of that."""
-        num_rows, num_columns = buffer_size(lengths)
+        num_rows, num_columns = self._buffer_size(lengths)
         rows_fit = num_rows <= self.num_rows <= 2 * num_rows
         if rows_fit and num_columns <= self.num_columns <= 2 * num_columns:
             return
         layers: list[Any] = cache.layers
-        self.layers = self.layers or [SlotLayer(self) for _ in layers]
+        if not self.layers:
+            self.layers = [SlotLayer(self) for _ in layers]
+            self.cache = Cache(layers=self.layers)
         for layer, own in zip(self.layers, layers, strict=True):
             layer.resize(own, num_rows, num_columns, self._lengths())
         self.num_rows, self.num_columns = num_rows, num_columns
@@ -323,6 +358,12 @@ class DecodingBatch:
             self.layers, self.num_rows, self.num_columns = [], 0, 0
 
 
-def buffer_size(lengths: list[int]) -> tuple[int, int]:
-    """Rows and columns of buffers for conversations of the given lengths and one more token in each."""
-    return 1 << (len(lengths) - 1).bit_length(), (max(lengths) // WIDTH_STEP + 1) * WIDTH_STEP
+def decode(model, input_ids, attention_mask, position_ids, cache) -> tuple[torch.Tensor, torch.Tensor]:
+    """One token for each row: logits (B, 1, vocabulary), and the states (B, 1, C) that [SEG] is read from."""
+    outputs = model.model(input_ids, attention_mask, position_ids, cache, use_cache=True)
+    return model.lm_head(outputs.last_hidden_state), outputs.seg_states
+
+
+def next_power_of_two(number: int) -> int:
+    """The smallest power of two that is not below `number`."""
+    return 1 << (number - 1).bit_length()

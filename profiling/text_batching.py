@@ -2,11 +2,12 @@
 in turns, and all of them in one batch.
 
     python profiling/text_batching.py [--model FOLDER] [--language-model 1b] [--sessions 1 4 16] [--tokens 64]
-        [--rounds 5] [--threads 2] [--out TABLE.md]
+        [--rounds 5] [--threads 2] [--compile] [--out TABLE.md]
 
 The sessions are those of the server, without HTTP: a question about an example clip that was read before, its text
-streamed. Both ways are measured alternately in one run; the ratio is the median over the rounds. Times depend on the
-machine, the forwards of the language model do not.
+streamed. All ways are measured alternately in one run; a ratio is the median over the rounds. Times depend on the
+machine, the forwards of the language model do not. `--compile` adds a batch whose steps are compiled; the time of
+compiling them is not measured.
 """
 
 import argparse
@@ -31,14 +32,6 @@ from sama.serving.session import ChatSession, Done
 
 CLIP = EXAMPLE_CLIPS / "toy_world.mp4"
 WORDS = ("Describe", "the", "video", "and", "what", "the", "red", "circle", "does", "in", "it")
-HEADER = [
-    "sessions",
-    "turns, tokens/s",
-    "batch, tokens/s",
-    "ratio",
-    "turns, forwards a token",
-    "batch, forwards a token",
-]
 
 
 def load(folder: str, language_model: str | None, device: str, dtype: torch.dtype):
@@ -60,10 +53,9 @@ def load(folder: str, language_model: str | None, device: str, dtype: torch.dtyp
     return model.eval(), processor
 
 
-def generate_together(model, processor, first, num_sessions: int, num_tokens: int, batched: bool) -> float:
-    """Seconds in which branches of the chat `first` write `num_tokens` each."""
-    schedule, batch = DeviceSchedule(), DecodingBatch() if batched else None
-    sessions = []
+def generate_together(first, num_sessions: int, num_tokens: int, batch: DecodingBatch | None) -> float:
+    """Seconds in which branches of the chat `first` write `num_tokens` each, in a batch or in turns."""
+    schedule, sessions = DeviceSchedule(), []
     for _ in range(num_sessions):
         chat = first.branch()
         chat.decoding_batch = batch
@@ -80,26 +72,31 @@ def generate_together(model, processor, first, num_sessions: int, num_tokens: in
     return time.perf_counter() - start
 
 
-def measure(model, processor, sessions: list[int], num_tokens: int, rounds: int) -> str:
-    """The table for each number of sessions."""
+def measure(
+    model, processor, batches: dict[str, DecodingBatch | None], sessions: list[int], num_tokens: int, rounds: int
+) -> str:
+    """The table for each number of sessions; ratios to the first of `batches`."""
     first, rows, forwards = model.start_chat(processor, video=CLIP), [], []
     first.ask("Hello", max_new_tokens=2, masks=False)
-    hook = model.model.backbone.language_model.register_forward_pre_hook(lambda *_: forwards.append(None))
+    hook = model.model.register_forward_pre_hook(lambda *_: forwards.append(None))
     for number in sessions:
-        times: dict[bool, list[float]] = {False: [], True: []}
+        times: dict[str, list[float]] = {name: [] for name in batches}
+        row = [f"{number}"]
         counts = {}
         for _ in range(rounds + 1):  # the first warms up
-            for batched in times:
+            for name, batch in batches.items():
                 forwards.clear()
-                times[batched].append(generate_together(model, processor, first, number, num_tokens, batched))
-                counts[batched] = len(forwards) / (number * num_tokens)
-        turns, together = times[False][1:], times[True][1:]
-        ratio = statistics.median(one / other for one, other in zip(turns, together, strict=True))
-        speeds = [number * num_tokens / statistics.median(one) for one in (turns, together)]
-        row = [f"{number}", *(f"{speed:.0f}" for speed in speeds), f"{ratio:.2f}"]
-        rows.append([*row, f"{counts[False]:.2f}", f"{counts[True]:.2f}"])
+                times[name].append(generate_together(first, number, num_tokens, batch))
+                counts[name] = len(forwards) / (number * num_tokens)
+        baseline = next(iter(times.values()))
+        for name, found in times.items():
+            speed = number * num_tokens / statistics.median(found[1:])
+            ratio = statistics.median(one / other for one, other in zip(baseline[1:], found[1:], strict=True))
+            row += [f"{speed:.0f}", f"{ratio:.2f}", f"{counts[name]:.2f}"]
+        rows.append(row)
     hook.remove()
-    return markdown_table(HEADER, rows)
+    columns = ("tokens/s", "ratio", "forwards a token")
+    return markdown_table(["sessions", *(f"{name}: {column}" for name in batches for column in columns)], rows)
 
 
 def main() -> None:
@@ -110,12 +107,16 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64, help="of each answer")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2, help="of PyTorch, on a CPU")
+    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
     model, processor = load(arguments.model, arguments.language_model, device, dtype)
-    table = measure(model, processor, arguments.sessions, arguments.tokens, arguments.rounds)
+    batches: dict[str, DecodingBatch | None] = {"turns": None, "batch": DecodingBatch()}
+    if arguments.compile:
+        batches["compiled"] = DecodingBatch({})
+    table = measure(model, processor, batches, arguments.sessions, arguments.tokens, arguments.rounds)
     print(table)
     if arguments.out:
         arguments.out.write_text(table + "\n", encoding="utf-8")

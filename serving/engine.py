@@ -83,6 +83,7 @@ class Engine:
         min_component_fraction (`float`, defaults to 0): see [`SamaChat`].
         feature_folder (`str`, *optional*): where SAM 2's features of frames are kept; the system's temporary folder
             by default.
+        compile_options (`dict`, *optional*): of `torch.compile`, for the steps of decoding; see [`DecodingBatch`].
     """
 
     def __init__(
@@ -92,11 +93,12 @@ class Engine:
         limits: Limits | None = None,
         min_component_fraction: float = 0.0,
         feature_folder: str | None = None,
+        compile_options: dict | None = None,
     ):
         self.model, self.processor = model, processor
         self.limits = limits = limits or Limits()
         self.min_component_fraction, self.feature_folder = min_component_fraction, feature_folder
-        self.schedule, self.decoding_batch = DeviceSchedule(), DecodingBatch()
+        self.schedule, self.decoding_batch = DeviceSchedule(), DecodingBatch(compile_options)
         self.conversations = ConversationCache(limits.cache_bytes, limits.conversations, limits.feature_bytes)
         self._lock = threading.Lock()
         self._line: deque[threading.Event] = deque()

@@ -9,6 +9,7 @@ from checkpoint import Dictated, load_checkpoint
 from device_reads import DeviceReads
 from processor_fixtures import noise_video
 from tiny_backbones import BACKBONES, tiny_backbone
+from torch._dynamo.testing import CompileCounter
 
 from sama import generation_sama
 from sama.generation_sama import DecodingBatch
@@ -144,6 +145,18 @@ def test_attention_implementations(implementation):
     found = together.ask(together.chats(2), DecodingBatch(), questions)
     for chat, question, output in zip(together.chats(2), questions, found, strict=True):
         assert_same(output, together.ask([chat], None, [question])[0])
+
+
+def test_a_compiled_step_is_one_graph(tiny):
+    counter = CompileCounter()
+    batch = DecodingBatch({"backend": counter})
+    for _ in range(2):  # buffers of the same size
+        questions = [(TEXTS[0], greedy(6)), (TEXTS[1], dictated(tiny, "[SEG] ab[SEG]"))]
+        found = tiny.ask([tiny.model.start_chat(tiny.processor) for _ in questions], batch, questions)
+        assert counter.frame_count == 1
+    questions[1] = (TEXTS[1], dictated(tiny, "[SEG] ab[SEG]"))
+    for question, output in zip(questions, found, strict=True):
+        assert_same(output, tiny.ask([tiny.model.start_chat(tiny.processor)], None, [question])[0])
 
 
 def test_later_turns_draws_stop_strings_and_limits_are_each_conversations_own():
