@@ -74,6 +74,8 @@ class SlotLayer(CacheLayerMixin):
     """
 
     is_sliding = False
+    keys: Any
+    values: Any
 
     def __init__(self, batch: "DecodingBatch"):
         super().__init__()
@@ -200,7 +202,7 @@ class DecodingBatch:
         self.decode = torch.compile(decode, **compile_options) if compile_options is not None else decode
         self.slots: list[DecodingSlot] = []  # in the order of their rows
         self.waiting: list[DecodingSlot] = []
-        self.layers: list[SlotLayer] = []
+        self.layers: list[Any] = []  # SlotLayer
         self.cache: Any = None  # of these layers
         self.num_rows = self.num_columns = 0  # of the buffers
         self.rows = self.columns = torch.zeros(0, dtype=torch.long)  # (B,) of the step that runs
@@ -300,7 +302,7 @@ class DecodingBatch:
         """Whether a conversation can have a row: its layers keep all tokens, and the buffers stay within bounds."""
         layers: list[Any] = cache.layers
         # On "mps", `generate` takes back the last token of the cache itself, which is not up to date before `leave`
-        if any(type(layer) is not DynamicLayer or layer.keys.device.type == "mps" for layer in layers):
+        if not all(type(layer) is DynamicLayer for layer in layers) or layers[0].keys.device.type == "mps":
             return False
         lengths = [*self._lengths(), cache.get_seq_length()]
         num_rows, num_columns = self._buffer_size(lengths)
