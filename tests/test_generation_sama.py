@@ -117,7 +117,7 @@ def assert_same_cache(chat, other):
             assert mine.untyped_storage().nbytes() == mine.nbytes
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", [name for name in BACKBONES if "vision tower" not in name])
 def test_tokens_and_states_are_those_of_each_alone(name):
     together = Together(*tiny_backbone(name))
     spoken = [dictated(together, text) for text in ("<p> x </p> [SEG] b[SEG]", "[SEG][SEG]")]
@@ -137,10 +137,9 @@ def test_tokens_and_states_are_those_of_each_alone(name):
     assert not batch.slots and not batch.layers and not batch.waiting
 
 
-@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
-def test_attention_implementations(implementation):
+def test_eager_attention_gets_a_mask_of_its_own_kind():
     model, processor = tiny_backbone("internvl, qwen3")
-    model.set_attn_implementation(implementation)
+    model.set_attn_implementation("eager")
     together, questions = Together(model, processor), [(text, greedy(5)) for text in TEXTS[:2]]
     found = together.ask(together.chats(2), DecodingBatch(), questions)
     for chat, question, output in zip(together.chats(2), questions, found, strict=True):
