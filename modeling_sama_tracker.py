@@ -31,6 +31,7 @@ from .modeling_sama_memory import (
 from .tracking_sama import (
     CERTAIN_LOGIT,
     FrameFeatures,
+    NoPositionEncoding,
     ObjectMasks,
     PointPrompts,
     SamaMemoryBank,
@@ -42,6 +43,7 @@ from .tracking_sama import (
     check_sizes,
     filled_up,
     resampled,
+    tracking_passes,
 )
 
 
@@ -67,6 +69,8 @@ class SamaMaskTracker(nn.Module):
         self.compile_options: dict[str, Any] | None = None
         self.sam = AutoModel.from_config(self.mask_config)
         self.memory_pool()  # raises for a size that does not fit
+        neck = self.sam.vision_encoder.neck
+        self.position_encoding, neck.position_encoding = neck.position_encoding, NoPositionEncoding()
         self.original_mask_decoder = type(self.sam.mask_decoder)(self.mask_config.mask_decoder_config)
 
     @classmethod
@@ -116,9 +120,12 @@ class SamaMaskTracker(nn.Module):
 
     # ---- frames -----------------------------------------------------------------------------------------------------
 
-    def encode_frames(self, sam_pixel_values: torch.Tensor, original: bool = True) -> FrameFeatures:
+    def encode_frames(
+        self, sam_pixel_values: torch.Tensor, tuned: bool = True, original: bool = True
+    ) -> FrameFeatures:
         """The image encoder on normalised frames of shape `(num_frames, 3, size, size)`; in training a frozen one
-        without a graph and [`FRAMES_AT_ONCE`] frames at a time. `original`: whether the original decoder reads them.
+        without a graph and [`FRAMES_AT_ONCE`] frames at a time. `tuned` and `original` say for which of the two
+        decoders the finer levels are computed.
 
         Raises:
             ValueError: if the frames have another size than `mask_config.image_size`.
@@ -132,17 +139,17 @@ class SamaMaskTracker(nn.Module):
             )
         pixels = sam_pixel_values.to(reference.device, reference.dtype)
         if not self.training or is_trained(self.sam.vision_encoder.parameters()):
-            return self.encode_pixels(pixels, original, torch.is_grad_enabled())
+            return self.encode_pixels(pixels, tuned, original, torch.is_grad_enabled())
         chunks = pixels.split(FRAMES_AT_ONCE)
-        return FrameFeatures.concatenate([self.encode_pixels(chunk, original, False) for chunk in chunks])
+        return FrameFeatures.concatenate([self.encode_pixels(chunk, tuned, original, False) for chunk in chunks])
 
-    def encode_pixels(self, pixels: torch.Tensor, original: bool, with_graph: bool) -> FrameFeatures:
+    def encode_pixels(self, pixels: torch.Tensor, tuned: bool, original: bool, with_graph: bool) -> FrameFeatures:
         """[`encode_frames`] at once. `with_graph`: whether the encoder keeps what its gradients need."""
         with torch.set_grad_enabled(with_graph):
             # From high to low resolution. SAM 3 has a fourth level, which its tracker does not use.
             fine, middle, coarse = self.sam.vision_encoder(pixels).fpn_hidden_states[:3]
-        decoders = [self.sam.mask_decoder, self.original_mask_decoder][: 1 + original]
-        levels = [(decoder.conv_s0(fine), decoder.conv_s1(middle)) for decoder in decoders]
+        decoders = ((self.sam.mask_decoder, tuned), (self.original_mask_decoder, original))
+        levels = [(decoder.conv_s0(fine), decoder.conv_s1(middle)) if reads else () for decoder, reads in decoders]
         return FrameFeatures(coarse, *levels)
 
     # ---- masks ------------------------------------------------------------------------------------------------------
@@ -332,7 +339,7 @@ class SamaMaskTracker(nn.Module):
 
     def frame_position(self) -> torch.Tensor:
         """Sine position of the cells of a frame, (h * w, width)."""
-        return self.sine_position(self.sam.vision_encoder.neck.position_encoding, self.sam.hidden_dim)
+        return self.sine_position(self.position_encoding, self.sam.hidden_dim)
 
     def sine_position(self, encoding: Any, width: int) -> torch.Tensor:
         """What a position `encoding` of the library gives for the lowest level, (h * w, width)."""
@@ -407,16 +414,12 @@ class SamaMaskTracker(nn.Module):
         Yields:
             [`TrackedFrame`], in the order of processing.
         """
-        if not prompted_frames or not 0 <= min(prompted_frames) <= max(prompted_frames) < num_frames:
-            raise ValueError(
-                f"Prompted frames {list(prompted_frames)} must be frames of a video of {num_frames} frames, at least "
-                "one."
-            )
+        passes = tracking_passes(num_frames, prompted_frames, self.config.preset == "consistent")
         num_objects = prompts.points.shape[1] if isinstance(prompts, PointPrompts) else len(prompts)
         if self.compile_options is not None:
             prompts = filled_up(prompts, 2 ** (num_objects - 1).bit_length())
         state = self.start_track(num_frames, clicked=isinstance(prompts, PointPrompts))
-        rules, bank = state.rules, state.bank
+        rules = state.rules
         for position, index in enumerate(prompted_frames):
             features = frame_features(index)
             masks = self.segment_prompts(features, prompts, position)
@@ -424,17 +427,12 @@ class SamaMaskTracker(nn.Module):
             kept = self.prompt_with_masks(features, masks) if rules.prompt_with_masks else masks
             self.remember(state, index, features, kept, prompted=True)
             yield masks.of_frame(index, True, num_objects)
-        start = min(prompted_frames)
-        passes = [(range(start + 1, num_frames), 1)]
-        if self.config.preset == "consistent":
-            passes.append((range(start - 1, -1, -1), -1))
         for indices, step in passes:
             for index in indices:
-                if index not in bank.prompted:
-                    features = frame_features(index)
-                    masks = self.propagate(features, state, index, step)
-                    self.remember(state, index, features, masks, prompted=False)
-                    yield masks.of_frame(index, False, num_objects)
+                features = frame_features(index)
+                masks = self.propagate(features, state, index, step)
+                self.remember(state, index, features, masks, prompted=False)
+                yield masks.of_frame(index, False, num_objects)
 
     def propagate(self, features: FrameFeatures, state: TrackState, frame_index: int, step: int) -> ObjectMasks:
         """Masks of O objects in one frame from memory alone; shapes as of one frame, (1, O, ...). `step`: 1 when

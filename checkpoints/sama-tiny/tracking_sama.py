@@ -5,11 +5,12 @@ Letters in shape comments are those of `modeling_sama_tracker.py`.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from .modeling_sama_memory import ObjectMemory, SamaMemoryAttention
@@ -19,10 +20,21 @@ NO_OBJECT_LOGIT = -1024.0  # SAM 2's mask logit for "this object is not in the f
 CERTAIN_LOGIT = 10.0  # of a pixel inside a mask that is given
 
 
+@dataclass(frozen=True)
+class FrameRequest:
+    """A frame that a track will ask for, and the decoders whose finer levels it reads then: the one tuned for [SEG],
+    the original one, or both."""
+
+    frame_index: int
+    tuned: bool = True
+    original: bool = True
+
+
 @dataclass
 class FrameFeatures:
     """What the mask model sees of N frames: `image` (N, C, h, w), without memory, and two finer levels, (N, C / 8, 4h,
-    4w) and (N, C / 4, 2h, 2w), as each of the two mask decoders wants them; none in `original` where it reads none."""
+    4w) and (N, C / 4, 2h, 2w), as each of the two mask decoders wants them; no levels for a decoder that does not read
+    these frames."""
 
     image: torch.Tensor
     tuned: tuple[torch.Tensor, ...]
@@ -39,9 +51,27 @@ class FrameFeatures:
 
     def take(self, rows: torch.Tensor) -> "FrameFeatures":
         """The frames at `rows`, in that order, repeats allowed."""
-        return FrameFeatures(
-            self.image[rows], tuple(level[rows] for level in self.tuned), tuple(level[rows] for level in self.original)
-        )
+        return self.map(lambda level: level[rows])
+
+    def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> "FrameFeatures":
+        """The features after `function` was applied to each level."""
+        levels = (tuple(map(function, each)) for each in (self.tuned, self.original))
+        return FrameFeatures(function(self.image), *levels)
+
+    def split(self) -> list["FrameFeatures"]:
+        """The features of each frame by itself; copies, so that none holds the memory of the others."""
+        if len(self.image) == 1:
+            return [self]
+        return [self.map(lambda level, row=row: level[row, None].clone()) for row in range(len(self.image))]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all levels."""
+        return sum(level.nbytes for level in (self.image, *self.tuned, *self.original))
+
+    def answers(self, request: FrameRequest) -> bool:
+        """Whether all levels are here that are read then."""
+        return not (request.tuned and not self.tuned) and not (request.original and not self.original)
 
 
 @dataclass
@@ -221,6 +251,24 @@ class TrackState:
     no_point: torch.Tensor
 
 
+def tracking_passes(
+    num_frames: int, prompted_frames: Sequence[int], backwards: bool
+) -> list[tuple[list[int], int]]:
+    """The frames that a track reaches from memory, in order, and its step: forwards from the first prompted frame to
+    the end, then, with `backwards`, to the beginning.
+
+    Raises:
+        ValueError: if there are no prompted frames, or if they are not frames of the video.
+    """
+    if not prompted_frames or not 0 <= min(prompted_frames) <= max(prompted_frames) < num_frames:
+        raise ValueError(
+            f"Prompted frames {list(prompted_frames)} must be frames of a video of {num_frames} frames, at least one."
+        )
+    start, prompted = min(prompted_frames), set(prompted_frames)
+    passes = [(range(start + 1, num_frames), 1)] + ([(range(start - 1, -1, -1), -1)] if backwards else [])
+    return [([index for index in indices if index not in prompted], step) for indices, step in passes]
+
+
 def check_sizes(mask_config: Any, step: int) -> None:
     """Raises `ValueError` unless the image size is a multiple of `step` pixels and the other sizes follow from it.
     Nothing in transformers compares them, and nothing computes them but in SAM 3."""
@@ -261,6 +309,14 @@ def check_resampler(mask_config: Any) -> None:
             f"`memory_attention_rope_k_sizes` {sizes}; it needs one or more, and one for each window of a square grid "
             f"of these sides that divides {cells}x{cells} cells."
         )
+
+
+class NoPositionEncoding(nn.Module):
+    """Takes the place of the position encoding in the neck of an image encoder, which computes sines for each pixel of
+    each level and frame: the tracker reads the positions of the lowest level alone, the same for all frames."""
+
+    def forward(self, shape: torch.Size, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty(0, device=device, dtype=dtype)
 
 
 def certain_masks(
