@@ -7,28 +7,44 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
 from .configuration_sama import TEXT_TOKEN, SamaConfig
 from .messages_sama import ParsedConversation
 from .objects_sama import PADDING_LABEL, PreparedRegion
+from .pixels_sama import normalized_pixels
 from .prompts_sama import POOLED_SLOT, SEG, SHAPE_SLOT, TurnText, TurnWriter, VisualText
 from .templates_sama import RenderedText
 from .video_sama import FrameChoice, SamaVideo
 
 
 class SamFrames(Sequence):
-    """Frames of a video as SAM 2 inputs, made one at a time when they are asked for."""
+    """Frames of a video as SAM 2 inputs of shape `(3, size, size)`, made one at a time when they are asked for."""
 
-    def __init__(self, video: SamaVideo, sam_pixel_values: Callable[[np.ndarray], torch.Tensor]):
-        self._video, self._sam_pixel_values = video, sam_pixel_values
+    def __init__(self, video: SamaVideo, size: int, mean: Sequence[float], std: Sequence[float]):
+        self._video, self.size, self.mean, self.std = video, size, mean, std
 
     def __len__(self) -> int:
         return len(self._video)
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        return self._sam_pixel_values(self._video[index])
+        pixels, messages = self.read(index)
+        self.warn(messages)
+        return pixels
+
+    def read(self, index: int, raw: bool = False) -> tuple[torch.Tensor, list[str]]:
+        """A frame, and what [`warn`] is to say about it, for any thread. With `raw` it is neither resized nor
+        normalised: uint8 of shape `(height, width, 3)`."""
+        frame, messages = self._video.read(index)
+        if raw:
+            return torch.from_numpy(np.require(frame, requirements=("C", "W"))), messages
+        return normalized_pixels(Image.fromarray(frame), self.size, self.mean, self.std), messages
+
+    def warn(self, messages: list[str]) -> None:
+        """Warn of what [`read`] found out."""
+        self._video.warn(messages)
 
 
 @dataclass(frozen=True)

@@ -251,9 +251,7 @@ class TrackState:
     no_point: torch.Tensor
 
 
-def tracking_passes(
-    num_frames: int, prompted_frames: Sequence[int], backwards: bool
-) -> list[tuple[list[int], int]]:
+def tracking_passes(num_frames: int, prompted_frames: Sequence[int], backwards: bool) -> list[tuple[list[int], int]]:
     """The frames that a track reaches from memory, in order, and its step: forwards from the first prompted frame to
     the end, then, with `backwards`, to the beginning.
 

@@ -246,6 +246,9 @@ MODEL_FILES = {
     "checkpointing_sama": "what training keeps",
     "feature_store_sama": "features of frames on disk", "tracking_sama": "masks, prompts, memory",
     "generation_sama": "answers decoded in one batch",
+    "feature_store_sama": "kept features of frames", "tracking_sama": "masks, prompts, memory",
+    "frame_encoder_sama": "frames encoded ahead", "prefetch_sama": "threads ahead and behind",
+    "pixels_sama": "resized and normalised frames",
 }  # fmt: skip
 PROGRAMS = {"cli", "scripts", "recipes", "profiling", "tests", "docs", "__init__"}
 

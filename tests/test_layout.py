@@ -37,7 +37,7 @@ REMOTE_CODE = {
     "inputs_sama": set(),
     "losses_sama": set(),
     "modeling_sama_aggregator": {"configuration_sama"},
-    "modeling_sama_backbones": {"configuration_sama", "versions_sama"},
+    "modeling_sama_backbones": {"configuration_sama", "pixels_sama", "versions_sama"},
     "modeling_sama_memory": set(),
     "modeling_sama_tracker": {
         "checkpointing_sama",
@@ -51,6 +51,7 @@ REMOTE_CODE = {
         "checkpointing_sama",
         "configuration_sama",
         "generation_sama",
+        "frame_encoder_sama",
         "inputs_sama",
         "losses_sama",
         "modeling_sama_aggregator",
@@ -63,12 +64,17 @@ REMOTE_CODE = {
         "encoding_sama",
         "feature_store_sama",
         "generation_sama",
+        "frame_encoder_sama",
         "inputs_sama",
         "modeling_sama_tracker",
         "overlay_sama",
+        "prefetch_sama",
         "streaming_sama",
     },
-    "feature_store_sama": {"modeling_sama_tracker"},
+    "feature_store_sama": {"frame_encoder_sama", "prefetch_sama", "tracking_sama"},
+    "frame_encoder_sama": {"pixels_sama", "prefetch_sama", "tracking_sama"},
+    "pixels_sama": set(),
+    "prefetch_sama": set(),
     "streaming_sama": {"prompts_sama"},
     "processing_sama": CONVERSATION
     | {
@@ -77,6 +83,7 @@ REMOTE_CODE = {
         "templates_sama",
         "mp4_sama",
         "pictures_sama",
+        "pixels_sama",
         "regions_sama",
         "rendered_text_sama",
     }
@@ -86,7 +93,7 @@ REMOTE_CODE = {
     "prompts_sama": {"configuration_sama", "objects_sama", "templates_sama"},
     "templates_sama": set(),
     "messages_sama": {"objects_sama", "prompts_sama", "regions_sama", "video_sama"},
-    "encoding_sama": {"configuration_sama", "messages_sama", "objects_sama", "prompts_sama"}
+    "encoding_sama": {"configuration_sama", "messages_sama", "objects_sama", "pixels_sama", "prompts_sama"}
     | {"templates_sama", "video_sama"},
     "objects_sama": {"regions_sama", "video_sama"},
     "regions_sama": {"video_sama"},

@@ -2,7 +2,9 @@
 tokens only, and SAM 2 sees every frame once however many objects and turns there are."""
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,13 +15,18 @@ from transformers import DynamicCache, TextStreamer
 from .configuration_sama import CONTEXT_TOKEN, DENSE_FRAME_TOKEN
 from .encoding_sama import prompt_tensors
 from .feature_store_sama import SamFeatureStore
+from .frame_encoder_sama import FrameEncoder
 from .generation_sama import DecodingBatch
 from .inputs_sama import SamaVisualInputs
 from .modeling_sama_tracker import FrameFeatures
-from .objects_sama import GroundedPhrase, MaskTrack, Region
+from .objects_sama import GroundedPhrase, MaskTrack, Region, without_specks
 from .overlay_sama import overlay_masks, write_video
+from .prefetch_sama import BackgroundWorker, copied_to_host
 from .streaming_sama import LibraryTextStreamer
 from .video_sama import SamaVideo
+
+
+FRAMES_BEHIND = 2  # whose masks are being encoded while the next frame is tracked
 
 
 @dataclass
@@ -132,10 +139,8 @@ class SamaChat:
         self.state = ChatState()
         self.sam_features: Any = sam_features
         if self.video is not None and sam_features is None:
-            frames, tracker = processor.sam_frames(self.video), model.model.mask_tracker
-            self.sam_features = SamFeatureStore(
-                lambda index: tracker.encode_frames(frames[index][None]), folder=feature_folder
-            )
+            encoder = FrameEncoder(model.model.mask_tracker, processor.sam_frames(self.video))
+            self.sam_features = SamFeatureStore(encoder, folder=feature_folder)
 
     @property
     def messages(self) -> list[dict]:
@@ -360,7 +365,7 @@ class SamaChat:
         kept = ("frame_features", "deepstack_features", "spatial_tokens")
         visual |= {name: vars(self.state)[name] for name in kept}
         if turn.prompt_frames:
-            features = FrameFeatures.concatenate([self.sam_features(frame) for frame in turn.prompt_frames])
+            features = FrameFeatures.concatenate([self.point_features(frame) for frame in turn.prompt_frames])
             filled = self.model.model.fill_region_prompts(SamaVisualInputs(**visual), features)
             visual |= {name: vars(filled)[name] for name in ("region_masks", "region_grid_masks")}
             visual = {name: value for name, value in visual.items() if not name.startswith("region_prompt_")}
@@ -433,7 +438,7 @@ class SamaChat:
             return prepared.frame, prepared.mask
         prompts = prompt_tensors([(prepared, self.video)], self.processor.sam_image_size)
         points, labels = (prompts[f"region_prompt_{name}"].to(self.model.device) for name in ("points", "labels"))
-        features, (height, width) = self.sam_features(prepared.frame), (self.video.height, self.video.width)
+        features, (height, width) = self.point_features(prepared.frame), (self.video.height, self.video.width)
         logits = self.model.model.mask_tracker.segment_points(features, points, labels).mask_logits
         mask = self.processor.post_process_masks(logits[0], height, width)[0]
         if not mask.any() or self.model.config.region_shape == "box":
@@ -441,6 +446,10 @@ class SamaChat:
             found = model.segment_region_prompts(points, labels, features)
             mask = model.resize_region_masks(found, (height, width))[0].bool().cpu().numpy()
         return prepared.frame, mask
+
+    def point_features(self, frame: int) -> FrameFeatures:
+        """Features of a frame that is pointed at, which the original decoder reads."""
+        return replace(self.sam_features(frame, tuned=False), tuned=())
 
     @torch.no_grad()
     def track_objects(
@@ -464,15 +473,29 @@ class SamaChat:
         prompted = processor.choose_frames(video).prompted
         frames = self.model.segment_video(seg_states, self.sam_features, prompted, num_frames=len(video))
         tracks = [MaskTrack(len(video), video.height, video.width) for _ in seg_states]
-        scores = []
-        for frame in progress(frames) if progress else frames:
-            masks = processor.post_process_masks(
-                frame.mask_logits, video.height, video.width, self.min_component_fraction
-            )
-            for track, mask in zip(tracks, masks, strict=True):
-                track[frame.frame_index] = mask
-            if on_frame is not None:
-                on_frame(frame.frame_index, masks)
-            if frame.prompted:
-                scores.append(frame.predicted_iou.float().cpu())
+        encode, scores = partial(encode_masks, tracks, self.min_component_fraction), []
+        with closing(frames), BackgroundWorker(FRAMES_BEHIND) as worker:
+
+            def hand_on(encoded: list[tuple[int, np.ndarray]]) -> None:
+                if on_frame is not None:
+                    for index, masks in encoded:
+                        on_frame(index, masks)
+
+            for frame in progress(frames) if progress else frames:
+                masks = processor.resize_mask_logits(frame.mask_logits, video.height, video.width) > 0
+                if frame.prompted:
+                    scores.append(frame.predicted_iou.float())
+                hand_on(worker.submit(encode, frame.frame_index, copied_to_host(masks)))
+            hand_on(worker.finish())
         return tracks, torch.stack(scores).mean(0).tolist() if scores else []
+
+
+def encode_masks(
+    tracks: Sequence[MaskTrack], min_component_fraction: float, index: int, copied: Callable[[], torch.Tensor]
+) -> tuple[int, np.ndarray]:
+    """Puts the masks of one frame into the tracks of their objects, without specks; returns its index and the bool
+    masks."""
+    masks = without_specks(copied().numpy(), min_component_fraction)
+    for track, mask in zip(tracks, masks, strict=True):
+        track[index] = mask
+    return index, masks

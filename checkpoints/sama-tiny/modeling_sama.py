@@ -35,6 +35,7 @@ from .configuration_sama import (
     SHARED_SETTINGS,
     SamaConfig,
 )
+from .frame_encoder_sama import track_ahead
 from .generation_sama import DecodingSlot, SegRecorder
 from .inputs_sama import (
     VISUAL_INPUT_NAMES,
@@ -228,7 +229,8 @@ class SamaModel(SamaPreTrainedModel):
     def complete_regions(self, visual: SamaVisualInputs) -> SamaVisualInputs:
         """`visual` with the masks of clicks and boxes filled in; frames one by one, SAM 2's input is large."""
         frames = visual.region_prompt_pixel_values
-        features = FrameFeatures.concatenate([self.mask_tracker.encode_frames(frame[None]) for frame in frames])
+        encode = self.mask_tracker.encode_frames
+        features = FrameFeatures.concatenate([encode(frame[None], tuned=False) for frame in frames])
         return self.fill_region_prompts(visual, features.take(visual.region_prompt_frames.to(features.image.device)))
 
     def aggregate_context(self, visual: SamaVisualInputs) -> torch.Tensor:
@@ -734,7 +736,7 @@ class SamaForConditionalGeneration(SamaPreTrainedModel, GenerationMixin):
             yielded.
             sam_frames (`Sequence`):
                 Lazily read frames of shape `(3, sam_size, sam_size)`, as `processor.sam_frames(video)` gives them; or
-                a function from frame index to [`FrameFeatures`], with `num_frames`.
+                a function from frame index to [`FrameFeatures`], such as a [`FrameEncoder`], with `num_frames`.
             prompted_frames (`Sequence[int]`): frames that [SEG] prompts (`processor.choose_frames(video).prompted`).
 
         Yields:
@@ -743,11 +745,8 @@ class SamaForConditionalGeneration(SamaPreTrainedModel, GenerationMixin):
         if not len(seg_states):
             return
         refuse_offloaded(self.model)
-        tracker = self.model.mask_tracker
-        features = sam_frames if callable(sam_frames) else lambda index: tracker.encode_frames(sam_frames[index][None])
-        num_frames = len(sam_frames) if num_frames is None else num_frames
         prompts = self.project_seg_states(seg_states)
-        yield from tracker.track(prompts, num_frames, prompted_frames, features)
+        yield from track_ahead(self.model.mask_tracker, prompts, sam_frames, prompted_frames, num_frames)
 
     def project_seg_states(self, seg_states: torch.Tensor) -> torch.Tensor:
         """[SEG] states (num_objects, width) to SAM 2 prompts (num_objects, prompt_width)."""

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from PIL import Image
 from torch.nn.utils.rnn import pad_sequence
@@ -26,6 +25,7 @@ from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import (
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
 from .configuration_sama import DENSE_FRAME_TOKEN, IMAGENET_MEAN, IMAGENET_STD, FrameTags
+from .pixels_sama import normalized_pixels
 from .versions_sama import CACHE
 
 
@@ -445,14 +445,6 @@ def backbone_family(config: Any) -> BackboneFamily:
     if config.model_type not in FAMILIES:
         raise ValueError(f"The backbone is a {config.model_type!r}, expected one of {', '.join(FAMILIES)}.")
     return FAMILIES[config.model_type](config)
-
-
-def normalized_pixels(image: Image.Image, size: int, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    """A picture resized to a square and normalized: float tensor of shape `(3, size, size)`. PIL resizes on every
-    machine, so the pixels do not depend on what is installed."""
-    pixels = np.asarray(image.resize((size, size), Image.Resampling.BICUBIC), dtype=np.float32) / 255
-    pixels = (pixels - np.asarray(mean, dtype=np.float32)) / np.asarray(std, dtype=np.float32)
-    return torch.from_numpy(pixels).movedim(-1, 0).contiguous()
 
 
 def tile_grid(image_processor: Any, height: int, width: int) -> tuple[int, int]:

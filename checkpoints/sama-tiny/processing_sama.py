@@ -52,9 +52,10 @@ from .encoding_sama import (
     write_messages,
 )
 from .messages_sama import ParsedConversation, is_batch, question_parts, read_conversation, read_keywords
-from .modeling_sama_backbones import backbone_family, normalized_pixels
+from .modeling_sama_backbones import backbone_family
 from .modeling_sama_tracker import pixel_statistics
-from .objects_sama import GroundedPhrase, MaskTrack, PreparedRegion, drop_small_components, prepare_region
+from .objects_sama import GroundedPhrase, MaskTrack, PreparedRegion, prepare_region, without_specks
+from .pixels_sama import normalized_pixels
 from .prompts_sama import (
     ANSWER_TAGS,
     LANGUAGE_TAGS,
@@ -95,8 +96,7 @@ class SamaProcessor(ProcessorMixin):
         max_context_frames (`int`, defaults to 32), num_dense_frames (`int`, defaults to 5): See [`choose_frames`].
         qformer_max_length (`int`, defaults to 256): Tokens of a question in the Q-Former; longer ones are cut on the
             left.
-        sam_image_mean, sam_image_std (`list[float]`, *optional*): Of the mask model's pixels, from 0 to 1; default:
-            those that its weights were trained with.
+        sam_image_mean, sam_image_std (`list[float]`, *optional*): Of the mask model's pixels; default: its weights'.
 
     Raises:
         ValueError: if a tokenizer lacks a tag, or its ids differ from those in `config`.
@@ -249,7 +249,7 @@ class SamaProcessor(ProcessorMixin):
 
     def sam_frames(self, video: SamaVideo) -> SamFrames:
         """All frames of a video as SAM 2 inputs, decoded and resized only when asked for."""
-        return SamFrames(video, self.sam_pixel_values)
+        return SamFrames(video, self.sam_image_size, self.sam_image_mean, self.sam_image_std)
 
     def frame_grid(self, video: SamaVideo) -> tuple[int, int]:
         """Rows and columns of the tokens of each frame of a video."""
@@ -600,10 +600,7 @@ class SamaProcessor(ProcessorMixin):
             `np.ndarray` of shape `(num_objects, height, width)`, bool.
         """
         masks = (self.resize_mask_logits(mask_logits, height, width) > 0).cpu().numpy()
-        if min_component_fraction == 0:
-            return masks
-        kept = [drop_small_components(mask, min_component_fraction) for mask in masks]
-        return np.stack(kept) if kept else masks
+        return without_specks(masks, min_component_fraction)
 
     def resize_mask_logits(self, mask_logits: torch.Tensor, height: int, width: int) -> torch.Tensor:
         """Float logits of shape `(num_objects, height, width)`, on the way that [`post_process_masks`] describes."""

@@ -5,6 +5,7 @@ a table of kinds of files and what is done with each.
 """
 
 import os
+import threading
 import warnings
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -80,8 +81,9 @@ class SamaVideo:
         self.name, self.fps, self.is_image = frames.name, frames.fps, frames.is_image
         self.times, self.pixel_aspect, self.sound = frames.times, frames.pixel_aspect, frames.sound
         self._warned: set[str] = set()
+        self._lock = threading.Lock()
         self.height, self.width = frames.read(0).shape[:2]
-        self._pass_messages_on()
+        self.warn(self._new_messages(frames.messages))
 
     @classmethod
     def open(cls, source, kind: str | None = None, upright: bool = True) -> "SamaVideo":
@@ -152,17 +154,28 @@ class SamaVideo:
             )
 
     def __getitem__(self, index: int) -> np.ndarray:
-        self.check_frame(index)
-        frame = self._frames.read(int(index))
-        self._pass_messages_on()
-        if frame.shape[:2] != (self.height, self.width):
-            self._warn(
-                "size",
-                f"Frame {index} of '{self.name}' is {frame.shape[1]}x{frame.shape[0]}, the first frame is "
-                f"{self.width}x{self.height}; such frames are resized to the size of the first one.",
-            )
-            frame = resize_frame(frame, self.height, self.width)
+        frame, messages = self.read(index)
+        self.warn(messages)
         return frame
+
+    def read(self, index: int) -> tuple[np.ndarray, list[str]]:
+        """
+        A frame, and what [`warn`] is to say about it. Unlike `video[index]`, for any thread: a warning belongs to the
+        thread of whoever uses the frame. A video decodes one frame at a time.
+        """
+        self.check_frame(index)
+        with self._lock:
+            frame = self._frames.read(int(index))
+            messages = self._new_messages(self._frames.messages)
+            if frame.shape[:2] == (self.height, self.width):
+                return frame, messages
+            if "size" not in self._warned:
+                self._warned.add("size")
+                messages.append(
+                    f"Frame {index} of '{self.name}' is {frame.shape[1]}x{frame.shape[0]}, the first frame is "
+                    f"{self.width}x{self.height}; such frames are resized to the size of the first one."
+                )
+        return resize_frame(frame, self.height, self.width), messages
 
     def frame_at(self, seconds: float) -> int:
         """The frame that a player shows `seconds` after the first one; raises [`FrameIndexError`] behind the end."""
@@ -179,14 +192,23 @@ class SamaVideo:
         """Several frames, each a `(height, width, 3)` uint8 array."""
         return [self[index] for index in indices]
 
-    def _pass_messages_on(self) -> None:
-        for message in self._frames.messages:
-            self._warn(message, message)
+    def _new_messages(self, messages: Sequence[str]) -> list[str]:
+        new = [message for message in dict.fromkeys(messages) if message not in self._warned]
+        self._warned.update(new)
+        return new
 
-    def _warn(self, key: str, message: str) -> None:
-        if key not in self._warned:
-            self._warned.add(key)
+    @staticmethod
+    def warn(messages: Sequence[str]) -> None:
+        """Warn of what [`read`] found out."""
+        for message in messages:
             warnings.warn(message, stacklevel=4)
+
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
+
+    def __setstate__(self, state: dict) -> None:
+        vars(self).update(state)
+        self._lock = threading.Lock()
 
 
 def _path_frames(path: str, upright: bool) -> FrameSource:
