@@ -8,7 +8,8 @@ import os
 import threading
 import warnings
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, cast, runtime_checkable
@@ -82,6 +83,8 @@ class SamaVideo:
         self.times, self.pixel_aspect, self.sound = frames.times, frames.pixel_aspect, frames.sound
         self._warned: set[str] = set()
         self._lock = threading.Lock()
+        self._keep: frozenset[int] = frozenset()
+        self._kept: dict[int, np.ndarray] = {}
         self.height, self.width = frames.read(0).shape[:2]
         self.warn(self._new_messages(frames.messages))
 
@@ -165,7 +168,11 @@ class SamaVideo:
         """
         self.check_frame(index)
         with self._lock:
-            frame = self._frames.read(int(index))
+            frame = self._kept.get(index)
+            if frame is None:
+                frame = self._frames.read(int(index))
+            if index in self._keep:
+                self._kept[index] = frame
             messages = self._new_messages(self._frames.messages)
             if frame.shape[:2] == (self.height, self.width):
                 return frame, messages
@@ -176,6 +183,23 @@ class SamaVideo:
                     f"{self.width}x{self.height}; such frames are resized to the size of the first one."
                 )
         return resize_frame(frame, self.height, self.width), messages
+
+    @contextmanager
+    def keeping(self, indices: Iterable[int], max_bytes: int) -> Iterator[None]:
+        """
+        Hold frames in memory while the block runs, so that they are decoded once: those at `indices`, and from the
+        beginning of the video as many as fit into `max_bytes`. Of a file they are those that are decoded on the way.
+        """
+        number = max_bytes // (self.height * self.width * 3)
+        self._set_kept(frozenset(indices) | frozenset(range(min(number, len(self)))))
+        try:
+            yield
+        finally:
+            self._set_kept(frozenset())
+
+    def _set_kept(self, indices: frozenset[int]) -> None:
+        with self._lock:
+            self._keep, self._kept = frozenset() if self._frames.keep(indices) else indices, {}
 
     def frame_at(self, seconds: float) -> int:
         """The frame that a player shows `seconds` after the first one; raises [`FrameIndexError`] behind the end."""
@@ -204,7 +228,7 @@ class SamaVideo:
             warnings.warn(message, stacklevel=4)
 
     def __getstate__(self) -> dict:
-        return {name: value for name, value in vars(self).items() if name != "_lock"}
+        return {name: value for name, value in vars(self).items() if name != "_lock"} | {"_kept": {}}
 
     def __setstate__(self, state: dict) -> None:
         vars(self).update(state)

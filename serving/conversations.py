@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from ..chat_sama import SamaChat
+from ..feature_store_sama import SamFeatureStore
 from ..objects_sama import MaskTrack
 from .questions import EarlierTurn, Question
 from .session import ChatTurn
@@ -79,10 +80,15 @@ def measured_bytes(conversations: Iterable[Conversation]) -> int:
     return sum(storages.values()) + sum(track.nbytes for track in tracks.values())
 
 
+def feature_stores(conversations: Iterable[Conversation]) -> list[SamFeatureStore]:
+    """The stores of SAM 2's features, which conversations about one file share."""
+    stores = (one.chat.sam_features for one in conversations)
+    return list({id(store): store for store in stores if store is not None}.values())
+
+
 def feature_bytes(conversations: Iterable[Conversation]) -> int:
-    """Bytes of the folders with SAM 2's features, which conversations about one file share."""
-    stores = {id(store): store for store in (one.chat.sam_features for one in conversations) if store is not None}
-    return sum(store.nbytes for store in stores.values())
+    """Bytes of SAM 2's features."""
+    return sum(store.nbytes for store in feature_stores(conversations))
 
 
 class ConversationCache:
@@ -93,12 +99,13 @@ class ConversationCache:
         max_bytes (`int`): of all conversations together. Beyond it those are dropped that were not used for the
             longest time; those whose question is being answered stay.
         max_conversations (`int`)
-        max_feature_bytes (`int`): of all files with SAM 2's features, which lie on the disk.
+        max_feature_bytes (`int`): of SAM 2's features, in memory and on the disk.
+        max_feature_memory_bytes (`int`): of those in memory.
     """
 
-    def __init__(self, max_bytes: int, max_conversations: int, max_feature_bytes: int):
+    def __init__(self, max_bytes: int, max_conversations: int, max_feature_bytes: int, max_feature_memory_bytes: int):
         self.max_bytes, self.max_conversations = max_bytes, max_conversations
-        self.max_feature_bytes = max_feature_bytes
+        self.max_feature_bytes, self.max_feature_memory_bytes = max_feature_bytes, max_feature_memory_bytes
         self.conversations: list[Conversation] = []
         self.nbytes = 0
 
@@ -151,6 +158,10 @@ class ConversationCache:
     def room_for_features(self) -> int:
         """Bytes that SAM 2's features of further frames may take."""
         return self.max_feature_bytes - feature_bytes(self.conversations)
+
+    def room_for_features_in_memory(self) -> int:
+        """How many of them may be in memory."""
+        return self.max_feature_memory_bytes - sum(store.memory_nbytes for store in feature_stores(self.conversations))
 
     def close(self, conversation: Conversation) -> None:
         """Ends the use of a conversation, which may be dropped from now on."""

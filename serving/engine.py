@@ -79,7 +79,8 @@ class Engine:
 
     Args:
         model ([`SamaForConditionalGeneration`]), processor ([`SamaProcessor`]): as `load_model` returns them.
-        limits ([`Limits`], *optional*): `running`, `waiting`, `conversations`, `cache_bytes` and `feature_bytes`.
+        limits ([`Limits`], *optional*): `running`, `waiting`, `conversations`, `cache_bytes`,
+            `feature_bytes` and `feature_memory_bytes`.
         min_component_fraction (`float`, defaults to 0): see [`SamaChat`].
         feature_folder (`str`, *optional*): where SAM 2's features of frames are kept; the system's temporary folder
             by default.
@@ -99,7 +100,9 @@ class Engine:
         self.limits = limits = limits or Limits()
         self.min_component_fraction, self.feature_folder = min_component_fraction, feature_folder
         self.schedule, self.decoding_batch = DeviceSchedule(), DecodingBatch(compile_options)
-        self.conversations = ConversationCache(limits.cache_bytes, limits.conversations, limits.feature_bytes)
+        self.conversations = ConversationCache(
+            limits.cache_bytes, limits.conversations, limits.feature_bytes, limits.feature_memory_bytes
+        )
         self._lock = threading.Lock()
         self._line: deque[threading.Event] = deque()
         self._channels: set[AnswerChannel] = set()
@@ -257,6 +260,7 @@ class Engine:
         chat.min_component_fraction, chat.decoding_batch = self.min_component_fraction, self.decoding_batch
         if chat.sam_features is not None:
             chat.sam_features.room = self.conversations.room_for_features
+            chat.sam_features.memory_room = self.conversations.room_for_features_in_memory
         return chat
 
     # ---- the line ---------------------------------------------------------------------------------------------------

@@ -53,7 +53,10 @@ class Limits:
     waiting: int = _limit(32, "requests that wait for their turn; more are answered with 429")
     conversations: int = _limit(64, "kept conversations; the oldest are dropped, and read again when they go on")
     cache_bytes: int = _limit(2 * GIB, "bytes of kept conversations and video features on the device")
-    feature_bytes: int = _limit(32 * GIB, "bytes of SAM 2's features of video frames, kept in the temporary folder")
+    feature_bytes: int = _limit(32 * GIB, "bytes of SAM 2's features of video frames, in memory and on the disk")
+    feature_memory_bytes: int = _limit(
+        2 * GIB, "bytes of them that are kept in memory, and not in the temporary folder"
+    )
     buffered_bytes: int = _limit(2 * GIB, "bytes of all request bodies that are being received or processed")
     connections: int = _limit(512, "open connections; more are closed at once")
     header_seconds: float = _limit(15.0, "seconds for the request line and headers")

@@ -1,6 +1,7 @@
 """A conversation with state against the same conversation without, on a real video."""
 
 import math
+import threading
 
 import numpy as np
 import pytest
@@ -128,6 +129,65 @@ def test_each_frame_is_encoded_once_whatever_the_number_of_objects_and_turns(loa
     context = processor.choose_frames(chat.video).context
     assert sum(sam_calls) == len(clip)
     assert sum(vision_calls) == len(context) + len({10, 17} - set(context))
+
+
+def test_a_later_turn_decodes_encodes_and_reads_no_file(loaded, mp4, monkeypatch):
+    model, processor = loaded
+    chat = model.start_chat(processor, video=mp4)
+    readers, decoded, kept = type(chat.video._frames._reader), [], []
+    decode = readers._next_frame
+    monkeypatch.setattr(readers, "_next_frame", lambda self: decoded.append(1) and None or decode(self))
+    calls = count_calls(model.model.mask_tracker.sam.vision_encoder)
+    first = chat.ask("Who?", **dictate(processor, "<p> A man </p> [SEG]"))
+    # Both towers and three directions in time: each frame once. The first was decoded when the video was opened, and
+    # the end of the file counts as one
+    assert len(decoded) <= len(chat.video) + 2 and sum(calls) == len(chat.video)
+    assert not chat.video._frames._reader._kept  # nothing stays in memory between questions
+    decoded.clear()
+    calls.clear()
+    monkeypatch.setattr(torch, "load", lambda *arguments, **options: kept.append(arguments))
+    later = chat.ask("And now?", **dictate(processor, "<p> A man </p> [SEG]"))
+    assert decoded == calls == kept == []
+    assert len(later.objects[0].track) == len(first.objects[0].track) == len(chat.video)
+
+
+def test_frames_are_handed_on_in_order_by_the_thread_that_asks(loaded, clip):
+    model, processor = loaded
+    order, found = [], {}
+
+    def progress(frames):
+        for frame in frames:
+            order.append(frame.frame_index)
+            yield frame
+
+    def on_frame(index, masks):
+        assert threading.current_thread() is threading.main_thread()
+        assert len(order) - 3 <= len(found) < len(order)  # masks are encoded while the next two frames are tracked
+        found[index] = masks
+
+    chat = model.start_chat(processor, video=clip[:9])
+    reply = chat.ask("Who?", **dictate(processor, "[SEG] [SEG]"), progress=progress, on_frame=on_frame)
+    assert list(found) == order and sorted(order) == list(range(9))
+    for index, masks in found.items():
+        assert masks.dtype == bool and masks.shape == (2, *clip.shape[1:3])
+        assert all((one.track[index] == mask).all() for one, mask in zip(reply.objects, masks, strict=True))
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("sama_")]
+
+
+def test_an_error_of_on_frame_stops_the_track(loaded, clip):
+    model, processor = loaded
+    chat, tracked = model.start_chat(processor, video=clip), []
+
+    def on_frame(index, masks):
+        raise KeyError("enough")
+
+    def progress(frames):
+        return (tracked.append(frame.frame_index) or frame for frame in frames)
+
+    with pytest.raises(KeyError, match="enough"):
+        chat.ask("Who?", **dictate(processor, "[SEG]"), progress=progress, on_frame=on_frame)
+    assert len(tracked) <= 3 and chat.messages == []
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("sama_")]
 
 
 def test_an_answers_object_is_a_region_of_the_next_question(loaded, clip):

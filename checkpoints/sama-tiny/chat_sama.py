@@ -2,7 +2,7 @@
 tokens only, and SAM 2 sees every frame once however many objects and turns there are."""
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -19,13 +19,14 @@ from .frame_encoder_sama import FrameEncoder
 from .generation_sama import DecodingBatch
 from .inputs_sama import SamaVisualInputs
 from .modeling_sama_tracker import FrameFeatures
-from .objects_sama import GroundedPhrase, MaskTrack, Region, without_specks
+from .objects_sama import GroundedPhrase, MaskTrack, Region, encode_masks
 from .overlay_sama import overlay_masks, write_video
 from .prefetch_sama import BackgroundWorker, copied_to_host
 from .streaming_sama import LibraryTextStreamer
 from .video_sama import SamaVideo
 
 
+DECODED_BYTES = 128 * 2**20  # of decoded frames that are held while a question is answered
 FRAMES_BEHIND = 2  # whose masks are being encoded while the next frame is tracked
 
 
@@ -190,8 +191,9 @@ class SamaChat:
             streamer = LibraryTextStreamer(self.processor, streamer)
         try:
             generate_kwargs |= {"streamer": streamer, "max_new_tokens": max_new_tokens}
-            tracking = {"progress": progress, "on_frame": on_frame}
-            return self.answer(text, regions, tracking if masks else None, on_answer, **generate_kwargs)
+            tracking = {"progress": progress, "on_frame": on_frame} if masks else None
+            with self.frames_in_memory():
+                return self.answer(text, regions, tracking, on_answer, **generate_kwargs)
         except BaseException:
             if isinstance(streamer, LibraryTextStreamer):
                 streamer.stop()
@@ -199,6 +201,12 @@ class SamaChat:
             kept = ("input_ids", "video_length", "turn_lengths")
             self.state = replace(before, **{name: vars(self.state)[name] for name in kept})
             raise
+
+    def frames_in_memory(self) -> AbstractContextManager[None]:
+        """Holds frames that both towers read, so that they are decoded once for both."""
+        if self.video is None:
+            return nullcontext()
+        return self.video.keeping(self.processor.choose_frames(self.video).prompted, DECODED_BYTES)
 
     def reset(self) -> None:
         """Forgets the conversation but not the video: the next question costs its own tokens only, and is answered as
@@ -488,14 +496,3 @@ class SamaChat:
                 hand_on(worker.submit(encode, frame.frame_index, copied_to_host(masks)))
             hand_on(worker.finish())
         return tracks, torch.stack(scores).mean(0).tolist() if scores else []
-
-
-def encode_masks(
-    tracks: Sequence[MaskTrack], min_component_fraction: float, index: int, copied: Callable[[], torch.Tensor]
-) -> tuple[int, np.ndarray]:
-    """Puts the masks of one frame into the tracks of their objects, without specks; returns its index and the bool
-    masks."""
-    masks = without_specks(copied().numpy(), min_component_fraction)
-    for track, mask in zip(tracks, masks, strict=True):
-        track[index] = mask
-    return index, masks

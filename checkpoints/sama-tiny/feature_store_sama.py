@@ -122,6 +122,7 @@ class SamFeatureStore:
         self._kept: dict[int, KeptFrame] = {}
         self._features: dict[int, FrameFeatures] = {}  # in memory, or on the way to the disk
         self._device = torch.device("cpu")
+        self._failed = False  # whether the disk has failed, of which one warning is enough
         self._lock = threading.RLock()
 
     @property

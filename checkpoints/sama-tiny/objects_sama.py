@@ -2,9 +2,9 @@
 model reads of a region.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, cast, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 
@@ -325,6 +325,17 @@ def _spread_along(line: np.ndarray) -> np.ndarray:
     at = np.linspace(0.0, distance[-1], count)
     spread = [np.interp(at, distance, line[:, axis]) for axis in (0, 1)]
     return np.stack(spread, axis=1).astype(np.float32)
+
+
+def encode_masks(
+    tracks: Sequence[MaskTrack], min_component_fraction: float, index: int, copied: Callable[[], Any]
+) -> tuple[int, np.ndarray]:
+    """Puts the masks of frame `index` into the tracks of their objects, without specks. `copied` gives them as a bool
+    tensor on the CPU. Returns the index and the masks, a bool array of shape `(num_objects, height, width)`."""
+    masks = without_specks(copied().numpy(), min_component_fraction)
+    for track, mask in zip(tracks, masks, strict=True):
+        track[index] = mask
+    return index, masks
 
 
 def without_specks(masks: np.ndarray, min_fraction: float) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Frames to pixel values: resized as Pillow resizes, normalised by a table, on the CPU or on the model's device."""
 
 from collections.abc import Sequence
-from functools import cache, lru_cache
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -61,14 +61,14 @@ def resize_weights(old: int, new: int) -> torch.Tensor:
     return torch.from_numpy(matrix)
 
 
-@cache
-def filters_columns_first() -> bool:
-    """Whether the installed Pillow filters columns before rows where the height shrinks and the width grows, which
-    older versions do not; the rounding in between makes it visible."""
-    pattern = np.random.default_rng(0).integers(0, LEVELS, (24, 6), dtype=np.uint8)
-    picture, bicubic = Image.fromarray(pattern), Image.Resampling.BICUBIC
-    columns_first = picture.resize((6, 12), bicubic).resize((12, 12), bicubic)
-    return picture.resize((12, 12), bicubic).tobytes() == columns_first.tobytes()
+@lru_cache(maxsize=16)
+def filters_columns_first(height: int, width: int, size: int) -> bool:
+    """Whether the installed Pillow filters the columns of a picture before its rows, which newer versions do where it
+    is cheaper; the rounding in between makes it visible on noise."""
+    noise = np.random.default_rng(0).integers(0, LEVELS, (height, width), dtype=np.uint8)
+    picture, bicubic = Image.fromarray(noise), Image.Resampling.BICUBIC
+    columns_first = picture.resize((width, size), bicubic).resize((size, size), bicubic)
+    return picture.resize((size, size), bicubic).tobytes() == columns_first.tobytes()
 
 
 def resized_on_device(frames: torch.Tensor, size: int) -> torch.Tensor:
@@ -82,8 +82,7 @@ def resized_on_device(frames: torch.Tensor, size: int) -> torch.Tensor:
         `torch.Tensor` of shape `(num_frames, 3, size, size)`: float64, whole numbers from 0 to 255.
     """
     pixels = frames.movedim(-1, 1).double()
-    height, width = pixels.shape[-2:]
-    columns_first = height > size > width and filters_columns_first()
+    columns_first = filters_columns_first(*pixels.shape[-2:], size)
     for axis in (-2, -1) if columns_first else (-1, -2):  # rounded in between
         if pixels.shape[axis] != size:
             weights = resize_weights(pixels.shape[axis], size).to(pixels.device)

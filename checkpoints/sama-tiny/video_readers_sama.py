@@ -5,7 +5,7 @@ that an edit list cuts away are left out, and the display matrix (rotation by qu
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from io import BytesIO
@@ -32,8 +32,7 @@ except ImportError:
     pass
 
 FFMPEG_ERRORS = () if av is None else (av.error.FFmpegError,)
-# What a source without a clock (a list of frames, an array) is assumed to run at; used only to write videos.
-DEFAULT_FPS = 24.0
+DEFAULT_FPS = 24.0  # of a source without a clock (a list of frames, an array); used only to write videos
 # Stepping backward through a file decodes this many frames at once: every backward seek restarts at a keyframe.
 BACKWARD_CHUNK = 8
 # A frame of more pixels is refused before it is decoded (8K has 33 million). A header can claim any size.
@@ -79,10 +78,13 @@ class FrameSource:
         """Frame `index` as a uint8 array of shape `(height, width, 3)`."""
         raise NotImplementedError
 
+    def keep(self, indices: Container[int]) -> bool:
+        """Asks to hold frames in memory once they are decoded, until the next call; whether the source does that."""
+        return False
+
 
 class FileFrames(FrameSource):
-    """Frames of a file that is read by one of the readers below, or of an animated picture; knows from the start how
-    many of them there are."""
+    """Frames of a file read by one of the readers below, or of an animated picture; knows how many there are."""
 
     def __init__(self, path: str, reader: Any = None):
         super().__init__()
@@ -115,6 +117,9 @@ class FileFrames(FrameSource):
             raise ValueError(f"Frame {index} of '{self.name}' cannot be decoded: {error}.") from error
         self._report_damage(range(first, index + 1))
         return self._chunk[index]
+
+    def keep(self, indices: Container[int]) -> bool:
+        return isinstance(self._reader, AvReader) and self._reader.keep(indices)
 
     def _report_damage(self, indices: Iterable[int]) -> None:
         for index in indices:
@@ -234,6 +239,7 @@ class AvReader:
         self._current: Any = None  # number and frame: the one asked for, or the last one before it
         self._ahead: Any = None  # the frame after it, if it is decoded already
         self._start = self._position = 0
+        self.keep(())
         with av_errors():
             missing = self._scan()
             self.declared = self.length + missing
@@ -243,7 +249,13 @@ class AvReader:
 
     def __getstate__(self) -> dict:
         """Without what is open: a copy, or another process, opens the file again."""
-        return self.__dict__ | {"_container": None, "_frames": iter(()), "_current": None, "_ahead": None}
+        return self.__dict__ | {"_container": None, "_frames": iter(()), "_current": None, "_ahead": None, "_kept": {}}
+
+    def keep(self, indices: Container[int]) -> bool:
+        """As [`FrameSource.keep`], also frames decoded on the way to others; not as RGB, which is twice as large."""
+        current = () if self._current is None else (self._current,)
+        self._keep, self._kept = indices, {index: frame for index, frame in current if index in indices}
+        return True
 
     def _scan(self) -> int:
         """Reads the times of all packets without decoding them; returns how many frames the end of the file lacks."""
@@ -302,10 +314,10 @@ class AvReader:
 
     def read(self, index: int) -> np.ndarray:
         with av_errors():
-            position = self._find(index)
+            position = index if index in self._kept else self._find(index)
             if position is None:
                 raise ValueError(f"the stream ends before frame {index}")
-            frame = self._current[1]
+            frame = self._kept[index] if index in self._kept else self._current[1]
             if position != index:
                 self.damaged[index] = f"it cannot be decoded, and frame {position} is shown in its place"
             elif frame.is_corrupt:
@@ -348,6 +360,8 @@ class AvReader:
             return None
         position = self._index_of.get(frame.pts, self._position)
         self._position = position + 1
+        if position in self._keep and position >= self._start and not frame.is_corrupt:
+            self._kept[position] = frame
         return position, frame
 
     def _restart(self, keyframe: int) -> None:
@@ -390,14 +404,11 @@ def demux(container: Any, stream: Any) -> Iterator:
 def _decoded(container, stream) -> Iterator:
     """All frames that decode, at the end those that the decoder still holds."""
     for packet in chain(demux(container, stream), [None]):
-        yield from _decode_packet(packet, stream)
-
-
-def _decode_packet(packet, stream) -> list:
-    try:
-        return stream.codec_context.decode(packet)
-    except (EOFError, *FFMPEG_ERRORS):
-        return []
+        try:
+            frames = stream.codec_context.decode(packet)
+        except (EOFError, *FFMPEG_ERRORS):
+            continue
+        yield from frames
 
 
 # ---- decord --------------------------------------------------------------------------------------------------------
