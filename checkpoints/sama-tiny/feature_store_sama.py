@@ -159,7 +159,10 @@ class SamFeatureStore:
         if kept is None or request.tuned > kept.tuned or request.original > kept.original:
             return None
         if features is None:
-            features = FrameFeatures(*torch.load(self._path(index), weights_only=True))
+            try:
+                features = FrameFeatures(*torch.load(self._path(index), weights_only=True))
+            except FileNotFoundError:  # dropped in the meantime: the disk has failed
+                return None
         return features.map(lambda level: level.to(self._device))
 
     @contextmanager
@@ -200,30 +203,37 @@ class SamFeatureStore:
     def _forget(self, index: int) -> None:
         with self._lock:
             self._features.pop(index, None)
-            self.free_bytes += self._kept.pop(index).nbytes
+            self._path(index).unlink(missing_ok=True)
+            kept = self._kept.pop(index, None)
+            self.free_bytes += 0 if kept is None else kept.nbytes
 
     def _settle(self, index: int) -> str | None:
         """Moves the features of a frame to the CPU's memory or to the disk; returns what is to be warned about."""
         with self._lock:
-            features, in_memory = self._features[index], self._kept[index].in_memory
-        if in_memory:
+            kept, features = self._kept.get(index), self._features.get(index)
+        if kept is None or features is None:  # another question about the video was faster
+            return None
+        if kept.in_memory:
             moved = features.map(lambda level: level.cpu())
             with self._lock:
-                self._features[index] = moved
+                if self._features.get(index) is features:
+                    self._features[index] = moved
             return None
         try:
             torch.save((features.image, features.tuned, features.original), self._path(index))
         except (OSError, RuntimeError) as error:  # torch has no error of its own for a full disk
             with self._lock:
-                self._path(index).unlink(missing_ok=True)
                 self._forget(index)
-                is_first, self.free_bytes = self.free_bytes > 0, 0
-            message = (
+                self.free_bytes, is_first, self._failed = 0, not self._failed, True
+            if not is_first:
+                return None
+            return (
                 f"SAM 2's features of further frames are not kept: they cannot be written to {self.folder.name}: "
+                f"{error}. A later turn encodes these frames again."
             )
-            return f"{message}{error}. A later turn encodes these frames again." if is_first else None
         with self._lock:
-            del self._features[index]
+            if self._features.get(index) is features:
+                del self._features[index]
         return None
 
 
