@@ -69,10 +69,6 @@ class FrameFeatures:
         """Bytes of all levels."""
         return sum(level.nbytes for level in (self.image, *self.tuned, *self.original))
 
-    def answers(self, request: FrameRequest) -> bool:
-        """Whether all levels are here that are read then."""
-        return not (request.tuned and not self.tuned) and not (request.original and not self.original)
-
 
 @dataclass
 class ObjectMasks:
