@@ -2,6 +2,7 @@
 
 # transformers 5.9 and older load only the files named here, and check the version only if none is missing
 from .versions_sama import TRANSFORMERS  # noqa: F401  # isort: skip
+from .checkpointing_sama import FRAMES_AT_ONCE  # noqa: F401  # isort: skip
 from .modeling_sama_memory import ObjectMemory  # noqa: F401  # isort: skip
 from .mp4_sama import Mp4Header  # noqa: F401  # isort: skip
 from .pictures_sama import existing_path  # noqa: F401  # isort: skip

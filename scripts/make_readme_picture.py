@@ -244,7 +244,6 @@ MODEL_FILES = {
     "messages_sama": "messages read and checked", "regions_sama": "forms of regions and masks",
     "rendered_text_sama": "template text read back", "streaming_sama": "answers without tags, streamed",
     "checkpointing_sama": "what training keeps",
-    "feature_store_sama": "features of frames on disk", "tracking_sama": "masks, prompts, memory",
     "generation_sama": "answers decoded in one batch",
     "feature_store_sama": "kept features of frames", "tracking_sama": "masks, prompts, memory",
     "frame_encoder_sama": "frames encoded ahead", "prefetch_sama": "threads ahead and behind",
