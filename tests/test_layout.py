@@ -87,7 +87,7 @@ REMOTE_CODE = {
         "regions_sama",
         "rendered_text_sama",
     }
-    | {"modeling_sama_backbones", "modeling_sama_memory", "modeling_sama_tracker"}
+    | {"checkpointing_sama", "modeling_sama_backbones", "modeling_sama_memory", "modeling_sama_tracker"}
     | {"tracking_sama", "versions_sama", "video_readers_sama"},
     "rendered_text_sama": {"configuration_sama", "messages_sama", "prompts_sama", "templates_sama"},
     "prompts_sama": {"configuration_sama", "objects_sama", "templates_sama"},
