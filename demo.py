@@ -81,7 +81,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.model == str(DEFAULT_MODEL):
         print(SMALL_MODEL_NOTE)
     settings = (arguments.device, arguments.dtype, arguments.preset, arguments.trust_remote_code)
-    model, processor = load_model(arguments.model, *settings)
+    model, processor = load_model(arguments.model, *settings, arguments.memory_pool, arguments.compile)
     if not model.config.trained:
         print("This model is untrained: its answers and masks are noise and only show that everything runs.")
     # An untrained model does not know when to stop.

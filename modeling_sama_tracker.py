@@ -199,6 +199,9 @@ class SamaMaskTracker(nn.Module):
         decoder, levels = (
             (sam.mask_decoder, features.tuned) if tuned else (self.original_mask_decoder, features.original)
         )
+        if not levels:
+            name = "tuned" if tuned else "original"
+            raise ValueError(f"The frames were encoded without the levels that the {name} mask decoder reads.")
         masks, predicted_iou, tokens, object_score = decoder(
             image_embeddings=image,
             image_positional_embeddings=sam.get_image_wide_positional_embeddings().expand(num_frames, -1, -1, -1),

@@ -154,14 +154,14 @@ def measure_questions(model, processor, folder: Path) -> str:
         for question in questions:
             chat = model.start_chat(processor, video=SamaVideo.open(path))
             chat.ask(question, max_new_tokens=2, masks=False)
-            chat.track(states, None)
+            chat.track_objects(states)
 
     def one_chat() -> None:
         chat = model.start_chat(processor, video=SamaVideo.open(path))
         for question in questions:
             chat.reset()
             chat.ask(question, max_new_tokens=2, masks=False)
-            chat.track(states, None)
+            chat.track_objects(states)
 
     rows, first = [], None
     for name, action in (("a new chat each", new_chats), ("one chat, reset", one_chat)):

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from sama.resources import PACKAGE, SMALL_MODEL
 
@@ -75,6 +76,8 @@ def load_model(
     dtype: str = "auto",
     preset: str | None = None,
     trust_remote_code: bool = False,
+    memory_pool: int | None = None,
+    compile: bool = False,
 ) -> tuple:
     """
     The model, on its device and in evaluation mode, and its processor.
@@ -88,11 +91,14 @@ def load_model(
         dtype (`str`, *optional*, defaults to "auto"): "auto" takes the checkpoint's, and float32 on a CPU.
         preset (`str`, *optional*): "published" or "consistent"; by default the checkpoint's own.
         trust_remote_code (`bool`, *optional*, defaults to `False`): whether the code of a model on the Hub is run.
+        memory_pool (`int`, *optional*): 1, or 2 for an approximation, see `SamaConfig`; by default the checkpoint's.
+        compile (`bool`, *optional*, defaults to `False`): whether the mask tracker is compiled, which takes minutes at
+            its first use.
 
     Raises:
         FileNotFoundError: if there is no such folder or model.
         ConnectionError: if the Hub cannot be reached.
-        ValueError: if the device is not available, or the model has no presets.
+        ValueError: if the device is not available, or the model has no such setting.
     """
     check_model_name(model)
     check_converted(model)
@@ -109,13 +115,24 @@ def load_model(
         raise ValueError(f'The device "{device}" is not available to this installation of torch; use "auto".')
     if dtype == "auto" and device == "cpu":
         dtype = "float32"  # half precision saves memory on a CPU, but is slower on most
-    settings = {} if preset is None else {"preset": preset}
+    given = {"preset": preset, "memory_pool": memory_pool}
+    settings = {name: value for name, value in given.items() if value is not None}
     load = load_own_code if own_code or (trust_remote_code and not folder.is_dir()) else load_package_code
     loaded, processor = load(model, dtype, settings)
+    if compile:
+        compile_tracker(loaded)
     return loaded.to(device).eval(), processor
 
 
-def load_package_code(model: str, dtype: str, settings: dict[str, str]) -> tuple:
+def compile_tracker(model: Any) -> None:
+    """Compiles a model's mask tracker. Raises `ValueError` for the code of a checkpoint that cannot."""
+    try:
+        model.model.mask_tracker.compile_parts()
+    except AttributeError as error:
+        raise ValueError("The checkpoint carries code from before version 0.3, which cannot be compiled.") from error
+
+
+def load_package_code(model: str, dtype: str, settings: dict[str, Any]) -> tuple:
     """Model and processor by the classes of this package."""
     from sama.modeling_sama import SamaForConditionalGeneration
     from sama.processing_sama import SamaProcessor
@@ -125,14 +142,14 @@ def load_package_code(model: str, dtype: str, settings: dict[str, str]) -> tuple
     return loaded, SamaProcessor.from_pretrained(model, trust_remote_code=False, config=loaded.config)
 
 
-def load_own_code(model: str, dtype: str, settings: dict[str, str]) -> tuple:
+def load_own_code(model: str, dtype: str, settings: dict[str, Any]) -> tuple:
     """Model and processor by the classes that come with the model."""
     from transformers import AutoConfig, AutoModel, AutoProcessor
 
     if settings:
         config = AutoConfig.from_pretrained(model, trust_remote_code=True)
-        if "preset" not in config.to_dict():
-            raise ValueError(f"The model {model} has no presets, so none can be chosen.")
+        for name in set(settings) - set(config.to_dict()):
+            raise ValueError(f"The model {model} has no `{name}`, so it cannot be chosen.")
     loaded = AutoModel.from_pretrained(model, trust_remote_code=True, dtype=dtype, **settings)
     return loaded, AutoProcessor.from_pretrained(model, trust_remote_code=True, **settings)
 

@@ -61,6 +61,8 @@ class AppArguments(BaseModel):
     preset: Literal["published", "consistent"] | None = None
     min_component_fraction: float | None = Field(None, ge=0, le=1)
     trust_remote_code: bool = False
+    memory_pool: int | None = None
+    compile: bool = False
     allow_origins: Names = ()
     allow_hosts: Names = ()
     allow_urls: bool = False

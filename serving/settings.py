@@ -27,6 +27,8 @@ class ModelSettings(Protocol):
     dtype: str
     preset: str | None
     trust_remote_code: bool
+    memory_pool: int | None
+    compile: bool
     min_component_fraction: float | None
 
 
@@ -51,6 +53,10 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trust-remote-code", action="store_true", help="run the code of a model on the Hub instead of this package's"
     )
+    parser.add_argument(
+        "--memory-pool", type=int, choices=(1, 2), help="2: faster masks of large frames, an approximation"
+    )
+    parser.add_argument("--compile", action="store_true", help="compile the model: slow at first, faster on a GPU")
 
 
 def check_model_options(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
@@ -77,6 +83,13 @@ def make_engine(settings: ModelSettings, limits: Limits) -> "Engine":
 
     limit_malloc_arenas()
     model, processor = load_model(
-        settings.model, settings.device, settings.dtype, settings.preset, settings.trust_remote_code
+        settings.model,
+        settings.device,
+        settings.dtype,
+        settings.preset,
+        settings.trust_remote_code,
+        settings.memory_pool,
+        settings.compile,
     )
-    return Engine(model, processor, limits, component_fraction(settings.min_component_fraction, settings.preset))
+    fraction = component_fraction(settings.min_component_fraction, settings.preset)
+    return Engine(model, processor, limits, fraction, compile_options={} if settings.compile else None)

@@ -394,6 +394,13 @@ def test_prompted_masks_are_remembered_as_the_library_remembers_mask_prompts(kin
         assert difference(pointers[index], theirs_pointers) < TOLERANCE, index
 
 
+def test_levels_that_were_not_encoded():
+    tracker = make_tracker("sam2.1")
+    features = tracker.encode_frames(frames(tracker, 1), original=False)
+    with pytest.raises(ValueError, match="encoded without the levels that the original mask decoder reads"):
+        tracker.segment_points(features, torch.zeros(1, 1, 2), torch.ones(1, 1, dtype=torch.int32))
+
+
 def test_sam3_remembers_masks_by_itself():
     with pytest.raises(ValueError, match="`prompted_memory` is 'masks', but SAM 3's tracker remembers binary masks"):
         make_tracker("sam3", prompted_memory="masks")

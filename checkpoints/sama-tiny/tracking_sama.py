@@ -115,13 +115,10 @@ class PointPrompts:
 
 def filled_up(prompts: torch.Tensor | PointPrompts, num_objects: int) -> torch.Tensor | PointPrompts:
     """Prompts of that many objects, of which the last one is repeated as often as objects are missing."""
-    if isinstance(prompts, PointPrompts):
-        return PointPrompts(
-            filled_up(prompts.points.transpose(0, 1), num_objects).transpose(0, 1),
-            filled_up(prompts.labels.transpose(0, 1), num_objects).transpose(0, 1),
-        )
-    rows = torch.arange(num_objects, device=prompts.device).clamp(max=len(prompts) - 1)
-    return prompts[rows]
+    clicked = isinstance(prompts, PointPrompts)
+    given = prompts.points.shape[1] if clicked else len(prompts)
+    rows = [min(number, given - 1) for number in range(num_objects)]
+    return PointPrompts(prompts.points[:, rows], prompts.labels[:, rows]) if clicked else prompts[rows]
 
 
 @dataclass(frozen=True)
