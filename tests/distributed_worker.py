@@ -1,4 +1,4 @@
-"""One process of a distributed test, started by torchrun or `accelerate launch`; rank 0 writes a report.
+"""One process of a distributed test, forked, or started by torchrun or `accelerate launch`; rank 0 writes a report.
 
     distributed_worker.py FOLDER [WAY...] [train ARGUMENTS...]
 

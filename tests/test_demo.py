@@ -4,8 +4,6 @@ import builtins
 import importlib.util
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +11,7 @@ import av
 import numpy as np
 import pytest
 from PIL import Image, features
+from processes import finish, run_script, start
 from pycocotools import mask as coco_mask
 
 from sama import demo
@@ -329,10 +328,11 @@ def test_interactive_without_a_question_writes_nothing(tmp_path, chat, clip, mon
 @pytest.mark.skipif(importlib.util.find_spec("sama") is None, reason="the package sama is not installed")
 def test_the_examples_run_in_a_process_of_its_own(tmp_path):
     out = tmp_path / "answer.mp4"
-    command = [sys.executable, str(ROOT / "demo.py"), "--example", "--out", str(out), "--max-new-tokens", "8"]
-    result = subprocess.run([*command, "--device", "cpu"], capture_output=True, text=True, cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count("Turn 3") == 1 and "real video" in result.stdout  # what the model cannot do
+    log = tmp_path / "log.txt"
+    options = ["--example", "--out", out, "--max-new-tokens", "8", "--device", "cpu"]
+    finish(start(log, run_script, ROOT / "demo.py", *options), log)
+    printed = log.read_text(encoding="utf-8")
+    assert printed.count("Turn 3") == 1 and "real video" in printed  # what the model cannot do
     record = json.loads((tmp_path / "answer_toy_world.json").read_text(encoding="utf-8"))
     assert len(record["turns"]) == 3 and record["num_frames"] == 24
     assert (tmp_path / "answer_toy_world.mp4").exists() and (tmp_path / "answer_toy_world_sheet.png").exists()

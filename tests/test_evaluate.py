@@ -1,10 +1,7 @@
 """evaluate.py: whole runs, runs that were cut off, several processes, and everything that can be wrong."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +10,7 @@ import numpy as np
 import pytest
 from checkpoint import CHECKPOINT, load_checkpoint
 from PIL import Image
-from processes import finish, start, start_group
+from processes import finish, run_script, start, start_group
 
 from sama import evaluate
 from sama.benchmarks.registry import open_benchmark
@@ -156,10 +153,8 @@ ON_THE_CPU = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 def whole_run(tmp_path_factory):
     """The output folder of `python evaluate.py`, which nothing stopped."""
     output = tmp_path_factory.mktemp("whole")
-    environment = os.environ | {"PYTHONPATH": str(ROOT.parent), **ON_THE_CPU}
-    command = [sys.executable, "evaluate.py", *COMMAND, str(output)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    log = output.with_suffix(".txt")
+    finish(start(log, run_script, ROOT / "evaluate.py", *COMMAND, output, **ON_THE_CPU), log)
     return output
 
 

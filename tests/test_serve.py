@@ -3,12 +3,12 @@
 import http.client
 import os
 import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from processes import finish, run_script, start
 
 from sama import serve
 from sama.serving.limits import Limits, described_limits, limits_from, option
@@ -21,36 +21,25 @@ def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != serve.KEY_VARIABLE}
 
 
-@pytest.fixture
-def start(tmp_path):
-    """Starts `serve.py` with options; ends it after the test."""
-    processes = []
-
-    def run(*options: str) -> subprocess.Popen:
-        command = [sys.executable, str(ROOT / "serve.py"), *options]
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment()
-        )
-        processes.append(process)
-        return process
-
-    yield run
-    for process in processes:
+def test_it_serves_until_it_is_told_to_end(tmp_path):
+    log = tmp_path / "log.txt"
+    process = start(log, run_script, ROOT / "serve.py", "--port", "0", "--folder", tmp_path / "files")
+    try:
+        while not (log.exists() and log.read_text(encoding="utf-8").count("ends it)\n")):
+            assert process.is_alive(), log.read_text(encoding="utf-8")[-2000:]
+            process.join(0.05)
+        address = r"^SAMA: http://127\.0\.0\.1:(\d+)/  \(Ctrl-C ends it\)$"
+        port = int(re.search(address, log.read_text(encoding="utf-8"), re.MULTILINE)[1])
+        connection = http.client.HTTPConnection("127.0.0.1", port)
+        connection.request("GET", "/health")
+        assert connection.getresponse().read() == b'{"status":"ok","model":"sama-tiny"}'
+        assert (tmp_path / "files").is_dir()
+        process.terminate()  # SIGTERM
+        finish(process, log, 60)
+        assert "Traceback" not in log.read_text(encoding="utf-8")
+    finally:
         process.kill()
-        process.communicate()
-
-
-def test_it_serves_until_it_is_told_to_end(start, tmp_path):
-    process = start("--port", "0", "--folder", str(tmp_path / "files"))
-    said = process.stdout.readline()
-    port = int(re.fullmatch(r"SAMA: http://127\.0\.0\.1:(\d+)/  \(Ctrl-C ends it\)\n", said)[1])
-    connection = http.client.HTTPConnection("127.0.0.1", port)
-    connection.request("GET", "/health")
-    assert connection.getresponse().read() == b'{"status":"ok","model":"sama-tiny"}'
-    assert (tmp_path / "files").is_dir()
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 0 and "Traceback" not in errors
+        process.join()
 
 
 @pytest.mark.parametrize(

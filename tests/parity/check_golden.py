@@ -72,6 +72,23 @@ class Golden:
             converted, dtype=torch.float32, round_memory_to_bfloat16=False
         ).eval()
         self.processor = SamaProcessor.from_pretrained(converted, trust_remote_code=True)
+        self._inputs: dict[str, dict[str, torch.Tensor]] = {}
+        self._encode_equal_frames_once()
+
+    def _encode_equal_frames_once(self) -> None:
+        """The conversations show few different frames, each of which several steps encode: the vision tower runs once
+        for pixels that are equal in every bit."""
+        model, known = self.model.model, []
+        encode = model.encode_frames
+
+        def remembered(pixel_values: torch.Tensor, grids: torch.Tensor | None = None):
+            for pixels, tokens in known:
+                if torch.equal(pixels, pixel_values):
+                    return tokens
+            known.append((pixel_values, encode(pixel_values, grids)))
+            return known[-1][1]
+
+        model.encode_frames = remembered
 
     @cached_property
     def video(self) -> SamaVideo:
@@ -110,6 +127,11 @@ class Golden:
 
     def inputs(self, name: str) -> dict[str, torch.Tensor]:
         """Model inputs of the conversation `name`: "no_region", "two_regions", "image"."""
+        if name not in self._inputs:
+            self._inputs[name] = self._make_inputs(name)
+        return self._inputs[name]
+
+    def _make_inputs(self, name: str) -> dict[str, torch.Tensor]:
         question, processor = self.facts[f"question_{name}"], self.processor
         is_image = name == "image"
         visual = {"type": "image", "image": self.image} if is_image else {"type": "video", "video": self.video}

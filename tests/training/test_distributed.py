@@ -4,7 +4,6 @@ processes."""
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from distributed_worker import RATE, UPDATES, mixed_model, sharded_layers, totals
+from processes import finish, free_port, run_script, start_group
 from safetensors.torch import load_file
 from tiny_model import tiny_model
 from torch.distributed.run import __file__ as torchrun
@@ -28,28 +28,23 @@ needs_deepspeed = pytest.mark.skipif(
     reason="deepspeed is not installed: pip install -e .[deepspeed]",
 )
 TRAINING = [
-    "--model_name_or_path", "checkpoints/sama-tiny", "--mixture", "data_configs/toy.yaml", "--use_cpu", "true",
+    "--model_name_or_path", str(ROOT / "checkpoints" / "sama-tiny"),
+    "--mixture", str(ROOT / "data_configs" / "toy.yaml"), "--use_cpu", "true",
     "--max_steps", "2", "--per_device_train_batch_size", "1", "--learning_rate", "1e-3", "--logging_steps", "1",
     "--dataloader_num_workers", "0", "--report_to", "none", "--save_strategy", "no", "--disable_tqdm", "true",
     "--turns", "1", "--warmup_steps", "0",
 ]  # fmt: skip
 
 
-def free_port() -> str:
-    with socket.socket() as listener:
-        listener.bind(("localhost", 0))
-        return str(listener.getsockname()[1])
+def variables(folder: Path) -> dict[str, str]:
+    # A build in the user's folder that is killed leaves a lock that blocks the next launch forever
+    return {"OMP_NUM_THREADS": "1", "TORCH_EXTENSIONS_DIR": str(folder / "extensions")}
 
 
 def launch(launcher: list[str], folder: Path, *words: str) -> dict:
     """Runs two processes of the worker; returns their reports."""
     command = [sys.executable, *launcher, str(WORKER), str(folder), *words]
-    # A build in the user's folder that is killed leaves a lock that blocks the next launch forever
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(ROOT.parent), *sys.path]),
-        "TORCH_EXTENSIONS_DIR": str(folder / "extensions"),
-    }
+    environment = os.environ | variables(folder) | {"PYTHONPATH": os.pathsep.join([str(ROOT.parent), *sys.path])}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
     return json.loads((folder / "report.json").read_text(encoding="utf-8"))
@@ -70,16 +65,21 @@ def expected():
     return after
 
 
-@pytest.fixture(scope="module")
-def by_torchrun(tmp_path_factory):
+@pytest.fixture(scope="module", params=["forked", pytest.param("torchrun", marks=pytest.mark.slow)])
+def sharded(request, tmp_path_factory):
     """Folder and reports of two processes that make the same updates in every way that is installed, and then train
-    under ZeRO-3. One launch for all, since most of its time goes into imports."""
-    folder = tmp_path_factory.mktemp("torchrun")
-    launcher = [torchrun, "--nproc_per_node", "2", "--master_port", free_port()]
-    if not find_spec("deepspeed"):
-        return folder, launch(launcher, folder, "fsdp2")
-    output = ["--output_dir", str(folder / "run"), "--deepspeed", "scripts/accelerate/zero3.json"]
-    return folder, launch(launcher, folder, "zero2", "zero3", "fsdp2", "train", *TRAINING, *output)
+    under ZeRO-3. One launch for all, and forked processes by default, since most of its time goes into imports."""
+    folder = tmp_path_factory.mktemp(request.param)
+    words = ["fsdp2"]
+    if find_spec("deepspeed"):
+        output = ["--output_dir", str(folder / "run"), "--deepspeed", str(ROOT / "scripts/accelerate/zero3.json")]
+        words = ["zero2", "zero3", "fsdp2", "train", *TRAINING, *output]
+    if request.param == "torchrun":
+        return folder, launch([torchrun, "--nproc_per_node", "2", "--master_port", free_port()], folder, *words)
+    log = folder / "log.txt"
+    for process in start_group(log, run_script, WORKER, folder, *words, **variables(folder)):
+        finish(process, log)
+    return folder, json.loads((folder / "report.json").read_text(encoding="utf-8"))
 
 
 def assert_same_weights(file: Path, expected: dict[str, torch.Tensor]) -> None:
@@ -91,9 +91,9 @@ def assert_same_weights(file: Path, expected: dict[str, torch.Tensor]) -> None:
 
 @needs_deepspeed
 @pytest.mark.parametrize("stage", [2, 3])
-def test_zero_equals_one_process(stage, by_torchrun, expected):
+def test_zero_equals_one_process(stage, sharded, expected):
     """One process has text only, the other frames, a region and masks: they use different parts."""
-    folder, reports = by_torchrun
+    folder, reports = sharded
     report = reports[f"zero{stage}"]
     assert (report["world"], report["wrapper"], report["stage"]) == (2, "DeepSpeedEngine", stage)
     names = [name for name, _ in tiny_model().named_parameters()]
@@ -101,8 +101,8 @@ def test_zero_equals_one_process(stage, by_torchrun, expected):
     assert_same_weights(folder / f"zero{stage}.pt", expected)
 
 
-def test_fsdp2_equals_one_process(by_torchrun, expected):
-    folder, reports = by_torchrun
+def test_fsdp2_equals_one_process(sharded, expected):
+    folder, reports = sharded
     report = reports["fsdp2"]
     units = ["FSDPEmbedding", "FSDPInternVLVisionLayer", "FSDPLinear", "FSDPQwen2DecoderLayer", "FSDPQwen2RMSNorm"]
     assert report["units"] == [*units, "FSDPSamaForConditionalGeneration"]
@@ -131,8 +131,8 @@ def test_train_under_zero2_by_accelerate(by_accelerate):
 
 
 @needs_deepspeed
-def test_train_under_zero3_by_torchrun(by_torchrun):
-    folder, reports = by_torchrun
+def test_train_under_zero3(sharded):
+    folder, reports = sharded
     report = reports["train"]
     assert (report["world"], report["wrapper"], report["stage"]) == (2, "DeepSpeedEngine", 3)
     assert any(name.startswith("model.backbone.language_model.") for name in report["sharded"])
@@ -142,9 +142,9 @@ def test_train_under_zero3_by_torchrun(by_torchrun):
 
 @pytest.mark.slow
 @needs_deepspeed
-def test_both_stages_train_alike(by_torchrun, by_accelerate):
+def test_both_stages_train_alike(sharded, by_accelerate):
     """The same losses, of which the second comes after an update, and the same weights at the end."""
-    (one, reports), (other, others) = by_torchrun, by_accelerate
+    (one, reports), (other, others) = sharded, by_accelerate
     assert reports["train"]["losses"] == pytest.approx(others["train"]["losses"], rel=1e-3)
     mine, theirs = (saved_weights(folder / "run") for folder in (one, other))
     for name in mine:
