@@ -18,28 +18,49 @@ import pytest  # noqa: E402
 ROOT = Path(__file__).parent.parent
 WHOLE_GOLDENS = ROOT.parent / "shared" / "golden"  # whole recordings, 80 MB, which the repository does not carry
 
-# Minutes of work in few tests. They start first, so that at the end no worker waits for another one's long file; the
+# Files that one worker runs: what they share is made once. They start first.
+GROUPS = {
+    # The process with all imports from which others are forked (processes.py)
+    "processes": (
+        "test_train.py",
+        "training/test_distributed.py",
+        "training/test_trainer.py",
+        "test_evaluate.py",
+        "serving/test_load.py",
+        "test_demo.py",
+        "test_serve.py",
+        "recipes/test_initialize.py",
+        "fuzz/test_fuzz.py",
+        "data/test_validation.py",
+    ),
+    # The small model, a server with it, and the converted example clips (serving/conftest.py)
+    "server": (
+        "serving/test_session.py",
+        "serving/test_engine.py",
+        "serving/test_server_schema.py",
+        "serving/test_server.py",
+        "serving/test_server_security.py",
+        "serving/test_server_requests.py",
+        "serving/test_server_media.py",
+        "serving/test_serving_docs.py",
+        "serving/test_attacks.py",
+        "serving/test_exports.py",
+    ),
+}
+# Minutes of work in few tests. They start next, so that at the end no worker waits for another one's long file; the
 # Makefile switches off pytest-xdist's own order, which puts files of few tests last.
 LONG_FILES = (
-    "training/test_distributed.py",
-    "test_train.py",
+    *(name for names in GROUPS.values() for name in names),
     "conversion/test_convert.py",
-    "training/test_trainer.py",
     "test_chat_sama.py",
     "parity/test_sam2.py",
     "web/test_page.py",
-    "serving/test_load.py",
     "test_package.py",
     "oracles/test_oracles.py",
-    "test_evaluate.py",
-    "serving/test_session.py",
     "test_tracker_properties.py",
-    "serving/test_engine.py",
     "benchmarks/test_with_model.py",
     "metrics/test_recorded_values.py",
     "profiling/test_training_memory.py",
-    "fuzz/test_fuzz.py",
-    "recipes/test_initialize.py",
     "test_finetune.py",
 )
 
@@ -47,6 +68,23 @@ LONG_FILES = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     ranks = {str((ROOT / "tests" / name).resolve(strict=True)): rank for rank, name in enumerate(LONG_FILES)}
     items.sort(key=lambda item: ranks.get(str(item.path), len(LONG_FILES)))  # stable
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log):
+    """`--dist loadfile` that hands out the files of a group together."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    groups = {f"tests/{name}": group for group, names in GROUPS.items() for name in names}
+
+    class GroupScheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return groups.get(file, file)
+
+    return GroupScheduling(config, log)
 
 
 @pytest.fixture(scope="session")

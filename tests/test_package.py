@@ -71,7 +71,8 @@ except SystemExit as stop:
     assert not stop.code
 evaluate = ["evaluate", "--model", str(SMALL_MODEL), "--benchmark"]
 assert cli.main([*evaluate, "mevis"]) == 1
-assert cli.main([*evaluate, "toy_world", "--option", "clips=2", "--limit", "2", "--no_gallery"]) == 0
+toy_world = ["toy_world", "--option", "clips=2", "--limit", "2", "--no_gallery", "--max_new_tokens", "8"]
+assert cli.main([*evaluate, *toy_world]) == 0
 question = ["--ask", "What is <region>?", "--region", "frame=12,box=48,70,137,159", "--max-new-tokens", "8"]
 assert cli.main(["chat", "--video", str(EXAMPLE_CLIPS / "toy_world.mp4"), *question, "--device", "cpu"]) == 0
 """

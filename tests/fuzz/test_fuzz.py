@@ -32,7 +32,7 @@ def is_failure(entry: list) -> bool:
     return len(entry) == 3
 
 
-@pytest.mark.parametrize("count", [2000, pytest.param(20_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [1000, pytest.param(20_000, marks=pytest.mark.slow)])
 def test_mutants(tmp_path, count):
     failures, tried = run_worker(tmp_path, count)
     assert failures == [] and tried == count

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 from pycocotools import mask as coco_mask
-from transformers import AutoModel, AutoProcessor
+from transformers import AutoModel, AutoProcessor, TrainerCallback
 
 from sama import demo, evaluate, train
 from sama.evaluation.predictions import PREDICTIONS
@@ -24,7 +24,7 @@ from sama.toy_world.world import ToyWorld
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parent.parent
 CHECKPOINT = ROOT / "checkpoints" / "sama-tiny"
-NUM_CONVERSATIONS, NUM_QUESTIONS = 20, 40
+NUM_CONVERSATIONS, NUM_QUESTIONS, NUM_UPDATES = 20, 40, 20
 QUESTIONS = (
     "What is <region>?",
     "What does <region> do?",
@@ -126,14 +126,25 @@ def rescored(predictions: list[dict]) -> list[dict]:
         return evaluate_toy_world(Path(folder), "--score_only", "--accept_foreign")["scores"]
 
 
-def training_losses() -> list[dict]:
-    """Twenty updates of sama-tiny on data_configs/toy.yaml at the default seed: what was logged at each."""
+class StopAfter(TrainerCallback):
+    """Ends a run after the update `step`, with the schedule of the whole run."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **others):
+        control.should_training_stop |= state.global_step >= self.step
+
+
+def training_losses(count: int = NUM_UPDATES) -> list[dict]:
+    """The first of twenty updates of sama-tiny on data_configs/toy.yaml at the default seed: what was logged at
+    each."""
     with TemporaryDirectory() as folder:
         flags = {
             "model_name_or_path": CHECKPOINT,
             "mixture": ROOT / "data_configs" / "toy.yaml",
             "output_dir": Path(folder) / "run",
-            "max_steps": 20,
+            "max_steps": NUM_UPDATES,
             "logging_steps": 1,
             "save_strategy": "no",
             "per_device_train_batch_size": 1,
@@ -143,10 +154,12 @@ def training_losses() -> list[dict]:
             "report_to": "none",
             "disable_tqdm": True,
         }
-        assert train.main([word for name, value in flags.items() for word in (f"--{name}", str(value))]) == 0
-        state = json.loads((Path(folder) / "run" / "trainer_state.json").read_text())
+        words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+        trainer = train.build(*train.parse(words))
+        trainer.add_callback(StopAfter(count))
+        trainer.train()
     kept = ("loss", "lm_loss", "mask_loss", "dice_loss", "grad_norm", "learning_rate")
-    return [{name: entry[name] for name in kept} for entry in state["log_history"] if "loss" in entry]
+    return [{name: entry[name] for name in kept} for entry in trainer.state.log_history if "loss" in entry]
 
 
 def demo_file() -> dict:
