@@ -66,7 +66,7 @@ class FakeChat:
         rng = np.random.default_rng(0)
         self.video = FakeVideo(rng.integers(0, 255, (num_frames, HEIGHT, WIDTH, 3), dtype=np.uint8))
         self.asked = []
-        self.between_steps = lambda: None
+        self.between_steps, self.decoding_batch = lambda: None, None
         self.processor = SimpleNamespace(
             region_frame=lambda item, video: item.track.visible_frames()[0],
             tokenizer=SimpleNamespace(all_special_tokens=[]),

@@ -176,20 +176,23 @@ class AuxiliaryLosses:
             "injection": injection,
             "queries": injection.query_projection,
             "keys": injection.key_projection,
-            "attended": injection.attention_projection,
+            "values": injection.value_projection,
             "region shapes": model.context_aggregator.region_encoder.shape_projection,
         }
         with recorded_calls(modules) as calls:
             embeds, _ = model.embed_inputs(inputs["input_ids"], inputs["mm_token_type_ids"], visual)
         # Inputs of the injection: frames (videos, T, P, width), temporal tokens, the video of each question
-        groups = [(arguments[2], arguments[0].shape[1:3]) for arguments, _ in calls["injection"]]
         queries = [
-            expand_per_question(output, videos)
-            for (_, output), (videos, _) in zip(calls["queries"], groups, strict=True)
+            expand_per_question(output, arguments[2])
+            for (_, output), (arguments, _) in zip(calls["queries"], calls["injection"], strict=True)
         ]
+        parts = zip(queries, calls["keys"], calls["values"], strict=True)
+        # The injection itself projects the mean over the cells of a frame
         attended = [
-            output.unflatten(1, size) for (_, output), (_, size) in zip(calls["attended"], groups, strict=True)
+            injection.attention_projection(F.scaled_dot_product_attention(query.flatten(1, 2), keys, values))
+            for query, (_, keys), (_, values) in parts
         ]
+        attended = [output.unflatten(1, query.shape[1:3]) for output, query in zip(attended, queries, strict=True)]
         return Activations(
             embeds=embeds,
             cells=calls["frames"][0][1],
