@@ -219,10 +219,12 @@ class SamFeatureStore:
                 if self._features.get(index) is features:
                     self._features[index] = moved
             return None
+        written = self._path(index).with_suffix(f".{id(features)}.tmp")  # another thread may write this frame too
         try:
-            torch.save((features.image, features.tuned, features.original), self._path(index))
+            torch.save((features.image, features.tuned, features.original), written)
         except (OSError, RuntimeError) as error:  # torch has no error of its own for a full disk
             with self._lock:
+                written.unlink(missing_ok=True)
                 self._forget(index)
                 self.free_bytes, is_first, self._failed = 0, not self._failed, True
             if not is_first:
@@ -233,7 +235,10 @@ class SamFeatureStore:
             )
         with self._lock:
             if self._features.get(index) is features:
+                os.replace(written, self._path(index))
                 del self._features[index]
+            else:
+                written.unlink()
         return None
 
 

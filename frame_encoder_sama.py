@@ -86,8 +86,9 @@ class FrameEncoder:
         pixels = [pixels for pixels, _ in frames]
         if pixels[0].dtype == torch.uint8 and isinstance(self.frames, ReadableFrames):
             table = torch.from_numpy(pixel_table(self.frames.mean, self.frames.std)).to(self.device)
-            on_device = torch.stack([one.to(self.device, non_blocking=True) for one in pixels])
-            values = normalized_on_device(on_device, self.frames.size, table)
+            on_device = [one.to(self.device, non_blocking=True)[None] for one in pixels]
+            # One by one: the float64 sums of several large frames would not fit
+            values = torch.cat([normalized_on_device(one, self.frames.size, table) for one in on_device])
         else:
             values = torch.stack(pixels)
         return self.tracker.encode_frames(values, request.tuned, request.original).split()

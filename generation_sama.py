@@ -165,6 +165,8 @@ class DecodingSlot:
         if self in self.batch.waiting:
             self.batch.run(model)
         output, self.output = self.output, None
+        if output is None:  # after a failed batch its row may still be there
+            self.leave()
         return model(**self.inputs, use_cache=True, logits_to_keep=1) if output is None else output
 
     def __enter__(self) -> "DecodingSlot":

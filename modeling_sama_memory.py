@@ -1,6 +1,7 @@
-"""Memory attention: how a frame is seen in the light of what a mask model remembers of each object.
+"""Memory attention: a frame conditioned on what a mask model remembers of each object.
 
-The parameters are those of the library's module, and so are the numbers, to rounding. The arithmetic is less, because
+The parameters are those of the library's module, and so are the numbers, to rounding; in training, dropout acts on
+averages of memories and not on their projections. The arithmetic is less, because
 
 - the keys of a memory are projected and rotated once, when it is remembered. The time of a memory changes from frame
   to frame, but the projection and the rotation are linear: its share of the keys is the same for all objects, and
@@ -250,7 +251,7 @@ class SamaMemoryAttention:
         pointers: torch.Tensor | None = None,
         pointer_positions: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """A frame as it is seen in the light of memories.
+        """A frame conditioned on memories.
 
         Args:
             image (`torch.Tensor` of shape `(num_frames, cells, width)`): one frame, or one for each object.
@@ -264,6 +265,8 @@ class SamaMemoryAttention:
         pointer_keys = None if pointers is None else pointers + pointer_positions
         tokens, bias = self.values(memories, pointers)
         states = image + self.frame_position
+        if self.attention.training:  # each object has its own dropout
+            states = states.expand(len(tokens), -1, -1)
         for number, layer in enumerate(self.attention.layers):
             keys = self.layer_keys(number, memories, pointer_keys)
             for part in (keys, tokens) if self.compiled else ():
@@ -403,10 +406,11 @@ def average_memories(
         values = tokens if heads == 1 else tokens.repeat_interleave(heads, 0)
         return average_in_parts(query.flatten(0, 1), keys.flatten(0, 1), values, bias).unflatten(0, (-1, heads))
     values = tokens.unsqueeze(1).expand(-1, heads, -1, -1)
-    if query.is_cuda and bias is None and query.dtype in (torch.float16, torch.bfloat16):
-        # Flash attention wants values as wide as keys
+    is_half = query.dtype in (torch.float16, torch.bfloat16)
+    if query.device.type in ("cpu", "mps") or (query.is_cuda and bias is None and is_half):
+        # Flash attention wants values as wide as keys; before torch 2.12 a Mac computes others wrongly
         values = F.pad(values, (0, max(0, query.shape[-1] - width)))
-    bias = None if bias is None else bias.to(query.dtype).expand(*query.shape[:3], -1)
+    bias = None if bias is None else bias.to(query.dtype)[None, None, None]
     return F.scaled_dot_product_attention(query, keys, values, bias, dropout_p=dropout)[..., :width]
 
 

@@ -41,7 +41,7 @@ from .tracking_sama import (
     certain_masks,
     check_resampler,
     check_sizes,
-    filled_up,
+    pad_objects,
     resampled,
     tracking_passes,
 )
@@ -107,7 +107,7 @@ class SamaMaskTracker(nn.Module):
         of memories is a dynamic dimension: attention with a mask for missing memories would be slower.
 
         Args:
-            options: of `torch.compile`; with `mode="reduce-overhead"` a GPU runs CUDA graphs.
+            options: of `torch.compile`, without CUDA graphs: features outlive the next call.
         """
         self.compile_options = options
         for part in (
@@ -419,8 +419,8 @@ class SamaMaskTracker(nn.Module):
         """
         passes = tracking_passes(num_frames, prompted_frames, self.config.preset == "consistent")
         num_objects = prompts.points.shape[1] if isinstance(prompts, PointPrompts) else len(prompts)
-        if self.compile_options is not None:
-            prompts = filled_up(prompts, 2 ** (num_objects - 1).bit_length())
+        if self.compile_options is not None and not self.training:
+            prompts = pad_objects(prompts, 2 ** (num_objects - 1).bit_length())
         state = self.start_track(num_frames, clicked=isinstance(prompts, PointPrompts))
         rules = state.rules
         for position, index in enumerate(prompted_frames):

@@ -113,7 +113,7 @@ class PointPrompts:
     labels: torch.Tensor
 
 
-def filled_up(prompts: torch.Tensor | PointPrompts, num_objects: int) -> torch.Tensor | PointPrompts:
+def pad_objects(prompts: torch.Tensor | PointPrompts, num_objects: int) -> torch.Tensor | PointPrompts:
     """Prompts of that many objects, of which the last one is repeated as often as objects are missing."""
     clicked = isinstance(prompts, PointPrompts)
     given = prompts.points.shape[1] if clicked else len(prompts)

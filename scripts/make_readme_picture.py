@@ -234,7 +234,7 @@ MODEL_FILES = {
     "chat_sama": "state between turns", "modeling_sama_aggregator": "frames to context tokens",
     "modeling_sama_backbones": "the vision-language model behind it",
     "modeling_sama_tracker": "[SEG] to masks through time", "losses_sama": "pure functions",
-    "modeling_sama_memory": "a frame seen in the light of memory",
+    "modeling_sama_memory": "a frame conditioned on memory",
     "inputs_sama": "what a batch shows and points at", "encoding_sama": "tensors of a conversation",
     "prompts_sama": "tags, turns, answers", "templates_sama": "turn formats, chat templates",
     "objects_sama": "regions, tracks, phrases", "overlay_sama": "masks on frames, video files",

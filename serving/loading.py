@@ -127,9 +127,10 @@ def load_model(
 def compile_tracker(model: Any) -> None:
     """Compiles a model's mask tracker. Raises `ValueError` for the code of a checkpoint that cannot."""
     try:
-        model.model.mask_tracker.compile_parts()
+        compile_parts = model.model.mask_tracker.compile_parts
     except AttributeError as error:
         raise ValueError("The checkpoint carries code from before version 0.3, which cannot be compiled.") from error
+    compile_parts()
 
 
 def load_package_code(model: str, dtype: str, settings: dict[str, Any]) -> tuple:

@@ -56,7 +56,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--memory-pool", type=int, choices=(1, 2), help="2: faster masks of large frames, an approximation"
     )
-    parser.add_argument("--compile", action="store_true", help="compile the model: slow at first, faster on a GPU")
+    parser.add_argument(
+        "--compile", action="store_true", help="compile the model, which takes minutes (not measured on a GPU)"
+    )
 
 
 def check_model_options(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:

@@ -65,7 +65,7 @@ def copied_to_host(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
         copy = tensor.cpu()
         return lambda: copy
     copy, copied = tensor.to("cpu", non_blocking=True), torch.cuda.Event()
-    copied.record()
+    copied.record(torch.cuda.current_stream(tensor.device))
 
     def wait() -> torch.Tensor:
         copied.synchronize()
