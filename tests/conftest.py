@@ -29,9 +29,6 @@ GROUPS = {
         "serving/test_load.py",
         "test_demo.py",
         "test_serve.py",
-        "recipes/test_initialize.py",
-        "fuzz/test_fuzz.py",
-        "data/test_validation.py",
     ),
     # The small model, a server with it, and the converted example clips (serving/conftest.py)
     "server": (
@@ -61,6 +58,8 @@ LONG_FILES = (
     "benchmarks/test_with_model.py",
     "metrics/test_recorded_values.py",
     "profiling/test_training_memory.py",
+    "fuzz/test_fuzz.py",
+    "recipes/test_initialize.py",
     "test_finetune.py",
 )
 

@@ -40,7 +40,7 @@ def test_released_modules_are_counted():
     assert modules.cells == cells and modules.attention(memories, pointers) == layers * (projections + attention)
 
 
-@pytest.mark.parametrize("objects", [1, 3])
+@pytest.mark.parametrize("objects", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_objects_share_the_image_encoder(objects, monkeypatch):
     theirs, own, least = counts("tiny", 64, objects, monkeypatch)
     encoder = Modules(meta_tracker("tiny", 64)).encoder
@@ -67,6 +67,7 @@ def test_true_size(monkeypatch):
     assert 1.0 <= own.frame / least.frame < 1.02 and 1.0 <= own.later / least.later < 1.02
 
 
+@pytest.mark.slow
 def test_whole_turns(monkeypatch):
     """What is read counts once a turn, whatever the objects; in a later turn the release reads everything again."""
     tracker = meta_tracker("tiny", 64)
