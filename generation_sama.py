@@ -225,7 +225,7 @@ class DecodingBatch:
             self.stepping = [slot for slot in self.slots if slot in ready]
             if self.stepping:
                 self._step(model)
-        except Exception as error:
+        except RuntimeError as error:  # no memory, for example
             logger.warning(f"A batch of {len(ready)} decoding steps failed, each is run alone: {error}")
             for slot in ready:
                 slot.alone = True
@@ -281,7 +281,7 @@ class DecodingBatch:
             positions = [one.expand(3, 1, 1) for one in positions]
         return torch.cat(positions, dim=-2)
 
-    # ---- who takes part ---------------------------------------------------------------------------------------------
+    # ---- rows -------------------------------------------------------------------------------------------------------
 
     def _join(self, ready: list[DecodingSlot]) -> None:
         """Gives each conversation that has no row one, if the buffers stay within their bounds."""

@@ -151,6 +151,36 @@ def test_a_later_turn_decodes_encodes_and_reads_no_file(loaded, mp4, monkeypatch
     assert len(later.objects[0].track) == len(first.objects[0].track) == len(chat.video)
 
 
+def count_returns(monkeypatch, owner, name: str) -> list:
+    """What a method of one object returns from now on."""
+    method, returned = getattr(owner, name), []
+
+    def counted():
+        returned.append(method())
+        return returned[-1]
+
+    monkeypatch.setattr(owner, name, counted)
+    return returned
+
+
+def test_a_callback_may_read_the_frames_of_a_long_video(loaded, mp4, monkeypatch):
+    """It is a few frames behind the thread that decodes ahead, and neither sends the other back to a key frame."""
+    model, processor = loaded
+    monkeypatch.setitem(
+        type(model.start_chat(processor)).ask.__globals__, "DECODED_BYTES", 0
+    )  # none are held for good
+
+    def decodes(is_read: bool) -> int:
+        chat = model.start_chat(processor, video=mp4)
+        decoded = count_returns(monkeypatch, chat.video._frames._reader, "_next_frame")
+        on_frame = (lambda index, masks: chat.video[index]) if is_read else None
+        chat.ask("Who?", on_frame=on_frame, **dictate(processor, "<p> A man </p> [SEG]"))
+        assert not chat.video._recent  # nothing stays in memory between questions
+        return len(decoded)
+
+    assert decodes(is_read=True) <= decodes(is_read=False) + 5  # frames that the track itself no longer holds
+
+
 def test_frames_are_handed_on_in_order_by_the_thread_that_asks(loaded, clip):
     model, processor = loaded
     order, found = [], {}

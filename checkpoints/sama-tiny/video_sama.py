@@ -37,6 +37,8 @@ from .video_readers_sama import FileFrames, FrameSource
 # Every third frame is context; a short video is filled up to eight.
 CONTEXT_INTERVAL = 3
 MIN_CONTEXT_FRAMES = 8
+# The last frames that were read, which are held for whoever follows a question on another thread, a few frames behind
+RECENT_FRAMES, RECENT_BYTES = 24, 192 * 2**20
 
 
 class FrameIndexError(ValueError, IndexError):
@@ -85,6 +87,8 @@ class SamaVideo:
         self._lock = threading.Lock()
         self._keep: frozenset[int] = frozenset()
         self._kept: dict[int, np.ndarray] = {}
+        self._num_recent = 0
+        self._recent: dict[int, np.ndarray] = {}
         self.height, self.width = frames.read(0).shape[:2]
         self.warn(self._new_messages(frames.messages))
 
@@ -168,9 +172,12 @@ class SamaVideo:
         """
         self.check_frame(index)
         with self._lock:
-            frame = self._kept.get(index)
+            frame = self._kept.get(index, self._recent.get(index))
             if frame is None:
                 frame = self._frames.read(int(index))
+                self._recent[index] = frame
+                while len(self._recent) > self._num_recent:
+                    self._recent.pop(next(iter(self._recent)))
             if index in self._keep:
                 self._kept[index] = frame
             messages = self._new_messages(self._frames.messages)
@@ -189,17 +196,22 @@ class SamaVideo:
         """
         Hold frames in memory while the block runs, so that they are decoded once: those at `indices`, and from the
         beginning of the video as many as fit into `max_bytes`. Of a file they are those that are decoded on the way.
+        Of a longer video the last frames that were read are held too, so that two threads can read it, one a few
+        frames behind the other, and neither makes the other decode from a key frame again.
         """
-        number = max_bytes // (self.height * self.width * 3)
-        self._set_kept(frozenset(indices) | frozenset(range(min(number, len(self)))))
+        frame_bytes = self.height * self.width * 3
+        number = max_bytes // frame_bytes
+        num_recent = min(RECENT_FRAMES, RECENT_BYTES // frame_bytes) if number < len(self) else 0
+        self._set_kept(frozenset(indices) | frozenset(range(min(number, len(self)))), num_recent)
         try:
             yield
         finally:
-            self._set_kept(frozenset())
+            self._set_kept(frozenset(), 0)
 
-    def _set_kept(self, indices: frozenset[int]) -> None:
+    def _set_kept(self, indices: frozenset[int], num_recent: int) -> None:
         with self._lock:
             self._keep, self._kept = frozenset() if self._frames.keep(indices) else indices, {}
+            self._num_recent, self._recent = num_recent, {}
 
     def frame_at(self, seconds: float) -> int:
         """The frame that a player shows `seconds` after the first one; raises [`FrameIndexError`] behind the end."""
@@ -228,7 +240,7 @@ class SamaVideo:
             warnings.warn(message, stacklevel=4)
 
     def __getstate__(self) -> dict:
-        return {name: value for name, value in vars(self).items() if name != "_lock"} | {"_kept": {}}
+        return {name: value for name, value in vars(self).items() if name != "_lock"} | {"_kept": {}, "_recent": {}}
 
     def __setstate__(self, state: dict) -> None:
         vars(self).update(state)
