@@ -148,12 +148,15 @@ class SamaProcessor(ProcessorMixin):
 
     @classmethod
     def get_processor_dict(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> tuple[dict, dict]:
-        """As the base class, with the model's configuration: `config`, or the file's with settings of `kwargs`."""
+        """As the base class, with the model's configuration: `config` or the file's, with settings of `kwargs`."""
         processor_dict, unused = super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
         overrides = {name: unused.pop(name) for name in SHARED_SETTINGS if name in unused}
         hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
         config = copy.deepcopy(unused.pop("config", None))
-        config = config or SamaConfig.from_pretrained(pretrained_model_name_or_path, **hub, **overrides)
+        if config is None:
+            config = SamaConfig.from_pretrained(pretrained_model_name_or_path, **hub, **overrides)
+        elif overrides:
+            config = type(config).from_dict(config.to_dict() | overrides)
         if "layout" in processor_dict:  # the name of `turn_format` before version 0.2
             processor_dict["turn_format"] = processor_dict.pop("layout")
         return processor_dict | {"config": config}, unused

@@ -32,7 +32,6 @@ from sama.conversion.trackers import map_tracker
 from sama.drawing.tables import markdown_table
 from sama.modeling_sama_tracker import SamaMaskTracker, build_mask_tracker
 from sama.profiling.cases import drifting_frames, randomize, tracker_config
-from sama.profiling.gpu_scale import compile_tracker
 from sama.profiling.ratios import alternate, cpu_and_wall, median_wall, ratio
 from sama.tracking_sama import PointPrompts
 
@@ -159,7 +158,7 @@ def comparison(arguments: argparse.Namespace) -> str:
     predictor = package_predictor(arguments.encoder, arguments.image_size, arguments.version, arguments.compile)
     tracker = our_tracker(predictor, arguments.encoder, arguments.version).to(device, dtype)
     if arguments.compile:
-        compile_tracker(tracker)
+        tracker.compile_parts()
     predictor.to(device)
     frames = drifting_frames(arguments.frames, arguments.image_size).to(device)
 

@@ -11,7 +11,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from sama.drawing.tables import markdown_table
 from sama.profiling.cases import drifting_frames, seg_states
-from sama.profiling.gpu_scale import Scale, compile_tracker, once, peak, seconds, synchronize
+from sama.profiling.gpu_scale import Scale, once, peak, seconds, synchronize
 
 
 PROMPT_TOKENS = 8192  # of a conversation up to its first answer
@@ -28,7 +28,7 @@ def measure_tracking(scale: Scale, compiled: bool = False) -> str:
     model, processor = scale.model(config), scale.processor(config)
     tracker, size = model.model.mask_tracker, config.mask_config.image_size
     if compiled:
-        compile_tracker(tracker)
+        tracker.compile_parts()
     pixels = drifting_frames(max(scale.batches), size).to(model.device, model.dtype)
     encoder = [
         [number, f"{number / seconds(lambda: tracker.encode_frames(pixels[:number]), scale.repeats):.1f}"]  # noqa: B023

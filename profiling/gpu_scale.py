@@ -15,7 +15,6 @@ from PIL import Image
 from sama.configuration_sama import SamaConfig
 from sama.conversion.released_sizes import released_config
 from sama.modeling_sama import SamaForConditionalGeneration
-from sama.modeling_sama_tracker import SamaMaskTracker
 from sama.overlay_sama import write_video
 from sama.processing_sama import SamaProcessor
 from sama.profiling.cases import randomize
@@ -143,11 +142,6 @@ def adopt_tokens(settings: dict[str, Any], others: dict[str, Any]) -> None:
             adopt_tokens(settings[name], value)
         elif str(name).endswith("_token_id") and name in settings:
             settings[name] = copy.deepcopy(value)
-
-
-def compile_tracker(tracker: SamaMaskTracker) -> None:
-    """Compiles, in place, what a frame goes through."""
-    tracker.compile_parts()
 
 
 def synchronize() -> None:

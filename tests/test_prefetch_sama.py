@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from sama.prefetch_sama import BackgroundWorker, copied_to_host, prefetched
+from sama.prefetch_sama import BackgroundWorker, copy_to_host, prefetch
 
 
 def own_threads() -> list[str]:
@@ -20,23 +20,23 @@ def test_items_are_computed_ahead_but_not_further_than_asked():
         callers.add(threading.current_thread())
         return -item
 
-    for item, result in enumerate(prefetched(work, range(20), depth=3)):
+    for item, result in enumerate(prefetch(work, range(20), depth=3)):
         assert result == -item and len(begun) <= item + 4  # three wait while this one is used
     assert begun == list(range(20)) and threading.current_thread() not in callers and not own_threads()
-    assert list(prefetched(work, [], depth=3)) == []
+    assert list(prefetch(work, [], depth=3)) == []
 
 
 def test_an_error_comes_in_its_place_and_ends_the_thread():
     results = []
     with pytest.raises(ZeroDivisionError):
-        for result in prefetched(lambda item: 6 // (2 - item), range(9), depth=4):
+        for result in prefetch(lambda item: 6 // (2 - item), range(9), depth=4):
             results.append(result)
     assert results == [3, 6] and not own_threads()
 
 
 def test_the_thread_ends_with_a_generator_that_is_closed_early():
     begun, wait = [], threading.Event()
-    items = prefetched(lambda item: begun.append(item) or wait.wait(10), range(100), depth=2)
+    items = prefetch(lambda item: begun.append(item) or wait.wait(10), range(100), depth=2)
     wait.set()
     next(items)
     assert own_threads()
@@ -65,4 +65,4 @@ def test_an_error_in_the_background_is_raised_to_the_caller():
 
 def test_what_is_on_the_cpu_is_not_copied():
     tensor = torch.ones(3)
-    assert copied_to_host(tensor)() is tensor
+    assert copy_to_host(tensor)() is tensor

@@ -50,6 +50,8 @@ def test_save_and_load(tmp_path):
     assert_same_batch(processor(messages), loaded(messages))
     changed = type(processor).from_pretrained(tmp_path, preset="consistent", max_tiles=1)
     assert (changed.preset, changed.max_tiles, changed.turn_format) == ("consistent", 1, "newline_after")
+    changed = type(processor).from_pretrained(tmp_path, config=processor.config, preset="consistent")
+    assert (changed.preset, processor.preset) == ("consistent", "published")
     with pytest.raises(ValueError, match="turn_format='mine' is unknown"):
         type(processor).from_pretrained(tmp_path, turn_format="mine")
 

@@ -21,7 +21,7 @@ from .inputs_sama import SamaVisualInputs
 from .modeling_sama_tracker import FrameFeatures
 from .objects_sama import GroundedPhrase, MaskTrack, Region, encode_masks
 from .overlay_sama import overlay_masks, write_video
-from .prefetch_sama import BackgroundWorker, copied_to_host
+from .prefetch_sama import BackgroundWorker, copy_to_host
 from .streaming_sama import LibraryTextStreamer
 from .video_sama import SamaVideo
 
@@ -493,6 +493,6 @@ class SamaChat:
                 masks = processor.resize_mask_logits(frame.mask_logits, video.height, video.width) > 0
                 if frame.prompted:
                     scores.append(frame.predicted_iou.float())
-                hand_on(worker.submit(encode, frame.frame_index, copied_to_host(masks)))
+                hand_on(worker.submit(encode, frame.frame_index, copy_to_host(masks)))
             hand_on(worker.finish())
         return tracks, torch.stack(scores).mean(0).tolist() if scores else []

@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 
 from .pixels_sama import normalized_on_device, pixel_table
-from .prefetch_sama import prefetched
+from .prefetch_sama import prefetch
 from .tracking_sama import FrameFeatures, FrameRequest, TrackedFrame, tracking_passes
 
 
@@ -121,7 +121,7 @@ class FrameEncoder:
         size = self.batch_size or BATCH_SIZES.get(self.device.type, 1)
         find = partial(self._find, kept)
         threaded = isinstance(self.frames, ReadableFrames)
-        found = prefetched(find, requests, size + 2) if threaded else (find(request) for request in requests)
+        found = prefetch(find, requests, size + 2) if threaded else (find(request) for request in requests)
         with closing(found):
             for _, group in groupby(requests, key=lambda request: (request.tuned, request.original)):
                 while batch := list(islice(group, size)):

@@ -39,10 +39,10 @@ def normalized_pixels(image: Image.Image, size: int, mean: Sequence[float], std:
 # ---- on the model's device ------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=16)
-def resize_weights(old: int, new: int) -> torch.Tensor:
+@lru_cache(maxsize=4)  # of one video: rows and columns; 16 MB each for 1920 pixels to 1024
+def resize_weights(old: int, new: int, device: torch.device) -> torch.Tensor:
     """The fixed-point weights with which Pillow's bicubic filter makes `new` pixels of `old` ones in a row: whole
-    numbers as float64 of shape `(new, old)`, of which `2 ** WEIGHT_BITS` are 1."""
+    numbers as float64 of shape `(new, old)` on a device, of which `2 ** WEIGHT_BITS` are 1."""
     scale = max(old / new, 1.0)
     centers = (np.arange(new) + 0.5) * (old / new)
     first = np.maximum((centers - CUBIC_SUPPORT * scale + 0.5).astype(int), 0)
@@ -58,7 +58,7 @@ def resize_weights(old: int, new: int) -> torch.Tensor:
     fixed = np.trunc(weights * 2**WEIGHT_BITS + np.where(weights < 0, -0.5, 0.5))
     matrix = np.zeros((new, old))
     np.add.at(matrix, (np.arange(new)[:, None], np.minimum(columns, old - 1)), fixed)
-    return torch.from_numpy(matrix)
+    return torch.from_numpy(matrix).to(device)
 
 
 @lru_cache(maxsize=16)
@@ -85,7 +85,7 @@ def resized_on_device(frames: torch.Tensor, size: int) -> torch.Tensor:
     columns_first = filters_columns_first(*pixels.shape[-2:], size)
     for axis in (-2, -1) if columns_first else (-1, -2):  # rounded in between
         if pixels.shape[axis] != size:
-            weights = resize_weights(pixels.shape[axis], size).to(pixels.device)
+            weights = resize_weights(pixels.shape[axis], size, pixels.device)
             sums = pixels @ weights.T if axis == -1 else weights @ pixels
             pixels = ((sums + 2 ** (WEIGHT_BITS - 1)) / 2**WEIGHT_BITS).floor().clamp(0, LEVELS - 1)
     return pixels

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 
-def prefetched(function: Callable[[Any], Any], items: Iterable, depth: int) -> Generator[Any, None, None]:
+def prefetch(function: Callable[[Any], Any], items: Iterable, depth: int) -> Generator[Any, None, None]:
     """`map(function, items)`, computed on a thread up to `depth` items ahead. What `function` raises is raised where
     its result would come. The thread ends with the generator, also when that is closed early."""
     remaining = iter(items)
@@ -58,7 +58,7 @@ class BackgroundWorker:
         self._thread.shutdown(wait=True)
 
 
-def copied_to_host(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
+def copy_to_host(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
     """Starts to copy a tensor to the CPU; the result waits for the copy and returns it, on any thread. So the thread
     that computes does not wait for a GPU."""
     if tensor.device.type != "cuda":
