@@ -6,6 +6,7 @@ import pytest
 import torch
 from checkpoint import count_calls
 from tiny_model import SAM_SIZE, tiny_model
+from transformers import AutoModel
 
 from sama.modeling_sama_tracker import SamaMemoryBank
 
@@ -126,3 +127,18 @@ def test_no_objects_give_no_frames():
 def test_prompted_frames_must_exist(prompted):
     with pytest.raises(ValueError, match="must be frames of a video of 3 frames"):
         list(tiny_model().segment_video(seg_states(1), frames(3), prompted))
+
+
+def test_the_image_encoder_is_the_librarys_without_what_nothing_reads(monkeypatch):
+    """To the bit, with pooled queries; in the library a softmax over the heads of each cell is not read."""
+    tracker = tiny_model().model.mask_tracker.eval()
+    library = AutoModel.from_config(tracker.mask_config).eval()
+    library.load_state_dict(tracker.sam.state_dict())
+    expected, found = (
+        sam.vision_encoder.backbone(frames(2)).intermediate_hidden_states for sam in (library, tracker.sam)
+    )
+    assert len(expected) == len(found) and all(map(torch.equal, expected, found))
+    monkeypatch.setattr(torch.nn.functional, "softmax", lambda *_, **__: pytest.fail("a softmax that nothing reads"))
+    with pytest.raises(pytest.fail.Exception):
+        library.vision_encoder.backbone(frames(1))
+    tracker.sam.vision_encoder.backbone(frames(1))

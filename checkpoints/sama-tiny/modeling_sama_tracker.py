@@ -31,6 +31,7 @@ from .modeling_sama_memory import (
 from .tracking_sama import (
     CERTAIN_LOGIT,
     FrameFeatures,
+    HieraAttention,
     NoPositionEncoding,
     ObjectMasks,
     PointPrompts,
@@ -71,6 +72,9 @@ class SamaMaskTracker(nn.Module):
         self.memory_pool()  # raises for a size that does not fit
         neck = self.sam.vision_encoder.neck
         self.position_encoding, neck.position_encoding = neck.position_encoding, NoPositionEncoding()
+        if self.mask_config.vision_config.backbone_config.model_type == "sam2_hiera_det_model":
+            for block in self.sam.vision_encoder.backbone.blocks:
+                block.attn = HieraAttention(block.attn)
         self.original_mask_decoder = type(self.sam.mask_decoder)(self.mask_config.mask_decoder_config)
 
     @classmethod
