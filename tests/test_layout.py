@@ -105,12 +105,13 @@ REMOTE_CODE = {
 }
 ENTRY_POINTS = {"cli", "demo", "evaluate", "serve", "train"}
 LIBRARY = {"benchmarks", "conversion", "data", "drawing", "evaluation", "metrics", "resources", "serving", "toy_world"}
-LIBRARY |= {"training"}
+LIBRARY |= {"annotation", "training"}
 EVERYTHING_BELOW = set(REMOTE_CODE) | LIBRARY
 ROOMS = {
     **REMOTE_CODE,
     **dict.fromkeys(ENTRY_POINTS, EVERYTHING_BELOW),
     "__init__": set(),
+    "annotation": set(REMOTE_CODE) | {"annotation", "data", "drawing", "evaluation", "resources", "toy_world"},
     "cli": {"conversion", "demo", "evaluate", "resources", "serve", "train"},
     "benchmarks": CONVERSATION | {"benchmarks", "data", "metrics", "resources", "toy_world"},
     "conversion": set(REMOTE_CODE) | {"conversion", "data"},

@@ -1,0 +1,28 @@
+"""What can go wrong while annotations are made, by what has to happen next."""
+
+
+class AnnotationError(ValueError):
+    """An input, a reply or a setting that annotation cannot use; the message names it."""
+
+
+class TransientError(AnnotationError):
+    """
+    The endpoint gave no reply to this request in all tries, although it accepts it: overloaded, unreachable or broken.
+    The record becomes an error row, and a later run asks again.
+    """
+
+
+class RejectedRequestError(AnnotationError):
+    """The endpoint refuses this one request, such as for a picture that it cannot read. The record is an error row."""
+
+
+class StopError(AnnotationError):
+    """No further request can succeed. The run ends after the finished work is saved, and can be resumed."""
+
+
+class PermanentError(StopError):
+    """The endpoint refuses every request: wrong key, unknown model, quota used up, or not reachable for long."""
+
+
+class BudgetError(StopError):
+    """The next request could cost more than is left of the budget."""
