@@ -1,107 +1,39 @@
 """
-The client of an OpenAI-compatible endpoint: one request, its answer, and everything between them that is no business
-of a stage: the form of structured output, retries, waiting, limits of rate and concurrency, and costs.
+The client of an OpenAI-compatible endpoint: one request, its answer, and everything between them that does not concern
+a stage: the form of structured output, retries, waiting, limits of rate and concurrency, and costs.
 
-The texts of replies are not read here: whether an answer is valid JSON, names known objects or makes sense is checked
-by the stages, whose checks have codes.
+The texts of answers are not read here: whether one is valid JSON, names known objects or makes sense is checked by the
+stages, whose checks have codes.
 """
 
-import hashlib
 import json
+import logging
+import secrets
+import threading
+import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from .errors import AnnotationError
+from sama.evaluation.chat_endpoint import EndpointReply, NoReplyError, post_chat
+from sama.evaluation.endpoint_text import base_url, check_url, read_api_key, retry_after_s, shown_body, without_key
+
+from .completions import BrokenReplyError, Completion, CompletionRequest, Usage, read_completion
+from .costs import Costs, Spent
+from .errors import AnnotationError, PermanentError, RejectedRequestError, StopError, TransientError
+from .rate_limit import ConcurrencyLimit, RateLimit
 
 
-@dataclass(frozen=True)
-class CompletionRequest:
-    """
-    What a model is asked.
+logger = logging.getLogger(__name__)
 
-    Args:
-        model (`str`): Name of the model at the endpoint.
-        messages (`list[dict]`): OpenAI chat messages. Pictures are `image_url` parts with `data:` URLs.
-        schema (`dict`, *optional*): JSON schema of the answer.
-        max_tokens (`int`): Maximum length of the answer. An answer that is cut there is asked for once more with
-            twice as many.
-        temperature (`float`): 0 for the most likely answer.
-        seed (`int`, *optional*): Seed of the sampling, for endpoints that have one.
-    """
-
-    model: str
-    messages: list[dict]
-    schema: dict[str, Any] | None = None
-    max_tokens: int = 2048
-    temperature: float = 0.0
-    seed: int | None = None
-
-    def key(self) -> str:
-        """SHA-256, in hexadecimal digits, of everything that decides the answer. The endpoint's address and API key do
-        not belong to it."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
-
-
-@dataclass(frozen=True)
-class Usage:
-    """Numbers of tokens of one or more calls; `cached` is the part of `prompt` that the endpoint had in its cache."""
-
-    prompt: int = 0
-    cached: int = 0
-    completion: int = 0
-
-    def __add__(self, other: "Usage") -> "Usage":
-        return Usage(self.prompt + other.prompt, self.cached + other.cached, self.completion + other.completion)
-
-
-@dataclass(frozen=True)
-class Completion:
-    """
-    An answer as the endpoint gave it.
-
-    Args:
-        text (`str`): Its text; `""` if the endpoint gave none.
-        finish_reason (`str`): `"stop"`; `"length"` if the answer is cut at `max_tokens` a second time.
-        refusal (`str`, *optional*): Why there is no answer: the model's refusal, `"content_filter"` or `"empty"`.
-        usage ([`Usage`], *optional*): Tokens of the call that gave the answer; `None` if the endpoint does not count.
-        seconds (`float`): From the first attempt to the answer, with the waits between them.
-        attempts (`int`): Number of requests that were sent.
-        model (`str`): The name that the endpoint gives its model, which may contain a version.
-    """
-
-    text: str
-    finish_reason: str
-    refusal: str | None
-    usage: Usage | None
-    seconds: float
-    attempts: int
-    model: str
-
-    def to_json(self) -> dict[str, Any]:
-        """The fields as JSON values."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, value: Any) -> "Completion":
-        """
-        The completion that [`to_json`] wrote.
-
-        Raises:
-            [`AnnotationError`]: A field is missing or of another type.
-        """
-        kinds = {"text": str, "finish_reason": str, "refusal": str | None, "usage": dict | None}
-        kinds |= {"seconds": float | int, "attempts": int, "model": str}
-        if not isinstance(value, dict) or set(value) != set(kinds):
-            raise AnnotationError(f"A saved completion needs the fields {', '.join(kinds)}, got {str(value)[:200]}.")
-        wrong = [name for name, kind in kinds.items() if not isinstance(value[name], kind)]
-        usage = value["usage"]
-        counts = {"prompt": int, "cached": int, "completion": int}
-        if not wrong and usage is not None and {name: type(count) for name, count in usage.items()} != counts:
-            wrong = ["usage"]
-        if wrong:
-            raise AnnotationError(f"Field {wrong[0]!r} of a saved completion is {value[wrong[0]]!r:.200}.")
-        return cls(**{**value, "usage": None if usage is None else Usage(**usage)})
+STRUCTURED_OUTPUT = ("json_schema", "json_object", "none")  # from the strictest to the loosest
+TEMPORARY = {408, 409, 425, 429}  # and all from 500
+ABOUT_THIS_REQUEST = {400, 413, 415, 422}  # other client errors are about the key, the model or the URL
+NO_QUOTA, NO_MODEL = {"insufficient_quota", "billing_hard_limit_reached"}, {"model_not_found"}
+# Estimates, for the budget and the token limit, before an endpoint has counted
+CHARACTERS_PER_TOKEN, TOKENS_PER_PICTURE = 3, 1000
+MOST_FAILURES = 20  # requests in a row without an answer, after which the endpoint counts as down
+LONGEST_BACKOFF_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -114,6 +46,8 @@ class EndpointSettings:
         key_variable (`str`): Environment variable with the API key; no key is sent if it is not set.
         structured_output (`str`): How the schema of a request is sent: `"json_schema"`, `"json_object"` (without the
             schema) or `"none"`. An endpoint that refuses one of them is asked with the next.
+        max_tokens_name (`str`): Name of the limit on the answer's length; `"max_completion_tokens"` for models that
+            reason first.
         stream (`bool`): Whether answers are sent in parts, for gateways that close connections that are silent.
         concurrency (`int`): Maximum number of requests at a time; less while the endpoint is overloaded.
         requests_per_minute (`float`, *optional*): Rate limit.
@@ -128,6 +62,7 @@ class EndpointSettings:
     url: str
     key_variable: str = "OPENAI_API_KEY"
     structured_output: str = "json_schema"
+    max_tokens_name: str = "max_tokens"
     stream: bool = False
     concurrency: int = 8
     requests_per_minute: float | None = None
@@ -138,6 +73,14 @@ class EndpointSettings:
     timeout_s: float = 120.0
 
 
+class _Again(Exception):
+    """A temporary failure. `wait_s` is what the endpoint asks for; `busy` says that it is overloaded."""
+
+    def __init__(self, problem: str, outcome: str, wait_s: float | None = None, busy: bool = False):
+        super().__init__(problem)
+        self.outcome, self.wait_s, self.busy = outcome, wait_s, busy
+
+
 class Endpoint:
     """
     A model behind an endpoint. One object serves all threads of a run.
@@ -146,11 +89,38 @@ class Endpoint:
         settings ([`EndpointSettings`]): Where and how it is asked.
         costs ([`~annotation.costs.Costs`], *optional*): Counts every call, and refuses calls beyond its budget.
             Several endpoints may share it.
+        rate ([`~annotation.rate_limit.RateLimit`], *optional*): When requests may start; by default one with the
+            limits of the settings. Several endpoints may share it.
+        clock (`Callable`): Seconds that never go back.
         sleep (`Callable`, *optional*): Waits a number of seconds; by default until then or until the run stops.
+        jitter (`Callable`, *optional*): Returns a random number from 0 to 1.
+
+    Raises:
+        `ValueError`: The URL is not an http or https URL, or contains a password or a query.
+        [`AnnotationError`]: A setting is out of range.
     """
 
-    def __init__(self, settings: EndpointSettings, costs=None, sleep: Callable[[float], Any] | None = None):
-        raise NotImplementedError
+    def __init__(
+        self,
+        settings: EndpointSettings,
+        costs: Costs | None = None,
+        rate: RateLimit | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Any] | None = None,
+        jitter: Callable[[], float] | None = None,
+    ):
+        check_url(settings.url, "endpoint")
+        _check_settings(settings)
+        self.settings, self.costs, self.clock = settings, costs or Costs(), clock
+        self._jitter = jitter or secrets.SystemRandom().random
+        self.rate = rate or RateLimit(settings.requests_per_minute, settings.tokens_per_minute, clock)
+        self.concurrency = ConcurrencyLimit(settings.concurrency)
+        self._stopping = threading.Event()
+        self._stop_error: StopError | None = None
+        self._sleep = sleep or self._stopping.wait
+        self._lock = threading.Lock()
+        self._failures = 0  # requests without an answer since the last answer
+        self._modes: dict[str, str] = {}  # model -> form of structured output, where it differs from the settings
 
     def complete(self, request: CompletionRequest, stage: str = "", record: str = "") -> Completion:
         """
@@ -167,4 +137,245 @@ class Endpoint:
             [`PermanentError`]: No request can succeed; all later calls raise it, too.
             [`BudgetError`]: The call could cost more than is left of the budget; all later calls raise it, too.
         """
-        raise NotImplementedError
+        started = self.clock()
+        try:
+            completion = self._answer(request, stage, record)
+            if completion.finish_reason == "length" and completion.refusal is None:
+                completion = self._longer(request, completion, stage, record)
+        except StopError as error:
+            self.stop(error)
+            raise
+        return replace(completion, seconds=self.clock() - started)
+
+    def stop(self, error: StopError | None = None) -> None:
+        """Lets all calls that wait, and all later ones, end with this error."""
+        with self._lock:
+            self._stop_error = self._stop_error or error or PermanentError("The run was stopped.")
+        self._stopping.set()
+
+    def _longer(self, request: CompletionRequest, cut: Completion, stage: str, record: str) -> Completion:
+        """The answer with twice as many tokens; the cut one if the endpoint does not allow as many."""
+        try:
+            found = self._answer(replace(request, max_tokens=2 * request.max_tokens), stage, record)
+        except RejectedRequestError:
+            return replace(cut, attempts=cut.attempts + 1)
+        return replace(found, attempts=cut.attempts + found.attempts)
+
+    def _answer(self, request: CompletionRequest, stage: str, record: str) -> Completion:
+        """The answer after as many tries as it takes."""
+        attempts, failures = 0, 0
+        while True:
+            mode, attempts = self._mode(request), attempts + 1
+            try:
+                completion = self._try(request, mode, stage, record)
+            except _Again as error:
+                failures += 1
+                if failures == self.settings.tries:
+                    where = f"{request.model} at {self.settings.url}"
+                    raise self._unanswered(
+                        TransientError(f"{where} gave no answer in {failures} tries: {error}.")
+                    ) from None
+                self._wait_after(error, failures)
+            except RejectedRequestError as error:
+                if mode == "none" or not self._loosen(request.model, mode, str(error)):
+                    raise self._unanswered(error) from None
+            else:
+                with self._lock:
+                    self._failures = 0
+                return replace(completion, attempts=attempts)
+
+    def _unanswered(self, error: AnnotationError) -> AnnotationError:
+        """The error of a request without an answer; another one if there have been too many of them in a row."""
+        with self._lock:
+            self._failures += 1
+            failures = self._failures
+        if failures < MOST_FAILURES:
+            return error
+        return PermanentError(
+            f"None of the last {failures} requests was answered. The last one: {error} What is finished is saved."
+        )
+
+    def _wait_after(self, error: _Again, number: int) -> None:
+        """Waits before the next try. An overloaded endpoint is left alone by all threads."""
+        planned = min(self.settings.backoff_s * 2 ** (number - 1), LONGEST_BACKOFF_S)
+        wait_s = max(error.wait_s or 0.0, planned * (1 + self._jitter()) / 2)
+        if error.wait_s is not None and error.wait_s > self.settings.longest_wait_s:
+            raise PermanentError(
+                f"{self.settings.url} asks to wait {error.wait_s:,.0f} seconds, more than the "
+                f"{self.settings.longest_wait_s:,.0f} that are allowed. What is finished is saved; run again then."
+            )
+        if error.busy:
+            self.rate.pause(wait_s)
+        else:
+            self._sleep(wait_s)
+
+    def _try(self, request: CompletionRequest, mode: str, stage: str, record: str) -> Completion:
+        """One attempt, counted in the costs."""
+        body = request_body(request, mode, self.settings)
+        estimate = estimate_tokens(request)
+        with self.concurrency.slot() as slot:
+            self._wait_for_start(estimate)
+            self._raise_if_stopped()
+            reserved = self.costs.reserve(request.model, estimate)
+            started = self.clock()
+            # Unless it is known better, the call may have been charged
+            outcome, usage, estimated = "no reply", replace(estimate, completion=0), True
+            try:
+                completion = self._post(body)
+                outcome = _outcome(completion)
+                estimated = completion.usage is None
+                usage = completion.usage or replace(estimate, completion=_tokens(completion.text))
+            except _Again as error:
+                outcome = error.outcome
+                if outcome.isdigit():  # a status: the endpoint says that it did not answer
+                    usage, estimated = Usage(), False
+                if error.busy:
+                    self.concurrency.overloaded(slot)
+                raise
+            except AnnotationError as error:
+                outcome, usage, estimated = type(error).__name__, Usage(), False
+                raise
+            finally:
+                seconds = self.clock() - started
+                spent = Spent(stage, record, request.model, outcome, usage, estimated, seconds)
+                self.costs.settle(reserved, spent)
+        self.concurrency.succeeded()
+        return completion
+
+    def _wait_for_start(self, estimate: Usage) -> None:
+        start = self.rate.reserve(estimate.prompt + estimate.completion)
+        while (delay := self.rate.delay(start)) > 0:
+            self._raise_if_stopped()
+            self._sleep(delay)
+
+    def _raise_if_stopped(self) -> None:
+        with self._lock:
+            if self._stop_error is not None:
+                raise type(self._stop_error)(str(self._stop_error))
+
+    def _post(self, body: dict) -> Completion:
+        """The answer to one HTTP request. No error that leaves this method holds the key."""
+        try:
+            key = read_api_key(self.settings.key_variable)
+        except ValueError as error:
+            raise PermanentError(str(error)) from None
+        try:
+            reply = post_chat(base_url(self.settings.url), key, body, self.settings.timeout_s)
+        except UnicodeEncodeError:
+            raise RejectedRequestError("The request contains surrogates, which are not Unicode characters.") from None
+        except NoReplyError as error:
+            problem = without_key(str(error), key)
+            if not error.temporary:
+                raise RejectedRequestError(f"{self.settings.url} gave no usable reply: {problem}.") from None
+            raise _Again(problem, "no reply") from None
+        if reply.status != 200:
+            return self._refused(reply, key)
+        try:
+            completion = read_completion(reply.body, self.settings.stream)
+        except BrokenReplyError as error:
+            raise _Again(f"its reply {error}: {shown_body(reply.body, key)!r}", "no reply") from None
+        refusal = None if completion.refusal is None else without_key(completion.refusal, key)
+        return replace(completion, text=without_key(completion.text, key), refusal=refusal)
+
+    def _refused(self, reply: EndpointReply, key: str | None) -> Completion:
+        """What a status other than 200 means: an error, or a refusal by a content filter."""
+        code, status = _error_code(reply.body), reply.status
+        shown = f"HTTP {status}: {shown_body(reply.body, key)}"
+        if code in NO_QUOTA:
+            raise PermanentError(f"The quota at {self.settings.url} is used up ({shown}). What is finished is saved.")
+        if status in TEMPORARY or status >= 500:
+            wait_s = retry_after_s(reply.headers.get("retry-after"))
+            raise _Again(shown, str(status), wait_s, busy=status == 429 or wait_s is not None)
+        if code == "content_filter":
+            return Completion("", "content_filter", "content_filter", Usage(), 0.0, 0, "")
+        if status in ABOUT_THIS_REQUEST and code not in NO_MODEL:
+            raise RejectedRequestError(f"{self.settings.url} refused the request: {shown}")
+        hint = "Redirects are not followed, because the request carries the API key. " if status < 400 else ""
+        raise PermanentError(
+            f"{self.settings.url} refuses all requests ({shown}). {hint}Check the URL, the model and the key in "
+            f"{self.settings.key_variable}. What is finished is saved."
+        )
+
+    def _mode(self, request: CompletionRequest) -> str:
+        """How the schema of a request is sent."""
+        with self._lock:
+            return (
+                "none" if request.schema is None else self._modes.get(request.model, self.settings.structured_output)
+            )
+
+    def _loosen(self, model: str, mode: str, problem: str) -> bool:
+        """Goes on to the next form of structured output if the endpoint refused this one for its form."""
+        words = ("response_format", "json_schema", "json_object", "schema", "structured", "guided")
+        if not any(word in problem.lower() for word in words):
+            return False
+        following = STRUCTURED_OUTPUT[STRUCTURED_OUTPUT.index(mode) + 1]
+        with self._lock:
+            if self._modes.get(model, self.settings.structured_output) == mode:
+                self._modes[model] = following
+                logger.warning("%s does not support %s output, asking for %s: %s", model, mode, following, problem)
+        return True
+
+
+def _check_settings(settings: EndpointSettings) -> None:
+    """[`AnnotationError`] for a setting that is out of range."""
+    if settings.max_tokens_name not in ("max_tokens", "max_completion_tokens"):
+        raise AnnotationError(
+            f"max_tokens_name is {settings.max_tokens_name!r}, expected max_tokens or max_completion_tokens."
+        )
+    if settings.structured_output not in STRUCTURED_OUTPUT:
+        raise AnnotationError(
+            f"structured_output is {settings.structured_output!r}, expected one of {', '.join(STRUCTURED_OUTPUT)}."
+        )
+    for name in ("concurrency", "tries"):
+        if getattr(settings, name) < 1:
+            raise AnnotationError(f"{name} is {getattr(settings, name)}, expected at least 1.")
+    for name in ("requests_per_minute", "tokens_per_minute", "backoff_s", "longest_wait_s", "timeout_s"):
+        value = getattr(settings, name)
+        if value is not None and not 0 < value < float("inf"):
+            raise AnnotationError(f"{name} is {value}, expected a number above 0.")
+
+
+def request_body(request: CompletionRequest, mode: str, settings: EndpointSettings) -> dict[str, Any]:
+    """The JSON body of a request, with its schema in one of the forms of `STRUCTURED_OUTPUT`."""
+    body: dict[str, Any] = {"model": request.model, "messages": request.messages}
+    body[settings.max_tokens_name] = request.max_tokens
+    chosen = {"temperature": request.temperature, "seed": request.seed}
+    body |= {name: value for name, value in chosen.items() if value is not None}
+    if mode == "json_schema":
+        schema = {"name": "answer", "schema": request.schema, "strict": True}
+        body["response_format"] = {"type": "json_schema", "json_schema": schema}
+    elif mode == "json_object":
+        body["response_format"] = {"type": "json_object"}
+    if settings.stream:
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
+    return body
+
+
+def estimate_tokens(request: CompletionRequest) -> Usage:
+    """About how many tokens a request needs at most. Pictures count the same whatever their size."""
+    tokens = _tokens(json.dumps(request.schema)) if request.schema is not None else 0
+    for message in request.messages:
+        parts = message["content"]
+        for part in [{"type": "text", "text": parts}] if isinstance(parts, str) else parts:
+            tokens += _tokens(part["text"]) if part["type"] == "text" else TOKENS_PER_PICTURE
+    return Usage(prompt=tokens, completion=request.max_tokens)
+
+
+def _tokens(text: str) -> int:
+    return -(-len(text.encode(errors="replace")) // CHARACTERS_PER_TOKEN)
+
+
+def _outcome(completion: Completion) -> str:
+    if completion.refusal is not None:
+        return "refusal"
+    return "length" if completion.finish_reason == "length" else "answer"
+
+
+def _error_code(body: bytes) -> str:
+    """The code, or else the type, of an OpenAI error object; `""` if the body is none."""
+    try:
+        error = json.loads(body)["error"]
+        found = [error.get("code"), error.get("type")]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return ""
+    return next((value for value in found if isinstance(value, str)), "")

@@ -75,7 +75,8 @@ def post_chat(base_url: str, key: str | None, request: Mapping[str, Any], timeou
     Args:
         base_url (`str`): URL without `/chat/completions`.
         key (`str`, *optional*): API key; without one no `Authorization` header is sent.
-        request (`dict`): `model`, `messages` and generation settings.
+        request (`dict`): `model`, `messages` and generation settings. With `stream`, the body is the whole stream of
+            events.
         timeout_s (`float`): Seconds for the whole exchange, from the name lookup to the last byte of the reply.
 
     Raises:
@@ -98,13 +99,14 @@ async def _post_chat(base_url: str, key: str | None, request: Mapping, timeout_s
     own = {"Accept-Encoding": "identity", **omitted}
     hooks = {"request": [authorize], "response": [_limit]}
     http = openai.DefaultAsyncHttpxClient(follow_redirects=False, event_hooks=hooks, verify=_certificates())
-    # Without retries: the judge repeats requests itself, and says how often it did
+    # Without retries: callers repeat requests themselves, and say how often they did
     options = {"base_url": base_url, "api_key": "unused", "max_retries": 0, "timeout": timeout_s}
     async with openai.AsyncOpenAI(http_client=http, **options) as client:
         try:
             async with asyncio.timeout(timeout_s):
                 raw = await client.chat.completions.with_raw_response.create(**request, extra_headers=own)
-            response = raw.http_response
+                response = raw.http_response
+                await response.aread()  # what is left of it: all, if it was asked for in parts
         except openai.APIStatusError as error:
             response = error.response
         except TimeoutError:

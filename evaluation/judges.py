@@ -9,29 +9,33 @@ that text is missing.
 
 import hashlib
 import json
-import os
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from pathlib import Path
-from urllib.parse import quote, urlsplit
 
 from sama.data.files import write_text_atomically
 from sama.metrics.clair import RefusedTextError, parse_clair
 
+from .endpoint_text import (
+    CHAT_PATH,
+    base_url,
+    check_url,
+    has_surrogates,
+    read_api_key,
+    retry_after_s,
+    shown_body,
+    without_key,
+)
+
 
 Messages = list[dict]
 
-CHAT_PATH = "/chat/completions"
 TOO_MANY_REQUESTS = 429
 # Client errors that do not depend on the text (key, quota, model, proxy); all other 4xx are about the text
 NOT_ABOUT_THE_TEXT = {401, 402, 403, 404, 405, 407, 408}
 LONGEST_WAIT_S = 120.0
-SHOWN_CHARACTERS = 300  # of an invalid response, in error messages
-HIDDEN = "***"
 
 
 class JudgeError(OSError):
@@ -92,8 +96,8 @@ class EndpointJudge:
         except ModuleNotFoundError as error:
             raise JudgeError(f"--judge_url needs the package {error.name}: pip install -e '.[eval]'.") from error
         self._post_chat = post_chat
-        _check_url(url)
-        self.url = url if url.rstrip("/").endswith(CHAT_PATH) else url.rstrip("/") + CHAT_PATH
+        check_url(url, "judge")
+        self.url = base_url(url) + CHAT_PATH
         self.model, self.settings = model, settings or JudgeSettings()
         self._lock, self._next_start = threading.Lock(), 0.0
 
@@ -130,24 +134,26 @@ class EndpointJudge:
     def _ask(self, messages: Messages) -> str:
         from .chat_endpoint import NoReplyError
 
-        key = _api_key(self.settings.key_variable)
+        try:
+            key = read_api_key(self.settings.key_variable)
+        except ValueError as error:
+            raise JudgeError(str(error)) from None
         chosen = {"temperature": self.settings.temperature, "max_tokens": self.settings.max_tokens}
         request = {"model": self.model, "messages": messages, **chosen}
-        base_url = self.url.rstrip("/").removesuffix(CHAT_PATH)
         problem, temporary = None, False
         try:
-            reply = self._post_chat(base_url, key, request, self.settings.timeout_s)
+            reply = self._post_chat(base_url(self.url), key, request, self.settings.timeout_s)
         except UnicodeEncodeError:
             raise RefusedTextError("the text contains surrogates, which are not Unicode characters") from None
         except NoReplyError as error:
-            problem, temporary = _without_key(str(error), key), error.temporary
+            problem, temporary = without_key(str(error), key), error.temporary
         if problem is not None:
             raise _TryAgain(problem) if temporary else JudgeError(f"{self.model} at {self.url}: {problem}")
         if reply.status == 200:
-            return _without_key(_content(reply.body, key), key)
-        problem = f"HTTP {reply.status}: {_shown(reply.body, key)}"
+            return without_key(_content(reply.body, key), key)
+        problem = f"HTTP {reply.status}: {shown_body(reply.body, key)}"
         if reply.status == TOO_MANY_REQUESTS or reply.status >= 500:
-            raise _TryAgain(problem, _seconds(reply.headers.get("retry-after")))
+            raise _TryAgain(problem, retry_after_s(reply.headers.get("retry-after")))
         if reply.status < 400:
             raise JudgeError(
                 f"{self.model} at {self.url} gave no answer: HTTP {reply.status}. Redirects are not followed, because "
@@ -155,43 +161,6 @@ class EndpointJudge:
             )
         kind = JudgeError if reply.status in NOT_ABOUT_THE_TEXT else RefusedTextError
         raise kind(f"{self.model} at {self.url} refused the request: {problem}")
-
-
-def _check_url(url: str) -> None:
-    """`ValueError` if `url` is not one for a judge. The message contains no password."""
-    shown = f"{HIDDEN}@{url.rpartition('@')[2]}" if "@" in url else url
-    try:
-        parts = urlsplit(url)
-        right = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # of a port that is not a number
-        right = False
-    if not right or not url.isprintable() or " " in url:
-        raise ValueError(f"The URL of the judge is {shown!r}, expected one such as http://localhost:8000/v1.")
-    if "@" in parts.netloc:
-        raise ValueError(
-            f"The URL of the judge contains a user name or password ({shown}), which would be saved with the results. "
-            "Remove it; a key belongs in the environment variable OPENAI_API_KEY."
-        )
-    if parts.query or parts.fragment:
-        raise ValueError(
-            f"The URL of the judge has a query or fragment after {url.partition('?')[0].partition('#')[0]}, expected "
-            "only scheme, host and path."
-        )
-
-
-def _api_key(variable: str) -> str | None:
-    """The key in an environment variable; [`JudgeError`] if a header cannot carry it."""
-    key = os.environ.get(variable) or None
-    if key is not None and not (key.isascii() and key.isprintable() and " " not in key):
-        raise JudgeError(f"The API key in {variable} contains blanks, line breaks or characters outside ASCII.")
-    return key
-
-
-def _without_key(text: str, key: str | None) -> str:
-    """`text` with the API key hidden, also where it is quoted as in JSON or in a URL."""
-    for form in sorted({key, json.dumps(key)[1:-1], quote(key, safe="")}, key=len, reverse=True) if key else ():
-        text = text.replace(form, HIDDEN)
-    return text
 
 
 def _content(body: bytes, key: str | None) -> str:
@@ -203,37 +172,16 @@ def _content(body: bytes, key: str | None) -> str:
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
         content = refusal = choice = None
     if choice is None:
-        raise _TryAgain(f"its response is not a chat completion: {_shown(body, key)!r}")
+        raise _TryAgain(f"its response is not a chat completion: {shown_body(body, key)!r}")
     if isinstance(refusal, str) or (content is None and choice.get("finish_reason") == "content_filter"):
         reason = refusal if isinstance(refusal, str) else "content filter"
-        raise RefusedTextError(f"the judge refused the text: {_shown(reason.encode(errors='replace'), key)}")
+        raise RefusedTextError(f"the judge refused the text: {shown_body(reason.encode(errors='replace'), key)}")
     if not isinstance(content, str):
         kind = "null" if content is None else type(content).__name__
-        raise _TryAgain(f"its answer is {kind} where text is expected: {_shown(body, key)!r}")
-    if not content.isascii() and any("\ud800" <= letter <= "\udfff" for letter in content):
+        raise _TryAgain(f"its answer is {kind} where text is expected: {shown_body(body, key)!r}")
+    if has_surrogates(content):
         raise _TryAgain("its answer contains surrogates, which are not Unicode characters")
     return content
-
-
-def _shown(body: bytes, key: str | None) -> str:
-    """The beginning of a body, without the key and without control characters."""
-    text = _without_key(body.decode(errors="replace"), key)[:SHOWN_CHARACTERS]
-    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
-
-
-def _seconds(header: str | None) -> float | None:
-    """Seconds of a `Retry-After` header, a number or a date; `None` if it is neither."""
-    if header is None:
-        return None
-    try:
-        return max(0.0, float(header))
-    except ValueError:
-        pass
-    try:
-        date = parsedate_to_datetime(header)
-        return max(0.0, (date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
-    except (ValueError, OverflowError):
-        return None
 
 
 class CachedJudge:

@@ -13,7 +13,8 @@ import pytest
 
 from sama import evaluate
 from sama.evaluation import chat_endpoint
-from sama.evaluation.judges import EndpointJudge, JudgeError, JudgeSettings, _seconds, open_judge
+from sama.evaluation.endpoint_text import retry_after_s
+from sama.evaluation.judges import EndpointJudge, JudgeError, JudgeSettings, open_judge
 from sama.metrics.clair import RefusedTextError, clair, parse_clair
 from sama.metrics.values import PUBLISHED
 
@@ -241,8 +242,9 @@ def test_urls_that_are_none(url):
 
 
 def test_waiting_time_as_a_date():
-    assert _seconds(format_datetime(datetime.now(UTC) + timedelta(hours=1))) == pytest.approx(3600, abs=60)
-    assert _seconds("Wed, 21 Oct 2015 07:28:00 GMT") == 0 and _seconds("tomorrow") is None
+    assert retry_after_s(format_datetime(datetime.now(UTC) + timedelta(hours=1))) == pytest.approx(3600, abs=60)
+    assert retry_after_s("Wed, 21 Oct 2015 07:28:00 GMT") == 0 and retry_after_s("tomorrow") is None
+    assert retry_after_s("nan") is None and retry_after_s("inf") is None and retry_after_s("-3") == 0
 
 
 def test_a_notebook_with_its_own_event_loop(serve):

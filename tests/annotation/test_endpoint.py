@@ -1,0 +1,518 @@
+"""The client of an endpoint that is overloaded, broken or wrong in every way of `scripted_endpoint`."""
+
+import base64
+import io
+import json
+import logging
+import threading
+import traceback
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+from PIL import Image
+from scripted_endpoint import (
+    CONNECTION_FAULTS,
+    FAULTS,
+    KEY,
+    REPLY_FAULTS,
+    STATUS_FAULTS,
+    TEXT_FAULTS,
+    TOKENS_PER_PICTURE,
+    always,
+    by_call,
+    by_rate,
+    by_request,
+    scripted_endpoint,
+)
+
+from sama.annotation.completions import Completion, CompletionRequest, Usage
+from sama.annotation.costs import Budget, Costs, Price
+from sama.annotation.endpoint import MOST_FAILURES, Endpoint, EndpointSettings, estimate_tokens
+from sama.annotation.errors import AnnotationError, BudgetError, PermanentError, RejectedRequestError, TransientError
+
+
+SCHEMA = {"type": "object", "properties": {"answer": {"type": "string"}}, "required": ["answer"]}
+ANSWER = json.dumps(
+    {
+        "conversation": [
+            {
+                "question": f"What does <obj{n}> do?",
+                "answer": f"It follows <p> the dog </p> <obj{n}>.",
+                "evidence": [{"object": f"obj{n}", "first": 1, "last": 4}],
+            }
+            for n in (1, 2)
+        ]
+    }
+)
+
+
+class Time:
+    """A clock that only goes on when somebody sleeps."""
+
+    def __init__(self):
+        self.now, self.waits, self._lock = 0.0, [], threading.Lock()
+
+    def clock(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        with self._lock:
+            self.waits.append(seconds)
+            self.now += seconds
+
+
+@pytest.fixture(autouse=True)
+def key(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def time():
+    return Time()
+
+
+@pytest.fixture
+def ask(time):
+    """A function that asks an endpoint with faults once; its last server, endpoint and costs are its attributes."""
+
+    def run(faults=None, request=None, text=ANSWER, budget=None, **settings) -> Completion:
+        with scripted_endpoint(lambda request: text, faults) as run.server:
+            run.costs = Costs(prices={"writer": Price(2, 10, 1)}, budget=budget)
+            run.endpoint = make_endpoint(run.server, time, run.costs, **settings)
+            return run.endpoint.complete(request or question(), "describe", "clip")
+
+    return run
+
+
+def make_endpoint(server, time: Time, costs=None, **settings) -> Endpoint:
+    settings = EndpointSettings(server.url, **{"timeout_s": 10.0, "concurrency": 1, **settings})
+    return Endpoint(settings, costs, clock=time.clock, sleep=time.sleep, jitter=lambda: 1.0)
+
+
+def question(text="Describe.", **fields) -> CompletionRequest:
+    messages = [{"role": "system", "content": "Answer in JSON."}, {"role": "user", "content": text}]
+    return CompletionRequest("writer", messages, **{"schema": SCHEMA, "max_tokens": 100, **fields})
+
+
+def with_picture(data: bytes) -> CompletionRequest:
+    url = f"data:image/png;base64,{base64.b64encode(data).decode()}"
+    parts = [{"type": "text", "text": "What is this?"}, {"type": "image_url", "image_url": {"url": url}}]
+    return question(parts)
+
+
+def png() -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (2, 2)).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_an_answer_with_its_usage(ask):
+    completion = ask(request=with_picture(png()))
+    assert completion.text == ANSWER and completion.finish_reason == "stop" and completion.refusal is None
+    assert completion.model == "writer-2026" and completion.attempts == 1
+    system, text = len("Answer in JSON.") // 4, len("What is this?") // 4
+    assert completion.usage == Usage(system + text + TOKENS_PER_PICTURE, system, len(ANSWER) // 4)
+    assert Completion.from_json(json.loads(json.dumps(completion.to_json()))) == completion
+    (body,) = ask.server.requests
+    assert body["response_format"]["json_schema"] == {"name": "answer", "schema": SCHEMA, "strict": True}
+    assert body["max_tokens"] == 100 and body["temperature"] == 0.0 and "seed" not in body and "stream" not in body
+    assert ask.server.calls[0].authorization == f"Bearer {KEY}"
+    assert list(ask.costs.table()) == [("describe", "writer")] and ask.costs.total.answers == 1
+
+
+@pytest.mark.parametrize("fault", [None, "brackets", "refusal", "length", "no usage"])
+def test_a_streamed_answer_is_the_same(ask, fault):
+    faults = always(fault) if fault else None
+    whole, parts = ask(faults), ask(faults, stream=True)
+    assert replace(parts, seconds=whole.seconds) == whole
+    assert ask.server.requests[0]["stream_options"] == {"include_usage": True}
+
+
+# Faults that pass: each is met once, then the endpoint answers
+
+
+@pytest.mark.parametrize("fault", ["500", "503", "reset", "cut", "no JSON", "surrogates"])
+def test_what_is_broken_is_asked_again_after_a_while(ask, time, fault):
+    completion = ask(by_call({1: fault, 2: fault}))
+    assert completion.text == ANSWER and completion.attempts == len(ask.server.calls) == 3
+    assert time.waits == [1, 2] and completion.seconds == 3
+    # A status says that nothing was charged; of a broken reply the cost is unknown, and its estimate counts
+    assert ask.costs.total.estimated == (0 if fault.isdigit() else 2) and ask.costs.total.calls == 3
+
+
+def test_a_stalled_endpoint_is_given_up(ask, time):
+    completion = ask(by_call({1: "stall"}), timeout_s=0.3)
+    assert completion.attempts == 2 and time.waits == [1] and ask.costs.total.estimated == 1
+
+
+@pytest.mark.parametrize("fault", ["cut", "end"])
+def test_a_stream_that_ends_early_is_asked_again(ask, fault):
+    completion = ask(by_call({1: fault}), stream=True)
+    assert completion.text == ANSWER and completion.attempts == 2 and ask.costs.total.estimated == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_proxy_error_page_is_asked_again(ask, stream):
+    assert ask(by_call({1: "no JSON"}), stream=stream).attempts == 2
+
+
+@pytest.mark.parametrize(
+    ("fault", "waits"),
+    [("429", [1.0]), ("429 seconds", [7.0]), ("429 zero", [1.0]), ("503 seconds", [7.0])],
+)
+def test_an_overloaded_endpoint_is_left_alone_as_long_as_it_asks(ask, time, fault, waits):
+    assert ask(by_call({1: fault})).attempts == 2
+    assert time.waits == waits and ask.costs.total.tokens == ask(None).usage.prompt + len(ANSWER) // 4
+
+
+def test_a_date_to_wait_for(ask, time):
+    assert ask(by_call({1: "429 date"}), longest_wait_s=4000).attempts == 2
+    assert sum(time.waits) == pytest.approx(3600, abs=5)
+
+
+def test_waits_grow_with_jitter_up_to_a_minute(time):
+    with scripted_endpoint(lambda request: ANSWER, always("500")) as server:
+        chances = iter([0.0, 1.0, 0.5, 0.0] + [1.0] * 4)
+        settings = EndpointSettings(server.url, tries=9)
+        endpoint = Endpoint(settings, clock=time.clock, sleep=time.sleep, jitter=lambda: next(chances))
+        with pytest.raises(TransientError, match="gave no answer in 9 tries: HTTP 500"):
+            endpoint.complete(question())
+    assert time.waits == [0.5, 2, 3, 4, 16, 32, 60, 60]
+
+
+def test_one_busy_reply_slows_all_threads(time):
+    """Whoever asks next waits, too, with half as many requests at a time, until it goes well again."""
+    with scripted_endpoint(lambda request: ANSWER, by_call({1: "429 seconds"})) as server:
+        endpoint = make_endpoint(server, time, concurrency=4, tries=1)
+        with pytest.raises(TransientError):
+            endpoint.complete(question("first"))
+        assert time.now == 0 and endpoint.concurrency.allowed == 2
+        endpoint.rate.pause(7)  # as between two tries
+        with ThreadPoolExecutor(4) as threads:
+            found = list(threads.map(lambda n: (endpoint.complete(question(f"{n}")), time.now), range(8)))
+    assert all(completion.text == ANSWER and end >= 7 for completion, end in found)
+    assert server.most_at_a_time <= 4 == endpoint.concurrency.allowed
+
+
+def test_the_rate_is_kept_by_all_threads_together(time):
+    with scripted_endpoint(lambda request: ANSWER) as server:
+        endpoint = make_endpoint(server, time, concurrency=3, requests_per_minute=30)
+        with ThreadPoolExecutor(3) as threads:
+            list(threads.map(lambda n: endpoint.complete(question(f"{n}")), range(6)))
+    assert time.now >= 5 * 2.0  # six starts, two seconds apart
+
+
+# Faults that stay
+
+
+@pytest.mark.parametrize("fault", ["500", "503", "429", "reset", "no JSON"])
+def test_what_stays_broken_is_an_error_of_this_request(ask, fault):
+    with pytest.raises(TransientError, match=r"writer at http://127.0.0.1:\d+/v1 gave no answer in 3 tries: .+\.$"):
+        ask(always(fault), tries=3)
+    assert len(ask.server.calls) == 3
+    assert ask.endpoint.concurrency.allowed == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "sentence"),
+    [
+        ("insufficient_quota", "The quota at .* is used up .HTTP 429"),
+        ("401", "refuses all requests .HTTP 401.*Check the URL, the model and the key in OPENAI_API_KEY"),
+        ("403", "refuses all requests .HTTP 403"),
+        ("404", "refuses all requests .HTTP 404"),
+        ("429 long", "asks to wait 86,400 seconds, more than the 600 that are allowed"),
+    ],
+)
+def test_what_no_request_survives_stops_the_run(ask, time, fault, sentence):
+    with pytest.raises(PermanentError, match=f"(?s){sentence}.*") as caught:
+        ask(by_call({1: fault}))
+    assert "What is finished is saved" in str(caught.value)
+    with pytest.raises(PermanentError, match=f"(?s){sentence}"):  # the endpoint would answer, but is not asked
+        ask.endpoint.complete(question("another"))
+    assert len(ask.server.calls) == 1 and time.waits == []
+
+
+def test_an_unknown_model_stops_the_run(ask):
+    with pytest.raises(PermanentError, match="model_not_found"):
+        ask(request=replace(question(), model="other"))
+
+
+def test_a_stop_ends_the_wait_of_other_threads():
+    """The default sleep: a thread that would wait for 500 seconds ends as soon as the run stops."""
+    with scripted_endpoint(lambda request: ANSWER, always("503")) as server:
+        endpoint = Endpoint(EndpointSettings(server.url, backoff_s=60))
+        with ThreadPoolExecutor(1) as threads:
+            waiting = threads.submit(endpoint.complete, question())
+            while not server.calls:
+                pass
+            endpoint.stop()
+            with pytest.raises(PermanentError, match="The run was stopped"):
+                waiting.result(timeout=30)
+    assert len(server.calls) == 1
+
+
+def test_an_endpoint_that_answers_nobody_stops_the_run(time):
+    with scripted_endpoint(lambda request: ANSWER, always("500")) as server:
+        endpoint = make_endpoint(server, time, tries=1)
+        for _ in range(MOST_FAILURES - 1):
+            with pytest.raises(TransientError):
+                endpoint.complete(question())
+        with pytest.raises(PermanentError, match=f"None of the last {MOST_FAILURES} requests was answered"):
+            endpoint.complete(question())
+
+
+def test_one_answer_between_failures_lets_the_run_go_on(time):
+    faults = {number: "400" for number in range(1, 2 * MOST_FAILURES) if number != MOST_FAILURES}
+    with scripted_endpoint(lambda request: ANSWER, by_call(faults)) as server:
+        endpoint = make_endpoint(server, time)
+        for number in range(1, 2 * MOST_FAILURES):
+            if number == MOST_FAILURES:
+                endpoint.complete(question())
+            else:
+                with pytest.raises(RejectedRequestError):
+                    endpoint.complete(question())
+
+
+@pytest.mark.parametrize("data", [b"no picture", png()[:30]])
+def test_a_picture_that_the_endpoint_cannot_read_concerns_this_request(ask, data):
+    with pytest.raises(RejectedRequestError, match="invalid_image"):
+        ask(request=with_picture(data))
+    assert len(ask.server.calls) == 1
+
+
+def test_nobody_listens(time):
+    with scripted_endpoint(lambda request: ANSWER) as server:
+        pass
+    with pytest.raises(TransientError, match="gave no answer in 2 tries: .*[Rr]efused"):
+        make_endpoint(server, time, tries=2).complete(question())
+
+
+# What the answer is
+
+
+def test_a_cut_answer_is_asked_for_once_more_with_a_larger_limit(ask):
+    completion = ask(by_call({1: "length"}))
+    assert [body["max_tokens"] for body in ask.server.requests] == [100, 200]
+    assert completion.text == ANSWER and completion.finish_reason == "stop" and completion.attempts == 2
+    assert ask.costs.total.calls == 2 and ask.costs.total.answers == 1
+
+
+def test_an_answer_that_is_cut_twice_is_no_success(ask):
+    completion = ask(always("length"))
+    assert completion.finish_reason == "length" and len(ask.server.calls) == 2 and ask.costs.total.answers == 0
+
+
+def test_a_larger_limit_that_is_refused_leaves_the_cut_answer(ask):
+    completion = ask(by_call({1: "length", 2: "400"}))
+    assert completion.finish_reason == "length" and completion.attempts == 2
+
+
+@pytest.mark.parametrize(
+    ("fault", "refusal"),
+    [
+        ("refusal", "I cannot describe this person."),
+        ("content_filter", "content_filter"),
+        ("content_filter 400", "content_filter"),
+        ("empty", "empty"),
+        ("null", "empty"),
+    ],
+)
+def test_a_refusal_is_not_repeated(ask, fault, refusal):
+    completion = ask(always(fault))
+    assert completion.refusal == refusal and completion.text == "" and len(ask.server.calls) == 1
+    assert ask.costs.total.answers == 0
+
+
+def test_without_usage_the_cost_is_an_estimate(ask):
+    completion = ask(always("no usage"))
+    assert completion.text == ANSWER and completion.usage is None
+    assert ask.costs.total.estimated == 1 and ask.costs.total.tokens > 0 and "1 estimated" in ask.costs.line()
+
+
+@pytest.mark.parametrize("fault", TEXT_FAULTS)
+def test_what_is_wrong_in_the_text_is_handed_on_as_it_is(ask, fault):
+    """Reading it is up to the stages and their checks."""
+    completion = ask(always(fault))
+    assert completion.text == TEXT_FAULTS[fault](ANSWER) != ANSWER
+    assert completion.refusal is None and completion.finish_reason == "stop" and len(ask.server.calls) == 1
+
+
+def test_every_fault_is_met_by_a_test():
+    tested = {"429 date", "429 long", "content_filter 400", "400", "401", "403", "404", "insufficient_quota"}
+    tested |= {"429", "429 seconds", "429 zero", "500", "503", "503 seconds"}
+    assert tested == set(STATUS_FAULTS)
+    assert {"reset", "stall", "cut", "end", "no JSON"} == set(CONNECTION_FAULTS)
+    assert {"no usage", "length", "refusal", "content_filter", "empty", "null", "surrogates"} == set(REPLY_FAULTS)
+    assert len(FAULTS) == len(set(FAULTS))
+
+
+# Structured output
+
+
+@pytest.mark.parametrize(
+    ("formats", "sent"),
+    [
+        (["json_schema"], ["json_schema"]),
+        (["json_object"], ["json_schema", "json_object"]),
+        ([], ["json_schema", "json_object", None]),
+    ],
+)
+def test_an_endpoint_without_schemas_is_asked_in_the_next_form(time, caplog, formats, sent):
+    with scripted_endpoint(lambda request: ANSWER, formats=formats) as server, caplog.at_level(logging.WARNING):
+        endpoint = make_endpoint(server, time, tries=1)
+        assert endpoint.complete(question()).attempts == len(sent)
+        assert endpoint.complete(question("again")).attempts == 1  # it is remembered
+    found = [body.get("response_format", {}).get("type") for body in server.requests]
+    assert found == [*sent, sent[-1]] and len(caplog.records) == len(sent) - 1 and time.waits == []
+    assert all(
+        "does not support" in record.getMessage() and KEY not in record.getMessage() for record in caplog.records
+    )
+
+
+def test_a_request_without_a_schema(ask):
+    ask(request=question(schema=None, seed=7, temperature=None), max_tokens_name="max_completion_tokens")
+    assert ask.server.requests == [
+        {
+            "model": "writer",
+            "messages": question().messages,
+            "max_completion_tokens": 100,
+            "seed": 7,
+        }
+    ]
+
+
+# Keys
+
+
+def everything_raised(error: BaseException) -> str:
+    return "".join(traceback.format_exception(error))
+
+
+@pytest.mark.parametrize("fault", ["400", "401", "404", "429 long", "insufficient_quota", "500"])
+def test_no_error_tells_the_key(ask, fault, caplog):
+    with pytest.raises(AnnotationError) as caught:
+        ask(always(fault), tries=1)
+    assert KEY not in everything_raised(caught.value) + caplog.text
+    if fault != "429 long":
+        assert "***" in str(caught.value)  # the endpoint quotes it
+
+
+def test_an_answer_that_quotes_the_key_is_saved_without_it(ask, tmp_path):
+    completion = ask(text=json.dumps({"answer": f"My key is {KEY}."}))
+    assert KEY not in json.dumps(completion.to_json()) and "***" in completion.text
+
+
+def test_a_wrong_key_and_one_that_no_header_carries(ask, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-wrong")
+    with pytest.raises(PermanentError, match="HTTP 401"):
+        ask()
+    monkeypatch.setenv("OPENAI_API_KEY", "sk wrong")
+    with pytest.raises(PermanentError, match="The API key in OPENAI_API_KEY contains blanks"):
+        ask()
+
+
+def test_the_key_of_a_request_is_of_what_decides_the_answer():
+    first = question()
+    assert first.key() == question().key() and len(first.key()) == 64
+    others = [question("Other."), question(seed=1), question(temperature=0.5), question(max_tokens=101)]
+    others += [question(schema=None), replace(first, model="verifier"), question("\ud800")]
+    assert len({request.key() for request in [first, *others]}) == len(others) + 1
+
+
+def test_text_that_is_not_unicode(ask):
+    with pytest.raises(RejectedRequestError, match="surrogates"):
+        ask(request=question("\ud800"))
+
+
+# Budgets
+
+
+def test_a_budget_stops_before_the_call_that_could_exceed_it(ask):
+    need = estimate_tokens(question())
+    assert ask(budget=Budget(tokens=need.prompt + need.completion)).text == ANSWER
+    with pytest.raises(BudgetError, match="next call may need"):
+        ask.endpoint.complete(question())
+    with pytest.raises(BudgetError, match="of 0.0001 USD|of 0.00 USD"):
+        ask(budget=Budget(money=0.0001))
+    assert ask.server.calls == []
+
+
+def test_calls_beside_each_other_do_not_exceed_a_budget_together(time):
+    """Eight threads; the budget allows four calls as they are counted, and more than two of the reserved size."""
+    with scripted_endpoint(lambda request: ANSWER) as server:
+        one = make_endpoint(server, time).complete(question()).usage
+        need = estimate_tokens(question())
+        tokens = 3 * (one.prompt + one.completion) + need.prompt + need.completion
+        costs = Costs(budget=Budget(tokens=tokens))
+        endpoint = make_endpoint(server, time, costs, concurrency=8)
+
+        def run(number):
+            try:
+                return endpoint.complete(question()).text == ANSWER
+            except BudgetError:
+                return False
+
+        with ThreadPoolExecutor(8) as threads:
+            found = list(threads.map(run, range(8)))
+    assert sum(found) == costs.total.answers >= 4 and costs.total.tokens <= tokens
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"url": "ftp://a/v1"}, "The URL of the endpoint is 'ftp://a/v1'"),
+        ({"url": "http://me:secret@a/v1"}, "contains a user name or password"),
+        ({"structured_output": "xml"}, "structured_output is 'xml', expected one of json_schema, json_object, none"),
+        ({"max_tokens_name": "n"}, "max_tokens_name is 'n'"),
+        ({"tries": 0}, "tries is 0, expected at least 1"),
+        ({"concurrency": 0}, "concurrency is 0"),
+        ({"timeout_s": 0.0}, "timeout_s is 0.0, expected a number above 0"),
+        ({"requests_per_minute": float("nan")}, "requests_per_minute is nan"),
+    ],
+)
+def test_settings_out_of_range(settings, problem):
+    with pytest.raises(ValueError, match=problem):
+        Endpoint(EndpointSettings(**{"url": "http://localhost/v1", **settings}))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [None, {}, {"text": "a"}, {**Completion("a", "stop", None, None, 1.0, 1, "m").to_json(), "attempts": "1"},
+     {**Completion("a", "stop", None, None, 1.0, 1, "m").to_json(), "usage": {"prompt": 1}}],
+)  # fmt: skip
+def test_a_saved_completion_that_is_damaged(value):
+    with pytest.raises(AnnotationError, match="saved completion"):
+        Completion.from_json(value)
+
+
+# Many requests
+
+
+@pytest.mark.parametrize("faults", [by_rate, by_request])
+def test_a_run_with_faults_answers_or_reports_every_request(time, faults):
+    """120 requests, a fifth of them broken, four threads: each is answered or has an error, and only broken ones."""
+    temporary: Sequence[str] = ("500", "503", "reset", "429 seconds", "no JSON")
+    with scripted_endpoint(lambda request: ANSWER, faults(0.2, temporary, seed=3)) as server:
+        endpoint = make_endpoint(server, time, concurrency=4, tries=4)
+
+        def run(number):
+            try:
+                return endpoint.complete(question(f"{number}")).text
+            except TransientError:
+                return None
+
+        with ThreadPoolExecutor(4) as threads:
+            found = list(threads.map(run, range(120)))
+    failed = found.count(None)
+    assert found.count(ANSWER) + failed == 120
+    if faults is by_rate:
+        assert failed == 0 and len(server.calls) > 120
+    else:  # the same requests are always broken
+        assert 10 < failed < 40 and len(server.calls) == 120 - failed + 4 * failed
