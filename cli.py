@@ -4,7 +4,7 @@
     sama train --config run.yaml         is    python train.py --config run.yaml
 
 Each entry point is a module with `main(argv: Sequence[str] | None) -> int`, which reads its own options and returns
-the exit code. To add a sub-command, such as `annotate`, add one line to `COMMANDS`: the module, a summary
+the exit code. To add a sub-command, add one line to `COMMANDS`: the module, a summary
 for `sama --help`, and the optional extra of pyproject.toml that holds its dependencies. A module is imported only when
 its sub-command is called, so `sama --help` does not wait for torch.
 """
@@ -34,6 +34,7 @@ COMMANDS = {
     "serve": Command("serve", "a page for the browser and an HTTP server", "serve"),
     "train": Command("train", "train or fine-tune on a mixture of data sets", "train"),
     "evaluate": Command("evaluate", "run a benchmark and score the answers", "eval"),
+    "annotate": Command("annotate", "make training data: describe videos and check it", "annotate"),
     "convert": Command("conversion.convert", "convert released checkpoints"),
 }
 

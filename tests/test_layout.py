@@ -103,7 +103,7 @@ REMOTE_CODE = {
     "pictures_sama": set(),
     "overlay_sama": {"video_readers_sama"},
 }
-ENTRY_POINTS = {"cli", "demo", "evaluate", "serve", "train"}
+ENTRY_POINTS = {"annotate", "cli", "demo", "evaluate", "serve", "train"}
 LIBRARY = {"benchmarks", "conversion", "data", "drawing", "evaluation", "metrics", "resources", "serving", "toy_world"}
 LIBRARY |= {"annotation", "training"}
 EVERYTHING_BELOW = set(REMOTE_CODE) | LIBRARY
@@ -112,7 +112,7 @@ ROOMS = {
     **dict.fromkeys(ENTRY_POINTS, EVERYTHING_BELOW),
     "__init__": set(),
     "annotation": set(REMOTE_CODE) | {"annotation", "data", "drawing", "evaluation", "resources", "toy_world"},
-    "cli": {"conversion", "demo", "evaluate", "resources", "serve", "train"},
+    "cli": {"annotate", "conversion", "demo", "evaluate", "resources", "serve", "train"},
     "benchmarks": CONVERSATION | {"benchmarks", "data", "metrics", "resources", "toy_world"},
     "conversion": set(REMOTE_CODE) | {"conversion", "data"},
     "data": CONVERSATION | {"data", "toy_world"},

@@ -1,0 +1,268 @@
+"""Makes training data: descriptions of the objects of videos and dialogues about them, written by a model and checked.
+
+sama annotate --videos clips --masks clips/objects.jsonl --output outputs/annotation \\
+    --endpoint http://localhost:8000/v1 --model WRITER --verifier-model VERIFIER --video-licence cc-by-4.0 ...
+
+The API key is read from $OPENAI_API_KEY. Records are written to records.jsonl, which the format json_lines of a
+mixture reads; what was rejected, and why, to rejected.jsonl; what a person should decide to review.jsonl.
+A run that was interrupted goes on where it stopped when it is started again: no reply is paid for twice.
+
+Exit codes: 0; 1 if the run failed or was stopped, with one sentence that says why; 3 if some videos could not be
+annotated, see errors.jsonl.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+
+
+try:
+    from sama.annotation.calls import ModelChoice
+    from sama.annotation.costs import Costs, parse_budget, parse_price
+    from sama.annotation.endpoint import STRUCTURED_OUTPUT, Endpoint, EndpointSettings
+    from sama.annotation.held_out import HeldOut
+    from sama.annotation.objects import list_videos, read_scenes, read_source
+    from sama.annotation.pipeline import Run, RunCounts
+    from sama.annotation.provenance import UNKNOWN, Origin
+    from sama.annotation.render import STYLES, RenderSettings
+    from sama.annotation.scenes import BrokenScene, Scene
+    from sama.annotation.score import ScoreSettings
+    from sama.annotation.video import AnnotationSettings
+    from sama.data.catalogue import data_root
+    from sama.data.files import write_text_atomically
+    from sama.resources import DATA_CONFIGS
+except ModuleNotFoundError as error:
+    if __name__ != "__main__" or error.name is None or error.name.startswith("sama"):
+        raise
+    sys.exit(f"annotate: The Python module {error.name} is not installed. Run: pip install 'sama[annotate]'")
+
+
+INCOMPLETE = 3  # exit code: some videos have an error
+TERMS = ("yes", "no", UNKNOWN)
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    _add_inputs(parser.add_argument_group("videos and objects"))
+    _add_models(parser.add_argument_group("models"))
+    _add_checks(parser.add_argument_group("pictures and checks"))
+    _add_origin(parser.add_argument_group("origin of the data"))
+    parser.add_argument("--output", type=Path, required=True, help="folder of all results, also of an earlier run")
+    parser.add_argument("--sama239k", type=Path, metavar="FOLDER", help="also write the files of SAMA-239K there")
+    given = parser.parse_args(arguments)
+    inputs = [given.masks is not None, given.propose is not None, given.source is not None]
+    if sum(inputs) != 1:
+        parser.error("give one of --masks, --propose and --source")
+    if given.source is None and given.videos is None:
+        parser.error("--videos is missing")
+    return given
+
+
+def _add_inputs(group) -> None:
+    group.add_argument("--videos", type=Path, help="folder of videos, or of folders of frames")
+    group.add_argument("--masks", type=Path, help="JSON Lines of records, a mask file with keys video/object, or a "
+                       "folder of PNG masks for each video")  # fmt: skip
+    group.add_argument("--propose", metavar="CHECKPOINT", help="let this model find the objects")
+    group.add_argument("--propose-request", metavar="TEXT", help="what it is asked; default: a grounded caption")
+    group.add_argument("--catalogue", type=Path, default=DATA_CONFIGS / "catalogue.yaml", help="with --source")
+    group.add_argument("--source", help="name of a data set in the catalogue")
+    group.add_argument("--data-root", help="of the catalogue; default: $SAMA_DATA_ROOT")
+    group.add_argument("--name", default="annotation", help="name of the data set in the records")
+    group.add_argument(
+        "--held-out", type=Path, action="append", default=[], metavar="FOLDER",
+        help="videos that must not be annotated, such as those of a benchmark; may be given several times",
+    )  # fmt: skip
+
+
+def _add_models(group) -> None:
+    group.add_argument("--endpoint", required=True, metavar="URL", help="OpenAI-compatible, such as http://host/v1")
+    group.add_argument("--model", required=True, help="writes the texts; reads pictures")
+    group.add_argument("--verifier-model", required=True, help="checks them; better another one than --model")
+    group.add_argument("--verifier-endpoint", metavar="URL", help="default: --endpoint")
+    group.add_argument("--blind-model", help="answers questions without the video; default: this check is left out")
+    group.add_argument("--relocate", metavar="CHECKPOINT", help="finds phrases again; default: left out")
+    group.add_argument("--device", default="auto", help="of --propose and --relocate: auto, cpu, cuda or mps")
+    group.add_argument("--key-variable", default="OPENAI_API_KEY", help="environment variable with the API key")
+    group.add_argument("--structured-output", choices=STRUCTURED_OUTPUT, default=STRUCTURED_OUTPUT[0])
+    group.add_argument("--concurrency", type=int, default=8, help="videos, and requests, at a time")
+    group.add_argument("--requests-per-minute", type=float, help="rate limit")
+    group.add_argument("--tokens-per-minute", type=float, help="rate limit")
+    group.add_argument("--max-tokens", type=int, default=4096, help="of a reply")
+    group.add_argument("--temperature", type=float, default=0.0)
+    group.add_argument("--seed", type=int, default=0, help="of the models, the colours and the samples")
+    group.add_argument("--budget", action="append", default=[], metavar="LIMIT",
+                       help="'2000000 tokens', or '25' in money; both may be given")  # fmt: skip
+    group.add_argument("--price", action="append", default=[], metavar="MODEL=IN,OUT", help="of a million tokens")
+
+
+def _add_checks(group) -> None:
+    rendering, scores = RenderSettings(), ScoreSettings()
+    group.add_argument("--frames", type=int, default=rendering.frames, help="that models are shown, at most")
+    group.add_argument("--image-size", type=int, default=rendering.size, help="longer side in pixels")
+    group.add_argument("--draw", choices=STYLES, default=rendering.style)
+    group.add_argument("--refine-rounds", type=int, choices=(0, 1, 2), default=1, help="corrections of a reply")
+    group.add_argument("--blind-tries", type=int, default=scores.blind_tries)
+    group.add_argument("--blind-right", type=int, default=scores.blind_right, help="right answers that reject a turn")
+    group.add_argument("--keep-iou", type=float, default=scores.keep_iou, help="of a relocated phrase")
+    group.add_argument("--review-iou", type=float, default=scores.review_iou)
+    group.add_argument("--palette-share", type=float, default=scores.palette_share, help="of videos drawn twice")
+    group.add_argument("--audit-share", type=float, default=0.05, help="of accepted items in the review")
+
+
+def _add_origin(group) -> None:
+    group.add_argument("--video-licence", default=UNKNOWN)
+    group.add_argument("--mask-licence", default=UNKNOWN)
+    group.add_argument("--mask-origin", default=UNKNOWN, help="such as people, or the name of a model")
+    group.add_argument("--split", default="train")
+    for role in ("writer", "verifier", "blind"):
+        group.add_argument(f"--{role}-terms", choices=TERMS, default=UNKNOWN, help="allow training on its output?")
+        group.add_argument(f"--{role}-revision", default="", help="version of the model")
+    group.add_argument("--allow-unknown", action="store_true", help="use data with unknown licences or terms")
+
+
+def annotation_settings(given: argparse.Namespace) -> AnnotationSettings:
+    """What decides the result, from the command line."""
+    return AnnotationSettings(
+        rendering=RenderSettings(given.frames, given.image_size, given.draw, given.seed),
+        scores=ScoreSettings(
+            given.blind_tries, given.blind_right, given.keep_iou, given.review_iou, given.palette_share
+        ),
+        origin=Origin(
+            given.name, given.video_licence, given.mask_licence, given.mask_origin, given.split, given.allow_unknown
+        ),
+        rounds=given.refine_rounds,
+        audit_share=given.audit_share,
+        seed=given.seed,
+    )
+
+
+def model_choices(given: argparse.Namespace, costs: Costs) -> dict[str, ModelChoice]:
+    """The models by role. Two of them at one address share its limits."""
+    endpoints: dict[str, Endpoint] = {}
+    urls = {"writer": given.endpoint, "verifier": given.verifier_endpoint or given.endpoint}
+    urls["blind"] = urls["verifier"]
+    names = {"writer": given.model, "verifier": given.verifier_model, "blind": given.blind_model}
+    found = {}
+    for role, name in names.items():
+        if name is None:
+            continue
+        url = urls[role]
+        if url not in endpoints:
+            settings = EndpointSettings(
+                url,
+                key_variable=given.key_variable,
+                structured_output=given.structured_output,
+                concurrency=given.concurrency,
+                requests_per_minute=given.requests_per_minute,
+                tokens_per_minute=given.tokens_per_minute,
+            )
+            endpoints[url] = Endpoint(settings, costs)
+        found[role] = ModelChoice(
+            endpoints[url],
+            name,
+            revision=vars(given)[f"{role}_revision"],
+            terms=vars(given)[f"{role}_terms"],
+            host=urlsplit(url).hostname or "",
+            max_tokens=given.max_tokens,
+            temperature=given.temperature,
+            seed=given.seed,
+        )
+    return found
+
+
+def input_scenes(given: argparse.Namespace) -> Iterator[Scene | BrokenScene]:
+    """The videos that the command line names."""
+    if given.source is not None:
+        return read_source(given.catalogue, given.source, data_root(given.data_root))
+    if given.masks is not None:
+        return read_scenes(given.videos, given.masks, given.name)
+    return list_videos(given.videos, given.name)
+
+
+def annotate(given: argparse.Namespace) -> RunCounts:
+    """Runs everything; returns the counts."""
+    from sama.annotation.locate import ModelLocator, proposer
+    from sama.serving.loading import load_model  # imports torch when it is called
+
+    def load(checkpoint: str) -> ModelLocator:
+        return ModelLocator(*load_model(checkpoint, given.device))
+
+    settings = annotation_settings(given)
+    given.output.mkdir(parents=True, exist_ok=True)
+    prices = dict(map(parse_price, given.price))
+    costs = Costs(given.output / "costs.jsonl", prices, parse_budget(given.budget))
+    models = model_choices(given, costs)
+    held_out = HeldOut(given.held_out) if given.held_out else None
+    locator = None if given.relocate is None else load(given.relocate)
+    propose = None
+    if given.propose is not None:
+        finder = locator if locator is not None and given.propose == given.relocate else load(given.propose)
+        propose = proposer(finder, given.propose, given.propose_request)
+    names = f"{given.relocate}/{given.propose}/{given.propose_request}"
+    run = Run(given.output, settings, models, locator, names, held_out, propose)
+    number = 0
+
+    def show(video: str) -> None:
+        nonlocal number
+        number += 1
+        end = "\r" if sys.stderr.isatty() else "\n"
+        print(f"{number} videos, {costs.line()}", end=end, file=sys.stderr, flush=True)
+
+    try:
+        counts = run.run(input_scenes(given), given.concurrency, show)
+    finally:
+        costs.close()
+    write_summary(given, settings, models, counts)
+    return counts
+
+
+def write_summary(
+    given: argparse.Namespace, settings: AnnotationSettings, models: dict[str, ModelChoice], counts: RunCounts
+) -> None:
+    """`run.json`, the files of SAMA-239K and the report."""
+    summary = {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "settings": settings.to_dict(),
+        "models": {role: model.provenance() for role, model in models.items()},
+        "videos": dict(counts.videos),
+        "items": {stage: dict(one) for stage, one in counts.items.items()},
+        "findings": dict(counts.findings),
+        "reasons": dict(counts.reasons),
+        "duplicates": counts.duplicates,
+    }
+    write_text_atomically(given.output / "run.json", json.dumps(summary, indent=2) + "\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    try:
+        given = parse(arguments)
+        counts = annotate(given)
+    except (ValueError, OSError) as error:  # among them AnnotationError and DataError
+        print(f"annotate: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        return 1
+    except KeyboardInterrupt:
+        print("annotate: interrupted; run again to go on", file=sys.stderr, flush=True)
+        return 130
+    if not counts.videos:
+        print("annotate: there is no video to annotate", file=sys.stderr, flush=True)
+        return 1
+    for line in summary_lines(counts):
+        print(line)
+    return INCOMPLETE if counts.videos["error"] else 0
+
+
+def summary_lines(counts: RunCounts) -> Iterator[str]:
+    """The counts of a run as text."""
+    yield "videos: " + ", ".join(f"{number} {state}" for state, number in sorted(counts.videos.items()))
+    for stage, found in counts.items.items():
+        yield f"{stage}: " + ", ".join(f"{number} {name}" for name, number in found.items())
+    if counts.reasons:
+        yield "rejected for: " + ", ".join(f"{code} {number}" for code, number in counts.reasons.most_common())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,94 @@
+"""Requests of the stages: from the store if it has the reply, else from the endpoint, and into the store."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from pydantic import BaseModel
+
+from .completions import Completion, CompletionRequest
+from .prompts import Messages
+from .schema import json_schema
+from .store import ReplyStore, StoredReply, reply_key
+
+
+class CompletesRequests(Protocol):
+    """What is needed of an [`Endpoint`]."""
+
+    def complete(self, request: CompletionRequest, stage: str = "", record: str = "") -> Completion: ...
+
+
+# Of the code of each stage; to be raised where equal requests are to be answered again
+STAGE_VERSIONS = {"describe": 1, "converse": 1, "verify": 1, "refine": 1, "blind": 1, "judge": 1, "palette": 1}
+ROLES = ("writer", "verifier", "blind")
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """
+    A model, and where it is.
+
+    Args:
+        endpoint ([`Endpoint`]): Answers its requests.
+        name (`str`): Its name at the endpoint.
+        revision (`str`): Version, where the name does not tell; part of the provenance.
+        terms (`str`): Whether the terms of its use allow training on its output: "yes", "no" or "unknown".
+        host (`str`): Of the endpoint; part of the provenance.
+        max_tokens (`int`): Of an answer.
+        temperature (`float`): 0 for the most likely answer.
+        seed (`int`): Of the sampling.
+    """
+
+    endpoint: CompletesRequests
+    name: str
+    revision: str = ""
+    terms: str = "unknown"
+    host: str = ""
+    max_tokens: int = 4096
+    temperature: float = 0.0
+    seed: int = 0
+
+    def provenance(self) -> dict[str, str]:
+        """What a record says about the model."""
+        fields = {"model": self.name, "revision": self.revision, "host": self.host}
+        return fields | {"terms_allow_training": self.terms}
+
+
+@dataclass
+class VideoCalls:
+    """
+    The requests about one video.
+
+    Args:
+        store ([`ReplyStore`]): Is asked before the endpoint.
+        models (`dict[str, ModelChoice]`): By role: "writer", "verifier", "blind".
+        video (`str`): Id of the video, for the costs.
+        replies (`list[StoredReply]`): All replies that were used, in the order of the requests.
+    """
+
+    store: ReplyStore
+    models: dict[str, ModelChoice]
+    video: str = ""
+    replies: list[StoredReply] = field(default_factory=list)
+
+    def ask(self, stage: str, role: str, messages: Messages, form: type[BaseModel], attempt: int = 0) -> StoredReply:
+        """The reply to a request. `attempt` numbers requests that are equal but for their seed."""
+        model = self.models[role]
+        request = CompletionRequest(
+            model.name,
+            messages,
+            json_schema(form),
+            max_tokens=model.max_tokens,
+            temperature=model.temperature if attempt == 0 else max(model.temperature, 0.7),
+            seed=model.seed + attempt,
+        )
+        key = reply_key(stage, STAGE_VERSIONS[stage], request.key(), attempt)
+        reply = self.store.get(key)
+        if reply is None:
+            reply = self.store.put(key, stage, model.endpoint.complete(request, stage, self.video))
+        self.replies.append(reply)
+        return reply
+
+    def keys(self) -> Sequence[str]:
+        """The keys of all replies that were used."""
+        return list(dict.fromkeys(reply.key for reply in self.replies))

@@ -1,0 +1,76 @@
+"""Stage 4: questions about one or two objects, and answers whose phrases are tagged with theirs."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from . import prompts
+from .calls import VideoCalls
+from .checks import CheckedTurn, CheckLimits, VideoFacts, check_dialogue
+from .refine import ByItem, Settled, settle
+from .render import Rendering
+from .schema import Dialogue, Statement, Turn
+from .verify import Claim, verify_claims
+
+
+@dataclass(frozen=True)
+class DialogueForm:
+    """Turns as items by their place in the dialogue, counted from 1; see [`ReplyForm`]."""
+
+    calls: VideoCalls
+    rendering: Rendering
+    facts: VideoFacts
+    limits: CheckLimits
+    model = Dialogue
+    noun = "turns"
+
+    def items(self, value: Dialogue, places: Sequence[int] | None) -> dict[int, Turn]:
+        """Of a whole dialogue by place, of corrected turns by the number that they state."""
+        if places is None:
+            return dict(enumerate(value.turns, start=1))
+        return {turn.turn: turn for turn in value.turns if turn.turn in places}
+
+    def checked(self, items: Mapping[int, Turn]) -> tuple[list[CheckedTurn], ByItem]:
+        """The turns in order, read, and all problems."""
+        dialogue = Dialogue(turns=[items[place] for place in sorted(items)])
+        turns, whole = check_dialogue(dialogue, self.facts, self.limits)
+        found: ByItem = {place: one.problems for place, one in enumerate(turns, start=1) if one.problems}
+        return turns, found | ({None: whole} if whole else {})
+
+    def check(self, items: Mapping[int, Turn]) -> ByItem:
+        """The exact checks."""
+        return self.checked(items)[1]
+
+    def verify(self, items: Mapping[int, Turn]) -> ByItem:
+        """One claim for each turn: its question with its answer."""
+        claims = []
+        for place, turn in sorted(items.items()):
+            objects = [int(number) for number in re.findall(r"<obj([0-9]+)>", turn.question + turn.answer)]
+            text = f"{turn.question} {re.sub(r'</?p>', '', turn.answer)}"
+            claims.append(Claim(place, tuple(dict.fromkeys(objects)), " ".join(text.split()), f"turns[{place - 1}]"))
+        return dict(verify_claims(self.calls, self.rendering, claims))
+
+
+def converse(
+    calls: VideoCalls,
+    rendering: Rendering,
+    facts: VideoFacts,
+    statements: Mapping[int, Sequence[Statement]],
+    limits: CheckLimits,
+    rounds: int,
+) -> tuple[Settled[Turn], list[CheckedTurn]]:
+    """
+    A dialogue about a video, checked and corrected, and its turns with their tags read.
+
+    Args:
+        calls, rendering, facts, limits, rounds: As for [`describe`].
+        statements (`dict[int, list[Statement]]`): By object, what its description says.
+    """
+    form = DialogueForm(calls, rendering, facts, limits)
+
+    def ask(messages: prompts.Messages, round: int):
+        return calls.ask("refine" if round else "converse", "writer", messages, Dialogue)
+
+    messages = prompts.converse(rendering, facts.expressions, dict(statements), limits.turns_for(facts.num_objects))
+    settled = settle(ask, messages, form, rounds)
+    return settled, form.checked(settled.items)[0]

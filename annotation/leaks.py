@@ -1,0 +1,73 @@
+"""
+Words that give away the pictures that the writing model was shown: numbers, boxes and outlines are drawn for it alone,
+and a text that mentions them describes something that is not in the video.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from functools import cache
+from typing import NamedTuple
+
+from .tags import TAG
+
+
+SHAPES = "box|boxes|outline|outlines|frame|border|contour|contours|rectangle|label|mask|overlay|highlight|marker"
+VERBS = "labell?ed|numbered|marked|outlined|highlighted|annotated|circled|enclosed|framed|boxed"
+# Always about the drawing, never about a video
+PLAIN = (
+    r"\bobj(?:ect)?[ _#-]*[0-9]+\b",
+    r"\bbounding[ -]*box(?:es)?\b",
+    r"\bbbox(?:es)?\b",
+    r"\b(?:label|mask|marker|contour|outline|region|track|segment|tag)[ #]+[0-9]+\b",
+    rf"\b(?:{VERBS})\s+(?:with|by|as|in|using)?\s*(?:an?|the)?\s*(?:number|label|box|outline|contour|[0-9]+)\b",
+    r"\b(?:segmentation|overlaid|superimposed)\s+(?:mask|label|number|outline)s?\b",
+)
+# May be about the video: a player's shirt has a number, too
+DOUBTFUL = (r"\b(?:number|digit|no\.)[ #]*[0-9]+\b",)
+
+
+class Leak(NamedTuple):
+    """Start, end and words of a leak in a text; whether a person should decide."""
+
+    start: int
+    end: int
+    words: str
+    review: bool
+
+
+def find_leaks(text: str, colors: Sequence[str], expressions: Sequence[str] = ()) -> Iterator[Leak]:
+    """
+    The words of a text that describe the drawn marks.
+
+    Args:
+        text (`str`): Tags are not looked at.
+        colors (sequence of `str`): Names of the colours that were drawn over this video. Other colours are the video's
+            own: "the red box" is a leak only where something was drawn in red.
+        expressions (sequence of `str`): What the source says about the objects. A leak that stands in one of them may
+            be true, and goes to a person.
+    """
+    without_tags = TAG.sub(lambda match: " " * len(match[0]), text)
+    known, end = [expression.lower() for expression in expressions], -1
+    found = [(match, doubtful) for pattern, doubtful in _patterns(tuple(colors)) for match in pattern.finditer(
+        without_tags)]  # fmt: skip
+    for match, doubtful in sorted(found, key=lambda one: (one[0].start(), -one[0].end())):
+        if match.start() < end:
+            continue  # a part of the one before
+        end = match.end()
+        words = " ".join(match[0].lower().split())
+        yield Leak(match.start(), end, match[0], doubtful or any(words in expression for expression in known))
+
+
+@cache
+def _patterns(colors: tuple[str, ...]) -> list[tuple[re.Pattern, bool]]:
+    plain = list(PLAIN)
+    if colors:
+        names = "|".join(map(re.escape, colors))
+        plain.append(rf"\b(?:{names})(?:[ -]colou?red)?\s+(?:bounding\s+)?(?:{SHAPES})\b")
+        plain.append(rf"\b(?:{VERBS})\s+(?:with|by|in)?\s*(?:an?|the)?\s*(?:{names})\b")
+        plain.append(rf"\b(?:{SHAPES})\s+(?:in|of)\s+(?:{names})\b")
+    return [
+        (re.compile(pattern, re.IGNORECASE), doubtful)
+        for patterns, doubtful in ((plain, False), (DOUBTFUL, True))
+        for pattern in patterns
+    ]

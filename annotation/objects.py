@@ -1,0 +1,260 @@
+"""Stage 1: the objects of each video, from mask files in every form that this repository reads."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from sama.data.catalogue import open_source, read_catalogue
+from sama.data.frames import MEDIA_ERRORS, VIDEO_SUFFIXES
+from sama.data.json_text import parse_json
+from sama.data.masks import encode_rle, to_rle
+from sama.data.readers import read_mask_store
+from sama.data.records import DataError, object_masks, read_lines, require_field, require_type, validate_record
+from sama.pictures_sama import IMAGE_SUFFIXES, natural_key
+
+from .errors import AnnotationError
+from .scenes import BrokenScene, Scene, SceneObject
+
+
+INFO_FIELDS = {"dataset", "url", "licence", "mask_licence", "mask_origin", "split"}
+VOID = 255  # in PNG masks, as DAVIS has it: neither an object nor background
+# A record has messages; what annotation is given usually has none yet
+NO_MESSAGES = [{"role": "user", "content": []}]
+
+
+def read_scenes(videos: Path, masks: Path, source: str) -> Iterator[Scene | BrokenScene]:
+    """
+    The videos of a folder with the objects of a mask file.
+
+    Args:
+        videos (`Path`): Folder of the videos: files, or folders of frames.
+        masks (`Path`): One of
+
+            - JSON Lines of records. Messages are optional; `expressions` (object name -> list of texts) and `info`
+              (`dataset`, `url`, `licence`, `mask_licence`, `mask_origin`, `split`) are allowed in addition.
+            - a mask file, JSON or pickle, with the keys `video/object`.
+            - a folder with a folder of PNG files for each video, whose values are the numbers of the objects.
+        source (`str`): Name of the data set in records.
+
+    Yields:
+        [`Scene`], or [`BrokenScene`] for a video or a line that cannot be read.
+
+    Raises:
+        DataError: if the folder or the mask file as a whole cannot be read.
+    """
+    if not videos.is_dir():
+        raise DataError("there is no such folder", file=videos)
+    if masks.is_dir():
+        yield from _png_scenes(videos, masks, source)
+    elif masks.suffix == ".jsonl":
+        yield from _record_scenes(videos, masks, source)
+    else:
+        yield from _store_scenes(videos, masks, source)
+
+
+def read_source(catalogue: Path, name: str, root: Path | None) -> Iterator[Scene]:
+    """The videos of a source of a catalogue with all objects of their records, and its expressions about them."""
+    entries = read_catalogue(catalogue)
+    if name not in entries:
+        known = ", ".join(entries)
+        raise AnnotationError(f"The catalogue {catalogue} has no source {name!r}, expected one of {known}.")
+    source = open_source(entries[name], root)
+    by_video: dict[str, list[dict]] = {}
+    for index in range(len(source)):
+        record = source.record(index)
+        if "video" in record and "toy" not in record["video"]:
+            by_video.setdefault(json.dumps(record["video"], sort_keys=True), []).append(record)
+    for records in by_video.values():
+        video, objects = source.visual(records[0]), {}
+        for record in records:
+            for one in _record_objects(record, len(video), source.lookup, _told(record)):
+                earlier = objects.get(one.name, one)
+                expressions = tuple(dict.fromkeys((*earlier.expressions, *one.expressions)))
+                objects[one.name] = SceneObject(one.name, one.masks, expressions)
+        visual = records[0]["video"]
+        yield Scene(visual["path"], name, visual, tuple(objects.values()), source.root, {"dataset": name})
+
+
+# ---- JSON Lines -------------------------------------------------------------------------------------------------
+
+
+def _record_scenes(videos: Path, path: Path, source: str) -> Iterator[Scene | BrokenScene]:
+    for number, line in read_lines(path):
+
+        def read(line: bytes = line, number: int = number) -> Scene:
+            try:
+                return _record_scene(line, videos, source, number)
+            except DataError as error:
+                raise error.with_context(file=path, index=f"line {number}") from error
+
+        yield _attempt(read, f"{source}/line {number}")
+
+
+def _attempt(read: Callable[[], Scene], name: str) -> Scene | BrokenScene:
+    try:
+        return read()
+    except DataError as error:
+        return BrokenScene(name, error)
+
+
+def _record_scene(line: bytes, videos: Path, source: str, number: int) -> Scene:
+    try:
+        item = require_type(parse_json(line), dict, "")
+    except ValueError as error:
+        raise error if isinstance(error, DataError) else DataError(str(error)) from error
+    expressions = require_field(item, "expressions", dict, default={})
+    info = require_field(item, "info", dict, default={})
+    unknown = sorted(set(info) - INFO_FIELDS)
+    if unknown:
+        raise DataError(f"is unknown, expected {', '.join(sorted(INFO_FIELDS))}", field=f"info.{unknown[0]}")
+    for key in info:
+        require_field(info, key, str, at="info")
+    rest = {key: value for key, value in item.items() if key not in ("expressions", "info")}
+    defaults = {"id": f"{source}/line {number}", "source": source, "messages": NO_MESSAGES}
+    record = validate_record({**defaults, **rest})
+    if "video" not in record or "toy" in record["video"]:
+        raise DataError("is missing: only videos of files are annotated", field="video")
+    told = {name: [*_told(record).get(name, ())] for name in record.get("objects", {})}
+    for name, texts in expressions.items():
+        for position, text in enumerate(require_field(expressions, name, list, at="expressions")):
+            require_type(text, str, f"expressions.{name}[{position}]")
+        if name not in told:
+            raise DataError(f"names {name!r}, which is not among the objects", field="expressions")
+        told[name] += texts
+    scene = Scene(record["id"], record["source"], record["video"], (), videos, info)
+    return _with_objects(scene, list(_record_objects(record, len(scene.open()), _no_store, told)))
+
+
+def _record_objects(record: dict, num_frames: int, lookup, told: Mapping[str, Iterable[str]]) -> Iterator[SceneObject]:
+    for name, item in record.get("objects", {}).items():
+        if "union" not in item:  # a group has no identity of its own
+            masks = object_masks(record, name, num_frames, lookup)
+            masks = [_checked(code, f"objects.{name}.masks[{frame}]") for frame, code in enumerate(masks)]
+            yield SceneObject(name, tuple(masks), tuple(told.get(name, ())))
+
+
+def _checked(code: dict | None, field: str) -> dict | None:
+    try:
+        return to_rle(code)
+    except ValueError as error:
+        raise DataError(str(error), field=field) from error
+
+
+def _no_store(store: str, key: str) -> list:
+    raise KeyError(key)
+
+
+def _told(record: dict) -> dict[str, list[str]]:
+    """Object name to the referring expressions about it alone."""
+    found: dict[str, list[str]] = {}
+    for question, answer in zip(record["messages"], record["messages"][1:], strict=False):
+        names = [name for part in answer["content"] for name in part.get("objects", [])]
+        if str(question.get("templates", "")).startswith("segment") and len(names) == 1:
+            text = "".join(part.get("text", "") for part in question["content"]).strip()
+            found.setdefault(names[0], []).append(text)
+    return found
+
+
+def _with_objects(scene: Scene, objects: list[SceneObject]) -> Scene:
+    if not objects:
+        raise DataError("is empty: there is nothing to annotate; --propose finds objects", field="objects")
+    return Scene(scene.id, scene.source, scene.visual, tuple(objects), scene.root, scene.info)
+
+
+# ---- mask files and folders of pictures -------------------------------------------------------------------------
+
+
+def _store_scenes(videos: Path, path: Path, source: str) -> Iterator[Scene | BrokenScene]:
+    by_video: dict[str, list[SceneObject]] = {}
+    for key, masks in read_mask_store(path):
+        video, slash, name = key.rpartition("/")
+        if not slash or not video or not name:
+            raise DataError(f"the key {key!r} is not video/object; name other files in a catalogue", file=path)
+        by_video.setdefault(video, []).append(SceneObject(name, tuple(masks)))
+    for name, objects in by_video.items():
+        yield _attempt(lambda name=name, objects=objects: _store_scene(videos, path, name, objects, source), name)
+
+
+def _store_scene(videos: Path, path: Path, name: str, objects: list[SceneObject], source: str) -> Scene:
+    scene, checked = video_scene(videos, name, source), []
+    num_frames = len(scene.open())
+    for one in objects:
+        if len(one.masks) != num_frames:
+            problem = f"has {len(one.masks)} masks for {num_frames} frames"
+            raise DataError(problem, file=path, index=f"{name}/{one.name}")
+        codes = (_checked(code, f"{name}/{one.name}[{i}]") for i, code in enumerate(one.masks))
+        checked.append(SceneObject(one.name, tuple(codes)))
+    return _with_objects(scene, checked)
+
+
+def _png_scenes(videos: Path, masks: Path, source: str) -> Iterator[Scene | BrokenScene]:
+    folders = sorted(path for path in masks.iterdir() if path.is_dir())
+    if not folders:
+        raise DataError("contains no folder of PNG masks", file=masks)
+    for folder in folders:
+        yield _attempt(lambda folder=folder: _png_scene(videos, folder, source), f"{source}/{folder.name}")
+
+
+def _png_scene(videos: Path, folder: Path, source: str) -> Scene:
+    scene = video_scene(videos, folder.name, source)
+    video = scene.open()
+    tracks: dict[int, list[dict | None]] = {}
+    for file, frame in _frame_numbers(folder, scene, len(video)).items():
+        values = _read_png(file, (video.height, video.width))
+        for value in np.unique(values[(values != 0) & (values != VOID)]).tolist():
+            tracks.setdefault(value, [None] * len(video))[frame] = encode_rle(values == value)
+    return _with_objects(scene, [SceneObject(str(value), tuple(track)) for value, track in sorted(tracks.items())])
+
+
+def _frame_numbers(folder: Path, scene: Scene, num_frames: int) -> dict[Path, int]:
+    """The frame that each PNG file belongs to: by its name among the frames of a folder, else by its number."""
+    video = scene.root / scene.visual["path"]
+    names = [Path(name).stem for name in scene.visual.get("frames") or []]
+    found = {}
+    for file in sorted(folder.glob("*.png")):
+        if names:
+            frame = names.index(file.stem) if file.stem in names else -1
+        else:
+            frame = int(file.stem) if file.stem.isdecimal() else -1
+        if not 0 <= frame < num_frames:
+            raise DataError(f"belongs to no frame of '{video}', which has {num_frames}", file=file)
+        found[file] = frame
+    return found
+
+
+def _read_png(path: Path, size: tuple[int, int]) -> np.ndarray:
+    try:
+        with Image.open(path) as image:
+            if image.mode not in ("P", "L", "I", "I;16", "1"):
+                raise DataError(f"has the mode {image.mode}, expected the numbers of objects (P or L)", file=path)
+            values = np.asarray(image)
+    except MEDIA_ERRORS as error:
+        raise error if isinstance(error, DataError) else DataError(f"cannot be read ({error})", file=path) from error
+    if values.shape != size:
+        shown = " x ".join(map(str, values.shape))
+        raise DataError(f"is {shown}, its video {size[0]} x {size[1]} (height x width)", file=path)
+    return values
+
+
+def video_scene(videos: Path, name: str, source: str) -> Scene:
+    """A video of a folder without objects: `name` with a suffix, or a folder of frames."""
+    path = next((path for suffix in ("", *VIDEO_SUFFIXES) if (path := videos / f"{name}{suffix}").exists()), None)
+    if path is None:
+        raise DataError(f"there is no video {name!r} (suffixes: {', '.join(VIDEO_SUFFIXES)})", file=videos)
+    visual: dict = {"path": path.relative_to(videos).as_posix(), "stride": 1}
+    if path.is_dir():
+        names = (file.name for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+        visual["frames"] = sorted(names, key=natural_key)
+    return Scene(f"{source}/{name}", source, visual, (), videos)
+
+
+def list_videos(videos: Path, source: str) -> Iterator[Scene]:
+    """All videos of a folder, without objects: files, and folders of frames."""
+    if not videos.is_dir():
+        raise DataError("there is no such folder", file=videos)
+    for path in sorted(videos.iterdir()):
+        if path.suffix.lower() in VIDEO_SUFFIXES or path.is_dir():
+            yield video_scene(videos, path.name, source)

@@ -1,0 +1,283 @@
+"""
+All videos of a run: several at a time, each one's result kept as soon as it is there, and the output files written
+from the results in the order of the input. A run that was killed goes on where it was, and ends with the same files.
+"""
+
+import hashlib
+import heapq
+import json
+import logging
+import shutil
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from sama.data.files import atomic_path, write_text_atomically
+from sama.data.records import DataError
+
+from .calls import ModelChoice
+from .duplicates import duplicates_across
+from .errors import AnnotationError, RejectedRequestError, StopError, TransientError
+from .held_out import HeldOut
+from .locate import ModelLocator
+from .problems import Problem
+from .render import Rendering
+from .scenes import BrokenScene, Scene
+from .store import ReplyStore
+from .video import CONVERSATION, AnnotationSettings, VideoResult, annotate_video, settings_key
+
+
+logger = logging.getLogger(__name__)
+
+FILES = ("records", "rejected", "review", "review_records", "findings", "provenance")  # lines of a VideoResult
+ERRORS = "errors"
+NUM_SAMPLES = 20  # videos whose drawn frames are kept for the report
+
+
+@dataclass
+class RunCounts:
+    """
+    What a run came to, for `run.json` and the report.
+
+    Attributes:
+        videos (`Counter`): kept, review, rejected, error.
+        items (`dict[str, Counter]`): By stage: items, kept, review, rejected, refined.
+        findings, reasons (`Counter`): By code: everything that was found, and what items were rejected for.
+        duplicates (`int`): Dialogues that repeat that of another video.
+    """
+
+    videos: Counter = field(default_factory=Counter)
+    items: dict[str, Counter] = field(default_factory=dict)
+    findings: Counter = field(default_factory=Counter)
+    reasons: Counter = field(default_factory=Counter)
+    duplicates: int = 0
+
+    def add(self, result: VideoResult) -> None:
+        """Adds the result of a video."""
+        self.videos[result.state] += 1
+        for stage, counts in result.counts.items():
+            self.items.setdefault(stage, Counter()).update(counts)
+        self.findings.update(row["code"] for row in result.findings)
+        self.reasons.update(reason["code"] for row in result.rejected for reason in row["reasons"])
+
+
+class Run:
+    """
+    A run over many videos.
+
+    Args:
+        folder (`Path`): Of the output; what an earlier run left there is used.
+        settings ([`AnnotationSettings`]): How videos are annotated.
+        models (`dict[str, ModelChoice]`): "writer", "verifier", optionally "blind".
+        locator ([`ModelLocator`], *optional*): Finds phrases again.
+        locator_name (`str`): The locator's checkpoint: part of what decides the result.
+        held_out ([`HeldOut`], *optional*): Videos that must not be annotated.
+        propose (`Callable`, *optional*): From a scene to the same scene with objects.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: AnnotationSettings,
+        models: Mapping[str, ModelChoice],
+        locator: ModelLocator | None = None,
+        locator_name: str = "",
+        held_out: HeldOut | None = None,
+        propose: Callable[[Scene], Scene] | None = None,
+    ):
+        self.folder, self.settings, self.models, self.locator = folder, settings, models, locator
+        self.held_out, self.propose = held_out, propose
+        self._key = settings_key(settings, models, locator_name)
+        self.store = ReplyStore(folder / "store")
+        self.samples = RenderedSamples(folder / "rendered")
+        (folder / "videos").mkdir(exist_ok=True)
+
+    def run(
+        self,
+        scenes: Iterable[Scene | BrokenScene],
+        concurrency: int = 8,
+        progress: Callable[[str], None] | None = None,
+    ) -> RunCounts:
+        """
+        Annotates all videos and writes the output files.
+
+        Args:
+            scenes (iterable of [`Scene`]): The videos; a [`BrokenScene`] becomes an error row.
+            concurrency (`int`): Videos at a time.
+            progress (`Callable`, *optional*): Called with the id of each finished video.
+
+        Raises:
+            StopError: if no further request can succeed; the files hold what was finished before.
+            AnnotationError: if two videos have the same id.
+        """
+        outcomes: list[tuple[str, Path | dict]] = []
+        stopped: StopError | None = None
+        for scene, outcome in self._outcomes(scenes, concurrency):
+            if isinstance(outcome, StopError):
+                stopped = stopped or outcome
+                outcome = _error_row(scene, outcome)
+            outcomes.append((scene.id, outcome))
+            if progress is not None:
+                progress(scene.id)
+        counts = self._write(outcomes)
+        if stopped is not None:
+            raise stopped
+        return counts
+
+    def _outcomes(
+        self, scenes: Iterable[Scene | BrokenScene], concurrency: int
+    ) -> Iterator[tuple[Scene | BrokenScene, Path | dict | StopError]]:
+        """Each video with the file of its result, or its error row, in the order of the input."""
+        waiting: deque[tuple[Scene | BrokenScene, Future]] = deque()
+        seen: set[str] = set()
+        with ThreadPoolExecutor(concurrency, thread_name_prefix="annotate") as pool:
+            try:
+                for scene in scenes:
+                    if scene.id in seen:
+                        raise AnnotationError(f"Two videos have the id {scene.id!r}; ids name the records.")
+                    seen.add(scene.id)
+                    waiting.append((scene, pool.submit(self._one, scene)))
+                    while len(waiting) > 2 * concurrency:
+                        yield waiting[0][0], waiting[0][1].result()
+                        waiting.popleft()
+                while waiting:
+                    yield waiting[0][0], waiting[0][1].result()
+                    waiting.popleft()
+            finally:
+                for _, future in waiting:
+                    future.cancel()
+
+    def _one(self, scene: Scene | BrokenScene) -> Path | dict | StopError:
+        """The file of a video's result, or its error row."""
+        if isinstance(scene, BrokenScene):
+            return _error_row(scene, scene.error)
+        try:
+            path = self.folder / "videos" / f"{self._result_key(scene)}.json"
+            if not path.exists():
+                if self.held_out is not None:
+                    self.held_out.check(scene)
+                if self.propose is not None:
+                    scene = self.propose(scene)
+                result, rendering = annotate_video(scene, self.settings, self.store, self.models, self.locator)
+                if result.state == "kept":
+                    self.samples.add(scene.id, rendering)
+                write_text_atomically(path, json.dumps(asdict(result)))
+            return path
+        except StopError as error:
+            return error
+        except (AnnotationError, DataError, OSError) as error:
+            return _error_row(scene, error)
+
+    def _result_key(self, scene: Scene) -> str:
+        about = (scene.root / scene.visual["path"]).stat()  # not all bytes: they are read when it is annotated
+        content = f"{self._key}/{scene.digest()}/{about.st_size}/{about.st_mtime_ns}"
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    def _write(self, outcomes: list[tuple[str, Path | dict]]) -> RunCounts:
+        """Writes all output files, each of which is the old or the new one at any time."""
+        counts = RunCounts()
+        repeated = duplicates_across(dict(self._dialogues(outcomes)))
+        counts.duplicates = len(repeated)
+        with ExitStack() as stack:
+            paths = {
+                name: stack.enter_context(atomic_path(self.folder / f"{name}.jsonl")) for name in (*FILES, ERRORS)
+            }
+            files = {name: stack.enter_context(open(path, "w", encoding="utf-8")) for name, path in paths.items()}
+            for video, outcome in outcomes:
+                if isinstance(outcome, dict):
+                    counts.videos["error"] += 1
+                    _write_lines(files[ERRORS], [outcome])
+                    continue
+                result = _read_result(outcome)
+                if video in repeated:
+                    _reject_dialogue(result, video, repeated[video])
+                counts.add(result)
+                for name in FILES:
+                    _write_lines(files[name], vars(result)[name])
+        return counts
+
+    def _dialogues(self, outcomes: list[tuple[str, Path | dict]]) -> Iterator[tuple[str, str]]:
+        """Id and whole dialogue of each video that has one."""
+        for video, outcome in outcomes:
+            if isinstance(outcome, Path):
+                record = _dialogue(_read_result(outcome))
+                if record is not None:
+                    parts = [part for message in record["messages"] for part in message["content"]]
+                    yield video, " ".join(part.get("text", "") for part in parts)
+
+
+class RenderedSamples:
+    """
+    The drawn frames of a few videos: of those with the smallest hashes, so that a run that was killed and one that was
+    not keep the same ones.
+
+    Args:
+        folder (`Path`): Has a folder for each of them, and `index.json` with their names.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder, self._lock = folder, threading.Lock()
+        folder.mkdir(parents=True, exist_ok=True)
+        index = folder / "index.json"
+        self._index: dict[str, str] = json.loads(index.read_text(encoding="utf-8")) if index.exists() else {}
+
+    def add(self, video: str, rendering: Rendering) -> None:
+        """Keeps the frames of a video if it is one of the samples."""
+        with self._lock:
+            self._index[video] = rendered_folder(video)
+            kept = heapq.nsmallest(NUM_SAMPLES, self._index, key=rendered_folder)
+            if video in kept:
+                path = self.folder / rendered_folder(video)
+                path.mkdir(exist_ok=True)
+                for number, picture in zip(rendering.shown, rendering.drawn, strict=True):
+                    (path / f"{number:05d}.jpg").write_bytes(picture)
+            for other in self._index.keys() - set(kept):
+                shutil.rmtree(self.folder / self._index[other], ignore_errors=True)
+            self._index = {one: self._index[one] for one in sorted(kept)}
+            write_text_atomically(self.folder / "index.json", json.dumps(self._index, indent=1))
+
+
+def rendered_folder(video: str) -> str:
+    """The name of the folder of a video's drawn frames: an id may hold anything."""
+    return hashlib.sha256(video.encode()).hexdigest()[:16]
+
+
+def _read_result(path: Path) -> VideoResult:
+    try:
+        return VideoResult(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise AnnotationError(f"{path} cannot be read ({error}). Delete it, then the video is done again.") from error
+
+
+def _dialogue(result: VideoResult) -> dict | None:
+    return next((one for one in result.records if one["id"].endswith(f"/{CONVERSATION}")), None)
+
+
+def _reject_dialogue(result: VideoResult, video: str, other: str) -> None:
+    """Moves the dialogue of a video to the rejected ones."""
+    record = _dialogue(result)
+    assert record is not None  # it was compared
+    problem = Problem("duplicate", "", f"the dialogue repeats that of {other}")
+    result.records.remove(record)
+    result.provenance = [row for row in result.provenance if row["id"] != record["id"]]
+    counts = result.counts[CONVERSATION]
+    counts["rejected"], counts["kept"] = counts["rejected"] + counts["kept"], 0
+    result.findings.append({"video": video, "stage": CONVERSATION, "round": 0, "item": None} | problem.to_dict())
+    text = {"messages": record["messages"]}
+    place = {"record": record["id"], "turn": None, "object": None, "stage": CONVERSATION}
+    result.rejected.append(place | {"reasons": [problem.to_dict()], "text": text})
+
+
+def _error_row(scene: Scene | BrokenScene, error: Exception) -> dict:
+    kinds = {TransientError: "transient", RejectedRequestError: "request", StopError: "stopped"}
+    kind = next((name for one, name in kinds.items() if isinstance(error, one)), "data")
+    return {"video": scene.id, "class": kind, "message": " ".join(str(error).split())}
+
+
+def _write_lines(file, rows: Iterable[dict]) -> None:
+    for row in rows:
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -1,0 +1,134 @@
+"""A video with the objects that are to be annotated, and which of its objects are worth it."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from pycocotools import mask as coco
+
+from sama.data.frames import open_visual
+from sama.video_sama import SamaVideo
+
+
+MAX_OBJECTS = 10
+MIN_AREA = 0.001  # of the frame, mean of the frames in which the object is visible
+MIN_FRAMES = 3  # in which it is visible
+SAME_OBJECT_IOU = 0.8  # of two tracks, from which they are the same object
+
+
+@dataclass(frozen=True)
+class SceneObject:
+    """
+    An object of a video.
+
+    Args:
+        name (`str`): Its name in records.
+        masks (`tuple[dict or None, ...]`): A run-length code for each frame, `None` where it is not visible.
+        expressions (`tuple[str, ...]`): What the source says about it.
+    """
+
+    name: str
+    masks: tuple[dict | None, ...]
+    expressions: tuple[str, ...] = ()
+
+    @property
+    def visible(self) -> frozenset[int]:
+        """The frames that have pixels of the object."""
+        return frozenset(frame for frame, code in enumerate(self.masks) if code is not None and area(code))
+
+
+@dataclass(frozen=True)
+class Scene:
+    """
+    A video that is to be annotated.
+
+    Args:
+        id (`str`): Name of the video, from which the ids of its records are made.
+        source (`str`): Name of the data set.
+        visual (`dict`): `video` of its records: path relative to `root`, frames, stride.
+        objects (`tuple[SceneObject, ...]`): Its objects; `<obj1>` is the first one.
+        root (`Path`): Folder of the videos.
+        info (`dict`): What is known of its origin: `dataset`, `url`, `licence`, `mask_licence`, `mask_origin`,
+            `split`.
+    """
+
+    id: str
+    source: str
+    visual: dict
+    objects: tuple[SceneObject, ...]
+    root: Path
+    info: dict = field(default_factory=dict)
+
+    def open(self) -> SamaVideo:
+        """The video, opened; `DataError` if it cannot be read."""
+        video = open_visual({"source": self.source, "id": self.id, "video": self.visual}, self.root)
+        assert video is not None  # only a record of text alone has none
+        return video
+
+    def digest(self) -> str:
+        """A hash of everything but the pixels of the video."""
+        objects = [[one.name, one.masks, one.expressions] for one in self.objects]
+        content = [self.id, self.source, self.visual, objects, self.info]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class BrokenScene:
+    """A video, or a line of a file, that could not be read, and why."""
+
+    id: str
+    error: Exception
+
+
+def area(code: dict) -> int:
+    """Pixels of a compressed run-length code."""
+    return int(coco.area({"size": code["size"], "counts": code["counts"].encode("ascii")}))
+
+
+def track_iou(first: Sequence[dict | None], second: Sequence[dict | None]) -> float:
+    """IoU of two mask tracks over all frames together; 0 if both are empty."""
+    shared = total = 0
+    for codes in zip(first, second, strict=True):
+        present = [{"size": c["size"], "counts": c["counts"].encode("ascii")} for c in codes if c is not None]
+        total += sum(int(coco.area(code)) for code in present)
+        if len(present) == 2:
+            shared += int(coco.area(coco.merge(present, intersect=True)))
+    return shared / (total - shared) if total > shared else 0.0
+
+
+def select_objects(
+    objects: Sequence[SceneObject], shown: Sequence[int] | None = None
+) -> tuple[tuple[SceneObject, ...], dict[str, str]]:
+    """
+    The objects that are annotated, and why each of the others is not.
+
+    Objects with tracks that overlap by `SAME_OBJECT_IOU` or more are one, with the expressions of both. Left out are
+    objects that are small, visible in few frames, or visible in no shown frame, and beyond `MAX_OBJECTS` the smallest.
+    """
+    kept: list[SceneObject] = []
+    reasons: dict[str, str] = {}
+    for one in objects:
+        seen = sorted(one.visible)
+        share = np.mean([area(one.masks[f]) / np.prod(one.masks[f]["size"]) for f in seen]) if seen else 0.0
+        twin = next((i for i, other in enumerate(kept) if track_iou(one.masks, other.masks) >= SAME_OBJECT_IOU), None)
+        if len(seen) < min(MIN_FRAMES, len(one.masks)):
+            reasons[one.name] = f"visible in {len(seen)} frames, fewer than {MIN_FRAMES}"
+        elif share < MIN_AREA:
+            reasons[one.name] = f"{share:.3%} of the frame, less than {MIN_AREA:.1%}"
+        elif shown is not None and not set(shown) & set(seen):
+            reasons[one.name] = "visible in none of the shown frames"
+        elif twin is not None:
+            reasons[one.name] = f"the same object as {kept[twin].name}"
+            expressions = tuple(dict.fromkeys((*kept[twin].expressions, *one.expressions)))
+            kept[twin] = SceneObject(kept[twin].name, kept[twin].masks, expressions)
+        else:
+            kept.append(one)
+    sizes = [sum(map(area, filter(None, one.masks))) for one in kept]
+    largest = set(np.argsort(sizes, kind="stable")[::-1][:MAX_OBJECTS].tolist())
+    for index, one in enumerate(kept):
+        if index not in largest:
+            reasons[one.name] = f"beyond the {MAX_OBJECTS} largest objects"
+    return tuple(one for index, one in enumerate(kept) if index in largest), reasons

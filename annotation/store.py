@@ -1,0 +1,90 @@
+"""
+Raw replies, kept under a hash of everything that decides them. A run that was killed finds what it has paid for, and a
+changed prompt finds everything that does not depend on it.
+"""
+
+import hashlib
+import json
+import os
+import threading
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from .completions import Completion
+from .errors import AnnotationError
+
+
+@dataclass(frozen=True)
+class StoredReply:
+    """A reply, its key and the time at which it came, in UTC."""
+
+    key: str
+    stage: str
+    created: str
+    completion: Completion
+
+
+def reply_key(stage: str, version: int, request_key: str, attempt: int = 0) -> str:
+    """
+    The name of a reply.
+
+    Args:
+        stage (`str`): Name of the stage.
+        version (`int`): Of the stage's code; raised where the same request is to be answered again.
+        request_key (`str`): `CompletionRequest.key()`: model, decoding, seed, prompt and pictures. What an earlier
+            stage found is part of the prompt.
+        attempt (`int`): Number of the request among equal ones.
+    """
+    return hashlib.sha256(f"{stage}/{version}/{attempt}/{request_key}".encode()).hexdigest()
+
+
+class ReplyStore:
+    """
+    A folder of replies, one file each. May be used by several threads and processes: a file is complete or absent.
+
+    Args:
+        folder (`Path`): Created if needed.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def _path(self, key: str) -> Path:
+        return self.folder / key[:2] / f"{key}.json"
+
+    def get(self, key: str) -> StoredReply | None:
+        """
+        The reply with this key, `None` if there is none.
+
+        Raises:
+            AnnotationError: if its file was changed by hand and cannot be read.
+        """
+        path = self._path(key)
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        try:
+            value = json.loads(content)
+            return StoredReply(key, value["stage"], value["created"], Completion.from_json(value["completion"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise AnnotationError(
+                f"The stored reply {path} cannot be read ({error}). Delete it, then the model is asked again."
+            ) from error
+
+    def put(self, key: str, stage: str, completion: Completion) -> StoredReply:
+        """Keeps a reply. Nothing of the request is stored, so no key and no picture lands in the folder."""
+        reply = StoredReply(key, stage, datetime.now(UTC).isoformat(timespec="seconds"), completion)
+        value = {"stage": stage, "created": reply.created, "completion": completion.to_json()}
+        path = self._path(key)
+        path.parent.mkdir(exist_ok=True)
+        # A name of its own for each thread: two of them may write the same reply
+        temporary = path.with_name(f".{key[:16]}.{os.getpid()}.{threading.get_ident()}.part")
+        try:
+            temporary.write_text(json.dumps(value), encoding="ascii")  # a reply may hold half a character
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return reply

@@ -1,0 +1,349 @@
+"""All stages for one video: a function of the video, the settings and the models' replies."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from .calls import STAGE_VERSIONS, ModelChoice, VideoCalls
+from .checks import CheckedTurn, CheckLimits, VideoFacts
+from .converse import converse
+from .describe import describe
+from .errors import AnnotationError
+from .export import (
+    check_round_trip,
+    description_messages,
+    item_hash,
+    make_record,
+    tagged_text,
+    turn_messages,
+)
+from .locate import ModelLocator
+from .problems import Problem
+from .provenance import Origin, prompt_hash, provenance_row, video_hash
+from .refine import Finding, Settled
+from .render import Rendering, RenderSettings, render, shown_frames
+from .scenes import Scene, select_objects
+from .schema import Statement
+from .score import (
+    ScoreSettings,
+    blind_answers,
+    blind_problems,
+    in_palette_sample,
+    palette_problems,
+    relocate,
+    relocation_problems,
+)
+from .store import ReplyStore
+
+
+DESCRIPTION, CONVERSATION = "description", "conversation"
+
+
+@dataclass(frozen=True)
+class AnnotationSettings:
+    """
+    Everything that decides what is made of a video, apart from the models.
+
+    Args:
+        rendering ([`RenderSettings`]): The pictures.
+        limits ([`CheckLimits`]): Bounds of the checks.
+        scores ([`ScoreSettings`]): Thresholds of the scored checks.
+        origin ([`Origin`]): Licences and names of the sources.
+        rounds (`int`): How often corrections are asked for.
+        audit_share (`float`): Share of the accepted items that are put into the review as well.
+        seed (`int`): Decides which.
+    """
+
+    rendering: RenderSettings = RenderSettings()
+    limits: CheckLimits = CheckLimits()
+    scores: ScoreSettings = ScoreSettings()
+    origin: Origin = Origin()
+    rounds: int = 1
+    audit_share: float = 0.05
+    seed: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as JSON values."""
+        return asdict(self)
+
+
+@dataclass
+class VideoResult:
+    """
+    What was made of a video, as the lines of the output files.
+
+    Attributes:
+        records, rejected, review, review_records, findings, provenance (`list[dict]`): Lines.
+        counts (`dict[str, dict[str, int]]`): By stage: items, passed, refined, rejected, review.
+        calls (`list[dict]`): Stage, model, key and usage of each reply.
+        dropped (`dict[str, str]`): Objects that were left out, and why.
+    """
+
+    records: list[dict] = field(default_factory=list)
+    rejected: list[dict] = field(default_factory=list)
+    review: list[dict] = field(default_factory=list)
+    review_records: list[dict] = field(default_factory=list)
+    findings: list[dict] = field(default_factory=list)
+    provenance: list[dict] = field(default_factory=list)
+    counts: dict[str, dict[str, int]] = field(default_factory=dict)
+    calls: list[dict] = field(default_factory=list)
+    dropped: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def state(self) -> str:
+        """`kept` if there are records, else `review` if a person has to decide, else `rejected`."""
+        return "kept" if self.records else "review" if self.review else "rejected"  # audited items have a record
+
+
+def annotate_video(
+    scene: Scene,
+    settings: AnnotationSettings,
+    store: ReplyStore,
+    models: Mapping[str, ModelChoice],
+    locator: ModelLocator | None = None,
+) -> tuple[VideoResult, Rendering]:
+    """
+    Makes the records of a video. Also returns the pictures, of which a report shows some.
+
+    Args:
+        scene ([`Scene`]): The video and its objects.
+        settings ([`AnnotationSettings`]): How.
+        store ([`ReplyStore`]): Has the replies of earlier runs.
+        models (`dict[str, ModelChoice]`): "writer" and "verifier"; "blind" for questions without the video.
+        locator ([`ModelLocator`], *optional*): Finds phrases again; without one they are not looked for.
+
+    Raises:
+        AnnotationError: if the video cannot be annotated, or an endpoint gives no reply.
+        DataError: if the video or its masks cannot be read.
+    """
+    annotation = _Annotation(scene, settings, VideoCalls(store, dict(models), scene.id), locator)
+    return annotation.run(), annotation.rendering
+
+
+class _Annotation:
+    """The stages, and what they have found so far."""
+
+    def __init__(self, scene: Scene, settings: AnnotationSettings, calls: VideoCalls, locator: ModelLocator | None):
+        self.settings, self.calls, self.locator, self.result = settings, calls, locator, VideoResult()
+        settings.origin.check(scene, calls)
+        self.video = scene.open()
+        shown = shown_frames(len(self.video), settings.rendering.frames)
+        objects, self.result.dropped = select_objects(scene.objects, shown)
+        if not objects:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in self.result.dropped.items())
+            raise AnnotationError(f"{scene.id} has no object that can be annotated ({reasons or 'none is given'}).")
+        self.scene = replace(scene, objects=objects)
+        self.names = [one.name for one in objects]
+        self.rendering = render(scene.id, self.video, objects, settings.rendering)
+        self.facts = VideoFacts(
+            len(self.video),
+            self.rendering.shown,
+            tuple(one.visible for one in objects),
+            tuple(one.expressions for one in objects),
+            self.rendering.colors,
+        )
+        self.sha256 = video_hash(scene)
+
+    def run(self) -> VideoResult:
+        """All stages in order."""
+        statements = self.describe()
+        if statements:
+            self.converse(statements)
+        self.result.calls = [
+            {"stage": reply.stage, "key": reply.key, "model": reply.completion.model, **_usage(reply.completion)}
+            for reply in self.calls.replies
+        ]
+        return self.result
+
+    # ---- descriptions
+
+    def describe(self) -> dict[int, list[Statement]]:
+        """The statements about each object that passed; makes the record of the descriptions."""
+        settings = self.settings
+        settled = describe(self.calls, self.rendering, self.facts, settings.limits, settings.rounds)
+        kept = {number: entries[0].statements for number, entries in settled.kept.items()}
+        sure = {number: listed for number, listed in kept.items() if number not in settled.doubtful}
+        if sure and in_palette_sample(self.scene.id, settings.scores.palette_share):
+            found = palette_problems(self.calls, self.swapped_rendering(), self.facts, sure)
+            self.note(DESCRIPTION, settled, found)
+        passed = {number: listed for number, listed in sure.items() if number not in settled.failed}
+        self.log(DESCRIPTION, settled)
+        texts = {
+            number: {"statements": [one.model_dump() for entry in entries for one in entry.statements]}
+            for number, entries in settled.items.items()
+        }
+        self.reject(DESCRIPTION, settled, texts)
+        for number, problems in sorted(settled.doubtful.items()):
+            messages = description_messages(number, kept[number], self.names)
+            self.review(DESCRIPTION, number, messages, (texts[number], problems, {}))
+        if passed:
+            items = {
+                number: (description_messages(number, listed, self.names), texts[number])
+                for number, listed in sorted(passed.items())
+            }
+            self.keep(DESCRIPTION, items, {}, settled.refined)
+        return passed
+
+    def swapped_rendering(self) -> Rendering:
+        """The same frames with the colours of the objects moved on by one, so that each object has another one."""
+        rendering = replace(self.settings.rendering, seed=self.settings.rendering.seed + 1)
+        again = render(self.scene.id, self.video, self.scene.objects, rendering)
+        while set(zip(again.colors, self.rendering.colors, strict=True)) & {(c, c) for c in again.colors}:
+            rendering = replace(rendering, seed=rendering.seed + 1)
+            again = render(self.scene.id, self.video, self.scene.objects, rendering)
+        return again
+
+    # ---- dialogue
+
+    def converse(self, statements: Mapping[int, list[Statement]]) -> None:
+        """Makes the record of the dialogue."""
+        settings = self.settings
+        settled, turns = converse(self.calls, self.rendering, self.facts, statements, settings.limits, settings.rounds)
+        checked = dict(enumerate(turns, start=1))
+        scores = self.score(settled, {place: checked[place] for place in settled.kept})
+        self.log(CONVERSATION, settled)
+        texts = {place: {"question": turn.question, "answer": turn.answer} for place, turn in settled.items.items()}
+        self.reject(CONVERSATION, settled, texts)
+        items = {}
+        for place in sorted(settled.kept):
+            check_round_trip(checked[place], self.names)
+            messages = turn_messages(checked[place], self.names)
+            texts[place] = {
+                "question": tagged_text(messages[0], self.names),
+                "answer": tagged_text(messages[1], self.names),
+            }
+            if place in settled.doubtful:
+                found = texts[place], settled.doubtful[place], scores.get(place, {})
+                self.review(CONVERSATION, place, messages, found)
+            else:
+                items[place] = messages, texts[place]
+        if items:
+            self.keep(CONVERSATION, items, scores, settled.refined)
+
+    def score(self, settled: Settled, turns: Mapping[int, CheckedTurn]) -> dict[int, dict[str, Any]]:
+        """The scored checks of the turns that passed the exact ones; returns the scores by turn."""
+        scores: dict[int, dict[str, Any]] = {place: {} for place in turns}
+        wanted = self.settings.scores
+        if "blind" in self.calls.models and wanted.blind_tries:
+            right = blind_answers(self.calls, turns, wanted.blind_tries)
+            for place, number in right.items():
+                scores[place]["blind_right"] = number
+            self.note(CONVERSATION, settled, blind_problems(right, wanted))
+        if self.locator is not None:
+            found = relocate(self.locator, self.video, turns, self.scene.objects)
+            for place, phrases in found.items():
+                scores[place]["relocate_iou"] = [ious[number - 1] for _, number, ious in phrases]
+            self.note(CONVERSATION, settled, relocation_problems(found, wanted))
+        return scores
+
+    # ---- lines of the output files
+
+    def note(self, kind: str, settled: Settled, found: Mapping[int, list[Problem]]) -> None:
+        """Adds problems of the scored checks to those of a reply. They are not sent back: a score is no correction."""
+        for item, problems in found.items():
+            settled.findings += [Finding(self.settings.rounds + 1, item, problem) for problem in problems]
+            failed = [problem for problem in problems if not problem.review]
+            if failed:
+                settled.failed[item] = [*settled.failed.get(item, []), *failed]
+                settled.doubtful.pop(item, None)
+            elif item not in settled.failed:
+                settled.doubtful[item] = [*settled.doubtful.get(item, []), *problems]
+
+    def log(self, kind: str, settled: Settled) -> None:
+        """Findings and counts of a stage."""
+        for finding in settled.findings:
+            place = {"video": self.scene.id, "stage": kind, "round": finding.round, "item": finding.item}
+            self.result.findings.append(place | finding.problem.to_dict())
+        failed = len(settled.items) if None in settled.failed else len(settled.failed)
+        found = Counter(items=len(settled.items), rejected=failed, refined=len(settled.refined))
+        found["review"] = len([item for item in settled.doubtful if item in settled.kept])
+        found["kept"] = len(settled.kept) - found["review"]
+        self.result.counts[kind] = dict(found)
+
+    def record_id(self, kind: str) -> str:
+        return f"{self.scene.id}/{kind}"
+
+    def place(self, kind: str, item: int | None) -> dict[str, Any]:
+        """Record, turn and object of an item."""
+        is_object = kind == DESCRIPTION and item is not None and 1 <= item <= len(self.names)
+        turn = item - 1 if kind == CONVERSATION and item is not None else None
+        return {
+            "record": self.record_id(kind),
+            "turn": turn,
+            "object": self.names[item - 1] if is_object and item is not None else None,
+        }
+
+    def reject(self, kind: str, settled: Settled, texts: Mapping[int, dict]) -> None:
+        """The lines of `rejected.jsonl`: one for each failed item, or one for the reply as a whole."""
+        for item, problems in sorted(settled.failed.items(), key=lambda one: one[0] or 0):
+            text = {"items": list(texts.values())} if item is None else texts.get(item, {})
+            reasons = [problem.to_dict() for problem in problems]
+            self.result.rejected.append(self.place(kind, item) | {"stage": kind, "reasons": reasons, "text": text})
+
+    def keep(
+        self, kind: str, items: Mapping[int, tuple[list[dict], dict]], scores: Mapping[int, dict], refined: set[int]
+    ) -> None:
+        """The record of all items that passed, its provenance, and the sample of them that people look at."""
+        messages = [message for one, _ in items.values() for message in one]
+        record = make_record(self.scene, self.record_id(kind), messages)
+        self.result.records.append(record)
+        about = {
+            "video_sha256": self.sha256,
+            "scores": {str(item): scores[item] for item in items if scores.get(item)},
+            "refined": sorted(refined & set(items)),
+        }
+        origin = self.settings.origin
+        self.result.provenance.append(provenance_row(record["id"], self.scene, origin, self.calls, about))
+        for item, (one, text) in items.items():
+            if in_palette_sample(f"audit/{self.settings.seed}/{record['id']}/{item}", self.settings.audit_share):
+                self.review(kind, item, one, (text, [], scores.get(item, {})), audit=True)
+
+    def review(
+        self,
+        kind: str,
+        item: int,
+        messages: list[dict],
+        found: tuple[dict, list[Problem], dict],
+        audit: bool = False,
+    ) -> None:
+        """An item of the review queue, with a record of its own that holds all objects of the video. `audit`: it was
+        accepted, and a person looks at it to measure the checks."""
+        text, problems, scores = found
+        name = f"{self.record_id(kind)}/{item}"
+        record = make_record(self.scene, name, messages, all_objects=True)
+        codes = {problem.code for problem in problems}
+        self.result.review_records.append(record)
+        self.result.review.append(
+            {
+                "id": name,
+                **self.place(kind, item),
+                "reasons": [problem.to_dict() for problem in problems],
+                "text": text,
+                "frames": list(self.rendering.shown),
+                "masks_ref": {
+                    "file": "review_records.jsonl",
+                    "id": name,
+                    "objects": {f"obj{number}": one for number, one in enumerate(self.names, start=1)},
+                },
+                "scores": scores,
+                "audit": audit,
+                "suggested": "reject" if "unseen" in codes else "accept",
+                "item_hash": item_hash(text, record),
+            }
+        )
+
+
+def _usage(completion) -> dict[str, Any]:
+    usage = None if completion.usage is None else completion.to_json()["usage"]
+    return {"usage": usage, "attempts": completion.attempts}
+
+
+def settings_key(settings: AnnotationSettings, models: Mapping[str, ModelChoice], locator: str) -> str:
+    """Everything but the video that decides a [`VideoResult`], as text."""
+    chosen = {
+        role: [model.name, model.revision, model.terms, model.host, model.max_tokens, model.temperature, model.seed]
+        for role, model in models.items()
+    }
+    return json.dumps([settings.to_dict(), chosen, STAGE_VERSIONS, prompt_hash(), locator], sort_keys=True)
