@@ -342,7 +342,8 @@ def request_body(request: CompletionRequest, mode: str, settings: EndpointSettin
     chosen = {"temperature": request.temperature, "seed": request.seed}
     body |= {name: value for name, value in chosen.items() if value is not None}
     if mode == "json_schema":
-        schema = {"name": "answer", "schema": request.schema, "strict": True}
+        name = (request.schema or {}).get("title", "answer")
+        schema = {"name": name, "schema": request.schema, "strict": True}
         body["response_format"] = {"type": "json_schema", "json_schema": schema}
     elif mode == "json_object":
         body["response_format"] = {"type": "json_object"}

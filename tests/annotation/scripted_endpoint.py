@@ -132,6 +132,7 @@ TEXT_FAULTS: dict[str, Callable[[str], str]] = {
     "interval": _with_evidence(5, 2),
 }  # fmt: skip
 FAULTS = (*STATUS_FAULTS, *CONNECTION_FAULTS, *REPLY_FAULTS, *TEXT_FAULTS)
+Answer = Callable[[dict], str | dict[str, Any]]
 Faults = Callable[
     [int, dict, int], str | None
 ]  # number of the call from 1, its request, how often it was asked before
@@ -185,13 +186,14 @@ class ScriptedEndpoint:
     What a test sees of the server. Times are the server's own; a test compares numbers of calls, not times.
 
     Args:
-        answer (`Callable`): From a request, the JSON body of a chat completion request, to the text of its answer.
+        answer (`Callable`): From a request, the JSON body of a chat completion request, to the text of its answer; or
+            to a dict with `content` and any of `finish_reason` and `refusal`.
         faults (`Callable`, *optional*): [`by_call`], [`always`], [`by_request`] or [`by_rate`].
         models (`Sequence[str]`): Names it knows.
         formats (`Sequence[str]`): Types of `response_format` that it supports.
     """
 
-    def __init__(self, answer: Callable[[dict], str], faults: Faults | None, models: Sequence[str], formats: Sequence):
+    def __init__(self, answer: Answer, faults: Faults | None, models: Sequence[str], formats: Sequence[str]):
         self.answer, self.models, self.formats = answer, models, formats
         self.faults: Faults = faults or (lambda number, request, repetition: None)
         self.calls: list[Call] = []
@@ -339,10 +341,11 @@ def _is_picture(url: str) -> bool:
         return False
 
 
-def make_completion(request: dict, text: str, fault: str | None) -> dict:
+def make_completion(request: dict, answer: str | dict[str, Any], fault: str | None) -> dict:
     """The body of a reply without a stream."""
-    message: dict[str, Any] = {"role": "assistant", "content": text}
-    reason = "stop"
+    fields = {"content": answer} if isinstance(answer, str) else dict(answer)
+    reason, text = fields.pop("finish_reason", "stop"), fields["content"] or ""
+    message: dict[str, Any] = {"role": "assistant", **fields}
     if fault in TEXT_FAULTS:
         message["content"] = TEXT_FAULTS[fault](text)
     elif fault == "length":
@@ -400,7 +403,7 @@ class _Server(ThreadingHTTPServer):
 
 @contextmanager
 def scripted_endpoint(
-    answer: Callable[[dict], str],
+    answer: Answer,
     faults: Faults | None = None,
     models: Sequence[str] = ("writer", "verifier"),
     formats: Sequence[str] = ("json_schema", "json_object"),

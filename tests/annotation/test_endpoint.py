@@ -33,7 +33,7 @@ from sama.annotation.endpoint import MOST_FAILURES, Endpoint, EndpointSettings, 
 from sama.annotation.errors import AnnotationError, BudgetError, PermanentError, RejectedRequestError, TransientError
 
 
-SCHEMA = {"type": "object", "properties": {"answer": {"type": "string"}}, "required": ["answer"]}
+SCHEMA = {"title": "Reply", "type": "object", "properties": {"answer": {"type": "string"}}, "required": ["answer"]}
 ANSWER = json.dumps(
     {
         "conversation": [
@@ -118,7 +118,7 @@ def test_an_answer_with_its_usage(ask):
     assert completion.usage == Usage(system + text + TOKENS_PER_PICTURE, system, len(ANSWER) // 4)
     assert Completion.from_json(json.loads(json.dumps(completion.to_json()))) == completion
     (body,) = ask.server.requests
-    assert body["response_format"]["json_schema"] == {"name": "answer", "schema": SCHEMA, "strict": True}
+    assert body["response_format"]["json_schema"] == {"name": "Reply", "schema": SCHEMA, "strict": True}
     assert body["max_tokens"] == 100 and body["temperature"] == 0.0 and "seed" not in body and "stream" not in body
     assert ask.server.calls[0].authorization == f"Bearer {KEY}"
     assert list(ask.costs.table()) == [("describe", "writer")] and ask.costs.total.answers == 1
@@ -130,6 +130,13 @@ def test_a_streamed_answer_is_the_same(ask, fault):
     whole, parts = ask(faults), ask(faults, stream=True)
     assert replace(parts, seconds=whole.seconds) == whole
     assert ask.server.requests[0]["stream_options"] == {"include_usage": True}
+
+
+def test_an_answer_with_its_own_reason_to_end(time):
+    answers = iter([{"content": None, "refusal": "No."}, {"content": "a", "finish_reason": "content_filter"}])
+    with scripted_endpoint(lambda request: next(answers)) as server:
+        endpoint = make_endpoint(server, time)
+        assert [endpoint.complete(question()).refusal for _ in range(2)] == ["No.", "content_filter"]
 
 
 # Faults that pass: each is met once, then the endpoint answers
