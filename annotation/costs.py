@@ -8,7 +8,7 @@ import json
 import math
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -142,6 +142,16 @@ class Sum:
         self.seconds += spent.seconds
         self.money += spent.money or 0.0
 
+    def merge(self, other: "Sum") -> None:
+        """Adds another sum."""
+        self.calls += other.calls
+        self.answers += other.answers
+        self.estimated += other.estimated
+        self.unpriced += other.unpriced
+        self.usage += other.usage
+        self.seconds += other.seconds
+        self.money += other.money
+
 
 class Costs:
     """
@@ -175,7 +185,8 @@ class Costs:
         if path is not None:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-            for spent in self._read(Path(path)):
+            _remove_half_line(Path(path))
+            for spent in read_ledger(path):
                 self._add(spent)
 
     def close(self) -> None:
@@ -272,14 +283,34 @@ class Costs:
             f"{next_call}. What is finished is saved; run again with a larger --budget to go on."
         )
 
-    def _read(self, path: Path) -> list[Spent]:
-        """The lines of earlier runs. What follows the last line break is half a line of a run that was killed while it
-        wrote, and is removed."""
-        content = path.read_bytes()
-        complete = content[: content.rfind(b"\n") + 1]
-        if complete != content and self._file is not None:
-            os.ftruncate(self._file, len(complete))
-        return [_spent(line, f"{path}, line {number}") for number, line in enumerate(complete.splitlines(), 1)]
+
+def read_ledger(path: str | Path) -> Iterator[Spent]:
+    """
+    The lines of a ledger. What follows the last line break is half a line of a run that was killed while it wrote, and
+    is left out.
+
+    Raises:
+        [`AnnotationError`]: Another line cannot be read.
+    """
+    with open(path, "rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.endswith(b"\n"):
+                yield _spent(line, f"{path}, line {number}")
+
+
+def sum_up(ledger: Iterable[Spent]) -> dict[tuple[str, str], Sum]:
+    """Sums by (stage, model), in the order of the first call."""
+    sums: dict[tuple[str, str], Sum] = {}
+    for spent in ledger:
+        sums.setdefault((spent.stage, spent.model), Sum()).add(spent)
+    return sums
+
+
+def _remove_half_line(path: Path) -> None:
+    content = path.read_bytes()
+    complete = content.rfind(b"\n") + 1
+    if complete != len(content):
+        os.truncate(path, complete)
 
 
 def _spent(line: bytes, place: str) -> Spent:
