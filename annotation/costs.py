@@ -6,13 +6,13 @@ before each call. The ledger lies in the output folder, so that a resumed run go
 import hashlib
 import json
 import math
-import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+from .append_only import AppendOnlyFile, complete_lines
 from .completions import Usage
 from .errors import AnnotationError, BudgetError
 
@@ -183,17 +183,14 @@ class Costs:
         self.total = Sum()
         self._file = None
         if path is not None:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-            _remove_half_line(Path(path))
+            self._file = AppendOnlyFile(path)
             for spent in read_ledger(path):
                 self._add(spent)
 
     def close(self) -> None:
         """Closes the ledger's file."""
         if self._file is not None:
-            os.close(self._file)
-            self._file = None
+            self._file.close()
 
     def reserve(self, model: str, estimate: Usage) -> Usage:
         """
@@ -230,7 +227,7 @@ class Costs:
             self._reserved_money -= self._money(spent.model, reserved) or 0.0
             self._add(spent)
             if self._file is not None:
-                os.write(self._file, json.dumps(asdict(spent)).encode() + b"\n")  # one write: never half a line
+                self._file.append(asdict(spent))
             self._settled.notify_all()
 
     def table(self) -> dict[tuple[str, str], Sum]:
@@ -292,10 +289,8 @@ def read_ledger(path: str | Path) -> Iterator[Spent]:
     Raises:
         [`AnnotationError`]: Another line cannot be read.
     """
-    with open(path, "rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.endswith(b"\n"):
-                yield _spent(line, f"{path}, line {number}")
+    for number, line in complete_lines(path):
+        yield _spent(line, f"{path}, line {number}")
 
 
 def sum_up(ledger: Iterable[Spent]) -> dict[tuple[str, str], Sum]:
@@ -304,13 +299,6 @@ def sum_up(ledger: Iterable[Spent]) -> dict[tuple[str, str], Sum]:
     for spent in ledger:
         sums.setdefault((spent.stage, spent.model), Sum()).add(spent)
     return sums
-
-
-def _remove_half_line(path: Path) -> None:
-    content = path.read_bytes()
-    complete = content.rfind(b"\n") + 1
-    if complete != len(content):
-        os.truncate(path, complete)
 
 
 def _spent(line: bytes, place: str) -> Spent:

@@ -54,6 +54,9 @@ th, td { padding: 7px 12px; text-align: left; vertical-align: top; border-bottom
 th { font-weight: 600; white-space: nowrap; } tbody tr:last-child td { border-bottom: 0; }
 .number { text-align: right; white-space: nowrap; } td p { margin: 0 0 4px; min-width: 260px; }
 td:first-child { white-space: nowrap; }
+@media (max-width: 700px) { .reasons th:last-child { display: none; } .reasons td p { min-width: 0; }
+  .reasons tr { display: grid; grid-template-columns: 1fr 68px 60px 112px; border-bottom: 1px solid var(--line); }
+  .reasons td, .reasons th { border: 0; } .reasons td:last-child { grid-column: 1 / -1; padding-top: 0; } }
 code { font: 12.5px/1.5 ui-monospace, Menlo, Consolas, "Liberation Mono", monospace; overflow-wrap: anywhere; }
 article { padding: 16px; margin: 0 0 16px; } article > p { max-width: 78ch; }
 .frames { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(150px, 45%), 1fr)); gap: 8px;
@@ -106,7 +109,7 @@ def _read_run(path: Path) -> dict[str, Any]:
         raise AnnotationError(f"{path} does not exist: a report needs the output folder of a run.") from None
     except (OSError, ValueError, RecursionError) as error:
         raise AnnotationError(f"{path} cannot be read: {error}") from None
-    names = ("settings", "videos", "items", "findings", "reasons")
+    names = ("settings", "models", "videos", "items", "findings", "reasons")
     if not isinstance(run, dict) or any(not isinstance(run.get(name, {}), dict) for name in names):
         raise AnnotationError(f"{path} has another form than annotate.py writes.")
     return {name: run.get(name, {}) for name in names}
@@ -149,10 +152,12 @@ def _check_fields(value: Any, fields: Mapping[str, type], place: str) -> None:
 
 
 def _models(run: Mapping[str, Any]) -> str:
-    models = run["settings"].get("models")
-    found = models if isinstance(models, dict) else {}
-    names = [f"{role} {model.get('name') if isinstance(model, dict) else model}" for role, model in found.items()]
+    names = [f"{role}: {model['name']}" for role, model in run["models"].items() if _has_name(model)]
     return ", ".join(names)
+
+
+def _has_name(model: Any) -> bool:
+    return isinstance(model, dict) and isinstance(model.get("name"), str)
 
 
 def _stage_counts(run: Mapping[str, Any]) -> dict[str, dict[str, int]]:
@@ -209,7 +214,7 @@ def _reasons(run: Mapping[str, Any], rejected: Path) -> list[Html]:
     if not rows:
         return [tag("h2", "Reasons"), tag("p", "No check found anything.", class_="muted")]
     header = ["code", "check", "found", "rejected for", "meaning and examples"]
-    return [tag("h2", "Reasons"), table(header, rows, [2, 3])]
+    return [tag("h2", "Reasons"), tag("div", table(header, rows, [2, 3]), class_="reasons")]
 
 
 def _example(row: Mapping[str, Any], reason: Mapping[str, Any]) -> Html:

@@ -15,7 +15,7 @@ from sama.toy_world.world import ToySettings, ToyWorld
 
 
 WORLD = ToySettings(frames=(12, 16), height=96, width=128, tasks={"dialogue": 1.0})
-SETTINGS = {"models": {"writer": {"name": "writer"}, "verifier": {"name": "verifier"}}, "currency": "USD"}
+MODELS = {"writer": {"name": "writer-7b"}, "verifier": {"name": "verifier-3b"}}
 
 
 def write_folder(folder: Path, num_clips: int = 2, review_turns: int = 2, seed: int = 0) -> Path:
@@ -93,7 +93,9 @@ def _write_pictures(folder: Path, numbers: Iterable[int], pictures: Iterable[byt
 
 def _write_run(out: Path, clips: Path, num_clips: int) -> None:
     run = {
-        "settings": {**SETTINGS, "videos": str(clips)},
+        "settings": {"rounds": 1, "seed": 0},
+        "models": MODELS,
+        "root": str(clips),
         "videos": {"kept": num_clips, "review": 1, "rejected": 1, "error": 2},
         "items": {
             "description": {"items": 41, "kept": 33, "refined": 4, "review": 2, "rejected": 6},
