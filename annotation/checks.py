@@ -144,8 +144,7 @@ def check_dialogue(
 ) -> tuple[list[CheckedTurn], list[Problem]]:
     """Every turn of a dialogue with its problems, and the problems of the dialogue as a whole."""
     turns = [check_turn(turn, facts, limits, f"turns[{index}]") for index, turn in enumerate(dialogue.turns)]
-    texts = [f"{turn.question} {turn.answer}" for turn in dialogue.turns]
-    repeated = duplicates_within([turn.question for turn in dialogue.turns]) | duplicates_within(texts)
+    repeated = _repeated_turns(turns)
     for index, checked in enumerate(turns):
         if checked.turn.turn != index + 1:
             detail = f"the turn has number {checked.turn.turn} in place {index + 1}"
@@ -157,6 +156,21 @@ def check_dialogue(
     if least <= len(turns) <= most:
         return turns, []
     return turns, [Problem("count", "turns", f"there are {len(turns)} turns, expected {least} to {most}")]
+
+
+def _repeated_turns(turns: Sequence[CheckedTurn]) -> dict[int, int]:
+    """Index of each turn that repeats an earlier one, and the index of that one. Turns whose questions are about other
+    objects do not repeat each other, however alike they sound."""
+    groups: dict[frozenset[int], list[int]] = {}
+    for index, checked in enumerate(turns):
+        groups.setdefault(frozenset(checked.question.objects), []).append(index)
+    found = {}
+    for indices in groups.values():
+        questions = [turns[index].turn.question for index in indices]
+        whole = [f"{turns[index].turn.question} {turns[index].turn.answer}" for index in indices]
+        for texts in (questions, whole):
+            found |= {indices[one]: indices[other] for one, other in duplicates_within(texts).items()}
+    return found
 
 
 def check_turn(turn: Turn, facts: VideoFacts, limits: CheckLimits, at: str) -> CheckedTurn:

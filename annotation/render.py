@@ -38,7 +38,6 @@ COLORS: dict[str, Color] = {
         "lime": "b6ff1a",
         "pink": "ffa6c9",
         "white": "ffffff",
-        "brown": "b5763a",
     }.items()
 }
 CROP_MARGIN = 0.5  # of the object's box, on each side

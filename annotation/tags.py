@@ -15,7 +15,7 @@ from .schema import PhraseSpan
 
 # What a reader of records or a turn format would take for a tag must not stand in a text, either
 TAG = re.compile(r"<obj([0-9]{1,4})>|(</?p>)|(<obj[^<>]{0,40}>|<region>|<mask>|\[SEG\]|<IMG_CONTEXT>)")
-FOLLOWING_TAGS = re.compile(r"(?:\s*<obj[0-9]{1,4}>)+")
+FOLLOWING_TAGS = re.compile(r"(?:\s*<obj[^<>]{0,40}>)+")
 
 
 def tag(number: int) -> str:
@@ -122,16 +122,16 @@ def _close_phrase(found: TaggedText, text: str, ends: tuple[re.Match, re.Match],
     phrase = text[opened.end() : closed.start()]
     following = FOLLOWING_TAGS.match(text, closed.end())
     end = following.end() if following else closed.end()
-    numbers = [int(number) for number in re.findall(r"<obj([0-9]+)>", following[0])] if following else []
+    names = re.findall(r"<obj([^<>]*)>", following[0]) if following else []
     where = f"[{opened.start()}:{end}]"
-    if nested or any(not 1 <= number <= num_objects for number in numbers):
+    if nested or not all(name.isdecimal() and _is_known(name, num_objects) for name in names):
         return end  # reported already
     if not phrase.strip():
         found.problems.append(Problem("phrase_empty", where, "there is nothing between <p> and </p>"))
-    elif not numbers:
+    elif not names:
         found.problems.append(Problem("tag_alone", where, "no object tag follows the phrase"))
     else:
-        found.add(phrase.strip(), tuple(numbers))
+        found.add(phrase.strip(), tuple(map(int, names)))
     return end
 
 

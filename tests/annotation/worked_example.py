@@ -1,0 +1,261 @@
+"""
+The worked example of docs/annotation.md: clips of toy world with exact masks, models behind a scripted endpoint that
+make 300 planned mistakes, and how many of these the checks find.
+
+    python tests/annotation/worked_example.py --output outputs/annotation_example
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from scripted_endpoint import KEY, ScriptedEndpoint, scripted_endpoint  # noqa: E402
+from toy_truth import (  # noqa: E402
+    CONVERSATION,
+    DESCRIPTION,
+    DESCRIPTION_MISTAKES,
+    MODEL_CODES,
+    REPLY_MISTAKES,
+    TURN_MISTAKES,
+    Planted,
+    ToyModels,
+    Truth,
+    thumbnail,
+)
+
+from sama import annotate  # noqa: E402
+from sama.annotation.objects import read_scenes  # noqa: E402
+from sama.annotation.problems import CODES  # noqa: E402
+from sama.annotation.render import object_colors, shown_frames  # noqa: E402
+from sama.annotation.scenes import select_objects  # noqa: E402
+from sama.data.files import write_text_atomically  # noqa: E402
+from sama.toy_world.export import RECORDS, write_records  # noqa: E402
+from sama.toy_world.world import ToySettings, ToyWorld  # noqa: E402
+
+
+NUM_CLIPS, NUM_MISTAKES = 36, 300
+SETTINGS = ToySettings(frames=(8, 10), things=(3, 4), tasks={"dialogue": 1.0})
+SHOWN, IMAGE_SIZE = 6, 192  # of the pictures: small, so that the example takes seconds
+
+
+class Example(NamedTuple):
+    """Folder, clips and planned mistakes of an example."""
+
+    folder: Path
+    truths: list[Truth]
+    planted: list[Planted]
+
+    @property
+    def output(self) -> Path:
+        return self.folder / "annotation"
+
+
+def make_example(folder: Path, num_clips: int = NUM_CLIPS, num_mistakes: int = NUM_MISTAKES, seed: int = 0) -> Example:
+    """Writes the clips with their masks, and plans the mistakes."""
+    world = ToyWorld(SETTINGS, seed)
+    write_records(world, folder / "clips", range(num_clips))
+    truths = []
+    scenes = read_scenes(folder / "clips", folder / "clips" / RECORDS, "toy")
+    for index, scene in enumerate(scenes):
+        clip = world.generate(index)[1]
+        shown = shown_frames(clip.num_frames, SHOWN)
+        objects, _ = select_objects(scene.objects, shown)
+        colors = object_colors(scene.id, len(objects), 0)
+        truths.append(Truth(scene.id, clip, list(objects), thumbnail(clip.frames[0]), colors, shown))
+    return Example(folder, truths, plan(truths, num_mistakes, np.random.default_rng(seed)))
+
+
+def plan(truths: Sequence[Truth], number: int, rng: np.random.Generator) -> list[Planted]:
+    """
+    So many mistakes, every kind equally often where it is possible. The first object and the first turn of a clip stay
+    right, so that later ones can be told from them, and so does every item that no mistake is planned for.
+    """
+    planted, closed = [], set()
+    order = iter(rng.permutation(len(truths)).tolist())
+    for count, (kind, (code, _)) in enumerate(list(REPLY_MISTAKES.items()) * 2):
+        truth = truths[next(order)]
+        only_turns = kind in ("too few turns", "wrong type", "missing field")
+        stage = CONVERSATION if only_turns or count % 2 else DESCRIPTION
+        stays = count >= len(REPLY_MISTAKES)
+        planted.append(Planted(truth.name, stage, None, kind, code, stays))
+        closed.add((truth.name, stage))
+        if stage == DESCRIPTION and (stays or code == "refusal"):
+            closed.add((truth.name, CONVERSATION))  # there will be none
+    slots = [
+        (truth, stage, item)
+        for truth in truths
+        for stage, last in ((DESCRIPTION, len(truth.objects)), (CONVERSATION, len(truth.turns())))
+        for item in range(2, last + 1)
+        if (truth.name, stage) not in closed
+    ]
+    slots = [slots[i] for i in rng.permutation(len(slots))]
+    kinds = [(CONVERSATION, kind) for kind in TURN_MISTAKES] + [(DESCRIPTION, kind) for kind in DESCRIPTION_MISTAKES]
+    turn = 0
+    while len(planted) < number:
+        stage, kind = kinds[turn % len(kinds)]
+        turn += 1
+        code, change = (TURN_MISTAKES if stage == CONVERSATION else DESCRIPTION_MISTAKES)[kind]
+        slot = next((one for one in slots if one[1] == stage and _possible(change, one)), None)
+        if slot is None:
+            if turn > 20 * number:
+                raise ValueError(f"Only {len(planted)} of {number} mistakes fit into {len(truths)} clips.")
+            continue
+        slots.remove(slot)
+        stays = kind == "common knowledge" or bool(rng.integers(2))
+        planted.append(Planted(slot[0].name, stage, slot[2], kind, code, stays))
+    return planted
+
+
+def _possible(change, slot: tuple[Truth, str, int]) -> bool:
+    truth, stage, item = slot
+    right = truth.description(item) if stage == DESCRIPTION else truth.turns()[item - 1]
+    return change(truth, item, right) is not None
+
+
+@contextmanager
+def toy_endpoint(example: Example) -> Iterator[ScriptedEndpoint]:
+    """The models of an example behind a scripted endpoint."""
+    models = ToyModels(example.truths, example.planted)
+    with scripted_endpoint(models.answer, models.fault, models=("writer", "verifier", "guesser")) as server:
+        yield server
+
+
+def command(example: Example, url: str) -> list[str]:
+    """The arguments of annotate.py."""
+    clips = example.folder / "clips"
+    return [
+        *("--videos", str(clips), "--masks", str(clips / RECORDS), "--name", "toy", "--output", str(example.output)),
+        *("--endpoint", url, "--model", "writer", "--verifier-model", "verifier", "--blind-model", "guesser"),
+        *("--video-licence", "cc0-1.0", "--mask-licence", "cc0-1.0", "--mask-origin", "toy world"),
+        *("--writer-terms", "yes", "--verifier-terms", "yes", "--blind-terms", "yes"),
+        *("--frames", str(SHOWN), "--image-size", str(IMAGE_SIZE), "--concurrency", "4", "--palette-share", "0"),
+        *("--price", "writer=1,4", "--price", "verifier=1,4", "--price", "guesser=0.1,0.4"),
+    ]
+
+
+def run(example: Example) -> int:
+    """Annotates the clips; returns the exit code of annotate.py."""
+    os.environ["OPENAI_API_KEY"] = KEY
+    with toy_endpoint(example) as server:
+        return annotate.main(command(example, server.url))
+
+
+def read_rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def found_mistakes(example: Example) -> set[tuple]:
+    """(clip, stage, item, code) of everything that was found in the first replies, and by the scored checks."""
+    rows = read_rows(example.output / "findings.jsonl")
+    return {
+        (row["video"], row["stage"], row["item"], row["code"])
+        for row in rows
+        if row["round"] == 0 or row["code"] == "blind"
+    }
+
+
+def planted_mistakes(example: Example) -> set[tuple]:
+    """The same of everything that was planned."""
+    return {(one.video, one.stage, one.item, one.code) for one in example.planted}
+
+
+class CodeScore(NamedTuple):
+    """How often a code was planned, found where it was planned, and found elsewhere."""
+
+    planted: int
+    right: int
+    wrong: int
+
+    @property
+    def precision(self) -> float:
+        return self.right / (self.right + self.wrong) if self.right + self.wrong else 1.0
+
+    @property
+    def recall(self) -> float:
+        return self.right / self.planted if self.planted else 1.0
+
+
+def scores(example: Example) -> dict[str, CodeScore]:
+    """Precision and recall of the checks, by code."""
+    planted, found = planted_mistakes(example), found_mistakes(example)
+    result = {}
+    for code in CODES:
+        planned, seen = ({one for one in those if one[3] == code} for those in (planted, found))
+        if planned or seen:
+            result[code] = CodeScore(len(planned), len(planned & seen), len(seen - planned))
+    return result
+
+
+def score_lines(found: dict[str, CodeScore]) -> Iterator[str]:
+    """Precision and recall as a table."""
+    yield f"{'code':18} {'planted':>7} {'found':>6} {'wrong':>6} {'precision':>9} {'recall':>7}"
+    for code, one in found.items():
+        yield f"{code:18} {one.planted:7} {one.right:6} {one.wrong:6} {one.precision:9.3f} {one.recall:7.3f}"
+    for name, codes in (("exact checks", set(found) - set(MODEL_CODES)), ("asked of a model", set(MODEL_CODES))):
+        rows = [one for code, one in found.items() if code in codes]
+        total = CodeScore(*(sum(column) for column in zip(*rows, strict=True))) if rows else CodeScore(0, 0, 0)
+        counts = f"{total.planted:7} {total.right:6} {total.wrong:6}"
+        yield f"{name:18} {counts} {total.precision:9.3f} {total.recall:7.3f}"
+
+
+def expected_rejections(example: Example) -> set[tuple]:
+    """(clip, stage, item, code) of what must be rejected: mistakes that stay, and refusals."""
+    return {
+        (one.video, one.stage, one.item, one.code)
+        for one in example.planted
+        if one.code == "refusal" or (one.stays and one.code != "unseen")
+    }
+
+
+def rejections(example: Example) -> set[tuple]:
+    """The same of `rejected.jsonl`."""
+    found, numbers = set(), {truth.name: [one.name for one in truth.objects] for truth in example.truths}
+    for row in read_rows(example.output / "rejected.jsonl"):
+        video = row["record"].removesuffix(f"/{row['stage']}")
+        item = None if row["turn"] is None else row["turn"] + 1
+        if row["object"] is not None:
+            item = numbers[video].index(row["object"]) + 1
+        found |= {(video, row["stage"], item, reason["code"]) for reason in row["reasons"]}
+    return found
+
+
+def write_mixture(example: Example) -> Path:
+    """A mixture of the records, for train.py with the folder as data root."""
+    path = example.folder / "mixture.yaml"
+    files = "files: {records: annotation/records.jsonl, media: clips}"
+    write_text_atomically(path, f"sources:\n  mine: {{weight: 1, format: json_lines, {files}}}\n")
+    return path
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, help="new folder for clips, records and mixture")
+    parser.add_argument("--clips", type=int, default=NUM_CLIPS)
+    parser.add_argument("--mistakes", type=int, default=NUM_MISTAKES)
+    given = parser.parse_args(arguments)
+    example = make_example(given.output, given.clips, given.mistakes)
+    code = run(example)
+    if code:
+        return code
+    print("\n".join(score_lines(scores(example))))
+    same = rejections(example) == expected_rejections(example)
+    states = Counter(one.stays for one in example.planted)
+    print(f"{len(example.planted)} mistakes, {states[False]} of them corrected when asked for")
+    print(f"rejected: {'exactly' if same else 'NOT exactly'} the mistakes that stay")
+    print(f"mixture for train.py: {write_mixture(example)}")
+    return 0 if same else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
