@@ -1,0 +1,134 @@
+"""
+The records of a run as the files of SAMA-239K, for programs that read only those: a list of videos, one mask file, and
+the frames of each video as pictures.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from sama.data.files import atomic_path, write_text_atomically
+from sama.data.frames import open_visual
+from sama.data.json_text import parse_json
+from sama.data.records import DataError, read_lines
+
+from .errors import AnnotationError
+from .tags import tag
+
+
+ANNOTATIONS, MASKS = "sama239k_train_final.json", "mevis_train_mask_dict.json"
+# Its readers tell the mask file by a part of the video's path, and know five data sets
+VIDEO_FOLDER = "mevis/train/JPEGImages"
+QUALITY = 95
+
+
+def write_sama239k(records: Path, media: Path, folder: Path) -> dict[str, int]:
+    """
+    Writes the files that `data/readers/sama239k.py` and the release read.
+
+    Args:
+        records (`Path`): `records.jsonl` of a run.
+        media (`Path`): Folder of its videos.
+        folder (`Path`): New data root.
+
+    Returns:
+        `dict`: How many `videos`, `rounds` and `descriptions` were written.
+
+    Raises:
+        AnnotationError: if the folder has such files already.
+        DataError: if a record or its video cannot be read.
+    """
+    if (folder / ANNOTATIONS).exists():
+        raise AnnotationError(f"{folder / ANNOTATIONS} exists already; give a new folder.")
+    videos: list[dict[str, Any]] = []
+    masks: dict[str, list] = {}
+    for number, group in enumerate(_by_video(records)):
+        videos.append(_write_video(group, media, folder, f"video{number:06d}", masks))
+    counts = {"videos": len(videos), "rounds": sum(len(one["obj_masks"]) for one in videos)}
+    counts["descriptions"] = sum(len(one["description"]) for one in videos)
+    write_text_atomically(folder / MASKS, json.dumps(masks))
+    write_text_atomically(folder / ANNOTATIONS, json.dumps(videos, ensure_ascii=False))
+    return counts
+
+
+def _by_video(records: Path) -> Iterator[list[dict]]:
+    """The records of each video; those of one video follow each other."""
+    group: list[dict] = []
+    for number, line in read_lines(records):
+        try:
+            record = parse_json(line)
+        except ValueError as error:
+            raise DataError(str(error), file=records, index=f"line {number}") from error
+        if group and record["video"] != group[0]["video"]:
+            yield group
+            group = []
+        group.append(record)
+    if group:
+        yield group
+
+
+def _write_video(group: list[dict], media: Path, folder: Path, name: str, masks: dict[str, list]) -> dict[str, Any]:
+    names = list(dict.fromkeys(name for record in group for name in record["objects"]))
+    objects = {name: item for record in group for name, item in record["objects"].items()}
+    keys = {}
+    for one in names:
+        keys[one] = len(masks)
+        masks[str(keys[one])] = objects[one]["masks"]
+    frames, size = _write_frames(group[0], media, folder / VIDEO_FOLDER / name)
+    entry: dict[str, Any] = {
+        "video": f"{VIDEO_FOLDER}/{name}",
+        "video_id": name,
+        "height": size[0],
+        "width": size[1],
+        "frames": frames,
+        "anno_map": [keys[one] for one in names],
+        "description": {},
+        "conversation": [],
+        "obj_masks": [],
+        "groundtruth": [],
+    }
+    for record in group:
+        for question, answer in zip(record["messages"][::2], record["messages"][1::2], strict=True):
+            if question.get("templates"):
+                number = names.index(question["content"][0]["object"]) + 1
+                # The tags of the release count from 0
+                entry["description"][tag(number - 1)] = "".join(part["text"] for part in answer["content"])
+            else:
+                _add_round(entry, question, answer, keys)
+    return entry
+
+
+def _add_round(entry: dict[str, Any], question: dict, answer: dict, keys: dict[str, int]) -> None:
+    asked = "".join("<mask>" if part["type"] == "region" else part["text"] for part in question["content"])
+    answered, truths = "", []
+    for part in answer["content"]:
+        if part["type"] == "text":
+            answered += part["text"]
+            continue
+        answered += f"<p> {part['text']} </p> {' '.join(['[SEG]'] * len(part['objects']))}"
+        truths += [[keys[name]] for name in part["objects"]]
+    entry["conversation"] += [{"from": "human", "value": asked}, {"from": "gpt", "value": answered}]
+    entry["obj_masks"].append([keys[part["object"]] for part in question["content"] if part["type"] == "region"])
+    entry["groundtruth"].append(truths)
+
+
+def _write_frames(record: dict, media: Path, folder: Path) -> tuple[list[str], tuple[int, int]]:
+    """The frames as JPEG files; those that are JPEG files already are copied. Returns names without suffix, and the
+    size."""
+    video = open_visual(record, media)
+    assert video is not None  # records of annotation are about videos
+    listed = record["video"].get("frames")
+    names = [f"{index:05d}" for index in range(len(video))]
+    with atomic_path(folder) as temporary:
+        temporary.mkdir(parents=True)
+        for index, name in enumerate(names):
+            source = media / record["video"]["path"] / listed[index] if listed else None
+            if source is not None and source.suffix.lower() in (".jpg", ".jpeg"):
+                shutil.copyfile(source, temporary / f"{name}.jpg")
+            else:
+                Image.fromarray(video[index]).save(temporary / f"{name}.jpg", quality=QUALITY, subsampling=0)
+    return names, (video.height, video.width)
