@@ -4,7 +4,8 @@ sama annotate --videos clips --masks clips/objects.jsonl --output outputs/annota
     --endpoint http://localhost:8000/v1 --model WRITER --verifier-model VERIFIER --video-licence cc-by-4.0 ...
 
 The API key is read from $OPENAI_API_KEY. Records are written to records.jsonl, which the format json_lines of a
-mixture reads; what was rejected, and why, to rejected.jsonl; what a person should decide to review.jsonl.
+mixture reads; what was rejected, and why, to rejected.jsonl; what a person should decide to review.jsonl; report.html
+shows all of it with examples.
 A run that was interrupted goes on where it stopped when it is started again: no reply is paid for twice.
 
 Exit codes: 0; 1 if the run failed or was stopped, with one sentence that says why; 3 if some videos could not be
@@ -28,6 +29,8 @@ try:
     from sama.annotation.pipeline import Run, RunCounts
     from sama.annotation.provenance import UNKNOWN, Origin
     from sama.annotation.render import STYLES, RenderSettings
+    from sama.annotation.report import write_report
+    from sama.annotation.sama239k import write_sama239k
     from sama.annotation.scenes import BrokenScene, Scene
     from sama.annotation.score import ScoreSettings
     from sama.annotation.video import AnnotationSettings
@@ -216,17 +219,25 @@ def annotate(given: argparse.Namespace) -> RunCounts:
         counts = run.run(input_scenes(given), given.concurrency, show)
     finally:
         costs.close()
-    write_summary(given, settings, models, counts)
+    root = given.videos if given.source is None else data_root(given.data_root)
+    write_summary(given.output, root, (settings, models, counts), costs.currency)
+    if given.sama239k is not None:
+        write_sama239k(given.output / "records.jsonl", root, given.sama239k)
+    write_report(given.output)
+    if counts.stopped is not None:
+        raise counts.stopped
     return counts
 
 
 def write_summary(
-    given: argparse.Namespace, settings: AnnotationSettings, models: dict[str, ModelChoice], counts: RunCounts
+    folder: Path, root: Path, run: tuple[AnnotationSettings, dict[str, ModelChoice], RunCounts], currency: str
 ) -> None:
-    """`run.json`, the files of SAMA-239K and the report."""
+    """`run.json`: what was run and what came out. `root`: folder of the videos."""
+    settings, models, counts = run
     summary = {
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "settings": settings.to_dict(),
+        "root": str(root),
+        "settings": settings.to_dict() | {"currency": currency},
         "models": {role: model.provenance() for role, model in models.items()},
         "videos": dict(counts.videos),
         "items": {stage: dict(one) for stage, one in counts.items.items()},
@@ -234,7 +245,7 @@ def write_summary(
         "reasons": dict(counts.reasons),
         "duplicates": counts.duplicates,
     }
-    write_text_atomically(given.output / "run.json", json.dumps(summary, indent=2) + "\n")
+    write_text_atomically(folder / "run.json", json.dumps(summary, indent=2) + "\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

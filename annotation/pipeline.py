@@ -48,6 +48,7 @@ class RunCounts:
         items (`dict[str, Counter]`): By stage: items, kept, review, rejected, refined.
         findings, reasons (`Counter`): By code: everything that was found, and what items were rejected for.
         duplicates (`int`): Dialogues that repeat that of another video.
+        stopped ([`StopError`], *optional*): Why the run ended before its end; the files hold what was finished before.
     """
 
     videos: Counter = field(default_factory=Counter)
@@ -55,6 +56,7 @@ class RunCounts:
     findings: Counter = field(default_factory=Counter)
     reasons: Counter = field(default_factory=Counter)
     duplicates: int = 0
+    stopped: StopError | None = None
 
     def add(self, result: VideoResult) -> None:
         """Adds the result of a video."""
@@ -111,7 +113,6 @@ class Run:
             progress (`Callable`, *optional*): Called with the id of each finished video.
 
         Raises:
-            StopError: if no further request can succeed; the files hold what was finished before.
             AnnotationError: if two videos have the same id.
         """
         outcomes: list[tuple[str, Path | dict]] = []
@@ -124,8 +125,7 @@ class Run:
             if progress is not None:
                 progress(scene.id)
         counts = self._write(outcomes)
-        if stopped is not None:
-            raise stopped
+        counts.stopped = stopped
         return counts
 
     def _outcomes(
@@ -263,7 +263,11 @@ def _reject_dialogue(result: VideoResult, video: str, other: str) -> None:
     assert record is not None  # it was compared
     problem = Problem("duplicate", "", f"the dialogue repeats that of {other}")
     result.records.remove(record)
-    result.provenance = [row for row in result.provenance if row["id"] != record["id"]]
+    audited = {row["id"] for row in result.review if row["audit"] and row["record"] == record["id"]}
+    result.review = [row for row in result.review if row["id"] not in audited]
+    result.review_records = [one for one in result.review_records if one["id"] not in audited]
+    if not any(row["record"] == record["id"] for row in result.review):
+        result.provenance = [row for row in result.provenance if row["id"] != record["id"]]
     counts = result.counts[CONVERSATION]
     counts["rejected"], counts["kept"] = counts["rejected"] + counts["kept"], 0
     result.findings.append({"video": video, "stage": CONVERSATION, "round": 0, "item": None} | problem.to_dict())

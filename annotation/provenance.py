@@ -88,7 +88,8 @@ def provenance_row(record_id: str, scene: Scene, origin: Origin, calls: VideoCal
     runs over the same replies write the same bytes.
 
     Args:
-        about (`dict`): `video_sha256`, and `scores` and `refined` of the record's items.
+        about (`dict`): `video_sha256`; `objects` by tag with name and drawn colour, `frames` that were shown; `scores`
+            and `refined` of the record's items.
     """
     fields = origin.of(scene)
     return {
@@ -104,8 +105,7 @@ def provenance_row(record_id: str, scene: Scene, origin: Origin, calls: VideoCal
         "prompts": prompt_hash(),
         "keys": list(calls.keys()),
         "checks": [code for code, meaning in CODES.items() if meaning.exact],
-        "scores": about["scores"],
-        "refined": about["refined"],
+        **{name: about[name] for name in ("objects", "frames", "scores", "refined")},
         "audited": False,
         "split": fields["split"],
     }

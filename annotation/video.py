@@ -183,7 +183,8 @@ class _Annotation:
                 number: (description_messages(number, listed, self.names), texts[number])
                 for number, listed in sorted(passed.items())
             }
-            self.keep(DESCRIPTION, items, {}, settled.refined)
+            self.keep(DESCRIPTION, items, {})
+        self.state_origin(DESCRIPTION, settled, {})
         return passed
 
     def swapped_rendering(self) -> Rendering:
@@ -220,7 +221,8 @@ class _Annotation:
             else:
                 items[place] = messages, texts[place]
         if items:
-            self.keep(CONVERSATION, items, scores, settled.refined)
+            self.keep(CONVERSATION, items, scores)
+        self.state_origin(CONVERSATION, settled, scores)
 
     def score(self, settled: Settled, turns: Mapping[int, CheckedTurn]) -> dict[int, dict[str, Any]]:
         """The scored checks of the turns that passed the exact ones; returns the scores by turn."""
@@ -256,8 +258,9 @@ class _Annotation:
         for finding in settled.findings:
             place = {"video": self.scene.id, "stage": kind, "round": finding.round, "item": finding.item}
             self.result.findings.append(place | finding.problem.to_dict())
-        failed = len(settled.items) if None in settled.failed else len(settled.failed)
-        found = Counter(items=len(settled.items), rejected=failed, refined=len(settled.refined))
+        items = set(settled.items) | {item for item in settled.failed if item is not None}  # some are missing
+        failed = len(items) if None in settled.failed else len(settled.failed)
+        found = Counter(items=len(items), rejected=failed, refined=len(settled.refined))
         found["review"] = len([item for item in settled.doubtful if item in settled.kept])
         found["kept"] = len(settled.kept) - found["review"]
         self.result.counts[kind] = dict(found)
@@ -282,23 +285,32 @@ class _Annotation:
             reasons = [problem.to_dict() for problem in problems]
             self.result.rejected.append(self.place(kind, item) | {"stage": kind, "reasons": reasons, "text": text})
 
-    def keep(
-        self, kind: str, items: Mapping[int, tuple[list[dict], dict]], scores: Mapping[int, dict], refined: set[int]
-    ) -> None:
-        """The record of all items that passed, its provenance, and the sample of them that people look at."""
+    def keep(self, kind: str, items: Mapping[int, tuple[list[dict], dict]], scores: Mapping[int, dict]) -> None:
+        """The record of all items that passed, and the sample of them that people look at."""
         messages = [message for one, _ in items.values() for message in one]
         record = make_record(self.scene, self.record_id(kind), messages)
         self.result.records.append(record)
-        about = {
-            "video_sha256": self.sha256,
-            "scores": {str(item): scores[item] for item in items if scores.get(item)},
-            "refined": sorted(refined & set(items)),
-        }
-        origin = self.settings.origin
-        self.result.provenance.append(provenance_row(record["id"], self.scene, origin, self.calls, about))
         for item, (one, text) in items.items():
             if in_palette_sample(f"audit/{self.settings.seed}/{record['id']}/{item}", self.settings.audit_share):
                 self.review(kind, item, one, (text, [], scores.get(item, {})), audit=True)
+
+    def state_origin(self, kind: str, settled: Settled, scores: Mapping[int, dict]) -> None:
+        """The line of `provenance.jsonl` about the record of a stage, if it has items that are kept or reviewed."""
+        if not settled.kept:
+            return
+        objects = {
+            f"obj{number}": {"name": name, "color": color}
+            for number, (name, color) in enumerate(zip(self.names, self.rendering.colors, strict=True), start=1)
+        }
+        about = {
+            "video_sha256": self.sha256,
+            "objects": objects,
+            "frames": list(self.rendering.shown),
+            "scores": {str(item): scores[item] for item in settled.kept if scores.get(item)},
+            "refined": sorted(settled.refined & set(settled.kept)),
+        }
+        row = provenance_row(self.record_id(kind), self.scene, self.settings.origin, self.calls, about)
+        self.result.provenance.append(row)
 
     def review(
         self,

@@ -82,9 +82,9 @@ def plan(truths: Sequence[Truth], number: int, rng: np.random.Generator) -> list
     right, so that later ones can be told from them, and so does every item that no mistake is planned for.
     """
     planted, closed = [], set()
-    order = iter(rng.permutation(len(truths)).tolist())
-    for count, (kind, (code, _)) in enumerate(list(REPLY_MISTAKES.items()) * 2):
-        truth = truths[next(order)]
+    order = rng.permutation(len(truths)).tolist()[: 3 * len(truths) // 4]  # one clip for each reply that is wrong
+    for count, (index, (kind, (code, _))) in enumerate(zip(order, [*REPLY_MISTAKES.items()] * 2, strict=False)):
+        truth = truths[index]
         only_turns = kind in ("too few turns", "wrong type", "missing field")
         stage = CONVERSATION if only_turns or count % 2 else DESCRIPTION
         stays = count >= len(REPLY_MISTAKES)
