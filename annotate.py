@@ -24,6 +24,7 @@ try:
     from sama.annotation.calls import ModelChoice
     from sama.annotation.costs import Costs, parse_budget, parse_price
     from sama.annotation.endpoint import STRUCTURED_OUTPUT, Endpoint, EndpointSettings
+    from sama.annotation.estimate import estimate_run
     from sama.annotation.held_out import HeldOut
     from sama.annotation.objects import list_videos, read_scenes, read_source
     from sama.annotation.pipeline import Run, RunCounts
@@ -56,6 +57,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     _add_origin(parser.add_argument_group("origin of the data"))
     parser.add_argument("--output", type=Path, required=True, help="folder of all results, also of an earlier run")
     parser.add_argument("--sama239k", type=Path, metavar="FOLDER", help="also write the files of SAMA-239K there")
+    parser.add_argument("--dry-run", action="store_true", help="estimate tokens and price, and ask nothing")
     given = parser.parse_args(arguments)
     inputs = [given.masks is not None, given.propose is not None, given.source is not None]
     if sum(inputs) != 1:
@@ -229,6 +231,18 @@ def annotate(given: argparse.Namespace) -> RunCounts:
     return counts
 
 
+def estimate_lines(given: argparse.Namespace) -> Iterator[str]:
+    """What the run would need, as text."""
+    prices = dict(map(parse_price, given.price))
+    models = model_choices(given, Costs(prices=prices))
+    found = estimate_run(input_scenes(given), annotation_settings(given), models)
+    yield f"about, for {found.videos} videos ({found.unreadable} others cannot be annotated):"
+    for role, usage in found.usage.items():
+        yield f"{role}: {usage.prompt:,} prompt and {usage.completion:,} completion tokens"
+    money = found.money(models, prices)
+    yield "price: unknown, give --price for every model" if money is None else f"price: {money:.2f}"
+
+
 def write_summary(
     folder: Path, root: Path, run: tuple[AnnotationSettings, dict[str, ModelChoice], RunCounts], currency: str
 ) -> None:
@@ -251,6 +265,9 @@ def write_summary(
 def main(arguments: Sequence[str] | None = None) -> int:
     try:
         given = parse(arguments)
+        if given.dry_run:
+            print("\n".join(estimate_lines(given)))
+            return 0
         counts = annotate(given)
     except (ValueError, OSError) as error:  # among them AnnotationError and DataError
         print(f"annotate: {' '.join(str(error).split())}", file=sys.stderr, flush=True)

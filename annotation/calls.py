@@ -17,6 +17,8 @@ class CompletesRequests(Protocol):
 
     def complete(self, request: CompletionRequest, stage: str = "", record: str = "") -> Completion: ...
 
+    def stop(self) -> None: ...
+
 
 # Of the code of each stage; to be raised where equal requests are to be answered again
 STAGE_VERSIONS = {"describe": 1, "converse": 1, "verify": 1, "refine": 1, "blind": 1, "judge": 1, "palette": 1}

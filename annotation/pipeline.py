@@ -147,9 +147,13 @@ class Run:
                 while waiting:
                     yield waiting[0][0], waiting[0][1].result()
                     waiting.popleft()
-            finally:
+            except BaseException:
+                # Ctrl-C among them. Without this, the calls that wait would be waited for
                 for _, future in waiting:
                     future.cancel()
+                for model in self.models.values():
+                    model.endpoint.stop()
+                raise
 
     def _one(self, scene: Scene | BrokenScene) -> Path | dict | StopError:
         """The file of a video's result, or its error row."""

@@ -1,9 +1,8 @@
 """Where a record comes from: its video, its masks, the models that wrote and checked it, and what the checks said."""
 
 import hashlib
-import inspect
+import json
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +59,10 @@ class Origin:
                 )
 
 
-@cache
 def prompt_hash() -> str:
     """A hash of all sentences that models are sent."""
-    return hashlib.sha256(inspect.getsource(prompts).encode()).hexdigest()[:16]
+    sentences = {name: text for name, text in vars(prompts).items() if name.isupper() and isinstance(text, str)}
+    return hashlib.sha256(json.dumps(sentences, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def video_hash(scene: Scene) -> str:

@@ -3,6 +3,7 @@ The records of a run as the files of SAMA-239K, for programs that read only thos
 the frames of each video as pictures.
 """
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -16,7 +17,6 @@ from sama.data.frames import open_visual
 from sama.data.json_text import parse_json
 from sama.data.records import DataError, read_lines
 
-from .errors import AnnotationError
 from .tags import tag
 
 
@@ -33,21 +33,18 @@ def write_sama239k(records: Path, media: Path, folder: Path) -> dict[str, int]:
     Args:
         records (`Path`): `records.jsonl` of a run.
         media (`Path`): Folder of its videos.
-        folder (`Path`): New data root.
+        folder (`Path`): Data root. Files of an earlier run are replaced, frames that are there already are kept.
 
     Returns:
         `dict`: How many `videos`, `rounds` and `descriptions` were written.
 
     Raises:
-        AnnotationError: if the folder has such files already.
         DataError: if a record or its video cannot be read.
     """
-    if (folder / ANNOTATIONS).exists():
-        raise AnnotationError(f"{folder / ANNOTATIONS} exists already; give a new folder.")
     videos: list[dict[str, Any]] = []
     masks: dict[str, list] = {}
-    for number, group in enumerate(_by_video(records)):
-        videos.append(_write_video(group, media, folder, f"video{number:06d}", masks))
+    for group in _by_video(records):
+        videos.append(_write_video(group, media, folder, masks))
     counts = {"videos": len(videos), "rounds": sum(len(one["obj_masks"]) for one in videos)}
     counts["descriptions"] = sum(len(one["description"]) for one in videos)
     write_text_atomically(folder / MASKS, json.dumps(masks))
@@ -71,7 +68,9 @@ def _by_video(records: Path) -> Iterator[list[dict]]:
         yield group
 
 
-def _write_video(group: list[dict], media: Path, folder: Path, name: str, masks: dict[str, list]) -> dict[str, Any]:
+def _write_video(group: list[dict], media: Path, folder: Path, masks: dict[str, list]) -> dict[str, Any]:
+    # Not a number, which would mean another video after a run with more of them
+    name = hashlib.sha256(json.dumps(group[0]["video"], sort_keys=True).encode()).hexdigest()[:16]
     names = list(dict.fromkeys(name for record in group for name in record["objects"]))
     objects = {name: item for record in group for name, item in record["objects"].items()}
     keys = {}
@@ -123,6 +122,8 @@ def _write_frames(record: dict, media: Path, folder: Path) -> tuple[list[str], t
     assert video is not None  # records of annotation are about videos
     listed = record["video"].get("frames")
     names = [f"{index:05d}" for index in range(len(video))]
+    if folder.is_dir():
+        return names, (video.height, video.width)
     with atomic_path(folder) as temporary:
         temporary.mkdir(parents=True)
         for index, name in enumerate(names):

@@ -1,5 +1,6 @@
 """The replies that models are asked for: pydantic models, whose JSON schemas are sent with the requests."""
 
+from functools import cache
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -114,10 +115,11 @@ class Judgements(_Reply):
     judgements: list[Judgement] = Field(max_length=MAX_ITEMS)
 
 
+@cache
 def json_schema(model: type[BaseModel]) -> dict[str, Any]:
     """
     The JSON schema that is sent to an endpoint. Fields with a default are left out: the strict mode of structured
-    output requires every field, and they are accepted without being asked for.
+    output requires every field, and they are accepted without being asked for. Not to be changed by the caller.
     """
     return _required_only(model.model_json_schema())
 

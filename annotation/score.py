@@ -43,6 +43,17 @@ class ScoreSettings:
     review_iou: float = 0.3
     palette_share: float = 0.02
 
+    def __post_init__(self):
+        if self.blind_tries < 0 or not 1 <= self.blind_right:
+            raise ValueError(
+                f"blind_tries is {self.blind_tries}, expected 0 on; blind_right {self.blind_right}, 1 on."
+            )
+        if not 0 <= self.review_iou <= self.keep_iou <= 1 or not 0 <= self.palette_share <= 1:
+            raise ValueError(
+                f"review_iou is {self.review_iou}, keep_iou {self.keep_iou} and palette_share {self.palette_share}: "
+                "expected 0 to 1, and review_iou not above keep_iou."
+            )
+
 
 # ---- without the video ------------------------------------------------------------------------------------------
 
@@ -143,9 +154,9 @@ def relocation_problems(
 # ---- other colours ----------------------------------------------------------------------------------------------
 
 
-def in_palette_sample(scene_id: str, share: float) -> bool:
-    """Whether a video is described a second time with other colours."""
-    return int.from_bytes(hashlib.sha256(f"palette/{scene_id}".encode()).digest()[:8]) < share * 2**64
+def in_sample(name: str, share: float) -> bool:
+    """Whether a name belongs to a sample of so large a share: the same in every run, whatever the other names are."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) < share * 2**64
 
 
 def palette_problems(

@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from itertools import count
 from typing import Any
 
 from .calls import STAGE_VERSIONS, ModelChoice, VideoCalls
@@ -23,14 +24,14 @@ from .locate import ModelLocator
 from .problems import Problem
 from .provenance import Origin, prompt_hash, provenance_row, video_hash
 from .refine import Finding, Settled
-from .render import Rendering, RenderSettings, render, shown_frames
+from .render import Rendering, RenderSettings, object_colors, render, shown_frames
 from .scenes import Scene, select_objects
 from .schema import Statement
 from .score import (
     ScoreSettings,
     blind_answers,
     blind_problems,
-    in_palette_sample,
+    in_sample,
     palette_problems,
     relocate,
     relocation_problems,
@@ -63,6 +64,10 @@ class AnnotationSettings:
     rounds: int = 1
     audit_share: float = 0.05
     seed: int = 0
+
+    def __post_init__(self):
+        if self.rounds < 0 or not 0 <= self.audit_share <= 1:
+            raise ValueError(f"rounds is {self.rounds} and audit_share {self.audit_share}, expected 0 on and 0 to 1.")
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON values."""
@@ -165,7 +170,7 @@ class _Annotation:
         settled = describe(self.calls, self.rendering, self.facts, settings.limits, settings.rounds)
         kept = {number: entries[0].statements for number, entries in settled.kept.items()}
         sure = {number: listed for number, listed in kept.items() if number not in settled.doubtful}
-        if sure and in_palette_sample(self.scene.id, settings.scores.palette_share):
+        if sure and in_sample(f"palette/{self.scene.id}", settings.scores.palette_share):
             found = palette_problems(self.calls, self.swapped_rendering(), self.facts, sure)
             self.note(DESCRIPTION, settled, found)
         passed = {number: listed for number, listed in sure.items() if number not in settled.failed}
@@ -188,13 +193,13 @@ class _Annotation:
         return passed
 
     def swapped_rendering(self) -> Rendering:
-        """The same frames with the colours of the objects moved on by one, so that each object has another one."""
-        rendering = replace(self.settings.rendering, seed=self.settings.rendering.seed + 1)
-        again = render(self.scene.id, self.video, self.scene.objects, rendering)
-        while set(zip(again.colors, self.rendering.colors, strict=True)) & {(c, c) for c in again.colors}:
-            rendering = replace(rendering, seed=rendering.seed + 1)
-            again = render(self.scene.id, self.video, self.scene.objects, rendering)
-        return again
+        """The same frames, in which each object has another colour."""
+        rendering = self.settings.rendering
+        for seed in count(rendering.seed + 1):
+            colors = object_colors(self.scene.id, len(self.names), seed)
+            if all(one != other for one, other in zip(colors, self.rendering.colors, strict=True)):
+                break
+        return render(self.scene.id, self.video, self.scene.objects, replace(rendering, seed=seed))
 
     # ---- dialogue
 
@@ -291,7 +296,7 @@ class _Annotation:
         record = make_record(self.scene, self.record_id(kind), messages)
         self.result.records.append(record)
         for item, (one, text) in items.items():
-            if in_palette_sample(f"audit/{self.settings.seed}/{record['id']}/{item}", self.settings.audit_share):
+            if in_sample(f"audit/{self.settings.seed}/{record['id']}/{item}", self.settings.audit_share):
                 self.review(kind, item, one, (text, [], scores.get(item, {})), audit=True)
 
     def state_origin(self, kind: str, settled: Settled, scores: Mapping[int, dict]) -> None:

@@ -29,6 +29,7 @@ GROUPS = {
         "serving/test_load.py",
         "test_demo.py",
         "test_serve.py",
+        "annotation/test_worked_example.py",
     ),
     # The small model, a server with it, and the converted example clips (serving/conftest.py)
     "server": (

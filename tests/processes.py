@@ -16,7 +16,7 @@ from pathlib import Path
 
 
 CONTEXT = get_context("forkserver")
-CONTEXT.set_forkserver_preload(["torch", "transformers", "sama.train", "sama.evaluate"])
+CONTEXT.set_forkserver_preload(["torch", "transformers", "sama.train", "sama.evaluate", "sama.annotate"])
 
 
 def start(log: Path, function: Callable[..., int | None], *arguments, **environment: str) -> BaseProcess:

@@ -304,8 +304,9 @@ def test_sama239k_files_are_read_by_its_reader(videos, tmp_path):
         if kind:
             (question, answer) = records[0]["messages"]
             assert [part.get("text") for part in answer["content"]] == ["It", " meets ", "both", "."]
-    with pytest.raises(AnnotationError, match="exists already"):
-        write_sama239k(tmp_path / "records.jsonl", videos, tmp_path / "root")
+    before = {path: path.read_bytes() for path in (tmp_path / "root").rglob("*.*")}
+    assert write_sama239k(tmp_path / "records.jsonl", videos, tmp_path / "root") == counts
+    assert {path: path.read_bytes() for path in (tmp_path / "root").rglob("*.*")} == before
 
 
 def test_held_out_videos_are_refused(videos, tmp_path):

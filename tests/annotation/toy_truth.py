@@ -105,6 +105,10 @@ class Truth:
     def phrase(self, number: int) -> str:
         return f"<p> The {self.look(number)} </p> <obj{number}>"
 
+    def told(self, number: int) -> str:
+        """The description of an object as a record has it."""
+        return " ".join(one["text"] for one in self.description(number)["statements"])
+
     def facts(self) -> set[str]:
         """Every sentence about an object that is true."""
         texts = {turn["question"] + " " + re.sub(r"</?p>", "", turn["answer"]) for turn in self.turns()}

@@ -8,6 +8,7 @@ make 300 planned mistakes, and how many of these the checks find.
 import argparse
 import json
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -35,6 +36,7 @@ from toy_truth import (  # noqa: E402
 )
 
 from sama import annotate  # noqa: E402
+from sama.annotation.export import tagged_text  # noqa: E402
 from sama.annotation.objects import read_scenes  # noqa: E402
 from sama.annotation.problems import CODES  # noqa: E402
 from sama.annotation.render import object_colors, shown_frames  # noqa: E402
@@ -207,6 +209,14 @@ def score_lines(found: dict[str, CodeScore]) -> Iterator[str]:
         total = CodeScore(*(sum(column) for column in zip(*rows, strict=True))) if rows else CodeScore(0, 0, 0)
         counts = f"{total.planted:7} {total.right:6} {total.wrong:6}"
         yield f"{name:18} {counts} {total.precision:9.3f} {total.recall:7.3f}"
+
+
+def tagged(question: dict, answer: dict, names: Sequence[str], stage: str) -> str:
+    """A turn of a record as `Truth.facts` has it, or a description as `Truth.told` has it."""
+    if stage == DESCRIPTION:
+        return "".join(part["text"] for part in answer["content"])
+    text = f"{tagged_text(question, names)} {tagged_text(answer, names)}"
+    return " ".join(re.sub(r"</?p>", "", text).split())
 
 
 def expected_rejections(example: Example) -> set[tuple]:

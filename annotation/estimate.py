@@ -1,0 +1,89 @@
+"""What a run would cost, before anything is asked."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from sama.data.records import DataError
+
+from . import prompts
+from .calls import ModelChoice
+from .completions import CompletionRequest, Usage
+from .costs import Price
+from .endpoint import estimate_tokens
+from .render import render, shown_frames
+from .scenes import BrokenScene, Scene, select_objects
+from .schema import Descriptions, Dialogue, Verdicts, json_schema
+from .video import AnnotationSettings
+
+
+ANSWER_TOKENS = 1500  # of a description, a dialogue or a list of verdicts: an assumption
+REFINED_SHARE = 0.3  # of the replies that are sent back: an assumption
+TEXT_TOKENS = 1000  # of a question without the video, with its answer: an assumption
+
+
+@dataclass
+class Estimate:
+    """
+    Sums over all videos.
+
+    Attributes:
+        videos, unreadable (`int`): Videos that can be annotated, and others.
+        usage (`dict[str, Usage]`): Tokens by role.
+    """
+
+    videos: int
+    unreadable: int
+    usage: dict[str, Usage]
+
+    def money(self, models: Mapping[str, ModelChoice], prices: Mapping[str, Price]) -> float | None:
+        """The price of the tokens; `None` if a model has none."""
+        if not all(model.name in prices for model in models.values()):
+            return None
+        return sum(prices[models[role].name].of(usage) for role, usage in self.usage.items())
+
+
+def estimate_run(
+    scenes: Iterable[Scene | BrokenScene], settings: AnnotationSettings, models: Mapping[str, ModelChoice]
+) -> Estimate:
+    """
+    The tokens of a run. The pictures are drawn and the prompts written; how long answers are, and how often they are
+    sent back, is assumed.
+    """
+    found = Estimate(0, 0, {role: Usage() for role in models})
+    for scene in scenes:
+        try:
+            if isinstance(scene, BrokenScene):
+                raise scene.error
+            writer, verifier = _image_calls(scene, settings)
+        except (DataError, ValueError, OSError):
+            found.unreadable += 1
+            continue
+        found.videos += 1
+        for role, prompt in (("writer", writer), ("verifier", verifier)):
+            again = round(2 * REFINED_SHARE * settings.rounds * (prompt / 2 + ANSWER_TOKENS))
+            found.usage[role] += Usage(prompt=prompt + again, completion=2 * ANSWER_TOKENS)
+        if "blind" in models:
+            tokens = settings.scores.blind_tries * TEXT_TOKENS
+            found.usage["blind"] += Usage(prompt=tokens // 2, completion=tokens // 2)
+            found.usage["verifier"] += Usage(prompt=tokens, completion=tokens // 10)
+    return found
+
+
+def _image_calls(scene: Scene, settings: AnnotationSettings) -> tuple[int, int]:
+    """Prompt tokens of the description and the dialogue, and of the two verifications of a video."""
+    video = scene.open()
+    objects, _ = select_objects(scene.objects, shown_frames(len(video), settings.rendering.frames))
+    if not objects:
+        raise ValueError("there is no object that can be annotated")
+    rendering = render(scene.id, video, objects, settings.rendering)
+    expressions = [one.expressions for one in objects]
+    turns = settings.limits.turns_for(len(objects))
+    requests = [
+        (prompts.describe(rendering, expressions), Descriptions),
+        (prompts.converse(rendering, expressions, {}, turns), Dialogue),
+        (prompts.verify(rendering, []), Verdicts),
+    ]
+    tokens = [
+        estimate_tokens(CompletionRequest("", messages, json_schema(form))).prompt for messages, form in requests
+    ]
+    return tokens[0] + tokens[1], 2 * (tokens[2] + ANSWER_TOKENS)
