@@ -172,7 +172,7 @@ class _Annotation:
         sure = {number: listed for number, listed in kept.items() if number not in settled.doubtful}
         if sure and in_sample(f"palette/{self.scene.id}", settings.scores.palette_share):
             found = palette_problems(self.calls, self.swapped_rendering(), self.facts, sure)
-            self.note(DESCRIPTION, settled, found)
+            self.note(settled, found)
         passed = {number: listed for number, listed in sure.items() if number not in settled.failed}
         self.log(DESCRIPTION, settled)
         texts = {
@@ -180,9 +180,9 @@ class _Annotation:
             for number, entries in settled.items.items()
         }
         self.reject(DESCRIPTION, settled, texts)
-        for number, problems in sorted(settled.doubtful.items()):
+        for number in sorted(settled.doubtful.keys() & kept.keys()):
             messages = description_messages(number, kept[number], self.names)
-            self.review(DESCRIPTION, number, messages, (texts[number], problems, {}))
+            self.review(DESCRIPTION, number, messages, (texts[number], settled.doubtful[number], {}))
         if passed:
             items = {
                 number: (description_messages(number, listed, self.names), texts[number])
@@ -237,17 +237,17 @@ class _Annotation:
             right = blind_answers(self.calls, turns, wanted.blind_tries)
             for place, number in right.items():
                 scores[place]["blind_right"] = number
-            self.note(CONVERSATION, settled, blind_problems(right, wanted))
+            self.note(settled, blind_problems(right, wanted))
         if self.locator is not None:
             found = relocate(self.locator, self.video, turns, self.scene.objects)
             for place, phrases in found.items():
                 scores[place]["relocate_iou"] = [ious[number - 1] for _, number, ious in phrases]
-            self.note(CONVERSATION, settled, relocation_problems(found, wanted))
+            self.note(settled, relocation_problems(found, wanted))
         return scores
 
     # ---- lines of the output files
 
-    def note(self, kind: str, settled: Settled, found: Mapping[int, list[Problem]]) -> None:
+    def note(self, settled: Settled, found: Mapping[int, list[Problem]]) -> None:
         """Adds problems of the scored checks to those of a reply. They are not sent back: a score is no correction."""
         for item, problems in found.items():
             settled.findings += [Finding(self.settings.rounds + 1, item, problem) for problem in problems]

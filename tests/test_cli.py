@@ -63,9 +63,8 @@ def test_unknown_command(capsys, argument):
     assert cli.main([argument, "--help"]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert (
-        captured.err == f"sama: unknown command '{argument}', expected one of chat, serve, train, evaluate, convert.\n"
-    )
+    expected = "expected one of chat, serve, train, evaluate, annotate, convert."
+    assert captured.err == f"sama: unknown command '{argument}', {expected}\n"
 
 
 @pytest.mark.parametrize(
