@@ -85,9 +85,11 @@ class VideoCalls:
             seed=model.seed + attempt,
         )
         key = reply_key(stage, STAGE_VERSIONS[stage], request.key(), attempt)
-        reply = self.store.get(key)
-        if reply is None:
-            reply = self.store.put(key, stage, model.endpoint.complete(request, stage, self.video))
+        # Of two videos with the same request, such as the same questions without the video, the second waits
+        with self.store.held(key):
+            reply = self.store.get(key)
+            if reply is None:
+                reply = self.store.put(key, stage, model.endpoint.complete(request, stage, self.video))
         self.replies.append(reply)
         return reply
 

@@ -7,6 +7,8 @@ import hashlib
 import json
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -50,6 +52,8 @@ class ReplyStore:
     def __init__(self, folder: Path):
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
+        self._lock = threading.Lock()
+        self._held: dict[str, tuple[threading.Lock, int]] = {}  # key -> its lock, and how many threads want it
 
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.json"
@@ -73,6 +77,22 @@ class ReplyStore:
             raise AnnotationError(
                 f"The stored reply {path} cannot be read ({error}). Delete it, then the model is asked again."
             ) from error
+
+    @contextmanager
+    def held(self, key: str) -> Iterator[None]:
+        """Lets one thread at a time look for a reply and ask for it."""
+        with self._lock:
+            lock, wanted = self._held.get(key, (threading.Lock(), 0))
+            self._held[key] = lock, wanted + 1
+        try:
+            with lock:
+                yield
+        finally:
+            with self._lock:
+                wanted = self._held[key][1] - 1
+                self._held[key] = lock, wanted
+                if not wanted:
+                    del self._held[key]
 
     def put(self, key: str, stage: str, completion: Completion) -> StoredReply:
         """Keeps a reply. Nothing of the request is stored, so no key and no picture lands in the folder."""

@@ -39,7 +39,7 @@ from sama.data.readers import READERS
 
 
 RESULTS = [f"{name}.jsonl" for name in (*FILES, ERRORS)]
-SMALL = (6, 24)  # clips and mistakes of the examples that are run several times
+SMALL = (4, 16)  # clips and mistakes of the examples that are run several times
 
 
 @pytest.fixture(autouse=True)
@@ -257,7 +257,7 @@ def test_faults_of_the_endpoint_change_nothing(small):
         }
         run = Run(folder, annotate.annotation_settings(given), choices)
         counts = run.run(read_scenes(given.videos, given.masks, given.name), 4)
-        assert sum(call.fault is not None for call in server.calls) > 20
+        assert sum(call.fault is not None for call in server.calls) > 8
     assert counts.stopped is None and results(folder) == results(made.output)
 
 
@@ -294,9 +294,7 @@ def test_licences_and_terms_must_be_known(small, tmp_path, capsys):
         left = [*arguments[:place], *arguments[place + 2 :], "--output", str(tmp_path / flag)]
         assert annotate.main(left) == annotate.INCOMPLETE
         rows = read_rows(tmp_path / flag / "errors.jsonl")
-        assert len(rows) == SMALL[0] and words in rows[0]["message"].replace(
-            "mask_licence of toy/train", "mask_licence"
-        )
+        assert len(rows) == SMALL[0] and words in rows[0]["message"]
     assert annotate.main([*arguments, "--blind-terms", "no", "--output", str(tmp_path / "no")]) == annotate.INCOMPLETE
     assert "do not allow training" in read_rows(tmp_path / "no" / "errors.jsonl")[0]["message"]
     capsys.readouterr()
@@ -310,7 +308,7 @@ def test_a_dry_run_estimates_and_asks_nothing(small, capsys):
     arguments = [*command(made, "http://127.0.0.1:9/v1"), "--output", "not_made", "--dry-run"]
     assert annotate.main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("about, for 6 videos (0 others") and lines[-1].startswith("price: ")
+    assert lines[0].startswith("about, for 4 videos (0 others") and lines[-1].startswith("price: ")
     assert [line.split(":")[0] for line in lines[1:-1]] == ["writer", "verifier", "blind"]
     assert not Path("not_made").exists()
 
