@@ -3,6 +3,7 @@
     python serve.py                                      the small model, on http://127.0.0.1:8000
     python serve.py --model sama-1b --port 9000
     SAMA_API_KEY=... python serve.py --host 0.0.0.0      for other machines, with a key
+    python serve.py --review outputs/annotation          a page on which people review what was annotated
 
 Ctrl-C ends it. docs/serving.md describes the interface, the limits and who may do what.
 """
@@ -44,11 +45,20 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--folder", type=Path, metavar="FOLDER", help="keep uploaded files there (default: a temporary folder)"
     )
+    parser.add_argument(
+        "--review", type=Path, metavar="FOLDER",
+        help="serve the review page for this output folder of annotate.py, without a model",
+    )  # fmt: skip
+    parser.add_argument(
+        "--review-videos", type=Path, metavar="FOLDER", help="its videos (default: where annotate.py found them)"
+    )
     parser.add_argument("--verbose", action="store_true", help="log every request")
     add_limit_options(parser)
     arguments = parser.parse_args(argv)
     if not 0 <= arguments.port <= 65_535:
         parser.error(f"--port must lie between 0 and 65535, got {arguments.port}")
+    if arguments.review_videos is not None and arguments.review is None:
+        parser.error("--review-videos needs --review")
     check_model_options(parser, arguments)
     return arguments
 
@@ -87,6 +97,23 @@ def serve(arguments: argparse.Namespace) -> None:
             raise ValueError(f"The model could not be loaded: {service.load_error}") from service.load_error
 
 
+def serve_review(arguments: argparse.Namespace) -> None:
+    """Serves the review page until the process is told to end."""
+    from sama.annotation.review import ReviewQueue
+    from sama.serving.connections import make_server
+    from sama.serving.review import create_review_app, videos_folder
+    from sama.serving.security import access_for
+
+    limits = limits_from(arguments)
+    origins, hosts = tuple(arguments.allow_origin), tuple(arguments.allow_host)
+    access = access_for(arguments.host, arguments.api_key, origins, hosts, urls=False)
+    root = videos_folder(arguments.review, arguments.review_videos)
+    with listening_socket(arguments.host, arguments.port) as listener:
+        app = create_review_app(ReviewQueue(arguments.review), root, limits, access)
+        print(f"SAMA review: {address(listener)}  (Ctrl-C ends it)", flush=True)
+        make_server(app, limits, arguments.verbose).run(sockets=[listener])
+
+
 def listening_socket(host: str, port: int) -> socket.socket:
     """A socket that listens; raises `OSError` with one sentence if the address cannot be used."""
     try:
@@ -120,7 +147,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # until uvicorn has its own handlers
     try:
-        serve(arguments)
+        (serve if arguments.review is None else serve_review)(arguments)
     except (ValueError, OSError) as error:
         print(f"serve: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from .append_only import AppendOnlyFile, complete_lines
 from .completions import Usage
 from .errors import AnnotationError, BudgetError
+from .json_lines import AppendOnlyFile, complete_lines
 
 
 MILLION = 1_000_000

@@ -26,3 +26,24 @@ class PermanentError(StopError):
 
 class BudgetError(StopError):
     """The next request could cost more than is left of the budget."""
+
+
+class UnknownItemError(AnnotationError):
+    """There is no such item in the review queue."""
+
+
+class StaleItemError(AnnotationError):
+    """The item of the review has changed since it was shown."""
+
+
+class RefusedEditError(AnnotationError):
+    """
+    What a person edited breaks the exact checks.
+
+    Args:
+        problems (`list[str]`): A sentence for each broken rule.
+    """
+
+    def __init__(self, problems: list[str]):
+        super().__init__("; ".join(problems))
+        self.problems = problems

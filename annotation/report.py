@@ -20,6 +20,7 @@ from sama.data.records import DataError, validate_record
 from .costs import Sum, read_ledger, sum_up
 from .errors import AnnotationError
 from .html import Html, page, table, tag
+from .json_lines import check_fields, read_objects
 from .problems import CODES
 from .render import COLORS
 
@@ -115,37 +116,9 @@ def _read_run(path: Path) -> dict[str, Any]:
     return {name: run.get(name, {}) for name in names}
 
 
-def read_rows(path: Path, fields: Mapping[str, type]) -> Iterator[dict[str, Any]]:
-    """
-    The objects of a JSON Lines file, none if it does not exist.
-
-    Args:
-        path (`Path`): The file.
-        fields (`dict`): Fields that each object must have, and their types.
-
-    Raises:
-        [`AnnotationError`]: A line is not such an object.
-    """
-    if not path.is_file():
-        return
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                value = json.loads(line)
-            except (ValueError, RecursionError):
-                value = None
-            if not isinstance(value, dict):
-                raise AnnotationError(f"{path}, line {number}: this is not a JSON object.")
-            _check_fields(value, fields, f"{path}, line {number}")
-            yield value
-
-
-def _check_fields(value: Any, fields: Mapping[str, type], place: str) -> None:
-    if not isinstance(value, dict):
-        raise AnnotationError(f"{place}: {str(value)[:60]!r} is not an object.")
-    for name, kind in fields.items():
-        if not isinstance(value.get(name), kind):
-            raise AnnotationError(f"{place}: the field {name!r} is missing or not of the type {kind.__name__}.")
+def _rows(path: Path, fields: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The lines of a file of the output folder, none if it does not exist."""
+    return (row for _, row in read_objects(path, fields, missing=True))
 
 
 # ---- sections
@@ -196,9 +169,9 @@ def _stages(run: Mapping[str, Any]) -> list[Html]:
 
 def _reasons(run: Mapping[str, Any], rejected: Path) -> list[Html]:
     examples: dict[str, list[Html]] = {}
-    for row in read_rows(rejected, {"record": str, "reasons": list, "text": dict}):
+    for row in _rows(rejected, {"record": str, "reasons": list, "text": dict}):
         for reason in row["reasons"]:
-            _check_fields(reason, {"code": str, "detail": str}, f"{rejected}, {row['record']}")
+            check_fields(reason, {"code": str, "detail": str}, f"{rejected}, {row['record']}")
             found = examples.setdefault(reason["code"], [])
             if len(found) < EXAMPLES:
                 found.append(_example(row, reason))
@@ -251,7 +224,7 @@ def _cost_row(stage: str, model: str, one: Sum) -> list[str]:
 
 def _errors(path: Path) -> list[Html]:
     rows, number = [], 0
-    for row in read_rows(path, {"video": str, "class": str, "message": str}):
+    for row in _rows(path, {"video": str, "class": str, "message": str}):
         number += 1
         if len(rows) < SHOWN_ERRORS:
             rows.append([tag("code", row["video"]), row["class"], row["message"]])
@@ -274,7 +247,7 @@ def _samples(folder: Path) -> list[Html]:
     if not isinstance(folders, dict):
         raise AnnotationError(f"{index} is not an object of names of folders.")
     records: dict[str, list[dict]] = {}
-    for row in read_rows(folder / "records.jsonl", {"id": str}):
+    for row in _rows(folder / "records.jsonl", {"id": str}):
         video = row["id"].rpartition("/")[0]
         if video in folders:
             try:
@@ -282,7 +255,7 @@ def _samples(folder: Path) -> list[Html]:
             except DataError as error:
                 raise AnnotationError(str(error.with_context(file=folder / "records.jsonl"))) from None
     names = {row["id"] for rows in records.values() for row in rows}
-    rows = read_rows(folder / "provenance.jsonl", {"id": str})
+    rows = _rows(folder / "provenance.jsonl", {"id": str})
     origins = {row["id"]: _drawn_objects(row) for row in rows if row["id"] in names}
     articles = [
         _article(video, _frames(folder / "rendered", str(folders[video])), rows, origins)
@@ -310,7 +283,7 @@ def _drawn_objects(origin: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     """From the name of an object to its number and colour in the drawn frames."""
     drawn = origin.get("objects", {})
     for entry in drawn.values() if isinstance(drawn, dict) else [drawn]:
-        _check_fields(entry, {"name": str, "color": str}, f"provenance of {origin['id']}")
+        check_fields(entry, {"name": str, "color": str}, f"provenance of {origin['id']}")
     return {entry["name"]: (label.removeprefix("obj"), _css(entry["color"])) for label, entry in drawn.items()}
 
 

@@ -19,7 +19,7 @@ from .engine import Engine
 from .errors import ApiError, error_response, validation_error
 from .files import FileStore
 from .limits import Limits
-from .metrics import MetricsMiddleware
+from .metrics import Metrics, MetricsMiddleware
 from .reference_page import STYLE, reference_page
 from .routes import protected, public
 from .schema import ChatChunk
@@ -73,8 +73,8 @@ def create_app(
         redirect_slashes=False,
     )
     app.state.service, app.state.limits, app.state.parsing = service, limits, parsing_limiter()
-    _add_guards(app, service)
-    _add_error_handlers(app, access)
+    add_guards(app, limits, access, service.metrics)
+    add_error_handlers(app, access)
     app.include_router(public)
     # The check itself is in KeyGuard, before the body; this is for the documentation
     needs_key = [Security(HTTPBearer(auto_error=False))] if access.api_key is not None else []
@@ -85,23 +85,26 @@ def create_app(
     return app
 
 
-def _add_guards(app: FastAPI, service: Service) -> None:
+def add_guards(app: FastAPI, limits: Limits, access: Access, metrics: Metrics | None = None) -> None:
     """The checks before the routes; what is added last comes first."""
-    app.add_middleware(BodyGuard, limits=service.limits)
-    app.add_middleware(KeyGuard, access=service.access)
-    if service.access.origins:
+    app.add_middleware(BodyGuard, limits=limits)
+    app.add_middleware(KeyGuard, access=access)
+    if access.origins:
         app.add_middleware(
             CORSMiddleware,
-            allow_origins=service.access.origins,
+            allow_origins=access.origins,
             allow_methods=("GET", "POST", "DELETE"),
             allow_headers=("Authorization", "Content-Type"),
             expose_headers=("Retry-After", "Content-Disposition"),
         )
-    app.add_middleware(BrowserGuard, access=service.access)
-    app.add_middleware(MetricsMiddleware, metrics=service.metrics)
+    app.add_middleware(BrowserGuard, access=access)
+    if metrics is not None:
+        app.add_middleware(MetricsMiddleware, metrics=metrics)
 
 
-def _add_error_handlers(app: FastAPI, access: Access) -> None:
+def add_error_handlers(app: FastAPI, access: Access) -> None:
+    """Answers every error as an OpenAI error object."""
+
     async def known(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         return error_response(error)

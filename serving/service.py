@@ -121,8 +121,7 @@ class Service:
 
     def public(self, error: BaseException) -> str:
         """The message of an error as a sentence, without paths of this machine."""
-        text = _PATH.sub("", one_sentence(error))
-        return f"{text[:1].upper()}{text[1:]}{'' if text.endswith(('.', '!', '?')) else '.'}"
+        return public_sentence(error)
 
     # ---- files
 
@@ -210,6 +209,12 @@ class known_errors:
         if isinstance(error, ValueError):
             log_value_error(error)
             raise ApiError(400, self.service.public(error)) from error
+
+
+def public_sentence(error: BaseException) -> str:
+    """The message of an error as a sentence, without paths of this machine."""
+    text = _PATH.sub("", one_sentence(error))
+    return f"{text[:1].upper()}{text[1:]}{'' if text.endswith(('.', '!', '?')) else '.'}"
 
 
 def data_url_chunks(url: str) -> Iterator[bytes]:

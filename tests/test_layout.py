@@ -124,7 +124,7 @@ ROOMS = {
     "recipes": EVERYTHING_BELOW | {"recipes"},
     "resources": set(),
     "scripts": EVERYTHING_BELOW,
-    "serving": set(REMOTE_CODE) | {"data", "drawing", "resources", "serving"},
+    "serving": set(REMOTE_CODE) | {"annotation", "data", "drawing", "resources", "serving"},
     "tests": EVERYTHING_BELOW | ENTRY_POINTS | {"profiling", "recipes", "scripts", "tests"},
     "toy_world": {"toy_world"},
     "training": set(REMOTE_CODE) | {"data", "drawing", "training"},

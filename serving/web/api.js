@@ -88,7 +88,7 @@ export async function request(path, options = {}) {
 }
 
 /** @param {string} path @param {object} body @param {AbortSignal} [signal] */
-const post = (path, body, signal) =>
+export const post = (path, body, signal) =>
   request(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal });
 
 /** @returns {Promise<string>} the name of the model */

@@ -1,8 +1,8 @@
-/** @file Starts the page: what was kept, the server's name, the keys of the keyboard, the theme. */
+/** @file Starts the page: what was kept, the server's name, the keys of the keyboard. */
 
 import { ApiError, modelName, showError } from "./api.js";
 import "./chat.js";
-import { byId, setIcon, showNotice } from "./dom.js";
+import { byId, showNotice } from "./dom.js";
 import "./download.js";
 import { clear } from "./draft.js";
 import * as editor from "./editor.js";
@@ -12,10 +12,10 @@ import { seek, step, togglePlay } from "./player.js";
 import { cancel } from "./prompts.js";
 import { emit, on, state } from "./state.js";
 import { keep, kept, sweep } from "./storage.js";
+import "./theme_button.js";
 
 const SAVE_DELAY = 300; // milliseconds
 const POLL_DELAY = 2000;
-const THEMES = ["auto", "light", "dark"];
 
 // ---- the server ----
 
@@ -97,23 +97,8 @@ function onKey(event) {
   } else if (event.key.length === 1 && event.key !== " ") editor.focus(); // where the letter then goes
 }
 
-// ---- theme, title ----
+// ---- help, title ----
 
-function showTheme() {
-  const theme = document.documentElement.dataset.theme ?? "auto";
-  const button = byId("theme", HTMLButtonElement);
-  setIcon(button, theme);
-  const names = { auto: "as the system", light: "light", dark: "dark" };
-  button.title = `Theme: ${names[/** @type {"auto"} */ (theme)]}`;
-  button.setAttribute("aria-label", button.title);
-}
-
-byId("theme", HTMLButtonElement).addEventListener("click", () => {
-  const { dataset } = document.documentElement;
-  dataset.theme = THEMES[(THEMES.indexOf(dataset.theme ?? "auto") + 1) % THEMES.length];
-  localStorage.setItem("sama.theme", dataset.theme);
-  showTheme();
-});
 byId("help", HTMLButtonElement).addEventListener("click", showHelp);
 
 on(["file"], () => {
@@ -133,7 +118,6 @@ addEventListener("pagehide", save);
 addEventListener("keydown", onKey);
 if (innerWidth < 720) byId("objects", HTMLDetailsElement).open = false;
 
-showTheme();
 emit("file", "turns", "draft");
 void connect();
 void sweep().catch(() => undefined); // no IndexedDB in this browser: then nothing is left in it

@@ -125,8 +125,8 @@ def test_damaged_folders(tmp_path, name, content, problem):
 @pytest.mark.parametrize(
     ("name", "row", "problem"),
     [
-        ("rejected", {"id": 5}, "line 1: the field 'record' is missing or not of the type str"),
-        ("rejected", {"record": "a", "reasons": [5], "text": {}}, "'5' is not an object"),
+        ("rejected", {"id": 5}, "line 1: the field 'record' is missing or of another type"),
+        ("rejected", {"record": "a", "reasons": [5], "text": {}}, "this is not a JSON object"),
         ("rejected", {"record": "a", "reasons": 5, "text": {}}, "the field 'reasons'"),
         ("rejected", {"record": "a", "reasons": [{"code": ["x"]}], "text": {}}, "the field 'code'"),
         ("errors", {"video": "a", "class": None, "message": ""}, "the field 'class'"),
@@ -135,7 +135,7 @@ def test_damaged_folders(tmp_path, name, content, problem):
             {"id": "toy/toy/train/0/0/conversation", "messages": 5},
             "records.jsonl, field 'source': is missing",
         ),
-        ("provenance", {"id": "toy/toy/train/0/0/conversation", "objects": 5}, "'5' is not an object"),
+        ("provenance", {"id": "toy/toy/train/0/0/conversation", "objects": 5}, "this is not a JSON object"),
         ("provenance", {"id": "toy/toy/train/0/0/conversation", "objects": {"obj1": {}}}, "the field 'name'"),
     ],
 )

@@ -1,0 +1,92 @@
+"""
+The files of an output folder: JSON Lines, read with checks, and those that only grow. Each line of these is written at
+once, so that a process that is killed leaves at most half a line at the end.
+"""
+
+import json
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from .errors import AnnotationError
+
+
+class AppendOnlyFile:
+    """
+    A file to which lines are appended, by any number of threads.
+
+    Half a line at the end, which a process left that was killed while it wrote, is removed.
+
+    Args:
+        path (`str` or `Path`): Created if it does not exist, with its folder.
+    """
+
+    def __init__(self, path: str | Path):
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file: int | None = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._lock = threading.Lock()
+        complete = sum(len(line) for _, line in complete_lines(path))
+        if complete != path.stat().st_size:
+            os.ftruncate(self._file, complete)
+
+    def append(self, value: dict[str, Any]) -> None:
+        """Writes a line."""
+        line = json.dumps(value).encode() + b"\n"
+        with self._lock:
+            if self._file is None:
+                raise ValueError("The file is closed.")
+            os.write(self._file, line)
+
+    def close(self) -> None:
+        """Closes the file."""
+        with self._lock:
+            if self._file is not None:
+                os.close(self._file)
+                self._file = None
+
+
+def complete_lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
+    """Number, from 1, and bytes of each line that ends with a line break."""
+    with open(path, "rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.endswith(b"\n"):
+                yield number, line
+
+
+def read_objects(path: Path, fields: Mapping[str, Any], missing: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
+    """
+    Place, for messages, and value of each line of a file.
+
+    Args:
+        path (`Path`): The file.
+        fields (`dict`): Fields that each line must have, and their types.
+        missing (`bool`): Whether a file that does not exist is an empty one.
+
+    Raises:
+        [`AnnotationError`]: The file cannot be read, or a line is not such an object.
+    """
+    if missing and not path.exists():
+        return
+    try:
+        for number, line in complete_lines(path):
+            place = f"{path}, line {number}"
+            try:
+                value = json.loads(line)
+            except (ValueError, RecursionError):
+                value = None
+            check_fields(value, fields, place)
+            yield place, value
+    except OSError as error:
+        raise AnnotationError(f"{path} cannot be read ({error.strerror or error}).") from None
+
+
+def check_fields(value: Any, fields: Mapping[str, Any], place: str) -> None:
+    """[`AnnotationError`] unless a value is an object with these fields."""
+    if not isinstance(value, dict):
+        raise AnnotationError(f"{place}: this is not a JSON object.")
+    wrong = next((name for name, kind in fields.items() if not isinstance(value.get(name), kind)), None)
+    if wrong is not None:
+        raise AnnotationError(f"{place}: the field {wrong!r} is missing or of another type.")

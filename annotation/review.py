@@ -1,0 +1,432 @@
+"""
+The review of annotations by people: what waits for a decision, who is given what, and the decisions.
+
+`review.jsonl` and `review_records.jsonl` of an output folder are only read. Decisions are appended to
+`decisions.jsonl`, so that nothing is ever lost: the latest one about an item counts. Accepted items are among those
+that the checks found doubtful, and nobody who reviews is told which are which; some items are given to two people, to
+measure how well they agree.
+"""
+
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sama.data.records import validate_record
+
+from .checks import CheckLimits, VideoFacts, check_descriptions
+from .errors import AnnotationError, RefusedEditError, StaleItemError, UnknownItemError
+from .export import description_messages, turn_record
+from .json_lines import AppendOnlyFile, complete_lines, read_objects
+from .schema import MAX_CHARACTERS, Descriptions, ObjectDescription, Statement
+from .tags import object_number
+
+
+VERDICTS = ("accept", "edit", "reject")
+DECISIONS = (*VERDICTS, "skip", "undo")  # undo takes the reviewer's latest decision about the item back
+REASONS = {
+    "object": "the text is about another object",
+    "fact": "it says something wrong",
+    "unseen": "the video does not show it",
+    "mask": "a mask is wrong",
+    "marks": "it mentions drawn marks",
+    "language": "the language is poor",
+    "other": "another reason",
+}
+DOUBLE_SHARE = 0.1  # of the items, which two people decide
+LEASE_SECONDS = 900.0  # for which an item that was handed out is not given to anybody else
+MAX_NAME = 64  # characters of the name of a reviewer
+
+
+@dataclass(frozen=True)
+class ReviewItem:
+    """
+    What one decision is about.
+
+    Args:
+        id (`str`): Its name.
+        record (`dict`): Its own record, with all objects of the video and the messages of this item.
+        text (`dict`): `question` and `answer` with tags, or `statements` about one object.
+        frames (`tuple[int, ...]`): Frames that the models were shown.
+        labels (`dict[str, str]`): From `obj1` to the name of the object in the record.
+        item_hash (`str`): Of all that a reviewer sees.
+        origin (`str`): Id of the record that it comes from.
+        object (`str`, *optional*): Name of the object that statements are about.
+        audit (`bool`): It was accepted by all checks.
+        suggested (`str`): What the checks suggest.
+        reasons, scores: What the checks found.
+    """
+
+    id: str
+    record: dict[str, Any]
+    text: dict[str, Any]
+    frames: tuple[int, ...]
+    labels: dict[str, str]
+    item_hash: str
+    origin: str
+    object: str | None
+    audit: bool
+    suggested: str
+    reasons: list[dict[str, Any]]
+    scores: dict[str, Any]
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the objects in the order of their numbers."""
+        return list(self.labels.values())
+
+    def edited(self, edit: Mapping[str, Any]) -> dict[str, Any]:
+        """
+        The record with other texts.
+
+        Args:
+            edit (`dict`): `question` and `answer` with tags, or `statements`, each with `text`, `first` and `last`.
+
+        Raises:
+            [`RefusedEditError`]: The texts break an exact check.
+            [`AnnotationError`]: The edit has another form than the item.
+        """
+        if set(edit) != set(self.text):
+            raise AnnotationError(f"The edit has {', '.join(edit) or 'nothing'}, expected {', '.join(self.text)}.")
+        if "statements" in self.text:
+            return self._with_statements(edit["statements"])
+        for name, text in edit.items():
+            if not isinstance(text, str) or len(text) > MAX_CHARACTERS:
+                raise AnnotationError(f"The {name} must be a text of at most {MAX_CHARACTERS:,} characters.")
+        made, problems = turn_record(self.record, self.names, edit["question"], edit["answer"])
+        if made is None:
+            raise RefusedEditError([problem.sentence() for problem in problems])
+        return made
+
+    def _with_statements(self, statements: Any) -> dict[str, Any]:
+        try:
+            parsed = [Statement.model_validate(one) for one in statements]
+        except (ValueError, TypeError):
+            raise AnnotationError("Each statement needs a text and its first and last frame.") from None
+        label = next((label for label, name in self.labels.items() if name == self.object), "")
+        number = object_number(label, len(self.labels))
+        if number is None or self.object is None:
+            raise AnnotationError(f"The item {self.id!r} names no object of its video.")
+        tracks = [self.record["objects"][name]["masks"] for name in self.names]
+        visible = tuple(frozenset(i for i, code in enumerate(track) if code is not None) for track in tracks)
+        num_frames = max(len(track) for track in tracks)
+        facts = VideoFacts(num_frames, self.frames, visible, ((),) * len(tracks), ())
+        found = check_descriptions(
+            Descriptions(objects=[ObjectDescription(object=label, statements=parsed)]), facts, CheckLimits(), [number]
+        )
+        if found:
+            raise RefusedEditError([one.sentence() for problems in found.values() for one in problems])
+        return {**self.record, "messages": description_messages(number, parsed, self.names)}
+
+
+@dataclass(frozen=True)
+class Decision:
+    """
+    A line of `decisions.jsonl`.
+
+    Args:
+        id (`str`): Of the item.
+        decision (`str`): One of `DECISIONS`.
+        reviewer (`str`): Name of the person.
+        item_hash (`str`): Of the item as it was shown.
+        edit (`dict`, *optional*): Texts, with `"edit"`.
+        reasons (`list[str]`): Keys of `REASONS`, with `"reject"`.
+        seconds (`float`): From showing the item to the decision.
+        informed (`bool`): The person had looked at what the checks found, and was not blind any more.
+        time (`str`): In UTC.
+    """
+
+    id: str
+    decision: str
+    reviewer: str
+    item_hash: str
+    edit: dict[str, Any] | None = None
+    reasons: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    informed: bool = False
+    time: str = ""
+
+
+class ReviewQueue:
+    """
+    The queue of an output folder and the decisions about it. One object serves all threads.
+
+    Args:
+        folder (`str` or `Path`): What `annotate.py --output` was given.
+        clock (`Callable`): Seconds that never go back.
+
+    Raises:
+        [`AnnotationError`]: A file is missing or damaged.
+    """
+
+    def __init__(self, folder: str | Path, clock: Callable[[], float] = time.monotonic):
+        self.folder, self.clock = Path(folder), clock
+        self._lock = threading.Lock()
+        self._rows = {row["id"]: row for row in read_queue(self.folder / "review.jsonl")}
+        self._places = _places(self.folder / "review_records.jsonl")
+        missing = next((name for name in self._rows if name not in self._places), None)
+        if missing is not None:
+            raise AnnotationError(f"{self.folder}: review_records.jsonl has no record of the item {missing!r}.")
+        # By video, so that a reviewer need not think anew for each item; otherwise in no order that tells anything
+        self._order = sorted(
+            self._rows, key=lambda name: (_hash(self._rows[name]["record"].rpartition("/")[0]), _hash(name))
+        )
+        path = self.folder / "decisions.jsonl"
+        self._file = AppendOnlyFile(path)
+        self.log = DecisionLog(self._rows)
+        for decision in read_decisions(path):
+            self.log.add(decision)
+        self._leases: dict[str, tuple[str, float]] = {}
+
+    def close(self) -> None:
+        """Closes the file of the decisions."""
+        self._file.close()
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def names(self) -> list[str]:
+        """The ids of all items in the order of `review.jsonl`."""
+        return list(self._rows)
+
+    def is_audit(self, name: str) -> bool:
+        """Whether an item was accepted by all checks."""
+        return bool(self._rows[name].get("audit", False))
+
+    def item(self, name: str) -> ReviewItem:
+        """An item with its masks; [`UnknownItemError`] if there is none."""
+        row = self._rows.get(name)
+        if row is None:
+            raise UnknownItemError(f"The queue has no item {name[:80]!r}.")
+        start, size = self._places[name]
+        with (self.folder / "review_records.jsonl").open("rb") as file:
+            file.seek(start)
+            line = file.read(size)
+        try:
+            record = validate_record(json.loads(line))
+        except (ValueError, RecursionError) as error:  # DataError is one
+            raise AnnotationError(f"The record of the item {name!r} cannot be used: {error}") from None
+        labels = row["masks_ref"]["objects"]
+        absent = sorted(set(labels.values()) - set(record.get("objects", {})))
+        if absent:
+            raise AnnotationError(f"The record of the item {name!r} lacks the object {absent[0]!r}.")
+        return ReviewItem(
+            name, record, row["text"], tuple(row["frames"]), labels, row["item_hash"], row["record"], row["object"],
+            row.get("audit", False), row["suggested"], row["reasons"], row["scores"],
+        )  # fmt: skip
+
+    def next(self, reviewer: str, skipped: bool = False) -> ReviewItem | None:
+        """
+        An item for a person, who keeps it for `LEASE_SECONDS`: one that was given before and not decided, else the
+        first one that needs a decision of this person; `None` if there is none. With `skipped`, one that this person
+        skipped.
+        """
+        reviewer = check_reviewer(reviewer)
+        with self._lock:
+            now = self.clock()
+            self._leases = {one: lease for one, lease in self._leases.items() if lease[1] > now}
+            waiting = [name for name in self._order if self._wants(name, reviewer, skipped)]
+            own = [name for name in waiting if self._leases.get(name, ("", 0.0))[0] == reviewer]
+            name = next(iter(own or waiting), None)
+            if name is not None:
+                self._leases[name] = (reviewer, now + LEASE_SECONDS)
+        return None if name is None else self.item(name)
+
+    def _wants(self, name: str, reviewer: str, skipped: bool = False) -> bool:
+        """Whether an item needs a decision of this person, and is not in the hands of others who suffice."""
+        by_reviewer = self.log.of_item(name)
+        if (reviewer in by_reviewer) != skipped or (skipped and by_reviewer[reviewer].decision != "skip"):
+            return False
+        decided = {one for one, decision in by_reviewer.items() if decision.decision in VERDICTS}
+        holder = self._leases.get(name, (reviewer, 0.0))[0]
+        return len(decided | ({holder} - {reviewer})) < (2 if is_double(name) else 1)
+
+    def decide(self, decision: Decision) -> Decision:
+        """
+        Appends a decision and returns it with its time.
+
+        Raises:
+            [`UnknownItemError`]: There is no such item.
+            [`StaleItemError`]: The item is not the one that was shown.
+            [`RefusedEditError`]: The edit breaks an exact check.
+            [`AnnotationError`]: A field is wrong.
+        """
+        check_decision(decision)
+        item = self.item(decision.id)
+        if decision.item_hash != item.item_hash:
+            raise StaleItemError(
+                f"The item {decision.id!r} has changed since it was shown (hash {decision.item_hash[:16]!r}, now "
+                f"{item.item_hash!r}): the annotation was run again. Look at it anew."
+            )
+        if decision.edit is not None:
+            item.edited(decision.edit)
+        with self._lock:
+            return self._append(decision)
+
+    def undo(self, reviewer: str) -> str | None:
+        """Takes the latest decision of a person back and returns its item, or `None` if there is no decision."""
+        reviewer = check_reviewer(reviewer)
+        with self._lock:
+            latest = self.log.latest_of(reviewer)
+            if latest is None:
+                return None
+            self._append(Decision(latest.id, "undo", reviewer, latest.item_hash))
+            self._leases[latest.id] = (reviewer, self.clock() + LEASE_SECONDS)
+            return latest.id
+
+    def _append(self, decision: Decision) -> Decision:
+        decision = Decision(**{**vars(decision), "time": datetime.now(UTC).isoformat(timespec="seconds")})
+        self._file.append(asdict(decision))
+        self.log.add(decision)
+        self._leases.pop(decision.id, None)
+        return decision
+
+    def progress(self, reviewer: str) -> dict[str, int]:
+        """Items in all, those that are decided, those that this person decided and skipped, and those that wait."""
+        reviewer = check_reviewer(reviewer)
+        with self._lock:
+            own = [by_reviewer.get(reviewer) for by_reviewer in map(self.log.of_item, self._order)]
+            return {
+                "items": len(self._order),
+                "decided": sum(self.log.verdict(name) is not None for name in self._order),
+                "own": sum(one is not None and one.decision in VERDICTS for one in own),
+                "skipped": sum(one is not None and one.decision == "skip" for one in own),
+                "waiting": sum(self._wants(name, reviewer) for name in self._order),
+            }
+
+
+class DecisionLog:
+    """
+    What decisions come to, in the order in which they were made.
+
+    Args:
+        rows (`dict`): Lines of the queue by id. Decisions about other items, or about an item that has changed, do not
+            count; `stale` is their number.
+    """
+
+    def __init__(self, rows: Mapping[str, Mapping[str, Any]]):
+        self._rows = rows
+        self._by_item: dict[str, dict[str, Decision]] = {}  # latest last
+        self._by_reviewer: dict[str, list[Decision]] = {}
+        self.stale = 0
+
+    def add(self, decision: Decision) -> None:
+        """Adds a decision."""
+        row = self._rows.get(decision.id)
+        if row is None or row["item_hash"] != decision.item_hash:
+            self.stale += 1
+            return
+        of_item = self._by_item.setdefault(decision.id, {})
+        own = self._by_reviewer.setdefault(decision.reviewer, [])
+        of_item.pop(decision.reviewer, None)
+        own[:] = [one for one in own if one.id != decision.id]
+        if decision.decision != "undo":
+            of_item[decision.reviewer] = decision
+            own.append(decision)
+
+    def of_item(self, name: str) -> dict[str, Decision]:
+        """The decision of each person about an item, the latest last."""
+        return self._by_item.get(name, {})
+
+    def verdict(self, name: str) -> Decision | None:
+        """The latest decision about an item that is not to skip it."""
+        decided = [one for one in self.of_item(name).values() if one.decision in VERDICTS]
+        return decided[-1] if decided else None
+
+    def latest_of(self, reviewer: str) -> Decision | None:
+        """The latest decision of a person."""
+        own = self._by_reviewer.get(reviewer)
+        return own[-1] if own else None
+
+
+# ---- reading and checking
+
+
+def is_double(name: str) -> bool:
+    """Whether two people decide about an item."""
+    return int(_hash(f"double/{name}")[:8], 16) < DOUBLE_SHARE * 16**8
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="replace")).hexdigest()
+
+
+def check_reviewer(name: str) -> str:
+    """The name of a person; [`AnnotationError`] if it is none."""
+    if not 1 <= len(name.strip()) <= MAX_NAME or not name.isprintable():
+        raise AnnotationError(
+            f"The name of the reviewer must be 1 to {MAX_NAME} printable characters, got {name[:80]!r}."
+        )
+    return name.strip()
+
+
+def check_decision(decision: Decision) -> None:
+    """[`AnnotationError`] for a decision that contradicts itself."""
+    check_reviewer(decision.reviewer)
+    if decision.decision not in DECISIONS:
+        raise AnnotationError(f"The decision is {decision.decision[:40]!r}, expected one of {', '.join(DECISIONS)}.")
+    if (decision.edit is not None) != (decision.decision == "edit"):
+        raise AnnotationError("An edit belongs to the decision 'edit', and to no other.")
+    unknown = [reason for reason in decision.reasons if reason not in REASONS]
+    if unknown:
+        raise AnnotationError(f"The reason {unknown[0][:40]!r} is not one of {', '.join(REASONS)}.")
+    if decision.reasons and decision.decision != "reject":
+        raise AnnotationError("Reasons belong to the decision 'reject'.")
+    if not 0 <= decision.seconds < float("inf"):
+        raise AnnotationError(f"The decision took {decision.seconds} seconds, expected a number from 0 on.")
+
+
+def read_queue(path: Path) -> list[dict[str, Any]]:
+    """The lines of `review.jsonl`, checked; [`AnnotationError`] if one is damaged or an id is there twice."""
+    fields: dict[str, Any] = {"id": str, "record": str, "text": dict, "frames": list, "masks_ref": dict}
+    fields |= {"item_hash": str, "suggested": str, "reasons": list, "scores": dict, "object": str | None}
+    rows: list[dict[str, Any]] = []
+    seen: set[str] = set()
+    for place, row in read_objects(path, fields):
+        labels = row["masks_ref"].get("objects")
+        if not isinstance(labels, dict) or not all(isinstance(name, str) for name in labels.values()):
+            raise AnnotationError(f"{place}: masks_ref has no objects.")
+        if not row["frames"] or not all(type(frame) is int and frame >= 0 for frame in row["frames"]):
+            raise AnnotationError(f"{place}: frames must be numbers of frames, got {str(row['frames'])[:60]}.")
+        if row["id"] in seen:
+            raise AnnotationError(f"{place}: the id {row['id']!r} is that of an earlier line, too.")
+        seen.add(row["id"])
+        rows.append(row)
+    return rows
+
+
+def read_decisions(path: Path) -> list[Decision]:
+    """The lines of `decisions.jsonl`, checked."""
+    fields: dict[str, Any] = {"id": str, "decision": str, "reviewer": str, "item_hash": str, "edit": dict | None}
+    fields |= {"reasons": list, "seconds": int | float, "informed": bool, "time": str}
+    found = []
+    for place, row in read_objects(path, fields):
+        try:
+            decision = Decision(**{name: row[name] for name in fields})
+            check_decision(decision)
+        except (AnnotationError, TypeError) as error:
+            raise AnnotationError(f"{place}: {error}") from None
+        found.append(decision)
+    return found
+
+
+def _places(path: Path) -> dict[str, tuple[int, int]]:
+    """Offset and length of the record of each item: records hold masks, so that the file may be large."""
+    found: dict[str, tuple[int, int]] = {}
+    start = 0
+    try:
+        for number, line in complete_lines(path):
+            try:
+                name = json.loads(line)["id"]
+            except (ValueError, TypeError, KeyError, RecursionError):
+                raise AnnotationError(f"{path}, line {number}: this is not a record.") from None
+            found[str(name)] = (start, len(line))
+            start += len(line)
+    except OSError as error:
+        raise AnnotationError(f"{path} cannot be read ({error.strerror or error}).") from None
+    return found

@@ -1,0 +1,186 @@
+"""What people decided, put together: the records after the review, and how far people and checks agree."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sama.data.files import atomic_path
+from sama.data.records import DataError, validate_record
+
+from .errors import AnnotationError, RefusedEditError
+from .json_lines import read_objects
+from .review import VERDICTS, Decision, ReviewItem, ReviewQueue, is_double
+
+
+RECORDS, PROVENANCE = "reviewed_records.jsonl", "reviewed_provenance.jsonl"
+
+
+@dataclass
+class ReviewSummary:
+    """
+    What a review came to.
+
+    Attributes:
+        records (`int`): Records after the review.
+        decisions (`Counter`): Latest decisions by kind; `"none"` for items that nobody decided.
+        stale (`int`): Decisions about items that have changed since, which do not count.
+        audited, audited_wrong (`int`): Items that the checks accepted and people decided, and those of them that
+            people rejected or edited.
+        pairs, agreeing (`int`): Items that two people decided without looking at the checks, and those of them on
+            which they agree.
+        kappa (`float`, *optional*): Cohen's kappa over these pairs; `None` without pairs, or if chance alone agrees
+            always.
+    """
+
+    records: int = 0
+    decisions: Counter[str] = field(default_factory=Counter)
+    stale: int = 0
+    audited: int = 0
+    audited_wrong: int = 0
+    pairs: int = 0
+    agreeing: int = 0
+    kappa: float | None = None
+
+    def line(self) -> str:
+        """The summary in one line."""
+        parts = [f"{self.records:,} records"]
+        parts += [f"{number:,} {name}" for name, number in self.decisions.items()]
+        if self.audited:
+            parts.append(f"{self.audited_wrong:,} of {self.audited:,} accepted items were not right")
+        if self.pairs:
+            kappa = "" if self.kappa is None else f" (kappa {self.kappa:.2f})"
+            parts.append(f"two people agree on {self.agreeing:,} of {self.pairs:,}{kappa}")
+        parts += [f"{self.stale:,} decisions are stale"] if self.stale else []
+        return ", ".join(parts)
+
+
+def merge_decisions(folder: str | Path) -> ReviewSummary:
+    """
+    Writes `reviewed_records.jsonl` and `reviewed_provenance.jsonl` into an output folder: the kept records without
+    what people rejected and with what they edited, and the doubtful items that they accepted or edited. Without
+    decisions these are the kept records. Running it again gives the same bytes.
+
+    Raises:
+        [`AnnotationError`]: A file is missing or damaged, or a decision does not fit its item.
+    """
+    folder = Path(folder)
+    queue = ReviewQueue(folder)
+    try:
+        return _merge(folder, queue)
+    finally:
+        queue.close()
+
+
+def _merge(folder: Path, queue: ReviewQueue) -> ReviewSummary:
+    summary = summarize(queue)
+    changes: dict[str, list[tuple[ReviewItem, Decision]]] = {}
+    additions: list[tuple[ReviewItem, Decision]] = []
+    for name in queue.names():
+        decision = queue.log.verdict(name)
+        if decision is None:
+            continue
+        item = queue.item(name)
+        if item.audit:
+            changes.setdefault(item.origin, []).append((item, decision))
+        elif decision.decision != "reject":
+            additions.append((item, decision))
+    origins = {row["id"]: row for _, row in read_objects(folder / "provenance.jsonl", {"id": str}, missing=True)}
+    with ExitStack() as stack:
+        paths = [stack.enter_context(atomic_path(folder / name)) for name in (RECORDS, PROVENANCE)]
+        records, provenance = [stack.enter_context(path.open("w", encoding="utf-8")) for path in paths]
+        for record, origin, audited in _merged(folder, changes, additions):
+            summary.records += 1
+            records.write(json.dumps(record, ensure_ascii=False) + "\n")
+            if origin in origins:
+                row = {**origins[origin], "id": record["id"]}
+                row |= {"audited": True} if audited else {}
+                provenance.write(json.dumps(row, ensure_ascii=False) + "\n")
+    return summary
+
+
+def _merged(
+    folder: Path,
+    changes: Mapping[str, list[tuple[ReviewItem, Decision]]],
+    additions: list[tuple[ReviewItem, Decision]],
+) -> Iterator[tuple[dict[str, Any], str, bool]]:
+    """Each record, the id of the record whose provenance it has, and whether a person looked at it."""
+    for place, row in read_objects(folder / "records.jsonl", {"id": str, "messages": list}, missing=True):
+        decided = changes.get(row["id"], [])
+        record = row
+        for item, decision in decided:
+            record = _changed(record, item, decision, place)
+        if record["messages"]:
+            yield record, row["id"], bool(decided)
+    for item, decision in additions:
+        yield _decided_record(item, decision), item.origin, True
+
+
+def _decided_record(item: ReviewItem, decision: Decision) -> dict[str, Any]:
+    """The record of an item that was accepted or edited, with the objects that it names."""
+    try:
+        record = item.record if decision.edit is None else item.edited(decision.edit)
+    except RefusedEditError as error:
+        raise AnnotationError(f"The edit of the item {item.id!r} no longer passes the checks: {error}") from None
+    used = _objects_of(record["messages"])
+    return {**record, "objects": {name: one for name, one in record["objects"].items() if name in used}}
+
+
+def _changed(record: dict[str, Any], item: ReviewItem, decision: Decision, place: str) -> dict[str, Any]:
+    """A kept record after a decision about one of its items, which was chosen to be looked at."""
+    if decision.decision == "accept":
+        return record
+    messages, wanted = record["messages"], item.record["messages"]
+    starts = range(len(messages) - len(wanted) + 1)
+    at = next((start for start in starts if messages[start : start + len(wanted)] == wanted), None)
+    if at is None:
+        raise AnnotationError(f"{place}: the record {record['id']!r} does not contain the item {item.id!r}.")
+    made = [] if decision.decision == "reject" else _decided_record(item, decision)["messages"]
+    messages = [*messages[:at], *made, *messages[at + len(wanted) :]]
+    known, used = {**item.record["objects"], **record["objects"]}, _objects_of(messages)
+    changed = {**record, "messages": messages, "objects": {name: known[name] for name in known if name in used}}
+    try:
+        return validate_record(changed) if messages else changed
+    except DataError as error:
+        raise AnnotationError(f"{place}: {error}") from None
+
+
+def _objects_of(messages: list[dict[str, Any]]) -> set[str]:
+    parts = [part for message in messages for part in message["content"]]
+    return {
+        name for part in parts for name in (*part.get("objects", ()), *([part["object"]] if "object" in part else ()))
+    }
+
+
+# ---- agreement
+
+
+def summarize(queue: ReviewQueue) -> ReviewSummary:
+    """The decisions in numbers."""
+    summary = ReviewSummary(stale=queue.log.stale)
+    pairs: list[tuple[str, str]] = []
+    for name in queue.names():
+        verdict = queue.log.verdict(name)
+        summary.decisions["none" if verdict is None else verdict.decision] += 1
+        if verdict is not None and queue.is_audit(name):
+            summary.audited += 1
+            summary.audited_wrong += verdict.decision != "accept"
+        blind = [one for one in queue.log.of_item(name).values() if one.decision in VERDICTS and not one.informed]
+        if is_double(name) and len(blind) > 1:
+            pairs.append((blind[0].decision, blind[1].decision))
+    summary.pairs, summary.agreeing = len(pairs), sum(first == second for first, second in pairs)
+    summary.kappa = cohens_kappa(pairs)
+    return summary
+
+
+def cohens_kappa(pairs: list[tuple[str, str]]) -> float | None:
+    """Agreement of pairs of decisions beyond chance: 1 if all agree, 0 if no more than chance does."""
+    if not pairs:
+        return None
+    agreeing = sum(first == second for first, second in pairs) / len(pairs)
+    firsts, seconds = Counter(first for first, _ in pairs), Counter(second for _, second in pairs)
+    chance = sum(firsts[name] * seconds[name] for name in firsts) / len(pairs) ** 2
+    return None if chance == 1 else (agreeing - chance) / (1 - chance)
