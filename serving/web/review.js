@@ -6,7 +6,7 @@ import { review } from "./review_state.js";
 import { hideItem, pause, showItem, step, toggleMasks, togglePlay } from "./review_view.js";
 import "./theme_button.js";
 
-/** @import { Item, Progress, Statement } from "./review_state.js" */
+/** @import { Item, Progress } from "./review_state.js" */
 
 const editForm = byId("edit-form", HTMLFormElement);
 const rejectForm = byId("reject-form", HTMLFormElement);
