@@ -77,16 +77,16 @@ def read_objects(path: Path, fields: Mapping[str, Any], missing: bool = False) -
                 value = json.loads(line)
             except (ValueError, RecursionError):
                 value = None
-            check_fields(value, fields, place)
-            yield place, value
+            yield place, check_fields(value, fields, place)
     except OSError as error:
         raise AnnotationError(f"{path} cannot be read ({error.strerror or error}).") from None
 
 
-def check_fields(value: Any, fields: Mapping[str, Any], place: str) -> None:
-    """[`AnnotationError`] unless a value is an object with these fields."""
+def check_fields(value: Any, fields: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """The value if it is an object with these fields, [`AnnotationError`] otherwise."""
     if not isinstance(value, dict):
         raise AnnotationError(f"{place}: this is not a JSON object.")
     wrong = next((name for name, kind in fields.items() if not isinstance(value.get(name), kind)), None)
     if wrong is not None:
         raise AnnotationError(f"{place}: the field {wrong!r} is missing or of another type.")
+    return value
