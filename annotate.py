@@ -31,6 +31,8 @@ try:
     from sama.annotation.provenance import UNKNOWN, Origin
     from sama.annotation.render import STYLES, RenderSettings
     from sama.annotation.report import write_report
+    from sama.annotation.review_merge import RECORDS as REVIEWED_RECORDS
+    from sama.annotation.review_merge import merge_decisions
     from sama.annotation.sama239k import write_sama239k
     from sama.annotation.scenes import BrokenScene, Scene
     from sama.annotation.score import ScoreSettings
@@ -56,6 +58,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     _add_checks(parser.add_argument_group("pictures and checks"))
     _add_origin(parser.add_argument_group("origin of the data"))
     parser.add_argument("--output", type=Path, required=True, help="folder of all results, also of an earlier run")
+    parser.add_argument(
+        "--merge-review", action=_MergeReview, type=Path, metavar="FOLDER",
+        help="write reviewed_records.jsonl with the decisions that are in this output folder, and end",
+    )  # fmt: skip
     parser.add_argument("--sama239k", type=Path, metavar="FOLDER", help="also write the files of SAMA-239K there")
     parser.add_argument("--dry-run", action="store_true", help="estimate tokens and price, and ask nothing")
     given = parser.parse_args(arguments)
@@ -65,6 +71,14 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     if given.source is None and given.videos is None:
         parser.error("--videos is missing")
     return given
+
+
+class _MergeReview(argparse.Action):
+    """Merges the decisions of a review; needs no other argument."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        print(f"{values / REVIEWED_RECORDS}: {merge_decisions(values).line()}")
+        parser.exit()
 
 
 def _add_inputs(group) -> None:
@@ -223,8 +237,12 @@ def annotate(given: argparse.Namespace) -> RunCounts:
         costs.close()
     root = given.videos if given.source is None else data_root(given.data_root)
     write_summary(given.output, root, (settings, models, counts), costs.currency)
+    records = given.output / "records.jsonl"
+    if (given.output / "decisions.jsonl").exists():
+        merge_decisions(given.output)
+        records = given.output / REVIEWED_RECORDS
     if given.sama239k is not None:
-        write_sama239k(given.output / "records.jsonl", root, given.sama239k)
+        write_sama239k(records, root, given.sama239k)
     write_report(given.output)
     if counts.stopped is not None:
         raise counts.stopped

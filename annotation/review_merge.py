@@ -78,7 +78,7 @@ def merge_decisions(folder: str | Path) -> ReviewSummary:
 def _merge(folder: Path, queue: ReviewQueue) -> ReviewSummary:
     summary = summarize(queue)
     changes: dict[str, list[tuple[ReviewItem, Decision]]] = {}
-    additions: list[tuple[ReviewItem, Decision]] = []
+    additions: dict[str, list[tuple[ReviewItem, Decision]]] = {}
     for name in queue.names():
         decision = queue.log.verdict(name)
         if decision is None:
@@ -87,7 +87,7 @@ def _merge(folder: Path, queue: ReviewQueue) -> ReviewSummary:
         if item.audit:
             changes.setdefault(item.origin, []).append((item, decision))
         elif decision.decision != "reject":
-            additions.append((item, decision))
+            additions.setdefault(_video(item.origin), []).append((item, decision))
     origins = {row["id"]: row for _, row in read_objects(folder / "provenance.jsonl", {"id": str}, missing=True)}
     with ExitStack() as stack:
         paths = [stack.enter_context(atomic_path(folder / name)) for name in (RECORDS, PROVENANCE)]
@@ -105,18 +105,34 @@ def _merge(folder: Path, queue: ReviewQueue) -> ReviewSummary:
 def _merged(
     folder: Path,
     changes: Mapping[str, list[tuple[ReviewItem, Decision]]],
-    additions: list[tuple[ReviewItem, Decision]],
+    additions: Mapping[str, list[tuple[ReviewItem, Decision]]],
 ) -> Iterator[tuple[dict[str, Any], str, bool]]:
-    """Each record, the id of the record whose provenance it has, and whether a person looked at it."""
+    """Each record, the id of the record whose provenance it has, and whether a person looked at it. Those of a video
+    follow each other."""
+    waiting = dict(additions)
+    video = ""
+
+    def added(video: str) -> Iterator[tuple[dict[str, Any], str, bool]]:
+        for item, decision in waiting.pop(video, []):
+            yield _decided_record(item, decision), item.origin, True
+
     for place, row in read_objects(folder / "records.jsonl", {"id": str, "messages": list}, missing=True):
+        if _video(row["id"]) != video:
+            yield from added(video)
+            video = _video(row["id"])
         decided = changes.get(row["id"], [])
         record = row
         for item, decision in decided:
             record = _changed(record, item, decision, place)
         if record["messages"]:
             yield record, row["id"], bool(decided)
-    for item, decision in additions:
-        yield _decided_record(item, decision), item.origin, True
+    for rest in [video, *waiting]:
+        yield from added(rest)
+
+
+def _video(record: str) -> str:
+    """The id of the video of a record, from the id of the record."""
+    return record.rpartition("/")[0]
 
 
 def _decided_record(item: ReviewItem, decision: Decision) -> dict[str, Any]:

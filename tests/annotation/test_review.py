@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from annotated_folder import write_folder, write_rows
 
+from sama import annotate
 from sama.annotation.errors import AnnotationError, RefusedEditError, StaleItemError, UnknownItemError
 from sama.annotation.export import description_messages, item_hash
 from sama.annotation.review import LEASE_SECONDS, Decision, DecisionLog, ReviewQueue, is_double, read_decisions
@@ -261,6 +262,8 @@ def test_decisions_are_merged(folder):
     kept = {row["id"]: row for row in rows(folder / "records.jsonl")}
     found = {row["id"]: validate_record(row) for row in rows(folder / "reviewed_records.jsonl")}
     assert set(found) == {*kept, doubtful[0].id, doubtful[1].id} and summary.records == len(found)
+    videos = [json.dumps(row["video"]) for row in found.values()]
+    assert videos == sorted(videos)  # those of a video follow each other
     assert found[doubtful[0].id]["messages"] == doubtful[0].record["messages"]
     first = doubtful[1].names[0]
     edited = found[doubtful[1].id]["messages"]
@@ -321,6 +324,23 @@ def test_agreement_counts_only_those_who_were_blind(folder):
     queue.close()
     summary = merge_decisions(folder)
     assert (summary.pairs, summary.agreeing) == (2, 1) and "two people agree on 1 of 2" in summary.line()
+
+
+def test_items_of_a_video_without_kept_records_come_in(folder):
+    write_rows(folder / "records.jsonl", rows(folder / "records.jsonl")[1:])
+    queue = ReviewQueue(folder)
+    queue.decide(decision(item_of(queue, 0)))
+    merge_decisions(folder)
+    assert [row["id"] for row in rows(folder / "reviewed_records.jsonl")][-1] == queue.names()[0]
+
+
+def test_merging_from_the_command_line(folder, capsys):
+    with pytest.raises(SystemExit) as ended:
+        annotate.main(["--merge-review", str(folder)])
+    assert ended.value.code == 0 and "reviewed_records.jsonl: 4 records, 8 none" in capsys.readouterr().out
+    (folder / "review.jsonl").unlink()
+    assert annotate.main(["--merge-review", str(folder)]) == 1
+    assert "review.jsonl cannot be read" in capsys.readouterr().err
 
 
 # Damaged folders
