@@ -110,9 +110,8 @@ class Truth:
         return " ".join(one["text"] for one in self.description(number)["statements"])
 
     def facts(self) -> set[str]:
-        """Every sentence about an object that is true."""
+        """Every turn, which is true."""
         texts = {turn["question"] + " " + re.sub(r"</?p>", "", turn["answer"]) for turn in self.turns()}
-        texts |= {s["text"] for n in range(1, len(self.objects) + 1) for s in self.description(n)["statements"]}
         return {" ".join(text.split()) for text in texts}
 
 
@@ -408,9 +407,10 @@ class ToyModels:
         claims = request["messages"][-1]["content"][-1]["text"].splitlines()[1:]
         verdicts = []
         for line in claims:
-            number, claim = re.match(r"(\d+)\. (?:<obj\d+>/?)+: (.*)", line).groups()
+            number, first, claim = re.match(r"(\d+)\. <obj(\d+)>(?:/<obj\d+>)*: (.*)", line).groups()
+            facts = truth.facts() | {one["text"] for one in truth.description(int(first))["statements"]}
             unseen = "afraid of the dark" in claim or "favourite" in claim
-            known = claim in truth.facts() or "by people?" in claim
+            known = claim in facts or "by people?" in claim
             verdicts.append({"claim": int(number), "verdict": "unseen" if unseen else "true" if known else "false"})
         return json.dumps({"verdicts": verdicts})
 

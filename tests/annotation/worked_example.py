@@ -46,8 +46,8 @@ from sama.toy_world.export import RECORDS, write_records  # noqa: E402
 from sama.toy_world.world import ToySettings, ToyWorld  # noqa: E402
 
 
-NUM_CLIPS, NUM_MISTAKES = 36, 300
-SETTINGS = ToySettings(frames=(8, 10), things=(3, 4), tasks={"dialogue": 1.0})
+NUM_CLIPS, NUM_MISTAKES = 40, 300
+SETTINGS = ToySettings(frames=(8, 10), things=(4, 4), tasks={"dialogue": 1.0})
 SHOWN, IMAGE_SIZE = 6, 192  # of the pictures: small, so that the example takes seconds
 
 
