@@ -67,7 +67,7 @@ class ModelLocator:
             codes = tuple(
                 to_rle(one.track.to_rle(frame)) if one.track.area(frame) else None for frame in range(len(video))
             )
-            expressions = (one.phrase,) if one.phrase else ()
+            expressions = (one.text,) if one.text else ()
             objects.append(SceneObject(str(number), codes, expressions))
         return tuple(objects)
 

@@ -176,10 +176,10 @@ def test_descriptions_that_follow_the_drawn_colours_are_found(tmp_path):
 def toy_scene(tmp_path_factory) -> Scene:
     folder = tmp_path_factory.mktemp("clips")
     world = ToyWorld(ToySettings(frames=(8, 8), things=(2, 2), tasks={"refer_look": 1.0}), seed=4)
-    (line,) = write_records(world, folder, [0]).read_text().splitlines()
+    (line,) = write_records(world, folder, [1]).read_text().splitlines()
     record = json.loads(line)
     objects = [SceneObject(name, tuple(item["masks"])) for name, item in record["objects"].items()]
-    names = [f"The {one.colour} {one.shape}" for one in world.generate(0)[1].objects]
+    names = [f"The {one.colour} {one.shape}" for one in world.generate(1)[1].objects]
     told = [SceneObject(one.name, one.masks, (name,)) for one, name in zip(objects, names, strict=True)]
     return Scene("toy", "toy", record["video"], tuple(told), folder)
 
