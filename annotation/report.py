@@ -125,12 +125,13 @@ def _rows(path: Path, fields: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _models(run: Mapping[str, Any]) -> str:
-    names = [f"{role}: {model['name']}" for role, model in run["models"].items() if _has_name(model)]
+    """Role, name, version and host of each model."""
+    names = []
+    for role, model in run["models"].items():
+        check_fields(model, {"model": str, "revision": str, "host": str}, f"run.json, model of the {role}")
+        host = f" at {model['host']}" if model["host"] else ""
+        names.append(f"{role}: {' '.join(filter(None, (model['model'], model['revision'])))}{host}")
     return ", ".join(names)
-
-
-def _has_name(model: Any) -> bool:
-    return isinstance(model, dict) and isinstance(model.get("name"), str)
 
 
 def _stage_counts(run: Mapping[str, Any]) -> dict[str, dict[str, int]]:

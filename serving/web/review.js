@@ -130,6 +130,7 @@ function openEdit() {
   if (!item) return;
   openPanel(editForm);
   byId("edit-problem", HTMLElement).hidden = true;
+  byId("edit-hint", HTMLElement).hidden = "statements" in item.text; // which have no tags
   const fields =
     "statements" in item.text
       ? item.text.statements.map(({ text, first, last }, i) => field(`${i}`, `Statement, frames ${first} to ${last}`, text))

@@ -15,7 +15,10 @@ from sama.toy_world.world import ToySettings, ToyWorld
 
 
 WORLD = ToySettings(frames=(12, 16), height=96, width=128, tasks={"dialogue": 1.0})
-MODELS = {"writer": {"name": "writer-7b"}, "verifier": {"name": "verifier-3b"}}
+MODELS = {
+    "writer": {"model": "writer-7b", "revision": "2026-10", "host": "models.example"},
+    "verifier": {"model": "verifier-3b", "revision": "", "host": ""},
+}
 
 
 def write_folder(folder: Path, num_clips: int = 2, review_turns: int = 2, seed: int = 0) -> Path:

@@ -47,6 +47,7 @@ class Parsed(HTMLParser):
 
 def test_counts_reasons_and_costs(report):
     text = Parsed(report).text
+    assert "writer: writer-7b 2026-10 at models.example, verifier: verifier-3b" in text
     assert "6 videos 73 of 98 items kept 200,676 tokens" in text
     assert "kept 2 review 1 rejected 1 error 2" in text
     assert "description 41 33 4 2 6" in text and "conversation 57 40 9 8 9" in text
@@ -104,6 +105,7 @@ def test_samples_without_provenance_or_frames(tmp_path):
         ("run.json", None, "run.json does not exist: a report needs the output folder of a run"),
         ("run.json", "[]", "has another form than annotate.py writes"),
         ("run.json", '{"items": 5}', "has another form"),
+        ("run.json", '{"models": {"writer": 5}}', "model of the writer: this is not a JSON object"),
         ("run.json", "{", "run.json cannot be read"),
         ("records.jsonl", '{"id": "a"}\n5\n', "records.jsonl, line 2: this is not a JSON object"),
         ("rendered/index.json", "{", "index.json cannot be read"),
