@@ -184,8 +184,12 @@ class Costs:
         self._file = None
         if path is not None:
             self._file = AppendOnlyFile(path)
-            for spent in read_ledger(path):
-                self._add(spent)
+            try:
+                for spent in read_ledger(path):
+                    self._add(spent)
+            except AnnotationError:
+                self.close()
+                raise
 
     def close(self) -> None:
         """Closes the ledger's file."""

@@ -13,14 +13,24 @@ from typing import Any
 from .errors import AnnotationError
 
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+
 class AppendOnlyFile:
     """
-    A file to which lines are appended, by any number of threads.
+    A file to which lines are appended, by any number of threads of one process, which holds its lock if the file
+    system has locks.
 
     Half a line at the end, which a process left that was killed while it wrote, is removed.
 
     Args:
         path (`str` or `Path`): Created if it does not exist, with its folder.
+
+    Raises:
+        [`AnnotationError`]: Another process has it open.
     """
 
     def __init__(self, path: str | Path):
@@ -28,6 +38,11 @@ class AppendOnlyFile:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file: int | None = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         self._lock = threading.Lock()
+        try:
+            _lock_file(self._file, path)
+        except AnnotationError:
+            self.close()
+            raise
         complete = sum(len(line) for _, line in complete_lines(path))
         if complete != path.stat().st_size:
             os.ftruncate(self._file, complete)
@@ -46,6 +61,20 @@ class AppendOnlyFile:
             if self._file is not None:
                 os.close(self._file)
                 self._file = None
+
+
+def _lock_file(descriptor: int, path: Path) -> None:
+    """Locks a file until it is closed; [`AnnotationError`] if another process has done so."""
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise AnnotationError(
+            f"{path} is in use: another run, or another review server, works in {path.parent}. Wait for it or end it."
+        ) from None
+    except OSError:
+        pass  # a file system without locks
 
 
 def complete_lines(path: str | Path) -> Iterator[tuple[int, bytes]]:

@@ -159,12 +159,13 @@ class ReviewQueue:
     Args:
         folder (`str` or `Path`): What `annotate.py --output` was given.
         clock (`Callable`): Seconds that never go back.
+        read_only (`bool`): Whether decisions are only read, which is possible while a server takes new ones.
 
     Raises:
-        [`AnnotationError`]: A file is missing or damaged.
+        [`AnnotationError`]: A file is missing or damaged, or another server has the queue open.
     """
 
-    def __init__(self, folder: str | Path, clock: Callable[[], float] = time.monotonic):
+    def __init__(self, folder: str | Path, clock: Callable[[], float] = time.monotonic, read_only: bool = False):
         self.folder, self.clock = Path(folder), clock
         self._lock = threading.Lock()
         self._rows = {row["id"]: row for row in read_queue(self.folder / "review.jsonl")}
@@ -177,15 +178,20 @@ class ReviewQueue:
             self._rows, key=lambda name: (_hash(self._rows[name]["record"].rpartition("/")[0]), _hash(name))
         )
         path = self.folder / "decisions.jsonl"
-        self._file = AppendOnlyFile(path)
+        self._file = None if read_only else AppendOnlyFile(path)
         self.log = DecisionLog(self._rows)
-        for decision in read_decisions(path):
-            self.log.add(decision)
+        try:
+            for decision in read_decisions(path):
+                self.log.add(decision)
+        except AnnotationError:
+            self.close()
+            raise
         self._leases: dict[str, tuple[str, float]] = {}
 
     def close(self) -> None:
         """Closes the file of the decisions."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
     def __len__(self) -> int:
         return len(self._order)
@@ -280,6 +286,8 @@ class ReviewQueue:
             return latest.id
 
     def _append(self, decision: Decision) -> Decision:
+        if self._file is None:
+            raise AnnotationError("The queue is opened for reading only.")
         decision = Decision(**{**vars(decision), "time": datetime.now(UTC).isoformat(timespec="seconds")})
         self._file.append(asdict(decision))
         self.log.add(decision)
@@ -401,11 +409,11 @@ def read_queue(path: Path) -> list[dict[str, Any]]:
 
 
 def read_decisions(path: Path) -> list[Decision]:
-    """The lines of `decisions.jsonl`, checked."""
+    """The lines of `decisions.jsonl`, checked; none if there is no such file."""
     fields: dict[str, Any] = {"id": str, "decision": str, "reviewer": str, "item_hash": str, "edit": dict | None}
     fields |= {"reasons": list, "seconds": int | float, "informed": bool, "time": str}
     found = []
-    for place, row in read_objects(path, fields):
+    for place, row in read_objects(path, fields, missing=True):
         try:
             decision = Decision(**{name: row[name] for name in fields})
             check_decision(decision)

@@ -68,14 +68,7 @@ def merge_decisions(folder: str | Path) -> ReviewSummary:
         [`AnnotationError`]: A file is missing or damaged, or a decision does not fit its item.
     """
     folder = Path(folder)
-    queue = ReviewQueue(folder)
-    try:
-        return _merge(folder, queue)
-    finally:
-        queue.close()
-
-
-def _merge(folder: Path, queue: ReviewQueue) -> ReviewSummary:
+    queue = ReviewQueue(folder, read_only=True)
     summary = summarize(queue)
     changes: dict[str, list[tuple[ReviewItem, Decision]]] = {}
     additions: dict[str, list[tuple[ReviewItem, Decision]]] = {}

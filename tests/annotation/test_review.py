@@ -144,6 +144,18 @@ def test_half_a_decision_of_a_killed_server_is_removed(folder):
     assert ReviewQueue(folder).progress("ann")["own"] == 1 and path.read_bytes().endswith(b"\n")
 
 
+def test_a_second_server_is_refused_but_merging_is_not(folder):
+    queue = ReviewQueue(folder)
+    with pytest.raises(AnnotationError, match="decisions.jsonl is in use: another run, or another review server"):
+        ReviewQueue(folder)
+    queue.decide(decision(queue.next("ann")))
+    assert merge_decisions(folder).decisions["accept"] == 1
+    with pytest.raises(AnnotationError, match="for reading only"):
+        ReviewQueue(folder, read_only=True).undo("ann")
+    queue.close()
+    ReviewQueue(folder).close()
+
+
 @pytest.mark.parametrize(
     ("fields", "problem"),
     [
@@ -393,12 +405,12 @@ def test_an_id_that_is_there_twice_and_a_record_that_is_none(folder):
     records = rows(folder / "review_records.jsonl")
     write_rows(folder / "review_records.jsonl", [{**row, "messages": 5} for row in records])
     with pytest.raises(AnnotationError, match="cannot be used"):
-        ReviewQueue(folder).next("ann")
+        ReviewQueue(folder, read_only=True).next("ann")
     write_rows(
         folder / "review_records.jsonl", [{**row, "objects": {}, "messages": row["messages"]} for row in records]
     )
     with pytest.raises(AnnotationError, match="cannot be used"):
-        ReviewQueue(folder).next("ann")
+        ReviewQueue(folder, read_only=True).next("ann")
 
 
 def test_decisions_about_what_is_not_there_are_counted():
