@@ -1,5 +1,6 @@
 """Tags of questions and answers: what is read, what is wrong, and the way back."""
 
+import numpy as np
 import pytest
 
 from sama.annotation.schema import PhraseSpan
@@ -109,3 +110,38 @@ def test_wrong_spans(spans, code, place):
 )
 def test_object_names(name, number):
     assert object_number(name, 2) == number
+
+
+PIECES = (
+    "<p>",
+    "</p>",
+    "<obj1>",
+    "<obj2>",
+    "<obj9>",
+    "<obj",
+    ">",
+    " ",
+    "a dog",
+    "\N{DOG FACE}",
+    "[SEG]",
+    "<region>",
+    "\n",
+    "<",
+)
+
+
+def test_any_text_has_problems_or_comes_back():
+    rng, clean = np.random.default_rng(0), 0
+    for _ in range(4000):
+        text = "".join(PIECES[i] for i in rng.integers(len(PIECES), size=rng.integers(1, 9)))
+        for read, write in ((read_answer, write_answer), (read_question, write_question)):
+            found = read(text, 2)
+            for problem in found.problems:
+                start, _, end = problem.at.strip("[]").partition(":")
+                assert problem.code == "question_untagged" or 0 <= int(start) < int(end) <= len(text)
+            if not found.problems:
+                clean += 1
+                again = read(write(found.parts), 2)
+                assert not again.problems
+                assert [one for one in again.parts if one[1]] == [one for one in found.parts if one[1]]
+    assert clean > 200
