@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sama.evaluation.endpoint_text import has_surrogates
-
+from ..evaluation.endpoint_text import has_surrogates
 from .errors import AnnotationError
 
 

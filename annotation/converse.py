@@ -3,6 +3,9 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
+
+from pydantic import BaseModel
 
 from . import prompts
 from .calls import VideoCalls
@@ -21,8 +24,8 @@ class DialogueForm:
     rendering: Rendering
     facts: VideoFacts
     limits: CheckLimits
-    model = Dialogue
-    noun = "turns"
+    model: ClassVar[type[BaseModel]] = Dialogue
+    noun: ClassVar[str] = "turns"
 
     def items(self, value: Dialogue, places: Sequence[int] | None) -> dict[int, Turn]:
         """Of a whole dialogue by place, of corrected turns by the number that they state."""
@@ -48,7 +51,7 @@ class DialogueForm:
             objects = [int(number) for number in re.findall(r"<obj([0-9]+)>", turn.question + turn.answer)]
             text = f"{turn.question} {re.sub(r'</?p>', '', turn.answer)}"
             claims.append(Claim(place, tuple(dict.fromkeys(objects)), " ".join(text.split()), f"turns[{place - 1}]"))
-        return dict(verify_claims(self.calls, self.rendering, claims))
+        return {**verify_claims(self.calls, self.rendering, claims)}
 
 
 def converse(

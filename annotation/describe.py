@@ -2,6 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
+
+from pydantic import BaseModel
 
 from . import prompts
 from .calls import VideoCalls
@@ -21,8 +24,8 @@ class DescriptionForm:
     rendering: Rendering
     facts: VideoFacts
     limits: CheckLimits
-    model = Descriptions
-    noun = "objects"
+    model: ClassVar[type[BaseModel]] = Descriptions
+    noun: ClassVar[str] = "objects"
 
     def items(self, value: Descriptions, places: Sequence[int] | None) -> dict[int, list[ObjectDescription]]:
         """All entries of each object: two entries are a mistake that the check reports."""
@@ -46,7 +49,7 @@ class DescriptionForm:
             for number, entries in sorted(items.items())
             for index, statement in enumerate(entries[0].statements)
         ]
-        return dict(verify_claims(self.calls, self.rendering, claims))
+        return {**verify_claims(self.calls, self.rendering, claims)}
 
 
 def describe(

@@ -15,9 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sama.evaluation.chat_endpoint import EndpointReply, NoReplyError, post_chat
-from sama.evaluation.endpoint_text import base_url, check_url, read_api_key, retry_after_s, shown_body, without_key
-
+from ..evaluation.chat_endpoint import EndpointReply, NoReplyError, post_chat
+from ..evaluation.endpoint_text import base_url, check_url, read_api_key, retry_after_s, shown_body, without_key
 from .completions import BrokenReplyError, Completion, CompletionRequest, Usage, read_completion
 from .costs import Costs, Spent
 from .errors import AnnotationError, PermanentError, RejectedRequestError, StopError, TransientError

@@ -3,8 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from sama.data.records import DataError
-
+from ..data.records import DataError
 from . import prompts
 from .calls import ModelChoice
 from .completions import CompletionRequest, Usage

@@ -10,8 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sama.data.records import DataError, validate_record
-
+from ..data.records import DataError, validate_record
 from .checks import CheckedTurn, CheckLimits, VideoFacts, check_turn, evidence_for
 from .errors import AnnotationError
 from .problems import Problem

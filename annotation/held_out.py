@@ -6,9 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sama.data.records import DataError
-from sama.video_sama import SamaVideo
-
+from ..data.records import DataError
+from ..video_sama import SamaVideo
 from .errors import AnnotationError
 from .objects import list_videos
 from .provenance import video_hash

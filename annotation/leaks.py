@@ -60,7 +60,7 @@ def find_leaks(text: str, colors: Sequence[str], expressions: Sequence[str] = ()
 
 @cache
 def _patterns(colors: tuple[str, ...]) -> list[tuple[re.Pattern, bool]]:
-    plain = list(PLAIN)
+    plain: list[str] = list(PLAIN)
     if colors:
         names = "|".join(map(re.escape, colors))
         plain.append(rf"\b(?:{names})(?:[ -]colou?red)?\s+(?:bounding\s+)?(?:{SHAPES})\b")

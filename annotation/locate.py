@@ -7,9 +7,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from sama.data.masks import to_rle
-from sama.data.wording import TEMPLATES
-
+from ..data.masks import to_rle
+from ..data.wording import TEMPLATES
 from .scenes import Scene, SceneObject
 
 

@@ -3,18 +3,18 @@
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from sama.data.catalogue import open_source, read_catalogue
-from sama.data.frames import MEDIA_ERRORS, VIDEO_SUFFIXES
-from sama.data.json_text import parse_json
-from sama.data.masks import encode_rle, to_rle
-from sama.data.readers import read_mask_store
-from sama.data.records import DataError, object_masks, read_lines, require_field, require_type, validate_record
-from sama.pictures_sama import IMAGE_SUFFIXES, natural_key
-
+from ..data.catalogue import open_source, read_catalogue
+from ..data.frames import MEDIA_ERRORS, VIDEO_SUFFIXES
+from ..data.json_text import parse_json
+from ..data.masks import encode_rle, to_rle
+from ..data.readers import read_mask_store
+from ..data.records import DataError, object_masks, read_lines, require_field, require_type, validate_record
+from ..pictures_sama import IMAGE_SUFFIXES, natural_key
 from .errors import AnnotationError
 from .scenes import BrokenScene, Scene, SceneObject
 
@@ -61,7 +61,7 @@ def read_source(catalogue: Path, name: str, root: Path | None) -> Iterator[Scene
     if name not in entries:
         known = ", ".join(entries)
         raise AnnotationError(f"The catalogue {catalogue} has no source {name!r}, expected one of {known}.")
-    source = open_source(entries[name], root)
+    source: Any = open_source(entries[name], root)
     by_video: dict[str, list[dict]] = {}
     for index in range(len(source)):
         record = source.record(index)
@@ -102,11 +102,11 @@ def _attempt(read: Callable[[], Scene], name: str) -> Scene | BrokenScene:
 
 def _record_scene(line: bytes, videos: Path, source: str, number: int) -> Scene:
     try:
-        item = require_type(parse_json(line), dict, "")
+        item: dict[str, Any] = require_type(parse_json(line), dict, "")
     except ValueError as error:
         raise error if isinstance(error, DataError) else DataError(str(error)) from error
-    expressions = require_field(item, "expressions", dict, default={})
-    info = require_field(item, "info", dict, default={})
+    expressions: dict[str, Any] = require_field(item, "expressions", dict, default={})
+    info: dict[str, Any] = require_field(item, "info", dict, default={})
     unknown = sorted(set(info) - INFO_FIELDS)
     if unknown:
         raise DataError(f"is unknown, expected {', '.join(sorted(INFO_FIELDS))}", field=f"info.{unknown[0]}")

@@ -16,9 +16,8 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from sama.data.files import atomic_path, write_text_atomically
-from sama.data.records import DataError
-
+from ..data.files import atomic_path, write_text_atomically
+from ..data.records import DataError
 from .calls import ModelChoice
 from .duplicates import duplicates_across
 from .errors import AnnotationError, RejectedRequestError, StopError, TransientError

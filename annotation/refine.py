@@ -7,7 +7,7 @@ asked for again, and only they are taken from the new reply.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from pydantic import BaseModel
 
@@ -24,8 +24,8 @@ ByItem = dict[int | None, list[Problem]]  # problems by number of the item; None
 class ReplyForm(Protocol[Item]):
     """What a kind of reply consists of, and its checks."""
 
-    model: type[BaseModel]
-    noun: str  # of an item: "turn"
+    model: ClassVar[type[BaseModel]]  # of the whole reply
+    noun: ClassVar[str]  # what items are called: "turns"
 
     def items(self, value: Any, places: Sequence[int] | None) -> dict[int, Item]:
         """The items of a reply by number. `places`: the items that were asked for again; `None`: all of them."""

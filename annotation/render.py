@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sama.data.masks import decode_rle, tight_box
-from sama.drawing.regions import label_masks
-from sama.overlay_sama import Color, color_from_hex, overlay_masks
-from sama.video_sama import SamaVideo
-
+from ..data.masks import decode_rle, tight_box
+from ..drawing.regions import label_masks
+from ..overlay_sama import Color, color_from_hex, overlay_masks
+from ..video_sama import SamaVideo
 from .scenes import SceneObject
 
 

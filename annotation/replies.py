@@ -6,8 +6,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from sama.data.json_text import JSONGuard
-
+from ..data.json_text import JSONGuard
 from .completions import Completion
 from .problems import Problem
 

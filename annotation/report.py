@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sama.data.files import write_text_atomically
-from sama.data.frames import safe_path
-from sama.data.records import DataError, validate_record
-
+from ..data.files import write_text_atomically
+from ..data.frames import safe_path
+from ..data.records import DataError, validate_record
 from .costs import Sum, read_ledger, sum_up
 from .errors import AnnotationError
 from .html import Html, page, table, tag

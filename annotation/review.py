@@ -17,8 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sama.data.records import validate_record
-
+from ..data.records import validate_record
 from .checks import CheckLimits, VideoFacts, check_descriptions
 from .errors import AnnotationError, RefusedEditError, StaleItemError, UnknownItemError
 from .export import description_messages, turn_record

@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sama.data.files import atomic_path
-from sama.data.records import DataError, validate_record
-
+from ..data.files import atomic_path
+from ..data.records import DataError, validate_record
 from .errors import AnnotationError, RefusedEditError
 from .json_lines import read_objects
 from .review import VERDICTS, Decision, ReviewItem, ReviewQueue, is_double

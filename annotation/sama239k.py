@@ -12,11 +12,10 @@ from typing import Any
 
 from PIL import Image
 
-from sama.data.files import atomic_path, write_text_atomically
-from sama.data.frames import open_visual
-from sama.data.json_text import parse_json
-from sama.data.records import DataError, read_lines
-
+from ..data.files import atomic_path, write_text_atomically
+from ..data.frames import open_visual
+from ..data.json_text import parse_json
+from ..data.records import DataError, read_lines
 from .tags import tag
 
 

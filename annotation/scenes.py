@@ -5,12 +5,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco
 
-from sama.data.frames import open_visual
-from sama.video_sama import SamaVideo
+from ..data.frames import open_visual
+from ..video_sama import SamaVideo
 
 
 MAX_OBJECTS = 10
@@ -85,14 +86,19 @@ class BrokenScene:
 
 def area(code: dict) -> int:
     """Pixels of a compressed run-length code."""
-    return int(coco.area({"size": code["size"], "counts": code["counts"].encode("ascii")}))
+    return int(coco.area(_encoded(code)))
+
+
+def _encoded(code: dict) -> Any:
+    """The code as pycocotools takes it."""
+    return {"size": code["size"], "counts": code["counts"].encode("ascii")}
 
 
 def track_iou(first: Sequence[dict | None], second: Sequence[dict | None]) -> float:
     """IoU of two mask tracks over all frames together; 0 if both are empty."""
     shared = total = 0
     for codes in zip(first, second, strict=True):
-        present = [{"size": c["size"], "counts": c["counts"].encode("ascii")} for c in codes if c is not None]
+        present = [_encoded(code) for code in codes if code is not None]
         total += sum(int(coco.area(code)) for code in present)
         if len(present) == 2:
             shared += int(coco.area(coco.merge(present, intersect=True)))
@@ -112,7 +118,8 @@ def select_objects(
     reasons: dict[str, str] = {}
     for one in objects:
         seen = sorted(one.visible)
-        share = np.mean([area(one.masks[f]) / np.prod(one.masks[f]["size"]) for f in seen]) if seen else 0.0
+        codes = [code for code in one.masks if code is not None and area(code)]
+        share = float(np.mean([area(code) / np.prod(code["size"]) for code in codes])) if codes else 0.0
         twin = next((i for i, other in enumerate(kept) if track_iou(one.masks, other.masks) >= SAME_OBJECT_IOU), None)
         if len(seen) < min(MIN_FRAMES, len(one.masks)):
             reasons[one.name] = f"visible in {len(seen)} frames, fewer than {MIN_FRAMES}"

@@ -124,7 +124,7 @@ def json_schema(model: type[BaseModel]) -> dict[str, Any]:
     return _required_only(model.model_json_schema())
 
 
-def _required_only(node):
+def _required_only(node: Any) -> Any:
     if isinstance(node, list):
         return [_required_only(item) for item in node]
     if not isinstance(node, dict):

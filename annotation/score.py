@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sama.data.masks import decode_rle
-
+from ..data.masks import decode_rle
 from . import prompts
 from .calls import VideoCalls
 from .checks import CheckedTurn, VideoFacts

@@ -194,11 +194,13 @@ class _Annotation:
 
     def swapped_rendering(self) -> Rendering:
         """The same frames, in which each object has another colour."""
-        rendering = self.settings.rendering
-        for seed in count(rendering.seed + 1):
+        rendering, old = self.settings.rendering, self.rendering.colors
+
+        def differs(seed: int) -> bool:
             colors = object_colors(self.scene.id, len(self.names), seed)
-            if all(one != other for one, other in zip(colors, self.rendering.colors, strict=True)):
-                break
+            return all(one != other for one, other in zip(colors, old, strict=True))
+
+        seed = next(filter(differs, count(rendering.seed + 1)))
         return render(self.scene.id, self.video, self.scene.objects, replace(rendering, seed=seed))
 
     # ---- dialogue
