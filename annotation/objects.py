@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image
@@ -102,11 +102,11 @@ def _attempt(read: Callable[[], Scene], name: str) -> Scene | BrokenScene:
 
 def _record_scene(line: bytes, videos: Path, source: str, number: int) -> Scene:
     try:
-        item: dict[str, Any] = require_type(parse_json(line), dict, "")
+        item = cast(dict[str, Any], require_type(parse_json(line), dict, ""))
     except ValueError as error:
         raise error if isinstance(error, DataError) else DataError(str(error)) from error
-    expressions: dict[str, Any] = require_field(item, "expressions", dict, default={})
-    info: dict[str, Any] = require_field(item, "info", dict, default={})
+    expressions = cast(dict[str, Any], require_field(item, "expressions", dict, default={}))
+    info = cast(dict[str, Any], require_field(item, "info", dict, default={}))
     unknown = sorted(set(info) - INFO_FIELDS)
     if unknown:
         raise DataError(f"is unknown, expected {', '.join(sorted(INFO_FIELDS))}", field=f"info.{unknown[0]}")
@@ -119,7 +119,7 @@ def _record_scene(line: bytes, videos: Path, source: str, number: int) -> Scene:
         raise DataError("is missing: only videos of files are annotated", field="video")
     told = {name: [*_told(record).get(name, ())] for name in record.get("objects", {})}
     for name, texts in expressions.items():
-        for position, text in enumerate(require_field(expressions, name, list, at="expressions")):
+        for position, text in enumerate(cast(list, require_field(expressions, name, list, at="expressions"))):
             require_type(text, str, f"expressions.{name}[{position}]")
         if name not in told:
             raise DataError(f"names {name!r}, which is not among the objects", field="expressions")

@@ -5,8 +5,11 @@ nothing else. Then what happens to its files when a run is killed, stopped, repe
 
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +18,7 @@ import processes
 import pytest
 import toy_truth
 import worked_example
+from processor_fixtures import tiny_processor
 from scripted_endpoint import KEY, by_rate, scripted_endpoint
 from worked_example import (
     MODEL_CODES,
@@ -36,6 +40,7 @@ from sama.annotation.objects import read_scenes
 from sama.annotation.pipeline import ERRORS, FILES, Run
 from sama.annotation.problems import CODES
 from sama.data.readers import READERS
+from sama.data.validation import MixtureValidator
 
 
 RESULTS = [f"{name}.jsonl" for name in (*FILES, ERRORS)]
@@ -143,6 +148,35 @@ def test_everything_that_is_kept_is_true(example):
     for stage in counts["items"].values():
         assert stage["items"] == stage["kept"] + stage["review"] + stage["rejected"]
     assert kept == sum(stage["kept"] for stage in counts["items"].values())
+
+
+def test_records_are_ready_for_training(example, monkeypatch, tmp_path):
+    monkeypatch.setenv("SAMA_CACHE", str(tmp_path))
+    mixture = worked_example.write_mixture(example)
+    report = MixtureValidator(mixture, tiny_processor, root=str(example.folder), limit=6).run()
+    assert report["problems"] == 0, report
+    counts = report["sources"]["mine"]["counts"]
+    assert counts["records"] == 6 and counts["questions"] >= 6 and counts["[SEG]"] > 0
+
+
+def commands_of_the_page() -> list[list[str]]:
+    page = (Path(__file__).parent.parent.parent / "docs" / "annotation.md").read_text(encoding="utf-8")
+    return [shlex.split(line) for line in re.findall(r"^(python (?:train|evaluate)\.py .*)$", page, re.MULTILINE)]
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_page_train_and_evaluate(example, monkeypatch, tmp_path):
+    root = Path(__file__).parent.parent.parent
+    environment = {**os.environ, "SAMA_DATA_ROOT": str(example.folder), "SAMA_CACHE": str(tmp_path / "cache")}
+    train, evaluate = commands_of_the_page()
+    for words in (train, evaluate):
+        words = [
+            str(root / word) if word.endswith(".py") or word.startswith("checkpoints/") else word for word in words
+        ]
+        words = [word.replace("outputs/annotation_example", str(example.folder)) for word in words]
+        subprocess.run([sys.executable, *words[1:]], cwd=tmp_path, env=environment, check=True)
+    (results,) = tmp_path.rglob("results.json")
+    assert json.loads(results.read_text())["scores"]
 
 
 def test_every_record_has_its_origin(example):

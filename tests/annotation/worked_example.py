@@ -48,7 +48,7 @@ from sama.toy_world.world import ToySettings, ToyWorld  # noqa: E402
 
 NUM_CLIPS, NUM_MISTAKES = 40, 300
 SETTINGS = ToySettings(frames=(8, 10), things=(4, 4), tasks={"dialogue": 1.0})
-SHOWN, IMAGE_SIZE = 6, 192  # of the pictures: small, so that the example takes seconds
+SHOWN, IMAGE_SIZE = 6, 128  # of the pictures: small, so that the example takes seconds
 
 
 class Example(NamedTuple):
@@ -142,6 +142,7 @@ def command(example: Example, url: str) -> list[str]:
         *("--video-licence", "cc0-1.0", "--mask-licence", "cc0-1.0", "--mask-origin", "toy world"),
         *("--writer-terms", "yes", "--verifier-terms", "yes", "--blind-terms", "yes"),
         *("--frames", str(SHOWN), "--image-size", str(IMAGE_SIZE), "--concurrency", "4", "--palette-share", "0"),
+        *("--blind-tries", "2"),
         *("--price", "writer=1,4", "--price", "verifier=1,4", "--price", "guesser=0.1,0.4"),
     ]
 
