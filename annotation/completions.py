@@ -141,18 +141,17 @@ def _joined(body: bytes) -> dict:
     """The completion whose parts the events of a stream are."""
     texts: list[str] = []
     refusals: list[str] = []
-    reason, found, done = None, {}, False
+    reason, found = None, {}
     for event in _events(body):
         if event == "[DONE]":
-            done = True
-            continue
+            break
         chunk = json.loads(event)
         found |= {name: chunk[name] for name in ("model", "usage") if chunk.get(name) is not None}
         for choice in chunk["choices"][:1]:
             texts.append(choice["delta"].get("content") or "")
             refusals.append(choice["delta"].get("refusal") or "")
             reason = choice.get("finish_reason") or reason
-    if reason is None or not done:
+    if reason is None:
         raise BrokenReplyError("is a stream that ends before the answer does")
     message = {"content": "".join(texts) or None, "refusal": "".join(refusals)}
     return found | {"choices": [{"message": message, "finish_reason": reason}]}

@@ -112,16 +112,20 @@ def test_waits_grow_with_jitter_up_to_a_minute(time):
 
 
 def test_one_busy_reply_slows_all_threads(time):
-    """Whoever asks next waits, too, with half as many requests at a time, until it goes well again."""
+    """Whoever asks while it waits must wait, too, and half as many ask at a time until it goes well again."""
+    delays = []
+
+    def sleep(seconds):
+        delays.append(endpoint.rate.delay(endpoint.rate.reserve(0)))  # of another thread
+        time.sleep(seconds)
+
     with scripted_endpoint(lambda request: ANSWER, by_call({1: "429 seconds"})) as server:
-        endpoint = make_endpoint(server, time, concurrency=4, tries=1)
-        with pytest.raises(TransientError):
-            endpoint.complete(question("first"))
-        assert time.now == 0 and endpoint.concurrency.allowed == 2
-        endpoint.rate.pause(7)  # as between two tries
+        settings = EndpointSettings(server.url, concurrency=4)
+        endpoint = Endpoint(settings, clock=time.clock, sleep=sleep, jitter=lambda: 1.0)
+        assert endpoint.complete(question("first")).attempts == 2
+        assert delays == [7] and endpoint.concurrency.allowed == 2
         with ThreadPoolExecutor(4) as threads:
-            found = list(threads.map(lambda n: (endpoint.complete(question(f"{n}")), time.now), range(8)))
-    assert all(completion.text == ANSWER and end >= 7 for completion, end in found)
+            list(threads.map(lambda n: endpoint.complete(question(f"{n}")), range(8)))
     assert server.most_at_a_time <= 4 == endpoint.concurrency.allowed
 
 
@@ -226,6 +230,14 @@ def test_a_cut_answer_is_asked_for_once_more_with_a_larger_limit(ask):
     assert [body["max_tokens"] for body in ask.server.requests] == [100, 200]
     assert completion.text == ANSWER and completion.finish_reason == "stop" and completion.attempts == 2
     assert ask.costs.total.calls == 2 and ask.costs.total.answers == 1
+
+
+def test_an_answer_that_is_cut_before_its_first_word_is_no_refusal(time):
+    """As of a model that reasons first."""
+    answers = iter([{"content": None, "finish_reason": "length"}, ANSWER])
+    with scripted_endpoint(lambda request: next(answers)) as server:
+        completion = make_endpoint(server, time).complete(question())
+    assert completion.text == ANSWER and completion.refusal is None and len(server.calls) == 2
 
 
 def test_an_answer_that_is_cut_twice_is_no_success(ask):
