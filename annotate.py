@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 try:
     from sama.annotation.calls import ModelChoice
     from sama.annotation.costs import Costs, parse_budget, parse_price
-    from sama.annotation.endpoint import STRUCTURED_OUTPUT, Endpoint, EndpointSettings
+    from sama.annotation.endpoint import MAX_TOKENS_NAMES, STRUCTURED_OUTPUT, Endpoint, EndpointSettings
     from sama.annotation.estimate import estimate_run
     from sama.annotation.held_out import HeldOut
     from sama.annotation.objects import list_videos, read_scenes, read_source
@@ -110,6 +110,13 @@ def _add_models(group) -> None:
     group.add_argument("--concurrency", type=int, default=8, help="videos, and requests, at a time")
     group.add_argument("--requests-per-minute", type=float, help="rate limit")
     group.add_argument("--tokens-per-minute", type=float, help="rate limit")
+    group.add_argument("--request-timeout", type=float, default=120.0, metavar="SECONDS", help="for a whole reply")
+    group.add_argument(
+        "--request-tries", type=int, default=6, help="for a reply, while the endpoint is busy or broken"
+    )
+    group.add_argument("--stream", action="store_true", help="get replies in parts, through gateways that need it")
+    group.add_argument("--max-tokens-name", choices=MAX_TOKENS_NAMES, default=MAX_TOKENS_NAMES[0],
+                       help="as the endpoint calls the limit")  # fmt: skip
     group.add_argument("--max-tokens", type=int, default=4096, help="of a reply")
     group.add_argument("--temperature", type=float, default=0.0)
     group.add_argument("--seed", type=int, default=0, help="of the models, the colours and the samples")
@@ -178,6 +185,10 @@ def model_choices(given: argparse.Namespace, costs: Costs) -> dict[str, ModelCho
                 concurrency=given.concurrency,
                 requests_per_minute=given.requests_per_minute,
                 tokens_per_minute=given.tokens_per_minute,
+                timeout_s=given.request_timeout,
+                tries=given.request_tries,
+                stream=given.stream,
+                max_tokens_name=given.max_tokens_name,
             )
             endpoints[url] = Endpoint(settings, costs)
         found[role] = ModelChoice(

@@ -26,6 +26,7 @@ from .rate_limit import ConcurrencyLimit, RateLimit
 logger = logging.getLogger(__name__)
 
 STRUCTURED_OUTPUT = ("json_schema", "json_object", "none")  # from the strictest to the loosest
+MAX_TOKENS_NAMES = ("max_tokens", "max_completion_tokens")  # the second of models that reason first
 TEMPORARY = {408, 409, 425, 429}  # and all from 500
 ABOUT_THIS_REQUEST = {400, 413, 415, 422}  # other client errors are about the key, the model or the URL
 NO_QUOTA, NO_MODEL = {"insufficient_quota", "billing_hard_limit_reached"}, {"model_not_found"}
@@ -317,9 +318,9 @@ class Endpoint:
 
 def _check_settings(settings: EndpointSettings) -> None:
     """[`AnnotationError`] for a setting that is out of range."""
-    if settings.max_tokens_name not in ("max_tokens", "max_completion_tokens"):
+    if settings.max_tokens_name not in MAX_TOKENS_NAMES:
         raise AnnotationError(
-            f"max_tokens_name is {settings.max_tokens_name!r}, expected max_tokens or max_completion_tokens."
+            f"max_tokens_name is {settings.max_tokens_name!r}, expected one of {', '.join(MAX_TOKENS_NAMES)}."
         )
     if settings.structured_output not in STRUCTURED_OUTPUT:
         raise AnnotationError(
