@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from time import sleep
 
 import pytest
 from asking import ANSWER, SCHEMA, make_endpoint, png, question, with_picture
@@ -179,7 +180,7 @@ def test_a_stop_ends_the_wait_of_other_threads():
         with ThreadPoolExecutor(1) as threads:
             waiting = threads.submit(endpoint.complete, question())
             while not server.calls:
-                pass
+                sleep(0.005)
             endpoint.stop()
             with pytest.raises(PermanentError, match="The run was stopped"):
                 waiting.result(timeout=30)

@@ -90,6 +90,16 @@ def test_without_what_is_optional(tmp_path):
     assert "0 videos 0 of 0 items kept 0 tokens" in text and "No check found anything." in text
 
 
+def test_two_examples_of_a_reason_are_shown_and_cut(tmp_path):
+    (tmp_path / "run.json").write_text('{"reasons": {"leak": 3}}')
+    reasons = [{"code": "leak", "detail": "words"}]
+    rejected = [{"record": f"clip{n}", "reasons": reasons, "text": {"answer": "x" * 900}} for n in range(3)]
+    write_rows(tmp_path / "rejected.jsonl", rejected)
+    text = Parsed(write_report(tmp_path).read_text(encoding="utf-8")).text
+    assert "clip0" in text and "clip1" in text and "clip2" not in text
+    assert "x" * 400 + "…" in text and "x" * 401 not in text
+
+
 def test_samples_without_provenance_or_frames(tmp_path):
     out = write_folder(tmp_path, 1)
     (out / "provenance.jsonl").unlink()
