@@ -70,6 +70,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("give one of --masks, --propose and --source")
     if given.source is None and given.videos is None:
         parser.error("--videos is missing")
+    if given.dry_run and given.propose is not None:
+        parser.error("--dry-run needs objects: it cannot be combined with --propose")
     return given
 
 

@@ -92,6 +92,7 @@ class Run:
     ):
         self.folder, self.settings, self.models, self.locator = folder, settings, models, locator
         self.held_out, self.propose = held_out, propose
+        self._stopped: StopError | None = None
         self._key = settings_key(settings, models, locator_name)
         self.store = ReplyStore(folder / "store")
         self.samples = RenderedSamples(folder / "rendered")
@@ -115,16 +116,14 @@ class Run:
             AnnotationError: if two videos have the same id.
         """
         outcomes: list[tuple[str, Path | dict]] = []
-        stopped: StopError | None = None
         for scene, outcome in self._outcomes(scenes, concurrency):
             if isinstance(outcome, StopError):
-                stopped = stopped or outcome
                 outcome = _error_row(scene, outcome)
             outcomes.append((scene.id, outcome))
             if progress is not None:
                 progress(scene.id)
         counts = self._write(outcomes)
-        counts.stopped = stopped
+        counts.stopped = self._stopped
         return counts
 
     def _outcomes(
@@ -161,6 +160,8 @@ class Run:
         try:
             path = self.folder / "videos" / f"{self._result_key(scene)}.json"
             if not path.exists():
+                if self._stopped is not None:  # before anything is drawn in vain
+                    return self._stopped
                 if self.held_out is not None:
                     self.held_out.check(scene)
                 if self.propose is not None:
@@ -171,6 +172,7 @@ class Run:
                 write_text_atomically(path, json.dumps(asdict(result)))
             return path
         except StopError as error:
+            self._stopped = error
             return error
         except (AnnotationError, DataError, OSError) as error:
             return _error_row(scene, error)
