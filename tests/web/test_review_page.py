@@ -195,6 +195,7 @@ def test_frames_and_masks_are_those_of_the_item(reviewing, queue, folder):
     assert not tab.canvas("overlay")[..., 3].any()
 
 
+@pytest.mark.slow
 def test_play_goes_on_until_it_is_stopped(reviewing, queue):
     tab = reviewing()
     frames = queue.item(tab.item()).frames
@@ -299,7 +300,7 @@ def test_a_key_is_asked_for(browser, folder):
         context.close()
 
 
-@pytest.mark.parametrize("width", [320, pytest.param(900, marks=pytest.mark.slow), 1280])
+@pytest.mark.parametrize("width", [320, *(pytest.param(width, marks=pytest.mark.slow) for width in (900, 1280))])
 def test_everything_fits(reviewing, width):
     tab = reviewing(viewport={"width": width, "height": 700})
     boxes = """(panel) => [...document.querySelectorAll(`${panel}, ${panel} button, #picture`)].map((node) => {
