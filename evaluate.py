@@ -2,6 +2,7 @@
 
 python evaluate.py --model checkpoints/sama-tiny --benchmark toy_world --split val --limit 40
 torchrun --nproc_per_node 8 evaluate.py --model sama-1b --benchmark mevis --data_root data   # the same results
+python evaluate.py --ray 8 --model sama-1b --benchmark mevis --data_root data   # the same, in a pool of Ray actors
 python evaluate.py --benchmark toy_world --score_only --output outputs/evaluation/sama-tiny/toy_world-val-consistent
 
 Answers are saved in predictions.jsonl, one line per question. An interrupted run continues where it stopped when it is
@@ -18,6 +19,8 @@ from collections.abc import Sequence
 
 try:
     from sama.benchmarks.registry import BENCHMARKS
+    from sama.bulk.benchmark_run import evaluate_on_ray
+    from sama.bulk.pool import add_pool_arguments, pool_settings
     from sama.configuration_sama import check_preset
     from sama.evaluation.processes import leave
     from sama.evaluation.run import evaluate
@@ -57,6 +60,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--submission", help="write and check a zip for the challenge server (MeViS, Ref-YouTube-VOS)")
     parser.add_argument("--no_gallery", action="store_true", help="skip plots and galleries")
     parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="of the weights; default on CPU: float32")
+    add_pool_arguments(parser, "_")
     found = parser.parse_args(arguments)
     if not found.model and not (found.score_only and found.output):
         parser.error("--model is missing; it is optional only with --score_only and --output")
@@ -77,7 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given = parse(arguments)
         if given.model and not given.score_only:
             check_model_name(given.model)
-        return evaluate(given)
+        pool = pool_settings(given)
+        return evaluate(given) if pool is None or given.score_only else evaluate_on_ray(given, pool)
     except (ValueError, OSError) as error:  # among them BenchmarkError, PredictionError and DataError
         print(f"evaluate: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         return 1

@@ -3,7 +3,7 @@
 import argparse
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
@@ -31,8 +31,14 @@ SOME_FAILED = 3  # exit code
 JUDGE_ANSWERS = "judge"  # folder below the output with the cached answers of the judge
 
 
-def evaluate(arguments: argparse.Namespace) -> int:
-    """Runs `evaluate.py` with parsed arguments and returns the exit code."""
+def evaluate(arguments: argparse.Namespace, ask: Callable | None = None) -> int:
+    """
+    Runs `evaluate.py` with parsed arguments and returns the exit code.
+
+    Args:
+        arguments (`argparse.Namespace`)
+        ask (`Callable`, *optional*): Called with the arguments of [`predict`] instead of it, and returns the same.
+    """
     options = dict(option.split("=", 1) for option in arguments.option)
     where = {"data_root": arguments.data_root, "split": arguments.split, "preset": arguments.preset}
     benchmark = open_benchmark(arguments.benchmark, **where, **options)
@@ -51,7 +57,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
         join()
         if is_main:
             files.write_run(about)
-        measured = predict(arguments, benchmark, groups, files)
+        measured = (ask or predict)(arguments, benchmark, groups, files)
         wait_for_all()
     if not is_main:
         return 0

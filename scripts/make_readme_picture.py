@@ -225,6 +225,7 @@ ROOMS = {
     "demo": "terminal chat", "serve": "page and HTTP server", "train": "training run", "evaluate": "benchmark run",
     "annotate": "annotation run", "annotation": "videos to checked records",
     "serving": "session, engine, server, page", "evaluation": "ask, keep, score, show",
+    "bulk": "many videos, pools, exports",
     "training": "arguments, trainer", "benchmarks": "questions and protocols",
     "conversion": "foreign checkpoints to ours",
     "drawing": "overlays, sheets, galleries", "data": "annotation files to batches", "metrics": "pure functions",

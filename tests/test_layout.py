@@ -106,6 +106,9 @@ REMOTE_CODE = {
 ENTRY_POINTS = {"annotate", "cli", "demo", "evaluate", "serve", "train"}
 LIBRARY = {"benchmarks", "conversion", "data", "drawing", "evaluation", "metrics", "resources", "serving", "toy_world"}
 LIBRARY |= {"annotation", "training"}
+ENTRY_POINTS = {"cli", "demo", "evaluate", "serve", "train"}
+LIBRARY = {"benchmarks", "bulk", "conversion", "data", "drawing", "evaluation", "metrics", "resources", "serving"}
+LIBRARY |= {"toy_world", "training"}
 EVERYTHING_BELOW = set(REMOTE_CODE) | LIBRARY
 ROOMS = {
     **REMOTE_CODE,
@@ -114,6 +117,7 @@ ROOMS = {
     "annotation": set(REMOTE_CODE) | {"annotation", "data", "drawing", "evaluation", "resources", "toy_world"},
     "cli": {"annotate", "conversion", "demo", "evaluate", "resources", "serve", "train"},
     "benchmarks": CONVERSATION | {"benchmarks", "data", "metrics", "resources", "toy_world"},
+    "bulk": set(REMOTE_CODE) | {"benchmarks", "bulk", "data", "evaluation", "metrics", "resources", "serving"},
     "conversion": set(REMOTE_CODE) | {"conversion", "data"},
     "data": CONVERSATION | {"data", "toy_world"},
     "docs": set(),

@@ -1,0 +1,170 @@
+"""
+An auto-annotation function for CVAT, in the form that its SDK and its command line document: `create` returns an
+object with `spec` and `detect`.
+
+    pip install cvat-cli
+    cvat-cli task auto-annotate 12 --function-module sama.bulk.cvat_function \
+        -p labels=str:dog,ball -p model=str:sama-1b
+    cvat-cli task auto-annotate 12 --function-module sama.bulk.cvat_function \
+        -p answers=str:outputs/predictions -p video=str:clips/a.mp4
+
+The first form asks the model for each label on each picture of the task by itself. The second one gives the masks of
+answers that were computed before, tracked through the whole video; pictures of the task are named by the number of
+their frame: `frame_000012.jpg` or `00012.png`. Labels are those of the task.
+"""
+
+import re
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..data.wording import TEMPLATES
+from ..resources import SMALL_MODEL
+from .exports.cvat import mask_points
+from .exports.frames import joined, rings_of
+from .pool import BulkError
+
+
+QUESTION = TEMPLATES["segment_image_bench"][0]  # with {} for the label
+NUMBER = re.compile(r"(\d+)(?:\.\w+)?$")
+
+
+def create(
+    labels: str = "",
+    model: str = str(SMALL_MODEL),
+    device: str = "auto",
+    question: str = QUESTION,
+    answers: str = "",
+    video: str = "",
+) -> "AskedFunction | StoredFunction":
+    """
+    The function.
+
+    Args:
+        labels (`str`): What is looked for, separated by commas.
+        model (`str`): Checkpoint folder, or a name on the Hub.
+        device (`str`): "auto", "cpu", "cuda" or "mps".
+        question (`str`): What is asked for each label, which stands for `{}`.
+        answers (`str`): Instead of labels and a model: folder of answers, or one of its files.
+        video (`str`): Which of their videos the task shows.
+
+    Raises:
+        BulkError: if CVAT's SDK is not installed, or the arguments do not fit each other.
+    """
+    if bool(answers) == bool(labels):
+        raise BulkError("Give either labels, which a model is asked for, or answers and a video.")
+    if answers:
+        return StoredFunction(Path(answers), video)
+    names = [label.strip() for label in labels.split(",") if label.strip()]
+    if not names or len(names) != len(set(names)) or "{}" not in question:
+        raise BulkError(f"Give different labels, got {labels!r}, and a question with {{}}, got {question!r}.")
+    return AskedFunction(names, question, *_load(model, device))
+
+
+def _load(model: str, device: str) -> tuple[Any, Any]:
+    from ..serving.loading import load_model  # with torch, which answers need not
+
+    return load_model(model, device=device)
+
+
+def import_cvat() -> Any:
+    """The auto-annotation module of CVAT's SDK; [`BulkError`] where it is not installed."""
+    try:
+        return import_module("cvat_sdk.auto_annotation")
+    except ImportError as error:
+        raise BulkError("CVAT's SDK is not installed. Run: pip install cvat-cli") from error
+
+
+class _Function:
+    """What both functions have in common: the labels, and shapes of masks."""
+
+    def __init__(self, labels: list[str]):
+        self.cvat, self.labels = import_cvat(), labels
+        specs = [self.cvat.label_spec(name, number, type="mask") for number, name in enumerate(labels)]
+        self.spec = self.cvat.DetectionFunctionSpec(labels=specs)
+
+    def shapes(self, context: Any, label: str, mask: np.ndarray, score: float | None, group: int = 0) -> Iterator[Any]:
+        """The shape of a mask: none if it is empty or less certain than CVAT was told to keep."""
+        if not mask.any() or (score is not None and score < (context.conf_threshold or 0)):
+            return
+        number = self.labels.index(label)
+        if context.conv_mask_to_poly:
+            yield self.cvat.polygon(number, joined(rings_of(mask)).ravel().tolist(), group=group)
+        else:
+            yield self.cvat.mask(number, mask_points(mask), group=group)
+
+
+class AskedFunction(_Function):
+    """
+    Asks a model for each label on each picture.
+
+    Args:
+        labels (`list[str]`)
+        question (`str`): With `{}` for the label.
+        model, processor: A checkpoint.
+    """
+
+    def __init__(self, labels: list[str], question: str, model: Any, processor: Any):
+        super().__init__(labels)
+        self.question, self.model, self.processor = question, model, processor
+
+    def detect(self, context: Any, image: Image.Image) -> list[Any]:
+        """The masks of everything found on a picture."""
+        chat, shapes = self.model.start_chat(self.processor, image=image.convert("RGB")), []
+        for label in self.labels:
+            chat.reset()
+            for found in chat.ask(self.question.replace("{}", label), do_sample=False).objects:
+                if found.track is not None:
+                    shapes += self.shapes(context, label, found.track[0], found.score)
+        return shapes
+
+
+class StoredFunction(_Function):
+    """
+    Gives the masks of answers about a video.
+
+    Args:
+        answers (`Path`): Folder of a run, or one of its Parquet files.
+        video (`str`): Which video; may be left out if there is one only.
+    """
+
+    def __init__(self, answers: Path, video: str):
+        from .answers import read_videos
+
+        found = [one for one in read_videos(answers) if video in ("", one.name)]
+        if len(found) != 1:
+            raise BulkError(f"{answers} has {len(found)} videos {video!r}, name the one that the task shows.")
+        self.video = found[0]
+        super().__init__(list(dict.fromkeys(one.label for one in self.video.objects)))
+
+    def detect(self, context: Any, image: Image.Image) -> list[Any]:
+        """The masks of the frame that a picture shows. [`BulkError`] if its name has no number of a frame, or its size
+        is not that of the video."""
+        from .answers import decode
+
+        index, video = self.frame_of(context.frame_name), self.video
+        if image.size != (video.width, video.height):
+            raise BulkError(
+                f"{context.frame_name!r} has {image.width} x {image.height} pixels, {video.name!r} {video.width} x "
+                f"{video.height}: it is no frame of it."
+            )
+        shapes = []
+        for one in (found for found in video.objects if index in found.masks):
+            shapes += self.shapes(context, one.label, decode(video, one, index), one.score, one.number)
+        return shapes
+
+    def frame_of(self, name: str) -> int:
+        """The number of a frame in the name of its picture."""
+        if self.video.is_image:
+            return 0
+        number = NUMBER.search(name)
+        if number is None or int(number[1]) >= self.video.num_frames:
+            raise BulkError(
+                f"{name!r} is not named by the number of a frame of {self.video.name!r}, 0 to "
+                f"{self.video.num_frames - 1}."
+            )
+        return int(number[1])

@@ -1,0 +1,63 @@
+"""Answers in the formats of other tools, as masks. A file for each format; docs/bulk.md describes what they hold."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from ..answers import answer_files, read_videos
+from ..pool import BulkError
+from .coco import write_coco
+from .cvat import write_cvat
+from .fiftyone import write_fiftyone
+from .frames import FrameWriter, Videos
+from .label_studio import write_label_studio
+from .yolo import write_yolo
+
+
+WRITERS: dict[str, Callable[[Videos, Path, FrameWriter], dict[str, int]]] = {
+    "coco": write_coco,
+    "yolo": write_yolo,
+    "label-studio": write_label_studio,
+    "cvat": write_cvat,
+    "fiftyone": write_fiftyone,
+}
+FORMATS = tuple(WRITERS)
+WITH_FRAMES = ("coco", "yolo", "label-studio")  # the others take the videos themselves
+
+
+def export(
+    format: str, answers: Path, to: Path, media: Path | None = None, with_frames: bool = False
+) -> dict[str, int]:
+    """
+    Writes answers in the format of another tool.
+
+    Args:
+        format (`str`): One of `FORMATS`.
+        answers (`Path`): Folder of a run, or one of its Parquet files.
+        to (`Path`): Folder of the export. It must be new or empty: what is left of another export would be read
+            with it.
+        media (`Path`, *optional*): Folder that the paths of the videos are relative to.
+        with_frames (`bool`): Whether the frames are written as pictures, for tools that read no videos.
+
+    Returns:
+        `dict`: What was written, counted: videos, frames, masks.
+
+    Raises:
+        BulkError: for damaged answers, a folder that is not empty, or a tool whose package is not installed.
+        DataError: for a video that cannot be read.
+    """
+    if format not in WRITERS:
+        raise BulkError(f"There is no format {format!r}, only {', '.join(FORMATS)}.")
+    if with_frames and format not in WITH_FRAMES:
+        raise BulkError(f"{format} takes the videos themselves; frames are written for {', '.join(WITH_FRAMES)}.")
+    if with_frames and media is None:
+        raise BulkError("To write frames, the folder of the videos is needed.")
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise BulkError(f"{to} is not an empty folder; choose another one for the export.")
+    answer_files(answers)
+
+    to.mkdir(parents=True, exist_ok=True)
+    return WRITERS[format](partial(read_videos, answers), to, FrameWriter(media, with_frames))
+
+
+__all__ = ["FORMATS", "export"]

@@ -1,0 +1,58 @@
+"""FiftyOne, by its own package: a data set of videos (or one of pictures) with instance masks on each frame, in the
+form `FiftyOneDataset`, which `fiftyone.Dataset.from_dir` reads."""
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from ..answers import AnsweredVideo, decode
+from ..pool import BulkError
+from .frames import FrameWriter, Videos
+
+
+FIELD = "objects"
+
+
+def import_fiftyone() -> Any:
+    """The package; [`BulkError`] where it is not installed."""
+    try:
+        return import_module("fiftyone")
+    except ImportError as error:
+        raise BulkError("FiftyOne is not installed. Run: pip install fiftyone") from error
+
+
+def write_fiftyone(videos: Videos, to: Path, frames: FrameWriter) -> dict[str, int]:
+    """Writes the data set, which names the media where they are; returns what was written, counted."""
+    fiftyone = import_fiftyone()
+    counts = {"videos": 0, "frames": 0, "masks": 0}
+    dataset = fiftyone.Dataset()
+    try:
+        for video in videos():
+            dataset.add_sample(_sample(fiftyone, video, frames, counts))
+        dataset.export(export_dir=str(to), dataset_type=fiftyone.types.FiftyOneDataset, export_media=False)
+    finally:
+        dataset.delete()
+    return counts
+
+
+def _sample(fiftyone: Any, video: AnsweredVideo, frames: FrameWriter, counts: dict[str, int]) -> Any:
+    if "frames" in video.visual.get("video", {}) or video.visual.get("video", {}).get("stride", 1) > 1:
+        raise BulkError(
+            f"FiftyOne shows video files; {video.name!r} was shown as a part of its frames. Export coco with --frames."
+        )
+    counts["videos"] += 1
+    sample = fiftyone.Sample(filepath=str(frames.path(video).resolve()))
+    for index, found in video.by_frame():
+        detections = [
+            fiftyone.Detection.from_mask(
+                decode(video, one, index), label=one.label, index=one.number, confidence=one.score, phrase=one.phrase
+            )
+            for one in found
+        ]
+        counts["frames"] += 1
+        counts["masks"] += len(detections)
+        if video.is_image:
+            sample[FIELD] = fiftyone.Detections(detections=detections)
+        else:  # FiftyOne counts frames from 1
+            sample.frames[index + 1] = fiftyone.Frame(**{FIELD: fiftyone.Detections(detections=detections)})
+    return sample

@@ -1,0 +1,300 @@
+"""
+What is asked about which video: a job is a video or picture with all questions about it, so that it is read once.
+
+Questions come from records (docs/data.md), or from a folder of videos and a list of questions. A job holds paths and
+texts, never pixels: whoever computes it opens the file itself, below the same folder.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+from ..benchmarks.benchmark import BenchmarkTurn, Prediction, Question
+from ..benchmarks.from_records import no_store, question_text, record_turns
+from ..data.frames import VIDEO_SUFFIXES, open_visual
+from ..data.json_text import parse_json
+from ..data.readers import READERS
+from ..data.records import DataError, read_lines, require_field, require_type
+from ..evaluation.inference import READING_ERRORS, PredictionRunner
+from ..pictures_sama import IMAGE_SUFFIXES
+from ..regions_sama import region_from_fields
+from ..video_sama import SamaVideo
+from .pool import describe
+
+
+SOURCE = "predict"  # what messages call the questions
+QUESTION_KEYS = {"question", "video", "id", "regions", "label"}
+REGION = "<region>"
+HASH_DIGITS = 16
+
+
+@dataclass(frozen=True)
+class AskedQuestion:
+    """
+    A conversation about a video.
+
+    Args:
+        id (`str`): Unique in a run.
+        text (`str`): The question; with a record, empty.
+        regions (list of `dict`): What each `<region>` of the text stands for, as `Region` takes it.
+        record (`dict`, *optional*): Instead of a text, a record whose messages are asked in turn.
+        label (`str`, *optional*): What exports call the objects of the answer, instead of their phrases.
+    """
+
+    id: str
+    text: str = ""
+    regions: list[dict] = field(default_factory=list)
+    record: dict | None = None
+    label: str | None = None
+
+    def texts(self) -> list[str]:
+        """The question of each turn."""
+        if self.record is None:
+            return [self.text]
+        return [question_text(message) for message in self.record["messages"]]
+
+
+@dataclass(frozen=True)
+class VideoJob:
+    """
+    A video and what is asked about it.
+
+    Args:
+        visual (`dict`): `{"video": ...}` or `{"image": ...}` as in a record; empty for questions about text alone.
+        questions (sequence of [`AskedQuestion`])
+    """
+
+    visual: dict
+    questions: Sequence[AskedQuestion]
+
+    @property
+    def names(self) -> list[str]:
+        """The ids of its questions."""
+        return [question.id for question in self.questions]
+
+    def to_json(self) -> str:
+        """The job as a text for a worker."""
+        return json.dumps(asdict(self), ensure_ascii=False, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> "VideoJob":
+        """The inverse of [`to_json`]."""
+        found = json.loads(text)
+        return cls(found["visual"], [AskedQuestion(**question) for question in found["questions"]])
+
+
+# ---- where jobs come from -------------------------------------------------------------------------------------------
+
+
+def jobs_of_records(path: Path, media: Path) -> list[VideoJob]:
+    """
+    A job for each video of the records, in the order in which they first occur. Records without a question are left
+    out; reference answers are not used.
+
+    Args:
+        path (`Path`): JSON Lines of records.
+        media (`Path`): Folder that their paths are relative to.
+
+    Raises:
+        DataError: for a wrong record, or an id that occurs twice.
+    """
+    grouped: dict[str, tuple[dict, list[AskedQuestion]]] = {}
+    seen: set[str] = set()
+    _check_folder(media)
+    files = {"records": str(path.resolve()), "media": "."}
+    for record in READERS["json_lines"](files, media, {"source": SOURCE}):
+        asked = without_answers(record)
+        if not asked["messages"]:
+            continue
+        _add_id(seen, record["id"], path)
+        visual = {kind: record[kind] for kind in ("video", "image") if kind in record}
+        key = json.dumps(visual, sort_keys=True) if visual else f"text {record['id']}"
+        grouped.setdefault(key, (visual, []))[1].append(AskedQuestion(record["id"], record=asked))
+    return [VideoJob(visual, questions) for visual, questions in grouped.values()]
+
+
+def without_answers(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record with its questions alone, and the objects that they point at: masks are most of a record."""
+    messages = [message for message in record["messages"] if message["role"] == "user"]
+    parts = [part for message in messages for part in (*message.get("preamble", []), *message["content"])]
+    objects = record.get("objects", {})
+    names = {part["object"] for part in parts if "object" in part}
+    names |= {name for whole in list(names) for name in objects[whole].get("union", [])}
+    return {**record, "messages": messages, "objects": {name: objects[name] for name in objects if name in names}}
+
+
+def jobs_of_folder(folder: Path, questions: Sequence[Mapping[str, Any]]) -> list[VideoJob]:
+    """
+    A job for each video and picture below a folder, by name, that a question is about.
+
+    Args:
+        folder (`Path`)
+        questions (sequence of mappings): As [`read_questions`] returns them. One that names no video is asked about
+            every one.
+
+    Raises:
+        DataError: without videos or questions, for a question about a video that is not there, or an id that occurs
+            twice.
+    """
+    _check_folder(folder)
+    names = _media_files(folder)
+    if not names or not questions:
+        raise DataError(f"has {len(names)} videos and pictures for {len(questions)} questions", file=folder)
+    missing = sorted({one["video"] for one in questions if one.get("video")} - set(names))
+    if missing:
+        raise DataError(f"has no video or picture {missing[0]!r}, which a question is about", file=folder)
+    jobs, seen = [], set()
+    for name in names:
+        asked = []
+        for number, one in enumerate((one for one in questions if one.get("video") in (None, name)), start=1):
+            identity = one.get("id")
+            if identity is None or one.get("video") is None:  # one that is given for all videos becomes one for each
+                identity = f"{name}#{number if identity is None else identity}"
+            _add_id(seen, identity, folder)
+            asked.append(AskedQuestion(identity, one["question"], one.get("regions") or [], label=one.get("label")))
+        kind = "image" if Path(name).suffix.lower() in IMAGE_SUFFIXES else "video"
+        if asked:
+            jobs.append(VideoJob({kind: {"path": name, "upright": True}}, asked))
+    return jobs
+
+
+def _media_files(folder: Path) -> list[str]:
+    known = (*VIDEO_SUFFIXES, *IMAGE_SUFFIXES)
+    paths = (path for path in folder.rglob("*") if path.suffix.lower() in known and path.is_file())
+    return sorted(path.relative_to(folder).as_posix() for path in paths)
+
+
+def read_questions(path: Path) -> list[dict[str, Any]]:
+    """
+    The questions of a file. JSON Lines (`.jsonl`): objects with `question` and, optionally, `video` (path below the
+    folder), `regions` (one for each `<region>` of the question), `id` and `label`. Every other file: one question a
+    line, asked about every video.
+
+    Raises:
+        DataError: with the line, for a wrong question.
+    """
+    lines = list(read_lines(path))
+    if path.suffix.lower() != ".jsonl":
+        return [{"question": _decoded(line, path, number)} for number, line in lines if line.strip()]
+    questions = []
+    for number, line in lines:
+        try:
+            questions.append(checked_question(parse_json(line)))
+        except ValueError as error:
+            found = error if isinstance(error, DataError) else DataError(str(error).rstrip("."))
+            raise found.with_context(file=path, index=f"line {number}") from error
+    return questions
+
+
+def checked_question(item: Any) -> dict[str, Any]:
+    """The question if it is one, see [`read_questions`]; [`DataError`] otherwise."""
+    unknown = sorted(set(cast(dict, require_type(item, dict, ""))) - QUESTION_KEYS)
+    if unknown:
+        raise DataError(f"is unknown; a question has {', '.join(sorted(QUESTION_KEYS))}", field=unknown[0])
+    text = cast(str, require_field(item, "question", str))
+    if not text.strip():
+        raise DataError("is empty", field="question")
+    for name in ("video", "id", "label"):
+        require_field(item, name, str, default=None)
+    regions = cast(list, require_field(item, "regions", list, default=[]))
+    if len(regions) != text.count(REGION):
+        problem = f"has {len(regions)} regions for {text.count(REGION)} {REGION} in the question"
+        raise DataError(problem, field="regions")
+    if regions and item.get("video") is None:
+        raise DataError("is missing: regions lie in one video", field="video")
+    for position, region in enumerate(regions):
+        try:
+            region_from_fields(cast(dict, require_type(region, dict, "")))
+        except ValueError as error:
+            raise DataError(str(error).rstrip("."), field=f"regions[{position}]") from error
+    return item
+
+
+def _decoded(line: bytes, path: Path, number: int) -> str:
+    try:
+        return line.decode("utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise DataError("is not UTF-8", file=path, index=f"line {number}") from error
+
+
+def _add_id(seen: set[str], name: str, file: Path) -> None:
+    if name in seen:
+        raise DataError(f"has 2 questions with the id {name!r}; ids must be unique", file=file)
+    seen.add(name)
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise DataError("there is no such folder", file=folder)
+
+
+def digest_of_jobs(jobs: Sequence[VideoJob]) -> str:
+    """Digits that differ for other questions, videos or regions."""
+    digest = hashlib.sha256()
+    for job in jobs:
+        digest.update(job.to_json().encode() + b"\n")
+    return digest.hexdigest()[:HASH_DIGITS]
+
+
+# ---- asking ---------------------------------------------------------------------------------------------------------
+
+
+class JobQuestions:
+    """
+    The video and the questions of a job in the form in which [`PredictionRunner`] asks for those of a benchmark.
+
+    Args:
+        job ([`VideoJob`])
+        media (`Path`): Folder that its path is relative to.
+    """
+
+    def __init__(self, job: VideoJob, media: Path):
+        self.job, self.media = job, media
+
+    @cached_property
+    def video(self) -> SamaVideo | None:
+        """The opened video. `OSError` or `ValueError` if it cannot be read."""
+        return open_visual({"id": self.job.names[0], "source": SOURCE, **self.job.visual}, self.media)
+
+    @cached_property
+    def built(self) -> dict[str, Question | Exception]:
+        """Id -> question, or why it cannot be asked: the masks of a record do not fit the video."""
+        try:
+            is_seen = self.video is not None
+        except READING_ERRORS as error:
+            return dict.fromkeys(self.job.names, error)
+        found: dict[str, Question | Exception] = {}
+        for asked in self.job.questions:
+            try:
+                turns = self._turns(asked)
+                found[asked.id] = Question(asked.id, "", turns, masks=is_seen)
+            except READING_ERRORS as error:
+                found[asked.id] = error
+        return found
+
+    def _turns(self, asked: AskedQuestion) -> list[BenchmarkTurn]:
+        if asked.record is not None:
+            return record_turns(asked.record, self.video, no_store)
+        return [BenchmarkTurn(asked.text, [region_from_fields(region) for region in asked.regions])]
+
+    def open(self, group: str) -> SamaVideo | None:
+        """The video."""
+        return self.video
+
+    def questions(self, group: str) -> list[Question]:
+        """Those that can be asked."""
+        return [question for question in self.built.values() if isinstance(question, Question)]
+
+
+def answer_job(job: VideoJob, media: Path, model: Any, processor: Any, max_new_tokens: int) -> Iterator[Prediction]:
+    """Yields a prediction for each question of a job, in their order; one with an error where there is no answer."""
+    asked = JobQuestions(job, media)
+    names = [question.id for question in asked.questions("")]
+    runner = PredictionRunner(model, processor, asked, max_new_tokens)
+    answers = {prediction.question: prediction for _, prediction in runner.ask_group("", names)} if names else {}
+    for name, built in asked.built.items():
+        yield answers[name] if isinstance(built, Question) else Prediction(name, error=describe(built))

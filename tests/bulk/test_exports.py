@@ -1,0 +1,246 @@
+"""Exports hold the masks that went in, pixel by pixel, read as each tool reads its format."""
+
+import json
+import re
+import sys
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import yaml
+from bulk_fixtures import CLIP, PICTURE, RING, true_tracks, write_media, write_truth
+from PIL import Image
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+
+from sama.bulk.answers import decode, read_videos
+from sama.bulk.command import main
+from sama.bulk.exports import FORMATS, export
+from sama.bulk.exports.cvat import mask_points
+from sama.bulk.exports.frames import joined, rings_of
+from sama.bulk.exports.label_studio import brush_runs
+from sama.bulk.pool import BulkError
+from sama.data.masks import decode_rle
+
+
+SPECKS = np.random.default_rng(0).random((13, 17)) < 0.5
+MASKS = {"ring": RING, "specks": SPECKS, "all": np.ones((3, 5), dtype=bool), "corner": np.eye(4, dtype=bool)}
+
+
+@pytest.fixture(scope="module")
+def truth(tmp_path_factory):
+    """The folder of the answers, and that of the media."""
+    folder = tmp_path_factory.mktemp("truth")
+    write_truth(folder / "answers")
+    return folder / "answers", write_media(folder / "media")
+
+
+def visible(track) -> list[int]:
+    return [frame for frame, code in enumerate(track) if code is not None]
+
+
+def number_of_masks() -> int:
+    first, second = (len(visible(track)) for track in true_tracks()[:2])
+    return 2 * first + second + 1
+
+
+def surrounded(ring: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """The pixels whose centers are inside a ring, by the even-odd rule: a ray to the right crosses it an odd number
+    of times."""
+    y, x = np.mgrid[: shape[0], : shape[1]] + 0.5
+    inside = np.zeros(shape, dtype=bool)
+    for (x1, y1), (x2, y2) in zip(ring, np.roll(ring, -1, axis=0), strict=True):
+        if y1 != y2:
+            inside ^= ((y1 > y) != (y2 > y)) & (x < (x2 - x1) * (y - y1) / (y2 - y1) + x1)
+    return inside
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_rings_surround_exactly_the_mask(name):
+    mask = MASKS[name]
+    rings = rings_of(mask)
+    assert (np.logical_xor.reduce([surrounded(ring, mask.shape) for ring in rings]) == mask).all()
+    assert (surrounded(joined(rings), mask.shape) == mask).all()
+
+
+def test_parts_and_holes_are_rings():
+    assert len(rings_of(MASKS["all"])) == 1
+    assert len(rings_of(RING)) == 2 + (len(rings_of(MASKS["corner"])) > 1)
+
+
+def brush_pixels(stream: list[int]) -> np.ndarray:
+    """What Label Studio's decoder reads: see `label_studio_sdk.converter.brush.decode_rle`."""
+    bits = "".join(f"{byte:08b}" for byte in stream)
+    place = 0
+
+    def take(count: int) -> int:
+        nonlocal place
+        place += count
+        return int(bits[place - count : place], 2)
+
+    total, word = take(32), take(5) + 1
+    widths = [take(4) + 1 for _ in range(4)]
+    values, lengths = [], []
+    while sum(lengths) < total:
+        is_run, length = take(1), take(widths[take(2)]) + 1
+        values += [take(word) for _ in range(1 if is_run else length)]
+        lengths += [length] if is_run else [1] * length
+    return np.repeat(values, lengths).reshape(-1, 4)[:, 3]
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_brush_runs_are_read_back(name):
+    mask = MASKS[name]
+    assert (brush_pixels(brush_runs(mask)).reshape(mask.shape) == mask * 255).all()
+
+
+def test_long_runs_are_written_in_parts():
+    mask = np.zeros((256, 300), dtype=bool)
+    mask[200:] = True
+    assert (brush_pixels(brush_runs(mask)).reshape(mask.shape) == mask * 255).all()
+
+
+def cvat_pixels(points: list[int], shape: tuple[int, int]) -> np.ndarray:
+    """What CVAT reads: runs within the box, which begin outside the mask."""
+    *runs, left, top, right, bottom = points
+    flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
+    mask = np.zeros(shape, dtype=bool)
+    mask[top : bottom + 1, left : right + 1] = flat.reshape(bottom - top + 1, right - left + 1)
+    return mask
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_cvat_points_are_read_back(name):
+    assert (cvat_pixels(mask_points(MASKS[name]), MASKS[name].shape) == MASKS[name]).all()
+
+
+def test_coco(truth, tmp_path):
+    counts = export("coco", truth[0], tmp_path / "coco", truth[1], with_frames=True)
+    assert counts == {"videos": 2, "frames": 25, "masks": number_of_masks()}
+    read = COCO(tmp_path / "coco" / "annotations.json")
+    assert [one["name"] for one in read.loadCats(read.getCatIds())] == ["the <b> & one", "it", "thing", "ring"]
+    tracks = true_tracks()
+    for number, track, score in ((1, tracks[0], 0.9), (2, tracks[1], None), (3, tracks[0], 0.5)):
+        found = [
+            one
+            for one in read.loadAnns(read.getAnnIds())
+            if one["track_id"] == number and read.imgs[one["image_id"]]["file_name"].startswith(CLIP)
+        ]
+        assert [read.imgs[one["image_id"]]["frame_index"] for one in found] == visible(track)
+        for one, frame in zip(found, visible(track), strict=True):
+            assert (read.annToMask(one) == decode_rle(track[frame])).all()
+            assert one["area"] == coco_mask.area(track[frame]) and one.get("score") == score
+    for image in read.loadImgs(read.getImgIds()):
+        with Image.open(tmp_path / "coco" / "images" / image["file_name"]) as picture:
+            assert picture.size == (image["width"], image["height"])
+    assert read.imgs[25]["file_name"] == PICTURE
+
+
+def test_yolo(truth, tmp_path):
+    to = tmp_path / "yolo"
+    assert export("yolo", truth[0], to)["masks"] == number_of_masks()
+    assert not (to / "images").exists()
+    names = yaml.safe_load((to / "data.yaml").read_text(encoding="utf-8"))["names"]
+    assert names == {0: "the <b> & one", 1: "it", 2: "thing", 3: "ring"}
+    lines = (to / "labels/train" / PICTURE).with_suffix(".txt").read_text().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("3 ")
+    ring = np.array(lines[0].split()[1:], dtype=float).reshape(-1, 2) * (12, 9)
+    assert (surrounded(ring, RING.shape) == RING).all()
+    track = true_tracks()[0]
+    files = sorted((to / "labels/train" / CLIP).iterdir())
+    assert [path.name for path in files] == [f"{index:05d}.txt" for index in range(24)]
+    assert [index for index, path in enumerate(files) if "2 " in {one[:2] for one in path.open()}] == visible(track)
+
+
+def test_label_studio(truth, tmp_path):
+    to = tmp_path / "label-studio"
+    counts = export("label-studio", truth[0], to, truth[1], with_frames=True)
+    tasks = json.loads((to / "tasks.json").read_text(encoding="utf-8"))
+    assert len(tasks) == counts["frames"] and counts["masks"] == number_of_masks()
+    config = ElementTree.parse(to / "labeling_config.xml")
+    known = [one.get("value") for one in config.iter("Label")]
+    tags = {one.get("name"): one for one in config.getroot()}
+    tracks = true_tracks()
+    for task in tasks:
+        assert (to / "images" / task["data"]["image"].split("?d=images/")[1]).is_file()
+        for result in task["predictions"][0]["result"]:
+            assert tags[result["from_name"]].tag == "BrushLabels" and tags[result["to_name"]].tag == "Image"
+            assert result["value"]["brushlabels"][0] in known
+            pixels = brush_pixels(result["value"]["rle"]).reshape(result["original_height"], result["original_width"])
+            frame = task["data"]["frame"]
+            track = tracks[result["id"].startswith("o2f")]
+            truth_mask = RING if task["data"]["video"] == PICTURE else decode_rle(track[frame])
+            assert ((pixels > 0) == truth_mask).all()
+
+
+def test_cvat(truth, tmp_path):
+    to = tmp_path / "cvat"
+    assert export("cvat", truth[0], to)["masks"] == number_of_masks()
+    labels = json.loads((to / "labels.json").read_text(encoding="utf-8"))
+    assert [one["name"] for one in labels] == ["the <b> & one", "it", "thing", "ring"]
+    tracks, seen = true_tracks(), {1: [], 2: [], 3: []}
+    for image in ElementTree.parse(to / f"{CLIP}.xml").iter("image"):
+        index = int(image.get("id"))
+        assert image.get("name") == f"frame_{index:06d}"
+        for mask in image.iter("mask"):
+            runs = list(map(int, mask.get("rle").split(",")))
+            left, top, width, height = (int(mask.get(key)) for key in ("left", "top", "width", "height"))
+            pixels = cvat_pixels([*runs, left, top, left + width - 1, top + height - 1], (256, 256))
+            number = int(mask.get("group_id"))
+            assert (pixels == decode_rle(tracks[number == 2][index])).all()
+            seen[number].append(index)
+    assert seen == {1: visible(tracks[0]), 2: visible(tracks[1]), 3: visible(tracks[0])}
+
+
+def test_fiftyone_is_asked_for(truth, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "fiftyone", None)
+    with pytest.raises(BulkError, match="FiftyOne is not installed. Run: pip install fiftyone"):
+        export("fiftyone", truth[0], tmp_path / "fiftyone", truth[1])
+
+
+def test_fiftyone(truth, tmp_path):
+    fiftyone = pytest.importorskip("fiftyone", reason="FiftyOne is not installed: pip install fiftyone")
+    (tmp_path / "one").mkdir()
+    videos = [video for video in read_videos(truth[0]) if not video.is_image]
+    from sama.bulk.exports.fiftyone import write_fiftyone
+    from sama.bulk.exports.frames import FrameWriter
+
+    write_fiftyone(lambda: iter(videos), tmp_path / "one", FrameWriter(truth[1], False))
+    dataset = fiftyone.Dataset.from_dir(str(tmp_path / "one"), dataset_type=fiftyone.types.FiftyOneDataset)
+    sample = dataset.first()
+    for index, found in videos[0].by_frame():
+        detections = sample.frames[index + 1].objects.detections
+        for one, detection in zip(found, detections, strict=True):
+            pixels = detection.to_segmentation(frame_size=(256, 256)).mask > 0
+            assert (pixels == decode(videos[0], one, index)).all() and detection.index == one.number
+    dataset.delete()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--export", "cvat", "--frames", "--media", "."], "cvat takes the videos themselves"),
+        (["--export", "coco", "--frames", "--media", "nowhere"], "there is no file|No such file|nowhere"),
+    ],
+)
+def test_mistakes_are_sentences(truth, tmp_path, capsys, arguments, message):
+    assert main(["--output", str(truth[0]), "--to", str(tmp_path / "to"), *arguments]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("predict: ") and error.count("\n") == 1
+    assert re.search(message, error)
+
+
+def test_an_export_is_not_mixed_with_another(truth, tmp_path):
+    (tmp_path / "old.txt").write_text("")
+    with pytest.raises(BulkError, match="is not an empty folder"):
+        export("coco", truth[0], tmp_path)
+    with pytest.raises(BulkError, match="There are no answers"):
+        export("coco", tmp_path, tmp_path / "new")
+    assert set(FORMATS) == {"coco", "yolo", "label-studio", "cvat", "fiftyone"}
+
+
+def test_another_video_is_refused(truth, tmp_path):
+    media = write_media(tmp_path / "media")
+    Image.new("RGB", (7, 7)).save(media / PICTURE)
+    with pytest.raises(BulkError, match=r"\(1, 7, 7\), but its answers are about \(1, 9, 12\)"):
+        export("coco", truth[0], tmp_path / "to", media, with_frames=True)

@@ -1,0 +1,156 @@
+"""Questions become jobs: by records, or by a folder of videos; and everything that can be wrong with them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from bulk_fixtures import CLIP, PICTURE, RING, ScriptedModel, true_tracks, write_media
+from processor_fixtures import tiny_processor
+
+from sama.bulk.jobs import VideoJob, answer_job, digest_of_jobs, jobs_of_folder, jobs_of_records, read_questions
+from sama.data.masks import encode_rle
+from sama.data.records import DataError
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory) -> Path:
+    return write_media(tmp_path_factory.mktemp("media") / "files")
+
+
+def ask(text: str) -> list[dict]:
+    return [{"role": "user", "content": [{"type": "text", "text": text}]}]
+
+
+def write_records(path: Path, *records: dict) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return path
+
+
+def answers(job: VideoJob, media: Path, model=None):
+    return list(answer_job(job, media, model or ScriptedModel(), tiny_processor(), 8))
+
+
+def test_records_of_a_video_are_one_job(media, tmp_path):
+    region = {"type": "region", "object": "1"}
+    clip, track = {"path": CLIP}, true_tracks()[0]
+    path = write_records(
+        tmp_path / "r.jsonl",
+        {"id": "a", "video": clip, "messages": ask("One?")},
+        {"id": "b", "image": {"path": PICTURE}, "messages": ask("Two?")},
+        {"id": "c", "messages": ask("Three?")},
+        {"id": "d", "video": clip, "objects": {"1": {"masks": track}, "2": {"masks": track}},
+         "messages": [{"role": "user", "content": [region, {"type": "text", "text": "?"}]},
+                      {"role": "assistant", "content": [{"type": "grounded", "text": "It", "objects": ["1"]}]},
+                      *ask("And?")]},
+        {"id": "e", "video": {**clip, "stride": 2}, "messages": ask("Four?")},
+        {"id": "f", "video": clip, "messages": [{"role": "assistant", "content": [{"type": "text", "text": "!"}]}]},
+    )  # fmt: skip
+    jobs = jobs_of_records(path, media)
+    assert [job.names for job in jobs] == [["a", "d"], ["b"], ["c"], ["e"]]
+    assert [question.texts() for question in jobs[0].questions] == [["One?"], ["<region>?", "And?"]]
+    assert VideoJob.from_json(jobs[0].to_json()) == jobs[0]
+    assert [list(question.record["objects"]) for question in jobs[0].questions] == [[], ["1"]]
+    model = ScriptedModel()
+    found = answers(jobs[0], media, model)
+    assert model.asked == [("One?", 0), ("<region>?", 1), ("And?", 0)]
+    assert [len(one.turns) for one in found] == [1, 2] and found[0].num_frames == 24
+    assert answers(jobs[3], media)[0].num_frames == 12
+    assert answers(jobs[2], media)[0].turns[0].text == "Hi."
+
+
+def test_a_question_that_does_not_fit_fails_alone(media, tmp_path):
+    region = [{"role": "user", "content": [{"type": "region", "object": "1"}, {"type": "text", "text": "?"}]}]
+    path = write_records(
+        tmp_path / "r.jsonl",
+        {"id": "a", "video": {"path": CLIP}, "messages": ask("One?")},
+        {"id": "b", "video": {"path": CLIP}, "objects": {"1": {"masks": [encode_rle(RING)]}}, "messages": region},
+    )
+    (job,) = jobs_of_records(path, media)
+    first, second = answers(job, media)
+    assert first.error is None and "has 1 masks for 24 frames" in second.error
+
+
+def test_a_broken_video_fails_all_its_questions(media):
+    (job,) = jobs_of_folder(media, [{"question": one, "video": "broken.mp4"} for one in ("One?", "Two?")])
+    found = answers(job, media)
+    assert [one.question for one in found] == ["broken.mp4#1", "broken.mp4#2"]
+    assert all(one.error.startswith("DataError: ") and "broken.mp4" in one.error for one in found)
+
+
+def test_a_folder_and_questions(media, tmp_path):
+    lines = [
+        {"question": "What is <region>?", "video": CLIP, "regions": [{"frame": 12, "box": [48, 70, 137, 159]}]},
+        {"question": "Segment the ball.", "id": "ball", "label": "ball"},
+        {"question": "Is <region> here?", "video": CLIP, "id": "out", "regions": [{"frame": 99, "points": [[1, 1]]}]},
+    ]
+    questions = read_questions(write_records(tmp_path / "q.jsonl", *lines))
+    jobs = jobs_of_folder(media, questions)
+    assert [job.names for job in jobs] == [
+        ["broken.mp4#ball"], [f"{CLIP}#1", f"{CLIP}#ball", "out"], [f"{PICTURE}#ball"]
+    ]  # fmt: skip
+    assert [list(job.visual) for job in jobs] == [["video"], ["video"], ["image"]]
+    assert {question.label for job in jobs for question in job.questions} == {"ball", None}
+    found = answers(jobs[1], media)
+    assert [one.error for one in found] == [None] * 3  # a model checks where regions lie, the scripted one does not
+    picture = answers(jobs[2], media)[0]
+    assert (picture.num_frames, picture.height, picture.width) == (1, 9, 12)
+    (tmp_path / "q.txt").write_text("\ufeffOne?\n\nTwo ö?\n", encoding="utf-8")
+    assert read_questions(tmp_path / "q.txt") == [{"question": "One?"}, {"question": "Two ö?"}]
+
+
+def test_other_questions_have_another_digest(media):
+    first, second = (jobs_of_folder(media, [{"question": text}]) for text in ("One?", "Two?"))
+    assert digest_of_jobs(first) != digest_of_jobs(second)
+    assert digest_of_jobs(first) == digest_of_jobs(jobs_of_folder(media, [{"question": "One?"}]))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ({"question": "What?", "answer": "x"}, "line 1, field 'answer': is unknown"),
+        ({"question": " "}, "field 'question': is empty"),
+        ({"question": 1}, "field 'question': is a whole number"),
+        ({"question": "<region>?"}, "field 'regions': has 0 regions for 1 <region>"),
+        ({"question": "<region>?", "regions": [{"frame": 0}]}, "field 'video': is missing"),
+        ({"question": "<region>?", "video": CLIP, "regions": [{"frame": 0, "bbox": [0, 0, 1, 1]}]}, "regions"),
+        ([], "is a list where an object is expected"),
+    ],
+)
+def test_wrong_questions_are_named(tmp_path, line, message):
+    with pytest.raises(DataError, match=r"q\.jsonl, item line 1") as error:
+        read_questions(write_records(tmp_path / "q.jsonl", line))
+    assert message.removeprefix("line 1, ") in str(error.value)
+
+
+def test_broken_files_of_questions_are_named(tmp_path):
+    for name, content in (("a.jsonl", b"{"), ("b.jsonl", b'{"question": "\\ud800"}'), ("c.txt", b"\xff\xfe")):
+        (tmp_path / name).write_bytes(content + b"\n")
+        with pytest.raises(DataError, match=name):
+            read_questions(tmp_path / name)
+
+
+def test_wrong_folders_and_ids_are_named(media, tmp_path):
+    with pytest.raises(DataError, match="there is no such folder"):
+        jobs_of_folder(tmp_path / "none", [{"question": "What?"}])
+    with pytest.raises(DataError, match="has 0 videos and pictures for 1 questions"):
+        jobs_of_folder(tmp_path, [{"question": "What?"}])
+    with pytest.raises(DataError, match="has no video or picture 'x.mp4'"):
+        jobs_of_folder(media, [{"question": "What?", "video": "x.mp4"}])
+    twice = {"question": "What?", "video": CLIP, "id": "one"}
+    with pytest.raises(DataError, match="2 questions with the id 'one'"):
+        jobs_of_folder(media, [twice, twice])
+    record = {"id": "a", "video": {"path": "../x.mp4"}, "messages": ask("What?")}
+    with pytest.raises(DataError, match="leaves the data folder"):
+        jobs_of_records(write_records(tmp_path / "r.jsonl", record), media)
+    record["video"]["path"] = CLIP
+    with pytest.raises(DataError, match="2 questions with the id 'a'"):
+        jobs_of_records(write_records(tmp_path / "r.jsonl", record, record), media)
+
+
+def test_masks_survive(media):
+    (job,) = jobs_of_folder(media, [{"question": "What?", "video": PICTURE}])
+    (found,) = answers(job, media)
+    half = np.zeros((9, 12), dtype=bool)
+    half[:4] = True
+    assert found.turns[0].objects[0].masks == [encode_rle(half)]

@@ -1,0 +1,195 @@
+"""scripts/predict.py with a model that is told what to say: answers as Parquet, runs that were cut off, errors."""
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import pytest
+from bulk_fixtures import CLIP, PICTURE, ScriptedModel, write_media, write_truth
+
+from sama.bulk import predict as prediction
+from sama.bulk.answers import SCHEMA, read_rows, read_videos
+from sama.bulk.command import main
+from sama.bulk.pool import BulkError, Job, PoolSettings, ProcessLost, run_jobs
+from sama.bulk.workers import surviving
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory) -> Path:
+    return write_media(tmp_path_factory.mktemp("media") / "files")
+
+
+@pytest.fixture
+def model(monkeypatch):
+    scripted = ScriptedModel()
+    monkeypatch.setattr(prediction, "load", lambda arguments: (scripted, SimpleNamespace(turn_format="newlines")))
+    return scripted
+
+
+def run(output: Path, media: Path, *arguments: str) -> int:
+    return main(["--output", str(output), "--videos", str(media), *arguments])
+
+
+def table_bytes(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("*.parquet")}
+
+
+def test_answers_are_parquet(media, tmp_path, model, capsys):
+    assert run(tmp_path / "out", media, "--question", "Where?", "--question", "What?") == 3
+    captured = capsys.readouterr()
+    assert "4 questions answered, 2 failed. 1 Parquet files" in captured.out
+    assert "predict: 2 failed, first broken.mp4#1: DataError: " in captured.err
+    rows = {row["id"]: row for row in read_rows(tmp_path / "out")}
+    assert list(rows) == [f"{name}#{number}" for name in ("broken.mp4", CLIP, PICTURE) for number in (1, 2)]
+    assert parquet.read_schema(tmp_path / "out" / "answers-00000-of-00001.parquet").equals(SCHEMA)
+    row = rows[f"{CLIP}#1"]
+    assert (row["video"], row["num_frames"], row["height"], row["error"]) == (CLIP, 24, 256, None)
+    (turn,) = row["turns"]
+    assert (turn["question"], turn["answer"], turn["tagged_answer"]) == ("Where?", "half.", "<p> half </p> [SEG].")
+    (found,) = turn["objects"]
+    assert turn["answer"][found["start"] : found["end"]] == found["phrase"] == "half" and found["score"] == 0.5
+    assert [mask["frame"] for mask in found["masks"]] == list(range(24))
+    assert rows["broken.mp4#1"]["turns"] == [] and "broken.mp4" in rows["broken.mp4#1"]["error"]
+
+
+def test_an_interrupted_run_goes_on(media, tmp_path, model, monkeypatch):
+    (tmp_path / "q.txt").write_text("Where?\nWhat?\n", encoding="utf-8")
+    questions = ("--questions", str(tmp_path / "q.txt"), "--shard-size", "1")
+    assert run(tmp_path / "whole", media, *questions) == 3
+    asked = len(model.asked)
+
+    def stop_at_picture(*arguments, **options):
+        if model.asked and len(model.asked) == asked + 2:
+            raise KeyboardInterrupt
+        return ask(*arguments, **options)
+
+    ask = prediction.answer_job
+    monkeypatch.setattr(prediction, "answer_job", stop_at_picture)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", media, *questions)
+    assert table_bytes(tmp_path / "cut") == {}
+    part = tmp_path / "cut" / "predictions.part0.jsonl"
+    part.write_bytes(part.read_bytes() + b'{"question": "torn')  # as by a machine that lost its power
+    monkeypatch.setattr(prediction, "answer_job", ask)
+    assert run(tmp_path / "cut", media, *questions) == 3
+    assert len(model.asked) == 2 * asked  # nothing twice
+    assert table_bytes(tmp_path / "cut") == table_bytes(tmp_path / "whole") and len(table_bytes(tmp_path / "cut")) == 3
+    assert run(tmp_path / "cut", media, *questions) == 3 and len(model.asked) == 2 * asked
+    assert run(tmp_path / "cut", media, *questions[:2]) == 3 and len(table_bytes(tmp_path / "cut")) == 1
+
+
+def test_other_questions_are_refused(media, tmp_path, model, capsys):
+    assert run(tmp_path, media, "--question", "Where?", "--limit", "2") == 3
+    assert len(list(read_rows(tmp_path))) == 2
+    assert run(tmp_path, media, "--question", "Where?") == 3  # a larger limit goes on
+    assert len(list(read_rows(tmp_path))) == 3
+    assert run(tmp_path, media, "--question", "What?") == 1
+    assert "from another run: annotations is" in capsys.readouterr().err
+
+
+def test_a_defect_is_a_row(media, tmp_path, model):
+    assert run(tmp_path, media, "--question", "crash") == 3
+    assert {row["error"].split(":")[0] for row in read_rows(tmp_path)} == {"DataError", "ZeroDivisionError"}
+    before = len(model.asked)
+    assert run(tmp_path, media, "--question", "crash") == 3 and len(model.asked) == before
+    assert run(tmp_path, media, "--question", "crash", "--retry-failed") == 3 and len(model.asked) > before
+
+
+def test_rows_are_read_as_videos(tmp_path):
+    jobs, paths = write_truth(tmp_path, shard_size=1)
+    assert [path.name for path in paths] == [f"answers-{number:05d}-of-00004.parquet" for number in range(4)]
+    videos = list(read_videos(tmp_path))
+    assert [(video.name, len(video.objects)) for video in videos] == [(CLIP, 3), (PICTURE, 1)]
+    assert [one.label for one in videos[0].objects] == ["the <b> & one", "it", "thing"]
+    assert [job.names for job in jobs][0] == ["first", "second"]
+
+
+def test_damaged_answers_are_named(tmp_path):
+    write_truth(tmp_path)
+    path = next(tmp_path.glob("*.parquet"))
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(BulkError, match="is damaged or no Parquet file"):
+        list(read_rows(tmp_path))
+    parquet.write_table(pa.table({"id": ["a"]}), tmp_path / "other.parquet")
+    with pytest.raises(BulkError, match="other.parquet does not hold answers: error, height"):
+        list(read_rows(tmp_path / "other.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give either --records or --videos"),
+        (["--videos", "x"], "--videos needs --question or --questions"),
+        (["--records", "x", "--question", "y"], "records have their questions"),
+        (["--videos", "x", "--media", "y", "--question", "z"], "--media is the folder of the videos of --records"),
+        (["--videos", "x", "--question", "z", "--limit", "0"], "--limit must be at least 1, got 0"),
+        (["--export", "coco"], "--export needs the folder --to"),
+        (["--export", "coco", "--to", "x", "--frames"], "--frames needs the folder of the videos"),
+        (["--videos", "x", "--question", "z", "--to", "y"], "--to and --frames belong to --export"),
+    ],
+)
+def test_options_that_do_not_fit(capsys, arguments, message):
+    with pytest.raises(SystemExit):
+        main(["--output", "o", *arguments])
+    assert message in capsys.readouterr().err
+
+
+def test_errors_are_sentences(tmp_path, media, capsys):
+    assert run(tmp_path, tmp_path / "none", "--question", "What?") == 1
+    assert "there is no such folder" in capsys.readouterr().err
+    assert run(tmp_path, media, "--question", "What?", "--model", str(tmp_path)) == 1
+    assert "has no config.json" in capsys.readouterr().err
+    assert main(["--output", str(tmp_path / "none"), "--export", "coco", "--to", str(tmp_path / "to")]) == 1
+    assert "There are no answers" in capsys.readouterr().err
+
+
+# ---- jobs in one process
+
+
+def shout(text: str) -> str:
+    if text == "lost":
+        raise ProcessLost("the GPU fell off")
+    if text == "bad":
+        raise ValueError("of two\nlines")
+    return text.upper()
+
+
+def test_jobs_in_this_process():
+    results = list(run_jobs([Job(3, "a"), Job(1, "bad"), Job(2, "b")], lambda: shout))
+    assert [tuple(one) for one in results] == [(3, "A", None), (1, None, "ValueError: of two lines"), (2, "B", None)]
+    assert list(run_jobs([], lambda: pytest.fail("no worker is needed"))) == []
+    with pytest.raises(ProcessLost):
+        list(run_jobs([Job(0, "lost")], lambda: shout))
+
+
+def test_errors_of_a_gpu_end_the_process():
+    def fail(error: Exception):
+        raise error
+
+    with pytest.raises(ProcessLost, match="CUDA error: device-side"):
+        surviving(lambda: fail(RuntimeError("CUDA error: device-side assert triggered")))
+    with pytest.raises(RuntimeError, match="shapes"):
+        surviving(lambda: fail(RuntimeError("shapes do not fit")))
+    assert surviving(lambda: json.loads("1")) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"actors": 0}, "at least 1 actor, got 0"),
+        ({"actors": 1, "gpus": -1}, "got -1 and 1.0"),
+        ({"actors": 1, "gpus": 1.5}, "a part of one GPU or whole ones, got 1.5"),
+    ],
+)
+def test_pools_that_cannot_be(settings, message):
+    with pytest.raises(BulkError, match=message):
+        PoolSettings(**settings)
+
+
+def test_ray_is_asked_for(media, tmp_path, model, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert run(tmp_path, media, "--question", "What?", "--ray", "2") == 1
+    assert "Ray Data is not installed. Run: pip install 'sama[ray]'" in capsys.readouterr().err
