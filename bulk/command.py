@@ -3,7 +3,7 @@ Asks questions about many videos and writes the answers with their mask tracks a
 
 python scripts/predict.py --videos clips --question "Segment the ball." --output outputs/predictions
 python scripts/predict.py --videos clips --questions questions.jsonl --output outputs/predictions
-python scripts/predict.py --records mine.jsonl --media videos --output outputs/predictions --ray 8 --gpus 0.5
+python scripts/predict.py --records mine.jsonl --media videos --output outputs/predictions --ray 8 --ray-gpus 0.5
 python scripts/predict.py --output outputs/predictions --export coco --to outputs/coco --media clips --frames
 
 An interrupted run continues where it stopped when the same command is started again. docs/bulk.md describes questions,

@@ -93,3 +93,23 @@ class ScriptedChat:
         found[:, : self.video.height // 2] = True
         phrase = GroundedPhrase("half", (0, 4), MaskTrack.from_masks(found), 0.5)
         return SimpleNamespace(tagged_text="<p> half </p> [SEG].", objects=[phrase])
+
+
+def surrounded(ring: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """The pixels whose centers are inside a ring, by the even-odd rule: a ray to the right crosses it an odd number
+    of times."""
+    y, x = np.mgrid[: shape[0], : shape[1]] + 0.5
+    inside = np.zeros(shape, dtype=bool)
+    for (x1, y1), (x2, y2) in zip(ring, np.roll(ring, -1, axis=0), strict=True):
+        if y1 != y2:
+            inside ^= ((y1 > y) != (y2 > y)) & (x < (x2 - x1) * (y - y1) / (y2 - y1) + x1)
+    return inside
+
+
+def cvat_pixels(points: list[int], shape: tuple[int, int]) -> np.ndarray:
+    """What CVAT reads: runs within the box, which begin outside the mask."""
+    *runs, left, top, right, bottom = points
+    flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
+    mask = np.zeros(shape, dtype=bool)
+    mask[top : bottom + 1, left : right + 1] = flat.reshape(bottom - top + 1, right - left + 1)
+    return mask

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import yaml
-from bulk_fixtures import CLIP, PICTURE, RING, true_tracks, write_media, write_truth
+from bulk_fixtures import CLIP, PICTURE, RING, cvat_pixels, surrounded, true_tracks, write_media, write_truth
 from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
@@ -42,17 +42,6 @@ def visible(track) -> list[int]:
 def number_of_masks() -> int:
     first, second = (len(visible(track)) for track in true_tracks()[:2])
     return 2 * first + second + 1
-
-
-def surrounded(ring: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """The pixels whose centers are inside a ring, by the even-odd rule: a ray to the right crosses it an odd number
-    of times."""
-    y, x = np.mgrid[: shape[0], : shape[1]] + 0.5
-    inside = np.zeros(shape, dtype=bool)
-    for (x1, y1), (x2, y2) in zip(ring, np.roll(ring, -1, axis=0), strict=True):
-        if y1 != y2:
-            inside ^= ((y1 > y) != (y2 > y)) & (x < (x2 - x1) * (y - y1) / (y2 - y1) + x1)
-    return inside
 
 
 @pytest.mark.parametrize("name", MASKS)
@@ -98,15 +87,6 @@ def test_long_runs_are_written_in_parts():
     mask = np.zeros((256, 300), dtype=bool)
     mask[200:] = True
     assert (brush_pixels(brush_runs(mask)).reshape(mask.shape) == mask * 255).all()
-
-
-def cvat_pixels(points: list[int], shape: tuple[int, int]) -> np.ndarray:
-    """What CVAT reads: runs within the box, which begin outside the mask."""
-    *runs, left, top, right, bottom = points
-    flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
-    mask = np.zeros(shape, dtype=bool)
-    mask[top : bottom + 1, left : right + 1] = flat.reshape(bottom - top + 1, right - left + 1)
-    return mask
 
 
 @pytest.mark.parametrize("name", MASKS)
