@@ -37,7 +37,8 @@ class BenchmarkWorker:
     def __call__(self, text: str) -> str:
         """Maps the JSON `[group, [ids]]` to that of the predictions."""
         group, names = json.loads(text)
-        return predictions_to_json([one for _, one in surviving(lambda: list(self.runner.ask_group(group, names)))])
+        with surviving():
+            return predictions_to_json([prediction for _, prediction in self.runner.ask_group(group, names)])
 
 
 def evaluate_on_ray(arguments: argparse.Namespace, pool: PoolSettings) -> int:
@@ -73,9 +74,8 @@ def predict_on_ray(
     open_names = {group: [name for name in names if name not in known] for group, names in groups.items()}
     waiting = [(group, names) for group, names in open_names.items() if names]
     jobs = [Job(index, json.dumps(pair, ensure_ascii=False)) for index, pair in enumerate(waiting)]
-    make_worker = partial(
-        BenchmarkWorker, with_whole_paths(arguments), arguments.max_new_tokens or benchmark.max_new_tokens
-    )
+    max_new_tokens = arguments.max_new_tokens or benchmark.max_new_tokens
+    make_worker = partial(BenchmarkWorker, with_whole_paths(arguments), max_new_tokens)
     bar = tqdm(total=sum(len(names) for _, names in waiting), desc=benchmark.name, unit="question")
     with PredictionWriter(files.part(0)) as writer, bar:
         for result in run_jobs(jobs, make_worker, pool):

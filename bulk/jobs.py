@@ -294,7 +294,6 @@ def answer_job(job: VideoJob, media: Path, model: Any, processor: Any, max_new_t
     """Yields a prediction for each question of a job, in their order; one with an error where there is no answer."""
     asked = JobQuestions(job, media)
     names = [question.id for question in asked.questions("")]
-    runner = PredictionRunner(model, processor, asked, max_new_tokens)
-    answers = {prediction.question: prediction for _, prediction in runner.ask_group("", names)} if names else {}
+    answers = PredictionRunner(model, processor, asked, max_new_tokens).ask_group("", names) if names else iter(())
     for name, built in asked.built.items():
-        yield answers[name] if isinstance(built, Question) else Prediction(name, error=describe(built))
+        yield next(answers)[1] if isinstance(built, Question) else Prediction(name, error=describe(built))

@@ -2,6 +2,7 @@
 Parquet at the end."""
 
 import argparse
+import logging
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -19,10 +20,11 @@ from ..resources import PACKAGE
 from ..serving.loading import check_model_name
 from .answers import write_answers
 from .jobs import VideoJob, answer_job, digest_of_jobs, jobs_of_folder, jobs_of_records, read_questions
-from .pool import Job, PoolSettings, Worker, connect, run_jobs
+from .pool import Job, PoolSettings, ProcessLost, Worker, connect, describe, run_jobs
 from .workers import predictions_of, predictions_to_json, resolved_dtype, surviving
 
 
+logger = logging.getLogger(__name__)
 NAME, VERSION = "predict", 1  # of what was asked, in run.json
 
 
@@ -97,9 +99,24 @@ class Predictor:
 
     def __call__(self, text: str) -> str:
         """Maps the JSON of a [`VideoJob`] to that of its predictions."""
-        settings, job = self.settings, VideoJob.from_json(text)
-        asked = partial(answer_job, job, settings.media_folder, self.model, self.processor)
-        return predictions_to_json(surviving(lambda: list(asked(settings.max_new_tokens))))
+        job, found = VideoJob.from_json(text), []
+        while len(found) < len(job.questions):
+            rest = replace(job, questions=job.questions[len(found) :])
+            try:
+                with surviving():
+                    for prediction in self.answers(rest):
+                        found.append(prediction)  # one by one: what comes before an error stays
+            except ProcessLost:
+                raise
+            except Exception as error:  # a defect, or too little memory on a GPU: the others are asked nevertheless
+                logger.warning("question %s failed", job.names[len(found)], exc_info=True)
+                found.append(Prediction(job.names[len(found)], error=describe(error)))
+        return predictions_to_json(found)
+
+    def answers(self, job: VideoJob) -> Iterator[Prediction]:
+        """See [`answer_job`]."""
+        settings = self.settings
+        return answer_job(job, settings.media_folder, self.model, self.processor, settings.max_new_tokens)
 
 
 def predict(settings: PredictSettings, pool: PoolSettings | None = None) -> int:

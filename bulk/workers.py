@@ -2,8 +2,8 @@
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
@@ -13,14 +13,12 @@ from ..evaluation.run import dtype_of
 from .pool import PoolSettings, ProcessLost, Result
 
 
-Returned = TypeVar("Returned")
-
-
-def surviving(compute: Callable[[], Returned]) -> Returned:
-    """What `compute()` returns. [`ProcessLost`] after an error of the GPU, which no later call survives; running out
+@contextmanager
+def surviving() -> Iterator[None]:
+    """Turns an error of the GPU in the block, which no later computation survives, into [`ProcessLost`]. Running out
     of its memory is not one of them."""
     try:
-        return compute()
+        yield
     except torch.OutOfMemoryError:
         torch.cuda.empty_cache()
         raise

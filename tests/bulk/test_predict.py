@@ -1,6 +1,5 @@
 """scripts/predict.py with a model that is told what to say: answers as Parquet, runs that were cut off, errors."""
 
-import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,6 +7,7 @@ from types import SimpleNamespace
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
+import torch
 from bulk_fixtures import CLIP, PICTURE, ScriptedModel, write_media, write_truth
 
 from sama.bulk import predict as prediction
@@ -91,11 +91,16 @@ def test_other_questions_are_refused(media, tmp_path, model, capsys):
 
 
 def test_a_defect_is_a_row(media, tmp_path, model):
-    assert run(tmp_path, media, "--question", "crash") == 3
-    assert {row["error"].split(":")[0] for row in read_rows(tmp_path)} == {"DataError", "ZeroDivisionError"}
+    asked = [argument for text in ("Where?", "crash", "What?") for argument in ("--question", text)]
+    assert run(tmp_path, media, *asked) == 3
+    errors = {row["id"]: row["error"] and row["error"].split(":")[0] for row in read_rows(tmp_path)}
+    expected = {f"broken.mp4#{number}": "DataError" for number in (1, 2, 3)}
+    expected |= {f"{name}#{number}": None for name in (CLIP, PICTURE) for number in (1, 3)}
+    assert errors == expected | {f"{name}#2": "ZeroDivisionError" for name in (CLIP, PICTURE)}
     before = len(model.asked)
-    assert run(tmp_path, media, "--question", "crash") == 3 and len(model.asked) == before
-    assert run(tmp_path, media, "--question", "crash", "--retry-failed") == 3 and len(model.asked) > before
+    assert run(tmp_path, media, *asked) == 3 and len(model.asked) == before
+    assert run(tmp_path, media, *asked, "--retry-failed") == 3
+    assert [text for text, _ in model.asked[before:]] == ["crash", "crash"]
 
 
 def test_rows_are_read_as_videos(tmp_path):
@@ -165,15 +170,17 @@ def test_jobs_in_this_process():
         list(run_jobs([Job(0, "lost")], lambda: shout))
 
 
-def test_errors_of_a_gpu_end_the_process():
-    def fail(error: Exception):
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (RuntimeError("CUDA error: device-side assert triggered"), ProcessLost),
+        (RuntimeError("shapes do not fit"), RuntimeError),
+        (torch.OutOfMemoryError("CUDA out of memory"), torch.OutOfMemoryError),
+    ],
+)
+def test_errors_of_a_gpu_end_the_process(error, expected):
+    with pytest.raises(expected, match=str(error)), surviving():
         raise error
-
-    with pytest.raises(ProcessLost, match="CUDA error: device-side"):
-        surviving(lambda: fail(RuntimeError("CUDA error: device-side assert triggered")))
-    with pytest.raises(RuntimeError, match="shapes"):
-        surviving(lambda: fail(RuntimeError("shapes do not fit")))
-    assert surviving(lambda: json.loads("1")) == 1
 
 
 @pytest.mark.parametrize(
