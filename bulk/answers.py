@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
@@ -249,9 +250,13 @@ def _video_of(rows: Sequence[Mapping[str, Any]]) -> AnsweredVideo:
     return AnsweredVideo(first["video"], visual, first["num_frames"], size[0], size[1], objects)
 
 
-def decode(video: AnsweredVideo, found: FoundObject, frame: int) -> Any:
-    """The mask of an object on a frame: bool array of shape `(height, width)`; [`BulkError`] if it is damaged."""
+def decode(video: AnsweredVideo, found: FoundObject, frame: int) -> np.ndarray:
+    """The mask of an object on a frame: bool array of shape `(height, width)`; [`BulkError`] if it is damaged or
+    empty."""
     try:
-        return decode_rle(found.masks[frame], (video.height, video.width))
+        mask = decode_rle(found.masks[frame], (video.height, video.width))
     except ValueError as error:
         raise BulkError(f"The answer {found.question!r} has a damaged mask on frame {frame}: {error}.") from error
+    if not mask.any():
+        raise BulkError(f"The answer {found.question!r} has an empty mask on frame {frame}, where none is expected.")
+    return mask

@@ -33,8 +33,9 @@ def write_yolo(videos: Videos, to: Path, frames: FrameWriter) -> dict[str, int]:
             counts["frames"] += 1
             counts["masks"] += len(lines)
     names = "".join(f"  {number}: {to_json(name)}\n" for name, number in labels.items())
-    # The same pictures twice, since both keys must be there; whoever trains divides them
-    write_text_atomically(to / "data.yaml", f"path: .\ntrain: {IMAGES}\nval: {IMAGES}\nnames:\n{names or '  {}'}")
+    # No `path`: it then is the folder of this file, wherever that is moved. Both keys must be there, so they name the
+    # same pictures; whoever trains divides them
+    write_text_atomically(to / "data.yaml", f"train: {IMAGES}\nval: {IMAGES}\nnames:\n" + (names or "  {}\n"))
     return counts
 
 

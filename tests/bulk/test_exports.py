@@ -6,6 +6,8 @@ import sys
 from xml.etree import ElementTree
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from bulk_fixtures import CLIP, PICTURE, RING, cvat_pixels, surrounded, true_tracks, write_media, write_truth
@@ -13,14 +15,14 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from sama.bulk.answers import decode, read_videos
+from sama.bulk.answers import SCHEMA, decode, read_rows, read_videos
 from sama.bulk.command import main
 from sama.bulk.exports import FORMATS, export
 from sama.bulk.exports.cvat import mask_points
 from sama.bulk.exports.frames import joined, rings_of
 from sama.bulk.exports.label_studio import brush_runs
 from sama.bulk.pool import BulkError
-from sama.data.masks import decode_rle
+from sama.data.masks import decode_rle, encode_rle
 
 
 SPECKS = np.random.default_rng(0).random((13, 17)) < 0.5
@@ -224,3 +226,17 @@ def test_another_video_is_refused(truth, tmp_path):
     Image.new("RGB", (7, 7)).save(media / PICTURE)
     with pytest.raises(BulkError, match=r"\(1, 7, 7\), but its answers are about \(1, 9, 12\)"):
         export("coco", truth[0], tmp_path / "to", media, with_frames=True)
+
+
+@pytest.mark.parametrize(
+    ("format", "counts", "message"),
+    [(one, "1", "damaged mask on frame 0") for one in ("coco", "yolo", "cvat", "label-studio")]
+    + [(one, None, "empty mask on frame 0") for one in ("yolo", "cvat", "label-studio")],  # COCO can hold them
+)
+def test_bad_masks_are_named(tmp_path, format, counts, message):
+    row = next(read_rows(write_truth(tmp_path / "truth")[1][0]))
+    empty = encode_rle(np.zeros((256, 256), dtype=bool))["counts"]
+    row["turns"][0]["objects"][0]["masks"] = [{"frame": 0, "counts": counts or empty}]
+    pq.write_table(pa.Table.from_pylist([row], SCHEMA), tmp_path / "answers.parquet")
+    with pytest.raises(BulkError, match=f"'first' has an? {message}"):
+        export(format, tmp_path / "answers.parquet", tmp_path / "to")
