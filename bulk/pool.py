@@ -231,9 +231,7 @@ def _run_on_ray(jobs: Sequence[Job], make_worker: Callable[[], Worker], pool: Po
         compute=ray.data.ActorPoolStrategy(size=pool.actors, max_tasks_in_flight_per_actor=pool.tasks_per_actor),
         num_cpus=pool.cpus,
         num_gpus=pool.gpus,
-        max_restarts=-1,
-        max_task_retries=-1,
-    )
+    )  # Ray Data starts actors again, and their tasks, as often as it takes
     try:
         for row in dataset.iter_rows():
             yield Result(int(row["index"]), row["text"], row["error"])
