@@ -91,7 +91,7 @@ def to_json(value: object) -> str:
 # ---- polygons -------------------------------------------------------------------------------------------------------
 
 
-def rings_of(mask: np.ndarray) -> list[np.ndarray]:
+def rings_of(mask: np.ndarray, level: float = 0.5) -> list[np.ndarray]:
     """
     The borders of a mask as rings: `(num_points, 2)` arrays of x and y in pixels, where the center of the first pixel
     is (0.5, 0.5). A pixel belongs to the mask where an odd number of rings surrounds its center. The largest part
@@ -99,10 +99,12 @@ def rings_of(mask: np.ndarray) -> list[np.ndarray]:
 
     Args:
         mask (`np.ndarray` of shape `(height, width)`, bool)
+        level (`float`): 0.5 puts a border halfway between the centers of the pixels on both sides of it, a larger one
+            closer to those of the mask: below 1.
     """
     padded = np.pad(mask, 1).astype(np.float32)
     generator = contourpy.contour_generator(z=padded, fill_type=contourpy.FillType.OuterOffset)
-    points, offsets = cast(tuple[list[np.ndarray], list[np.ndarray]], generator.filled(0.5, np.inf))
+    points, offsets = cast(tuple[list[np.ndarray], list[np.ndarray]], generator.filled(level, np.inf))
     parts = []
     for one, ends in zip(points, offsets, strict=True):
         # Array index 1 is the first pixel behind the padding

@@ -15,6 +15,10 @@ from .frames import FrameWriter, Videos, frame_name, joined, labels_of, rings_of
 
 
 IMAGES, LABELS = "images/train", "labels/train"
+# Readers cut or round coordinates to whole pixels and fill, with OpenCV, all that a border touches. A border that runs
+# just outside the centers of the mask's own pixels, a quarter of a pixel up and left, is filled to exactly the mask
+# by both
+LEVEL, SHIFT = 0.9, 0.25
 
 
 def write_yolo(videos: Videos, to: Path, frames: FrameWriter) -> dict[str, int]:
@@ -41,5 +45,5 @@ def write_yolo(videos: Videos, to: Path, frames: FrameWriter) -> dict[str, int]:
 
 def line_of(label: int, mask: np.ndarray, video: AnsweredVideo) -> str:
     """The line of a mask that is not empty."""
-    ring = joined(rings_of(mask)) / (video.width, video.height)
+    ring = (joined(rings_of(mask, LEVEL)) - SHIFT) / (video.width, video.height)
     return " ".join([str(label), *(f"{value:.6f}" for value in np.clip(ring, 0, 1).ravel())]) + "\n"
