@@ -25,17 +25,27 @@ def write_fiftyone(videos: Videos, to: Path, frames: FrameWriter) -> dict[str, i
     """Writes the data set, which names the media where they are; returns what was written, counted."""
     fiftyone = import_fiftyone()
     counts = {"videos": 0, "frames": 0, "masks": 0}
-    dataset = fiftyone.Dataset()
+    try:
+        dataset = fiftyone.Dataset()
+    except fiftyone.core.config.FiftyOneConfigError as error:
+        raise BulkError(f"FiftyOne has no database: {' '.join(str(error).split())}") from error
     try:
         for video in videos():
-            dataset.add_sample(_sample(fiftyone, video, frames, counts))
+            dataset.add_sample(sample_of(fiftyone, video, frames, counts))
         dataset.export(export_dir=str(to), dataset_type=fiftyone.types.FiftyOneDataset, export_media=False)
     finally:
         dataset.delete()
     return counts
 
 
-def _sample(fiftyone: Any, video: AnsweredVideo, frames: FrameWriter, counts: dict[str, int]) -> Any:
+def sample_of(fiftyone: Any, video: AnsweredVideo, frames: FrameWriter, counts: dict[str, int]) -> Any:
+    """
+    The sample of a video or picture, with its objects. `counts` is increased by what it holds.
+
+    Raises:
+        BulkError: for some frames of a video, and without the folder of the media.
+        DataError: if the file lies outside that folder.
+    """
     if "frames" in video.visual.get("video", {}) or video.visual.get("video", {}).get("stride", 1) > 1:
         raise BulkError(
             f"FiftyOne shows video files; {video.name!r} was shown as a part of its frames. Export coco with --frames."

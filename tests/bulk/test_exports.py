@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -19,7 +20,8 @@ from sama.bulk.answers import SCHEMA, decode, read_rows, read_videos
 from sama.bulk.command import main
 from sama.bulk.exports import FORMATS, export
 from sama.bulk.exports.cvat import mask_points
-from sama.bulk.exports.frames import joined, rings_of
+from sama.bulk.exports.fiftyone import FIELD, sample_of
+from sama.bulk.exports.frames import FrameWriter, joined, rings_of
 from sama.bulk.exports.label_studio import brush_runs
 from sama.bulk.pool import BulkError
 from sama.data.masks import decode_rle, encode_rle
@@ -184,22 +186,30 @@ def test_fiftyone_is_asked_for(truth, tmp_path, monkeypatch):
         export("fiftyone", truth[0], tmp_path / "fiftyone", truth[1])
 
 
-def test_fiftyone(truth, tmp_path):
-    fiftyone = pytest.importorskip("fiftyone", reason="FiftyOne is not installed: pip install fiftyone")
-    (tmp_path / "one").mkdir()
-    videos = [video for video in read_videos(truth[0]) if not video.is_image]
-    from sama.bulk.exports.fiftyone import write_fiftyone
-    from sama.bulk.exports.frames import FrameWriter
+@pytest.fixture
+def fiftyone(monkeypatch):
+    """The package without its database, which is a program that not every machine has."""
+    monkeypatch.setenv("FIFTYONE_DISABLE_SERVICES", "1")
+    monkeypatch.setenv("FIFTYONE_DO_NOT_TRACK", "true")
+    return pytest.importorskip("fiftyone", reason="FiftyOne is not installed: pip install fiftyone")
 
-    write_fiftyone(lambda: iter(videos), tmp_path / "one", FrameWriter(truth[1], False))
-    dataset = fiftyone.Dataset.from_dir(str(tmp_path / "one"), dataset_type=fiftyone.types.FiftyOneDataset)
-    sample = dataset.first()
-    for index, found in videos[0].by_frame():
-        detections = sample.frames[index + 1].objects.detections
-        for one, detection in zip(found, detections, strict=True):
-            pixels = detection.to_segmentation(frame_size=(256, 256)).mask > 0
-            assert (pixels == decode(videos[0], one, index)).all() and detection.index == one.number
-    dataset.delete()
+
+def test_fiftyone_samples(truth, fiftyone):
+    counts = {"videos": 0, "frames": 0, "masks": 0}
+    clip, picture = read_videos(truth[0])
+    for video in (clip, picture):
+        sample = sample_of(fiftyone, video, FrameWriter(truth[1], False), counts)
+        assert sample.filepath == str(truth[1] / video.name)
+        for index, found in video.by_frame():
+            at = sample if video.is_image else sample.frames[index + 1]
+            for one, detection in zip(found, at[FIELD].detections, strict=True):
+                pixels = detection.to_segmentation(frame_size=(video.width, video.height)).mask > 0
+                assert (pixels == decode(video, one, index)).all()
+                assert (detection.label, detection.index) == (one.label, one.number)
+    assert counts["videos"] == 2 and counts["masks"] == number_of_masks()
+    with pytest.raises(BulkError, match="was shown as a part of its frames"):
+        part = replace(clip, visual={"video": {"path": CLIP, "stride": 2}})
+        sample_of(fiftyone, part, FrameWriter(truth[1], False), counts)
 
 
 @pytest.mark.parametrize(
