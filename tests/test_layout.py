@@ -104,11 +104,8 @@ REMOTE_CODE = {
     "overlay_sama": {"video_readers_sama"},
 }
 ENTRY_POINTS = {"annotate", "cli", "demo", "evaluate", "serve", "train"}
-LIBRARY = {"benchmarks", "conversion", "data", "drawing", "evaluation", "metrics", "resources", "serving", "toy_world"}
-LIBRARY |= {"annotation", "training"}
-ENTRY_POINTS = {"cli", "demo", "evaluate", "serve", "train"}
-LIBRARY = {"benchmarks", "bulk", "conversion", "data", "drawing", "evaluation", "metrics", "resources", "serving"}
-LIBRARY |= {"toy_world", "training"}
+LIBRARY = {"annotation", "benchmarks", "bulk", "conversion", "data", "drawing", "evaluation", "metrics", "resources"}
+LIBRARY |= {"serving", "toy_world", "training"}
 EVERYTHING_BELOW = set(REMOTE_CODE) | LIBRARY
 ROOMS = {
     **REMOTE_CODE,
