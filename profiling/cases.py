@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import torch
@@ -252,28 +252,28 @@ def measure(prepare: Callable[[], Any], run: Callable[[Any], Results]) -> tuple[
     return time.perf_counter() - start, time.process_time() - start_cpu, results
 
 
-def serve() -> None:
+def serve(requests: TextIO, answers: TextIO) -> None:
     """Answers requests, one JSON object a line: {"case": name, "save": path or null} is answered by {"wall": seconds,
-    "cpu": seconds}, and an exception by {"error": text}. The first run of a case warms up. What the model prints goes
-    to the standard error."""
-    answers, prepared = sys.stdout, {}
-    torch.manual_seed(0)
-    with contextlib.redirect_stdout(sys.stderr):
-        for line in sys.stdin:
-            request = json.loads(line)
-            name = request["case"]
-            try:
-                with torch.set_grad_enabled(name in GRADIENTS):
-                    if name not in prepared:
-                        prepared = {name: CASES[name]()}  # only one is kept, for memory
-                    wall, cpu, results = measure(*prepared[name])
-                if request["save"]:
-                    torch.save(results, request["save"])
-                answer = {"wall": wall, "cpu": cpu}
-            except Exception as error:  # reported by the other process, with the case
-                answer = {"error": f"{type(error).__name__}: {error}"}
-            print(json.dumps(answer), file=answers, flush=True)
+    "cpu": seconds}, and an exception by {"error": text}. The first run of a case warms up."""
+    prepared = {}
+    for line in requests:
+        request = json.loads(line)
+        name = request["case"]
+        try:
+            with torch.set_grad_enabled(name in GRADIENTS):
+                if name not in prepared:
+                    prepared = {name: CASES[name]()}  # only one is kept, for memory
+                wall, cpu, results = measure(*prepared[name])
+            if request["save"]:
+                torch.save(results, request["save"])
+            answer = {"wall": wall, "cpu": cpu}
+        except Exception as error:  # reported by the other process, with the case
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(answer), file=answers, flush=True)
 
 
 if __name__ == "__main__":
-    serve()
+    torch.manual_seed(0)
+    standard_output = sys.stdout  # for the answers alone
+    with contextlib.redirect_stdout(sys.stderr):
+        serve(sys.stdin, standard_output)

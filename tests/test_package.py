@@ -1,4 +1,8 @@
-"""The wheel: what it holds, and that it works in a fresh environment outside the repository."""
+"""The wheel: what it holds, and that it works in a fresh environment outside the repository.
+
+Building and installing it takes a minute, so these tests are slow; CI runs them for every change, in a job of their
+own. What pyproject.toml puts into the wheel is compared with the repository without building it.
+"""
 
 import json
 import os
@@ -17,8 +21,6 @@ from test_layout import ROOT, listed_files
 
 
 pytest.importorskip("build", reason="the package `build` is not installed: pip install -e '.[dev]'")
-pytestmark = pytest.mark.package
-
 # Everything else in the repository is part of the wheel. `*` matches slashes too.
 NOT_SHIPPED = (
     ".*",
@@ -140,6 +142,23 @@ def run(command: list, code: int = 0, **options) -> subprocess.CompletedProcess:
     return result
 
 
+def test_pyproject_names_what_ships(monkeypatch):
+    """The Python files and data files that setuptools would copy into the wheel."""
+    setuptools = pytest.importorskip("setuptools", reason="setuptools, which builds the wheel, is not installed")
+    monkeypatch.chdir(ROOT)
+    distribution = setuptools.Distribution({"script_name": "setup.py"})
+    distribution.parse_config_files()
+    command = distribution.get_command_obj("build_py")
+    command.ensure_finalized()
+    folder = Path(command.build_lib, "sama")
+    packed = {Path(path).relative_to(folder).as_posix() for path in command.get_output_mapping()}
+    expected = shipped_files(listed_files())
+    assert sorted(expected - packed) == [], "not in the wheel: add a package or package data in pyproject.toml"
+    assert sorted(packed - expected) == [], "in the wheel by mistake"
+
+
+@pytest.mark.package
+@pytest.mark.slow
 def test_wheel_holds_the_package(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if not name.endswith("/")}
@@ -151,6 +170,8 @@ def test_wheel_holds_the_package(wheel):
     assert {f"{metadata}/licenses/{name}" for name in LICENSES} <= names
 
 
+@pytest.mark.package
+@pytest.mark.slow
 def test_source_distribution_holds_what_the_build_needs(built):
     (path,) = built.glob("*.tar.gz")
     with tarfile.open(path) as archive:
@@ -164,6 +185,8 @@ def test_shipped_files_finds_new_folders():
     assert shipped_files(listed) == {"serve.py", "serving/web/page.js", "new/part.py"}
 
 
+@pytest.mark.package
+@pytest.mark.slow
 def test_modules_and_commands(outside, tmp_path):
     """Evaluation and chat find the small model and the clip in the package, and write into the working directory."""
     packages = {path.split("/")[0] for path in shipped_files(listed_files()) if path.endswith(".py") and "/" in path}
@@ -182,5 +205,7 @@ def test_modules_and_commands(outside, tmp_path):
     assert Path(record["model"]).is_dir() and not Path(record["model"]).is_relative_to(ROOT)
 
 
+@pytest.mark.package
+@pytest.mark.slow
 def test_the_command_is_installed(outside):
     assert outside("sama", "--version").stdout == f"sama {version('sama')}\n"
