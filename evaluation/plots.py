@@ -4,15 +4,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
-
-
-matplotlib.use("Agg")  # opens no window
-
-import matplotlib.pyplot as plt  # noqa: E402
-from matplotlib.ticker import MaxNLocator  # noqa: E402
-
-from sama.benchmarks.benchmark import Measures  # noqa: E402
+from sama.benchmarks.benchmark import Measures
 
 
 PLOTS = "plots.png"
@@ -33,7 +25,10 @@ def write_plots(folder: Path, samples: Sequence[Measures], headline: str, title:
     valued = [sample for sample in samples if sample.value is not None]
     if not valued:
         return None
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
+    from matplotlib.figure import Figure  # two seconds, which a run without pictures does not wait for
+
+    figure = Figure(figsize=(13, 3.8), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
     ious = [iou for sample in samples for iou in sample.ious]
     counts = f"{len(valued)} questions" + (f", {len(ious)} objects" if ious else "")
     figure.suptitle(f"{title}: {counts}" if title else counts)
@@ -47,7 +42,6 @@ def write_plots(folder: Path, samples: Sequence[Measures], headline: str, title:
     _bars(right, objects, "objects asked for", headline)
     path = folder / PLOTS
     figure.savefig(path, dpi=110)
-    plt.close(figure)
     return path
 
 
@@ -74,6 +68,8 @@ def _named(first: int, last: int) -> str:
 
 
 def _histogram(axes, values: Sequence[float], name: str, counted: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     axes.hist(values, bins=BINS, range=(0, 1), color=BLUE)
     mean = sum(values) / len(values)
     axes.axvline(mean, color=GREY, linestyle="--", linewidth=1)

@@ -1,8 +1,12 @@
 """What every test shares: no network, a fair share of the cores, and where the recorded values and real clips are."""
 
+import gc
 import os
 
 
+# Importing all test files makes a million objects that stay. Looking through them for garbage, again and again, would
+# take a fifth of the time; `pytest_collection_finish` switches it on again
+gc.disable()
 NUM_THREADS = max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
 # Both before torch and transformers are imported, and for the programs that tests start. Neither is imported here: the
 # process that only hands tests to others does without them.
@@ -30,6 +34,12 @@ GROUPS = {
         "test_demo.py",
         "test_serve.py",
         "annotation/test_worked_example.py",
+        "test_cli.py",
+        "fuzz/test_fuzz.py",
+        "recipes/test_initialize.py",
+        "scripts/test_push_to_hub.py",
+        "scripts/test_make_example_clips.py",
+        "evaluation/test_judges.py",
     ),
     # The small model, a server with it, and the converted example clips (serving/conftest.py)
     "server": (
@@ -49,18 +59,23 @@ GROUPS = {
 # Makefile switches off pytest-xdist's own order, which puts files of few tests last.
 LONG_FILES = (
     *(name for names in GROUPS.values() for name in names),
+    "web/test_page.py",
     "conversion/test_convert.py",
     "test_chat_sama.py",
-    "parity/test_sam2.py",
-    "web/test_page.py",
-    "test_package.py",
     "oracles/test_oracles.py",
+    "test_backbone_properties.py",
+    "parity/test_sam2.py",
+    "test_mask_trackers.py",
     "test_tracker_properties.py",
     "benchmarks/test_with_model.py",
-    "metrics/test_recorded_values.py",
+    "test_memory_attention.py",
+    "profiling/test_operations.py",
     "profiling/test_training_memory.py",
-    "fuzz/test_fuzz.py",
-    "recipes/test_initialize.py",
+    "profiling/test_gpu.py",
+    "test_generation_sama.py",
+    "test_remote_code.py",
+    "toy_world/test_questions.py",
+    "training/test_backbones.py",
     "test_finetune.py",
 )
 
@@ -68,6 +83,11 @@ LONG_FILES = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     ranks = {str((ROOT / "tests" / name).resolve(strict=True)): rank for rank, name in enumerate(LONG_FILES)}
     items.sort(key=lambda item: ranks.get(str(item.path), len(LONG_FILES)))  # stable
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(optionalhook=True)

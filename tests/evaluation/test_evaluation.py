@@ -21,7 +21,6 @@ from sama.data.masks import encode_rle
 from sama.drawing import gallery
 from sama.drawing.gallery import draw_case, draw_turn, key_frames, write_gallery
 from sama.drawing.sheets import caption_band, title_band
-from sama.evaluation import plots
 from sama.evaluation.inference import PredictionRunner
 from sama.evaluation.plots import _bins, write_plots
 from sama.evaluation.predictions import PredictionError, PredictionFiles, PredictionWriter
@@ -373,9 +372,12 @@ def plt_ticks(axes):
 
 
 def test_plots(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
     samples = [Measures(str(i), "g", i / 20, [i / 20], i, i % 3) for i in range(20)]
     drawn = []
-    monkeypatch.setattr(plots.plt, "close", drawn.append)
+    savefig = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kw: (drawn.append(self), savefig(self, *args, **kw)))
     path = write_plots(tmp_path, samples, "IoU", "toy_world")
     assert Image.open(path).size[0] > 1000
     (figure,) = drawn

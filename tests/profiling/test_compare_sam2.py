@@ -1,10 +1,16 @@
 """profiling/compare_sam2.py: both trackers give the same masks, and a difference is an error."""
 
+from importlib.util import find_spec
+
 import pytest
 import torch
 
 
-pytest.importorskip("sam2", reason="compared with the package: pip install --no-deps sam2, and hydra-core iopath")
+if find_spec("sam2") is None:  # imported where it is used: every test process imports this file
+    pytest.skip(
+        "compared with the package: pip install --no-deps sam2, and hydra-core iopath", allow_module_level=True
+    )
+
 from sama.profiling import compare_sam2  # noqa: E402
 
 

@@ -11,7 +11,6 @@ import threading
 import time
 from dataclasses import replace
 
-import openai
 import pytest
 from http_server import question, running_server, video_part
 from PIL import Image
@@ -197,6 +196,8 @@ def test_usage_chunk_is_sent_where_it_is_asked_for(server, clip):
 
 
 def test_openai_client_has_a_conversation(server, clip):
+    import openai  # here, because every test process imports this file
+
     client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0)
     assert [model.id for model in client.models.list()] == ["sama-tiny"]
     messages = [question(*WHAT, video=clip)]
@@ -225,6 +226,8 @@ def test_openai_client_has_a_conversation(server, clip):
 
 
 def test_openai_client_uploads(server):
+    import openai
+
     client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0)
     with open(EXAMPLE_CLIPS / "toy_world.mp4", "rb") as clip:
         stored = client.files.create(file=clip, purpose="vision")

@@ -1,6 +1,7 @@
 """The OpenAPI document, and requests made from it: whatever they are, the server has no error of its own."""
 
 import re
+from importlib.util import find_spec
 from urllib.parse import urlsplit
 
 import pytest
@@ -9,7 +10,8 @@ from http_server import running_server
 from sama.serving.server import create_app
 
 
-schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed: pip install -e .[dev]")
+if find_spec("schemathesis") is None:  # imported where it is used: every test process imports this file
+    pytest.skip("schemathesis is not installed: pip install -e .[dev]", allow_module_level=True)
 
 ROUTES = {
     "/health": {"get"},
@@ -59,6 +61,7 @@ def test_documentation_page_loads_nothing_from_other_hosts(server, document):
 
 def check_examples(client, limits, number: int) -> None:
     """Sends requests to every route that are made from the document, half of them wrong."""
+    import schemathesis
     from hypothesis import HealthCheck, Phase, given, settings
 
     api = schemathesis.openapi.from_url(f"{client.url}/openapi.json")
@@ -96,7 +99,7 @@ def client(engine, store, limits):
 
 
 def test_no_example_is_an_error_of_the_server(client, limits):
-    check_examples(client, limits, 6)
+    check_examples(client, limits, 3)
 
 
 @pytest.mark.slow
