@@ -1,7 +1,10 @@
 """Conversations about videos of different sizes as training batches, for tests of every family of backbones."""
 
+from pathlib import Path
+
 import torch
 from processor_fixtures import assistant, box_part, mask_part, noise_video, user
+from tiny_backbones import FAMILY, tiny_backbone
 
 from sama.modeling_sama import SamaForConditionalGeneration
 from sama.processing_sama import SamaProcessor
@@ -15,6 +18,17 @@ def few_frames(processor: SamaProcessor) -> SamaProcessor:
     """Three context frames and two dense ones, so that a region may lie on a frame that is neither."""
     processor.max_context_frames, processor.num_dense_frames = 3, 2
     return processor
+
+
+def save_backbones(folder: Path) -> dict[str, Path]:
+    """For one backbone of each family a folder with model and processor, as a user would be given it."""
+    found = {}
+    for name in FAMILY:
+        model, processor = tiny_backbone(name)
+        found[name] = folder / name
+        model.save_pretrained(found[name])
+        few_frames(processor).save_pretrained(found[name])
+    return found
 
 
 def video(height: int = HEIGHT, width: int = WIDTH, frames: int = NUM_FRAMES) -> dict:

@@ -5,6 +5,7 @@ process, and runs nothing else, so that what it forks starts without threads, GP
 a script, of the imports themselves or of torchrun start a fresh interpreter instead.
 """
 
+import gc
 import os
 import runpy
 import socket
@@ -30,6 +31,7 @@ def start(log: Path, function: Callable[..., int | None], *arguments, **environm
 
 
 def _run(log: Path, environment: dict[str, str], function: Callable[..., int | None], *arguments) -> None:
+    gc.freeze()  # what the server imported is no garbage: it is neither looked through again nor copied for that
     printed = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (sys.stdout, sys.stderr):
         os.dup2(printed, stream.fileno())
@@ -42,6 +44,22 @@ def run_script(path: Path, *arguments) -> None:
     sys.argv = [str(path), *map(str, arguments)]
     sys.path.insert(0, str(path.parent))
     runpy.run_path(str(path), run_name="__main__")
+
+
+def run_script_anew(package: str, path: Path, *arguments) -> None:
+    """Runs a script as [`run_script`] does, with this project and `package` imported anew: a package may read the
+    environment when it is imported. All else stays imported."""
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("sama", package)]:
+        del sys.modules[name]
+    run_script(path, *arguments)
+
+
+def run_script_without(package: str, path: Path, *arguments) -> None:
+    """Runs a script as [`run_script_anew`] does, where `package` is not installed."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+        del sys.modules[name]
+    sys.modules[package] = None  # Python's own import raises `ModuleNotFoundError`
+    run_script_anew("sama", path, *arguments)
 
 
 def finish(process: BaseProcess, log: Path, seconds: float = 300) -> None:

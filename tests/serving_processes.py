@@ -8,10 +8,11 @@ from sama import serve
 
 
 def run_server(folder: Path, scratch: Path) -> int:
-    """`python serve.py` with uploaded files in `folder` and temporary ones in `scratch`."""
+    """`serve.py` with uploaded files in `folder` and temporary ones in `scratch`."""
     scratch.mkdir(exist_ok=True)
     tempfile.tempdir = str(scratch)
-    return serve.main(["--port", "0", "--folder", str(folder), "--device", "cpu"])
+    options = ["--port", "0", "--device", "cpu", "--min-component-fraction", "0"]  # as an `Engine` of the tests
+    return serve.main([*options, "--folder", str(folder)])
 
 
 def read_answer(port: int, request: bytes, received: Path) -> None:

@@ -1,9 +1,5 @@
 """SAMA with aggregator and regions on every family of backbones: what must hold whatever the backbone is."""
 
-import json
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -15,11 +11,12 @@ from backbone_batches import (
     few_frames,
     fresh_model,
     gradients,
+    save_backbones,
     training_batch,
 )
 from checkpoint import count_calls, dictate
 from processor_fixtures import mask_part, noise_video, user
-from tiny_backbones import BACKBONES, tiny_backbone
+from tiny_backbones import CHECKED, FAMILY, tiny_backbone
 from transformers.quantizers.quantizers_utils import should_convert_module
 from trl import ModelConfig
 
@@ -31,11 +28,10 @@ from sama.training.parts import freeze_all_but, part_of
 
 
 CLOSE = {"atol": 2e-4, "rtol": 1e-3}
-FAMILY = [name for name in BACKBONES if "," not in name]
 QWEN = [name for name in FAMILY if name.startswith("qwen")]
 
 
-@pytest.fixture(scope="module", params=BACKBONES)
+@pytest.fixture(scope="module", params=CHECKED)
 def sama(request):
     model, processor = tiny_backbone(request.param)
     return model, few_frames(processor)
@@ -223,13 +219,13 @@ def test_a_process_with_text_alone_touches_what_others_train(family, monkeypatch
     assert names and all(found[name] is not None and not found[name].any() for name in names)
 
 
-def test_lora_wraps_the_language_model_only_and_saves_the_projector(sama, tmp_path):
+def test_lora_wraps_the_language_model_only_and_saves_the_projector(family, tmp_path):
     from peft import PeftModel
 
-    model, processor = sama
+    model, processor = family
     options = ModelConfig(use_peft=True, lora_r=2, lora_dropout=0.0)
     parts = ("projector", "seg_head")
-    wrapped = add_lora(fresh_model(sama), options, parts)
+    wrapped = add_lora(fresh_model(family), options, parts)
     freeze_all_but(wrapped, parts)
     names = [name for name, parameter in wrapped.named_parameters() if parameter.requires_grad]
     adapters = [name for name in names if "lora_" in name]
@@ -247,7 +243,7 @@ def test_lora_wraps_the_language_model_only_and_saves_the_projector(sama, tmp_pa
             if parameter.requires_grad:
                 parameter.sub_(0.1 * found[name])
     wrapped.save_pretrained(tmp_path)
-    again = PeftModel.from_pretrained(fresh_model(sama), tmp_path).eval()
+    again = PeftModel.from_pretrained(fresh_model(family), tmp_path).eval()
     inputs = processor.apply_chat_template(conversations())
     with torch.no_grad():
         expected, before = wrapped.eval()(**inputs).logits, model(**inputs).logits
@@ -283,14 +279,7 @@ def test_four_bits_are_for_the_language_model_alone(sama):
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """For each backbone a folder with model and processor, as a user would be given it."""
-    found = {}
-    for name in FAMILY:
-        model, processor = tiny_backbone(name)
-        folder = found[name] = tmp_path_factory.mktemp("saved")
-        model.save_pretrained(folder)
-        few_frames(processor).save_pretrained(folder)
-    return found
+    return save_backbones(tmp_path_factory.mktemp("saved"))
 
 
 @pytest.mark.parametrize("name", FAMILY)
@@ -316,38 +305,6 @@ def test_a_saved_model_is_the_same_on_any_device_map_and_near_in_bfloat16(folder
         states = half.generate(**inputs, **seg).seg_states
     assert torch.cosine_similarity(found, expected[:, -1], dim=-1).min() > 0.99
     assert all(len(one) == 1 and one.isfinite().all() for one in states)
-
-
-PROGRAM = """
-import json, sys
-import numpy as np
-import torch
-from transformers import AutoModel, AutoProcessor
-
-video = np.random.default_rng(0).integers(0, 255, (4, 24, 40, 3), dtype=np.uint8)
-found = {}
-for name, path in json.loads(sys.argv[1]).items():
-    model = AutoModel.from_pretrained(path, trust_remote_code=True)
-    processor = AutoProcessor.from_pretrained(path, trust_remote_code=True)
-    reply = model.start_chat(processor, video=video).ask(
-        "Is <region>?", regions=[{"frame": 1, "box": [2, 3, 20, 18]}], max_new_tokens=3)
-    found[name] = [type(model).__module__.split(".")[0], type(model).__name__, reply.tagged_text]
-assert not any(name == "sama" or name.startswith("sama.") for name in sys.modules)
-print(json.dumps(found))
-"""
-
-
-def test_a_saved_model_answers_in_a_process_without_this_repository(folders, tmp_path):
-    command = [sys.executable, "-c", PROGRAM, json.dumps({name: str(path) for name, path in folders.items()})]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-3000:]
-    found = json.loads(result.stdout.splitlines()[-1])
-    shown = np.random.default_rng(0).integers(0, 255, (4, 24, 40, 3), dtype=np.uint8)
-    for name in FAMILY:
-        model, processor = tiny_backbone(name)
-        chat = model.start_chat(few_frames(processor), video=shown)
-        reply = chat.ask("Is <region>?", [Region(frame=1, box=(2, 3, 20, 18))], max_new_tokens=3, masks=False)
-        assert found[name] == ["transformers_modules", "SamaForConditionalGeneration", reply.tagged_text]
 
 
 @pytest.mark.parametrize(("height", "width"), [(24, 40), (40, 16), (9, 9), (16, 16), (200, 20)])

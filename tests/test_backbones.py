@@ -5,14 +5,14 @@ import pytest
 import torch
 from checkpoint import count_calls
 from processor_fixtures import noise_video
-from tiny_backbones import BACKBONES, tiny_backbone
+from tiny_backbones import CHECKED, tiny_backbone
 from transformers import AutoModelForImageTextToText
 
 from sama.configuration_sama import DENSE_FRAME_TOKEN, REGION_CELL_TOKEN
 from sama.inputs_sama import VISUAL_INPUT_NAMES, SamaVisualInputs
 
 
-@pytest.fixture(scope="module", params=BACKBONES)
+@pytest.fixture(scope="module", params=CHECKED)
 def sa2va(request):
     """A model without aggregator, its processor, and the library's model with the same weights."""
     model, processor = tiny_backbone(request.param, with_aggregator=False)

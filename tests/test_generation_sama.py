@@ -8,7 +8,7 @@ import torch
 from checkpoint import Dictated, load_checkpoint
 from device_reads import DeviceReads
 from processor_fixtures import noise_video
-from tiny_backbones import BACKBONES, tiny_backbone
+from tiny_backbones import FAMILY, tiny_backbone
 from torch._dynamo.testing import CompileCounter
 
 from sama import generation_sama
@@ -117,7 +117,9 @@ def assert_same_cache(chat, other):
             assert mine.untyped_storage().nbytes() == mine.nbytes
 
 
-@pytest.mark.parametrize("name", [name for name in BACKBONES if "vision tower" not in name])
+@pytest.mark.parametrize(
+    "name", [*FAMILY, "internvl, vision tower of 26B", pytest.param("internvl, qwen3", marks=pytest.mark.slow)]
+)
 def test_tokens_and_states_are_those_of_each_alone(name):
     together = Together(*tiny_backbone(name))
     spoken = [dictated(together, text) for text in ("<p> x </p> [SEG] b[SEG]", "[SEG][SEG]")]

@@ -1,12 +1,17 @@
-"""The shipped checkpoint in one process that has never seen the repository."""
+"""The shipped checkpoint, and a saved model on each backbone, in one process that has never seen the repository."""
 
 import json
 import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from backbone_batches import few_frames, save_backbones
 from checkpoint import CHECKPOINT
+from tiny_backbones import FAMILY, tiny_backbone
+
+from sama.objects_sama import Region
 
 
 VERSIONS = ["5.16.1", "6.0.0"]  # below and above those that are supported
@@ -22,7 +27,7 @@ assert not any(name == "sama" or name.startswith("sama.") for name in sys.module
 path = sys.argv[1]
 installed = sys.modules["transformers"].__version__
 refused = []
-for version in sys.argv[3:]:
+for version in sys.argv[4:]:
     sys.modules["transformers"].__version__ = version
     for auto in (AutoConfig, AutoModel, AutoProcessor):
         try:
@@ -50,9 +55,16 @@ processor.save_pretrained(sys.argv[2])
 again = AutoModel.from_pretrained(sys.argv[2], trust_remote_code=True, dtype="auto")
 same = all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
 AutoProcessor.from_pretrained(sys.argv[2], trust_remote_code=True)
+new_tokens, dtype = output.shape[1] - inputs["input_ids"].shape[1], str(model.dtype)
+backbones = {}
+for name, path in json.loads(sys.argv[3]).items():
+    model = AutoModel.from_pretrained(path, trust_remote_code=True)
+    processor = AutoProcessor.from_pretrained(path, trust_remote_code=True)
+    reply = model.start_chat(processor, video=video).ask(
+        "Is <region>?", regions=[{"frame": 1, "box": [2, 3, 20, 18]}], max_new_tokens=3)
+    backbones[name] = [type(model).__module__.split(".")[0], type(model).__name__, reply.tagged_text]
 assert not any(name == "sama" or name.startswith("sama.") for name in sys.modules)
-new_tokens = output.shape[1] - inputs["input_ids"].shape[1]
-print(json.dumps({"refused": refused, "loaded": [classes, str(model.dtype), new_tokens, same]}))
+print(json.dumps({"refused": refused, "loaded": [classes, dtype, new_tokens, same], "backbones": backbones}))
 """
 
 
@@ -60,7 +72,8 @@ print(json.dumps({"refused": refused, "loaded": [classes, str(model.dtype), new_
 def outside(tmp_path_factory):
     """What the process found, and the folder into which it saved model and processor."""
     folder = tmp_path_factory.mktemp("elsewhere")
-    command = [sys.executable, "-c", PROGRAM, str(CHECKPOINT), str(folder / "copy"), *VERSIONS]
+    backbones = {name: str(path) for name, path in save_backbones(folder).items()}
+    command = [sys.executable, "-c", PROGRAM, str(CHECKPOINT), str(folder / "copy"), json.dumps(backbones), *VERSIONS]
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
     return json.loads(result.stdout.splitlines()[-1]), folder / "copy"
@@ -78,3 +91,13 @@ def test_other_versions_are_refused(outside):
     pattern = r"SAMA needs .* but version (\S+) is installed\. Run: pip install .*"
     found = [re.fullmatch(pattern, message)[1] for message in outside[0]["refused"]]
     assert found == [version for version in VERSIONS for _ in range(3)]
+
+
+def test_a_model_on_any_backbone_answers_as_in_the_repository(outside):
+    shown = np.random.default_rng(0).integers(0, 255, (6, 40, 60, 3), dtype=np.uint8)
+    for name in FAMILY:
+        model, processor = tiny_backbone(name)
+        chat = model.start_chat(few_frames(processor), video=shown)
+        reply = chat.ask("Is <region>?", [Region(frame=1, box=(2, 3, 20, 18))], max_new_tokens=3, masks=False)
+        expected = ["transformers_modules", "SamaForConditionalGeneration", reply.tagged_text]
+        assert outside[0]["backbones"][name] == expected

@@ -1,24 +1,17 @@
 """The command line of the server, in a process of its own: it starts, says where it is, and ends."""
 
 import http.client
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from processes import finish, run_script, start
+from processes import finish, run_script, run_script_without, start
 
 from sama import serve
 from sama.serving.limits import Limits, described_limits, limits_from, option
 
 
 ROOT = Path(__file__).parent.parent
-
-
-def environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name != serve.KEY_VARIABLE}
 
 
 def test_it_serves_until_it_is_told_to_end(tmp_path):
@@ -89,11 +82,11 @@ def test_limits_are_whole_numbers_above_zero(value):
         Limits(running=value)
 
 
-def test_a_missing_extra_is_one_sentence():
-    code = (
-        "import runpy, sys; sys.modules['fastapi'] = None; sys.argv = ['serve.py', '--port', '0'];"
-        f"runpy.run_path({str(ROOT / 'serve.py')!r}, run_name='__main__')"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
-    assert done.returncode == 1
-    assert done.stderr.endswith("serve: The Python module fastapi is not installed. Run: pip install 'sama[serve]'\n")
+def test_a_missing_extra_is_one_sentence(monkeypatch, tmp_path):
+    monkeypatch.delenv(serve.KEY_VARIABLE, raising=False)
+    log = tmp_path / "log.txt"
+    process = start(log, run_script_without, "fastapi", ROOT / "serve.py", "--port", "0")
+    process.join()
+    assert process.exitcode == 1
+    sentence = "serve: The Python module fastapi is not installed. Run: pip install 'sama[serve]'\n"
+    assert log.read_text(encoding="utf-8").endswith(sentence)

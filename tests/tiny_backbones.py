@@ -1,8 +1,9 @@
 """A SAMA on each family of backbones, at the smallest sizes and with random weights, for tests."""
 
+import pytest
 import torch
 from processor_fixtures import language_tokenizer, qformer_tokenizer
-from tiny_model import tiny_config
+from tiny_model import Templates, tiny_config
 
 from sama.configuration_sama import SamaConfig
 from sama.conversion.folder import turn_format
@@ -49,6 +50,9 @@ BACKBONES = {
         "vision_config": QWEN3_VISION,
     },
 }
+FAMILY = [name for name in BACKBONES if "," not in name]  # one language model of each family
+# A Llama behind the vision tower of 26B is tested always; behind InternVL's other one, it is a slow test
+CHECKED = [pytest.param(name, marks=pytest.mark.slow) if name == "internvl, llama" else name for name in BACKBONES]
 
 
 def tiny_backbone_config(name: str, with_aggregator: bool = True, **settings) -> SamaConfig:
@@ -75,10 +79,7 @@ def backbone_tokenizer(name: str):
     return language_tokenizer((*LANGUAGE_TAGS, *FAMILIES[name.partition(",")[0]].tags))
 
 
-def tiny_backbone(
-    name: str, with_aggregator: bool = True, seed: int = 0, **settings
-) -> tuple[SamaForConditionalGeneration, SamaProcessor]:
-    """The model in evaluation mode, every parameter of it random, and its processor."""
+def build_backbone(name: str, with_aggregator: bool, seed: int, **settings) -> SamaForConditionalGeneration:
     config = tiny_backbone_config(name, with_aggregator, **settings)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -89,6 +90,18 @@ def tiny_backbone(
                     parameter.normal_(std=0.1)
                 elif not parameter.any():
                     parameter.normal_(std=0.02)
+    return model
+
+
+MODELS = Templates(build_backbone)
+
+
+def tiny_backbone(
+    name: str, with_aggregator: bool = True, seed: int = 0, **settings
+) -> tuple[SamaForConditionalGeneration, SamaProcessor]:
+    """The model in evaluation mode, every parameter of it random, and its processor."""
+    model = MODELS.get(name, with_aggregator, seed, **settings)
+    config = model.config
     sizes = {"image_size": 32, "max_tiles": 4} if name.startswith("internvl") else {}
     processor = SamaProcessor(
         tokenizer=backbone_tokenizer(name),

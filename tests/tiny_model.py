@@ -1,5 +1,8 @@
 """A SAMA of the real classes at the smallest sizes, with random weights, for tests."""
 
+import copy
+from collections.abc import Callable
+
 import torch
 
 from sama.configuration_sama import SamaConfig
@@ -100,9 +103,22 @@ def tiny_sam_config(size: int = SAM_SIZE) -> dict:
     }
 
 
-def tiny_model(seed: int = 0, **overrides) -> SamaForConditionalGeneration:
-    """The tiny model in evaluation mode; every parameter random, also those that SAM 2 starts at zero, so that no part
-    of the computation is silently absent."""
+class Templates:
+    """Models that are built once for a test process; [`get`] returns a copy, which costs a third."""
+
+    def __init__(self, build: Callable[..., torch.nn.Module], most: int = 8):
+        self.build, self.most, self.built = build, most, {}
+
+    def get(self, *arguments, **settings) -> torch.nn.Module:
+        key = repr((arguments, settings))
+        if key not in self.built:
+            if len(self.built) == self.most:
+                del self.built[next(iter(self.built))]  # the oldest
+            self.built[key] = self.build(*arguments, **settings)
+        return copy.deepcopy(self.built[key])
+
+
+def build_model(seed: int, **overrides) -> SamaForConditionalGeneration:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = SamaForConditionalGeneration(tiny_config(**overrides)).eval()
@@ -111,3 +127,12 @@ def tiny_model(seed: int = 0, **overrides) -> SamaForConditionalGeneration:
                 if not parameter.any():
                     parameter.normal_(std=0.02)
     return model
+
+
+MODELS = Templates(build_model)
+
+
+def tiny_model(seed: int = 0, **overrides) -> SamaForConditionalGeneration:
+    """The tiny model in evaluation mode; every parameter random, also those that SAM 2 starts at zero, so that no part
+    of the computation is silently absent."""
+    return MODELS.get(seed, **overrides)

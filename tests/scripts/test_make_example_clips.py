@@ -1,13 +1,12 @@
 """The clips that ship: short, small, credited, and reproduced by their script."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from pictures import read_video
+from processes import finish, run_script, start
 
 from sama.demo import EXAMPLES
 from sama.scripts import make_example_clips
@@ -19,10 +18,10 @@ ROOT = Path(__file__).parents[2]
 FILM, TOY = ROOT / "assets" / "bigbuckbunny.mp4", ROOT / "assets" / "toy_world.mp4"
 
 
-def make(clip, folder):
-    command = [sys.executable, str(ROOT / "scripts" / "make_example_clips.py"), "--clip", clip, "--to", str(folder)]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=folder)
-    assert result.returncode == 0, result.stderr
+def make(clip: str, folder: Path) -> None:
+    log = folder / "log.txt"
+    script = ROOT / "scripts" / "make_example_clips.py"
+    finish(start(log, run_script, script, "--clip", clip, "--to", folder), log)
 
 
 def assert_same_pictures(made, shipped):

@@ -2,8 +2,6 @@
 
 import base64
 import json
-import os
-import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -11,12 +9,13 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
+from processes import run_script_anew, start
 
 from sama.scripts.push_to_hub import files_to_upload, main
 from sama.training.model_card import model_card
 
 
-ROOT = Path(__file__).parents[2]
+SCRIPT = Path(__file__).parents[2] / "scripts" / "push_to_hub.py"
 
 
 class FakeHub(BaseHTTPRequestHandler):
@@ -102,20 +101,22 @@ def folder(tmp_path):
 UPLOADED = ["README.md", "config.json", "model.safetensors", "modeling_sama.py", "qformer_tokenizer/tokenizer.json"]
 
 
-def push(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "scripts/push_to_hub.py", *arguments]
-    settings = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT.parent), *sys.path])} | environment
-    return subprocess.run(command, cwd=ROOT, env=settings, capture_output=True, text=True, timeout=200)
+def push(log: Path, *arguments: str, **environment: str) -> tuple[int, str]:
+    """The exit code of the script, and what it printed. The Hub's client reads its settings when it is imported."""
+    process = start(log, run_script_anew, "huggingface_hub", SCRIPT, *arguments, **environment)
+    process.join()
+    return process.exitcode, log.read_text(encoding="utf-8")
 
 
 def online(hub) -> dict[str, str]:
     return {"HF_ENDPOINT": hub.address, "HF_TOKEN": "hf_secret", "HF_HUB_OFFLINE": "0"}
 
 
-def test_one_commit_has_everything(hub, folder):
-    done = push(str(folder), "me/toy", "--private", "--license", "apache-2.0", **online(hub))
-    assert done.returncode == 0, done.stderr
-    assert f"{hub.address}/me/toy/commit/1" in done.stdout
+def test_one_commit_has_everything(hub, folder, tmp_path):
+    words = (str(folder), "me/toy", "--private", "--license", "apache-2.0")
+    code, printed = push(tmp_path / "log.txt", *words, **online(hub))
+    assert code == 0, printed
+    assert f"{hub.address}/me/toy/commit/1" in printed
     assert (hub.created["name"], hub.created["organization"], hub.created["visibility"]) == ("toy", "me", "private")
     assert {token for path, token in hub.requests if "/toy" in path} == {"Bearer hf_secret"}
     (commit,) = hub.commits
@@ -124,17 +125,18 @@ def test_one_commit_has_everything(hub, folder):
     assert commit["README.md"].decode() == model_card(folder, "me/toy", "apache-2.0")
 
 
-def test_http_error_is_a_message(hub, folder):
+def test_http_error_is_a_message(hub, folder, tmp_path):
     hub.refuse = True
-    done = push(str(folder), "me/toy", "--license", "mit", **online(hub))
-    assert done.returncode == 1 and "push_to_hub:" in done.stderr and "Traceback" not in done.stderr
+    code, printed = push(tmp_path / "log.txt", str(folder), "me/toy", "--license", "mit", **online(hub))
+    assert code == 1 and "push_to_hub:" in printed and "Traceback" not in printed
     assert hub.commits == []
 
 
 def test_dry_run_sends_no_request(hub, folder, tmp_path):
     (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n")  # as merge_lora and the conversion write it
-    done = push(str(folder), "me/toy", "--dry_run", str(tmp_path / "upload"), **online(hub))
-    assert done.returncode == 0, done.stderr
+    words = (str(folder), "me/toy", "--dry_run", str(tmp_path / "upload"))
+    code, printed = push(tmp_path / "log.txt", *words, **online(hub))
+    assert code == 0, printed
     assert hub.requests == []
     written = [path for path in (tmp_path / "upload").rglob("*") if path.is_file()]
     assert sorted(path.relative_to(tmp_path / "upload").as_posix() for path in written) == UPLOADED

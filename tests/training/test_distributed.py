@@ -16,6 +16,7 @@ from processes import finish, free_port, run_script, start_group
 from safetensors.torch import load_file
 from tiny_model import tiny_model
 from torch.distributed.run import __file__ as torchrun
+from training_fixtures import toy_mixture
 
 from sama.training.parts import PUBLISHED_PARTS, part_of
 from sama.training.sharding import REPLICATED, SHARDABLE
@@ -27,13 +28,19 @@ needs_deepspeed = pytest.mark.skipif(
     find_spec("deepspeed") is None,
     reason="deepspeed is not installed: pip install -e .[deepspeed]",
 )
+SMALL_MODEL = ROOT / "checkpoints" / "sama-tiny"  # large enough for ZeRO-3 to shard matrices
 TRAINING = [
-    "--model_name_or_path", str(ROOT / "checkpoints" / "sama-tiny"),
-    "--mixture", str(ROOT / "data_configs" / "toy.yaml"), "--use_cpu", "true",
+    "--model_name_or_path", str(SMALL_MODEL), "--use_cpu", "true",
     "--max_steps", "2", "--per_device_train_batch_size", "1", "--learning_rate", "1e-3", "--logging_steps", "1",
     "--dataloader_num_workers", "0", "--report_to", "none", "--save_strategy", "no", "--disable_tqdm", "true",
     "--turns", "1", "--warmup_steps", "0",
 ]  # fmt: skip
+
+
+def training(folder: Path) -> list[str]:
+    """The arguments of two updates on clips with regions and masks."""
+    mixture = toy_mixture(folder, tasks={"dialogue": 1})
+    return [*TRAINING, "--mixture", str(mixture), "--output_dir", str(folder / "run")]
 
 
 def variables(folder: Path) -> dict[str, str]:
@@ -72,8 +79,8 @@ def sharded(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     words = ["fsdp2"]
     if find_spec("deepspeed"):
-        output = ["--output_dir", str(folder / "run"), "--deepspeed", str(ROOT / "scripts/accelerate/zero3.json")]
-        words = ["zero2", "zero3", "fsdp2", "train", *TRAINING, *output]
+        deepspeed = ["--deepspeed", str(ROOT / "scripts/accelerate/zero3.json")]
+        words = ["zero2", "zero3", "fsdp2", "train", *training(folder), *deepspeed]
     if request.param == "torchrun":
         return folder, launch([torchrun, "--nproc_per_node", "2", "--master_port", free_port()], folder, *words)
     log = folder / "log.txt"
@@ -118,7 +125,7 @@ def by_accelerate(tmp_path_factory):
         "-m", "accelerate.commands.launch", "--config_file", "scripts/accelerate/zero2.yaml",
         "--num_processes", "2", "--main_process_port", free_port(),
     ]  # fmt: skip
-    return folder, launch(launcher, folder, "train", *TRAINING, "--output_dir", str(folder / "run"))
+    return folder, launch(launcher, folder, "train", *training(folder))
 
 
 @pytest.mark.slow
@@ -164,7 +171,7 @@ def check_run(report: dict, folder: Path) -> None:
     """Checks for finite losses, and a complete saved model whose trained parts have moved."""
     losses = torch.tensor(report["losses"])
     assert len(losses) == 2 and losses.isfinite().all()
-    before, after = saved_weights(ROOT / "checkpoints" / "sama-tiny"), saved_weights(folder)
+    before, after = saved_weights(SMALL_MODEL), saved_weights(folder)
     assert set(load_file(folder / "model.safetensors")) == set(before)  # no legacy names of the library
     moved = {part_of(name) for name in before if not torch.equal(before[name], after[name])}
     assert moved == set(PUBLISHED_PARTS)
