@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 from checkpoint import count_calls
-from tiny_model import tiny_config
+from tiny_model import Templates, tiny_config
 from tiny_trackers import randomize, tiny_mask_config
 from transformers import AutoModel
 from transformers.models.edgetam_video.modeling_edgetam_video import EdgeTamVideoInferenceSession
@@ -34,9 +34,16 @@ NUM_OBJECTS = 2
 TOLERANCE = 1e-4  # of the largest value; memories are rounded to bfloat16, some of them the other way
 
 
-def make_tracker(kind: str, seed: int = 0, mask_settings: dict | None = None, **settings) -> SamaMaskTracker:
-    mask_config = tiny_mask_config(kind, **(mask_settings or {}))
+def build_tracker(kind: str, seed: int, mask_settings: dict, **settings) -> SamaMaskTracker:
+    mask_config = tiny_mask_config(kind, **mask_settings)
     return randomize(build_mask_tracker(SamaConfig(mask_config=mask_config, **settings)), seed)
+
+
+TRACKERS = Templates(build_tracker)
+
+
+def make_tracker(kind: str, seed: int = 0, mask_settings: dict | None = None, **settings) -> SamaMaskTracker:
+    return TRACKERS.get(kind, seed, mask_settings or {}, **settings)
 
 
 def make_pair(kind: str, **settings) -> tuple[SamaMaskTracker, torch.nn.Module]:

@@ -1,12 +1,14 @@
 """What the tracker must not depend on: company of other objects, batches of frames, and (almost) the precision."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 from foreign_checkpoints import SIZES, sam2_shapes
 
 from sama.configuration_sama import SamaConfig
 from sama.conversion.configs import sam2_config
-from sama.modeling_sama_tracker import SamaMaskTracker
+from sama.modeling_sama_tracker import FrameFeatures, SamaMaskTracker
 
 
 IMAGE_SIZE, NUM_FRAMES, NUM_OBJECTS = SIZES["sam_image_size"], 8, 3
@@ -33,12 +35,12 @@ def make_tracker(policy: str, version: str = "2.0") -> SamaMaskTracker:
     return tracker
 
 
-@pytest.fixture(params=PRESETS)
+@pytest.fixture(scope="module", params=PRESETS)
 def tracker(request) -> SamaMaskTracker:
     return make_tracker(request.param)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def frames() -> torch.Tensor:
     """A smooth picture that drifts."""
     generator = torch.Generator().manual_seed(1)
@@ -47,18 +49,34 @@ def frames() -> torch.Tensor:
     return torch.stack([wide[0, :, :IMAGE_SIZE, 16 * index : 16 * index + IMAGE_SIZE] for index in range(NUM_FRAMES)])
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def prompts() -> torch.Tensor:
     return torch.randn(NUM_OBJECTS, 256, generator=torch.Generator().manual_seed(2))
 
 
 @torch.no_grad()
-def track(tracker: SamaMaskTracker, prompts: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
-    """Mask logits, (objects, frames, size, size); each frame is encoded when it is asked for."""
-    prompted = PRESETS[tracker.config.preset]
-    found = tracker.track(prompts, len(frames), prompted, lambda index: tracker.encode_frames(frames[index][None]))
+def encode(tracker: SamaMaskTracker, frames: torch.Tensor) -> list[FrameFeatures]:
+    """Features of each frame, encoded by itself."""
+    return [tracker.encode_frames(frame[None]) for frame in frames]
+
+
+@torch.no_grad()
+def track(tracker: SamaMaskTracker, prompts: torch.Tensor, features: list[FrameFeatures]) -> torch.Tensor:
+    """Mask logits, (objects, frames, size, size)."""
+    found = tracker.track(prompts, len(features), PRESETS[tracker.config.preset], features.__getitem__)
     logits = {each.frame_index: each.mask_logits for each in found}
     return torch.stack([logits[index] for index in sorted(logits)], 1)
+
+
+@pytest.fixture(scope="module")
+def features(tracker, frames) -> list[FrameFeatures]:
+    return encode(tracker, frames)
+
+
+@pytest.fixture(scope="module")
+def tracked(tracker, prompts, features) -> torch.Tensor:
+    """All objects through the whole video."""
+    return track(tracker, prompts, features)
 
 
 def difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
@@ -76,40 +94,37 @@ def difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 )
 def test_batched_objects_equal_single_objects(policy, version, prompts, frames):
     tracker = make_tracker(policy, version)
-    together = track(tracker, prompts, frames)
-    alone = torch.cat([track(tracker, prompt[None], frames) for prompt in prompts])
+    features = encode(tracker, frames)
+    together = track(tracker, prompts, features)
+    alone = torch.cat([track(tracker, prompt[None], features) for prompt in prompts])
     assert together.std() > 0.1
     assert difference(together, alone) <= TOLERANCE
 
 
-def test_an_object_does_not_see_its_company(tracker, prompts, frames):
-    swapped = track(tracker, prompts.flip(0), frames).flip(0)
-    assert difference(swapped, track(tracker, prompts, frames)) <= TOLERANCE
+def test_an_object_does_not_see_its_company(tracker, prompts, features, tracked):
+    swapped = track(tracker, prompts.flip(0), features).flip(0)
+    assert difference(swapped, tracked) <= TOLERANCE
 
 
 @torch.no_grad()
-def test_streaming_equals_whole_video(tracker, prompts, frames):
+def test_streaming_equals_whole_video(tracker, prompts, frames, tracked):
     """Frames encoded one by one against all of them in one batch."""
     whole = tracker.encode_frames(frames)
-    prompted = PRESETS[tracker.config.preset]
-    found = tracker.track(prompts, NUM_FRAMES, prompted, lambda index: whole.take(torch.tensor([index])))
-    logits = {each.frame_index: each.mask_logits for each in found}
-    stacked = torch.stack([logits[index] for index in range(NUM_FRAMES)], 1)
-    assert difference(track(tracker, prompts, frames), stacked) <= TOLERANCE
+    stacked = track(tracker, prompts, [whole.take(torch.tensor([index])) for index in range(NUM_FRAMES)])
+    assert difference(tracked, stacked) <= TOLERANCE
 
 
-@torch.no_grad()
-def test_release_does_not_look_ahead(prompts, frames):
+@pytest.mark.parametrize("tracker", ["published"], indirect=True)
+def test_release_does_not_look_ahead(tracker, prompts, features, tracked):
     """The masks of a video's beginning do not change when the rest is cut away: nothing waits for the end."""
-    tracker = make_tracker("published")
     # From 16 frames on the number of frames plays no part; below, it limits how many pointers are remembered
-    whole, cut = track(tracker, prompts, frames), track(tracker, prompts, frames[:6])
-    assert difference(cut[:, :5], whole[:, :5]) <= TOLERANCE
+    cut = track(tracker, prompts, features[:6])
+    assert difference(cut[:, :5], tracked[:, :5]) <= TOLERANCE
 
 
-def test_bfloat16_masks_are_those_of_float32(tracker, prompts, frames):
-    exact = track(tracker, prompts, frames) > 0
-    rounded = track(tracker.to(torch.bfloat16), prompts.bfloat16(), frames.bfloat16()) > 0
+def test_bfloat16_masks_are_those_of_float32(tracker, prompts, frames, tracked):
+    exact, rounding = tracked > 0, deepcopy(tracker).to(torch.bfloat16)
+    rounded = track(rounding, prompts.bfloat16(), encode(rounding, frames.bfloat16())) > 0
     area = exact.float().mean((1, 2, 3))
     assert ((area > 0.02) & (area < 0.98)).all(), area
     union = (exact | rounded).flatten(1).sum(1)

@@ -5,6 +5,7 @@ drawn, and the last bias of the score head is raised: a score that is not positi
 masks shows nothing. One test moves that bias so that objects leave and come back.
 """
 
+from copy import deepcopy
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
@@ -19,10 +20,10 @@ from sama.conversion.trackers import map_tracker
 from sama.modeling_sama_tracker import FrameFeatures, ObjectMasks, SamaMaskTracker
 
 
-pytest.importorskip("sam2", reason="the sam2 package is the oracle: pip install --no-deps sam2, and hydra-core iopath")
-from hydra.utils import instantiate  # noqa: E402
-from omegaconf import OmegaConf  # noqa: E402
-
+if find_spec("sam2") is None:  # imported where it is used: every test process imports this file
+    pytest.skip(
+        "the sam2 package is the oracle: pip install --no-deps sam2, and hydra-core iopath", allow_module_level=True
+    )
 
 CONFIGS = Path(find_spec("sam2").origin).parent / "configs"
 VERSIONS = {"2.0": "sam2/sam2_hiera_{}.yaml", "2.1": "sam2.1/sam2.1_hiera_{}.yaml"}
@@ -36,6 +37,9 @@ ON = torch.ones(NUM_OBJECTS, 1, dtype=torch.int32)
 
 def package_model(version: str, size: str, small: bool) -> torch.nn.Module:
     """A model of the package from its own configuration."""
+    from hydra.utils import instantiate  # here, because every test process imports this file
+    from omegaconf import OmegaConf
+
     config = OmegaConf.load(CONFIGS / VERSIONS[version].format(size)).model
     if small:
         trunk = {"embed_dim": 16, "stages": [1, 2, 3, 1], "num_heads": 1, "window_spec": SMALL["window_spec"]}
@@ -79,7 +83,7 @@ def our_tracker(model: torch.nn.Module, round_memory: bool = False) -> SamaMaskT
     return tracker
 
 
-@pytest.fixture(params=VERSIONS)
+@pytest.fixture(scope="module", params=VERSIONS)
 def package(request) -> torch.nn.Module:
     model = package_model(request.param, "l", small=True)
     randomise(model, seed=0)
@@ -88,7 +92,7 @@ def package(request) -> torch.nn.Module:
     return model
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def frames() -> torch.Tensor:
     """A smooth picture that drifts, so that frames resemble each other as in a video."""
     generator = torch.Generator().manual_seed(1)
@@ -97,14 +101,40 @@ def frames() -> torch.Tensor:
     return torch.stack([wide[0, :, :IMAGE_SIZE, 16 * index : 16 * index + IMAGE_SIZE] for index in range(NUM_FRAMES)])
 
 
+@pytest.fixture(scope="module")
+@torch.no_grad()
+def images(package, frames) -> list[dict]:
+    """What the package's image encoder makes of each frame, for all objects and tests."""
+    return [package.forward_image(frames[index : index + 1]) for index in range(NUM_FRAMES)]
+
+
+@pytest.fixture(scope="module")
+def tracker(package) -> SamaMaskTracker:
+    return our_tracker(package)
+
+
+@pytest.fixture(scope="module")
+@torch.no_grad()
+def features(tracker, frames) -> list[FrameFeatures]:
+    """The same by our image encoder."""
+    return [tracker.encode_frames(frames[index : index + 1]) for index in range(NUM_FRAMES)]
+
+
 def close(ours: torch.Tensor, theirs: torch.Tensor, tolerance: float = TOLERANCE) -> None:
     assert ours.shape == theirs.shape
     difference = (ours - theirs).abs().max() / theirs.abs().max()
     assert difference <= tolerance, f"{difference:.2e} of the largest value"
 
 
-@pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("size", ["t", "s", "b+", "l"])
+# Each size once and each version twice; the other combinations are slow tests
+@pytest.mark.parametrize(
+    ("version", "size"),
+    [("2.0", "t"), ("2.1", "s"), ("2.0", "b+"), ("2.1", "l")]
+    + [
+        pytest.param(*case, marks=pytest.mark.slow)
+        for case in (("2.1", "t"), ("2.0", "s"), ("2.1", "b+"), ("2.0", "l"))
+    ],
+)
 def test_published_sizes_are_those_of_the_package(version: str, size: str, monkeypatch):
     linspace = torch.linspace  # the package reads numbers from one while it is built
     monkeypatch.setattr(torch, "linspace", lambda *args, **kwargs: linspace(*args, **{**kwargs, "device": "cpu"}))
@@ -132,11 +162,10 @@ def test_published_sizes_are_those_of_the_package(version: str, size: str, monke
 
 
 def package_image_masks(
-    model: torch.nn.Module, frame: torch.Tensor, points: torch.Tensor, labels: torch.Tensor
+    model: torch.nn.Module, image: dict, points: torch.Tensor, labels: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Best of three masks and its predicted IoU, as the package's image predictor computes them."""
-    output = model.forward_image(frame[None])
-    _, features, _, sizes = model._prepare_backbone_features(output)
+    _, features, _, sizes = model._prepare_backbone_features(image)
     features[-1] = features[-1] + model.no_mem_embed
     levels = [level.permute(1, 2, 0).reshape(1, -1, *size) for level, size in zip(features, sizes, strict=True)]
     sparse, dense = model.sam_prompt_encoder(points=(points, labels), boxes=None, masks=None)
@@ -165,18 +194,17 @@ def package_image_masks(
     ids=["click", "clicks", "box", "box and click"],
 )
 @torch.no_grad()
-def test_image_masks(package, frames, points, labels):
+def test_image_masks(package, tracker, images, features, points, labels):
     points, labels = torch.tensor([points]), torch.tensor([labels], dtype=torch.int32)
-    theirs, their_iou = package_image_masks(package, frames[0], points, labels)
-    tracker = our_tracker(package)
-    ours = tracker.segment_points(tracker.encode_frames(frames[:1]), points, labels)
+    theirs, their_iou = package_image_masks(package, images[0], points, labels)
+    ours = tracker.segment_points(features[0], points, labels)
     assert 0.01 < (theirs > 0).float().mean() < 0.99
     close(ours.mask_logits[:, 0], theirs)
     close(ours.predicted_iou[:, 0], their_iou)
 
 
 def package_tracks(
-    model: torch.nn.Module, frames: torch.Tensor, prompted: list[int], round_memory: bool
+    model: torch.nn.Module, images: list[dict], prompted: list[int], round_memory: bool
 ) -> tuple[dict[int, torch.Tensor], dict[int, torch.Tensor]]:
     """Mask logits and object scores of both objects in every frame, each object for itself, by the package."""
     masks, scores = {}, {}
@@ -184,8 +212,7 @@ def package_tracks(
         memory = {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}}
 
         def step(index: int, points: dict | None, reverse: bool, memory: dict = memory) -> dict:
-            output = model.forward_image(frames[index : index + 1])
-            _, features, positions, sizes = model._prepare_backbone_features(output)
+            _, features, positions, sizes = model._prepare_backbone_features(images[index])
             given = (features, positions, sizes, points, None, memory, NUM_FRAMES)
             result = model.track_step(index, points is not None, *given, track_in_reverse=reverse)
             if round_memory:  # as the package's video predictor stores them
@@ -208,7 +235,7 @@ def package_tracks(
     )
 
 
-def our_tracks(tracker: SamaMaskTracker, frames: torch.Tensor, prompted: list[int]) -> dict[int, torch.Tensor]:
+def our_tracks(tracker: SamaMaskTracker, encoded: list[FrameFeatures], prompted: list[int]) -> dict[int, torch.Tensor]:
     """The same by our tracker, both objects at once."""
     state, masks = tracker.start_track(NUM_FRAMES), {}
 
@@ -217,7 +244,7 @@ def our_tracks(tracker: SamaMaskTracker, frames: torch.Tensor, prompted: list[in
         masks[index] = found.mask_logits[0]
 
     for index in prompted:
-        features = tracker.encode_frames(frames[index : index + 1])
+        features = encoded[index]
         found = tracker.segment_points(features.take(torch.zeros(NUM_OBJECTS, dtype=torch.long)), POINTS, ON)
         parts = (
             found.mask_logits,
@@ -230,7 +257,7 @@ def our_tracks(tracker: SamaMaskTracker, frames: torch.Tensor, prompted: list[in
     for indices, step in ((range(prompted[0] + 1, NUM_FRAMES), 1), (range(prompted[0] - 1, -1, -1), -1)):
         for index in indices:
             if index not in prompted:
-                features = tracker.encode_frames(frames[index : index + 1])
+                features = encoded[index]
                 remember(index, features, tracker.propagate(features, state, index, step), False)
     return masks
 
@@ -254,10 +281,10 @@ REST = [case for case in product(VERSIONS, ("float", "bfloat16"), PROMPTED) if c
     indirect=["package"],
 )
 @torch.no_grad()
-def test_propagation(package, frames, memory, prompted):
+def test_propagation(package, tracker, images, features, memory, prompted):
     prompted, round_memory = PROMPTED[prompted], memory == "bfloat16"
-    theirs, scores = package_tracks(package, frames, prompted, round_memory)
-    ours = our_tracks(our_tracker(package, round_memory), frames, prompted)
+    theirs, scores = package_tracks(package, images, prompted, round_memory)
+    ours = our_tracks(our_tracker(package, True) if round_memory else tracker, features, prompted)
     assert sorted(ours) == sorted(theirs) == list(range(NUM_FRAMES))
     assert all((score > 0).all() for score in scores.values())
     for index in range(NUM_FRAMES):
@@ -266,21 +293,22 @@ def test_propagation(package, frames, memory, prompted):
 
 
 @torch.no_grad()
-def test_propagation_with_objects_that_leave(package, frames):
+def test_propagation_with_objects_that_leave(package, images, features):
     """SAM 2 empties the mask of an object whose score is not positive, and remembers that it was not there."""
     # The score head is turned round, because clicked frames score lowest here, and its last bias is moved so that
     # about half of the tracked frames lose their objects
+    package = deepcopy(package)
     package.get_parameter(SCORE_WEIGHT).neg_()
-    _, scores = package_tracks(package, frames, [0], False)
+    _, scores = package_tracks(package, images, [0], False)
     tracked = torch.cat([scores[index] for index in range(1, NUM_FRAMES)]).flatten().sort().values
     middle = tracked[len(tracked) // 3 : 2 * len(tracked) // 3]
     # In the widest gap between two scores: on a score itself, rounding would decide whether the object is there
     widest = middle.diff().argmax()
     package.get_parameter(SCORE_BIAS).sub_((middle[widest] + middle[widest + 1]) / 2)
-    theirs, scores = package_tracks(package, frames, [0], False)
+    theirs, scores = package_tracks(package, images, [0], False)
     absent = torch.stack([scores[index] <= 0 for index in range(1, NUM_FRAMES)])
     assert (scores[0] > 0).all()
     assert absent.any() and not absent.all()
-    ours = our_tracks(our_tracker(package), frames, [0])
+    ours = our_tracks(our_tracker(package), features, [0])
     for index in range(NUM_FRAMES):
         close(ours[index], theirs[index])
