@@ -168,6 +168,7 @@ def commands_of_the_page() -> list[list[str]]:
 def test_the_commands_of_the_page_train_and_evaluate(example, monkeypatch, tmp_path):
     root = Path(__file__).parent.parent.parent
     environment = {**os.environ, "SAMA_DATA_ROOT": str(example.folder), "SAMA_CACHE": str(tmp_path / "cache")}
+    worked_example.write_mixture(example)
     train, evaluate = commands_of_the_page()
     for words in (train, evaluate):
         words = [
