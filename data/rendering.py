@@ -94,6 +94,7 @@ class Sample:
         targets (`np.ndarray`): Bool, of shape `(num_objects, num_frames, height, width)`: one object for each [SEG],
             in the order of the text. Without [SEG] every dimension is 0.
         objects (`list[str]`): Names of these objects in the record.
+        info (`list[dict]`): Of each message, what the record says about it beside its content.
         left_out (`dict[str, int]`): Number of rounds that were left out, by reason.
         point_seed (`int`): Seed of the points at which the masks are compared in training.
     """
@@ -108,6 +109,7 @@ class Sample:
     prompted: list[int] = field(default_factory=list)
     targets: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0, 0), dtype=bool))
     objects: list[str] = field(default_factory=list)
+    info: list[dict] = field(default_factory=list)
     left_out: dict[str, int] = field(default_factory=dict)
     point_seed: int = 0
 
@@ -167,6 +169,7 @@ class Renderer:
                 "has only questions about regions that are never visible", field="objects", **_place(record)
             )
         self._fit(record, visible, self._preamble(record, masks, rng), frames, sample)
+        sample.info = [message.pop("info", {}) for message in sample.messages]
         self._add_targets(masks, sample, rng)
         sample.point_seed = int(rng.integers(POINT_SEEDS))
         return sample
@@ -201,9 +204,16 @@ class Renderer:
         return [groups[i][rng.integers(len(groups[i]))] for i in drawn]
 
     def _write(self, messages: list[dict], record: dict, rng: np.random.Generator) -> list[dict]:
-        """The messages of one round, with role and content alone."""
+        """The messages of one round, with role, content and info alone."""
         visual = "image" if "image" in record else "video"
-        written = [{"role": message["role"], "content": self._content(message, visual, rng)} for message in messages]
+        written = [
+            {
+                "role": message["role"],
+                "content": self._content(message, visual, rng),
+                "info": message.get("info", {}),
+            }
+            for message in messages
+        ]
         if self.published and record.get("layout") in published.SINGLE_LINE_LAYOUTS:
             if messages[0] is _first_question(record):
                 written[0]["content"] = published.join_lines(written[0]["content"])
@@ -320,7 +330,7 @@ class Renderer:
         for groups in [preamble, named_groups(preamble, rounds)] if preamble else [preamble]:
             parts = [*shown, *(part for _, group in groups for part in group), *question["content"]]
             later = [message for one in others for message in one]
-            yield [*system, {"role": "user", "content": parts}, *answers, *later]
+            yield [*system, {**question, "content": parts}, *answers, *later]
 
     def _count(self, messages: list[dict], sample: Sample) -> tuple[int, int]:
         """Tokens of the messages, and how many of their regions the Q-Former cannot read."""

@@ -1,0 +1,198 @@
+"""What reinforcement trains on: prompts that end with a question, and the references that answers to it are judged by.
+
+A sample of a mixture becomes a prompt by one of its answers: the conversation up to the question, with the reference
+answers of the earlier turns, and the answer with its masks as the reference.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+
+from sama.data.collator import blank_sample
+from sama.data.mixture import Mixture
+from sama.data.records import DataError
+from sama.data.rendering import Sample
+from sama.prompts_sama import REGION_WORD, ground_phrase, parse_tagged_text
+
+
+def no_masks() -> np.ndarray:
+    """The masks of no object."""
+    return np.zeros((0, 0, 0, 0), dtype=bool)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """
+    The answer that a prompt should get.
+
+    Attributes:
+        tagged_text (`str`): Its words with `<p> ... </p> [SEG]`.
+        masks (`np.ndarray`): Bool, of shape `(num_objects, num_frames, height, width)`: one object for each [SEG].
+        info (`dict`): What the record says about it, such as `kind`, and for a question with a closed set of answers
+            the set, `choices`, and the right one, `answer`.
+        num_tokens (`int`): Tokens of the answer.
+    """
+
+    tagged_text: str
+    masks: np.ndarray = field(default_factory=no_masks)
+    info: Mapping = field(default_factory=dict)
+    num_tokens: int = 0
+
+    @property
+    def text(self) -> str:
+        """The words alone."""
+        return parse_tagged_text(self.tagged_text)[0]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """
+    A conversation that ends with a question.
+
+    Attributes:
+        source (`str`), id (`str`): Of the record.
+        question (`str`): The words of the last question, with `<region>` for each region.
+        regions (`list[Region]`): What they point at.
+        frames (`list[int]`): The frames of the video that have masks.
+        prompted (`list[int]`): Places among `frames` of those on which [SEG] prompts SAM 2.
+        pictures (`np.ndarray`): These frames, uint8 of shape `(num_frames, height, width, 3)`.
+        reference ([`Reference`], *optional*): `None` if nothing is to be learned from it.
+    """
+
+    source: str
+    id: str
+    question: str
+    regions: list = field(default_factory=list)
+    frames: list[int] = field(default_factory=list)
+    prompted: list[int] = field(default_factory=list)
+    pictures: np.ndarray = field(default_factory=lambda: np.zeros((0, 1, 1, 3), dtype=np.uint8))
+    reference: Reference | None = None
+
+
+def answer_turns(sample: Sample) -> list[int]:
+    """Positions among the messages of a sample of the answers that follow a question directly."""
+    roles = [message["role"] for message in sample.messages]
+    return [i for i in range(1, len(roles)) if roles[i - 1 : i + 1] == ["user", "assistant"]]
+
+
+def count_objects(messages: Sequence[Mapping]) -> int:
+    """Number of [SEG]s of messages."""
+    return sum(len(part.get("objects", ())) for message in messages for part in message["content"])
+
+
+def cut_behind(sample: Sample, turn: int) -> Sample:
+    """The sample up to the answer at position `turn`, with the masks of what is left."""
+    messages = sample.messages[: turn + 1]
+    count = count_objects(messages)
+    targets = sample.targets[:count] if count else no_masks()
+    kept = {"frames": sample.frames, "prompted": sample.prompted} if count else {"frames": [], "prompted": []}
+    return replace(
+        sample,
+        messages=messages,
+        info=sample.info[: turn + 1],
+        targets=targets,
+        objects=sample.objects[:count],
+        **kept,
+    )
+
+
+class TurnMixture(Mixture):
+    """
+    A mixture whose samples end with one of their answers, drawn at random.
+
+    Args:
+        mixture ([`Mixture`]): Where the samples come from.
+        kinds (sequence of `str`): Only answers of these kinds, as the `info` of the records names them; all if empty.
+            A sample without any is skipped.
+    """
+
+    def __init__(self, mixture: Mixture, kinds: Sequence[str] = ()):
+        pairs = list(zip(mixture.sources, mixture.weights, strict=True))
+        super().__init__(pairs, mixture.renderer, mixture.seed, mixture.on_error)
+        self.kinds = tuple(kinds)
+
+    def __getitem__(self, index: int) -> Sample | None:
+        sample = super().__getitem__(index)
+        if sample is None:
+            return None
+        turns = answer_turns(sample)
+        if self.kinds:
+            turns = [turn for turn in turns if sample.info[turn].get("kind") in self.kinds]
+        if not turns:
+            return None
+        rng = np.random.default_rng([self.seed, *divmod(index, len(self)), len(turns)])
+        return cut_behind(sample, turns[int(rng.integers(len(turns)))])
+
+    def resolved(self) -> dict:
+        """As in [`Mixture`], with the kinds among the settings of rendering."""
+        found = super().resolved()
+        return found | {"rendering": {**found["rendering"], "kinds": list(self.kinds)}}
+
+
+def prompt_of(sample: Sample, tokenizer) -> Prompt:
+    """
+    A sample that ends with an answer as a prompt.
+
+    Raises:
+        DataError: if the sample does not end with an answer.
+    """
+    if not sample.messages or sample.messages[-1]["role"] != "assistant":
+        raise DataError("does not end with an answer", source=sample.source, index=sample.id, field="messages")
+    question, answer = sample.messages[-2:]
+    tagged = "".join(ground_phrase(part["text"], len(part.get("objects", ()))) for part in answer["content"])
+    count = count_objects([answer])
+    info = sample.info[-1] if sample.info else {}
+    num_tokens = len(tokenizer(tagged, add_special_tokens=False)["input_ids"]) + 1  # and the end mark
+    masks = sample.targets[len(sample.targets) - count :]
+    frames = [sample.video[frame] for frame in sample.frames]
+    return Prompt(
+        sample.source,
+        sample.id,
+        "".join(REGION_WORD if part["type"] == "region" else part.get("text", "") for part in question["content"]),
+        [part["region"] for part in question["content"] if part["type"] == "region"],
+        list(sample.frames),
+        [sample.frames.index(frame) for frame in sample.prompted],
+        *([np.stack(frames)] if frames else []),
+        reference=Reference(tagged, masks, info, num_tokens),
+    )
+
+
+class PromptCollator:
+    """
+    Collates samples that end with an answer:
+
+        inputs       what `SamaProcessor.apply_chat_template` makes of the conversations without their last answers
+        prompts      list of [`Prompt`]
+        sam_frames   list of float tensors `(num_frames, 3, S, S)`: the frames of each prompt as SAM 2 inputs
+
+    Skipped samples (`None`) are left out. A batch without any other holds a question without a reference, so that
+    every process of a run has a batch.
+
+    Args:
+        processor ([`SamaProcessor`]): Makes the tensors.
+    """
+
+    def __init__(self, processor):
+        self.processor = processor
+
+    def __call__(self, samples: Sequence[Sample | None]) -> dict:
+        kept = [sample for sample in samples if sample is not None]
+        prompts = [prompt_of(sample, self.processor.tokenizer) for sample in kept]
+        asked = [replace(sample, messages=sample.messages[:-1]) for sample in kept]
+        if not kept:
+            asked = [blank_sample()]
+            prompts = [Prompt("", "", asked[0].messages[0]["content"][0]["text"])]
+        inputs = self.processor.apply_chat_template(
+            [sample.messages for sample in asked],
+            turn_format=[sample.turn_format for sample in asked],
+            frames=[sample.frame_choice for sample in asked],
+        )
+        return {"inputs": dict(inputs), "prompts": prompts, "sam_frames": [self.sam_frames(one) for one in prompts]}
+
+    def sam_frames(self, prompt: Prompt) -> torch.Tensor:
+        """The frames of a prompt as SAM 2 inputs."""
+        size = self.processor.sam_image_size
+        frames = [self.processor.sam_pixel_values(picture) for picture in prompt.pictures]
+        return torch.stack(frames) if frames else torch.zeros(0, 3, size, size)

@@ -1,0 +1,216 @@
+"""Rewards: pure functions of an answer and its reference, each from 0 to 1, or `None` where a question cannot be judged
+by it. Reinforcement adds them up by their weights (`--rewards masks=1,answer=1`); a function of your own is named by its
+place, `--rewards masks=1,my_package.my_module:polite=0.5`.
+
+Masks are those that the tracker gives for the [SEG]s of the answer, so that a reward can look at what a user would see.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+
+import numpy as np
+
+from sama.metrics.iou import miou, overlaps
+from sama.prompts_sama import ANSWER_TAGS, PHRASE_END, PHRASE_START, SEG, parse_tagged_text
+
+from .prompts import Reference, no_masks
+
+
+NUMBER_WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+NOTHING = {"no", "none", "nothing", "neither"}
+YES_NO = ("yes", "no")
+# An answer may be this many times as long as its reference, and `SPARE_TOKENS` longer; at twice that it is worth nothing
+LENGTH_RATIO, SPARE_TOKENS = 1.5, 8
+
+
+@dataclass(frozen=True)
+class SampledAnswer:
+    """
+    An answer that was sampled.
+
+    Attributes:
+        tagged_text (`str`): Its words with `<p> ... </p> [SEG]`, without the end mark.
+        masks (`np.ndarray`): Bool, of shape `(num_objects, num_frames, height, width)`, on the frames of the
+            reference: one object for each [SEG]. Where the reference has no frames, `num_frames` is 0.
+        num_tokens (`int`): Tokens, the end mark included.
+        ended (`bool`): Whether the model ended it; otherwise it was cut at the limit.
+    """
+
+    tagged_text: str
+    masks: np.ndarray = field(default_factory=no_masks)
+    num_tokens: int = 0
+    ended: bool = True
+
+    @property
+    def text(self) -> str:
+        """The words alone."""
+        return parse_tagged_text(self.tagged_text)[0]
+
+    @property
+    def phrases(self) -> list[tuple[str, tuple[int, int]]]:
+        """For each [SEG] the phrase that it stands for, and its characters in the words."""
+        return parse_tagged_text(self.tagged_text)[1]
+
+
+Reward = Callable[[SampledAnswer, Reference], float | None]
+
+
+def reward_masks(answer: SampledAnswer, reference: Reference) -> float:
+    """Mean IoU of the masks over all frames, under the best-first matching of `metrics.iou.miou`: a missing object and a
+    surplus one count as 0. Where nothing is to be shown, 1 for an answer without masks."""
+    if not len(reference.masks) or not len(answer.masks):
+        return float(len(reference.masks) == len(answer.masks))
+    if answer.masks.shape[1:] != reference.masks.shape[1:]:
+        raise ValueError(
+            f"The masks of an answer have (frames, height, width) {answer.masks.shape[1:]}, those of the reference "
+            f"{reference.masks.shape[1:]}; were other frames tracked?"
+        )
+    return float(miou(overlaps(list(reference.masks), list(answer.masks)).ious(empty=1.0)))
+
+
+def reward_answer(answer: SampledAnswer, reference: Reference) -> float | None:
+    """1 if the answer names the right choice and no other one, as whole words. `None` without choices."""
+    choices = reference.info.get("choices")
+    if not choices:
+        return None
+    return float(named(answer.text, choices) == [reference.info["answer"]])
+
+
+def reward_words(answer: SampledAnswer, reference: Reference) -> float:
+    """F1 of the words of the answer with those of the reference, for answers without choices."""
+    mine, theirs = words(answer.text), words(reference.text)
+    common = sum(min(mine.count(word), theirs.count(word)) for word in set(mine))
+    return 2 * common / (len(mine) + len(theirs)) if mine or theirs else 1.0
+
+
+def reward_count(answer: SampledAnswer, reference: Reference) -> float:
+    """1 if the answer shows as many objects as the reference."""
+    return float(len(answer.phrases) == len(reference.masks))
+
+
+def reward_format(answer: SampledAnswer, reference: Reference) -> float:
+    """1 for an answer that has words, ends, and consists of text and `<p> phrase </p> [SEG]`, one or more [SEG]."""
+    tags = "".join(f"({re.escape(tag)})|" for tag in ANSWER_TAGS).removesuffix("|")
+    found = [piece for piece in re.split(tags, answer.tagged_text) if piece and piece.strip()]
+    kinds = "".join({PHRASE_START: "<", PHRASE_END: ">", SEG: "s"}.get(piece, "w") for piece in found)
+    return float(bool(re.fullmatch(r"(w|<w>s+)+", kinds)) and answer.ended)
+
+
+def reward_consistency(answer: SampledAnswer, reference: Reference) -> float:
+    """0 for an answer that contradicts itself: a phrase with a number and another number of masks, masks for nothing,
+    both yes and no, or several of the choices of the question."""
+    by_span: dict[tuple[int, int], list[str]] = {}
+    for phrase, span in answer.phrases:
+        by_span.setdefault(span, []).append(phrase)
+    for phrase, *others in by_span.values():
+        first = next(iter(words(phrase)), "")
+        if first in NOTHING or (first in NUMBER_WORDS and NUMBER_WORDS.index(first) != 1 + len(others)):
+            return 0.0
+    choices = reference.info.get("choices") or YES_NO
+    return float(len(named(answer.text, choices)) <= 1)
+
+
+def reward_length(answer: SampledAnswer, reference: Reference) -> float:
+    """1 up to a length that depends on the reference, then falling to 0 at twice that length."""
+    allowed = LENGTH_RATIO * reference.num_tokens + SPARE_TOKENS
+    return float(np.clip(2 - answer.num_tokens / allowed, 0, 1))
+
+
+REWARDS: dict[str, Reward] = {
+    "masks": reward_masks,
+    "answer": reward_answer,
+    "words": reward_words,
+    "count": reward_count,
+    "format": reward_format,
+    "consistency": reward_consistency,
+    "length": reward_length,
+}
+
+
+def words(text: str) -> list[str]:
+    """The words of a text in lower case, without punctuation."""
+    return re.findall(r"\w+", text.lower())
+
+
+def named(text: str, choices: Sequence[str]) -> list[str]:
+    """The choices that a text contains as whole words."""
+    return [one for one in choices if re.search(rf"(?<!\w){re.escape(one.lower())}(?!\w)", text.lower())]
+
+
+def read_rewards(text: str) -> dict[str, tuple[Reward, float]]:
+    """
+    The functions and weights in a comma-separated list of `name=weight`; a weight of 1 may be left out.
+
+    Raises:
+        ValueError: for an unknown name, a function that cannot be imported, and a weight that is not a number.
+    """
+    found: dict[str, tuple[Reward, float]] = {}
+    for entry in filter(None, map(str.strip, text.split(","))):
+        name, _, number = entry.partition("=")
+        try:
+            weight = float(number or 1)
+        except ValueError:
+            weight = float("nan")
+        if not np.isfinite(weight) or weight == 0:
+            raise ValueError(f"The reward {name!r} has the weight {number!r}, expected a number other than 0.")
+        if name.rpartition(":")[2] in found or name in found:
+            raise ValueError(f"The reward {name!r} is given twice.")
+        found[name.rpartition(":")[2]] = (REWARDS[name] if name in REWARDS else imported_reward(name), weight)
+    if not found:
+        raise ValueError(f"No reward is given, expected some of {', '.join(REWARDS)}, or module:function.")
+    return found
+
+
+def imported_reward(name: str) -> Reward:
+    """The function that `module:function` names."""
+    module, colon, function = name.partition(":")
+    if not colon:
+        raise ValueError(f"The reward {name!r} is unknown, expected {', '.join(REWARDS)}, or module:function.")
+    try:
+        return vars(import_module(module))[function]
+    except (ImportError, KeyError, ValueError) as error:
+        raise ValueError(f"The reward {name!r} cannot be imported ({type(error).__name__}: {error}).") from error
+
+
+def score(
+    rewards: Mapping[str, tuple[Reward, float]], answers: Sequence[SampledAnswer], reference: Reference | None
+) -> np.ndarray:
+    """Each reward of each answer, float array of shape `(num_answers, num_rewards)`; NaN where one does not apply."""
+    rows = np.full((len(answers), len(rewards)), np.nan)
+    if reference is None:
+        return rows
+    for row, answer in zip(rows, answers, strict=True):
+        values = [reward(answer, reference) for reward, _ in rewards.values()]
+        row[:] = [np.nan if value is None else value for value in values]
+    return rows
+
+
+def advantages(totals: np.ndarray, scale: str) -> np.ndarray:
+    """
+    How much better each answer is than the others to the same prompt.
+
+    Args:
+        totals (`np.ndarray` of shape `(num_prompts, num_answers)`): Sum of the weighted rewards; NaN for answers that
+            cannot be judged, whose advantage is 0.
+        scale (`str`): "group" divides by the standard deviation of the prompt's answers, "none" does not.
+
+    Raises:
+        ValueError: for another scale.
+    """
+    if scale not in ("group", "none"):
+        raise ValueError(f"scale_rewards is {scale!r}, expected group or none: groups are not compared.")
+    judged = ~np.isnan(totals)
+    counts = np.maximum(judged.sum(1, keepdims=True), 1)
+    centred = np.where(judged, totals - np.where(judged, totals, 0).sum(1, keepdims=True) / counts, 0)
+    if scale == "none":
+        return centred
+    deviation = np.sqrt((centred**2).sum(1, keepdims=True) / np.maximum(counts - 1, 1))
+    return centred / (deviation + 1e-4)
+
+
+def totals_of(scores: np.ndarray, weights: Sequence[float]) -> np.ndarray:
+    """Weighted sums of rewards `(..., num_rewards)` over those that apply; NaN where none does."""
+    total = np.nansum(scores * np.asarray(weights), axis=-1)
+    return np.where(np.isnan(scores).all(-1), np.nan, total)
