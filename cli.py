@@ -33,6 +33,7 @@ COMMANDS = {
     "chat": Command("demo", "ask about a video and point at things in it", "demo"),
     "serve": Command("serve", "a page for the browser and an HTTP server", "serve"),
     "train": Command("train", "train or fine-tune on a mixture of data sets", "train"),
+    "grpo": Command("train_grpo", "train by rewards for sampled answers and their masks", "train"),
     "evaluate": Command("evaluate", "run a benchmark and score the answers", "eval"),
     "annotate": Command("annotate", "make training data: describe videos and check it", "annotate"),
     "convert": Command("conversion.convert", "convert released checkpoints"),

@@ -42,8 +42,8 @@ class SamaVisualInputs:
         *optional*):
             The context frames' summaries, when they were computed before.
         num_answers (`int`, *optional*):
-            How many consecutive rows of `input_ids` (1 by default) share what one conversation shows, which is encoded once for all
-            of them: several answers to one prompt. Rows of one conversation must have the same prompt.
+            How many consecutive rows of `input_ids` (1 by default) share what one conversation shows, which is encoded
+            once for all of them: several answers to one prompt.
     """
 
     pixel_values: torch.Tensor | None = None

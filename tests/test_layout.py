@@ -106,6 +106,9 @@ REMOTE_CODE = {
 ENTRY_POINTS = {"annotate", "cli", "demo", "evaluate", "serve", "train"}
 LIBRARY = {"annotation", "benchmarks", "bulk", "conversion", "data", "drawing", "evaluation", "metrics", "resources"}
 LIBRARY |= {"serving", "toy_world", "training"}
+ENTRY_POINTS = {"cli", "demo", "evaluate", "serve", "train", "train_grpo"}
+LIBRARY = {"benchmarks", "conversion", "data", "drawing", "evaluation", "metrics", "resources", "serving", "toy_world"}
+LIBRARY |= {"training"}
 EVERYTHING_BELOW = set(REMOTE_CODE) | LIBRARY
 ROOMS = {
     **REMOTE_CODE,
@@ -113,6 +116,7 @@ ROOMS = {
     "__init__": set(),
     "annotation": set(REMOTE_CODE) | {"annotation", "data", "drawing", "evaluation", "resources", "toy_world"},
     "cli": {"annotate", "conversion", "demo", "evaluate", "resources", "serve", "train"},
+    "cli": {"conversion", "demo", "evaluate", "resources", "serve", "train", "train_grpo"},
     "benchmarks": CONVERSATION | {"benchmarks", "data", "metrics", "resources", "toy_world"},
     "bulk": set(REMOTE_CODE) | {"benchmarks", "bulk", "data", "evaluation", "metrics", "resources", "serving"},
     "conversion": set(REMOTE_CODE) | {"conversion", "data"},
@@ -128,7 +132,7 @@ ROOMS = {
     "serving": set(REMOTE_CODE) | {"annotation", "data", "drawing", "resources", "serving"},
     "tests": EVERYTHING_BELOW | ENTRY_POINTS | {"profiling", "recipes", "scripts", "tests"},
     "toy_world": {"toy_world"},
-    "training": set(REMOTE_CODE) | {"data", "drawing", "training"},
+    "training": set(REMOTE_CODE) | {"data", "drawing", "metrics", "training"},
 }
 REMOTE_LIBRARIES = {"torch", "numpy", "PIL", "transformers"} | set(sys.stdlib_module_names)
 OPTIONAL_LIBRARIES = {"decord", "av", "pillow_heif"}  # inside try only

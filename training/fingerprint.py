@@ -21,6 +21,10 @@ DECISIVE = (
     "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "seed", "data_seed", "bf16", "fp16",
     "full_determinism", "neftune_noise_alpha", "label_smoothing_factor", "average_tokens_across_devices",
     "ignore_data_skip", "memory_training",
+    # Of reinforcement
+    "num_generations", "max_completion_length", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "beta",
+    "epsilon", "epsilon_high", "delta", "loss_type", "scale_rewards", "importance_sampling_level", "entropy_coef",
+    "top_entropy_quantile", "mask_truncated_completions", "disable_dropout", "rewards", "best_answer_mask_loss",
 )  # fmt: skip
 # Arguments that a difference is worth a line about, although losses and weights stay equal up to rounding
 HARMLESS = (

@@ -1,8 +1,8 @@
-"""Rewards: pure functions of an answer and its reference, each from 0 to 1, or `None` where a question cannot be judged
-by it. Reinforcement adds them up by their weights (`--rewards masks=1,answer=1`); a function of your own is named by its
-place, `--rewards masks=1,my_package.my_module:polite=0.5`.
+"""Rewards: pure functions of an answer and its reference, each from 0 to 1, or `None` where a question cannot be
+judged by it. Reinforcement adds them up by their weights (`--rewards masks=1,answer=1`); a function of your own is
+named by its place, `--rewards masks=1,my_package.my_module:polite=0.5`.
 
-Masks are those that the tracker gives for the [SEG]s of the answer, so that a reward can look at what a user would see.
+Masks are those that the tracker gives for the [SEG]s of the answer: a reward sees what a user would see.
 """
 
 import re
@@ -21,7 +21,7 @@ from .prompts import Reference, no_masks
 NUMBER_WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 NOTHING = {"no", "none", "nothing", "neither"}
 YES_NO = ("yes", "no")
-# An answer may be this many times as long as its reference, and `SPARE_TOKENS` longer; at twice that it is worth nothing
+# An answer may be this many times as long as its reference, and some tokens longer; at twice that it is worth nothing
 LENGTH_RATIO, SPARE_TOKENS = 1.5, 8
 
 
@@ -58,8 +58,8 @@ Reward = Callable[[SampledAnswer, Reference], float | None]
 
 
 def reward_masks(answer: SampledAnswer, reference: Reference) -> float:
-    """Mean IoU of the masks over all frames, under the best-first matching of `metrics.iou.miou`: a missing object and a
-    surplus one count as 0. Where nothing is to be shown, 1 for an answer without masks."""
+    """Mean IoU of the masks over all frames, under the best-first matching of `metrics.iou.miou`: a missing object and
+    a surplus one count as 0. Where nothing is to be shown, 1 for an answer without masks."""
     if not len(reference.masks) or not len(answer.masks):
         return float(len(reference.masks) == len(answer.masks))
     if answer.masks.shape[1:] != reference.masks.shape[1:]:
