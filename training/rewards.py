@@ -5,6 +5,7 @@ named by its place, `--rewards masks=1,my_package.my_module:polite=0.5`.
 Masks are those that the tracker gives for the [SEG]s of the answer: a reward sees what a user would see.
 """
 
+import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -169,9 +170,12 @@ def imported_reward(name: str) -> Reward:
     if not colon:
         raise ValueError(f"The reward {name!r} is unknown, expected {', '.join(REWARDS)}, or module:function.")
     try:
-        return vars(import_module(module))[function]
+        found = vars(import_module(module))[function]
     except (ImportError, KeyError, ValueError) as error:
         raise ValueError(f"The reward {name!r} cannot be imported ({type(error).__name__}: {error}).") from error
+    if not inspect.isfunction(found):
+        raise ValueError(f"The reward {name!r} is no function but {type(found).__name__}.")
+    return found
 
 
 def score(

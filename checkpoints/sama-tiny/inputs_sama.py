@@ -41,6 +41,9 @@ class SamaVisualInputs:
         spatial_tokens (`torch.Tensor` of shape `(num_context_frames, num_spatial_queries, qformer_width)`,
         *optional*):
             The context frames' summaries, when they were computed before.
+        num_answers (`int`, *optional*):
+            How many consecutive rows of `input_ids` (1 by default) share what one conversation shows, which is encoded
+            once for all of them: several answers to one prompt.
     """
 
     pixel_values: torch.Tensor | None = None
@@ -62,6 +65,7 @@ class SamaVisualInputs:
     frame_features: torch.Tensor | None = None
     deepstack_features: torch.Tensor | None = None
     spatial_tokens: torch.Tensor | None = None
+    num_answers: int | None = None
 
     def with_counts_on_cpu(self) -> "SamaVisualInputs":
         """The same with the counts and rows that shapes depend on in CPU memory: the GPU is waited for once."""

@@ -436,11 +436,19 @@ class SamaModel(SamaPreTrainedModel):
                 "needs `deepstack_features` beside it."
             )
         regions, context = self.region_tokens(visual), self.aggregate_context(visual)
-        inputs_embeds = self.place_visual_tokens(inputs_embeds, mm_token_type_ids, visual, regions, context)
+        shared, types = visual.num_answers or 1, mm_token_type_ids
+        check_answers(types, shared)
+        placed = self.place_visual_tokens(inputs_embeds[::shared], types[::shared], visual, regions, context)
+        if shared > 1:
+            is_visual = types.unsqueeze(-1).to(placed.device) != 0
+            placed = torch.where(is_visual, placed.repeat_interleave(shared, 0), inputs_embeds)
         if visual.deepstack_features is None:
-            return inputs_embeds, None
-        levels = unpadded(visual.deepstack_features, visual.dense_lengths).unbind(1)
-        return inputs_embeds, (mm_token_type_ids == DENSE_FRAME_TOKEN, list(levels))
+            return placed, None
+        tokens = unpadded(visual.deepstack_features, visual.dense_lengths)  # (num_tokens, num_levels, C)
+        if shared > 1:
+            counts = (types[::shared] == DENSE_FRAME_TOKEN).sum(1).tolist()
+            tokens = torch.cat([own.repeat(shared, 1, 1) for own in tokens.split(counts)])
+        return placed, (types == DENSE_FRAME_TOKEN, list(tokens.unbind(1)))
 
     def forward(
         self,
@@ -515,6 +523,7 @@ class SamaForConditionalGeneration(SamaPreTrainedModel, GenerationMixin):
         frame_features: torch.Tensor | None = None,
         deepstack_features: torch.Tensor | None = None,
         spatial_tokens: torch.Tensor | None = None,
+        num_answers: int | None = None,
         sam_pixel_values: torch.Tensor | None = None,
         sam_frame_counts: torch.LongTensor | None = None,
         sam_prompted: torch.BoolTensor | None = None,
@@ -533,7 +542,7 @@ class SamaForConditionalGeneration(SamaPreTrainedModel, GenerationMixin):
             input_ids, attention_mask (`torch.LongTensor` of shape `(batch_size, length)`)
             labels (`torch.LongTensor` of shape `(batch_size, length)`, *optional*): -100 where nothing is learned.
             mm_token_type_ids: 0 text, 1 dense-frame token, 2 context token, 3 region, 4 region shape, 5 region cell.
-            pixel_values to spatial_tokens: see [`SamaVisualInputs`].
+            pixel_values to num_answers: see [`SamaVisualInputs`].
             sam_pixel_values to point_seeds: see [`SamaMaskTargets`].
             seg_recorder, decoding_slot (*optional*): used by `generate`; a slot runs the step with those of others.
             num_items_in_batch, num_masks_in_batch (`int`, *optional*): labels and masks of the whole update.
@@ -548,7 +557,7 @@ class SamaForConditionalGeneration(SamaPreTrainedModel, GenerationMixin):
             qformer_input_ids, qformer_attention_mask, question_samples,
             region_masks, region_grid_masks, region_frames, region_prompt_indices, region_prompt_points,
             region_prompt_labels, region_prompt_frames, region_prompt_pixel_values,
-            frame_grids, frame_features, deepstack_features, spatial_tokens,
+            frame_grids, frame_features, deepstack_features, spatial_tokens, num_answers,
         )
         targets = SamaMaskTargets(sam_pixel_values, sam_frame_counts, sam_prompted, target_masks, point_seeds)
         # fmt: on
@@ -836,6 +845,19 @@ def refuse_offloaded(model: nn.Module) -> None:
                 f"`{name}` is offloaded. Frames and masks need every part of SAMA on a device: load it with enough "
                 "memory for the whole model, in bfloat16 or in 4 bits, or without `device_map`."
             )
+
+
+def check_answers(token_types: torch.Tensor, num_answers: int) -> None:
+    """Raises `ValueError` unless `token_types` (B, L) has `num_answers` rows, all alike, for each conversation."""
+    if num_answers == 1:
+        return
+    if num_answers < 1 or len(token_types) % num_answers:
+        raise ValueError(f"`num_answers` is {num_answers}, but there are {len(token_types)} rows of `input_ids`.")
+    if (token_types.unflatten(0, (-1, num_answers)) != token_types[::num_answers].unsqueeze(1)).any():
+        raise ValueError(
+            f"Of `num_answers={num_answers}` rows that share a conversation, some have other `mm_token_type_ids` than "
+            "the first; are rows of one prompt consecutive?"
+        )
 
 
 def prompted_masks(

@@ -1,0 +1,184 @@
+"""Reinforcement: answers that share one encoding, trained parts, logs, resuming, and what is refused."""
+
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from training_fixtures import flags, history, save_checkpoint, toy_mixture
+
+from sama import train_grpo
+from sama.training.grpo import SamaGRPOTrainer, matched
+from sama.training.grpo_arguments import SamaGRPOArguments
+from sama.training.parts import part_of
+from sama.training.prompts import Prompt, PromptCollator, Reference
+from sama.training.rewards import SampledAnswer
+
+
+RUN = {
+    "num_generations": 3, "per_device_train_batch_size": 6, "max_completion_length": 12, "completion_steps": 2,
+    "learning_rate": 1e-3, "warmup_steps": 0, "turns": 2, "memory_frames": 1,
+    # Of random weights no answer is right, so another reward tells them apart
+    "rewards": "words=1,length=1,format=0.5,masks=1,test_grpo_rewards:even=1",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return save_checkpoint(tmp_path_factory.mktemp("tiny") / "checkpoint")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_reward(tmp_path_factory):
+    """A module with a reward, as users write them."""
+    folder = tmp_path_factory.mktemp("rewards")
+    (folder / "test_grpo_rewards.py").write_text(
+        "def even(answer, reference):\n    return float(sum(map(ord, answer.text)) % 2)\n"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        yield
+
+
+def mixture_of(folder):
+    return toy_mixture(folder, samples=6, tasks={"dialogue": 1})
+
+
+def trainer_of(checkpoint, folder, **options) -> SamaGRPOTrainer:
+    words = flags(checkpoint, mixture_of(folder), folder / "out", **{**RUN, **options})
+    return train_grpo.build(*train_grpo.parse(words))
+
+
+def test_answers_share_one_encoding(checkpoint, tmp_path):
+    """Two prompts with three answers each: the logits of six whole conversations, from the frames of two."""
+    trainer = trainer_of(checkpoint, tmp_path)
+    batch = trainer.data_collator([trainer.train_dataset[0], trainer.train_dataset[1]])
+    inputs, model = batch["inputs"], trainer.model.eval()
+    encoded, encode = [], model.model.encode_frames
+    model.model.encode_frames = lambda pixels, grids=None: (encoded.append(len(pixels)), encode(pixels, grids))[1]
+    with torch.no_grad():
+        shared = model(**inputs).logits
+        rows = trainer.repeated(inputs)
+        visual = {name: value for name, value in inputs.items() if name not in rows}
+        repeated = model(**rows, **visual, num_answers=3).logits
+    torch.testing.assert_close(repeated, shared.repeat_interleave(3, 0))
+    assert encoded == [len(inputs["pixel_values"])] * 2
+    with pytest.raises(ValueError, match="`num_answers` is 4, but there are 6 rows"):
+        model(**rows, **visual, num_answers=4)
+    rows["mm_token_type_ids"] = rows["mm_token_type_ids"].flip(0)
+    with pytest.raises(ValueError, match="other `mm_token_type_ids` than the first"):
+        model(**rows, **visual, num_answers=2)
+
+
+def test_an_update_trains_what_tokens_depend_on(checkpoint, tmp_path):
+    """Also without rewards for masks the log has each reward, and answers are written with their masks."""
+    trainer = trainer_of(checkpoint, tmp_path, max_steps=1, save_strategy="no", best_answer_mask_loss=0)
+    before = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
+    encoded, encode = [], trainer.model.model.encode_frames
+    trainer.model.model.encode_frames = lambda *pixels: (encoded.append(len(pixels[0])), encode(*pixels))[1]
+    trainer.train()
+    moved = {name for name, parameter in trainer.model.named_parameters() if not torch.equal(before[name], parameter)}
+    assert {part_of(name) for name in moved} == {"aggregator", "projector", "language_model"}
+    assert len(encoded) == 2 and encoded[0] == encoded[1]  # for sampling, and for the gradient
+    entry = trainer.state.log_history[0]
+    assert {f"rewards/{name}/mean" for name in ("words", "length", "format", "masks", "even")} <= set(entry)
+    assert entry["grad_norm"] > 0 and entry["reward_std"] > 0 and entry["clip_ratio/region_mean"] == 0
+    lines = (tmp_path / "out" / "completions" / "step_000001.jsonl").read_text().splitlines()
+    written = [json.loads(line) for line in lines]
+    assert [len(one["answers"]) for one in written] == [3, 3] and all(one["reference"] for one in written)
+    for one in written:
+        assert sum(answer["advantage"] for answer in one["answers"]) == pytest.approx(0, abs=1e-3)
+    picture = np.asarray(Image.open(tmp_path / "out" / "completions" / "step_000001.png"))
+    assert picture.shape[1] >= 700 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 100
+
+
+def test_gradient_raises_the_probability_of_better_answers(checkpoint, tmp_path):
+    """One update on fixed answers: the log-probability of those above the mean rises."""
+    trainer = trainer_of(checkpoint, tmp_path, max_steps=1, save_strategy="no", optim="sgd", max_grad_norm=0)
+    batch = trainer.data_collator([trainer.train_dataset[0], trainer.train_dataset[1]])
+    trainer.current_gradient_accumulation_steps = 1
+    inputs = trainer._prepare_inputs(batch)
+    arguments = [torch.cat([inputs[f"prompt_{name}"], inputs[f"completion_{name}"]], 1) for name in ("ids", "mask")]
+
+    def mean_log_probs() -> torch.Tensor:
+        trainer.shared_inputs = inputs["shared"]
+        length = inputs["completion_ids"].shape[1]
+        scores, *_ = trainer._get_per_token_logps_and_entropies(trainer.model, *arguments, length)
+        return (scores * inputs["completion_mask"]).sum(1)
+
+    with torch.no_grad():
+        before = mean_log_probs()
+    trainer.compute_loss(trainer.model, inputs).backward()
+    with torch.no_grad():
+        for parameter in trainer.model.parameters():
+            if parameter.grad is not None:
+                parameter -= 1e-3 * parameter.grad
+        gain = mean_log_probs() - before
+    assert (gain * inputs["advantages"]).sum() > 0
+
+
+def test_stopped_run_resumes_with_identical_answers(checkpoint, tmp_path):
+    """Four updates, more than an epoch; the second run is stopped by SIGTERM and resumed. A reference model and the
+    mask loss of the best answer are on."""
+    options = {**RUN, "max_steps": 4, "save_steps": 2, "completion_steps": 1, "beta": 0.1, "best_answer_mask_loss": 0.5,
+               "train_parts": "aggregator,language_model,seg_head,mask_decoder"}  # fmt: skip
+    mixture = mixture_of(tmp_path)
+    assert train_grpo.main(flags(checkpoint, mixture, tmp_path / "whole", **options)) == 0
+    words = flags(checkpoint, mixture, tmp_path / "out", **options)
+    original = SamaGRPOTrainer.training_step
+
+    def terminated(self, *args, **kwargs):
+        if self.state.global_step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SamaGRPOTrainer, "training_step", terminated)
+        assert train_grpo.main(words) == 128 + signal.SIGTERM
+    assert train_grpo.main([*words, "--resume_from_checkpoint", "last"]) == 0
+    mine, theirs = history(tmp_path / "out"), history(tmp_path / "whole")
+    assert [entry["step"] for entry in mine] == [1, 2, 3, 4]
+    for one, other in zip(mine, theirs, strict=True):
+        for name in ("loss", "reward", "kl", "grad_norm", "completions/mean_length", "best_answer_mask_loss"):
+            assert one[name] == pytest.approx(other[name], rel=1e-4, abs=1e-5), name
+    assert [entry["kl"] > 0 for entry in mine] == [False, True, True, True]
+    for step in range(1, 5):
+        name = f"completions/step_{step:06d}.jsonl"
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert train_grpo.main(words) == 0  # finished
+
+
+def test_best_answer_is_matched_object_by_object():
+    masks = np.zeros((2, 1, 4, 4), dtype=bool)
+    masks[0, :, :2], masks[1, :, 2:] = True, True
+    prompt = Prompt("", "", "", frames=[0], prompted=[0], reference=Reference("", masks))
+    assert matched(SampledAnswer("", masks[::-1]), prompt) == [1, 0]
+    assert matched(SampledAnswer("", masks[:1]), prompt) is None  # one is missing
+    assert matched(SampledAnswer("", np.stack([masks[0], masks[0]])), prompt) is None  # two for one
+
+
+def test_a_batch_of_skipped_samples_has_no_advantages(checkpoint, tmp_path):
+    trainer = trainer_of(checkpoint, tmp_path, question_kinds="no_such_kind")
+    assert trainer.train_dataset[0] is None
+    inputs = trainer._prepare_inputs(PromptCollator(trainer.processing_class)([None, None]))
+    assert inputs["completion_ids"].shape[0] == 3 and not inputs["advantages"].any()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"per_device_train_batch_size": 4, "num_generations": 3}, "divisible by num_generations|no multiple"),
+        ({"rewards": "maks"}, "'maks' is unknown"),
+        ({"train_parts": "seg_head"}, "reach the tokens of answers alone"),
+        ({"scale_rewards": "batch"}, "expected group or none"),
+        ({"num_iterations": 2}, "num_iterations=2 is not supported"),
+        ({"memory_training": True}, "memory_training=True is not supported"),
+        ({"gradient_accumulation_steps": 2, "generation_batch_size": 8}, "steps_per_generation is 1 with 2"),
+    ],
+)
+def test_wrong_settings_are_an_error(options, message):
+    with pytest.raises(ValueError, match=message):
+        SamaGRPOArguments(use_cpu=True, report_to="none", **options)
