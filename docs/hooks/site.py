@@ -1,6 +1,7 @@
-"""What `mkdocs build` needs beyond mkdocs.yml: the package under its name, pages that lie outside docs/, and a check
-that the finished site loads nothing from another host."""
+"""What `mkdocs build` needs beyond mkdocs.yml: the package under its name, pages that lie outside docs/, the notebook
+as a page, and a check that the finished site loads nothing from another host."""
 
+import json
 import posixpath
 import re
 from pathlib import Path
@@ -16,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "build" / "import" / "sama"
 
 HOME = "README.md"
+NOTEBOOK, NOTEBOOK_PAGE = "docs/tutorial.ipynb", "tutorial.md"
 SHOWN = (".md", ".png", ".gif", ".webp", ".svg", ".jpg", ".mp4")
 LINK = re.compile(r"(?P<image>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)\s#]+)(?P<anchor>#[^)\s]*)?\)")
 SOURCE = re.compile(r'(?<=src=")(?P<target>[^"#]+)(?=")')
@@ -49,7 +51,24 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             text = (ROOT / source).read_text(encoding="utf-8")
             targets = [found["target"] for pattern in (LINK, SOURCE) for found in pattern.finditer(text)]
             waiting += filter(is_shown, (resolve(source, target) for target in targets))
+    text = notebook_markdown(json.loads((ROOT / NOTEBOOK).read_text(encoding="utf-8")))
+    files.append(File.generated(config, NOTEBOOK_PAGE, content=text))
     return files
+
+
+def notebook_markdown(notebook: dict) -> str:
+    """A notebook as Markdown: its text, its code, and what the code showed."""
+    found = []
+    for cell in notebook["cells"]:
+        text = "".join(cell["source"])
+        found.append(text if cell["cell_type"] == "markdown" else f"```python\n{text}\n```")
+        for output in cell.get("outputs", ()):
+            data = output.get("data", {})
+            if "image/jpeg" in data:
+                found.append(f"![What the cell shows](data:image/jpeg;base64,{data['image/jpeg']})")
+            else:
+                found.append("```text\n" + "".join(output.get("text") or data["text/plain"]).rstrip() + "\n```")
+    return "\n\n".join(found) + "\n"
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
@@ -59,6 +78,9 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
     def replaced(found: re.Match) -> str:
         target = resolve(source, found["target"])
+        if target == NOTEBOOK:
+            start = posixpath.dirname(page.file.src_uri)
+            return f"[{found['text']}]({posixpath.relpath(NOTEBOOK_PAGE, start or '.')})"
         if not target or target.startswith("docs/hooks/"):
             return found[0]
         if not (ROOT / target).exists():

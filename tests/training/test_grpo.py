@@ -14,7 +14,7 @@ from sama import train_grpo
 from sama.training.grpo import SamaGRPOTrainer, matched
 from sama.training.grpo_arguments import SamaGRPOArguments
 from sama.training.parts import part_of
-from sama.training.prompts import Prompt, PromptCollator, Reference
+from sama.training.prompts import Prompt, PromptCollator, Reference, TurnMixture
 from sama.training.rewards import SampledAnswer
 
 
@@ -52,13 +52,20 @@ def trainer_of(checkpoint, folder, **options) -> SamaGRPOTrainer:
     return train_grpo.build(*train_grpo.parse(words))
 
 
-def test_answers_share_one_encoding(checkpoint, tmp_path):
+@pytest.fixture(scope="module")
+def idle(checkpoint, tmp_path_factory):
+    """A trainer that does not train, and a batch of two prompts."""
+    trainer = trainer_of(checkpoint, tmp_path_factory.mktemp("idle"), completion_steps=0)
+    trainer.current_gradient_accumulation_steps = 1
+    return trainer, trainer.data_collator([trainer.train_dataset[0], trainer.train_dataset[1]])
+
+
+def test_answers_share_one_encoding(idle, monkeypatch):
     """Two prompts with three answers each: the logits of six whole conversations, from the frames of two."""
-    trainer = trainer_of(checkpoint, tmp_path)
-    batch = trainer.data_collator([trainer.train_dataset[0], trainer.train_dataset[1]])
-    inputs, model = batch["inputs"], trainer.model.eval()
+    trainer, batch = idle
+    inputs, model = batch["inputs"], trainer.model
     encoded, encode = [], model.model.encode_frames
-    model.model.encode_frames = lambda pixels, grids=None: (encoded.append(len(pixels)), encode(pixels, grids))[1]
+    monkeypatch.setattr(model.model, "encode_frames", lambda *one: (encoded.append(len(one[0])), encode(*one))[1])
     with torch.no_grad():
         shared = model(**inputs).logits
         rows = trainer.repeated(inputs)
@@ -95,11 +102,9 @@ def test_an_update_trains_what_tokens_depend_on(checkpoint, tmp_path):
     assert picture.shape[1] >= 700 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 100
 
 
-def test_gradient_raises_the_probability_of_better_answers(checkpoint, tmp_path):
-    """One update on fixed answers: the log-probability of those above the mean rises."""
-    trainer = trainer_of(checkpoint, tmp_path, max_steps=1, save_strategy="no", optim="sgd", max_grad_norm=0)
-    batch = trainer.data_collator([trainer.train_dataset[0], trainer.train_dataset[1]])
-    trainer.current_gradient_accumulation_steps = 1
+def test_gradient_raises_the_probability_of_better_answers(idle):
+    """A step along the gradient on fixed answers: the log-probability of those above the mean rises."""
+    trainer, batch = idle
     inputs = trainer._prepare_inputs(batch)
     arguments = [torch.cat([inputs[f"prompt_{name}"], inputs[f"completion_{name}"]], 1) for name in ("ids", "mask")]
 
@@ -121,17 +126,17 @@ def test_gradient_raises_the_probability_of_better_answers(checkpoint, tmp_path)
 
 
 def test_stopped_run_resumes_with_identical_answers(checkpoint, tmp_path):
-    """Four updates, more than an epoch; the second run is stopped by SIGTERM and resumed. A reference model and the
+    """Three updates, more than an epoch; the second run is stopped by SIGTERM and resumed. A reference model and the
     mask loss of the best answer are on."""
-    options = {**RUN, "max_steps": 4, "save_steps": 2, "completion_steps": 1, "beta": 0.1, "best_answer_mask_loss": 0.5,
-               "train_parts": "aggregator,language_model,seg_head,mask_decoder"}  # fmt: skip
-    mixture = mixture_of(tmp_path)
+    options = {**RUN, "max_steps": 3, "beta": 0.1, "best_answer_mask_loss": 0.5,
+               "train_parts": "language_model,seg_head,mask_decoder"}  # fmt: skip
+    mixture = toy_mixture(tmp_path, samples=4, tasks={"dialogue": 1})
     assert train_grpo.main(flags(checkpoint, mixture, tmp_path / "whole", **options)) == 0
     words = flags(checkpoint, mixture, tmp_path / "out", **options)
     original = SamaGRPOTrainer.training_step
 
     def terminated(self, *args, **kwargs):
-        if self.state.global_step == 2:
+        if self.state.global_step == 1:
             os.kill(os.getpid(), signal.SIGTERM)
         return original(self, *args, **kwargs)
 
@@ -140,12 +145,12 @@ def test_stopped_run_resumes_with_identical_answers(checkpoint, tmp_path):
         assert train_grpo.main(words) == 128 + signal.SIGTERM
     assert train_grpo.main([*words, "--resume_from_checkpoint", "last"]) == 0
     mine, theirs = history(tmp_path / "out"), history(tmp_path / "whole")
-    assert [entry["step"] for entry in mine] == [1, 2, 3, 4]
+    assert [entry["step"] for entry in mine] == [1, 2, 3]
     for one, other in zip(mine, theirs, strict=True):
         for name in ("loss", "reward", "kl", "grad_norm", "completions/mean_length", "best_answer_mask_loss"):
             assert one[name] == pytest.approx(other[name], rel=1e-4, abs=1e-5), name
-    assert [entry["kl"] > 0 for entry in mine] == [False, True, True, True]
-    for step in range(1, 5):
+    assert [entry["kl"] > 0 for entry in mine] == [False, True, True]
+    for step in (1, 3):
         name = f"completions/step_{step:06d}.jsonl"
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert train_grpo.main(words) == 0  # finished
@@ -160,9 +165,9 @@ def test_best_answer_is_matched_object_by_object():
     assert matched(SampledAnswer("", np.stack([masks[0], masks[0]])), prompt) is None  # two for one
 
 
-def test_a_batch_of_skipped_samples_has_no_advantages(checkpoint, tmp_path):
-    trainer = trainer_of(checkpoint, tmp_path, question_kinds="no_such_kind")
-    assert trainer.train_dataset[0] is None
+def test_a_batch_of_skipped_samples_has_no_advantages(idle):
+    trainer, _ = idle
+    assert TurnMixture(trainer.train_dataset, ["no_such_kind"])[0] is None
     inputs = trainer._prepare_inputs(PromptCollator(trainer.processing_class)([None, None]))
     assert inputs["completion_ids"].shape[0] == 3 and not inputs["advantages"].any()
 

@@ -88,7 +88,9 @@ def test_masks_of_other_frames_are_an_error():
 
 
 def test_long_and_cut_answers_lose():
-    lengths = [REWARDS["length"](SampledAnswer("", num_tokens=n), Reference("", num_tokens=8)) for n in (8, 20, 30, 99)]
+    lengths = [
+        REWARDS["length"](SampledAnswer("", num_tokens=n), Reference("", num_tokens=8)) for n in (8, 20, 30, 99)
+    ]
     assert lengths == [1, 1, 0.5, 0]
     assert REWARDS["format"](SampledAnswer("Words.", ended=False), Reference("")) == 0
 
