@@ -224,6 +224,8 @@ EVALUATION = (  # question to row
 ROOMS = {
     "demo": "terminal chat", "serve": "page and HTTP server", "train": "training run", "evaluate": "benchmark run",
     "annotate": "annotation run", "annotation": "videos to checked records",
+    "demo": "terminal chat", "serve": "page and HTTP server", "train": "training run",
+    "train_grpo": "reinforcement", "evaluate": "benchmark run",
     "serving": "session, engine, server, page", "evaluation": "ask, keep, score, show",
     "bulk": "many videos, pools, exports",
     "training": "arguments, trainer", "benchmarks": "questions and protocols",

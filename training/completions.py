@@ -21,7 +21,8 @@ from .rewards import SampledAnswer
 
 
 MAX_PROMPTS, MAX_ANSWERS, MAX_FRAMES = 2, 4, 6  # of a picture
-TILE_WIDTH, MIN_WIDTH = 150, 700  # pixels
+TILE_WIDTH = 150  # pixels
+WIDTH = MAX_FRAMES * (TILE_WIDTH + 6) + 6  # of a contact sheet
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def draw_prompt(prompt: Prompt, answers: Sequence[SampledAnswer], judged: Judged
     """A prompt with its true masks and reference, and below it different answers, the best one first."""
     reference = prompt.reference
     kind = reference.info.get("kind")
-    blocks = [title_band(MIN_WIDTH, f"{prompt.id}{f': {kind}' if kind else ''}")]
+    blocks = [title_band(WIDTH, f"{prompt.id}{f': {kind}' if kind else ''}")]
     blocks += draw_answer(prompt, reference.tagged_text, reference.masks, "true", prompt.question)
     shown: dict[str, int] = {}
     for place in np.argsort(-np.nan_to_num(judged.totals[number]), kind="stable").tolist():
@@ -92,7 +93,7 @@ def draw_prompt(prompt: Prompt, answers: Sequence[SampledAnswer], judged: Judged
     for place in list(shown.values())[:MAX_ANSWERS]:
         rewards = ", ".join(f"{name} {value:.2f}" for name, value in judged.named(number, place).items())
         gain = judged.advantages[number, place]
-        blocks.append(title_band(MIN_WIDTH, f"advantage {gain:+.2f}: {rewards}"))
+        blocks.append(title_band(WIDTH, f"advantage {gain:+.2f}: {rewards}"))
         blocks += draw_answer(prompt, answers[place].tagged_text, answers[place].masks, "answer")
     return stack_images(blocks)
 
@@ -109,8 +110,7 @@ def draw_answer(
         frames = [draw_frame(prompt, place, masks) for place in chosen]
         captions = [f"{name} {prompt.frames[place]}" for place in chosen]
         blocks.append(contact_sheet(frames, captions, columns=MAX_FRAMES, tile_width=TILE_WIDTH))
-    width = max([MIN_WIDTH, *(block.width for block in blocks)])
-    return [*blocks, caption_band(width, question, text or "(the answer is empty)", objects, max_lines=3)]
+    return [*blocks, caption_band(WIDTH, question, text or "(the answer is empty)", objects, max_lines=3)]
 
 
 def draw_frame(prompt: Prompt, place: int, masks: np.ndarray) -> np.ndarray:

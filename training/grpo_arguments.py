@@ -21,6 +21,10 @@ UNSUPPORTED = {
     "sync_ref_model": False,
     "off_policy_mask_threshold": None,
     "multi_objective_aggregation": "sum_then_normalize",
+    "generation_kwargs": None,
+    "chat_template_kwargs": None,
+    "pad_to_multiple_of": None,
+    "log_completions": False,  # trl's own log knows no masks: completion_steps
 }
 
 
