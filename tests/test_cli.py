@@ -64,7 +64,7 @@ def test_unknown_command(capsys, argument):
     assert cli.main([argument, "--help"]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    expected = "expected one of chat, serve, train, evaluate, annotate, convert."
+    expected = "expected one of chat, serve, train, grpo, evaluate, annotate, convert."
     assert captured.err == f"sama: unknown command '{argument}', {expected}\n"
 
 
