@@ -222,10 +222,9 @@ EVALUATION = (  # question to row
 
 # What each room is for. Programs (scripts, recipes, profiling, tests, cli) may import every room and are not drawn.
 ROOMS = {
-    "demo": "terminal chat", "serve": "page and HTTP server", "train": "training run", "evaluate": "benchmark run",
-    "annotate": "annotation run", "annotation": "videos to checked records",
     "demo": "terminal chat", "serve": "page and HTTP server", "train": "training run",
     "train_grpo": "reinforcement", "evaluate": "benchmark run",
+    "annotate": "annotation run", "annotation": "videos to checked records",
     "serving": "session, engine, server, page", "evaluation": "ask, keep, score, show",
     "bulk": "many videos, pools, exports",
     "training": "arguments, trainer", "benchmarks": "questions and protocols",

@@ -103,20 +103,16 @@ REMOTE_CODE = {
     "pictures_sama": set(),
     "overlay_sama": {"video_readers_sama"},
 }
-ENTRY_POINTS = {"annotate", "cli", "demo", "evaluate", "serve", "train"}
+ENTRY_POINTS = {"annotate", "cli", "demo", "evaluate", "serve", "train", "train_grpo"}
 LIBRARY = {"annotation", "benchmarks", "bulk", "conversion", "data", "drawing", "evaluation", "metrics", "resources"}
 LIBRARY |= {"serving", "toy_world", "training"}
-ENTRY_POINTS = {"cli", "demo", "evaluate", "serve", "train", "train_grpo"}
-LIBRARY = {"benchmarks", "conversion", "data", "drawing", "evaluation", "metrics", "resources", "serving", "toy_world"}
-LIBRARY |= {"training"}
 EVERYTHING_BELOW = set(REMOTE_CODE) | LIBRARY
 ROOMS = {
     **REMOTE_CODE,
     **dict.fromkeys(ENTRY_POINTS, EVERYTHING_BELOW),
     "__init__": set(),
     "annotation": set(REMOTE_CODE) | {"annotation", "data", "drawing", "evaluation", "resources", "toy_world"},
-    "cli": {"annotate", "conversion", "demo", "evaluate", "resources", "serve", "train"},
-    "cli": {"conversion", "demo", "evaluate", "resources", "serve", "train", "train_grpo"},
+    "cli": {"annotate", "conversion", "demo", "evaluate", "resources", "serve", "train", "train_grpo"},
     "benchmarks": CONVERSATION | {"benchmarks", "data", "metrics", "resources", "toy_world"},
     "bulk": set(REMOTE_CODE) | {"benchmarks", "bulk", "data", "evaluation", "metrics", "resources", "serving"},
     "conversion": set(REMOTE_CODE) | {"conversion", "data"},
