@@ -542,8 +542,7 @@ class SamaForConditionalGeneration(SamaPreTrainedModel, GenerationMixin):
             input_ids, attention_mask (`torch.LongTensor` of shape `(batch_size, length)`)
             labels (`torch.LongTensor` of shape `(batch_size, length)`, *optional*): -100 where nothing is learned.
             mm_token_type_ids: 0 text, 1 dense-frame token, 2 context token, 3 region, 4 region shape, 5 region cell.
-            pixel_values to num_answers: see [`SamaVisualInputs`].
-            sam_pixel_values to point_seeds: see [`SamaMaskTargets`].
+            pixel_values to num_answers, sam_pixel_values to point_seeds: [`SamaVisualInputs`], [`SamaMaskTargets`].
             seg_recorder, decoding_slot (*optional*): used by `generate`; a slot runs the step with those of others.
             num_items_in_batch, num_masks_in_batch (`int`, *optional*): labels and masks of the whole update.
             past_key_values (`Cache`, *optional*): the name of `cache` below transformers 5.24.
