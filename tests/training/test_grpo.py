@@ -80,6 +80,27 @@ def test_answers_share_one_encoding(idle, monkeypatch):
         model(**rows, **visual, num_answers=2)
 
 
+def test_log_probabilities_are_those_of_sampling(idle):
+    """What the training forward gives for sampled tokens is what they were sampled by, also behind padded prompts."""
+    trainer, batch = idle
+    inputs, model = batch["inputs"], trainer.model
+    rows = trainer.repeated(inputs)
+    shared = {name: value for name, value in inputs.items() if name not in rows}
+    assert (inputs["attention_mask"] == 0).any()
+    output = model.generate(
+        **rows, **shared, num_answers=3, do_sample=True, max_new_tokens=6, return_dict_in_generate=True,
+        output_logits=True,
+    )  # fmt: skip
+    tokens = output.sequences[:, rows["input_ids"].shape[1] :]
+    trainer.shared_inputs = trainer.continued(rows, torch.ones_like(tokens)) | shared
+    mask = torch.cat([rows["attention_mask"], torch.ones_like(tokens)], 1)
+    with torch.no_grad():
+        found, entropies, *_ = trainer._get_per_token_logps_and_entropies(model, output.sequences, mask, 6)
+    sampled = torch.stack(output.logits, 1).log_softmax(-1)
+    torch.testing.assert_close(found, sampled.gather(-1, tokens[..., None])[..., 0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(entropies, -(sampled.exp() * sampled).sum(-1), atol=1e-5, rtol=1e-5)
+
+
 def test_an_update_trains_what_tokens_depend_on(checkpoint, tmp_path):
     """Also without rewards for masks the log has each reward, and answers are written with their masks."""
     trainer = trainer_of(checkpoint, tmp_path, max_steps=1, save_strategy="no", best_answer_mask_loss=0)
