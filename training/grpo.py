@@ -287,7 +287,8 @@ class SamaGRPOTrainer(ResumableTrainer, GRPOTrainer):
         rows, targets, frames = [], [], []
         for number, (own, prompt) in enumerate(zip(answers, prompts, strict=True)):
             best = int(np.nanargmax(totals[number])) if not np.isnan(totals[number]).all() else 0
-            order = matched(own[best], prompt)
+            is_left_out = self.mask_truncated_completions and not own[best].ended
+            order = None if is_left_out else matched(own[best], prompt)
             rows.append(number * self.num_generations + best)
             masks = prompt.reference.masks[order][:, prompt.prompted] if order else np.zeros((0, 0, 0, 0), dtype=bool)
             targets.append(torch.from_numpy(masks))

@@ -13,7 +13,7 @@ from training_fixtures import flags, history, save_checkpoint, toy_mixture
 from sama import train_grpo
 from sama.training.grpo import SamaGRPOTrainer, matched
 from sama.training.grpo_arguments import SamaGRPOArguments
-from sama.training.parts import part_of
+from sama.training.parts import is_adapter, part_of
 from sama.training.prompts import Prompt, PromptCollator, Reference, TurnMixture
 from sama.training.rewards import SampledAnswer
 
@@ -121,6 +121,19 @@ def test_an_update_trains_what_tokens_depend_on(checkpoint, tmp_path):
         assert sum(answer["advantage"] for answer in one["answers"]) == pytest.approx(0, abs=1e-3)
     picture = np.asarray(Image.open(tmp_path / "out" / "completions" / "step_000001.png"))
     assert picture.shape[1] >= 700 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 100
+
+
+def test_lora_trains_adapters_against_the_model_without_them(checkpoint, tmp_path):
+    options = {"use_peft": True, "lora_r": 2, "train_parts": "aggregator", "beta": 0.1, "completion_steps": 0}
+    trainer = trainer_of(checkpoint, tmp_path, max_steps=2, save_strategy="no", num_generations=2,
+                         per_device_train_batch_size=2, max_completion_length=4, **options)  # fmt: skip
+    before = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
+    trainer.train()
+    moved = {name for name, parameter in trainer.model.named_parameters() if not torch.equal(before[name], parameter)}
+    adapters = {name for name in moved if is_adapter(name)}
+    assert adapters and {part_of(name) for name in moved - adapters} == {"aggregator"}
+    kl = [entry["kl"] for entry in trainer.state.log_history if "kl" in entry]
+    assert kl[0] == pytest.approx(0, abs=1e-6) and kl[1] > 1e-6
 
 
 def test_gradient_raises_the_probability_of_better_answers(idle):
