@@ -7,13 +7,14 @@ import hashlib
 import json
 import math
 import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from .completions import Usage
-from .errors import AnnotationError, BudgetError
+from .errors import AnnotationError, BudgetError, LedgerError
 from .json_lines import AppendOnlyFile, complete_lines
 
 
@@ -181,15 +182,30 @@ class Costs:
         self._reserved_money = 0.0
         self._sums: dict[tuple[str, str], Sum] = {}
         self.total = Sum()
-        self._file = None
+        self._file, self._path = None, path
         if path is not None:
             self._file = AppendOnlyFile(path)
             try:
-                for spent in read_ledger(path):
-                    self._add(spent)
+                self._read(path)
             except AnnotationError:
                 self.close()
                 raise
+
+    def _read(self, path: str | Path) -> None:
+        """Adds up what earlier runs spent. Calls without a price get that of today."""
+        unpriced = Counter()
+        for spent in read_ledger(path):
+            if spent.money is None:
+                spent = replace(spent, money=self._money(spent.model, spent.usage))
+            if spent.money is None and spent.usage != Usage():
+                unpriced[spent.model] += 1
+            self._add(spent)
+        if self.budget.money is not None and unpriced:
+            model, number = unpriced.most_common(1)[0]
+            raise AnnotationError(
+                f"{path} has {number:,} calls of the model {model} without a price, which a budget of "
+                f"{self._amount(self.budget.money)} cannot count: give --price {model}=PROMPT,COMPLETION."
+            )
 
     def close(self) -> None:
         """Closes the ledger's file."""
@@ -199,7 +215,7 @@ class Costs:
     def reserve(self, model: str, estimate: Usage) -> Usage:
         """
         Sets tokens aside for a call. Waits for calls that run while only their reservations stand in the way. Each
-        reservation must be followed by one [`settle`].
+        reservation must be followed by one [`settle`] or [`release`].
 
         Raises:
             [`BudgetError`]: The call could cost more than is left.
@@ -219,20 +235,40 @@ class Costs:
         return estimate
 
     def settle(self, reserved: Usage, spent: Spent) -> None:
-        """Replaces a reservation with what the call really cost, and writes it to the ledger."""
+        """
+        Replaces a reservation with what the call really cost, and writes it to the ledger.
+
+        Raises:
+            [`LedgerError`]: The ledger cannot be written.
+        """
         money = self._money(spent.model, spent.usage)
         now = datetime.now(UTC).isoformat(timespec="seconds")
         spent = Spent(**{**vars(spent), "money": money, "prices": self._prices_hash, "time": now})
         with self._settled:
-            back = self._reserved
-            self._reserved = Usage(
-                back.prompt - reserved.prompt, back.cached - reserved.cached, back.completion - reserved.completion
-            )
-            self._reserved_money -= self._money(spent.model, reserved) or 0.0
+            self._give_back(spent.model, reserved)
             self._add(spent)
-            if self._file is not None:
-                self._file.append(asdict(spent))
             self._settled.notify_all()
+            if self._file is not None:
+                try:
+                    self._file.append(asdict(spent))
+                except OSError as error:
+                    raise LedgerError(
+                        f"The ledger {self._path} cannot be written ({error.strerror or error}); what is not in it "
+                        "would not count for the budget."
+                    ) from error
+
+    def release(self, model: str, reserved: Usage) -> None:
+        """Gives a reservation back for a call that was not made."""
+        with self._settled:
+            self._give_back(model, reserved)
+            self._settled.notify_all()
+
+    def _give_back(self, model: str, reserved: Usage) -> None:
+        back = self._reserved
+        self._reserved = Usage(
+            back.prompt - reserved.prompt, back.cached - reserved.cached, back.completion - reserved.completion
+        )
+        self._reserved_money -= self._money(model, reserved) or 0.0
 
     def table(self) -> dict[tuple[str, str], Sum]:
         """Sums by (stage, model), in the order of the first call."""

@@ -19,7 +19,7 @@ from ..evaluation.chat_endpoint import EndpointReply, NoReplyError, post_chat
 from ..evaluation.endpoint_text import base_url, check_url, read_api_key, retry_after_s, shown_body, without_key
 from .completions import BrokenReplyError, Completion, CompletionRequest, Usage, read_completion
 from .costs import Costs, Spent
-from .errors import AnnotationError, PermanentError, RejectedRequestError, StopError, TransientError
+from .errors import AnnotationError, LedgerError, PermanentError, RejectedRequestError, StopError, TransientError
 from .rate_limit import ConcurrencyLimit, RateLimit
 
 
@@ -34,6 +34,7 @@ NO_QUOTA, NO_MODEL = {"insufficient_quota", "billing_hard_limit_reached"}, {"mod
 CHARACTERS_PER_TOKEN, TOKENS_PER_PICTURE = 3, 1000
 MOST_FAILURES = 20  # requests in a row without an answer, after which the endpoint counts as down
 LONGEST_BACKOFF_S = 60.0
+SHORTEST_SECRET = 16  # characters; shorter API keys are those of local servers, such as "EMPTY"
 
 
 @dataclass(frozen=True)
@@ -171,6 +172,8 @@ class Endpoint:
             except _Again as error:
                 failures += 1
                 if failures == self.settings.tries:
+                    if error.busy and (error.wait_s or 0.0) <= self.settings.longest_wait_s:
+                        self.rate.pause(error.wait_s or 0.0)  # of the others
                     where = f"{request.model} at {self.settings.url}"
                     raise self._unanswered(
                         TransientError(f"{where} gave no answer in {failures} tries: {error}.")
@@ -217,9 +220,14 @@ class Endpoint:
             self._wait_for_start(estimate)
             self._raise_if_stopped()
             reserved = self.costs.reserve(request.model, estimate)
+            try:
+                self._raise_if_stopped()  # the reservation may have waited for others
+            except StopError:
+                self.costs.release(request.model, reserved)
+                raise
             started = self.clock()
-            # Unless it is known better, the call may have been charged
-            outcome, usage, estimated = "no reply", replace(estimate, completion=0), True
+            # Unless it is known better, the whole answer was made and charged, and was lost on its way
+            outcome, usage, estimated = "no reply", estimate, True
             try:
                 completion = self._post(body)
                 outcome = _outcome(completion)
@@ -238,15 +246,22 @@ class Endpoint:
             finally:
                 seconds = self.clock() - started
                 spent = Spent(stage, record, request.model, outcome, usage, estimated, seconds)
-                self.costs.settle(reserved, spent)
+                try:
+                    self.costs.settle(reserved, spent)
+                except LedgerError as error:  # ends the run, but not before the paid reply is stored
+                    logger.error("%s", error)
+                    self.stop(error)
         self.concurrency.succeeded()
+        self._check_answer(completion)
         return completion
 
     def _wait_for_start(self, estimate: Usage) -> None:
-        start = self.rate.reserve(estimate.prompt + estimate.completion)
+        tokens = estimate.prompt + estimate.completion
+        start = self.rate.reserve(tokens)
         while (delay := self.rate.delay(start)) > 0:
             self._raise_if_stopped()
             self._sleep(delay)
+            start = self.rate.renew(start, tokens)
 
     def _raise_if_stopped(self) -> None:
         with self._lock:
@@ -274,21 +289,31 @@ class Endpoint:
             completion = read_completion(reply.body, self.settings.stream)
         except BrokenReplyError as error:
             raise _Again(f"its reply {error}: {shown_body(reply.body, key)!r}", "no reply") from None
+        # The text stays as it is: a local server's key, such as "local", is a word like others
         refusal = None if completion.refusal is None else without_key(completion.refusal, key)
-        return replace(completion, text=without_key(completion.text, key), refusal=refusal)
+        return replace(completion, refusal=refusal)
+
+    def _check_answer(self, completion: Completion) -> None:
+        """[`RejectedRequestError`] for an answer that contains the API key, which must not be stored."""
+        key = read_api_key(self.settings.key_variable)
+        if key is not None and len(key) >= SHORTEST_SECRET and without_key(completion.text, key) != completion.text:
+            raise RejectedRequestError(
+                f"The answer from {self.settings.url} contains the API key in {self.settings.key_variable}; it is not "
+                "stored."
+            )
 
     def _refused(self, reply: EndpointReply, key: str | None) -> Completion:
         """What a status other than 200 means: an error, or a refusal by a content filter."""
-        code, status = _error_code(reply.body), reply.status
+        codes, status = _error_codes(reply.body), reply.status
         shown = f"HTTP {status}: {shown_body(reply.body, key)}"
-        if code in NO_QUOTA:
+        if codes & NO_QUOTA:
             raise PermanentError(f"The quota at {self.settings.url} is used up ({shown}). What is finished is saved.")
         if status in TEMPORARY or status >= 500:
             wait_s = retry_after_s(reply.headers.get("retry-after"))
             raise _Again(shown, str(status), wait_s, busy=status == 429 or wait_s is not None)
-        if code == "content_filter":
+        if "content_filter" in codes:
             return Completion("", "content_filter", "content_filter", Usage(), 0.0, 0, "")
-        if status in ABOUT_THIS_REQUEST and code not in NO_MODEL:
+        if status in ABOUT_THIS_REQUEST and not codes & NO_MODEL:
             raise RejectedRequestError(f"{self.settings.url} refused the request: {shown}")
         hint = "Redirects are not followed, because the request carries the API key. " if status < 400 else ""
         raise PermanentError(
@@ -372,11 +397,11 @@ def _outcome(completion: Completion) -> str:
     return "length" if completion.finish_reason == "length" else "answer"
 
 
-def _error_code(body: bytes) -> str:
-    """The code, or else the type, of an OpenAI error object; `""` if the body is none."""
+def _error_codes(body: bytes) -> set[str]:
+    """The code and the type of an OpenAI error object; empty if the body is none."""
     try:
         error = json.loads(body)["error"]
         found = [error.get("code"), error.get("type")]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return ""
-    return next((value for value in found if isinstance(value, str)), "")
+        return set()
+    return {value for value in found if isinstance(value, str)}

@@ -28,6 +28,10 @@ class BudgetError(StopError):
     """The next request could cost more than is left of the budget."""
 
 
+class LedgerError(StopError):
+    """The file of the costs cannot be written."""
+
+
 class UnknownItemError(AnnotationError):
     """There is no such item in the review queue."""
 

@@ -3,6 +3,7 @@ The files of an output folder: JSON Lines, read with checks, and those that only
 once, so that a process that is killed leaves at most half a line at the end.
 """
 
+import errno
 import json
 import os
 import threading
@@ -48,12 +49,21 @@ class AppendOnlyFile:
             os.ftruncate(self._file, complete)
 
     def append(self, value: dict[str, Any]) -> None:
-        """Writes a line."""
+        """
+        Writes a line.
+
+        Raises:
+            `OSError`: It cannot be written as a whole; then the file is as it was.
+        """
         line = json.dumps(value).encode() + b"\n"
         with self._lock:
             if self._file is None:
                 raise ValueError("The file is closed.")
-            os.write(self._file, line)
+            size = os.fstat(self._file).st_size
+            written = os.write(self._file, line)
+            if written != len(line):  # the disk is full
+                os.ftruncate(self._file, size)
+                raise OSError(errno.ENOSPC, f"only {written} of {len(line)} bytes of a line could be written")
 
     def close(self) -> None:
         """Closes the file."""

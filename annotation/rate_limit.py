@@ -34,12 +34,21 @@ class RateLimit:
     def reserve(self, tokens: int) -> float:
         """The time at which a request of so many tokens may start, if no pause comes between."""
         with self._lock:
-            start = max(self.clock(), self._next_request, self._next_tokens)
-            if self.requests_per_minute is not None:
-                self._next_request = start + 60 / self.requests_per_minute
-            if self.tokens_per_minute is not None:
-                self._next_tokens = start + 60 * tokens / self.tokens_per_minute
-            return start
+            return self._reserve(tokens)
+
+    def _reserve(self, tokens: int) -> float:
+        start = max(self.clock(), self._next_request, self._next_tokens, self._paused_until)
+        if self.requests_per_minute is not None:
+            self._next_request = start + 60 / self.requests_per_minute
+        if self.tokens_per_minute is not None:
+            self._next_tokens = start + 60 * tokens / self.tokens_per_minute
+        return start
+
+    def renew(self, start: float, tokens: int) -> float:
+        """A reserved start, or another one behind the pause that it fell into: all those that waited would otherwise
+        start at once when it ends."""
+        with self._lock:
+            return start if start >= self._paused_until else self._reserve(tokens)
 
     def pause(self, seconds: float) -> None:
         """Holds back all requests that have not started for so many seconds."""

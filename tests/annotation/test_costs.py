@@ -8,7 +8,7 @@ import pytest
 
 from sama.annotation.completions import Usage
 from sama.annotation.costs import Budget, Costs, Price, Spent, parse_budget, parse_price
-from sama.annotation.errors import AnnotationError, BudgetError
+from sama.annotation.errors import AnnotationError, BudgetError, LedgerError
 
 
 PRICES = {"small": Price(prompt=2, completion=10, cached=1)}
@@ -156,3 +156,37 @@ def test_budgets_that_are_none(text):
 def test_a_budget_that_is_given_twice():
     with pytest.raises(AnnotationError, match="The budget in money is given twice, 1 and 2"):
         parse_budget(["1", "2"])
+
+
+def test_calls_of_a_run_without_prices_count_for_a_budget_in_money(tmp_path):
+    path = tmp_path / "costs.jsonl"
+    first = Costs(path)
+    call(first, Usage(1, 0, 1), spent(usage=Usage(1_000_000)))
+    first.close()
+    with pytest.raises(AnnotationError, match="has 1 calls of the model small without a price.*--price small="):
+        Costs(path, {"other": Price(1, 1, 1)}, Budget(money=5))
+    second = Costs(path, PRICES, Budget(money=2.5))
+    assert second.total.money == pytest.approx(2.0)
+    with pytest.raises(BudgetError, match="2.0000 are spent"):
+        second.reserve("small", Usage(300_000))
+
+
+def test_a_full_disk_leaves_no_half_line(tmp_path, monkeypatch):
+    path = tmp_path / "costs.jsonl"
+    costs = Costs(path)
+    call(costs, Usage(1, 0, 1), spent())
+    size, write = path.stat().st_size, os.write
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", lambda file, data: write(file, data[:9]))
+        with pytest.raises(LedgerError, match="costs.jsonl cannot be written"):
+            call(costs, Usage(1, 0, 1), spent())
+    assert path.stat().st_size == size
+    call(costs, Usage(1, 0, 1), spent())
+    costs.close()
+    assert Costs(path).total.calls == 2
+
+
+def test_a_reservation_that_is_released_lets_others_go_on():
+    costs = Costs(budget=Budget(tokens=1000))
+    costs.release("small", costs.reserve("small", Usage(900)))
+    assert costs.reserve("small", Usage(900)) == Usage(900) and costs.total.calls == 0

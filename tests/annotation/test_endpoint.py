@@ -1,6 +1,7 @@
 """The client of an endpoint that is overloaded, broken or wrong in every way of `scripted_endpoint`."""
 
 import json
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -24,8 +25,9 @@ from scripted_endpoint import (
 )
 
 from sama.annotation.completions import Completion, Usage
-from sama.annotation.endpoint import MOST_FAILURES, Endpoint, EndpointSettings
-from sama.annotation.errors import PermanentError, RejectedRequestError, TransientError
+from sama.annotation.costs import Costs
+from sama.annotation.endpoint import MOST_FAILURES, Endpoint, EndpointSettings, _error_codes
+from sama.annotation.errors import LedgerError, PermanentError, RejectedRequestError, TransientError
 
 
 pytestmark = pytest.mark.usefixtures("api_key")
@@ -314,3 +316,20 @@ def test_a_run_with_faults_answers_or_reports_every_request(time, faults):
         assert failed == 0 and len(server.calls) > 120
     else:  # the same requests are always broken
         assert 10 < failed < 40 and len(server.calls) == 120 - failed + 4 * failed
+
+
+def test_a_ledger_that_cannot_be_written_stops_the_run_but_not_before_the_reply_is_there(time, monkeypatch, tmp_path):
+    costs = Costs(tmp_path / "costs.jsonl")
+    with scripted_endpoint(lambda request: ANSWER) as server:
+        endpoint = make_endpoint(server, time, costs)
+        monkeypatch.setattr(os, "write", lambda file, data: 3)
+        assert endpoint.complete(question()).text == ANSWER
+        with pytest.raises(LedgerError, match="cannot be written"):
+            endpoint.complete(question())
+        assert len(server.calls) == 1
+
+
+def test_the_quota_is_seen_in_the_code_and_in_the_type():
+    for error in ({"code": "429", "type": "insufficient_quota"}, {"code": "insufficient_quota", "type": None}):
+        assert "insufficient_quota" in _error_codes(json.dumps({"error": error}).encode())
+    assert _error_codes(b"[") == _error_codes(b'{"error": "x"}') == set()

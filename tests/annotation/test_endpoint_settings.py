@@ -70,9 +70,17 @@ def test_no_error_tells_the_key(ask, fault, caplog):
         assert "***" in str(caught.value)  # the endpoint quotes it
 
 
-def test_an_answer_that_quotes_the_key_is_saved_without_it(ask, tmp_path):
-    completion = ask(text=json.dumps({"answer": f"My key is {KEY}."}))
-    assert KEY not in json.dumps(completion.to_json()) and "***" in completion.text
+def test_an_answer_that_quotes_the_key_is_refused(ask):
+    with pytest.raises(RejectedRequestError, match="contains the API key in OPENAI_API_KEY") as caught:
+        ask(text=json.dumps({"answer": f"My key is {KEY}."}))
+    assert KEY not in everything_raised(caught.value) and ask.costs.total.answers == 1  # it was paid
+
+
+def test_a_short_key_does_not_change_answers(ask, monkeypatch):
+    text = json.dumps({"answer": "The local bus stops."})
+    monkeypatch.setattr("scripted_endpoint.KEY", "local")
+    monkeypatch.setenv("OPENAI_API_KEY", "local")
+    assert ask(text=text).text == text
 
 
 def test_a_wrong_key_and_one_that_no_header_carries(ask, monkeypatch):

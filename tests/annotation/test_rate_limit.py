@@ -93,3 +93,14 @@ def test_no_more_run_than_there_are_slots():
     for thread in threads:
         thread.join(30)
     assert most == [3] and running == [0]
+
+
+def test_after_a_pause_the_rate_is_kept_by_those_who_waited():
+    clock = Clock()
+    rate = RateLimit(requests_per_minute=10, clock=clock)
+    starts = [rate.reserve(1) for _ in range(8)]  # 100, 106, ..., 142
+    rate.pause(60)
+    clock.now = 160.0
+    renewed = [rate.renew(start, 1) for start in starts]
+    assert renewed == [160.0 + 6 * number for number in range(8)]
+    assert [rate.renew(start, 1) for start in renewed] == renewed and rate.reserve(1) == 208.0
