@@ -66,12 +66,14 @@ class VideoCalls:
         models (`dict[str, ModelChoice]`): By role: "writer", "verifier", "blind".
         video (`str`): Id of the video, for the costs.
         replies (`list[StoredReply]`): All replies that were used, in the order of the requests.
+        hosts (`dict[str, set[str]]`): By role, the hosts that gave them.
     """
 
     store: ReplyStore
     models: dict[str, ModelChoice]
     video: str = ""
     replies: list[StoredReply] = field(default_factory=list)
+    hosts: dict[str, set[str]] = field(default_factory=dict)
 
     def ask(self, stage: str, role: str, messages: Messages, form: type[BaseModel], attempt: int = 0) -> StoredReply:
         """The reply to a request. `attempt` numbers requests that are equal but for their seed."""
@@ -84,14 +86,23 @@ class VideoCalls:
             temperature=model.temperature if attempt == 0 else max(model.temperature, 0.7),
             seed=model.seed + attempt,
         )
-        key = reply_key(stage, STAGE_VERSIONS[stage], request.key(), attempt)
+        key = reply_key(stage, STAGE_VERSIONS[stage], request.key(), attempt, model.revision)
         # Of two videos with the same request, such as the same questions without the video, the second waits
         with self.store.held(key):
             reply = self.store.get(key)
             if reply is None:
-                reply = self.store.put(key, stage, model.endpoint.complete(request, stage, self.video))
+                reply = self.store.put(key, stage, model.endpoint.complete(request, stage, self.video), model.host)
         self.replies.append(reply)
+        if reply.host:
+            self.hosts.setdefault(role, set()).add(reply.host)
         return reply
+
+    def provenance(self) -> dict[str, dict[str, str]]:
+        """What records say about the models. The hosts are those that gave the replies, also in an earlier run."""
+        return {
+            role: model.provenance() | {"host": ", ".join(sorted(self.hosts.get(role, {model.host})))}
+            for role, model in self.models.items()
+        }
 
     def keys(self) -> Sequence[str]:
         """The keys of all replies that were used."""

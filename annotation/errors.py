@@ -1,5 +1,9 @@
 """What can go wrong while annotations are made, by what has to happen next."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 
 class AnnotationError(ValueError):
     """An input, a reply or a setting that annotation cannot use; the message names it."""
@@ -28,7 +32,11 @@ class BudgetError(StopError):
     """The next request could cost more than is left of the budget."""
 
 
-class LedgerError(StopError):
+class OutputError(StopError):
+    """The output folder cannot be written: what further requests cost would be lost."""
+
+
+class LedgerError(OutputError):
     """The file of the costs cannot be written."""
 
 
@@ -51,3 +59,14 @@ class RefusedEditError(AnnotationError):
     def __init__(self, problems: list[str]):
         super().__init__("; ".join(problems))
         self.problems = problems
+
+
+@contextmanager
+def output_errors(path: Path) -> Iterator[None]:
+    """Turns an `OSError` of its block into an [`OutputError`] that names the path."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"{path} cannot be written ({error.strerror or error}). Is the disk full? What is finished is saved."
+        ) from error

@@ -1,5 +1,6 @@
 """Videos that must not become training data, such as those of a benchmark: found by their bytes or by their looks."""
 
+import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -42,6 +43,10 @@ class HeldOut:
                 name = f"{folder.name}/{scene.visual['path']}"
                 self._bytes[video_hash(scene)] = name
                 self._looks.append((name, perceptual_hashes(scene.open())))
+
+    def digest(self) -> str:
+        """A hash of all held-out videos."""
+        return hashlib.sha256("".join(sorted(self._bytes)).encode()).hexdigest()
 
     def __len__(self) -> int:
         return len(self._looks)

@@ -17,10 +17,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from ..data.files import atomic_path, write_text_atomically
-from ..data.records import DataError
+from ..data.frames import MEDIA_ERRORS
 from .calls import ModelChoice
 from .duplicates import duplicates_across
-from .errors import AnnotationError, RejectedRequestError, StopError, TransientError
+from .errors import AnnotationError, RejectedRequestError, StopError, TransientError, output_errors
 from .held_out import HeldOut
 from .locate import ModelLocator
 from .problems import Problem
@@ -93,7 +93,8 @@ class Run:
         self.folder, self.settings, self.models, self.locator = folder, settings, models, locator
         self.held_out, self.propose = held_out, propose
         self._stopped: StopError | None = None
-        self._key = settings_key(settings, models, locator_name)
+        # A video that is held out since then must not come back from its result
+        self._key = settings_key(settings, models, locator_name) + ("" if held_out is None else held_out.digest())
         self.store = ReplyStore(folder / "store")
         self.samples = RenderedSamples(folder / "rendered")
         (folder / "videos").mkdir(exist_ok=True)
@@ -108,12 +109,10 @@ class Run:
         Annotates all videos and writes the output files.
 
         Args:
-            scenes (iterable of [`Scene`]): The videos; a [`BrokenScene`] becomes an error row.
+            scenes (iterable of [`Scene`]): The videos; a [`BrokenScene`] becomes an error row,
+                and so does a video with the id of an earlier one.
             concurrency (`int`): Videos at a time.
             progress (`Callable`, *optional*): Called with the id of each finished video.
-
-        Raises:
-            AnnotationError: if two videos have the same id.
         """
         outcomes: list[tuple[str, Path | dict]] = []
         for scene, outcome in self._outcomes(scenes, concurrency):
@@ -136,7 +135,8 @@ class Run:
             try:
                 for scene in scenes:
                     if scene.id in seen:
-                        raise AnnotationError(f"Two videos have the id {scene.id!r}; ids name the records.")
+                        error = AnnotationError(f"Two videos have the id {scene.id!r}; ids name the records.")
+                        scene = BrokenScene(scene.id, error)
                     seen.add(scene.id)
                     waiting.append((scene, pool.submit(self._one, scene)))
                     while len(waiting) > 2 * concurrency:
@@ -167,20 +167,23 @@ class Run:
                 if self.propose is not None:
                     scene = self.propose(scene)
                 result, rendering = annotate_video(scene, self.settings, self.store, self.models, self.locator)
-                if result.state == "kept":
-                    self.samples.add(scene.id, rendering)
-                write_text_atomically(path, json.dumps(asdict(result)))
+                with output_errors(self.folder):
+                    if result.state == "kept":
+                        self.samples.add(scene.id, rendering)
+                    write_text_atomically(path, json.dumps(asdict(result)))
             return path
         except StopError as error:
             self._stopped = error
             return error
-        except (AnnotationError, DataError, OSError) as error:
+        except MEDIA_ERRORS as error:  # AnnotationError and DataError, and those of damaged frames
             return _error_row(scene, error)
 
     def _result_key(self, scene: Scene) -> str:
-        about = (scene.root / scene.visual["path"]).stat()  # not all bytes: they are read when it is annotated
-        content = f"{self._key}/{scene.digest()}/{about.st_size}/{about.st_mtime_ns}"
-        return hashlib.sha256(content.encode()).hexdigest()
+        path = scene.root / scene.visual["path"]
+        # Not all bytes: they are read when it is annotated
+        about = [file.stat() for file in (path, *(path / name for name in scene.visual.get("frames") or ()))]
+        files = [[one.st_size, one.st_mtime_ns] for one in about]
+        return hashlib.sha256(f"{self._key}/{scene.digest()}/{json.dumps(files)}".encode()).hexdigest()
 
     def _write(self, outcomes: list[tuple[str, Path | dict]]) -> RunCounts:
         """Writes all output files, each of which is the old or the new one at any time."""

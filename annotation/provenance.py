@@ -100,7 +100,7 @@ def provenance_row(record_id: str, scene: Scene, origin: Origin, calls: VideoCal
             **{name: fields[name] for name in ("dataset", "url", "licence")},
         },
         "masks": {"licence": fields["mask_licence"], "origin": fields["mask_origin"]},
-        **{role: model.provenance() for role, model in calls.models.items()},
+        **calls.provenance(),
         "prompts": prompt_hash(),
         "keys": list(calls.keys()),
         "checks": [code for code, meaning in CODES.items() if meaning.exact],

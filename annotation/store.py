@@ -14,20 +14,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from .completions import Completion
-from .errors import AnnotationError
+from .errors import AnnotationError, output_errors
 
 
 @dataclass(frozen=True)
 class StoredReply:
-    """A reply, its key and the time at which it came, in UTC."""
+    """A reply, its key, the time at which it came, in UTC, and the host that gave it."""
 
     key: str
     stage: str
     created: str
     completion: Completion
+    host: str = ""
 
 
-def reply_key(stage: str, version: int, request_key: str, attempt: int = 0) -> str:
+def reply_key(stage: str, version: int, request_key: str, attempt: int = 0, revision: str = "") -> str:
     """
     The name of a reply.
 
@@ -37,8 +38,9 @@ def reply_key(stage: str, version: int, request_key: str, attempt: int = 0) -> s
         request_key (`str`): `CompletionRequest.key()`: model, decoding, seed, prompt and pictures. What an earlier
             stage found is part of the prompt.
         attempt (`int`): Number of the request among equal ones.
+        revision (`str`): Version of the model, where its name does not tell.
     """
-    return hashlib.sha256(f"{stage}/{version}/{attempt}/{request_key}".encode()).hexdigest()
+    return hashlib.sha256(f"{stage}/{version}/{attempt}/{request_key}/{revision}".encode()).hexdigest()
 
 
 class ReplyStore:
@@ -72,7 +74,8 @@ class ReplyStore:
             return None
         try:
             value = json.loads(content)
-            return StoredReply(key, value["stage"], value["created"], Completion.from_json(value["completion"]))
+            completion = Completion.from_json(value["completion"])
+            return StoredReply(key, value["stage"], value["created"], completion, value["host"])
         except (ValueError, KeyError, TypeError) as error:
             raise AnnotationError(
                 f"The stored reply {path} cannot be read ({error}). Delete it, then the model is asked again."
@@ -94,17 +97,25 @@ class ReplyStore:
                 if not wanted:
                     del self._held[key]
 
-    def put(self, key: str, stage: str, completion: Completion) -> StoredReply:
-        """Keeps a reply. Nothing of the request is stored, so no key and no picture lands in the folder."""
-        reply = StoredReply(key, stage, datetime.now(UTC).isoformat(timespec="seconds"), completion)
-        value = {"stage": stage, "created": reply.created, "completion": completion.to_json()}
-        path = self._path(key)
+    def put(self, key: str, stage: str, completion: Completion, host: str = "") -> StoredReply:
+        """
+        Keeps a reply. Nothing of the request is stored, so no key and no picture lands in the folder.
+
+        Raises:
+            OutputError: if it cannot be written. Further replies would be paid for and lost.
+        """
+        reply = StoredReply(key, stage, datetime.now(UTC).isoformat(timespec="seconds"), completion, host)
+        value = {"stage": stage, "created": reply.created, "host": host, "completion": completion.to_json()}
+        with output_errors(self.folder):
+            self._write(self._path(key), value)
+        return reply
+
+    def _write(self, path: Path, value: dict) -> None:
         path.parent.mkdir(exist_ok=True)
         # A name of its own for each thread: two of them may write the same reply
-        temporary = path.with_name(f".{key[:16]}.{os.getpid()}.{threading.get_ident()}.part")
+        temporary = path.with_name(f".{path.stem[:16]}.{os.getpid()}.{threading.get_ident()}.part")
         try:
             temporary.write_text(json.dumps(value), encoding="ascii")  # a reply may hold half a character
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
-        return reply

@@ -1,13 +1,16 @@
 """All stages for one video: a function of the video, the settings and the models' replies."""
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from itertools import count
+from pathlib import Path
 from typing import Any
 
-from .calls import STAGE_VERSIONS, ModelChoice, VideoCalls
+from .calls import ModelChoice, VideoCalls
 from .checks import CheckedTurn, CheckLimits, VideoFacts
 from .converse import converse
 from .describe import describe
@@ -365,4 +368,19 @@ def settings_key(settings: AnnotationSettings, models: Mapping[str, ModelChoice]
         role: [model.name, model.revision, model.terms, model.host, model.max_tokens, model.temperature, model.seed]
         for role, model in models.items()
     }
-    return json.dumps([settings.to_dict(), chosen, STAGE_VERSIONS, prompt_hash(), locator], sort_keys=True)
+    return json.dumps([settings.to_dict(), chosen, code_hash(), prompt_hash(), locator], sort_keys=True)
+
+
+# Files of this package that decide nothing of a [`VideoResult`]
+WITHOUT_INFLUENCE = {"completions", "costs", "endpoint", "errors", "estimate", "held_out", "html", "json_lines"}
+WITHOUT_INFLUENCE |= {"pipeline", "rate_limit", "report", "review", "review_merge", "sama239k", "store"}
+
+
+@cache
+def code_hash() -> str:
+    """A hash of the code of stages and checks: with changed checks, results are made anew from the same replies."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        if path.stem not in WITHOUT_INFLUENCE:
+            digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,142 @@
+"""What makes a result anew, and what ends a run or only a video. The models answer without a server."""
+
+import json
+import shutil
+
+import pytest
+from toy_truth import ToyModels
+from worked_example import IMAGE_SIZE, SHOWN, make_example, read_rows
+
+from sama.annotation import video as video_module
+from sama.annotation.calls import ModelChoice
+from sama.annotation.completions import Completion, CompletionRequest
+from sama.annotation.errors import OutputError, output_errors
+from sama.annotation.held_out import HeldOut
+from sama.annotation.objects import read_scenes
+from sama.annotation.pipeline import Run, RunCounts
+from sama.annotation.provenance import Origin
+from sama.annotation.render import RenderSettings
+from sama.annotation.score import ScoreSettings
+from sama.annotation.video import AnnotationSettings
+from sama.toy_world.export import RECORDS
+
+
+SETTINGS = AnnotationSettings(
+    RenderSettings(SHOWN, IMAGE_SIZE), scores=ScoreSettings(palette_share=0), origin=Origin(allow_unknown=True)
+)
+
+
+class Models:
+    """The models of toy world, as an endpoint."""
+
+    def __init__(self, example):
+        self.models, self.asked = ToyModels(example.truths, example.planted), 0
+
+    def complete(self, request: CompletionRequest, stage: str = "", record: str = "") -> Completion:
+        self.asked += 1
+        text = self.models.answer({"model": request.model, "messages": request.messages})
+        return Completion(text, "stop", None, None, 0.0, 1, request.model)
+
+    def stop(self) -> None:
+        raise AssertionError("nothing is stopped here")
+
+
+@pytest.fixture
+def example(tmp_path):
+    """Three clips, no mistakes."""
+    return make_example(tmp_path, 3, 0)
+
+
+def annotate(example, endpoint, revision="", host="a", held_out=None, twice=False) -> RunCounts:
+    """Runs over the clips; the files are in the example's output folder."""
+    example.output.mkdir(exist_ok=True)
+    models = {role: ModelChoice(endpoint, role, revision, "yes", host) for role in ("writer", "verifier")}
+    clips = example.folder / "clips"
+    scenes = list(read_scenes(clips, clips / RECORDS, "toy"))
+    return Run(example.output, SETTINGS, models, held_out=held_out).run(scenes[:1] * twice + scenes, 2)
+
+
+def rows(example, name: str) -> list[dict]:
+    return read_rows(example.output / f"{name}.jsonl")
+
+
+def test_another_revision_asks_again_and_another_host_does_not(example):
+    endpoint = Models(example)
+    annotate(example, endpoint, "v1")
+    first = endpoint.asked
+    assert first >= 9
+    annotate(example, endpoint, "v1", host="b")
+    assert endpoint.asked == first
+    assert {row["writer"]["host"] for row in rows(example, "provenance")} == {"a"}  # which wrote the replies
+    annotate(example, endpoint, "v2", host="b")
+    assert endpoint.asked == 2 * first
+    assert {(row["writer"]["revision"], row["writer"]["host"]) for row in rows(example, "provenance")} == {("v2", "b")}
+
+
+def test_a_video_that_is_held_out_later_is_no_longer_in_the_records(example):
+    endpoint = Models(example)
+    assert annotate(example, endpoint).videos == {"kept": 3}
+    asked, record = endpoint.asked, rows(example, "records")[0]
+    held = example.folder / "held_out"
+    shutil.copytree(example.folder / "clips" / record["video"]["path"], held / "other")
+    counts = annotate(example, endpoint, held_out=HeldOut([held]))
+    assert counts.videos == {"kept": 2, "error": 1} and endpoint.asked == asked
+    assert "held-out video" in rows(example, "errors")[0]["message"]
+    assert record["video"] not in [one["video"] for one in rows(example, "records")]
+
+
+def test_changed_checks_make_results_anew_from_the_same_replies(example, monkeypatch):
+    endpoint = Models(example)
+    annotate(example, endpoint)
+    results, asked = set((example.output / "videos").iterdir()), endpoint.asked
+    monkeypatch.setattr(video_module, "code_hash", lambda: "other checks")
+    assert annotate(example, endpoint).videos == {"kept": 3}
+    assert len(set((example.output / "videos").iterdir()) - results) == 3 and endpoint.asked == asked
+
+
+def test_a_frame_that_is_replaced_makes_its_video_anew(example):
+    endpoint = Models(example)
+    annotate(example, endpoint)
+    before = {row["id"]: row["video"]["sha256"] for row in rows(example, "provenance")}
+    record = rows(example, "records")[0]
+    folder = example.folder / "clips" / record["video"]["path"]
+    first, second = (folder / name for name in record["video"]["frames"][:2])
+    first.write_bytes(second.read_bytes())
+    annotate(example, endpoint)
+    after = {row["id"]: row["video"]["sha256"] for row in rows(example, "provenance")}
+    assert {name for name in before if before[name] != after[name]} == {
+        name for name in before if name.startswith(record["id"].rpartition("/")[0] + "/")
+    }
+
+
+def test_a_damaged_frame_is_an_error_row_and_the_others_are_kept(example):
+    record = json.loads((example.folder / "clips" / RECORDS).read_text().splitlines()[1])
+    frame = example.folder / "clips" / record["video"]["path"] / record["video"]["frames"][0]
+    frame.write_bytes(frame.read_bytes()[:60])
+    assert annotate(example, Models(example)).videos == {"kept": 2, "error": 1}
+    (row,) = rows(example, "errors")
+    assert row["class"] == "data" and frame.name in row["message"]
+
+
+def test_an_id_that_is_there_twice_is_an_error_row(example):
+    assert annotate(example, Models(example), twice=True).videos == {"kept": 3, "error": 1}
+    assert "Two videos have the id" in rows(example, "errors")[0]["message"]
+
+
+def test_a_reply_that_cannot_be_stored_ends_the_run(example, monkeypatch):
+    def full(self, path, value):
+        raise OSError(28, "No space left on device")
+
+    endpoint = Models(example)
+    with monkeypatch.context() as patch:
+        patch.setattr("sama.annotation.store.ReplyStore._write", full)
+        counts = annotate(example, endpoint)
+    assert isinstance(counts.stopped, OutputError) and "No space left on device" in str(counts.stopped)
+    assert endpoint.asked <= 2 and counts.videos == {"error": 3}  # one for each of the two threads
+    assert {row["class"] for row in rows(example, "errors")} == {"stopped"}
+    assert annotate(example, endpoint).videos == {"kept": 3}
+
+
+def test_an_error_of_writing_names_the_folder(tmp_path):
+    with pytest.raises(OutputError, match="out cannot be written \\(No space"), output_errors(tmp_path / "out"):
+        raise OSError(28, "No space left on device")
