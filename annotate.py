@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 try:
     from sama.annotation.calls import ModelChoice
-    from sama.annotation.costs import Costs, parse_budget, parse_price
+    from sama.annotation.costs import Costs, parse_budget, parse_prices
     from sama.annotation.endpoint import MAX_TOKENS_NAMES, STRUCTURED_OUTPUT, Endpoint, EndpointSettings
     from sama.annotation.estimate import estimate_run
     from sama.annotation.held_out import HeldOut
@@ -47,6 +47,7 @@ except ModuleNotFoundError as error:
 
 
 INCOMPLETE = 3  # exit code: some videos have an error
+VERIFIER_KEY = "VERIFIER_API_KEY"  # environment variable
 TERMS = ("yes", "no", UNKNOWN)
 
 
@@ -108,6 +109,11 @@ def _add_models(group) -> None:
     group.add_argument("--relocate", metavar="CHECKPOINT", help="finds phrases again; default: left out")
     group.add_argument("--device", default="auto", help="of --propose and --relocate: auto, cpu, cuda or mps")
     group.add_argument("--key-variable", default="OPENAI_API_KEY", help="environment variable with the API key")
+    group.add_argument(
+        "--verifier-key-variable", metavar="NAME",
+        help="that of --verifier-endpoint; default: --key-variable if both are on one host and port, "
+             f"else {VERIFIER_KEY}",
+    )  # fmt: skip
     group.add_argument("--structured-output", choices=STRUCTURED_OUTPUT, default=STRUCTURED_OUTPUT[0])
     group.add_argument("--concurrency", type=int, default=8, help="videos, and requests, at a time")
     group.add_argument("--requests-per-minute", type=float, help="rate limit")
@@ -170,19 +176,22 @@ def annotation_settings(given: argparse.Namespace) -> AnnotationSettings:
 
 def model_choices(given: argparse.Namespace, costs: Costs) -> dict[str, ModelChoice]:
     """The models by role. Two of them at one address share its limits."""
-    endpoints: dict[str, Endpoint] = {}
+    endpoints: dict[tuple[str, str], Endpoint] = {}
     urls = {"writer": given.endpoint, "verifier": given.verifier_endpoint or given.endpoint}
-    urls["blind"] = urls["verifier"]
+    # A key must not reach another host than its own
+    other = given.key_variable if _origin(urls["verifier"]) == _origin(given.endpoint) else VERIFIER_KEY
+    keys = {"writer": given.key_variable, "verifier": given.verifier_key_variable or other}
+    urls["blind"], keys["blind"] = urls["verifier"], keys["verifier"]
     names = {"writer": given.model, "verifier": given.verifier_model, "blind": given.blind_model}
     found = {}
     for role, name in names.items():
         if name is None:
             continue
-        url = urls[role]
-        if url not in endpoints:
+        url, key_variable = place = urls[role], keys[role]
+        if place not in endpoints:
             settings = EndpointSettings(
                 url,
-                key_variable=given.key_variable,
+                key_variable=key_variable,
                 structured_output=given.structured_output,
                 concurrency=given.concurrency,
                 requests_per_minute=given.requests_per_minute,
@@ -192,9 +201,9 @@ def model_choices(given: argparse.Namespace, costs: Costs) -> dict[str, ModelCho
                 stream=given.stream,
                 max_tokens_name=given.max_tokens_name,
             )
-            endpoints[url] = Endpoint(settings, costs)
+            endpoints[place] = Endpoint(settings, costs)
         found[role] = ModelChoice(
-            endpoints[url],
+            endpoints[place],
             name,
             revision=vars(given)[f"{role}_revision"],
             terms=vars(given)[f"{role}_terms"],
@@ -206,6 +215,12 @@ def model_choices(given: argparse.Namespace, costs: Costs) -> dict[str, ModelCho
     return found
 
 
+def _origin(url: str) -> tuple[str, str | None, int | None]:
+    """Scheme, host and port of a URL."""
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+
+
 def input_scenes(given: argparse.Namespace) -> Iterator[Scene | BrokenScene]:
     """The videos that the command line names."""
     if given.source is not None:
@@ -213,6 +228,15 @@ def input_scenes(given: argparse.Namespace) -> Iterator[Scene | BrokenScene]:
     if given.masks is not None:
         return read_scenes(given.videos, given.masks, given.name)
     return list_videos(given.videos, given.name)
+
+
+def checkpoint_state(checkpoint: str | None) -> str:
+    """The name of a checkpoint with the sizes and times of its files, which change when it is trained again."""
+    if checkpoint is None or not Path(checkpoint).is_dir():
+        return str(checkpoint)
+    files = sorted(path for path in Path(checkpoint).rglob("*") if path.is_file())
+    states = [(path.relative_to(checkpoint).as_posix(), path.stat()) for path in files]
+    return json.dumps([checkpoint, [[name, state.st_size, state.st_mtime_ns] for name, state in states]])
 
 
 def annotate(given: argparse.Namespace) -> RunCounts:
@@ -225,7 +249,7 @@ def annotate(given: argparse.Namespace) -> RunCounts:
 
     settings = annotation_settings(given)
     given.output.mkdir(parents=True, exist_ok=True)
-    prices = dict(map(parse_price, given.price))
+    prices = parse_prices(given.price)
     costs = Costs(given.output / "costs.jsonl", prices, parse_budget(given.budget))
     models = model_choices(given, costs)
     held_out = HeldOut(given.held_out) if given.held_out else None
@@ -234,7 +258,7 @@ def annotate(given: argparse.Namespace) -> RunCounts:
     if given.propose is not None:
         finder = locator if locator is not None and given.propose == given.relocate else load(given.propose)
         propose = proposer(finder, given.propose, given.propose_request)
-    names = f"{given.relocate}/{given.propose}/{given.propose_request}"
+    names = f"{checkpoint_state(given.relocate)}/{checkpoint_state(given.propose)}/{given.propose_request}"
     run = Run(given.output, settings, models, locator, names, held_out, propose)
     number = 0
 
@@ -250,21 +274,29 @@ def annotate(given: argparse.Namespace) -> RunCounts:
         costs.close()
     root = given.videos if given.source is None else data_root(given.data_root)
     write_summary(given.output, root, (settings, models, counts), costs.currency)
+    if counts.stopped is not None:
+        write_report(given.output)
+        raise counts.stopped
+    try:
+        _export(given, root)
+    finally:
+        write_report(given.output)
+    return counts
+
+
+def _export(given: argparse.Namespace, root: Path) -> None:
+    """The files that are made of the records."""
     records = given.output / "records.jsonl"
     if (given.output / "decisions.jsonl").exists():
         merge_decisions(given.output)
         records = given.output / REVIEWED_RECORDS
     if given.sama239k is not None:
         write_sama239k(records, root, given.sama239k)
-    write_report(given.output)
-    if counts.stopped is not None:
-        raise counts.stopped
-    return counts
 
 
 def estimate_lines(given: argparse.Namespace) -> Iterator[str]:
     """What the run would need, as text."""
-    prices = dict(map(parse_price, given.price))
+    prices = parse_prices(given.price)
     models = model_choices(given, Costs(prices=prices))
     found = estimate_run(input_scenes(given), annotation_settings(given), models)
     yield f"about, for {found.videos} videos ({found.unreadable} others cannot be annotated):"

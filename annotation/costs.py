@@ -56,6 +56,20 @@ def parse_price(text: str) -> tuple[str, Price]:
     return model, Price(values[0], values[1], values[2] if len(values) == 3 else values[0])
 
 
+def parse_prices(texts: Sequence[str]) -> dict[str, Price]:
+    """
+    The prices of all models from a command line.
+
+    Raises:
+        [`AnnotationError`]: As [`parse_price`] does, or a model has two prices.
+    """
+    found: dict[str, Price] = {}
+    for model, price in map(parse_price, texts):
+        if found.setdefault(model, price) != price:
+            raise AnnotationError(f"The price of the model {model} is given twice, and differently.")
+    return found
+
+
 @dataclass(frozen=True)
 class Budget:
     """Limits on all calls of an output folder: tokens (prompt and completion), and money in the unit of the prices."""
