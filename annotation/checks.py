@@ -90,7 +90,7 @@ def check_descriptions(
     descriptions: Descriptions, facts: VideoFacts, limits: CheckLimits, wanted: Sequence[int] | None = None
 ) -> dict[int | None, list[Problem]]:
     """
-    The problems of a reply that describes objects, by object; those of the reply as a whole under `None`.
+    The problems of a reply that describes objects, by object; those of entries about unknown objects under 0.
 
     Args:
         descriptions ([`Descriptions`]): The reply.
@@ -104,7 +104,7 @@ def check_descriptions(
         number = object_number(one.object, facts.num_objects)
         if number is None:
             detail = f"{one.object!r} is none of the {facts.num_objects} objects"
-            found.setdefault(None, []).append(Problem("tag_unknown", f"objects[{index}].object", detail))
+            found.setdefault(0, []).append(Problem("tag_unknown", f"objects[{index}].object", detail))
             continue
         at = f"obj{number}"
         if number in seen:
@@ -247,17 +247,20 @@ def _check_interval(number: int, first: int, last: int, at: str, facts: VideoFac
 
 
 def _check_counts(answer: TaggedText) -> Iterator[Problem]:
-    """Number words of phrases with several objects. A single object may well be a group: "two people"."""
+    """Number words of phrases with several objects. A single object may well be a group: "two people". In "the two men
+    and the dog" the word counts a part of them, which a person has to see."""
     for start, stop, phrase, numbers in grounded_spans(answer.parts):
-        words = re.findall(r"[a-z]+", phrase.lower())
+        words = re.findall(r"[a-z]+(?:-[a-z]+)*", phrase.lower())  # "three-wheeled" counts nothing
         stated = next((NUMBER_WORDS[word] for word in words[:3] if word in NUMBER_WORDS), None)
         if len(numbers) > 1 and stated is not None and stated != len(numbers):
             detail = f"[{start}:{stop}] {phrase!r} is tagged with {len(numbers)} objects"
-            yield Problem("count", "answer", detail)
+            several = not {"and", "or", "with"}.isdisjoint(words) or re.search("[,/&]", phrase) is not None
+            yield Problem("count", "answer", detail, review=several)
 
 
 def _check_words(text: str, at: str, bounds: tuple[int, int]) -> Iterator[Problem]:
-    number = len(TAG.sub(" ", text).split())
+    # A full stop that a tag leaves alone is no word
+    number = sum(any(letter.isalnum() for letter in word) for word in TAG.sub(" ", text).split())
     if not bounds[0] <= number <= bounds[1]:
         yield Problem("length", at, f"{number} words, expected {bounds[0]} to {bounds[1]}")
 

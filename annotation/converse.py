@@ -13,6 +13,7 @@ from .checks import CheckedTurn, CheckLimits, VideoFacts, check_dialogue
 from .refine import ByItem, Settled, settle
 from .render import Rendering
 from .schema import Dialogue, Statement, Turn
+from .tags import answer_from_spans, write_answer
 from .verify import Claim, verify_claims
 
 
@@ -31,7 +32,15 @@ class DialogueForm:
         """Of a whole dialogue by place, of corrected turns by the number that they state."""
         if places is None:
             return dict(enumerate(value.turns, start=1))
-        return {turn.turn: turn for turn in value.turns if turn.turn in places}
+        corrected: dict[int, list[Turn]] = {}
+        for turn in value.turns:
+            corrected.setdefault(turn.turn, []).append(turn)
+        # Of two different ones with one number none is taken: the turn stays as it was, and fails
+        return {
+            place: turns[0]
+            for place, turns in corrected.items()
+            if place in places and turns.count(turns[0]) == len(turns)
+        }
 
     def checked(self, items: Mapping[int, Turn]) -> tuple[list[CheckedTurn], ByItem]:
         """The turns in order, read, and all problems."""
@@ -48,8 +57,11 @@ class DialogueForm:
         """One claim for each turn: its question with its answer."""
         claims = []
         for place, turn in sorted(items.items()):
-            objects = [int(number) for number in re.findall(r"<obj([0-9]+)>", turn.question + turn.answer)]
-            text = f"{turn.question} {re.sub(r'</?p>', '', turn.answer)}"
+            answer = turn.answer
+            if turn.phrases:  # the answer itself does not say which object a phrase means
+                answer = write_answer(answer_from_spans(answer, turn.phrases, self.facts.num_objects).parts)
+            objects = [int(number) for number in re.findall(r"<obj([0-9]+)>", turn.question + answer)]
+            text = f"{turn.question} {re.sub(r'</?p>', '', answer)}"
             claims.append(Claim(place, tuple(dict.fromkeys(objects)), " ".join(text.split()), f"turns[{place - 1}]"))
         return {**verify_claims(self.calls, self.rendering, claims)}
 

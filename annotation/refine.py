@@ -93,7 +93,8 @@ def settle(
     reply = ask(messages, 0)
     settled.failed = checker.read(reply, None, 0)
     for number in range(1, rounds + 1):
-        failed = {item: problems for item, problems in settled.failed.items() if problems}
+        # 0 has what belongs to no item: there is nothing to ask for again
+        failed = {item: problems for item, problems in settled.failed.items() if problems and item != 0}
         if not failed or any(one.code == "refusal" for problems in failed.values() for one in problems):
             break
         places = None if None in failed else sorted(item for item in failed if item is not None)

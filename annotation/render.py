@@ -23,6 +23,7 @@ from .scenes import SceneObject
 
 
 # Light and saturated, far apart, and each with a name of its own: the check for leaks needs the names
+# No white: white boxes, frames and labels are common things
 COLORS: dict[str, Color] = {
     name: color_from_hex(code)
     for name, code in {
@@ -36,7 +37,6 @@ COLORS: dict[str, Color] = {
         "magenta": "ff35d5",
         "lime": "b6ff1a",
         "pink": "ffa6c9",
-        "white": "ffffff",
     }.items()
 }
 CROP_MARGIN = 0.5  # of the object's box, on each side

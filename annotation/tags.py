@@ -13,8 +13,13 @@ from .problems import Problem
 from .schema import PhraseSpan
 
 
-# What a reader of records or a turn format would take for a tag must not stand in a text, either
-TAG = re.compile(r"<obj([0-9]{1,4})>|(</?p>)|(<obj[^<>]{0,40}>|<region>|<mask>|\[SEG\]|<IMG_CONTEXT>)")
+# What a reader of records, a turn format or a tokenizer would take for a tag must not stand in a text, either: <vp>,
+# </s>, <|im_end|>, <IMG_CONTEXT>, [SEG], in any case
+NAMES = "s|p|vp|pos|img|img_context|image|video|region|mask|box|ref|quad|unk|pad|bos|eos|think"
+TAG = re.compile(
+    r"<obj([0-9]{1,4})>|(</?p>)|"
+    rf"((?i:</?obj[^<>]{{0,40}}>|</?(?:{NAMES})\b[^<>]{{0,40}}>|<\|[^|<>]{{0,40}}\|>|\[/?(?:SEG|INST)\]))"
+)
 FOLLOWING_TAGS = re.compile(r"(?:\s*<obj[^<>]{0,40}>)+")
 
 

@@ -29,11 +29,17 @@ def verify_claims(calls: VideoCalls, rendering: Rendering, claims: Sequence[Clai
     messages = prompts.verify(rendering, [(claim.objects, claim.text) for claim in claims])
     completion = calls.ask("verify", "verifier", messages, Verdicts).completion
     value, problems = read_reply(completion, Verdicts)
-    verdicts = {} if value is None else {one.claim: one.verdict for one in value.verdicts}
+    verdicts: dict[int, set[str]] = {}
+    for one in () if value is None else value.verdicts:
+        verdicts.setdefault(one.claim, set()).add(one.verdict)
     found: dict[int, list[Problem]] = {}
     for number, claim in enumerate(claims, start=1):
-        verdict = verdicts.get(number)
-        if verdict is None:
+        given = verdicts.get(number, set())
+        verdict = min(given, default=None)
+        if len(given) > 1:
+            detail = f"there are different verdicts ({', '.join(sorted(given))}): {claim.text[:120]!r}"
+            problem = Problem("unseen", claim.at, detail, review=True)
+        elif verdict is None:
             reason = problems[0].detail if problems else "the claim is not in its reply"
             problem = Problem("unseen", claim.at, f"there is no verdict: {reason}", review=True)
         elif verdict == "unseen":

@@ -44,6 +44,7 @@ def codes(**changes) -> list[tuple[str, str]]:
         {"answer": "Yes, <p> the man </p> <obj1> sits in the brown frame of a door.", "evidence": BOTH[:1]},
         {"answer": "<p> Two men on a bike </p> <obj1> ride by.", "evidence": BOTH[:1]},
         {"answer": "<p> Both things </p> <obj1> <obj2> move."},
+        {"answer": "<p> The three-wheeled bike and the car </p> <obj1> <obj2> move."},
         {"answer": "He wears <p> a shirt ] } with \N{DOG FACE} </p> <obj1>.", "evidence": BOTH[:1]},
         {"answer": "<p> The man </p> <obj1> frames a picture, boxes and labels parcels.", "evidence": BOTH[:1]},
         {"answer": "The man runs.", "phrases": [{"object": "obj1", "phrase": "The man", "start": 0, "end": 7}],
@@ -63,6 +64,10 @@ def test_right_turns_have_no_problems(changes):
         ({"answer": "<p> The man <obj1> runs."}, "tag_unbalanced", "answer[0:3]"),
         ({"answer": "<p> The <p> man </p> </p> <obj1> runs."}, "tag_nested", "answer[8:11]"),
         ({"answer": "The man <obj1> runs."}, "tag_alone", "answer[8:14]"),
+        *[({"answer": f"{mark} {ANSWER}"}, "tag_unknown", f"answer[0:{len(mark)}]") for mark in (
+            "<video>", "<|im_end|>", "</s>", "<VP>", "<img src=x>", "[seg]", "<IMG_CONTEXT>", "<Obj1>", "</P>",
+            "<P>")],
+        ({"question": "What does the man <obj1> do? <|im_end|>"}, "tag_unknown", "question[29:39]"),
         ({"answer": "<p> </p> <obj1> runs away."}, "phrase_empty", "answer[0:15]"),
         ({"answer": "He runs away.", "phrases": [{"object": "obj1", "phrase": "He", "start": 1, "end": 3}]}, "span",
          "phrases[0]"),
@@ -129,7 +134,7 @@ MAN, BALL = [("It is a man.", 0, 19), ("It throws something round.", 5, 10)], [(
         ({"obj1": MAN}, {2: [("object_missing", "obj2")]}),
         ({"obj1": MAN, "obj2": []}, {2: [("object_missing", "obj2.statements")]}),
         ({"obj1": MAN, "obj2": BALL, "obj2_": BALL}, {2: [("object_twice", "obj2")]}),
-        ({"obj1": MAN, "obj2": BALL, "obj9": BALL}, {None: [("tag_unknown", "objects[2].object")]}),
+        ({"obj1": MAN, "obj2": BALL, "obj9": BALL}, {0: [("tag_unknown", "objects[2].object")]}),
         ({"obj1": MAN, "obj2": [("It is hit by <obj1>.", 10, 19)]},
          {2: [("tag_unknown", "obj2.statements[0].text[13:19]")]}),
         ({"obj1": MAN, "obj2": [("It is a ball.", 0, 5)]}, {2: [("not_visible", "obj2.statements[0]")]}),
@@ -151,10 +156,9 @@ def test_each_rule_of_a_description(objects, found):
     "text",
     [
         "It is obj3.", "This is object 2.", "See Obj_4 there", "the bounding box of the dog", "two bounding-boxes",
-        "a bbox", "mask 2 moves", "label #3 falls", "region 1 is blue", "the red outline moves", "a lime-coloured box",
+        "a bbox", "mask 2 moves", "label #3 falls", "the red outline moves", "a lime-coloured box",
         "the blue mask", "outlined in red", "marked with blue", "highlighted by the lime", "an outline in red",
-        "circled with the number 3", "marked with a box", "its segmentation mask", "labelled with the number",
-        "the red bounding box",
+        "marked with a box", "its segmentation mask", "the red bounding box",
     ],
 )  # fmt: skip
 def test_leaks_are_found(text):
@@ -167,6 +171,7 @@ def test_leaks_are_found(text):
         "A green box is opened.", "He marks the ball.", "The frame of the door is brown.", "The dog objects.",
         "It is circled by birds.", "A box on a red table", "It wears a mask.", "the region of Tuscany",
         "She labels jars.", "<p> The man </p> <obj1> runs", "the border between them", "It is highlighted by the sun.",
+        "the white box truck", "the blue-eyed cat",
     ],
 )  # fmt: skip
 def test_words_that_only_look_like_leaks_pass(text):
@@ -175,8 +180,15 @@ def test_words_that_only_look_like_leaks_pass(text):
 
 @pytest.mark.parametrize(
     ("text", "expressions"),
-    [("He sits in the red box.", ["a man in the RED box"]), ("The player with number 10 scores.", [])],
-)
+    [
+        ("He sits in the red box.", ["a man in the RED box"]), ("The player with number 10 scores.", []),
+        *((text, []) for text in (
+            "the train on track 2", "segment 2 of the race", "region 1 is blue", "a jersey numbered 23",
+            "a bus labelled 15", "a car marked with the number 7", "circled with the number 3", "the red-outlined dog",
+            "the highlighted person", "the outlined man", "dog #2", "the object numbered one", "the numbered object",
+        )),
+    ],
+)  # fmt: skip
 def test_what_may_be_true_is_for_a_person(text, expressions):
     (leak,) = find_leaks(text, ("red",), expressions)
     assert leak.review
@@ -215,3 +227,16 @@ def test_a_problem_has_a_known_code():
     with pytest.raises(ValueError, match="'tpyo' is not one of json, "):
         Problem("tpyo", "", "")
     assert all(code.meaning for code in CODES.values())
+
+
+def test_a_number_of_a_part_of_the_objects_is_for_a_person():
+    found = check_turn(turn(answer="<p> Three bikes and a car </p> <obj1> <obj2> move."), FACTS, LIMITS, "")
+    assert [(one.code, one.review) for one in found.problems] == [("count", True)]
+
+
+def test_a_full_stop_behind_a_tag_is_no_word():
+    assert codes(answer="<p> dog </p> <obj1>.", evidence=BOTH[:1]) == [("length", "turns[3].answer")]
+
+
+def test_a_sure_leak_is_not_hidden_by_one_that_may_be_true():
+    assert [leak.review for leak in find_leaks("the numbered label 3", ())] == [True, False]
