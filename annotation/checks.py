@@ -5,7 +5,7 @@ A text with broken tags is checked for nothing else, because what its tags refer
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from .duplicates import duplicates_within
@@ -140,11 +140,12 @@ def _check_statements(
 
 
 def check_dialogue(
-    dialogue: Dialogue, facts: VideoFacts, limits: CheckLimits
+    dialogue: Dialogue, facts: VideoFacts, limits: CheckLimits, corrected: Collection[int] = ()
 ) -> tuple[list[CheckedTurn], list[Problem]]:
-    """Every turn of a dialogue with its problems, and the problems of the dialogue as a whole."""
+    """Every turn of a dialogue with its problems, and the problems of the dialogue as a whole. `corrected`: indices of
+    turns that were written again. If one of them repeats another turn, it is the duplicate, wherever it stands."""
     turns = [check_turn(turn, facts, limits, f"turns[{index}]") for index, turn in enumerate(dialogue.turns)]
-    repeated = _repeated_turns(turns)
+    repeated = _repeated_turns(turns, corrected)
     for index, checked in enumerate(turns):
         if checked.turn.turn != index + 1:
             detail = f"the turn has number {checked.turn.turn} in place {index + 1}"
@@ -158,11 +159,17 @@ def check_dialogue(
     return turns, [Problem("count", "turns", f"there are {len(turns)} turns, expected {least} to {most}")]
 
 
-def _repeated_turns(turns: Sequence[CheckedTurn]) -> dict[int, int]:
-    """Index of each turn that repeats an earlier one, and the index of that one. Turns whose questions are about other
-    objects do not repeat each other, however alike they sound."""
+def _repeated_turns(turns: Sequence[CheckedTurn], corrected: Collection[int]) -> dict[int, int]:
+    """Index of each turn that repeats another one, and the index of that one. Turns that are right so far come first,
+    and corrected ones last among them. Turns whose questions are about other objects do not repeat each other, however
+    alike they sound."""
+
+    def rank(index: int) -> tuple[bool, bool]:
+        return any(not one.review for one in turns[index].problems), index in corrected
+
     groups: dict[frozenset[int], list[int]] = {}
-    for index, checked in enumerate(turns):
+    for index in sorted(range(len(turns)), key=rank):
+        checked = turns[index]
         groups.setdefault(frozenset(checked.question.objects), []).append(index)
     found = {}
     for indices in groups.values():

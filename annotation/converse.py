@@ -1,7 +1,7 @@
 """Stage 4: questions about one or two objects, and answers whose phrases are tagged with theirs."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -42,16 +42,16 @@ class DialogueForm:
             if place in places and turns.count(turns[0]) == len(turns)
         }
 
-    def checked(self, items: Mapping[int, Turn]) -> tuple[list[CheckedTurn], ByItem]:
+    def checked(self, items: Mapping[int, Turn], corrected: Collection[int] = ()) -> tuple[list[CheckedTurn], ByItem]:
         """The turns in order, read, and all problems."""
         dialogue = Dialogue(turns=[items[place] for place in sorted(items)])
-        turns, whole = check_dialogue(dialogue, self.facts, self.limits)
+        turns, whole = check_dialogue(dialogue, self.facts, self.limits, [place - 1 for place in corrected])
         found: ByItem = {place: one.problems for place, one in enumerate(turns, start=1) if one.problems}
         return turns, found | ({None: whole} if whole else {})
 
-    def check(self, items: Mapping[int, Turn]) -> ByItem:
+    def check(self, items: Mapping[int, Turn], corrected: Collection[int] = ()) -> ByItem:
         """The exact checks."""
-        return self.checked(items)[1]
+        return self.checked(items, corrected)[1]
 
     def verify(self, items: Mapping[int, Turn]) -> ByItem:
         """One claim for each turn: its question with its answer."""

@@ -1,6 +1,6 @@
 """Stage 3: statements about each object, with the frames that show them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -37,7 +37,7 @@ class DescriptionForm:
                 found.setdefault(number or 0, []).append(one)
         return found
 
-    def check(self, items: Mapping[int, list[ObjectDescription]]) -> ByItem:
+    def check(self, items: Mapping[int, list[ObjectDescription]], corrected: Collection[int] = ()) -> ByItem:
         """The exact checks, in the order of the objects."""
         listed = [one for number in sorted(items) for one in items[number]]
         return check_descriptions(Descriptions(objects=listed), self.facts, self.limits)

@@ -5,7 +5,7 @@ A reply consists of items: turns of a dialogue, or descriptions of objects, by t
 asked for again, and only they are taken from the new reply.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -31,8 +31,8 @@ class ReplyForm(Protocol[Item]):
         """The items of a reply by number. `places`: the items that were asked for again; `None`: all of them."""
         ...
 
-    def check(self, items: Mapping[int, Item]) -> ByItem:
-        """The exact checks."""
+    def check(self, items: Mapping[int, Item], corrected: Collection[int]) -> ByItem:
+        """The exact checks. `corrected`: the items that are new, the others were checked before."""
         ...
 
     def verify(self, items: Mapping[int, Item]) -> ByItem:
@@ -126,17 +126,21 @@ class _Checker:
             return {item: [*settled.failed[item], *problems] for item in places}
         taken = self.form.items(value, places)
         settled.items = taken if places is None else settled.items | taken
-        found = self.check()
+        before = settled.failed
+        found = self.check(places or ())
         new = None if places is None else set(places)
         for item, listed in found.items():
             if new is None or item is None or item in new:
                 settled.findings += [Finding(round, item, problem) for problem in listed]
+            else:  # of the others what was not found before
+                known = before.get(item, []) + settled.doubtful.get(item, [])
+                settled.findings += [Finding(round, item, problem) for problem in listed if problem not in known]
         return self._split(found)
 
-    def check(self) -> ByItem:
+    def check(self, corrected: Collection[int] = ()) -> ByItem:
         """The problems of all items: of the exact checks, and of the verifying model where those find nothing."""
         items = self.settled.items
-        found = self.form.check(items)
+        found = self.form.check(items, corrected)
         passing = {
             number: item for number, item in items.items() if all(one.review for one in found.get(number, ()))
         } if None not in found else {}  # fmt: skip

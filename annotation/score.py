@@ -23,6 +23,14 @@ from .schema import BlindAnswers, Descriptions, Judgements, Statement
 from .tags import grounded_spans, object_number
 
 
+# Phrases that say nothing of their object
+IN_CONTEXT = re.compile(
+    r"(?:he|she|it|him|her|they|them|this|that|these|those|one|"
+    r"(?:the|this|that|an)? ?(?:other|others|another|first|second|former|latter|same)(?: one)?)",
+    re.IGNORECASE,
+)
+
+
 @dataclass(frozen=True)
 class ScoreSettings:
     """
@@ -63,9 +71,10 @@ def blind_question(turn: CheckedTurn) -> str:
     return " ".join("".join(pieces).split())
 
 
-def blind_answers(calls: VideoCalls, turns: Mapping[int, CheckedTurn], tries: int) -> dict[int, int]:
-    """How many of the answers that a model gives without the video are judged right, by turn."""
-    places, right = sorted(turns), dict.fromkeys(turns, 0)
+def blind_answers(calls: VideoCalls, turns: Mapping[int, CheckedTurn], tries: int) -> dict[int, tuple[int, int]]:
+    """How many of the answers that a model gives without the video are judged right, and how many are judged, by
+    turn."""
+    places, right, judged = sorted(turns), dict.fromkeys(turns, 0), dict.fromkeys(turns, 0)
     questions = [blind_question(turns[place]) for place in places]
     for attempt in range(tries if places else 0):
         reply = calls.ask("blind", "blind", prompts.blind(questions), BlindAnswers, attempt)
@@ -80,20 +89,24 @@ def blind_answers(calls: VideoCalls, turns: Mapping[int, CheckedTurn], tries: in
             continue
         reply = calls.ask("judge", "verifier", prompts.judge(list(rows.values())), Judgements)
         value, _ = read_reply(reply.completion, Judgements)
-        same = set() if value is None else {one.question for one in value.judgements if one.same}
+        same = {} if value is None else {one.question: one.same for one in value.judgements}
         for position, number in enumerate(rows, start=1):
-            right[places[number - 1]] += position in same
-    return right
+            right[places[number - 1]] += same.get(position, False)
+            judged[places[number - 1]] += position in same
+    return {place: (right[place], judged[place]) for place in turns}
 
 
-def blind_problems(right: Mapping[int, int], settings: ScoreSettings) -> dict[int, list[Problem]]:
-    """The turns that can be answered without the video."""
-    detail = "{} of {} answers without the video are right"
-    return {
-        place: [Problem("blind", f"turns[{place - 1}]", detail.format(number, settings.blind_tries))]
-        for place, number in right.items()
-        if number >= settings.blind_right
-    }
+def blind_problems(answers: Mapping[int, tuple[int, int]], settings: ScoreSettings) -> dict[int, list[Problem]]:
+    """The turns that can be answered without the video; for a person those with too few judged answers to tell."""
+    found = {}
+    for place, (right, judged) in answers.items():
+        at = f"turns[{place - 1}]"
+        if right >= settings.blind_right:
+            found[place] = [Problem("blind", at, f"{right} of {judged} answers without the video are right")]
+        elif judged < min(settings.blind_right, settings.blind_tries):
+            detail = f"{judged} of {settings.blind_tries} answers without the video could be judged"
+            found[place] = [Problem("blind", at, detail, review=True)]
+    return found
 
 
 # ---- relocation -------------------------------------------------------------------------------------------------
@@ -137,15 +150,20 @@ def relocate(
 def relocation_problems(
     scores: Mapping[int, Sequence[tuple[str, int, Sequence[float]]]], settings: ScoreSettings
 ) -> dict[int, list[Problem]]:
-    """Phrases that do not lead to their own object: rejected below `review_iou`, for a person below `keep_iou`."""
+    """Phrases that do not lead to their own object: rejected below `review_iou`, for a person below `keep_iou`. What
+    means an object only in its sentence, such as "it" or "the dog" of two dogs, is never rejected."""
     found: dict[int, list[Problem]] = {}
+    meant: dict[str, set[int]] = {}
+    for phrase, number, _ in (one for phrases in scores.values() for one in phrases):
+        meant.setdefault(phrase.lower(), set()).add(number)
     for place, phrases in scores.items():
         for phrase, number, ious in phrases:
             own, best = ious[number - 1], int(np.argmax(ious)) + 1
             if own >= settings.keep_iou and own >= ious[best - 1]:
                 continue
             detail = f"{phrase!r} finds obj{number} with an IoU of {own:.2f}, obj{best} with {ious[best - 1]:.2f}"
-            doubtful = own >= settings.review_iou and own >= ious[best - 1]
+            ambiguous = IN_CONTEXT.fullmatch(phrase) is not None or len(meant[phrase.lower()]) > 1
+            doubtful = ambiguous or (own >= settings.review_iou and own >= ious[best - 1])
             found.setdefault(place, []).append(Problem("relocate", f"turns[{place - 1}].answer", detail, doubtful))
     return found
 
@@ -177,6 +195,7 @@ def palette_problems(
     found = {}
     for number, listed in statements.items():
         if number not in again:
+            found[number] = [Problem("palette", f"obj{number}", "it is not described in other colours", review=True)]
             continue
         first, second = _color_words(" ".join(one.text for one in listed)), _color_words(again[number])
         leaked = {facts.colors[number - 1]} & (first - second) or {swapped.colors[number - 1]} & (second - first)

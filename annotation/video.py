@@ -176,7 +176,7 @@ class _Annotation:
         if sure and in_sample(f"palette/{self.scene.id}", settings.scores.palette_share):
             found = palette_problems(self.calls, self.swapped_rendering(), self.facts, sure)
             self.note(settled, found)
-        passed = {number: listed for number, listed in sure.items() if number not in settled.failed}
+        passed = {number: listed for number, listed in sure.items() if number not in settled.failed | settled.doubtful}
         self.log(DESCRIPTION, settled)
         texts = {
             number: {"statements": [one.model_dump() for entry in entries for one in entry.statements]}
@@ -239,10 +239,10 @@ class _Annotation:
         scores: dict[int, dict[str, Any]] = {place: {} for place in turns}
         wanted = self.settings.scores
         if "blind" in self.calls.models and wanted.blind_tries:
-            right = blind_answers(self.calls, turns, wanted.blind_tries)
-            for place, number in right.items():
-                scores[place]["blind_right"] = number
-            self.note(settled, blind_problems(right, wanted))
+            answers = blind_answers(self.calls, turns, wanted.blind_tries)
+            for place, (right, judged) in answers.items():
+                scores[place] |= {"blind_right": right, "blind_judged": judged}
+            self.note(settled, blind_problems(answers, wanted))
         if self.locator is not None:
             found = relocate(self.locator, self.video, turns, self.scene.objects)
             for place, phrases in found.items():

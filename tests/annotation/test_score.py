@@ -84,16 +84,31 @@ def test_blind_answers_are_counted_by_turn(tmp_path):
 
     asked, model = calls(tmp_path, answer)
     right = blind_answers(asked, TURNS, 3)
-    assert right == {1: 2, 3: 1} and len(set(seeds)) == 3
+    assert right == {1: (2, 2), 3: (1, 3)} and len(set(seeds)) == 3
     assert {place: one[0].code for place, one in blind_problems(right, SETTINGS).items()} == {1: "blind"}
     before = len(model.requests)
     assert blind_answers(asked, TURNS, 3) == right and len(model.requests) == before  # from the store
     assert blind_answers(asked, {}, 3) == {}
 
 
-def test_replies_that_cannot_be_read_count_as_not_right(tmp_path):
+def test_without_replies_that_can_be_read_a_person_decides(tmp_path):
     asked, _ = calls(tmp_path, lambda request: {"something": "else"})
-    assert blind_answers(asked, TURNS, 2) == {1: 0, 3: 0}
+    found = blind_answers(asked, TURNS, 2)
+    assert found == {1: (0, 0), 3: (0, 0)}
+    problems = blind_problems(found, SETTINGS)
+    assert {place: [(one.code, one.review) for one in listed] for place, listed in problems.items()} == {
+        1: [("blind", True)], 3: [("blind", True)]
+    }  # fmt: skip
+
+
+def test_phrases_that_say_nothing_of_their_object_are_not_rejected():
+    other = [0.0, 0.9]
+    found = relocation_problems(
+        {1: [("It", 1, other)], 2: [("the dog", 1, other)], 3: [("The dog", 2, other)], 4: [("the cat", 1, other)]},
+        SETTINGS,
+    )
+    reviewed = {place: [one.review for one in listed] for place, listed in found.items()}
+    assert reviewed == {1: [True], 2: [True], 4: [False]}
 
 
 class PlannedLocator:
