@@ -58,7 +58,7 @@ class CheckLimits:
     """
 
     statement: tuple[int, int] = (3, 60)
-    question: tuple[int, int] = (3, 60)
+    question: tuple[int, int] = (2, 60)
     answer: tuple[int, int] = (2, 150)
     turns: tuple[int, int] = (8, 24)
     turns_per_object: int = 2

@@ -142,6 +142,8 @@ def turn_record(
 
 
 def item_hash(text: Mapping[str, Any], record: Mapping[str, Any]) -> str:
-    """A hash of what a reviewer sees: a decision about another text or other masks must not count."""
-    content = json.dumps([text, record["video"], record["objects"]], sort_keys=True)
+    """A hash of what a reviewer sees: a decision about another text, other masks, or the same text about another
+    object must not count. The order of the objects is that of their labels."""
+    shown = [text, record["video"], record["objects"], list(record["objects"]), record["messages"]]
+    content = json.dumps(shown, sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:16]

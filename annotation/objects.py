@@ -20,7 +20,7 @@ from .scenes import BrokenScene, Scene, SceneObject
 
 
 INFO_FIELDS = {"dataset", "url", "licence", "mask_licence", "mask_origin", "split"}
-VOID = 255  # in PNG masks, as DAVIS has it: neither an object nor background
+VOID = 255  # in PNG masks of 8 bits, as DAVIS has it: neither an object nor background
 # A record has messages; what annotation is given usually has none yet
 NO_MESSAGES = [{"role": "user", "content": []}]
 
@@ -82,11 +82,17 @@ def read_source(catalogue: Path, name: str, root: Path | None) -> Iterator[Scene
 
 
 def _record_scenes(videos: Path, path: Path, source: str) -> Iterator[Scene | BrokenScene]:
+    seen: dict[str, int] = {}
     for number, line in read_lines(path):
 
         def read(line: bytes = line, number: int = number) -> Scene:
             try:
-                return _record_scene(line, videos, source, number)
+                scene = _record_scene(line, videos, source, number)
+                first = seen.setdefault(json.dumps(scene.visual, sort_keys=True), number)
+                if first != number:
+                    problem = f"is that of line {first}, too: put all objects of a video into one line"
+                    raise DataError(problem, field="video")
+                return scene
             except DataError as error:
                 raise error.with_context(file=path, index=f"line {number}") from error
 
@@ -175,7 +181,9 @@ def _store_scenes(videos: Path, path: Path, source: str) -> Iterator[Scene | Bro
             raise DataError(f"the key {key!r} is not video/object; name other files in a catalogue", file=path)
         by_video.setdefault(video, []).append(SceneObject(name, tuple(masks)))
     for name, objects in by_video.items():
-        yield _attempt(lambda name=name, objects=objects: _store_scene(videos, path, name, objects, source), name)
+        yield _attempt(
+            lambda name=name, objects=objects: _store_scene(videos, path, name, objects, source), f"{source}/{name}"
+        )
 
 
 def _store_scene(videos: Path, path: Path, name: str, objects: list[SceneObject], source: str) -> Scene:
@@ -204,7 +212,7 @@ def _png_scene(videos: Path, folder: Path, source: str) -> Scene:
     tracks: dict[int, list[dict | None]] = {}
     for file, frame in _frame_numbers(folder, scene, len(video)).items():
         values = _read_png(file, (video.height, video.width))
-        for value in np.unique(values[(values != 0) & (values != VOID)]).tolist():
+        for value in np.unique(values[values != 0]).tolist():
             tracks.setdefault(value, [None] * len(video))[frame] = encode_rle(values == value)
     return _with_objects(scene, [SceneObject(str(value), tuple(track)) for value, track in sorted(tracks.items())])
 
@@ -231,6 +239,10 @@ def _read_png(path: Path, size: tuple[int, int]) -> np.ndarray:
             if image.mode not in ("P", "L", "I", "I;16", "1"):
                 raise DataError(f"has the mode {image.mode}, expected the numbers of objects (P or L)", file=path)
             values = np.asarray(image)
+            if values.dtype == np.uint8:
+                values = np.where(values == VOID, 0, values)
+            elif values.dtype == bool:
+                values = values.astype(np.uint8)
     except MEDIA_ERRORS as error:
         raise error if isinstance(error, DataError) else DataError(f"cannot be read ({error})", file=path) from error
     if values.shape != size:

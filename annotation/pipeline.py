@@ -158,8 +158,11 @@ class Run:
         if isinstance(scene, BrokenScene):
             return _error_row(scene, scene.error)
         try:
-            path = self.folder / "videos" / f"{self._result_key(scene)}.json"
-            if not path.exists():
+            key = self._result_key(scene)
+            path = self.folder / "videos" / f"{key}.json"
+            if path.exists():
+                self.samples.keep(scene.id, key)
+            else:
                 if self._stopped is not None:  # before anything is drawn in vain
                     return self._stopped
                 if self.held_out is not None:
@@ -169,7 +172,7 @@ class Run:
                 result, rendering = annotate_video(scene, self.settings, self.store, self.models, self.locator)
                 with output_errors(self.folder):
                     if result.state == "kept":
-                        self.samples.add(scene.id, rendering)
+                        self.samples.add(scene.id, key, rendering)
                     write_text_atomically(path, json.dumps(asdict(result)))
             return path
         except StopError as error:
@@ -233,13 +236,24 @@ class RenderedSamples:
         index = folder / "index.json"
         self._index: dict[str, str] = json.loads(index.read_text(encoding="utf-8")) if index.exists() else {}
 
-    def add(self, video: str, rendering: Rendering) -> None:
-        """Keeps the frames of a video if it is one of the samples."""
+    def keep(self, video: str, key: str) -> None:
+        """Leaves the frames of a video out unless they were drawn for the result with this key."""
         with self._lock:
-            self._index[video] = rendered_folder(video)
+            if self._index.get(video, rendered_folder(key)) != rendered_folder(key):
+                shutil.rmtree(self.folder / self._index.pop(video), ignore_errors=True)
+                write_text_atomically(self.folder / "index.json", json.dumps(self._index, indent=1))
+
+    def add(self, video: str, key: str, rendering: Rendering) -> None:
+        """Keeps the frames of a video if it is one of the samples. `key`: of its result, which names their folder, so
+        that frames of other settings are not mixed with them."""
+        with self._lock:
+            earlier = self._index.get(video)
+            if earlier is not None:
+                shutil.rmtree(self.folder / earlier, ignore_errors=True)
+            self._index[video] = rendered_folder(key)
             kept = heapq.nsmallest(NUM_SAMPLES, self._index, key=rendered_folder)
             if video in kept:
-                path = self.folder / rendered_folder(video)
+                path = self.folder / rendered_folder(key)
                 path.mkdir(exist_ok=True)
                 for number, picture in zip(rendering.shown, rendering.drawn, strict=True):
                     (path / f"{number:05d}.jpg").write_bytes(picture)
@@ -249,9 +263,9 @@ class RenderedSamples:
             write_text_atomically(self.folder / "index.json", json.dumps(self._index, indent=1))
 
 
-def rendered_folder(video: str) -> str:
-    """The name of the folder of a video's drawn frames: an id may hold anything."""
-    return hashlib.sha256(video.encode()).hexdigest()[:16]
+def rendered_folder(name: str) -> str:
+    """A name for the folder of a video's drawn frames, and what the samples are chosen by: an id may hold anything."""
+    return hashlib.sha256(name.encode()).hexdigest()[:16]
 
 
 def _read_result(path: Path) -> VideoResult:

@@ -12,7 +12,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -169,6 +169,7 @@ class ReviewQueue:
         self._lock = threading.Lock()
         self._rows = {row["id"]: row for row in read_queue(self.folder / "review.jsonl")}
         self._places = _places(self.folder / "review_records.jsonl")
+        self._read_states = self._states()
         missing = next((name for name in self._rows if name not in self._places), None)
         if missing is not None:
             raise AnnotationError(f"{self.folder}: review_records.jsonl has no record of the item {missing!r}.")
@@ -208,6 +209,7 @@ class ReviewQueue:
         row = self._rows.get(name)
         if row is None:
             raise UnknownItemError(f"The queue has no item {name[:80]!r}.")
+        self._check_files()
         start, size = self._places[name]
         with (self.folder / "review_records.jsonl").open("rb") as file:
             file.seek(start)
@@ -224,6 +226,24 @@ class ReviewQueue:
             name, record, row["text"], tuple(row["frames"]), labels, row["item_hash"], row["record"], row["object"],
             row.get("audit", False), row["suggested"], row["reasons"], row["scores"],
         )  # fmt: skip
+
+    def _states(self) -> list[tuple[int, int]]:
+        """Size and time of the files that another run may replace."""
+        try:
+            states = [(self.folder / name).stat() for name in ("review.jsonl", "review_records.jsonl")]
+        except OSError as error:
+            raise AnnotationError(f"{self.folder} cannot be read ({error.strerror or error}).") from None
+        return [(one.st_size, one.st_mtime_ns) for one in states]
+
+    def _check_files(self) -> None:
+        """[`StaleItemError`] if the annotation was run again since the queue was read, with another result."""
+        states = self._states()
+        if states == self._read_states:
+            return
+        rows = {row["id"]: row for row in read_queue(self.folder / "review.jsonl")}
+        if rows != self._rows or _places(self.folder / "review_records.jsonl") != self._places:
+            raise StaleItemError(f"The annotation in {self.folder.name} was run again. Start this server again.")
+        self._read_states = states
 
     def next(self, reviewer: str, skipped: bool = False) -> ReviewItem | None:
         """
@@ -262,6 +282,7 @@ class ReviewQueue:
             [`AnnotationError`]: A field is wrong.
         """
         check_decision(decision)
+        decision = replace(decision, reviewer=check_reviewer(decision.reviewer))  # without blanks, as in `next`
         item = self.item(decision.id)
         if decision.item_hash != item.item_hash:
             raise StaleItemError(

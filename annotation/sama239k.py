@@ -5,6 +5,7 @@ the frames of each video as pictures.
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,10 +69,17 @@ def _by_video(records: Path) -> Iterator[list[dict]]:
 
 
 def _write_video(group: list[dict], media: Path, folder: Path, masks: dict[str, list]) -> dict[str, Any]:
-    # Not a number, which would mean another video after a run with more of them
-    name = hashlib.sha256(json.dumps(group[0]["video"], sort_keys=True).encode()).hexdigest()[:16]
-    names = list(dict.fromkeys(name for record in group for name in record["objects"]))
-    objects = {name: item for record in group for name, item in record["objects"].items()}
+    # Not a number, which would mean another video after a run with more of them; with the state of its files, so that
+    # frames of a video that was replaced are not taken for those of the new one
+    state = [[one.st_size, one.st_mtime_ns] for one in _files(group[0]["video"], media)]
+    name = hashlib.sha256(json.dumps([group[0]["video"], state], sort_keys=True).encode()).hexdigest()[:16]
+    objects: dict[str, dict] = {}
+    for record in group:
+        for one, item in record["objects"].items():
+            if objects.setdefault(one, item) != item:
+                problem = f"has other masks of the object {one!r} than another record of its video"
+                raise DataError(problem, index=record["id"], field=f"objects.{one}")
+    names = list(objects)
     keys = {}
     for one in names:
         keys[one] = len(masks)
@@ -98,6 +106,16 @@ def _write_video(group: list[dict], media: Path, folder: Path, masks: dict[str, 
             else:
                 _add_round(entry, question, answer, keys)
     return entry
+
+
+def _files(visual: dict[str, Any], media: Path) -> Iterator[os.stat_result]:
+    """The states of a video file, or of all frames of a folder."""
+    path = media / visual["path"]
+    try:
+        for file in [path / name for name in visual["frames"]] if "frames" in visual else [path]:
+            yield file.stat()
+    except OSError as error:
+        raise DataError(f"cannot be read ({error.strerror or error})", file=path) from error
 
 
 def _add_round(entry: dict[str, Any], question: dict, answer: dict, keys: dict[str, int]) -> None:

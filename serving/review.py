@@ -23,7 +23,7 @@ from ..annotation.errors import AnnotationError, RefusedEditError, StaleItemErro
 from ..annotation.render import COLORS
 from ..annotation.review import MAX_NAME, REASONS, Decision, ReviewItem, ReviewQueue
 from ..data.frames import open_visual
-from ..data.records import DataError, object_masks
+from ..data.records import object_masks
 from ..video_sama import SamaVideo
 from .bodies import StrictRoute, parsing_limiter
 from .errors import MAX_MESSAGE, ApiError, shown
@@ -108,7 +108,7 @@ class ReviewService:
             except RefusedEditError as error:
                 message = shown(str(error), MAX_MESSAGE - 40)
                 raise ApiError(400, f"The edit breaks a rule: {message}.", "edit", "refused_edit") from error
-            except (AnnotationError, DataError) as error:
+            except ValueError as error:  # AnnotationError, DataError, and those of damaged frames
                 raise ApiError(400, public_sentence(error)) from error
             except OSError as error:
                 raise ApiError(507, f"A file cannot be read or written: {error.strerror or 'unknown'}.") from error

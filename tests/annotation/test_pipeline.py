@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 from toy_truth import ToyModels
@@ -13,9 +14,9 @@ from sama.annotation.completions import Completion, CompletionRequest
 from sama.annotation.errors import OutputError, output_errors
 from sama.annotation.held_out import HeldOut
 from sama.annotation.objects import read_scenes
-from sama.annotation.pipeline import Run, RunCounts
+from sama.annotation.pipeline import RenderedSamples, Run, RunCounts
 from sama.annotation.provenance import Origin
-from sama.annotation.render import RenderSettings
+from sama.annotation.render import Rendering, RenderSettings
 from sama.annotation.score import ScoreSettings
 from sama.annotation.video import AnnotationSettings
 from sama.toy_world.export import RECORDS
@@ -140,3 +141,15 @@ def test_a_reply_that_cannot_be_stored_ends_the_run(example, monkeypatch):
 def test_an_error_of_writing_names_the_folder(tmp_path):
     with pytest.raises(OutputError, match="out cannot be written \\(No space"), output_errors(tmp_path / "out"):
         raise OSError(28, "No space left on device")
+
+
+def test_drawn_frames_are_those_of_their_result(tmp_path):
+    samples = RenderedSamples(tmp_path)
+    rendering = Rendering((0, 3), (0.0, 1.0), (b"a", b"b"), (), (), (), ())
+    samples.add("v", "first", rendering)
+    samples.add("v", "second", replace(rendering, shown=(0,), drawn=(b"c",)))
+    assert {path.name: path.read_bytes() for path in tmp_path.rglob("*.jpg")} == {"00000.jpg": b"c"}
+    samples.keep("v", "second")
+    assert list(json.loads((tmp_path / "index.json").read_text())) == ["v"]
+    samples.keep("v", "first")  # its frames are gone
+    assert json.loads((tmp_path / "index.json").read_text()) == {} and not list(tmp_path.rglob("*.jpg"))

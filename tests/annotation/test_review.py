@@ -422,3 +422,23 @@ def test_decisions_about_what_is_not_there_are_counted():
     ):
         log.add(one)
     assert log.stale == 2 and log.verdict("a") is not None
+
+
+def test_blanks_around_a_name_are_no_other_person(folder):
+    queue = ReviewQueue(folder)
+    item = queue.next("ann ")
+    assert queue.decide(decision(item, reviewer=" ann")).reviewer == "ann"
+    assert queue.next("ann").id != item.id
+
+
+def test_a_run_while_the_queue_is_open_is_told(folder):
+    queue = ReviewQueue(folder)
+    item = item_of(queue, 0)
+    for name in ("review.jsonl", "review_records.jsonl"):  # the same again
+        (folder / "new").write_bytes((folder / name).read_bytes())
+        os.replace(folder / "new", folder / name)
+    assert queue.item(item.id).item_hash == item.item_hash
+    lines = rows(folder / "review.jsonl")
+    write_rows(folder / "review.jsonl", [{**line, "item_hash": "0" * 16} for line in lines])
+    with pytest.raises(StaleItemError, match="was run again. Start this server again"):
+        queue.decide(decision(item))

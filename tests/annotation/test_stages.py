@@ -115,6 +115,15 @@ def test_objects_from_pngs_and_mask_files(videos, tmp_path):
     for scene in (clip, folder):
         assert [one.name for one in scene.objects] == ["3", "9"]
         assert scene.objects[0].masks == (*one.masks[:5], None) and scene.objects[1].visible == {2, 3, 4}
+    for name, found in (("clip", ["1"]), ("folder", ["255", "300"])):  # of 1 and of 16 bits, where 255 is an object
+        files = sorted((tmp_path / "png" / name).iterdir(), key=lambda path: int(path.stem.lstrip("f")))
+        for file, code in zip(files, one.masks, strict=True):
+            mask = decode_rle(code)
+            wide = np.where(mask, 255, 0).astype(np.uint16)
+            wide[40:, :20] = 300
+            Image.fromarray(mask if name == "clip" else wide).save(file)
+        scenes = {scene.id: scene for scene in read_scenes(videos, tmp_path / "png", "mine")}
+        assert [each.name for each in scenes[f"mine/{name}"].objects] == found
     Image.new("RGB", SIZE[::-1]).save(tmp_path / "png" / "clip" / "0.png")
     Image.new("L", (5, 5)).save(tmp_path / "png" / "folder" / "f7.png")
     broken = list(read_scenes(videos, tmp_path / "png", "mine"))
@@ -260,6 +269,17 @@ def test_a_turn_becomes_a_record_and_comes_back(videos):
     edited, problems = turn_record(record, names, "Where is <obj1>?", "<p> The square </p> <obj1> is left.")
     assert not problems and list(edited["objects"]) == ["4"]
     assert item_hash({}, edited) != item_hash({}, record) and item_hash({}, record) == item_hash({}, dict(record))
+    both = make_record(scene, "v/3", messages, all_objects=True)
+    described = [
+        description_messages(number, [Statement(text="It is a square.", first=0, last=5)], names) for number in (1, 2)
+    ]
+    changed = [
+        both,
+        {**both, "objects": dict(reversed(both["objects"].items()))},  # other labels
+        *({**both, "messages": one} for one in described),  # the same text about another object
+        {**both, "video": {"path": "other.mp4"}},
+    ]
+    assert len({item_hash({}, one) for one in changed}) == len(changed)
     for texts, code in (
         (("Where is it?", "<p> x y </p> <obj1>"), "question_untagged"),
         (("Where is <obj1>?", "<p> x y <obj1>"), "tag_unbalanced"),
@@ -307,6 +327,21 @@ def test_sama239k_files_are_read_by_its_reader(videos, tmp_path):
     before = {path: path.read_bytes() for path in (tmp_path / "root").rglob("*.*")}
     assert write_sama239k(tmp_path / "records.jsonl", videos, tmp_path / "root") == counts
     assert {path: path.read_bytes() for path in (tmp_path / "root").rglob("*.*")} == before
+    first = json.loads((tmp_path / "root" / ANNOTATIONS).read_text())
+    (videos / "folder" / "f9.png").write_bytes((videos / "folder" / "f7.png").read_bytes())
+    write_sama239k(tmp_path / "records.jsonl", videos, tmp_path / "root")  # the frames are not those of before
+    second = json.loads((tmp_path / "root" / ANNOTATIONS).read_text())
+    assert [one["video"] == two["video"] for one, two in zip(first, second, strict=True)] == [True, False]
+
+
+def test_records_of_a_video_with_other_masks_under_one_name_are_refused(videos, tmp_path):
+    told = description_messages(1, [Statement(text="A square.", first=0, last=5)], ["a"])
+    with open(tmp_path / "records.jsonl", "w") as file:
+        for start in (4, 34):
+            scene = Scene(f"{start}", "s", {"path": "clip.mp4"}, (replace(moving(start), name="a"),), videos)
+            file.write(json.dumps(make_record(scene, f"{start}/description", told)) + "\n")
+    with pytest.raises(DataError, match="34/description.*other masks of the object 'a'"):
+        write_sama239k(tmp_path / "records.jsonl", videos, tmp_path / "root")
 
 
 def test_held_out_videos_are_refused(videos, tmp_path):
