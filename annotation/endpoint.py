@@ -8,6 +8,7 @@ stages, whose checks have codes.
 
 import json
 import logging
+import math
 import secrets
 import threading
 import time
@@ -121,6 +122,7 @@ class Endpoint:
         self._sleep = sleep or self._stopping.wait
         self._lock = threading.Lock()
         self._failures = 0  # requests without an answer since the last answer
+        self._factors: dict[str, float] = {}  # model -> largest ratio of counted and estimated prompt tokens, from 1
         self._modes: dict[str, str] = {}  # model -> form of structured output, where it differs from the settings
 
     def complete(self, request: CompletionRequest, stage: str = "", record: str = "") -> Completion:
@@ -215,7 +217,7 @@ class Endpoint:
     def _try(self, request: CompletionRequest, mode: str, stage: str, record: str) -> Completion:
         """One attempt, counted in the costs."""
         body = request_body(request, mode, self.settings)
-        estimate = estimate_tokens(request)
+        estimate = self._estimate(request)
         with self.concurrency.slot() as slot:
             self._wait_for_start(estimate)
             self._raise_if_stopped()
@@ -233,6 +235,7 @@ class Endpoint:
                 outcome = _outcome(completion)
                 estimated = completion.usage is None
                 usage = completion.usage or replace(estimate, completion=_tokens(completion.text))
+                self._learn(request.model, estimate, usage)
             except _Again as error:
                 outcome = error.outcome
                 if outcome.isdigit():  # a status: the endpoint says that it did not answer
@@ -254,6 +257,17 @@ class Endpoint:
         self.concurrency.succeeded()
         self._check_answer(completion)
         return completion
+
+    def _estimate(self, request: CompletionRequest) -> Usage:
+        """About how many tokens a request needs at most, as far as earlier replies of its model have told."""
+        estimate = estimate_tokens(request)
+        with self._lock:
+            return replace(estimate, prompt=math.ceil(estimate.prompt * self._factors.get(request.model, 1.0)))
+
+    def _learn(self, model: str, estimate: Usage, usage: Usage) -> None:
+        with self._lock:
+            factor = self._factors.get(model, 1.0)
+            self._factors[model] = max(factor, factor * usage.prompt / max(estimate.prompt, 1))
 
     def _wait_for_start(self, estimate: Usage) -> None:
         tokens = estimate.prompt + estimate.completion

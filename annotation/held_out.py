@@ -19,6 +19,8 @@ from .scenes import Scene
 NUM_FRAMES = 5  # that are compared
 HASH_SIDE = 8
 MAX_DISTANCE = 6  # of 64 bits, up to which two pictures look alike
+# Nearly uniform pictures have hashes without bits, whatever they show; these are compared by their colours, too
+MIN_BITS, MAX_COLOR_DISTANCE = 4, 12  # of 255, of each of the cells
 
 
 class HeldOut:
@@ -34,7 +36,7 @@ class HeldOut:
 
     def __init__(self, folders: Iterable[Path]):
         self._bytes: dict[str, str] = {}
-        self._looks: list[tuple[str, np.ndarray]] = []
+        self._looks: list[tuple[str, tuple[np.ndarray, np.ndarray]]] = []
         for folder in folders:
             found = list(list_videos(folder, "held out"))
             if not found:
@@ -56,16 +58,30 @@ class HeldOut:
         name = self._bytes.get(video_hash(scene))
         if name is not None:
             raise AnnotationError(f"{scene.id} has the same bytes as the held-out video {name}.")
-        hashes = perceptual_hashes(scene.open())
+        look = perceptual_hashes(scene.open())
         for name, other in self._looks:
-            if hashes.shape == other.shape and (hashes != other).sum(axis=1).max() <= MAX_DISTANCE:
+            if _look_alike(look, other):
                 raise AnnotationError(f"{scene.id} looks like the held-out video {name}.")
 
 
-def perceptual_hashes(video: SamaVideo) -> np.ndarray:
-    """Difference hashes of evenly spread frames: bool array of shape `(num_compared_frames, 64)`. Other sizes and
-    compressions of a video have nearly the same ones."""
-    return np.stack([_difference_hash(video[index]) for index in shown_frames(len(video), NUM_FRAMES)])
+def perceptual_hashes(video: SamaVideo) -> tuple[np.ndarray, np.ndarray]:
+    """Difference hashes of evenly spread frames, bool array of shape `(num_compared_frames, 64)`, and their colours in
+    8 x 8 cells. Other sizes and compressions of a video have nearly the same ones."""
+    frames = [video[index] for index in shown_frames(len(video), NUM_FRAMES)]
+    return np.stack([_difference_hash(frame) for frame in frames]), np.stack([_colors(frame) for frame in frames])
+
+
+def _look_alike(first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray]) -> bool:
+    hashes, others = first[0], second[0]
+    if hashes.shape != others.shape or (hashes != others).sum(axis=1).max() > MAX_DISTANCE:
+        return False
+    uniform = np.minimum(hashes.sum(axis=1), others.sum(axis=1)) < MIN_BITS
+    return not uniform.any() or np.abs(first[1] - second[1])[uniform].max() <= MAX_COLOR_DISTANCE
+
+
+def _colors(frame: np.ndarray) -> np.ndarray:
+    image = Image.fromarray(frame).resize((HASH_SIDE, HASH_SIDE), Image.Resampling.BOX)
+    return np.asarray(image, dtype=np.int16)
 
 
 def _difference_hash(frame: np.ndarray) -> np.ndarray:

@@ -26,7 +26,7 @@ from scripted_endpoint import (
 
 from sama.annotation.completions import Completion, Usage
 from sama.annotation.costs import Costs
-from sama.annotation.endpoint import MOST_FAILURES, Endpoint, EndpointSettings, _error_codes
+from sama.annotation.endpoint import MOST_FAILURES, Endpoint, EndpointSettings, _error_codes, estimate_tokens
 from sama.annotation.errors import LedgerError, PermanentError, RejectedRequestError, TransientError
 
 
@@ -333,3 +333,41 @@ def test_the_quota_is_seen_in_the_code_and_in_the_type():
     for error in ({"code": "429", "type": "insufficient_quota"}, {"code": "insufficient_quota", "type": None}):
         assert "insufficient_quota" in _error_codes(json.dumps({"error": error}).encode())
     assert _error_codes(b"[") == _error_codes(b'{"error": "x"}') == set()
+
+
+def test_a_reply_that_is_lost_on_its_way_may_have_been_charged_whole(ask):
+    with pytest.raises(TransientError):
+        ask(always("reset"), tries=1)
+    need = estimate_tokens(question())
+    assert ask.costs.total.usage == need and ask.costs.total.estimated == 1
+
+
+def test_estimates_grow_with_what_the_endpoint_counts(time):
+    endpoint = Endpoint(EndpointSettings("http://localhost/v1"), clock=time.clock)
+    first = endpoint._estimate(question())
+    endpoint._learn("writer", first, replace(first, prompt=3 * first.prompt))
+    assert endpoint._estimate(question()).prompt == 3 * first.prompt
+    endpoint._learn("writer", endpoint._estimate(question()), Usage(1))
+    assert endpoint._estimate(question()).prompt == 3 * first.prompt  # the largest counts
+
+
+def test_a_busy_reply_to_the_last_try_holds_back_the_others(ask):
+    with pytest.raises(TransientError):
+        ask(always("429 seconds"), tries=1)
+    assert ask.endpoint.rate.delay(0.0) == 7.0
+
+
+def test_a_call_that_waited_for_the_budget_is_not_made_after_a_stop(time):
+    costs = Costs()
+    with scripted_endpoint(lambda request: ANSWER) as server:
+        endpoint = make_endpoint(server, time, costs)
+        reserve = costs.reserve
+
+        def stopped_meanwhile(model, estimate):
+            endpoint.stop()
+            return reserve(model, estimate)
+
+        costs.reserve = stopped_meanwhile
+        with pytest.raises(PermanentError, match="The run was stopped"):
+            endpoint.complete(question())
+    assert server.calls == [] and costs._reserved == Usage() and costs.total.calls == 0

@@ -367,3 +367,21 @@ def test_held_out_videos_are_refused(videos, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="contains no videos"):
         HeldOut([tmp_path / "empty"])
+
+
+def test_uniform_videos_are_told_apart_by_their_colours(tmp_path):
+    def write(name: str, left: int, quality: int) -> None:
+        (tmp_path / name / "v").mkdir(parents=True)
+        for number in range(3):
+            frame = np.full((*SIZE, 3), 90, dtype=np.uint8)
+            frame[20:28, left : left + 8] = 200
+            Image.fromarray(frame).save(tmp_path / name / "v" / f"{number}.jpg", quality=quality)
+
+    write("held", 8, 95)
+    write("copy", 8, 60)
+    write("other", 40, 95)
+    held = HeldOut([tmp_path / "held"])
+    (copy,), (other,) = (list_videos(tmp_path / name, "n") for name in ("copy", "other"))
+    held.check(other)
+    with pytest.raises(AnnotationError, match="looks like the held-out video"):
+        held.check(copy)
