@@ -59,6 +59,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--port must lie between 0 and 65535, got {arguments.port}")
     if arguments.review_videos is not None and arguments.review is None:
         parser.error("--review-videos needs --review")
+    if arguments.review is not None:
+        given = {"--folder": arguments.folder is not None, "--allow-urls": arguments.allow_urls}
+        given["--model"] = arguments.model != parser.get_default("model")
+        unused = [name for name, is_given in given.items() if is_given]
+        if unused:
+            parser.error(f"--review needs no model, and does not use {', '.join(unused)}")
     check_model_options(parser, arguments)
     return arguments
 

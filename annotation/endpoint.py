@@ -9,12 +9,14 @@ stages, whose checks have codes.
 import json
 import logging
 import math
+import os
 import secrets
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
+from urllib.parse import urlsplit
 
 from ..evaluation.chat_endpoint import EndpointReply, NoReplyError, post_chat
 from ..evaluation.endpoint_text import base_url, check_url, read_api_key, retry_after_s, shown_body, without_key
@@ -35,6 +37,7 @@ NO_QUOTA, NO_MODEL = {"insufficient_quota", "billing_hard_limit_reached"}, {"mod
 CHARACTERS_PER_TOKEN, TOKENS_PER_PICTURE = 3, 1000
 MOST_FAILURES = 20  # requests in a row without an answer, after which the endpoint counts as down
 LONGEST_BACKOFF_S = 60.0
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 SHORTEST_SECRET = 16  # characters; shorter API keys are those of local servers, such as "EMPTY"
 
 
@@ -45,7 +48,8 @@ class EndpointSettings:
 
     Args:
         url (`str`): Such as `http://localhost:8000/v1`.
-        key_variable (`str`): Environment variable with the API key; no key is sent if it is not set.
+        key_variable (`str`): Environment variable with the API key; no key is sent if it is not set. It is sent to
+            `url`, whatever that is.
         structured_output (`str`): How the schema of a request is sent: `"json_schema"`, `"json_object"` (without the
             schema) or `"none"`. An endpoint that refuses one of them is asked with the next.
         max_tokens_name (`str`): Name of the limit on the answer's length; `"max_completion_tokens"` for models that
@@ -114,6 +118,9 @@ class Endpoint:
         check_url(settings.url, "endpoint")
         _check_settings(settings)
         self.settings, self.costs, self.clock = settings, costs or Costs(), clock
+        parts = urlsplit(settings.url)
+        if parts.scheme == "http" and parts.hostname not in LOOPBACK and settings.key_variable in os.environ:
+            logger.warning("The key in %s is sent to %s without encryption.", settings.key_variable, settings.url)
         self._jitter = jitter or secrets.SystemRandom().random
         self.rate = rate or RateLimit(settings.requests_per_minute, settings.tokens_per_minute, clock)
         self.concurrency = ConcurrencyLimit(settings.concurrency)

@@ -104,7 +104,12 @@ def _joined(text: TaggedText) -> list[tuple[str, tuple[int, ...]]]:
 
 
 def turn_record(
-    record: Mapping[str, Any], names: Sequence[str], question: str, answer: str, limits: CheckLimits | None = None
+    record: Mapping[str, Any],
+    names: Sequence[str],
+    question: str,
+    answer: str,
+    limits: CheckLimits | None = None,
+    colors: Sequence[str] = (),
 ) -> tuple[dict[str, Any] | None, list[Problem]]:
     """
     A record with another dialogue about the same video: what a person edited in the review.
@@ -115,6 +120,7 @@ def turn_record(
             item; tags may only name objects that the record has.
         question, answer (`str`): Tagged texts.
         limits ([`CheckLimits`], *optional*): Lengths.
+        colors (sequence of `str`): Names of the colours that were drawn.
 
     Returns:
         The record, or `None` and the rules that the texts break.
@@ -122,12 +128,13 @@ def turn_record(
     tracks = [record["objects"].get(name, {"masks": []})["masks"] for name in names]
     visible = tuple(frozenset(i for i, code in enumerate(track) if code is not None) for track in tracks)
     num_frames = max([len(track) for track in tracks], default=0)
-    facts = VideoFacts(num_frames, tuple(range(num_frames)), visible, ((),) * len(names), ())
+    facts = VideoFacts(num_frames, tuple(range(num_frames)), visible, ((),) * len(names), tuple(colors))
     tagged = {*read_question(question, len(names)).objects, *read_answer(answer, len(names)).objects}
     absent = sorted(number for number in tagged if not visible[number - 1])
     if absent:
         return None, [Problem("object_missing", "answer", f"the record has no masks of obj{absent[0]}")]
-    turn = Turn(turn=1, question=question, answer=answer, kind="edited", evidence=evidence_for(sorted(tagged), facts))
+    kind = str(record["messages"][-1].get("info", {}).get("kind", "edited")) if record["messages"] else "edited"
+    turn = Turn(turn=1, question=question, answer=answer, kind=kind, evidence=evidence_for(sorted(tagged), facts))
     checked = check_turn(turn, facts, limits or CheckLimits(), "turns[0]")
     if checked.problems:
         return None, checked.problems

@@ -11,7 +11,7 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -59,6 +59,7 @@ class ReviewItem:
         audit (`bool`): It was accepted by all checks.
         suggested (`str`): What the checks suggest.
         reasons, scores: What the checks found.
+        colors (`tuple[str, ...]`): Names of the colours that were drawn, which an edit must not speak of.
     """
 
     id: str
@@ -73,6 +74,7 @@ class ReviewItem:
     suggested: str
     reasons: list[dict[str, Any]]
     scores: dict[str, Any]
+    colors: tuple[str, ...] = ()
 
     @property
     def names(self) -> list[str]:
@@ -97,7 +99,7 @@ class ReviewItem:
         for name, text in edit.items():
             if not isinstance(text, str) or len(text) > MAX_CHARACTERS:
                 raise AnnotationError(f"The {name} must be a text of at most {MAX_CHARACTERS:,} characters.")
-        made, problems = turn_record(self.record, self.names, edit["question"], edit["answer"])
+        made, problems = turn_record(self.record, self.names, edit["question"], edit["answer"], colors=self.colors)
         if made is None:
             raise RefusedEditError([problem.sentence() for problem in problems])
         return made
@@ -114,7 +116,7 @@ class ReviewItem:
         tracks = [self.record["objects"][name]["masks"] for name in self.names]
         visible = tuple(frozenset(i for i, code in enumerate(track) if code is not None) for track in tracks)
         num_frames = max(len(track) for track in tracks)
-        facts = VideoFacts(num_frames, self.frames, visible, ((),) * len(tracks), ())
+        facts = VideoFacts(num_frames, self.frames, visible, ((),) * len(tracks), self.colors)
         found = check_descriptions(
             Descriptions(objects=[ObjectDescription(object=label, statements=parsed)]), facts, CheckLimits(), [number]
         )
@@ -170,6 +172,7 @@ class ReviewQueue:
         self._rows = {row["id"]: row for row in read_queue(self.folder / "review.jsonl")}
         self._places = _places(self.folder / "review_records.jsonl")
         self._read_states = self._states()
+        self._colors = dict(_drawn_colors(self.folder / "provenance.jsonl"))
         missing = next((name for name in self._rows if name not in self._places), None)
         if missing is not None:
             raise AnnotationError(f"{self.folder}: review_records.jsonl has no record of the item {missing!r}.")
@@ -186,7 +189,7 @@ class ReviewQueue:
         except AnnotationError:
             self.close()
             raise
-        self._leases: dict[str, tuple[str, float]] = {}
+        self._leases: dict[str, dict[str, float]] = {}  # item -> people who have it, and until when
 
     def close(self) -> None:
         """Closes the file of the decisions."""
@@ -225,6 +228,7 @@ class ReviewQueue:
         return ReviewItem(
             name, record, row["text"], tuple(row["frames"]), labels, row["item_hash"], row["record"], row["object"],
             row.get("audit", False), row["suggested"], row["reasons"], row["scores"],
+            self._colors.get(row["record"], ()),
         )  # fmt: skip
 
     def _states(self) -> list[tuple[int, int]]:
@@ -254,12 +258,13 @@ class ReviewQueue:
         reviewer = check_reviewer(reviewer)
         with self._lock:
             now = self.clock()
-            self._leases = {one: lease for one, lease in self._leases.items() if lease[1] > now}
+            for name, holders in list(self._leases.items()):
+                self._leases[name] = {one: until for one, until in holders.items() if until > now}
             waiting = [name for name in self._order if self._wants(name, reviewer, skipped)]
-            own = [name for name in waiting if self._leases.get(name, ("", 0.0))[0] == reviewer]
+            own = [name for name in waiting if reviewer in self._leases.get(name, {})]
             name = next(iter(own or waiting), None)
             if name is not None:
-                self._leases[name] = (reviewer, now + LEASE_SECONDS)
+                self._leases.setdefault(name, {})[reviewer] = now + LEASE_SECONDS
         return None if name is None else self.item(name)
 
     def _wants(self, name: str, reviewer: str, skipped: bool = False) -> bool:
@@ -268,8 +273,8 @@ class ReviewQueue:
         if (reviewer in by_reviewer) != skipped or (skipped and by_reviewer[reviewer].decision != "skip"):
             return False
         decided = {one for one, decision in by_reviewer.items() if decision.decision in VERDICTS}
-        holder = self._leases.get(name, (reviewer, 0.0))[0]
-        return len(decided | ({holder} - {reviewer})) < (2 if is_double(name) else 1)
+        holders = set(self._leases.get(name, {})) - {reviewer}
+        return len(decided | holders) < (2 if is_double(name) else 1)
 
     def decide(self, decision: Decision) -> Decision:
         """
@@ -302,7 +307,7 @@ class ReviewQueue:
             if latest is None:
                 return None
             self._append(Decision(latest.id, "undo", reviewer, latest.item_hash))
-            self._leases[latest.id] = (reviewer, self.clock() + LEASE_SECONDS)
+            self._leases[latest.id] = {reviewer: self.clock() + LEASE_SECONDS}
             return latest.id
 
     def _append(self, decision: Decision) -> Decision:
@@ -311,7 +316,7 @@ class ReviewQueue:
         decision = Decision(**{**vars(decision), "time": datetime.now(UTC).isoformat(timespec="seconds")})
         self._file.append(asdict(decision))
         self.log.add(decision)
-        self._leases.pop(decision.id, None)
+        self._leases.get(decision.id, {}).pop(decision.reviewer, None)
         return decision
 
     def progress(self, reviewer: str) -> dict[str, int]:
@@ -334,20 +339,21 @@ class DecisionLog:
 
     Args:
         rows (`dict`): Lines of the queue by id. Decisions about other items, or about an item that has changed, do not
-            count; `stale` is their number.
+            count; `stale` is their number, and `gone` that of them whose item is no longer in the queue.
     """
 
     def __init__(self, rows: Mapping[str, Mapping[str, Any]]):
         self._rows = rows
         self._by_item: dict[str, dict[str, Decision]] = {}  # latest last
         self._by_reviewer: dict[str, list[Decision]] = {}
-        self.stale = 0
+        self.stale = self.gone = 0
 
     def add(self, decision: Decision) -> None:
         """Adds a decision."""
         row = self._rows.get(decision.id)
         if row is None or row["item_hash"] != decision.item_hash:
             self.stale += 1
+            self.gone += row is None
             return
         of_item = self._by_item.setdefault(decision.id, {})
         own = self._by_reviewer.setdefault(decision.reviewer, [])
@@ -441,6 +447,16 @@ def read_decisions(path: Path) -> list[Decision]:
             raise AnnotationError(f"{place}: {error}") from None
         found.append(decision)
     return found
+
+
+def _drawn_colors(path: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Id and drawn colours of each record."""
+    for place, row in read_objects(path, {"id": str}, missing=True):
+        objects = row.get("objects", {})
+        try:
+            yield row["id"], tuple(str(one["color"]) for one in objects.values() if "color" in one)
+        except (AttributeError, TypeError):
+            raise AnnotationError(f"{place}: objects must name the drawn colours.") from None
 
 
 def _places(path: Path) -> dict[str, tuple[int, int]]:

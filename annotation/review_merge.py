@@ -26,7 +26,8 @@ class ReviewSummary:
     Attributes:
         records (`int`): Records after the review.
         decisions (`Counter`): Latest decisions by kind; `"none"` for items that nobody decided.
-        stale (`int`): Decisions about items that have changed since, which do not count.
+        stale, gone (`int`): Decisions about items that have changed since, which do not count, and those of them whose
+            item is no longer in the queue.
         audited, audited_wrong (`int`): Items that the checks accepted and people decided, and those of them that
             people rejected or edited.
         pairs, agreeing (`int`): Items that two people decided without looking at the checks, and those of them on
@@ -38,6 +39,7 @@ class ReviewSummary:
     records: int = 0
     decisions: Counter[str] = field(default_factory=Counter)
     stale: int = 0
+    gone: int = 0
     audited: int = 0
     audited_wrong: int = 0
     pairs: int = 0
@@ -54,6 +56,8 @@ class ReviewSummary:
             kappa = "" if self.kappa is None else f" (kappa {self.kappa:.2f})"
             parts.append(f"two people agree on {self.agreeing:,} of {self.pairs:,}{kappa}")
         parts += [f"{self.stale:,} decisions are stale"] if self.stale else []
+        if self.gone:
+            parts.append(f"{self.gone:,} of them about items that another run left out of the queue")
         return ", ".join(parts)
 
 
@@ -168,7 +172,7 @@ def _objects_of(messages: list[dict[str, Any]]) -> set[str]:
 
 def summarize(queue: ReviewQueue) -> ReviewSummary:
     """The decisions in numbers."""
-    summary = ReviewSummary(stale=queue.log.stale)
+    summary = ReviewSummary(stale=queue.log.stale, gone=queue.log.gone)
     pairs: list[tuple[str, str]] = []
     for name in queue.names():
         verdict = queue.log.verdict(name)

@@ -316,6 +316,7 @@ class _Annotation:
             "video_sha256": self.sha256,
             "objects": objects,
             "frames": list(self.rendering.shown),
+            "damaged_frames": self.video.damaged_frames,  # of those that were read: a neighbour stands for them
             "scores": {str(item): scores[item] for item in settled.kept if scores.get(item)},
             "refined": sorted(settled.refined & set(settled.kept)),
         }

@@ -167,3 +167,11 @@ def test_settings_out_of_range(settings, problem):
 def test_a_saved_completion_that_is_damaged(value):
     with pytest.raises(AnnotationError, match="saved completion"):
         Completion.from_json(value)
+
+
+@pytest.mark.parametrize(
+    ("url", "warned"), [("http://a.example/v1", True), ("https://a.example/v1", False), ("http://localhost/v1", False)]
+)
+def test_a_key_over_plain_http_to_another_machine_is_told(time, caplog, url, warned):
+    Endpoint(EndpointSettings(url))
+    assert ("is sent to http://a.example/v1 without encryption" in caplog.text) == warned

@@ -284,7 +284,9 @@ def test_decisions_are_merged(folder):
     origins = [one.origin for one in audited]
     assert found[origins[0]] == kept[origins[0]] and found[origins[3]] == kept[origins[3]]
     changed = found[origins[1]]["messages"]
-    assert changed[2:4] == edited and changed[:2] == kept[origins[1]]["messages"][:2]
+    assert [one["content"] for one in changed[2:4]] == [one["content"] for one in edited]
+    assert changed[3]["info"]["kind"] == kept[origins[1]]["messages"][3]["info"]["kind"]  # the kind of the turn stays
+    assert changed[:2] == kept[origins[1]]["messages"][:2]
     messages = kept[origins[2]]["messages"]
     assert found[origins[2]]["messages"] == messages[:2] + messages[4:]
     looked_at = {row["id"] for row in rows(folder / "reviewed_provenance.jsonl") if row.get("audited")}
@@ -421,7 +423,7 @@ def test_decisions_about_what_is_not_there_are_counted():
         Decision("b", "accept", "x", "1"),
     ):
         log.add(one)
-    assert log.stale == 2 and log.verdict("a") is not None
+    assert (log.stale, log.gone) == (2, 1) and log.verdict("a") is not None
 
 
 def test_blanks_around_a_name_are_no_other_person(folder):
@@ -442,3 +444,24 @@ def test_a_run_while_the_queue_is_open_is_told(folder):
     write_rows(folder / "review.jsonl", [{**line, "item_hash": "0" * 16} for line in lines])
     with pytest.raises(StaleItemError, match="was run again. Start this server again"):
         queue.decide(decision(item))
+
+
+def test_a_double_item_is_in_the_hands_of_two_people_at_most(folder):
+    lines, records = rows(folder / "review.jsonl"), rows(folder / "review_records.jsonl")
+    name = next(name for name in (f"clip/{n}" for n in range(200)) if is_double(name))
+    write_rows(folder / "review.jsonl", [{**lines[0], "id": name}])
+    write_rows(folder / "review_records.jsonl", [{**records[0], "id": name}])
+    queue = ReviewQueue(folder, clock=(clock := Clock()))
+    assert queue.next("ann").id == queue.next("bob").id == name and queue.next("cid") is None
+    clock.now = LEASE_SECONDS + 1
+    assert queue.next("cid").id == name
+
+
+def test_an_edit_must_not_speak_of_the_drawn_colours(folder):
+    queue = ReviewQueue(folder)
+    item = item_of(queue, 0)
+    assert item.colors
+    answer = f"I see <p> this one </p> <obj1> in a {item.colors[0]} outline."
+    edit = {"question": "What about <obj1> and the rest?", "answer": answer}
+    with pytest.raises(RefusedEditError, match="leak"):
+        queue.decide(decision(item, "edit", edit=edit))

@@ -209,6 +209,9 @@ def test_videos_without_a_review(capsys):
     with pytest.raises(SystemExit):
         serve.main(["--review-videos", "x"])
     assert "--review-videos needs --review" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        serve.main(["--review", "x", "--model", "y", "--allow-urls"])
+    assert "does not use --allow-urls, --model" in capsys.readouterr().err
 
 
 def test_a_damaged_record_is_an_error_of_its_item(folder):
