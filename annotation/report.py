@@ -147,9 +147,10 @@ def _overview(run: Mapping[str, Any], spent: Mapping[tuple[str, str], Sum]) -> l
     money, tokens = sum(one.money for one in spent.values()), sum(one.tokens for one in spent.values())
     tiles.append(("tokens", f"{tokens:,}"))
     if any(one.calls > one.unpriced for one in spent.values()):
-        tiles.append((f"{_currency(run)} in all", f"{money:,.2f}"))
+        # The ledger is that of the folder: it has the calls of earlier runs, too
+        tiles.append((f"{_currency(run)}, all runs", f"{money:,.2f}"))
         if kept:
-            tiles.append((f"{_currency(run)} per kept item", f"{money / kept:,.4f}"))
+            tiles.append((f"{_currency(run)} per kept item, all runs", f"{money / kept:,.4f}"))
     bars = [tag("i", class_=state, style=f"--share: {number}") for state, number in videos.items() if number]
     legend = [tag("li", tag("i", class_=state), f"{state} {number:,}") for state, number in videos.items()]
     sentence = ", ".join(f"{number} {state}" for state, number in videos.items())

@@ -253,11 +253,12 @@ def test_kill_at_ten_moments_gives_the_same_files(small, tmp_path):
             assert running[-1].exitcode == -signal.SIGKILL, log.read_text()
             assert not (killed.output / "records.jsonl").exists()
         left[0] = 0
+        stored, before = len(list((killed.output / "store").rglob("*.json"))), len(server.requests)
         processes.finish(processes.start(log, annotate.main, arguments, OPENAI_API_KEY=KEY), log)
-        repeated = len(server.requests) - len(asked)
+        repeated, last = len(server.requests) - len(asked), len(server.requests) - before
     assert results(killed.output) == results(made.output)
     # No reply that came is paid for again: at most those that were in flight, of the 4 videos at a time
-    assert repeated <= 10 * 4
+    assert repeated <= 10 * 4 and 0 < last == len(asked) - stored < len(asked)
 
 
 def test_a_budget_stops_the_run_and_a_larger_one_ends_it(small, capsys):
