@@ -67,7 +67,8 @@ def find_leaks(text: str, colors: Sequence[str], expressions: Sequence[str] = ()
 
 @cache
 def _patterns(colors: tuple[str, ...]) -> list[tuple[re.Pattern, bool]]:
-    plain, unsure = list(PLAIN), list(DOUBTFUL)
+    plain: list[str] = list(PLAIN)
+    unsure: list[str] = list(DOUBTFUL)
     if colors:
         names = "|".join(map(re.escape, colors))
         plain.append(rf"\b(?:{names})(?:[ -]colou?red)?\s+(?:bounding\s+)?(?:{SHAPES})\b")

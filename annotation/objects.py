@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ from ..data.masks import encode_rle, to_rle
 from ..data.readers import read_mask_store
 from ..data.records import DataError, object_masks, read_lines, require_field, require_type, validate_record
 from ..pictures_sama import IMAGE_SUFFIXES, natural_key
+from ..video_sama import SamaVideo
 from .errors import AnnotationError
 from .scenes import BrokenScene, Scene, SceneObject
 
@@ -55,8 +57,9 @@ def read_scenes(videos: Path, masks: Path, source: str) -> Iterator[Scene | Brok
         yield from _store_scenes(videos, masks, source)
 
 
-def read_source(catalogue: Path, name: str, root: Path | None) -> Iterator[Scene]:
-    """The videos of a source of a catalogue with all objects of their records, and its expressions about them."""
+def read_source(catalogue: Path, name: str, root: Path | None) -> Iterator[Scene | BrokenScene]:
+    """The videos of a source of a catalogue with all objects of their records, and its expressions about them. A video
+    that cannot be read is a [`BrokenScene`]."""
     entries = read_catalogue(catalogue)
     if name not in entries:
         known = ", ".join(entries)
@@ -68,14 +71,21 @@ def read_source(catalogue: Path, name: str, root: Path | None) -> Iterator[Scene
         if "video" in record and "toy" not in record["video"]:
             by_video.setdefault(json.dumps(record["video"], sort_keys=True), []).append(record)
     for records in by_video.values():
-        video, objects = source.visual(records[0]), {}
-        for record in records:
-            for one in _record_objects(record, len(video), source.lookup, _told(record)):
-                earlier = objects.get(one.name, one)
-                expressions = tuple(dict.fromkeys((*earlier.expressions, *one.expressions)))
-                objects[one.name] = SceneObject(one.name, one.masks, expressions)
-        visual = records[0]["video"]
-        yield Scene(visual["path"], name, visual, tuple(objects.values()), source.root, {"dataset": name})
+        yield _attempt(lambda records=records: _source_scene(source, name, records), records[0]["video"]["path"])
+
+
+def _source_scene(source: Any, name: str, records: list[dict]) -> Scene:
+    video, objects = source.visual(records[0]), {}
+    for record in records:
+        for one in _record_objects(record, video, source.lookup, _told(record)):
+            # Some sources name the object of each expression alike
+            names = (one.name if number == 1 else f"{one.name} ({number})" for number in count(1))
+            free = next(new for new in names if new not in objects or objects[new].masks == one.masks)
+            earlier = objects.get(free, one)
+            expressions = tuple(dict.fromkeys((*earlier.expressions, *one.expressions)))
+            objects[free] = SceneObject(free, one.masks, expressions)
+    visual = records[0]["video"]
+    return Scene(visual["path"], name, visual, tuple(objects.values()), source.root, {"dataset": name})
 
 
 # ---- JSON Lines -------------------------------------------------------------------------------------------------
@@ -131,22 +141,28 @@ def _record_scene(line: bytes, videos: Path, source: str, number: int) -> Scene:
             raise DataError(f"names {name!r}, which is not among the objects", field="expressions")
         told[name] += texts
     scene = Scene(record["id"], record["source"], record["video"], (), videos, info)
-    return _with_objects(scene, list(_record_objects(record, len(scene.open()), _no_store, told)))
+    return _with_objects(scene, list(_record_objects(record, scene.open(), _no_store, told)))
 
 
-def _record_objects(record: dict, num_frames: int, lookup, told: Mapping[str, Iterable[str]]) -> Iterator[SceneObject]:
+def _record_objects(
+    record: dict, video: SamaVideo, lookup, told: Mapping[str, Iterable[str]]
+) -> Iterator[SceneObject]:
     for name, item in record.get("objects", {}).items():
         if "union" not in item:  # a group has no identity of its own
-            masks = object_masks(record, name, num_frames, lookup)
-            masks = [_checked(code, f"objects.{name}.masks[{frame}]") for frame, code in enumerate(masks)]
+            masks = object_masks(record, name, len(video), lookup)
+            masks = [_checked(code, f"objects.{name}.masks[{frame}]", video) for frame, code in enumerate(masks)]
             yield SceneObject(name, tuple(masks), tuple(told.get(name, ())))
 
 
-def _checked(code: dict | None, field: str) -> dict | None:
+def _checked(code: dict | None, field: str, video: SamaVideo) -> dict | None:
     try:
-        return to_rle(code)
+        found = to_rle(code)
     except ValueError as error:
         raise DataError(str(error), field=field) from error
+    if found is not None and tuple(found["size"]) != (video.height, video.width):
+        shown = " x ".join(map(str, found["size"]))
+        raise DataError(f"is {shown}, its video {video.height} x {video.width} (height x width)", field=field)
+    return found
 
 
 def _no_store(store: str, key: str) -> list:
@@ -188,12 +204,12 @@ def _store_scenes(videos: Path, path: Path, source: str) -> Iterator[Scene | Bro
 
 def _store_scene(videos: Path, path: Path, name: str, objects: list[SceneObject], source: str) -> Scene:
     scene, checked = video_scene(videos, name, source), []
-    num_frames = len(scene.open())
+    video = scene.open()
     for one in objects:
-        if len(one.masks) != num_frames:
-            problem = f"has {len(one.masks)} masks for {num_frames} frames"
+        if len(one.masks) != len(video):
+            problem = f"has {len(one.masks)} masks for {len(video)} frames"
             raise DataError(problem, file=path, index=f"{name}/{one.name}")
-        codes = (_checked(code, f"{name}/{one.name}[{i}]") for i, code in enumerate(one.masks))
+        codes = (_checked(code, f"{name}/{one.name}[{i}]", video) for i, code in enumerate(one.masks))
         checked.append(SceneObject(one.name, tuple(codes)))
     return _with_objects(scene, checked)
 

@@ -30,6 +30,7 @@ from sama.annotation.sama239k import ANNOTATIONS, MASKS, write_sama239k
 from sama.annotation.scenes import BrokenScene, Scene, SceneObject, select_objects, track_iou
 from sama.annotation.schema import Statement, Turn
 from sama.annotation.store import ReplyStore, reply_key
+from sama.data.frames import open_visual
 from sama.data.masks import decode_rle, encode_rle
 from sama.data.readers import READERS
 from sama.data.records import DataError
@@ -84,6 +85,8 @@ def test_objects_from_json_lines(videos, tmp_path):
         + scene_line("clip.mp4", id="c", info={"license": "cc0"})
         + "{broken\n"
         + scene_line("clip.mp4", id="e", objects={})
+        + scene_line("folder", id="f", objects={"4": {"masks": [{"size": [5, 5], "counts": "i0"}] * 6}})
+        + scene_line("clip.mp4", id="g")
     )
     first, *broken = read_scenes(videos, file, "mine")
     assert first.objects[0].expressions == ("a square", "my square") and first.info == {"licence": "cc0", "url": "u"}
@@ -95,6 +98,8 @@ def test_objects_from_json_lines(videos, tmp_path):
         "info.license",
         "not JSON",
         "--propose",
+        "is 5 x 5, its video 48 x 64",
+        "that of line 1, too",
     ]
     for number, (one, words) in enumerate(zip(broken, problems, strict=True), start=2):
         assert one.id == f"mine/line {number}" and "objects.jsonl, item " in str(one.error) and words in str(one.error)
@@ -153,6 +158,40 @@ def test_objects_from_a_source_of_the_catalogue(tmp_path, monkeypatch):
     assert all(len(one.masks) == len(scene.open()) for scene in scenes for one in scene.objects)
     with pytest.raises(AnnotationError, match="no source 'mevi'"):
         list(read_source(catalogue, "mevi", root))
+
+
+class Expressions:
+    """A source with one record an expression, which call their objects alike; one of its two videos is missing."""
+
+    lookup = None
+
+    def __init__(self, root: Path):
+        self.root = root
+        rows = [("clip.mp4", moving(4)), ("missing.mp4", moving(4)), ("clip.mp4", moving(30)), ("clip.mp4", moving(4))]
+        self.records = [
+            {"id": str(n), "source": "s", "video": {"path": path}, "objects": {"target": {"masks": list(one.masks)}},
+             "messages": []}
+            for n, (path, one) in enumerate(rows)
+        ]  # fmt: skip
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def record(self, index: int) -> dict:
+        return self.records[index]
+
+    def visual(self, record: dict):
+        return open_visual(record, self.root)
+
+
+def test_a_source_with_a_missing_video_and_objects_of_one_name(videos, monkeypatch):
+    monkeypatch.setattr("sama.annotation.objects.read_catalogue", lambda path: {"mine": None})
+    monkeypatch.setattr("sama.annotation.objects.open_source", lambda entry, root: Expressions(root))
+    scene, broken = read_source(Path("none"), "mine", videos)
+    assert [(one.name, one.masks) for one in scene.objects] == [
+        ("target", moving(4).masks), ("target (2)", moving(30).masks)
+    ]  # fmt: skip
+    assert isinstance(broken, BrokenScene) and broken.id == "missing.mp4"
 
 
 def test_which_objects_are_annotated():
