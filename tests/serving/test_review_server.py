@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from urllib.parse import urlencode
 
+import anyio
 import numpy as np
 import pytest
 from annotated_folder import write_folder, write_rows
@@ -14,7 +15,8 @@ from PIL import Image
 from sama import serve
 from sama.annotation.errors import AnnotationError
 from sama.annotation.review import ReviewQueue, read_decisions
-from sama.serving.review import create_review_app, videos_folder
+from sama.serving.errors import ApiError
+from sama.serving.review import ReviewService, create_review_app, videos_folder
 from sama.serving.security import Access
 
 
@@ -220,3 +222,12 @@ def test_a_damaged_record_is_an_error_of_its_item(folder):
     with running_server(create_review_app(ReviewQueue(folder), videos_folder(folder, None))) as client:
         answer = get(client, "next", reviewer="ann")
     assert answer.status == 400 and "cannot be used" in answer.error["message"]
+
+
+def test_a_frame_that_cannot_be_decoded_is_one_sentence(tmp_path):
+    def damaged():
+        raise ValueError("Frame 3 of 'clip' cannot be used.")
+
+    with pytest.raises(ApiError, match="Frame 3 of 'clip' cannot be used") as caught:
+        anyio.run(ReviewService(None, tmp_path).run, damaged)
+    assert caught.value.status_code == 400
