@@ -186,10 +186,16 @@ class AnsweredVideo:
 
 
 def answer_files(path: Path) -> list[Path]:
-    """The Parquet files of a folder, or the file itself; [`BulkError`] if there is none."""
+    """The Parquet files of a folder, or the file itself; [`BulkError`] if there is none, or not all of one run."""
     found = sorted(path.glob(FILES)) if path.is_dir() else [path] * path.is_file()
     if not found:
         raise BulkError(f"There are no answers in {path}, expected {FILES}; predict first.")
+    whole = [f"answers-{number:05d}-of-{len(found):05d}.parquet" for number in range(len(found))]
+    if path.is_dir() and [file.name for file in found] != whole:
+        names = f"{found[0].name} to {found[-1].name}"
+        raise BulkError(
+            f"The {len(found)} files of answers in {path}, {names}, are not all of one run; predict again."
+        )
     return found
 
 

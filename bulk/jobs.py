@@ -30,6 +30,7 @@ SOURCE = "predict"  # what messages call the questions
 QUESTION_KEYS = {"question", "video", "id", "regions", "label"}
 REGION = "<region>"
 HASH_DIGITS = 16
+STATE_BYTES = 2**20  # of the beginning of a file, by which another one is told from it
 
 
 @dataclass(frozen=True)
@@ -206,6 +207,8 @@ def checked_question(item: Any) -> dict[str, Any]:
         raise DataError(problem, field="regions")
     if regions and item.get("video") is None:
         raise DataError("is missing: regions lie in one video", field="video")
+    if item.get("video") == "":
+        raise DataError("is empty; leave it out to ask about every video", field="video")
     for position, region in enumerate(regions):
         try:
             region_from_fields(cast(dict, require_type(region, dict, "")))
@@ -232,12 +235,26 @@ def _check_folder(folder: Path) -> None:
         raise DataError("there is no such folder", file=folder)
 
 
-def digest_of_jobs(jobs: Sequence[VideoJob]) -> str:
-    """Digits that differ for other questions, videos or regions."""
+def digest_of_jobs(jobs: Sequence[VideoJob], media: Path) -> str:
+    """Digits that differ for other questions, videos or regions, and for other files of the same names in `media`."""
     digest = hashlib.sha256()
     for job in jobs:
-        digest.update(job.to_json().encode() + b"\n")
+        digest.update(job.to_json().encode() + b"\n" + file_state(job.visual, media).encode() + b"\n")
     return digest.hexdigest()[:HASH_DIGITS]
+
+
+def file_state(visual: Mapping[str, Any], media: Path) -> str:
+    """What a file of a job is known by wherever its folder lies: its size and beginning, or names and sizes of the
+    pictures in a folder; empty for a video without a file."""
+    shown = next(iter(visual.values()), {})
+    name = shown.get("path") if isinstance(shown, Mapping) else shown
+    path = media / name if isinstance(name, str) else None
+    if path is not None and path.is_dir():
+        return json.dumps(sorted((one.name, one.stat().st_size) for one in path.iterdir() if one.is_file()))
+    if path is None or not path.is_file():
+        return ""
+    with open(path, "rb") as file:
+        return f"{path.stat().st_size} {hashlib.sha256(file.read(STATE_BYTES)).hexdigest()}"
 
 
 # ---- asking ---------------------------------------------------------------------------------------------------------

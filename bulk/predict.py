@@ -161,7 +161,7 @@ def about_run(settings: PredictSettings, jobs: Sequence[VideoJob]) -> dict:
         "benchmark": NAME,
         "version": VERSION,
         "preset": settings.preset,
-        "annotations": digest_of_jobs(jobs),
+        "annotations": digest_of_jobs(jobs, settings.media_folder),
         "dtype": settings.dtype,
         "max_new_tokens": settings.max_new_tokens,
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),

@@ -1,10 +1,10 @@
 """Answers in the formats of other tools, as masks. A file for each format; docs/bulk.md describes what they hold."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 
-from ..answers import answer_files, read_videos
+from ..answers import AnsweredVideo, answer_files, read_videos
 from ..pool import BulkError
 from .coco import write_coco
 from .cvat import write_cvat
@@ -55,9 +55,24 @@ def export(
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise BulkError(f"{to} is not an empty folder; choose another one for the export.")
     answer_files(answers)
+    check_names(read_videos(answers))
 
     to.mkdir(parents=True, exist_ok=True)
     return WRITERS[format](partial(read_videos, answers), to, FrameWriter(media, with_frames))
+
+
+def check_names(videos: Iterable[AnsweredVideo]) -> None:
+    """Raises [`BulkError`] if two videos have one path without its suffix: files of an export are named by it, and
+    those of the second would overwrite those of the first."""
+    seen: dict[str, str] = {}
+    for video in videos:
+        name = str(PurePath(video.name).with_suffix("")) if video.is_image else video.name
+        if name in seen:
+            raise BulkError(
+                f"{video.name} and {seen[name]} would have the same files in an export; are frames of one video "
+                "chosen in two ways? Export them apart, or rename one."
+            )
+        seen[name] = video.name
 
 
 __all__ = ["FORMATS", "export"]

@@ -2,8 +2,11 @@
 
 import json
 import re
+import shutil
 import sys
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -18,7 +21,7 @@ from pycocotools.coco import COCO
 
 from sama.bulk.answers import SCHEMA, decode, read_rows, read_videos
 from sama.bulk.command import main
-from sama.bulk.exports import FORMATS, export
+from sama.bulk.exports import FORMATS, check_names, export
 from sama.bulk.exports.cvat import mask_points
 from sama.bulk.exports.fiftyone import FIELD, sample_of
 from sama.bulk.exports.frames import FrameWriter, joined, rings_of
@@ -254,3 +257,20 @@ def test_bad_masks_are_named(tmp_path, format, counts, message):
     pq.write_table(pa.Table.from_pylist([row], SCHEMA), tmp_path / "answers.parquet")
     with pytest.raises(BulkError, match=f"'first' has an? {message}"):
         export(format, tmp_path / "answers.parquet", tmp_path / "to")
+
+
+def test_two_videos_of_one_name_are_refused():
+    video = SimpleNamespace(name="c.mp4", is_image=False)
+    pictures = [SimpleNamespace(name=name, is_image=True) for name in ("x.jpg", "x.png")]
+    check_names([video, *pictures[:1]])
+    for twice in ([video, video], pictures):
+        with pytest.raises(BulkError, match="would have the same files in an export"):
+            check_names(twice)
+
+
+def test_files_of_two_runs_are_refused(truth, tmp_path):
+    answers = Path(shutil.copytree(truth[0], tmp_path / "answers"))
+    file = next(answers.glob("answers-*.parquet"))
+    shutil.copy(file, answers / "answers-00001-of-00009.parquet")
+    with pytest.raises(BulkError, match="are not all of one run; predict again"):
+        list(read_videos(answers))

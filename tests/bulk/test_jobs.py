@@ -1,6 +1,7 @@
 """Questions become jobs: by records, or by a folder of videos; and everything that can be wrong with them."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -101,8 +102,23 @@ def test_a_folder_and_questions(media, tmp_path):
 
 def test_other_questions_have_another_digest(media):
     first, second = (jobs_of_folder(media, [{"question": text}]) for text in ("One?", "Two?"))
-    assert digest_of_jobs(first) != digest_of_jobs(second)
-    assert digest_of_jobs(first) == digest_of_jobs(jobs_of_folder(media, [{"question": "One?"}]))
+    assert digest_of_jobs(first, media) != digest_of_jobs(second, media)
+    assert digest_of_jobs(first, media) == digest_of_jobs(jobs_of_folder(media, [{"question": "One?"}]), media)
+
+
+def test_other_files_of_the_same_names_have_another_digest(media, tmp_path):
+    jobs = jobs_of_folder(media, [{"question": "One?"}])
+    moved = Path(shutil.copytree(media, tmp_path / "moved"))
+    assert digest_of_jobs(jobs, moved) == digest_of_jobs(jobs, media)
+    changed = next(path for path in sorted(moved.rglob("*")) if path.is_file())
+    changed.write_bytes(bytes(reversed(changed.read_bytes())))
+    assert digest_of_jobs(jobs, moved) != digest_of_jobs(jobs, media)
+
+
+def test_an_empty_name_of_a_video_is_refused(tmp_path):
+    (tmp_path / "q.jsonl").write_text('{"question": "One?", "video": ""}\n')
+    with pytest.raises(DataError, match="is empty; leave it out to ask about every video"):
+        read_questions(tmp_path / "q.jsonl")
 
 
 @pytest.mark.parametrize(
