@@ -130,7 +130,8 @@ def _add_models(group) -> None:
     group.add_argument("--seed", type=int, default=0, help="of the models, the colours and the samples")
     group.add_argument("--budget", action="append", default=[], metavar="LIMIT",
                        help="'2000000 tokens', or '25' in money; both may be given")  # fmt: skip
-    group.add_argument("--price", action="append", default=[], metavar="MODEL=IN,OUT", help="of a million tokens")
+    group.add_argument("--price", action="append", default=[], metavar="MODEL=PROMPT,COMPLETION[,CACHED]",
+                       help="of a million tokens of each kind; once for each model")  # fmt: skip
 
 
 def _add_checks(group) -> None:

@@ -25,7 +25,7 @@ class ReviewSummary:
 
     Attributes:
         records (`int`): Records after the review.
-        decisions (`Counter`): Latest decisions by kind; `"none"` for items that nobody decided.
+        decisions (`Counter`): Latest decisions by kind; `"undecided"` for items that nobody decided.
         stale, gone (`int`): Decisions about items that have changed since, which do not count, and those of them whose
             item is no longer in the queue.
         audited, audited_wrong (`int`): Items that the checks accepted and people decided, and those of them that
@@ -176,7 +176,7 @@ def summarize(queue: ReviewQueue) -> ReviewSummary:
     pairs: list[tuple[str, str]] = []
     for name in queue.names():
         verdict = queue.log.verdict(name)
-        summary.decisions["none" if verdict is None else verdict.decision] += 1
+        summary.decisions["undecided" if verdict is None else verdict.decision] += 1
         if verdict is not None and queue.is_audit(name):
             summary.audited += 1
             summary.audited_wrong += verdict.decision != "accept"

@@ -254,7 +254,7 @@ def test_statements_are_edited_and_checked(folder):
 def test_without_decisions_the_kept_records_stay(folder):
     summary = merge_decisions(folder)
     assert (folder / "reviewed_records.jsonl").read_text() == (folder / "records.jsonl").read_text()
-    assert summary.line() == "4 records, 8 none"
+    assert summary.line() == "4 records, 8 undecided"
     assert all("audited" not in row for row in rows(folder / "reviewed_provenance.jsonl"))
 
 
@@ -351,7 +351,7 @@ def test_items_of_a_video_without_kept_records_come_in(folder):
 def test_merging_from_the_command_line(folder, capsys):
     with pytest.raises(SystemExit) as ended:
         annotate.main(["--merge-review", str(folder)])
-    assert ended.value.code == 0 and "reviewed_records.jsonl: 4 records, 8 none" in capsys.readouterr().out
+    assert ended.value.code == 0 and "reviewed_records.jsonl: 4 records, 8 undecided" in capsys.readouterr().out
     (folder / "review.jsonl").unlink()
     assert annotate.main(["--merge-review", str(folder)]) == 1
     assert "review.jsonl cannot be read" in capsys.readouterr().err
