@@ -10,11 +10,11 @@ The toy world benchmark: held-out generated clips, scored by the text and the ma
 expected word and no other one of the question's choices.
 """
 
-import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from sama.metrics.answers import named_choices
 from sama.metrics.intervals import bootstrap_mean, wilson
 from sama.metrics.iou import PairCounts, count_pair, giou, greedy_pairs, miou
 from sama.metrics.no_target import Presence
@@ -206,9 +206,7 @@ def measure_presence(turn: BenchmarkTurn, found: Sequence[RLETrack], prediction:
 
 def is_right(answer: str, expected: str, choices: Iterable[str]) -> bool:
     """Whether the answer contains the expected choice and no other one, as whole words."""
-    text = parse_tagged_text(answer)[0].lower()
-    named = [choice for choice in choices if re.search(rf"(?<!\w){re.escape(choice.lower())}(?!\w)", text)]
-    return named == [expected]
+    return named_choices(parse_tagged_text(answer)[0], choices) == [expected]
 
 
 # Rows of the table

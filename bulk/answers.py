@@ -179,6 +179,14 @@ class AnsweredVideo:
         """Whether it is a picture."""
         return "image" in self.visual
 
+    def check_whole(self, tool: str) -> None:
+        """[`BulkError`] if the model was shown a part of the frames: a tool that reads the file counts all of them."""
+        shown = self.visual.get("video", {})
+        if "frames" in shown or shown.get("stride", 1) > 1:
+            raise BulkError(
+                f"{tool} shows video files; {self.name!r} was shown as some of its frames. Export coco with --frames."
+            )
+
     def by_frame(self) -> Iterator[tuple[int, list[FoundObject]]]:
         """Each frame on which an object is visible, with those objects."""
         for frame in sorted({frame for one in self.objects for frame in one.masks}):

@@ -139,6 +139,7 @@ class StoredFunction(_Function):
         if len(found) != 1:
             raise BulkError(f"{answers} has {len(found)} videos {video!r}, name the one that the task shows.")
         self.video = found[0]
+        self.video.check_whole("CVAT")
         super().__init__(list(dict.fromkeys(one.label for one in self.video.objects)))
 
     def detect(self, context: Any, image: Image.Image) -> list[Any]:

@@ -18,12 +18,11 @@ from ..benchmarks.from_records import no_store, question_text, record_turns
 from ..data.frames import VIDEO_SUFFIXES, open_visual
 from ..data.json_text import parse_json
 from ..data.readers import READERS
-from ..data.records import DataError, read_lines, require_field, require_type
+from ..data.records import DataError, describe_error, read_lines, require_field, require_type
 from ..evaluation.inference import READING_ERRORS, PredictionRunner
 from ..pictures_sama import IMAGE_SUFFIXES
 from ..regions_sama import region_from_fields
 from ..video_sama import SamaVideo
-from .pool import describe
 
 
 SOURCE = "predict"  # what messages call the questions
@@ -313,4 +312,4 @@ def answer_job(job: VideoJob, media: Path, model: Any, processor: Any, max_new_t
     names = [question.id for question in asked.questions("")]
     answers = PredictionRunner(model, processor, asked, max_new_tokens).ask_group("", names) if names else iter(())
     for name, built in asked.built.items():
-        yield next(answers)[1] if isinstance(built, Question) else Prediction(name, error=describe(built))
+        yield next(answers)[1] if isinstance(built, Question) else Prediction(name, error=describe_error(built))

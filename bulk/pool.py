@@ -16,6 +16,8 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any, NamedTuple
 
+from ..data.records import describe_error
+
 
 Worker = Callable[[str], str]
 
@@ -119,11 +121,6 @@ def run_jobs(
         yield from (_attempt(worker, job) for job in jobs)
 
 
-def describe(error: BaseException) -> str:
-    """An exception in one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
-
-
 def _attempt(worker: Worker, job: Job) -> Result:
     try:
         return Result(job.index, worker(job.text))
@@ -131,7 +128,7 @@ def _attempt(worker: Worker, job: Job) -> Result:
         raise
     except Exception as error:  # whatever is wrong with one job, the others are computed
         logger.warning("job %d failed", job.index, exc_info=True)
-        return Result(job.index, error=describe(error))
+        return Result(job.index, error=describe_error(error))
 
 
 # ---- Ray ------------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..benchmarks.benchmark import Prediction
+from ..data.records import describe_error
 from ..evaluation.predictions import PredictionFiles, PredictionWriter
 from ..evaluation.provenance import checkpoint_hash, commit_of
 from ..evaluation.run import SOME_FAILED, load
@@ -20,7 +21,7 @@ from ..resources import PACKAGE
 from ..serving.loading import check_model_name
 from .answers import write_answers
 from .jobs import VideoJob, answer_job, digest_of_jobs, jobs_of_folder, jobs_of_records, read_questions
-from .pool import Job, PoolSettings, ProcessLost, Worker, connect, describe, run_jobs
+from .pool import Job, PoolSettings, ProcessLost, Worker, connect, run_jobs
 from .workers import predictions_of, predictions_to_json, resolved_dtype, surviving
 
 
@@ -110,7 +111,7 @@ class Predictor:
                 raise
             except Exception as error:  # a defect, or too little memory on a GPU: the others are asked nevertheless
                 logger.warning("question %s failed", job.names[len(found)], exc_info=True)
-                found.append(Prediction(job.names[len(found)], error=describe(error)))
+                found.append(Prediction(job.names[len(found)], error=describe_error(error)))
         return predictions_to_json(found)
 
     def answers(self, job: VideoJob) -> Iterator[Prediction]:

@@ -60,6 +60,11 @@ KIND_NAMES = {str: "a string", int: "a whole number", list: "a list", dict: "an 
 REQUIRED = object()
 
 
+def describe_error(error: BaseException) -> str:
+    """An exception in one line, with its kind, for a row of results."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
 class DataError(ValueError):
     """
     A mistake in the data. The message is one sentence with the place and the problem.

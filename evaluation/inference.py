@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from sama.benchmarks.benchmark import Benchmark, PredictedObject, PredictedTurn, Prediction, Question, RLETrack
 from sama.data.masks import to_rle
+from sama.data.records import describe_error
 from sama.objects_sama import MaskTrack
 from sama.templates_sama import check_turn_format
 from sama.video_sama import SamaVideo
@@ -37,7 +38,7 @@ class PredictionRunner:
             questions = {question.id: question for question in self.benchmark.questions(group)}
             video = self.benchmark.open(group)
         except READING_ERRORS as error:
-            yield from ((None, Prediction(name, error=_one_line(error))) for name in names)
+            yield from ((None, Prediction(name, error=describe_error(error))) for name in names)
             return
         start = _chats(self.model, self.processor, video)
         for name in names:
@@ -60,7 +61,7 @@ class PredictionRunner:
                 if question.history == "reference" and number < len(question.turns):
                     chat.replace_answer(turn.reference)
         except READING_ERRORS as error:
-            return Prediction(question.id, error=_one_line(error), **size)
+            return Prediction(question.id, error=describe_error(error), **size)
         return Prediction(question.id, turns, **size)
 
 
@@ -91,7 +92,3 @@ def _written(phrase) -> PredictedObject:
 def encode_track(track: MaskTrack) -> RLETrack:
     """One compressed COCO RLE per frame, `None` if the object is not visible."""
     return [to_rle(track.to_rle(frame)) if track.area(frame) else None for frame in range(len(track))]
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -6,6 +6,7 @@ evaluation does.
 """
 
 import re
+from collections.abc import Iterable
 
 from .values import CONSISTENT, PUBLISHED, check_preset
 
@@ -29,6 +30,17 @@ def phrases(answer: str, lower: bool = True) -> list[str]:
     published evaluation pairs phrases and masks by position."""
     found = [match.strip() for match in _PHRASE.findall(answer)]
     return [phrase.lower() for phrase in found] if lower else found
+
+
+def named_choices(text: str, choices: Iterable[str]) -> list[str]:
+    """The choices that a text contains as whole words, in any case; "red" is not named by "dark red" where that is a
+    choice, too."""
+    found, rest = set(), text.lower()
+    choices = list(choices)
+    for choice in sorted(choices, key=len, reverse=True):
+        rest, count = re.subn(rf"(?<!\w){re.escape(choice.lower())}(?!\w)", "|", rest)
+        found |= {choice} if count else set()
+    return [choice for choice in choices if choice in found]
 
 
 def current_tags(answer: str) -> str:

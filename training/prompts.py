@@ -17,6 +17,9 @@ from sama.data.rendering import Sample
 from sama.prompts_sama import REGION_WORD, ground_phrase, parse_tagged_text
 
 
+RECORDS_LOOKED_AT = 200  # of a source, for the kinds of its questions
+
+
 def no_masks() -> np.ndarray:
     """The masks of no object."""
     return np.zeros((0, 0, 0, 0), dtype=bool)
@@ -106,12 +109,31 @@ class TurnMixture(Mixture):
         mixture ([`Mixture`]): Where the samples come from.
         kinds (sequence of `str`): Only answers of these kinds, as the `info` of the records names them; all if empty.
             A sample without any is skipped.
+
+    Raises:
+        DataError: if none of these kinds is found in the first records of the sources, as after a typing mistake.
     """
 
     def __init__(self, mixture: Mixture, kinds: Sequence[str] = ()):
         pairs = list(zip(mixture.sources, mixture.weights, strict=True))
         super().__init__(pairs, mixture.renderer, mixture.seed, mixture.on_error)
         self.kinds = tuple(kinds)
+        if kinds:
+            self._check_kinds()
+
+    def _check_kinds(self) -> None:
+        known: set[str] = set()
+        for source in self.sources:
+            for index in range(min(len(source), RECORDS_LOOKED_AT)):
+                infos = (message.get("info", {}) for message in source.record(index)["messages"])
+                known |= {info["kind"] for info in infos if "kind" in info}
+                if known & set(self.kinds):
+                    return
+        raise DataError(
+            f"none of the first {RECORDS_LOOKED_AT} records of each source has a question of the kinds "
+            f"{', '.join(self.kinds)}; found are {', '.join(sorted(known)) or 'none'}",
+            field="question_kinds",
+        )
 
     def __getitem__(self, index: int) -> Sample | None:
         sample = super().__getitem__(index)

@@ -13,6 +13,7 @@ from importlib import import_module
 
 import numpy as np
 
+from sama.metrics.answers import named_choices
 from sama.metrics.iou import miou, overlaps
 from sama.prompts_sama import ANSWER_TAGS, PHRASE_END, PHRASE_START, SEG, parse_tagged_text
 
@@ -59,8 +60,9 @@ Reward = Callable[[SampledAnswer, Reference], float | None]
 
 
 def reward_masks(answer: SampledAnswer, reference: Reference) -> float:
-    """Mean IoU of the masks over all frames, under the best-first matching of `metrics.iou.miou`: a missing object and
-    a surplus one count as 0. Where nothing is to be shown, 1 for an answer without masks."""
+    """IoU of whole tracks, whose frames are counted together, averaged over objects under the best-first matching of
+    `metrics.iou.miou`: a missing object and a surplus one count as 0. Where nothing is to be shown, 1 for an answer
+    without masks."""
     if not len(reference.masks) or not len(answer.masks):
         return float(len(reference.masks) == len(answer.masks))
     if answer.masks.shape[1:] != reference.masks.shape[1:]:
@@ -76,7 +78,7 @@ def reward_answer(answer: SampledAnswer, reference: Reference) -> float | None:
     choices = reference.info.get("choices")
     if not choices:
         return None
-    return float(named(answer.text, choices) == [reference.info["answer"]])
+    return float(named_choices(answer.text, choices) == [reference.info["answer"]])
 
 
 def reward_words(answer: SampledAnswer, reference: Reference) -> float:
@@ -110,7 +112,7 @@ def reward_consistency(answer: SampledAnswer, reference: Reference) -> float:
         if first in NOTHING or (first in NUMBER_WORDS and NUMBER_WORDS.index(first) != 1 + len(others)):
             return 0.0
     choices = reference.info.get("choices") or YES_NO
-    return float(len(named(answer.text, choices)) <= 1)
+    return float(len(named_choices(answer.text, choices)) <= 1)
 
 
 def reward_length(answer: SampledAnswer, reference: Reference) -> float:
@@ -133,11 +135,6 @@ REWARDS: dict[str, Reward] = {
 def words(text: str) -> list[str]:
     """The words of a text in lower case, without punctuation."""
     return re.findall(r"\w+", text.lower())
-
-
-def named(text: str, choices: Sequence[str]) -> list[str]:
-    """The choices that a text contains as whole words."""
-    return [one for one in choices if re.search(rf"(?<!\w){re.escape(one.lower())}(?!\w)", text.lower())]
 
 
 def read_rewards(text: str) -> dict[str, tuple[Reward, float]]:

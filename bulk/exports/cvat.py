@@ -22,6 +22,7 @@ def write_cvat(videos: Videos, to: Path, frames: FrameWriter) -> dict[str, int]:
     """Writes `<video>.xml` for each video, and `labels.json`; returns what was written, counted."""
     counts = {"videos": 0, "frames": 0, "masks": 0}
     for video in videos():
+        video.check_whole("CVAT")
         root = ElementTree.Element("annotations")
         ElementTree.SubElement(root, "version").text = VERSION
         counts["videos"] += 1

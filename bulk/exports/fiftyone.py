@@ -46,10 +46,7 @@ def sample_of(fiftyone: Any, video: AnsweredVideo, frames: FrameWriter, counts: 
         BulkError: for some frames of a video, and without the folder of the media.
         DataError: if the file lies outside that folder.
     """
-    if "frames" in video.visual.get("video", {}) or video.visual.get("video", {}).get("stride", 1) > 1:
-        raise BulkError(
-            f"FiftyOne shows video files; {video.name!r} was shown as a part of its frames. Export coco with --frames."
-        )
+    video.check_whole("FiftyOne")
     counts["videos"] += 1
     sample = fiftyone.Sample(filepath=str(frames.path(video).resolve()))
     for index, found in video.by_frame():

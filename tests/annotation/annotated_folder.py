@@ -15,10 +15,18 @@ from sama.toy_world.world import ToySettings, ToyWorld
 
 
 WORLD = ToySettings(frames=(12, 16), height=96, width=128, tasks={"dialogue": 1.0})
+REVIEW_FILES = ("records.jsonl", "provenance.jsonl", "review.jsonl", "review_records.jsonl", "run.json")
 MODELS = {
     "writer": {"model": "writer-7b", "revision": "2026-10", "host": "models.example"},
     "verifier": {"model": "verifier-3b", "revision": "", "host": ""},
 }
+
+
+def copy_review(written: Path, to: Path) -> Path:
+    """Copies the files of a review, so that each test has its own decisions; returns `to`."""
+    for name in REVIEW_FILES:
+        (to / name).write_bytes((written / name).read_bytes())
+    return to
 
 
 def write_folder(folder: Path, num_clips: int = 2, review_turns: int = 2, seed: int = 0) -> Path:

@@ -69,6 +69,8 @@ def test_choices_of_several_words():
     assert is_right("The red star moves left.", "moves left", choices)
     assert not is_right("The red star moves left, moves right.", "moves left", choices)
     assert is_right("It is a letter T.", "letter T", ["letter T", "letter H"])
+    assert is_right("It is dark red.", "dark red", ["red", "dark red"])
+    assert not is_right("It is dark red, no, red.", "dark red", ["red", "dark red"])
 
 
 def test_iou_of_half_a_stripe_is_a_half():

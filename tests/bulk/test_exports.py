@@ -19,10 +19,10 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from sama.bulk.answers import SCHEMA, decode, read_rows, read_videos
+from sama.bulk.answers import SCHEMA, AnsweredVideo, decode, read_rows, read_videos
 from sama.bulk.command import main
 from sama.bulk.exports import FORMATS, check_names, export
-from sama.bulk.exports.cvat import mask_points
+from sama.bulk.exports.cvat import mask_points, write_cvat
 from sama.bulk.exports.fiftyone import FIELD, sample_of
 from sama.bulk.exports.frames import FrameWriter, joined, rings_of
 from sama.bulk.exports.label_studio import brush_runs
@@ -210,7 +210,7 @@ def test_fiftyone_samples(truth, fiftyone):
                 assert (pixels == decode(video, one, index)).all()
                 assert (detection.label, detection.index) == (one.label, one.number)
     assert counts["videos"] == 2 and counts["masks"] == number_of_masks()
-    with pytest.raises(BulkError, match="was shown as a part of its frames"):
+    with pytest.raises(BulkError, match="was shown as some of its frames"):
         part = replace(clip, visual={"video": {"path": CLIP, "stride": 2}})
         sample_of(fiftyone, part, FrameWriter(truth[1], False), counts)
 
@@ -274,3 +274,12 @@ def test_files_of_two_runs_are_refused(truth, tmp_path):
     shutil.copy(file, answers / "answers-00001-of-00009.parquet")
     with pytest.raises(BulkError, match="are not all of one run; predict again"):
         list(read_videos(answers))
+
+
+@pytest.mark.parametrize("shown", [{"path": "c.mp4", "stride": 2}, {"path": "c", "frames": ["00005.jpg"]}])
+def test_parts_of_the_frames_are_no_video_for_cvat(shown, tmp_path):
+    video = AnsweredVideo("c.mp4", {"video": shown}, 3, 4, 5, [])
+    with pytest.raises(BulkError, match="CVAT shows video files; 'c.mp4' was shown as some of its frames"):
+        write_cvat(lambda: iter([video]), tmp_path, FrameWriter(None, False))
+    whole = replace(video, visual={"video": {"path": "c.mp4"}})
+    assert write_cvat(lambda: iter([whole]), tmp_path, FrameWriter(None, False))["videos"] == 1

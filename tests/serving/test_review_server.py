@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 import anyio
 import numpy as np
 import pytest
-from annotated_folder import write_folder, write_rows
+from annotated_folder import copy_review, write_folder, write_rows
 from http_server import Client, running_server
 from PIL import Image
 
@@ -27,10 +27,7 @@ def written(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def folder(written, tmp_path) -> Path:
-    """A copy of the files of the review, so that each test has its own decisions."""
-    for name in ("records.jsonl", "provenance.jsonl", "review.jsonl", "review_records.jsonl", "run.json"):
-        (tmp_path / name).write_bytes((written / name).read_bytes())
-    return tmp_path
+    return copy_review(written, tmp_path)
 
 
 @pytest.fixture

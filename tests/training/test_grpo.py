@@ -11,6 +11,7 @@ from PIL import Image
 from training_fixtures import flags, history, save_checkpoint, toy_mixture
 
 from sama import train_grpo
+from sama.data.records import DataError
 from sama.training.grpo import SamaGRPOTrainer, matched
 from sama.training.grpo_arguments import SamaGRPOArguments
 from sama.training.parts import is_adapter, part_of
@@ -199,9 +200,17 @@ def test_best_answer_is_matched_object_by_object():
     assert matched(SampledAnswer("", np.stack([masks[0], masks[0]])), prompt) is None  # two for one
 
 
+def test_kinds_that_no_record_has_are_refused(idle):
+    with pytest.raises(DataError, match="question of the kinds no_such_kind; found are .*motion"):
+        TurnMixture(idle[0].train_dataset, ["no_such_kind"])
+
+
 def test_a_batch_of_skipped_samples_has_no_advantages(idle):
     trainer, _ = idle
-    assert TurnMixture(trainer.train_dataset, ["no_such_kind"])[0] is None
+    kinds = [next(info["kind"] for info in trainer.train_dataset[0].info if "kind" in info)]
+    asked = TurnMixture(trainer.train_dataset, kinds)
+    found = [asked[index] for index in range(6)]
+    assert None in found and {one.info[-1]["kind"] for one in found if one is not None} == set(kinds)
     inputs = trainer._prepare_inputs(PromptCollator(trainer.processing_class)([None, None]))
     assert inputs["completion_ids"].shape[0] == 3 and not inputs["advantages"].any()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from annotated_folder import write_folder, write_rows
+from annotated_folder import copy_review, write_folder, write_rows
 from PIL import Image
 from pycocotools import mask as coco
 
@@ -34,10 +34,7 @@ def written(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def folder(written, tmp_path) -> Path:
-    """A copy of the files of the review: two videos with two items each."""
-    for name in ("records.jsonl", "provenance.jsonl", "review.jsonl", "review_records.jsonl", "run.json"):
-        (tmp_path / name).write_bytes((written / name).read_bytes())
-    return tmp_path
+    return copy_review(written, tmp_path)
 
 
 @pytest.fixture
