@@ -136,7 +136,7 @@ def predict(settings: PredictSettings, pool: PoolSettings | None = None) -> int:
     settings = replace(settings, dtype=resolved_dtype(settings.loaded, pool))
     files = PredictionFiles(settings.output)
     about = about_run(settings, jobs)
-    files.check_run(about)
+    files.check_run(about, accept_foreign=None)
     files.write_run(about)
     jobs = jobs[: settings.limit]
     _ask(settings, jobs, files, pool)

@@ -81,29 +81,26 @@ class PredictionFiles:
 
     # The run
 
-    def check_run(self, identity: dict, accept_foreign: bool = False) -> None:
+    def check_run(self, identity: dict, accept_foreign: bool | None = False) -> None:
         """
         Raises [`PredictionError`] if the folder holds predictions of another model or for other questions.
 
         Args:
             identity (`dict`): The settings of this run; those in `IDENTITY` must equal `run.json`. Missing ones are
                 not compared.
-            accept_foreign (`bool`): Skip the check.
+            accept_foreign (`bool` or `None`): Skip the check; `None` where a program has no such option.
         """
         if accept_foreign or not (self.merged.exists() or self.parts()):
             return
+        hint = "choose another --output" + ("" if accept_foreign is None else ", or pass --accept_foreign to use them")
         if not self.run_file.exists():
-            raise PredictionError(
-                f"{self.folder} holds predictions but no {RUN}, so their model is unknown; choose another "
-                "--output, or pass --accept_foreign to treat them as this model's."
-            )
+            raise PredictionError(f"{self.folder} holds predictions but no {RUN}, so their model is unknown; {hint}.")
         before = self.read_run()
         for name in IDENTITY:
             if name in identity and before.get(name) != identity[name]:
                 raise PredictionError(
                     f"The predictions in {self.folder} are from another run: {name} is {_short(before.get(name))} "
-                    f"there and {_short(identity[name])} here; choose another --output, or pass --accept_foreign "
-                    "to mix them."
+                    f"there and {_short(identity[name])} here; {hint}."
                 )
 
     def need_some(self, about: dict) -> None:
