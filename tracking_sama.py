@@ -314,7 +314,7 @@ class NoPositionEncoding(nn.Module):
 
 class HieraAttention(nn.Module):
     """Takes the place of the attention in a block of Hiera. The library's module also multiplies the heads of each
-    cell with one another and takes a softmax, which nothing reads: a fifth of the encoder's time on a CPU.
+    cell with one another and takes a softmax, which nothing reads: a sixth of the encoder's time on a CPU.
 
     Args:
         attention (`nn.Module`): the library's module, whose parameters are used.
