@@ -64,7 +64,7 @@ def serve(monkeypatch):
 
         server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         server.requests, server.sent, server.url = [], 0, f"http://127.0.0.1:{server.server_port}/v1"
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         servers.append(server)
         return server
 

@@ -68,7 +68,7 @@ def hub():
     server = ThreadingHTTPServer(("localhost", 0), FakeHub)
     server.address = f"http://localhost:{server.server_address[1]}"
     server.requests, server.commits, server.created, server.refuse = [], [], None, False
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     yield server
     server.shutdown()

@@ -234,10 +234,11 @@ def parsed(received: bytes) -> Answer:
 
 
 def test_a_body_is_counted_as_it_arrives(server, limits):
-    claimed = server.raw(head("/v1/chat/completions", JSON, f"Content-Length: {limits.json_bytes + 1}"))
+    lines = ("/v1/chat/completions", JSON, "Connection: close")  # so that nobody waits for another request
+    claimed = server.raw(head(*lines, f"Content-Length: {limits.json_bytes + 1}"))
     assert parsed(claimed).status == 413 and "--max-json-bytes" in parsed(claimed).error["message"]
     chunks = b"10000\r\n" + b" " * 65_536 + b"\r\n"
-    endless = head("/v1/chat/completions", JSON, "Transfer-Encoding: chunked") + chunks * 17
+    endless = head(*lines, "Transfer-Encoding: chunked") + chunks * 17
     assert parsed(server.raw(endless)).status == 413
 
 
@@ -310,7 +311,7 @@ def test_pipelined_requests_are_answered_in_order(server):
     "data",
     [
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\0" * 50 + b"\r\n\r\n",  # TLS
-        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET / HTTP/9.9\r\nConnection: close\r\n\r\n",
         b"GET /\r\n\r\n",
         b"GET / HTTP/1.1\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: localhost\r\nX: a\0b\r\n\r\n",
@@ -318,7 +319,7 @@ def test_pipelined_requests_are_answered_in_order(server):
         b"POST /v1/files HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n",
         b"POST /v1/files HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
         b"POST /v1/files HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
-        b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     ],
 )
