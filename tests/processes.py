@@ -46,10 +46,10 @@ def run_script(path: Path, *arguments) -> None:
     runpy.run_path(str(path), run_name="__main__")
 
 
-def run_script_anew(package: str, path: Path, *arguments) -> None:
-    """Runs a script as [`run_script`] does, with this project and `package` imported anew: a package may read the
-    environment when it is imported. All else stays imported."""
-    for name in [name for name in sys.modules if name.partition(".")[0] in ("sama", package)]:
+def run_script_anew(packages: tuple[str, ...], path: Path, *arguments) -> None:
+    """Runs a script as [`run_script`] does, with this project and `packages` imported anew, if the script imports them
+    at all: a package may read the environment when it is imported. All else stays imported."""
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("sama", *packages)]:
         del sys.modules[name]
     run_script(path, *arguments)
 
@@ -59,7 +59,7 @@ def run_script_without(package: str, path: Path, *arguments) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == package]:
         del sys.modules[name]
     sys.modules[package] = None  # Python's own import raises `ModuleNotFoundError`
-    run_script_anew("sama", path, *arguments)
+    run_script_anew((), path, *arguments)
 
 
 def finish(process: BaseProcess, log: Path, seconds: float = 300) -> None:

@@ -5,8 +5,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +12,7 @@ import torch
 import yaml
 from data_fixtures import CONFIGS
 from fixture_sources import FIXTURES
-from processes import start
+from processes import finish, run_script, start
 from training_fixtures import flags, history, save_checkpoint, toy_mixture, train_until_renamed
 from transformers import AutoModel, AutoProcessor
 
@@ -53,7 +51,7 @@ def assert_same_curve(found: Path, expected: Path) -> None:
         assert {name: one[name] for name in NAMES if name in one} == expected
 
 
-def test_command_line_trains_and_saves(tmp_path):
+def test_command_line_trains_and_saves(tmp_path, monkeypatch):
     """The README's command with the shipped checkpoint; command-line flags override the config file."""
     config = {
         "model_name_or_path": str(ROOT / "checkpoints" / "sama-tiny"),
@@ -67,10 +65,11 @@ def test_command_line_trains_and_saves(tmp_path):
         "per_device_train_batch_size": 1,
     }
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
-    command = [sys.executable, str(ROOT / "train.py"), "--config", str(tmp_path / "run.yaml"), "--max_steps", "2"]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert "mask_decoder" in result.stdout and "toy_train" in result.stdout
+    monkeypatch.chdir(tmp_path)
+    log = tmp_path / "log.txt"
+    finish(start(log, run_script, ROOT / "train.py", "--config", tmp_path / "run.yaml", "--max_steps", "2"), log)
+    printed = log.read_text(encoding="utf-8")
+    assert "mask_decoder" in printed and "toy_train" in printed
     logged = history(tmp_path / "out")
     assert len(logged) == 2
     assert {"lm_loss", "mask_loss", "dice_loss", "token_accuracy", "grad_norm"} <= set(logged[0])

@@ -103,7 +103,7 @@ UPLOADED = ["README.md", "config.json", "model.safetensors", "modeling_sama.py",
 
 def push(log: Path, *arguments: str, **environment: str) -> tuple[int, str]:
     """The exit code of the script, and what it printed. The Hub's client reads its settings when it is imported."""
-    process = start(log, run_script_anew, "huggingface_hub", SCRIPT, *arguments, **environment)
+    process = start(log, run_script_anew, ("huggingface_hub",), SCRIPT, *arguments, **environment)
     process.join()
     return process.exitcode, log.read_text(encoding="utf-8")
 

@@ -1,8 +1,6 @@
 """What loading a model reads, copies and imports, counted."""
 
-import json
 import shutil
-import subprocess
 import sys
 from collections import Counter
 
@@ -10,6 +8,7 @@ import pytest
 import safetensors
 import torch
 from checkpoint import CHECKPOINT
+from processes import finish, run_script_anew, start
 from safetensors import safe_open
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedConfig, modeling_utils
@@ -134,15 +133,20 @@ def test_a_folder_without_the_code_of_the_package(folder, change):
     assert not has_code_of_package(folder)
 
 
-def test_what_is_not_needed_is_not_imported():
-    program = (
-        "import json, sys\n"
+HEAVY = ("datasets", "fastapi", "matplotlib", "pandas", "peft", "ray", "trl", "transformers_modules", "uvicorn")
+
+
+def test_what_is_not_needed_is_not_imported(tmp_path):
+    """In a process that has imported PyTorch and transformers, but neither this project nor a heavy package."""
+    script, log = tmp_path / "script.py", tmp_path / "log.txt"
+    script.write_text(
+        "import sys\n"
         "from sama.serving.loading import DEFAULT_MODEL, load_model\n"
         "import sama.serving.session, sama.serving.terminal_chat\n"
         "load_model(str(DEFAULT_MODEL), 'cpu')\n"
-        "print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))\n"
+        "print('imported:', *sorted({name.partition('.')[0] for name in sys.modules}))\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    found = set(json.loads(done.stdout.splitlines()[-1]))
-    heavy = {"datasets", "fastapi", "matplotlib", "pandas", "peft", "ray", "trl", "transformers_modules", "uvicorn"}
-    assert {"torch", "transformers", "sama"} <= found and not heavy & found
+    finish(start(log, run_script_anew, HEAVY, script), log)
+    (line,) = [line for line in log.read_text(encoding="utf-8").splitlines() if line.startswith("imported: ")]
+    found = set(line.split()[1:])
+    assert {"torch", "transformers", "sama"} <= found and not set(HEAVY) & found
