@@ -70,7 +70,10 @@ def save_checkpoint(folder, tracker: str):
     return folder
 
 
-@pytest.mark.parametrize("tracker", [pytest.param("sam2.1", marks=pytest.mark.slow), "sam3", "edgetam"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("sam2.1", "edgetam")]
+
+
+@pytest.mark.parametrize("tracker", ["sam3", *SLOW])
 def test_a_sama_on_qwen3_vl_trains_on_toy_world(tracker, tmp_path):
     checkpoint = save_checkpoint(tmp_path / "checkpoint", tracker)
     trainer = trainer_of(

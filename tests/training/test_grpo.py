@@ -163,7 +163,8 @@ def test_gradient_raises_the_probability_of_better_answers(idle):
 def test_stopped_run_resumes_with_identical_answers(checkpoint, tmp_path):
     """Three updates, more than an epoch; the second run is stopped by SIGTERM and resumed. A reference model and the
     mask loss of the best answer are on."""
-    options = {**RUN, "max_steps": 3, "beta": 0.1, "best_answer_mask_loss": 0.5,
+    options = {**RUN, "max_steps": 3, "beta": 0.1, "best_answer_mask_loss": 0.5, "max_completion_length": 6,
+               "num_generations": 2, "per_device_train_batch_size": 4,
                "train_parts": "language_model,seg_head,mask_decoder"}  # fmt: skip
     mixture = toy_mixture(tmp_path, samples=4, tasks={"dialogue": 1})
     assert train_grpo.main(flags(checkpoint, mixture, tmp_path / "whole", **options)) == 0

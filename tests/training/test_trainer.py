@@ -192,7 +192,7 @@ def test_accuracy_counts_labels(checkpoint, tmp_path):
 
 def test_resuming_with_another_order_of_samples_is_an_error(checkpoint, tmp_path):
     mixture = toy_mixture(tmp_path)
-    trainer_of(checkpoint, mixture, tmp_path / "out", max_steps=2, save_steps=1).train()
+    trainer_of(checkpoint, mixture, tmp_path / "out", max_steps=2, save_steps=2).train()
     trainer = trainer_of(checkpoint, mixture, tmp_path / "out", max_steps=2, per_device_train_batch_size=4)
     with pytest.raises(TrainingError, match="per_device_train_batch_size was 2 and is 4"):
         trainer.train(resume_from_checkpoint=True)
@@ -204,12 +204,12 @@ def test_resuming_without_a_checkpoint_is_an_error(checkpoint, tmp_path):
 
 
 def test_nan_loss_stops_the_run(checkpoint, tmp_path):
-    trainer = trainer_of(checkpoint, toy_mixture(tmp_path), tmp_path / "out", max_steps=4, save_steps=1)
+    trainer = trainer_of(checkpoint, toy_mixture(tmp_path), tmp_path / "out", max_steps=2, save_steps=1)
     broken = trainer.model.model.backbone.multi_modal_projector.linear_1.weight
-    trainer.add_callback(At(3, lambda: broken.data.fill_(float("nan"))))
-    with pytest.raises(TrainingError, match=r"step 3: the loss is nan \(lm_loss nan.*checkpoint-2\."):
+    trainer.add_callback(At(2, lambda: broken.data.fill_(float("nan"))))
+    with pytest.raises(TrainingError, match=r"step 2: the loss is nan \(lm_loss nan.*checkpoint-1\."):
         trainer.train()
-    assert find_checkpoint(tmp_path / "out").name == "checkpoint-2"
+    assert find_checkpoint(tmp_path / "out").name == "checkpoint-1"
 
 
 def test_nan_gradient_stops_the_run(checkpoint, tmp_path):
@@ -239,24 +239,24 @@ def limit_files(monkeypatch):
 
 @pytest.mark.parametrize("break_disk", [fill_disk, limit_files])
 def test_full_disk_stops_the_run_and_keeps_the_last_checkpoint(checkpoint, tmp_path, monkeypatch, break_disk):
-    trainer = trainer_of(checkpoint, toy_mixture(tmp_path), tmp_path / "out", max_steps=4, save_steps=1)
-    trainer.add_callback(At(3, lambda: break_disk(monkeypatch)))
+    trainer = trainer_of(checkpoint, toy_mixture(tmp_path), tmp_path / "out", max_steps=2, save_steps=1)
+    trainer.add_callback(At(2, lambda: break_disk(monkeypatch)))
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
-        with pytest.raises(TrainingError, match=r"checkpoint-3 could not be written \(.*checkpoint-2\."):
+        with pytest.raises(TrainingError, match=r"checkpoint-2 could not be written \(.*checkpoint-1\."):
             trainer.train()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
         monkeypatch.undo()
     found = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert STAGING not in found and "checkpoint-3" not in found
-    trainer = trainer_of(checkpoint, toy_mixture(tmp_path), tmp_path / "out", max_steps=4, save_steps=1)
+    assert STAGING not in found and "checkpoint-2" not in found
+    trainer = trainer_of(checkpoint, toy_mixture(tmp_path), tmp_path / "out", max_steps=2, save_steps=1)
     trainer.train(resume_from_checkpoint=True)
-    assert find_checkpoint(tmp_path / "out").name == "checkpoint-4"
+    assert find_checkpoint(tmp_path / "out").name == "checkpoint-2"
 
 
 def test_old_checkpoints_are_deleted(checkpoint, tmp_path):
-    options = {"max_steps": 4, "save_steps": 1, "save_total_limit": 2}
+    options = {"max_steps": 3, "save_steps": 1, "save_total_limit": 2}
     trainer_of(checkpoint, toy_mixture(tmp_path), tmp_path / "out", **options).train()
-    assert sorted(path.name for path in (tmp_path / "out").glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-4"]
-    assert len(history(tmp_path / "out" / "checkpoint-4")) == 4
+    assert sorted(path.name for path in (tmp_path / "out").glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-3"]
+    assert len(history(tmp_path / "out" / "checkpoint-3")) == 3
