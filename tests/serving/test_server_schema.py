@@ -99,7 +99,7 @@ def client(engine, store, limits):
 
 
 def test_no_example_is_an_error_of_the_server(client, limits):
-    check_examples(client, limits, 3)
+    check_examples(client, limits, 2)
 
 
 @pytest.mark.slow

@@ -43,14 +43,17 @@ def queue(folder) -> ReviewQueue:
 
 
 @pytest.fixture
-def reviewing(browser, queue, folder):
-    """A function that opens the page for a person."""
-    contexts, problems = [], []
+def reviewing(browser, profile, queue, folder):
+    """A function that opens the page for a person; arguments are settings of a browser profile of its own. Each server
+    has another port, so that pages of one profile share nothing that is kept."""
+    opened, problems = [], []
     with running_server(create_review_app(queue, videos_folder(folder, None))) as client:
 
         def make(name: str = "ann", **settings) -> "Reviewing":
-            contexts.append(browser.new_context(**{"viewport": {"width": 1280, "height": 800}, **settings}))
-            page = contexts[-1].new_page()
+            window = {"viewport": {"width": 1280, "height": 800}, **settings}
+            context = browser.new_context(**window) if settings else profile
+            page = context.new_page()
+            opened.append(context if settings else page)
             page.set_default_timeout(WAIT_MS)
             page.on("pageerror", lambda error: problems.append(str(error)))
             page.on("console", lambda message: problems.append(message.text) if "Security" in message.text else None)
@@ -58,8 +61,8 @@ def reviewing(browser, queue, folder):
             return Reviewing(page, name)
 
         yield make
-        for context in contexts:
-            context.close()
+        for one in opened:
+            one.close()
     assert problems == [], "scripts failed, or the Content Security Policy was violated"
 
 
