@@ -12,15 +12,10 @@ import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import matplotlib
 import torch
 
 from sama.drawing.tables import markdown_table
 from sama.modeling_sama import SamaForConditionalGeneration
-
-
-matplotlib.use("Agg")  # no window
-from matplotlib import pyplot  # noqa: E402
 
 
 PANELS = (  # title, log file, metrics
@@ -64,7 +59,10 @@ def read_log(path: Path) -> list[dict]:
 
 def draw_curves(run: Path) -> None:
     """Draw the curves of all stages to `curves.png` in the folder of the run."""
-    figure, panels = pyplot.subplots(2, 3, figsize=(13, 7), layout="constrained")
+    from matplotlib.figure import Figure  # a second, which what reads no logs does not wait for
+
+    figure = Figure(figsize=(13, 7), layout="constrained")
+    panels = figure.subplots(2, 3)
     for panel in panels.flat[len(PANELS) :]:
         panel.set_visible(False)
     for panel, (title, log, names) in zip(panels.flat, PANELS, strict=False):
@@ -80,7 +78,6 @@ def draw_curves(run: Path) -> None:
         if panel.has_data():
             panel.legend(fontsize=8)
     figure.savefig(run / "curves.png", dpi=90)
-    pyplot.close(figure)
 
 
 def summary_table(tables: Sequence[str]) -> str:

@@ -29,11 +29,12 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "convert_checkpoint.py"
 
 @pytest.fixture(scope="module")
 def released(tmp_path_factory) -> dict:
-    """A tiny SAMA in the release's format, its weights, and the converted checkpoint."""
+    """A tiny SAMA in the release's format, its weights, the converted checkpoint, and the weights loaded from it."""
     folder = tmp_path_factory.mktemp("released")
     weights = foreign.write_release(folder / "sama", "sama")
     report = convert_source(folder / "sama", "sama", folder / "ours")
-    return {"folder": folder / "sama", "weights": weights, "ours": folder / "ours", "report": report}
+    found = {"folder": folder / "sama", "weights": weights, "ours": folder / "ours", "report": report}
+    return found | {"state": load(found["ours"]).state_dict()}
 
 
 def convert_source(source: Path, kind: str, to: Path, **others):
@@ -67,7 +68,7 @@ def test_golden_numbers(name, request):
 
 
 def test_release_loads_with_correct_weights(released):
-    state, weights, report = load(released["ours"]).state_dict(), released["weights"], released["report"]
+    state, weights, report = released["state"], released["weights"], released["report"]
     layer = "model.layers.1.self_attn.q_proj.weight"
     qkv = weights["vision_model.encoder.layers.1.attn.qkv.bias"]
     sam, points = "grounding_encoder.sam2_model.", "sam_prompt_encoder.point_embeddings"
@@ -146,7 +147,7 @@ def test_storage_formats_give_the_same_weights(released, storage, tmp_path):
         torch.save({"model": weights, "epoch": 3}, source / "model.pth")
     convert_source(source, "sama", tmp_path / "ours", max_shard_size="5MB")
     assert len(list((tmp_path / "ours").glob("model-*.safetensors"))) > 1
-    once, again = load(released["ours"]).state_dict(), load(tmp_path / "ours").state_dict()
+    once, again = released["state"], load(tmp_path / "ours").state_dict()
     assert all(torch.equal(once[name], again[name]) for name in once)
 
 

@@ -11,11 +11,16 @@ if find_spec("sam2") is None:  # imported where it is used: every test process i
         "compared with the package: pip install --no-deps sam2, and hydra-core iopath", allow_module_level=True
     )
 
-from sama.profiling import compare_sam2  # noqa: E402
+
+@pytest.fixture(scope="module")
+def compare_sam2():
+    from sama.profiling import compare_sam2
+
+    return compare_sam2
 
 
 @torch.no_grad()
-def test_masks_are_equal_and_not_empty():
+def test_masks_are_equal_and_not_empty(compare_sam2):
     predictor = compare_sam2.package_predictor("tiny", 64, "2.1")
     tracker = compare_sam2.our_tracker(predictor, "tiny", "2.1")
     frames, points = compare_sam2.drifting_frames(3, 64), compare_sam2.clicks(2, 64)
@@ -25,7 +30,7 @@ def test_masks_are_equal_and_not_empty():
     assert all(mask.shape == (2, 64, 64) and 0.01 < (mask > 0).float().mean() < 0.99 for mask in theirs)
 
 
-def test_a_difference_is_an_error():
+def test_a_difference_is_an_error(compare_sam2):
     frames = torch.ones(2, 3, 8, 8)
 
     def masks(scale: float):
