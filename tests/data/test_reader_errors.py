@@ -318,17 +318,17 @@ def test_broken_mask_files(tmp_path, content, message):
 
 
 def test_big_mask_files_are_streamed(tmp_path):
-    """40 MB of codes are read with a few megabytes."""
+    """12 MB of codes are read with a few megabytes."""
     entry = json.dumps([{"size": [24, 32], "counts": "0" * 1000}] * 200)
     path = tmp_path / "masks.json"
     with path.open("w") as file:
-        file.write("{" + ",".join(f'"{key}": {entry}' for key in range(200)) + "}")
-    assert path.stat().st_size > 40e6
+        file.write("{" + ",".join(f'"{key}": {entry}' for key in range(60)) + "}")
+    assert path.stat().st_size > 12e6
     tracemalloc.start()
     keys = [key for key, masks in read_mask_store(path) if len(masks) == 200]
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert keys == [str(key) for key in range(200)] and peak < 4e6
+    assert keys == [str(key) for key in range(60)] and peak < 4e6
 
 
 # Scripts
