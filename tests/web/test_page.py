@@ -282,9 +282,17 @@ def test_only_the_last_preview_counts(tab):
     assert given_up == [[[32, 114]]]
 
 
-def test_stopping_puts_the_question_back(new_tab, line):
+def test_an_answer_that_is_stopped_and_one_whose_server_is_lost(new_tab, line):
     tab = new_tab(line.port).open()
+    type_about_ring(tab)
     begin_to_answer(tab, line)
+    stop(tab)
+    begin_to_answer(tab, line)
+    lose_the_server(tab, line)
+
+
+def stop(tab) -> None:
+    """Puts the question back."""
     tab.page.click("#ask")
     assert "Stopped" in tab.notice()
     assert tab.turns() == [] and tab.question() == QUESTION and len(tab.draft()) == 1
@@ -293,10 +301,6 @@ def test_stopping_puts_the_question_back(new_tab, line):
 
 def begin_to_answer(tab, line) -> None:
     """Asks a question whose answer stays on the line after its text and a few frames of masks."""
-    tab.type("What is ")
-    tab.click(32, 114)
-    tab.until_masks()
-    tab.type("?")
     line.budget = HELD_BYTES
     tab.page.press("#question", "Enter")
     tab.until("state => state.pending && state.pending.tracked.size > 1")
@@ -304,19 +308,29 @@ def begin_to_answer(tab, line) -> None:
     assert tab.page.locator(".lane span").count() > 0
 
 
-def ask_about_ring(tab) -> dict:
-    """Asks the first question about the ring on frame 0."""
+def type_about_ring(tab) -> None:
+    """Types a question about the ring on frame 0."""
     tab.type("What is ")
     tab.click(32, 114)
     tab.until_masks()
     tab.type("?")
+
+
+def ask_about_ring(tab) -> dict:
+    """Asks the first question about the ring on frame 0."""
+    type_about_ring(tab)
     return tab.ask()
 
 
 # ---- what goes wrong ----
 
 
-def test_a_broken_upload_is_a_sentence(tab):
+def test_uploads_that_are_broken_and_hostile(tab, tmp_path):
+    upload_a_broken_video(tab)
+    upload_with_a_hostile_name(tab, tmp_path)
+
+
+def upload_a_broken_video(tab) -> None:
     data = (EXAMPLE_CLIPS / "toy_world.mp4").read_bytes()[:5000]
     tab.type("still here")
     script = """(bytes) => {
@@ -330,7 +344,7 @@ def test_a_broken_upload_is_a_sentence(tab):
     assert tab.page.is_visible("#media") and tab.question() == ["still here"]
 
 
-def test_a_file_is_uploaded_with_a_hostile_name(tab, tmp_path):
+def upload_with_a_hostile_name(tab, tmp_path) -> None:
     path = tmp_path / f"{HOSTILE}.png"
     Image.fromarray(frames_of("toy_world.mp4")[12]).save(path)
     tab.page.set_input_files("#file", path)
@@ -360,9 +374,7 @@ def test_text_of_the_model_is_text(tab):
     assert tab.page.evaluate("[document.querySelectorAll('main img[src=x]').length, window.hacked ?? 0]") == [0, 0]
 
 
-def test_a_lost_server(new_tab, line):
-    tab = new_tab(line.port).open()
-    begin_to_answer(tab, line)
+def lose_the_server(tab, line) -> None:
     line.cut()
     line.budget = None
     assert "server" in tab.notice()
