@@ -149,7 +149,8 @@ def fsdp(file: Path) -> dict:
     mesh = init_device_mesh("cpu", (2,))
     model = mixed_model()
     model.gradient_checkpointing_enable()
-    units = [part for part in model.modules() if type(part).__name__ in sharded_layers(model)]
+    layers = sharded_layers(model)
+    units = [part for part in model.modules() if type(part).__name__ in layers]
     for unit in (
         *units,
         model.get_input_embeddings(),
@@ -165,9 +166,9 @@ def fsdp(file: Path) -> dict:
         optimizer.step()
         optimizer.zero_grad()
     kinds = sorted({type(parameter).__name__ for parameter in model.parameters()})
+    parameters = {name for name, _ in model.named_parameters()}
     weights = {
-        name: value.full_tensor() if name in dict(model.named_parameters()) else value
-        for name, value in model.state_dict().items()
+        name: value.full_tensor() if name in parameters else value for name, value in model.state_dict().items()
     }
     if rank == 0:
         torch.save(weights, file)
