@@ -46,9 +46,10 @@ def test_weights(former):
     model, folder = former
     loaded, report = SamaForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
+    found = loaded.state_dict()
     for name, tensor in model.state_dict().items():
-        assert torch.equal(loaded.state_dict()[name], tensor), name
-    model.load_state_dict({former_name(name): tensor for name, tensor in loaded.state_dict().items()})
+        assert torch.equal(found[name], tensor), name
+    model.load_state_dict({former_name(name): tensor for name, tensor in found.items()})
 
 
 def test_adapters(former, tmp_path):
