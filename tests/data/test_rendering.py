@@ -77,10 +77,12 @@ def written(sample, processor=None):
 @pytest.mark.parametrize("name", SOURCES)
 @pytest.mark.parametrize("preset", ["consistent", "published"])
 def test_every_source_has_a_mask_for_each_seg_in_the_order_of_the_text(name, preset, tmp_path):
-    for index in range(len(source(name, tmp_path))):
-        sample = render(name, tmp_path, index, preset=preset)
-        assert written(sample).count("[SEG]") == len(sample.targets) == len(sample.objects)
-        found = source(name, tmp_path)
+    found, processor = source(name, tmp_path), tiny_processor()
+    rendering = renderer(processor, preset=preset)
+    for index in range(len(found)):
+        record = found.record(index)
+        sample = rendering(record, found.visual(record), found.lookup, np.random.default_rng(0))
+        assert written(sample, processor).count("[SEG]") == len(sample.targets) == len(sample.objects)
         for mask, target in zip(sample.targets, sample.objects, strict=True):
             frames = sample.frames
             expected = decode_object(
