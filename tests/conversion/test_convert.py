@@ -31,10 +31,10 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "convert_checkpoint.py"
 def released(tmp_path_factory) -> dict:
     """A tiny SAMA in the release's format, its weights, the converted checkpoint, and the weights loaded from it."""
     folder = tmp_path_factory.mktemp("released")
-    weights = foreign.write_release(folder / "sama", "sama")
-    report = convert_source(folder / "sama", "sama", folder / "ours")
-    found = {"folder": folder / "sama", "weights": weights, "ours": folder / "ours", "report": report}
-    return found | {"state": load(found["ours"]).state_dict()}
+    weights, ours = foreign.write_release(folder / "sama", "sama"), folder / "ours"
+    report = convert_source(folder / "sama", "sama", ours)
+    state = load(ours).state_dict()
+    return {"folder": folder / "sama", "weights": weights, "ours": ours, "report": report, "state": state}
 
 
 def convert_source(source: Path, kind: str, to: Path, **others):
@@ -97,10 +97,8 @@ def test_release_loads_with_correct_weights(released):
 
 
 def test_release_has_the_published_settings(released):
-    config, processor = (
-        load(released["ours"]).config,
-        SamaProcessor.from_pretrained(released["ours"], trust_remote_code=True),
-    )
+    config = load(released["ours"]).config
+    processor = SamaProcessor.from_pretrained(released["ours"], trust_remote_code=True)
     assert (config.preset, config.region_shape, config.null_region_scale) == ("published", "box", 1.0)
     assert (config.trained, config.round_rotary_to_bfloat16) == (True, True)
     policies = (processor.preset, processor.turn_format, processor.config.region_shape)
@@ -147,8 +145,8 @@ def test_storage_formats_give_the_same_weights(released, storage, tmp_path):
         torch.save({"model": weights, "epoch": 3}, source / "model.pth")
     convert_source(source, "sama", tmp_path / "ours", max_shard_size="5MB")
     assert len(list((tmp_path / "ours").glob("model-*.safetensors"))) > 1
-    once, again = released["state"], load(tmp_path / "ours").state_dict()
-    assert all(torch.equal(once[name], again[name]) for name in once)
+    again = load(tmp_path / "ours").state_dict()
+    assert all(torch.equal(values, again[name]) for name, values in released["state"].items())
 
 
 def test_at_most_one_shard_is_in_memory(released, tmp_path, monkeypatch):

@@ -286,17 +286,23 @@ def test_an_answer_that_is_stopped_and_one_whose_server_is_lost(new_tab, line):
     tab = new_tab(line.port).open()
     type_about_ring(tab)
     begin_to_answer(tab, line)
-    stop(tab)
-    begin_to_answer(tab, line)
-    lose_the_server(tab, line)
-
-
-def stop(tab) -> None:
-    """Puts the question back."""
     tab.page.click("#ask")
     assert "Stopped" in tab.notice()
     assert tab.turns() == [] and tab.question() == QUESTION and len(tab.draft()) == 1
     assert tab.page.locator(".answer, .lanes li").count() == 0
+
+    begin_to_answer(tab, line)
+    line.cut()
+    line.budget = None
+    assert "server" in tab.notice()
+    assert tab.turns() == [] and tab.question() == QUESTION
+    tab.page.click("#notice-retry")
+    assert "cannot be reached" in tab.notice()
+    assert tab.question() == QUESTION
+    line.mend()
+    tab.page.click("#notice-retry")
+    tab.until("state => state.turns.length === 1")
+    assert tab.page.is_hidden("#notice")
 
 
 def begin_to_answer(tab, line) -> None:
@@ -326,11 +332,6 @@ def ask_about_ring(tab) -> dict:
 
 
 def test_uploads_that_are_broken_and_hostile(tab, tmp_path):
-    upload_a_broken_video(tab)
-    upload_with_a_hostile_name(tab, tmp_path)
-
-
-def upload_a_broken_video(tab) -> None:
     data = (EXAMPLE_CLIPS / "toy_world.mp4").read_bytes()[:5000]
     tab.type("still here")
     script = """(bytes) => {
@@ -343,8 +344,6 @@ def upload_a_broken_video(tab) -> None:
     assert tab.notice().endswith(".") and "/" not in tab.notice()
     assert tab.page.is_visible("#media") and tab.question() == ["still here"]
 
-
-def upload_with_a_hostile_name(tab, tmp_path) -> None:
     path = tmp_path / f"{HOSTILE}.png"
     Image.fromarray(frames_of("toy_world.mp4")[12]).save(path)
     tab.page.set_input_files("#file", path)
@@ -372,20 +371,6 @@ def test_text_of_the_model_is_text(tab):
     assert tab.page.text_content(".answer p") == f"🙂 {HOSTILE}!"
     assert tab.page.text_content(".phrase") == HOSTILE
     assert tab.page.evaluate("[document.querySelectorAll('main img[src=x]').length, window.hacked ?? 0]") == [0, 0]
-
-
-def lose_the_server(tab, line) -> None:
-    line.cut()
-    line.budget = None
-    assert "server" in tab.notice()
-    assert tab.turns() == [] and tab.question() == QUESTION
-    tab.page.click("#notice-retry")
-    assert "cannot be reached" in tab.notice()
-    assert tab.question() == QUESTION
-    line.mend()
-    tab.page.click("#notice-retry")
-    tab.until("state => state.turns.length === 1")
-    assert tab.page.is_hidden("#notice")
 
 
 def test_a_key_is_asked_for(new_tab):
