@@ -26,7 +26,8 @@ def loaded():
 @pytest.fixture(scope="module")
 def clip(real_clip):
     """The first 20 frames of the real clip; frame 17 is not a context frame."""
-    return np.stack([SamaVideo.open(real_clip)[index] for index in range(20)])
+    video = SamaVideo.open(real_clip)
+    return np.stack([video[index] for index in range(20)])
 
 
 def one_shot(model, processor, clip, turns, **generate):
