@@ -16,11 +16,13 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
 
 try:
+    from sama.annotation.annotator import Checkpoints
     from sama.annotation.calls import ModelChoice
     from sama.annotation.costs import Costs, parse_budget, parse_prices
     from sama.annotation.endpoint import MAX_TOKENS_NAMES, STRUCTURED_OUTPUT, Endpoint, EndpointSettings
@@ -37,6 +39,7 @@ try:
     from sama.annotation.scenes import BrokenScene, Scene
     from sama.annotation.score import ScoreSettings
     from sama.annotation.video import AnnotationSettings
+    from sama.bulk.pool import add_pool_arguments, connect, pool_settings
     from sama.data.catalogue import data_root
     from sama.data.files import write_text_atomically
     from sama.resources import DATA_CONFIGS
@@ -65,6 +68,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--sama239k", type=Path, metavar="FOLDER", help="also write the files of SAMA-239K there")
     parser.add_argument("--dry-run", action="store_true", help="estimate tokens and price, and ask nothing")
+    add_pool_arguments(parser, "-")
     given = parser.parse_args(arguments)
     inputs = [given.masks is not None, given.propose is not None, given.source is not None]
     if sum(inputs) != 1:
@@ -242,25 +246,15 @@ def checkpoint_state(checkpoint: str | None) -> str:
 
 def annotate(given: argparse.Namespace) -> RunCounts:
     """Runs everything; returns the counts."""
-    from sama.annotation.locate import ModelLocator, proposer
-    from sama.serving.loading import load_model  # imports torch when it is called
-
-    def load(checkpoint: str) -> ModelLocator:
-        return ModelLocator(*load_model(checkpoint, given.device))
-
     settings = annotation_settings(given)
     given.output.mkdir(parents=True, exist_ok=True)
     prices = parse_prices(given.price)
     costs = Costs(given.output / "costs.jsonl", prices, parse_budget(given.budget))
     models = model_choices(given, costs)
     held_out = HeldOut(given.held_out) if given.held_out else None
-    locator = None if given.relocate is None else load(given.relocate)
-    propose = None
-    if given.propose is not None:
-        finder = locator if locator is not None and given.propose == given.relocate else load(given.propose)
-        propose = proposer(finder, given.propose, given.propose_request)
     names = f"{checkpoint_state(given.relocate)}/{checkpoint_state(given.propose)}/{given.propose_request}"
-    run = Run(given.output, settings, models, locator, names, held_out, propose)
+    run = Run(given.output, settings, models, names, held_out)
+    in_pool = prepare(run, given)
     number = 0
 
     def show(video: str) -> None:
@@ -270,7 +264,7 @@ def annotate(given: argparse.Namespace) -> RunCounts:
         print(f"{number} videos, {costs.line()}", end=end, file=sys.stderr, flush=True)
 
     try:
-        counts = run.run(input_scenes(given), given.concurrency, show)
+        counts = run.run(input_scenes(given), given.concurrency, show, in_pool)
     finally:
         costs.close()
     root = given.videos if given.source is None else data_root(given.data_root)
@@ -283,6 +277,22 @@ def annotate(given: argparse.Namespace) -> RunCounts:
     finally:
         write_report(given.output)
     return counts
+
+
+def prepare(run: Run, given: argparse.Namespace):
+    """Loads the models with [SEG]; with `--ray`, connects to Ray instead, and returns the pool that loads them."""
+    from sama.serving.loading import load_model  # imports torch when it is called
+
+    checkpoints = Checkpoints(given.relocate, given.propose, given.propose_request, given.device)
+    pool = pool_settings(given)
+    if pool is None:
+        run.annotator = checkpoints.add_to(run.annotator, load_model)
+        return None
+    from sama.annotation.pool import InPool
+
+    if given.relocate is None and given.propose is None and pool.gpus is None:
+        pool = replace(pool, gpus=0.0)
+    return InPool(connect(pool), given.concurrency, checkpoints, load_model)
 
 
 def _export(given: argparse.Namespace, root: Path) -> None:

@@ -1,6 +1,6 @@
 """Requests of the stages: from the store if it has the reply, else from the endpoint, and into the store."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -20,6 +20,27 @@ class CompletesRequests(Protocol):
     def stop(self) -> None: ...
 
 
+@dataclass(frozen=True)
+class Question:
+    """
+    A request of a stage.
+
+    Args:
+        key (`str`): Name of its reply, see `reply_key`.
+        stage, role, video (`str`): Who asks which model about what.
+        request ([`CompletionRequest`]): What is asked.
+    """
+
+    key: str
+    stage: str
+    role: str
+    video: str
+    request: CompletionRequest
+
+
+Replies = Callable[[Question], StoredReply]
+
+
 # Of the code of each stage; to be raised where equal requests are to be answered again
 STAGE_VERSIONS = {"describe": 1, "converse": 1, "verify": 1, "refine": 1, "blind": 1, "judge": 1, "palette": 1}
 ROLES = ("writer", "verifier", "blind")
@@ -31,7 +52,8 @@ class ModelChoice:
     A model, and where it is.
 
     Args:
-        endpoint ([`Endpoint`]): Answers its requests.
+        endpoint ([`Endpoint`], *optional*): Answers its requests. `None` in an actor of a pool, where the process of
+            the run asks.
         name (`str`): Its name at the endpoint.
         revision (`str`): Version, where the name does not tell; part of the provenance.
         terms (`str`): Whether the terms of its use allow training on its output: "yes", "no" or "unknown".
@@ -41,7 +63,7 @@ class ModelChoice:
         seed (`int`): Of the sampling.
     """
 
-    endpoint: CompletesRequests
+    endpoint: CompletesRequests | None
     name: str
     revision: str = ""
     terms: str = "unknown"
@@ -56,20 +78,45 @@ class ModelChoice:
         return fields | {"terms_allow_training": self.terms}
 
 
+class StoredReplies:
+    """
+    Replies from the store if it has them, else from the endpoint, and into the store.
+
+    Args:
+        store ([`ReplyStore`]): Of this and earlier runs.
+        models (`dict[str, ModelChoice]`): By role, with their endpoints.
+    """
+
+    def __init__(self, store: ReplyStore, models: Mapping[str, ModelChoice]):
+        self.store, self.models = store, models
+
+    def __call__(self, question: Question) -> StoredReply:
+        """The reply to a question; an [`AnnotationError`] if there is none."""
+        # Of two videos with the same request, such as the same questions without the video, the second waits
+        with self.store.held(question.key):
+            reply = self.store.get(question.key)
+            if reply is not None:
+                return reply
+            model = self.models[question.role]
+            assert model.endpoint is not None  # only the copies of a pool's actors have none
+            completion = model.endpoint.complete(question.request, question.stage, question.video)
+            return self.store.put(question.key, question.stage, completion, model.host)
+
+
 @dataclass
 class VideoCalls:
     """
     The requests about one video.
 
     Args:
-        store ([`ReplyStore`]): Is asked before the endpoint.
+        answer (`Callable`): From a [`Question`] to its reply, such as [`StoredReplies`].
         models (`dict[str, ModelChoice]`): By role: "writer", "verifier", "blind".
         video (`str`): Id of the video, for the costs.
         replies (`list[StoredReply]`): All replies that were used, in the order of the requests.
         hosts (`dict[str, set[str]]`): By role, the hosts that gave them.
     """
 
-    store: ReplyStore
+    answer: Replies
     models: dict[str, ModelChoice]
     video: str = ""
     replies: list[StoredReply] = field(default_factory=list)
@@ -87,11 +134,7 @@ class VideoCalls:
             seed=model.seed + attempt,
         )
         key = reply_key(stage, STAGE_VERSIONS[stage], request.key(), attempt, model.revision)
-        # Of two videos with the same request, such as the same questions without the video, the second waits
-        with self.store.held(key):
-            reply = self.store.get(key)
-            if reply is None:
-                reply = self.store.put(key, stage, model.endpoint.complete(request, stage, self.video), model.host)
+        reply = self.answer(Question(key, stage, role, self.video, request))
         self.replies.append(reply)
         if reply.host:
             self.hosts.setdefault(role, set()).add(reply.host)

@@ -13,21 +13,21 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from ..data.files import atomic_path, write_text_atomically
 from ..data.frames import MEDIA_ERRORS
-from .calls import ModelChoice
+from .annotator import Annotator, error_row
+from .calls import ModelChoice, StoredReplies
 from .duplicates import duplicates_across
-from .errors import AnnotationError, RejectedRequestError, StopError, TransientError, output_errors
+from .errors import AnnotationError, StopError, output_errors
 from .held_out import HeldOut
-from .locate import ModelLocator
 from .problems import Problem
-from .render import Rendering
 from .scenes import BrokenScene, Scene
 from .store import ReplyStore
-from .video import CONVERSATION, AnnotationSettings, VideoResult, annotate_video, settings_key
+from .video import CONVERSATION, AnnotationSettings, VideoResult, settings_key
 
 
 logger = logging.getLogger(__name__)
@@ -66,6 +66,21 @@ class RunCounts:
         self.reasons.update(reason["code"] for row in result.rejected for reason in row["reasons"])
 
 
+class Outcome(NamedTuple):
+    """What became of a video: its place in the input, its id, and the file of its result or its error row."""
+
+    index: int
+    video: str
+    result: Path | dict
+
+
+class Pending(NamedTuple):
+    """A video that must be annotated, and the file of its result."""
+
+    scene: Scene
+    path: Path
+
+
 class Run:
     """
     A run over many videos.
@@ -74,10 +89,8 @@ class Run:
         folder (`Path`): Of the output; what an earlier run left there is used.
         settings ([`AnnotationSettings`]): How videos are annotated.
         models (`dict[str, ModelChoice]`): "writer", "verifier", optionally "blind".
-        locator ([`ModelLocator`], *optional*): Finds phrases again.
-        locator_name (`str`): The locator's checkpoint: part of what decides the result.
+        checkpoints (`str`): The models with [SEG] of the run: part of what decides the result.
         held_out ([`HeldOut`], *optional*): Videos that must not be annotated.
-        propose (`Callable`, *optional*): From a scene to the same scene with objects.
     """
 
     def __init__(
@@ -85,17 +98,15 @@ class Run:
         folder: Path,
         settings: AnnotationSettings,
         models: Mapping[str, ModelChoice],
-        locator: ModelLocator | None = None,
-        locator_name: str = "",
+        checkpoints: str = "",
         held_out: HeldOut | None = None,
-        propose: Callable[[Scene], Scene] | None = None,
     ):
-        self.folder, self.settings, self.models, self.locator = folder, settings, models, locator
-        self.held_out, self.propose = held_out, propose
-        self._stopped: StopError | None = None
+        self.folder, self.models = folder, models
+        self.stopped: StopError | None = None
         # A video that is held out since then must not come back from its result
-        self._key = settings_key(settings, models, locator_name) + ("" if held_out is None else held_out.digest())
-        self.store = ReplyStore(folder / "store")
+        self._key = settings_key(settings, models, checkpoints) + ("" if held_out is None else held_out.digest())
+        self.replies = StoredReplies(ReplyStore(folder / "store"), models)
+        self.annotator = Annotator(settings, models, self.replies, held_out=held_out)
         self.samples = RenderedSamples(folder / "rendered")
         (folder / "videos").mkdir(exist_ok=True)
 
@@ -104,6 +115,7 @@ class Run:
         scenes: Iterable[Scene | BrokenScene],
         concurrency: int = 8,
         progress: Callable[[str], None] | None = None,
+        annotate: Callable[["Run", Iterable[Scene | BrokenScene]], Iterator[Outcome]] | None = None,
     ) -> RunCounts:
         """
         Annotates all videos and writes the output files.
@@ -113,80 +125,105 @@ class Run:
                 and so does a video with the id of an earlier one.
             concurrency (`int`): Videos at a time.
             progress (`Callable`, *optional*): Called with the id of each finished video.
+            annotate (`Callable`, *optional*): Annotates the videos elsewhere, as a pool does; by default threads of
+                this process do.
         """
-        outcomes: list[tuple[str, Path | dict]] = []
-        for scene, outcome in self._outcomes(scenes, concurrency):
-            if isinstance(outcome, StopError):
-                outcome = _error_row(scene, outcome)
-            outcomes.append((scene.id, outcome))
+        found: list[Outcome] = []
+        scenes = _with_different_ids(scenes)
+        for outcome in self._in_threads(scenes, concurrency) if annotate is None else annotate(self, scenes):
+            found.append(outcome)
             if progress is not None:
-                progress(scene.id)
-        counts = self._write(outcomes)
-        counts.stopped = self._stopped
+                progress(outcome.video)
+        counts = self._write([(one.video, one.result) for one in sorted(found, key=lambda one: one.index)])
+        counts.stopped = self.stopped
         return counts
 
-    def _outcomes(
-        self, scenes: Iterable[Scene | BrokenScene], concurrency: int
-    ) -> Iterator[tuple[Scene | BrokenScene, Path | dict | StopError]]:
-        """Each video with the file of its result, or its error row, in the order of the input."""
-        waiting: deque[tuple[Scene | BrokenScene, Future]] = deque()
-        seen: set[str] = set()
+    def _in_threads(self, scenes: Iterable[Scene | BrokenScene], concurrency: int) -> Iterator[Outcome]:
+        """All videos in their order."""
+        waiting: deque[tuple[int, str, Future]] = deque()
+
+        def next_outcome() -> Outcome:
+            index, video, future = waiting[0]
+            outcome = Outcome(index, video, future.result())
+            waiting.popleft()
+            return outcome
+
         with ThreadPoolExecutor(concurrency, thread_name_prefix="annotate") as pool:
             try:
-                for scene in scenes:
-                    if scene.id in seen:
-                        error = AnnotationError(f"Two videos have the id {scene.id!r}; ids name the records.")
-                        scene = BrokenScene(scene.id, error)
-                    seen.add(scene.id)
-                    waiting.append((scene, pool.submit(self._one, scene)))
+                for index, scene in enumerate(scenes):
+                    waiting.append((index, scene.id, pool.submit(self._one, scene)))
                     while len(waiting) > 2 * concurrency:
-                        yield waiting[0][0], waiting[0][1].result()
-                        waiting.popleft()
+                        yield next_outcome()
                 while waiting:
-                    yield waiting[0][0], waiting[0][1].result()
-                    waiting.popleft()
+                    yield next_outcome()
             except BaseException:
                 # Ctrl-C among them. Without this, the calls that wait would be waited for
-                for _, future in waiting:
+                for _, _, future in waiting:
                     future.cancel()
-                for model in self.models.values():
-                    model.endpoint.stop()
+                self.stop_requests()
                 raise
 
-    def _one(self, scene: Scene | BrokenScene) -> Path | dict | StopError:
-        """The file of a video's result, or its error row."""
-        if isinstance(scene, BrokenScene):
-            return _error_row(scene, scene.error)
-        try:
-            key = self._result_key(scene)
-            path = self.folder / "videos" / f"{key}.json"
-            if path.exists():
-                self.samples.keep(scene.id, key)
-            else:
-                if self._stopped is not None:  # before anything is drawn in vain
-                    return self._stopped
-                if self.held_out is not None:
-                    self.held_out.check(scene)
-                if self.propose is not None:
-                    scene = self.propose(scene)
-                result, rendering = annotate_video(scene, self.settings, self.store, self.models, self.locator)
-                with output_errors(self.folder):
-                    if result.state == "kept":
-                        self.samples.add(scene.id, key, rendering)
-                    write_text_atomically(path, json.dumps(asdict(result)))
-            return path
-        except StopError as error:
-            self._stopped = error
-            return error
-        except MEDIA_ERRORS as error:  # AnnotationError and DataError, and those of damaged frames
-            return _error_row(scene, error)
+    def stop_requests(self) -> None:
+        """Lets all requests that wait end."""
+        for model in self.models.values():
+            if model.endpoint is not None:
+                model.endpoint.stop()
 
-    def _result_key(self, scene: Scene) -> str:
+    def result_path(self, scene: Scene) -> Path:
+        """The file of a video's result, whether it is there or not; `OSError` if the video is not."""
         path = scene.root / scene.visual["path"]
         # Not all bytes: they are read when it is annotated
         about = [file.stat() for file in (path, *(path / name for name in scene.visual.get("frames") or ()))]
         files = [[one.st_size, one.st_mtime_ns] for one in about]
-        return hashlib.sha256(f"{self._key}/{scene.digest()}/{json.dumps(files)}".encode()).hexdigest()
+        key = hashlib.sha256(f"{self._key}/{scene.digest()}/{json.dumps(files)}".encode()).hexdigest()
+        return self.folder / "videos" / f"{key}.json"
+
+    def look_up(self, scene: Scene | BrokenScene) -> Path | dict | Pending:
+        """The result of a video, or its error row, or that it must be annotated."""
+        if isinstance(scene, BrokenScene):
+            return error_row(scene.id, scene.error)
+        try:
+            path = self.result_path(scene)
+        except OSError as error:
+            return error_row(scene.id, error)
+        if path.exists():
+            self.samples.keep(scene.id, path.stem)
+            return path
+        # After a stop, nothing is drawn in vain
+        return Pending(scene, path) if self.stopped is None else error_row(scene.id, self.stopped)
+
+    def keep(self, pending: Pending, result: str, drawn: Mapping[int, bytes] | None) -> Path | dict:
+        """
+        Keeps the result of a video. Returns its file; an error row, and stops the run, if it cannot be written.
+
+        Args:
+            pending ([`Pending`]): What [`look_up`] returned.
+            result (`str`): JSON of the [`VideoResult`].
+            drawn (`dict[int, bytes]`, *optional*): If there are records: the drawn frames, by their numbers.
+        """
+        try:
+            with output_errors(self.folder):
+                if drawn is not None:
+                    self.samples.add(pending.scene.id, pending.path.stem, drawn)
+                write_text_atomically(pending.path, result)
+            return pending.path
+        except StopError as error:
+            self.stopped = error
+            return error_row(pending.scene.id, error)
+
+    def _one(self, scene: Scene | BrokenScene) -> Path | dict:
+        """The file of a video's result, or its error row."""
+        pending = self.look_up(scene)
+        if not isinstance(pending, Pending):
+            return pending
+        try:
+            result, rendering = self.annotator(pending.scene)
+        except MEDIA_ERRORS as error:  # AnnotationError and DataError, and those of damaged frames
+            if isinstance(error, StopError):
+                self.stopped = error
+            return error_row(scene.id, error)
+        drawn = rendering.drawn_frames if result.state == "kept" else None
+        return self.keep(pending, json.dumps(asdict(result)), drawn)
 
     def _write(self, outcomes: list[tuple[str, Path | dict]]) -> RunCounts:
         """Writes all output files, each of which is the old or the new one at any time."""
@@ -243,9 +280,9 @@ class RenderedSamples:
                 shutil.rmtree(self.folder / self._index.pop(video), ignore_errors=True)
                 write_text_atomically(self.folder / "index.json", json.dumps(self._index, indent=1))
 
-    def add(self, video: str, key: str, rendering: Rendering) -> None:
-        """Keeps the frames of a video if it is one of the samples. `key`: of its result, which names their folder, so
-        that frames of other settings are not mixed with them."""
+    def add(self, video: str, key: str, drawn: Mapping[int, bytes]) -> None:
+        """Keeps the drawn frames of a video if it is one of the samples. `key`: of its result, which names their
+        folder, so that frames of other settings are not mixed with them."""
         with self._lock:
             earlier = self._index.get(video)
             if earlier is not None:
@@ -255,7 +292,7 @@ class RenderedSamples:
             if video in kept:
                 path = self.folder / rendered_folder(key)
                 path.mkdir(exist_ok=True)
-                for number, picture in zip(rendering.shown, rendering.drawn, strict=True):
+                for number, picture in drawn.items():
                     (path / f"{number:05d}.jpg").write_bytes(picture)
             for other in self._index.keys() - set(kept):
                 shutil.rmtree(self.folder / self._index[other], ignore_errors=True)
@@ -298,10 +335,16 @@ def _reject_dialogue(result: VideoResult, video: str, other: str) -> None:
     result.rejected.append(place | {"reasons": [problem.to_dict()], "text": text})
 
 
-def _error_row(scene: Scene | BrokenScene, error: Exception) -> dict:
-    kinds = {TransientError: "transient", RejectedRequestError: "request", StopError: "stopped"}
-    kind = next((name for one, name in kinds.items() if isinstance(error, one)), "data")
-    return {"video": scene.id, "class": kind, "message": " ".join(str(error).split())}
+def _with_different_ids(scenes: Iterable[Scene | BrokenScene]) -> Iterator[Scene | BrokenScene]:
+    """The videos, with whole paths, since an actor has another working directory; one with the id of an earlier one
+    is broken."""
+    seen: set[str] = set()
+    for scene in scenes:
+        if scene.id in seen:
+            error = AnnotationError(f"Two videos have the id {scene.id!r}; ids name the records.")
+            scene = BrokenScene(scene.id, error)
+        seen.add(scene.id)
+        yield scene if isinstance(scene, BrokenScene) else replace(scene, root=scene.root.absolute())
 
 
 def _write_lines(file, rows: Iterable[dict]) -> None:

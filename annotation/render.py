@@ -92,6 +92,11 @@ class Rendering:
     crop_frames: tuple[int, ...]
     colors: tuple[str, ...]
 
+    @property
+    def drawn_frames(self) -> dict[int, bytes]:
+        """The frames with drawings, by their numbers."""
+        return dict(zip(self.shown, self.drawn, strict=True))
+
 
 def shown_frames(num_frames: int, limit: int) -> tuple[int, ...]:
     """At most `limit` frames, evenly spread, the first and the last one included."""

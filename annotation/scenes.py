@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,19 @@ class Scene:
         video = open_visual({"source": self.source, "id": self.id, "video": self.visual}, self.root)
         assert video is not None  # only a record of text alone has none
         return video
+
+    def to_json(self) -> str:
+        """The scene as text, for [`from_json`]."""
+        return json.dumps(asdict(self) | {"root": str(self.root)})
+
+    @classmethod
+    def from_json(cls, text: str) -> "Scene":
+        """The scene from its text."""
+        value = json.loads(text)
+        objects = tuple(
+            SceneObject(one["name"], tuple(one["masks"]), tuple(one["expressions"])) for one in value["objects"]
+        )
+        return cls(**value | {"objects": objects, "root": Path(value["root"])})
 
     def digest(self) -> str:
         """A hash of everything but the pixels of the video."""

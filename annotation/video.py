@@ -10,7 +10,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from .calls import ModelChoice, VideoCalls
+from .calls import ModelChoice, Replies, VideoCalls
 from .checks import CheckedTurn, CheckLimits, VideoFacts
 from .converse import converse
 from .describe import describe
@@ -39,7 +39,6 @@ from .score import (
     relocate,
     relocation_problems,
 )
-from .store import ReplyStore
 
 
 DESCRIPTION, CONVERSATION = "description", "conversation"
@@ -108,7 +107,7 @@ class VideoResult:
 def annotate_video(
     scene: Scene,
     settings: AnnotationSettings,
-    store: ReplyStore,
+    answer: Replies,
     models: Mapping[str, ModelChoice],
     locator: ModelLocator | None = None,
 ) -> tuple[VideoResult, Rendering]:
@@ -118,7 +117,7 @@ def annotate_video(
     Args:
         scene ([`Scene`]): The video and its objects.
         settings ([`AnnotationSettings`]): How.
-        store ([`ReplyStore`]): Has the replies of earlier runs.
+        answer (`Callable`): From a [`Question`] to its reply, such as [`StoredReplies`].
         models (`dict[str, ModelChoice]`): "writer" and "verifier"; "blind" for questions without the video.
         locator ([`ModelLocator`], *optional*): Finds phrases again; without one they are not looked for.
 
@@ -126,7 +125,7 @@ def annotate_video(
         AnnotationError: if the video cannot be annotated, or an endpoint gives no reply.
         DataError: if the video or its masks cannot be read.
     """
-    annotation = _Annotation(scene, settings, VideoCalls(store, dict(models), scene.id), locator)
+    annotation = _Annotation(scene, settings, VideoCalls(answer, dict(models), scene.id), locator)
     return annotation.run(), annotation.rendering
 
 
@@ -374,7 +373,7 @@ def settings_key(settings: AnnotationSettings, models: Mapping[str, ModelChoice]
 
 # Files of this package that decide nothing of a [`VideoResult`]
 WITHOUT_INFLUENCE = {"completions", "costs", "endpoint", "errors", "estimate", "held_out", "html", "json_lines"}
-WITHOUT_INFLUENCE |= {"pipeline", "rate_limit", "report", "review", "review_merge", "sama239k", "store"}
+WITHOUT_INFLUENCE |= {"pipeline", "pool", "rate_limit", "report", "review", "review_merge", "sama239k", "store"}
 
 
 @cache

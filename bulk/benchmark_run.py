@@ -15,7 +15,7 @@ from ..evaluation.inference import PredictionRunner
 from ..evaluation.predictions import PredictionFiles, PredictionWriter
 from ..evaluation.processes import rank_and_size
 from ..evaluation.run import evaluate, load
-from .pool import BulkError, Job, PoolSettings, connect, run_jobs
+from .pool import BulkError, Job, PoolSettings, connect, run_jobs, whole_path
 from .workers import predictions_of, predictions_to_json, resolved_dtype, surviving
 
 
@@ -91,7 +91,6 @@ def predict_on_ray(
 def with_whole_paths(arguments: argparse.Namespace) -> argparse.Namespace:
     """The arguments for workers, which have another working directory."""
     given = argparse.Namespace(**vars(arguments))
-    if Path(given.model).is_dir():
-        given.model = str(Path(given.model).resolve())
+    given.model = whole_path(given.model)
     given.data_root = given.data_root and str(Path(given.data_root).resolve())
     return given

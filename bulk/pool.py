@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..data.records import describe_error
@@ -62,7 +63,9 @@ class PoolSettings:
         cpus (`float`): CPU cores of an actor.
         address (`str`, *optional*): Of a running Ray, "auto" for that of this machine. Default: what RAY_ADDRESS says,
             else a Ray that is started here and ends with this process.
-        tasks_per_actor (`int`): Jobs that an actor has been given: one that it computes, the others wait for it.
+        threads (`int`): Jobs that an actor computes at a time; its worker must allow that.
+        tasks_per_actor (`int`): Jobs that an actor has been given for each thread: one that is computed, the others
+            wait for it.
         max_attempts (`int`): How often the process of an actor may end during a job until the job counts as failed.
     """
 
@@ -70,6 +73,7 @@ class PoolSettings:
     gpus: float | None = None
     cpus: float = 1.0
     address: str | None = None
+    threads: int = 1
     tasks_per_actor: int = 2
     max_attempts: int = 3
 
@@ -89,6 +93,12 @@ def add_pool_arguments(parser: argparse.ArgumentParser, dash: str) -> None:
     pool.add_argument(f"--ray{dash}gpus", type=float, help="GPUs of an actor, such as 0.5; default: 1 if there is one")
     pool.add_argument(f"--ray{dash}cpus", type=float, default=1.0, help="CPU cores of an actor")
     pool.add_argument(f"--ray{dash}address", help="of a running Ray; default: RAY_ADDRESS, else one is started here")
+
+
+def whole_path(model: str) -> str:
+    """The name of a model for actors, which have another working directory."""
+    folder = Path(model).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else model
 
 
 def pool_settings(found: argparse.Namespace) -> PoolSettings | None:
@@ -217,6 +227,16 @@ class PoolActor:
         return result._asdict()
 
 
+def _strategy(ray: Any, pool: PoolSettings) -> Any:
+    """How Ray Data uses the actors: each keeps as many jobs as it has been given, and computes one a thread."""
+    given = {"size": pool.actors, "max_tasks_in_flight_per_actor": pool.tasks_per_actor * pool.threads}
+    if pool.threads == 1:
+        return ray.data.ActorPoolStrategy(**given)
+    return ray.data.ActorPoolStrategy(
+        **given, max_concurrent_calls_per_actor=pool.threads, enable_true_multi_threading=True
+    )
+
+
 def _run_on_ray(jobs: Sequence[Job], make_worker: Callable[[], Worker], pool: PoolSettings) -> Iterator[Result]:
     ray = import_ray()
     context = ray.data.DataContext.get_current()
@@ -225,7 +245,7 @@ def _run_on_ray(jobs: Sequence[Job], make_worker: Callable[[], Worker], pool: Po
     dataset = ray.data.from_items([job._asdict() for job in jobs], override_num_blocks=min(len(jobs), MAX_BLOCKS)).map(
         PoolActor,
         fn_constructor_args=(make_worker, attempts, pool.max_attempts),
-        compute=ray.data.ActorPoolStrategy(size=pool.actors, max_tasks_in_flight_per_actor=pool.tasks_per_actor),
+        compute=_strategy(ray, pool),
         num_cpus=pool.cpus,
         num_gpus=pool.gpus,
     )  # Ray Data starts actors again, and their tasks, as often as it takes

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import replace
 
 import pytest
 from toy_truth import ToyModels
@@ -16,7 +15,7 @@ from sama.annotation.held_out import HeldOut
 from sama.annotation.objects import read_scenes
 from sama.annotation.pipeline import RenderedSamples, Run, RunCounts
 from sama.annotation.provenance import Origin
-from sama.annotation.render import Rendering, RenderSettings
+from sama.annotation.render import RenderSettings
 from sama.annotation.score import ScoreSettings
 from sama.annotation.video import AnnotationSettings
 from sama.toy_world.export import RECORDS
@@ -145,9 +144,8 @@ def test_an_error_of_writing_names_the_folder(tmp_path):
 
 def test_drawn_frames_are_those_of_their_result(tmp_path):
     samples = RenderedSamples(tmp_path)
-    rendering = Rendering((0, 3), (0.0, 1.0), (b"a", b"b"), (), (), (), ())
-    samples.add("v", "first", rendering)
-    samples.add("v", "second", replace(rendering, shown=(0,), drawn=(b"c",)))
+    samples.add("v", "first", {0: b"a", 3: b"b"})
+    samples.add("v", "second", {0: b"c"})
     assert {path.name: path.read_bytes() for path in tmp_path.rglob("*.jpg")} == {"00000.jpg": b"c"}
     samples.keep("v", "second")
     assert list(json.loads((tmp_path / "index.json").read_text())) == ["v"]

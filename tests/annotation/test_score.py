@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from checkpoint import load_checkpoint
 
-from sama.annotation.calls import ModelChoice, VideoCalls
+from sama.annotation.calls import ModelChoice, StoredReplies, VideoCalls
 from sama.annotation.checks import CheckLimits, VideoFacts, check_turn, evidence_for
 from sama.annotation.completions import Completion, CompletionRequest
 from sama.annotation.locate import ModelLocator, proposer
@@ -53,7 +53,7 @@ class Model:
 def calls(tmp_path: Path, answer) -> tuple[VideoCalls, Model]:
     model = Model(answer)
     roles = {role: ModelChoice(model, role) for role in ("writer", "verifier", "blind")}
-    return VideoCalls(ReplyStore(tmp_path), roles, "v"), model
+    return VideoCalls(StoredReplies(ReplyStore(tmp_path), roles), roles, "v"), model
 
 
 def checked(place: int, question: str, answer: str):

@@ -2,7 +2,7 @@
 
 import json
 
-from sama.annotation.calls import ModelChoice, VideoCalls
+from sama.annotation.calls import ModelChoice, StoredReplies, VideoCalls
 from sama.annotation.checks import CheckLimits, VideoFacts, evidence_for
 from sama.annotation.completions import Completion
 from sama.annotation.converse import DialogueForm
@@ -35,7 +35,7 @@ class Answers:
 def calls(tmp_path, *replies: dict) -> VideoCalls:
     endpoint = Answers(*replies)
     models = {role: ModelChoice(endpoint, role) for role in ("writer", "verifier")}
-    return VideoCalls(ReplyStore(tmp_path), models)
+    return VideoCalls(StoredReplies(ReplyStore(tmp_path), models), models)
 
 
 def verdicts(*rows: tuple[int, str]) -> dict:

@@ -1,0 +1,228 @@
+"""
+A run in a pool of Ray actors: these draw, check and find phrases again, and the process of the run asks the models for
+them. So budget, rate limits and costs are those of one process, no key leaves it, and there is one folder of replies:
+one for an actor that was killed meanwhile is kept, and found when its video is annotated anew.
+"""
+
+import asyncio
+import base64
+import json
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from ..bulk.pool import Job, PoolSettings, Result, import_ray, run_jobs, whole_path
+from ..bulk.workers import surviving
+from ..data.frames import MEDIA_ERRORS
+from .annotator import Annotator, Checkpoints, LoadModel, error_row
+from .calls import Question, Replies
+from .errors import AnnotationError, StopError
+from .pipeline import Outcome, Pending, Run
+from .scenes import BrokenScene, Scene
+from .store import StoredReply
+
+
+WINDOW = 10_000  # videos that are given to the pool together; their masks are in memory
+LOST = "lost"  # class of an error row: the process of the actor ended, or something else went wrong in it
+
+
+class Mailbox:
+    """Passes questions of actors on to the process of the run, and its answers back. An actor of its own."""
+
+    def __init__(self):
+        self._new: asyncio.Queue[tuple[int, Question] | None] = asyncio.Queue()
+        self._asked: dict[int, asyncio.Future] = {}
+        self._number = 0
+
+    async def ask(self, question: Question) -> StoredReply | AnnotationError:
+        """The reply to a question, or why there is none, when it is there."""
+        self._number += 1
+        number, answered = self._number, asyncio.get_running_loop().create_future()
+        self._asked[number] = answered
+        self._new.put_nowait((number, question))
+        return await answered
+
+    async def take(self) -> tuple[int, Question] | None:
+        """The next question, with its number, when there is one; `None` after [`close`]."""
+        return await self._new.get()
+
+    def answer(self, number: int, reply: StoredReply | AnnotationError) -> None:
+        """Gives the answer to a question. An actor that asked it may be gone."""
+        answered = self._asked.pop(number)
+        if not answered.done():
+            answered.set_result(reply)
+
+    async def close(self) -> None:
+        """There is nobody who answers any more."""
+        self._new.put_nowait(None)
+
+
+def start_mailbox(actors: int) -> Any:
+    """A handle of a [`Mailbox`] on this machine, for so many questions at a time."""
+    ray = import_ray()
+    here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+        ray.get_runtime_context().get_node_id(), soft=False
+    )
+    return ray.remote(num_cpus=0, max_concurrency=actors + 10, scheduling_strategy=here)(Mailbox).remote()
+
+
+@contextmanager
+def answering(run: Run, mailbox: Any, concurrency: int) -> Iterator[None]:
+    """Answers the questions in the mailbox during the block, so many at a time."""
+    get = import_ray().get
+
+    def answer(number: int, question: Question) -> None:
+        try:
+            reply = run.replies(question)
+        except AnnotationError as error:
+            if isinstance(error, StopError):
+                run.stopped = error
+            reply = error
+        mailbox.answer.remote(number, reply)
+
+    def listen() -> None:
+        while (taken := get(mailbox.take.remote())) is not None:
+            threads.submit(answer, *taken)
+
+    with ThreadPoolExecutor(concurrency, thread_name_prefix="answer") as threads:
+        listener = threading.Thread(target=listen, name="listen", daemon=True)
+        listener.start()
+        try:
+            yield
+        except BaseException:
+            run.stop_requests()
+            raise
+        finally:
+            get(mailbox.close.remote())
+            listener.join()
+
+
+class PooledReplies:
+    """
+    Replies through a mailbox, for an [`Annotator`] in an actor.
+
+    Args:
+        mailbox: Handle of a [`Mailbox`].
+    """
+
+    def __init__(self, mailbox: Any):
+        self.mailbox, self._get = mailbox, import_ray().get
+
+    def __call__(self, question: Question) -> StoredReply:
+        reply = self._get(self.mailbox.ask.remote(question))
+        if isinstance(reply, AnnotationError):
+            raise reply
+        return reply
+
+
+class AnnotationWorker:
+    """
+    Annotates videos in an actor.
+
+    Args:
+        annotator ([`Annotator`]): Without models that must be loaded.
+        checkpoints ([`Checkpoints`]): These.
+        paths (`dict[str, str]`): Their folders.
+        load_model (`Callable`): As `serving.loading` has it.
+    """
+
+    def __init__(
+        self, annotator: Annotator, checkpoints: Checkpoints, paths: Mapping[str, str], load_model: LoadModel
+    ):
+        def load(checkpoint: str, device: str) -> tuple[Any, Any]:
+            return load_model(paths[checkpoint], device)
+
+        self.annotator = checkpoints.add_to(annotator, load)
+
+    def __call__(self, text: str) -> str:
+        """Maps the JSON of a [`Scene`] to that of its result and its drawn frames, or of its error row."""
+        scene = Scene.from_json(text)
+        try:
+            with surviving():
+                result, rendering = self.annotator(scene)
+        except MEDIA_ERRORS as error:
+            return json.dumps({"error": error_row(scene.id, error)})
+        drawn = None
+        if result.state == "kept":
+            drawn = {number: base64.b64encode(one).decode() for number, one in rendering.drawn_frames.items()}
+        return json.dumps({"result": json.dumps(asdict(result)), "drawn": drawn})
+
+
+@dataclass(frozen=True)
+class InPool:
+    """
+    Annotates the videos of a run in a pool.
+
+    Args:
+        pool ([`PoolSettings`]): As `connect` returns it.
+        concurrency (`int`): Videos, and requests, at a time.
+        checkpoints ([`Checkpoints`]): Models that each actor loads.
+        load_model (`Callable`): As `serving.loading` has it.
+    """
+
+    pool: PoolSettings
+    concurrency: int
+    checkpoints: Checkpoints
+    load_model: LoadModel
+
+    def __call__(self, run: Run, scenes: Iterable[Scene | BrokenScene]) -> Iterator[Outcome]:
+        """What became of each video, in any order. [`BulkError`] if Ray gives up."""
+        threads = -(-self.concurrency // self.pool.actors)  # of each actor: most of their time they wait for replies
+        pool = replace(self.pool, threads=threads)
+        mailbox = start_mailbox(pool.actors * threads)
+        try:
+            with answering(run, mailbox, self.concurrency):
+                make_worker = self.make_worker(run, PooledReplies(mailbox))
+                numbered = enumerate(scenes)
+                while window := list(islice(numbered, WINDOW)):
+                    yield from _annotate_window(run, window, make_worker, pool)
+        finally:
+            import_ray().kill(mailbox)
+
+    def make_worker(self, run: Run, replies: Replies) -> partial[AnnotationWorker]:
+        """Makes the worker of an actor."""
+        models = {role: replace(model, endpoint=None) for role, model in run.models.items()}
+        names = {name for name in (self.checkpoints.relocate, self.checkpoints.propose) if name is not None}
+        paths = {name: whole_path(name) for name in names}
+        annotator = replace(run.annotator, models=models, answer=replies)
+        return partial(AnnotationWorker, annotator, self.checkpoints, paths, self.load_model)
+
+
+def _annotate_window(
+    run: Run,
+    window: Iterable[tuple[int, Scene | BrokenScene]],
+    make_worker: partial[AnnotationWorker],
+    pool: PoolSettings,
+) -> Iterator[Outcome]:
+    waiting: dict[int, Pending] = {}
+    for index, scene in window:
+        found = run.look_up(scene)
+        if isinstance(found, Pending):
+            waiting[index] = found
+        else:
+            yield Outcome(index, scene.id, found)
+    for result in run_jobs([Job(index, one.scene.to_json()) for index, one in waiting.items()], make_worker, pool):
+        pending = waiting.pop(result.index)
+        yield Outcome(result.index, pending.scene.id, _keep(run, pending, result))
+        if run.stopped is not None:
+            break
+    for index, pending in waiting.items():  # none, unless the run was stopped
+        yield Outcome(index, pending.scene.id, run.look_up(pending.scene))
+
+
+def _keep(run: Run, pending: Pending, result: Result) -> Path | dict:
+    """The file of a result, or the error row."""
+    if result.text is None:
+        return {"video": pending.scene.id, "class": LOST, "message": result.error}
+    value = json.loads(result.text)
+    if "error" in value:
+        return value["error"]
+    drawn = value["drawn"]
+    frames = None if drawn is None else {int(number): base64.b64decode(one) for number, one in drawn.items()}
+    return run.keep(pending, value["result"], frames)

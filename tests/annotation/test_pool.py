@@ -1,0 +1,112 @@
+"""What actors of a pool do, and how their questions reach the process of the run. Without Ray."""
+
+import asyncio
+import json
+from base64 import b64decode
+from dataclasses import replace
+
+import pytest
+from toy_truth import ToyModels
+from worked_example import IMAGE_SIZE, SHOWN, make_example
+
+from sama.annotation.annotator import Annotator, Checkpoints
+from sama.annotation.calls import ModelChoice, Question, StoredReplies
+from sama.annotation.completions import Completion, CompletionRequest
+from sama.annotation.errors import TransientError
+from sama.annotation.objects import read_scenes
+from sama.annotation.pool import AnnotationWorker, Mailbox
+from sama.annotation.provenance import Origin
+from sama.annotation.render import RenderSettings
+from sama.annotation.scenes import Scene
+from sama.annotation.score import ScoreSettings
+from sama.annotation.store import ReplyStore, StoredReply
+from sama.annotation.video import AnnotationSettings
+from sama.toy_world.export import RECORDS
+
+
+SETTINGS = AnnotationSettings(
+    RenderSettings(SHOWN, IMAGE_SIZE), scores=ScoreSettings(palette_share=0), origin=Origin(allow_unknown=True)
+)
+
+
+def question(text: str) -> Question:
+    return Question(text, "describe", "writer", "v", CompletionRequest("m", [{"role": "user", "content": text}]))
+
+
+def reply(text: str) -> StoredReply:
+    return StoredReply(text, "describe", "", Completion(text, "stop", None, None, 0.0, 1, "m"))
+
+
+def test_every_actor_gets_the_answer_to_its_own_question():
+    async def run():
+        mailbox = Mailbox()
+        asking = [asyncio.create_task(mailbox.ask(question(text))) for text in "abc"]
+        taken = [await mailbox.take() for _ in asking]
+        asking[1].cancel()  # its actor was killed
+        await asyncio.sleep(0)
+        for number, asked in reversed(taken):
+            mailbox.answer(number, reply(asked.key.upper()) if asked.key != "c" else TransientError("busy"))
+        found = await asyncio.gather(*asking, return_exceptions=True)
+        await mailbox.close()
+        return found, await mailbox.take()
+
+    (first, lost, last), end = asyncio.run(run())
+    assert first.completion.text == "A" and isinstance(lost, asyncio.CancelledError)
+    assert isinstance(last, TransientError) and str(last) == "busy" and end is None
+
+
+@pytest.fixture
+def clip(tmp_path):
+    """A clip, and its models."""
+    example = make_example(tmp_path, 1, 0)
+    toy = ToyModels(example.truths, example.planted)
+
+    class Endpoint:
+        def complete(self, request, stage="", record=""):
+            text = toy.answer({"model": request.model, "messages": request.messages})
+            return Completion(text, "stop", None, None, 0.0, 1, request.model)
+
+        def stop(self):
+            raise AssertionError("nothing is stopped here")
+
+    models = {role: ModelChoice(Endpoint(), role, terms="yes") for role in ("writer", "verifier")}
+    (scene,) = read_scenes(example.folder / "clips", example.folder / "clips" / RECORDS, "toy")
+    return scene, models, tmp_path
+
+
+def test_a_scene_is_the_same_after_it_was_sent(clip):
+    scene, _, _ = clip
+    sent = Scene.from_json(scene.to_json())
+    assert sent == replace(scene, objects=sent.objects) and sent.digest() == scene.digest()
+    assert [one.visible for one in sent.objects] == [one.visible for one in scene.objects]
+
+
+def test_a_worker_returns_the_result_or_the_error_row_of_a_video(clip):
+    scene, models, folder = clip
+    answer = StoredReplies(ReplyStore(folder / "store"), models)
+    without = {role: replace(model, endpoint=None) for role, model in models.items()}
+    worker = AnnotationWorker(Annotator(SETTINGS, without, answer), Checkpoints(), {}, pytest.fail)
+    value = json.loads(worker(scene.to_json()))
+    result, rendering = Annotator(SETTINGS, models, answer)(scene)
+    assert json.loads(value["result"])["records"] == result.records and result.state == "kept"
+    assert [b64decode(one) for one in value["drawn"].values()] == list(rendering.drawn)
+    assert list(value["drawn"]) == [str(number) for number in rendering.shown]
+    refusing = AnnotationWorker(Annotator(replace(SETTINGS, origin=Origin()), without, answer), Checkpoints(), {}, None)
+    (row,) = json.loads(refusing(scene.to_json())).values()
+    assert (row["video"], row["class"]) == (scene.id, "data") and "licence" in row["message"]
+
+
+def test_each_worker_loads_its_models_once(clip):
+    scene, models, folder = clip
+    loaded = []
+
+    def load(checkpoint: str, device: str):
+        loaded.append((checkpoint, device))
+        return None, None
+
+    annotator = Annotator(SETTINGS, models, StoredReplies(ReplyStore(folder), models))
+    paths = {"a": "/there/a", "b": "/there/b"}
+    worker = AnnotationWorker(annotator, Checkpoints("a", "a", None, "cpu"), paths, load)
+    assert loaded == [("/there/a", "cpu")] and worker.annotator.propose and worker.annotator.locator
+    worker = AnnotationWorker(annotator, Checkpoints("a", "b"), paths, load)
+    assert loaded[1:] == [("/there/a", "auto"), ("/there/b", "auto")]
