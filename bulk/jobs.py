@@ -234,12 +234,24 @@ def _check_folder(folder: Path) -> None:
         raise DataError("there is no such folder", file=folder)
 
 
-def digest_of_jobs(jobs: Sequence[VideoJob], media: Path) -> str:
-    """Digits that differ for other questions, videos or regions, and for other files of the same names in `media`."""
-    digest = hashlib.sha256()
+def digests_of_jobs(jobs: Sequence[VideoJob], media: Path) -> dict[str, str]:
+    """
+    What tells runs apart, as digits: `annotations` differ for other questions, videos or regions, and for other files
+    of the same names in `media`. `questions` and `videos` say which of them: the first differ for other texts and
+    regions, whatever they are asked about, the second for other videos or files.
+    """
+    whole, videos = hashlib.sha256(), hashlib.sha256()
+    questions = set()
     for job in jobs:
-        digest.update(job.to_json().encode() + b"\n" + file_state(job.visual, media).encode() + b"\n")
-    return digest.hexdigest()[:HASH_DIGITS]
+        state = file_state(job.visual, media)
+        whole.update(f"{job.to_json()}\n{state}\n".encode())
+        videos.update(f"{json.dumps(job.visual, sort_keys=True)}\n{state}\n".encode())
+        for one in job.questions:
+            asked = one.record and one.record["messages"]
+            questions.add(json.dumps({**asdict(one), "id": "", "record": asked}, sort_keys=True))
+    texts = hashlib.sha256("\n".join(sorted(questions)).encode())
+    found = {"annotations": whole, "questions": texts, "videos": videos}
+    return {name: digest.hexdigest()[:HASH_DIGITS] for name, digest in found.items()}
 
 
 def file_state(visual: Mapping[str, Any], media: Path) -> str:

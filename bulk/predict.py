@@ -20,7 +20,7 @@ from ..evaluation.run import SOME_FAILED, load
 from ..resources import PACKAGE
 from ..serving.loading import check_model_name
 from .answers import write_answers
-from .jobs import VideoJob, answer_job, digest_of_jobs, jobs_of_folder, jobs_of_records, read_questions
+from .jobs import VideoJob, answer_job, digests_of_jobs, jobs_of_folder, jobs_of_records, read_questions
 from .pool import Job, PoolSettings, ProcessLost, Worker, connect, run_jobs, whole_path
 from .workers import predictions_of, predictions_to_json, resolved_dtype, surviving
 
@@ -161,7 +161,7 @@ def about_run(settings: PredictSettings, jobs: Sequence[VideoJob]) -> dict:
         "benchmark": NAME,
         "version": VERSION,
         "preset": settings.preset,
-        "annotations": digest_of_jobs(jobs, settings.media_folder),
+        **digests_of_jobs(jobs, settings.media_folder),
         "dtype": settings.dtype,
         "max_new_tokens": settings.max_new_tokens,
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),

@@ -40,6 +40,14 @@ IDENTITY = (
     "dtype",
     "max_new_tokens",
 )
+# What is named instead where the first differs because of one of these, and how settings are called in messages
+PARTS = {"annotations": ("questions", "videos")}
+WORDS = {
+    "checkpoint": "the digest of the model",
+    "annotations": "the digest of what is asked",
+    "questions": "the digest of the questions",
+    "videos": "the digest of the videos and their files",
+}
 
 
 class PredictionError(ValueError):
@@ -98,9 +106,11 @@ class PredictionFiles:
         before = self.read_run()
         for name in IDENTITY:
             if name in identity and before.get(name) != identity[name]:
+                parts = (part for part in PARTS.get(name, ()) if part in before and part in identity)
+                name = next((part for part in parts if before[part] != identity[part]), name)
                 raise PredictionError(
-                    f"The predictions in {self.folder} are from another run: {name} is {_short(before.get(name))} "
-                    f"there and {_short(identity[name])} here; {hint}."
+                    f"The predictions in {self.folder} are from another run: {WORDS.get(name, name)} is "
+                    f"{_short(before.get(name))} there and {_short(identity[name])} here; {hint}."
                 )
 
     def need_some(self, about: dict) -> None:

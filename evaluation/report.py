@@ -36,12 +36,12 @@ def rows_of(scores: Sequence[Score]) -> list[tuple[str, ...]]:
 
 
 def reasons_of(scores: Sequence[Score]) -> list[str]:
-    """One line per reason for missing values, with the names of the scores it applies to."""
+    """One line per reason for missing values, with the names of the scores it applies to. A name may hold commas."""
     names_by_reason: dict[str, dict[str, None]] = {}  # a dictionary as an ordered set
     for score in scores:
         if score.value is None:
             names_by_reason.setdefault(score.reason, {})[score.name] = None
-    return [f"no {', '.join(names)}: {reason}" for reason, names in names_by_reason.items()]
+    return [f"no {'; '.join(names)}: {reason}" for reason, names in names_by_reason.items()]
 
 
 def _number(value: float | None) -> str:

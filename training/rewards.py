@@ -23,6 +23,9 @@ from .prompts import Reference, no_masks
 NUMBER_WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 NOTHING = {"no", "none", "nothing", "neither"}
 YES_NO = ("yes", "no")
+WORDS_OF_ONE_LETTER = ("A", "I")
+# At the beginning of a phrase: "2 dogs" and "two dogs", but not "3-wheeled", "2.5 m" or the year of "2020 model"
+COUNTED = re.compile(rf"\W*(\d{{1,2}}|{'|'.join(NUMBER_WORDS)})(?![\w-]|[.,:]\d)", re.IGNORECASE)
 # An answer may be this many times as long as its reference, and some tokens longer; at twice that it is worth nothing
 LENGTH_RATIO, SPARE_TOKENS = 1.5, 8
 
@@ -78,7 +81,21 @@ def reward_answer(answer: SampledAnswer, reference: Reference) -> float | None:
     choices = reference.info.get("choices")
     if not choices:
         return None
-    return float(named_choices(answer.text, choices) == [reference.info["answer"]])
+    return float(_named(answer.text, choices) == [reference.info["answer"]])
+
+
+def _named(text: str, choices: Sequence[str]) -> list[str]:
+    """The choices that a text names. Single letters are named as capitals, and "A" and "I" not by the article and the
+    pronoun: no word may follow them, unless "answer", "option" or "choice" stands before."""
+    if not all(re.fullmatch(r"[A-Za-z]", choice) for choice in choices):
+        return named_choices(text, choices)
+    found = []
+    for choice in choices:
+        letter = re.escape(choice.upper())
+        alone = rf"(?<![\w'’]){letter}(?![\w'’])" + (r"(?!\s+\w)" if choice.upper() in WORDS_OF_ONE_LETTER else "")
+        introduced = rf"\b(?i:answer|option|choice)(?:\s+is)?:?\s+{letter}(?![\w'’])"
+        found += [choice] if re.search(f"{alone}|{introduced}", text) else []
+    return found
 
 
 def reward_words(answer: SampledAnswer, reference: Reference) -> float:
@@ -108,11 +125,17 @@ def reward_consistency(answer: SampledAnswer, reference: Reference) -> float:
     for phrase, span in answer.phrases:
         by_span.setdefault(span, []).append(phrase)
     for phrase, *others in by_span.values():
-        first = next(iter(words(phrase)), "")
-        if first in NOTHING or (first in NUMBER_WORDS and NUMBER_WORDS.index(first) != 1 + len(others)):
+        if next(iter(words(phrase)), "") in NOTHING:
+            return 0.0
+        counted = COUNTED.match(phrase)
+        if counted is not None and _number(counted[1].lower()) != 1 + len(others):
             return 0.0
     choices = reference.info.get("choices") or YES_NO
-    return float(len(named_choices(answer.text, choices)) <= 1)
+    return float(len(_named(answer.text, choices)) <= 1)
+
+
+def _number(word: str) -> int:
+    return int(word) if word.isdecimal() else NUMBER_WORDS.index(word)
 
 
 def reward_length(answer: SampledAnswer, reference: Reference) -> float:
@@ -178,14 +201,32 @@ def imported_reward(name: str) -> Reward:
 def score(
     rewards: Mapping[str, tuple[Reward, float]], answers: Sequence[SampledAnswer], reference: Reference | None
 ) -> np.ndarray:
-    """Each reward of each answer, float array of shape `(num_answers, num_rewards)`; NaN where one does not apply."""
+    """
+    Each reward of each answer, float array of shape `(num_answers, num_rewards)`; NaN where one does not apply.
+
+    Raises:
+        ValueError: for a reward that fails, or returns neither a finite number nor `None`. It names the reward.
+    """
     rows = np.full((len(answers), len(rewards)), np.nan)
     if reference is None:
         return rows
     for row, answer in zip(rows, answers, strict=True):
-        values = [reward(answer, reference) for reward, _ in rewards.values()]
-        row[:] = [np.nan if value is None else value for value in values]
+        row[:] = [_checked(name, reward, answer, reference) for name, (reward, _) in rewards.items()]
     return rows
+
+
+def _checked(name: str, reward: Reward, answer: SampledAnswer, reference: Reference) -> float:
+    """The value of a reward, NaN for `None`."""
+    about = f"the answer {answer.tagged_text[:80]!r}"
+    try:
+        value = reward(answer, reference)
+    except Exception as error:  # of a function of one's own
+        raise ValueError(f"The reward {name!r} failed for {about}: {type(error).__name__}: {error}") from error
+    if value is None:
+        return float("nan")
+    if not isinstance(value, float | int | np.number | np.bool_) or not np.isfinite(value):
+        raise ValueError(f"The reward {name!r} is {value!r} for {about}, expected a finite number or None.")
+    return float(value)
 
 
 def advantages(totals: np.ndarray, scale: str) -> np.ndarray:
@@ -212,6 +253,20 @@ def advantages(totals: np.ndarray, scale: str) -> np.ndarray:
 
 
 def totals_of(scores: np.ndarray, weights: Sequence[float]) -> np.ndarray:
-    """Weighted sums of rewards `(..., num_rewards)` over those that apply; NaN where none does."""
+    """
+    Weighted sums of rewards.
+
+    Args:
+        scores (`np.ndarray` of shape `(..., num_answers, num_rewards)`): As [`score`] returns them for the answers to
+            a prompt.
+        weights (sequence of `float`): One for each reward.
+
+    Returns:
+        `np.ndarray` of shape `(..., num_answers)`: Sums over the rewards that apply to the prompt. NaN for answers
+        that lack one which others to the same prompt have, since their sums cannot be compared, and where none
+        applies.
+    """
+    unknown = np.isnan(scores)
+    applies = ~unknown.all(axis=-2, keepdims=True)
     total = np.nansum(scores * np.asarray(weights), axis=-1)
-    return np.where(np.isnan(scores).all(-1), np.nan, total)
+    return np.where((unknown & applies).any(-1) | ~applies.any(-1), np.nan, total)

@@ -1,5 +1,6 @@
 """Answers in the formats of other tools, as masks. A file for each format; docs/bulk.md describes what they hold."""
 
+import shutil
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path, PurePath
@@ -35,7 +36,7 @@ def export(
         format (`str`): One of `FORMATS`.
         answers (`Path`): Folder of a run, or one of its Parquet files.
         to (`Path`): Folder of the export. It must be new or empty: what is left of another export would be read
-            with it.
+            with it. After an error it is as it was.
         media (`Path`, *optional*): Folder that the paths of the videos are relative to.
         with_frames (`bool`): Whether the frames are written as pictures, for tools that read no videos.
 
@@ -57,8 +58,15 @@ def export(
     answer_files(answers)
     check_names(read_videos(answers))
 
+    existed = to.exists()
     to.mkdir(parents=True, exist_ok=True)
-    return WRITERS[format](partial(read_videos, answers), to, FrameWriter(media, with_frames))
+    try:
+        return WRITERS[format](partial(read_videos, answers), to, FrameWriter(media, with_frames))
+    except BaseException:  # half an export would be read as one, and stand in the way of the next try
+        shutil.rmtree(to)
+        if existed:
+            to.mkdir()
+        raise
 
 
 def check_names(videos: Iterable[AnsweredVideo]) -> None:

@@ -91,7 +91,9 @@ def test_a_worker_returns_the_result_or_the_error_row_of_a_video(clip):
     assert json.loads(value["result"])["records"] == result.records and result.state == "kept"
     assert [b64decode(one) for one in value["drawn"].values()] == list(rendering.drawn)
     assert list(value["drawn"]) == [str(number) for number in rendering.shown]
-    refusing = AnnotationWorker(Annotator(replace(SETTINGS, origin=Origin()), without, answer), Checkpoints(), {}, None)
+    refusing = AnnotationWorker(
+        Annotator(replace(SETTINGS, origin=Origin()), without, answer), Checkpoints(), {}, None
+    )
     (row,) = json.loads(refusing(scene.to_json())).values()
     assert (row["video"], row["class"]) == (scene.id, "data") and "licence" in row["message"]
 

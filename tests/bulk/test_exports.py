@@ -21,7 +21,7 @@ from pycocotools.coco import COCO
 
 from sama.bulk.answers import SCHEMA, AnsweredVideo, decode, read_rows, read_videos
 from sama.bulk.command import main
-from sama.bulk.exports import FORMATS, check_names, export
+from sama.bulk.exports import FORMATS, WRITERS, check_names, export
 from sama.bulk.exports.cvat import mask_points, write_cvat
 from sama.bulk.exports.fiftyone import FIELD, sample_of
 from sama.bulk.exports.frames import FrameWriter, joined, rings_of
@@ -283,3 +283,20 @@ def test_parts_of_the_frames_are_no_video_for_cvat(shown, tmp_path):
         write_cvat(lambda: iter([video]), tmp_path, FrameWriter(None, False))
     whole = replace(video, visual={"video": {"path": "c.mp4"}})
     assert write_cvat(lambda: iter([whole]), tmp_path, FrameWriter(None, False))["videos"] == 1
+
+
+@pytest.mark.parametrize("existed", [False, True])
+def test_a_failed_export_leaves_nothing_behind(truth, tmp_path, monkeypatch, existed):
+    def fail(videos, to, frames):
+        (to / "annotations.json").write_text("half of")
+        raise OSError("No space left on device")
+
+    to = tmp_path / "coco"
+    if existed:
+        to.mkdir()
+    with monkeypatch.context() as patch:
+        patch.setitem(WRITERS, "coco", fail)
+        with pytest.raises(OSError, match="No space"):
+            export("coco", truth[0], to)
+    assert list(to.iterdir()) == [] if existed else not to.exists()
+    assert export("coco", truth[0], to)["masks"] == number_of_masks()

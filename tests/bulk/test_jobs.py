@@ -9,7 +9,7 @@ import pytest
 from bulk_fixtures import CLIP, PICTURE, RING, ScriptedModel, true_tracks, write_media
 from processor_fixtures import tiny_processor
 
-from sama.bulk.jobs import VideoJob, answer_job, digest_of_jobs, jobs_of_folder, jobs_of_records, read_questions
+from sama.bulk.jobs import VideoJob, answer_job, digests_of_jobs, jobs_of_folder, jobs_of_records, read_questions
 from sama.data.masks import encode_rle
 from sama.data.records import DataError
 
@@ -17,6 +17,10 @@ from sama.data.records import DataError
 @pytest.fixture(scope="module")
 def media(tmp_path_factory) -> Path:
     return write_media(tmp_path_factory.mktemp("media") / "files")
+
+
+def digest_of(jobs, media: Path) -> str:
+    return digests_of_jobs(jobs, media)["annotations"]
 
 
 def ask(text: str) -> list[dict]:
@@ -102,17 +106,17 @@ def test_a_folder_and_questions(media, tmp_path):
 
 def test_other_questions_have_another_digest(media):
     first, second = (jobs_of_folder(media, [{"question": text}]) for text in ("One?", "Two?"))
-    assert digest_of_jobs(first, media) != digest_of_jobs(second, media)
-    assert digest_of_jobs(first, media) == digest_of_jobs(jobs_of_folder(media, [{"question": "One?"}]), media)
+    assert digest_of(first, media) != digest_of(second, media)
+    assert digest_of(first, media) == digest_of(jobs_of_folder(media, [{"question": "One?"}]), media)
 
 
 def test_other_files_of_the_same_names_have_another_digest(media, tmp_path):
     jobs = jobs_of_folder(media, [{"question": "One?"}])
     moved = Path(shutil.copytree(media, tmp_path / "moved"))
-    assert digest_of_jobs(jobs, moved) == digest_of_jobs(jobs, media)
+    assert digest_of(jobs, moved) == digest_of(jobs, media)
     changed = next(path for path in sorted(moved.rglob("*")) if path.is_file())
     changed.write_bytes(bytes(reversed(changed.read_bytes())))
-    assert digest_of_jobs(jobs, moved) != digest_of_jobs(jobs, media)
+    assert digest_of(jobs, moved) != digest_of(jobs, media)
 
 
 def test_an_empty_name_of_a_video_is_refused(tmp_path):

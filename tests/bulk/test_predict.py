@@ -88,7 +88,12 @@ def test_other_questions_are_refused(media, tmp_path, model, capsys):
     assert len(list(read_rows(tmp_path))) == 3
     assert run(tmp_path, media, "--question", "What?") == 1
     message = capsys.readouterr().err
-    assert "from another run: annotations is" in message and "accept_foreign" not in message  # evaluate.py has it
+    assert "run: the digest of the questions is" in message and "accept_foreign" not in message  # evaluate.py has it
+    (media / "more.png").write_bytes((media / PICTURE).read_bytes())
+    code = run(tmp_path, media, "--question", "Where?")
+    (media / "more.png").unlink()  # other tests have this folder, too
+    assert code == 1
+    assert "run: the digest of the videos and their files is" in capsys.readouterr().err
 
 
 def test_a_defect_is_a_row(media, tmp_path, model):

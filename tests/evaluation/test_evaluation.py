@@ -23,7 +23,7 @@ from sama.drawing.gallery import draw_case, draw_turn, key_frames, write_gallery
 from sama.drawing.sheets import caption_band, title_band
 from sama.evaluation.inference import PredictionRunner
 from sama.evaluation.plots import _bins, write_plots
-from sama.evaluation.predictions import PredictionError, PredictionFiles, PredictionWriter
+from sama.evaluation.predictions import WORDS, PredictionError, PredictionFiles, PredictionWriter
 from sama.evaluation.report import markdown, rows_of, terminal_table
 from sama.objects_sama import MaskTrack, Region
 from sama.video_sama import SamaVideo
@@ -204,7 +204,9 @@ def test_predictions_of_another_run_are_refused(tmp_path, name):
     files.check_run({**IDENTITY, name: "other"})  # nothing was answered yet
     files.merged.write_text("", encoding="utf-8")
     files.check_run({**IDENTITY, "commit": "2"})  # the same questions to the same model
-    with pytest.raises(PredictionError, match=f"{name} is .* there and other here; .*--accept_foreign"):
+    with pytest.raises(
+        PredictionError, match=f"{WORDS.get(name, name)} is .* there and other here; .*--accept_foreign"
+    ):
         files.check_run({**IDENTITY, name: "other"})
     files.check_run({**IDENTITY, name: "other"}, accept_foreign=True)
     files.write_run({**IDENTITY, name: "other", "commit": "2"})

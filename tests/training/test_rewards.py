@@ -18,6 +18,7 @@ from sama.training.rewards import (
 YES = {"choices": ["yes", "no"], "answer": "yes"}
 COUNT = {"choices": ["one", "two", "three"], "answer": "two"}
 TWO = "There are <p> two rings </p> [SEG] [SEG] ."
+LETTERS = {"answer": "A", "choices": ["A", "B", "C"]}
 
 
 def box(left: int, right: int, num_frames: int = 2) -> np.ndarray:
@@ -57,6 +58,21 @@ def some(number: int, num_frames: int = 2) -> np.ndarray:
         ("consistency", "<p> None </p> [SEG] moves.", "None moves.", {}, 0),
         ("consistency", "Two, no, one.", "Two.", COUNT, 0),
         ("consistency", "Yes, or no.", "Yes.", {}, 0),
+        ("consistency", "There are <p> 2 rings </p> [SEG] [SEG].", TWO, COUNT, 1),
+        ("consistency", "There are <p> 2 rings </p> [SEG].", TWO, COUNT, 0),
+        ("consistency", "It is <p> a 2 </p> [SEG].", TWO, COUNT, 1),
+        ("consistency", "It is <p> 3-wheeled </p> [SEG] or <p> 2.5 m long </p> [SEG].", "", {}, 1),
+        ("consistency", "It is <p> 2020 model </p> [SEG].", "", {}, 1),
+        ("answer", "A", "A", LETTERS, 1),
+        ("answer", "(A) A dog runs.", "A", LETTERS, 1),
+        ("answer", "The answer is A because it runs.", "A", LETTERS, 1),
+        ("answer", "A. It is not a ring.", "A", LETTERS, 1),
+        ("answer", "A dog runs, so B.", "A", LETTERS, 0),
+        ("answer", "a", "A", LETTERS, 0),
+        ("answer", "A or B.", "A", LETTERS, 0),
+        ("answer", "Option A or B.", "A", LETTERS, 0),
+        ("consistency", "A dog runs: B is right.", "B", LETTERS, 1),
+        ("consistency", "A, or B is right.", "B", LETTERS, 0),
     ],
 )
 def test_rewards_of_words(name, text, truth, info, expected):
@@ -140,3 +156,20 @@ def test_what_cannot_be_judged_has_no_advantage():
     np.testing.assert_array_equal(advantages(np.array([[2.0, 2.0]]), "group"), [[0, 0]])  # nothing to prefer
     with pytest.raises(ValueError, match="'batch', expected group or none"):
         advantages(np.array([[1.0, 2.0]]), "batch")
+    # An answer without a reward that others to the same prompt have is not compared with them
+    scores = np.array([[1.0, 1.0], [0.0, np.nan], [1.0, 0.0]])
+    np.testing.assert_array_equal(totals_of(scores, [1, 1]), [2, np.nan, 1])
+    np.testing.assert_array_equal(totals_of(scores[:, :1], [2]), [2, 0, 2])
+    prompts = np.stack([scores, np.where([True, False], scores, np.nan)])  # the second prompt has no second reward
+    np.testing.assert_array_equal(totals_of(prompts, [1, 1]), [[2, np.nan, 1], [1, 0, 1]])
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), "high", np.zeros(2), None])
+def test_a_reward_of_ones_own_that_fails_is_named(value):
+    def polite(answer, reference):
+        return {"ok": 0.5}[answer.text] if value is None else value
+
+    expected = "failed for the answer 'bad': KeyError: 'bad'" if value is None else "expected a finite number or None"
+    with pytest.raises(ValueError, match=f"The reward 'polite' .*{expected}"):
+        score({"polite": (polite, 1.0)}, [SampledAnswer("bad")], Reference(""))
+    assert score({"polite": (lambda *both: True, 1.0)}, [SampledAnswer("ok")], Reference("")) == 1
