@@ -49,6 +49,7 @@ except ModuleNotFoundError as error:
     sys.exit(f"annotate: The Python module {error.name} is not installed. Run: pip install 'sama[annotate]'")
 
 
+SHOWN_PROBLEMS = 20  # of a dry run
 INCOMPLETE = 3  # exit code: some videos have an error
 VERIFIER_KEY = "VERIFIER_API_KEY"  # environment variable
 TERMS = ("yes", "no", UNKNOWN)
@@ -61,15 +62,22 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     _add_models(parser.add_argument_group("models"))
     _add_checks(parser.add_argument_group("pictures and checks"))
     _add_origin(parser.add_argument_group("origin of the data"))
-    parser.add_argument("--output", type=Path, required=True, help="folder of all results, also of an earlier run")
+    parser.add_argument("--output", type=Path, help="folder of all results, also of an earlier run; needed")
     parser.add_argument(
-        "--merge-review", action=_MergeReview, type=Path, metavar="FOLDER",
-        help="write reviewed_records.jsonl with the decisions that are in this output folder, and end",
+        "--merge-review", type=Path, metavar="FOLDER",
+        help="write reviewed_records.jsonl with the decisions that are in this output folder, and end; needs no other "
+             "option",
     )  # fmt: skip
     parser.add_argument("--sama239k", type=Path, metavar="FOLDER", help="also write the files of SAMA-239K there")
     parser.add_argument("--dry-run", action="store_true", help="estimate tokens and price, and ask nothing")
     add_pool_arguments(parser, "-")
     given = parser.parse_args(arguments)
+    if given.merge_review is not None:
+        return given
+    needed = ("output", "endpoint", "model", "verifier_model")
+    missing = [f"--{name.replace('_', '-')}" for name in needed if vars(given)[name] is None]
+    if missing:
+        parser.error(f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing")
     inputs = [given.masks is not None, given.propose is not None, given.source is not None]
     if sum(inputs) != 1:
         parser.error("give one of --masks, --propose and --source")
@@ -78,14 +86,6 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     if given.dry_run and given.propose is not None:
         parser.error("--dry-run needs objects: it cannot be combined with --propose")
     return given
-
-
-class _MergeReview(argparse.Action):
-    """Merges the decisions of a review; needs no other argument."""
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        print(f"{values / REVIEWED_RECORDS}: {merge_decisions(values).line()}")
-        parser.exit()
 
 
 def _add_inputs(group) -> None:
@@ -105,9 +105,9 @@ def _add_inputs(group) -> None:
 
 
 def _add_models(group) -> None:
-    group.add_argument("--endpoint", required=True, metavar="URL", help="OpenAI-compatible, such as http://host/v1")
-    group.add_argument("--model", required=True, help="writes the texts; reads pictures")
-    group.add_argument("--verifier-model", required=True, help="checks them; better another one than --model")
+    group.add_argument("--endpoint", metavar="URL", help="OpenAI-compatible, such as http://host/v1; needed")
+    group.add_argument("--model", help="writes the texts; reads pictures; needed")
+    group.add_argument("--verifier-model", help="checks them; better another one than --model; needed")
     group.add_argument("--verifier-endpoint", metavar="URL", help="default: --endpoint")
     group.add_argument("--blind-model", help="answers questions without the video; default: this check is left out")
     group.add_argument("--relocate", metavar="CHECKPOINT", help="finds phrases again; default: left out")
@@ -281,8 +281,10 @@ def annotate(given: argparse.Namespace) -> RunCounts:
 
 def prepare(run: Run, given: argparse.Namespace):
     """Loads the models with [SEG]; with `--ray`, connects to Ray instead, and returns the pool that loads them."""
-    from sama.serving.loading import load_model  # imports torch when it is called
+    from sama.serving.loading import check_model_name, load_model
 
+    for name in filter(None, {given.relocate, given.propose}):
+        check_model_name(name)  # an actor could only say it after the run has begun
     checkpoints = Checkpoints(given.relocate, given.propose, given.propose_request, given.device)
     pool = pool_settings(given)
     if pool is None:
@@ -306,11 +308,20 @@ def _export(given: argparse.Namespace, root: Path) -> None:
 
 
 def estimate_lines(given: argparse.Namespace) -> Iterator[str]:
-    """What the run would need, as text."""
+    """What the run would need, as text. What would end it, or a video's part in it, is found here, too."""
+    from sama.serving.loading import check_model_name
+
+    if given.relocate is not None:
+        check_model_name(given.relocate)
     prices = parse_prices(given.price)
     models = model_choices(given, Costs(prices=prices))
-    found = estimate_run(input_scenes(given), annotation_settings(given), models)
-    yield f"about, for {found.videos} videos ({found.unreadable} others cannot be annotated):"
+    held_out = HeldOut(given.held_out) if given.held_out else None
+    found = estimate_run(input_scenes(given), annotation_settings(given), models, held_out)
+    for video, problem in found.problems[:SHOWN_PROBLEMS]:
+        yield f"{video} cannot be annotated: {problem}"
+    if len(found.problems) > SHOWN_PROBLEMS:
+        yield f"... and {len(found.problems) - SHOWN_PROBLEMS} more"
+    yield f"about, for {found.videos} videos ({len(found.problems)} others cannot be annotated):"
     for role, usage in found.usage.items():
         yield f"{role}: {usage.prompt:,} prompt and {usage.completion:,} completion tokens"
     money = found.money(models, prices)
@@ -339,6 +350,9 @@ def write_summary(
 def main(arguments: Sequence[str] | None = None) -> int:
     try:
         given = parse(arguments)
+        if given.merge_review is not None:
+            print(f"{given.merge_review / REVIEWED_RECORDS}: {merge_decisions(given.merge_review).line()}")
+            return 0
         if given.dry_run:
             print("\n".join(estimate_lines(given)))
             return 0

@@ -22,7 +22,15 @@ from ..evaluation.chat_endpoint import EndpointReply, NoReplyError, post_chat
 from ..evaluation.endpoint_text import base_url, check_url, read_api_key, retry_after_s, shown_body, without_key
 from .completions import BrokenReplyError, Completion, CompletionRequest, Usage, read_completion
 from .costs import Costs, Spent
-from .errors import AnnotationError, LedgerError, PermanentError, RejectedRequestError, StopError, TransientError
+from .errors import (
+    AnnotationError,
+    LedgerError,
+    PermanentError,
+    RejectedRequestError,
+    StopError,
+    TransientError,
+    UnusableReplyError,
+)
 from .rate_limit import ConcurrencyLimit, RateLimit
 
 
@@ -250,6 +258,9 @@ class Endpoint:
                 if error.busy:
                     self.concurrency.overloaded(slot)
                 raise
+            except UnusableReplyError as error:  # it was made, and charged
+                outcome = type(error).__name__
+                raise
             except AnnotationError as error:
                 outcome, usage, estimated = type(error).__name__, Usage(), False
                 raise
@@ -302,7 +313,7 @@ class Endpoint:
         except NoReplyError as error:
             problem = without_key(str(error), key)
             if not error.temporary:
-                raise RejectedRequestError(f"{self.settings.url} gave no usable reply: {problem}.") from None
+                raise UnusableReplyError(f"{self.settings.url} gave no usable reply: {problem}.") from None
             raise _Again(problem, "no reply") from None
         if reply.status != 200:
             return self._refused(reply, key)
@@ -333,7 +344,8 @@ class Endpoint:
             wait_s = retry_after_s(reply.headers.get("retry-after"))
             raise _Again(shown, str(status), wait_s, busy=status == 429 or wait_s is not None)
         if "content_filter" in codes:
-            return Completion("", "content_filter", "content_filter", Usage(), 0.0, 0, "")
+            # The prompt was read, and is usually charged: it is estimated
+            return Completion("", "content_filter", "content_filter", None, 0.0, 0, "")
         if status in ABOUT_THIS_REQUEST and not codes & NO_MODEL:
             raise RejectedRequestError(f"{self.settings.url} refused the request: {shown}")
         hint = "Redirects are not followed, because the request carries the API key. " if status < 400 else ""

@@ -20,6 +20,10 @@ class RejectedRequestError(AnnotationError):
     """The endpoint refuses this one request, such as for a picture that it cannot read. The record is an error row."""
 
 
+class UnusableReplyError(RejectedRequestError):
+    """The reply to this one request is one that would be the same again and cannot be read, such as a huge one."""
+
+
 class StopError(AnnotationError):
     """No further request can succeed. The run ends after the finished work is saved, and can be resumed."""
 

@@ -3,16 +3,17 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from ..data.records import DataError
+from ..data.frames import MEDIA_ERRORS
 from . import prompts
 from .calls import ModelChoice
 from .completions import CompletionRequest, Usage
 from .costs import Price
 from .endpoint import estimate_tokens
+from .held_out import HeldOut
 from .render import render, shown_frames
-from .scenes import BrokenScene, Scene, select_objects
+from .scenes import BrokenScene, Scene
 from .schema import Descriptions, Dialogue, Verdicts, json_schema
-from .video import AnnotationSettings
+from .video import AnnotationSettings, objects_to_annotate
 
 
 ANSWER_TOKENS = 1500  # of a description, a dialogue or a list of verdicts: an assumption
@@ -26,12 +27,13 @@ class Estimate:
     Sums over all videos.
 
     Attributes:
-        videos, unreadable (`int`): Videos that can be annotated, and others.
+        videos (`int`): Videos that can be annotated.
+        problems (`list[tuple[str, str]]`): Id of each other video, and why it cannot.
         usage (`dict[str, Usage]`): Tokens by role.
     """
 
     videos: int
-    unreadable: int
+    problems: list[tuple[str, str]]
     usage: dict[str, Usage]
 
     def money(self, models: Mapping[str, ModelChoice], prices: Mapping[str, Price]) -> float | None:
@@ -42,20 +44,27 @@ class Estimate:
 
 
 def estimate_run(
-    scenes: Iterable[Scene | BrokenScene], settings: AnnotationSettings, models: Mapping[str, ModelChoice]
+    scenes: Iterable[Scene | BrokenScene],
+    settings: AnnotationSettings,
+    models: Mapping[str, ModelChoice],
+    held_out: HeldOut | None = None,
 ) -> Estimate:
     """
     The tokens of a run. The pictures are drawn and the prompts written; how long answers are, and how often they are
-    sent back, is assumed.
+    sent back, is assumed. Videos are refused as in the run: for their files, licences, terms of the models, and where
+    they are held out.
     """
-    found = Estimate(0, 0, {role: Usage() for role in models})
+    found = Estimate(0, [], {role: Usage() for role in models})
     for scene in scenes:
         try:
             if isinstance(scene, BrokenScene):
                 raise scene.error
+            settings.origin.check(scene, models)
+            if held_out is not None:
+                held_out.check(scene)
             writer, verifier = _image_calls(scene, settings)
-        except (DataError, ValueError, OSError):
-            found.unreadable += 1
+        except MEDIA_ERRORS as error:
+            found.problems.append((scene.id, " ".join(str(error).split())))
             continue
         found.videos += 1
         for role, prompt in (("writer", writer), ("verifier", verifier)):
@@ -71,9 +80,7 @@ def estimate_run(
 def _image_calls(scene: Scene, settings: AnnotationSettings) -> tuple[int, int]:
     """Prompt tokens of the description and the dialogue, and of the two verifications of a video."""
     video = scene.open()
-    objects, _ = select_objects(scene.objects, shown_frames(len(video), settings.rendering.frames))
-    if not objects:
-        raise ValueError("there is no object that can be annotated")
+    objects = objects_to_annotate(scene, shown_frames(len(video), settings.rendering.frames))[0]
     rendering = render(scene.id, video, objects, settings.rendering)
     expressions = [one.expressions for one in objects]
     turns = settings.limits.turns_for(len(objects))

@@ -25,9 +25,10 @@ from .duplicates import duplicates_across
 from .errors import AnnotationError, StopError, output_errors
 from .held_out import HeldOut
 from .problems import Problem
+from .render import render, shown_frames
 from .scenes import BrokenScene, Scene
 from .store import ReplyStore
-from .video import CONVERSATION, AnnotationSettings, VideoResult, settings_key
+from .video import CONVERSATION, AnnotationSettings, VideoResult, objects_to_annotate, settings_key
 
 
 logger = logging.getLogger(__name__)
@@ -187,10 +188,23 @@ class Run:
         except OSError as error:
             return error_row(scene.id, error)
         if path.exists():
-            self.samples.keep(scene.id, path.stem)
+            if self.samples.wants(scene.id, path.stem):
+                self._draw_again(scene, path)
             return path
         # After a stop, nothing is drawn in vain
         return Pending(scene, path) if self.stopped is None else error_row(scene.id, self.stopped)
+
+    def _draw_again(self, scene: Scene, path: Path) -> None:
+        """The drawn frames of a result that is there, such as that of a video which another run left out."""
+        if not scene.objects:  # they were proposed, and would have to be again
+            return
+        try:
+            if _read_result(path).state == "kept":
+                settings, video = self.annotator.settings.rendering, scene.open()
+                objects, _ = objects_to_annotate(scene, shown_frames(len(video), settings.frames))
+                self.samples.add(scene.id, path.stem, render(scene.id, video, objects, settings).drawn_frames)
+        except MEDIA_ERRORS:  # the result is there nevertheless; the report goes without its pictures
+            logger.warning("%s cannot be drawn for the report", scene.id, exc_info=True)
 
     def keep(self, pending: Pending, result: str, drawn: Mapping[int, bytes] | None) -> Path | dict:
         """
@@ -227,6 +241,7 @@ class Run:
 
     def _write(self, outcomes: list[tuple[str, Path | dict]]) -> RunCounts:
         """Writes all output files, each of which is the old or the new one at any time."""
+        self.samples.finish()
         counts = RunCounts()
         repeated = duplicates_across(dict(self._dialogues(outcomes)))
         counts.duplicates = len(repeated)
@@ -260,8 +275,8 @@ class Run:
 
 class RenderedSamples:
     """
-    The drawn frames of a few videos: of those with the smallest hashes, so that a run that was killed and one that was
-    not keep the same ones.
+    The drawn frames of a few videos: of those of the run with the smallest hashes, so that a run that was killed and
+    one that was not keep the same ones.
 
     Args:
         folder (`Path`): Has a folder for each of them, and `index.json` with their names.
@@ -271,33 +286,54 @@ class RenderedSamples:
         self.folder, self._lock = folder, threading.Lock()
         folder.mkdir(parents=True, exist_ok=True)
         index = folder / "index.json"
-        self._index: dict[str, str] = json.loads(index.read_text(encoding="utf-8")) if index.exists() else {}
+        # Videos of earlier runs hold no places until they are seen in this one
+        self._earlier: dict[str, str] = json.loads(index.read_text(encoding="utf-8")) if index.exists() else {}
+        self._index: dict[str, str] = {}
 
-    def keep(self, video: str, key: str) -> None:
-        """Leaves the frames of a video out unless they were drawn for the result with this key."""
+    def wants(self, video: str, key: str) -> bool:
+        """Whether the drawn frames of a video are to be added: it is one of the samples so far, and what was drawn for
+        the result with this key is not there."""
         with self._lock:
-            if self._index.get(video, rendered_folder(key)) != rendered_folder(key):
-                shutil.rmtree(self.folder / self._index.pop(video), ignore_errors=True)
-                write_text_atomically(self.folder / "index.json", json.dumps(self._index, indent=1))
+            name = rendered_folder(key)
+            if self._earlier.get(video) == name and (self.folder / name).is_dir():
+                self._index[video] = self._earlier.pop(video)
+                self._choose()
+            return video not in self._index and video in self._chosen({**self._index, video: name})
 
     def add(self, video: str, key: str, drawn: Mapping[int, bytes]) -> None:
         """Keeps the drawn frames of a video if it is one of the samples. `key`: of its result, which names their
         folder, so that frames of other settings are not mixed with them."""
         with self._lock:
-            earlier = self._index.get(video)
-            if earlier is not None:
-                shutil.rmtree(self.folder / earlier, ignore_errors=True)
-            self._index[video] = rendered_folder(key)
-            kept = heapq.nsmallest(NUM_SAMPLES, self._index, key=rendered_folder)
-            if video in kept:
-                path = self.folder / rendered_folder(key)
+            self._remove(self._earlier.pop(video, None), self._index.pop(video, None))
+            name = rendered_folder(key)
+            if video in self._chosen({**self._index, video: name}):
+                path = self.folder / name
                 path.mkdir(exist_ok=True)
                 for number, picture in drawn.items():
                     (path / f"{number:05d}.jpg").write_bytes(picture)
-            for other in self._index.keys() - set(kept):
-                shutil.rmtree(self.folder / self._index[other], ignore_errors=True)
-            self._index = {one: self._index[one] for one in sorted(kept)}
-            write_text_atomically(self.folder / "index.json", json.dumps(self._index, indent=1))
+                self._index[video] = name
+            self._choose()
+
+    def finish(self) -> None:
+        """Removes what is left of earlier runs over other videos, or of other settings."""
+        with self._lock:
+            self._remove(*self._earlier.values())
+            self._earlier = {}
+            self._choose()
+
+    @staticmethod
+    def _chosen(index: Mapping[str, str]) -> list[str]:
+        return heapq.nsmallest(NUM_SAMPLES, index, key=rendered_folder)
+
+    def _choose(self) -> None:
+        chosen = self._chosen(self._index)
+        self._remove(*(self._index[one] for one in self._index.keys() - set(chosen)))
+        self._index = {one: self._index[one] for one in sorted(chosen)}
+        write_text_atomically(self.folder / "index.json", json.dumps(self._index | self._earlier, indent=1))
+
+    def _remove(self, *names: str | None) -> None:
+        for name in filter(None, names):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
 
 
 def rendered_folder(name: str) -> str:

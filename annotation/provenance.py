@@ -2,12 +2,13 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from . import prompts
-from .calls import VideoCalls
+from .calls import ModelChoice, VideoCalls
 from .errors import AnnotationError
 from .problems import CODES
 from .scenes import Scene
@@ -39,7 +40,7 @@ class Origin:
         known |= {"mask_origin": self.mask_origin, "split": self.split, "url": ""}
         return known | scene.info
 
-    def check(self, scene: Scene, calls: VideoCalls) -> None:
+    def check(self, scene: Scene, models: Mapping[str, ModelChoice]) -> None:
         """Raises [`AnnotationError`] for a video, masks or a model that must not be used for training data."""
         fields = self.of(scene)
         for name, flag in (("licence", "--video-licence"), ("mask_licence", "--mask-licence")):
@@ -47,7 +48,7 @@ class Origin:
                 raise AnnotationError(
                     f"The {name} of {scene.id} is unknown: state it with {flag}, or --allow-unknown."
                 )
-        for role, model in calls.models.items():
+        for role, model in models.items():
             if model.terms == "no":
                 raise AnnotationError(
                     f"The terms of the {role} {model.name} do not allow training on its output (--{role}-terms no)."

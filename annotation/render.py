@@ -19,7 +19,7 @@ from ..data.masks import decode_rle, tight_box
 from ..drawing.regions import label_masks
 from ..overlay_sama import Color, color_from_hex, overlay_masks
 from ..video_sama import SamaVideo
-from .scenes import SceneObject
+from .scenes import SceneObject, area
 
 
 # Light and saturated, far apart, and each with a name of its own: the check for leaks needs the names
@@ -142,7 +142,7 @@ def render(scene_id: str, video: SamaVideo, objects: Sequence[SceneObject], sett
 
 def _pixels(one: SceneObject, frame: int) -> int:
     code = one.masks[frame]
-    return 0 if code is None else int(decode_rle(code).sum())
+    return 0 if code is None else area(code)
 
 
 def _mask(one: SceneObject, frame: int, size: tuple[int, int]) -> np.ndarray:

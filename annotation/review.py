@@ -11,6 +11,7 @@ import hashlib
 import json
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -39,6 +40,7 @@ REASONS = {
 }
 DOUBLE_SHARE = 0.1  # of the items, which two people decide
 LEASE_SECONDS = 900.0  # for which an item that was handed out is not given to anybody else
+KEPT_ITEMS = 4  # in memory, with their masks
 MAX_NAME = 64  # characters of the name of a reviewer
 
 
@@ -189,6 +191,7 @@ class ReviewQueue:
         except AnnotationError:
             self.close()
             raise
+        self._items: OrderedDict[str, ReviewItem] = OrderedDict()  # the last ones: each is read for all its frames
         self._leases: dict[str, dict[str, float]] = {}  # item -> people who have it, and until when
 
     def close(self) -> None:
@@ -213,6 +216,18 @@ class ReviewQueue:
         if row is None:
             raise UnknownItemError(f"The queue has no item {name[:80]!r}.")
         self._check_files()
+        with self._lock:
+            if name in self._items:
+                self._items.move_to_end(name)
+                return self._items[name]
+        item = self._read(name, row)
+        with self._lock:
+            self._items[name] = item
+            while len(self._items) > KEPT_ITEMS:
+                self._items.popitem(last=False)
+        return item
+
+    def _read(self, name: str, row: dict[str, Any]) -> ReviewItem:
         start, size = self._places[name]
         with (self.folder / "review_records.jsonl").open("rb") as file:
             file.seek(start)

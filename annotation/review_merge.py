@@ -16,6 +16,7 @@ from .review import VERDICTS, Decision, ReviewItem, ReviewQueue, is_double
 
 
 RECORDS, PROVENANCE = "reviewed_records.jsonl", "reviewed_provenance.jsonl"
+SHOWN = 5  # items that the summary names
 
 
 @dataclass
@@ -32,6 +33,7 @@ class ReviewSummary:
             people rejected or edited.
         pairs, agreeing (`int`): Items that two people decided without looking at the checks, and those of them on
             which they agree.
+        disagreeing (`list[str]`): Items about which two or more people disagree; the latest decision counts.
         kappa (`float`, *optional*): Cohen's kappa over these pairs; `None` without pairs, or if chance alone agrees
             always.
     """
@@ -44,6 +46,7 @@ class ReviewSummary:
     audited_wrong: int = 0
     pairs: int = 0
     agreeing: int = 0
+    disagreeing: list[str] = field(default_factory=list)
     kappa: float | None = None
 
     def line(self) -> str:
@@ -55,6 +58,10 @@ class ReviewSummary:
         if self.pairs:
             kappa = "" if self.kappa is None else f" (kappa {self.kappa:.2f})"
             parts.append(f"two people agree on {self.agreeing:,} of {self.pairs:,}{kappa}")
+        if self.disagreeing:
+            more = f" and {len(self.disagreeing) - SHOWN} more" if len(self.disagreeing) > SHOWN else ""
+            shown = "; ".join(self.disagreeing[:SHOWN])
+            parts.append(f"people disagree, and the latest decision counts, about {shown}{more}")
         parts += [f"{self.stale:,} decisions are stale"] if self.stale else []
         if self.gone:
             parts.append(f"{self.gone:,} of them about items that another run left out of the queue")
@@ -180,6 +187,8 @@ def summarize(queue: ReviewQueue) -> ReviewSummary:
         if verdict is not None and queue.is_audit(name):
             summary.audited += 1
             summary.audited_wrong += verdict.decision != "accept"
+        decided = {one.decision for one in queue.log.of_item(name).values() if one.decision in VERDICTS}
+        summary.disagreeing += [name] if len(decided) > 1 else []
         blind = [one for one in queue.log.of_item(name).values() if one.decision in VERDICTS and not one.informed]
         if is_double(name) and len(blind) > 1:
             pairs.append((blind[0].decision, blind[1].decision))

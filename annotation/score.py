@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..data.masks import decode_rle
+from ..metrics.iou import overlaps
 from . import prompts
 from .calls import VideoCalls
 from .checks import CheckedTurn, VideoFacts
@@ -124,8 +125,7 @@ def mean_iou(found: np.ndarray, masks: Sequence[dict | None]) -> float:
     for mask, code in zip(found, masks, strict=True):
         if code is not None:
             truth = decode_rle(code, mask.shape)
-            union = np.count_nonzero(mask | truth)
-            values.append(np.count_nonzero(mask & truth) / union if union else 0.0)
+            values.append(overlaps([truth], [mask]).ious()[0, 0])
     return float(np.mean(values)) if values else 0.0
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from itertools import count
@@ -28,7 +28,7 @@ from .problems import Problem
 from .provenance import Origin, prompt_hash, provenance_row, video_hash
 from .refine import Finding, Settled
 from .render import Rendering, RenderSettings, object_colors, render, shown_frames
-from .scenes import Scene, select_objects
+from .scenes import Scene, SceneObject, select_objects
 from .schema import Statement
 from .score import (
     ScoreSettings,
@@ -129,18 +129,24 @@ def annotate_video(
     return annotation.run(), annotation.rendering
 
 
+def objects_to_annotate(scene: Scene, shown: Sequence[int]) -> tuple[tuple[SceneObject, ...], dict[str, str]]:
+    """What `select_objects` returns for a video; [`AnnotationError`] if there is no object."""
+    objects, dropped = select_objects(scene.objects, shown)
+    if not objects:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in dropped.items())
+        raise AnnotationError(f"{scene.id} has no object that can be annotated ({reasons or 'none is given'}).")
+    return objects, dropped
+
+
 class _Annotation:
     """The stages, and what they have found so far."""
 
     def __init__(self, scene: Scene, settings: AnnotationSettings, calls: VideoCalls, locator: ModelLocator | None):
         self.settings, self.calls, self.locator, self.result = settings, calls, locator, VideoResult()
-        settings.origin.check(scene, calls)
+        settings.origin.check(scene, calls.models)
         self.video = scene.open()
         shown = shown_frames(len(self.video), settings.rendering.frames)
-        objects, self.result.dropped = select_objects(scene.objects, shown)
-        if not objects:
-            reasons = "; ".join(f"{name}: {reason}" for name, reason in self.result.dropped.items())
-            raise AnnotationError(f"{scene.id} has no object that can be annotated ({reasons or 'none is given'}).")
+        objects, self.result.dropped = objects_to_annotate(scene, shown)
         self.scene = replace(scene, objects=objects)
         self.names = [one.name for one in objects]
         self.rendering = render(scene.id, self.video, objects, settings.rendering)

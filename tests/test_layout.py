@@ -111,7 +111,8 @@ ROOMS = {
     **REMOTE_CODE,
     **dict.fromkeys(ENTRY_POINTS, EVERYTHING_BELOW),
     "__init__": set(),
-    "annotation": set(REMOTE_CODE) | {"annotation", "bulk", "data", "drawing", "evaluation", "resources", "toy_world"},
+    "annotation": set(REMOTE_CODE)
+    | {"annotation", "bulk", "data", "drawing", "evaluation", "metrics", "resources", "toy_world"},
     "cli": {"annotate", "conversion", "demo", "evaluate", "resources", "serve", "train", "train_grpo"},
     "benchmarks": CONVERSATION | {"benchmarks", "data", "metrics", "resources", "toy_world"},
     "bulk": set(REMOTE_CODE) | {"benchmarks", "bulk", "data", "evaluation", "metrics", "resources", "serving"},

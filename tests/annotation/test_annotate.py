@@ -54,3 +54,16 @@ def test_two_prices_of_a_model_are_refused():
     assert annotate.parse_prices(["a=1,2", "a=1,2", "b=3,4"]) == {"a": Price(1, 2, 1), "b": Price(3, 4, 3)}
     with pytest.raises(AnnotationError, match="price of the model a is given twice"):
         annotate.parse_prices(["a=1,2", "a=1,3"])
+
+
+def test_options_that_are_needed_are_named_together_and_a_merge_needs_none(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        annotate.parse(["--videos", "clips", "--masks", "m.jsonl", "--model", "a"])
+    assert stop.value.code == 2 and "--output, --endpoint, --verifier-model are missing" in capsys.readouterr().err
+    assert annotate.parse(["--merge-review", "out"]).merge_review.name == "out"
+    with pytest.raises(SystemExit):
+        annotate.parse(["--help"])
+    usage = capsys.readouterr().out.partition("\n\n")[0]
+    assert all(f"[{name} " in usage for name in ("--output", "--endpoint", "--model", "--verifier-model"))
+    assert annotate.main(["--merge-review", str(tmp_path / "nowhere")]) == 1
+    assert "nowhere" in capsys.readouterr().err

@@ -13,7 +13,7 @@ from sama.annotation.completions import Completion, CompletionRequest
 from sama.annotation.errors import OutputError, output_errors
 from sama.annotation.held_out import HeldOut
 from sama.annotation.objects import read_scenes
-from sama.annotation.pipeline import RenderedSamples, Run, RunCounts
+from sama.annotation.pipeline import RenderedSamples, Run, RunCounts, rendered_folder
 from sama.annotation.provenance import Origin
 from sama.annotation.render import RenderSettings
 from sama.annotation.score import ScoreSettings
@@ -147,7 +147,31 @@ def test_drawn_frames_are_those_of_their_result(tmp_path):
     samples.add("v", "first", {0: b"a", 3: b"b"})
     samples.add("v", "second", {0: b"c"})
     assert {path.name: path.read_bytes() for path in tmp_path.rglob("*.jpg")} == {"00000.jpg": b"c"}
-    samples.keep("v", "second")
-    assert list(json.loads((tmp_path / "index.json").read_text())) == ["v"]
-    samples.keep("v", "first")  # its frames are gone
+    assert not samples.wants("v", "second")
+    again = RenderedSamples(tmp_path)
+    assert again.wants("v", "first") and not RenderedSamples(tmp_path).wants("v", "second")
+    again.finish()  # a run in which it has no records any more
     assert json.loads((tmp_path / "index.json").read_text()) == {} and not list(tmp_path.rglob("*.jpg"))
+
+
+def test_videos_of_an_earlier_run_hold_no_places_among_the_samples(tmp_path, monkeypatch):
+    monkeypatch.setattr("sama.annotation.pipeline.NUM_SAMPLES", 2)
+    names = sorted((f"v{number}" for number in range(6)), key=rendered_folder)
+    for run in (names[:3], names[3:]):  # the hashes of the second run are larger
+        samples = RenderedSamples(tmp_path)
+        for name in run:
+            samples.add(name, name, {0: name.encode()})
+        samples.finish()
+        assert set(json.loads((tmp_path / "index.json").read_text())) == set(run[:2])
+        assert {path.read_bytes().decode() for path in tmp_path.rglob("*.jpg")} == set(run[:2])
+
+
+def test_samples_that_another_run_removed_are_drawn_again(example):
+    endpoint = Models(example)
+    annotate(example, endpoint)
+    before = {path.name: path.read_bytes() for path in (example.output / "rendered").rglob("*.jpg")}
+    asked = endpoint.asked
+    shutil.rmtree(example.output / "rendered")
+    annotate(example, endpoint)
+    assert before and before == {path.name: path.read_bytes() for path in (example.output / "rendered").rglob("*.jpg")}
+    assert endpoint.asked == asked

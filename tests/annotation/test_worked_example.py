@@ -348,6 +348,12 @@ def test_a_dry_run_estimates_and_asks_nothing(small, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("about, for 4 videos (0 others") and lines[-1].startswith("price: ")
     assert [line.split(":")[0] for line in lines[1:-1]] == ["writer", "verifier", "blind"]
+    assert annotate.main([*arguments, "--writer-terms", "no"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    refused = "cannot be annotated: The terms of the writer writer do not allow training on its output"
+    assert all(f"{truth.name} {refused}" in line for truth, line in zip(made.truths, lines, strict=False))
+    assert "about, for 0 videos (4 others cannot" in lines[4]
+    assert annotate.main([*arguments, "--relocate", "nowhere"]) == 1 and "nowhere" in capsys.readouterr().err
     assert not Path("not_made").exists()
 
 
