@@ -269,6 +269,19 @@ def test_a_refusal_is_not_repeated(ask, fault, refusal):
     assert ask.costs.total.answers == 0
 
 
+def test_what_a_filter_refused_was_read_and_an_unusable_reply_was_made(ask, monkeypatch):
+    """So both are charged, and count for the budget."""
+    ask(always("content_filter 400"))
+    prompt = estimate_tokens(question()).prompt
+    total = ask.costs.total
+    assert total.usage == Usage(prompt=prompt, completion=0) and (total.estimated, total.answers) == (1, 0)
+    with pytest.raises(RejectedRequestError, match="gave no usable reply: its reply is larger than"):
+        monkeypatch.setattr("sama.evaluation.chat_endpoint.MAX_REPLY_BYTES", 100)
+        ask()
+    assert ask.costs.total.usage == Usage(prompt=prompt, completion=100) and ask.costs.total.estimated == 1
+    assert len(ask.server.calls) == 1
+
+
 def test_without_usage_the_cost_is_an_estimate(ask):
     completion = ask(always("no usage"))
     assert completion.text == ANSWER and completion.usage is None

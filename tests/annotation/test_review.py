@@ -338,6 +338,22 @@ def test_agreement_counts_only_those_who_were_blind(folder):
     queue.close()
     summary = merge_decisions(folder)
     assert (summary.pairs, summary.agreeing) == (2, 1) and "two people agree on 1 of 2" in summary.line()
+    assert summary.disagreeing == names[1:]
+    assert f"people disagree, and the latest decision counts, about {names[1]}; {names[2]}" in summary.line()
+
+
+def test_the_masks_of_an_item_are_read_once_for_all_its_frames(folder, monkeypatch):
+    checked = []
+    monkeypatch.setattr("sama.annotation.review.validate_record", lambda record: checked.append(record) or record)
+    queue = ReviewQueue(folder)
+    names = queue.names()
+    for name in (*names[:2], *names[:2]):
+        assert queue.item(name).id == name
+    assert len(checked) == 2
+    for name in names:  # only the last ones are kept
+        queue.item(name)
+    queue.item(names[0])
+    assert len(checked) == 1 + len(names)
 
 
 def test_items_of_a_video_without_kept_records_come_in(folder):
