@@ -24,7 +24,7 @@ from sama.drawing.sheets import caption_band, title_band
 from sama.evaluation.inference import PredictionRunner
 from sama.evaluation.plots import _bins, write_plots
 from sama.evaluation.predictions import WORDS, PredictionError, PredictionFiles, PredictionWriter
-from sama.evaluation.report import markdown, rows_of, terminal_table
+from sama.evaluation.report import markdown, reasons_of, rows_of, terminal_table
 from sama.objects_sama import MaskTrack, Region
 from sama.video_sama import SamaVideo
 
@@ -456,3 +456,8 @@ def test_turn_of_text_alone_and_of_an_image_are_drawn():
     answer = PredictedTurn("<p> A cat </p> [SEG]", [PredictedObject("A cat", [None])])
     alone = draw_turn(None, BenchmarkTurn("Hello?", reference="Hi."), PredictedTurn(""))
     assert draw_turn(image, turn, answer).height > alone.height > 0
+
+
+def test_a_reason_names_all_its_scores_also_those_with_commas():
+    scores = [Score(name, None, 0, reason="no judge") for name in ("CLAIR, part 1", "style", "CLAIR, part 1")]
+    assert reasons_of([*scores, Score("right", 1.0, 2)]) == ["no CLAIR, part 1; style: no judge"]
