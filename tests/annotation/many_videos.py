@@ -59,6 +59,7 @@ SIZE, OBJECT = (48, 64), (slice(10, 40), slice(12, 50))
 # Faults that a retry mends come at a share of the calls, those of a reply whenever its request is asked
 PASSING = ("429", "429 seconds", "429 zero", "500", "503", "503 seconds", *CONNECTION_FAULTS)
 STOPPING = "insufficient_quota"
+UNUSABLE = (*CONNECTION_FAULTS, "surrogates")  # replies that are asked for again
 OF_ANY_REPLY = ("fence", "prose", "malformed", "truncated", "two objects", "duplicate keys", "NaN")
 LASTING = ("400", "content_filter 400", *REPLY_FAULTS, *OF_ANY_REPLY)
 OF_DIALOGUES = tuple(name for name in TEXT_FAULTS if name not in OF_ANY_REPLY)
@@ -294,7 +295,7 @@ def check_files(figures: Figures, folder: Path, number: int) -> None:
 def check_costs(figures: Figures, output: Path, calls: Sequence[SeenCall]) -> None:
     """The ledger against what the endpoint saw."""
     ledger = list(read_ledger(output / "costs.jsonl"))
-    complete = [call for call in calls if call.status == 200 and call.fault not in CONNECTION_FAULTS]
+    complete = [call for call in calls if call.status == 200 and call.fault not in UNUSABLE]
     bodies = Counter(call.body for call in complete)
     figures.calls, figures.faults = len(calls), Counter(call.fault for call in calls if call.fault is not None)
     figures.repeated, figures.unbooked = sum(bodies.values()) - len(bodies), len(calls) - len(ledger)
