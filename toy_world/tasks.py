@@ -36,7 +36,7 @@ from .shapes import COLOURS, SHAPES
 
 MOST_COUNTED = 3
 MOST_TRIES = 9  # descriptions drawn for up to three turns of the task no_target; some suit no object of the clip
-COUNT_SHARE, ORDER_SHARE = 0.25, 0.15  # share of dialogues that open with such a question
+OPENING_SHARES = (0.25, 0.15)  # share of dialogues that open with a count, and with a question about order
 DIALOGUE_KINDS = {
     ask_motion: 3, ask_check_motion: 1, ask_colour: 1, ask_shape: 1, ask_size: 1, ask_identity: 1, ask_beside: 0.5,
     ask_above: 0.5, ask_larger: 1, ask_at_start: 1, ask_at_end: 1, ask_hides_behind: 2, ask_mover_colour: 1,
@@ -134,20 +134,36 @@ def _talk(scene: Scene, kinds: dict, first: Callable | None, number: int) -> lis
     return turns
 
 
-def _conversation(settings, rng, kinds: dict, bounds: tuple[int, int], mode: tuple[bool, bool, bool]):
-    """A clip and its turns; `mode`: (still image, regions in questions, masks in answers)."""
-    still, regions, masks = mode
+def conversation(
+    settings: ToySettings,
+    rng: np.random.Generator,
+    kinds: dict[Callable, float],
+    bounds: tuple[int, int],
+    mode: tuple[bool, bool, bool],
+    opening_shares: tuple[float, float] = OPENING_SHARES,
+) -> tuple[Clip, list[ToyTurn]]:
+    """
+    A clip and its turns.
+
+    Args:
+        settings (`ToySettings`), rng (`numpy.random.Generator`): Of the task.
+        kinds (`dict[Callable, float]`): Weight of each kind of question.
+        bounds (`(int, int)`): Least and most turns.
+        mode (`(bool, bool, bool)`): Whether it is a still image, questions have regions, answers have masks.
+        opening_shares (`(float, float)`): Share of dialogues that open with a count, and with a question about order.
+    """
+    (still, regions, masks), (count_share, order_share) = mode, opening_shares
     number = draw_number(settings.things, rng)
     num_frames = 1 if still else draw_number(settings.frames, rng)
     wanted, plan = draw_number(bounds, rng), rng.random()
     constraints, first = ClipConstraints(rest=still), None
-    if plan < COUNT_SHARE:
+    if plan < count_share:
         constraints, number, count = _plan_count(settings, number, still, rng)
 
         def first(scene):
             return ask_count(scene, *count)
 
-    elif plan < COUNT_SHARE + ORDER_SHARE and not still and settings.things[1] > 1:
+    elif plan < count_share + order_share and not still and settings.things[1] > 1:
         constraints, number = _plan_order(number, rng)
         first = ask_order
     for clip in propose_clips(settings, constraints, number, num_frames, rng):
@@ -158,17 +174,17 @@ def _conversation(settings, rng, kinds: dict, bounds: tuple[int, int], mode: tup
 
 def dialogue(settings: ToySettings, rng: np.random.Generator) -> tuple[Clip, list[ToyTurn]]:
     """Several turns with regions in the questions and masks in the answers."""
-    return _conversation(settings, rng, DIALOGUE_KINDS, settings.turns, (False, True, True))
+    return conversation(settings, rng, DIALOGUE_KINDS, settings.turns, (False, True, True))
 
 
 def video_qa(settings: ToySettings, rng: np.random.Generator) -> tuple[Clip, list[ToyTurn]]:
     """One to three turns of plain text."""
-    return _conversation(settings, rng, QA_KINDS, (1, 3), (False, False, False))
+    return conversation(settings, rng, QA_KINDS, (1, 3), (False, False, False))
 
 
 def still(settings: ToySettings, rng: np.random.Generator) -> tuple[Clip, list[ToyTurn]]:
     """One to three turns about a still image, with regions and masks."""
-    return _conversation(settings, rng, STILL_KINDS, (1, 3), (True, True, True))
+    return conversation(settings, rng, STILL_KINDS, (1, 3), (True, True, True))
 
 
 def refer_look(settings: ToySettings, rng: np.random.Generator) -> tuple[Clip, list[ToyTurn]]:

@@ -7,6 +7,7 @@ Toy world: generated clips of moving and hiding coloured objects, with exact mas
 The same settings, seed and index give the same bytes, in any process and in any order of access.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from typing import NamedTuple
 
@@ -40,16 +41,20 @@ class ToyWorld:
     Args:
         settings (`ToySettings` or `dict`, *optional*): Settings of the generator.
         seed (`int`): Seed; different seeds give different clips.
+        tasks (`Mapping[str, Callable]`): The function of each task, for worlds with other questions; see
+            `toy_world.tasks.TASKS`.
 
     Raises:
         ValueError: for an unknown or invalid setting.
         IndexError: for a negative index.
     """
 
-    def __init__(self, settings: ToySettings | dict | None = None, seed: int = 0):
+    def __init__(
+        self, settings: ToySettings | dict | None = None, seed: int = 0, tasks: Mapping[str, Callable] = TASKS
+    ):
         if isinstance(settings, dict):
             settings = settings_from(settings)
-        self.settings, self.seed = settings or ToySettings(), seed
+        self.settings, self.seed, self.tasks = settings or ToySettings(), seed, tasks
         weights = np.array([self.settings.tasks.get(task, 0) for task in TASKS], dtype=float)
         self._shares = np.cumsum(weights / weights.sum())
 
@@ -64,7 +69,7 @@ class ToyWorld:
     def generate(self, index: int, frames: bool = True) -> tuple[str, Clip, list[ToyTurn]]:
         """The task, the clip and the turns that the record is made of; without `frames` the clip is not rendered."""
         task, rng = self._start(index)
-        clip, turns = TASKS[task](self.settings, rng)
+        clip, turns = self.tasks[task](self.settings, rng)
         return task, self.render(clip, rng) if frames else clip, turns
 
     def render(self, clip: Clip, rng: np.random.Generator) -> Clip:
