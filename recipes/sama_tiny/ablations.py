@@ -29,8 +29,9 @@ from sama.evaluation.inference import PredictionRunner
 from sama.evaluation.provenance import checkpoint_hash
 from sama.modeling_sama import SamaForConditionalGeneration
 from sama.processing_sama import SamaProcessor
-from sama.recipes.sama_tiny.examples import TrainingExamples
-from sama.recipes.sama_tiny.train_language import AuxiliaryLosses, train, trained_parts
+from sama.recipes.sama_tiny.examples import DialogueExamples, practice_world
+from sama.recipes.sama_tiny.phases import Phase, train
+from sama.recipes.sama_tiny.train_language import DialogueLosses
 from sama.toy_world.clip import Clip
 from sama.toy_world.questions import ToyTurn
 from sama.toy_world.world import ToyWorld
@@ -98,8 +99,8 @@ VARIANTS: dict[str, Dialogues | Masks] = {
 class WindowedToyWorld(ToyWorld):
     """Toy world with records cut to a random window of at most `rounds` rounds."""
 
-    def __init__(self, settings, seed: int, rounds: int):
-        super().__init__(settings, seed)
+    def __init__(self, world: ToyWorld, rounds: int):
+        super().__init__(world.settings, world.seed, world.tasks)
         self.rounds = rounds
 
     def record(self, index: int, task: str, clip: Clip, turns: list[ToyTurn]) -> dict:
@@ -127,31 +128,17 @@ def train_dialogues(variant: Dialogues, arguments: argparse.Namespace, folder: P
     model, processor = load(arguments.model)
     variant.disable(model)
     torch.manual_seed(arguments.seed)  # dropout
-    auxiliary = AuxiliaryLosses(model.train(), processor, arguments.seed)
-    masks = torch.load(arguments.masks / STATE, weights_only=True)
-    model.model.mask_tracker.load_state_dict(masks["tracker"])
+    losses = DialogueLosses(model.train(), processor, arguments.seed)
+    losses.start_from(arguments.start, arguments.masks)
     model.model.mask_tracker.requires_grad_(False)
-    auxiliary.prompts.load_state_dict(masks["prompts"])
-    if arguments.start:
-        state = torch.load(arguments.start / STATE, weights_only=True)
-        trained_parts(model).load_state_dict(state["parts"])
-        auxiliary.heads.load_state_dict(state["heads"])
-    plan = argparse.Namespace(
-        mask_steps=0,
-        probe_steps=0,
-        dialogue_steps=arguments.steps,
-        batch_size=arguments.batch_size,
-        learning_rate=arguments.learning_rate,
-        decoder_rate=0.0,
-        seed=arguments.seed,
-        device="cpu",
-        num_workers=0,
-        log_steps=25,
-        save_steps=50,
-    )
-    examples = TrainingExamples(processor, model.config, plan)
-    examples.world = WindowedToyWorld(examples.world.settings, arguments.seed, variant.rounds)
-    train(auxiliary, examples, folder / STATE)
+    settings = {"dialogues": arguments.batch_size, "seed": arguments.seed, "device": "cpu", "num_workers": 0}
+    settings |= {"bf16": False, "log_steps": 25, "save_steps": 50}
+    plan = argparse.Namespace(**settings)
+    examples = DialogueExamples(processor, model.config, plan, arguments.steps)
+    examples.world = WindowedToyWorld(practice_world(arguments.seed), variant.rounds)
+    tracker = model.model.mask_tracker
+    phase = Phase(examples, losses.dialogues, arguments.learning_rate, [tracker.sam.mask_decoder])
+    train([phase], losses.modules, plan, folder / STATE)
     save(model, processor, folder)
     return model, processor
 

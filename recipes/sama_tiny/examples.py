@@ -1,50 +1,222 @@
-"""Training examples of stage 2: dialogues and probes about toy world, and targets of the auxiliary losses."""
+"""Training examples of stage 2, frames, videos and dialogues of toy world, and the labels of the auxiliary heads."""
 
 import argparse
-from collections import defaultdict
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import distributed
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from sama.configuration_sama import SamaConfig
+from sama.configuration_sama import DENSE_FRAME_TOKEN, SamaConfig
 from sama.data.collator import IGNORED
 from sama.data.rendering import Renderer, RenderSettings
-from sama.inputs_sama import questions_by_shape
-from sama.objects_sama import Region
 from sama.processing_sama import SamaProcessor
+from sama.recipes.sama_tiny.heads import TRAJECTORY_TIMES
 from sama.recipes.sama_tiny.labels import (
-    attention_targets,
-    cells,
     colours_of_cells,
     draw_stamps,
     facts,
     looks_of_cells,
     object_ids,
+    patch_labels,
     places,
-    unique_name,
+    track_labels,
 )
 from sama.recipes.sama_tiny.mask_examples import frame_of, prompt_attributes
-from sama.toy_world.clip import Clip
+from sama.toy_world.clip import Clip, ClipConstraints, propose_clips
+from sama.toy_world.questions import (
+    ask_above,
+    ask_at_end,
+    ask_at_start,
+    ask_beside,
+    ask_check_motion,
+    ask_colour,
+    ask_hides_behind,
+    ask_identity,
+    ask_larger,
+    ask_motion,
+    ask_mover_colour,
+    ask_mover_shape,
+    ask_shape,
+    ask_size,
+)
+from sama.toy_world.tasks import TASKS, conversation
 from sama.toy_world.world import ToyWorld
 from sama.video_sama import SamaVideo
 
 
-TRAJECTORY_TIMES = 8  # moments of a clip at which heads predict the place of an object
-TASKS = {
-    "dialogue": 4, "refer_look": 2, "refer_motion": 3, "description": 0.3, "video_qa": 0.5, "caption": 0.3,
-    "still": 0.3,
+# Weights of tasks and of kinds of questions. Kinds that need several objects or a motion, which are learned last, come
+# more often than in the benchmark
+TASK_WEIGHTS = {
+    "dialogue": 6, "refer_look": 1.5, "refer_motion": 2, "description": 0.2, "video_qa": 0.7, "caption": 0.3,
+    "still": 0.3, "no_target": 0.8,
 }  # fmt: skip
-BLOCK = 4  # steps whose examples are drawn together and sorted by length
+KINDS = {
+    ask_motion: 3, ask_check_motion: 2, ask_colour: 0.5, ask_shape: 0.5, ask_size: 0.5, ask_identity: 0.7,
+    ask_beside: 0.4, ask_above: 0.4, ask_larger: 2, ask_at_start: 0.6, ask_at_end: 0.6, ask_hides_behind: 1,
+    ask_mover_colour: 2, ask_mover_shape: 2,
+}  # fmt: skip
+OPENING_SHARES = (0.35, 0.15)  # share of dialogues that open with a count, and with a question about order
+VIDEO_TASKS = {"dialogue": 4, "refer_look": 2, "refer_motion": 3, "video_qa": 1, "no_target": 0.5}
+OBJECTS_OF_A_FRAME = (2, 6)
+BLOCK = 4  # steps whose dialogues are drawn together and sorted by length
 MASK_REGIONS = 0.85  # share of dialogues with masks only as regions; the others mix in clicks, boxes and scribbles
-MASKS, REHEARSED = 512, 96  # masks per step in the first phase, and in the later ones
+MASKS = 512  # single masks of a step
+# What the generators of examples are seeded with after the seed of the run
+FRAMES, STAMPS, ORDER = 1, 2, 3
+Batch = dict[str, dict[str, torch.Tensor]]
+
+
+def practice_world(seed: int) -> ToyWorld:
+    """The dialogues of stage 2."""
+    dialogue = partial(conversation, kinds=KINDS, mode=(False, True, True), opening_shares=OPENING_SHARES)
+    tasks = TASKS | {"dialogue": lambda settings, rng: dialogue(settings, rng, bounds=settings.turns)}
+    return ToyWorld({"split": "train", "tasks": TASK_WEIGHTS}, seed, tasks)
+
+
+def stacked(labels: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(np.stack([one[name] for one in labels])) for name in labels[0]}
+
+
+def joined(labels: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(np.concatenate([one[name] for one in labels])) for name in labels[0]}
+
+
+class Examples(Dataset):
+    """
+    The batches of one phase. An item is the list of the batches of `BLOCK` steps.
+
+    Args:
+        processor (`SamaProcessor`), config (`SamaConfig`): Of the model.
+        arguments (`argparse.Namespace`): `seed`, and the batch size of the phase.
+        steps (`int`): Number of steps.
+        first (`int`): Number of steps of this kind before them, whose clips are not shown again.
+    """
+
+    def __init__(
+        self, processor: SamaProcessor, config: SamaConfig, arguments: argparse.Namespace, steps: int, first: int = 0
+    ):
+        self.processor, self.config, self.arguments = processor, config, arguments
+        self.seed, self.steps, self.first = arguments.seed, steps, first
+        self.grid, self.patch_grid = grid_size(config), patch_grid_size(config)
+        self.process, self.processes = process_index(), num_processes()
+
+    def __len__(self) -> int:
+        return -(-self.steps // BLOCK)
+
+    def __getitem__(self, block: int) -> list[Batch]:
+        """The batches of the steps of a block."""
+        return [self.batch(step) for step in self.steps_of(block)]
+
+    def steps_of(self, block: int) -> range:
+        return range(BLOCK * block, min(BLOCK * (block + 1), self.steps))
+
+    def indices(self, step: int, number: int) -> range:
+        """The indices of the clips of a step of this process."""
+        first = ((self.first + step) * self.processes + self.process) * number
+        return range(first, first + number)
+
+    def frame_labels(self, clips: list[Clip], frames: list[list[int]]) -> dict[str, torch.Tensor]:
+        """Labels of all patches and cells of these frames of each clip."""
+        pairs = [(clip, frame) for clip, own in zip(clips, frames, strict=True) for frame in own]
+        cells = [
+            {
+                "cell colours": colours_of_cells(clip, own, self.grid).reshape(len(own), self.grid**2, -1),
+                "cell looks": looks_of_cells(clip, own, self.grid),
+            }
+            for clip, own in zip(clips, frames, strict=True)
+        ]
+        return stacked([patch_labels(clip, frame, self.patch_grid) for clip, frame in pairs]) | joined(cells)
+
+    def pixel_values(self, frames: list[np.ndarray]) -> torch.Tensor:
+        return self.processor.family.frame_pixel_values(
+            self.processor.image_processor, [Image.fromarray(frame) for frame in frames]
+        )
+
+
+class FrameExamples(Examples):
+    """Single frames with two to six objects, and single masks. A clip shows the same objects in all its frames, so
+    that as many frames of clips teach less."""
+
+    def __init__(self, *arguments, **named):
+        super().__init__(*arguments, **named)
+        self.world = ToyWorld({"split": "train", "things": OBJECTS_OF_A_FRAME}, self.seed)
+
+    def batch(self, step: int) -> Batch:
+        clips = [self.clip(index) for index in self.indices(step, self.arguments.frames)]
+        labels = self.frame_labels(clips, [[0]] * len(clips))
+        inputs = {"pixel_values": self.pixel_values([clip.frames[0] for clip in clips])}
+        return {"inputs": inputs, "labels": labels, "stamps": self.stamps(step)}
+
+    def clip(self, index: int) -> Clip:
+        rng = np.random.default_rng([self.seed, FRAMES, index])
+        number = int(rng.integers(OBJECTS_OF_A_FRAME[0], OBJECTS_OF_A_FRAME[1] + 1))
+        found = propose_clips(self.world.settings, ClipConstraints(rest=True), number, 1, rng)
+        return self.world.render(next(found), rng)
+
+    def stamps(self, step: int) -> dict[str, torch.Tensor]:
+        """Flattened masks of single objects at the input size of the shape encoders, their classes and places."""
+        side = self.config.region_mask_size
+        masks, classes, spots = draw_stamps(MASKS, np.random.default_rng([self.seed, STAMPS, step, self.process]))
+        masks = F.interpolate(torch.from_numpy(masks)[:, None].float(), (side, side), mode="nearest").flatten(1)
+        return {"masks": masks, "places": spots, "classes": classes}
+
+
+class VideoExamples(Examples):
+    """The frames of clips as the language model reads them, without a question: every conversation about a clip begins
+    with these tokens, and states after them cannot change them."""
+
+    def __init__(self, *arguments, **named):
+        super().__init__(*arguments, **named)
+        self.world = ToyWorld({"split": "train", "tasks": VIDEO_TASKS}, self.seed)
+        shortest, longest = self.world.settings.frames
+        self.prefixes = dict(self.prefix(length) for length in range(shortest, longest + 1))
+        self.frames = FrameExamples(*arguments, **named)
+
+    def prefix(self, length: int) -> tuple[int, tuple[torch.Tensor, torch.Tensor]]:
+        """The number of dense frames of a clip of this length, and token ids and types up to the last of them."""
+        video = SamaVideo.open([np.zeros((64, 64, 3), dtype=np.uint8)] * length)
+        content = [{"type": "video", "video": video}, {"type": "text", "text": "."}]
+        read = self.processor.apply_chat_template([[{"role": "user", "content": content}]])
+        types = read["mm_token_type_ids"][0]
+        end = int((types == DENSE_FRAME_TOKEN).nonzero()[-1]) + 1
+        return len(self.processor.choose_frames(video).dense), (read["input_ids"][0, :end], types[:end])
+
+    def batch(self, step: int) -> Batch:
+        clips = [self.world.generate(index)[1] for index in self.indices(step, self.arguments.videos)]
+        frames = [list(self.processor.choose_frames(SamaVideo.open(list(clip.frames))).dense) for clip in clips]
+        shown = [clip.frames[frame] for clip, own in zip(clips, frames, strict=True) for frame in own]
+        prefixes = [self.prefixes[len(own)] for own in frames]
+        pad = partial(torch.nn.utils.rnn.pad_sequence, batch_first=True, padding_side="left")
+        inputs = {
+            "pixel_values": self.pixel_values(shown),
+            "input_ids": pad([ids for ids, _ in prefixes], padding_value=self.processor.tokenizer.pad_token_id),
+            "mm_token_type_ids": pad([types for _, types in prefixes]),
+            "attention_mask": pad([torch.ones_like(ids) for ids, _ in prefixes]),
+        }
+        labels = self.frame_labels(clips, frames) | track_labels_of(clips, frames, self.grid)
+        return {"inputs": inputs, "labels": labels, "frames": self.frames.batch(step)}
+
+
+def track_labels_of(clips: list[Clip], frames: list[list[int]], grid: int) -> dict[str, torch.Tensor]:
+    """[`labels.track_labels`] of several clips, with `cells` and `video_cells`, all cells of videos, as indices of all
+    dense cells of the batch. The tiles of still images have no labels: their frame list is empty."""
+    found, first = [], 0
+    for clip, own in zip(clips, frames, strict=True):
+        number = len(own) * grid**2
+        if clip.num_frames > 1:
+            labels = track_labels(clip, own, grid)
+            found.append(labels | {"cells": first + labels["cells"], "video_cells": first + np.arange(number)})
+        first += number
+    return joined(found)
 
 
 @dataclass
-class TrainingExample:
+class Dialogue:
     """A conversation about a clip, and the objects that it refers to.
 
     Args:
@@ -52,7 +224,8 @@ class TrainingExample:
         clip (`Clip`): The clip.
         subjects (`list[int]`): Index of the object that each user turn asks about, -1 if unknown.
         regions, segs (`list[int]`): Index of the object of each region and of each [SEG], in reading order.
-        frames (`list[int]`): The context frames.
+        context, dense (`list[int]`): The context frames and the dense frames; the former are zeros for the tiles of a
+            still image.
         shown (`int`): The frame in which the masks of the [SEG]s are supervised.
     """
 
@@ -61,66 +234,37 @@ class TrainingExample:
     subjects: list[int]
     regions: list[int]
     segs: list[int] = field(default_factory=list)
-    frames: list[int] = field(default_factory=list)
+    context: list[int] = field(default_factory=list)
+    dense: list[int] = field(default_factory=list)
     shown: int = 0
 
-    @property
-    def whole_frames(self) -> bool:
-        """Whether the context frames are frames of a video, not tiles of a still image."""
-        return len(self.frames) <= self.clip.num_frames
 
+class DialogueExamples(Examples):
+    """
+    Dialogues. Those of a block are drawn together and sorted by length.
 
-class TrainingExamples(Dataset):
-    """A data set of blocks of `BLOCK` steps; an item is the list of batches of a block."""
+    Args:
+        with_masks (`bool`): Whether each batch has a frame of each dialogue for SAM 2, and masks of the [SEG]s in it.
+    """
 
-    def __init__(self, processor: SamaProcessor, config: SamaConfig, arguments: argparse.Namespace):
-        self.processor, self.config, self.arguments, self.seed = processor, config, arguments, arguments.seed
-        self.grid, self.process, self.processes = grid_size(config), process_index(), num_processes()
-        self.world = ToyWorld({"split": "train", "tasks": TASKS}, self.seed)
-        moving = {"dialogue": 3, "caption": 1, "refer_look": 1}
-        self.probe_world = ToyWorld({"split": "train", "tasks": moving}, self.seed + 1)
+    def __init__(self, *arguments, with_masks: bool = False, **named):
+        super().__init__(*arguments, **named)
+        self.world, self.with_masks = practice_world(self.seed), with_masks
 
-    @property
-    def phases(self) -> tuple[int, int, int]:
-        """Number of steps up to the end of each of the three phases."""
-        masks, arguments = self.arguments.mask_steps, self.arguments
-        return masks, masks + arguments.probe_steps, masks + arguments.probe_steps + arguments.dialogue_steps
+    def __getitem__(self, block: int) -> list[Batch]:
+        steps, size = self.steps_of(block), self.arguments.dialogues
+        drawn = [self.dialogue(index) for step in steps for index in self.indices(step, size)]
+        drawn.sort(key=lambda one: len(one.messages))
+        order = np.random.default_rng([self.seed, ORDER, block]).permutation(len(steps))
+        batches = [drawn[place * size : (place + 1) * size] for place in order]
+        return [{"inputs": self.encode(own), "labels": self.labels(own)} for own in batches]
 
-    def __len__(self) -> int:
-        return -(-self.phases[-1] // BLOCK)
-
-    def __getitem__(self, block: int) -> list[dict[str, dict[str, torch.Tensor]]]:
-        """The batch of each step of a block: `stamps` and, after the first phase, `inputs` and `targets`."""
-        steps = range(BLOCK * block, min(BLOCK * (block + 1), self.phases[-1]))
-        batches = [{"stamps": self.stamps(step)} for step in steps]
-        for with_language in (False, True):
-            own = [
-                place
-                for place, step in enumerate(steps)
-                if self.phases[0] <= step and with_language == (step >= self.phases[1])
-            ]
-            for place, examples in zip(own, self.of_similar_length(block, len(own), with_language), strict=True):
-                inputs = self.encode(examples)
-                batches[place] |= {"inputs": inputs, "targets": self.targets(examples, inputs)}
-        return batches
-
-    def of_similar_length(self, block: int, steps: int, with_language: bool) -> list[list[TrainingExample]]:
-        """The examples of some steps of a block, sorted by number of messages and split into batches."""
-        size, draw = self.arguments.batch_size, self.dialogue if with_language else self.probe
-        first = (block * self.processes + self.process) * BLOCK * size
-        drawn = sorted((draw(first + number) for number in range(steps * size)), key=lambda one: len(one.messages))
-        order = np.random.default_rng([self.seed, 2, block]).permutation(steps)
-        return [drawn[place * size : (place + 1) * size] for place in order]
-
-    def dialogue(self, index: int) -> TrainingExample:
+    def dialogue(self, index: int) -> Dialogue:
         """A record of toy world, rendered like the Trainer does."""
         rng = np.random.default_rng([self.seed, index])
         task, clip, turns = self.world.generate(index)
         record = self.world.record(index, task, clip, turns)
-        if task == "still":
-            video = SamaVideo.open(clip.frames[0])
-        else:
-            video = SamaVideo.open(list(clip.frames))
+        video = SamaVideo.open(clip.frames[0] if task == "still" else list(clip.frames))
         shape = "mask" if rng.random() < MASK_REGIONS else "mixed"
         sample = Renderer(self.processor, RenderSettings(regions=shape))(record, video, None, rng)
         asked = [message for message in record["messages"] if message["role"] == "user"]
@@ -130,145 +274,66 @@ class TrainingExamples(Dataset):
             (regions or object_ids(answer, "grounded", "objects") or [-1])[0]
             for regions, answer in zip(pointed, answers, strict=False)
         ]
-        regions = [thing for one in pointed for thing in one]
         segs = [int(name) for name in sample.objects]
-        shown = frame_of(clip, segs, rng) if segs else 0
-        example = TrainingExample(sample.messages, clip, subjects, regions, segs, shown=shown)
-        return self.with_context_frames(example, video)
+        found = Dialogue(sample.messages, clip, subjects, [thing for one in pointed for thing in one], segs)
+        if video.is_image:
+            found.context = [0] * len(self.processor.tile_pixel_values(video))
+        else:
+            frames = self.processor.choose_frames(video)
+            found.context, found.dense = list(frames.context), list(frames.dense)
+        found.shown = frame_of(clip, segs, rng) if segs else 0
+        return found
 
-    def probe(self, index: int) -> TrainingExample:
-        """A clip and short questions about each of its objects, by region and, if one is unique, by name."""
-        rng = np.random.default_rng([self.seed, 1, index])
-        clip = self.probe_world.generate(index)[1]
-        video = SamaVideo.open(list(clip.frames))
-        dense = self.processor.choose_frames(video).dense
-        messages, subjects, regions = [], [], []
-        for thing in range(len(clip.objects)):
-            name, seen = unique_name(clip, thing, rng), [frame for frame in dense if clip.seen[thing, frame]]
-            for by_name in (False, True):
-                if not seen or (by_name and name is None):
-                    continue
-                frame = seen[rng.integers(len(seen))]
-                part = {"type": "region", "region": Region(frame=frame, mask=clip.masks[thing, frame])}
-                content = [{"type": "text", "text": f"Find {name}."}] if by_name else [part]
-                messages += [{"role": "user", "content": content}]
-                messages += [{"role": "assistant", "content": [{"type": "text", "text": "."}]}]
-                subjects.append(thing)
-                regions += [] if by_name else [thing]
-        messages[0]["content"].insert(0, {"type": "video", "video": video})
-        return self.with_context_frames(TrainingExample(messages, clip, subjects, regions), video)
-
-    def with_context_frames(self, example: TrainingExample, video: SamaVideo) -> TrainingExample:
-        """Set the context frames: frame indices of a clip, or zeros for the tiles of a still image."""
-        tiles = len(self.processor.tile_pixel_values(video)) if video.is_image else 0
-        example.frames = [0] * tiles if tiles else list(self.processor.choose_frames(video).context)
-        return example
-
-    def encode(self, examples: list[TrainingExample]) -> dict[str, torch.Tensor]:
+    def encode(self, dialogues: list[Dialogue]) -> dict[str, torch.Tensor]:
         """Model inputs with labels."""
         batch = self.processor.apply_chat_template(
-            [example.messages for example in examples], add_generation_prompt=False, return_assistant_tokens_mask=True
+            [one.messages for one in dialogues], add_generation_prompt=False, return_assistant_tokens_mask=True
         )
         batch["labels"] = batch["input_ids"].masked_fill(batch.pop("assistant_masks") == 0, IGNORED)
         return dict(batch)
 
-    def stamps(self, step: int) -> dict[str, torch.Tensor]:
-        """Flattened masks of single objects at the input size of the shape encoders, their classes and places."""
-        number, side = (MASKS if step < self.phases[0] else REHEARSED), self.config.region_mask_size
-        masks, classes, spots = draw_stamps(number, np.random.default_rng([self.seed, 3, step, self.process]))
-        masks = F.interpolate(torch.from_numpy(masks)[:, None].float(), (side, side), mode="nearest").flatten(1)
-        return {"masks": masks, "places": spots, **classes}
+    def labels(self, dialogues: list[Dialogue]) -> dict[str, torch.Tensor]:
+        """The labels of all heads and prompts; see the methods below and [`track_labels_of`]."""
+        labels = self.context_labels(dialogues)
+        labels |= track_labels_of([one.clip for one in dialogues], [one.dense for one in dialogues], self.grid)
+        for name, things in (
+            ("region", [(one.clip, thing) for one in dialogues for thing in one.regions]),
+            ("seg", [(one.clip, thing) for one in dialogues for thing in one.segs]),
+        ):
+            if things:
+                labels[f"{name} classes"] = torch.tensor([facts(*one) for one in things])
+                labels[f"{name} trajectory"] = torch.from_numpy(np.stack([trajectory_of(*one) for one in things]))
+        if things:
+            looks, spots = prompt_attributes(things)
+            labels |= {"prompt looks": torch.from_numpy(looks), "prompt places": torch.from_numpy(spots)}
+            if self.with_masks:
+                labels |= self.mask_labels([one for one in dialogues if one.segs])
+        return labels
 
-    def targets(self, examples: list[TrainingExample], inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The targets of all heads and prompts; see the methods below. Targets of questions are ordered by the
-        number of context frames, like in the aggregator."""
-        questions = [(example, subject) for example in examples for subject in example.subjects]
-        regions = [(example.clip, thing) for example in examples for thing in example.regions]
-        segs = [(example.clip, thing) for example in examples for thing in example.segs]
-        targets = self.context_targets(questions) | self.frame_targets(examples, inputs)
-        groups = questions_by_shape(inputs["num_context_frames"][:, None], inputs["question_samples"])
-        targets |= self.question_targets([questions[place] for group in groups for place in group.tolist()])
-        if regions:
-            targets["regions"] = torch.tensor([facts(*one) for one in regions]).T
-            targets["trajectory"] = torch.from_numpy(np.stack([trajectory_of(*one) for one in regions]))
-        if segs:
-            targets |= dict(zip(("looks", "places"), map(torch.from_numpy, prompt_attributes(segs)), strict=True))
-            targets["seg trajectory"] = torch.from_numpy(np.stack([trajectory_of(*one) for one in segs]))
-            targets |= self.mask_targets([example for example in examples if example.segs])
-        return targets
-
-    def mask_targets(self, examples: list[TrainingExample]) -> dict[str, torch.Tensor]:
-        """A frame of each example as input of SAM 2, (num_examples, 3, size, size); and for each [SEG] the row of
+    def mask_labels(self, dialogues: list[Dialogue]) -> dict[str, torch.Tensor]:
+        """A frame of each dialogue as input of SAM 2, (num_dialogues, 3, size, size); and for each [SEG] the row of
         its frame and its mask, (num_segs, height, width)."""
         return {
-            "sam frames": torch.stack(
-                [self.processor.sam_pixel_values(example.clip.frames[example.shown]) for example in examples]
+            "sam_pixel_values": torch.stack(
+                [self.processor.sam_pixel_values(one.clip.frames[one.shown]) for one in dialogues]
             ),
-            "seg rows": torch.arange(len(examples)).repeat_interleave(
-                torch.tensor([len(example.segs) for example in examples])
+            "seg rows": torch.arange(len(dialogues)).repeat_interleave(
+                torch.tensor([len(one.segs) for one in dialogues])
             ),
-            "seg masks": torch.from_numpy(
-                np.concatenate([example.clip.masks[example.segs, example.shown] for example in examples])
-            ),
+            "seg masks": torch.from_numpy(np.concatenate([one.clip.masks[one.segs, one.shown] for one in dialogues])),
         }
 
-    def frame_targets(
-        self, examples: list[TrainingExample], inputs: dict[str, torch.Tensor]
-    ) -> dict[str, torch.Tensor]:
-        """For each cell of the context frames the content by colour, and the shape and size of the object that
-        covers most of it. Tiles of still images are excluded."""
-        counts = zip(inputs["num_context_frames"].tolist(), inputs["num_extra_frames"].tolist(), strict=True)
-        rows, first, held, seen = [], 0, [], []
-        for example, (context, extra) in zip(examples, counts, strict=True):
-            if example.whole_frames:
-                rows += range(first, first + context)
-                held.append(
-                    colours_of_cells(example.clip, example.frames, self.grid).reshape(context, self.grid**2, -1)
-                )
-                seen.append(looks_of_cells(example.clip, example.frames, self.grid))
-            first += context + extra
-        return {
-            "frames": torch.tensor(rows),
-            "colours": torch.from_numpy(np.concatenate(held)),
-            "seen": torch.from_numpy(np.concatenate(seen)),
-        }
-
-    def context_targets(self, questions: list[tuple[TrainingExample, int]]) -> dict[str, torch.Tensor]:
+    def context_labels(self, dialogues: list[Dialogue]) -> dict[str, torch.Tensor]:
         """Place of the object in question in the frame of each context token, and a mask of the known ones."""
-        known = [[subject >= 0 and example.whole_frames] * len(example.frames) for example, subject in questions]
-        where = [places(example.clip, [max(subject, 0)], example.frames)[0] for example, subject in questions]
+        questions = [(one, subject) for one in dialogues for subject in one.subjects]
+        known = [[subject >= 0 and bool(one.dense)] * len(one.context) for one, subject in questions]
+        where = [places(one.clip, [max(subject, 0)], one.context)[0] for one, subject in questions]
         known = torch.tensor([one for tokens in known for one in tokens])
         return {"context known": known, "context": torch.from_numpy(np.concatenate(where))[known]}
 
-    def question_targets(self, questions: list[tuple[TrainingExample, int]]) -> dict[str, torch.Tensor]:
-        """Colour and shape of the object in question. And for each pair of a question with known subject and a
-        context frame of its video: its index among all `pairs`; its question (`pair questions`); the object's
-        content of each cell (`held`); the target of the cells' attention to temporal tokens (`attention`) and
-        its `weights`. Cells of the object, cells of other objects and background cells have the same total
-        weight."""
-        classes = [facts(example.clip, thing)[:2] if thing >= 0 else [IGNORED] * 2 for example, thing in questions]
-        found, first, counted = defaultdict(list), 0, 0
-        for number, (example, subject) in enumerate(questions):
-            pairs = first + np.arange(len(example.frames))
-            first += len(example.frames)
-            if subject < 0 or not example.whole_frames:
-                continue
-            masks, counted = example.clip.masks[:, example.frames], counted + 1
-            found["pairs"].append(pairs)
-            found["pair questions"].append(np.full(len(example.frames), number))
-            found["held"].append(cells(masks[subject], self.grid, of_frame=True))
-            found["attention"].append(
-                attention_targets(masks[subject], self.grid, self.config.aggregator_config.num_temporal_queries)
-            )
-            thing, things = (cells(mask, self.grid)[..., 0] > 0 for mask in (masks[subject], masks.any(0)))
-            kinds = [kind for kind in (thing, things & ~thing, ~things) if kind.any()]
-            found["weights"].append(sum(kind / kind.sum() for kind in kinds).astype(np.float32) / len(kinds))
-        pairs = {name: torch.from_numpy(np.concatenate(parts)) for name, parts in found.items()}
-        return pairs | {"counted": torch.tensor(counted), "subjects": torch.tensor(classes).T}
-
 
 def trajectory_of(clip: Clip, thing: int) -> np.ndarray:
-    """The places of an object at `TRAJECTORY_TIMES` moments, see [`places`]."""
+    """The places of an object at `TRAJECTORY_TIMES` moments, see [`labels.places`]."""
     moments = np.linspace(0, clip.num_frames - 1, TRAJECTORY_TIMES).round().astype(int)
     return places(clip, [thing], moments)[0]
 
@@ -276,6 +341,12 @@ def trajectory_of(clip: Clip, thing: int) -> np.ndarray:
 def grid_size(config: SamaConfig) -> int:
     """Number of cells along a side of a frame."""
     return int(config.backbone_config.image_seq_length**0.5)
+
+
+def patch_grid_size(config: SamaConfig) -> int:
+    """Number of patches of the vision tower along a side of a frame."""
+    vision = config.backbone_config.vision_config
+    return vision.image_size[0] // vision.patch_size[0]
 
 
 def num_processes() -> int:

@@ -19,12 +19,12 @@ from sama.modeling_sama import SamaForConditionalGeneration
 
 
 PANELS = (  # title, log file, metrics
-    ("SAM 2: IoU", "masks.log", ("words", "points", "memory")),
-    ("accuracy on regions and masks", "language.log", ("pooled colour", "shape shape", "shape size")),
-    ("position error in pixels of 64", "language.log", ("context px", "trajectory px")),
-    ("accuracy on hidden states of a region", "language.log",
-     ("state colour", "state shape", "state size", "state motion")),
-    ("dialogues", "language.log", ("loss language", "token", "prompt")),
+    ("SAM 2: IoU", "masks.log", ("points", "words", "prompted", "memory")),
+    ("patches of single frames: accuracy", "videos.log", ("patch colour", "patch shape", "patch size")),
+    ("cells of videos: accuracy", "videos.log", ("track colour", "track shape", "track size", "track motion")),
+    ("cells of dialogues: accuracy", "language.log", ("track shape", "track motion", "region motion", "seg motion")),
+    ("position error in pixels of 64", "language.log", ("past px", "context px", "region px", "seg px")),
+    ("dialogues", "language.log", ("entropy", "decisive", "prompt", "mask IoU")),
 )  # fmt: skip
 LINE = re.compile(r"^step (\d+):(.*)$")
 PAIR = re.compile(r"([A-Za-z ]+?) (-?[\d.]+(?:e[+-]?\d+)?)(?:,|$)")
@@ -52,7 +52,7 @@ def read_log(path: Path) -> list[dict]:
     for line in path.read_text(encoding="utf-8").splitlines():
         match = LINE.match(line)
         if match:
-            pairs = PAIR.findall(match[2].replace("IoU by", ""))
+            pairs = PAIR.findall(match[2])
             found.append({"step": int(match[1]), **{name.strip(): float(value) for name, value in pairs}})
     return found
 

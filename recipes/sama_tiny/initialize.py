@@ -8,6 +8,7 @@ temporal Q-Former.
 """
 
 import argparse
+import math
 from functools import cache
 from itertools import cycle
 from pathlib import Path
@@ -15,6 +16,7 @@ from string import Formatter
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from torch import nn
 from transformers import BertTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from sama.configuration_sama import SamaConfig
@@ -33,7 +35,8 @@ BERT_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 QFORMER_TOKENS = ["[DEC]", "<mask>", "<pos>", "[SEG]", "<p>", "</p>", "<vp>", "</vp>"]
 WORD_PIECE_SIZE = 600
 QFORMER_MAX_LENGTH = 256
-INITIAL_GAIN = 2.5
+EMBEDDING_SCALE = 0.5
+WIDTH = 192  # of the vision tower, the Q-Formers and the language model
 IMAGE_SIZE, TOKENS_PER_FRAME, SAM_IMAGE_SIZE, REGION_MASK_SIZE = 64, 16, 128, 64
 NUM_DENSE_FRAMES = 8  # all context frames of a toy clip: five are not enough to recognise a zigzag or a stop
 
@@ -196,17 +199,17 @@ def build_config(tokenizer: PreTrainedTokenizerBase, qformer_tokenizer: PreTrain
     text = {
         "model_type": "qwen2",
         "vocab_size": len(tokenizer),
-        "hidden_size": 128,
-        "intermediate_size": 384,
-        "num_hidden_layers": 6,
+        "hidden_size": WIDTH,
+        "intermediate_size": 3 * WIDTH,
+        "num_hidden_layers": 8,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "max_position_embeddings": 8192,
         "tie_word_embeddings": False,
     }
     vision = {
-        "hidden_size": 128,
-        "intermediate_size": 384,
+        "hidden_size": WIDTH,
+        "intermediate_size": 3 * WIDTH,
         "num_hidden_layers": 5,
         "num_attention_heads": 4,
         "image_size": [IMAGE_SIZE, IMAGE_SIZE],
@@ -215,11 +218,11 @@ def build_config(tokenizer: PreTrainedTokenizerBase, qformer_tokenizer: PreTrain
         "layer_scale_init_value": 1.0,  # InternVL's 0.1 slows the training of a tower with few layers
     }
     qformer = {
-        "hidden_size": 128,
-        "intermediate_size": 256,
+        "hidden_size": WIDTH,
+        "intermediate_size": 2 * WIDTH,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
-        "encoder_hidden_size": 128,
+        "encoder_hidden_size": WIDTH,
         "vocab_size": len(qformer_tokenizer),
         "max_position_embeddings": QFORMER_MAX_LENGTH,
         # Toy world never shows a clip twice, so there is no overfitting for dropout to prevent
@@ -285,22 +288,42 @@ def build_sam_config() -> dict:
     }
 
 
-def build_model(config: SamaConfig, grounding_token_ids: list[int], seed: int) -> SamaForConditionalGeneration:
-    """Initial weights in bfloat16. Parameters that SAM 2 initialises with zero are random, so that its memory has
-    an effect. Projections of the language model and the head's rows of grounding tokens have a larger variance
-    than usual; otherwise the untrained model repeats one word and never emits [SEG]."""
+def build_model(config: SamaConfig, seed: int) -> SamaForConditionalGeneration:
+    """
+    Initial weights in bfloat16. They differ from those of transformers in four ways, all found by trial (docs/log.md):
+
+    - Linear layers and convolutions are initialised as torch does it. With small normal weights the decoders of SAM 2
+      segment everything, whatever their prompt is.
+    - Embeddings have a standard deviation of 0.5, that of what the layers make.
+    - Positions of patches are Fourier features. From zeros, the vision tower learns for long where its patches are.
+    - Parameters that SAM 2 initialises with zero are random, so that its memory has an effect.
+    """
     torch.manual_seed(seed)
     model = SamaForConditionalGeneration(config)
+    embeddings = model.model.backbone.vision_tower.embeddings
     with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+                module.reset_parameters()
+            if isinstance(module, nn.Embedding):
+                module.weight.normal_(std=EMBEDDING_SCALE)
         for name, parameter in model.named_parameters():
             if not name.endswith("bias") and not parameter.any():
                 parameter.normal_(std=0.02)
-            if name.startswith("model.backbone.language_model.") and name.endswith("proj.weight"):
-                parameter *= INITIAL_GAIN
-        model.lm_head.weight[grounding_token_ids] *= INITIAL_GAIN
+        embeddings.position_embeddings[0, 1:] = EMBEDDING_SCALE * patch_positions(config)
     end, pad = config.text_config.eos_token_id, config.text_config.pad_token_id
     model.generation_config.update(eos_token_id=end, pad_token_id=pad, bos_token_id=None)
     return model.to(torch.bfloat16)
+
+
+def patch_positions(config: SamaConfig) -> torch.Tensor:
+    """Sines and cosines of the centre of each patch, of 0.5 to 4 periods in a frame: (num_patches, width)."""
+    vision = config.backbone_config.vision_config
+    grid = vision.image_size[0] // vision.patch_size[0]
+    centres = (torch.arange(grid) + 0.5) / grid
+    frequencies = 2 * math.pi * torch.logspace(-1, 2, vision.hidden_size // 4, base=2)
+    angles = [axis.reshape(-1, 1) * frequencies for axis in torch.meshgrid(centres, centres, indexing="xy")]
+    return torch.cat([wave for angle in angles for wave in (angle.sin(), angle.cos())], 1)
 
 
 def main() -> None:
@@ -320,8 +343,7 @@ def main() -> None:
         max_tiles=4,
         num_dense_frames=NUM_DENSE_FRAMES,
     )
-    grounding_token_ids = tokenizer.convert_tokens_to_ids([*GROUNDING_TOKENS, "<|im_end|>"])
-    model = build_model(config, grounding_token_ids, arguments.seed)
+    model = build_model(config, arguments.seed)
     model.save_pretrained(arguments.to)
     processor.save_pretrained(arguments.to)
     parameters = sum(parameter.numel() for parameter in model.parameters())

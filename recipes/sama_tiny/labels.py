@@ -14,6 +14,8 @@ CLOSED_SETS = {"colour": COLOURS, "shape": SHAPES, "size": SIZES, "motion": MOTI
 DIRECTED = ("zigzag", "stop", "leave")  # motions with a direction that is not part of their name
 PLACE = 4  # visibility, x, y and width, in fractions of the frame
 MIN_COVER = 0.1  # fraction of a cell
+WINDOW = 12  # parts along a side of the square around a patch
+MAX_FRAMES = 8  # dense frames of a clip at most
 CELL = 3  # covered fraction of a cell, and that fraction times mean x and y of the covered pixels, from -1 to 1
 
 
@@ -42,12 +44,81 @@ def colours_of_cells(clip: Clip, frames: list[int], grid: int) -> np.ndarray:
     return held
 
 
-def looks_of_cells(clip: Clip, frames: list[int], grid: int) -> np.ndarray:
-    """Shape and size classes of the object that covers most of each cell: (num_frames, grid * grid, 2). -100 for
-    cells of which no object covers `MIN_COVER`, and for the size of an object that grows or shrinks."""
+def owners(clip: Clip, frames: list[int], grid: int) -> np.ndarray:
+    """Index of the object that covers most of each cell, -1 where none covers `MIN_COVER` of it: (num_frames,
+    grid * grid)."""
     cover = np.stack([cells(masks[frames], grid)[..., 0] for masks in clip.masks])
-    looks = np.array([facts(clip, thing)[1:3] for thing in range(len(clip.objects))])
-    return np.where(cover.max(0)[..., None] < MIN_COVER, IGNORED, looks[cover.argmax(0)])
+    return np.where(cover.max(0) < MIN_COVER, -1, cover.argmax(0))
+
+
+def looks_of_cells(clip: Clip, frames: list[int], grid: int) -> np.ndarray:
+    """Colour, shape and size classes of the owner of each cell: (num_frames, grid * grid, 3); -100 for cells without
+    one, and for the size of an object that grows or shrinks."""
+    owner = owners(clip, frames, grid)
+    looks = np.array([facts(clip, thing)[:3] for thing in range(len(clip.objects))])
+    return np.where(owner[..., None] < 0, IGNORED, looks[owner])
+
+
+def patch_labels(clip: Clip, frame: int, grid: int) -> dict[str, np.ndarray]:
+    """
+    What each patch of a frame shows, for `grid * grid` patches.
+
+    - `patch looks` (num_patches, 3): classes of its object, see [`looks_of_cells`]
+    - `occupied` (num_patches,), bool: whether it has one; the rest is meaningless where it has none
+    - `offsets` (num_patches, 3): from the centre of the patch to that of the object, x and y, and the object's width
+    - `windows` (num_patches, WINDOW**2): covered fraction of each part of a square of 3 x 3 patches around it
+    """
+    owner, number = owners(clip, [frame], grid)[0], grid**2
+    side = clip.masks.shape[-1] // grid
+    centres = (np.stack(np.meshgrid(np.arange(grid), np.arange(grid)), -1).reshape(number, 2) + 0.5) / grid
+    spots = places(clip, list(range(len(clip.objects))), [frame])[:, 0]
+    padded = np.pad(clip.masks[:, frame], ((0, 0), (side, side), (side, side)))
+    around = np.lib.stride_tricks.sliding_window_view(padded, (3 * side, 3 * side), (1, 2))[:, ::side, ::side]
+    around = around.reshape(len(spots), number, 3 * side, 3 * side)[owner, np.arange(number)]
+    part = 3 * side // WINDOW
+    windows = around.reshape(number, WINDOW, part, WINDOW, part).mean((2, 4), dtype=np.float32)
+    return {
+        "patch looks": looks_of_cells(clip, [frame], grid)[0],
+        "occupied": owner >= 0,
+        "offsets": np.concatenate([spots[owner, 1:3] - centres, spots[owner, 3:]], 1).astype(np.float32),
+        "windows": windows.reshape(number, WINDOW**2),
+    }
+
+
+def track_labels(clip: Clip, frames: list[int], grid: int) -> dict[str, np.ndarray]:
+    """
+    What can be known in each cell of some frames from these and earlier frames, like a table of all objects that is
+    kept up to date. A cell stands for its owner or, without one, for an object that was last seen in it and is gone.
+
+    - `cells` (num_known,): indices of the cells that stand for an object, of all num_frames * grid * grid
+    - `classes` (num_known, 5): see [`facts`]; motion and direction are unknown before the last two frames
+    - `past` (num_known, MAX_FRAMES, 4): places of the object, see [`places`]
+    - `past_known` (num_known, MAX_FRAMES), bool: the frames up to the cell's own
+    - `centres` (num_frames * grid * grid,): how many objects have their centre in a cell, at most 2
+    """
+    owner, everything = owners(clip, frames, grid), list(range(len(clip.objects)))
+    spots, centres = places(clip, everything, frames), np.zeros(owner.shape, dtype=np.int64)
+    for thing in everything:
+        last = None
+        for moment, (seen, x, y, _) in enumerate(spots[thing]):
+            if seen:
+                last = min(int(y * grid), grid - 1) * grid + min(int(x * grid), grid - 1)
+                centres[moment, last] += 1
+            elif last is not None and owner[moment, last] < 0:
+                owner[moment, last] = thing
+    moments, positions = np.nonzero(owner >= 0)
+    things = owner[moments, positions]
+    classes = np.array([facts(clip, thing) for thing in everything])[things]
+    classes[moments < len(frames) - 2, 3:] = IGNORED
+    past = np.zeros((len(things), MAX_FRAMES, PLACE), dtype=np.float32)
+    past[:, : len(frames)] = spots[things]
+    return {
+        "cells": moments * grid**2 + positions,
+        "classes": classes,
+        "past": past,
+        "past_known": np.arange(MAX_FRAMES) <= moments[:, None],
+        "centres": np.minimum(centres, 2).reshape(-1),
+    }
 
 
 def places(clip: Clip, things: list[int], frames: list[int]) -> np.ndarray:
@@ -75,20 +146,9 @@ def facts(clip: Clip, thing: int) -> list[int]:
     ]
 
 
-def attention_targets(masks: np.ndarray, grid: int, tokens: int) -> np.ndarray:
-    """Target attention of each cell to `tokens` temporal tokens, for masks (num_frames, height, width): shape
-    (num_frames, grid * grid, tokens). The first four tokens encode left, right, top and bottom."""
-    cover, x, y = np.moveaxis(cells(masks, grid, of_frame=True), -1, 0)
-    share = np.minimum(1, 2 * cover)
-    x, y = (0.5 + 0.5 * total / np.maximum(cover, 1e-6) for total in (x, y))
-    sides = np.stack([1 - x, x, 1 - y, y], -1) / 2 * share[..., None]
-    rest = np.repeat((1 - share)[..., None] / (tokens - 4), tokens - 4, -1)
-    return np.concatenate([sides, rest], -1).astype(np.float32)
-
-
-def draw_stamps(number: int, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, torch.Tensor], torch.Tensor]:
-    """Random masks of single objects, some partly occluded: bool (number, SIDE, SIDE); their shape and size
-    classes; their places (number, 4)."""
+def draw_stamps(number: int, rng: np.random.Generator) -> tuple[np.ndarray, torch.Tensor, torch.Tensor]:
+    """Random masks of single objects, some partly occluded: bool (number, SIDE, SIDE); their classes (number, 3),
+    where the colour is unknown; their places (number, 4)."""
     masks, shapes, sizes = np.zeros((number, SIDE, SIDE), dtype=bool), [], []
     for mask in masks:
         shape, size = rng.integers(len(SHAPES)), rng.integers(len(SIZES))
@@ -101,7 +161,7 @@ def draw_stamps(number: int, rng: np.random.Generator) -> tuple[np.ndarray, dict
     area = masks.sum((1, 2))
     x, y = (masks.sum(axis) @ (np.arange(SIDE) + 0.5) / area / SIDE for axis in (1, 2))
     spots = np.stack([np.ones(number), x, y, np.sqrt(area) / SIDE], -1).astype(np.float32)
-    return masks, {"shape": torch.tensor(shapes), "size": torch.tensor(sizes)}, torch.from_numpy(spots)
+    return masks, torch.tensor([[IGNORED] * number, shapes, sizes]).T, torch.from_numpy(spots)
 
 
 def paste(shape: str, diameter: float, rng: np.random.Generator) -> np.ndarray:
@@ -119,16 +179,3 @@ def object_ids(message: dict, kind: str, key: str) -> list[int]:
     """Indices of the objects that parts of this kind refer to."""
     found = [part[key] for part in message["content"] if part["type"] == kind]
     return [int(name) for one in found for name in ([one] if isinstance(one, str) else one)]
-
-
-def unique_name(clip: Clip, thing: int, rng: np.random.Generator) -> str | None:
-    """A name that matches this object only: colour and shape or, half of the time, a random one. `None` for twins."""
-    own, others = clip.objects[thing], [one for one in clip.objects if one is not clip.objects[thing]]
-    names = (
-        [f"the {own.colour} {own.shape}"]
-        if all((one.colour, one.shape) != (own.colour, own.shape) for one in others)
-        else []
-    )
-    names += [f"the {own.colour} thing"] if all(one.colour != own.colour for one in others) else []
-    names += [f"the {own.shape}"] if all(one.shape != own.shape for one in others) else []
-    return names[rng.integers(len(names)) if rng.random() < 0.5 else 0] if names else None

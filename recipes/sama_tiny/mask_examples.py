@@ -7,13 +7,14 @@ import torch
 from torch.utils.data import Dataset
 
 from sama.processing_sama import SamaProcessor
-from sama.recipes.sama_tiny.labels import colours_of_cells
+from sama.recipes.sama_tiny.labels import patch_labels
 from sama.toy_world.clip import Clip, ClipConstraints, propose_clips
 from sama.toy_world.motion import SOLO_MOTIONS
 from sama.toy_world.shapes import COLOURS, SHAPES, SIZES
 from sama.toy_world.world import ToyWorld
 
 
+PHASES = ("points", "prompts", "clips")
 FRAMES, CLIP_FRAMES = 16, 5  # length of a toy clip, and frames of it in a step with memory
 STRIDES = 3  # largest distance between the frames of a step with memory
 HIDING = 0.4  # share of clips in which an object is made to hide, in addition to random ones
@@ -118,7 +119,7 @@ def point_at(mask: np.ndarray, size: int, rng: np.random.Generator) -> tuple[lis
 
 
 class MaskExamples(Dataset):
-    """The batches of stage 1 by step: `image_steps` steps with single frames, then `clip_steps` steps of which
+    """The batches of stage 1 by step: single frames in the phases of points and prompts; then steps of which
     `memory_steps` in four use short clips. Objects that are hard to tell apart are frequent, because a decoder
     that has seen few of them segments both. So are hiding objects: a decoder that has seen few of them segments
     the occluder (docs/log.md)."""
@@ -130,11 +131,25 @@ class MaskExamples(Dataset):
         self.world = ToyWorld(settings, arguments.seed)
 
     def __len__(self) -> int:
-        return self.arguments.image_steps + self.arguments.clip_steps
+        return sum(self.steps.values())
+
+    @property
+    def steps(self) -> dict[str, int]:
+        """Number of steps of each phase."""
+        return {phase: vars(self.arguments)[f"{phase.removesuffix('s')}_steps"] for phase in PHASES}
+
+    def phase(self, step: int) -> tuple[str, int, int]:
+        """The phase of a step, its first step and the one after its last."""
+        start = 0
+        for phase, steps in self.steps.items():
+            if step < start + steps:
+                return phase, start, start + steps
+            start += steps
+        raise IndexError(f"step is {step}, expected less than {start}")
 
     def with_memory(self, step: int) -> bool:
         """Whether a step uses short clips."""
-        return step >= self.arguments.image_steps and step % 4 >= 4 - self.arguments.memory_steps
+        return self.phase(step)[0] == "clips" and step % 4 >= 4 - self.arguments.memory_steps
 
     def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
         rng, memory = np.random.default_rng([self.arguments.seed, step]), self.with_memory(step)
@@ -173,11 +188,12 @@ class MaskExamples(Dataset):
         if not len(seen):
             raise ValueError(f"no object is visible in the {len(clips)} frames of this step: raise --images")
         points, labels = zip(*(point_at(masks[row], size, rng) for row in seen), strict=True)
-        held = [colours_of_cells(clip, frame, self.grid)[0, ..., 0] for clip, frame in zip(clips, chosen, strict=True)]
-        example |= {"seen": torch.from_numpy(seen), "points": torch.tensor(points, dtype=torch.float32)}
+        patches = [patch_labels(clip, frame, self.grid) for clip, (frame,) in zip(clips, chosen, strict=True)]
+        example |= {name: torch.from_numpy(np.stack([one[name] for one in patches])) for name in patches[0]}
         return example | {
+            "seen": torch.from_numpy(seen),
+            "points": torch.tensor(points, dtype=torch.float32),
             "labels": torch.tensor(labels, dtype=torch.int32),
-            "colours": torch.from_numpy(np.stack(held)),
         }
 
     def clip_batch(self, clips: list[Clip], frames: list, prompted: list[int], words: list) -> dict[str, torch.Tensor]:

@@ -1,19 +1,26 @@
 #!/usr/bin/env bash
-# Train sama-tiny from scratch. Every stage resumes if it was interrupted. Takes many hours on two CPU cores.
-# The script has not been run as a whole, see README.md.
+# Train sama-tiny from scratch on two CPU cores. Every stage goes on where it was interrupted: run the same command again.
 #
-#   bash recipes/sama_tiny/train.sh [FOLDER]      # outputs/tiny by default; the checkpoint is written to FOLDER/shipped
+#   bash recipes/sama_tiny/train.sh [FOLDER] [SEED]   # outputs/tiny and 0 by default
+#
+# The checkpoint is written to FOLDER/shipped.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 out=${1:-outputs/tiny}
+seed=${2:-0}
 python=${PYTHON:-.venv/bin/python}
+recipe=recipes/sama_tiny
+export OMP_NUM_THREADS=1
 mkdir -p "$out"
 
-[ -d "$out/start" ] || "$python" recipes/sama_tiny/initialize.py --to "$out/start"
+[ -f "$out/start/model.safetensors" ] || "$python" $recipe/initialize.py --to "$out/start" --seed "$seed"
 
-"$python" recipes/sama_tiny/train_masks.py --model "$out/start" --to "$out/points" | tee -a "$out/points.log"
-"$python" recipes/sama_tiny/train_masks.py --model "$out/points" --to "$out/masks" --keep --from-points \
-    --image-steps 700 --clip-steps 500 --memory-steps 1 | tee -a "$out/masks.log"
-"$python" recipes/sama_tiny/train_language.py --model "$out/start" --masks "$out/masks" --to "$out/language" \
-    --decoder-rate 0.2 | tee -a "$out/language.log"
-"$python" recipes/sama_tiny/finish.py --run "$out" --to "$out/shipped"
+# Stages 1 and 2 need nothing of each other: one core each
+"$python" $recipe/train_masks.py --model "$out/start" --to "$out/masks" --seed "$seed" >> "$out/masks.log" &
+masks=$!
+"$python" $recipe/train_videos.py --model "$out/start" --to "$out/videos" --seed "$seed" --compile >> "$out/videos.log"
+wait "$masks"
+
+"$python" -m torch.distributed.run --nproc_per_node 2 $recipe/train_language.py --videos "$out/videos" \
+    --masks "$out/masks" --to "$out/language" --seed "$seed" --compile >> "$out/language.log"
+"$python" $recipe/finish.py --run "$out" --to "$out/shipped"

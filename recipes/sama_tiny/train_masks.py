@@ -2,17 +2,15 @@
 
     python recipes/sama_tiny/train_masks.py --model outputs/tiny/start --to outputs/tiny/masks
 
-A learned prompt of colour, shape, size and place replaces [SEG] and goes to the fine-tuned decoder; clicks and boxes
-go to the original one. On short clips memory carries the masks through frames without prompt. The weights of SAM 2 are
-initialised as torch does it: with the small normal weights of transformers the decoders segment everything and ignore
-their prompt (docs/log.md).
+Three phases, each with its own learning rate schedule.
 
---keep          Start from the weights of the model. The prompts, which a checkpoint does not contain, are learned in
-                the first phase. After it prompts and image encoder are frozen, because stage 2 depends on the prompts
-                and steps with memory degrade the encoder.
---from-points   Initialise the fine-tuned decoder with the original one, as in SAM 2's checkpoints. The original one
-                uses the position of its prompt, which a decoder trained on appearance does not learn (docs/log.md).
---prompts       Start from given prompts and freeze the image encoder, on whose features they were learned.
+1. Points (`--point-steps`): the image encoder, with auxiliary heads on its patches (heads.py), and the decoder of
+   clicks and boxes, on single frames.
+2. Prompts (`--prompt-steps`): a learned prompt of colour, shape, size and place replaces [SEG] and goes to the
+   fine-tuned decoder, which starts as a copy of the other one, as in SAM 2's checkpoints: a decoder that learned looks
+   first does not come to use places (docs/log.md). The image encoder is frozen.
+3. Clips (`--clip-steps`): on short clips memory carries the masks through frames without prompt. Prompts are frozen,
+   too.
 
 An interrupted run resumes from `state.pt` with identical losses.
 """
@@ -22,7 +20,6 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +34,7 @@ from sama.losses_sama import mask_bce, mask_dice, mask_iou
 from sama.modeling_sama import SamaForConditionalGeneration
 from sama.modeling_sama_tracker import ObjectMasks, SamaMaskTracker, TrackedFrame
 from sama.processing_sama import SamaProcessor
+from sama.recipes.sama_tiny.heads import PatchHeads
 from sama.recipes.sama_tiny.mask_examples import FRAMES, MaskExamples, look_of, place_of
 from sama.toy_world.shapes import COLOURS, SHAPES, SIZES
 
@@ -44,7 +42,7 @@ from sama.toy_world.shapes import COLOURS, SHAPES, SIZES
 WARM_UP, FLOOR, WEIGHT_DECAY = 50, 0.05, 0.01
 # Small objects have few pixels, so dice has the weight of BCE, unlike in the published recipe
 BCE_WEIGHT, DICE_WEIGHT, IOU_WEIGHT, PRESENCE_WEIGHT = 2.0, 2.0, 0.1, 0.2
-CELLS_WEIGHT = 20.0
+HEAD_WEIGHTS = {"patch looks": 0.3, "occupied": 0.5, "offsets": 3.0, "windows": 3.0}
 # Keeps features from growing beyond the position encodings added to them, of magnitude 1 (docs/log.md)
 SCALE_WEIGHT = 0.1
 # Initial weights in a prompt of an object's mean, first and last centre, and of each attribute
@@ -87,7 +85,7 @@ class AttributePrompts(nn.Module):
 
 
 class MaskTraining:
-    """The tracker, its attribute prompts, and the losses of a step."""
+    """The tracker, its attribute prompts, auxiliary heads on its image features, and the losses of a step."""
 
     def __init__(self, tracker: SamaMaskTracker, processor: SamaProcessor, seed: int):
         self.tracker, self.processor = tracker, processor
@@ -95,13 +93,35 @@ class MaskTraining:
             torch.manual_seed(seed)
             self.width = tracker.config.mask_config.prompt_encoder_config.hidden_size
             self.prompts = AttributePrompts.of_tracker(tracker)
-            self.cells = nn.Linear(self.width, len(COLOURS))
+            self.heads = PatchHeads(self.width)
         self.generator = torch.Generator()
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """What is trained, by its name in `state.pt`."""
+        return {"tracker": self.tracker, "prompts": self.prompts, "heads": self.heads}
 
     def examples(self, arguments: argparse.Namespace) -> MaskExamples:
         """The training batches, at the sizes of this tracker."""
         grid = self.tracker.sam.backbone_feature_sizes[-1][0]
         return MaskExamples(self.processor, grid, self.width, arguments)
+
+    def enter(self, phase: str) -> None:
+        """Choose what a phase trains. Masks by clicks stay as the first phase leaves them."""
+        sam = self.tracker.sam
+        of_points = [sam.vision_encoder, sam.prompt_encoder, self.tracker.original_mask_decoder, self.heads]
+        trained = {"points": of_points, "prompts": [sam.mask_decoder, self.prompts], "clips": [sam]}[phase]
+        frozen = [sam.vision_encoder, sam.prompt_encoder] if phase == "clips" else []
+        for modules, train in ((self.modules.values(), False), (trained, True), (frozen, False)):
+            for module in modules:
+                module.requires_grad_(train)
+        sam.no_memory_embedding.requires_grad_(phase == "points")
+
+    def loss(self, phase: str, example: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
+        """Loss and metrics of a step of a phase."""
+        if phase == "points":
+            return self.point_loss(example)
+        return self.prompt_loss(example) if "seen" in example else self.clip_loss(example)
 
     @contextmanager
     def any_candidate(self, step: int) -> Iterator[None]:
@@ -128,28 +148,27 @@ class MaskTraining:
             object_score,
         )
 
-    def image_loss(self, example: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
-        """Loss and metrics of single frames, see [`MaskExamples.frame_batch`]."""
-        tracker = self.tracker
+    def point_loss(self, example: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
+        """Loss and metrics of single frames by clicks and boxes, see [`MaskExamples.frame_batch`]."""
+        tracker, seen = self.tracker, example["seen"]
         features = tracker.encode_frames(example["pixels"])
-        found = self.cells(features.image.flatten(2).transpose(1, 2))  # (frames, cells, colours)
-        cells_loss = CELLS_WEIGHT * F.mse_loss(found, example["colours"])
+        losses, metrics = self.heads.losses(features.image.flatten(2).transpose(1, 2), example)
         scale = features.image.square().mean()
-        features = features.take(example["rows"])
+        chosen = features.take(example["rows"]).take(seen)
+        found = tracker.segment_points(chosen, example["points"], example["labels"]).transpose()
+        loss, overlap, _ = compare_masks([found], example["masks"][seen], self.processor)
+        loss = loss + sum(HEAD_WEIGHTS[name] * value for name, value in losses.items())
+        report = {"points": overlap.mean().item(), "scale": scale.item()}
+        report |= {name: value.item() for name, value in metrics.items()}
+        return loss + SCALE_WEIGHT * F.relu(scale - 1), report
+
+    def prompt_loss(self, example: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
+        """Loss and metrics of single frames by attributes."""
+        features = self.tracker.encode_frames(example["pixels"]).take(example["rows"])
         prompts = self.prompts(example["looks"], example["places"]) + example["noise"]
-        loss, overlap, present = compare_masks(
-            [tracker.segment_objects(features, prompts)], example["masks"], self.processor
-        )
-        seen = example["seen"]
-        report = {"words": overlap[seen].mean().item()}
-        if scale.requires_grad:  # the image encoder learns
-            loss = loss + cells_loss + SCALE_WEIGHT * F.relu(scale - 1)
-            report |= {"cells": cells_loss.item(), "scale": scale.item()}
-        if not next(tracker.original_mask_decoder.parameters()).requires_grad:
-            return loss, report
-        by_points = tracker.segment_points(features.take(seen), example["points"], example["labels"]).transpose()
-        loss_of_points, overlap_of_points, _ = compare_masks([by_points], example["masks"][seen], self.processor)
-        return loss + loss_of_points, report | {"points": overlap_of_points.mean().item()}
+        found = self.tracker.segment_objects(features, prompts)
+        loss, overlap, _ = compare_masks([found], example["masks"], self.processor)
+        return loss, {"words": overlap[example["seen"]].mean().item()}
 
     def clip_loss(self, example: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
         """Loss and metrics of short clips: one or two frames are prompted by attributes, memory reaches the others."""
@@ -195,15 +214,6 @@ def compare_masks(
     return loss + PRESENCE_WEIGHT * presence, overlap, present
 
 
-def reset_parameters(module: nn.Module, seed: int) -> None:
-    """Re-initialise all linear layers and convolutions with the defaults of torch."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        for layer in module.modules():
-            if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
-                layer.reset_parameters()
-
-
 def schedule(step: int, steps: int) -> float:
     """Factor on the learning rate: linear warm-up, then a cosine decay to `FLOOR`."""
     wave = 0.5 * (1 + math.cos(math.pi * step / steps))
@@ -211,42 +221,35 @@ def schedule(step: int, steps: int) -> float:
 
 
 def train(training: MaskTraining, arguments: argparse.Namespace, state_path: Path) -> None:
-    """Run both phases, resuming from `state_path` if it exists: `image_steps` with frames, then `clip_steps`, some
-    of them with clips."""
-    parts = nn.ModuleDict({"tracker": training.tracker, "prompts": training.prompts, "cells": training.cells})
-    parts.to(arguments.device)
-    parameters = [*parts.parameters()]
+    """Run the three phases, resuming from `state_path` if it exists."""
+    modules = nn.ModuleDict(training.modules).to(arguments.device)
+    parameters = [*modules.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=arguments.learning_rate, weight_decay=WEIGHT_DECAY)
     examples = training.examples(arguments)
-    first = load_state(state_path, dict(parts), optimizer, arguments.device)
-    steps, sums = len(examples), defaultdict(list)
-    schedules = (0, arguments.image_steps, steps) if arguments.keep else (0, steps)
-    by_points = nn.ModuleList([training.tracker.original_mask_decoder, training.tracker.sam.prompt_encoder])
+    first, sums = load_state(state_path, training.modules, optimizer, arguments.device), defaultdict(list)
     for step, example in enumerate(prefetch(examples, first, arguments), start=first):
-        if arguments.keep:
-            first_phase = step < arguments.image_steps
-            training.prompts.requires_grad_(first_phase)
-            training.tracker.sam.vision_encoder.requires_grad_(
-                first_phase and not arguments.from_points and not arguments.prompts
-            )
-            by_points.requires_grad_(not (first_phase and arguments.from_points))
+        phase, start, end = examples.phase(step)
+        training.enter(phase)
+        if phase == "prompts" and step == start:
+            tracker = training.tracker
+            tracker.sam.mask_decoder.load_state_dict(tracker.original_mask_decoder.state_dict())
         torch.manual_seed(arguments.seed + step)  # dropout in the memory
-        start, end = next(bounds for bounds in pairwise(schedules) if step < bounds[1])
         for group in optimizer.param_groups:
             group["lr"] = arguments.learning_rate * schedule(step - start, end - start)
         optimizer.zero_grad()
         with training.any_candidate(step):
-            loss, report = (training.clip_loss if examples.with_memory(step) else training.image_loss)(example)
+            loss, report = training.loss(phase, example)
         loss.backward()
         for name, value in report.items():
             sums[name].append(value)
         nn.utils.clip_grad_norm_([each for each in parameters if each.grad is not None], 1.0)
         optimizer.step()
-        if (step + 1) % arguments.log_steps == 0 or step + 1 == steps:
-            print(f"step {step + 1}: IoU by", ", ".join(f"{k} {np.mean(v):.3f}" for k, v in sums.items()), flush=True)
+        last = step + 1 == len(examples)
+        if (step + 1) % arguments.log_steps == 0 or last:
+            print(f"step {step + 1}:", ", ".join(f"{k} {np.mean(v):.3f}" for k, v in sums.items()), flush=True)
             sums.clear()
-        if (step + 1) % arguments.save_steps == 0 or step + 1 == steps:
-            save_state(state_path, dict(parts), optimizer, step + 1)
+        if (step + 1) % arguments.save_steps == 0 or last:
+            save_state(state_path, training.modules, optimizer, step + 1)
 
 
 def load_state(path: Path, modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer, device: str) -> int:
@@ -298,17 +301,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="a model made by recipes/sama_tiny/initialize.py")
     parser.add_argument("--to", type=Path, required=True, help="output folder")
-    parser.add_argument("--image-steps", type=int, default=3000, help="steps of the first phase, on frames")
-    parser.add_argument("--clip-steps", type=int, default=3000, help="steps of the second phase, some with memory")
-    parser.add_argument("--memory-steps", type=int, default=3, choices=range(5), help="steps in four with memory")
+    for name, steps, about in (
+        ("point", 1000, "on frames, by clicks and boxes"),
+        ("prompt", 800, "on frames, by attributes"),
+        ("clip", 1200, "on clips, some on frames"),
+    ):
+        parser.add_argument(f"--{name}-steps", type=int, default=steps, help=f"steps {about}")
+    parser.add_argument("--memory-steps", type=int, default=3, choices=range(5), help="clip steps in four with memory")
     parser.add_argument("--images", type=int, default=16, help="frames per step without memory")
     parser.add_argument("--clips", type=int, default=4, help="clips per step with memory")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--keep", action="store_true", help="start from the model's weights")
-    parser.add_argument("--prompts", type=Path, help="with --keep: state.pt of prompts to start from")
-    parser.add_argument(
-        "--from-points", action="store_true", help="with --keep: initialise the decoder of [SEG] with that of points"
-    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--num-workers", type=int, default=0, help="processes that generate clips")
@@ -316,22 +318,10 @@ def main() -> None:
     parser.add_argument("--save-steps", type=int, default=200)
     parser.add_argument("--examined", type=int, default=100, help="number of validation clips")
     arguments = argparse.Namespace(**vars(parser.parse_args()), split="train")
-    if arguments.from_points and not arguments.keep:
-        parser.error("--from-points needs --keep: without it the decoder of points is untrained")
-    if arguments.prompts and not arguments.keep:
-        parser.error("--prompts needs --keep: without it the image encoder is untrained and the prompts do not fit it")
     model = SamaForConditionalGeneration.from_pretrained(arguments.model, dtype=torch.float32)
     processor = SamaProcessor.from_pretrained(arguments.model, trust_remote_code=True)
     tracker = model.model.mask_tracker.train()
-    if not arguments.keep:
-        reset_parameters(tracker, arguments.seed)
     training = MaskTraining(tracker, processor, arguments.seed)
-    if arguments.from_points:
-        tracker.sam.mask_decoder.load_state_dict(tracker.original_mask_decoder.state_dict())
-    if arguments.prompts:
-        training.prompts.load_state_dict(
-            torch.load(arguments.prompts, weights_only=True, map_location="cpu")["prompts"]
-        )
     arguments.to.mkdir(parents=True, exist_ok=True)
     train(training, arguments, arguments.to / "state.pt")
     found = evaluate(training, arguments)

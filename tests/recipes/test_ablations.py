@@ -47,7 +47,8 @@ def test_dialogues_are_cut_to_a_window_of_rounds(rounds):
         "height": 32,
         "width": 32,
     }
-    whole, cut = ToyWorld(settings), ablations.WindowedToyWorld(settings, 0, rounds)
+    whole = ToyWorld(settings)
+    cut = ablations.WindowedToyWorld(whole, rounds)
     firsts = set()
     for index in range(6):
         every, kept = whole.describe(index)["messages"], cut.describe(index)["messages"]

@@ -1,0 +1,208 @@
+"""Auxiliary heads of both stages: small networks that read off hidden states what is true of a clip, and their losses.
+
+The language loss and the mask loss alone do not teach a small model within hours what shapes and motions are
+(docs/log.md). Heads are trained with the model and dropped afterwards.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from sama.data.collator import IGNORED
+from sama.recipes.sama_tiny.labels import CELL, CLOSED_SETS, MAX_FRAMES, PLACE, SIDE, WINDOW
+from sama.toy_world.shapes import COLOURS
+
+
+LOOKS = ("colour", "shape", "size")
+TRAJECTORY_TIMES = 8  # moments of a clip at which heads predict the place of an object
+# Weights of all losses by name
+LOSS_WEIGHTS = {
+    "patch looks": 0.5, "occupied": 0.5, "offsets": 5.0, "windows": 5.0, "cell colours": 20.0, "position": 5.0,
+    "cell looks": 0.3, "track classes": 0.5, "past": 5.0, "centres": 0.5, "mask classes": 0.2, "mask places": 2.0,
+    "language": 5.0, "context": 1.0, "region tokens": 0.1, "region classes": 0.5, "region trajectory": 3.0,
+    "seg classes": 0.2, "seg trajectory": 2.0, "prompt": 1.0, "mask": 3.0,
+}  # fmt: skip
+Tensors = dict[str, torch.Tensor]
+Losses = tuple[Tensors, Tensors]  # losses and metrics by name
+
+
+def weighted_sum(losses: Tensors) -> torch.Tensor:
+    """The loss that is minimised."""
+    return sum(LOSS_WEIGHTS[name.removeprefix("frame ")] * loss for name, loss in losses.items())
+
+
+def merged(parts: list[Losses]) -> Losses:
+    """The losses and the metrics of several parts; of metrics with one name the first."""
+    losses, metrics = {}, {}
+    for own, found in parts:
+        losses |= own
+        metrics = found | metrics
+    return losses, metrics
+
+
+def mlp(width: int, outputs: int) -> nn.Sequential:
+    """A head with one hidden layer."""
+    return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, outputs))
+
+
+def classifiers(width: int, *kinds: str) -> nn.ModuleDict:
+    """A head for each of these kinds of class."""
+    return nn.ModuleDict({kind: mlp(width, len(CLOSED_SETS[kind])) for kind in kinds})
+
+
+def class_loss(
+    heads: nn.ModuleDict, states: torch.Tensor, classes: torch.Tensor
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Sum of the cross-entropies of [`classifiers`], and their accuracies by kind; `states` (num_states, width),
+    `classes` (num_states, num_kinds) in the order of `CLOSED_SETS`, -100 where unknown."""
+    losses, accuracies = [states.new_zeros(())], {}
+    for number, kind in enumerate(CLOSED_SETS):
+        if kind not in heads:
+            continue
+        known = classes[:, number] != IGNORED
+        if known.any():
+            logits, expected = heads[kind](states[known]).float(), classes[known, number]
+            losses.append(F.cross_entropy(logits, expected))
+            accuracies[kind] = (logits.argmax(-1) == expected).float().mean()
+    return sum(losses), accuracies
+
+
+def place_loss(predicted: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Loss of places (..., 4): visibility everywhere, position and size where visible; and the mean L1 error of the
+    position in pixels."""
+    predicted, seen = predicted.float(), target[..., 0]
+    presence = F.binary_cross_entropy_with_logits(predicted[..., 0], seen)
+    gap = (predicted[..., 1:] - target[..., 1:]).abs() * seen[..., None]
+    visible = seen.sum().clamp(min=1)
+    return 0.1 * presence + gap.sum() / visible, SIDE * gap[..., :2].detach().sum() / visible / 2
+
+
+def named(prefix: str, accuracies: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {f"{prefix} {kind}": value for kind, value in accuracies.items()}
+
+
+class PatchHeads(nn.Module):
+    """Heads on the patches of a frame, for the vision tower and for SAM 2's image encoder: look, centre, size and
+    surroundings of the object that each patch shows, see [`labels.patch_labels`]. The surroundings, 144 values for
+    each patch, teach outlines, from which shapes are learned sooner than from their names (docs/log.md)."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.looks = classifiers(width, *LOOKS)
+        self.occupied = nn.Linear(width, 1)
+        self.offsets = mlp(width, 3)
+        self.windows = nn.Linear(width, WINDOW**2)
+
+    def losses(self, patches: torch.Tensor, labels: Tensors) -> Losses:
+        """Losses and metrics; `patches` (num_frames, num_patches, width)."""
+        patches, occupied = patches.flatten(0, 1), labels["occupied"].flatten()
+        shown = patches[occupied]
+        looks, accuracies = class_loss(self.looks, patches, labels["patch looks"].flatten(0, 1))
+        gap = (self.offsets(shown).float() - labels["offsets"].flatten(0, 1)[occupied]).abs()
+        windows = self.windows(shown).float()
+        losses = {
+            "patch looks": looks,
+            "occupied": F.binary_cross_entropy_with_logits(self.occupied(patches)[:, 0].float(), occupied.float()),
+            "offsets": gap.mean(),
+            "windows": F.binary_cross_entropy_with_logits(windows, labels["windows"].flatten(0, 1)[occupied]),
+        }
+        return losses, named("patch", accuracies) | {"offset px": SIDE * gap[:, :2].detach().mean()}
+
+
+class CellHeads(nn.Module):
+    """Heads on the visual tokens that the language model reads: what each cell holds of each colour, its own position,
+    and the look of its object."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.colours = mlp(width, CELL * len(COLOURS))
+        self.position = nn.Linear(width, 2)
+        self.looks = classifiers(width, *LOOKS)
+
+    def losses(self, cells: torch.Tensor, labels: Tensors) -> Losses:
+        """Losses and metrics; `cells` (num_frames, num_cells, width)."""
+        grid = int(cells.shape[1] ** 0.5)
+        centres = (torch.arange(grid, device=cells.device) + 0.5) / grid
+        looks, accuracies = class_loss(self.looks, cells.flatten(0, 1), labels["cell looks"].flatten(0, 1))
+        losses = {
+            "cell colours": F.mse_loss(self.colours(cells).float(), labels["cell colours"]),
+            "position": F.mse_loss(
+                self.position(cells).float(), torch.cartesian_prod(centres, centres).expand(len(cells), -1, -1)
+            ),
+            "cell looks": looks,
+        }
+        return losses, named("cell", accuracies)
+
+
+class TrackHeads(nn.Module):
+    """Heads on the language model's states at the cells of the frames: which object a cell stands for, what it did so
+    far and where it was, see [`labels.track_labels`]. All objects of a clip are supervised, not only those that a
+    question names."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.classes = classifiers(width, *CLOSED_SETS)
+        self.past = mlp(width, MAX_FRAMES * PLACE)
+        self.centres = mlp(width, 3)
+
+    def losses(self, early: torch.Tensor, late: torch.Tensor, labels: Tensors) -> Losses:
+        """Losses and metrics; `early` and `late` (num_cells_of_all_clips, width): states of the layers from which
+        places and classes are read."""
+        known = labels["past_known"]
+        past = self.past(early[labels["cells"]]).unflatten(-1, (MAX_FRAMES, PLACE))
+        past_loss, gap = place_loss(past[known], labels["past"][known])
+        classes, accuracies = class_loss(self.classes, late[labels["cells"]], labels["classes"])
+        losses = {
+            "track classes": classes,
+            "past": past_loss,
+            "centres": F.cross_entropy(self.centres(early[labels["video_cells"]]).float(), labels["centres"]),
+        }
+        return losses, named("track", accuracies) | {"past px": gap}
+
+
+class ObjectHeads(nn.Module):
+    """Heads on the states of one kind of token that stands for an object, such as a region or [SEG]."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.classes = classifiers(width, *CLOSED_SETS)
+        self.trajectory = mlp(width, TRAJECTORY_TIMES * PLACE)
+
+    def losses(self, name: str, states: torch.Tensor, labels: Tensors) -> Losses:
+        """Losses and metrics of objects `name`; `states` (num_objects, width)."""
+        classes, accuracies = class_loss(self.classes, states, labels[f"{name} classes"])
+        trajectory = self.trajectory(states).unflatten(-1, (TRAJECTORY_TIMES, PLACE))
+        loss, gap = place_loss(trajectory, labels[f"{name} trajectory"])
+        losses = {f"{name} classes": classes, f"{name} trajectory": loss}
+        return losses, named(name, accuracies) | {f"{name} px": gap}
+
+
+class MaskHeads(nn.Module):
+    """Heads on the shape features of single masks, of both shape encoders: shape, size and place."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.classes = nn.ModuleList(classifiers(width, "shape", "size") for _ in range(2))
+        self.places = nn.ModuleList(mlp(width, PLACE) for _ in range(2))
+
+    def losses(self, features: list[torch.Tensor], labels: Tensors) -> Losses:
+        """Losses and metrics; `features`: (num_masks, width) of each encoder."""
+        losses, metrics = {"mask classes": 0.0, "mask places": 0.0}, {}
+        for own, classes, place in zip(features, self.classes, self.places, strict=True):
+            loss, accuracies = class_loss(classes, own, labels["classes"])
+            losses["mask classes"] = losses["mask classes"] + loss
+            losses["mask places"] = losses["mask places"] + place_loss(place(own), labels["places"])[0]
+            metrics |= named("mask", accuracies)
+        return losses, metrics
+
+
+class Heads(nn.Module):
+    """All auxiliary heads of stages 2 and 3."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.patches, self.cells, self.tracks = PatchHeads(width), CellHeads(width), TrackHeads(width)
+        self.masks = MaskHeads(width)
+        self.context = mlp(width, PLACE)
+        self.pooled, self.shape = classifiers(width, "colour", "size"), classifiers(width, "shape", "size")
+        self.regions, self.segs = ObjectHeads(width), ObjectHeads(width)

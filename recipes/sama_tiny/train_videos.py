@@ -1,0 +1,162 @@
+"""Stage 2 of sama-tiny: the vision tower and the language model learn to see the objects of toy world, without words.
+
+    python recipes/sama_tiny/train_videos.py --model outputs/tiny/start --to outputs/tiny/videos
+
+Two phases, each with its own learning rate schedule. Both use auxiliary heads (heads.py), which are dropped later.
+
+1. Frames (`--frame-steps`): the vision tower learns what and where the objects of single frames are.
+2. Videos (`--video-steps`): the language model reads the frames of clips, without a question, and learns to keep track
+   of all objects. Single frames and single masks continue.
+
+To train in two processes, each with examples of its own, replace `python` by `torchrun --nproc_per_node 2`. An
+interrupted run resumes from `state.pt` with identical losses.
+"""
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from sama.configuration_sama import DENSE_FRAME_TOKEN
+from sama.modeling_sama import SamaForConditionalGeneration
+from sama.processing_sama import SamaProcessor
+from sama.recipes.sama_tiny.examples import Batch, FrameExamples, VideoExamples, process_index
+from sama.recipes.sama_tiny.heads import Heads, Losses, Tensors, merged
+from sama.recipes.sama_tiny.phases import Phase, add_run_arguments, join_processes, prepare, train, trained_parts
+
+
+# Layers of the language model whose states tell the places and the classes of objects. What a layer finds out can be
+# used by words of the answer in later layers only
+PLACE_LAYER, CLASS_LAYER = 4, 6
+
+
+class VideoLosses:
+    """The auxiliary heads, and the losses of a step of each phase."""
+
+    def __init__(self, model: SamaForConditionalGeneration, seed: int):
+        self.model = model
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.heads = Heads(model.config.text_config.hidden_size)
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """What is trained, by its name in `state.pt`."""
+        return {"parts": trained_parts(self.model), "heads": self.heads}
+
+    def frames(self, batch: Batch) -> Losses:
+        """Single frames and single masks: patches of the vision tower, projected cells, and both shape encoders."""
+        _, losses, metrics = self.read_frames(batch["inputs"]["pixel_values"], batch["labels"])
+        return merged([(losses, metrics), self.single_masks(batch["stamps"])])
+
+    def read_frames(self, pixel_values: torch.Tensor, labels: Tensors) -> tuple[torch.Tensor, Tensors, Tensors]:
+        """Visual tokens (num_frames, num_cells, width), and the losses and metrics of patches and cells."""
+        backbone = self.model.model.backbone
+        with recorded_calls({"tower": backbone.vision_tower}) as calls:
+            cells = backbone.get_image_features(pixel_values, return_dict=True).pooler_output
+        patches = calls["tower"][0][1].last_hidden_state[:, 1:]  # without the class token
+        losses, metrics = self.heads.patches.losses(patches, labels)
+        cell_losses, cell_metrics = self.heads.cells.losses(cells, labels)
+        return cells, losses | cell_losses, metrics | cell_metrics
+
+    def videos(self, batch: Batch) -> Losses:
+        """Frames of clips without a question: patches, cells, and states of the language model. What is learned from
+        single frames continues beside them."""
+        inputs, labels = batch["inputs"], batch["labels"]
+        cells, losses, metrics = self.read_frames(inputs["pixel_values"], labels)
+        embeds = self.model.get_input_embeddings()(inputs["input_ids"])
+        is_cell = inputs["mm_token_type_ids"] == DENSE_FRAME_TOKEN
+        embeds = embeds.masked_scatter(is_cell[..., None], cells.flatten(0, 1).to(embeds.dtype))
+        states = self.hidden_states(embeds, inputs["attention_mask"], CLASS_LAYER)
+        frame_losses, frame_metrics = self.frames(batch["frames"])
+        frame_losses = {f"frame {name}": loss for name, loss in frame_losses.items()}
+        tracks = self.track_losses(states, is_cell, labels)
+        return merged([(losses, metrics), tracks, (frame_losses, frame_metrics)])
+
+    def hidden_states(
+        self, embeds: torch.Tensor, attention_mask: torch.Tensor, num_layers: int | None = None
+    ) -> tuple[torch.Tensor, ...]:
+        """States before each of the first layers of the language model and after the last of them, which are
+        normalised where all layers run."""
+        language_model = self.model.model.backbone.language_model
+        layers = language_model.layers
+        language_model.layers = layers[:num_layers]
+        try:
+            outputs = language_model(
+                inputs_embeds=embeds, attention_mask=attention_mask, output_hidden_states=True, use_cache=False
+            )
+        finally:
+            language_model.layers = layers
+        return outputs.hidden_states
+
+    def track_losses(self, states: tuple[torch.Tensor, ...], is_cell: torch.Tensor, labels: Tensors) -> Losses:
+        """Losses of the table of objects that the states of the frames keep."""
+        return self.heads.tracks.losses(states[PLACE_LAYER][is_cell], states[CLASS_LAYER][is_cell], labels)
+
+    @property
+    def shape_encoders(self) -> list[nn.Module]:
+        """The networks that encode the mask of a region, for the language model and for the aggregator."""
+        inner = self.model.model
+        encoders = inner.region_encoder, inner.context_aggregator.region_encoder
+        return [encoder.shape_projection for encoder in encoders]
+
+    def single_masks(self, stamps: Tensors) -> Losses:
+        """Losses of both shape encoders on single masks."""
+        return self.heads.masks.losses([encoder(stamps["masks"]) for encoder in self.shape_encoders], stamps)
+
+
+@contextmanager
+def recorded_calls(modules: dict[str, nn.Module]) -> Iterator[dict[str, list[tuple]]]:
+    """Record (inputs, output) of every call of the modules, by their names here, while the block runs."""
+    calls = {name: [] for name in modules}
+
+    def recorder(found: list[tuple]):
+        return lambda module, inputs, output: found.append((inputs, output))
+
+    handles = [module.register_forward_hook(recorder(calls[name])) for name, module in modules.items()]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def plan(losses: VideoLosses, processor: SamaProcessor, arguments: argparse.Namespace) -> list[Phase]:
+    """The two phases."""
+    fixed, rate = (processor, losses.model.config, arguments), arguments.learning_rate
+    return [
+        Phase(FrameExamples(*fixed, arguments.frame_steps), losses.frames, rate),
+        Phase(VideoExamples(*fixed, arguments.video_steps), losses.videos, rate),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True, help="a model made by recipes/sama_tiny/initialize.py")
+    parser.add_argument("--to", type=Path, required=True, help="output folder")
+    parser.add_argument("--frame-steps", type=int, default=1000, help="steps of the first phase")
+    parser.add_argument("--video-steps", type=int, default=1000, help="steps of the second phase")
+    parser.add_argument("--frames", type=int, default=48, help="single frames per step and process")
+    parser.add_argument("--videos", type=int, default=32, help="videos per step and process")
+    parser.add_argument("--learning-rate", type=float, default=1.5e-3)
+    add_run_arguments(parser)
+    arguments = parser.parse_args()
+    join_processes(arguments)
+    model = SamaForConditionalGeneration.from_pretrained(arguments.model, dtype=torch.float32).train()
+    processor = SamaProcessor.from_pretrained(arguments.model, trust_remote_code=True)
+    prepare(model, arguments)
+    losses = VideoLosses(model, arguments.seed)
+    for part in (model, losses.heads):
+        part.to(arguments.device)
+    arguments.to.mkdir(parents=True, exist_ok=True)
+    train(plan(losses, processor, arguments), losses.modules, arguments, arguments.to / "state.pt")
+    if not process_index():
+        model.save_pretrained(arguments.to)
+        processor.save_pretrained(arguments.to)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""Labels of the auxiliary heads agree with the clips that they describe."""
+
+import numpy as np
+import pytest
+
+from sama.recipes.sama_tiny.labels import (
+    MAX_FRAMES,
+    WINDOW,
+    cells,
+    draw_stamps,
+    facts,
+    owners,
+    patch_labels,
+    places,
+    track_labels,
+)
+from sama.toy_world.clip import Clip
+from sama.toy_world.motion import ToyObject, Trajectory
+from sama.toy_world.shapes import COLOURS, SHAPES
+from sama.toy_world.world import ToyWorld
+
+
+GRID = 4
+
+
+def clip_of(*tracks: list[tuple[int, int] | None], side: int = 8) -> Clip:
+    """A clip of 32 x 32 pixels with squares at these corners (row, column); `None` where a thing is not there."""
+    masks = np.zeros((len(tracks), len(tracks[0]), 32, 32), dtype=bool)
+    for thing, track in enumerate(tracks):
+        for frame, corner in enumerate(track):
+            if corner is not None:
+                masks[thing, frame, corner[0] : corner[0] + side, corner[1] : corner[1] + side] = True
+    objects = [ToyObject("square", "red", "small", motion="zigzag", direction="up") for _ in tracks]
+    there = [np.array([corner is not None for corner in track]) for track in tracks]
+    trajectories = [Trajectory(np.zeros((len(own), 2)), np.zeros(len(own)), own) for own in there]
+    return Clip(objects, trajectories, masks, masks.sum((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def clips():
+    world = ToyWorld({"split": "train", "tasks": {"dialogue": 1}})
+    return [world.generate(index)[1] for index in range(5)]
+
+
+def test_cells_by_hand():
+    mask = np.zeros((8, 8), dtype=bool)
+    mask[0:2, 4:6] = True  # the upper left quarter of the upper right cell of 2 x 2
+    held = cells(mask, 2)
+    assert held[1].tolist() == pytest.approx([0.25, 0.25 * (-1 - 1 / 3) / 2, 0.25 * (-1 - 1 / 3) / 2])
+    assert not held[[0, 2, 3]].any()
+
+
+def test_stamps_are_visible_and_match_their_places():
+    masks, classes, spots = draw_stamps(40, np.random.default_rng(0))
+    assert masks.any((1, 2)).all() and len(set(classes[:, 1].tolist())) > 8 and (classes[:, 0] == -100).all()
+    rows, columns = np.nonzero(masks[7])
+    side = masks.shape[-1]
+    assert spots[7].tolist() == pytest.approx(
+        [1, (columns.mean() + 0.5) / side, (rows.mean() + 0.5) / side, masks[7].sum() ** 0.5 / side]
+    )
+
+
+def test_facts_and_places_are_those_of_the_clip(clips):
+    for clip in clips:
+        for thing, one in enumerate(clip.objects):
+            colour, shape, size, _, _ = facts(clip, thing)
+            assert (list(COLOURS)[colour], SHAPES[shape]) == (one.colour, one.shape)
+            assert (size == -100) == (one.motion in ("grow", "shrink"))
+        found = places(clip, [0], [0])[0, 0]
+        if clip.seen[0, 0]:
+            rows, columns = np.nonzero(clip.masks[0, 0])
+            assert found[1] == pytest.approx((columns.mean() + 0.5) / clip.masks.shape[-1])
+            assert found[2] == pytest.approx((rows.mean() + 0.5) / clip.masks.shape[-2])
+
+
+def test_the_owner_of_a_cell_covers_most_of_it():
+    clip = clip_of([(0, 2)], [(0, 10)])  # six of eight columns of the first cell; the second takes six of the next
+    assert owners(clip, [0], GRID)[0].tolist() == [0, 1, 1, -1] + [-1] * 12
+
+
+def test_patches_know_the_centre_and_the_outline_of_their_object():
+    labels = patch_labels(clip_of([(8, 8)]), 0, GRID)
+    assert np.flatnonzero(labels["occupied"]).tolist() == [5]
+    assert labels["offsets"][5].tolist() == pytest.approx([0, 0, 0.25])
+    window = labels["windows"].reshape(-1, WINDOW, WINDOW)[5]
+    third = WINDOW // 3
+    assert window[third : 2 * third, third : 2 * third].all() and window.sum() == third**2
+    assert labels["patch looks"][5].tolist() == [0, 1, 0] and (labels["patch looks"][6] == -100).all()
+
+
+def test_a_cell_remembers_what_was_last_seen_in_it():
+    there, gone = [(0, 0)] * 3, [(8, 16), (8, 16), None]
+    labels = track_labels(clip_of(there, gone), [0, 1, 2], GRID)
+    moments, positions = np.divmod(labels["cells"], GRID**2)
+    assert list(zip(moments.tolist(), positions.tolist(), strict=True)) == [(t, p) for t in range(3) for p in (0, 6)]
+    last = labels["past"][-1]
+    assert last[:3, 0].tolist() == [1, 1, 0] and not last[3:].any() and last.shape == (MAX_FRAMES, 4)
+    assert labels["past_known"].sum(1).tolist() == [1, 1, 2, 2, 3, 3]
+    centres = labels["centres"].reshape(3, -1)
+    assert centres.sum(1).tolist() == [2, 2, 1] and centres[0, 6] == 1
+    # Motion and its direction cannot be known before the last two frames
+    assert (labels["classes"][:2, 3:] == -100).all() and (labels["classes"][2:, 3:] >= 0).all()
+
+
+def test_two_objects_in_one_cell_are_counted():
+    clip = clip_of([(0, 0)], [(1, 1)], [(2, 2)], side=3)
+    assert track_labels(clip, [0], GRID)["centres"][0] == 2  # two or more
