@@ -55,7 +55,7 @@ class ToyWorld:
         if isinstance(settings, dict):
             settings = settings_from(settings)
         self.settings, self.seed, self.tasks = settings or ToySettings(), seed, tasks
-        weights = np.array([self.settings.tasks.get(task, 0) for task in TASKS], dtype=float)
+        weights = np.array([self.settings.tasks.get(task, 0) for task in tasks], dtype=float)
         self._shares = np.cumsum(weights / weights.sum())
 
     def __getitem__(self, index: int) -> ToySample:
@@ -86,7 +86,7 @@ class ToyWorld:
         if index < 0:
             raise IndexError(f"clip index is {index}, expected 0 or more: toy world has no last clip")
         rng = np.random.default_rng([self.seed, SPLITS.index(self.settings.split), index])
-        return tuple(TASKS)[int(np.searchsorted(self._shares, rng.random(), side="right"))], rng
+        return tuple(self.tasks)[int(np.searchsorted(self._shares, rng.random(), side="right"))], rng
 
     def record(self, index: int, task: str, clip: Clip, turns: list[ToyTurn]) -> dict:
         """The record of what [`generate`] returned."""

@@ -127,7 +127,6 @@ def train_dialogues(variant: Dialogues, arguments: argparse.Namespace, folder: P
     """Train the start for `--steps` steps on dialogues."""
     model, processor = load(arguments.model)
     variant.disable(model)
-    torch.manual_seed(arguments.seed)  # dropout
     losses = DialogueLosses(model.train(), processor, arguments.seed)
     losses.start_from(arguments.start, arguments.masks)
     model.model.mask_tracker.requires_grad_(False)
@@ -136,8 +135,8 @@ def train_dialogues(variant: Dialogues, arguments: argparse.Namespace, folder: P
     plan = argparse.Namespace(**settings)
     examples = DialogueExamples(processor, model.config, plan, arguments.steps)
     examples.world = WindowedToyWorld(practice_world(arguments.seed), variant.rounds)
-    tracker = model.model.mask_tracker
-    phase = Phase(examples, losses.dialogues, arguments.learning_rate, [tracker.sam.mask_decoder])
+    frozen = [*losses.frozen, model.model.mask_tracker.sam.mask_decoder]
+    phase = Phase(examples, losses.dialogues, arguments.learning_rate, frozen)
     train([phase], losses.modules, plan, folder / STATE)
     save(model, processor, folder)
     return model, processor

@@ -1,4 +1,4 @@
-"""Training examples of stage 2, frames, videos and dialogues of toy world, and the labels of the auxiliary heads."""
+"""Training examples of stages 2 and 3: frames, videos and dialogues of toy world, with labels of the heads."""
 
 import argparse
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from sama.configuration_sama import DENSE_FRAME_TOKEN, SamaConfig
 from sama.data.collator import IGNORED
-from sama.data.rendering import Renderer, RenderSettings
+from sama.data.rendering import UNSEEN, Renderer, RenderSettings
 from sama.processing_sama import SamaProcessor
 from sama.recipes.sama_tiny.heads import TRAJECTORY_TIMES
 from sama.recipes.sama_tiny.labels import (
@@ -27,8 +27,9 @@ from sama.recipes.sama_tiny.labels import (
     track_labels,
 )
 from sama.recipes.sama_tiny.mask_examples import frame_of, prompt_attributes
-from sama.toy_world.clip import Clip, ClipConstraints, propose_clips
+from sama.toy_world.clip import Clip, ClipConstraints, ToySettings, propose_clips
 from sama.toy_world.questions import (
+    ToyTurn,
     ask_above,
     ask_at_end,
     ask_at_start,
@@ -71,11 +72,14 @@ FRAMES, STAMPS, ORDER = 1, 2, 3
 Batch = dict[str, dict[str, torch.Tensor]]
 
 
+def practice_dialogue(settings: ToySettings, rng: np.random.Generator) -> tuple[Clip, list[ToyTurn]]:
+    """The task "dialogue" with other weights of the kinds of questions."""
+    return conversation(settings, rng, KINDS, settings.turns, (False, True, True), OPENING_SHARES)
+
+
 def practice_world(seed: int) -> ToyWorld:
-    """The dialogues of stage 2."""
-    dialogue = partial(conversation, kinds=KINDS, mode=(False, True, True), opening_shares=OPENING_SHARES)
-    tasks = TASKS | {"dialogue": lambda settings, rng: dialogue(settings, rng, bounds=settings.turns)}
-    return ToyWorld({"split": "train", "tasks": TASK_WEIGHTS}, seed, tasks)
+    """The dialogues of stage 3."""
+    return ToyWorld({"split": "train", "tasks": TASK_WEIGHTS}, seed, TASKS | {"dialogue": practice_dialogue})
 
 
 def stacked(labels: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
@@ -161,7 +165,8 @@ class FrameExamples(Examples):
     def stamps(self, step: int) -> dict[str, torch.Tensor]:
         """Flattened masks of single objects at the input size of the shape encoders, their classes and places."""
         side = self.config.region_mask_size
-        masks, classes, spots = draw_stamps(MASKS, np.random.default_rng([self.seed, STAMPS, step, self.process]))
+        rng = np.random.default_rng([self.seed, STAMPS, self.first + step, self.process])
+        masks, classes, spots = draw_stamps(MASKS, rng)
         masks = F.interpolate(torch.from_numpy(masks)[:, None].float(), (side, side), mode="nearest").flatten(1)
         return {"masks": masks, "places": spots, "classes": classes}
 
@@ -175,7 +180,8 @@ class VideoExamples(Examples):
         self.world = ToyWorld({"split": "train", "tasks": VIDEO_TASKS}, self.seed)
         shortest, longest = self.world.settings.frames
         self.prefixes = dict(self.prefix(length) for length in range(shortest, longest + 1))
-        self.frames = FrameExamples(*arguments, **named)
+        # Other frames than those of the phase before
+        self.frames = FrameExamples(*arguments, **named, first=self.arguments.frame_steps)
 
     def prefix(self, length: int) -> tuple[int, tuple[torch.Tensor, torch.Tensor]]:
         """The number of dense frames of a clip of this length, and token ids and types up to the last of them."""
@@ -204,7 +210,8 @@ class VideoExamples(Examples):
 
 def track_labels_of(clips: list[Clip], frames: list[list[int]], grid: int) -> dict[str, torch.Tensor]:
     """[`labels.track_labels`] of several clips, with `cells` and `video_cells`, all cells of videos, as indices of all
-    dense cells of the batch. The tiles of still images have no labels: their frame list is empty."""
+    dense cells of the batch. The tiles of still images have no labels: their frame list is empty. Without any video
+    there are none at all."""
     found, first = [], 0
     for clip, own in zip(clips, frames, strict=True):
         number = len(own) * grid**2
@@ -212,7 +219,7 @@ def track_labels_of(clips: list[Clip], frames: list[list[int]], grid: int) -> di
             labels = track_labels(clip, own, grid)
             found.append(labels | {"cells": first + labels["cells"], "video_cells": first + np.arange(number)})
         first += number
-    return joined(found)
+    return joined(found) if found else {}
 
 
 @dataclass
@@ -267,6 +274,10 @@ class DialogueExamples(Examples):
         video = SamaVideo.open(clip.frames[0] if task == "still" else list(clip.frames))
         shape = "mask" if rng.random() < MASK_REGIONS else "mixed"
         sample = Renderer(self.processor, RenderSettings(regions=shape))(record, video, None, rng)
+        if UNSEEN in sample.left_out:
+            raise ValueError(
+                f"{record['id']}: {sample.left_out[UNSEEN]} {UNSEEN}: labels would be those of other turns"
+            )
         asked = [message for message in record["messages"] if message["role"] == "user"]
         answers = [message for message in record["messages"] if message["role"] == "assistant"]
         pointed = [object_ids(message, "region", "object") for message in asked[: len(sample.messages) // 2]]
@@ -329,6 +340,8 @@ class DialogueExamples(Examples):
         known = [[subject >= 0 and bool(one.dense)] * len(one.context) for one, subject in questions]
         where = [places(one.clip, [max(subject, 0)], one.context)[0] for one, subject in questions]
         known = torch.tensor([one for tokens in known for one in tokens])
+        if not known.any():
+            return {}
         return {"context known": known, "context": torch.from_numpy(np.concatenate(where))[known]}
 
 

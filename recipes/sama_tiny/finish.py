@@ -45,16 +45,18 @@ NOT_MEASURED = "Not measured yet."
 
 
 def read_log(path: Path) -> list[dict]:
-    """The lines `step N: name value, ...` that a stage printed; empty if the stage has no log."""
-    found = []
+    """The lines `step N: name value, ...` that a stage printed; empty if the stage has no log. Of steps that were
+    repeated after an interruption the last line counts."""
+    found = {}
     if not path.is_file():
-        return found
+        return []
     for line in path.read_text(encoding="utf-8").splitlines():
         match = LINE.match(line)
         if match:
             pairs = PAIR.findall(match[2])
-            found.append({"step": int(match[1]), **{name.strip(): float(value) for name, value in pairs}})
-    return found
+            step = int(match[1])
+            found[step] = {"step": step, **{name.strip(): float(value) for name, value in pairs}}
+    return [found[step] for step in sorted(found)]
 
 
 def draw_curves(run: Path) -> None:

@@ -1,4 +1,4 @@
-"""Auxiliary heads of both stages: small networks that read off hidden states what is true of a clip, and their losses.
+"""Auxiliary heads of all stages: small networks that read off hidden states what is true of a clip, and their losses.
 
 The language loss and the mask loss alone do not teach a small model within hours what shapes and motions are
 (docs/log.md). Heads are trained with the model and dropped afterwards.

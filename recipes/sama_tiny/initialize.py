@@ -328,7 +328,7 @@ def patch_positions(config: SamaConfig) -> torch.Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--to", type=Path, default=Path("checkpoints/sama-tiny"), help="output folder")
+    parser.add_argument("--to", type=Path, required=True, help="output folder")
     parser.add_argument("--seed", type=int, default=30, help="seed of the initial weights")
     arguments = parser.parse_args()
     tokenizer, qformer_tokenizer = build_tokenizer(), build_qformer_tokenizer()

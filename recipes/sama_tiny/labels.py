@@ -1,4 +1,4 @@
-"""What is true of the things in toy clips, as the stages of the small model are words it."""
+"""What is true of the objects of toy clips, as targets for the auxiliary heads."""
 
 import numpy as np
 import torch
@@ -19,20 +19,13 @@ MAX_FRAMES = 8  # dense frames of a clip at most
 CELL = 3  # covered fraction of a cell, and that fraction times mean x and y of the covered pixels, from -1 to 1
 
 
-def cells(masks: np.ndarray, grid: int, of_frame: bool = False) -> np.ndarray:
-    """Content of each cell of a grid, see [`CELL`]: (..., grid * grid, 3) of masks (..., height, width). With
-    `of_frame` x and y are relative to the frame instead of the cell, so that sums over cells give the position
-    of the mask."""
+def cells(masks: np.ndarray, grid: int) -> np.ndarray:
+    """Content of each cell of a grid, see [`CELL`]: (..., grid * grid, 3) of masks (..., height, width)."""
     height, width = (side // grid for side in masks.shape[-2:])
     parts = masks.reshape(*masks.shape[:-2], grid, height, grid, width).astype(np.float32)
     down, across = (np.linspace(-1, 1, side, dtype=np.float32) for side in (height, width))
-    if of_frame:
-        down, across = (np.linspace(-1, 1, side, dtype=np.float32) for side in masks.shape[-2:])
-        down, across = down.reshape(grid, 1, height).swapaxes(1, 2), across.reshape(grid, width)
-    else:
-        down = down[:, None]
     rows, columns = parts.mean(-1), parts.mean(-3)  # (..., grid, height, grid) and (..., grid, grid, width)
-    held = np.stack([columns.mean(-1), (columns * across).mean(-1), (rows * down).mean(-2)], -1)
+    held = np.stack([columns.mean(-1), (columns * across).mean(-1), (rows * down[:, None]).mean(-2)], -1)
     return held.reshape(*masks.shape[:-2], grid * grid, CELL)
 
 

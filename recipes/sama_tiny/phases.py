@@ -16,6 +16,7 @@ from sama.recipes.sama_tiny.attention import use_matmul_attention
 from sama.recipes.sama_tiny.examples import BLOCK, Batch, Examples, num_processes, process_index
 from sama.recipes.sama_tiny.heads import Losses, Tensors, weighted_sum
 from sama.recipes.sama_tiny.train_masks import WEIGHT_DECAY, load_state, prefetch, save_state, schedule
+from sama.training.checkpoints import TrainingError
 
 
 class Phase(NamedTuple):
@@ -77,13 +78,17 @@ def batches(examples: Examples, first: int, arguments: argparse.Namespace) -> It
 
 
 def take_step(phase: Phase, batch: Batch, optimizer: torch.optim.Optimizer, arguments: argparse.Namespace) -> Losses:
-    """Losses, gradients, and an update of the weights."""
+    """Losses, gradients, and an update of the weights. [`TrainingError`] if a loss is not finite."""
     with torch.autocast(arguments.device, dtype=torch.bfloat16, enabled=arguments.bf16):
         losses, metrics = phase.losses(batch)
-    weighted_sum(losses).backward()
+    loss = weighted_sum(losses)
+    if not loss.isfinite():
+        wrong = ", ".join(f"{name} {value.item():.3g}" for name, value in losses.items() if not value.isfinite())
+        raise TrainingError(f"a loss is not finite: {wrong}")
+    loss.backward()
     parameters = [each for each in optimizer.param_groups[0]["params"] if each.requires_grad]
     average_gradients(parameters)
-    nn.utils.clip_grad_norm_([each for each in parameters if each.grad is not None], 1.0)
+    nn.utils.clip_grad_norm_(parameters, 1.0)
     optimizer.step()
     optimizer.zero_grad()
     return losses, metrics
@@ -105,14 +110,16 @@ class StepLog:
 
 
 def average_gradients(parameters: list[nn.Parameter]) -> None:
-    """Average gradients over all processes; a parameter without gradient in one process counts as zero there."""
-    if num_processes() == 1:
-        return
-    parts = [torch.zeros_like(each) if each.grad is None else each.grad for each in parameters]
-    flat = torch.cat([part.flatten() for part in parts])
-    distributed.all_reduce(flat)
-    for each, part in zip(parameters, flat.split([each.numel() for each in parameters]), strict=True):
-        each.grad = part.view_as(each) / num_processes()
+    """Average gradients over all processes. A parameter without a gradient counts as zero, also in a single process,
+    so that weights decay alike."""
+    for each in parameters:
+        if each.grad is None:
+            each.grad = torch.zeros_like(each)
+    if num_processes() > 1:
+        flat = torch.cat([each.grad.flatten() for each in parameters])
+        distributed.all_reduce(flat)
+        for each, part in zip(parameters, flat.split([each.numel() for each in parameters]), strict=True):
+            each.grad = part.view_as(each) / num_processes()
 
 
 def trained_parts(model: SamaForConditionalGeneration) -> nn.ModuleList:

@@ -13,11 +13,13 @@ recipe=recipes/sama_tiny
 export OMP_NUM_THREADS=1
 mkdir -p "$out"
 
-[ -f "$out/start/model.safetensors" ] || "$python" $recipe/initialize.py --to "$out/start" --seed "$seed"
+# The processor is written last
+[ -f "$out/start/processor_config.json" ] || "$python" $recipe/initialize.py --to "$out/start" --seed "$seed"
 
 # Stages 1 and 2 need nothing of each other: one core each
 "$python" $recipe/train_masks.py --model "$out/start" --to "$out/masks" --seed "$seed" >> "$out/masks.log" &
 masks=$!
+trap 'kill "$masks" 2>/dev/null || true' EXIT  # also where the other stage fails
 "$python" $recipe/train_videos.py --model "$out/start" --to "$out/videos" --seed "$seed" --compile >> "$out/videos.log"
 wait "$masks"
 

@@ -73,15 +73,26 @@ class DialogueLosses(VideoLosses):
         """What is trained, by its name in `state.pt`."""
         return super().modules | {"decoder": self.model.model.mask_tracker.sam.mask_decoder}
 
-    def start_from(self, videos: Path | None, masks: Path) -> None:
-        """Load the weights and heads of stage 2, and SAM 2 and the prompts of stage 1."""
-        if videos:
-            state = torch.load(videos / "state.pt", weights_only=True, map_location="cpu")
-            for name, module in super().modules.items():
-                module.load_state_dict(state[name])
+    @property
+    def frozen(self) -> list[nn.Module]:
+        """What stays as stage 2 leaves it."""
+        return [self.model.model.backbone.vision_tower, *self.shape_encoders]
+
+    def start_from(self, folder: Path | None, masks: Path) -> None:
+        """
+        Load what earlier stages made.
+
+        Args:
+            folder (`Path`, *optional*): Output folder of stage 2, or of this stage: its weights and heads.
+            masks (`Path`): Output folder of stage 1: SAM 2 and the prompts.
+        """
         state = torch.load(masks / "state.pt", weights_only=True, map_location="cpu")
         self.model.model.mask_tracker.load_state_dict(state["tracker"])
         self.prompts.load_state_dict(state["prompts"])
+        state = torch.load(folder / "state.pt", weights_only=True, map_location="cpu") if folder else {}
+        for name, module in self.modules.items():
+            if name in state:  # stage 2 has no decoder
+                module.load_state_dict(state[name])
 
     def to(self, device: str) -> None:
         for part in (self.model, self.heads, self.prompts):
@@ -95,11 +106,11 @@ class DialogueLosses(VideoLosses):
         visual = SamaVisualInputs(**{name: inputs.get(name) for name in VISUAL_INPUT_NAMES})
         embeds, _ = model.embed_inputs(inputs["input_ids"], types, visual)
         states = self.hidden_states(embeds, inputs["attention_mask"])
-        parts = [
-            self.context_losses(embeds[types == CONTEXT_TOKEN], labels),
-            self.track_losses(states, types == DENSE_FRAME_TOKEN, labels),
-            self.language_losses(states[-1], inputs["labels"]),
-        ]
+        parts = [self.language_losses(states[-1], inputs["labels"])]
+        if "context" in labels:
+            parts.append(self.context_losses(embeds[types == CONTEXT_TOKEN], labels))
+        if "cells" in labels:
+            parts.append(self.track_losses(states, types == DENSE_FRAME_TOKEN, labels))
         if "region classes" in labels:
             tokens = embeds[types == REGION_POOLED_TOKEN], embeds[types == REGION_SHAPE_TOKEN]
             parts.append(self.region_token_losses(*tokens, labels))
@@ -115,7 +126,7 @@ class DialogueLosses(VideoLosses):
         return {"context": loss}, {"context px": gap}
 
     def region_token_losses(self, pooled: torch.Tensor, shapes: torch.Tensor, labels: Tensors) -> Losses:
-        """Losses of the look of each region, as its two tokens tell it."""
+        """Losses of the look of each region, read off its two tokens."""
         pooled_loss, pooled_metrics = class_loss(self.heads.pooled, pooled, labels["region classes"])
         shape_loss, shape_metrics = class_loss(self.heads.shape, shapes, labels["region classes"])
         metrics = named("pooled", pooled_metrics) | named("shape", shape_metrics)
@@ -156,13 +167,12 @@ def prompt_loss(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 def plan(losses: DialogueLosses, arguments: argparse.Namespace) -> list[Phase]:
     """The two phases."""
-    inner = losses.model.model
-    frozen = [inner.backbone.vision_tower, *losses.shape_encoders]
+    frozen, decoder = losses.frozen, losses.model.model.mask_tracker.sam.mask_decoder
     fixed, rate = (losses.processor, losses.model.config, arguments), arguments.learning_rate
     dialogues = DialogueExamples(*fixed, arguments.dialogue_steps)
     masks = DialogueExamples(*fixed, arguments.mask_steps, first=arguments.dialogue_steps, with_masks=True)
     return [
-        Phase(dialogues, losses.dialogues, rate, [*frozen, inner.mask_tracker.sam.mask_decoder]),
+        Phase(dialogues, losses.dialogues, rate, [*frozen, decoder]),
         Phase(masks, losses.dialogues, MASK_PHASE_RATE * rate, frozen),
     ]
 

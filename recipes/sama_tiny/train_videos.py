@@ -13,8 +13,6 @@ interrupted run resumes from `state.pt` with identical losses.
 """
 
 import argparse
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -54,10 +52,8 @@ class VideoLosses:
 
     def read_frames(self, pixel_values: torch.Tensor, labels: Tensors) -> tuple[torch.Tensor, Tensors, Tensors]:
         """Visual tokens (num_frames, num_cells, width), and the losses and metrics of patches and cells."""
-        backbone = self.model.model.backbone
-        with recorded_calls({"tower": backbone.vision_tower}) as calls:
-            cells = backbone.get_image_features(pixel_values, return_dict=True).pooler_output
-        patches = calls["tower"][0][1].last_hidden_state[:, 1:]  # without the class token
+        outputs = self.model.model.backbone.get_image_features(pixel_values, return_dict=True)
+        cells, patches = outputs.pooler_output, outputs.last_hidden_state[:, 1:]  # without the class token
         losses, metrics = self.heads.patches.losses(patches, labels)
         cell_losses, cell_metrics = self.heads.cells.losses(cells, labels)
         return cells, losses | cell_losses, metrics | cell_metrics
@@ -70,26 +66,17 @@ class VideoLosses:
         embeds = self.model.get_input_embeddings()(inputs["input_ids"])
         is_cell = inputs["mm_token_type_ids"] == DENSE_FRAME_TOKEN
         embeds = embeds.masked_scatter(is_cell[..., None], cells.flatten(0, 1).to(embeds.dtype))
-        states = self.hidden_states(embeds, inputs["attention_mask"], CLASS_LAYER)
+        states = self.hidden_states(embeds, inputs["attention_mask"])
         frame_losses, frame_metrics = self.frames(batch["frames"])
         frame_losses = {f"frame {name}": loss for name, loss in frame_losses.items()}
         tracks = self.track_losses(states, is_cell, labels)
         return merged([(losses, metrics), tracks, (frame_losses, frame_metrics)])
 
-    def hidden_states(
-        self, embeds: torch.Tensor, attention_mask: torch.Tensor, num_layers: int | None = None
-    ) -> tuple[torch.Tensor, ...]:
-        """States before each of the first layers of the language model and after the last of them, which are
-        normalised where all layers run."""
-        language_model = self.model.model.backbone.language_model
-        layers = language_model.layers
-        language_model.layers = layers[:num_layers]
-        try:
-            outputs = language_model(
-                inputs_embeds=embeds, attention_mask=attention_mask, output_hidden_states=True, use_cache=False
-            )
-        finally:
-            language_model.layers = layers
+    def hidden_states(self, embeds: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """States of the language model before each of its layers, and after the last one and its norm."""
+        outputs = self.model.model.backbone.language_model(
+            inputs_embeds=embeds, attention_mask=attention_mask, output_hidden_states=True, use_cache=False
+        )
         return outputs.hidden_states
 
     def track_losses(self, states: tuple[torch.Tensor, ...], is_cell: torch.Tensor, labels: Tensors) -> Losses:
@@ -106,22 +93,6 @@ class VideoLosses:
     def single_masks(self, stamps: Tensors) -> Losses:
         """Losses of both shape encoders on single masks."""
         return self.heads.masks.losses([encoder(stamps["masks"]) for encoder in self.shape_encoders], stamps)
-
-
-@contextmanager
-def recorded_calls(modules: dict[str, nn.Module]) -> Iterator[dict[str, list[tuple]]]:
-    """Record (inputs, output) of every call of the modules, by their names here, while the block runs."""
-    calls = {name: [] for name in modules}
-
-    def recorder(found: list[tuple]):
-        return lambda module, inputs, output: found.append((inputs, output))
-
-    handles = [module.register_forward_hook(recorder(calls[name])) for name, module in modules.items()]
-    try:
-        yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def plan(losses: VideoLosses, processor: SamaProcessor, arguments: argparse.Namespace) -> list[Phase]:

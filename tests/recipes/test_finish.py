@@ -37,7 +37,10 @@ def test_a_table_without_a_row_of_the_summary_is_an_error(tables):
 
 def test_logs_of_stages_are_read(tmp_path):
     path = tmp_path / "stage.log"
-    path.write_text("resuming from step 3\nstep 50: words 0.512, points 0.7\nstep 51: mask IoU 0.2, loss mask 1e-05\n")
+    path.write_text(
+        "step 50: words 0.5\nresuming from step 3\n"
+        "step 50: words 0.512, points 0.7\nstep 51: mask IoU 0.2, loss mask 1e-05\n"
+    )
     assert read_log(path) == [
         {"step": 50, "words": 0.512, "points": 0.7},
         {"step": 51, "mask IoU": 0.2, "loss mask": 1e-05},

@@ -1,6 +1,7 @@
 """Stages 2 and 3 of sama-tiny: labels agree with the tokens, and an interrupted run resumes with identical losses."""
 
 from argparse import Namespace
+from itertools import combinations
 
 import pytest
 import torch
@@ -16,9 +17,10 @@ from sama.modeling_sama import SamaForConditionalGeneration
 from sama.processing_sama import SamaProcessor
 from sama.recipes.sama_tiny.attention import use_matmul_attention
 from sama.recipes.sama_tiny.examples import DialogueExamples, FrameExamples, VideoExamples
-from sama.recipes.sama_tiny.phases import train, trained_parts
+from sama.recipes.sama_tiny.phases import Phase, batches, take_step, train, trained_parts
 from sama.recipes.sama_tiny.train_language import DialogueLosses, decisive_tokens, plan
 from sama.recipes.sama_tiny.train_videos import plan as plan_videos
+from sama.training.checkpoints import TrainingError
 
 
 @pytest.fixture(scope="module")
@@ -56,12 +58,9 @@ def test_an_example_knows_the_subjects_of_its_questions(dialogues):
         for subject, message in zip(example.subjects, asked, strict=True):
             pointed = [int(part["object"]) for part in message["content"] if part["type"] == "region"]
             assert not pointed or subject == pointed[0]
-        segs = sum(
-            bool(part.get("objects") or part.get("masks"))
-            for message in example.messages
-            for part in message["content"]
-        )
-        assert bool(example.segs) >= bool(segs)
+        answered = [message for message in record["messages"] if message["role"] == "assistant"][: len(asked)]
+        grounded = [part["objects"] for message in answered for part in message["content"] if "objects" in part]
+        assert example.segs == [int(name) for names in grounded for name in names]
         kinds.add((bool(regions), bool(example.segs)))
     assert len(kinds) >= 3
 
@@ -94,10 +93,55 @@ def test_the_tokens_of_a_video_are_the_beginning_of_every_dialogue_about_it(mode
             assert found[: len(ids)].tolist() == ids.tolist()
 
 
-def test_frames_are_other_ones_in_each_step(model, processor, arguments):
-    first, second = FrameExamples(processor, model.config, arguments, 2)[0]
-    assert first["inputs"]["pixel_values"].shape == (3, 3, 64, 64)
-    assert not torch.equal(first["inputs"]["pixel_values"], second["inputs"]["pixel_values"])
+def test_no_frame_and_no_mask_is_shown_twice(model, processor, arguments):
+    """Neither in another step, nor by another process, nor in the next phase."""
+    fixed, steps = (processor, model.config, arguments), []
+    for process in range(2):
+        frames, videos = FrameExamples(*fixed, arguments.frame_steps), VideoExamples(*fixed, 2)
+        for one in (frames, videos, videos.frames):
+            one.process, one.processes = process, 2
+        steps += frames[0] + [batch["frames"] for batch in videos[0]]
+    pixels = torch.cat([batch["inputs"]["pixel_values"] for batch in steps]).flatten(1)
+    assert len(pixels.unique(dim=0)) == len(pixels) == 3 * len(steps)
+    masks = [batch["stamps"]["masks"] for batch in steps]
+    assert not any(torch.equal(*pair) for pair in combinations(masks, 2))
+
+
+def test_a_run_goes_on_inside_a_block(model, processor, arguments):
+    examples = FrameExamples(processor, model.config, arguments, 6)
+    whole, rest = (list(batches(examples, first, arguments)) for first in (0, 3))
+    assert [step for step, _ in rest] == [3, 4, 5]
+    for (_, ours), (_, theirs) in zip(rest, whole[3:], strict=True):
+        assert torch.equal(ours["inputs"]["pixel_values"], theirs["inputs"]["pixel_values"])
+
+
+def test_a_loss_that_is_not_finite_is_an_error(arguments):
+    layer = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.AdamW(layer.parameters())
+    phase = Phase(None, lambda batch: ({"mask": layer.weight.sum() / 0, "prompt": layer.bias.sum()}, {}), 1e-3)
+    with pytest.raises(TrainingError, match="not finite: mask"):
+        take_step(phase, {}, optimizer, arguments)
+
+
+def test_the_decoder_of_a_later_stage_wins_over_that_of_the_first(processor, tmp_path):
+    losses = DialogueLosses(
+        SamaForConditionalGeneration.from_pretrained(CHECKPOINT, dtype=torch.float32), processor, seed=0
+    )
+    tracker = losses.model.model.mask_tracker
+    first = {"tracker": {name: one.clone() for name, one in tracker.state_dict().items()}}
+    torch.save(first | {"prompts": losses.prompts.state_dict()}, tmp_path / "state.pt")
+    later = tmp_path / "later"
+    later.mkdir()
+    decoder = {name: one + 1 for name, one in tracker.sam.mask_decoder.state_dict().items()}
+    torch.save(
+        {name: one.state_dict() for name, one in losses.modules.items()} | {"decoder": decoder}, later / "state.pt"
+    )
+    losses.start_from(later, tmp_path)
+    assert all(torch.equal(one, decoder[name]) for name, one in tracker.sam.mask_decoder.state_dict().items())
+    losses.start_from(None, tmp_path)
+    assert torch.equal(
+        tracker.sam.mask_decoder.iou_token.weight, first["tracker"]["sam.mask_decoder.iou_token.weight"]
+    )
 
 
 def test_decisive_words(processor):
