@@ -1,7 +1,8 @@
 """
-A run in a pool of Ray actors: these draw, check and find phrases again, and the process of the run asks the models for
-them. So budget, rate limits and costs are those of one process, no key leaves it, and there is one folder of replies:
-one for an actor that was killed meanwhile is kept, and found when its video is annotated anew.
+A run in a pool of Ray actors. The actors draw the videos, check replies and find phrases again; the process of the
+run asks the models. Budget, rate limits and costs are therefore those of one process, and no key leaves it. All
+replies are kept in one folder: the reply to an actor that was killed meanwhile is found there when its video is
+annotated anew.
 """
 
 import asyncio
@@ -29,6 +30,7 @@ from .store import StoredReply
 
 
 WINDOW = 10_000  # videos that are given to the pool together; their masks are in memory
+MOST_WAITING = 100_000  # questions that may wait in the mailbox; a waiting one costs next to nothing
 LOST = "lost"  # class of an error row: the process of the actor ended, or something else went wrong in it
 
 
@@ -40,7 +42,7 @@ class Mailbox:
         self._asked: dict[int, asyncio.Future] = {}
         self._number = 0
 
-    async def ask(self, question: Question) -> StoredReply | AnnotationError:
+    async def ask(self, question: Question) -> StoredReply | Exception:
         """The reply to a question, or why there is none, when it is there."""
         self._number += 1
         number, answered = self._number, asyncio.get_running_loop().create_future()
@@ -52,38 +54,39 @@ class Mailbox:
         """The next question, with its number, when there is one; `None` after [`close`]."""
         return await self._new.get()
 
-    def answer(self, number: int, reply: StoredReply | AnnotationError) -> None:
+    def answer(self, number: int, reply: StoredReply | Exception) -> None:
         """Gives the answer to a question. An actor that asked it may be gone."""
         answered = self._asked.pop(number)
         if not answered.done():
             answered.set_result(reply)
 
     async def close(self) -> None:
-        """There is nobody who answers any more."""
+        """Ends the process that takes questions."""
         self._new.put_nowait(None)
 
 
-def start_mailbox(actors: int) -> Any:
-    """A handle of a [`Mailbox`] on this machine, for so many questions at a time."""
+def start_mailbox() -> Any:
+    """A handle of a [`Mailbox`] on this machine."""
     ray = import_ray()
     here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
         ray.get_runtime_context().get_node_id(), soft=False
     )
-    return ray.remote(num_cpus=0, max_concurrency=actors + 10, scheduling_strategy=here)(Mailbox).remote()
+    return ray.remote(num_cpus=0, max_concurrency=MOST_WAITING, scheduling_strategy=here)(Mailbox).remote()
 
 
 @contextmanager
 def answering(run: Run, mailbox: Any, concurrency: int) -> Iterator[None]:
-    """Answers the questions in the mailbox during the block, so many at a time."""
+    """Answers the questions in the mailbox during the block, at most `concurrency` at a time."""
     get = import_ray().get
 
     def answer(number: int, question: Question) -> None:
         try:
             reply = run.replies(question)
-        except AnnotationError as error:
+        except Exception as error:  # of any kind: the actor that asked waits for it
             if isinstance(error, StopError):
                 run.stopped = error
-            reply = error
+            known = isinstance(error, (AnnotationError, *MEDIA_ERRORS))
+            reply = error if known else AnnotationError(f"{type(error).__name__}: {error}")
         mailbox.answer.remote(number, reply)
 
     def listen() -> None:
@@ -116,7 +119,7 @@ class PooledReplies:
 
     def __call__(self, question: Question) -> StoredReply:
         reply = self._get(self.mailbox.ask.remote(question))
-        if isinstance(reply, AnnotationError):
+        if isinstance(reply, Exception):
             raise reply
         return reply
 
@@ -175,7 +178,7 @@ class InPool:
         """What became of each video, in any order. [`BulkError`] if Ray gives up."""
         threads = -(-self.concurrency // self.pool.actors)  # of each actor: most of their time they wait for replies
         pool = replace(self.pool, threads=threads)
-        mailbox = start_mailbox(pool.actors * threads)
+        mailbox = start_mailbox()
         try:
             with answering(run, mailbox, self.concurrency):
                 make_worker = self.make_worker(run, PooledReplies(mailbox))

@@ -4,17 +4,19 @@ import asyncio
 import json
 from base64 import b64decode
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from toy_truth import ToyModels
 from worked_example import IMAGE_SIZE, SHOWN, make_example
 
+from sama.annotation import pool
 from sama.annotation.annotator import Annotator, Checkpoints
 from sama.annotation.calls import ModelChoice, Question, StoredReplies
 from sama.annotation.completions import Completion, CompletionRequest
-from sama.annotation.errors import TransientError
+from sama.annotation.errors import AnnotationError, PermanentError, TransientError
 from sama.annotation.objects import read_scenes
-from sama.annotation.pool import AnnotationWorker, Mailbox
+from sama.annotation.pool import AnnotationWorker, Mailbox, answering
 from sama.annotation.provenance import Origin
 from sama.annotation.render import RenderSettings
 from sama.annotation.scenes import Scene
@@ -53,6 +55,43 @@ def test_every_actor_gets_the_answer_to_its_own_question():
     (first, lost, last), end = asyncio.run(run())
     assert first.completion.text == "A" and isinstance(lost, asyncio.CancelledError)
     assert isinstance(last, TransientError) and str(last) == "busy" and end is None
+
+
+class Remote:
+    """A method of an actor whose results are there at once."""
+
+    def __init__(self, method):
+        self.remote = method
+
+
+@pytest.mark.parametrize(
+    "error, expected, stops",
+    [
+        (PermanentError("no key"), PermanentError("no key"), True),
+        (TransientError("busy"), TransientError("busy"), False),
+        (OSError("disk full"), OSError("disk full"), False),
+        (KeyError("stage"), AnnotationError("KeyError: 'stage'"), False),  # a defect
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_an_actor_never_waits_for_an_answer_that_failed(monkeypatch, error, expected, stops):
+    questions, answers = iter([(1, question("a")), (2, question("b")), None]), {}
+
+    def replies(asked: Question) -> StoredReply:
+        if asked.key == "a":
+            raise error
+        return reply(asked.key)
+
+    mailbox = SimpleNamespace(
+        take=Remote(lambda: next(questions)), answer=Remote(answers.__setitem__), close=Remote(lambda: None)
+    )
+    run = SimpleNamespace(replies=replies, stopped=None, stop_requests=lambda: None)
+    monkeypatch.setattr(pool, "import_ray", lambda: SimpleNamespace(get=lambda result: result))
+    with answering(run, mailbox, 2):
+        pass
+    assert answers[2].completion.text == "b"
+    assert type(answers[1]) is type(expected) and str(answers[1]) == str(expected)
+    assert (run.stopped is error) == stops
 
 
 @pytest.fixture
