@@ -65,7 +65,9 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def asked(folder: Path) -> Counter:
-    return Counter((row["stage"], row["record"], row["usage"]["prompt"]) for row in read_rows(folder / "costs.jsonl"))
+    """How often each stage asked something of so many tokens. Where two videos ask the same, as without a picture,
+    the call is booked for the first, which may be either."""
+    return Counter((row["stage"], row["usage"]["prompt"]) for row in read_rows(folder / "costs.jsonl"))
 
 
 def with_output(made, folder: Path):
