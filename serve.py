@@ -106,8 +106,8 @@ def serve(arguments: argparse.Namespace) -> None:
 def serve_review(arguments: argparse.Namespace) -> None:
     """Serves the review page until the process is told to end."""
     from sama.annotation.review import ReviewQueue
+    from sama.annotation.review_server import create_review_app, videos_folder
     from sama.serving.connections import make_server
-    from sama.serving.review import create_review_app, videos_folder
     from sama.serving.security import access_for
 
     limits = limits_from(arguments)

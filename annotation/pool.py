@@ -216,7 +216,10 @@ def _annotate_window(
         if run.stopped is not None:
             break
     for index, pending in waiting.items():  # none, unless the run was stopped
-        yield Outcome(index, pending.scene.id, run.look_up(pending.scene))
+        found = run.look_up(pending.scene)
+        if isinstance(found, Pending):
+            found = {"video": pending.scene.id, "class": LOST, "message": "the pool has no result of it"}
+        yield Outcome(index, pending.scene.id, found)
 
 
 def _keep(run: Run, pending: Pending, result: Result) -> Path | dict:

@@ -217,9 +217,10 @@ class ReviewQueue:
             raise UnknownItemError(f"The queue has no item {name[:80]!r}.")
         self._check_files()
         with self._lock:
-            if name in self._items:
+            kept = self._items.get(name)
+            if kept is not None and kept.item_hash == row.get("item_hash"):
                 self._items.move_to_end(name)
-                return self._items[name]
+                return kept
         item = self._read(name, row)
         with self._lock:
             self._items[name] = item

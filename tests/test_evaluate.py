@@ -278,7 +278,7 @@ def test_predictions_of_another_model_are_refused_and_can_be_taken(scripted, tmp
     (other / "generation_config.json").write_text("{}", encoding="utf-8")
     assert run(tmp_path / "run", *PLAIN) == 0
     assert run(tmp_path / "run", *PLAIN, model=str(other)) == 1
-    assert "checkpoint is" in (message := capsys.readouterr().err) and "--accept_foreign" in message
+    assert "the digest of the model is" in (message := capsys.readouterr().err) and "--accept_foreign" in message
     assert run(tmp_path / "run", *PLAIN, "--preset", "published") == 1
     assert "preset is consistent there and published here" in capsys.readouterr().err
     assert run(tmp_path / "run", *PLAIN, "--accept_foreign", model=str(other)) == 0
@@ -359,7 +359,7 @@ def test_answers_about_one_folder_are_not_scored_against_another(scripted, tmp_p
     for more in ([], ["--score_only"]):
         assert run(tmp_path / "run", *arguments, str(tmp_path / "two"), *more) == 1
         message = capsys.readouterr().err
-        assert "annotations is" in message and "--accept_foreign" in message
+        assert "the digest of what is asked is" in message and "--accept_foreign" in message
     assert run(tmp_path / "run", *arguments, str(tmp_path / "two"), "--accept_foreign") == 0
 
 

@@ -112,7 +112,7 @@ ROOMS = {
     **dict.fromkeys(ENTRY_POINTS, EVERYTHING_BELOW),
     "__init__": set(),
     "annotation": set(REMOTE_CODE)
-    | {"annotation", "bulk", "data", "drawing", "evaluation", "metrics", "resources", "toy_world"},
+    | {"annotation", "bulk", "data", "drawing", "evaluation", "metrics", "resources", "serving", "toy_world"},
     "cli": {"annotate", "conversion", "demo", "evaluate", "resources", "serve", "train", "train_grpo"},
     "benchmarks": CONVERSATION | {"benchmarks", "data", "metrics", "resources", "toy_world"},
     "bulk": set(REMOTE_CODE) | {"benchmarks", "bulk", "data", "evaluation", "metrics", "resources", "serving"},
@@ -126,7 +126,7 @@ ROOMS = {
     "recipes": EVERYTHING_BELOW | {"recipes"},
     "resources": set(),
     "scripts": EVERYTHING_BELOW,
-    "serving": set(REMOTE_CODE) | {"annotation", "data", "drawing", "resources", "serving"},
+    "serving": set(REMOTE_CODE) | {"data", "drawing", "resources", "serving"},
     "tests": EVERYTHING_BELOW | ENTRY_POINTS | {"profiling", "recipes", "scripts", "tests"},
     "toy_world": {"toy_world"},
     "training": set(REMOTE_CODE) | {"data", "drawing", "metrics", "training"},

@@ -346,7 +346,7 @@ def test_table_leaves_out_empty_columns():
 def test_a_reason_stands_once_below_the_table():
     missing = [("METEOR", "Java is not installed"), ("CLAIR", "no judge"), ("CIDEr", "Java is not installed")]
     scores = [Score(name, None, 0, part, reason=reason) for part in ("all", "mevis") for name, reason in missing]
-    expected = ["no METEOR, CIDEr: Java is not installed", "no CLAIR: no judge"]
+    expected = ["no METEOR; CIDEr: Java is not installed", "no CLAIR: no judge"]
     assert terminal_table(scores).splitlines()[-3:] == ["", *expected]
     about = {
         **IDENTITY, "commit": "c", "command": "x", "left_out": {}, "failures": [],

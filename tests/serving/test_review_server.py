@@ -15,8 +15,8 @@ from PIL import Image
 from sama import serve
 from sama.annotation.errors import AnnotationError
 from sama.annotation.review import ReviewQueue, read_decisions
+from sama.annotation.review_server import ReviewService, create_review_app, videos_folder
 from sama.serving.errors import ApiError
-from sama.serving.review import ReviewService, create_review_app, videos_folder
 from sama.serving.security import Access
 
 

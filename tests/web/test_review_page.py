@@ -19,7 +19,7 @@ from http_server import running_server  # noqa: E402
 
 from sama.annotation.export import item_hash  # noqa: E402
 from sama.annotation.review import ReviewQueue, read_decisions  # noqa: E402
-from sama.serving.review import create_review_app, videos_folder  # noqa: E402
+from sama.annotation.review_server import create_review_app, videos_folder  # noqa: E402
 from sama.serving.security import Access  # noqa: E402
 
 

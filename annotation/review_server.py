@@ -19,20 +19,20 @@ from fastapi.staticfiles import StaticFiles
 from PIL import Image
 from pydantic import Field
 
-from ..annotation.errors import AnnotationError, RefusedEditError, StaleItemError, UnknownItemError
-from ..annotation.render import COLORS
-from ..annotation.review import MAX_NAME, REASONS, Decision, ReviewItem, ReviewQueue
 from ..data.frames import open_visual
 from ..data.records import object_masks
+from ..serving.bodies import StrictRoute, parsing_limiter
+from ..serving.errors import MAX_MESSAGE, ApiError, shown
+from ..serving.limits import Limits
+from ..serving.routes import CACHE, NO_STORE
+from ..serving.schema import MAX_FRAME, Model
+from ..serving.security import Access
+from ..serving.server import WEB, add_error_handlers, add_guards
+from ..serving.service import public_sentence
 from ..video_sama import SamaVideo
-from .bodies import StrictRoute, parsing_limiter
-from .errors import MAX_MESSAGE, ApiError, shown
-from .limits import Limits
-from .routes import CACHE, NO_STORE
-from .schema import MAX_FRAME, Model
-from .security import Access
-from .server import WEB, add_error_handlers, add_guards
-from .service import public_sentence
+from .errors import AnnotationError, RefusedEditError, StaleItemError, UnknownItemError
+from .render import COLORS
+from .review import MAX_NAME, REASONS, Decision, ReviewItem, ReviewQueue
 
 
 Result = TypeVar("Result")
