@@ -15,7 +15,8 @@ from sama.video_sama import SamaVideo
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-# Seeks to three places in each frame, first backward and then forward; returns the pixels that are shown there
+# Seeks to three places in each frame, first backward and then forward; returns the pixels that are shown there. The
+# frame may be presented after "seeked", and is not presented again where it is shown already
 SEEK = """
 async ([url, fps, count, width, height]) => {
   const video = document.createElement("video");
@@ -32,8 +33,10 @@ async ([url, fps, count, width, height]) => {
   for (const number of [...numbers.toReversed(), ...numbers]) {
     for (const part of [0.02, 0.5, 0.98]) {
       const seeked = new Promise((resolve) => { video.onseeked = resolve; });
+      const presented = new Promise((resolve) => video.requestVideoFrameCallback(resolve));
       video.currentTime = (number + part) / fps;
       await seeked;
+      await Promise.race([presented, new Promise((resolve) => setTimeout(resolve, 100))]);
       context.drawImage(video, 0, 0);
       const pixels = context.getImageData(0, 0, width, height).data;
       let text = "";
