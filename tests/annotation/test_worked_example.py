@@ -235,7 +235,7 @@ def test_other_words_of_a_prompt_ask_again_only_what_depends_on_them(small, monk
 def test_killed_runs_give_the_same_files(small, tmp_path, times):
     """Five runs are killed, or ten."""
     made, asked = small
-    killed = with_output(made, "killed")
+    killed = with_output(made, f"killed-{times}")
     rng = np.random.default_rng(0)
     running, left = [], [0]
     models = toy_truth.ToyModels(made.truths, made.planted)
