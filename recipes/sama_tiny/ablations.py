@@ -32,6 +32,7 @@ from sama.processing_sama import SamaProcessor
 from sama.recipes.sama_tiny.examples import DialogueExamples, practice_world
 from sama.recipes.sama_tiny.phases import Phase, train
 from sama.recipes.sama_tiny.train_language import DialogueLosses
+from sama.recipes.sama_tiny.train_masks import folder_with
 from sama.toy_world.clip import Clip
 from sama.toy_world.questions import ToyTurn
 from sama.toy_world.world import ToyWorld
@@ -257,10 +258,16 @@ def cell(row: dict) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True, help="a sama-tiny, for sizes and processor")
-    parser.add_argument("--masks", type=Path, required=True, help="output folder of recipes/sama_tiny/train_masks.py")
     parser.add_argument(
-        "--start", type=Path, help="output folder of recipes/sama_tiny/train_language.py; default: --model"
+        "--model", type=folder_with("config.json"), required=True, help="a sama-tiny, for sizes and processor"
+    )
+    parser.add_argument(
+        "--masks", type=folder_with(STATE), required=True, help="output folder of recipes/sama_tiny/train_masks.py"
+    )
+    parser.add_argument(
+        "--start",
+        type=folder_with(STATE),
+        help="made by train_language.py; default: --model",
     )
     parser.add_argument("--to", type=Path, required=True, help="output folder; the table is table.md")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))

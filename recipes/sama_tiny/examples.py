@@ -27,24 +27,9 @@ from sama.recipes.sama_tiny.labels import (
     track_labels,
 )
 from sama.recipes.sama_tiny.mask_examples import frame_of, prompt_attributes
+from sama.toy_world import questions
 from sama.toy_world.clip import Clip, ClipConstraints, ToySettings, propose_clips
-from sama.toy_world.questions import (
-    ToyTurn,
-    ask_above,
-    ask_at_end,
-    ask_at_start,
-    ask_beside,
-    ask_check_motion,
-    ask_colour,
-    ask_hides_behind,
-    ask_identity,
-    ask_larger,
-    ask_motion,
-    ask_mover_colour,
-    ask_mover_shape,
-    ask_shape,
-    ask_size,
-)
+from sama.toy_world.questions import ToyTurn
 from sama.toy_world.tasks import TASKS, conversation
 from sama.toy_world.world import ToyWorld
 from sama.video_sama import SamaVideo
@@ -57,9 +42,10 @@ TASK_WEIGHTS = {
     "still": 0.3, "no_target": 0.8,
 }  # fmt: skip
 KINDS = {
-    ask_motion: 3, ask_check_motion: 2, ask_colour: 0.5, ask_shape: 0.5, ask_size: 0.5, ask_identity: 0.7,
-    ask_beside: 0.4, ask_above: 0.4, ask_larger: 2, ask_at_start: 0.6, ask_at_end: 0.6, ask_hides_behind: 1,
-    ask_mover_colour: 2, ask_mover_shape: 2,
+    questions.ask_motion: 3, questions.ask_check_motion: 2, questions.ask_colour: 0.5, questions.ask_shape: 0.5,
+    questions.ask_size: 0.5, questions.ask_identity: 0.7, questions.ask_beside: 0.4, questions.ask_above: 0.4,
+    questions.ask_larger: 2, questions.ask_at_start: 0.6, questions.ask_at_end: 0.6, questions.ask_hides_behind: 1,
+    questions.ask_mover_colour: 2, questions.ask_mover_shape: 2,
 }  # fmt: skip
 OPENING_SHARES = (0.35, 0.15)  # share of dialogues that open with a count, and with a question about order
 VIDEO_TASKS = {"dialogue": 4, "refer_look": 2, "refer_motion": 3, "video_qa": 1, "no_target": 0.5}
@@ -336,9 +322,9 @@ class DialogueExamples(Examples):
 
     def context_labels(self, dialogues: list[Dialogue]) -> dict[str, torch.Tensor]:
         """Place of the object in question in the frame of each context token, and a mask of the known ones."""
-        questions = [(one, subject) for one in dialogues for subject in one.subjects]
-        known = [[subject >= 0 and bool(one.dense)] * len(one.context) for one, subject in questions]
-        where = [places(one.clip, [max(subject, 0)], one.context)[0] for one, subject in questions]
+        asked = [(one, subject) for one in dialogues for subject in one.subjects]
+        known = [[subject >= 0 and bool(one.dense)] * len(one.context) for one, subject in asked]
+        where = [places(one.clip, [max(subject, 0)], one.context)[0] for one, subject in asked]
         known = torch.tensor([one for tokens in known for one in tokens])
         if not known.any():
             return {}

@@ -12,6 +12,7 @@ import torch
 from torch import distributed, nn
 
 from sama.modeling_sama import SamaForConditionalGeneration
+from sama.processing_sama import SamaProcessor
 from sama.recipes.sama_tiny.attention import use_matmul_attention
 from sama.recipes.sama_tiny.examples import BLOCK, Batch, Examples, num_processes, process_index
 from sama.recipes.sama_tiny.heads import Losses, Tensors, weighted_sum
@@ -141,16 +142,18 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--save-steps", type=int, default=100)
 
 
-def join_processes(arguments: argparse.Namespace) -> None:
-    """Join the processes that torchrun has started, if any."""
+def start(folder: Path, arguments: argparse.Namespace) -> tuple[SamaForConditionalGeneration, SamaProcessor]:
+    """
+    The model that a stage trains, and its processor.
+
+    The processes that torchrun has started are joined, if there are any. SAM 2 is frozen. On a CPU the model uses an
+    attention that is fast in training; its layers are compiled if that is asked for.
+    """
     if "WORLD_SIZE" in os.environ:
         if arguments.device == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         distributed.init_process_group("gloo" if arguments.device == "cpu" else "nccl")
-
-
-def prepare(model: SamaForConditionalGeneration, arguments: argparse.Namespace) -> None:
-    """Freeze SAM 2 and, on a CPU, choose an attention that is fast in training; compile the layers if asked to."""
+    model = SamaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).train()
     model.model.mask_tracker.requires_grad_(False)
     backbone = model.model.backbone
     if arguments.device == "cpu":
@@ -158,3 +161,19 @@ def prepare(model: SamaForConditionalGeneration, arguments: argparse.Namespace) 
     if arguments.compile:
         for layer in (*backbone.language_model.layers, *backbone.vision_tower.encoder.layer):
             layer.compile(dynamic=True)
+    return model, SamaProcessor.from_pretrained(folder, trust_remote_code=True)
+
+
+def train_and_save(
+    model: SamaForConditionalGeneration,
+    processor: SamaProcessor,
+    phases: Sequence[Phase],
+    modules: dict[str, nn.Module],
+    arguments: argparse.Namespace,
+) -> None:
+    """Run all phases, and write the model and its processor to the output folder."""
+    arguments.to.mkdir(parents=True, exist_ok=True)
+    train(phases, modules, arguments, arguments.to / "state.pt")
+    if not process_index():
+        model.save_pretrained(arguments.to)
+        processor.save_pretrained(arguments.to)

@@ -27,10 +27,10 @@ from sama.configuration_sama import CONTEXT_TOKEN, DENSE_FRAME_TOKEN, REGION_POO
 from sama.data.collator import IGNORED
 from sama.modeling_sama import VISUAL_INPUT_NAMES, SamaForConditionalGeneration, SamaVisualInputs
 from sama.processing_sama import SamaProcessor
-from sama.recipes.sama_tiny.examples import Batch, DialogueExamples, process_index
+from sama.recipes.sama_tiny.examples import Batch, DialogueExamples
 from sama.recipes.sama_tiny.heads import Losses, Tensors, class_loss, merged, named, place_loss
-from sama.recipes.sama_tiny.phases import Phase, add_run_arguments, join_processes, prepare, train
-from sama.recipes.sama_tiny.train_masks import AttributePrompts, compare_masks
+from sama.recipes.sama_tiny.phases import Phase, add_run_arguments, start, train_and_save
+from sama.recipes.sama_tiny.train_masks import AttributePrompts, compare_masks, folder_with
 from sama.recipes.sama_tiny.train_videos import CLASS_LAYER, VideoLosses
 from sama.toy_world.motion import MOTIONS
 from sama.toy_world.shapes import COLOURS, SHAPES, SIZES
@@ -179,8 +179,10 @@ def plan(losses: DialogueLosses, arguments: argparse.Namespace) -> list[Phase]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--videos", type=Path, required=True, help="output folder of train_videos.py")
-    parser.add_argument("--masks", type=Path, required=True, help="output folder of train_masks.py")
+    parser.add_argument(
+        "--videos", type=folder_with("state.pt"), required=True, help="output folder of train_videos.py"
+    )
+    parser.add_argument("--masks", type=folder_with("state.pt"), required=True, help="made by train_masks.py")
     parser.add_argument("--to", type=Path, required=True, help="output folder")
     parser.add_argument("--dialogue-steps", type=int, default=3000, help="steps of the first phase")
     parser.add_argument("--mask-steps", type=int, default=300, help="steps of the second phase")
@@ -188,18 +190,11 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     add_run_arguments(parser)
     arguments = parser.parse_args()
-    join_processes(arguments)
-    model = SamaForConditionalGeneration.from_pretrained(arguments.videos, dtype=torch.float32).train()
-    processor = SamaProcessor.from_pretrained(arguments.videos, trust_remote_code=True)
-    prepare(model, arguments)
+    model, processor = start(arguments.videos, arguments)
     losses = DialogueLosses(model, processor, arguments.seed)
     losses.start_from(arguments.videos, arguments.masks)
     losses.to(arguments.device)
-    arguments.to.mkdir(parents=True, exist_ok=True)
-    train(plan(losses, arguments), losses.modules, arguments, arguments.to / "state.pt")
-    if not process_index():
-        model.save_pretrained(arguments.to)
-        processor.save_pretrained(arguments.to)
+    train_and_save(model, processor, plan(losses, arguments), losses.modules, arguments)
 
 
 if __name__ == "__main__":

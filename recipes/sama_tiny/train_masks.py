@@ -18,7 +18,7 @@ An interrupted run resumes from `state.pt` with identical losses.
 import argparse
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -252,6 +252,17 @@ def train(training: MaskTraining, arguments: argparse.Namespace, state_path: Pat
             save_state(state_path, training.modules, optimizer, step + 1)
 
 
+def folder_with(name: str) -> Callable[[str], Path]:
+    """The type of an option that names a folder with this file."""
+
+    def folder(text: str) -> Path:
+        if not (Path(text) / name).is_file():
+            raise argparse.ArgumentTypeError(f"there is no {Path(text) / name}")
+        return Path(text)
+
+    return folder
+
+
 def load_state(path: Path, modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer, device: str) -> int:
     """Load modules and optimizer if the file exists; the number of steps done so far."""
     if not path.is_file():
@@ -299,7 +310,12 @@ def evaluate(training: MaskTraining, arguments: argparse.Namespace) -> dict[str,
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True, help="a model made by recipes/sama_tiny/initialize.py")
+    parser.add_argument(
+        "--model",
+        type=folder_with("config.json"),
+        required=True,
+        help="a model made by recipes/sama_tiny/initialize.py",
+    )
     parser.add_argument("--to", type=Path, required=True, help="output folder")
     for name, steps, about in (
         ("point", 1000, "on frames, by clicks and boxes"),

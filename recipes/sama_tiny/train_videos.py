@@ -21,9 +21,10 @@ from torch import nn
 from sama.configuration_sama import DENSE_FRAME_TOKEN
 from sama.modeling_sama import SamaForConditionalGeneration
 from sama.processing_sama import SamaProcessor
-from sama.recipes.sama_tiny.examples import Batch, FrameExamples, VideoExamples, process_index
+from sama.recipes.sama_tiny.examples import Batch, FrameExamples, VideoExamples
 from sama.recipes.sama_tiny.heads import Heads, Losses, Tensors, merged
-from sama.recipes.sama_tiny.phases import Phase, add_run_arguments, join_processes, prepare, train, trained_parts
+from sama.recipes.sama_tiny.phases import Phase, add_run_arguments, start, train_and_save, trained_parts
+from sama.recipes.sama_tiny.train_masks import folder_with
 
 
 # Layers of the language model whose states tell the places and the classes of objects. What a layer finds out can be
@@ -106,7 +107,12 @@ def plan(losses: VideoLosses, processor: SamaProcessor, arguments: argparse.Name
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True, help="a model made by recipes/sama_tiny/initialize.py")
+    parser.add_argument(
+        "--model",
+        type=folder_with("config.json"),
+        required=True,
+        help="a model made by recipes/sama_tiny/initialize.py",
+    )
     parser.add_argument("--to", type=Path, required=True, help="output folder")
     parser.add_argument("--frame-steps", type=int, default=1000, help="steps of the first phase")
     parser.add_argument("--video-steps", type=int, default=1000, help="steps of the second phase")
@@ -115,18 +121,11 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
     add_run_arguments(parser)
     arguments = parser.parse_args()
-    join_processes(arguments)
-    model = SamaForConditionalGeneration.from_pretrained(arguments.model, dtype=torch.float32).train()
-    processor = SamaProcessor.from_pretrained(arguments.model, trust_remote_code=True)
-    prepare(model, arguments)
+    model, processor = start(arguments.model, arguments)
     losses = VideoLosses(model, arguments.seed)
     for part in (model, losses.heads):
         part.to(arguments.device)
-    arguments.to.mkdir(parents=True, exist_ok=True)
-    train(plan(losses, processor, arguments), losses.modules, arguments, arguments.to / "state.pt")
-    if not process_index():
-        model.save_pretrained(arguments.to)
-        processor.save_pretrained(arguments.to)
+    train_and_save(model, processor, plan(losses, processor, arguments), losses.modules, arguments)
 
 
 if __name__ == "__main__":
