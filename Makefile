@@ -35,7 +35,7 @@ test: .venv/.installed-test
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 slow: .venv/.installed-test
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q -m slow --timeout 7200
 
 style: .venv/.installed-test
 	$(BIN)/ruff check --fix .
