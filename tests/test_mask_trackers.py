@@ -269,11 +269,13 @@ def test_a_saved_model_gives_the_same_masks(kind, tmp_path):
     assert not any(problems.values()), problems
     tracker = model.model.mask_tracker
     assert type(loaded.model.mask_tracker) is type(tracker)
+    found = loaded.state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in model.state_dict().items())
     pixels, prompts = frames(tracker, 4), seg_prompts()
     for ours, theirs in zip(
         track(tracker, pixels, prompts, [1]), track(loaded.model.mask_tracker, pixels, prompts, [1]), strict=True
     ):
-        assert torch.equal(ours, theirs)
+        assert difference(theirs, ours) <= TOLERANCE  # products may round by where weights lie in memory
 
 
 def test_batch_norms_keep_their_statistics_in_training():
