@@ -16,6 +16,7 @@ os.environ["OMP_NUM_THREADS"] = str(NUM_THREADS)
 from importlib.util import find_spec  # noqa: E402
 from pathlib import Path  # noqa: E402
 
+import processes  # noqa: E402, F401  # the start method of processes
 import pytest  # noqa: E402
 
 

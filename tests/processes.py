@@ -2,7 +2,8 @@
 
 In a fresh interpreter these imports take five seconds or more. The server imports them once for all tests of a pytest
 process, and runs nothing else, so that what it forks starts without threads, GPU contexts or state of a test. Tests of
-a script, of the imports themselves or of torchrun start a fresh interpreter instead.
+a script, of the imports themselves or of torchrun start a fresh interpreter instead. Processes that load batches come
+from the same server: a process forked from one with threads may wait forever for a lock that none of its own holds.
 """
 
 import gc
@@ -11,13 +12,14 @@ import runpy
 import socket
 import sys
 from collections.abc import Callable
-from multiprocessing import get_context
+from multiprocessing import get_context, set_start_method
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 
 CONTEXT = get_context("forkserver")
 CONTEXT.set_forkserver_preload(["torch", "transformers", "sama.train", "sama.evaluate", "sama.annotate"])
+set_start_method("forkserver", force=True)  # the default of Python 3.14
 
 
 def start(log: Path, function: Callable[..., int | None], *arguments, **environment: str) -> BaseProcess:

@@ -2,40 +2,32 @@
 goes there: frames that do not fit into memory."""
 
 import threading
-import time
 import warnings
-from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 import torch
+from held_processes import hold_features
+from processes import CONTEXT
 
 from sama.feature_store_sama import FEATURE_PREFIX, SamFeatureStore
 from sama.tracking_sama import FrameFeatures, FrameRequest
 
 
-def hold_features(folder: str, made) -> None:
-    """Makes a store without a model, writes a feature file, and waits to be killed."""
-    store = SamFeatureStore(None, folder=folder)
-    (Path(store.folder.name) / "0.pt").write_bytes(bytes(1000))
-    made.put(store.folder.name)
-    time.sleep(600)
-
-
 @pytest.fixture
 def start(tmp_path):
     """A function that starts a process with a feature folder in `tmp_path`: the process and the folder."""
-    context, processes = get_context("fork"), []
+    started = []
 
     def run():
-        made = context.Queue()
-        process = context.Process(target=hold_features, args=(str(tmp_path), made), daemon=True)
+        made = CONTEXT.Queue()
+        process = CONTEXT.Process(target=hold_features, args=(str(tmp_path), made), daemon=True)
         process.start()
-        processes.append(process)
+        started.append(process)
         return process, Path(made.get(timeout=60))
 
     yield run
-    for process in processes:
+    for process in started:
         process.kill()
         process.join()
 

@@ -92,9 +92,7 @@ def test_file_to_batch_through_workers(tmp_path):
     path.write_text("sources: {toy: {format: toy_world, options: {samples: 8}}}")
     found = load_mixture(path, processor, root=FIXTURES, cache=tmp_path)
     sampler = MixtureSampler(found.lengths, batch_size=4)
-    loader = torch.utils.data.DataLoader(
-        found, 4, sampler=sampler, num_workers=1, collate_fn=SamaCollator(processor), multiprocessing_context="fork"
-    )
+    loader = torch.utils.data.DataLoader(found, 4, sampler=sampler, num_workers=1, collate_fn=SamaCollator(processor))
     batches = list(loader)
     assert [len(batch["input_ids"]) for batch in batches] == [4, 4]
     alone = SamaCollator(processor)([found[index] for index in list(MixtureSampler(found.lengths, 4))[:4]])

@@ -95,13 +95,9 @@ def test_skipped_sample_is_counted_and_none_comes_instead(tmp_path, caplog):
     assert "skipped: mevis, item mevis/vid_b" in caplog.text
 
 
-def itself(samples):
-    return samples
-
-
 def test_workers_count_for_the_main_process(tmp_path):
     found = mixture({broken(tmp_path): 2, open_source(toy(4)): 1}, on_error="skip")
-    loader = DataLoader(found, batch_size=2, num_workers=2, collate_fn=itself, multiprocessing_context="fork")
+    loader = DataLoader(found, batch_size=2, num_workers=2, collate_fn=list)
     ids = [None if sample is None else sample.id for batch in loader for sample in batch]
     assert found.report()["mevis"]["skipped"] == 2 and found.report()["toy"]["read"] == 4
     alone = [found[index] for index in range(len(found))]

@@ -3,11 +3,11 @@
 import json
 import os
 import signal
-import time
-from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
+from held_processes import hold_lock
+from processes import CONTEXT
 
 from sama.training.checkpoints import (
     MANIFEST,
@@ -140,20 +140,9 @@ def test_checkpoints_of_later_steps_are_deleted_first(tmp_path):
 # The lock
 
 
-def hold_lock(folder: Path, held) -> None:
-    """Holds the lock, with a child as a loader worker has it, until it is killed."""
-    with lock_output(folder):
-        child = os.fork()
-        if not child:
-            time.sleep(600)
-        held.put(child)
-        time.sleep(600)
-
-
 def test_a_second_run_learns_of_the_first_and_a_killed_one_does_not_block(tmp_path):
-    context = get_context("fork")
-    held = context.Queue()
-    process = context.Process(target=hold_lock, args=(tmp_path, held))
+    held = CONTEXT.Queue()
+    process = CONTEXT.Process(target=hold_lock, args=(tmp_path, held))
     process.start()
     worker = held.get(timeout=60)
     try:
