@@ -25,7 +25,7 @@ WHOLE_GOLDENS = ROOT.parent / "shared" / "golden"  # whole recordings, 80 MB, wh
 
 # Files that one worker runs: what they share is made once. They start first.
 GROUPS = {
-    # The process with all imports from which others are forked (processes.py)
+    # The process with all imports from which others are forked (processes.py), those that load batches too
     "processes": (
         "test_train.py",
         "training/test_distributed.py",
@@ -43,6 +43,12 @@ GROUPS = {
         "evaluation/test_judges.py",
         "serving/test_loading.py",
         "data/test_validation.py",
+        "data/test_collator.py",
+        "data/test_mixture.py",
+        "recipes/test_train_masks.py",
+        "training/test_checkpoints.py",
+        "test_feature_folders.py",
+        "profiling/test_data_loading.py",
     ),
     # The small model, a server with it, and the converted example clips (serving/conftest.py)
     "server": (
@@ -82,7 +88,6 @@ LONG_FILES = (
     "conversion/test_native.py",
     "conversion/test_sa2va_keys.py",
     "recipes/test_train_language.py",
-    "recipes/test_train_masks.py",
     "profiling/test_gpu.py",
     "benchmarks/test_with_model.py",
     "profiling/test_operations.py",

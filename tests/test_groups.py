@@ -15,6 +15,6 @@ def test_files_that_fork_are_one_group():
     forking = {
         path.relative_to(TESTS).as_posix()
         for path in TESTS.rglob("test_*.py")
-        if re.search(r"^(from|import) processes\b", path.read_text(encoding="utf-8"), re.MULTILINE)
+        if re.search(r"^(from|import) processes\b|\bDataLoader\(", path.read_text(encoding="utf-8"), re.MULTILINE)
     }
     assert len(forking) > 10 and forking <= set(ast.literal_eval(named["GROUPS"])["processes"])
