@@ -117,11 +117,12 @@ def pictures_in_folder(folder: str) -> tuple[list[str], list[str]]:
     except OSError as error:
         raise ValueError(f"The folder '{folder}' cannot be read: {error.strerror}.") from error
     pictures = [name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES]
+    others = [name for name in names if Path(name).suffix.lower() not in IMAGE_SUFFIXES]
     if not pictures:
         suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
         problem = f"none of its {len(names)} files is one ({suffixes})" if names else "it is empty"
         raise ValueError(f"The folder '{folder}' holds no pictures to use as frames: {problem}.")
-    return [os.path.join(folder, name) for name in pictures], [name for name in names if name not in set(pictures)]
+    return [os.path.join(folder, name) for name in pictures], others
 
 
 # ---- pixels --------------------------------------------------------------------------------------------------------

@@ -30,9 +30,8 @@ from sama.evaluation.provenance import checkpoint_hash
 from sama.modeling_sama import SamaForConditionalGeneration
 from sama.processing_sama import SamaProcessor
 from sama.recipes.sama_tiny.examples import DialogueExamples, practice_world
-from sama.recipes.sama_tiny.phases import Phase, train
+from sama.recipes.sama_tiny.phases import Phase, folder_with, train
 from sama.recipes.sama_tiny.train_language import DialogueLosses
-from sama.recipes.sama_tiny.train_masks import folder_with
 from sama.toy_world.clip import Clip
 from sama.toy_world.questions import ToyTurn
 from sama.toy_world.world import ToyWorld
@@ -137,7 +136,7 @@ def train_dialogues(variant: Dialogues, arguments: argparse.Namespace, folder: P
     examples = DialogueExamples(processor, model.config, plan, arguments.steps)
     examples.world = WindowedToyWorld(practice_world(arguments.seed), variant.rounds)
     frozen = [*losses.frozen, model.model.mask_tracker.sam.mask_decoder]
-    phase = Phase(examples, losses.dialogues, arguments.learning_rate, frozen)
+    phase = Phase(examples, losses.dialogues, arguments.learning_rate, [*losses.modules.values()], frozen)
     train([phase], losses.modules, plan, folder / STATE)
     save(model, processor, folder)
     return model, processor

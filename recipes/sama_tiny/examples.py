@@ -1,20 +1,16 @@
 """Training examples of stages 2 and 3: frames, videos and dialogues of toy world, with labels of the heads."""
 
-import argparse
 from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import distributed
 from torch.nn import functional as F
-from torch.utils.data import Dataset
 
 from sama.configuration_sama import DENSE_FRAME_TOKEN, SamaConfig
 from sama.data.collator import IGNORED
 from sama.data.rendering import UNSEEN, Renderer, RenderSettings
-from sama.processing_sama import SamaProcessor
 from sama.recipes.sama_tiny.heads import TRAJECTORY_TIMES
 from sama.recipes.sama_tiny.labels import (
     colours_of_cells,
@@ -27,6 +23,7 @@ from sama.recipes.sama_tiny.labels import (
     track_labels,
 )
 from sama.recipes.sama_tiny.mask_examples import frame_of, prompt_attributes
+from sama.recipes.sama_tiny.phases import Batch, Examples
 from sama.toy_world import questions
 from sama.toy_world.clip import Clip, ClipConstraints, ToySettings, propose_clips
 from sama.toy_world.questions import ToyTurn
@@ -50,12 +47,10 @@ KINDS = {
 OPENING_SHARES = (0.35, 0.15)  # share of dialogues that open with a count, and with a question about order
 VIDEO_TASKS = {"dialogue": 4, "refer_look": 2, "refer_motion": 3, "video_qa": 1, "no_target": 0.5}
 OBJECTS_OF_A_FRAME = (2, 6)
-BLOCK = 4  # steps whose dialogues are drawn together and sorted by length
 MASK_REGIONS = 0.85  # share of dialogues with masks only as regions; the others mix in clicks, boxes and scribbles
 MASKS = 512  # single masks of a step
 # What the generators of examples are seeded with after the seed of the run
 FRAMES, STAMPS, ORDER = 1, 2, 3
-Batch = dict[str, dict[str, torch.Tensor]]
 
 
 def practice_dialogue(settings: ToySettings, rng: np.random.Generator) -> tuple[Clip, list[ToyTurn]]:
@@ -76,39 +71,12 @@ def joined(labels: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(np.concatenate([one[name] for one in labels])) for name in labels[0]}
 
 
-class Examples(Dataset):
-    """
-    The batches of one phase. An item is the list of the batches of `BLOCK` steps.
+class VisionExamples(Examples):
+    """Batches with labels of frames."""
 
-    Args:
-        processor (`SamaProcessor`), config (`SamaConfig`): Of the model.
-        arguments (`argparse.Namespace`): `seed`, and the batch size of the phase.
-        steps (`int`): Number of steps.
-        first (`int`): Number of steps of this kind before them, whose clips are not shown again.
-    """
-
-    def __init__(
-        self, processor: SamaProcessor, config: SamaConfig, arguments: argparse.Namespace, steps: int, first: int = 0
-    ):
-        self.processor, self.config, self.arguments = processor, config, arguments
-        self.seed, self.steps, self.first = arguments.seed, steps, first
-        self.grid, self.patch_grid = grid_size(config), patch_grid_size(config)
-        self.process, self.processes = process_index(), num_processes()
-
-    def __len__(self) -> int:
-        return -(-self.steps // BLOCK)
-
-    def __getitem__(self, block: int) -> list[Batch]:
-        """The batches of the steps of a block."""
-        return [self.batch(step) for step in self.steps_of(block)]
-
-    def steps_of(self, block: int) -> range:
-        return range(BLOCK * block, min(BLOCK * (block + 1), self.steps))
-
-    def indices(self, step: int, number: int) -> range:
-        """The indices of the clips of a step of this process."""
-        first = ((self.first + step) * self.processes + self.process) * number
-        return range(first, first + number)
+    def __init__(self, *arguments, **named):
+        super().__init__(*arguments, **named)
+        self.grid, self.patch_grid = grid_size(self.config), patch_grid_size(self.config)
 
     def frame_labels(self, clips: list[Clip], frames: list[list[int]]) -> dict[str, torch.Tensor]:
         """Labels of all patches and cells of these frames of each clip."""
@@ -128,7 +96,7 @@ class Examples(Dataset):
         )
 
 
-class FrameExamples(Examples):
+class FrameExamples(VisionExamples):
     """Single frames with two to six objects, and single masks. A clip shows the same objects in all its frames, so
     that as many frames of clips teach less."""
 
@@ -157,7 +125,7 @@ class FrameExamples(Examples):
         return {"masks": masks, "places": spots, "classes": classes}
 
 
-class VideoExamples(Examples):
+class VideoExamples(VisionExamples):
     """The frames of clips as the language model reads them, without a question: every conversation about a clip begins
     with these tokens, and states after them cannot change them."""
 
@@ -232,7 +200,7 @@ class Dialogue:
     shown: int = 0
 
 
-class DialogueExamples(Examples):
+class DialogueExamples(VisionExamples):
     """
     Dialogues. Those of a block are drawn together and sorted by length.
 
@@ -346,13 +314,3 @@ def patch_grid_size(config: SamaConfig) -> int:
     """Number of patches of the vision tower along a side of a frame."""
     vision = config.backbone_config.vision_config
     return vision.image_size[0] // vision.patch_size[0]
-
-
-def num_processes() -> int:
-    """Number of processes that torchrun has started."""
-    return distributed.get_world_size() if distributed.is_initialized() else 1
-
-
-def process_index() -> int:
-    """Index of this process."""
-    return distributed.get_rank() if distributed.is_initialized() else 0

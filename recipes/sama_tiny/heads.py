@@ -4,6 +4,8 @@ The language loss and the mask loss alone do not teach a small model within hour
 (docs/log.md). Heads are trained with the model and dropped afterwards.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -26,9 +28,9 @@ Tensors = dict[str, torch.Tensor]
 Losses = tuple[Tensors, Tensors]  # losses and metrics by name
 
 
-def weighted_sum(losses: Tensors) -> torch.Tensor:
+def weighted_sum(losses: Tensors, weights: Mapping[str, float] = LOSS_WEIGHTS) -> torch.Tensor:
     """The loss that is minimised."""
-    return sum(LOSS_WEIGHTS[name.removeprefix("frame ")] * loss for name, loss in losses.items())
+    return sum(weights[name.removeprefix("frame ")] * loss for name, loss in losses.items())
 
 
 def merged(parts: list[Losses]) -> Losses:

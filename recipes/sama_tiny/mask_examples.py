@@ -1,20 +1,16 @@
 """Training examples of stage 1: frames and short clips of toy world, and the attributes that prompt their objects."""
 
-import argparse
-
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
-from sama.processing_sama import SamaProcessor
 from sama.recipes.sama_tiny.labels import patch_labels
+from sama.recipes.sama_tiny.phases import Batch, Examples
 from sama.toy_world.clip import Clip, ClipConstraints, propose_clips
 from sama.toy_world.motion import SOLO_MOTIONS
 from sama.toy_world.shapes import COLOURS, SHAPES, SIZES
 from sama.toy_world.world import ToyWorld
 
 
-PHASES = ("points", "prompts", "clips")
 FRAMES, CLIP_FRAMES = 16, 5  # length of a toy clip, and frames of it in a step with memory
 STRIDES = 3  # largest distance between the frames of a step with memory
 HIDING = 0.4  # share of clips in which an object is made to hide, in addition to random ones
@@ -118,57 +114,50 @@ def point_at(mask: np.ndarray, size: int, rng: np.random.Generator) -> tuple[lis
     return [*corners, [(columns.max() + 1) * x_scale, (rows.max() + 1) * y_scale]], [2, 3]
 
 
-class MaskExamples(Dataset):
-    """The batches of stage 1 by step: single frames in the phases of points and prompts; then steps of which
-    `memory_steps` in four use short clips. Objects that are hard to tell apart are frequent, because a decoder
-    that has seen few of them segments both. So are hiding objects: a decoder that has seen few of them segments
-    the occluder (docs/log.md)."""
+class MaskExamples(Examples):
+    """
+    The batches of a phase of stage 1: single frames, or short clips. Objects that are hard to tell apart are frequent,
+    because a decoder that has seen few of them segments both. So are hiding objects: a decoder that has seen few of
+    them segments the occluder (docs/log.md).
 
-    def __init__(self, processor: SamaProcessor, grid: int, width: int, arguments: argparse.Namespace):
-        self.processor, self.grid, self.width, self.arguments = processor, grid, width, arguments
+    Args:
+        memory_steps (`int`): Steps in four that use short clips.
+        split (`str`): Of toy world.
+    """
+
+    def __init__(self, *arguments, memory_steps: int = 0, split: str = "train", **named):
+        super().__init__(*arguments, **named)
+        self.memory_steps, mask_config = memory_steps, self.config.mask_config
+        self.grid = mask_config.vision_config.backbone_feature_sizes[-1][0]
+        self.width = mask_config.prompt_encoder_config.hidden_size
         moving = {"dialogue": 2, "refer_look": 3, "refer_motion": 2, "caption": 1}
-        settings = {"frames": [FRAMES, FRAMES], "split": arguments.split, "tasks": moving}
-        self.world = ToyWorld(settings, arguments.seed)
+        self.world = ToyWorld({"frames": [FRAMES, FRAMES], "split": split, "tasks": moving}, self.seed)
 
-    def __len__(self) -> int:
-        return sum(self.steps.values())
-
-    @property
-    def steps(self) -> dict[str, int]:
-        """Number of steps of each phase."""
-        return {phase: vars(self.arguments)[f"{phase.removesuffix('s')}_steps"] for phase in PHASES}
-
-    def phase(self, step: int) -> tuple[str, int, int]:
-        """The phase of a step, its first step and the one after its last."""
-        start = 0
-        for phase, steps in self.steps.items():
-            if step < start + steps:
-                return phase, start, start + steps
-            start += steps
-        raise IndexError(f"step is {step}, expected less than {start}")
-
-    def with_memory(self, step: int) -> bool:
-        """Whether a step uses short clips."""
-        return self.phase(step)[0] == "clips" and step % 4 >= 4 - self.arguments.memory_steps
-
-    def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
-        rng, memory = np.random.default_rng([self.arguments.seed, step]), self.with_memory(step)
-        number = self.arguments.clips if memory else self.arguments.images
+    def batch(self, step: int) -> Batch:
+        with_memory = (self.first + step) % 4 >= 4 - self.memory_steps
         size = max(self.arguments.images, self.arguments.clips)
-        clips = [self.clip(step * size + place) for place in range(number)]
-        if not memory:
-            return self.frame_batch(clips, rng)
+        rng = np.random.default_rng([self.seed, self.first + step, self.process])
+        number = self.arguments.clips if with_memory else self.arguments.images
+        clips = [self.clip(index) for index in self.indices(step, size)[:number]]
+        found = self.clips_batch(clips, rng) if with_memory else self.frame_batch(clips, rng)
+        found["inputs"]["seed"] = torch.tensor(self.first + step)
+        return found
+
+    def clips_batch(self, clips: list[Clip], rng: np.random.Generator) -> Batch:
+        """A few frames of each clip, of which one or two are prompted."""
         strides = rng.integers(1, STRIDES + 1, len(clips))
         frames = [
             rng.integers(FRAMES - stride * (CLIP_FRAMES - 1)) + stride * np.arange(CLIP_FRAMES) for stride in strides
         ]
         prompted = sorted(rng.choice(CLIP_FRAMES, rng.integers(1, 3), replace=False).tolist())
         words = [sample_attributes(clip, rng) for clip in clips]
-        return self.clip_batch(clips, frames, prompted, words) | self.noise(words, rng)
+        found = self.clip_batch(clips, frames, prompted, words)
+        found["inputs"]["noise"] = self.noise(words, rng)
+        return found
 
     def clip(self, index: int) -> Clip:
         """The clip of this index: a random one, or one in which the first object hides."""
-        rng = np.random.default_rng([self.arguments.seed, 1, index])
+        rng = np.random.default_rng([self.seed, 1, index])
         if rng.random() >= HIDING:
             return self.world.generate(index)[1]
         settings = self.world.settings
@@ -178,41 +167,44 @@ class MaskExamples(Dataset):
         )
         return self.world.render(next(propose_clips(settings, constraints, number, FRAMES, rng)), rng)
 
-    def frame_batch(self, clips: list[Clip], rng: np.random.Generator) -> dict[str, torch.Tensor]:
+    def frame_batch(self, clips: list[Clip], rng: np.random.Generator) -> Batch:
         """One frame of each clip: all objects prompted by attributes, and the visible ones by a click or a box."""
         chosen = [[frame_of(clip, slice(None), rng)] for clip in clips]
         words = [sample_attributes(clip, rng) for clip in clips]
-        example = self.clip_batch(clips, chosen, [0], words) | self.noise(words, rng)
-        masks, size = example["masks"].numpy(), self.processor.sam_image_size
+        found = self.clip_batch(clips, chosen, [0], words)
+        found["inputs"]["noise"] = self.noise(words, rng)
+        masks, size = found["labels"]["masks"].numpy(), self.processor.sam_image_size
         seen = np.flatnonzero(masks.any((1, 2)))
         if not len(seen):
             raise ValueError(f"no object is visible in the {len(clips)} frames of this step: raise --images")
         points, labels = zip(*(point_at(masks[row], size, rng) for row in seen), strict=True)
-        patches = [patch_labels(clip, frame, self.grid) for clip, (frame,) in zip(clips, chosen, strict=True)]
-        example |= {name: torch.from_numpy(np.stack([one[name] for one in patches])) for name in patches[0]}
-        return example | {
+        found["inputs"] |= {
             "seen": torch.from_numpy(seen),
             "points": torch.tensor(points, dtype=torch.float32),
             "labels": torch.tensor(labels, dtype=torch.int32),
         }
+        patches = [patch_labels(clip, frame, self.grid) for clip, (frame,) in zip(clips, chosen, strict=True)]
+        found["labels"] |= {name: torch.from_numpy(np.stack([one[name] for one in patches])) for name in patches[0]}
+        return found
 
-    def clip_batch(self, clips: list[Clip], frames: list, prompted: list[int], words: list) -> dict[str, torch.Tensor]:
+    def clip_batch(self, clips: list[Clip], frames: list, prompted: list[int], words: list) -> Batch:
         """The same number of frames of each clip, ordered by time, then by clip; masks of all objects (num_frames *
         num_objects, height, width), the clip of each object, and its attributes."""
         pairs = [pair for moment in zip(*frames, strict=True) for pair in zip(clips, moment, strict=True)]
         looks, places = (torch.cat(parts) for parts in zip(*words, strict=True))
         rows = torch.arange(len(clips)).repeat_interleave(torch.tensor([len(clip.masks) for clip in clips]))
-        return {
+        inputs = {
             "pixels": torch.stack([self.processor.sam_pixel_values(clip.frames[frame]) for clip, frame in pairs]),
-            "masks": torch.from_numpy(np.concatenate([clip.masks[:, frame] for clip, frame in pairs])),
             "rows": rows,
             "prompted": torch.tensor(prompted),
             "looks": looks,
             "places": places,
         }
+        masks = np.concatenate([clip.masks[:, frame] for clip, frame in pairs])
+        return {"inputs": inputs, "labels": {"masks": torch.from_numpy(masks)}}
 
-    def noise(self, words: list, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+    def noise(self, words: list, rng: np.random.Generator) -> torch.Tensor:
         """Noise on the prompts, because predicted ones are never exact."""
         number = sum(len(looks) for looks, _ in words)
         level = PROMPT_NOISE * rng.random((number, 1))
-        return {"noise": torch.from_numpy((level * rng.standard_normal((number, self.width))).astype(np.float32))}
+        return torch.from_numpy((level * rng.standard_normal((number, self.width))).astype(np.float32))

@@ -1,23 +1,69 @@
-"""What stages 2 and 3 of sama-tiny share: phases of training, in one process or several, that resume exactly."""
+"""What all stages of sama-tiny share: phases of training, in one process or several, that resume exactly."""
 
 import argparse
+import math
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import distributed, nn
+from torch.utils._pytree import tree_map
+from torch.utils.data import DataLoader, Dataset
 
+from sama.configuration_sama import SamaConfig
+from sama.data.files import atomic_path
 from sama.modeling_sama import SamaForConditionalGeneration
 from sama.processing_sama import SamaProcessor
 from sama.recipes.sama_tiny.attention import use_matmul_attention
-from sama.recipes.sama_tiny.examples import BLOCK, Batch, Examples, num_processes, process_index
-from sama.recipes.sama_tiny.heads import Losses, Tensors, weighted_sum
-from sama.recipes.sama_tiny.train_masks import WEIGHT_DECAY, load_state, prefetch, save_state, schedule
+from sama.recipes.sama_tiny.heads import LOSS_WEIGHTS, Losses, Tensors, weighted_sum
 from sama.training.checkpoints import TrainingError
+
+
+WARM_UP, FLOOR, WEIGHT_DECAY = 50, 0.05, 0.01
+BLOCK = 4  # steps whose examples are drawn together
+Batch = dict[str, dict[str, torch.Tensor]]
+
+
+class Examples(Dataset):
+    """
+    The batches of one phase. An item is the list of the batches of `BLOCK` steps.
+
+    Args:
+        processor (`SamaProcessor`), config (`SamaConfig`): Of the model.
+        arguments (`argparse.Namespace`): `seed`, and the batch size of the phase.
+        steps (`int`): Number of steps.
+        first (`int`): Number of steps of this kind before them, whose clips are not shown again.
+    """
+
+    def __init__(
+        self, processor: SamaProcessor, config: SamaConfig, arguments: argparse.Namespace, steps: int, first: int = 0
+    ):
+        self.processor, self.config, self.arguments = processor, config, arguments
+        self.seed, self.steps, self.first = arguments.seed, steps, first
+        self.process, self.processes = process_index(), num_processes()
+
+    def __len__(self) -> int:
+        return -(-self.steps // BLOCK)
+
+    def __getitem__(self, block: int) -> list[Batch]:
+        """The batches of the steps of a block."""
+        return [self.batch(step) for step in self.steps_of(block)]
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step."""
+        raise NotImplementedError
+
+    def steps_of(self, block: int) -> range:
+        return range(BLOCK * block, min(BLOCK * (block + 1), self.steps))
+
+    def indices(self, step: int, number: int) -> range:
+        """The indices of the clips of a step of this process."""
+        first = ((self.first + step) * self.processes + self.process) * number
+        return range(first, first + number)
 
 
 class Phase(NamedTuple):
@@ -28,13 +74,19 @@ class Phase(NamedTuple):
         examples (`Examples`): Its batches, in blocks.
         losses (`Callable`): Losses and metrics of a batch.
         learning_rate (`float`): Highest learning rate.
-        frozen (`Sequence[nn.Module]`): Modules that are not trained.
+        trained (`Sequence[nn.Module | nn.Parameter]`): What is trained.
+        frozen (`Sequence[nn.Module | nn.Parameter]`): Parts of it that are not.
+        weights (`Mapping[str, float]`): Weights of the losses by name.
+        begin (`Callable`, *optional*): Called before the first step.
     """
 
     examples: Examples
     losses: Callable[[Batch], Losses]
     learning_rate: float
-    frozen: Sequence[nn.Module] = ()
+    trained: Sequence[nn.Module | nn.Parameter]
+    frozen: Sequence[nn.Module | nn.Parameter] = ()
+    weights: Mapping[str, float] = LOSS_WEIGHTS
+    begin: Callable[[], None] | None = None
 
 
 def train(
@@ -54,11 +106,14 @@ def train(
     done, first = load_state(state_path, modules, optimizer, arguments.device), 0
     log, total = StepLog(arguments.log_steps), sum(phase.examples.steps for phase in phases)
     for phase in phases:
-        for part, trained in ((modules.values(), True), (phase.frozen, False)):
-            for module in part:
-                module.requires_grad_(trained)
+        for parts, trained in ((modules.values(), False), (phase.trained, True), (phase.frozen, False)):
+            for part in parts:
+                part.requires_grad_(trained)
         steps = phase.examples.steps
+        if phase.begin is not None and steps and done <= first:
+            phase.begin()
         for step, batch in batches(phase.examples, max(done - first, 0), arguments):
+            torch.manual_seed(arguments.seed + first + step)  # dropout in SAM 2's memory
             optimizer.param_groups[0]["lr"] = phase.learning_rate * schedule(step, steps)
             losses, metrics = take_step(phase, batch, optimizer, arguments)
             if process_index():
@@ -80,9 +135,9 @@ def batches(examples: Examples, first: int, arguments: argparse.Namespace) -> It
 
 def take_step(phase: Phase, batch: Batch, optimizer: torch.optim.Optimizer, arguments: argparse.Namespace) -> Losses:
     """Losses, gradients, and an update of the weights. [`TrainingError`] if a loss is not finite."""
-    with torch.autocast(arguments.device, dtype=torch.bfloat16, enabled=arguments.bf16):
+    with autocast(arguments):
         losses, metrics = phase.losses(batch)
-    loss = weighted_sum(losses)
+    loss = weighted_sum(losses, phase.weights)
     if not loss.isfinite():
         wrong = ", ".join(f"{name} {value.item():.3g}" for name, value in losses.items() if not value.isfinite())
         raise TrainingError(f"a loss is not finite: {wrong}")
@@ -93,6 +148,33 @@ def take_step(phase: Phase, batch: Batch, optimizer: torch.optim.Optimizer, argu
     optimizer.step()
     optimizer.zero_grad()
     return losses, metrics
+
+
+def schedule(step: int, steps: int) -> float:
+    """Factor on the learning rate: linear warm-up, then a cosine decay to `FLOOR`."""
+    wave = 0.5 * (1 + math.cos(math.pi * step / steps))
+    return min(1.0, (step + 1) / WARM_UP) * (FLOOR + (1 - FLOOR) * wave)
+
+
+def autocast(arguments: argparse.Namespace) -> torch.autocast:
+    """bfloat16 for what is computed in a block, unless `--float32` was given."""
+    return torch.autocast(arguments.device, dtype=torch.bfloat16, enabled=arguments.bf16)
+
+
+def prefetch(examples: Dataset, first: int, arguments: argparse.Namespace) -> Iterator:
+    """Examples from index `first` on, moved to the device; generated by `num_workers` processes in advance."""
+    if arguments.num_workers:  # an example has many small tensors, each of which would hold an open file
+        torch.multiprocessing.set_sharing_strategy("file_system")
+    loader = DataLoader(
+        examples, batch_size=None, sampler=range(first, len(examples)), num_workers=arguments.num_workers
+    )
+    for block in loader:
+        yield [move(batch, arguments.device) for batch in block]
+
+
+def move(batch: Batch, device: str) -> Batch:
+    """A batch on a device."""
+    return tree_map(lambda part: part.to(device), batch)
 
 
 class StepLog:
@@ -131,6 +213,36 @@ def trained_parts(model: SamaForConditionalGeneration) -> nn.ModuleList:
     )
 
 
+def folder_with(name: str) -> Callable[[str], Path]:
+    """The type of an option that names a folder with this file."""
+
+    def folder(text: str) -> Path:
+        if not (Path(text) / name).is_file():
+            raise argparse.ArgumentTypeError(f"there is no {Path(text) / name}")
+        return Path(text)
+
+    return folder
+
+
+def load_state(path: Path, modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer, device: str) -> int:
+    """Load modules and optimizer if the file exists; the number of steps done so far."""
+    if not path.is_file():
+        return 0
+    state = torch.load(path, weights_only=True, map_location=device)
+    for name, module in modules.items():
+        module.load_state_dict(state[name])
+    optimizer.load_state_dict(state["optimizer"])
+    print(f"resuming from step {state['step']}")
+    return state["step"]
+
+
+def save_state(path: Path, modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer, step: int) -> None:
+    """Save modules and optimizer atomically."""
+    state = {name: module.state_dict() for name, module in modules.items()}
+    with atomic_path(path) as temporary:
+        torch.save(state | {"optimizer": optimizer.state_dict(), "step": step}, temporary)
+
+
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of a run that do not depend on what is learned."""
     parser.add_argument("--float32", dest="bf16", action="store_false", help="train without bfloat16 autocast")
@@ -146,7 +258,7 @@ def start(folder: Path, arguments: argparse.Namespace) -> tuple[SamaForCondition
     """
     The model that a stage trains, and its processor.
 
-    The processes that torchrun has started are joined, if there are any. SAM 2 is frozen. On a CPU the model uses an
+    The processes that torchrun has started are joined, if there are any. On a CPU the model uses an
     attention that is fast in training; its layers are compiled if that is asked for.
     """
     if "WORLD_SIZE" in os.environ:
@@ -154,10 +266,9 @@ def start(folder: Path, arguments: argparse.Namespace) -> tuple[SamaForCondition
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         distributed.init_process_group("gloo" if arguments.device == "cpu" else "nccl")
     model = SamaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).train()
-    model.model.mask_tracker.requires_grad_(False)
     backbone = model.model.backbone
     if arguments.device == "cpu":
-        use_matmul_attention(backbone.language_model, backbone.vision_tower)
+        use_matmul_attention(backbone.language_model, backbone.vision_tower, model.model.mask_tracker.sam)
     if arguments.compile:
         for layer in (*backbone.language_model.layers, *backbone.vision_tower.encoder.layer):
             layer.compile(dynamic=True)
@@ -177,3 +288,13 @@ def train_and_save(
     if not process_index():
         model.save_pretrained(arguments.to)
         processor.save_pretrained(arguments.to)
+
+
+def num_processes() -> int:
+    """Number of processes that torchrun has started."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def process_index() -> int:
+    """Index of this process."""
+    return distributed.get_rank() if distributed.is_initialized() else 0

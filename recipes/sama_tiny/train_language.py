@@ -27,10 +27,10 @@ from sama.configuration_sama import CONTEXT_TOKEN, DENSE_FRAME_TOKEN, REGION_POO
 from sama.data.collator import IGNORED
 from sama.modeling_sama import VISUAL_INPUT_NAMES, SamaForConditionalGeneration, SamaVisualInputs
 from sama.processing_sama import SamaProcessor
-from sama.recipes.sama_tiny.examples import Batch, DialogueExamples
+from sama.recipes.sama_tiny.examples import DialogueExamples
 from sama.recipes.sama_tiny.heads import Losses, Tensors, class_loss, merged, named, place_loss
-from sama.recipes.sama_tiny.phases import Phase, add_run_arguments, start, train_and_save
-from sama.recipes.sama_tiny.train_masks import AttributePrompts, compare_masks, folder_with
+from sama.recipes.sama_tiny.phases import Batch, Phase, add_run_arguments, folder_with, start, train_and_save
+from sama.recipes.sama_tiny.train_masks import AttributePrompts, compare_masks
 from sama.recipes.sama_tiny.train_videos import CLASS_LAYER, VideoLosses
 from sama.toy_world.motion import MOTIONS
 from sama.toy_world.shapes import COLOURS, SHAPES, SIZES
@@ -168,12 +168,13 @@ def prompt_loss(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 def plan(losses: DialogueLosses, arguments: argparse.Namespace) -> list[Phase]:
     """The two phases."""
     frozen, decoder = losses.frozen, losses.model.model.mask_tracker.sam.mask_decoder
+    trained = [*losses.modules.values()]
     fixed, rate = (losses.processor, losses.model.config, arguments), arguments.learning_rate
     dialogues = DialogueExamples(*fixed, arguments.dialogue_steps)
     masks = DialogueExamples(*fixed, arguments.mask_steps, first=arguments.dialogue_steps, with_masks=True)
     return [
-        Phase(dialogues, losses.dialogues, rate, [*frozen, decoder]),
-        Phase(masks, losses.dialogues, MASK_PHASE_RATE * rate, frozen),
+        Phase(dialogues, losses.dialogues, rate, trained, [*frozen, decoder]),
+        Phase(masks, losses.dialogues, MASK_PHASE_RATE * rate, trained, frozen),
     ]
 
 
@@ -184,7 +185,7 @@ def main() -> None:
     )
     parser.add_argument("--masks", type=folder_with("state.pt"), required=True, help="made by train_masks.py")
     parser.add_argument("--to", type=Path, required=True, help="output folder")
-    parser.add_argument("--dialogue-steps", type=int, default=3000, help="steps of the first phase")
+    parser.add_argument("--dialogue-steps", type=int, default=2400, help="steps of the first phase")
     parser.add_argument("--mask-steps", type=int, default=300, help="steps of the second phase")
     parser.add_argument("--dialogues", type=int, default=16, help="dialogues per step and process")
     parser.add_argument("--learning-rate", type=float, default=1e-3)

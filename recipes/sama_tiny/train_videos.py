@@ -21,10 +21,17 @@ from torch import nn
 from sama.configuration_sama import DENSE_FRAME_TOKEN
 from sama.modeling_sama import SamaForConditionalGeneration
 from sama.processing_sama import SamaProcessor
-from sama.recipes.sama_tiny.examples import Batch, FrameExamples, VideoExamples
+from sama.recipes.sama_tiny.examples import FrameExamples, VideoExamples
 from sama.recipes.sama_tiny.heads import Heads, Losses, Tensors, merged
-from sama.recipes.sama_tiny.phases import Phase, add_run_arguments, start, train_and_save, trained_parts
-from sama.recipes.sama_tiny.train_masks import folder_with
+from sama.recipes.sama_tiny.phases import (
+    Batch,
+    Phase,
+    add_run_arguments,
+    folder_with,
+    start,
+    train_and_save,
+    trained_parts,
+)
 
 
 # Layers of the language model whose states tell the places and the classes of objects. What a layer finds out can be
@@ -99,9 +106,10 @@ class VideoLosses:
 def plan(losses: VideoLosses, processor: SamaProcessor, arguments: argparse.Namespace) -> list[Phase]:
     """The two phases."""
     fixed, rate = (processor, losses.model.config, arguments), arguments.learning_rate
+    trained = [*losses.modules.values()]
     return [
-        Phase(FrameExamples(*fixed, arguments.frame_steps), losses.frames, rate),
-        Phase(VideoExamples(*fixed, arguments.video_steps), losses.videos, rate),
+        Phase(FrameExamples(*fixed, arguments.frame_steps), losses.frames, rate, trained),
+        Phase(VideoExamples(*fixed, arguments.video_steps), losses.videos, rate, trained),
     ]
 
 

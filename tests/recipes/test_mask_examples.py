@@ -31,7 +31,7 @@ RED_STAR, RED_RING, BLUE_STAR = ("red", "star", "small"), ("red", "ring", "small
 @pytest.fixture(scope="module")
 def examples():
     processor = SamaProcessor.from_pretrained(CHECKPOINT, trust_remote_code=True)
-    return MaskExamples(processor, 8, 128, Namespace(split="train", seed=0))
+    return MaskExamples(processor, processor.config, Namespace(seed=0), 0)
 
 
 def clip_of(*looks: tuple[str, str, str]) -> SimpleNamespace:

@@ -118,7 +118,7 @@ def test_a_run_goes_on_inside_a_block(model, processor, arguments):
 def test_a_loss_that_is_not_finite_is_an_error(arguments):
     layer = torch.nn.Linear(1, 1)
     optimizer = torch.optim.AdamW(layer.parameters())
-    phase = Phase(None, lambda batch: ({"mask": layer.weight.sum() / 0, "prompt": layer.bias.sum()}, {}), 1e-3)
+    phase = Phase(None, lambda batch: ({"mask": layer.weight.sum() / 0, "prompt": layer.bias.sum()}, {}), 1e-3, [])
     with pytest.raises(TrainingError, match="not finite: mask"):
         take_step(phase, {}, optimizer, arguments)
 

@@ -10,18 +10,24 @@ from tiny_model import SAM_SIZE, tiny_model
 
 from sama.processing_sama import SamaProcessor
 from sama.recipes.sama_tiny.mask_examples import MaskExamples, look_of, place_of
-from sama.recipes.sama_tiny.train_masks import MaskTraining, prefetch, train
+from sama.recipes.sama_tiny.phases import BLOCK, prefetch
+from sama.recipes.sama_tiny.phases import train as train_phases
+from sama.recipes.sama_tiny.train_masks import MaskLosses, plan
 
 
-def training() -> MaskTraining:
+def training() -> MaskLosses:
     processor = SamaProcessor.from_pretrained(CHECKPOINT, trust_remote_code=True)
     processor.config.mask_config.image_size = SAM_SIZE
-    return MaskTraining(tiny_model().model.mask_tracker.train(), processor, seed=0)
+    return MaskLosses(tiny_model().model.mask_tracker.train(), processor, seed=0)
+
+
+def train(losses: MaskLosses, arguments: Namespace, path) -> None:
+    train_phases(plan(losses, losses.tracker.config, arguments), losses.modules, arguments, path)
 
 
 def steps(**changes) -> Namespace:
     few = {"point_steps": 1, "prompt_steps": 1, "clip_steps": 2, "memory_steps": 3, "images": 3, "clips": 2}
-    few |= {"learning_rate": 1e-3, "seed": 0, "split": "train", "device": "cpu", "num_workers": 0}
+    few |= {"learning_rate": 1e-3, "seed": 0, "device": "cpu", "num_workers": 0, "bf16": False}
     return Namespace(**few | {"log_steps": 9, "save_steps": 1} | changes)
 
 
@@ -35,10 +41,13 @@ def test_an_interrupted_run_resumes_to_the_same_weights(tmp_path, monkeypatch):
     arguments = steps()
     whole, killed, resumed = training(), training(), training()
     train(whole, arguments, tmp_path / "whole.pt")
-    draw = MaskExamples.__getitem__
+    follow = MaskLosses.follow
     with monkeypatch.context() as patch:
+        steps_with_memory = iter(range(1))
         patch.setattr(
-            MaskExamples, "__getitem__", lambda self, step: draw(self, step) if step < 3 else pytest.fail("killed")
+            MaskLosses,
+            "follow",
+            lambda *words: pytest.fail("killed") if next(steps_with_memory, None) is None else follow(*words),
         )
         with pytest.raises(pytest.fail.Exception, match="killed"):
             train(killed, arguments, tmp_path / "state.pt")
@@ -53,7 +62,7 @@ def test_an_interrupted_run_resumes_to_the_same_weights(tmp_path, monkeypatch):
 def test_each_phase_trains_its_own_parts(tmp_path):
     kept, start = training(), training()
 
-    def parts(of: MaskTraining) -> dict[str, torch.nn.Module]:
+    def parts(of: MaskLosses) -> dict[str, torch.nn.Module]:
         sam = of.tracker.sam
         own = {
             "encoder": sam.vision_encoder,
@@ -63,7 +72,7 @@ def test_each_phase_trains_its_own_parts(tmp_path):
         own |= {"by prompts": sam.mask_decoder, "memory": sam.memory_attention}
         return own | {"prompts": of.prompts, "heads": of.heads}
 
-    def changed(before: MaskTraining) -> set[str]:
+    def changed(before: MaskLosses) -> set[str]:
         return {name for name, part in parts(kept).items() if moved(part, parts(before)[name])}
 
     train(kept, steps(prompt_steps=0, clip_steps=0), tmp_path / "state.pt")
@@ -82,29 +91,33 @@ def test_each_phase_trains_its_own_parts(tmp_path):
 
 
 def test_worker_processes_give_the_same_examples():
-    alone, helped = (
-        list(prefetch(training().examples(steps(num_workers=number)), 1, steps(num_workers=number)))
-        for number in (0, 2)
-    )
-    assert len(alone) == len(helped) == 3
-    for ours, theirs in zip(alone, helped, strict=True):
-        assert ours.keys() == theirs.keys()
-        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    def blocks(number: int) -> list:
+        losses = training()
+        examples = MaskExamples(losses.processor, losses.tracker.config, steps(), 2 * BLOCK + 1, memory_steps=3)
+        return list(prefetch(examples, 1, steps(num_workers=number)))
+
+    alone, helped = blocks(0), blocks(2)
+    assert [len(block) for block in alone] == [len(block) for block in helped] == [BLOCK, 1]
+    for ours, theirs in zip(sum(alone, []), sum(helped, []), strict=True):
+        for part in ("inputs", "labels"):
+            assert ours[part].keys() == theirs[part].keys()
+            assert all(torch.equal(ours[part][name], theirs[part][name]) for name in ours[part])
 
 
 def test_tracking_clips_in_a_batch_equals_tracking_them_alone():
     trained = training()
     trained.tracker.eval()
-    examples = trained.examples(steps())
+    examples = MaskExamples(trained.processor, trained.tracker.config, steps(), 0)
     clips = [examples.world.generate(index)[1] for index in range(3)]
     words = [(torch.from_numpy(look_of(clip)), torch.from_numpy(place_of(clip.masks))) for clip in clips]
 
     def found(chosen: list[int]) -> torch.Tensor:
-        example = examples.clip_batch(
+        batch = examples.clip_batch(
             [clips[number] for number in chosen], [range(3)] * len(chosen), [1], [words[number] for number in chosen]
         )
+        inputs, masks = batch["inputs"], batch["labels"]["masks"]
         with torch.no_grad():
-            _, overlap, _, reached = trained.follow(example, trained.prompts(example["looks"], example["places"]))
+            _, overlap, _, reached = trained.follow(inputs, masks, trained.prompts(inputs["looks"], inputs["places"]))
         assert reached.float().mean() == pytest.approx(2 / 3)
         return overlap.view(3, -1)
 
