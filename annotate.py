@@ -290,11 +290,11 @@ def prepare(run: Run, given: argparse.Namespace):
     if pool is None:
         run.annotator = checkpoints.add_to(run.annotator, load_model)
         return None
-    from sama.annotation.pool import InPool
+    from sama.annotation.pool import AnnotationPool
 
     if given.relocate is None and given.propose is None and pool.gpus is None:
         pool = replace(pool, gpus=0.0)
-    return InPool(connect(pool), given.concurrency, checkpoints, load_model)
+    return AnnotationPool(connect(pool), given.concurrency, checkpoints, load_model)
 
 
 def _export(given: argparse.Namespace, root: Path) -> None:

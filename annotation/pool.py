@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ..bulk.pool import Job, PoolSettings, Result, import_ray, run_jobs, whole_path
+from ..bulk.pool import Job, PoolSettings, Result, absolute_path, import_ray, run_jobs
 from ..bulk.workers import surviving
 from ..data.frames import MEDIA_ERRORS
 from .annotator import Annotator, Checkpoints, LoadModel, error_row
@@ -158,7 +158,7 @@ class AnnotationWorker:
 
 
 @dataclass(frozen=True)
-class InPool:
+class AnnotationPool:
     """
     Annotates the videos of a run in a pool.
 
@@ -192,7 +192,7 @@ class InPool:
         """Makes the worker of an actor."""
         models = {role: replace(model, endpoint=None) for role, model in run.models.items()}
         names = {name for name in (self.checkpoints.relocate, self.checkpoints.propose) if name is not None}
-        paths = {name: whole_path(name) for name in names}
+        paths = {name: absolute_path(name) for name in names}
         annotator = replace(run.annotator, models=models, answer=replies)
         return partial(AnnotationWorker, annotator, self.checkpoints, paths, self.load_model)
 

@@ -15,7 +15,7 @@ from ..evaluation.inference import PredictionRunner
 from ..evaluation.predictions import PredictionFiles, PredictionWriter
 from ..evaluation.processes import rank_and_size
 from ..evaluation.run import evaluate, load
-from .pool import BulkError, Job, PoolSettings, connect, run_jobs, whole_path
+from .pool import BulkError, Job, PoolSettings, absolute_path, connect, run_jobs
 from .workers import predictions_of, predictions_to_json, resolved_dtype, surviving
 
 
@@ -91,6 +91,6 @@ def predict_on_ray(
 def with_whole_paths(arguments: argparse.Namespace) -> argparse.Namespace:
     """The arguments for workers, which have another working directory."""
     given = argparse.Namespace(**vars(arguments))
-    given.model = whole_path(given.model)
+    given.model = absolute_path(given.model)
     given.data_root = given.data_root and str(Path(given.data_root).resolve())
     return given

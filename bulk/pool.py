@@ -95,7 +95,7 @@ def add_pool_arguments(parser: argparse.ArgumentParser, dash: str) -> None:
     pool.add_argument(f"--ray{dash}address", help="of a running Ray; default: RAY_ADDRESS, else one is started here")
 
 
-def whole_path(model: str) -> str:
+def absolute_path(model: str) -> str:
     """The name of a model for actors, which have another working directory."""
     folder = Path(model).expanduser()
     return str(folder.resolve()) if folder.is_dir() else model

@@ -21,7 +21,7 @@ from ..resources import PACKAGE
 from ..serving.loading import check_model_name
 from .answers import write_answers
 from .jobs import VideoJob, answer_job, digests_of_jobs, jobs_of_folder, jobs_of_records, read_questions
-from .pool import Job, PoolSettings, ProcessLost, Worker, connect, run_jobs, whole_path
+from .pool import Job, PoolSettings, ProcessLost, Worker, absolute_path, connect, run_jobs
 from .workers import predictions_of, predictions_to_json, resolved_dtype, surviving
 
 
@@ -74,7 +74,7 @@ class PredictSettings:
 
     def with_whole_paths(self) -> "PredictSettings":
         """The settings for workers, which have another working directory."""
-        return replace(self, model=whole_path(self.model), media=self.media_folder)
+        return replace(self, model=absolute_path(self.model), media=self.media_folder)
 
     def jobs(self) -> list[VideoJob]:
         """What is asked, by video, without regard to the limit. [`DataError`] for wrong records or questions."""

@@ -46,6 +46,7 @@ GROUPS = {
         "data/test_collator.py",
         "data/test_mixture.py",
         "recipes/test_train_masks.py",
+        "recipes/test_phases.py",
         "training/test_checkpoints.py",
         "test_feature_folders.py",
         "profiling/test_data_loading.py",

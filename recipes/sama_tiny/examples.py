@@ -14,9 +14,9 @@ from sama.data.rendering import UNSEEN, Renderer, RenderSettings
 from sama.recipes.sama_tiny.heads import TRAJECTORY_TIMES
 from sama.recipes.sama_tiny.labels import (
     colours_of_cells,
-    draw_stamps,
-    facts,
+    draw_single_masks,
     looks_of_cells,
+    object_classes,
     object_ids,
     patch_labels,
     places,
@@ -50,7 +50,7 @@ OBJECTS_OF_A_FRAME = (2, 6)
 MASK_REGIONS = 0.85  # share of dialogues with masks only as regions; the others mix in clicks, boxes and scribbles
 MASKS = 512  # single masks of a step
 # What the generators of examples are seeded with after the seed of the run
-FRAMES, STAMPS, ORDER = 1, 2, 3
+FRAMES, SINGLE_MASKS, ORDER = 1, 2, 3
 
 
 def practice_dialogue(settings: ToySettings, rng: np.random.Generator) -> tuple[Clip, list[ToyTurn]]:
@@ -108,7 +108,7 @@ class FrameExamples(VisionExamples):
         clips = [self.clip(index) for index in self.indices(step, self.arguments.frames)]
         labels = self.frame_labels(clips, [[0]] * len(clips))
         inputs = {"pixel_values": self.pixel_values([clip.frames[0] for clip in clips])}
-        return {"inputs": inputs, "labels": labels, "stamps": self.stamps(step)}
+        return {"inputs": inputs, "labels": labels, "single masks": self.single_masks(step)}
 
     def clip(self, index: int) -> Clip:
         rng = np.random.default_rng([self.seed, FRAMES, index])
@@ -116,11 +116,11 @@ class FrameExamples(VisionExamples):
         found = propose_clips(self.world.settings, ClipConstraints(rest=True), number, 1, rng)
         return self.world.render(next(found), rng)
 
-    def stamps(self, step: int) -> dict[str, torch.Tensor]:
+    def single_masks(self, step: int) -> dict[str, torch.Tensor]:
         """Flattened masks of single objects at the input size of the shape encoders, their classes and places."""
         side = self.config.region_mask_size
-        rng = np.random.default_rng([self.seed, STAMPS, self.first + step, self.process])
-        masks, classes, spots = draw_stamps(MASKS, rng)
+        rng = np.random.default_rng([self.seed, SINGLE_MASKS, self.first + step, self.process])
+        masks, classes, spots = draw_single_masks(MASKS, rng)
         masks = F.interpolate(torch.from_numpy(masks)[:, None].float(), (side, side), mode="nearest").flatten(1)
         return {"masks": masks, "places": spots, "classes": classes}
 
@@ -266,7 +266,7 @@ class DialogueExamples(VisionExamples):
             ("seg", [(one.clip, thing) for one in dialogues for thing in one.segs]),
         ):
             if things:
-                labels[f"{name} classes"] = torch.tensor([facts(*one) for one in things])
+                labels[f"{name} classes"] = torch.tensor([object_classes(*one) for one in things])
                 labels[f"{name} trajectory"] = torch.from_numpy(np.stack([trajectory_of(*one) for one in things]))
         if things:
             looks, spots = prompt_attributes(things)

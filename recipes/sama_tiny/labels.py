@@ -37,7 +37,7 @@ def colours_of_cells(clip: Clip, frames: list[int], grid: int) -> np.ndarray:
     return held
 
 
-def owners(clip: Clip, frames: list[int], grid: int) -> np.ndarray:
+def objects_of_cells(clip: Clip, frames: list[int], grid: int) -> np.ndarray:
     """Index of the object that covers most of each cell, -1 where none covers `MIN_COVER` of it: (num_frames,
     grid * grid)."""
     cover = np.stack([cells(masks[frames], grid)[..., 0] for masks in clip.masks])
@@ -47,8 +47,8 @@ def owners(clip: Clip, frames: list[int], grid: int) -> np.ndarray:
 def looks_of_cells(clip: Clip, frames: list[int], grid: int) -> np.ndarray:
     """Colour, shape and size classes of the owner of each cell: (num_frames, grid * grid, 3); -100 for cells without
     one, and for the size of an object that grows or shrinks."""
-    owner = owners(clip, frames, grid)
-    looks = np.array([facts(clip, thing)[:3] for thing in range(len(clip.objects))])
+    owner = objects_of_cells(clip, frames, grid)
+    looks = np.array([object_classes(clip, thing)[:3] for thing in range(len(clip.objects))])
     return np.where(owner[..., None] < 0, IGNORED, looks[owner])
 
 
@@ -61,7 +61,7 @@ def patch_labels(clip: Clip, frame: int, grid: int) -> dict[str, np.ndarray]:
     - `offsets` (num_patches, 3): from the centre of the patch to that of the object, x and y, and the object's width
     - `windows` (num_patches, WINDOW**2): covered fraction of each part of a square of 3 x 3 patches around it
     """
-    owner, number = owners(clip, [frame], grid)[0], grid**2
+    owner, number = objects_of_cells(clip, [frame], grid)[0], grid**2
     side = clip.masks.shape[-1] // grid
     centres = (np.stack(np.meshgrid(np.arange(grid), np.arange(grid)), -1).reshape(number, 2) + 0.5) / grid
     spots = places(clip, list(range(len(clip.objects))), [frame])[:, 0]
@@ -84,12 +84,12 @@ def track_labels(clip: Clip, frames: list[int], grid: int) -> dict[str, np.ndarr
     kept up to date. A cell stands for its owner or, without one, for an object that was last seen in it and is gone.
 
     - `cells` (num_known,): indices of the cells that stand for an object, of all num_frames * grid * grid
-    - `classes` (num_known, 5): see [`facts`]; motion and direction are unknown before the last two frames
+    - `classes` (num_known, 5): see [`object_classes`]; motion and direction are unknown before the last two frames
     - `past` (num_known, MAX_FRAMES, 4): places of the object, see [`places`]
     - `past_known` (num_known, MAX_FRAMES), bool: the frames up to the cell's own
     - `centres` (num_frames * grid * grid,): how many objects have their centre in a cell, at most 2
     """
-    owner, everything = owners(clip, frames, grid), list(range(len(clip.objects)))
+    owner, everything = objects_of_cells(clip, frames, grid), list(range(len(clip.objects)))
     spots, centres = places(clip, everything, frames), np.zeros(owner.shape, dtype=np.int64)
     for thing in everything:
         last = None
@@ -101,7 +101,7 @@ def track_labels(clip: Clip, frames: list[int], grid: int) -> dict[str, np.ndarr
                 owner[moment, last] = thing
     moments, positions = np.nonzero(owner >= 0)
     things = owner[moments, positions]
-    classes = np.array([facts(clip, thing) for thing in everything])[things]
+    classes = np.array([object_classes(clip, thing) for thing in everything])[things]
     classes[moments < len(frames) - 2, 3:] = IGNORED
     past = np.zeros((len(things), MAX_FRAMES, PLACE), dtype=np.float32)
     past[:, : len(frames)] = spots[things]
@@ -126,7 +126,7 @@ def places(clip: Clip, things: list[int], frames: list[int]) -> np.ndarray:
     return np.stack([area > 0, x, y, np.sqrt(area / height / width)], -1).astype(np.float32)
 
 
-def facts(clip: Clip, thing: int) -> list[int]:
+def object_classes(clip: Clip, thing: int) -> list[int]:
     """Classes of an object in the order of `CLOSED_SETS`; -100 where none holds for the whole clip."""
     one = clip.objects[thing]
     direction = one.direction if one.motion in DIRECTED else None
@@ -139,7 +139,7 @@ def facts(clip: Clip, thing: int) -> list[int]:
     ]
 
 
-def draw_stamps(number: int, rng: np.random.Generator) -> tuple[np.ndarray, torch.Tensor, torch.Tensor]:
+def draw_single_masks(number: int, rng: np.random.Generator) -> tuple[np.ndarray, torch.Tensor, torch.Tensor]:
     """Random masks of single objects, some partly occluded: bool (number, SIDE, SIDE); their classes (number, 3),
     where the colour is unknown; their places (number, 4)."""
     masks, shapes, sizes = np.zeros((number, SIDE, SIDE), dtype=bool), [], []

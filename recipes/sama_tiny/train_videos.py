@@ -56,7 +56,7 @@ class VideoLosses:
     def frames(self, batch: Batch) -> Losses:
         """Single frames and single masks: patches of the vision tower, projected cells, and both shape encoders."""
         _, losses, metrics = self.read_frames(batch["inputs"]["pixel_values"], batch["labels"])
-        return merged([(losses, metrics), self.single_masks(batch["stamps"])])
+        return merged([(losses, metrics), self.single_mask_losses(batch["single masks"])])
 
     def read_frames(self, pixel_values: torch.Tensor, labels: Tensors) -> tuple[torch.Tensor, Tensors, Tensors]:
         """Visual tokens (num_frames, num_cells, width), and the losses and metrics of patches and cells."""
@@ -98,9 +98,9 @@ class VideoLosses:
         encoders = inner.region_encoder, inner.context_aggregator.region_encoder
         return [encoder.shape_projection for encoder in encoders]
 
-    def single_masks(self, stamps: Tensors) -> Losses:
+    def single_mask_losses(self, masks: Tensors) -> Losses:
         """Losses of both shape encoders on single masks."""
-        return self.heads.masks.losses([encoder(stamps["masks"]) for encoder in self.shape_encoders], stamps)
+        return self.heads.masks.losses([encoder(masks["masks"]) for encoder in self.shape_encoders], masks)
 
 
 def plan(losses: VideoLosses, processor: SamaProcessor, arguments: argparse.Namespace) -> list[Phase]:

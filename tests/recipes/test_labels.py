@@ -7,9 +7,9 @@ from sama.recipes.sama_tiny.labels import (
     MAX_FRAMES,
     WINDOW,
     cells,
-    draw_stamps,
-    facts,
-    owners,
+    draw_single_masks,
+    object_classes,
+    objects_of_cells,
     patch_labels,
     places,
     track_labels,
@@ -50,8 +50,8 @@ def test_cells_by_hand():
     assert not held[[0, 2, 3]].any()
 
 
-def test_stamps_are_visible_and_match_their_places():
-    masks, classes, spots = draw_stamps(40, np.random.default_rng(0))
+def test_single_masks_are_visible_and_match_their_places():
+    masks, classes, spots = draw_single_masks(40, np.random.default_rng(0))
     assert masks.any((1, 2)).all() and len(set(classes[:, 1].tolist())) > 8 and (classes[:, 0] == -100).all()
     rows, columns = np.nonzero(masks[7])
     side = masks.shape[-1]
@@ -63,7 +63,7 @@ def test_stamps_are_visible_and_match_their_places():
 def test_facts_and_places_are_those_of_the_clip(clips):
     for clip in clips:
         for thing, one in enumerate(clip.objects):
-            colour, shape, size, _, _ = facts(clip, thing)
+            colour, shape, size, _, _ = object_classes(clip, thing)
             assert (list(COLOURS)[colour], SHAPES[shape]) == (one.colour, one.shape)
             assert (size == -100) == (one.motion in ("grow", "shrink"))
         found = places(clip, [0], [0])[0, 0]
@@ -75,7 +75,7 @@ def test_facts_and_places_are_those_of_the_clip(clips):
 
 def test_the_owner_of_a_cell_covers_most_of_it():
     clip = clip_of([(0, 2)], [(0, 10)])  # six of eight columns of the first cell; the second takes six of the next
-    assert owners(clip, [0], GRID)[0].tolist() == [0, 1, 1, -1] + [-1] * 12
+    assert objects_of_cells(clip, [0], GRID)[0].tolist() == [0, 1, 1, -1] + [-1] * 12
 
 
 def test_patches_know_the_centre_and_the_outline_of_their_object():

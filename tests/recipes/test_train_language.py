@@ -103,7 +103,7 @@ def test_no_frame_and_no_mask_is_shown_twice(model, processor, arguments):
         steps += frames[0] + [batch["frames"] for batch in videos[0]]
     pixels = torch.cat([batch["inputs"]["pixel_values"] for batch in steps]).flatten(1)
     assert len(pixels.unique(dim=0)) == len(pixels) == 3 * len(steps)
-    masks = [batch["stamps"]["masks"] for batch in steps]
+    masks = [batch["single masks"]["masks"] for batch in steps]
     assert not any(torch.equal(*pair) for pair in combinations(masks, 2))
 
 
