@@ -258,14 +258,14 @@ def start(folder: Path, arguments: argparse.Namespace) -> tuple[SamaForCondition
     """
     The model that a stage trains, and its processor.
 
-    The processes that torchrun has started are joined, if there are any. On a CPU the model uses an
-    attention that is fast in training; its layers are compiled if that is asked for.
+    The processes that torchrun has started are joined, if there are any. The model is frozen until a phase trains
+    parts of it. On a CPU it uses an attention that is fast in training; its layers are compiled if that is asked for.
     """
     if "WORLD_SIZE" in os.environ:
         if arguments.device == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         distributed.init_process_group("gloo" if arguments.device == "cpu" else "nccl")
-    model = SamaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).train()
+    model = SamaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).train().requires_grad_(False)
     backbone = model.model.backbone
     if arguments.device == "cpu":
         use_matmul_attention(backbone.language_model, backbone.vision_tower, model.model.mask_tracker.sam)
