@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sama.data.collator import IGNORED
-from sama.recipes.sama_tiny.labels import CELL, CLOSED_SETS, MAX_FRAMES, PLACE, SIDE, WINDOW
+from sama.recipes.sama_tiny.labels import CELL, CLOSED_SETS, MAX_FRAMES, MAX_OBJECTS, PLACE, SIDE, WINDOW
 from sama.toy_world.shapes import COLOURS
 
 
@@ -20,9 +20,9 @@ TRAJECTORY_TIMES = 8  # moments of a clip at which heads predict the place of an
 # Weights of all losses by name
 LOSS_WEIGHTS = {
     "patch looks": 0.5, "occupied": 0.5, "offsets": 5.0, "windows": 5.0, "cell colours": 20.0, "position": 5.0,
-    "cell looks": 0.3, "track classes": 0.5, "past": 5.0, "centres": 0.5, "mask classes": 0.2, "mask places": 2.0,
-    "language": 5.0, "context": 1.0, "region tokens": 0.1, "region classes": 0.5, "region trajectory": 3.0,
-    "seg classes": 0.2, "seg trajectory": 2.0, "prompt": 1.0, "mask": 3.0,
+    "cell looks": 0.3, "track classes": 0.5, "past": 5.0, "centres": 0.5, "counts": 0.5, "mask classes": 0.2,
+    "mask places": 2.0, "language": 5.0, "context": 1.0, "region tokens": 0.1, "region classes": 0.5,
+    "region trajectory": 3.0, "seg classes": 0.2, "seg trajectory": 2.0, "prompt": 1.0, "mask": 3.0,
 }  # fmt: skip
 Tensors = dict[str, torch.Tensor]
 Losses = tuple[Tensors, Tensors]  # losses and metrics by name
@@ -138,14 +138,15 @@ class CellHeads(nn.Module):
 
 class TrackHeads(nn.Module):
     """Heads on the language model's states at the cells of the frames: which object a cell stands for, what it did so
-    far and where it was, see [`labels.track_labels`]. All objects of a clip are supervised, not only those that a
-    question names."""
+    far and where it was, and how many there are, see [`labels.track_labels`]. All objects of a clip are supervised,
+    not only those that a question names."""
 
     def __init__(self, width: int):
         super().__init__()
         self.classes = classifiers(width, *CLOSED_SETS)
         self.past = mlp(width, MAX_FRAMES * PLACE)
         self.centres = mlp(width, 3)
+        self.counts = mlp(width, MAX_OBJECTS + 1)
 
     def losses(self, early: torch.Tensor, late: torch.Tensor, labels: Tensors) -> Losses:
         """Losses and metrics; `early` and `late` (num_cells_of_all_clips, width): states of the layers from which
@@ -154,11 +155,14 @@ class TrackHeads(nn.Module):
         past = self.past(early[labels["cells"]]).unflatten(-1, (MAX_FRAMES, PLACE))
         past_loss, gap = place_loss(past[known], labels["past"][known])
         classes, accuracies = class_loss(self.classes, late[labels["cells"]], labels["classes"])
+        counts = self.counts(late[labels["video_cells"]]).float()
         losses = {
             "track classes": classes,
             "past": past_loss,
             "centres": F.cross_entropy(self.centres(early[labels["video_cells"]]).float(), labels["centres"]),
+            "counts": F.cross_entropy(counts, labels["counts"]),
         }
+        accuracies["count"] = (counts.argmax(-1) == labels["counts"]).float().mean()
         return losses, named("track", accuracies) | {"past px": gap}
 
 

@@ -16,6 +16,7 @@ PLACE = 4  # visibility, x, y and width, in fractions of the frame
 MIN_COVER = 0.1  # fraction of a cell
 WINDOW = 12  # parts along a side of the square around a patch
 MAX_FRAMES = 8  # dense frames of a clip at most
+MAX_OBJECTS = 8  # that are counted
 CELL = 3  # covered fraction of a cell, and that fraction times mean x and y of the covered pixels, from -1 to 1
 
 
@@ -88,14 +89,18 @@ def track_labels(clip: Clip, frames: list[int], grid: int) -> dict[str, np.ndarr
     - `past` (num_known, MAX_FRAMES, 4): places of the object, see [`places`]
     - `past_known` (num_known, MAX_FRAMES), bool: the frames up to the cell's own
     - `centres` (num_frames * grid * grid,): how many objects have their centre in a cell, at most 2
+    - `counts` (num_frames * grid * grid,): how many objects were seen so far, when the cells are read in order
     """
     owner, everything = objects_of_cells(clip, frames, grid), list(range(len(clip.objects)))
     spots, centres = places(clip, everything, frames), np.zeros(owner.shape, dtype=np.int64)
+    appearances = np.zeros(owner.size, dtype=np.int64)
     for thing in everything:
         last = None
         for moment, (seen, x, y, _) in enumerate(spots[thing]):
             if seen:
                 last = min(int(y * grid), grid - 1) * grid + min(int(x * grid), grid - 1)
+                if not spots[thing, :moment, 0].any():
+                    appearances[moment * grid**2 + last] += 1
                 centres[moment, last] += 1
             elif last is not None and owner[moment, last] < 0:
                 owner[moment, last] = thing
@@ -111,6 +116,7 @@ def track_labels(clip: Clip, frames: list[int], grid: int) -> dict[str, np.ndarr
         "past": past,
         "past_known": np.arange(MAX_FRAMES) <= moments[:, None],
         "centres": np.minimum(centres, 2).reshape(-1),
+        "counts": np.minimum(appearances.cumsum(), MAX_OBJECTS),
     }
 
 

@@ -102,6 +102,12 @@ def test_a_cell_remembers_what_was_last_seen_in_it():
     assert (labels["classes"][:2, 3:] == -100).all() and (labels["classes"][2:, 3:] >= 0).all()
 
 
+def test_objects_are_counted_when_they_appear():
+    clip = clip_of([(0, 0), None], [(8, 16), (0, 0)], [None, (8, 16)])
+    counts = track_labels(clip, [0, 1], GRID)["counts"].tolist()
+    assert counts == [1] * 6 + [2] * 10 + [2] * 6 + [3] * 10
+
+
 def test_two_objects_in_one_cell_are_counted():
     clip = clip_of([(0, 0)], [(1, 1)], [(2, 2)], side=3)
     assert track_labels(clip, [0], GRID)["centres"][0] == 2  # two or more
