@@ -75,7 +75,7 @@ def predict_on_ray(
     waiting = [(group, names) for group, names in open_names.items() if names]
     jobs = [Job(index, json.dumps(pair, ensure_ascii=False)) for index, pair in enumerate(waiting)]
     max_new_tokens = arguments.max_new_tokens or benchmark.max_new_tokens
-    make_worker = partial(BenchmarkWorker, with_whole_paths(arguments), max_new_tokens)
+    make_worker = partial(BenchmarkWorker, with_absolute_paths(arguments), max_new_tokens)
     bar = tqdm(total=sum(len(names) for _, names in waiting), desc=benchmark.name, unit="question")
     with PredictionWriter(files.part(0)) as writer, bar:
         for result in run_jobs(jobs, make_worker, pool):
@@ -88,7 +88,7 @@ def predict_on_ray(
     return {}
 
 
-def with_whole_paths(arguments: argparse.Namespace) -> argparse.Namespace:
+def with_absolute_paths(arguments: argparse.Namespace) -> argparse.Namespace:
     """The arguments for workers, which have another working directory."""
     given = argparse.Namespace(**vars(arguments))
     given.model = absolute_path(given.model)

@@ -72,7 +72,7 @@ class PredictSettings:
         """What is loaded, as evaluation takes it."""
         return argparse.Namespace(model=self.model, preset=self.preset, dtype=self.dtype)
 
-    def with_whole_paths(self) -> "PredictSettings":
+    def with_absolute_paths(self) -> "PredictSettings":
         """The settings for workers, which have another working directory."""
         return replace(self, model=absolute_path(self.model), media=self.media_folder)
 
@@ -178,7 +178,7 @@ def _ask(
     waiting = {index: job for index, job in enumerate(rest) if job.questions}
     bar = tqdm(total=sum(len(job.questions) for job in waiting.values()), desc=NAME, unit="question")
     with PredictionWriter(files.part(0)) as writer, bar:
-        for prediction in answered(waiting, partial(Predictor, settings.with_whole_paths()), pool):
+        for prediction in answered(waiting, partial(Predictor, settings.with_absolute_paths()), pool):
             writer.write(prediction)
             bar.update()
 

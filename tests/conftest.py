@@ -25,7 +25,7 @@ WHOLE_GOLDENS = ROOT.parent / "shared" / "golden"  # whole recordings, 80 MB, wh
 
 # Files that one worker runs: what they share is made once. They start first.
 GROUPS = {
-    # The process with all imports from which others are forked (processes.py), those that load batches too
+    # The process with all imports from which others are forked (processes.py); those that load batches, too
     "processes": (
         "test_train.py",
         "training/test_distributed.py",

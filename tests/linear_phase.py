@@ -23,12 +23,12 @@ class Numbers(Examples):
 
 
 def train_layer(state: Path, rows: int) -> None:
-    """Five steps; the first process of a group writes `state`."""
+    """Five steps of one layer, beside one that no loss uses; the first process of a group writes `state`."""
     if "WORLD_SIZE" in os.environ:
         distributed.init_process_group("gloo")
-    layer = nn.Linear(3, 1)
+    layer, unused = nn.Linear(3, 1), nn.Linear(2, 1)
     with torch.no_grad():
-        for parameter in layer.parameters():
+        for parameter in (*layer.parameters(), *unused.parameters()):
             parameter.copy_(torch.linspace(-1, 1, parameter.numel()).view_as(parameter))
 
     def losses(batch: Batch) -> Losses:
@@ -38,5 +38,5 @@ def train_layer(state: Path, rows: int) -> None:
     arguments = argparse.Namespace(
         seed=0, rows=rows, device="cpu", bf16=False, num_workers=0, log_steps=5, save_steps=5
     )
-    phase = Phase(Numbers(None, None, arguments, steps=5), losses, 0.1, [layer], weights={"error": 1.0})
-    train([phase], {"layer": layer}, arguments, state)
+    phase = Phase(Numbers(None, None, arguments, steps=5), losses, 0.1, [layer, unused], weights={"error": 1.0})
+    train([phase], {"layer": layer, "unused": unused}, arguments, state)

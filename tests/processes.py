@@ -3,7 +3,7 @@
 In a fresh interpreter these imports take five seconds or more. The server imports them once for all tests of a pytest
 process, and runs nothing else, so that what it forks starts without threads, GPU contexts or state of a test. Tests of
 a script, of the imports themselves or of torchrun start a fresh interpreter instead. Processes that load batches come
-from the same server: a process forked from one with threads may wait forever for a lock that none of its own holds.
+from the same server: a process forked from one with threads may deadlock on a lock that another thread held then.
 """
 
 import gc

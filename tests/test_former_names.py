@@ -61,7 +61,7 @@ def test_adapters(former, tmp_path):
     save_file({former_name(name): tensor for name, tensor in weights.items()}, tmp_path / "adapter_model.safetensors")
     loaded = PeftModel.from_pretrained(tiny_model(), tmp_path)
     ids = torch.arange(1, 8)[None]
-    # Products may round by where weights lie in memory
+    # The rounding of matrix products may depend on memory alignment
     torch.testing.assert_close(loaded(input_ids=ids).logits, trained(input_ids=ids).logits, atol=1e-5, rtol=1e-5)
 
 

@@ -275,7 +275,7 @@ def test_a_saved_model_gives_the_same_masks(kind, tmp_path):
     for ours, theirs in zip(
         track(tracker, pixels, prompts, [1]), track(loaded.model.mask_tracker, pixels, prompts, [1]), strict=True
     ):
-        assert difference(theirs, ours) <= TOLERANCE  # products may round by where weights lie in memory
+        assert difference(theirs, ours) <= TOLERANCE  # rounding may depend on memory alignment
 
 
 def test_batch_norms_keep_their_statistics_in_training():

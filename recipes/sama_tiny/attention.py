@@ -17,6 +17,7 @@ def matmul_attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None = None,
     scaling: float | None = None,
+    dropout: float = 0.0,
     **kwargs,
 ) -> tuple[torch.Tensor, None]:
     """
@@ -36,7 +37,8 @@ def matmul_attention(
         mask = attention_mask[..., : key.shape[1]].clamp(min=MASKED).to(query.dtype)
         mask = mask.expand(batch_size, num_heads, length, -1).reshape(batch_size * num_heads, length, -1)
         scores = torch.baddbmm(mask, query * scaling, key.transpose(1, 2))
-    outputs = torch.bmm(scores.softmax(-1).to(value.dtype), value)
+    weights = nn.functional.dropout(scores.softmax(-1).to(value.dtype), dropout, module.training)
+    outputs = torch.bmm(weights, value)
     return outputs.view(batch_size, num_heads, length, head_dim).transpose(1, 2).contiguous(), None
 
 

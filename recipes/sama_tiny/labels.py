@@ -16,7 +16,7 @@ PLACE = 4  # visibility, x, y and width, in fractions of the frame
 MIN_COVER = 0.1  # fraction of a cell
 WINDOW = 12  # parts along a side of the square around a patch
 MAX_FRAMES = 8  # dense frames of a clip at most
-MAX_OBJECTS = 8  # that are counted
+MAX_OBJECTS = 8  # largest count of objects that a head predicts
 CELL = 3  # covered fraction of a cell, and that fraction times mean x and y of the covered pixels, from -1 to 1
 
 
@@ -46,11 +46,11 @@ def objects_of_cells(clip: Clip, frames: list[int], grid: int) -> np.ndarray:
 
 
 def looks_of_cells(clip: Clip, frames: list[int], grid: int) -> np.ndarray:
-    """Colour, shape and size classes of the owner of each cell: (num_frames, grid * grid, 3); -100 for cells without
+    """Colour, shape and size classes of the object of each cell: (num_frames, grid * grid, 3); -100 for cells without
     one, and for the size of an object that grows or shrinks."""
-    owner = objects_of_cells(clip, frames, grid)
+    covering = objects_of_cells(clip, frames, grid)
     looks = np.array([object_classes(clip, thing)[:3] for thing in range(len(clip.objects))])
-    return np.where(owner[..., None] < 0, IGNORED, looks[owner])
+    return np.where(covering[..., None] < 0, IGNORED, looks[covering])
 
 
 def patch_labels(clip: Clip, frame: int, grid: int) -> dict[str, np.ndarray]:
@@ -62,19 +62,19 @@ def patch_labels(clip: Clip, frame: int, grid: int) -> dict[str, np.ndarray]:
     - `offsets` (num_patches, 3): from the centre of the patch to that of the object, x and y, and the object's width
     - `windows` (num_patches, WINDOW**2): covered fraction of each part of a square of 3 x 3 patches around it
     """
-    owner, number = objects_of_cells(clip, [frame], grid)[0], grid**2
+    covering, number = objects_of_cells(clip, [frame], grid)[0], grid**2
     side = clip.masks.shape[-1] // grid
     centres = (np.stack(np.meshgrid(np.arange(grid), np.arange(grid)), -1).reshape(number, 2) + 0.5) / grid
     spots = places(clip, list(range(len(clip.objects))), [frame])[:, 0]
     padded = np.pad(clip.masks[:, frame], ((0, 0), (side, side), (side, side)))
     around = np.lib.stride_tricks.sliding_window_view(padded, (3 * side, 3 * side), (1, 2))[:, ::side, ::side]
-    around = around.reshape(len(spots), number, 3 * side, 3 * side)[owner, np.arange(number)]
+    around = around.reshape(len(spots), number, 3 * side, 3 * side)[covering, np.arange(number)]
     part = 3 * side // WINDOW
     windows = around.reshape(number, WINDOW, part, WINDOW, part).mean((2, 4), dtype=np.float32)
     return {
         "patch looks": looks_of_cells(clip, [frame], grid)[0],
-        "occupied": owner >= 0,
-        "offsets": np.concatenate([spots[owner, 1:3] - centres, spots[owner, 3:]], 1).astype(np.float32),
+        "occupied": covering >= 0,
+        "offsets": np.concatenate([spots[covering, 1:3] - centres, spots[covering, 3:]], 1).astype(np.float32),
         "windows": windows.reshape(number, WINDOW**2),
     }
 
@@ -82,7 +82,8 @@ def patch_labels(clip: Clip, frame: int, grid: int) -> dict[str, np.ndarray]:
 def track_labels(clip: Clip, frames: list[int], grid: int) -> dict[str, np.ndarray]:
     """
     What can be known in each cell of some frames from these and earlier frames, like a table of all objects that is
-    kept up to date. A cell stands for its owner or, without one, for an object that was last seen in it and is gone.
+    kept up to date. A cell stands for the object that covers it or, without one, for an object that was last seen in
+    it and is gone.
 
     - `cells` (num_known,): indices of the cells that stand for an object, of all num_frames * grid * grid
     - `classes` (num_known, 5): see [`object_classes`]; motion and direction are unknown before the last two frames
@@ -91,9 +92,9 @@ def track_labels(clip: Clip, frames: list[int], grid: int) -> dict[str, np.ndarr
     - `centres` (num_frames * grid * grid,): how many objects have their centre in a cell, at most 2
     - `counts` (num_frames * grid * grid,): how many objects were seen so far, when the cells are read in order
     """
-    owner, everything = objects_of_cells(clip, frames, grid), list(range(len(clip.objects)))
-    spots, centres = places(clip, everything, frames), np.zeros(owner.shape, dtype=np.int64)
-    appearances = np.zeros(owner.size, dtype=np.int64)
+    covering, everything = objects_of_cells(clip, frames, grid), list(range(len(clip.objects)))
+    spots, centres = places(clip, everything, frames), np.zeros(covering.shape, dtype=np.int64)
+    appearances = np.zeros(covering.size, dtype=np.int64)
     for thing in everything:
         last = None
         for moment, (seen, x, y, _) in enumerate(spots[thing]):
@@ -102,10 +103,10 @@ def track_labels(clip: Clip, frames: list[int], grid: int) -> dict[str, np.ndarr
                 if not spots[thing, :moment, 0].any():
                     appearances[moment * grid**2 + last] += 1
                 centres[moment, last] += 1
-            elif last is not None and owner[moment, last] < 0:
-                owner[moment, last] = thing
-    moments, positions = np.nonzero(owner >= 0)
-    things = owner[moments, positions]
+            elif last is not None and covering[moment, last] < 0:
+                covering[moment, last] = thing
+    moments, positions = np.nonzero(covering >= 0)
+    things = covering[moments, positions]
     classes = np.array([object_classes(clip, thing) for thing in everything])[things]
     classes[moments < len(frames) - 2, 3:] = IGNORED
     past = np.zeros((len(things), MAX_FRAMES, PLACE), dtype=np.float32)

@@ -20,6 +20,7 @@ LEFT_OUT = 0.15  # probability of leaving out a colour or shape that is not need
 PLACE_ALONE, LOOK_ALONE = 0.6, 0.2  # probability of giving the place only, and of leaving it out
 NOTHING = (len(COLOURS), len(SHAPES), len(SIZES))  # attributes of an object of which none is given
 NO_POINT = -10  # SAM 2's label of padding points
+CLIPS, STEPS = 1, 2  # what the generators of examples are seeded with after the seed of the run
 SHIFT, JITTER = 0.04, 0.03  # noise on all centres of an object and on each one, in fractions of the frame
 
 
@@ -122,7 +123,7 @@ class MaskExamples(Examples):
 
     Args:
         memory_steps (`int`): Steps in four that use short clips.
-        split (`str`): Of toy world.
+        split (`str`): Split of toy world.
     """
 
     def __init__(self, *arguments, memory_steps: int = 0, split: str = "train", **named):
@@ -136,14 +137,14 @@ class MaskExamples(Examples):
     def batch(self, step: int) -> Batch:
         with_memory = (self.first + step) % 4 >= 4 - self.memory_steps
         size = max(self.arguments.images, self.arguments.clips)
-        rng = np.random.default_rng([self.seed, self.first + step, self.process])
+        rng = np.random.default_rng([self.seed, STEPS, self.first + step, self.process])
         number = self.arguments.clips if with_memory else self.arguments.images
         clips = [self.clip(index) for index in self.indices(step, size)[:number]]
-        found = self.clips_batch(clips, rng) if with_memory else self.frame_batch(clips, rng)
-        found["inputs"]["seed"] = torch.tensor(self.first + step)
+        found = self.memory_batch(clips, rng) if with_memory else self.frame_batch(clips, rng)
+        found["inputs"]["seed"] = torch.tensor(int(rng.integers(2**31)))
         return found
 
-    def clips_batch(self, clips: list[Clip], rng: np.random.Generator) -> Batch:
+    def memory_batch(self, clips: list[Clip], rng: np.random.Generator) -> Batch:
         """A few frames of each clip, of which one or two are prompted."""
         strides = rng.integers(1, STRIDES + 1, len(clips))
         frames = [
@@ -151,13 +152,13 @@ class MaskExamples(Examples):
         ]
         prompted = sorted(rng.choice(CLIP_FRAMES, rng.integers(1, 3), replace=False).tolist())
         words = [sample_attributes(clip, rng) for clip in clips]
-        found = self.clip_batch(clips, frames, prompted, words)
+        found = self.collate_clips(clips, frames, prompted, words)
         found["inputs"]["noise"] = self.noise(words, rng)
         return found
 
     def clip(self, index: int) -> Clip:
         """The clip of this index: a random one, or one in which the first object hides."""
-        rng = np.random.default_rng([self.seed, 1, index])
+        rng = np.random.default_rng([self.seed, CLIPS, index])
         if rng.random() >= HIDING:
             return self.world.generate(index)[1]
         settings = self.world.settings
@@ -171,7 +172,7 @@ class MaskExamples(Examples):
         """One frame of each clip: all objects prompted by attributes, and the visible ones by a click or a box."""
         chosen = [[frame_of(clip, slice(None), rng)] for clip in clips]
         words = [sample_attributes(clip, rng) for clip in clips]
-        found = self.clip_batch(clips, chosen, [0], words)
+        found = self.collate_clips(clips, chosen, [0], words)
         found["inputs"]["noise"] = self.noise(words, rng)
         masks, size = found["labels"]["masks"].numpy(), self.processor.sam_image_size
         seen = np.flatnonzero(masks.any((1, 2)))
@@ -187,7 +188,7 @@ class MaskExamples(Examples):
         found["labels"] |= {name: torch.from_numpy(np.stack([one[name] for one in patches])) for name in patches[0]}
         return found
 
-    def clip_batch(self, clips: list[Clip], frames: list, prompted: list[int], words: list) -> Batch:
+    def collate_clips(self, clips: list[Clip], frames: list, prompted: list[int], words: list) -> Batch:
         """The same number of frames of each clip, ordered by time, then by clip; masks of all objects (num_frames *
         num_objects, height, width), the clip of each object, and its attributes."""
         pairs = [pair for moment in zip(*frames, strict=True) for pair in zip(clips, moment, strict=True)]

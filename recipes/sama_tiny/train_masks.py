@@ -12,7 +12,8 @@ Three phases, each with its own learning rate schedule.
 3. Clips (`--clip-steps`): on short clips memory carries the masks through frames without prompt. Prompts are frozen,
    too.
 
-An interrupted run resumes from `state.pt` with identical losses.
+An interrupted run resumes from `state.pt` with identical losses. To train in two processes, each with examples of its
+own, replace `python` by `torchrun --nproc_per_node 2`.
 """
 
 import argparse
@@ -33,14 +34,23 @@ from sama.modeling_sama_tracker import ObjectMasks, SamaMaskTracker, TrackedFram
 from sama.processing_sama import SamaProcessor
 from sama.recipes.sama_tiny.heads import Losses, PatchHeads, Tensors
 from sama.recipes.sama_tiny.mask_examples import FRAMES, MaskExamples, look_of, place_of
-from sama.recipes.sama_tiny.phases import Batch, Phase, add_run_arguments, folder_with, move, start, train_and_save
+from sama.recipes.sama_tiny.phases import (
+    Batch,
+    Phase,
+    add_run_arguments,
+    folder_with,
+    move,
+    process_index,
+    start,
+    train_and_save,
+)
 from sama.toy_world.shapes import COLOURS, SHAPES, SIZES
 
 
 # Small objects have few pixels, so dice has the weight of BCE, unlike in the published recipe
 BCE_WEIGHT, DICE_WEIGHT, IOU_WEIGHT, PRESENCE_WEIGHT = 2.0, 2.0, 0.1, 0.2
 # "scale" keeps features from growing beyond the position encodings added to them, of magnitude 1 (docs/log.md)
-LOSS_WEIGHTS = {"mask": 1.0, "patch looks": 0.3, "occupied": 0.5, "offsets": 3.0, "windows": 3.0, "scale": 0.1}
+MASK_PHASE_WEIGHTS = {"mask": 1.0, "patch looks": 0.3, "occupied": 0.5, "offsets": 3.0, "windows": 3.0, "scale": 0.1}
 # Initial weights in a prompt of an object's mean, first and last centre, and of each attribute
 CENTRES, WORDS = (1.5, 0.3, 0.3), 0.4
 
@@ -75,9 +85,10 @@ class AttributePrompts(nn.Module):
         given", and places (num_objects, 7), zeros where not given."""
         words = [embedding(looks[:, number]) for number, embedding in enumerate(self.words)]
         centres, known = places[:, :-1].unflatten(1, (len(CENTRES), 2)), places[:, -1:]
-        angles = 2 * math.pi * (2 * centres - 1) @ self.frequencies
-        prompt = sum(words) + known * self.place(torch.cat([angles.sin(), angles.cos()], -1).flatten(1))
-        return self.level(prompt + self.mix(prompt))
+        with torch.autocast(places.device.type, enabled=False):  # bfloat16 would round angles by up to 0.03
+            angles = 2 * math.pi * (2 * centres - 1) @ self.frequencies
+            prompt = sum(words) + known * self.place(torch.cat([angles.sin(), angles.cos()], -1).flatten(1))
+            return self.level(prompt + self.mix(prompt))
 
 
 class MaskLosses:
@@ -93,7 +104,7 @@ class MaskLosses:
 
     @property
     def modules(self) -> dict[str, nn.Module]:
-        """What is trained, by its name in `state.pt`."""
+        """What the phases train, by its name in `state.pt`."""
         return {"tracker": self.tracker, "prompts": self.prompts, "heads": self.heads}
 
     def copy_decoder(self) -> None:
@@ -125,12 +136,12 @@ class MaskLosses:
             object_score,
         )
 
-    def by_points(self, batch: Batch) -> Losses:
+    def point_losses(self, batch: Batch) -> Losses:
         """Single frames by clicks and boxes, see [`MaskExamples.frame_batch`]."""
         inputs, labels, tracker = batch["inputs"], batch["labels"], self.tracker
         features = tracker.encode_frames(inputs["pixels"])
         losses, metrics = self.heads.losses(features.image.flatten(2).transpose(1, 2), labels)
-        scale = features.image.square().mean()
+        scale = features.image.float().square().mean()
         chosen = features.take(inputs["rows"]).take(inputs["seen"])
         with self.any_candidate(inputs["seed"]):
             found = tracker.segment_points(chosen, inputs["points"], inputs["labels"]).transpose()
@@ -138,7 +149,7 @@ class MaskLosses:
         losses |= {"mask": loss, "scale": F.relu(scale - 1)}
         return losses, metrics | {"points": overlap.mean(), "scale": scale}
 
-    def by_prompts(self, batch: Batch) -> Losses:
+    def prompt_losses(self, batch: Batch) -> Losses:
         """Single frames or short clips by attributes."""
         inputs, masks = batch["inputs"], batch["labels"]["masks"]
         prompts = self.prompts(inputs["looks"], inputs["places"]) + inputs["noise"]
@@ -201,9 +212,9 @@ def plan(losses: MaskLosses, config: SamaConfig, arguments: argparse.Namespace) 
     of_points = [*encoders, tracker.original_mask_decoder, losses.heads]
     of_prompts = [sam.mask_decoder, losses.prompts]
     return [
-        Phase(points, losses.by_points, rate, of_points, weights=LOSS_WEIGHTS),
-        Phase(prompts, losses.by_prompts, rate, of_prompts, weights=LOSS_WEIGHTS, begin=losses.copy_decoder),
-        Phase(clips, losses.by_prompts, rate, [sam], encoders, LOSS_WEIGHTS),
+        Phase(points, losses.point_losses, rate, of_points, weights=MASK_PHASE_WEIGHTS),
+        Phase(prompts, losses.prompt_losses, rate, of_prompts, weights=MASK_PHASE_WEIGHTS, begin=losses.copy_decoder),
+        Phase(clips, losses.prompt_losses, rate, [sam], encoders, weights=MASK_PHASE_WEIGHTS),
     ]
 
 
@@ -215,7 +226,7 @@ def evaluate(losses: MaskLosses, config: SamaConfig, arguments: argparse.Namespa
     for index in range(arguments.examined):
         clip = examples.world.generate(index)[1]
         words = [(torch.from_numpy(look_of(clip)), torch.from_numpy(place_of(clip.masks)))]
-        batch = move(examples.clip_batch([clip], [range(FRAMES)], [0, FRAMES // 2], words), arguments.device)
+        batch = move(examples.collate_clips([clip], [range(FRAMES)], [0, FRAMES // 2], words), arguments.device)
         inputs = batch["inputs"]
         prompts = losses.prompts(inputs["looks"], inputs["places"])
         for name, value in losses.clip_losses(inputs, batch["labels"]["masks"], prompts)[1].items():
@@ -247,8 +258,9 @@ def main() -> None:
     for module in losses.modules.values():
         module.to(arguments.device)
     train_and_save(model, processor, plan(losses, model.config, arguments), losses.modules, arguments)
-    found = evaluate(losses, model.config, arguments)
-    print("validation:", ", ".join(f"{name} {value:.3f}" for name, value in found.items()))
+    if not process_index():
+        found = evaluate(losses, model.config, arguments)
+        print("validation:", ", ".join(f"{name} {value:.3f}" for name, value in found.items()))
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def test_single_masks_are_visible_and_match_their_places():
     )
 
 
-def test_facts_and_places_are_those_of_the_clip(clips):
+def test_classes_and_places_are_those_of_the_clip(clips):
     for clip in clips:
         for thing, one in enumerate(clip.objects):
             colour, shape, size, _, _ = object_classes(clip, thing)
@@ -73,7 +73,7 @@ def test_facts_and_places_are_those_of_the_clip(clips):
             assert found[2] == pytest.approx((rows.mean() + 0.5) / clip.masks.shape[-2])
 
 
-def test_the_owner_of_a_cell_covers_most_of_it():
+def test_the_object_of_a_cell_covers_most_of_it():
     clip = clip_of([(0, 2)], [(0, 10)])  # six of eight columns of the first cell; the second takes six of the next
     assert objects_of_cells(clip, [0], GRID)[0].tolist() == [0, 1, 1, -1] + [-1] * 12
 

@@ -15,7 +15,7 @@ from sama.configuration_sama import (
 )
 from sama.modeling_sama import SamaForConditionalGeneration
 from sama.processing_sama import SamaProcessor
-from sama.recipes.sama_tiny.attention import use_matmul_attention
+from sama.recipes.sama_tiny.attention import matmul_attention, use_matmul_attention
 from sama.recipes.sama_tiny.examples import DialogueExamples, FrameExamples, VideoExamples
 from sama.recipes.sama_tiny.phases import Phase, batches, take_step, train, trained_parts
 from sama.recipes.sama_tiny.train_language import DialogueLosses, decisive_tokens, plan
@@ -159,6 +159,16 @@ def test_matmul_attention_is_the_attention_of_the_library(model, processor, dial
     answered = inputs["labels"] != -100
     difference = (logits[0] - logits[1])[answered] if logits[0].dim() == 3 else logits[0] - logits[1]
     assert difference.abs().max() < 1e-4 * logits[0].abs().max()
+
+
+def test_matmul_attention_drops_in_training_only():
+    states, module = torch.ones(1, 2, 64, 16), torch.nn.Module()
+    found = {
+        mode: matmul_attention(module.train(mode), states, states, states, scaling=0.25, dropout=0.5)[0]
+        for mode in (True, False)
+    }
+    assert (found[False] - 1).abs().max() < 1e-5 and (found[True] - 1).abs().max() > 0.1
+    assert found[True].mean().item() == pytest.approx(1, abs=0.1)
 
 
 class Recorded(DialogueLosses):

@@ -112,7 +112,7 @@ def test_tracking_clips_in_a_batch_equals_tracking_them_alone():
     words = [(torch.from_numpy(look_of(clip)), torch.from_numpy(place_of(clip.masks))) for clip in clips]
 
     def found(chosen: list[int]) -> torch.Tensor:
-        batch = examples.clip_batch(
+        batch = examples.collate_clips(
             [clips[number] for number in chosen], [range(3)] * len(chosen), [1], [words[number] for number in chosen]
         )
         inputs, masks = batch["inputs"], batch["labels"]["masks"]
