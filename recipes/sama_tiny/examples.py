@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from sama.configuration_sama import DENSE_FRAME_TOKEN, SamaConfig
 from sama.data.collator import IGNORED
 from sama.data.rendering import UNSEEN, Renderer, RenderSettings
-from sama.recipes.sama_tiny.heads import TRAJECTORY_TIMES
+from sama.recipes.sama_tiny.heads import POINTED, TRAJECTORY_TIMES
 from sama.recipes.sama_tiny.labels import (
     colours_of_cells,
     draw_single_masks,
@@ -32,19 +32,20 @@ from sama.toy_world.world import ToyWorld
 from sama.video_sama import SamaVideo
 
 
-# Weights of tasks and of kinds of questions. Kinds that need several objects or a motion, which are learned last, come
-# more often than in the benchmark
+# Weights of tasks and of kinds of questions. Kinds that compare, or need a motion, are learned last and come more
+# often than in the benchmark; the look of a single object also has heads
 TASK_WEIGHTS = {
     "dialogue": 6, "refer_look": 1.5, "refer_motion": 2, "description": 0.2, "video_qa": 0.7, "caption": 0.3,
     "still": 0.3, "no_target": 0.8,
 }  # fmt: skip
 KINDS = {
-    questions.ask_motion: 3, questions.ask_check_motion: 2, questions.ask_colour: 0.5, questions.ask_shape: 0.5,
-    questions.ask_size: 0.5, questions.ask_identity: 0.7, questions.ask_beside: 0.4, questions.ask_above: 0.4,
-    questions.ask_larger: 2, questions.ask_at_start: 0.6, questions.ask_at_end: 0.6, questions.ask_hides_behind: 1,
-    questions.ask_mover_colour: 2, questions.ask_mover_shape: 2,
+    questions.ask_motion: 2, questions.ask_check_motion: 5, questions.ask_order: 2, questions.ask_larger: 2.5,
+    questions.ask_mover_colour: 1.5, questions.ask_mover_shape: 1.5, questions.ask_hides_behind: 2,
+    questions.ask_beside: 0.8, questions.ask_above: 0.8, questions.ask_at_start: 1, questions.ask_at_end: 1,
+    questions.ask_colour: 0.3, questions.ask_shape: 0.3, questions.ask_size: 0.3, questions.ask_identity: 0.5,
 }  # fmt: skip
-OPENING_SHARES = (0.35, 0.15)  # share of dialogues that open with a count, and with a question about order
+OPENING_SHARES = (0.35, 0.3)  # share of dialogues that open with a count, and with a question about order
+TURNS = (2, 6)  # least and most turns of a dialogue: the frames of a clip cost the same however many turns it has
 VIDEO_TASKS = {"dialogue": 4, "refer_look": 2, "refer_motion": 3, "video_qa": 1, "no_target": 0.5}
 OBJECTS_OF_A_FRAME = (2, 6)
 MASK_REGIONS = 0.85  # share of dialogues with masks only as regions; the others mix in clicks, boxes and scribbles
@@ -54,8 +55,8 @@ FRAMES, SINGLE_MASKS, ORDER = 1, 2, 3
 
 
 def practice_dialogue(settings: ToySettings, rng: np.random.Generator) -> tuple[Clip, list[ToyTurn]]:
-    """The task "dialogue" with other weights of the kinds of questions."""
-    return conversation(settings, rng, KINDS, settings.turns, (False, True, True), OPENING_SHARES)
+    """The task "dialogue" with other weights of the kinds of questions, and more turns."""
+    return conversation(settings, rng, KINDS, TURNS, (False, True, True), OPENING_SHARES)
 
 
 def practice_world(seed: int) -> ToyWorld:
@@ -183,8 +184,9 @@ class Dialogue:
     Args:
         messages (`list[dict]`): Input of the processor.
         clip (`Clip`): The clip.
+        pointed (`list[list[int]]`): Indices of the objects of the regions of each user turn.
         subjects (`list[int]`): Index of the object that each user turn asks about, -1 if unknown.
-        regions, segs (`list[int]`): Index of the object of each region and of each [SEG], in reading order.
+        segs (`list[int]`): Index of the object of each [SEG], in reading order.
         context, dense (`list[int]`): The context frames and the dense frames; the former are zeros for the tiles of a
             still image.
         shown (`int`): The frame in which the masks of the [SEG]s are supervised.
@@ -192,12 +194,17 @@ class Dialogue:
 
     messages: list[dict]
     clip: Clip
+    pointed: list[list[int]]
     subjects: list[int]
-    regions: list[int]
     segs: list[int] = field(default_factory=list)
     context: list[int] = field(default_factory=list)
     dense: list[int] = field(default_factory=list)
     shown: int = 0
+
+    @property
+    def regions(self) -> list[int]:
+        """Index of the object of each region, in reading order."""
+        return [thing for one in self.pointed for thing in one]
 
 
 class DialogueExamples(VisionExamples):
@@ -240,7 +247,7 @@ class DialogueExamples(VisionExamples):
             for regions, answer in zip(pointed, answers, strict=False)
         ]
         segs = [int(name) for name in sample.objects]
-        found = Dialogue(sample.messages, clip, subjects, [thing for one in pointed for thing in one], segs)
+        found = Dialogue(sample.messages, clip, pointed, subjects, segs)
         if video.is_image:
             found.context = [0] * len(self.processor.tile_pixel_values(video))
         else:
@@ -261,13 +268,14 @@ class DialogueExamples(VisionExamples):
         """The labels of all heads and prompts; see the methods below and [`track_labels_of`]."""
         labels = self.context_labels(dialogues)
         labels |= track_labels_of([one.clip for one in dialogues], [one.dense for one in dialogues], self.grid)
-        for name, things in (
-            ("region", [(one.clip, thing) for one in dialogues for thing in one.regions]),
-            ("seg", [(one.clip, thing) for one in dialogues for thing in one.segs]),
-        ):
-            if things:
-                labels[f"{name} classes"] = torch.tensor([object_classes(*one) for one in things])
-                labels[f"{name} trajectory"] = torch.from_numpy(np.stack([trajectory_of(*one) for one in things]))
+        turns = [(one.clip, things) for one in dialogues for things in one.pointed]
+        for place, name in enumerate(POINTED):
+            known = [turn for turn, (_, things) in enumerate(turns) if len(things) > place]
+            labels[f"{name} turns"] = torch.tensor(known, dtype=torch.long)
+            labels |= object_labels(name, [(turns[turn][0], turns[turn][1][place]) for turn in known])
+        labels |= object_labels("region", [(one.clip, thing) for one in dialogues for thing in one.regions])
+        things = [(one.clip, thing) for one in dialogues for thing in one.segs]
+        labels |= object_labels("seg", things)
         if things:
             looks, spots = prompt_attributes(things)
             labels |= {"prompt looks": torch.from_numpy(looks), "prompt places": torch.from_numpy(spots)}
@@ -297,6 +305,16 @@ class DialogueExamples(VisionExamples):
         if not known.any():
             return {}
         return {"context known": known, "context": torch.from_numpy(np.concatenate(where))[known]}
+
+
+def object_labels(name: str, things: list[tuple[Clip, int]]) -> dict[str, torch.Tensor]:
+    """Labels of [`heads.ObjectHeads`] for these objects; none at all without objects."""
+    if not things:
+        return {}
+    return {
+        f"{name} classes": torch.tensor([object_classes(*one) for one in things]),
+        f"{name} trajectory": torch.from_numpy(np.stack([trajectory_of(*one) for one in things])),
+    }
 
 
 def trajectory_of(clip: Clip, thing: int) -> np.ndarray:

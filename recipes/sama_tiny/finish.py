@@ -24,7 +24,7 @@ PANELS = (  # title, log file, metrics
     ("cells of videos: accuracy", "videos.log", ("track colour", "track shape", "track size", "track motion")),
     ("cells of dialogues: accuracy", "language.log", ("track shape", "track motion", "region motion", "seg motion")),
     ("position error in pixels of 64", "language.log", ("past px", "context px", "region px", "seg px")),
-    ("dialogues", "language.log", ("entropy", "decisive", "prompt", "mask IoU")),
+    ("dialogues", "language.log", ("entropy", "prompt", "mask IoU", "yes or no", "number", "order")),
 )  # fmt: skip
 LINE = re.compile(r"^step (\d+):(.*)$")
 PAIR = re.compile(r"([A-Za-z ]+?) (-?[\d.]+(?:e[+-]?\d+)?)(?:,|$)")

@@ -17,12 +17,14 @@ from sama.toy_world.shapes import COLOURS
 
 LOOKS = ("colour", "shape", "size")
 TRAJECTORY_TIMES = 8  # moments of a clip at which heads predict the place of an object
+POINTED = ("pointed", "also pointed")  # the objects of the first and of the second region of a question
 # Weights of all losses by name
 LOSS_WEIGHTS = {
     "patch looks": 0.5, "occupied": 0.5, "offsets": 5.0, "windows": 5.0, "cell colours": 20.0, "position": 5.0,
     "cell looks": 0.3, "track classes": 0.5, "past": 5.0, "centres": 0.5, "counts": 0.5, "mask classes": 0.2,
     "mask places": 2.0, "language": 5.0, "context": 1.0, "region tokens": 0.1, "region classes": 0.5,
-    "region trajectory": 3.0, "seg classes": 0.2, "seg trajectory": 2.0, "prompt": 1.0, "mask": 3.0,
+    "region trajectory": 3.0, "pointed classes": 0.5, "pointed trajectory": 3.0, "also pointed classes": 0.5,
+    "also pointed trajectory": 3.0, "seg classes": 0.2, "seg trajectory": 2.0, "prompt": 1.0, "mask": 3.0,
 }  # fmt: skip
 Tensors = dict[str, torch.Tensor]
 Losses = tuple[Tensors, Tensors]  # losses and metrics by name

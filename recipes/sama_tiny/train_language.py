@@ -5,9 +5,9 @@
 
 Two phases, each with its own learning rate schedule. Both use auxiliary heads (heads.py), which are dropped later.
 
-1. Dialogues (`--dialogue-steps`): the language loss, in which decisive words weigh more, and heads on the states of
-   cells, regions and [SEG]. The [SEG] prompt is trained to match the attribute prompt by which SAM 2 found the object
-   in stage 1. The vision tower and the shape encoders are frozen.
+1. Dialogues (`--dialogue-steps`): the language loss, in which words that decide an answer weigh more, and heads on
+   the states of cells, regions and [SEG]. The [SEG] prompt is trained to match the attribute prompt by which SAM 2
+   found the object in stage 1. The vision tower and the shape encoders are frozen.
 2. Masks (`--mask-steps`): the same, with the masks of SAM 2 in one frame of each dialogue. Its decoder of [SEG] is
    trained, too, and adapts to the errors of predicted prompts.
 
@@ -17,6 +17,7 @@ identical losses.
 """
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -28,33 +29,33 @@ from sama.data.collator import IGNORED
 from sama.modeling_sama import VISUAL_INPUT_NAMES, SamaForConditionalGeneration, SamaVisualInputs
 from sama.processing_sama import SamaProcessor
 from sama.recipes.sama_tiny.examples import DialogueExamples
-from sama.recipes.sama_tiny.heads import Losses, Tensors, class_loss, merged, named, place_loss
+from sama.recipes.sama_tiny.heads import POINTED, Losses, ObjectHeads, Tensors, class_loss, merged, named, place_loss
 from sama.recipes.sama_tiny.phases import Batch, Phase, add_run_arguments, folder_with, start, train_and_save
 from sama.recipes.sama_tiny.train_masks import AttributePrompts, compare_masks
-from sama.recipes.sama_tiny.train_videos import CLASS_LAYER, VideoLosses
+from sama.recipes.sama_tiny.train_videos import VideoLosses
 from sama.toy_world.motion import MOTIONS
 from sama.toy_world.shapes import COLOURS, SHAPES, SIZES
 from sama.toy_world.wording import NUMBERS, YES_NO
 
 
-DECISIVE_WEIGHT = 3.0
-DECISIVE_WORDS = ("first", "second", "before", "after", "above", "below", "left", "right")
+# Layers after which the states of regions, and those from which an answer starts, tell the objects in question. Layers
+# after those compare the objects with one another and with the question. Without these heads the model guessed whether
+# an object moves in a certain way and which of two is first (docs/log.md)
+REGION_LAYER, QUESTION_LAYER = 5, 6
+NAMED_WEIGHT, COMPARED_WEIGHT = 3.0, 6.0  # of words that name what is seen, and of those that a comparison decides
+NAMED_WORDS = [*COLOURS, *SHAPES, *SIZES, *(form for motion in MOTIONS.values() for form in motion)]
+COMPARED_WORDS = {
+    "yes or no": YES_NO, "number": NUMBERS, "order": ("before", "after"), "rank": ("first", "second"),
+    "side": ("above", "below", "left", "right"),
+}  # fmt: skip
 MASK_PHASE_RATE = 0.25  # learning rate of the last phase, as a fraction
 
 
-def decisive_tokens(processor: SamaProcessor) -> torch.Tensor:
-    """Which tokens begin a word that can decide whether an answer is right: bool (vocab_size,)."""
-    tokenizer = processor.tokenizer
-    words = [*COLOURS, *SHAPES, *SIZES, *NUMBERS, *YES_NO, *DECISIVE_WORDS]
-    words += [form for motion in MOTIONS.values() for form in motion]
+def first_tokens(processor: SamaProcessor, words: Iterable[str]) -> torch.Tensor:
+    """Tokens that begin one of these words, or its last one: "moves left" is decided by "left"."""
+    words = [one for word in words for one in (word, word.split()[-1])]
     forms = [form for word in words for form in (f" {word}", word.capitalize())]
-    # "moves left" is decided by its last word
-    ids = [tokenizer(form)["input_ids"] for form in forms] + [
-        tokenizer(f" {word.split()[-1]}")["input_ids"] for word in words
-    ]
-    decisive = torch.zeros(len(tokenizer), dtype=torch.bool)
-    decisive[[own[0] for own in ids]] = True
-    return decisive
+    return torch.tensor([processor.tokenizer(form)["input_ids"][0] for form in forms]).unique()
 
 
 class DialogueLosses(VideoLosses):
@@ -62,16 +63,26 @@ class DialogueLosses(VideoLosses):
 
     def __init__(self, model: SamaForConditionalGeneration, processor: SamaProcessor, seed: int):
         super().__init__(model, seed)
-        self.processor, self.decisive = processor, decisive_tokens(processor)
+        self.processor = processor
+        self.compared = {name: first_tokens(processor, words) for name, words in COMPARED_WORDS.items()}
+        self.weights = torch.ones(len(processor.tokenizer))
+        self.weights[first_tokens(processor, NAMED_WORDS)] = NAMED_WEIGHT
+        self.weights[torch.cat([*self.compared.values()])] = COMPARED_WEIGHT
         with torch.random.fork_rng():
             torch.manual_seed(seed)
+            self.questions = nn.ModuleDict(
+                {name: ObjectHeads(model.config.text_config.hidden_size) for name in POINTED}
+            )
             self.prompts = AttributePrompts.of_tracker(model.model.mask_tracker)
         self.prompts.requires_grad_(False)
 
     @property
     def modules(self) -> dict[str, nn.Module]:
         """What is trained, by its name in `state.pt`."""
-        return super().modules | {"decoder": self.model.model.mask_tracker.sam.mask_decoder}
+        return super().modules | {
+            "questions": self.questions,
+            "decoder": self.model.model.mask_tracker.sam.mask_decoder,
+        }
 
     @property
     def frozen(self) -> list[nn.Module]:
@@ -91,13 +102,14 @@ class DialogueLosses(VideoLosses):
         self.prompts.load_state_dict(state["prompts"])
         state = torch.load(folder / "state.pt", weights_only=True, map_location="cpu") if folder else {}
         for name, module in self.modules.items():
-            if name in state:  # stage 2 has no decoder
+            if name in state:  # stage 2 has neither questions nor a decoder
                 module.load_state_dict(state[name])
 
     def to(self, device: str) -> None:
-        for part in (self.model, self.heads, self.prompts):
+        for part in (self.model, self.heads, self.questions, self.prompts):
             part.to(device)
-        self.decisive = self.decisive.to(device)
+        self.weights = self.weights.to(device)
+        self.compared = {name: tokens.to(device) for name, tokens in self.compared.items()}
 
     def dialogues(self, batch: Batch) -> Losses:
         """Dialogues: the language loss, context tokens, and states of cells, regions and [SEG]."""
@@ -114,7 +126,11 @@ class DialogueLosses(VideoLosses):
         if "region classes" in labels:
             tokens = embeds[types == REGION_POOLED_TOKEN], embeds[types == REGION_SHAPE_TOKEN]
             parts.append(self.region_token_losses(*tokens, labels))
-            parts.append(self.heads.regions.losses("region", states[CLASS_LAYER][types == REGION_SHAPE_TOKEN], labels))
+            regions = states[REGION_LAYER][types == REGION_SHAPE_TOKEN]
+            parts.append(self.heads.regions.losses("region", regions, labels))
+        answered = inputs["labels"] != IGNORED
+        starts = answered[:, 1:] & ~answered[:, :-1]
+        parts += self.question_losses(states[QUESTION_LAYER][:, :-1][starts], labels)
         if "seg classes" in labels:
             is_seg = inputs["labels"] == self.model.config.seg_token_id
             parts.append(self.seg_losses(states[-1][is_seg], labels))
@@ -124,6 +140,12 @@ class DialogueLosses(VideoLosses):
         """Loss of the place of the object in question in the frame of each context token."""
         loss, gap = place_loss(self.heads.context(tokens[labels["context known"]]), labels["context"])
         return {"context": loss}, {"context px": gap}
+
+    def question_losses(self, states: torch.Tensor, labels: Tensors) -> list[Losses]:
+        """Losses of the objects that each question points at; `states` (num_turns, width): of the tokens from which
+        the answers start."""
+        found = [(name, labels[f"{name} turns"]) for name in POINTED]
+        return [self.questions[name].losses(name, states[turns], labels) for name, turns in found if len(turns)]
 
     def region_token_losses(self, pooled: torch.Tensor, shapes: torch.Tensor, labels: Tensors) -> Losses:
         """Losses of the look of each region, read off its two tokens."""
@@ -138,10 +160,12 @@ class DialogueLosses(VideoLosses):
         answered = expected != IGNORED
         logits, expected = self.model.lm_head(states[:, :-1][answered]).float(), expected[answered]
         losses = F.cross_entropy(logits, expected, reduction="none")
-        decisive = self.decisive[expected]
-        weights = torch.where(decisive, DECISIVE_WEIGHT, 1.0)
-        right = (logits.argmax(-1) == expected).float()
-        metrics = {"token": right.mean(), "decisive": right[decisive].mean(), "entropy": losses.detach().mean()}
+        weights, right = self.weights[expected], (logits.argmax(-1) == expected).float()
+        metrics = {"token": right.mean(), "entropy": losses.detach().mean()}
+        for name, tokens in self.compared.items():
+            asked = torch.isin(expected, tokens)
+            if asked.any():
+                metrics[name] = right[asked].mean()
         return {"language": (weights * losses).sum() / weights.sum()}, metrics
 
     def seg_losses(self, states: torch.Tensor, labels: Tensors) -> Losses:

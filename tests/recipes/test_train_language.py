@@ -13,12 +13,14 @@ from sama.configuration_sama import (
     REGION_POOLED_TOKEN,
     REGION_SHAPE_TOKEN,
 )
+from sama.data.collator import IGNORED
 from sama.modeling_sama import SamaForConditionalGeneration
 from sama.processing_sama import SamaProcessor
 from sama.recipes.sama_tiny.attention import matmul_attention, use_matmul_attention
 from sama.recipes.sama_tiny.examples import DialogueExamples, FrameExamples, VideoExamples
+from sama.recipes.sama_tiny.heads import POINTED
 from sama.recipes.sama_tiny.phases import Phase, batches, take_step, train, trained_parts
-from sama.recipes.sama_tiny.train_language import DialogueLosses, decisive_tokens, plan
+from sama.recipes.sama_tiny.train_language import DialogueLosses, plan
 from sama.recipes.sama_tiny.train_videos import plan as plan_videos
 from sama.training.checkpoints import TrainingError
 
@@ -47,21 +49,22 @@ def dialogues(model, processor, arguments):
     return DialogueExamples(processor, model.config, arguments, 2, with_masks=True)
 
 
-def test_an_example_knows_the_subjects_of_its_questions(dialogues):
+def test_an_example_knows_the_objects_of_its_questions(dialogues):
     kinds = set()
     for index in range(30):
         example, record = dialogues.dialogue(index), dialogues.world.describe(index)
         asked = [message for message in record["messages"] if message["role"] == "user"][: len(example.subjects)]
-        regions = [int(part["object"]) for message in asked for part in message["content"] if part["type"] == "region"]
-        assert example.regions == regions
+        pointed = [
+            [int(part["object"]) for part in message["content"] if part["type"] == "region"] for message in asked
+        ]
+        assert example.pointed == pointed and example.regions == sum(pointed, [])
         assert len(example.subjects) == sum(message["role"] == "user" for message in example.messages)
-        for subject, message in zip(example.subjects, asked, strict=True):
-            pointed = [int(part["object"]) for part in message["content"] if part["type"] == "region"]
-            assert not pointed or subject == pointed[0]
+        for subject, things in zip(example.subjects, pointed, strict=True):
+            assert not things or subject == things[0]
         answered = [message for message in record["messages"] if message["role"] == "assistant"][: len(asked)]
         grounded = [part["objects"] for message in answered for part in message["content"] if "objects" in part]
         assert example.segs == [int(name) for names in grounded for name in names]
-        kinds.add((bool(regions), bool(example.segs)))
+        kinds.add((bool(example.regions), bool(example.segs)))
     assert len(kinds) >= 3
 
 
@@ -74,6 +77,11 @@ def test_labels_of_dialogues_match_their_tokens(dialogues):
         assert labels["video_cells"].max() < (types == DENSE_FRAME_TOKEN).sum()
         regions = len(labels["region classes"]) if "region classes" in labels else 0
         assert regions == (types == REGION_POOLED_TOKEN).sum() == (types == REGION_SHAPE_TOKEN).sum()
+        answered = inputs["labels"] != IGNORED
+        starts = (answered[:, 1:] & ~answered[:, :-1]).sum()
+        for name in POINTED:
+            assert len(labels[f"{name} turns"]) == len(labels.get(f"{name} classes", ()))
+            assert all(turn < starts for turn in labels[f"{name} turns"])
         segs = len(labels["seg classes"]) if "seg classes" in labels else 0
         assert segs == (inputs["labels"] == dialogues.config.seg_token_id).sum()
         assert segs == len(labels.get("seg masks", ()))
@@ -144,10 +152,22 @@ def test_the_decoder_of_a_later_stage_wins_over_that_of_the_first(processor, tmp
     )
 
 
-def test_decisive_words(processor):
-    decisive, tokenizer = decisive_tokens(processor), processor.tokenizer
-    for word, expected in ((" red", True), (" second", True), ("Yes", True), (" the", False), (".", False)):
-        assert decisive[tokenizer(word)["input_ids"][0]] == expected, word
+def test_words_that_decide_an_answer_weigh_more(model, processor):
+    losses = DialogueLosses(model, processor, seed=0)
+    words = {" red": 3, " zigzags": 3, " second": 6, "Yes": 6, " before": 6, " the": 1, ".": 1}
+    for word, weight in words.items():
+        assert losses.weights[processor.tokenizer(word)["input_ids"][0]] == weight, word
+
+
+def test_states_from_which_answers_start_are_told_what_is_pointed_at(model, processor, dialogues):
+    """The states of another turn, or the objects of another one, give another loss."""
+    losses = DialogueLosses(model, processor, seed=0)
+    labels = next(batch["labels"] for batch in dialogues[0] if len(batch["labels"]["pointed turns"]) > 1)
+    states = torch.randn(9, model.config.text_config.hidden_size, generator=torch.Generator().manual_seed(0))
+    (found, _), *_ = losses.question_losses(states, labels)
+    (turned, _), *_ = losses.question_losses(states.flip(0), labels)
+    assert found.keys() == {"pointed classes", "pointed trajectory"}
+    assert all(found[name] != turned[name] for name in found)
 
 
 def test_matmul_attention_is_the_attention_of_the_library(model, processor, dialogues):
