@@ -51,7 +51,7 @@ echo "torch==$(torch_version)" >"$constraints"
 case $purpose in
 demo | serve | docs) extras=$purpose ;;
 test)
-    extras=demo,dev,train,eval,serve,bulk
+    extras=demo,dev,train,eval,serve,bulk,ray
     [ "$(uname -s)" != Linux ] || extras=$extras,deepspeed
     ;;
 *) say "unknown purpose $purpose: demo, serve, test or docs" && exit 1 ;;

@@ -16,7 +16,6 @@ from sama import annotate
 from sama.annotation.pipeline import ERRORS, FILES
 
 
-pytestmark = pytest.mark.slow
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[ray]'")
 pytest.importorskip("ray.data", reason="Ray Data is not installed: pip install -e '.[ray]'")
 
@@ -98,6 +97,7 @@ def test_two_actors_one_of_them_killed_write_what_one_process_writes(cluster, on
     assert asked(pooled.output) == asked(made.output)  # nothing was asked twice, not even what was in flight
 
 
+@pytest.mark.slow
 def test_a_budget_holds_for_all_actors_together(cluster, one_process, tmp_path, capsys):
     made = one_process
     pooled = with_output(made, tmp_path / "pool")

@@ -14,7 +14,6 @@ from sama.bulk.command import main
 from sama.bulk.pool import BulkError, Job, PoolSettings, connect, run_jobs
 
 
-pytestmark = pytest.mark.slow
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[ray]'")
 pytest.importorskip("ray.data", reason="Ray Data is not installed: pip install -e '.[ray]'")
 
@@ -63,6 +62,7 @@ def test_a_killed_actor_loses_nothing(tmp_path):
     assert len(list(tmp_path.glob("*.log"))) == 4  # two actors, and two that took the places of those that ended
 
 
+@pytest.mark.slow
 def test_a_deadly_job_is_given_up(tmp_path):
     results = run(tmp_path, ["a", "deadly", "b", "c"], max_attempts=2)
     assert results[1].error == "ProcessLost: the process that computed it ended 2 times"
@@ -70,6 +70,7 @@ def test_a_deadly_job_is_given_up(tmp_path):
     assert done(tmp_path)["deadly"] == 2
 
 
+@pytest.mark.slow
 def test_more_jobs_than_blocks(tmp_path, monkeypatch):
     monkeypatch.setattr("sama.bulk.pool.MAX_BLOCKS", 2)
     results = run(tmp_path, ["a", "b", "killed once", "c", "d", "e", "f"], max_attempts=1)
@@ -116,6 +117,7 @@ def test_two_actors_write_what_one_process_writes(tmp_path, monkeypatch):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_evaluation_has_the_rows_of_one_process(tmp_path):
     model = ["--model", str(ROOT / "checkpoints" / "sama-tiny")]
     assert evaluate.main([*model, *TOY, "--output", str(tmp_path / "one")]) == 0
