@@ -370,6 +370,7 @@ def test_a_dry_run_estimates_and_asks_nothing(small, capsys):
         (("--audit-share", "2"), "audit_share 2.0"),
         (("--keep-iou", "0.1"), "review_iou not above keep_iou"),
         (("--blind-right", "0"), "blind_right 0"),
+        (("--blind-tries", "1"), "blind_tries is 1 and blind_right 2: so many right answers are never reached"),
         (("--price", "writer"), "The price is 'writer'"),
         (("--budget", "much"), "The budget is 'much'"),
         (("--held-out", "nowhere"), "nowhere: there is no such folder"),
