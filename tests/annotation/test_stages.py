@@ -327,6 +327,14 @@ def test_a_turn_becomes_a_record_and_comes_back(videos):
     ):
         made, problems = turn_record(record, names, *texts)
         assert made is None and problems[0].code == code
+    doubtful = "Where is <obj1>?", "<p> The man on track 2 </p> <obj1> is in the red outline."
+    for expressions, code in (({}, "leak"), ({"4": ["in the red outline of a map"]}, None)):
+        made, problems = turn_record(record, names, *doubtful, colors=("red",), expressions=expressions)
+        assert (made is None) == (code is not None) and [one.code for one in problems] == [code] * (code is not None)
+    assert make_record(scene, "v/4", messages, all_objects=True).keys() == record.keys()  # nothing is said of them
+    told = replace(scene, objects=(replace(scene.objects[0], expressions=("the red box",)), scene.objects[1]))
+    assert make_record(told, "v/5", messages, all_objects=True)["expressions"] == {"4": ["the red box"]}
+    assert "expressions" not in make_record(told, "v/6", messages)
     _, problems = turn_record(edited, names, "Where is <obj2>?", "<p> The square </p> <obj2> is left.")
     assert problems[0].code == "object_missing"
 
