@@ -15,7 +15,21 @@ from .schema import Descriptions, Dialogue, Evidence, Statement, Turn
 from .tags import TAG, TaggedText, answer_from_spans, grounded_spans, object_number, read_answer, read_question
 
 
-NUMBER_WORDS = {"both": 2, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8}
+# Not "one", which is a pronoun as well
+NUMBER_WORDS = {"both": 2, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9}
+NUMBER_WORDS |= {"ten": 10, "eleven": 11, "twelve": 12}
+# Numbers that count something: no part of "three-wheeled", "2.5" or "2020", no measure, and no name as in "number 7"
+COUNTED = re.compile(
+    r"(?<![\w.,:/#-])(?<!number )(?<!numbers )(?<!no\. )(?<!formula )(?<!track )(?<!lane )(?<!team )(?<!group )"
+    rf"([0-9]{{1,2}}|{'|'.join(NUMBER_WORDS)})(?![\w%-]|[.,:/][0-9])"
+    r"(?! ?(?:m|cm|km|kg|metres?|meters?|feet|foot|inch(?:es)?|years?|months?|hours?|minutes?|seconds?|times?)\b)"
+)
+# In front of the number that counts all that a phrase means: "all of the three dogs". Behind other words it may count
+# something else: "the dogs with two collars"
+DETERMINERS = re.compile(
+    r"(?:(?:all|both|each|only|exactly|just|of|the|these|those|any|other|same|first|last|his|her|its|their|my|our|"
+    r"your)\s+)*"
+)
 
 
 @dataclass(frozen=True)
@@ -254,15 +268,24 @@ def _check_interval(number: int, first: int, last: int, at: str, facts: VideoFac
 
 
 def _check_counts(answer: TaggedText) -> Iterator[Problem]:
-    """Number words of phrases with several objects. A single object may well be a group: "two people". In "the two men
-    and the dog" the word counts a part of them, which a person has to see."""
+    """Numbers in phrases with several objects, as words or digits. A single object may well be a group: "two people".
+    In "the two men and the dog" and "the dogs of three men" the number may count something else, which a person has
+    to see."""
     for start, stop, phrase, numbers in grounded_spans(answer.parts):
-        words = re.findall(r"[a-z]+(?:-[a-z]+)*", phrase.lower())  # "three-wheeled" counts nothing
-        stated = next((NUMBER_WORDS[word] for word in words[:3] if word in NUMBER_WORDS), None)
-        if len(numbers) > 1 and stated is not None and stated != len(numbers):
-            detail = f"[{start}:{stop}] {phrase!r} is tagged with {len(numbers)} objects"
-            several = not {"and", "or", "with"}.isdisjoint(words) or re.search("[,/&]", phrase) is not None
-            yield Problem("count", "answer", detail, review=several)
+        text = " ".join(phrase.lower().split())
+        stated = [(match.start(), _number(match[1])) for match in COUNTED.finditer(text)]
+        if len(numbers) < 2 or not stated:
+            continue
+        counts_all = DETERMINERS.fullmatch(text, 0, stated[0][0]) is not None
+        if len(numbers) in [number for _, number in (stated[:1] if counts_all else stated)]:
+            continue
+        detail = f"[{start}:{stop}] {phrase!r} is tagged with {len(numbers)} objects"
+        several = re.search(r"\b(?:and|or|with)\b|[,/&]", text) is not None
+        yield Problem("count", "answer", detail, review=several or not counts_all)
+
+
+def _number(word: str) -> int:
+    return int(word) if word.isdecimal() else NUMBER_WORDS[word]
 
 
 def _check_words(text: str, at: str, bounds: tuple[int, int]) -> Iterator[Problem]:

@@ -55,7 +55,9 @@ def description_messages(number: int, statements: Sequence[Statement], names: Se
 def make_record(
     scene: Scene, record_id: str, messages: list[dict[str, Any]], all_objects: bool = False
 ) -> dict[str, Any]:
-    """A record about the video of a scene with the objects that its messages name, or all of them, checked."""
+    """A record about the video of a scene with the objects that its messages name, checked. `all_objects`: for the
+    review, with all objects, and beside the record under `expressions` what the source says about them (object name to
+    a list of texts, as `--masks` reads it): words of the source are no sure leak of an edited text, either."""
     used = {
         name
         for message in messages
@@ -64,7 +66,9 @@ def make_record(
     }
     objects = {one.name: {"masks": list(one.masks)} for one in scene.objects if all_objects or one.name in used}
     record = {"id": record_id, "source": scene.source, "video": scene.visual, "objects": objects, "messages": messages}
-    return validate_record(record)
+    record = validate_record(record)
+    expressions = {one.name: list(one.expressions) for one in scene.objects if one.expressions}
+    return {**record, "expressions": expressions} if all_objects and expressions else record
 
 
 def tagged_text(message: Mapping[str, Any], names: Sequence[str]) -> str:
@@ -110,6 +114,7 @@ def turn_record(
     answer: str,
     limits: CheckLimits | None = None,
     colors: Sequence[str] = (),
+    expressions: Mapping[str, Sequence[str]] | None = None,
 ) -> tuple[dict[str, Any] | None, list[Problem]]:
     """
     A record with another dialogue about the same video: what a person edited in the review.
@@ -121,14 +126,14 @@ def turn_record(
         question, answer (`str`): Tagged texts.
         limits ([`CheckLimits`], *optional*): Lengths.
         colors (sequence of `str`): Names of the colours that were drawn.
+        expressions (`dict[str, list[str]]`, *optional*): By name of an object, what the source says about it.
 
     Returns:
-        The record, or `None` and the rules that the texts break.
+        The record, or `None` and the rules that the texts surely break. What a person has to decide is no obstacle: a
+        person wrote the texts.
     """
-    tracks = [record["objects"].get(name, {"masks": []})["masks"] for name in names]
-    visible = tuple(frozenset(i for i, code in enumerate(track) if code is not None) for track in tracks)
-    num_frames = max([len(track) for track in tracks], default=0)
-    facts = VideoFacts(num_frames, tuple(range(num_frames)), visible, ((),) * len(names), tuple(colors))
+    facts = record_facts(record, names, None, colors, expressions or {})
+    visible = facts.visible
     tagged = {*read_question(question, len(names)).objects, *read_answer(answer, len(names)).objects}
     absent = sorted(number for number in tagged if not visible[number - 1])
     if absent:
@@ -136,8 +141,9 @@ def turn_record(
     kind = str(record["messages"][-1].get("info", {}).get("kind", "edited")) if record["messages"] else "edited"
     turn = Turn(turn=1, question=question, answer=answer, kind=kind, evidence=evidence_for(sorted(tagged), facts))
     checked = check_turn(turn, facts, limits or CheckLimits(), "turns[0]")
-    if checked.problems:
-        return None, checked.problems
+    broken = [problem for problem in checked.problems if not problem.review]
+    if broken:
+        return None, broken
     check_round_trip(checked, names)
     used = {names[number - 1] for number in checked.objects}
     objects = {name: item for name, item in record["objects"].items() if name in used}
@@ -146,6 +152,33 @@ def turn_record(
     except DataError as error:
         return None, [Problem("schema", error.field or "", error.problem)]
     return made, []
+
+
+def record_facts(
+    record: Mapping[str, Any],
+    names: Sequence[str],
+    shown: Sequence[int] | None,
+    colors: Sequence[str],
+    expressions: Mapping[str, Sequence[str]],
+) -> VideoFacts:
+    """What the checks need to know of the video of a record. `names`: of all objects in the order of their numbers,
+    also of those that the record does not have; `shown`: numbers of frames, `None` for all."""
+    tracks = [record["objects"].get(name, {"masks": []})["masks"] for name in names]
+    visible = tuple(frozenset(i for i, code in enumerate(track) if code is not None) for track in tracks)
+    num_frames = max([len(track) for track in tracks], default=0)
+    told = tuple(tuple(expressions.get(name, ())) for name in names)
+    return VideoFacts(num_frames, tuple(range(num_frames) if shown is None else shown), visible, told, tuple(colors))
+
+
+def take_expressions(line: Any) -> dict[str, list[str]]:
+    """Takes what the source says about the objects out of a line of `review_records.jsonl`, and so leaves the record;
+    `DataError` if it has another form. Lines of earlier versions have none."""
+    expressions = line.pop("expressions", {}) if isinstance(line, dict) else {}
+    if not isinstance(expressions, dict) or not all(
+        isinstance(texts, list) and all(isinstance(text, str) for text in texts) for texts in expressions.values()
+    ):
+        raise DataError("is not a list of texts for each object", field="expressions")
+    return expressions
 
 
 def item_hash(text: Mapping[str, Any], record: Mapping[str, Any]) -> str:

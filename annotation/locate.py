@@ -1,7 +1,7 @@
 """Our own model, or any checkpoint with [SEG], as the one that finds a phrase, and that proposes objects."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -22,8 +22,9 @@ MAX_PROPOSAL_TOKENS = 512
 class Locator(Protocol):
     """Finds objects by words."""
 
-    def locate(self, video, phrases: Sequence[str]) -> list[np.ndarray]:
-        """For each phrase the masks of what it names: bool, of shape `(num_frames, height, width)`."""
+    def locate(self, video, phrases: Sequence[str]) -> Generator[np.ndarray, None, None]:
+        """For each phrase the masks of what it names: bool, of shape `(num_frames, height, width)`. One after the
+        other, since those of a long video take hundreds of megabytes; to be closed if not all are needed."""
         ...
 
 
@@ -32,26 +33,31 @@ class ModelLocator:
     A [`SamaForConditionalGeneration`] as [`Locator`].
 
     Args:
-        model, processor: As `serving.loading.load_model` returns them. They are used by one thread at a time.
+        model, processor: As `serving.loading.load_model` returns them. They are used by one thread at a time, and
+            never sample, whatever the generation config of the checkpoint says: the same video gives the same result.
     """
 
     def __init__(self, model: Any, processor: Any):
         self.model, self.processor, self._lock = model, processor, threading.Lock()
 
-    def locate(self, video, phrases: Sequence[str]) -> list[np.ndarray]:
-        """The objects of the answer to "Please segment {phrase}.", united; nothing found is an empty mask."""
-        found = []
+    def locate(self, video, phrases: Sequence[str]) -> Generator[np.ndarray, None, None]:
+        """The objects of the answer to "Please segment {phrase}.", united; nothing found is an empty mask. The model
+        is taken until the last phrase was looked for, or the generator is closed."""
         with self._lock:
             chat = self.model.start_chat(self.processor, video=video)
             for phrase in phrases:
-                words = phrase[:1].lower() + phrase[1:]
-                reply = chat.ask(REQUEST.format(words), max_new_tokens=MAX_NEW_TOKENS)
-                masks = np.zeros((len(video), video.height, video.width), dtype=bool)
-                for one in reply.objects:
-                    masks |= one.masks
-                found.append(masks)
+                # Not in a variable, which would hold these masks while the next ones are made
+                yield self._find(chat, video, phrase)
                 chat.reset()  # every phrase is asked for as if it were the first
-        return found
+
+    def _find(self, chat: Any, video, phrase: str) -> np.ndarray:
+        """Bool, of shape `(num_frames, height, width)`."""
+        words = phrase[:1].lower() + phrase[1:]
+        reply = chat.ask(REQUEST.format(words), max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
+        masks = np.zeros((len(video), video.height, video.width), dtype=bool)
+        for one in reply.objects:
+            masks |= one.masks
+        return masks
 
     def propose(self, video, request: str = PROPOSAL_REQUEST) -> tuple[SceneObject, ...]:
         """
@@ -60,7 +66,7 @@ class ModelLocator:
         """
         with self._lock:
             chat = self.model.start_chat(self.processor, video=video)
-            reply = chat.ask(request, max_new_tokens=MAX_PROPOSAL_TOKENS)
+            reply = chat.ask(request, max_new_tokens=MAX_PROPOSAL_TOKENS, do_sample=False)
         objects = []
         for number, one in enumerate(reply.objects, start=1):
             codes = tuple(

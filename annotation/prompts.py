@@ -68,6 +68,12 @@ def _text(content: str) -> dict[str, Any]:
     return {"type": "text", "text": content}
 
 
+def one_line(text: str) -> str:
+    """A text without line breaks, for lists with one entry a line: a text of two lines could add an entry of its own,
+    such as a claim that is then called true."""
+    return " ".join(text.split())
+
+
 def object_list(expressions: Sequence[Sequence[str]]) -> str:
     """The objects with up to three of the source's expressions, quoted: they are data, not instructions."""
     lines = []
@@ -106,7 +112,7 @@ def converse(
     answer = "<p> The dog </p> <obj1> chases <p> a ball </p> <obj2>."
     turn = {"turn": 1, "question": "What is the dog <obj1> doing?", "answer": answer, "kind": "action"}
     known = [
-        f"{tag(number)}: {statement.text} (frames {statement.first} to {statement.last})"
+        f"{tag(number)}: {one_line(statement.text)} (frames {statement.first} to {statement.last})"
         for number, found in statements.items()
         for statement in found
     ]
@@ -120,7 +126,8 @@ def converse(
 def verify(rendering: Rendering, claims: Sequence[tuple[Sequence[int], str]]) -> Messages:
     """The request to check claims; each comes with the objects that it is about."""
     lines = [
-        f"{number}. {'/'.join(map(tag, objects))}: {claim}" for number, (objects, claim) in enumerate(claims, start=1)
+        f"{number}. {'/'.join(map(tag, objects))}: {one_line(claim)}"
+        for number, (objects, claim) in enumerate(claims, start=1)
     ]
     user = [*pictures(rendering, drawn=False), _text("Claims:\n" + "\n".join(lines))]
     system = _system(VERIFY, {"verdicts": [{"claim": 1, "verdict": "true"}, {"claim": 2, "verdict": "unseen"}]})
@@ -129,7 +136,7 @@ def verify(rendering: Rendering, claims: Sequence[tuple[Sequence[int], str]]) ->
 
 def blind(questions: Sequence[str]) -> Messages:
     """The request to answer questions without the video."""
-    lines = "\n".join(f"{number}. {question}" for number, question in enumerate(questions, start=1))
+    lines = "\n".join(f"{number}. {one_line(question)}" for number, question in enumerate(questions, start=1))
     system = _system(BLIND, {"answers": [{"question": 1, "answer": "It is running."}]})
     return [system, {"role": "user", "content": lines}]
 
@@ -137,7 +144,7 @@ def blind(questions: Sequence[str]) -> Messages:
 def judge(rows: Sequence[tuple[str, str, str]]) -> Messages:
     """The request to compare answers; a row is a question, the reference answer and the other answer."""
     lines = "\n".join(
-        f"{number}. Question: {question}\nReference: {reference}\nAnswer: {answer}"
+        f"{number}. Question: {one_line(question)}\nReference: {one_line(reference)}\nAnswer: {one_line(answer)}"
         for number, (question, reference, answer) in enumerate(rows, start=1)
     )
     system = _system(JUDGE, {"judgements": [{"question": 1, "same": False}]})

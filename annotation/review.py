@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from ..data.records import validate_record
-from .checks import CheckLimits, VideoFacts, check_descriptions
+from .checks import CheckLimits, check_descriptions
 from .errors import AnnotationError, RefusedEditError, StaleItemError, UnknownItemError
-from .export import description_messages, turn_record
+from .export import description_messages, record_facts, take_expressions, turn_record
 from .json_lines import AppendOnlyFile, complete_lines, read_objects
 from .schema import MAX_CHARACTERS, Descriptions, ObjectDescription, Statement
 from .tags import object_number
@@ -62,6 +62,7 @@ class ReviewItem:
         suggested (`str`): What the checks suggest.
         reasons, scores: What the checks found.
         colors (`tuple[str, ...]`): Names of the colours that were drawn, which an edit must not speak of.
+        expressions (`dict[str, list[str]]`): By name of an object, what the source says about it, which it may.
     """
 
     id: str
@@ -77,6 +78,7 @@ class ReviewItem:
     reasons: list[dict[str, Any]]
     scores: dict[str, Any]
     colors: tuple[str, ...] = ()
+    expressions: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
@@ -91,7 +93,7 @@ class ReviewItem:
             edit (`dict`): `question` and `answer` with tags, or `statements`, each with `text`, `first` and `last`.
 
         Raises:
-            [`RefusedEditError`]: The texts break an exact check.
+            [`RefusedEditError`]: The texts surely break an exact check. What a check leaves to a person is decided.
             [`AnnotationError`]: The edit has another form than the item.
         """
         if set(edit) != set(self.text):
@@ -101,7 +103,8 @@ class ReviewItem:
         for name, text in edit.items():
             if not isinstance(text, str) or len(text) > MAX_CHARACTERS:
                 raise AnnotationError(f"The {name} must be a text of at most {MAX_CHARACTERS:,} characters.")
-        made, problems = turn_record(self.record, self.names, edit["question"], edit["answer"], colors=self.colors)
+        told = {"colors": self.colors, "expressions": self.expressions}
+        made, problems = turn_record(self.record, self.names, edit["question"], edit["answer"], **told)
         if made is None:
             raise RefusedEditError([problem.sentence() for problem in problems])
         return made
@@ -115,15 +118,13 @@ class ReviewItem:
         number = object_number(label, len(self.labels))
         if number is None or self.object is None:
             raise AnnotationError(f"The item {self.id!r} names no object of its video.")
-        tracks = [self.record["objects"][name]["masks"] for name in self.names]
-        visible = tuple(frozenset(i for i, code in enumerate(track) if code is not None) for track in tracks)
-        num_frames = max(len(track) for track in tracks)
-        facts = VideoFacts(num_frames, self.frames, visible, ((),) * len(tracks), self.colors)
+        facts = record_facts(self.record, self.names, self.frames, self.colors, self.expressions)
         found = check_descriptions(
             Descriptions(objects=[ObjectDescription(object=label, statements=parsed)]), facts, CheckLimits(), [number]
         )
-        if found:
-            raise RefusedEditError([one.sentence() for problems in found.values() for one in problems])
+        broken = [one for problems in found.values() for one in problems if not one.review]
+        if broken:
+            raise RefusedEditError([one.sentence() for one in broken])
         return {**self.record, "messages": description_messages(number, parsed, self.names)}
 
 
@@ -234,7 +235,9 @@ class ReviewQueue:
             file.seek(start)
             line = file.read(size)
         try:
-            record = validate_record(json.loads(line))
+            content = json.loads(line)
+            expressions = take_expressions(content)
+            record = validate_record(content)
         except (ValueError, RecursionError) as error:  # DataError is one
             raise AnnotationError(f"The record of the item {name!r} cannot be used: {error}") from None
         labels = row["masks_ref"]["objects"]
@@ -244,7 +247,7 @@ class ReviewQueue:
         return ReviewItem(
             name, record, row["text"], tuple(row["frames"]), labels, row["item_hash"], row["record"], row["object"],
             row.get("audit", False), row["suggested"], row["reasons"], row["scores"],
-            self._colors.get(row["record"], ()),
+            self._colors.get(row["record"], ()), expressions,
         )  # fmt: skip
 
     def _states(self) -> list[tuple[int, int]]:

@@ -6,6 +6,7 @@ them on decisions of people (docs/annotation.md).
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,7 +39,8 @@ class ScoreSettings:
     Thresholds of the scored checks.
 
     Args:
-        blind_tries (`int`): How often a model without the video answers each question; 0 leaves the check out.
+        blind_tries (`int`): How often a model without the video answers each question, at least `blind_right` times; 0
+            leaves the check out.
         blind_right (`int`): Right answers from which a question counts as answerable without the video.
         keep_iou, review_iou (`float`): Mean IoU from which a relocated phrase is kept, and from which a person
             decides.
@@ -55,6 +57,11 @@ class ScoreSettings:
         if self.blind_tries < 0 or not 1 <= self.blind_right:
             raise ValueError(
                 f"blind_tries is {self.blind_tries}, expected 0 on; blind_right {self.blind_right}, 1 on."
+            )
+        if 0 < self.blind_tries < self.blind_right:
+            raise ValueError(
+                f"blind_tries is {self.blind_tries} and blind_right {self.blind_right}: so many right answers are "
+                "never reached, and nothing would be rejected. Expected as many tries, or 0 to leave the check out."
             )
         if not 0 <= self.review_iou <= self.keep_iou <= 1 or not 0 <= self.palette_share <= 1:
             raise ValueError(
@@ -104,7 +111,7 @@ def blind_problems(answers: Mapping[int, tuple[int, int]], settings: ScoreSettin
         at = f"turns[{place - 1}]"
         if right >= settings.blind_right:
             found[place] = [Problem("blind", at, f"{right} of {judged} answers without the video are right")]
-        elif judged < min(settings.blind_right, settings.blind_tries):
+        elif judged < settings.blind_right:
             detail = f"{judged} of {settings.blind_tries} answers without the video could be judged"
             found[place] = [Problem("blind", at, detail, review=True)]
     return found
@@ -142,9 +149,16 @@ def relocate(
         phrases[place] = [(phrase, numbers[0]) for _, _, phrase, numbers in spans if len(numbers) == 1]
     words = list(dict.fromkeys(phrase for listed in phrases.values() for phrase, _ in listed))
     ious = {}
-    for phrase, masks in zip(words, locator.locate(video, words), strict=True):
-        ious[phrase] = [round(mean_iou(masks, one.masks), 4) for one in objects]
+    with closing(locator.locate(video, words)) as found:  # also after an error: it holds the model
+        for phrase in words:
+            # Neither by a variable nor by zip, which would hold these masks while the next ones are made
+            ious[phrase] = _ious(next(found), objects)
     return {place: [(phrase, number, ious[phrase]) for phrase, number in listed] for place, listed in phrases.items()}
+
+
+def _ious(found: np.ndarray, objects: Sequence[SceneObject]) -> list[float]:
+    """The IoU of masks, of shape `(num_frames, height, width)`, with each object."""
+    return [round(mean_iou(found, one.masks), 4) for one in objects]
 
 
 def relocation_problems(

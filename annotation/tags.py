@@ -166,7 +166,8 @@ def _phrase(text: str, numbers: tuple[int, ...]) -> str:
 def answer_from_spans(answer: str, spans: Sequence[PhraseSpan], num_objects: int) -> TaggedText:
     """
     The parts of a plain answer with the spans of its phrases. Equal spans are one phrase of several objects. Positions
-    are counted in Unicode characters.
+    are counted in Unicode characters. A span must not begin or end with blanks: the tagged text of a record has none
+    at the edges of its phrases, so that such a span would not come back from it.
     """
     found, by_place = TaggedText(), {}
     for index, span in enumerate(spans):
@@ -177,6 +178,11 @@ def answer_from_spans(answer: str, spans: Sequence[PhraseSpan], num_objects: int
         elif not 0 <= span.start < span.end <= len(answer) or answer[span.start : span.end] != span.phrase:
             shown = answer[max(0, span.start) : max(0, span.end)][:60]
             detail = f"answer[{span.start}:{span.end}] is {shown!r}, not {span.phrase[:60]!r}"
+            found.problems.append(Problem("span", f"phrases[{index}]", detail))
+        elif not span.phrase.strip():
+            found.problems.append(Problem("phrase_empty", f"phrases[{index}]", f"{span.phrase[:60]!r} has no words"))
+        elif span.phrase != span.phrase.strip():
+            detail = f"{span.phrase[:60]!r} begins or ends with blanks, which belong to the text around the phrase"
             found.problems.append(Problem("span", f"phrases[{index}]", detail))
         else:
             by_place.setdefault((span.start, span.end), (index, []))[1].append(number)

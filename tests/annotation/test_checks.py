@@ -45,6 +45,10 @@ def codes(**changes) -> list[tuple[str, str]]:
         {"answer": "<p> Two men on a bike </p> <obj1> ride by.", "evidence": BOTH[:1]},
         {"answer": "<p> Both things </p> <obj1> <obj2> move."},
         {"answer": "<p> The three-wheeled bike and the car </p> <obj1> <obj2> move."},
+        *({"answer": f"<p> {phrase} </p> <obj1> <obj2> move."} for phrase in (
+            "The 2 dogs", "All of the two dogs", "Two of the three dogs", "The 3-wheeled bikes", "The 2020 models",
+            "The 2.5 m boards", "The players in lane 7", "The 10 m boards", "The ten year old boys",
+            "Both team 3 players", "Both 3D printers", "The Formula 1 cars", "One dog of the two")),
         {"answer": "He wears <p> a shirt ] } with \N{DOG FACE} </p> <obj1>.", "evidence": BOTH[:1]},
         {"answer": "<p> The man </p> <obj1> frames a picture, boxes and labels parcels.", "evidence": BOTH[:1]},
         {"answer": "The man runs.", "phrases": [{"object": "obj1", "phrase": "The man", "start": 0, "end": 7}],
@@ -83,6 +87,9 @@ def test_right_turns_have_no_problems(changes):
         ({"evidence": [*evidence(("obj1", -1, 3)), BOTH[1]]}, "interval", "evidence[0]"),
         ({"evidence": [*evidence(("obj1", 0, 20)), BOTH[1]]}, "interval", "evidence[0]"),
         ({"answer": "<p> The three things </p> <obj1> <obj2> move."}, "count", "answer"),
+        *(({"answer": f"<p> {phrase} </p> <obj1> <obj2> move."}, "count", "answer") for phrase in (
+            "The 3 dogs", "The ten dogs", "nine dogs", "All of the three dogs", "The 12 dogs", "the other\n4 dogs",
+            "Their first three dogs", "a group of three dogs", "the big three")),
         ({"answer": f"{ANSWER} It is obj2."}, "leak", "answer[61:65]"),
         ({"question": "Do <obj1>?"}, "length", "question"),
         ({"answer": f"{ANSWER} {'very ' * 200}"}, "length", "answer"),
@@ -156,9 +163,13 @@ def test_each_rule_of_a_description(objects, found):
     "text",
     [
         "It is obj3.", "This is object 2.", "See Obj_4 there", "the bounding box of the dog", "two bounding-boxes",
-        "a bbox", "mask 2 moves", "label #3 falls", "the red outline moves", "a lime-coloured box",
-        "the blue mask", "outlined in red", "marked with blue", "highlighted by the lime", "an outline in red",
-        "marked with a box", "its segmentation mask", "the red bounding box",
+        "a bbox", "mask 2 moves", "label #3 falls", "the red outline moves", "a lime-coloured outline",
+        "the blue contour", "outlined in red", "marked with blue", "highlighted by the lime", "an outline in red",
+        "marked with a box", "its segmentation mask", "the red bounding box", "It is outlined in bright red.",
+        "A red dashed box is around it.", "a dashed red frame", "highlighted in a bright red color",
+        "marked in thick red, it runs", "circled in red and running", "marked by a red box", "a thin red outline",
+        "a red box surrounds him", "outlined with a thick box", "Object one is running.", "Then object two, the dog",
+        "Objects one and two", "boxed in lime-coloured", "the dotted lime-coloured rectangle",
     ],
 )  # fmt: skip
 def test_leaks_are_found(text):
@@ -171,7 +182,10 @@ def test_leaks_are_found(text):
         "A green box is opened.", "He marks the ball.", "The frame of the door is brown.", "The dog objects.",
         "It is circled by birds.", "A box on a red table", "It wears a mask.", "the region of Tuscany",
         "She labels jars.", "<p> The man </p> <obj1> runs", "the border between them", "It is highlighted by the sun.",
-        "the white box truck", "the blue-eyed cat",
+        "the white box truck", "the blue-eyed cat", "a red border collie runs", "surrounded by red flowers",
+        "a red circle and a blue square", "a red line on the road", "a yellow dashed line", "framed by blue curtains",
+        "a framed red picture", "red lines of the shirt", "a red truck in line", "a labelled red jar",
+        "a blue square sits at the left", "a box of red flowers", "the red box van", "He objects to one of them.",
     ],
 )  # fmt: skip
 def test_words_that_only_look_like_leaks_pass(text):
@@ -186,6 +200,13 @@ def test_words_that_only_look_like_leaks_pass(text):
             "the train on track 2", "segment 2 of the race", "region 1 is blue", "a jersey numbered 23",
             "a bus labelled 15", "a car marked with the number 7", "circled with the number 3", "the red-outlined dog",
             "the highlighted person", "the outlined man", "dog #2", "the object numbered one", "the numbered object",
+            "He carries a red box.", "a red mask over his face", "inside the red circle", "surrounded by a red line",
+            "The red number is on it.", "in the bright red square", "a red circle around it", "the wide red border",
+            "a field marked with red flags", "a pole marked with red and white stripes", "marked in the box",
+            "a red box next to a dotted line",
+            "marked in red, white and blue", "the object two men carry", "an object 2 metres away",
+            "object three runs", "a marked box", "a jar marked with a label", "labelled in red",
+            "the frame in red", "a bright red label", "surrounded by an outline", "marked red",
         )),
     ],
 )  # fmt: skip
@@ -199,7 +220,7 @@ def test_a_leak_that_may_be_true_does_not_reject_a_turn():
     (problem,) = check_turn(turn(**changes), FACTS, LIMITS, "turns[0]").problems
     assert problem.code == "leak" and problem.review
     (problem,) = check_turn(
-        turn(**{**changes, "answer": changes["answer"].replace("red", "blue")}), FACTS, LIMITS, "t"
+        turn(**{**changes, "answer": changes["answer"].replace("red box", "blue outline")}), FACTS, LIMITS, "t"
     ).problems
     assert problem.code == "leak" and not problem.review
 
@@ -230,8 +251,12 @@ def test_a_problem_has_a_known_code():
 
 
 def test_a_number_of_a_part_of_the_objects_is_for_a_person():
-    found = check_turn(turn(answer="<p> Three bikes and a car </p> <obj1> <obj2> move."), FACTS, LIMITS, "")
-    assert [(one.code, one.review) for one in found.problems] == [("count", True)]
+    for phrase in ("Three bikes and a car", "Dogs of three men", "the dogs with three collars", "the big three"):
+        found = check_turn(turn(answer=f"<p> {phrase} </p> <obj1> <obj2> move."), FACTS, LIMITS, "")
+        assert [(one.code, one.review) for one in found.problems] == [("count", True)], phrase
+    for phrase in ("The 3 bikes", "All of the three dogs", "The ten dogs"):
+        found = check_turn(turn(answer=f"<p> {phrase} </p> <obj1> <obj2> move."), FACTS, LIMITS, "")
+        assert [(one.code, one.review) for one in found.problems] == [("count", False)], phrase
 
 
 def test_a_full_stop_behind_a_tag_is_no_word():

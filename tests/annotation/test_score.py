@@ -1,7 +1,9 @@
 """The scored checks with models that answer as planned, and with the small model."""
 
 import json
+import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,6 +29,7 @@ from sama.annotation.score import (
 )
 from sama.annotation.store import ReplyStore
 from sama.data.masks import encode_rle
+from sama.objects_sama import MaskTrack
 from sama.toy_world.export import write_records
 from sama.toy_world.world import ToySettings, ToyWorld
 from sama.video_sama import SamaVideo
@@ -101,6 +104,14 @@ def test_without_replies_that_can_be_read_a_person_decides(tmp_path):
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(("tries", "right"), [(1, 2), (2, 3)])
+def test_a_blind_check_that_can_decide_nothing_is_refused(tries, right):
+    with pytest.raises(ValueError, match=f"blind_tries is {tries} and blind_right {right}: so many right answers"):
+        ScoreSettings(blind_tries=tries, blind_right=right)
+    for tries in (0, right, right + 1):
+        assert ScoreSettings(blind_tries=tries, blind_right=right).blind_tries == tries
+
+
 def test_phrases_that_say_nothing_of_their_object_are_not_rejected():
     other = [0.0, 0.9]
     found = relocation_problems(
@@ -119,7 +130,8 @@ class PlannedLocator:
 
     def locate(self, video, phrases):
         self.phrases += phrases
-        return [self.found[phrase] for phrase in phrases]
+        for phrase in phrases:
+            yield self.found[phrase]
 
 
 def squares(*lefts: int) -> np.ndarray:
@@ -159,6 +171,61 @@ def test_phrases_must_lead_to_their_object(found, codes):
     problems = relocation_problems(scores, SETTINGS)
     assert [(one.code, one.review) for one in problems.get(1, [])] == codes
     assert [(one.code, one.review) for one in problems.get(3, [])] == codes  # of the cup
+
+
+class SamplingModel:
+    """A model whose generation config samples, and its chat: `sampled` has what each question said of it. Each answer
+    has one object, whose masks are those of the frames of `video`."""
+
+    def __init__(self, video):
+        self.video, self.sampled, self.on_ask = video, [], lambda: None
+
+    def start_chat(self, processor, video):
+        return self
+
+    def ask(self, text: str, max_new_tokens: int, do_sample: bool = True) -> SimpleNamespace:
+        self.on_ask()
+        self.sampled.append(do_sample)
+        found = SimpleNamespace(masks=squares(0, 0, 0, 0), text="a square", track=MaskTrack(4, 10, 40))
+        return SimpleNamespace(objects=[found])
+
+    def reset(self) -> None:
+        pass
+
+
+VIDEO = SamaVideo.open(np.zeros((4, 10, 40, 3), dtype=np.uint8))
+
+
+def test_a_checkpoint_that_samples_gives_the_same_scores_and_proposals():
+    model = SamplingModel(VIDEO)
+    locator = ModelLocator(model, None)
+    assert [masks.sum() for masks in locator.locate(VIDEO, ["a", "b"])] == [400, 400]
+    locator.propose(VIDEO)
+    assert model.sampled == [False] * 3
+
+
+def test_the_masks_of_one_phrase_are_held_at_a_time():
+    model, held, made = SamplingModel(VIDEO), [], []
+    locator = ModelLocator(model, None)
+    model.on_ask = lambda: held.append(sum(one() is not None for one in made))
+    find = locator._find
+
+    def watched(*arguments) -> np.ndarray:
+        masks = find(*arguments)
+        made.append(weakref.ref(masks))
+        return masks
+
+    locator._find = watched
+    found = relocate(locator, VIDEO, TURNS, OBJECTS)
+    assert len(made) == 3 and held == [0, 0, 0]  # when the next phrase is looked for, the masks before it are gone
+    assert [phrase for phrase, *_ in found[3]] == ["The man", "a cup"]
+
+
+def test_an_error_while_phrases_are_compared_gives_the_model_back():
+    locator = ModelLocator(SamplingModel(VIDEO), None)
+    with pytest.raises(ValueError):
+        relocate(locator, VIDEO, TURNS, [as_object("a", squares(0, 0, 0, -1)[:2])])  # of another video
+    assert locator._lock.acquire(blocking=False)
 
 
 def test_descriptions_that_follow_the_drawn_colours_are_found(tmp_path):

@@ -20,6 +20,7 @@ from sama.annotation.export import (
     item_hash,
     make_record,
     tagged_text,
+    take_expressions,
     turn_messages,
     turn_record,
 )
@@ -329,6 +330,24 @@ def test_a_turn_becomes_a_record_and_comes_back(videos):
         assert made is None and problems[0].code == code
     _, problems = turn_record(edited, names, "Where is <obj2>?", "<p> The square </p> <obj2> is left.")
     assert problems[0].code == "object_missing"
+
+
+def test_doubts_do_not_refuse_an_edit_and_the_review_knows_the_expressions(videos):
+    scene = Scene("v", "s", {"path": "clip.mp4"}, (moving(4), moving(34)), videos)
+    names = ["4", "34"]
+    messages = turn_messages(checked_turn("What is <obj1> now?", "<p> It </p> <obj1> is."), names)
+    record = make_record(scene, "v/1", messages, all_objects=True)
+    assert "expressions" not in record  # nothing is said of them
+    texts = "Where is <obj1>?", "<p> The man on track 2 </p> <obj1> is in the red outline."
+    made, problems = turn_record(record, names, *texts, colors=("red",))
+    assert made is None and [one.code for one in problems] == ["leak"]
+    told = {"4": ["in the red outline of a map"]}
+    made, problems = turn_record(record, names, *texts, colors=("red",), expressions=told)
+    assert not problems and tagged_text(made["messages"][1], names) == texts[1]
+    scene = replace(scene, objects=(replace(scene.objects[0], expressions=tuple(told["4"])), scene.objects[1]))
+    again = make_record(scene, "v/1", messages, all_objects=True)
+    assert take_expressions(again) == told and again == record
+    assert "expressions" not in make_record(scene, "v/1", messages)
 
 
 def test_a_turn_that_differs_after_the_round_trip_is_an_error():

@@ -5,6 +5,7 @@ import pytest
 
 from sama.annotation.schema import PhraseSpan
 from sama.annotation.tags import (
+    TAG,
     answer_from_spans,
     grounded_spans,
     object_number,
@@ -98,10 +99,14 @@ def test_equal_spans_are_one_phrase_of_several_objects():
         ([span("obj1", "", 0)], "span", "phrases[0]"),
         ([span("obj1", "the dog", 0), span("obj2", "dog runs", 4)], "span", "phrases[1]"),
         ([span("obj3", "the dog", 0)], "tag_unknown", "phrases[0].object"),
+        ([span("obj1", "the dog ", 0)], "span", "phrases[0]"),
+        ([span("obj1", " runs", 7)], "span", "phrases[0]"),
+        ([span("obj1", "runs\u00a0", 8)], "span", "phrases[0]"),
+        ([span("obj1", " ", 3)], "phrase_empty", "phrases[0]"),
     ],
 )
 def test_wrong_spans(spans, code, place):
-    (problem,) = answer_from_spans("the dog runs", spans, 2).problems
+    (problem,) = answer_from_spans("the dog runs\u00a0", spans, 2).problems
     assert (problem.code, problem.at) == (code, place)
 
 
@@ -145,3 +150,27 @@ def test_any_text_has_problems_or_comes_back():
                 assert not again.problems
                 assert [one for one in again.parts if one[1]] == [one for one in found.parts if one[1]]
     assert clean > 200
+
+
+def test_any_spans_have_problems_or_come_back():
+    """Blanks of all kinds, empty and overlapping spans, positions beyond the text, objects that do not exist."""
+    rng, clean, codes = np.random.default_rng(1), 0, set()
+    pieces = ("a dog", " ", "  ", "\n", "\u00a0", "\u2028", "\N{DOG FACE}", "<", ">", "<p", "[SE", "G]", "obj1>", "x")
+    for _ in range(4000):
+        answer = "".join(pieces[i] for i in rng.integers(len(pieces), size=rng.integers(1, 9)))
+        if TAG.search(answer):
+            continue  # such an answer is read by its tags
+        spans = []
+        for _ in range(rng.integers(1, 4)):
+            start, end = sorted(rng.integers(-1, len(answer) + 2, size=2).tolist())
+            name, phrase = f"obj{rng.integers(1, 4)}", answer[max(0, start) : max(0, end)]
+            spans.append(PhraseSpan(object=name, phrase=phrase, start=start, end=end))
+        found = answer_from_spans(answer, spans, 2)
+        codes |= {problem.code for problem in found.problems}
+        if not found.problems:
+            clean += 1
+            again = read_answer(write_answer(found.parts), 2)
+            assert not again.problems
+            assert list(grounded_spans(again.parts)) == list(grounded_spans(found.parts))
+            assert "".join(text for text, _ in again.parts) == answer
+    assert clean > 200 and codes == {"span", "phrase_empty", "tag_unknown"}

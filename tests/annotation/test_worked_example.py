@@ -108,13 +108,19 @@ def test_only_mistakes_that_stay_are_rejected(example):
     assert all(row["reasons"] and all(reason["detail"] for reason in row["reasons"]) for row in rows)
 
 
+def test_right_texts_that_look_wrong_are_kept_and_those_that_may_be_true_are_not_rejected(example):
+    found = worked_example.near_misses(example)
+    assert set(found) == {(False, "kept"), (True, "review")} and sum(found.values()) == NUM_MISTAKES // 10
+    assert {one.kind for one in example.planted if not one.code} == set(toy_truth.NEAR_MISSES)
+
+
 def test_a_person_gets_what_cannot_be_seen_and_a_sample(example):
     rows = read_rows(example.output / "review.jsonl")
     doubtful = {(row["record"], row["turn"], row["object"]) for row in rows if not row["audit"]}
     planned = {
         (f"{one.video}/{one.stage}", one.item - 1 if one.stage == toy_truth.CONVERSATION else None)
         for one in example.planted
-        if one.code == "unseen"
+        if one.kind in toy_truth.FOR_A_PERSON
     }
     assert {(record, turn) for record, turn, _ in doubtful} == planned and len(doubtful) > 5
     kept = {row["id"] for row in read_rows(example.output / "records.jsonl")}
@@ -138,7 +144,9 @@ def test_everything_that_is_kept_is_true(example):
         names = [one.name for one in truth.objects]
         for question, answer in zip(messages[::2], messages[1::2], strict=True):
             text = worked_example.tagged(question, answer, names, stage)
-            assert text in truth.facts() | {truth.told(number) for number in range(1, len(names) + 1)}
+            told = {truth.told(number) for number in range(1, len(names) + 1)}
+            near = toy_truth.planted_claims(truth, example.planted, toy_truth.RIGHT)
+            assert text in truth.facts() | told | near
             kept += 1
         for name, item in record["objects"].items():
             index = names.index(name)
@@ -370,6 +378,7 @@ def test_a_dry_run_estimates_and_asks_nothing(small, capsys):
         (("--audit-share", "2"), "audit_share 2.0"),
         (("--keep-iou", "0.1"), "review_iou not above keep_iou"),
         (("--blind-right", "0"), "blind_right 0"),
+        (("--blind-tries", "1"), "blind_tries is 1 and blind_right 2: so many right answers are never reached"),
         (("--price", "writer"), "The price is 'writer'"),
         (("--budget", "much"), "The budget is 'much'"),
         (("--held-out", "nowhere"), "nowhere: there is no such folder"),

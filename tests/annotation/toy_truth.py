@@ -79,25 +79,14 @@ class Truth:
             place = where(self.clip.objects[int(self.objects[number - 1].name)].start)
             both = f"{me} {self.motion(number)}, while {self.phrase(other)} {self.motion(other)} in the same clip."
             rows = [
-                (
-                    "action",
-                    f"What is the thing <obj{number}> doing in this clip?",
-                    f"{me} {self.motion(number)} here.",
-                ),
-                (
-                    "appearance",
-                    f"Which look has that thing <obj{number}>?",
-                    f"{me} is {size} and {colour} throughout.",
-                ),
-                (
-                    "position",
-                    f"Where can <obj{number}> be found first of all?",
-                    f"{me} starts {place} of the picture.",
-                ),
-                ("interaction", f"How does this thing <obj{number}> differ from that one <obj{other}>?", both),
+                ("action", "What is the thing <{}> doing in this clip?", f"{me} {self.motion(number)} here."),
+                ("appearance", "Which look has that thing <{}>?", f"{me} is {size} and {colour} throughout."),
+                ("position", "Where can <{}> be found first of all?", f"{me} starts {place} of the picture."),
+                ("interaction", "How does this thing <{}> differ from that one <{}>?", both),
             ]
             for kind, question, answer in rows:
                 objects = [number, other] if kind == "interaction" else [number]
+                question = question.format(*(f"obj{one}" for one in objects))
                 turn = {"question": question, "answer": answer, "kind": kind, "evidence": self.evidence(*objects)}
                 found.append({"turn": len(found) + 1, **turn})
         return found
@@ -111,8 +100,12 @@ class Truth:
 
     def facts(self) -> set[str]:
         """Every turn, which is true."""
-        texts = {turn["question"] + " " + re.sub(r"</?p>", "", turn["answer"]) for turn in self.turns()}
-        return {" ".join(text.split()) for text in texts}
+        return {claim(turn) for turn in self.turns()}
+
+
+def claim(turn: dict) -> str:
+    """A turn as the verifying model gets it."""
+    return " ".join((turn["question"] + " " + re.sub(r"</?p>", "", turn["answer"])).split())
 
 
 # ---- mistakes -------------------------------------------------------------------------------------------------------
@@ -165,6 +158,32 @@ def _spans(shift: int) -> Change:
     return apply
 
 
+def _blank_span(truth: Truth, place: int, turn: dict) -> dict:
+    """The first span with the blank behind its phrase."""
+    changed = _spans(0)(truth, place, turn)
+    first = changed["phrases"][0]
+    return {
+        **changed,
+        "phrases": [first | {"phrase": f"{first['phrase']} ", "end": first["end"] + 1}, *changed["phrases"][1:]],
+    }
+
+
+def _counted(phrase: str) -> Change:
+    """An answer with one phrase of two objects."""
+
+    def apply(truth: Truth, place: int, turn: dict) -> dict:
+        answer = f"<p> {phrase} </p> <obj1> <obj2> are both in this clip."
+        asked = map(int, re.findall(r"<obj(\d+)>", turn["question"]))
+        return {**turn, "answer": answer, "evidence": truth.evidence(*dict.fromkeys([*asked, 1, 2]))}
+
+    return apply
+
+
+def _added(sentence: str) -> Change:
+    """An answer with one more sentence, in which {} is the colour that its object is drawn in."""
+    return _answer(lambda truth, number, answer: f"{answer} {sentence.format(truth.colors[number - 1])}")
+
+
 def _other_motion(truth: Truth, number: int) -> str:
     return next(motion.third for motion in MOTIONS.values() if motion.third != truth.motion(number))
 
@@ -209,17 +228,21 @@ TURN_MISTAKES: dict[str, tuple[str, Change]] = {
     "hidden": ("not_visible", _hidden),
     "backwards": ("interval", _evidence(first=5, last=1)),
     "beyond the end": ("interval", _evidence(first=0)),
-    "wrong number word": (
-        "count",
-        lambda t, p, turn: {
-            **turn,
-            "answer": "<p> The three things </p> <obj1> <obj2> are both in this clip.",
-            "evidence": t.evidence(*dict.fromkeys([*map(int, re.findall(r"<obj(\d+)>", turn["question"])), 1, 2])),
-        },
-    ),
+    "wrong number word": ("count", _counted("The three things")),
     "number": ("leak", _answer(lambda t, n, a: f"{a} It is object {n}.")),
     "bounding box": ("leak", _answer(lambda t, n, a: f"{a} It fills its bounding box.")),
     "drawn colour": ("leak", _answer(lambda t, n, a: f"{a} It is in the {t.colors[n - 1]} outline.")),
+    "blank in span": ("span", _blank_span),
+    "wrong digits": ("count", _counted("The 3 things")),
+    "large number": ("count", _counted("The ten things")),
+    "number behind words": ("count", _counted("All of the three things")),
+    "bright colour": ("leak", _added("It is outlined in bright {}.")),
+    "dashed box": ("leak", _added("A {} dashed box is around it.")),
+    "named colour": ("leak", _added("It is highlighted in a bright {} color.")),
+    "number as a word": ("leak", _added("Object two is not far away.")),
+    "coloured circle": ("leak", _added("It stays inside the {} circle.")),
+    "coloured line": ("leak", _added("It is surrounded by a {} line.")),
+    "coloured number": ("leak", _added("The {} number is on it.")),
     "wrong place": ("turn_order", lambda t, p, turn: {**turn, "turn": p + 7}),
     "repeated": ("duplicate", _repeat),
     "too short": ("length", lambda t, p, turn: {**turn, "question": f"Doing <obj{_main(turn)}>?"}),
@@ -229,6 +252,24 @@ TURN_MISTAKES: dict[str, tuple[str, Change]] = {
     "not to be seen": ("unseen", _answer(lambda t, n, a: f"{a} It is afraid of the dark.")),
     "common knowledge": ("blind", _known_answer),
 }
+
+
+# Texts that look like mistakes and are none: they pass, or go to a person
+RIGHT: dict[str, Change] = {
+    "counted right": _counted("All of the 2 things"),
+    "dog": _added("A {} border collie would not fit in."),
+    "sides": _counted("The two three-sided, four-sided or round things"),
+    "road": _added("There is no road with a {} dashed line."),
+}
+MAY_BE_TRUE: dict[str, Change] = {
+    "carried box": _added("Nobody carries a {} box."),
+    "mask": _added("Nobody has a {} mask over his face."),
+    "carried object": _added("It is no object two men carry."),
+}
+NEAR_MISSES = RIGHT | MAY_BE_TRUE
+# Drawn marks in words that may be of the video as well
+DOUBTFUL_LEAKS = ("coloured circle", "coloured line", "coloured number")
+FOR_A_PERSON = {"not to be seen", *DOUBTFUL_LEAKS, *MAY_BE_TRUE}
 
 
 def _statement(**fields) -> Change:
@@ -299,10 +340,16 @@ MODEL_CODES = ("false", "unseen", "blind")
 # ---- the models -----------------------------------------------------------------------------------------------------
 
 
+def changes_of(stage: str) -> dict[str, Change]:
+    """What is done to the items of a stage, by kind."""
+    planned = DESCRIPTION_MISTAKES if stage == DESCRIPTION else TURN_MISTAKES
+    return {kind: change for kind, (_, change) in planned.items()} | (NEAR_MISSES if stage == CONVERSATION else {})
+
+
 @dataclass(frozen=True)
 class Planted:
     """A planned mistake: the clip, the stage, the item (`None`: the whole reply), its kind and code, and whether it is
-    repeated in the correction."""
+    repeated in the correction. Without a code it only looks like a mistake."""
 
     video: str
     stage: str
@@ -310,6 +357,12 @@ class Planted:
     kind: str
     code: str
     stays: bool
+
+
+def planted_claims(truth: Truth, planted: list[Planted], kinds) -> set[str]:
+    """The turns of a clip that are planted with one of these kinds."""
+    chosen = [one for one in planted if one.video == truth.name and one.kind in kinds and one.stage == CONVERSATION]
+    return {claim(changes_of(one.stage)[one.kind](truth, one.item, truth.turns()[one.item - 1])) for one in chosen}
 
 
 class ToyModels:
@@ -324,6 +377,9 @@ class ToyModels:
     def __init__(self, truths: list[Truth], planted: list[Planted]):
         self.truths = truths
         self.planted = {(one.video, one.stage, one.item): one for one in planted}
+        # Near misses are true, and a model that checks facts may overlook that words are about the drawing
+        true = {*NEAR_MISSES, *DOUBTFUL_LEAKS}
+        self.true = {truth.name: truth.facts() | planted_claims(truth, planted, true) for truth in truths}
         self.thumbnails = np.stack([truth.thumbnail for truth in truths])
         self.known = {}  # question without the video -> what anybody would answer
         for one in planted:
@@ -394,12 +450,12 @@ class ToyModels:
             right = {number: truth.description(number) for number in range(1, len(truth.objects) + 1)}
         else:
             right = {turn["turn"]: turn for turn in truth.turns()}
-        kinds = DESCRIPTION_MISTAKES if stage == DESCRIPTION else TURN_MISTAKES
+        changes = changes_of(stage)
         found = {}
         for item, value in right.items():
             planted = self.planted.get((truth.name, stage, item))
             wrong = planted is not None and (planted.stays or not again)
-            found[item] = kinds[planted.kind][1](truth, item, value) if wrong else value
+            found[item] = changes[planted.kind](truth, item, value) if wrong else value
         return found
 
     def verify(self, request: dict, truth: Truth) -> str:
@@ -407,10 +463,10 @@ class ToyModels:
         claims = request["messages"][-1]["content"][-1]["text"].splitlines()[1:]
         verdicts = []
         for line in claims:
-            number, first, claim = re.match(r"(\d+)\. <obj(\d+)>(?:/<obj\d+>)*: (.*)", line).groups()
-            facts = truth.facts() | {one["text"] for one in truth.description(int(first))["statements"]}
-            unseen = "afraid of the dark" in claim or "favourite" in claim
-            known = claim in facts or "by people?" in claim
+            number, first, text = re.match(r"(\d+)\. <obj(\d+)>(?:/<obj\d+>)*: (.*)", line).groups()
+            facts = self.true[truth.name] | {one["text"] for one in truth.description(int(first))["statements"]}
+            unseen = "afraid of the dark" in text or "favourite" in text
+            known = text in facts or "by people?" in text
             verdicts.append({"claim": int(number), "verdict": "unseen" if unseen else "true" if known else "false"})
         return json.dumps({"verdicts": verdicts})
 

@@ -13,6 +13,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import cycle
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +27,10 @@ from toy_truth import (  # noqa: E402
     CONVERSATION,
     DESCRIPTION,
     DESCRIPTION_MISTAKES,
+    FOR_A_PERSON,
+    MAY_BE_TRUE,
     MODEL_CODES,
+    NEAR_MISSES,
     REPLY_MISTAKES,
     TURN_MISTAKES,
     Planted,
@@ -80,8 +84,9 @@ def make_example(folder: Path, num_clips: int = NUM_CLIPS, num_mistakes: int = N
 
 def plan(truths: Sequence[Truth], number: int, rng: np.random.Generator) -> list[Planted]:
     """
-    So many mistakes, every kind equally often where it is possible. The first object and the first turn of a clip stay
-    right, so that later ones can be told from them, and so does every item that no mistake is planned for.
+    So many mistakes, every kind equally often where it is possible, and a tenth as many near misses. The first object
+    and the first turn of a clip stay right, so that later ones can be told from them, and so does every item that
+    nothing is planned for.
     """
     planted, closed = [], set()
     order = rng.permutation(len(truths)).tolist()[: 3 * len(truths) // 4]  # one clip for each reply that is wrong
@@ -116,6 +121,9 @@ def plan(truths: Sequence[Truth], number: int, rng: np.random.Generator) -> list
         slots.remove(slot)
         stays = kind == "common knowledge" or bool(rng.integers(2))
         planted.append(Planted(slot[0].name, stage, slot[2], kind, code, stays))
+    free = [(truth, item) for truth, stage, item in slots if stage == CONVERSATION]
+    for (truth, item), kind in zip(free[: number // 10], cycle(NEAR_MISSES), strict=False):
+        planted.append(Planted(truth.name, CONVERSATION, item, kind, "", True))
     return planted
 
 
@@ -159,18 +167,35 @@ def read_rows(path: Path) -> list[dict]:
 
 
 def found_mistakes(example: Example) -> set[tuple]:
-    """(clip, stage, item, code) of everything that was found in the first replies, and by the scored checks."""
+    """(clip, stage, item, code) of everything that was found in the first replies, and by the scored checks. Doubts
+    about near misses that may be true are counted by [`near_misses`]: they are not claimed to be mistakes."""
     rows = read_rows(example.output / "findings.jsonl")
+    doubts = {(one.video, one.stage, one.item, "leak") for one in example.planted if one.kind in MAY_BE_TRUE}
     return {
         (row["video"], row["stage"], row["item"], row["code"])
         for row in rows
         if row["round"] == 0 or row["code"] == "blind"
-    }
+    } - doubts
 
 
 def planted_mistakes(example: Example) -> set[tuple]:
     """The same of everything that was planned."""
-    return {(one.video, one.stage, one.item, one.code) for one in example.planted}
+    return {(one.video, one.stage, one.item, one.code) for one in example.planted if one.code}
+
+
+def near_misses(example: Example) -> Counter[tuple[bool, str]]:
+    """How many near misses are kept, for a person ("review") or rejected; first whether they may be mistakes."""
+    rejected = {(video, stage, item) for video, stage, item, _ in rejections(example)}
+    rows = [row for row in read_rows(example.output / "review.jsonl") if not row["audit"]]
+    doubtful = {(row["record"], row["turn"]) for row in rows}
+    found: Counter[tuple[bool, str]] = Counter()
+    for one in example.planted:
+        if not one.code:
+            place = f"{one.video}/{one.stage}", one.item - 1
+            lost = {(one.video, one.stage, one.item), (one.video, one.stage, None)} & rejected
+            state = "rejected" if lost else "review" if place in doubtful else "kept"
+            found[one.kind in MAY_BE_TRUE, state] += 1
+    return found
 
 
 class CodeScore(NamedTuple):
@@ -221,11 +246,11 @@ def tagged(question: dict, answer: dict, names: Sequence[str], stage: str) -> st
 
 
 def expected_rejections(example: Example) -> set[tuple]:
-    """(clip, stage, item, code) of what must be rejected: mistakes that stay, and refusals."""
+    """(clip, stage, item, code) of what must be rejected: mistakes that stay and are sure, and refusals."""
     return {
         (one.video, one.stage, one.item, one.code)
         for one in example.planted
-        if one.code == "refusal" or (one.stays and one.code != "unseen")
+        if one.code == "refusal" or (one.code and one.stays and one.kind not in FOR_A_PERSON)
     }
 
 
@@ -261,9 +286,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return code
     print("\n".join(score_lines(scores(example))))
     same = rejections(example) == expected_rejections(example)
-    states = Counter(one.stays for one in example.planted)
-    print(f"{len(example.planted)} mistakes, {states[False]} of them corrected when asked for")
-    print(f"rejected: {'exactly' if same else 'NOT exactly'} the mistakes that stay")
+    mistakes = [one for one in example.planted if one.code]
+    corrected = sum(not one.stays and one.kind not in FOR_A_PERSON and one.code != "refusal" for one in mistakes)
+    doubtful = sum(one.kind in FOR_A_PERSON for one in mistakes)
+    print(f"{len(mistakes)} mistakes: {corrected} corrected when asked for, {doubtful} for a person")
+    print(f"rejected: {'exactly' if same else 'NOT exactly'} the others")
+    for (doubt, state), number in sorted(near_misses(example).items()):
+        print(f"near misses that {'may be mistakes' if doubt else 'are right'}: {number} {state}")
     print(f"mixture for train.py: {write_mixture(example)}")
     return 0 if same else 1
 
