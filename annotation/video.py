@@ -378,8 +378,9 @@ def settings_key(settings: AnnotationSettings, models: Mapping[str, ModelChoice]
 
 
 # Files of this package that decide nothing of a [`VideoResult`]
-WITHOUT_INFLUENCE = {"completions", "costs", "endpoint", "errors", "estimate", "held_out", "html", "json_lines"}
-WITHOUT_INFLUENCE |= {"pipeline", "pool", "rate_limit", "report", "review", "review_merge", "sama239k", "store"}
+WITHOUT_INFLUENCE = {"command", "completions", "costs", "endpoint", "errors", "estimate", "held_out", "html"}
+WITHOUT_INFLUENCE |= {"json_lines", "pipeline", "pool", "rate_limit", "report", "review", "review_merge"}
+WITHOUT_INFLUENCE |= {"sama239k", "store"}
 
 
 @cache

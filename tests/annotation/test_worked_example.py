@@ -32,7 +32,7 @@ from worked_example import (
     scores,
 )
 
-from sama import annotate
+from sama.annotation import command as annotate
 from sama.annotation import prompts
 from sama.annotation.calls import ModelChoice
 from sama.annotation.endpoint import Endpoint, EndpointSettings
