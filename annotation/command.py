@@ -121,6 +121,10 @@ def _add_models(group) -> None:
     group.add_argument(
         "--request-tries", type=int, default=6, help="for a reply, while the endpoint is busy or broken"
     )
+    group.add_argument(
+        "--request-failures", type=int, default=20, metavar="N", help="requests in a row without an answer that end "
+        "the run; refused ones count only until the model has answered once",
+    )  # fmt: skip
     group.add_argument("--stream", action="store_true", help="get replies in parts, through gateways that need it")
     group.add_argument("--max-tokens-name", choices=MAX_TOKENS_NAMES, default=MAX_TOKENS_NAMES[0],
                        help="as the endpoint calls the limit")  # fmt: skip
@@ -198,6 +202,7 @@ def model_choices(given: argparse.Namespace, costs: Costs) -> dict[str, ModelCho
                 tokens_per_minute=given.tokens_per_minute,
                 timeout_s=given.request_timeout,
                 tries=given.request_tries,
+                most_failures=given.request_failures,
                 stream=given.stream,
                 max_tokens_name=given.max_tokens_name,
             )
