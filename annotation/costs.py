@@ -228,6 +228,11 @@ class Costs:
         if self._file is not None:
             self._file.close()
 
+    @property
+    def locked(self) -> bool:
+        """Whether this process holds the lock of the ledger's file, so that no other run works in its folder."""
+        return self._file is not None and self._file.locked
+
     def reserve(self, model: str, estimate: Usage) -> Usage:
         """
         Sets tokens aside for a call. Waits for calls that run while only their reservations stand in the way. Each
