@@ -18,8 +18,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from ..bulk.gpu_errors import surviving
 from ..bulk.pool import Job, PoolSettings, Result, absolute_path, import_ray, run_jobs
-from ..bulk.workers import surviving
 from ..data.frames import MEDIA_ERRORS
 from .annotator import Annotator, Checkpoints, LoadModel, error_row
 from .calls import Question, Replies
