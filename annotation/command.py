@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TextIO
 from urllib.parse import urlsplit
 
-from ..bulk.pool import add_pool_arguments, connect, pool_settings
+from ..bulk.pool import ProcessLost, add_pool_arguments, connect, pool_settings
 from ..data.catalogue import data_root
 from ..data.files import write_text_atomically
 from ..resources import DATA_CONFIGS
@@ -29,6 +29,7 @@ from .annotator import Checkpoints
 from .calls import ModelChoice
 from .costs import Costs, parse_budget, parse_prices
 from .endpoint import MAX_TOKENS_NAMES, STRUCTURED_OUTPUT, Endpoint, EndpointSettings
+from .errors import OutputError, output_errors
 from .estimate import estimate_run
 from .held_out import HeldOut
 from .objects import list_videos, read_scenes, read_source
@@ -263,19 +264,34 @@ def annotate(given: argparse.Namespace) -> RunCounts:
         _write(sys.stderr, f"{number} videos, {costs.line()}", "\r" if sys.stderr.isatty() else "\n")
 
     try:
+        if costs.locked:
+            run.remove_leftovers()
         counts = run.run(input_scenes(given), given.concurrency, show, in_pool)
     finally:
         costs.close()
-    root = given.videos if given.source is None else data_root(given.data_root)
-    write_summary(given.output, root, (settings, models, counts), costs.currency)
-    if counts.stopped is not None:
-        write_report(given.output)
-        raise counts.stopped
+    _finish(given, (settings, models, counts), costs.currency)
+    return counts
+
+
+def _finish(
+    given: argparse.Namespace, run: tuple[AnnotationSettings, dict[str, ModelChoice], RunCounts], currency: str
+) -> None:
+    """Writes the summary, the exports and the report. Raises why the run was stopped, if it was."""
+    root, stopped = given.videos if given.source is None else data_root(given.data_root), run[2].stopped
+    try:
+        with output_errors(given.output):
+            write_summary(given.output, root, run, currency)
+            if stopped is not None:
+                write_report(given.output)
+    except OutputError as error:  # of a full disk, which may be why the run was stopped
+        raise stopped or error from None
+    if stopped is not None:
+        raise stopped
     try:
         _export(given, root)
     finally:
-        write_report(given.output)
-    return counts
+        with output_errors(given.output):
+            write_report(given.output)
 
 
 def prepare(run: Run, given: argparse.Namespace):
@@ -358,6 +374,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _write(sys.stdout, "\n".join(estimate_lines(given)))
             return 0
         counts = annotate(given)
+    except ProcessLost as error:
+        return _fail(error.sentence())
     except (ValueError, OSError) as error:  # among them AnnotationError, BulkError and DataError
         return _fail(" ".join(str(error).split()))
     except KeyboardInterrupt:

@@ -10,6 +10,7 @@ from sama.annotation.objects import read_scenes
 from sama.annotation.pipeline import Run, RunCounts
 from sama.annotation.provenance import Origin
 from sama.annotation.render import RenderSettings
+from sama.annotation.scenes import Scene
 from sama.annotation.score import ScoreSettings
 from sama.annotation.video import AnnotationSettings
 from sama.toy_world.export import RECORDS
@@ -33,16 +34,25 @@ class Models:
         return Completion(text, "stop", None, None, 0.0, 1, request.model)
 
     def stop(self, error: StopError | None = None) -> None:
-        self.stopped = error
+        self.stopped = self.stopped or error
 
 
-def annotate(example, endpoint, revision="", host="a", held_out=None, twice=False) -> RunCounts:
-    """Runs over the clips; the files are in the example's output folder."""
+def read_clips(example) -> list[Scene]:
+    """The clips with their masks."""
+    clips = example.folder / "clips"
+    return list(read_scenes(clips, clips / RECORDS, "toy"))
+
+
+def make_run(example, endpoint, revision="", host="a", held_out=None) -> Run:
+    """A run whose files are in the example's output folder."""
     example.output.mkdir(exist_ok=True)
     models = {role: ModelChoice(endpoint, role, revision, "yes", host) for role in ("writer", "verifier")}
-    clips = example.folder / "clips"
-    scenes = list(read_scenes(clips, clips / RECORDS, "toy"))
-    return Run(example.output, SETTINGS, models, held_out=held_out).run(scenes[:1] * twice + scenes, 2)
+    return Run(example.output, SETTINGS, models, held_out=held_out)
+
+
+def annotate(example, endpoint, scenes=None, **about) -> RunCounts:
+    """Runs over the clips, or over other scenes. `about`: see [`make_run`]."""
+    return make_run(example, endpoint, **about).run(read_clips(example) if scenes is None else scenes, 2)
 
 
 def rows(example, name: str) -> list[dict]:
