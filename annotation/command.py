@@ -277,7 +277,9 @@ def _finish(
     given: argparse.Namespace, run: tuple[AnnotationSettings, dict[str, ModelChoice], RunCounts], currency: str
 ) -> None:
     """Writes the summary, the exports and the report. Raises why the run was stopped, if it was."""
-    root, stopped = given.videos if given.source is None else data_root(given.data_root), run[2].stopped
+    # Without a data root, a source has no files: it is toy world
+    root = given.videos if given.source is None else data_root(given.data_root) or Path()
+    stopped = run[2].stopped
     try:
         with output_errors(given.output):
             write_summary(given.output, root, run, currency)

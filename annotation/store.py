@@ -63,7 +63,7 @@ class ReplyStore:
 
     def remove_leftovers(self) -> None:
         """Removes what killed processes left half written. No other process may write here."""
-        for folder in self.folder.iterdir():
+        for folder in filter(Path.is_dir, self.folder.iterdir()):
             remove_temporaries(folder)
 
     def get(self, key: str) -> StoredReply | None:

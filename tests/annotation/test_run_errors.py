@@ -182,8 +182,9 @@ def test_leftovers_of_killed_runs_are_removed_by_the_next_one(example, monkeypat
     (output / "videos" / f".{'a' * 64}.77.part.json").touch()
     reply = next(ReplyStore(output / "store").folder.glob("*/*.json"))
     (reply.parent / f".{reply.stem[:16]}.77.140225.part").touch()
-    of_a_review = output / ".reviewed_records.77.part.jsonl"
-    of_a_review.touch()
+    others = {output / ".reviewed_records.77.part.jsonl", output / "store" / "note.txt"}  # of a review, of a person
+    for path in others:
+        path.touch()
     monkeypatch.setattr(command.Run, "run", lambda *_: RunCounts(videos=Counter(kept=1)))
     with pytest.MonkeyPatch.context() as patch:  # another run may be at work where there are no locks
         patch.setattr(Costs, "locked", False)
@@ -191,5 +192,5 @@ def test_leftovers_of_killed_runs_are_removed_by_the_next_one(example, monkeypat
         assert (output / ".records.77.part.jsonl").exists()
     assert command.main(arguments_of(example, "http://127.0.0.1:9/v1")) == 0
     new = {output / name for name in ("costs.jsonl", "run.json", "report.html")}
-    assert set(output.rglob("*")) == kept | new | {of_a_review}
+    assert set(output.rglob("*")) == kept | new | others
     assert json.loads((samples.folder / "index.json").read_text())
