@@ -2,8 +2,8 @@
 Ray."""
 
 import threading
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from time import sleep
 from types import SimpleNamespace
 
 import pytest
@@ -35,26 +35,32 @@ def row(index: int) -> dict:
 def test_a_job_that_was_begun_before_is_computed_alone(attempts):
     """So that only its own attempts count: the process of the first one may have ended for a neighbour."""
     attempts.begun.update({2: 1, 3: 2})
-    together, running, most, lock = threading.Barrier(2, timeout=60), Counter(), Counter(), threading.Lock()
+    inside, go_on = threading.Barrier(3, timeout=60), threading.Event()
+    running, most, lock = set(), {}, threading.Lock()
 
     def worker(text: str) -> str:
         with lock:
-            running[text] += 1
-            most[text] = max(most[text], running.total())
+            running.add(text)
+            most[text] = len(running)
         if text in ("job 0", "job 1"):
-            together.wait()  # both are inside at the same time
-            assert attempts.begun[2] == 1  # a job that waits to be alone has not been begun
+            inside.wait()  # both are, at the same time
+            go_on.wait(60)
         with lock:
-            most[text] = max(most[text], running.total())
-            running[text] -= 1
+            running.remove(text)
         return text.upper()
 
     actor = PoolActor(lambda: worker, attempts, 3)
     with ThreadPoolExecutor(4) as threads:
-        results = list(threads.map(actor, map(row, (0, 1, 2, 3))))
-    assert [one["text"] for one in results] == ["JOB 0", "JOB 1", "JOB 2", "JOB 3"]
-    assert most["job 2"] == most["job 3"] == 1 and most["job 0"] >= 1
-    assert not +attempts.begun
+        first = [threads.submit(actor, row(index)) for index in (0, 1)]
+        inside.wait()
+        second = [threads.submit(actor, row(index)) for index in (2, 3)]
+        while actor.turns._waiting < 2:
+            sleep(0.005)
+        assert attempts.begun == {0: 1, 1: 1, 2: 1, 3: 2}  # a job that waits to be alone has not been begun
+        go_on.set()
+        results = [one.result(60)["text"] for one in (*first, *second)]
+    assert results == ["JOB 0", "JOB 1", "JOB 2", "JOB 3"]
+    assert most["job 2"] == most["job 3"] == 1 and not attempts.begun
 
 
 def test_an_attempt_counts_when_it_begins_and_too_many_give_the_job_up(attempts):
