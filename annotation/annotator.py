@@ -4,15 +4,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..data.frames import MEDIA_ERRORS
+from ..data.records import describe_error
 from .calls import ModelChoice, Replies
 from .errors import RejectedRequestError, StopError, TransientError
 from .held_out import HeldOut
 from .locate import ModelLocator, proposer
 from .render import Rendering
-from .scenes import Scene
+from .scenes import Scene, without_surrogates
 from .video import AnnotationSettings, VideoResult, annotate_video
 
 
+LOST = "lost"  # class of an error row
 LoadModel = Callable[[str, str], tuple[Any, Any]]  # from checkpoint and device to model and processor
 
 
@@ -80,4 +83,14 @@ def error_row(video: str, error: Exception) -> dict[str, str]:
     """The line of `errors.jsonl` about a video."""
     kinds = {TransientError: "transient", RejectedRequestError: "request", StopError: "stopped"}
     kind = next((name for one, name in kinds.items() if isinstance(error, one)), "data")
-    return {"video": video, "class": kind, "message": " ".join(str(error).split())}
+    return _row(video, kind, str(error)) if isinstance(error, MEDIA_ERRORS) else lost_row(video, describe_error(error))
+
+
+def lost_row(video: str, problem: str) -> dict[str, str]:
+    """The line about a video during which something went wrong that nobody foresaw, or the process ended."""
+    return _row(video, LOST, problem)
+
+
+def _row(video: str, kind: str, message: str) -> dict[str, str]:
+    # An error may quote the name of a file
+    return {"video": video, "class": kind, "message": without_surrogates(" ".join(message.split()))}

@@ -7,6 +7,7 @@ from typing import Protocol
 from pydantic import BaseModel
 
 from .completions import Completion, CompletionRequest
+from .errors import StopError
 from .prompts import Messages
 from .schema import json_schema
 from .store import ReplyStore, StoredReply, reply_key
@@ -17,7 +18,7 @@ class CompletesRequests(Protocol):
 
     def complete(self, request: CompletionRequest, stage: str = "", record: str = "") -> Completion: ...
 
-    def stop(self) -> None: ...
+    def stop(self, error: StopError | None = None) -> None: ...
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from .json_lines import AppendOnlyFile, complete_lines
 
 
 MILLION = 1_000_000
+ANSWERED = {"answer", "length", "refusal"}  # outcomes of attempts that the model replied to
 
 
 @dataclass(frozen=True)
@@ -195,6 +196,7 @@ class Costs:
         self._settled, self._reserved = threading.Condition(), Usage()
         self._reserved_money = 0.0
         self._sums: dict[tuple[str, str], Sum] = {}
+        self._answered: set[str] = set()
         self.total = Sum()
         self._file, self._path = None, path
         if path is not None:
@@ -225,6 +227,11 @@ class Costs:
         """Closes the ledger's file."""
         if self._file is not None:
             self._file.close()
+
+    @property
+    def locked(self) -> bool:
+        """Whether this process holds the lock of the ledger's file, so that no other run works in its folder."""
+        return self._file is not None and self._file.locked
 
     def reserve(self, model: str, estimate: Usage) -> Usage:
         """
@@ -284,6 +291,11 @@ class Costs:
         )
         self._reserved_money -= self._money(model, reserved) or 0.0
 
+    def has_answered(self, model: str) -> bool:
+        """Whether the model has replied to a call of this or an earlier run."""
+        with self._settled:
+            return model in self._answered
+
     def table(self) -> dict[tuple[str, str], Sum]:
         """Sums by (stage, model), in the order of the first call."""
         with self._settled:
@@ -307,6 +319,8 @@ class Costs:
     def _add(self, spent: Spent) -> None:
         self.total.add(spent)
         self._sums.setdefault((spent.stage, spent.model), Sum()).add(spent)
+        if spent.outcome in ANSWERED:
+            self._answered.add(spent.model)
 
     def _money(self, model: str, usage: Usage) -> float | None:
         price = self.prices.get(model)

@@ -43,7 +43,6 @@ ABOUT_THIS_REQUEST = {400, 413, 415, 422}  # other client errors are about the k
 NO_QUOTA, NO_MODEL = {"insufficient_quota", "billing_hard_limit_reached"}, {"model_not_found"}
 # Estimates, for the budget and the token limit, before an endpoint has counted
 CHARACTERS_PER_TOKEN, TOKENS_PER_PICTURE = 3, 1000
-MOST_FAILURES = 20  # requests in a row without an answer, after which the endpoint counts as down
 LONGEST_BACKOFF_S = 60.0
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 SHORTEST_SECRET = 16  # characters; shorter API keys are those of local servers, such as "EMPTY"
@@ -71,6 +70,8 @@ class EndpointSettings:
             wait is never shorter than a `Retry-After` header asks for.
         longest_wait_s (`float`): A `Retry-After` of more seconds stops the run.
         timeout_s (`float`): Seconds for one whole request, from the connection to the last byte of the reply.
+        most_failures (`int`): Requests in a row without an answer that stop the run. Refused requests are among them
+            only while the model has answered nothing yet: later, they say something of themselves alone.
     """
 
     url: str
@@ -85,6 +86,7 @@ class EndpointSettings:
     backoff_s: float = 1.0
     longest_wait_s: float = 600.0
     timeout_s: float = 120.0
+    most_failures: int = 20
 
 
 class _Again(Exception):
@@ -192,27 +194,30 @@ class Endpoint:
                     if error.busy and (error.wait_s or 0.0) <= self.settings.longest_wait_s:
                         self.rate.pause(error.wait_s or 0.0)  # of the others
                     where = f"{request.model} at {self.settings.url}"
-                    raise self._unanswered(
-                        TransientError(f"{where} gave no answer in {failures} tries: {error}.")
-                    ) from None
+                    problem = TransientError(f"{where} gave no answer in {failures} tries: {error}.")
+                    raise self._unanswered(problem, request.model) from None
                 self._wait_after(error, failures)
             except RejectedRequestError as error:
                 if mode == "none" or not self._loosen(request.model, mode, str(error)):
-                    raise self._unanswered(error) from None
+                    raise self._unanswered(error, request.model) from None
             else:
                 with self._lock:
                     self._failures = 0
                 return replace(completion, attempts=attempts)
 
-    def _unanswered(self, error: AnnotationError) -> AnnotationError:
+    def _unanswered(self, error: AnnotationError, model: str) -> AnnotationError:
         """The error of a request without an answer; another one if there have been too many of them in a row."""
+        # Videos whose requests are refused come first again in each run: counted for ever, they would block all others
+        if isinstance(error, RejectedRequestError) and self.costs.has_answered(model):
+            return error
         with self._lock:
             self._failures += 1
             failures = self._failures
-        if failures < MOST_FAILURES:
+        if failures < self.settings.most_failures:
             return error
         return PermanentError(
-            f"None of the last {failures} requests was answered. The last one: {error} What is finished is saved."
+            f"None of the last {failures} requests was answered. The last one: {error} What is finished is saved; "
+            "--request-failures sets the number."
         )
 
     def _wait_after(self, error: _Again, number: int) -> None:
@@ -384,7 +389,7 @@ def _check_settings(settings: EndpointSettings) -> None:
         raise AnnotationError(
             f"structured_output is {settings.structured_output!r}, expected one of {', '.join(STRUCTURED_OUTPUT)}."
         )
-    for name in ("concurrency", "tries"):
+    for name in ("concurrency", "tries", "most_failures"):
         if getattr(settings, name) < 1:
             raise AnnotationError(f"{name} is {getattr(settings, name)}, expected at least 1.")
     for name in ("requests_per_minute", "tokens_per_minute", "backoff_s", "longest_wait_s", "timeout_s"):

@@ -11,7 +11,7 @@ from .costs import Price
 from .endpoint import estimate_tokens
 from .held_out import HeldOut
 from .render import render, shown_frames
-from .scenes import BrokenScene, Scene
+from .scenes import BrokenScene, Scene, without_surrogates, writable
 from .schema import Descriptions, Dialogue, Verdicts, json_schema
 from .video import AnnotationSettings, objects_to_annotate
 
@@ -55,7 +55,7 @@ def estimate_run(
     they are held out.
     """
     found = Estimate(0, [], {role: Usage() for role in models})
-    for scene in scenes:
+    for scene in map(writable, scenes):
         try:
             if isinstance(scene, BrokenScene):
                 raise scene.error
@@ -64,7 +64,7 @@ def estimate_run(
                 held_out.check(scene)
             writer, verifier = _image_calls(scene, settings)
         except MEDIA_ERRORS as error:
-            found.problems.append((scene.id, " ".join(str(error).split())))
+            found.problems.append((scene.id, without_surrogates(" ".join(str(error).split()))))
             continue
         found.videos += 1
         for role, prompt in (("writer", writer), ("verifier", verifier)):

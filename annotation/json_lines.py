@@ -30,6 +30,9 @@ class AppendOnlyFile:
     Args:
         path (`str` or `Path`): Created if it does not exist, with its folder.
 
+    Attributes:
+        locked (`bool`): Whether this process holds the lock, so that no other one works in the folder.
+
     Raises:
         [`AnnotationError`]: Another process has it open.
     """
@@ -40,7 +43,7 @@ class AppendOnlyFile:
         self._file: int | None = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         self._lock = threading.Lock()
         try:
-            _lock_file(self._file, path)
+            self.locked = _lock_file(self._file, path)
         except AnnotationError:
             self.close()
             raise
@@ -73,18 +76,20 @@ class AppendOnlyFile:
                 self._file = None
 
 
-def _lock_file(descriptor: int, path: Path) -> None:
-    """Locks a file until it is closed; [`AnnotationError`] if another process has done so."""
+def _lock_file(descriptor: int, path: Path) -> bool:
+    """Locks a file until it is closed; `False` if this file system, or Windows, has no such locks.
+    [`AnnotationError`] if another process has done so."""
     if fcntl is None:
-        return
+        return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
     except BlockingIOError:
         raise AnnotationError(
             f"{path} is in use: another run, or another review server, works in {path.parent}. Wait for it or end it."
         ) from None
     except OSError:
-        pass  # a file system without locks
+        return False
 
 
 def complete_lines(path: str | Path) -> Iterator[tuple[int, bytes]]:

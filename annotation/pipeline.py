@@ -17,7 +17,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from ..data.files import atomic_path, write_text_atomically
+from ..bulk.gpu_errors import surviving
+from ..bulk.pool import ProcessLost
+from ..data.files import atomic_path, remove_temporaries, write_text_atomically
 from ..data.frames import MEDIA_ERRORS
 from .annotator import Annotator, error_row
 from .calls import ModelChoice, StoredReplies
@@ -26,7 +28,7 @@ from .errors import AnnotationError, StopError, output_errors
 from .held_out import HeldOut
 from .problems import Problem
 from .render import render, shown_frames
-from .scenes import BrokenScene, Scene
+from .scenes import BrokenScene, Scene, writable
 from .store import ReplyStore
 from .video import CONVERSATION, AnnotationSettings, VideoResult, objects_to_annotate, settings_key
 
@@ -45,7 +47,8 @@ class RunCounts:
 
     Attributes:
         videos (`Counter`): kept, review, rejected, error.
-        items (`dict[str, Counter]`): By stage: items, kept, review, rejected, refined.
+        items (`dict[str, Counter]`): By stage: items, kept, review, rejected, refined. Of the objects: given,
+            annotated, merged, and left out by reason.
         findings, reasons (`Counter`): By code: everything that was found, and what items were rejected for.
         duplicates (`int`): Dialogues that repeat that of another video.
         stopped ([`StopError`], *optional*): Why the run ended before its end; the files hold what was finished before.
@@ -104,6 +107,8 @@ class Run:
     ):
         self.folder, self.models = folder, models
         self.stopped: StopError | None = None
+        self.when_stopped: list[Callable[[StopError], object]] = []  # called once, with the error
+        self._lock = threading.Lock()
         # A video that is held out since then must not come back from its result
         self._key = settings_key(settings, models, checkpoints) + ("" if held_out is None else held_out.digest())
         self.replies = StoredReplies(ReplyStore(folder / "store"), models)
@@ -164,11 +169,19 @@ class Run:
                 self.stop_requests()
                 raise
 
-    def stop_requests(self) -> None:
-        """Lets all requests that wait end."""
+    def stop(self, error: StopError) -> None:
+        """Ends the run: nothing is asked any more. Of several errors, the first says why."""
+        with self._lock:
+            first, self.stopped = self.stopped is None, self.stopped or error
+        self.stop_requests(self.stopped)
+        for tell in self.when_stopped if first else ():
+            tell(error)
+
+    def stop_requests(self, error: StopError | None = None) -> None:
+        """Lets all requests that wait, and all later ones, end, with this error."""
         for model in self.models.values():
             if model.endpoint is not None:
-                model.endpoint.stop()
+                model.endpoint.stop(error)
 
     def result_path(self, scene: Scene) -> Path:
         """The file of a video's result, whether it is there or not; `OSError` if the video is not."""
@@ -188,23 +201,33 @@ class Run:
         except OSError as error:
             return error_row(scene.id, error)
         if path.exists():
-            if self.samples.wants(scene.id, path.stem):
-                self._draw_again(scene, path)
+            try:
+                with output_errors(self.samples.folder):
+                    wanted = self.samples.wants(scene.id, path.stem)
+                if wanted:
+                    self._draw_again(scene, path)
+            except StopError as error:  # the result is there nevertheless
+                self.stop(error)
             return path
         # After a stop, nothing is drawn in vain
         return Pending(scene, path) if self.stopped is None else error_row(scene.id, self.stopped)
 
     def _draw_again(self, scene: Scene, path: Path) -> None:
-        """The drawn frames of a result that is there, such as that of a video which another run left out."""
+        """The drawn frames of a result that is there, such as that of a video which another run left out.
+        [`OutputError`] if they cannot be written."""
         if not scene.objects:  # they were proposed, and would have to be again
             return
         try:
-            if _read_result(path).state == "kept":
-                settings, video = self.annotator.settings.rendering, scene.open()
-                objects, _ = objects_to_annotate(scene, shown_frames(len(video), settings.frames))
-                self.samples.add(scene.id, path.stem, render(scene.id, video, objects, settings).drawn_frames)
-        except MEDIA_ERRORS:  # the result is there nevertheless; the report goes without its pictures
+            if _read_result(path).state != "kept":
+                return
+            settings, video = self.annotator.settings.rendering, scene.open()
+            objects, _ = objects_to_annotate(scene, shown_frames(len(video), settings.frames))
+            drawn = render(scene.id, video, objects, settings).drawn_frames
+        except Exception:  # the result is there nevertheless; the report goes without its pictures
             logger.warning("%s cannot be drawn for the report", scene.id, exc_info=True)
+            return
+        with output_errors(self.samples.folder):
+            self.samples.add(scene.id, path.stem, drawn)
 
     def keep(self, pending: Pending, result: str, drawn: Mapping[int, bytes] | None) -> Path | dict:
         """
@@ -222,7 +245,7 @@ class Run:
                 write_text_atomically(pending.path, result)
             return pending.path
         except StopError as error:
-            self.stopped = error
+            self.stop(error)
             return error_row(pending.scene.id, error)
 
     def _one(self, scene: Scene | BrokenScene) -> Path | dict:
@@ -231,21 +254,27 @@ class Run:
         if not isinstance(pending, Pending):
             return pending
         try:
-            result, rendering = self.annotator(pending.scene)
-        except MEDIA_ERRORS as error:  # AnnotationError and DataError, and those of damaged frames
+            with surviving():
+                result, rendering = self.annotator(pending.scene)
+        except ProcessLost:
+            raise
+        except Exception as error:  # whatever is wrong with one video, the others are annotated
             if isinstance(error, StopError):
-                self.stopped = error
+                self.stop(error)
+            elif not isinstance(error, MEDIA_ERRORS):
+                logger.warning("%s failed", scene.id, exc_info=True)
             return error_row(scene.id, error)
         drawn = rendering.drawn_frames if result.state == "kept" else None
         return self.keep(pending, json.dumps(asdict(result)), drawn)
 
     def _write(self, outcomes: list[tuple[str, Path | dict]]) -> RunCounts:
-        """Writes all output files, each of which is the old or the new one at any time."""
-        self.samples.finish()
+        """Writes all output files, each of which is the old or the new one at any time. [`OutputError`] if they cannot
+        be written."""
         counts = RunCounts()
         repeated = duplicates_across(dict(self._dialogues(outcomes)))
         counts.duplicates = len(repeated)
-        with ExitStack() as stack:
+        with output_errors(self.folder), ExitStack() as stack:
+            self.samples.finish()
             paths = {
                 name: stack.enter_context(atomic_path(self.folder / f"{name}.jsonl")) for name in (*FILES, ERRORS)
             }
@@ -262,6 +291,15 @@ class Run:
                 for name in FILES:
                     _write_lines(files[name], vars(result)[name])
         return counts
+
+    def remove_leftovers(self) -> None:
+        """Removes what killed runs left half written. No other run may work in the folder."""
+        with output_errors(self.folder):
+            written = {f"{name}.jsonl" for name in (*FILES, ERRORS)} | {"run.json", "report.html"}
+            remove_temporaries(self.folder, written)  # a review may be writing others
+            remove_temporaries(self.folder / "videos")
+            self.samples.remove_leftovers()
+            self.replies.store.remove_leftovers()
 
     def _dialogues(self, outcomes: list[tuple[str, Path | dict]]) -> Iterator[tuple[str, str]]:
         """Id and whole dialogue of each video that has one."""
@@ -313,6 +351,13 @@ class RenderedSamples:
                     (path / f"{number:05d}.jpg").write_bytes(picture)
                 self._index[video] = name
             self._choose()
+
+    def remove_leftovers(self) -> None:
+        """Removes what a run that was killed had not drawn to its end."""
+        with self._lock:
+            remove_temporaries(self.folder)
+            known = {*self._earlier.values(), *self._index.values()}
+            self._remove(*(path.name for path in self.folder.iterdir() if path.is_dir() and path.name not in known))
 
     def finish(self) -> None:
         """Removes what is left of earlier runs over other videos, or of other settings."""
@@ -373,9 +418,9 @@ def _reject_dialogue(result: VideoResult, video: str, other: str) -> None:
 
 def _with_different_ids(scenes: Iterable[Scene | BrokenScene]) -> Iterator[Scene | BrokenScene]:
     """The videos, with whole paths, since an actor has another working directory; one with the id of an earlier one
-    is broken."""
+    is broken, and so is one whose records could not be written."""
     seen: set[str] = set()
-    for scene in scenes:
+    for scene in map(writable, scenes):
         if scene.id in seen:
             error = AnnotationError(f"Two videos have the id {scene.id!r}; ids name the records.")
             scene = BrokenScene(scene.id, error)

@@ -9,7 +9,7 @@ import asyncio
 import base64
 import json
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -18,11 +18,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ..bulk.pool import Job, PoolSettings, Result, absolute_path, import_ray, run_jobs
-from ..bulk.workers import surviving
+from ..bulk.gpu_errors import surviving
+from ..bulk.pool import BulkError, Job, PoolSettings, Result, absolute_path, import_ray, run_jobs, start_here
 from ..data.frames import MEDIA_ERRORS
-from .annotator import Annotator, Checkpoints, LoadModel, error_row
-from .calls import Question, Replies
+from .annotator import Annotator, Checkpoints, LoadModel, error_row, lost_row
+from .calls import Question
 from .errors import AnnotationError, StopError
 from .pipeline import Outcome, Pending, Run
 from .scenes import BrokenScene, Scene
@@ -31,7 +31,6 @@ from .store import StoredReply
 
 WINDOW = 10_000  # videos that are given to the pool together; their masks are in memory
 MOST_WAITING = 100_000  # questions that may wait in the mailbox; a waiting one costs next to nothing
-LOST = "lost"  # class of an error row: the process of the actor ended, or something else went wrong in it
 
 
 class Mailbox:
@@ -41,6 +40,7 @@ class Mailbox:
         self._new: asyncio.Queue[tuple[int, Question] | None] = asyncio.Queue()
         self._asked: dict[int, asyncio.Future] = {}
         self._number = 0
+        self._stopped: StopError | None = None
 
     async def ask(self, question: Question) -> StoredReply | Exception:
         """The reply to a question, or why there is none, when it is there."""
@@ -60,6 +60,14 @@ class Mailbox:
         if not answered.done():
             answered.set_result(reply)
 
+    def stop(self, error: StopError) -> None:
+        """The run was stopped, for this reason."""
+        self._stopped = error
+
+    def stopped(self) -> StopError | None:
+        """Why the run was stopped, if it was."""
+        return self._stopped
+
     async def close(self) -> None:
         """Ends the process that takes questions."""
         self._new.put_nowait(None)
@@ -67,32 +75,38 @@ class Mailbox:
 
 def start_mailbox() -> Any:
     """A handle of a [`Mailbox`] on this machine."""
-    ray = import_ray()
-    here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
-        ray.get_runtime_context().get_node_id(), soft=False
-    )
-    return ray.remote(num_cpus=0, max_concurrency=MOST_WAITING, scheduling_strategy=here)(Mailbox).remote()
+    return start_here(Mailbox, max_concurrency=MOST_WAITING)
 
 
 @contextmanager
 def answering(run: Run, mailbox: Any, concurrency: int) -> Iterator[None]:
-    """Answers the questions in the mailbox during the block, at most `concurrency` at a time."""
-    get = import_ray().get
+    """
+    Answers the questions in the mailbox during the block, at most `concurrency` at a time. Tells it when the run is
+    stopped.
+
+    Raises:
+        BulkError: at the end of the block, if the process of the mailbox was lost.
+    """
+    ray, lost = import_ray(), []
 
     def answer(number: int, question: Question) -> None:
         try:
             reply = run.replies(question)
         except Exception as error:  # of any kind: the actor that asked waits for it
             if isinstance(error, StopError):
-                run.stopped = error
+                run.stop(error)
             known = isinstance(error, (AnnotationError, *MEDIA_ERRORS))
             reply = error if known else AnnotationError(f"{type(error).__name__}: {error}")
         mailbox.answer.remote(number, reply)
 
     def listen() -> None:
-        while (taken := get(mailbox.take.remote())) is not None:
-            threads.submit(answer, *taken)
+        try:
+            while (taken := ray.get(mailbox.take.remote())) is not None:
+                threads.submit(answer, *taken)
+        except ray.exceptions.RayError as error:  # the actors notice it, too: their videos end as errors
+            lost.append(error)
 
+    run.when_stopped.append(mailbox.stop.remote)
     with ThreadPoolExecutor(concurrency, thread_name_prefix="answer") as threads:
         listener = threading.Thread(target=listen, name="listen", daemon=True)
         listener.start()
@@ -102,8 +116,14 @@ def answering(run: Run, mailbox: Any, concurrency: int) -> Iterator[None]:
             run.stop_requests()
             raise
         finally:
-            get(mailbox.close.remote())
+            try:
+                ray.get(mailbox.close.remote())
+            except ray.exceptions.RayError as error:
+                lost.append(error)
             listener.join()
+    if lost:
+        problem = " ".join(str(lost[0]).split())[-500:]
+        raise BulkError(f"Ray lost the process that passes questions on. What is finished is saved. {problem}")
 
 
 class PooledReplies:
@@ -123,6 +143,10 @@ class PooledReplies:
             raise reply
         return reply
 
+    def stopped(self) -> StopError | None:
+        """Why the run was stopped, if it was."""
+        return self._get(self.mailbox.stopped.remote())
+
 
 class AnnotationWorker:
     """
@@ -133,19 +157,28 @@ class AnnotationWorker:
         checkpoints ([`Checkpoints`]): These.
         paths (`dict[str, str]`): Their folders.
         load_model (`Callable`): As `serving.loading` has it.
+        stopped (`Callable`, *optional*): Returns why the run was stopped, `None` while it goes on.
     """
 
     def __init__(
-        self, annotator: Annotator, checkpoints: Checkpoints, paths: Mapping[str, str], load_model: LoadModel
+        self,
+        annotator: Annotator,
+        checkpoints: Checkpoints,
+        paths: Mapping[str, str],
+        load_model: LoadModel,
+        stopped: Callable[[], StopError | None] | None = None,
     ):
         def load(checkpoint: str, device: str) -> tuple[Any, Any]:
             return load_model(paths[checkpoint], device)
 
-        self.annotator = checkpoints.add_to(annotator, load)
+        self.annotator, self.stopped = checkpoints.add_to(annotator, load), stopped
 
     def __call__(self, text: str) -> str:
         """Maps the JSON of a [`Scene`] to that of its result and its drawn frames, or of its error row."""
         scene = Scene.from_json(text)
+        stopped = None if self.stopped is None else self.stopped()
+        if stopped is not None:  # nothing is opened and drawn in vain
+            return json.dumps({"error": error_row(scene.id, stopped)})
         try:
             with surviving():
                 result, rendering = self.annotator(scene)
@@ -188,13 +221,13 @@ class AnnotationPool:
         finally:
             import_ray().kill(mailbox)
 
-    def make_worker(self, run: Run, replies: Replies) -> partial[AnnotationWorker]:
+    def make_worker(self, run: Run, replies: PooledReplies) -> partial[AnnotationWorker]:
         """Makes the worker of an actor."""
         models = {role: replace(model, endpoint=None) for role, model in run.models.items()}
         names = {name for name in (self.checkpoints.relocate, self.checkpoints.propose) if name is not None}
         paths = {name: absolute_path(name) for name in names}
         annotator = replace(run.annotator, models=models, answer=replies)
-        return partial(AnnotationWorker, annotator, self.checkpoints, paths, self.load_model)
+        return partial(AnnotationWorker, annotator, self.checkpoints, paths, self.load_model, replies.stopped)
 
 
 def _annotate_window(
@@ -213,19 +246,17 @@ def _annotate_window(
     for result in run_jobs([Job(index, one.scene.to_json()) for index, one in waiting.items()], make_worker, pool):
         pending = waiting.pop(result.index)
         yield Outcome(result.index, pending.scene.id, _keep(run, pending, result))
-        if run.stopped is not None:
-            break
-    for index, pending in waiting.items():  # none, unless the run was stopped
+    for index, pending in waiting.items():  # none, as far as we know
         found = run.look_up(pending.scene)
         if isinstance(found, Pending):
-            found = {"video": pending.scene.id, "class": LOST, "message": "the pool has no result of it"}
+            found = lost_row(pending.scene.id, "the pool has no result of it")
         yield Outcome(index, pending.scene.id, found)
 
 
 def _keep(run: Run, pending: Pending, result: Result) -> Path | dict:
     """The file of a result, or the error row."""
     if result.text is None:
-        return {"video": pending.scene.id, "class": LOST, "message": result.error}
+        return lost_row(pending.scene.id, result.error or "")
     value = json.loads(result.text)
     if "error" in value:
         return value["error"]

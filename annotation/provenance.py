@@ -88,8 +88,8 @@ def provenance_row(record_id: str, scene: Scene, origin: Origin, calls: VideoCal
     runs over the same replies write the same bytes.
 
     Args:
-        about (`dict`): `video_sha256`; `objects` by tag with name and drawn colour, `frames` that were shown,
-            `damaged_frames`; `scores` and `refined` of the record's items.
+        about (`dict`): `video_sha256`; `objects` by tag with name and drawn colour, `left_out` objects by name with
+            the reason, `frames` that were shown, `damaged_frames`; `scores` and `refined` of the record's items.
     """
     fields = origin.of(scene)
     return {
@@ -105,7 +105,8 @@ def provenance_row(record_id: str, scene: Scene, origin: Origin, calls: VideoCal
         "prompts": prompt_hash(),
         "keys": list(calls.keys()),
         "checks": [code for code, meaning in CODES.items() if meaning.exact],
-        **{name: about[name] for name in ("objects", "frames", "damaged_frames", "scores", "refined")},
+        **{name: about[name] for name in ("objects", "left_out", "frames", "damaged_frames")},
+        **{name: about[name] for name in ("scores", "refined")},
         "audited": False,
         "split": fields["split"],
     }

@@ -164,7 +164,10 @@ def _overview(run: Mapping[str, Any], spent: Mapping[tuple[str, str], Sum]) -> l
 def _stages(run: Mapping[str, Any]) -> list[Html]:
     stages = _stage_counts(run)
     columns = list(dict.fromkeys(column for counts in stages.values() for column in counts))
-    rows = [[name, *(f"{counts.get(column, 0):,}" for column in columns)] for name, counts in stages.items()]
+    # Objects are counted in other columns than items
+    rows = [
+        [name, *(f"{counts[one]:,}" if one in counts else "" for one in columns)] for name, counts in stages.items()
+    ]
     return [tag("h2", "Stages"), table(["stage", *columns], rows, range(1, len(columns) + 1))] if rows else []
 
 

@@ -5,19 +5,27 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from pycocotools import mask as coco
 
 from ..data.frames import open_visual
 from ..video_sama import SamaVideo
+from .errors import AnnotationError
 
 
 MAX_OBJECTS = 10
 MIN_AREA = 0.001  # of the frame, mean of the frames in which the object is visible
 MIN_FRAMES = 3  # in which it is visible
 SAME_OBJECT_IOU = 0.8  # of two tracks, from which they are the same object
+
+
+class LeftOut(NamedTuple):
+    """Why an object of a video is not annotated: a code, for counts, and a sentence with the numbers."""
+
+    code: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -97,6 +105,24 @@ class BrokenScene:
     error: Exception
 
 
+def without_surrogates(text: str) -> str:
+    r"""The text with half characters, as names of files in other encodings than UTF-8 have them, written as `\udce9`:
+    no file of UTF-8 can hold them."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def writable(scene: Scene | BrokenScene) -> Scene | BrokenScene:
+    """The video, or a broken one in its place if its records could not be written. Its id always can."""
+    name = without_surrogates(scene.id)
+    if isinstance(scene, BrokenScene):
+        return BrokenScene(name, scene.error)
+    objects = [[one.name, one.expressions] for one in scene.objects]
+    text = json.dumps([scene.id, scene.source, scene.visual, objects, scene.info], ensure_ascii=False)
+    if text == without_surrogates(text):
+        return scene
+    return BrokenScene(name, AnnotationError(f"A name or a text of {name} is not Unicode: rename its files in UTF-8."))
+
+
 def area(code: dict) -> int:
     """Pixels of a compressed run-length code."""
     return int(coco.area(_encoded(code)))
@@ -120,28 +146,29 @@ def track_iou(first: Sequence[dict | None], second: Sequence[dict | None]) -> fl
 
 def select_objects(
     objects: Sequence[SceneObject], shown: Sequence[int] | None = None
-) -> tuple[tuple[SceneObject, ...], dict[str, str]]:
+) -> tuple[tuple[SceneObject, ...], dict[str, LeftOut]]:
     """
-    The objects that are annotated, and why each of the others is not.
+    The objects that are annotated, and by name why each of the others is not: `merged`, `brief`, `small`, `not shown`
+    or `surplus`.
 
     Objects with tracks that overlap by `SAME_OBJECT_IOU` or more are one, with the expressions of both. Left out are
     objects that are small, visible in few frames, or visible in no shown frame, and beyond `MAX_OBJECTS` the smallest.
     """
     kept: list[SceneObject] = []
-    reasons: dict[str, str] = {}
+    left_out: dict[str, LeftOut] = {}
     for one in objects:
         seen = sorted(one.visible)
         codes = [code for code in one.masks if code is not None and area(code)]
         share = float(np.mean([area(code) / np.prod(code["size"]) for code in codes])) if codes else 0.0
         twin = next((i for i, other in enumerate(kept) if track_iou(one.masks, other.masks) >= SAME_OBJECT_IOU), None)
         if len(seen) < min(MIN_FRAMES, len(one.masks)):
-            reasons[one.name] = f"visible in {len(seen)} frames, fewer than {MIN_FRAMES}"
+            left_out[one.name] = LeftOut("brief", f"visible in {len(seen)} frames, fewer than {MIN_FRAMES}")
         elif share < MIN_AREA:
-            reasons[one.name] = f"{share:.3%} of the frame, less than {MIN_AREA:.1%}"
+            left_out[one.name] = LeftOut("small", f"{share:.3%} of the frame, less than {MIN_AREA:.1%}")
         elif shown is not None and not set(shown) & set(seen):
-            reasons[one.name] = "visible in none of the shown frames"
+            left_out[one.name] = LeftOut("not shown", "visible in none of the shown frames")
         elif twin is not None:
-            reasons[one.name] = f"the same object as {kept[twin].name}"
+            left_out[one.name] = LeftOut("merged", f"the same object as {kept[twin].name}")
             expressions = tuple(dict.fromkeys((*kept[twin].expressions, *one.expressions)))
             kept[twin] = SceneObject(kept[twin].name, kept[twin].masks, expressions)
         else:
@@ -150,5 +177,5 @@ def select_objects(
     largest = set(np.argsort(sizes, kind="stable")[::-1][:MAX_OBJECTS].tolist())
     for index, one in enumerate(kept):
         if index not in largest:
-            reasons[one.name] = f"beyond the {MAX_OBJECTS} largest objects"
-    return tuple(one for index, one in enumerate(kept) if index in largest), reasons
+            left_out[one.name] = LeftOut("surplus", f"beyond the {MAX_OBJECTS} largest objects")
+    return tuple(one for index, one in enumerate(kept) if index in largest), left_out

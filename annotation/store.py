@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from ..data.files import remove_temporaries
 from .completions import Completion
 from .errors import AnnotationError, output_errors
 
@@ -59,6 +60,11 @@ class ReplyStore:
 
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.json"
+
+    def remove_leftovers(self) -> None:
+        """Removes what killed processes left half written. No other process may write here."""
+        for folder in filter(Path.is_dir, self.folder.iterdir()):
+            remove_temporaries(folder)
 
     def get(self, key: str) -> StoredReply | None:
         """

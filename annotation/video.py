@@ -10,6 +10,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from ..resources import PACKAGE
 from .calls import ModelChoice, Replies, VideoCalls
 from .checks import CheckedTurn, CheckLimits, VideoFacts
 from .converse import converse
@@ -28,7 +29,7 @@ from .problems import Problem
 from .provenance import Origin, prompt_hash, provenance_row, video_hash
 from .refine import Finding, Settled
 from .render import Rendering, RenderSettings, object_colors, render, shown_frames
-from .scenes import Scene, SceneObject, select_objects
+from .scenes import LeftOut, Scene, SceneObject, select_objects
 from .schema import Statement
 from .score import (
     ScoreSettings,
@@ -41,7 +42,7 @@ from .score import (
 )
 
 
-DESCRIPTION, CONVERSATION = "description", "conversation"
+OBJECTS, DESCRIPTION, CONVERSATION = "objects", "description", "conversation"  # what is counted
 
 
 @dataclass(frozen=True)
@@ -83,9 +84,8 @@ class VideoResult:
 
     Attributes:
         records, rejected, review, review_records, findings, provenance (`list[dict]`): Lines.
-        counts (`dict[str, dict[str, int]]`): By stage: items, passed, refined, rejected, review.
-        calls (`list[dict]`): Stage, model, key and usage of each reply.
-        dropped (`dict[str, str]`): Objects that were left out, and why.
+        counts (`dict[str, dict[str, int]]`): Of the objects: given, annotated, merged, and left out by reason. By
+            stage: items, kept, refined, rejected, review.
     """
 
     records: list[dict] = field(default_factory=list)
@@ -95,8 +95,6 @@ class VideoResult:
     findings: list[dict] = field(default_factory=list)
     provenance: list[dict] = field(default_factory=list)
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
-    calls: list[dict] = field(default_factory=list)
-    dropped: dict[str, str] = field(default_factory=dict)
 
     @property
     def state(self) -> str:
@@ -129,13 +127,13 @@ def annotate_video(
     return annotation.run(), annotation.rendering
 
 
-def objects_to_annotate(scene: Scene, shown: Sequence[int]) -> tuple[tuple[SceneObject, ...], dict[str, str]]:
+def objects_to_annotate(scene: Scene, shown: Sequence[int]) -> tuple[tuple[SceneObject, ...], dict[str, LeftOut]]:
     """What `select_objects` returns for a video; [`AnnotationError`] if there is no object."""
-    objects, dropped = select_objects(scene.objects, shown)
+    objects, left_out = select_objects(scene.objects, shown)
     if not objects:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in dropped.items())
+        reasons = "; ".join(f"{name}: {one.reason}" for name, one in left_out.items())
         raise AnnotationError(f"{scene.id} has no object that can be annotated ({reasons or 'none is given'}).")
-    return objects, dropped
+    return objects, left_out
 
 
 class _Annotation:
@@ -146,7 +144,10 @@ class _Annotation:
         settings.origin.check(scene, calls.models)
         self.video = scene.open()
         shown = shown_frames(len(self.video), settings.rendering.frames)
-        objects, self.result.dropped = objects_to_annotate(scene, shown)
+        objects, self.left_out = objects_to_annotate(scene, shown)
+        counts = Counter(given=len(scene.objects), annotated=len(objects), merged=0)
+        counts.update(one.code for one in self.left_out.values())
+        self.result.counts[OBJECTS] = dict(counts)
         self.scene = replace(scene, objects=objects)
         self.names = [one.name for one in objects]
         self.rendering = render(scene.id, self.video, objects, settings.rendering)
@@ -164,10 +165,6 @@ class _Annotation:
         statements = self.describe()
         if statements:
             self.converse(statements)
-        self.result.calls = [
-            {"stage": reply.stage, "key": reply.key, "model": reply.completion.model, **_usage(reply.completion)}
-            for reply in self.calls.replies
-        ]
         return self.result
 
     # ---- descriptions
@@ -320,6 +317,7 @@ class _Annotation:
         about = {
             "video_sha256": self.sha256,
             "objects": objects,
+            "left_out": {name: one.reason for name, one in self.left_out.items()},
             "frames": list(self.rendering.shown),
             "damaged_frames": self.video.damaged_frames,  # of those that were read: a neighbour stands for them
             "scores": {str(item): scores[item] for item in settled.kept if scores.get(item)},
@@ -363,11 +361,6 @@ class _Annotation:
         )
 
 
-def _usage(completion) -> dict[str, Any]:
-    usage = None if completion.usage is None else completion.to_json()["usage"]
-    return {"usage": usage, "attempts": completion.attempts}
-
-
 def settings_key(settings: AnnotationSettings, models: Mapping[str, ModelChoice], locator: str) -> str:
     """Everything but the video that decides a [`VideoResult`], as text."""
     chosen = {
@@ -378,15 +371,26 @@ def settings_key(settings: AnnotationSettings, models: Mapping[str, ModelChoice]
 
 
 # Files of this package that decide nothing of a [`VideoResult`]
-WITHOUT_INFLUENCE = {"completions", "costs", "endpoint", "errors", "estimate", "held_out", "html", "json_lines"}
-WITHOUT_INFLUENCE |= {"pipeline", "pool", "rate_limit", "report", "review", "review_merge", "sama239k", "store"}
+WITHOUT_INFLUENCE = {"command", "completions", "costs", "endpoint", "errors", "estimate", "held_out", "html"}
+WITHOUT_INFLUENCE |= {"json_lines", "pipeline", "pool", "rate_limit", "report", "review", "review_merge"}
+WITHOUT_INFLUENCE |= {"sama239k", "store"}
+
+
+# Files outside of it that do: they decode frames and masks, draw the pictures, and compare masks
+OF_INFLUENCE = ("data/frames.py", "data/masks.py", "drawing/regions.py", "metrics/iou.py", "overlay_sama.py")
+OF_INFLUENCE += ("video_readers_sama.py", "video_sama.py")
 
 
 @cache
 def code_hash() -> str:
     """A hash of the code of stages and checks: with changed checks, results are made anew from the same replies."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        if path.stem not in WITHOUT_INFLUENCE:
-            digest.update(path.name.encode() + path.read_bytes())
+    for path in code_files():
+        digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()
+
+
+def code_files() -> list[Path]:
+    """The files whose code decides what is made of a video."""
+    own = [path for path in sorted((PACKAGE / "annotation").glob("*.py")) if path.stem not in WITHOUT_INFLUENCE]
+    return own + [PACKAGE / name for name in OF_INFLUENCE]

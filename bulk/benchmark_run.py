@@ -15,8 +15,9 @@ from ..evaluation.inference import PredictionRunner
 from ..evaluation.predictions import PredictionFiles, PredictionWriter
 from ..evaluation.processes import rank_and_size
 from ..evaluation.run import evaluate, load
+from .gpu_errors import surviving
 from .pool import BulkError, Job, PoolSettings, absolute_path, connect, run_jobs
-from .workers import predictions_of, predictions_to_json, resolved_dtype, surviving
+from .workers import predictions_of, predictions_to_json, resolved_dtype
 
 
 class BenchmarkWorker:

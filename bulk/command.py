@@ -21,7 +21,7 @@ from ..configuration_sama import check_preset
 from ..metrics.values import PRESETS
 from ..resources import SMALL_MODEL
 from .exports import FORMATS, export
-from .pool import add_pool_arguments, pool_settings
+from .pool import ProcessLost, add_pool_arguments, pool_settings
 from .predict import PredictSettings, predict
 
 
@@ -96,9 +96,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         names = PredictSettings.__dataclass_fields__
         settings = PredictSettings(**{name: value for name, value in vars(found).items() if name in names})
         return predict(settings, pool_settings(found))
+    except ProcessLost as error:
+        return _fail(error.sentence())
     except (ValueError, OSError) as error:  # among them BulkError, DataError and PredictionError
-        sys.stderr.write(f"predict: {' '.join(str(error).split())}\n")
-        return 1
+        return _fail(" ".join(str(error).split()))
+
+
+def _fail(problem: str) -> int:
+    sys.stderr.write(f"predict: {problem}\n")
+    return 1
 
 
 if __name__ == "__main__":

@@ -10,8 +10,10 @@ anew, so that each job has exactly one result. Results come in any order.
 import argparse
 import logging
 import os
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -33,7 +35,12 @@ class BulkError(ValueError):
 
 class ProcessLost(Exception):
     """Raised by a worker whose process can compute nothing any more, such as after an error of its GPU. An actor ends
-    then, and another one computes the job; without Ray the run ends."""
+    then, and another one computes the job; without Ray the run ends, with [`sentence`]."""
+
+    def sentence(self) -> str:
+        """For the person who started the run."""
+        problem = " ".join(str(self).split())
+        return f"This process can compute nothing any more ({problem}). What is finished is saved; run again to go on."
 
 
 class Job(NamedTuple):
@@ -67,6 +74,8 @@ class PoolSettings:
         tasks_per_actor (`int`): Jobs that an actor has been given for each thread: one that is computed, the others
             wait for it.
         max_attempts (`int`): How often the process of an actor may end during a job until the job counts as failed.
+            With threads, all attempts after the first are made while the actor computes nothing else, so that a job
+            is not given up for what its neighbours do.
     """
 
     actors: int
@@ -182,20 +191,69 @@ def connect(settings: PoolSettings) -> PoolSettings:
     return replace(settings, gpus=gpus)
 
 
+def start_here(actor: type, **options: Any) -> Any:
+    """A handle of an actor on the machine of this process, which is lost only together with the run. `options`: as
+    `ray.remote` takes them."""
+    ray = import_ray()
+    here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+        ray.get_runtime_context().get_node_id(), soft=False
+    )
+    return ray.remote(num_cpus=0, scheduling_strategy=here, **options)(actor).remote()
+
+
 class Attempts:
     """Counts, in an actor of its own, how often each job was begun and not ended."""
 
     def __init__(self):
         self.begun: Counter[int] = Counter()
 
-    def begin(self, index: int) -> int:
-        """How often the job was begun, this time included."""
-        self.begun[index] += 1
+    def count(self, index: int) -> int:
+        """How often the job was begun."""
         return self.begun[index]
+
+    def begin(self, index: int) -> None:
+        """The job is computed now."""
+        self.begun[index] += 1
 
     def end(self, index: int) -> None:
         """The job has a result."""
         del self.begun[index]
+
+
+class Turns:
+    """Lets the threads of a process compute together, or one of them alone while the others wait."""
+
+    def __init__(self):
+        self._changed = threading.Condition()
+        self._inside, self._waiting = 0, 0  # threads that compute, and those that wait to be alone
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Waits until no thread is, or waits to be, alone."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._waiting)
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._inside -= 1
+                self._changed.notify_all()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Waits until all other threads are done, and holds new ones back meanwhile."""
+        with self._changed:
+            self._waiting += 1
+            self._changed.wait_for(lambda: not self._inside)
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._inside -= 1
+                self._waiting -= 1
+                self._changed.notify_all()
 
 
 class PoolActor:
@@ -210,21 +268,27 @@ class PoolActor:
 
     def __init__(self, make_worker: Callable[[], Worker], attempts: Any, max_attempts: int):
         self.get, self.attempts, self.max_attempts = import_ray().get, attempts, max_attempts
-        self.worker = make_worker()
+        self.worker, self.turns = make_worker(), Turns()
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         job = Job(int(row["index"]), str(row["text"]))
-        before = self.get(self.attempts.begin.remote(job.index)) - 1
+        before = self.get(self.attempts.count.remote(job.index))
         if before >= self.max_attempts:
             result = Result(job.index, error=f"ProcessLost: the process that computed it ended {before} times")
         else:
-            try:
-                result = _attempt(self.worker, job)
-            except ProcessLost:
-                logger.exception("job %d: this process ends", job.index)
-                os._exit(1)
+            # What ended the process may have been a job of another thread. Alone, a job shows whether it was this one
+            with self.turns.alone() if before else self.turns.together():
+                self.get(self.attempts.begin.remote(job.index))
+                result = self._compute(job)
         self.attempts.end.remote(job.index)
         return result._asdict()
+
+    def _compute(self, job: Job) -> Result:
+        try:
+            return _attempt(self.worker, job)
+        except ProcessLost:
+            logger.exception("job %d: this process ends", job.index)
+            os._exit(1)
 
 
 def _strategy(ray: Any, pool: PoolSettings) -> Any:
@@ -241,7 +305,7 @@ def _run_on_ray(jobs: Sequence[Job], make_worker: Callable[[], Worker], pool: Po
     ray = import_ray()
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.enable_operator_progress_bars = False
-    attempts = ray.remote(num_cpus=0)(Attempts).remote()
+    attempts = start_here(Attempts)
     dataset = ray.data.from_items([job._asdict() for job in jobs], override_num_blocks=min(len(jobs), MAX_BLOCKS)).map(
         PoolActor,
         fn_constructor_args=(make_worker, attempts, pool.max_attempts),

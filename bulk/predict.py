@@ -20,9 +20,10 @@ from ..evaluation.run import SOME_FAILED, load
 from ..resources import PACKAGE
 from ..serving.loading import check_model_name
 from .answers import write_answers
+from .gpu_errors import surviving
 from .jobs import VideoJob, answer_job, digests_of_jobs, jobs_of_folder, jobs_of_records, read_questions
 from .pool import Job, PoolSettings, ProcessLost, Worker, absolute_path, connect, run_jobs
-from .workers import predictions_of, predictions_to_json, resolved_dtype, surviving
+from .workers import predictions_of, predictions_to_json, resolved_dtype
 
 
 logger = logging.getLogger(__name__)

@@ -1,31 +1,13 @@
-"""What the workers of all runs share: predictions as texts, errors of a GPU, the dtype where a model runs."""
+"""What the workers of all runs share: predictions as texts, the dtype where a model runs."""
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-
-import torch
+from collections.abc import Sequence
 
 from ..benchmarks.benchmark import Prediction
 from ..configuration_sama import SamaConfig
 from ..evaluation.run import dtype_of
-from .pool import PoolSettings, ProcessLost, Result
-
-
-@contextmanager
-def surviving() -> Iterator[None]:
-    """Turns an error of the GPU in the block, which no later computation survives, into [`ProcessLost`]. Running out
-    of its memory is not one of them."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        torch.cuda.empty_cache()
-        raise
-    except RuntimeError as error:
-        if "CUDA error" in str(error):
-            raise ProcessLost(str(error)) from error
-        raise
+from .pool import PoolSettings, Result
 
 
 def predictions_to_json(predictions: Sequence[Prediction]) -> str:

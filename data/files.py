@@ -1,10 +1,14 @@
 """Files and folders that get their name only when they are complete."""
 
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+
+TEMPORARY = re.compile(r"\.(?P<stem>.+)\.[0-9]+\.part(?P<suffix>(\.[^.]+)?)")  # the names that `atomic_path` gives
 
 
 @contextmanager
@@ -30,6 +34,24 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
             shutil.rmtree(temporary)
         else:
             temporary.unlink(missing_ok=True)
+
+
+def remove_temporaries(folder: str | os.PathLike, names: Container[str] | None = None) -> None:
+    """
+    Removes the temporary files and folders that processes left which were killed in [`atomic_path`].
+
+    Args:
+        folder (`str` or `os.PathLike`): Where no other process may be writing now.
+        names (container of `str`, *optional*): Of the paths that they stand for; by default all.
+    """
+    for path in Path(folder).iterdir():
+        found = TEMPORARY.fullmatch(path.name)
+        if found is None or (names is not None and found["stem"] + found["suffix"] not in names):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def write_text_atomically(path: str | os.PathLike, text: str) -> None:

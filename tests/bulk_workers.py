@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 
 
@@ -22,6 +23,8 @@ class MortalWorker:
 
         with open(self.log, "a", encoding="utf-8") as file:
             file.write(text + "\n")
+        if text.startswith("slow"):
+            time.sleep(0.3)
         if text == "bad":
             raise ValueError("of two\nlines")
         if text == "lost once" and self.is_first(text):

@@ -45,7 +45,7 @@ from scripted_endpoint import (  # noqa: E402
     scripted_endpoint,
 )
 
-from sama import annotate  # noqa: E402
+from sama.annotation import command as annotate  # noqa: E402
 from sama.annotation import prompts  # noqa: E402
 from sama.annotation.costs import read_ledger, sum_up  # noqa: E402
 from sama.annotation.pipeline import ERRORS, FILES  # noqa: E402

@@ -2,8 +2,8 @@
 
 import pytest
 
-from sama import annotate
-from sama.annotation.costs import Costs, Price
+from sama.annotation import command as annotate
+from sama.annotation.costs import Costs, Price, parse_prices
 from sama.annotation.errors import AnnotationError
 
 
@@ -51,9 +51,9 @@ def test_a_checkpoint_that_is_trained_again_is_another_one(tmp_path):
 
 
 def test_two_prices_of_a_model_are_refused():
-    assert annotate.parse_prices(["a=1,2", "a=1,2", "b=3,4"]) == {"a": Price(1, 2, 1), "b": Price(3, 4, 3)}
+    assert parse_prices(["a=1,2", "a=1,2", "b=3,4"]) == {"a": Price(1, 2, 1), "b": Price(3, 4, 3)}
     with pytest.raises(AnnotationError, match="price of the model a is given twice"):
-        annotate.parse_prices(["a=1,2", "a=1,3"])
+        parse_prices(["a=1,2", "a=1,3"])
 
 
 def test_options_that_are_needed_are_named_together_and_a_merge_needs_none(tmp_path, capsys):

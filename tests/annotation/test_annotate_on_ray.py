@@ -12,7 +12,7 @@ from scripted_endpoint import KEY, scripted_endpoint
 from toy_truth import ToyModels
 from worked_example import command, make_example, read_rows, toy_endpoint
 
-from sama import annotate
+from sama.annotation import command as annotate
 from sama.annotation.pipeline import ERRORS, FILES
 
 

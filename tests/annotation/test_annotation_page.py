@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import worked_example
 
-from sama import annotate
+from sama.annotation import command as annotate
 from sama.annotation.pipeline import ERRORS, FILES
 from sama.annotation.problems import CODES
 

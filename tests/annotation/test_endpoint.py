@@ -25,8 +25,8 @@ from scripted_endpoint import (
 )
 
 from sama.annotation.completions import Completion, Usage
-from sama.annotation.costs import Costs
-from sama.annotation.endpoint import MOST_FAILURES, Endpoint, EndpointSettings, _error_codes, estimate_tokens
+from sama.annotation.costs import Costs, Spent
+from sama.annotation.endpoint import Endpoint, EndpointSettings, _error_codes, estimate_tokens
 from sama.annotation.errors import LedgerError, PermanentError, RejectedRequestError, TransientError
 
 
@@ -192,22 +192,53 @@ def test_a_stop_ends_the_wait_of_other_threads():
 def test_an_endpoint_that_answers_nobody_stops_the_run(time):
     with scripted_endpoint(lambda request: ANSWER, always("500")) as server:
         endpoint = make_endpoint(server, time, tries=1)
-        for _ in range(MOST_FAILURES - 1):
+        for _ in range(EndpointSettings.most_failures - 1):
             with pytest.raises(TransientError):
                 endpoint.complete(question())
-        with pytest.raises(PermanentError, match=f"None of the last {MOST_FAILURES} requests was answered"):
+        with pytest.raises(PermanentError, match="None of the last 20 requests was answered"):
+            endpoint.complete(question())
+
+
+def test_refused_requests_stop_a_run_only_until_the_model_has_answered(time, tmp_path):
+    """The same videos come first in each run: what is wrong with them must not block the others for ever."""
+    with scripted_endpoint(lambda request: ANSWER, always("400")) as server:
+        endpoint = make_endpoint(server, time, most_failures=3)
+        for _ in range(2):
+            with pytest.raises(RejectedRequestError):
+                endpoint.complete(question())
+        with pytest.raises(PermanentError, match="None of the last 3 requests was answered.*--request-failures"):
+            endpoint.complete(question())
+    faults = dict.fromkeys(range(2, 7), "400")
+    with scripted_endpoint(lambda request: ANSWER, by_call(faults)) as server:
+        costs = Costs(tmp_path / "costs.jsonl")
+        make_endpoint(server, time, costs, most_failures=3).complete(question())
+        costs.close()
+        endpoint = make_endpoint(server, time, Costs(tmp_path / "costs.jsonl"), most_failures=3)  # another run
+        for _ in faults:
+            with pytest.raises(RejectedRequestError):
+                endpoint.complete(question())
+        assert endpoint.complete(question()).text == ANSWER
+
+
+def test_an_answer_of_another_model_does_not_excuse_refusals(time):
+    costs = Costs()
+    costs.settle(costs.reserve("verifier", Usage()), Spent("verify", "v", "verifier", "answer", Usage(), False, 0.0))
+    with scripted_endpoint(lambda request: ANSWER, always("400")) as server:
+        endpoint = make_endpoint(server, time, costs, most_failures=1)
+        with pytest.raises(PermanentError, match="None of the last 1 requests"):
             endpoint.complete(question())
 
 
 def test_one_answer_between_failures_lets_the_run_go_on(time):
-    faults = {number: "400" for number in range(1, 2 * MOST_FAILURES) if number != MOST_FAILURES}
+    most = EndpointSettings.most_failures
+    faults = {number: "500" for number in range(1, 2 * most) if number != most}
     with scripted_endpoint(lambda request: ANSWER, by_call(faults)) as server:
-        endpoint = make_endpoint(server, time)
-        for number in range(1, 2 * MOST_FAILURES):
-            if number == MOST_FAILURES:
+        endpoint = make_endpoint(server, time, tries=1)
+        for number in range(1, 2 * most):
+            if number == most:
                 endpoint.complete(question())
             else:
-                with pytest.raises(RejectedRequestError):
+                with pytest.raises(TransientError):
                     endpoint.complete(question())
 
 

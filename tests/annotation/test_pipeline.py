@@ -4,41 +4,15 @@ import json
 import shutil
 
 import pytest
-from toy_truth import ToyModels
-from worked_example import IMAGE_SIZE, SHOWN, make_example, read_rows
+from small_run import Models, annotate, read_clips, rows
+from worked_example import make_example
 
 from sama.annotation import video as video_module
-from sama.annotation.calls import ModelChoice
-from sama.annotation.completions import Completion, CompletionRequest
 from sama.annotation.errors import OutputError, output_errors
 from sama.annotation.held_out import HeldOut
-from sama.annotation.objects import read_scenes
-from sama.annotation.pipeline import RenderedSamples, Run, RunCounts, rendered_folder
-from sama.annotation.provenance import Origin
-from sama.annotation.render import RenderSettings
-from sama.annotation.score import ScoreSettings
-from sama.annotation.video import AnnotationSettings
+from sama.annotation.pipeline import RenderedSamples, rendered_folder
+from sama.resources import PACKAGE
 from sama.toy_world.export import RECORDS
-
-
-SETTINGS = AnnotationSettings(
-    RenderSettings(SHOWN, IMAGE_SIZE), scores=ScoreSettings(palette_share=0), origin=Origin(allow_unknown=True)
-)
-
-
-class Models:
-    """The models of toy world, as an endpoint."""
-
-    def __init__(self, example):
-        self.models, self.asked = ToyModels(example.truths, example.planted), 0
-
-    def complete(self, request: CompletionRequest, stage: str = "", record: str = "") -> Completion:
-        self.asked += 1
-        text = self.models.answer({"model": request.model, "messages": request.messages})
-        return Completion(text, "stop", None, None, 0.0, 1, request.model)
-
-    def stop(self) -> None:
-        raise AssertionError("nothing is stopped here")
 
 
 @pytest.fixture
@@ -47,28 +21,15 @@ def example(tmp_path):
     return make_example(tmp_path, 3, 0)
 
 
-def annotate(example, endpoint, revision="", host="a", held_out=None, twice=False) -> RunCounts:
-    """Runs over the clips; the files are in the example's output folder."""
-    example.output.mkdir(exist_ok=True)
-    models = {role: ModelChoice(endpoint, role, revision, "yes", host) for role in ("writer", "verifier")}
-    clips = example.folder / "clips"
-    scenes = list(read_scenes(clips, clips / RECORDS, "toy"))
-    return Run(example.output, SETTINGS, models, held_out=held_out).run(scenes[:1] * twice + scenes, 2)
-
-
-def rows(example, name: str) -> list[dict]:
-    return read_rows(example.output / f"{name}.jsonl")
-
-
 def test_another_revision_asks_again_and_another_host_does_not(example):
     endpoint = Models(example)
-    annotate(example, endpoint, "v1")
+    annotate(example, endpoint, revision="v1")
     first = endpoint.asked
     assert first >= 9
-    annotate(example, endpoint, "v1", host="b")
+    annotate(example, endpoint, revision="v1", host="b")
     assert endpoint.asked == first
     assert {row["writer"]["host"] for row in rows(example, "provenance")} == {"a"}  # which wrote the replies
-    annotate(example, endpoint, "v2", host="b")
+    annotate(example, endpoint, revision="v2", host="b")
     assert endpoint.asked == 2 * first
     assert {(row["writer"]["revision"], row["writer"]["host"]) for row in rows(example, "provenance")} == {("v2", "b")}
 
@@ -92,6 +53,13 @@ def test_changed_checks_make_results_anew_from_the_same_replies(example, monkeyp
     monkeypatch.setattr(video_module, "code_hash", lambda: "other checks")
     assert annotate(example, endpoint).videos == {"kept": 3}
     assert len(set((example.output / "videos").iterdir()) - results) == 3 and endpoint.asked == asked
+
+
+def test_the_code_that_decides_results_is_there_and_the_rest_is_not():
+    names = {path.relative_to(PACKAGE).as_posix() for path in video_module.code_files()}
+    assert {"data/masks.py", "drawing/regions.py", "overlay_sama.py", "video_sama.py", "metrics/iou.py"} < names
+    assert "annotation/checks.py" in names and "annotation/command.py" not in names
+    assert len(video_module.code_hash()) == 64  # all of them can be read
 
 
 def test_a_frame_that_is_replaced_makes_its_video_anew(example):
@@ -119,7 +87,8 @@ def test_a_damaged_frame_is_an_error_row_and_the_others_are_kept(example):
 
 
 def test_an_id_that_is_there_twice_is_an_error_row(example):
-    assert annotate(example, Models(example), twice=True).videos == {"kept": 3, "error": 1}
+    clips = read_clips(example)
+    assert annotate(example, Models(example), clips[:1] + clips).videos == {"kept": 3, "error": 1}
     assert "Two videos have the id" in rows(example, "errors")[0]["message"]
 
 
@@ -133,6 +102,7 @@ def test_a_reply_that_cannot_be_stored_ends_the_run(example, monkeypatch):
         counts = annotate(example, endpoint)
     assert isinstance(counts.stopped, OutputError) and "No space left on device" in str(counts.stopped)
     assert endpoint.asked <= 2 and counts.videos == {"error": 3}  # one for each of the two threads
+    assert endpoint.stopped is counts.stopped  # so that no other reply is paid for and lost
     assert {row["class"] for row in rows(example, "errors")} == {"stopped"}
     assert annotate(example, endpoint).videos == {"kept": 3}
 

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from base64 import b64decode
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import pytest
@@ -14,15 +14,17 @@ from sama.annotation import pool
 from sama.annotation.annotator import Annotator, Checkpoints
 from sama.annotation.calls import ModelChoice, Question, StoredReplies
 from sama.annotation.completions import Completion, CompletionRequest
-from sama.annotation.errors import AnnotationError, PermanentError, TransientError
+from sama.annotation.errors import AnnotationError, BudgetError, PermanentError, TransientError
 from sama.annotation.objects import read_scenes
-from sama.annotation.pool import AnnotationWorker, Mailbox, answering
+from sama.annotation.pipeline import Run
+from sama.annotation.pool import AnnotationWorker, Mailbox, _annotate_window, answering
 from sama.annotation.provenance import Origin
 from sama.annotation.render import RenderSettings
 from sama.annotation.scenes import Scene
 from sama.annotation.score import ScoreSettings
 from sama.annotation.store import ReplyStore, StoredReply
-from sama.annotation.video import AnnotationSettings
+from sama.annotation.video import AnnotationSettings, VideoResult
+from sama.bulk.pool import BulkError, Result
 from sama.toy_world.export import RECORDS
 
 
@@ -50,11 +52,21 @@ def test_every_actor_gets_the_answer_to_its_own_question():
             mailbox.answer(number, reply(asked.key.upper()) if asked.key != "c" else TransientError("busy"))
         found = await asyncio.gather(*asking, return_exceptions=True)
         await mailbox.close()
+        assert mailbox.stopped() is None
+        mailbox.stop(error := PermanentError("no key"))
+        assert mailbox.stopped() is error
         return found, await mailbox.take()
 
     (first, lost, last), end = asyncio.run(run())
     assert first.completion.text == "A" and isinstance(lost, asyncio.CancelledError)
     assert isinstance(last, TransientError) and str(last) == "busy" and end is None
+
+
+class RayError(Exception):
+    """The base of Ray's errors."""
+
+
+FAKE_RAY = SimpleNamespace(get=lambda result: result, exceptions=SimpleNamespace(RayError=RayError))
 
 
 class Remote:
@@ -82,16 +94,31 @@ def test_an_actor_never_waits_for_an_answer_that_failed(monkeypatch, error, expe
             raise error
         return reply(asked.key)
 
+    told, stopped = [], []
     mailbox = SimpleNamespace(
-        take=Remote(lambda: next(questions)), answer=Remote(answers.__setitem__), close=Remote(lambda: None)
-    )
-    run = SimpleNamespace(replies=replies, stopped=None, stop_requests=lambda: None)
-    monkeypatch.setattr(pool, "import_ray", lambda: SimpleNamespace(get=lambda result: result))
+        take=Remote(lambda: next(questions)), answer=Remote(answers.__setitem__), close=Remote(lambda: None),
+        stop=Remote(told.append),
+    )  # fmt: skip
+    run = SimpleNamespace(replies=replies, when_stopped=[], stop=stopped.append)
+    monkeypatch.setattr(pool, "import_ray", lambda: FAKE_RAY)
     with answering(run, mailbox, 2):
         pass
     assert answers[2].completion.text == "b"
     assert type(answers[1]) is type(expected) and str(answers[1]) == str(expected)
-    assert (run.stopped is error) == stops
+    assert stopped == [error] * stops
+    run.when_stopped[0](error)
+    assert told == [error]
+
+
+def test_a_lost_mailbox_ends_the_run_with_a_sentence(monkeypatch):
+    def lost():
+        raise RayError("The actor died\nunexpectedly.")
+
+    mailbox = SimpleNamespace(take=Remote(lost), close=Remote(lost), stop=Remote(None))
+    monkeypatch.setattr(pool, "import_ray", lambda: FAKE_RAY)
+    with pytest.raises(BulkError, match="^Ray lost the process .* is saved. The actor died unexpectedly.$"):
+        with answering(SimpleNamespace(when_stopped=[]), mailbox, 2):
+            pass
 
 
 @pytest.fixture
@@ -105,7 +132,7 @@ def clip(tmp_path):
             text = toy.answer({"model": request.model, "messages": request.messages})
             return Completion(text, "stop", None, None, 0.0, 1, request.model)
 
-        def stop(self):
+        def stop(self, error=None):
             raise AssertionError("nothing is stopped here")
 
     models = {role: ModelChoice(Endpoint(), role, terms="yes") for role in ("writer", "verifier")}
@@ -135,6 +162,40 @@ def test_a_worker_returns_the_result_or_the_error_row_of_a_video(clip):
     )
     (row,) = json.loads(refusing(scene.to_json())).values()
     assert (row["video"], row["class"]) == (scene.id, "data") and "licence" in row["message"]
+
+
+def test_after_a_stop_a_worker_opens_no_video(clip):
+    scene, models, folder = clip
+    annotator = Annotator(SETTINGS, models, StoredReplies(ReplyStore(folder / "store"), models))
+    stopped = [BudgetError("The budget is spent.")]
+    worker = AnnotationWorker(annotator, Checkpoints(), {}, pytest.fail, stopped.pop)
+    elsewhere = replace(scene, root=folder / "nowhere")
+    assert json.loads(worker(elsewhere.to_json())) == {
+        "error": {"video": scene.id, "class": "stopped", "message": "The budget is spent."}
+    }
+    stopped.append(None)
+    assert json.loads(worker(elsewhere.to_json()))["error"]["class"] == "data"
+
+
+def test_what_other_actors_had_finished_at_a_stop_is_kept(clip, monkeypatch):
+    scene, models, folder = clip
+    scenes = [replace(scene, id=name) for name in ("a", "b", "c", "d")]
+    run = Run(folder, SETTINGS, {role: replace(model, endpoint=None) for role, model in models.items()})
+    text = json.dumps({"result": json.dumps(asdict(VideoResult())), "drawn": None})
+
+    def run_jobs(jobs, make_worker, settings):
+        assert [job.index for job in jobs] == [0, 1, 2, 3]
+        yield Result(0, text)
+        run.stop(BudgetError("spent"))
+        yield Result(1, text)
+        yield Result(2, error="OutOfMemoryError: of this video")
+
+    monkeypatch.setattr(pool, "run_jobs", run_jobs)
+    found = list(_annotate_window(run, enumerate(scenes), None, None))
+    assert [one.index for one in found] == [0, 1, 2, 3]
+    assert found[0].result.exists() and found[1].result.exists() and found[0].result != found[1].result
+    assert found[2].result == {"video": "c", "class": "lost", "message": "OutOfMemoryError: of this video"}
+    assert found[3].result == {"video": "d", "class": "stopped", "message": "spent"}
 
 
 def test_each_worker_loads_its_models_once(clip):

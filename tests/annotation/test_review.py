@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from annotated_folder import write_folder, write_rows
 
-from sama import annotate
+from sama.annotation import command as annotate
 from sama.annotation.errors import AnnotationError, RefusedEditError, StaleItemError, UnknownItemError
 from sama.annotation.export import description_messages, item_hash
 from sama.annotation.review import LEASE_SECONDS, Decision, DecisionLog, ReviewQueue, is_double, read_decisions

@@ -202,15 +202,15 @@ def test_which_objects_are_annotated():
     assert track_iou(moving(4).masks, moving(5).masks) == pytest.approx(11 / 13)
     kept, reasons = select_objects([moving(4), small, rare, twin, moving(40)])
     assert [one.name for one in kept] == ["4", "40"] and kept[0].expressions == ("said",)
-    assert reasons["20"].startswith("0.033% of the frame") and "2 frames" in reasons["30"]
-    assert reasons["twin"] == "the same object as 4"
-    assert select_objects([moving(4), shifted])[1] == {"shifted": "the same object as 4"}
+    assert reasons["20"].reason.startswith("0.033% of the frame") and "2 frames" in reasons["30"].reason
+    assert reasons["twin"] == ("merged", "the same object as 4")
+    assert select_objects([moving(4), shifted])[1] == {"shifted": ("merged", "the same object as 4")}
     kept, reasons = select_objects([moving(4, hidden=(0, 2, 5))], shown=(0, 2, 5))
-    assert not kept and "none of the shown frames" in reasons["4"]
+    assert not kept and reasons["4"] == ("not shown", "visible in none of the shown frames")
     many = [replace(moving(3 * i, width=2 + i % 3), name=f"o{i}") for i in range(14)]
     kept, reasons = select_objects(many)
     assert len(kept) == 10 and all(one.name in [m.name for m in many] for one in kept)
-    assert sorted(reasons.values()) == ["beyond the 10 largest objects"] * 4
+    assert list(reasons.values()) == [("surplus", "beyond the 10 largest objects")] * 4
 
 
 # ---- pictures

@@ -32,7 +32,7 @@ from worked_example import (
     scores,
 )
 
-from sama import annotate
+from sama.annotation import command as annotate
 from sama.annotation import prompts
 from sama.annotation.calls import ModelChoice
 from sama.annotation.endpoint import Endpoint, EndpointSettings
@@ -153,6 +153,8 @@ def test_everything_that_is_kept_is_true(example):
             assert tuple(item["masks"]) == truth.objects[index].masks
     counts = json.loads((example.output / "run.json").read_text())
     assert sum(counts["videos"].values()) == len(truths) and counts["videos"].get("error", 0) == 0
+    objects = counts["items"].pop("objects")
+    assert objects["given"] == sum(number for name, number in objects.items() if name != "given")
     for stage in counts["items"].values():
         assert stage["items"] == stage["kept"] + stage["review"] + stage["rejected"]
     assert kept == sum(stage["kept"] for stage in counts["items"].values())

@@ -39,7 +39,7 @@ from toy_truth import (  # noqa: E402
     thumbnail,
 )
 
-from sama import annotate  # noqa: E402
+from sama.annotation import command as annotate  # noqa: E402
 from sama.annotation.export import tagged_text  # noqa: E402
 from sama.annotation.objects import read_scenes  # noqa: E402
 from sama.annotation.problems import CODES  # noqa: E402

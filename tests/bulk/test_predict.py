@@ -13,8 +13,8 @@ from bulk_fixtures import CLIP, PICTURE, ScriptedModel, write_media, write_truth
 from sama.bulk import predict as prediction
 from sama.bulk.answers import SCHEMA, read_rows, read_videos
 from sama.bulk.command import main
+from sama.bulk.gpu_errors import surviving
 from sama.bulk.pool import BulkError, Job, PoolSettings, ProcessLost, run_jobs
-from sama.bulk.workers import surviving
 
 
 @pytest.fixture(scope="module")

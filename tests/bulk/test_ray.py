@@ -71,6 +71,16 @@ def test_a_deadly_job_is_given_up(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_deadly_job_costs_its_neighbours_no_attempts(tmp_path):
+    """Of four jobs at a time; each of the others may have been begun once when the process ended."""
+    texts = ["deadly"] + [f"slow {number}" for number in range(11)]
+    results = run(tmp_path, texts, threads=4, max_attempts=2)
+    assert results[0].error == "ProcessLost: the process that computed it ended 2 times"
+    assert [one.text for one in results[1:]] == [text.upper() for text in texts[1:]]
+    assert done(tmp_path)["deadly"] == 2
+
+
+@pytest.mark.slow
 def test_more_jobs_than_blocks(tmp_path, monkeypatch):
     monkeypatch.setattr("sama.bulk.pool.MAX_BLOCKS", 2)
     results = run(tmp_path, ["a", "b", "killed once", "c", "d", "e", "f"], max_attempts=1)
