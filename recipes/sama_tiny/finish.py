@@ -24,7 +24,8 @@ PANELS = (  # title, log file, metrics
     ("cells of videos: accuracy", "videos.log", ("track colour", "track shape", "track size", "track motion")),
     ("cells of dialogues: accuracy", "language.log", ("track shape", "track motion", "region motion", "seg motion")),
     ("position error in pixels of 64", "language.log", ("past px", "context px", "region px", "seg px")),
-    ("dialogues", "language.log", ("entropy", "prompt", "mask IoU", "yes or no", "number", "order")),
+    ("words that a comparison decides", "language.log", ("yes or no", "number", "order", "rank", "side")),
+    ("answers and their masks", "language.log", ("entropy", "prompt", "mask IoU")),
 )  # fmt: skip
 LINE = re.compile(r"^step (\d+):(.*)$")
 PAIR = re.compile(r"([A-Za-z ]+?) (-?[\d.]+(?:e[+-]?\d+)?)(?:,|$)")
@@ -63,8 +64,8 @@ def draw_curves(run: Path) -> None:
     """Draw the curves of all stages to `curves.png` in the folder of the run."""
     from matplotlib.figure import Figure  # a second, which what reads no logs does not wait for
 
-    figure = Figure(figsize=(13, 7), layout="constrained")
-    panels = figure.subplots(2, 3)
+    figure = Figure(figsize=(13, 10), layout="constrained")
+    panels = figure.subplots(3, 3)
     for panel in panels.flat[len(PANELS) :]:
         panel.set_visible(False)
     for panel, (title, log, names) in zip(panels.flat, PANELS, strict=False):

@@ -77,14 +77,20 @@ def test_labels_of_dialogues_match_their_tokens(dialogues):
         assert labels["video_cells"].max() < (types == DENSE_FRAME_TOKEN).sum()
         regions = len(labels["region classes"]) if "region classes" in labels else 0
         assert regions == (types == REGION_POOLED_TOKEN).sum() == (types == REGION_SHAPE_TOKEN).sum()
-        answered = inputs["labels"] != IGNORED
-        starts = (answered[:, 1:] & ~answered[:, :-1]).sum()
-        for name in POINTED:
-            assert len(labels[f"{name} turns"]) == len(labels.get(f"{name} classes", ()))
-            assert all(turn < starts for turn in labels[f"{name} turns"])
         segs = len(labels["seg classes"]) if "seg classes" in labels else 0
         assert segs == (inputs["labels"] == dialogues.config.seg_token_id).sum()
         assert segs == len(labels.get("seg masks", ()))
+
+
+def test_each_question_has_a_start_of_an_answer_in_their_order(dialogues):
+    drawn = [dialogues.dialogue(index) for index in range(6)]
+    answered = dialogues.encode(drawn)["labels"] != IGNORED
+    starts = (answered[:, 1:] & ~answered[:, :-1]).sum(1)
+    assert starts.tolist() == [len(one.pointed) for one in drawn]
+    labels, turns = dialogues.labels(drawn), [things for one in drawn for things in one.pointed]
+    for place, name in enumerate(POINTED):
+        expected = [turn for turn, things in enumerate(turns) if len(things) > place]
+        assert labels[f"{name} turns"].tolist() == expected and len(labels[f"{name} classes"]) == len(expected) > 0
 
 
 def test_the_tokens_of_a_video_are_the_beginning_of_every_dialogue_about_it(model, processor, arguments):
@@ -159,7 +165,7 @@ def test_words_that_decide_an_answer_weigh_more(model, processor):
         assert losses.weights[processor.tokenizer(word)["input_ids"][0]] == weight, word
 
 
-def test_states_from_which_answers_start_are_told_what_is_pointed_at(model, processor, dialogues):
+def test_states_from_which_answers_start_are_supervised_with_the_objects_of_the_question(model, processor, dialogues):
     """The states of another turn, or the objects of another one, give another loss."""
     losses = DialogueLosses(model, processor, seed=0)
     labels = next(batch["labels"] for batch in dialogues[0] if len(batch["labels"]["pointed turns"]) > 1)
