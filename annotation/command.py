@@ -267,9 +267,9 @@ def annotate(given: argparse.Namespace) -> RunCounts:
         if costs.locked:
             run.remove_leftovers()
         counts = run.run(input_scenes(given), given.concurrency, show, in_pool)
+        _finish(given, (settings, models, counts), costs.currency)
     finally:
-        costs.close()
-    _finish(given, (settings, models, counts), costs.currency)
+        costs.close()  # not before: without its lock, another run may remove what this one is still writing
     return counts
 
 

@@ -16,8 +16,9 @@ from worked_example import make_example
 from sama.annotation import command, pipeline
 from sama.annotation.annotator import error_row
 from sama.annotation.costs import Costs
-from sama.annotation.errors import BudgetError, OutputError, PermanentError
+from sama.annotation.errors import AnnotationError, BudgetError, OutputError, PermanentError
 from sama.annotation.estimate import estimate_run
+from sama.annotation.json_lines import AppendOnlyFile
 from sama.annotation.objects import list_videos
 from sama.annotation.pipeline import RenderedSamples, RunCounts
 from sama.annotation.scenes import BrokenScene, Scene, SceneObject
@@ -167,6 +168,22 @@ def test_a_full_disk_at_the_end_is_one_sentence(example, monkeypatch, capsys, na
 
 
 # ---- leftovers of a kill
+
+
+def test_no_other_run_may_begin_before_the_report_is_written(example, monkeypatch):
+    """It would remove the temporary files of this one, as those of a run that was killed."""
+    refused = []
+
+    def write_report(folder):
+        with pytest.raises(AnnotationError, match="is in use") as error:
+            AppendOnlyFile(folder / "costs.jsonl")
+        refused.append(error)
+
+    monkeypatch.setattr(command.Run, "run", lambda *_: RunCounts(videos=Counter(kept=1)))
+    monkeypatch.setattr(command, "write_report", write_report)
+    assert command.main(arguments_of(example, "http://127.0.0.1:9/v1")) == 0
+    assert len(refused) == 1
+    AppendOnlyFile(example.output / "costs.jsonl").close()
 
 
 def test_leftovers_of_killed_runs_are_removed_by_the_next_one(example, monkeypatch):
