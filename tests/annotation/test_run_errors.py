@@ -16,7 +16,7 @@ from worked_example import make_example
 from sama.annotation import command, pipeline
 from sama.annotation.annotator import error_row
 from sama.annotation.costs import Costs
-from sama.annotation.errors import AnnotationError, BudgetError, OutputError, PermanentError
+from sama.annotation.errors import AnnotationError, BudgetError, OutputError, PermanentError, UnansweredError
 from sama.annotation.estimate import estimate_run
 from sama.annotation.json_lines import AppendOnlyFile
 from sama.annotation.objects import list_videos
@@ -165,6 +165,13 @@ def test_a_full_disk_at_the_end_is_one_sentence(example, monkeypatch, capsys, na
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert ("The budget is spent" if stopped else "cannot be written (No space left on device)") in error
+
+
+def test_the_command_names_the_option_of_too_many_failures(example, monkeypatch, capsys):
+    stopped = UnansweredError("None of the last 20 requests was answered.")
+    monkeypatch.setattr(command.Run, "run", lambda *_: RunCounts(stopped=stopped))
+    assert command.main(arguments_of(example, "http://127.0.0.1:9/v1")) == 1
+    assert capsys.readouterr().err == f"annotate: {stopped} --request-failures sets the number.\n"
 
 
 # ---- leftovers of a kill
