@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from ..bulk.gpu_errors import surviving
+from ..bulk.gpu_errors import fatal_gpu_errors
 from ..bulk.pool import ProcessLost
 from ..data.files import atomic_path, remove_temporaries, write_text_atomically
 from ..data.frames import MEDIA_ERRORS
@@ -254,7 +254,7 @@ class Run:
         if not isinstance(pending, Pending):
             return pending
         try:
-            with surviving():
+            with fatal_gpu_errors():
                 result, rendering = self.annotator(pending.scene)
         except ProcessLost:
             raise
