@@ -74,7 +74,7 @@ def test_a_process_that_is_lost_ends_the_run(example, monkeypatch, capsys):
 
     monkeypatch.setattr(command, "annotate", lost)
     assert command.main(arguments_of(example, "http://127.0.0.1:9/v1")) == 1
-    assert capsys.readouterr().err.startswith("annotate: This process can compute nothing any more (CUDA error).")
+    assert capsys.readouterr().err.startswith("annotate: This process can no longer compute (CUDA error).")
 
 
 def test_objects_that_are_left_out_are_counted_and_named(example):
