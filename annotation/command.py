@@ -254,7 +254,9 @@ def annotate(given: argparse.Namespace) -> RunCounts:
     costs = Costs(given.output / "costs.jsonl", prices, parse_budget(given.budget))
     models = model_choices(given, costs)
     held_out = HeldOut(given.held_out) if given.held_out else None
-    names = f"{checkpoint_state(given.relocate)}/{checkpoint_state(given.propose)}/{given.propose_request}"
+    names = ""
+    if given.relocate is not None or given.propose is not None:
+        names = f"{checkpoint_state(given.relocate)}/{checkpoint_state(given.propose)}/{given.propose_request}"
     run = Run(given.output, settings, models, names, held_out)
     in_pool = prepare(run, given)
     number = 0

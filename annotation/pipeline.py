@@ -93,7 +93,7 @@ class Run:
         folder (`Path`): Of the output; what an earlier run left there is used.
         settings ([`AnnotationSettings`]): How videos are annotated.
         models (`dict[str, ModelChoice]`): "writer", "verifier", optionally "blind".
-        checkpoints (`str`): The models with [SEG] of the run: part of what decides the result.
+        checkpoints (`str`): The models with [SEG] of the run, if there are any: part of what decides the result.
         held_out ([`HeldOut`], *optional*): Videos that must not be annotated.
     """
 
