@@ -123,7 +123,7 @@ def test_a_reply_that_cannot_be_stored_ends_the_run(example, monkeypatch):
     def full(self, path, value):
         raise OSError(28, "No space left on device")
 
-    endpoint = Models(example)
+    endpoint = Models(example, may_stop=True)
     with monkeypatch.context() as patch:
         patch.setattr("sama.annotation.store.ReplyStore._write", full)
         counts = annotate(example, endpoint)

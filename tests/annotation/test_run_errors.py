@@ -67,7 +67,7 @@ def test_an_unforeseen_error_is_an_error_row_and_the_others_are_kept(example, mo
 def test_a_process_that_is_lost_ends_the_run(example, monkeypatch, capsys):
     fail_for(monkeypatch, example.truths[0].name, RuntimeError("CUDA error: an illegal access"))
     with pytest.raises(ProcessLost, match="an illegal access"):
-        annotate(example, Models(example))
+        annotate(example, Models(example, may_stop=True))
 
     def lost(given):
         raise ProcessLost("CUDA error")
@@ -122,7 +122,7 @@ def test_a_file_name_that_is_not_unicode_is_listed(tmp_path):
 
 
 def test_the_first_error_says_why_a_run_ends_and_ends_all_requests(example):
-    endpoint = Models(example)
+    endpoint = Models(example, may_stop=True)
     run, told = make_run(example, endpoint), []
     run.when_stopped.append(told.append)
     first, second = BudgetError("spent"), PermanentError("The run was stopped.")
@@ -140,7 +140,7 @@ def test_a_full_disk_while_samples_are_chosen_stops_the_run_and_keeps_the_result
     for name in ("RenderedSamples.wants", "RenderedSamples.add"):
         with monkeypatch.context() as patch:
             patch.setattr(f"sama.annotation.pipeline.{name}", full)
-            counts = annotate(example, Models(example))
+            counts = annotate(example, Models(example, may_stop=True))
         assert isinstance(counts.stopped, OutputError) and "rendered cannot be written" in str(counts.stopped)
         assert counts.videos == {"kept": 2} and len(rows(example, "records")) == 4
 
