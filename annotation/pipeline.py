@@ -107,7 +107,7 @@ class Run:
     ):
         self.folder, self.models = folder, models
         self.stopped: StopError | None = None
-        self.when_stopped: list[Callable[[StopError], object]] = []  # called once, with the error
+        self.stop_callbacks: list[Callable[[StopError], object]] = []  # called once, with the error
         self._lock = threading.Lock()
         # A video that is held out since then must not come back from its result
         self._key = settings_key(settings, models, checkpoints) + ("" if held_out is None else held_out.digest())
@@ -174,8 +174,8 @@ class Run:
         with self._lock:
             first, self.stopped = self.stopped is None, self.stopped or error
         self.stop_requests(self.stopped)
-        for tell in self.when_stopped if first else ():
-            tell(error)
+        for callback in self.stop_callbacks if first else ():
+            callback(error)
 
     def stop_requests(self, error: StopError | None = None) -> None:
         """Lets all requests that wait, and all later ones, end, with this error."""

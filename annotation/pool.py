@@ -106,7 +106,7 @@ def answering(run: Run, mailbox: Any, concurrency: int) -> Iterator[None]:
         except ray.exceptions.RayError as error:  # the actors notice it, too: their videos end as errors
             lost.append(error)
 
-    run.when_stopped.append(mailbox.stop.remote)
+    run.stop_callbacks.append(mailbox.stop.remote)
     with ThreadPoolExecutor(concurrency, thread_name_prefix="answer") as threads:
         listener = threading.Thread(target=listen, name="listen", daemon=True)
         listener.start()

@@ -124,7 +124,7 @@ def test_a_file_name_that_is_not_unicode_is_listed(tmp_path):
 def test_the_first_error_says_why_a_run_ends_and_ends_all_requests(example):
     endpoint = Models(example, may_stop=True)
     run, told = make_run(example, endpoint), []
-    run.when_stopped.append(told.append)
+    run.stop_callbacks.append(told.append)
     first, second = BudgetError("spent"), PermanentError("The run was stopped.")
     run.stop(first)
     run.stop(second)
