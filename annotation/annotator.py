@@ -81,9 +81,11 @@ class Checkpoints:
 
 def error_row(video: str, error: Exception) -> dict[str, str]:
     """The line of `errors.jsonl` about a video."""
+    if not isinstance(error, MEDIA_ERRORS):
+        return lost_row(video, describe_error(error))
     kinds = {TransientError: "transient", RejectedRequestError: "request", StopError: "stopped"}
     kind = next((name for one, name in kinds.items() if isinstance(error, one)), "data")
-    return _row(video, kind, str(error)) if isinstance(error, MEDIA_ERRORS) else lost_row(video, describe_error(error))
+    return _row(video, kind, str(error))
 
 
 def lost_row(video: str, problem: str) -> dict[str, str]:

@@ -29,7 +29,7 @@ from .annotator import Checkpoints
 from .calls import ModelChoice
 from .costs import Costs, parse_budget, parse_prices
 from .endpoint import MAX_TOKENS_NAMES, STRUCTURED_OUTPUT, Endpoint, EndpointSettings
-from .errors import OutputError, output_errors
+from .errors import OutputError, UnansweredError, output_errors
 from .estimate import estimate_run
 from .held_out import HeldOut
 from .objects import list_videos, read_scenes, read_source
@@ -123,8 +123,9 @@ def _add_models(group) -> None:
         "--request-tries", type=int, default=6, help="for a reply, while the endpoint is busy or broken"
     )
     group.add_argument(
-        "--request-failures", type=int, default=20, metavar="N", help="requests in a row without an answer that end "
-        "the run; refused ones count only until the model has answered once",
+        "--request-failures", type=int, default=EndpointSettings.most_failures, metavar="N",
+        help="requests in a row without an answer that end the run; refused ones count only until the model has "
+             "answered once, charged replies that cannot be used always",
     )  # fmt: skip
     group.add_argument("--stream", action="store_true", help="get replies in parts, through gateways that need it")
     group.add_argument("--max-tokens-name", choices=MAX_TOKENS_NAMES, default=MAX_TOKENS_NAMES[0],
@@ -253,7 +254,9 @@ def annotate(given: argparse.Namespace) -> RunCounts:
     costs = Costs(given.output / "costs.jsonl", prices, parse_budget(given.budget))
     models = model_choices(given, costs)
     held_out = HeldOut(given.held_out) if given.held_out else None
-    names = f"{checkpoint_state(given.relocate)}/{checkpoint_state(given.propose)}/{given.propose_request}"
+    names = ""
+    if given.relocate is not None or given.propose is not None:
+        names = f"{checkpoint_state(given.relocate)}/{checkpoint_state(given.propose)}/{given.propose_request}"
     run = Run(given.output, settings, models, names, held_out)
     in_pool = prepare(run, given)
     number = 0
@@ -267,9 +270,9 @@ def annotate(given: argparse.Namespace) -> RunCounts:
         if costs.locked:
             run.remove_leftovers()
         counts = run.run(input_scenes(given), given.concurrency, show, in_pool)
+        _finish(given, (settings, models, counts), costs.currency)
     finally:
-        costs.close()
-    _finish(given, (settings, models, counts), costs.currency)
+        costs.close()  # not before: without its lock, another run may remove what this one is still writing
     return counts
 
 
@@ -378,6 +381,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         counts = annotate(given)
     except ProcessLost as error:
         return _fail(error.sentence())
+    except UnansweredError as error:
+        return _fail(f"{' '.join(str(error).split())} --request-failures sets the number.")
     except (ValueError, OSError) as error:  # among them AnnotationError, BulkError and DataError
         return _fail(" ".join(str(error).split()))
     except KeyboardInterrupt:

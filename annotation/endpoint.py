@@ -29,6 +29,7 @@ from .errors import (
     RejectedRequestError,
     StopError,
     TransientError,
+    UnansweredError,
     UnusableReplyError,
 )
 from .rate_limit import ConcurrencyLimit, RateLimit
@@ -70,8 +71,8 @@ class EndpointSettings:
             wait is never shorter than a `Retry-After` header asks for.
         longest_wait_s (`float`): A `Retry-After` of more seconds stops the run.
         timeout_s (`float`): Seconds for one whole request, from the connection to the last byte of the reply.
-        most_failures (`int`): Requests in a row without an answer that stop the run. Refused requests are among them
-            only while the model has answered nothing yet: later, they say something of themselves alone.
+        most_failures (`int`): Requests in a row without a usable answer that stop the run. Refused requests are among
+            them only while the model has answered nothing yet: later, they say something of themselves alone.
     """
 
     url: str
@@ -207,17 +208,19 @@ class Endpoint:
 
     def _unanswered(self, error: AnnotationError, model: str) -> AnnotationError:
         """The error of a request without an answer; another one if there have been too many of them in a row."""
-        # Videos whose requests are refused come first again in each run: counted for ever, they would block all others
-        if isinstance(error, RejectedRequestError) and self.costs.has_answered(model):
+        # Videos whose requests are refused come first again in each run: counted for ever, they would block all
+        # others. An unusable reply was charged, so that it always counts
+        refused = isinstance(error, RejectedRequestError) and not isinstance(error, UnusableReplyError)
+        if refused and self.costs.has_answered(model):
             return error
         with self._lock:
             self._failures += 1
             failures = self._failures
         if failures < self.settings.most_failures:
             return error
-        return PermanentError(
-            f"None of the last {failures} requests was answered. The last one: {error} What is finished is saved; "
-            "--request-failures sets the number."
+        return UnansweredError(
+            f"None of the last {failures} requests was answered, and most_failures allows no more. The last one: "
+            f"{error} What is finished is saved."
         )
 
     def _wait_after(self, error: _Again, number: int) -> None:
@@ -331,10 +334,10 @@ class Endpoint:
         return replace(completion, refusal=refusal)
 
     def _check_answer(self, completion: Completion) -> None:
-        """[`RejectedRequestError`] for an answer that contains the API key, which must not be stored."""
+        """[`UnusableReplyError`] for an answer that contains the API key, which must not be stored."""
         key = read_api_key(self.settings.key_variable)
         if key is not None and len(key) >= SHORTEST_SECRET and without_key(completion.text, key) != completion.text:
-            raise RejectedRequestError(
+            raise UnusableReplyError(
                 f"The answer from {self.settings.url} contains the API key in {self.settings.key_variable}; it is not "
                 "stored."
             )

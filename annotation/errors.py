@@ -32,6 +32,10 @@ class PermanentError(StopError):
     """The endpoint refuses every request: wrong key, unknown model, quota used up, or not reachable for long."""
 
 
+class UnansweredError(PermanentError):
+    """Too many requests in a row had no answer."""
+
+
 class BudgetError(StopError):
     """The next request could cost more than is left of the budget."""
 

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from ..bulk.gpu_errors import surviving
+from ..bulk.gpu_errors import fatal_gpu_errors
 from ..bulk.pool import ProcessLost
 from ..data.files import atomic_path, remove_temporaries, write_text_atomically
 from ..data.frames import MEDIA_ERRORS
@@ -93,7 +93,7 @@ class Run:
         folder (`Path`): Of the output; what an earlier run left there is used.
         settings ([`AnnotationSettings`]): How videos are annotated.
         models (`dict[str, ModelChoice]`): "writer", "verifier", optionally "blind".
-        checkpoints (`str`): The models with [SEG] of the run: part of what decides the result.
+        checkpoints (`str`): The models with [SEG] of the run, if there are any: part of what decides the result.
         held_out ([`HeldOut`], *optional*): Videos that must not be annotated.
     """
 
@@ -107,7 +107,7 @@ class Run:
     ):
         self.folder, self.models = folder, models
         self.stopped: StopError | None = None
-        self.when_stopped: list[Callable[[StopError], object]] = []  # called once, with the error
+        self.stop_callbacks: list[Callable[[StopError], object]] = []  # called once, with the error
         self._lock = threading.Lock()
         # A video that is held out since then must not come back from its result
         self._key = settings_key(settings, models, checkpoints) + ("" if held_out is None else held_out.digest())
@@ -174,8 +174,8 @@ class Run:
         with self._lock:
             first, self.stopped = self.stopped is None, self.stopped or error
         self.stop_requests(self.stopped)
-        for tell in self.when_stopped if first else ():
-            tell(error)
+        for callback in self.stop_callbacks if first else ():
+            callback(error)
 
     def stop_requests(self, error: StopError | None = None) -> None:
         """Lets all requests that wait, and all later ones, end, with this error."""
@@ -254,7 +254,7 @@ class Run:
         if not isinstance(pending, Pending):
             return pending
         try:
-            with surviving():
+            with fatal_gpu_errors():
                 result, rendering = self.annotator(pending.scene)
         except ProcessLost:
             raise

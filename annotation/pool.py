@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ..bulk.gpu_errors import surviving
+from ..bulk.gpu_errors import fatal_gpu_errors
 from ..bulk.pool import BulkError, Job, PoolSettings, Result, absolute_path, import_ray, run_jobs, start_here
 from ..data.frames import MEDIA_ERRORS
 from .annotator import Annotator, Checkpoints, LoadModel, error_row, lost_row
@@ -106,7 +106,7 @@ def answering(run: Run, mailbox: Any, concurrency: int) -> Iterator[None]:
         except ray.exceptions.RayError as error:  # the actors notice it, too: their videos end as errors
             lost.append(error)
 
-    run.when_stopped.append(mailbox.stop.remote)
+    run.stop_callbacks.append(mailbox.stop.remote)
     with ThreadPoolExecutor(concurrency, thread_name_prefix="answer") as threads:
         listener = threading.Thread(target=listen, name="listen", daemon=True)
         listener.start()
@@ -180,7 +180,7 @@ class AnnotationWorker:
         if stopped is not None:  # nothing is opened and drawn in vain
             return json.dumps({"error": error_row(scene.id, stopped)})
         try:
-            with surviving():
+            with fatal_gpu_errors():
                 result, rendering = self.annotator(scene)
         except MEDIA_ERRORS as error:
             return json.dumps({"error": error_row(scene.id, error)})

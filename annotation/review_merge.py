@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +34,8 @@ class ReviewSummary:
         pairs, agreeing (`int`): Items that two people decided without looking at the checks, and those of them on
             which they agree.
         disagreeing (`list[str]`): Items about which two or more people disagree; the latest decision counts.
+        refused (`list[str]`): Items whose edit no longer passes the checks, which have become stricter since. They are
+            among the undecided ones.
         kappa (`float`, *optional*): Cohen's kappa over these pairs; `None` without pairs, or if chance alone agrees
             always.
     """
@@ -47,6 +49,7 @@ class ReviewSummary:
     pairs: int = 0
     agreeing: int = 0
     disagreeing: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
     kappa: float | None = None
 
     def line(self) -> str:
@@ -59,13 +62,21 @@ class ReviewSummary:
             kappa = "" if self.kappa is None else f" (kappa {self.kappa:.2f})"
             parts.append(f"two people agree on {self.agreeing:,} of {self.pairs:,}{kappa}")
         if self.disagreeing:
-            more = f" and {len(self.disagreeing) - SHOWN} more" if len(self.disagreeing) > SHOWN else ""
-            shown = "; ".join(self.disagreeing[:SHOWN])
-            parts.append(f"people disagree, and the latest decision counts, about {shown}{more}")
+            parts.append(f"people disagree, and the latest decision counts, about {_shown(self.disagreeing)}")
+        if self.refused:
+            parts.append(
+                f"{len(self.refused):,} edits no longer pass the checks and count as undecided: {_shown(self.refused)}"
+            )
         parts += [f"{self.stale:,} decisions are stale"] if self.stale else []
         if self.gone:
             parts.append(f"{self.gone:,} of them about items that another run left out of the queue")
         return ", ".join(parts)
+
+
+def _shown(names: list[str]) -> str:
+    """The first names of a list, and how many more there are."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return "; ".join(names[:SHOWN]) + more
 
 
 def merge_decisions(folder: str | Path) -> ReviewSummary:
@@ -79,7 +90,7 @@ def merge_decisions(folder: str | Path) -> ReviewSummary:
     """
     folder = Path(folder)
     queue = ReviewQueue(folder, read_only=True)
-    summary = summarize(queue)
+    refused: list[str] = []
     changes: dict[str, list[tuple[ReviewItem, Decision]]] = {}
     additions: dict[str, list[tuple[ReviewItem, Decision]]] = {}
     for name in queue.names():
@@ -87,10 +98,13 @@ def merge_decisions(folder: str | Path) -> ReviewSummary:
         if decision is None:
             continue
         item = queue.item(name)
-        if item.audit:
+        if not _passes(item, decision):
+            refused.append(name)
+        elif item.audit:
             changes.setdefault(item.origin, []).append((item, decision))
         elif decision.decision != "reject":
             additions.setdefault(_video(item.origin), []).append((item, decision))
+    summary = summarize(queue, refused)
     origins = {row["id"]: row for _, row in read_objects(folder / "provenance.jsonl", {"id": str}, missing=True)}
     with ExitStack() as stack:
         paths = [stack.enter_context(atomic_path(folder / name)) for name in (RECORDS, PROVENANCE)]
@@ -138,12 +152,17 @@ def _video(record: str) -> str:
     return record.rpartition("/")[0]
 
 
+def _passes(item: ReviewItem, decision: Decision) -> bool:
+    """Whether the checks, which may have become stricter since, let the edit of a decision pass, if it has one."""
+    try:
+        return decision.edit is None or bool(item.edited(decision.edit))
+    except RefusedEditError:
+        return False
+
+
 def _decided_record(item: ReviewItem, decision: Decision) -> dict[str, Any]:
     """The record of an item that was accepted or edited, with the objects that it names."""
-    try:
-        record = item.record if decision.edit is None else item.edited(decision.edit)
-    except RefusedEditError as error:
-        raise AnnotationError(f"The edit of the item {item.id!r} no longer passes the checks: {error}") from None
+    record = item.record if decision.edit is None else item.edited(decision.edit)
     used = _objects_of(record["messages"])
     return {**record, "objects": {name: one for name, one in record["objects"].items() if name in used}}
 
@@ -177,12 +196,13 @@ def _objects_of(messages: list[dict[str, Any]]) -> set[str]:
 # ---- agreement
 
 
-def summarize(queue: ReviewQueue) -> ReviewSummary:
-    """The decisions in numbers."""
-    summary = ReviewSummary(stale=queue.log.stale, gone=queue.log.gone)
+def summarize(queue: ReviewQueue, refused: Sequence[str] = ()) -> ReviewSummary:
+    """The decisions in numbers. `refused`: items whose edit no longer passes the checks; they are undecided."""
+    summary = ReviewSummary(stale=queue.log.stale, gone=queue.log.gone, refused=list(refused))
+    undecided = set(refused)
     pairs: list[tuple[str, str]] = []
     for name in queue.names():
-        verdict = queue.log.verdict(name)
+        verdict = None if name in undecided else queue.log.verdict(name)
         summary.decisions["undecided" if verdict is None else verdict.decision] += 1
         if verdict is not None and queue.is_audit(name):
             summary.audited += 1

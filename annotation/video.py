@@ -362,35 +362,42 @@ class _Annotation:
 
 
 def settings_key(settings: AnnotationSettings, models: Mapping[str, ModelChoice], locator: str) -> str:
-    """Everything but the video that decides a [`VideoResult`], as text."""
+    """Everything but the video that decides a [`VideoResult`], as text. `locator`: the models with [SEG], if any."""
     chosen = {
         role: [model.name, model.revision, model.terms, model.host, model.max_tokens, model.temperature, model.seed]
         for role, model in models.items()
     }
-    return json.dumps([settings.to_dict(), chosen, code_hash(), prompt_hash(), locator], sort_keys=True)
+    return json.dumps([settings.to_dict(), chosen, code_hash(bool(locator)), prompt_hash(), locator], sort_keys=True)
 
 
 # Files of this package that decide nothing of a [`VideoResult`]
-WITHOUT_INFLUENCE = {"command", "completions", "costs", "endpoint", "errors", "estimate", "held_out", "html"}
-WITHOUT_INFLUENCE |= {"json_lines", "pipeline", "pool", "rate_limit", "report", "review", "review_merge"}
-WITHOUT_INFLUENCE |= {"sama239k", "store"}
-
-
-# Files outside of it that do: they decode frames and masks, draw the pictures, and compare masks
-OF_INFLUENCE = ("data/frames.py", "data/masks.py", "drawing/regions.py", "metrics/iou.py", "overlay_sama.py")
-OF_INFLUENCE += ("video_readers_sama.py", "video_sama.py")
+WITHOUT_INFLUENCE = {
+    *("command", "completions", "costs", "endpoint", "errors", "estimate", "held_out", "html", "json_lines"),
+    *("pipeline", "pool", "rate_limit", "report", "review", "review_merge", "review_server", "sama239k", "store"),
+}
+# Files outside of it that do: they decode frames and masks, read records and replies, draw the pictures, and compare
+# masks
+OF_INFLUENCE = (
+    *("data/frames.py", "data/json_text.py", "data/masks.py", "data/records.py", "drawing/regions.py"),
+    *("metrics/iou.py", "overlay_sama.py", "pictures_sama.py", "video_readers_sama.py", "video_sama.py"),
+)
 
 
 @cache
-def code_hash() -> str:
-    """A hash of the code of stages and checks: with changed checks, results are made anew from the same replies."""
+def code_hash(with_model: bool = False) -> str:
+    """A hash of the code of stages and checks: with changed checks, results are made anew from the same replies.
+    `with_model`: also of the models with [SEG]."""
     digest = hashlib.sha256()
-    for path in code_files():
+    for path in code_files(with_model):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()
 
 
-def code_files() -> list[Path]:
-    """The files whose code decides what is made of a video."""
+def code_files(with_model: bool = False) -> list[Path]:
+    """The files whose code decides what is made of a video. `with_model`: by models with [SEG], too."""
     own = [path for path in sorted((PACKAGE / "annotation").glob("*.py")) if path.stem not in WITHOUT_INFLUENCE]
-    return own + [PACKAGE / name for name in OF_INFLUENCE]
+    found = own + [PACKAGE / name for name in OF_INFLUENCE]
+    if with_model:  # all files that are saved with a checkpoint, how it is loaded, and what it is asked
+        more = [*sorted(PACKAGE.glob("*_sama*.py")), PACKAGE / "serving/loading.py", PACKAGE / "data/wording.py"]
+        found += [path for path in more if path not in found]
+    return found

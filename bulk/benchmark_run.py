@@ -15,7 +15,7 @@ from ..evaluation.inference import PredictionRunner
 from ..evaluation.predictions import PredictionFiles, PredictionWriter
 from ..evaluation.processes import rank_and_size
 from ..evaluation.run import evaluate, load
-from .gpu_errors import surviving
+from .gpu_errors import fatal_gpu_errors
 from .pool import BulkError, Job, PoolSettings, absolute_path, connect, run_jobs
 from .workers import predictions_of, predictions_to_json, resolved_dtype
 
@@ -38,7 +38,7 @@ class BenchmarkWorker:
     def __call__(self, text: str) -> str:
         """Maps the JSON `[group, [ids]]` to that of the predictions."""
         group, names = json.loads(text)
-        with surviving():
+        with fatal_gpu_errors():
             return predictions_to_json([prediction for _, prediction in self.runner.ask_group(group, names)])
 
 

@@ -13,7 +13,7 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -34,13 +34,13 @@ class BulkError(ValueError):
 
 
 class ProcessLost(Exception):
-    """Raised by a worker whose process can compute nothing any more, such as after an error of its GPU. An actor ends
+    """Raised by a worker whose process can no longer compute, such as after an error of its GPU. An actor ends
     then, and another one computes the job; without Ray the run ends, with [`sentence`]."""
 
     def sentence(self) -> str:
         """For the person who started the run."""
         problem = " ".join(str(self).split())
-        return f"This process can compute nothing any more ({problem}). What is finished is saved; run again to go on."
+        return f"This process can no longer compute ({problem}). What is finished is saved; run again to go on."
 
 
 class Job(NamedTuple):
@@ -220,39 +220,46 @@ class Attempts:
         del self.begun[index]
 
 
-class Turns:
-    """Lets the threads of a process compute together, or one of them alone while the others wait."""
+class SharedLock:
+    """
+    A lock that many threads of a process share, or one of them has for itself. Threads that want it for themselves go
+    first: new ones that would share it wait.
+
+    Attributes:
+        exclusive_threads (`int`): That have it for themselves, or wait for that.
+    """
 
     def __init__(self):
         self._changed = threading.Condition()
-        self._inside, self._waiting = 0, 0  # threads that compute, and those that wait to be alone
+        self._inside, self.exclusive_threads = 0, 0
+
+    def shared(self) -> AbstractContextManager[None]:
+        """Waits until no thread has the lock for itself, or waits for that."""
+        return self._hold(lambda: not self.exclusive_threads)
 
     @contextmanager
-    def together(self) -> Iterator[None]:
-        """Waits until no thread is, or waits to be, alone."""
+    def exclusive(self) -> Iterator[None]:
+        """Waits until no other thread has the lock."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._waiting)
-            self._inside += 1
+            self.exclusive_threads += 1
         try:
-            yield
-        finally:
+            with self._hold(lambda: not self._inside):
+                yield
+        finally:  # also of an exception while it waits: the others would wait for ever
             with self._changed:
-                self._inside -= 1
+                self.exclusive_threads -= 1
                 self._changed.notify_all()
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Waits until all other threads are done, and holds new ones back meanwhile."""
+    def _hold(self, may_enter: Callable[[], bool]) -> Iterator[None]:
         with self._changed:
-            self._waiting += 1
-            self._changed.wait_for(lambda: not self._inside)
+            self._changed.wait_for(may_enter)
             self._inside += 1
         try:
             yield
         finally:
             with self._changed:
                 self._inside -= 1
-                self._waiting -= 1
                 self._changed.notify_all()
 
 
@@ -268,7 +275,7 @@ class PoolActor:
 
     def __init__(self, make_worker: Callable[[], Worker], attempts: Any, max_attempts: int):
         self.get, self.attempts, self.max_attempts = import_ray().get, attempts, max_attempts
-        self.worker, self.turns = make_worker(), Turns()
+        self.worker, self.lock = make_worker(), SharedLock()
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         job = Job(int(row["index"]), str(row["text"]))
@@ -277,7 +284,7 @@ class PoolActor:
             result = Result(job.index, error=f"ProcessLost: the process that computed it ended {before} times")
         else:
             # What ended the process may have been a job of another thread. Alone, a job shows whether it was this one
-            with self.turns.alone() if before else self.turns.together():
+            with self.lock.exclusive() if before else self.lock.shared():
                 self.get(self.attempts.begin.remote(job.index))
                 result = self._compute(job)
         self.attempts.end.remote(job.index)

@@ -20,7 +20,7 @@ from ..evaluation.run import SOME_FAILED, load
 from ..resources import PACKAGE
 from ..serving.loading import check_model_name
 from .answers import write_answers
-from .gpu_errors import surviving
+from .gpu_errors import fatal_gpu_errors
 from .jobs import VideoJob, answer_job, digests_of_jobs, jobs_of_folder, jobs_of_records, read_questions
 from .pool import Job, PoolSettings, ProcessLost, Worker, absolute_path, connect, run_jobs
 from .workers import predictions_of, predictions_to_json, resolved_dtype
@@ -104,7 +104,7 @@ class Predictor:
         while len(found) < len(job.questions):
             rest = replace(job, questions=job.questions[len(found) :])
             try:
-                with surviving():
+                with fatal_gpu_errors():
                     for prediction in self.answers(rest):
                         found.append(prediction)  # one by one: what comes before an error stays
             except ProcessLost:

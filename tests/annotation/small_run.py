@@ -22,10 +22,11 @@ SETTINGS = AnnotationSettings(
 
 
 class Models:
-    """The models of toy world, as an endpoint."""
+    """The models of toy world, as an endpoint. `may_stop`: the test is about a run that ends early."""
 
-    def __init__(self, example):
+    def __init__(self, example, may_stop: bool = False):
         self.models, self.asked = ToyModels(example.truths, example.planted), 0
+        self.may_stop = may_stop
         self.stopped: StopError | None = None
 
     def complete(self, request: CompletionRequest, stage: str = "", record: str = "") -> Completion:
@@ -34,6 +35,7 @@ class Models:
         return Completion(text, "stop", None, None, 0.0, 1, request.model)
 
     def stop(self, error: StopError | None = None) -> None:
+        assert self.may_stop, f"The run was stopped: {error}"
         self.stopped = self.stopped or error
 
 

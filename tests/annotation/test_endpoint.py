@@ -27,7 +27,14 @@ from scripted_endpoint import (
 from sama.annotation.completions import Completion, Usage
 from sama.annotation.costs import Costs, Spent
 from sama.annotation.endpoint import Endpoint, EndpointSettings, _error_codes, estimate_tokens
-from sama.annotation.errors import LedgerError, PermanentError, RejectedRequestError, TransientError
+from sama.annotation.errors import (
+    LedgerError,
+    PermanentError,
+    RejectedRequestError,
+    TransientError,
+    UnansweredError,
+    UnusableReplyError,
+)
 
 
 pytestmark = pytest.mark.usefixtures("api_key")
@@ -206,7 +213,7 @@ def test_refused_requests_stop_a_run_only_until_the_model_has_answered(time, tmp
         for _ in range(2):
             with pytest.raises(RejectedRequestError):
                 endpoint.complete(question())
-        with pytest.raises(PermanentError, match="None of the last 3 requests was answered.*--request-failures"):
+        with pytest.raises(PermanentError, match="None of the last 3 requests was answered.*most_failures"):
             endpoint.complete(question())
     faults = dict.fromkeys(range(2, 7), "400")
     with scripted_endpoint(lambda request: ANSWER, by_call(faults)) as server:
@@ -218,6 +225,22 @@ def test_refused_requests_stop_a_run_only_until_the_model_has_answered(time, tmp
             with pytest.raises(RejectedRequestError):
                 endpoint.complete(question())
         assert endpoint.complete(question()).text == ANSWER
+
+
+@pytest.mark.parametrize("unusable", ["huge", "with the key"])
+def test_replies_that_are_charged_and_cannot_be_used_stop_a_run_that_was_answered(time, monkeypatch, unusable):
+    answers = iter([ANSWER])
+    with scripted_endpoint(lambda request: next(answers, f"My key is {KEY}." + "." * 3_000)) as server:
+        endpoint = make_endpoint(server, time, most_failures=3)
+        assert endpoint.complete(question()).text == ANSWER
+        if unusable == "huge":
+            monkeypatch.setattr("sama.evaluation.chat_endpoint.MAX_REPLY_BYTES", 2_000)
+        for _ in range(2):
+            with pytest.raises(UnusableReplyError):
+                endpoint.complete(question())
+        with pytest.raises(UnansweredError, match="None of the last 3 requests was answered"):
+            endpoint.complete(question())
+        assert len(server.calls) == 4 and endpoint.costs.total.calls == 4 and endpoint.costs.total.tokens > 0
 
 
 def test_an_answer_of_another_model_does_not_excuse_refusals(time):

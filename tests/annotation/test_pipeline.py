@@ -1,10 +1,12 @@
 """What makes a result anew, and what ends a run or only a video. The models answer without a server."""
 
+import ast
 import json
 import shutil
+from pathlib import Path
 
 import pytest
-from small_run import Models, annotate, read_clips, rows
+from small_run import SETTINGS, Models, annotate, read_clips, rows
 from worked_example import make_example
 
 from sama.annotation import video as video_module
@@ -50,16 +52,41 @@ def test_changed_checks_make_results_anew_from_the_same_replies(example, monkeyp
     endpoint = Models(example)
     annotate(example, endpoint)
     results, asked = set((example.output / "videos").iterdir()), endpoint.asked
-    monkeypatch.setattr(video_module, "code_hash", lambda: "other checks")
+    monkeypatch.setattr(video_module, "code_hash", lambda with_model: "other checks")
     assert annotate(example, endpoint).videos == {"kept": 3}
     assert len(set((example.output / "videos").iterdir()) - results) == 3 and endpoint.asked == asked
 
 
-def test_the_code_that_decides_results_is_there_and_the_rest_is_not():
-    names = {path.relative_to(PACKAGE).as_posix() for path in video_module.code_files()}
-    assert {"data/masks.py", "drawing/regions.py", "overlay_sama.py", "video_sama.py", "metrics/iou.py"} < names
-    assert "annotation/checks.py" in names and "annotation/command.py" not in names
-    assert len(video_module.code_hash()) == 64  # all of them can be read
+def code_files(with_model: bool = False) -> set[str]:
+    return {path.relative_to(PACKAGE).as_posix() for path in video_module.code_files(with_model)}
+
+
+def imported(path: Path) -> set[str]:
+    """The files of other folders of the package that a file of annotation imports from."""
+    found = [node for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.ImportFrom)]
+    modules = {node.module for node in found if node.level == 2 and node.module is not None}
+    return {f"{module.replace('.', '/')}.py" for module in modules}
+
+
+def test_all_code_that_decides_results_is_in_their_key():
+    own = {path for path in (PACKAGE / "annotation").glob("*.py") if path.stem not in video_module.WITHOUT_INFLUENCE}
+    used = set().union(*map(imported, own))
+    # What is read of a source is in the key itself; a locator alone is asked in the wording of training
+    harmless = {"data/catalogue.py", "data/readers.py", "resources.py"}
+    assert {"data/masks.py", "data/records.py", "video_sama.py"} < used
+    assert used - code_files() == harmless | {"data/wording.py"}
+    assert {f"annotation/{path.name}" for path in own} < code_files()
+    assert {path.stem for path in (PACKAGE / "annotation").glob("*.py")} > video_module.WITHOUT_INFLUENCE
+    model = {"chat_sama.py", "modeling_sama.py", "processing_sama.py", "prompts_sama.py", "objects_sama.py"}
+    assert model | {"data/wording.py", "serving/loading.py"} <= code_files(True) - code_files()
+    hashes = {video_module.code_hash(with_model) for with_model in (False, True)}
+    assert {len(one) for one in hashes} == {64} and len(hashes) == 2  # all of them can be read
+
+
+@pytest.mark.parametrize("locator", ["", "sama-1b"])
+def test_the_code_of_a_model_counts_where_one_is_used(monkeypatch, locator):
+    monkeypatch.setattr(video_module, "code_hash", lambda with_model: f"with model: {with_model}")
+    assert f"with model: {bool(locator)}" in video_module.settings_key(SETTINGS, {}, locator)
 
 
 def test_a_frame_that_is_replaced_makes_its_video_anew(example):
@@ -96,7 +123,7 @@ def test_a_reply_that_cannot_be_stored_ends_the_run(example, monkeypatch):
     def full(self, path, value):
         raise OSError(28, "No space left on device")
 
-    endpoint = Models(example)
+    endpoint = Models(example, may_stop=True)
     with monkeypatch.context() as patch:
         patch.setattr("sama.annotation.store.ReplyStore._write", full)
         counts = annotate(example, endpoint)

@@ -99,14 +99,14 @@ def test_an_actor_never_waits_for_an_answer_that_failed(monkeypatch, error, expe
         take=Remote(lambda: next(questions)), answer=Remote(answers.__setitem__), close=Remote(lambda: None),
         stop=Remote(told.append),
     )  # fmt: skip
-    run = SimpleNamespace(replies=replies, when_stopped=[], stop=stopped.append)
+    run = SimpleNamespace(replies=replies, stop_callbacks=[], stop=stopped.append)
     monkeypatch.setattr(pool, "import_ray", lambda: FAKE_RAY)
     with answering(run, mailbox, 2):
         pass
     assert answers[2].completion.text == "b"
     assert type(answers[1]) is type(expected) and str(answers[1]) == str(expected)
     assert stopped == [error] * stops
-    run.when_stopped[0](error)
+    run.stop_callbacks[0](error)
     assert told == [error]
 
 
@@ -117,7 +117,7 @@ def test_a_lost_mailbox_ends_the_run_with_a_sentence(monkeypatch):
     mailbox = SimpleNamespace(take=Remote(lost), close=Remote(lost), stop=Remote(None))
     monkeypatch.setattr(pool, "import_ray", lambda: FAKE_RAY)
     with pytest.raises(BulkError, match="^Ray lost the process .* is saved. The actor died unexpectedly.$"):
-        with answering(SimpleNamespace(when_stopped=[]), mailbox, 2):
+        with answering(SimpleNamespace(stop_callbacks=[]), mailbox, 2):
             pass
 
 

@@ -8,6 +8,7 @@ from annotated_folder import copy_review, write_folder, write_rows
 
 from sama.annotation.errors import AnnotationError, RefusedEditError
 from sama.annotation.export import description_messages
+from sama.annotation.problems import Problem
 from sama.annotation.review import Decision, ReviewQueue
 from sama.annotation.review_merge import merge_decisions
 from sama.annotation.schema import Statement
@@ -74,6 +75,25 @@ def test_edited_statements_may_have_what_a_check_leaves_to_a_person(folder):
     text = f"The highlighted thing is the {color} outline of a map."
     made = only_item(folder).edited({"statements": [{**statement, "text": text}]})
     assert made["messages"][1]["content"][0]["text"] == text
+
+
+def test_an_edit_that_stricter_checks_refuse_is_undecided_and_the_merge_goes_on(folder, monkeypatch):
+    before = rows(folder / "records.jsonl")
+    item = only_item(folder)
+    edit = {"question": "What about <obj1> and the rest?", "answer": "I see <p> this one </p> <obj1> only."}
+    queue = ReviewQueue(folder)
+    queue.decide(Decision(item.id, "edit", "ann", item.item_hash, edit))
+    queue.close()
+    assert merge_decisions(folder).records == len(before) + (not item.audit)
+
+    def stricter(*_, **__):
+        return None, [Problem("leak", "", "a word about the drawing")]
+
+    monkeypatch.setattr("sama.annotation.review.turn_record", stricter)
+    summary = merge_decisions(folder)
+    assert summary.refused == [item.id] and summary.decisions == {"undecided": 1} and not summary.audited
+    assert f"1 edits no longer pass the checks and count as undecided: {item.id}" in summary.line()
+    assert rows(folder / "reviewed_records.jsonl") == before
 
 
 @pytest.mark.parametrize("wrong", [5, {"a": "b"}, {"a": [5]}])

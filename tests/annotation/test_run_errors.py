@@ -16,8 +16,9 @@ from worked_example import make_example
 from sama.annotation import command, pipeline
 from sama.annotation.annotator import error_row
 from sama.annotation.costs import Costs
-from sama.annotation.errors import BudgetError, OutputError, PermanentError
+from sama.annotation.errors import AnnotationError, BudgetError, OutputError, PermanentError, UnansweredError
 from sama.annotation.estimate import estimate_run
+from sama.annotation.json_lines import AppendOnlyFile
 from sama.annotation.objects import list_videos
 from sama.annotation.pipeline import RenderedSamples, RunCounts
 from sama.annotation.scenes import BrokenScene, Scene, SceneObject
@@ -66,14 +67,14 @@ def test_an_unforeseen_error_is_an_error_row_and_the_others_are_kept(example, mo
 def test_a_process_that_is_lost_ends_the_run(example, monkeypatch, capsys):
     fail_for(monkeypatch, example.truths[0].name, RuntimeError("CUDA error: an illegal access"))
     with pytest.raises(ProcessLost, match="an illegal access"):
-        annotate(example, Models(example))
+        annotate(example, Models(example, may_stop=True))
 
     def lost(given):
         raise ProcessLost("CUDA error")
 
     monkeypatch.setattr(command, "annotate", lost)
     assert command.main(arguments_of(example, "http://127.0.0.1:9/v1")) == 1
-    assert capsys.readouterr().err.startswith("annotate: This process can compute nothing any more (CUDA error).")
+    assert capsys.readouterr().err.startswith("annotate: This process can no longer compute (CUDA error).")
 
 
 def test_objects_that_are_left_out_are_counted_and_named(example):
@@ -121,9 +122,9 @@ def test_a_file_name_that_is_not_unicode_is_listed(tmp_path):
 
 
 def test_the_first_error_says_why_a_run_ends_and_ends_all_requests(example):
-    endpoint = Models(example)
+    endpoint = Models(example, may_stop=True)
     run, told = make_run(example, endpoint), []
-    run.when_stopped.append(told.append)
+    run.stop_callbacks.append(told.append)
     first, second = BudgetError("spent"), PermanentError("The run was stopped.")
     run.stop(first)
     run.stop(second)
@@ -139,7 +140,7 @@ def test_a_full_disk_while_samples_are_chosen_stops_the_run_and_keeps_the_result
     for name in ("RenderedSamples.wants", "RenderedSamples.add"):
         with monkeypatch.context() as patch:
             patch.setattr(f"sama.annotation.pipeline.{name}", full)
-            counts = annotate(example, Models(example))
+            counts = annotate(example, Models(example, may_stop=True))
         assert isinstance(counts.stopped, OutputError) and "rendered cannot be written" in str(counts.stopped)
         assert counts.videos == {"kept": 2} and len(rows(example, "records")) == 4
 
@@ -166,7 +167,30 @@ def test_a_full_disk_at_the_end_is_one_sentence(example, monkeypatch, capsys, na
     assert ("The budget is spent" if stopped else "cannot be written (No space left on device)") in error
 
 
+def test_the_command_names_the_option_of_too_many_failures(example, monkeypatch, capsys):
+    stopped = UnansweredError("None of the last 20 requests was answered.")
+    monkeypatch.setattr(command.Run, "run", lambda *_: RunCounts(stopped=stopped))
+    assert command.main(arguments_of(example, "http://127.0.0.1:9/v1")) == 1
+    assert capsys.readouterr().err == f"annotate: {stopped} --request-failures sets the number.\n"
+
+
 # ---- leftovers of a kill
+
+
+def test_no_other_run_may_begin_before_the_report_is_written(example, monkeypatch):
+    """It would remove the temporary files of this one, as those of a run that was killed."""
+    refused = []
+
+    def write_report(folder):
+        with pytest.raises(AnnotationError, match="is in use") as error:
+            AppendOnlyFile(folder / "costs.jsonl")
+        refused.append(error)
+
+    monkeypatch.setattr(command.Run, "run", lambda *_: RunCounts(videos=Counter(kept=1)))
+    monkeypatch.setattr(command, "write_report", write_report)
+    assert command.main(arguments_of(example, "http://127.0.0.1:9/v1")) == 0
+    assert len(refused) == 1
+    AppendOnlyFile(example.output / "costs.jsonl").close()
 
 
 def test_leftovers_of_killed_runs_are_removed_by_the_next_one(example, monkeypatch):

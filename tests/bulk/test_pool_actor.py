@@ -3,13 +3,13 @@ Ray."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from time import sleep
+from time import monotonic, sleep
 from types import SimpleNamespace
 
 import pytest
 
 from sama.bulk import command, pool
-from sama.bulk.pool import Attempts, PoolActor, ProcessLost, start_here
+from sama.bulk.pool import Attempts, PoolActor, ProcessLost, SharedLock, start_here
 
 
 class Remote:
@@ -32,10 +32,19 @@ def row(index: int) -> dict:
     return {"index": index, "text": f"job {index}"}
 
 
+def wait_until(condition) -> None:
+    """Fails after a minute."""
+    deadline = monotonic() + 60
+    while not condition():
+        assert monotonic() < deadline
+        sleep(0.005)
+
+
 def test_a_job_that_was_begun_before_is_computed_alone(attempts):
     """So that only its own attempts count: the process of the first one may have ended for a neighbour."""
     attempts.begun.update({2: 1, 3: 2})
-    inside, go_on = threading.Barrier(3, timeout=60), threading.Event()
+    both, together, alone = threading.Barrier(3, timeout=60), threading.Event(), threading.Event()
+    waits = {"job 0": together, "job 1": together, "job 2": alone}
     running, most, lock = set(), {}, threading.Lock()
 
     def worker(text: str) -> str:
@@ -43,24 +52,49 @@ def test_a_job_that_was_begun_before_is_computed_alone(attempts):
             running.add(text)
             most[text] = len(running)
         if text in ("job 0", "job 1"):
-            inside.wait()  # both are, at the same time
-            go_on.wait(60)
+            both.wait()  # both are, at the same time
+        if text in waits:
+            assert waits[text].wait(60)
         with lock:
             running.remove(text)
         return text.upper()
 
     actor = PoolActor(lambda: worker, attempts, 3)
-    with ThreadPoolExecutor(4) as threads:
-        first = [threads.submit(actor, row(index)) for index in (0, 1)]
-        inside.wait()
-        second = [threads.submit(actor, row(index)) for index in (2, 3)]
-        while actor.turns._waiting < 2:
-            sleep(0.005)
+    with ThreadPoolExecutor(5) as threads:
+        jobs = [threads.submit(actor, row(index)) for index in (0, 1)]
+        both.wait()
+        jobs.append(threads.submit(actor, row(2)))
+        wait_until(lambda: actor.lock.exclusive_threads == 1)
         assert attempts.begun == {0: 1, 1: 1, 2: 1, 3: 2}  # a job that waits to be alone has not been begun
-        go_on.set()
-        results = [one.result(60)["text"] for one in (*first, *second)]
-    assert results == ["JOB 0", "JOB 1", "JOB 2", "JOB 3"]
-    assert most["job 2"] == most["job 3"] == 1 and not attempts.begun
+        together.set()
+        wait_until(lambda: "job 2" in most)
+        jobs += [threads.submit(actor, row(index)) for index in (3, 4)]
+        wait_until(lambda: actor.lock.exclusive_threads == 2)
+        sleep(0.05)  # long enough for the others to begin, if they could
+        assert attempts.begun == {2: 2, 3: 2} and running == {"job 2"}  # job 4 is new, and waits nevertheless
+        alone.set()
+        assert [job.result(60)["text"] for job in jobs] == [f"JOB {index}" for index in range(5)]
+    assert most["job 2"] == most["job 3"] == most["job 4"] == 1 and not attempts.begun
+
+
+def test_an_exception_while_a_thread_waits_to_be_alone_blocks_nobody(monkeypatch):
+    lock = SharedLock()
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Condition, "wait_for", interrupted)
+        with pytest.raises(KeyboardInterrupt), lock.exclusive():
+            pytest.fail("it was not entered")
+    assert not lock.exclusive_threads
+    with ThreadPoolExecutor(1) as threads:
+
+        def enter() -> bool:
+            with lock.shared():
+                return True
+
+        assert threads.submit(enter).result(60)
 
 
 def test_an_attempt_counts_when_it_begins_and_too_many_give_the_job_up(attempts):
@@ -111,6 +145,6 @@ def test_a_process_that_is_lost_is_one_sentence(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(command, "predict", lost)
     assert command.main(["--output", str(tmp_path), "--videos", str(tmp_path), "--question", "What?"]) == 1
     assert capsys.readouterr().err == (
-        "predict: This process can compute nothing any more (CUDA error: an illegal access). What is finished is "
+        "predict: This process can no longer compute (CUDA error: an illegal access). What is finished is "
         "saved; run again to go on.\n"
     )

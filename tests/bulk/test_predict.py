@@ -13,7 +13,7 @@ from bulk_fixtures import CLIP, PICTURE, ScriptedModel, write_media, write_truth
 from sama.bulk import predict as prediction
 from sama.bulk.answers import SCHEMA, read_rows, read_videos
 from sama.bulk.command import main
-from sama.bulk.gpu_errors import surviving
+from sama.bulk.gpu_errors import fatal_gpu_errors
 from sama.bulk.pool import BulkError, Job, PoolSettings, ProcessLost, run_jobs
 
 
@@ -182,11 +182,16 @@ def test_jobs_in_this_process():
         (RuntimeError("CUDA error: device-side assert triggered"), ProcessLost),
         (RuntimeError("shapes do not fit"), RuntimeError),
         (torch.OutOfMemoryError("CUDA out of memory"), torch.OutOfMemoryError),
+        (RuntimeError("CUDA error: out of memory"), RuntimeError),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate.handle.`"), RuntimeError),
     ],
 )
-def test_errors_of_a_gpu_end_the_process(error, expected):
-    with pytest.raises(expected, match=str(error)), surviving():
+def test_errors_of_a_gpu_end_the_process_unless_its_memory_is_full(monkeypatch, error, expected):
+    emptied = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(True))
+    with pytest.raises(expected, match=str(error)), fatal_gpu_errors():
         raise error
+    assert bool(emptied) == any(one in str(error) for one in ("memory", "ALLOC"))
 
 
 @pytest.mark.parametrize(
