@@ -164,12 +164,12 @@ def test_each_rule_of_a_description(objects, found):
     [
         "It is obj3.", "This is object 2.", "See Obj_4 there", "the bounding box of the dog", "two bounding-boxes",
         "a bbox", "mask 2 moves", "label #3 falls", "the red outline moves", "a lime-coloured outline",
-        "the blue contour", "outlined in red", "marked with blue", "highlighted by the lime", "an outline in red",
-        "marked with a box", "its segmentation mask", "the red bounding box", "It is outlined in bright red.",
-        "A red dashed box is around it.", "a dashed red frame", "highlighted in a bright red color",
-        "marked in thick red, it runs", "circled in red and running", "marked by a red box", "a thin red outline",
+        "the blue contour", "outlined in red", "an outline in red", "its segmentation mask", "the red bounding box",
+        "It is outlined in bright red.", "A red dashed box is around it.", "a dashed red box", "a thin red outline",
         "a red box surrounds him", "outlined with a thick box", "Object one is running.", "Then object two, the dog",
-        "Objects one and two", "boxed in lime-coloured", "the dotted lime-coloured rectangle",
+        "boxed in lime-coloured", "annotated in thick red, it runs", "outlined in red and running",
+        "a red box around it", "Object two throws it.", "It follows object three.", "the man with the red outline",
+        "outlined by a red box", "objects 1 and 2", "the dotted lime-coloured box",
     ],
 )  # fmt: skip
 def test_leaks_are_found(text):
@@ -187,6 +187,7 @@ def test_leaks_are_found(text):
         "a framed red picture", "red lines of the shirt", "a red truck in line", "a labelled red jar",
         "a blue square sits at the left", "a box of red flowers", "the red box van", "He objects to one of them.",
     ],
+        "puts on his mask 2 seconds later", "track 20 hours of it", "the white outline", "an overlaid picture",
 )  # fmt: skip
 def test_words_that_only_look_like_leaks_pass(text):
     assert list(find_leaks(text, ("red", "blue", "lime"))) == []
@@ -206,7 +207,18 @@ def test_words_that_only_look_like_leaks_pass(text):
             "a red box next to a dotted line",
             "marked in red, white and blue", "the object two men carry", "an object 2 metres away",
             "object three runs", "a marked box", "a jar marked with a label", "labelled in red",
-            "the frame in red", "a bright red label", "surrounded by an outline", "marked red",
+            "the frame in red", "a bright red label", "surrounded by an outline", "marked red", "marked with red",
+            "highlighted in a bright red color", "circled in red and running", "marked by a red box",
+            "a dashed red frame", "picks up the objects one at a time", "stacks the objects one on top of the other",
+            "objects two at a time", "moves the object 20 yards away", "two objects 30 centimeters apart",
+            "moves the objects 3 times", "moves objects 1.5 metres",
+            "stacks red boxes around the stall", "pushes a red box around the yard", "the outlines of red mountains",
+            "contours of red hills", "the parking bay is marked in red", "the trail is marked with red",
+            "words circled in red", "the route is highlighted in red on the map", "a number with a red outline",
+            "the parking space is marked with a rectangle", "the tape has a dashed red border", "objects one and two",
+            "the object one is holding", "the letters have a thick red outline", "the red outlines of the letters",
+            "the contours in red on the map", "objects 2 at a time", "a superimposed number",
+            "the dotted red rectangle",
         )),
     ],
 )  # fmt: skip
@@ -265,3 +277,11 @@ def test_a_full_stop_behind_a_tag_is_no_word():
 
 def test_a_sure_leak_is_not_hidden_by_one_that_may_be_true():
     assert [leak.review for leak in find_leaks("the numbered label 3", ())] == [True, False]
+    # The first is in the source, the second is not
+    leaks = find_leaks("boxed with a red outline 2", ("red",), ["boxed with a red outline"])
+    assert [leak.review for leak in leaks] == [True, False]
+
+
+def test_the_source_excuses_whole_words_alone():
+    assert [leak.review for leak in find_leaks("object 1 runs", (), ["object 12"])] == [False]
+    assert [leak.review for leak in find_leaks("object  1 runs", (), ["the\nObject 1"])] == [True]
