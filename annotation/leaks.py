@@ -51,7 +51,9 @@ END = (
 )
 END_OR_VERB = rf"(?={STOP}|\s+(?:{AUXILIARIES})\b)"
 # Behind a number that is a name: not "the object 20 yards away", "objects 2 at a time"
-NO_MEASURE = rf"(?!\.[0-9]|\s*(?:{UNITS}|people|men|women|by|at\s+a\s+time|on\s+top)\b)"
+NO_MEASURE = (
+    rf"(?!\.[0-9]|\s*%|(?:\s*(?:-|to|or)\s*[0-9]+)?\s*(?:{UNITS}|people|men|women|by|at\s+a\s+time|on\s+top)\b)"
+)
 # "The object one is holding" and "no object two of them lift"; a capital letter begins a sentence or a name
 NO_ARTICLE = "".join(rf"(?<!\b{word}\s)" for word in "the an no any each every which what this that".split())
 NUMBER_BY_WORD = (

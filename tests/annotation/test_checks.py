@@ -212,7 +212,7 @@ def test_words_that_only_look_like_leaks_pass(text):
             "highlighted in a bright red color", "circled in red and running", "marked by a red box",
             "a dashed red frame", "picks up the objects one at a time", "stacks the objects one on top of the other",
             "objects two at a time", "moves the object 20 yards away", "two objects 30 centimeters apart",
-            "moves the objects 3 times", "moves objects 1.5 metres",
+            "moves the objects 3 times", "moves objects 1.5 metres", "hits the object 4-5 times",
             "stacks red boxes around the stall", "pushes a red box around the yard", "the outlines of red mountains",
             "contours of red hills", "the parking bay is marked in red", "the trail is marked with red",
             "words circled in red", "the route is highlighted in red on the map", "a number with a red outline",
