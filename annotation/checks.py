@@ -13,22 +13,36 @@ from .leaks import find_leaks
 from .problems import Problem
 from .schema import Descriptions, Dialogue, Evidence, Statement, Turn
 from .tags import TAG, TaggedText, answer_from_spans, grounded_spans, object_number, read_answer, read_question
+from .words import COLOR_WORDS, NUMBER_WORDS, UNITS
 
 
 # Not "one", which is a pronoun as well
-NUMBER_WORDS = {"both": 2, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9}
-NUMBER_WORDS |= {"ten": 10, "eleven": 11, "twelve": 12}
+COUNT_WORDS = {"both": 2} | {word: number for word, number in NUMBER_WORDS.items() if word != "one"}
 # Numbers that count something: no part of "three-wheeled", "2.5" or "2020", no measure, and no name as in "number 7"
 COUNTED = re.compile(
     r"(?<![\w.,:/#-])(?<!number )(?<!numbers )(?<!no\. )(?<!formula )(?<!track )(?<!lane )(?<!team )(?<!group )"
-    rf"([0-9]{{1,2}}|{'|'.join(NUMBER_WORDS)})(?![\w%-]|[.,:/][0-9])"
-    r"(?! ?(?:m|cm|km|kg|metres?|meters?|feet|foot|inch(?:es)?|years?|months?|hours?|minutes?|seconds?|times?)\b)"
+    rf"([0-9]{{1,2}}|{'|'.join(COUNT_WORDS)})(?![\w%-]|[.,:/][0-9])(?! ?{UNITS}\b)"
 )
 # In front of the number that counts all that a phrase means: "all of the three dogs". Behind other words it may count
 # something else: "the dogs with two collars"
 DETERMINERS = re.compile(
     r"(?:(?:all|both|each|only|exactly|just|of|the|these|those|any|other|same|first|last|his|her|its|their|my|our|"
     r"your)\s+)*"
+)
+# Behind a number that surely counts objects: a plural ("two small dogs"), or nothing ("all three"). Not "the 5 gallon
+# buckets" and "four wheel drive cars", nor what may be several objects each: "two pairs", "three boxes of eggs"
+COLLECTIVES = (
+    "pairs|teams|groups|rows|couples|sets|pieces|sides|lines|columns|crews|families|crowds|herds|flocks|bands|squads|"
+    "lots|dozens|bunches|stacks|piles|kinds|types|sorts|halves|layers|classes|clubs|parties|trios|duos|packs|queues|"
+    "series|gangs|choirs|armies|fleets|troops|clusters"
+)
+PLURAL = (
+    rf"(?!(?:{COLLECTIVES}|gas)\b)(?:[a-z]+[^\W\dsiu]s|men|women|people|children|[a-z]+(?:men|women)|policemen|sheep|"
+    r"fish|deer|geese|feet|mice|oxen)\b(?!\s+of\b)"
+)
+COUNTS_OBJECTS = re.compile(
+    r"(?<=[a-z])$|\s+(?:of\s+)?(?:(?:the|these|those|his|her|its|their|other|big|small|large|little|tiny|young|old|"
+    rf"tall|{COLOR_WORDS})\s+)*{PLURAL}"
 )
 
 
@@ -269,23 +283,24 @@ def _check_interval(number: int, first: int, last: int, at: str, facts: VideoFac
 
 def _check_counts(answer: TaggedText) -> Iterator[Problem]:
     """Numbers in phrases with several objects, as words or digits. A single object may well be a group: "two people".
-    In "the two men and the dog" and "the dogs of three men" the number may count something else, which a person has
-    to see."""
+    In "the two men and the dog", "the dogs of three men", "two teams" and "the 4 door cars" the number may count
+    something else, which a person has to see."""
     for start, stop, phrase, numbers in grounded_spans(answer.parts):
         text = " ".join(phrase.lower().split())
-        stated = [(match.start(), _number(match[1])) for match in COUNTED.finditer(text)]
+        stated = list(COUNTED.finditer(text))
         if len(numbers) < 2 or not stated:
             continue
-        counts_all = DETERMINERS.fullmatch(text, 0, stated[0][0]) is not None
-        if len(numbers) in [number for _, number in (stated[:1] if counts_all else stated)]:
+        counts_all = DETERMINERS.fullmatch(text, 0, stated[0].start()) is not None
+        if len(numbers) in [_number(match[1]) for match in (stated[:1] if counts_all else stated)]:
             continue
         detail = f"[{start}:{stop}] {phrase!r} is tagged with {len(numbers)} objects"
         several = re.search(r"\b(?:and|or|with)\b|[,/&]", text) is not None
-        yield Problem("count", "answer", detail, review=several or not counts_all)
+        sure = counts_all and not several and COUNTS_OBJECTS.match(text, stated[0].end()) is not None
+        yield Problem("count", "answer", detail, review=not sure)
 
 
 def _number(word: str) -> int:
-    return int(word) if word.isdecimal() else NUMBER_WORDS[word]
+    return int(word) if word.isdecimal() else COUNT_WORDS[word]
 
 
 def _check_words(text: str, at: str, bounds: tuple[int, int]) -> Iterator[Problem]:

@@ -166,8 +166,9 @@ def record_facts(
     tracks = [record["objects"].get(name, {"masks": []})["masks"] for name in names]
     visible = tuple(frozenset(i for i, code in enumerate(track) if code is not None) for track in tracks)
     num_frames = max([len(track) for track in tracks], default=0)
-    told = tuple(tuple(expressions.get(name, ())) for name in names)
-    return VideoFacts(num_frames, tuple(range(num_frames) if shown is None else shown), visible, told, tuple(colors))
+    shown = tuple(range(num_frames) if shown is None else shown)
+    expressions_by_object = tuple(tuple(expressions.get(name, ())) for name in names)
+    return VideoFacts(num_frames, shown, visible, expressions_by_object, tuple(colors))
 
 
 def take_expressions(line: Any) -> dict[str, list[str]]:

@@ -103,8 +103,8 @@ class ReviewItem:
         for name, text in edit.items():
             if not isinstance(text, str) or len(text) > MAX_CHARACTERS:
                 raise AnnotationError(f"The {name} must be a text of at most {MAX_CHARACTERS:,} characters.")
-        told = {"colors": self.colors, "expressions": self.expressions}
-        made, problems = turn_record(self.record, self.names, edit["question"], edit["answer"], **told)
+        check_arguments = {"colors": self.colors, "expressions": self.expressions}
+        made, problems = turn_record(self.record, self.names, edit["question"], edit["answer"], **check_arguments)
         if made is None:
             raise RefusedEditError([problem.sentence() for problem in problems])
         return made

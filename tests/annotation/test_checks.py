@@ -48,6 +48,7 @@ def codes(**changes) -> list[tuple[str, str]]:
         *({"answer": f"<p> {phrase} </p> <obj1> <obj2> move."} for phrase in (
             "The 2 dogs", "All of the two dogs", "Two of the three dogs", "The 3-wheeled bikes", "The 2020 models",
             "The 2.5 m boards", "The players in lane 7", "The 10 m boards", "The ten year old boys",
+            "The 5 gallon buckets", "The 10 litre bottles", "The 20 yard lines", "The 50 pound weights",
             "Both team 3 players", "Both 3D printers", "The Formula 1 cars", "One dog of the two")),
         {"answer": "He wears <p> a shirt ] } with \N{DOG FACE} </p> <obj1>.", "evidence": BOTH[:1]},
         {"answer": "<p> The man </p> <obj1> frames a picture, boxes and labels parcels.", "evidence": BOTH[:1]},
@@ -89,7 +90,7 @@ def test_right_turns_have_no_problems(changes):
         ({"answer": "<p> The three things </p> <obj1> <obj2> move."}, "count", "answer"),
         *(({"answer": f"<p> {phrase} </p> <obj1> <obj2> move."}, "count", "answer") for phrase in (
             "The 3 dogs", "The ten dogs", "nine dogs", "All of the three dogs", "The 12 dogs", "the other\n4 dogs",
-            "Their first three dogs", "a group of three dogs", "the big three")),
+            "Their first three dogs", "a group of three dogs", "the big three", "three brown dogs")),
         ({"answer": f"{ANSWER} It is obj2."}, "leak", "answer[61:65]"),
         ({"question": "Do <obj1>?"}, "length", "question"),
         ({"answer": f"{ANSWER} {'very ' * 200}"}, "length", "answer"),
@@ -164,12 +165,12 @@ def test_each_rule_of_a_description(objects, found):
     [
         "It is obj3.", "This is object 2.", "See Obj_4 there", "the bounding box of the dog", "two bounding-boxes",
         "a bbox", "mask 2 moves", "label #3 falls", "the red outline moves", "a lime-coloured outline",
-        "the blue contour", "outlined in red", "marked with blue", "highlighted by the lime", "an outline in red",
-        "marked with a box", "its segmentation mask", "the red bounding box", "It is outlined in bright red.",
-        "A red dashed box is around it.", "a dashed red frame", "highlighted in a bright red color",
-        "marked in thick red, it runs", "circled in red and running", "marked by a red box", "a thin red outline",
+        "the blue contour", "outlined in red", "an outline in red", "its segmentation mask", "the red bounding box",
+        "It is outlined in bright red.", "A red dashed box is around it.", "a dashed red box", "a thin red outline",
         "a red box surrounds him", "outlined with a thick box", "Object one is running.", "Then object two, the dog",
-        "Objects one and two", "boxed in lime-coloured", "the dotted lime-coloured rectangle",
+        "boxed in lime-coloured", "annotated in thick red, it runs", "outlined in red and running",
+        "a red box around it", "Object two throws it.", "It follows object three.", "the man with the red outline",
+        "outlined by a red box", "objects 1 and 2", "the dotted lime-coloured box",
     ],
 )  # fmt: skip
 def test_leaks_are_found(text):
@@ -186,6 +187,7 @@ def test_leaks_are_found(text):
         "a red circle and a blue square", "a red line on the road", "a yellow dashed line", "framed by blue curtains",
         "a framed red picture", "red lines of the shirt", "a red truck in line", "a labelled red jar",
         "a blue square sits at the left", "a box of red flowers", "the red box van", "He objects to one of them.",
+        "puts on his mask 2 seconds later", "track 20 hours of it", "the white outline", "an overlaid picture",
     ],
 )  # fmt: skip
 def test_words_that_only_look_like_leaks_pass(text):
@@ -206,7 +208,18 @@ def test_words_that_only_look_like_leaks_pass(text):
             "a red box next to a dotted line",
             "marked in red, white and blue", "the object two men carry", "an object 2 metres away",
             "object three runs", "a marked box", "a jar marked with a label", "labelled in red",
-            "the frame in red", "a bright red label", "surrounded by an outline", "marked red",
+            "the frame in red", "a bright red label", "surrounded by an outline", "marked red", "marked with red",
+            "highlighted in a bright red color", "circled in red and running", "marked by a red box",
+            "a dashed red frame", "picks up the objects one at a time", "stacks the objects one on top of the other",
+            "objects two at a time", "moves the object 20 yards away", "two objects 30 centimeters apart",
+            "moves the objects 3 times", "moves objects 1.5 metres", "hits the object 4-5 times",
+            "stacks red boxes around the stall", "pushes a red box around the yard", "the outlines of red mountains",
+            "contours of red hills", "the parking bay is marked in red", "the trail is marked with red",
+            "words circled in red", "the route is highlighted in red on the map", "a number with a red outline",
+            "the parking space is marked with a rectangle", "the tape has a dashed red border", "objects one and two",
+            "the object one is holding", "the letters have a thick red outline", "the red outlines of the letters",
+            "the contours in red on the map", "objects 2 at a time", "a superimposed number",
+            "the dotted red rectangle",
         )),
     ],
 )  # fmt: skip
@@ -250,13 +263,36 @@ def test_a_problem_has_a_known_code():
     assert all(code.meaning for code in CODES.values())
 
 
-def test_a_number_of_a_part_of_the_objects_is_for_a_person():
-    for phrase in ("Three bikes and a car", "Dogs of three men", "the dogs with three collars", "the big three"):
-        found = check_turn(turn(answer=f"<p> {phrase} </p> <obj1> <obj2> move."), FACTS, LIMITS, "")
-        assert [(one.code, one.review) for one in found.problems] == [("count", True)], phrase
-    for phrase in ("The 3 bikes", "All of the three dogs", "The ten dogs"):
-        found = check_turn(turn(answer=f"<p> {phrase} </p> <obj1> <obj2> move."), FACTS, LIMITS, "")
-        assert [(one.code, one.review) for one in found.problems] == [("count", False)], phrase
+def stated(phrase: str, number: int = 2) -> list[tuple[str, bool]]:
+    """Code, and whether it is for a person, of a phrase about so many objects that are always visible."""
+    facts = VideoFacts(20, FACTS.shown, (frozenset(range(20)),) * number, ((),) * number, ())
+    tags = " ".join(f"<obj{one}>" for one in range(1, number + 1))
+    seen = evidence(*((f"obj{one}", 0, 19) for one in range(1, number + 1)))
+    checked = check_turn(turn(answer=f"<p> {phrase} </p> {tags} move here.", evidence=seen), facts, LIMITS, "")
+    return [(one.code, one.review) for one in checked.problems]
+
+
+@pytest.mark.parametrize(
+    ("phrase", "number"),
+    [
+        *((phrase, 2) for phrase in (
+            "Three bikes and a car", "Dogs of three men", "the dogs with three collars", "the big three",
+            "The 4 door cars", "The 7 Up cans", "The four wheel drive cars", "The three teams",
+            "The 12 volt batteries", "Three boxes of eggs", "The 3 Series cars")),
+        ("two pairs of dancers", 4), ("The two teams", 10), ("three rows of cars", 9), ("both couples", 4),
+    ],
+)  # fmt: skip
+def test_a_number_that_may_count_something_else_is_for_a_person(phrase, number):
+    assert stated(phrase, number) == [("count", True)]
+
+
+@pytest.mark.parametrize(
+    "phrase",
+    ["The 3 bikes", "All of the three dogs", "The ten dogs", "All three", "three small brown dogs", "The 3 men",
+     "Three of the dogs"],
+)  # fmt: skip
+def test_a_wrong_number_of_objects_is_a_mistake(phrase):
+    assert stated(phrase) == [("count", False)]
 
 
 def test_a_full_stop_behind_a_tag_is_no_word():
@@ -265,3 +301,11 @@ def test_a_full_stop_behind_a_tag_is_no_word():
 
 def test_a_sure_leak_is_not_hidden_by_one_that_may_be_true():
     assert [leak.review for leak in find_leaks("the numbered label 3", ())] == [True, False]
+    # The first is in the source, the second is not
+    leaks = find_leaks("boxed with a red outline 2", ("red",), ["boxed with a red outline"])
+    assert [leak.review for leak in leaks] == [True, False]
+
+
+def test_the_source_excuses_whole_words_alone():
+    assert [leak.review for leak in find_leaks("object 1 runs", (), ["object 12"])] == [False]
+    assert [leak.review for leak in find_leaks("object  1 runs", (), ["the\nObject 1"])] == [True]

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import processes
 import pytest
+import toy_mistakes
 import toy_truth
 import worked_example
 from processor_fixtures import tiny_processor
@@ -110,17 +111,17 @@ def test_only_mistakes_that_stay_are_rejected(example):
 
 def test_right_texts_that_look_wrong_are_kept_and_those_that_may_be_true_are_not_rejected(example):
     found = worked_example.near_misses(example)
-    assert set(found) == {(False, "kept"), (True, "review")} and sum(found.values()) == NUM_MISTAKES // 10
-    assert {one.kind for one in example.planted if not one.code} == set(toy_truth.NEAR_MISSES)
+    assert set(found) == {(False, "kept"), (True, "review")} and sum(found.values()) == NUM_MISTAKES // 5
+    assert {one.kind for one in example.planted if not one.code} == set(toy_mistakes.NEAR_MISSES)
 
 
 def test_a_person_gets_what_cannot_be_seen_and_a_sample(example):
     rows = read_rows(example.output / "review.jsonl")
     doubtful = {(row["record"], row["turn"], row["object"]) for row in rows if not row["audit"]}
     planned = {
-        (f"{one.video}/{one.stage}", one.item - 1 if one.stage == toy_truth.CONVERSATION else None)
+        (f"{one.video}/{one.stage}", one.item - 1 if one.stage == worked_example.CONVERSATION else None)
         for one in example.planted
-        if one.kind in toy_truth.FOR_A_PERSON
+        if one.kind in toy_mistakes.FOR_A_PERSON
     }
     assert {(record, turn) for record, turn, _ in doubtful} == planned and len(doubtful) > 5
     kept = {row["id"] for row in read_rows(example.output / "records.jsonl")}
@@ -145,7 +146,7 @@ def test_everything_that_is_kept_is_true(example):
         for question, answer in zip(messages[::2], messages[1::2], strict=True):
             text = worked_example.tagged(question, answer, names, stage)
             told = {truth.told(number) for number in range(1, len(names) + 1)}
-            near = toy_truth.planted_claims(truth, example.planted, toy_truth.RIGHT)
+            near = toy_truth.planted_claims(truth, example.planted, toy_mistakes.RIGHT)
             assert text in truth.facts() | told | near
             kept += 1
         for name, item in record["objects"].items():

@@ -23,9 +23,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 
 from scripted_endpoint import KEY, ScriptedEndpoint, scripted_endpoint  # noqa: E402
-from toy_truth import (  # noqa: E402
-    CONVERSATION,
-    DESCRIPTION,
+from toy_clips import CONVERSATION, DESCRIPTION, Truth, thumbnail  # noqa: E402
+from toy_mistakes import (  # noqa: E402
     DESCRIPTION_MISTAKES,
     FOR_A_PERSON,
     MAY_BE_TRUE,
@@ -33,11 +32,8 @@ from toy_truth import (  # noqa: E402
     NEAR_MISSES,
     REPLY_MISTAKES,
     TURN_MISTAKES,
-    Planted,
-    ToyModels,
-    Truth,
-    thumbnail,
 )
+from toy_truth import Planted, ToyModels  # noqa: E402
 
 from sama.annotation import command as annotate  # noqa: E402
 from sama.annotation.export import tagged_text  # noqa: E402
@@ -84,7 +80,7 @@ def make_example(folder: Path, num_clips: int = NUM_CLIPS, num_mistakes: int = N
 
 def plan(truths: Sequence[Truth], number: int, rng: np.random.Generator) -> list[Planted]:
     """
-    So many mistakes, every kind equally often where it is possible, and a tenth as many near misses. The first object
+    So many mistakes, every kind equally often where it is possible, and a fifth as many near misses. The first object
     and the first turn of a clip stay right, so that later ones can be told from them, and so does every item that
     nothing is planned for.
     """
@@ -122,7 +118,7 @@ def plan(truths: Sequence[Truth], number: int, rng: np.random.Generator) -> list
         stays = kind == "common knowledge" or bool(rng.integers(2))
         planted.append(Planted(slot[0].name, stage, slot[2], kind, code, stays))
     free = [(truth, item) for truth, stage, item in slots if stage == CONVERSATION]
-    for (truth, item), kind in zip(free[: number // 10], cycle(NEAR_MISSES), strict=False):
+    for (truth, item), kind in zip(free[: number // 5], cycle(NEAR_MISSES), strict=False):
         planted.append(Planted(truth.name, CONVERSATION, item, kind, "", True))
     return planted
 
@@ -170,7 +166,8 @@ def found_mistakes(example: Example) -> set[tuple]:
     """(clip, stage, item, code) of everything that was found in the first replies, and by the scored checks. Doubts
     about near misses that may be true are counted by [`near_misses`]: they are not claimed to be mistakes."""
     rows = read_rows(example.output / "findings.jsonl")
-    doubts = {(one.video, one.stage, one.item, "leak") for one in example.planted if one.kind in MAY_BE_TRUE}
+    may_be_true = [one for one in example.planted if one.kind in MAY_BE_TRUE]
+    doubts = {(one.video, one.stage, one.item, code) for one in may_be_true for code in ("leak", "count")}
     return {
         (row["video"], row["stage"], row["item"], row["code"])
         for row in rows
