@@ -276,6 +276,40 @@ def test_killed_runs_give_the_same_files(small, tmp_path, times):
     assert repeated <= 5 * times * 4 and 0 < last == len(asked) - stored < len(asked)
 
 
+def annotate_until(moment: int, arguments: list[str]) -> int:
+    """Annotates in a process that is killed when it has written `moment` files and is about to put the last of them in
+    its place."""
+    number, put = 0, os.replace
+
+    def counted(*names) -> None:
+        nonlocal number
+        number += 1
+        if number == moment:
+            os.kill(os.getpid(), signal.SIGKILL)
+        put(*names)
+
+    os.replace = counted
+    return annotate.main(arguments)
+
+
+def test_runs_killed_while_they_write_give_the_same_files(small, tmp_path):
+    """Ten runs that have every reply, killed at different files: the index of drawn frames, outputs, run.json."""
+    made, _ = small
+    killed, log = with_output(made, "killed-writing"), tmp_path / "log"
+    shutil.copytree(made.output / "store", killed.output / "store")
+    with worked_example.toy_endpoint(killed) as server:
+        arguments = command(killed, server.url)
+        for moment in np.random.default_rng(1).permutation([1, 2, 4, 6, 8, 9, 10, 11, 12, 13]).tolist():
+            running = processes.start(log, annotate_until, moment, arguments, OPENAI_API_KEY=KEY)
+            running.join(60)
+            assert running.exitcode == -signal.SIGKILL, log.read_text(encoding="utf-8")
+        assert list(killed.output.rglob(".*.part*"))  # what the last one left half written
+        processes.finish(processes.start(log, annotate.main, arguments, OPENAI_API_KEY=KEY), log)
+        assert not server.requests
+    assert results(killed.output) == results(made.output)
+    assert not list(killed.output.rglob(".*.part*"))
+
+
 def test_a_budget_stops_the_run_and_a_larger_one_ends_it(small, capsys):
     made, _ = small
     stopped = with_output(made, "budget")
