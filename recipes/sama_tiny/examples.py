@@ -26,6 +26,7 @@ from sama.recipes.sama_tiny.mask_examples import frame_of, prompt_attributes
 from sama.recipes.sama_tiny.phases import Batch, Examples
 from sama.toy_world import questions
 from sama.toy_world.clip import Clip, ClipConstraints, ToySettings, propose_clips
+from sama.toy_world.motion import KEY_EVENTS
 from sama.toy_world.questions import ToyTurn
 from sama.toy_world.tasks import TASKS, conversation
 from sama.toy_world.world import ToyWorld
@@ -314,7 +315,16 @@ def object_labels(name: str, things: list[tuple[Clip, int]]) -> dict[str, torch.
     return {
         f"{name} classes": torch.tensor([object_classes(*one) for one in things]),
         f"{name} trajectory": torch.from_numpy(np.stack([trajectory_of(*one) for one in things])),
+        f"{name} moments": torch.tensor([moment_of(*one) for one in things]),
     }
+
+
+def moment_of(clip: Clip, thing: int) -> float:
+    """When an object appears, leaves or stops, as a fraction of the clip; -1 if it does nothing of the kind."""
+    if clip.num_frames == 1 or clip.objects[thing].motion not in KEY_EVENTS:
+        return -1.0
+    frame = questions.key_frame(clip, thing)
+    return -1.0 if frame is None else frame / (clip.num_frames - 1)
 
 
 def trajectory_of(clip: Clip, thing: int) -> np.ndarray:

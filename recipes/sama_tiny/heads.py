@@ -23,8 +23,9 @@ LOSS_WEIGHTS = {
     "patch looks": 0.5, "occupied": 0.5, "offsets": 5.0, "windows": 5.0, "cell colours": 20.0, "position": 5.0,
     "cell looks": 0.3, "track classes": 0.5, "past": 5.0, "centres": 0.5, "counts": 0.5, "mask classes": 0.2,
     "mask places": 2.0, "language": 5.0, "context": 1.0, "region tokens": 0.1, "region classes": 0.5,
-    "region trajectory": 3.0, "pointed classes": 0.5, "pointed trajectory": 3.0, "also pointed classes": 0.5,
-    "also pointed trajectory": 3.0, "seg classes": 0.2, "seg trajectory": 2.0, "prompt": 1.0, "mask": 3.0,
+    "region trajectory": 3.0, "region moment": 3.0, "pointed classes": 0.5, "pointed trajectory": 3.0,
+    "pointed moment": 3.0, "also pointed classes": 0.5, "also pointed trajectory": 3.0, "also pointed moment": 3.0,
+    "seg classes": 0.2, "seg trajectory": 2.0, "seg moment": 0.3, "prompt": 1.0, "mask": 3.0,
 }  # fmt: skip
 Tensors = dict[str, torch.Tensor]
 Losses = tuple[Tensors, Tensors]  # losses and metrics by name
@@ -169,20 +170,27 @@ class TrackHeads(nn.Module):
 
 
 class ObjectHeads(nn.Module):
-    """Heads on the states of one kind of token that stands for an object, such as a region or [SEG]."""
+    """Heads on the states of one kind of token that stands for an object, such as a region or [SEG]: what it is, where
+    it is when, and the moment of its appearing, leaving or stopping."""
 
     def __init__(self, width: int):
         super().__init__()
         self.classes = classifiers(width, *CLOSED_SETS)
         self.trajectory = mlp(width, TRAJECTORY_TIMES * PLACE)
+        self.moment = mlp(width, 1)
 
     def losses(self, name: str, states: torch.Tensor, labels: Tensors) -> Losses:
         """Losses and metrics of objects `name`; `states` (num_objects, width)."""
         classes, accuracies = class_loss(self.classes, states, labels[f"{name} classes"])
         trajectory = self.trajectory(states).unflatten(-1, (TRAJECTORY_TIMES, PLACE))
         loss, gap = place_loss(trajectory, labels[f"{name} trajectory"])
-        losses = {f"{name} classes": classes, f"{name} trajectory": loss}
-        return losses, named(name, accuracies) | {f"{name} px": gap}
+        losses, metrics = {f"{name} classes": classes, f"{name} trajectory": loss}, {f"{name} px": gap}
+        moments = labels[f"{name} moments"]
+        known = moments >= 0
+        if known.any():
+            late = (self.moment(states[known])[:, 0].float() - moments[known]).abs().mean()
+            losses[f"{name} moment"], metrics[f"{name} moment"] = late, late.detach()
+        return losses, named(name, accuracies) | metrics
 
 
 class MaskHeads(nn.Module):
