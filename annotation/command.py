@@ -115,15 +115,15 @@ def _add_models(group) -> None:
              f"else {VERIFIER_KEY}",
     )  # fmt: skip
     group.add_argument("--structured-output", choices=STRUCTURED_OUTPUT, default=STRUCTURED_OUTPUT[0])
-    group.add_argument("--concurrency", type=int, default=8, help="videos, and requests, at a time")
+    group.add_argument("--concurrency", type=at_least_one, default=8, help="videos, and requests, at a time")
     group.add_argument("--requests-per-minute", type=float, help="rate limit")
     group.add_argument("--tokens-per-minute", type=float, help="rate limit")
     group.add_argument("--request-timeout", type=float, default=120.0, metavar="SECONDS", help="for a whole reply")
     group.add_argument(
-        "--request-tries", type=int, default=6, help="for a reply, while the endpoint is busy or broken"
+        "--request-tries", type=at_least_one, default=6, help="for a reply, while the endpoint is busy or broken"
     )
     group.add_argument(
-        "--request-failures", type=int, default=EndpointSettings.most_failures, metavar="N",
+        "--request-failures", type=at_least_one, default=EndpointSettings.most_failures, metavar="N",
         help="requests in a row without an answer that end the run; refused ones count only until the model has "
              "answered once, charged replies that cannot be used always",
     )  # fmt: skip
@@ -220,6 +220,13 @@ def model_choices(given: argparse.Namespace, costs: Costs) -> dict[str, ModelCho
             seed=given.seed,
         )
     return found
+
+
+def at_least_one(text: str) -> int:
+    """The type of an option that counts something."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"is {text}, expected a whole number of at least 1")
+    return int(text)
 
 
 def _origin(url: str) -> tuple[str, str | None, int | None]:

@@ -170,8 +170,8 @@ class TrackHeads(nn.Module):
 
 
 class ObjectHeads(nn.Module):
-    """Heads on the states of one kind of token that stands for an object, such as a region or [SEG]: what it is, where
-    it is when, and the moment of its appearing, leaving or stopping."""
+    """Heads on the states of one kind of token that stands for an object, such as a region or [SEG]: its classes, its
+    place over time, and the moment at which it appears, leaves or stops."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -188,8 +188,8 @@ class ObjectHeads(nn.Module):
         moments = labels[f"{name} moments"]
         known = moments >= 0
         if known.any():
-            late = (self.moment(states[known])[:, 0].float() - moments[known]).abs().mean()
-            losses[f"{name} moment"], metrics[f"{name} moment"] = late, late.detach()
+            error = (self.moment(states[known])[:, 0].float() - moments[known]).abs().mean()
+            losses[f"{name} moment"], metrics[f"{name} moment"] = error, error.detach()
         return losses, named(name, accuracies) | metrics
 
 

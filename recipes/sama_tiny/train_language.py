@@ -39,8 +39,8 @@ from sama.toy_world.wording import NUMBERS, YES_NO
 
 
 # Layers after which the objects in question can be read off the states of regions, and off those from which an answer
-# starts. The layers after that compare them with one another and with the question. With heads on regions after layer
-# 6 alone, the motion of a region came too late for that, and "Does it zigzag?" stayed a guess (docs/log.md)
+# starts, so that the layers after that can compare them. With heads on regions after layer 6 alone, the motion of a
+# region came too late. It is not enough: "Does it zigzag?" is still a guess after 1,500 steps (docs/log.md)
 REGION_LAYER, QUESTION_LAYER = 5, 6
 NAMED_WEIGHT, COMPARED_WEIGHT = 3.0, 6.0  # of words that name what is seen, and of those that a comparison decides
 NAMED_WORDS = [*COLOURS, *SHAPES, *SIZES, *(form for motion in MOTIONS.values() for form in motion)]

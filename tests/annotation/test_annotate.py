@@ -67,3 +67,11 @@ def test_options_that_are_needed_are_named_together_and_a_merge_needs_none(tmp_p
     assert all(f"[{name} " in usage for name in ("--output", "--endpoint", "--model", "--verifier-model"))
     assert annotate.main(["--merge-review", str(tmp_path / "nowhere")]) == 1
     assert "nowhere" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--concurrency", "--request-tries", "--request-failures"])
+@pytest.mark.parametrize("value", ["0", "x", "1.5"])
+def test_an_option_that_counts_is_named_where_it_is_wrong(option, value, capsys):
+    with pytest.raises(SystemExit):
+        parse(option, value)
+    assert f"argument {option}: is {value}, expected a whole number of at least 1" in capsys.readouterr().err
