@@ -410,7 +410,6 @@ def test_a_dry_run_estimates_and_asks_nothing(small, capsys):
         (("--masks", "nowhere.jsonl"), "nowhere.jsonl: there is no such file"),
         (("--videos", "nowhere"), "nowhere: there is no such folder"),
         (("--endpoint", "ftp://x"), "ftp://x"),
-        (("--concurrency", "0"), "concurrency is 0, expected at least 1"),
         (("--frames", "1"), "At least 2 frames"),
         (("--audit-share", "2"), "audit_share 2.0"),
         (("--keep-iou", "0.1"), "review_iou not above keep_iou"),
