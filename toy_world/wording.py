@@ -9,7 +9,8 @@ NUMBERS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight
 YES_NO = ("yes", "no")
 
 # Kind of question -> templates of the question, templates of the answer. All answers of a kind ground the same
-# objects: a random choice there would be impossible to predict
+# objects: a random choice there would be impossible to predict. What is seen comes before "yes" or "no": models learn
+# to compare words that stand in the text before they learn to compare what they have not said (docs/log.md)
 TEMPLATES = {
     "colour": (
         ("What color is {a}?", "Which color does {a} have?", "Tell me the color of {a}."),
@@ -29,19 +30,19 @@ TEMPLATES = {
         ("{name} {answer}.",),
     ),
     "hiding": (("What does {a} do?", "What is {a} doing?", "What happens to {a}?"), ("{name} hides behind {other}.",)),
-    "check_motion": (("Does {a} {motion}?", "Is it true that {a} {moves}?"), ("{answer}, {name} {truth}.",)),
+    "check_motion": (("Does {a} {motion}?", "Is it true that {a} {moves}?"), ("{name} {truth}, so {answer}.",)),
     "at_start": (
         ("Can {a} be seen at the start?", "Is {a} there from the start?"),
-        ("{answer}, {name} {truth}.",),
+        ("{name} {truth}, so {answer}.",),
     ),
-    "at_end": (("Can {a} be seen at the end?", "Is {a} still there at the end?"), ("{answer}, {name} {truth}.",)),
+    "at_end": (("Can {a} be seen at the end?", "Is {a} still there at the end?"), ("{name} {truth}, so {answer}.",)),
     "order": (
         ("Is it before or after {b} {second} that {a} {first}?", "{a} {first}. Is that before or after {b} {second}?"),
         ("{name} {first} {answer} {other} {second}.",),
     ),
     "hides_behind": (
         ("Does {a} hide behind {b}?", "Is {a} hidden by {b} at some time?"),
-        ("{answer}, {name} {truth}.",),
+        ("{name} {truth}, so {answer}.",),
     ),
     "beside": (
         ("At the start, is {a} to the left or to the right of {b}?", "Is {a} left or right of {b} at the start?"),

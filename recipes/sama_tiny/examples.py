@@ -15,6 +15,7 @@ from sama.recipes.sama_tiny.heads import POINTED, TRAJECTORY_TIMES
 from sama.recipes.sama_tiny.labels import (
     colours_of_cells,
     draw_single_masks,
+    key_moment,
     looks_of_cells,
     object_classes,
     object_ids,
@@ -26,7 +27,6 @@ from sama.recipes.sama_tiny.mask_examples import frame_of, prompt_attributes
 from sama.recipes.sama_tiny.phases import Batch, Examples
 from sama.toy_world import questions
 from sama.toy_world.clip import Clip, ClipConstraints, ToySettings, propose_clips
-from sama.toy_world.motion import KEY_EVENTS
 from sama.toy_world.questions import ToyTurn
 from sama.toy_world.tasks import TASKS, conversation
 from sama.toy_world.world import ToyWorld
@@ -40,7 +40,7 @@ TASK_WEIGHTS = {
     "still": 0.3, "no_target": 0.8,
 }  # fmt: skip
 KINDS = {
-    questions.ask_motion: 2, questions.ask_check_motion: 5, questions.ask_order: 2, questions.ask_larger: 2.5,
+    questions.ask_motion: 2, questions.ask_check_motion: 6, questions.ask_order: 2, questions.ask_larger: 2.5,
     questions.ask_mover_colour: 1.5, questions.ask_mover_shape: 1.5, questions.ask_hides_behind: 2,
     questions.ask_beside: 0.8, questions.ask_above: 0.8, questions.ask_at_start: 1, questions.ask_at_end: 1,
     questions.ask_colour: 0.3, questions.ask_shape: 0.3, questions.ask_size: 0.3, questions.ask_identity: 0.5,
@@ -50,7 +50,7 @@ TURNS = (2, 6)  # least and most turns of a dialogue: the frames of a clip cost 
 VIDEO_TASKS = {"dialogue": 4, "refer_look": 2, "refer_motion": 3, "video_qa": 1, "no_target": 0.5}
 OBJECTS_OF_A_FRAME = (2, 6)
 MASK_REGIONS = 0.85  # share of dialogues with masks only as regions; the others mix in clicks, boxes and scribbles
-MASKS = 512  # single masks of a step
+MASKS = 256  # single masks of a step
 # What the generators of examples are seeded with after the seed of the run
 FRAMES, SINGLE_MASKS, ORDER = 1, 2, 3
 
@@ -173,7 +173,8 @@ def track_labels_of(clips: list[Clip], frames: list[list[int]], grid: int) -> di
         number = len(own) * grid**2
         if clip.num_frames > 1:
             labels = track_labels(clip, own, grid)
-            found.append(labels | {"cells": first + labels["cells"], "video_cells": first + np.arange(number)})
+            own_cells = {"cells": first + labels["cells"], "group_cells": first + labels["group_cells"]}
+            found.append(labels | own_cells | {"video_cells": first + np.arange(number)})
         first += number
     return joined(found) if found else {}
 
@@ -321,10 +322,7 @@ def object_labels(name: str, things: list[tuple[Clip, int]]) -> dict[str, torch.
 
 def moment_of(clip: Clip, thing: int) -> float:
     """When an object appears, leaves or stops, as a fraction of the clip; -1 if it does nothing of the kind."""
-    if clip.num_frames == 1 or clip.objects[thing].motion not in KEY_EVENTS:
-        return -1.0
-    frame = questions.key_frame(clip, thing)
-    return -1.0 if frame is None else frame / (clip.num_frames - 1)
+    return max(key_moment(clip, thing) / max(clip.num_frames - 1, 1), -1.0)
 
 
 def trajectory_of(clip: Clip, thing: int) -> np.ndarray:

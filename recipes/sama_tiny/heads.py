@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sama.data.collator import IGNORED
-from sama.recipes.sama_tiny.labels import CELL, CLOSED_SETS, MAX_FRAMES, MAX_OBJECTS, PLACE, SIDE, WINDOW
+from sama.recipes.sama_tiny.labels import CELL, CLOSED_SETS, GROUPED, MAX_FRAMES, MAX_OBJECTS, MOST_ALIKE, PLACE, SIDE, WINDOW
 from sama.toy_world.shapes import COLOURS
 
 
@@ -21,11 +21,12 @@ POINTED = ("pointed", "also pointed")  # the objects of the first and of the sec
 # Weights of all losses by name
 LOSS_WEIGHTS = {
     "patch looks": 0.5, "occupied": 0.5, "offsets": 5.0, "windows": 5.0, "cell colours": 20.0, "position": 5.0,
-    "cell looks": 0.3, "track classes": 0.5, "past": 5.0, "centres": 0.5, "counts": 0.5, "mask classes": 0.2,
-    "mask places": 2.0, "language": 5.0, "context": 1.0, "region tokens": 0.1, "region classes": 0.5,
-    "region trajectory": 3.0, "region moment": 3.0, "pointed classes": 0.5, "pointed trajectory": 3.0,
-    "pointed moment": 3.0, "also pointed classes": 0.5, "also pointed trajectory": 3.0, "also pointed moment": 3.0,
-    "seg classes": 0.2, "seg trajectory": 2.0, "seg moment": 0.3, "prompt": 1.0, "mask": 3.0,
+    "cell looks": 0.3, "track classes": 0.5, "past": 15.0, "time": 0.5, "groups": 0.1, "track moment": 3.0,
+    "centres": 0.5, "counts": 0.5, "mask classes": 0.2, "mask places": 2.0, "language": 5.0, "context": 1.0,
+    "region tokens": 0.1, "region classes": 0.5, "region trajectory": 3.0, "region moment": 3.0, "pointed classes": 0.5,
+    "pointed trajectory": 3.0, "pointed moment": 3.0, "also pointed classes": 0.5, "also pointed trajectory": 3.0,
+    "also pointed moment": 3.0, "seg classes": 0.5, "seg trajectory": 3.0, "seg moment": 0.3, "prompt": 3.0,
+    "mask": 3.0,
 }  # fmt: skip
 Tensors = dict[str, torch.Tensor]
 Losses = tuple[Tensors, Tensors]  # losses and metrics by name
@@ -80,6 +81,17 @@ def place_loss(predicted: torch.Tensor, target: torch.Tensor) -> tuple[torch.Ten
     gap = (predicted[..., 1:] - target[..., 1:]).abs() * seen[..., None]
     visible = seen.sum().clamp(min=1)
     return 0.1 * presence + gap.sum() / visible, SIDE * gap[..., :2].detach().sum() / visible / 2
+
+
+def moment_loss(
+    head: nn.Module, states: torch.Tensor, moments: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean absolute error of the moments that are known, as a loss and as a metric; `moments` (num_states,), -1 where
+    unknown."""
+    known = moments >= 0
+    gap = (head(states).float()[:, 0] - moments).abs() * known
+    error = gap.sum() / known.sum().clamp(min=1)
+    return error, error.detach()
 
 
 def named(prefix: str, accuracies: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -150,10 +162,13 @@ class TrackHeads(nn.Module):
         self.past = mlp(width, MAX_FRAMES * PLACE)
         self.centres = mlp(width, 3)
         self.counts = mlp(width, MAX_OBJECTS + 1)
+        self.time = mlp(width, MAX_FRAMES)
+        self.moment = mlp(width, 1)
+        self.groups = mlp(width, sum(len(CLOSED_SETS[kind]) for kind in GROUPED) * (MOST_ALIKE + 1))
 
-    def losses(self, early: torch.Tensor, late: torch.Tensor, labels: Tensors) -> Losses:
-        """Losses and metrics; `early` and `late` (num_cells_of_all_clips, width): states of the layers from which
-        places and classes are read."""
+    def losses(self, first: torch.Tensor, early: torch.Tensor, late: torch.Tensor, labels: Tensors) -> Losses:
+        """Losses and metrics; `first`, `early` and `late` (num_cells_of_all_clips, width): states of the layers from
+        which the time, places and classes are read."""
         known = labels["past_known"]
         past = self.past(early[labels["cells"]]).unflatten(-1, (MAX_FRAMES, PLACE))
         past_loss, gap = place_loss(past[known], labels["past"][known])
@@ -166,7 +181,22 @@ class TrackHeads(nn.Module):
             "counts": F.cross_entropy(counts, labels["counts"]),
         }
         accuracies["count"] = (counts.argmax(-1) == labels["counts"]).float().mean()
-        return losses, named("track", accuracies) | {"past px": gap}
+        time = self.time(first[labels["video_cells"]]).float()
+        losses["time"] = F.cross_entropy(time, labels["time"])
+        accuracies["time"] = (time.argmax(-1) == labels["time"]).float().mean()
+        groups, accuracies["group"] = self.group_loss(late[labels["group_cells"]], labels["groups"])
+        losses["groups"] = groups
+        moment, error = moment_loss(self.moment, late[labels["cells"]], labels["moments"])
+        return losses | {"track moment": moment}, named("track", accuracies) | {"past px": gap, "track moment": error}
+
+    def group_loss(self, states: torch.Tensor, groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cross-entropy of how many objects of each class there are, summed over classes, and the accuracy for classes
+        of two objects or more."""
+        logits = self.groups(states).float().unflatten(-1, (-1, MOST_ALIKE + 1))
+        known, several = groups != IGNORED, groups > 1
+        loss = F.cross_entropy(logits[known], groups[known], reduction="sum") / len(groups)
+        right = (logits.argmax(-1) == groups) & several
+        return loss, right.sum() / several.sum().clamp(min=1)
 
 
 class ObjectHeads(nn.Module):
@@ -185,11 +215,9 @@ class ObjectHeads(nn.Module):
         trajectory = self.trajectory(states).unflatten(-1, (TRAJECTORY_TIMES, PLACE))
         loss, gap = place_loss(trajectory, labels[f"{name} trajectory"])
         losses, metrics = {f"{name} classes": classes, f"{name} trajectory": loss}, {f"{name} px": gap}
-        moments = labels[f"{name} moments"]
-        known = moments >= 0
-        if known.any():
-            error = (self.moment(states[known])[:, 0].float() - moments[known]).abs().mean()
-            losses[f"{name} moment"], metrics[f"{name} moment"] = error, error.detach()
+        losses[f"{name} moment"], metrics[f"{name} moment"] = moment_loss(
+            self.moment, states, labels[f"{name} moments"]
+        )
         return losses, named(name, accuracies) | metrics
 
 

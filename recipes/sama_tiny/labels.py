@@ -5,7 +5,8 @@ import torch
 
 from sama.data.collator import IGNORED
 from sama.toy_world.clip import Clip
-from sama.toy_world.motion import DIRECTIONS, MOTIONS
+from sama.toy_world.motion import DIRECTIONS, KEY_EVENTS, MOTIONS
+from sama.toy_world.questions import key_frame
 from sama.toy_world.shapes import COLOURS, SHAPES, SIZES, stamp
 
 
@@ -17,6 +18,8 @@ MIN_COVER = 0.1  # fraction of a cell
 WINDOW = 12  # parts along a side of the square around a patch
 MAX_FRAMES = 8  # dense frames of a clip at most
 MAX_OBJECTS = 8  # largest count of objects that a head predicts
+GROUPED = ("colour", "shape", "motion")  # kinds of class of which objects are counted
+MOST_ALIKE = 3  # largest count of objects of one class that a head predicts
 CELL = 3  # covered fraction of a cell, and that fraction times mean x and y of the covered pixels, from -1 to 1
 
 
@@ -89,12 +92,18 @@ def track_labels(clip: Clip, frames: list[int], grid: int) -> dict[str, np.ndarr
     - `classes` (num_known, 5): see [`object_classes`]; motion and direction are unknown before the last two frames
     - `past` (num_known, MAX_FRAMES, 4): places of the object, see [`places`]
     - `past_known` (num_known, MAX_FRAMES), bool: the frames up to the cell's own
+    - `moments` (num_known,): the frame in which it appeared, left or stopped, between dense frames, as a fraction of
+      `MAX_FRAMES`; -1 if it did not so far
+    - `time` (num_frames * grid * grid,): the frame of each cell, which nothing in the prompt tells
+    - `group_cells` (num_frames * grid,): indices of the cells in the last row of each frame
+    - `groups` (num_frames * grid, num_classes): see [`group_counts`]
     - `centres` (num_frames * grid * grid,): how many objects have their centre in a cell, at most 2
     - `counts` (num_frames * grid * grid,): how many objects were seen so far, when the cells are read in order
     """
     covering, everything = objects_of_cells(clip, frames, grid), list(range(len(clip.objects)))
     spots, centres = places(clip, everything, frames), np.zeros(covering.shape, dtype=np.int64)
     appearances = np.zeros(covering.size, dtype=np.int64)
+    since = np.full(len(everything), len(frames))  # the frame in which each object is first seen
     for thing in everything:
         last = None
         for moment, (seen, x, y, _) in enumerate(spots[thing]):
@@ -102,6 +111,7 @@ def track_labels(clip: Clip, frames: list[int], grid: int) -> dict[str, np.ndarr
                 last = min(int(y * grid), grid - 1) * grid + min(int(x * grid), grid - 1)
                 if not spots[thing, :moment, 0].any():
                     appearances[moment * grid**2 + last] += 1
+                    since[thing] = moment
                 centres[moment, last] += 1
             elif last is not None and covering[moment, last] < 0:
                 covering[moment, last] = thing
@@ -109,6 +119,8 @@ def track_labels(clip: Clip, frames: list[int], grid: int) -> dict[str, np.ndarr
     things = covering[moments, positions]
     classes = np.array([object_classes(clip, thing) for thing in everything])[things]
     classes[moments < len(frames) - 2, 3:] = IGNORED
+    keys = np.array([key_moment(clip, thing) for thing in everything])
+    times = np.where(keys < 0, -1, np.interp(keys, frames, np.arange(len(frames))))[things]
     past = np.zeros((len(things), MAX_FRAMES, PLACE), dtype=np.float32)
     past[:, : len(frames)] = spots[things]
     return {
@@ -116,9 +128,37 @@ def track_labels(clip: Clip, frames: list[int], grid: int) -> dict[str, np.ndarr
         "classes": classes,
         "past": past,
         "past_known": np.arange(MAX_FRAMES) <= moments[:, None],
+        "moments": np.where(times > moments, -1, times / MAX_FRAMES).astype(np.float32),
+        "time": np.arange(covering.size) // grid**2,
+        "group_cells": (np.arange(len(frames))[:, None] * grid**2 + np.arange(grid**2 - grid, grid**2)).reshape(-1),
+        "groups": group_counts(clip, since, len(frames)).repeat(grid, 0),
         "centres": np.minimum(centres, 2).reshape(-1),
         "counts": np.minimum(appearances.cumsum(), MAX_OBJECTS),
     }
+
+
+def group_counts(clip: Clip, since: np.ndarray, num_frames: int) -> np.ndarray:
+    """How many objects of each class of the kinds `GROUPED` were seen up to each frame, at most `MOST_ALIKE`; -100 for
+    motions before the last two frames: (num_frames, num_classes). `since`: the frame in which each object is first
+    seen."""
+    present = (np.arange(num_frames)[:, None] >= since).astype(np.int64)
+    classes = np.array([object_classes(clip, thing) for thing in range(len(clip.objects))])
+    found = []
+    for number, (kind, words) in enumerate(CLOSED_SETS.items()):
+        if kind in GROUPED:
+            counts = np.minimum(present @ (classes[:, number, None] == np.arange(len(words))), MOST_ALIKE)
+            if kind == "motion":
+                counts[: max(num_frames - 2, 0)] = IGNORED
+            found.append(counts)
+    return np.concatenate(found, 1)
+
+
+def key_moment(clip: Clip, thing: int) -> int:
+    """The frame in which an object appears, leaves or stops; -1 if it does nothing of the kind, or nobody sees when."""
+    if clip.num_frames == 1 or clip.objects[thing].motion not in KEY_EVENTS:
+        return -1
+    frame = key_frame(clip, thing)
+    return -1 if frame is None else frame
 
 
 def places(clip: Clip, things: list[int], frames: list[int]) -> np.ndarray:

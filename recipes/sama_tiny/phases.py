@@ -90,7 +90,11 @@ class Phase(NamedTuple):
 
 
 def train(
-    phases: Sequence[Phase], modules: dict[str, nn.Module], arguments: argparse.Namespace, state_path: Path
+    phases: Sequence[Phase],
+    modules: dict[str, nn.Module],
+    arguments: argparse.Namespace,
+    state_path: Path,
+    matrices: Sequence[nn.Parameter] = (),
 ) -> None:
     """
     Run the steps of all phases, resuming from `state_path` if it exists.
@@ -99,11 +103,11 @@ def train(
         phases (`Sequence[Phase]`): The phases, in order.
         modules (`dict[str, nn.Module]`): What any phase trains, by its name in `state.pt`.
         arguments (`argparse.Namespace`): See [`add_run_arguments`].
-        state_path (`Path`): Weights, optimizer and number of steps.
+        state_path (`Path`): Weights, optimizers and number of steps.
+        matrices (`Sequence[nn.Parameter]`): What of the modules Muon updates; AdamW updates the rest.
     """
-    parameters = [parameter for module in modules.values() for parameter in module.parameters()]
-    optimizer = torch.optim.AdamW(parameters, weight_decay=WEIGHT_DECAY, betas=(0.9, 0.98), fused=True)
-    done, first = load_state(state_path, modules, optimizer, arguments.device), 0
+    optimizers = optimizers_of(modules, matrices)
+    done, first = load_state(state_path, modules, optimizers, arguments.device), 0
     log, total = StepLog(arguments.log_steps), sum(phase.examples.steps for phase in phases)
     for phase in phases:
         for parts, trained in ((modules.values(), False), (phase.trained, True), (phase.frozen, False)):
@@ -115,15 +119,33 @@ def train(
         for step, batch in batches(phase.examples, max(done - first, 0), arguments):
             # Dropout in SAM 2's memory
             torch.manual_seed(arguments.seed + (first + step) * num_processes() + process_index())
-            optimizer.param_groups[0]["lr"] = phase.learning_rate * schedule(step, steps)
-            losses, metrics = take_step(phase, batch, optimizer, arguments)
+            for optimizer in optimizers:
+                optimizer.param_groups[0]["lr"] = phase.learning_rate * schedule(step, steps)
+            losses, metrics = take_step(phase, batch, optimizers, arguments)
             if process_index():
                 continue
             number = first + step + 1
             log.add(number, metrics | {f"loss {name}": loss for name, loss in losses.items()})
             if number % arguments.save_steps == 0 or number == total:
-                save_state(state_path, modules, optimizer, number)
+                save_state(state_path, modules, optimizers, number)
         first += steps
+
+
+def optimizers_of(
+    modules: dict[str, nn.Module], matrices: Sequence[nn.Parameter] = ()
+) -> list[torch.optim.Optimizer]:
+    """AdamW, and Muon for `matrices`, whose steps are scaled to the size of those of AdamW."""
+    own = {id(matrix) for matrix in matrices}
+    rest = [one for module in modules.values() for one in module.parameters() if id(one) not in own]
+    found = [torch.optim.AdamW(rest, weight_decay=WEIGHT_DECAY, betas=(0.9, 0.98), fused=True)]
+    if matrices:
+        found.append(torch.optim.Muon(matrices, weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw"))
+    return found
+
+
+def hidden_matrices(*parts: nn.Module) -> list[nn.Parameter]:
+    """The weights of the linear layers of these parts."""
+    return [module.weight for part in parts for module in part.modules() if isinstance(module, nn.Linear)]
 
 
 def batches(examples: Examples, first: int, arguments: argparse.Namespace) -> Iterator[tuple[int, Batch]]:
@@ -134,7 +156,9 @@ def batches(examples: Examples, first: int, arguments: argparse.Namespace) -> It
     yield from enumerate(islice(chain.from_iterable(blocks), first % BLOCK, None), start=first)
 
 
-def take_step(phase: Phase, batch: Batch, optimizer: torch.optim.Optimizer, arguments: argparse.Namespace) -> Losses:
+def take_step(
+    phase: Phase, batch: Batch, optimizers: Sequence[torch.optim.Optimizer], arguments: argparse.Namespace
+) -> Losses:
     """Losses, gradients, and an update of the weights. [`TrainingError`] if a loss is not finite."""
     with autocast(arguments):
         losses, metrics = phase.losses(batch)
@@ -143,11 +167,13 @@ def take_step(phase: Phase, batch: Batch, optimizer: torch.optim.Optimizer, argu
         wrong = ", ".join(f"{name} {value.item():.3g}" for name, value in losses.items() if not value.isfinite())
         raise TrainingError(f"a loss is not finite: {wrong}")
     loss.backward()
-    parameters = [each for each in optimizer.param_groups[0]["params"] if each.requires_grad]
+    everything = [each for optimizer in optimizers for each in optimizer.param_groups[0]["params"]]
+    parameters = [each for each in everything if each.requires_grad]
     average_gradients(parameters)
     nn.utils.clip_grad_norm_(parameters, 1.0)
-    optimizer.step()
-    optimizer.zero_grad()
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
     return losses, metrics
 
 
@@ -229,23 +255,29 @@ def folder_with(name: str) -> Callable[[str], Path]:
     return folder
 
 
-def load_state(path: Path, modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer, device: str) -> int:
-    """Load modules and optimizer if the file exists; the number of steps done so far."""
+def load_state(
+    path: Path, modules: dict[str, nn.Module], optimizers: Sequence[torch.optim.Optimizer], device: str
+) -> int:
+    """Load modules and optimizers if the file exists; the number of steps done so far."""
     if not path.is_file():
         return 0
     state = torch.load(path, weights_only=True, map_location=device)
     for name, module in modules.items():
         module.load_state_dict(state[name])
-    optimizer.load_state_dict(state["optimizer"])
+    for optimizer, own in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(own)
     print(f"resuming from step {state['step']}")
     return state["step"]
 
 
-def save_state(path: Path, modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer, step: int) -> None:
-    """Save modules and optimizer atomically."""
+def save_state(
+    path: Path, modules: dict[str, nn.Module], optimizers: Sequence[torch.optim.Optimizer], step: int
+) -> None:
+    """Save modules and optimizers atomically."""
     state = {name: module.state_dict() for name, module in modules.items()}
+    state |= {"optimizers": [optimizer.state_dict() for optimizer in optimizers], "step": step}
     with atomic_path(path) as temporary:
-        torch.save(state | {"optimizer": optimizer.state_dict(), "step": step}, temporary)
+        torch.save(state, temporary)
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -290,10 +322,11 @@ def train_and_save(
     phases: Sequence[Phase],
     modules: dict[str, nn.Module],
     arguments: argparse.Namespace,
+    matrices: Sequence[nn.Parameter] = (),
 ) -> None:
     """Run all phases, and write the model and its processor to the output folder."""
     arguments.to.mkdir(parents=True, exist_ok=True)
-    train(phases, modules, arguments, arguments.to / "state.pt")
+    train(phases, modules, arguments, arguments.to / "state.pt", matrices)
     if not process_index():
         model.save_pretrained(arguments.to)
         processor.save_pretrained(arguments.to)

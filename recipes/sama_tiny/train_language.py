@@ -219,7 +219,7 @@ def main() -> None:
     losses = DialogueLosses(model, processor, arguments.seed)
     losses.start_from(arguments.videos, arguments.masks)
     losses.to(arguments.device)
-    train_and_save(model, processor, plan(losses, arguments), losses.modules, arguments)
+    train_and_save(model, processor, plan(losses, arguments), losses.modules, arguments, losses.matrices)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ Two phases, each with its own learning rate schedule. Both use auxiliary heads (
 2. Videos (`--video-steps`): the language model reads the frames of clips, without a question, and learns to keep track
    of all objects. Single frames and single masks continue.
 
-To train in two processes, each with examples of its own, replace `python` by `torchrun --nproc_per_node 2`. An
-interrupted run resumes from `state.pt` with identical losses.
+Muon updates the linear layers and AdamW the rest. The batch sizes are those of each of two processes
+(`torchrun --nproc_per_node 2`). An interrupted run resumes from `state.pt` with identical losses.
 """
 
 import argparse
@@ -28,15 +28,17 @@ from sama.recipes.sama_tiny.phases import (
     Phase,
     add_run_arguments,
     folder_with,
+    hidden_matrices,
     start,
     train_and_save,
     trained_parts,
 )
 
 
-# Layers of the language model whose states tell the places and the classes of objects. What a layer finds out can be
-# used by words of the answer in later layers only
-PLACE_LAYER, CLASS_LAYER = 4, 6
+# Layers of the language model after which the frame of a cell, the places and the classes of objects can be read off
+# its state. What a layer finds out can be used by later layers only, and nothing in the prompt says which frame it is:
+# without that, where objects were in earlier frames is told by a rough path (docs/log.md)
+TIME_LAYER, PLACE_LAYER, CLASS_LAYER = 1, 4, 6
 
 
 class VideoLosses:
@@ -52,6 +54,11 @@ class VideoLosses:
     def modules(self) -> dict[str, nn.Module]:
         """What is trained, by its name in `state.pt`."""
         return {"parts": trained_parts(self.model), "heads": self.heads}
+
+    @property
+    def matrices(self) -> list[nn.Parameter]:
+        """What Muon updates: the linear layers of the model, but not the one that tells words."""
+        return hidden_matrices(*self.modules["parts"][:-1])
 
     def frames(self, batch: Batch) -> Losses:
         """Single frames and single masks: patches of the vision tower, projected cells, and both shape encoders."""
@@ -89,7 +96,8 @@ class VideoLosses:
 
     def track_losses(self, states: tuple[torch.Tensor, ...], is_cell: torch.Tensor, labels: Tensors) -> Losses:
         """Losses of the table of objects that the states of the frames keep."""
-        return self.heads.tracks.losses(states[PLACE_LAYER][is_cell], states[CLASS_LAYER][is_cell], labels)
+        layers = (states[layer][is_cell] for layer in (TIME_LAYER, PLACE_LAYER, CLASS_LAYER))
+        return self.heads.tracks.losses(*layers, labels)
 
     @property
     def shape_encoders(self) -> list[nn.Module]:
@@ -122,10 +130,10 @@ def main() -> None:
         help="a model made by recipes/sama_tiny/initialize.py",
     )
     parser.add_argument("--to", type=Path, required=True, help="output folder")
-    parser.add_argument("--frame-steps", type=int, default=1000, help="steps of the first phase")
+    parser.add_argument("--frame-steps", type=int, default=800, help="steps of the first phase")
     parser.add_argument("--video-steps", type=int, default=1600, help="steps of the second phase")
-    parser.add_argument("--frames", type=int, default=48, help="single frames per step and process")
-    parser.add_argument("--videos", type=int, default=32, help="videos per step and process")
+    parser.add_argument("--frames", type=int, default=24, help="single frames per step and process")
+    parser.add_argument("--videos", type=int, default=16, help="videos per step and process")
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
     add_run_arguments(parser)
     arguments = parser.parse_args()
@@ -133,7 +141,8 @@ def main() -> None:
     losses = VideoLosses(model, arguments.seed)
     for part in (model, losses.heads):
         part.to(arguments.device)
-    train_and_save(model, processor, plan(losses, processor, arguments), losses.modules, arguments)
+    phases = plan(losses, processor, arguments)
+    train_and_save(model, processor, phases, losses.modules, arguments, losses.matrices)
 
 
 if __name__ == "__main__":
