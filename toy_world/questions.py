@@ -119,6 +119,12 @@ def with_article(noun: str, article: str) -> str:
     return f"{article} {noun}"
 
 
+def in_reading_order(clip: Clip, things: list[int]) -> list[int]:
+    """Objects in the order of their first appearance, then from left to right, as a viewer could list them."""
+    first_seen = (clip.seen > 0).argmax(axis=1)
+    return sorted(things, key=lambda i: (first_seen[i], clip.objects[i].start[0]))
+
+
 def aspects_of(candidates, *aspects: str) -> set[tuple[int, str]]:
     return {(i, aspect) for i in candidates for aspect in aspects}
 
@@ -373,7 +379,7 @@ def ask_count(scene: Scene, aspect: str, value: str, most: int, least: int = 0) 
         "shape": [toy_object.shape for toy_object in objects],
         "motion": [toy_object.motion for toy_object in objects],
     }
-    candidates = [i for i, one in enumerate(values[aspect]) if one == value]
+    candidates = in_reading_order(scene.clip, [i for i, one in enumerate(values[aspect]) if one == value])
     answer = NUMBERS[len(candidates)]
     kind = {"all": "count_all", "motion": "count_motion"}.get(aspect, "count_look")
     noun = {"colour": f"{value} thing", "shape": value}.get(aspect, "thing")

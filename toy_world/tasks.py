@@ -29,6 +29,7 @@ from .questions import (
     ask_refer_motion,
     ask_shape,
     ask_size,
+    in_reading_order,
     with_article,
 )  # fmt: skip
 from .shapes import COLOURS, SHAPES
@@ -259,13 +260,12 @@ def description(settings: ToySettings, rng: np.random.Generator) -> tuple[Clip, 
 
 
 def caption(settings: ToySettings, rng: np.random.Generator) -> tuple[Clip, list[ToyTurn]]:
-    """Describe all objects with masks, in order of first appearance, then from left to right."""
+    """Describe all objects with masks, in reading order."""
     number, num_frames = draw_number(settings.things, rng), draw_number(settings.frames, rng)
     for clip in propose_clips(settings, ClipConstraints(), number, num_frames, rng):
         if clip.clear.all():
             scene = Scene(clip, rng)
-            first_seen = (clip.seen > 0).argmax(axis=1)
-            order = sorted(range(number), key=lambda i: (first_seen[i], clip.objects[i].start[0]))
+            order = in_reading_order(clip, [*range(number)])
             sentences = [part for i in order for part in (*_caption_sentence(scene, i), " ")][:-1]
             return clip, [scene.turn("caption", {"sentences": sentences})]
 

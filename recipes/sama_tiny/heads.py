@@ -11,7 +11,17 @@ from torch import nn
 from torch.nn import functional as F
 
 from sama.data.collator import IGNORED
-from sama.recipes.sama_tiny.labels import CELL, CLOSED_SETS, GROUPED, MAX_FRAMES, MAX_OBJECTS, MOST_ALIKE, PLACE, SIDE, WINDOW
+from sama.recipes.sama_tiny.labels import (
+    CELL,
+    CLOSED_SETS,
+    GROUPED,
+    MAX_FRAMES,
+    MAX_OBJECTS,
+    MOST_ALIKE,
+    PLACE,
+    SIDE,
+    WINDOW,
+)
 from sama.toy_world.shapes import COLOURS
 
 
@@ -23,10 +33,10 @@ LOSS_WEIGHTS = {
     "patch looks": 0.5, "occupied": 0.5, "offsets": 5.0, "windows": 5.0, "cell colours": 20.0, "position": 5.0,
     "cell looks": 0.3, "track classes": 0.5, "past": 15.0, "time": 0.5, "groups": 0.1, "track moment": 3.0,
     "centres": 0.5, "counts": 0.5, "mask classes": 0.2, "mask places": 2.0, "language": 5.0, "context": 1.0,
-    "region tokens": 0.1, "region classes": 0.5, "region trajectory": 3.0, "region moment": 3.0, "pointed classes": 0.5,
-    "pointed trajectory": 3.0, "pointed moment": 3.0, "also pointed classes": 0.5, "also pointed trajectory": 3.0,
-    "also pointed moment": 3.0, "seg classes": 0.5, "seg trajectory": 3.0, "seg moment": 0.3, "prompt": 3.0,
-    "mask": 3.0,
+    "region tokens": 0.1, "region classes": 0.5, "region trajectory": 3.0, "region moment": 3.0,
+    "pointed classes": 0.5, "pointed trajectory": 3.0, "pointed moment": 3.0, "also pointed classes": 0.5,
+    "also pointed trajectory": 3.0, "also pointed moment": 3.0, "seg classes": 0.5, "seg trajectory": 3.0,
+    "seg moment": 0.3, "prompt": 3.0, "mask": 3.0,
 }  # fmt: skip
 Tensors = dict[str, torch.Tensor]
 Losses = tuple[Tensors, Tensors]  # losses and metrics by name
@@ -67,10 +77,15 @@ def class_loss(
             continue
         known = classes[:, number] != IGNORED
         if known.any():
-            logits, expected = heads[kind](states[known]).float(), classes[known, number]
-            losses.append(F.cross_entropy(logits, expected))
-            accuracies[kind] = (logits.argmax(-1) == expected).float().mean()
+            loss, accuracies[kind] = choice_loss(heads[kind](states[known]), classes[known, number])
+            losses.append(loss)
     return sum(losses), accuracies
+
+
+def choice_loss(logits: torch.Tensor, expected: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross-entropy and accuracy of one choice, (num_states, num_choices) and (num_states,)."""
+    logits = logits.float()
+    return F.cross_entropy(logits, expected), (logits.argmax(-1) == expected).float().mean()
 
 
 def place_loss(predicted: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -83,9 +98,7 @@ def place_loss(predicted: torch.Tensor, target: torch.Tensor) -> tuple[torch.Ten
     return 0.1 * presence + gap.sum() / visible, SIDE * gap[..., :2].detach().sum() / visible / 2
 
 
-def moment_loss(
-    head: nn.Module, states: torch.Tensor, moments: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def moment_loss(head: nn.Module, states: torch.Tensor, moments: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean absolute error of the moments that are known, as a loss and as a metric; `moments` (num_states,), -1 where
     unknown."""
     known = moments >= 0
@@ -152,9 +165,9 @@ class CellHeads(nn.Module):
 
 
 class TrackHeads(nn.Module):
-    """Heads on the language model's states at the cells of the frames: which object a cell stands for, what it did so
-    far and where it was, and how many there are, see [`labels.track_labels`]. All objects of a clip are supervised,
-    not only those that a question names."""
+    """Heads on the language model's states at the cells of the frames: which frame a cell is in, which object it is
+    of, what that did so far and where it was, and how many there are, see [`labels.track_labels`]. All objects of a
+    clip are supervised, not only those that a question names."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -168,26 +181,22 @@ class TrackHeads(nn.Module):
 
     def losses(self, first: torch.Tensor, early: torch.Tensor, late: torch.Tensor, labels: Tensors) -> Losses:
         """Losses and metrics; `first`, `early` and `late` (num_cells_of_all_clips, width): states of the layers from
-        which the time, places and classes are read."""
-        known = labels["past_known"]
-        past = self.past(early[labels["cells"]]).unflatten(-1, (MAX_FRAMES, PLACE))
+        which the frame, places and classes are read."""
+        shown, every, known = labels["cells"], labels["video_cells"], labels["past_known"]
+        past = self.past(early[shown]).unflatten(-1, (MAX_FRAMES, PLACE))
         past_loss, gap = place_loss(past[known], labels["past"][known])
-        classes, accuracies = class_loss(self.classes, late[labels["cells"]], labels["classes"])
-        counts = self.counts(late[labels["video_cells"]]).float()
+        centres, _ = choice_loss(self.centres(early[every]), labels["centres"])
+        time, right_times = choice_loss(self.time(first[every]), labels["time"])
+        counts, right_counts = choice_loss(self.counts(late[every]), labels["counts"])
+        groups, right_groups = self.group_loss(late[labels["group_cells"]], labels["groups"])
+        classes, accuracies = class_loss(self.classes, late[shown], labels["classes"])
+        moment, error = moment_loss(self.moment, late[shown], labels["moments"])
         losses = {
-            "track classes": classes,
-            "past": past_loss,
-            "centres": F.cross_entropy(self.centres(early[labels["video_cells"]]).float(), labels["centres"]),
-            "counts": F.cross_entropy(counts, labels["counts"]),
-        }
-        accuracies["count"] = (counts.argmax(-1) == labels["counts"]).float().mean()
-        time = self.time(first[labels["video_cells"]]).float()
-        losses["time"] = F.cross_entropy(time, labels["time"])
-        accuracies["time"] = (time.argmax(-1) == labels["time"]).float().mean()
-        groups, accuracies["group"] = self.group_loss(late[labels["group_cells"]], labels["groups"])
-        losses["groups"] = groups
-        moment, error = moment_loss(self.moment, late[labels["cells"]], labels["moments"])
-        return losses | {"track moment": moment}, named("track", accuracies) | {"past px": gap, "track moment": error}
+            "track classes": classes, "past": past_loss, "centres": centres, "time": time, "counts": counts,
+            "groups": groups, "track moment": moment,
+        }  # fmt: skip
+        accuracies |= {"time": right_times, "count": right_counts, "group": right_groups, "moment": error}
+        return losses, named("track", accuracies) | {"past px": gap}
 
     def group_loss(self, states: torch.Tensor, groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Cross-entropy of how many objects of each class there are, summed over classes, and the accuracy for classes

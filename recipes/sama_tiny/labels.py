@@ -120,7 +120,7 @@ def track_labels(clip: Clip, frames: list[int], grid: int) -> dict[str, np.ndarr
     classes = np.array([object_classes(clip, thing) for thing in everything])[things]
     classes[moments < len(frames) - 2, 3:] = IGNORED
     keys = np.array([key_moment(clip, thing) for thing in everything])
-    times = np.where(keys < 0, -1, np.interp(keys, frames, np.arange(len(frames))))[things]
+    times = np.interp(keys, frames, np.arange(len(frames)))[things]
     past = np.zeros((len(things), MAX_FRAMES, PLACE), dtype=np.float32)
     past[:, : len(frames)] = spots[things]
     return {
@@ -128,7 +128,7 @@ def track_labels(clip: Clip, frames: list[int], grid: int) -> dict[str, np.ndarr
         "classes": classes,
         "past": past,
         "past_known": np.arange(MAX_FRAMES) <= moments[:, None],
-        "moments": np.where(times > moments, -1, times / MAX_FRAMES).astype(np.float32),
+        "moments": np.where((keys[things] < 0) | (times > moments), -1, times / MAX_FRAMES).astype(np.float32),
         "time": np.arange(covering.size) // grid**2,
         "group_cells": (np.arange(len(frames))[:, None] * grid**2 + np.arange(grid**2 - grid, grid**2)).reshape(-1),
         "groups": group_counts(clip, since, len(frames)).repeat(grid, 0),
@@ -154,7 +154,7 @@ def group_counts(clip: Clip, since: np.ndarray, num_frames: int) -> np.ndarray:
 
 
 def key_moment(clip: Clip, thing: int) -> int:
-    """The frame in which an object appears, leaves or stops; -1 if it does nothing of the kind, or nobody sees when."""
+    """The frame in which an object appears, leaves or stops; -1 if it does none of these, or nobody sees when."""
     if clip.num_frames == 1 or clip.objects[thing].motion not in KEY_EVENTS:
         return -1
     frame = key_frame(clip, thing)

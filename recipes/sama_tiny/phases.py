@@ -131,9 +131,7 @@ def train(
         first += steps
 
 
-def optimizers_of(
-    modules: dict[str, nn.Module], matrices: Sequence[nn.Parameter] = ()
-) -> list[torch.optim.Optimizer]:
+def optimizers_of(modules: dict[str, nn.Module], matrices: Sequence[nn.Parameter] = ()) -> list[torch.optim.Optimizer]:
     """AdamW, and Muon for `matrices`, whose steps are scaled to the size of those of AdamW."""
     own = {id(matrix) for matrix in matrices}
     rest = [one for module in modules.values() for one in module.parameters() if id(one) not in own]

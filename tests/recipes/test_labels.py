@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from sama.recipes.sama_tiny.labels import (
+    CLOSED_SETS,
     MAX_FRAMES,
     WINDOW,
     cells,
@@ -15,7 +16,7 @@ from sama.recipes.sama_tiny.labels import (
     track_labels,
 )
 from sama.toy_world.clip import Clip
-from sama.toy_world.motion import ToyObject, Trajectory
+from sama.toy_world.motion import MOTIONS, ToyObject, Trajectory
 from sama.toy_world.shapes import COLOURS, SHAPES
 from sama.toy_world.world import ToyWorld
 
@@ -106,6 +107,34 @@ def test_objects_are_counted_when_they_appear():
     clip = clip_of([(0, 0), None], [(8, 16), (0, 0)], [None, (8, 16)])
     counts = track_labels(clip, [0, 1], GRID)["counts"].tolist()
     assert counts == [1] * 6 + [2] * 10 + [2] * 6 + [3] * 10
+
+
+def test_alike_objects_are_counted_when_they_were_seen():
+    clip = clip_of([(0, 0)] * 3, [(8, 16), None, None], [None, (0, 16), (0, 16)])
+    clip.objects[1].shape, clip.objects[2].motion = "circle", "left"
+    labels = track_labels(clip, [0, 1, 2], GRID)
+    assert labels["group_cells"].tolist() == [16 * frame + cell for frame in range(3) for cell in range(12, 16)]
+    counts, sizes = labels["groups"][::GRID], [len(CLOSED_SETS[kind]) for kind in ("colour", "shape", "motion")]
+    colours, shapes, motions = np.split(counts, np.cumsum(sizes)[:-1], axis=1)
+    assert colours[:, 0].tolist() == [2, 3, 3] and not colours[:, 1:].any()
+    assert shapes[:, SHAPES.index("square")].tolist() == [1, 2, 2]
+    assert shapes[:, SHAPES.index("circle")].tolist() == [1, 1, 1]
+    left, zigzag = (list(MOTIONS).index(motion) for motion in ("left", "zigzag"))
+    assert (motions[0] == -100).all() and motions[1:, [left, zigzag]].tolist() == [[1, 2], [1, 2]]
+
+
+def test_a_cell_knows_its_frame_and_when_its_object_stopped():
+    clip = clip_of([(0, 0)] * 9, [(8, 16)] * 9)
+    clip.objects[0].motion, clip.objects[0].key = (
+        "stop",
+        0.5,
+    )  # at rest in frame 4 of 9, between the dense frames 3 and 6
+    labels = track_labels(clip, [0, 3, 6, 8], GRID)
+    assert labels["time"].tolist() == [frame for frame in range(4) for _ in range(GRID**2)]
+    moments, positions = np.divmod(labels["cells"], GRID**2)
+    found = labels["moments"][positions == 0].tolist()
+    assert found == pytest.approx([-1, -1, (1 + 1 / 3) / MAX_FRAMES, (1 + 1 / 3) / MAX_FRAMES])
+    assert (labels["moments"][positions != 0] == -1).all() and moments.max() == 3
 
 
 def test_two_objects_in_one_cell_are_counted():

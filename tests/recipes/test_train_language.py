@@ -19,7 +19,7 @@ from sama.processing_sama import SamaProcessor
 from sama.recipes.sama_tiny.attention import matmul_attention, use_matmul_attention
 from sama.recipes.sama_tiny.examples import DialogueExamples, FrameExamples, VideoExamples
 from sama.recipes.sama_tiny.heads import POINTED
-from sama.recipes.sama_tiny.phases import Phase, batches, take_step, train, trained_parts
+from sama.recipes.sama_tiny.phases import Phase, batches, optimizers_of, take_step, train, trained_parts
 from sama.recipes.sama_tiny.train_language import DialogueLosses, plan
 from sama.recipes.sama_tiny.train_videos import plan as plan_videos
 from sama.training.checkpoints import TrainingError
@@ -131,10 +131,24 @@ def test_a_run_goes_on_inside_a_block(model, processor, arguments):
 
 def test_a_loss_that_is_not_finite_is_an_error(arguments):
     layer = torch.nn.Linear(1, 1)
-    optimizer = torch.optim.AdamW(layer.parameters())
     phase = Phase(None, lambda batch: ({"mask": layer.weight.sum() / 0, "prompt": layer.bias.sum()}, {}), 1e-3, [])
     with pytest.raises(TrainingError, match="not finite: mask"):
-        take_step(phase, {}, optimizer, arguments)
+        take_step(phase, {}, optimizers_of({"layer": layer}), arguments)
+
+
+def test_muon_updates_linear_layers_and_adamw_the_rest(model, processor):
+    losses = DialogueLosses(model, processor, seed=0)
+    adamw, muon = (
+        [id(parameter) for parameter in optimizer.param_groups[0]["params"]]
+        for optimizer in optimizers_of(losses.modules, losses.matrices)
+    )
+    everything = [parameter for module in losses.modules.values() for parameter in module.parameters()]
+    assert sorted(adamw + muon) == sorted(map(id, everything))
+    layer = model.model.backbone.language_model.layers[0]
+    embeddings = model.get_input_embeddings().weight
+    assert {id(layer.mlp.up_proj.weight), id(model.model.seg_projection[0].weight)} <= set(muon)
+    assert {id(model.lm_head.weight), id(embeddings), id(layer.input_layernorm.weight)} <= set(adamw)
+    assert id(losses.heads.tracks.past[1].weight) in adamw
 
 
 def test_the_decoder_of_a_later_stage_wins_over_that_of_the_first(processor, tmp_path):
@@ -220,7 +234,7 @@ def run(losses: Recorded, arguments: Namespace, path) -> Recorded:
         phase._replace(losses=lambda batch, own=phase.losses: losses.recorded(own, batch))
         for phase in (*plan_videos(losses, losses.processor, arguments), *plan(losses, arguments))
     ]
-    train(phases, losses.modules, arguments, path)
+    train(phases, losses.modules, arguments, path, losses.matrices)
     return losses
 
 
