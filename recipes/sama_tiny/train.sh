@@ -13,16 +13,15 @@ recipe=recipes/sama_tiny
 export OMP_NUM_THREADS=1
 mkdir -p "$out"
 
+# A stage in two processes, one for each core: its name, and what it starts from
+stage() {
+    "$python" -m torch.distributed.run --nproc_per_node 2 "$recipe/train_$1.py" --to "$out/$1" --seed "$seed" \
+        --compile "${@:2}" >> "$out/$1.log"
+}
+
 # The processor is written last
 [ -f "$out/start/processor_config.json" ] || "$python" $recipe/initialize.py --to "$out/start" --seed "$seed"
-
-# Stages 1 and 2 need nothing of each other: one core each
-"$python" $recipe/train_masks.py --model "$out/start" --to "$out/masks" --seed "$seed" >> "$out/masks.log" &
-masks=$!
-trap 'kill "$masks" 2>/dev/null || true' EXIT  # also where the other stage fails
-"$python" $recipe/train_videos.py --model "$out/start" --to "$out/videos" --seed "$seed" --compile >> "$out/videos.log"
-wait "$masks"
-
-"$python" -m torch.distributed.run --nproc_per_node 2 $recipe/train_language.py --videos "$out/videos" \
-    --masks "$out/masks" --to "$out/language" --seed "$seed" --compile >> "$out/language.log"
+stage masks --model "$out/start"
+stage videos --model "$out/start"
+stage language --videos "$out/videos" --masks "$out/masks"
 "$python" $recipe/finish.py --run "$out" --to "$out/shipped"
