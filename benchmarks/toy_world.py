@@ -54,7 +54,7 @@ class ToyWorldBenchmark(Benchmark):
     """One question per clip: its dialogue. The same seed, split and index give the same clip."""
 
     name = "toy_world"
-    version = 2  # in version 1, answers on colour, shape and size had a mask at random
+    version = 3  # before: "Yes, it moves left." and plural objects in no order; in version 1, some masks at random
     splits = ("val", "unseen", NO_TARGET)
     # The sources of the catalogue have the seeds 0, 1 and 2, so that training and benchmark share no clips
     options = {"clips": 300, "seed": 7, "size": 64, "background": "texture"}
