@@ -255,7 +255,7 @@ def checkpoint_state(checkpoint: str | None) -> str:
 
 def annotate(given: argparse.Namespace) -> RunCounts:
     """Runs everything; returns the counts."""
-    settings = annotation_settings(given)
+    settings, scenes = annotation_settings(given), input_scenes(given)
     given.output.mkdir(parents=True, exist_ok=True)
     prices = parse_prices(given.price)
     costs = Costs(given.output / "costs.jsonl", prices, parse_budget(given.budget))
@@ -276,7 +276,7 @@ def annotate(given: argparse.Namespace) -> RunCounts:
     try:
         if costs.locked:
             run.remove_leftovers()
-        counts = run.run(input_scenes(given), given.concurrency, show, in_pool)
+        counts = run.run(scenes, given.concurrency, show, in_pool)
         _finish(given, (settings, models, counts), costs.currency)
     finally:
         costs.close()  # not before: without its lock, another run may remove what this one is still writing
@@ -413,7 +413,8 @@ def _fail(problem: str, code: int = 1) -> int:
 
 def summary_lines(counts: RunCounts) -> Iterator[str]:
     """The counts of a run as text."""
-    yield "videos: " + ", ".join(f"{number} {state}" for state, number in sorted(counts.videos.items()))
+    found = [f"{number} {state}" for state, number in sorted(counts.videos.items())]
+    yield f"videos: {', '.join(found)}" + (" (see errors.jsonl)" if counts.videos["error"] else "")
     for stage, found in counts.items.items():
         yield f"{stage}: " + ", ".join(f"{number} {name}" for name, number in found.items())
     if counts.reasons:

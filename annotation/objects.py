@@ -41,20 +41,19 @@ def read_scenes(videos: Path, masks: Path, source: str) -> Iterator[Scene | Brok
             - a folder with a folder of PNG files for each video, whose values are the numbers of the objects.
         source (`str`): Name of the data set in records.
 
-    Yields:
-        [`Scene`], or [`BrokenScene`] for a video or a line that cannot be read.
+    Returns:
+        `Iterator`: [`Scene`], or [`BrokenScene`] for a video or a line that cannot be read.
 
     Raises:
-        DataError: if the folder or the mask file as a whole cannot be read.
+        DataError: if the folder does not exist; while it is read, if the mask file as a whole cannot be read.
     """
     if not videos.is_dir():
         raise DataError("there is no such folder", file=videos)
     if masks.is_dir():
-        yield from _png_scenes(videos, masks, source)
-    elif masks.suffix == ".jsonl":
-        yield from _record_scenes(videos, masks, source)
-    else:
-        yield from _store_scenes(videos, masks, source)
+        return _png_scenes(videos, masks, source)
+    if masks.suffix == ".jsonl":
+        return _record_scenes(videos, masks, source)
+    return _store_scenes(videos, masks, source)
 
 
 def read_source(catalogue: Path, name: str, root: Path | None) -> Iterator[Scene | BrokenScene]:
@@ -283,6 +282,5 @@ def list_videos(videos: Path, source: str) -> Iterator[Scene]:
     """All videos of a folder, without objects: files, and folders of frames."""
     if not videos.is_dir():
         raise DataError("there is no such folder", file=videos)
-    for path in sorted(videos.iterdir()):
-        if path.suffix.lower() in VIDEO_SUFFIXES or path.is_dir():
-            yield video_scene(videos, path.name, source)
+    paths = (path for path in sorted(videos.iterdir()) if path.suffix.lower() in VIDEO_SUFFIXES or path.is_dir())
+    return (video_scene(videos, path.name, source) for path in paths)

@@ -358,7 +358,9 @@ def test_a_video_without_an_answer_is_an_error_row_and_the_others_are_kept(small
     with scripted_endpoint(models.answer, fault, models=("writer", "verifier", "guesser")) as server:
         assert annotate.main(command(broken, server.url)) == annotate.INCOMPLETE
         (row,) = read_rows(broken.output / "errors.jsonl")
-        assert (row["video"], row["class"]) == (bad, "request") and "1 error" in capsys.readouterr().out
+        assert (row["video"], row["class"]) == (bad, "request")
+        printed = capsys.readouterr().out
+        assert "1 error" in printed and "(see errors.jsonl)" in printed
     with worked_example.toy_endpoint(broken) as server:  # another run asks for this video alone
         assert annotate.main(command(broken, server.url)) == 0
         assert {
@@ -427,6 +429,15 @@ def test_mistakes_of_the_command_line_are_one_sentence(small, tmp_path, capsys, 
     assert annotate.main(arguments) == 1
     error = capsys.readouterr().err
     assert error.startswith("annotate: ") and words in error and error.count("\n") == 1
+
+
+def test_a_folder_that_is_missing_is_found_before_a_model_is_loaded(small, tmp_path, capsys, monkeypatch):
+    made, _ = small
+    monkeypatch.setattr(annotate, "prepare", lambda *_: pytest.fail("a model is loaded"))
+    arguments = [*command(made, "http://127.0.0.1:9/v1"), "--output", str(tmp_path / "made"), "--videos", "nowhere"]
+    assert annotate.main(arguments) == 1
+    assert "nowhere: there is no such folder" in capsys.readouterr().err
+    assert not (tmp_path / "made").exists()
 
 
 @pytest.mark.parametrize(("extra", "words"), [(["--propose", "x"], "one of --masks"), (["--draw", "dots"], "dots")])

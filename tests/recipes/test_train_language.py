@@ -186,8 +186,9 @@ def test_states_from_which_answers_start_are_supervised_with_the_objects_of_the_
     states = torch.randn(9, model.config.text_config.hidden_size, generator=torch.Generator().manual_seed(0))
     (found, _), *_ = losses.question_losses(states, labels)
     (turned, _), *_ = losses.question_losses(states.flip(0), labels)
-    assert found.keys() == {"pointed classes", "pointed trajectory"}
-    assert all(found[name] != turned[name] for name in found)
+    assert found.keys() == {"pointed classes", "pointed trajectory", "pointed moment"}
+    assert found["pointed moment"] == 0  # nothing in these turns appears, leaves or stops
+    assert all(found[name] != turned[name] for name in ("pointed classes", "pointed trajectory"))
 
 
 def test_matmul_attention_is_the_attention_of_the_library(model, processor, dialogues):
