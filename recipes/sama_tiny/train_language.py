@@ -11,9 +11,9 @@ Two phases, each with its own learning rate schedule. Both use auxiliary heads (
 2. Masks (`--mask-steps`): the same, with the masks of SAM 2 in one frame of each dialogue. Its decoder of [SEG] is
    trained, too, and adapts to the errors of predicted prompts.
 
-The language loss alone does not teach motion within hours (docs/log.md). To train in two processes, each with
-examples of its own, replace `python` by `torchrun --nproc_per_node 2`. An interrupted run resumes from `state.pt` with
-identical losses.
+The language loss alone does not teach motion within hours (docs/log.md). Muon updates the linear layers and AdamW the
+rest. The batch sizes are those of each of two processes (`torchrun --nproc_per_node 2`). An interrupted run resumes
+from `state.pt` with identical losses.
 """
 
 import argparse
@@ -40,7 +40,7 @@ from sama.toy_world.wording import NUMBERS, YES_NO
 
 # Layers after which the objects in question can be read off the states of regions, and off those from which an answer
 # starts, so that the layers after that can compare them. With heads on regions after layer 6 alone, the motion of a
-# region came too late. It is not enough: "Does it zigzag?" is still a guess after 1,500 steps (docs/log.md)
+# region came too late
 REGION_LAYER, QUESTION_LAYER = 5, 6
 NAMED_WEIGHT, COMPARED_WEIGHT = 3.0, 6.0  # of words that name what is seen, and of those that a comparison decides
 NAMED_WORDS = [*COLOURS, *SHAPES, *SIZES, *(form for motion in MOTIONS.values() for form in motion)]
@@ -209,8 +209,8 @@ def main() -> None:
     )
     parser.add_argument("--masks", type=folder_with("state.pt"), required=True, help="made by train_masks.py")
     parser.add_argument("--to", type=Path, required=True, help="output folder")
-    parser.add_argument("--dialogue-steps", type=int, default=1500, help="steps of the first phase")
-    parser.add_argument("--mask-steps", type=int, default=250, help="steps of the second phase")
+    parser.add_argument("--dialogue-steps", type=int, default=1400, help="steps of the first phase")
+    parser.add_argument("--mask-steps", type=int, default=200, help="steps of the second phase")
     parser.add_argument("--dialogues", type=int, default=16, help="dialogues per step and process")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     add_run_arguments(parser)

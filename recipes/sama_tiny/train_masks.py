@@ -12,8 +12,8 @@ Three phases, each with its own learning rate schedule.
 3. Clips (`--clip-steps`): on short clips memory carries the masks through frames without prompt. Prompts are frozen,
    too.
 
-An interrupted run resumes from `state.pt` with identical losses. To train in two processes, each with examples of its
-own, replace `python` by `torchrun --nproc_per_node 2`.
+The batch sizes are those of each of two processes (`torchrun --nproc_per_node 2`). An interrupted run resumes from
+`state.pt` with identical losses.
 """
 
 import argparse

@@ -122,7 +122,6 @@ def made(tmp_path_factory):
     return folder
 
 
-@pytest.mark.xfail(strict=True, reason="the shipped weights are those of an earlier recipe, with smaller sizes")
 def test_the_shipped_checkpoint_is_a_trained_one_of_what_the_script_makes(made):
     """The same files except for the card, the same tensors by name and shape, at most 40 MB."""
     shipped = SCRIPT.parents[2] / "checkpoints" / "sama-tiny"
