@@ -47,6 +47,14 @@ KINDS = {
 }  # fmt: skip
 OPENING_SHARES = (0.35, 0.3)  # share of dialogues that open with a count, and with a question about order
 TURNS = (2, 6)  # least and most turns of a dialogue: the frames of a clip cost the same however many turns it has
+# Dialogues of the last phase, see train_language.py
+COMPARISONS = {
+    questions.ask_check_motion: 6, questions.ask_at_start: 1.5, questions.ask_at_end: 1.5, questions.ask_order: 2,
+    questions.ask_hides_behind: 1, questions.ask_motion: 0.5, questions.ask_larger: 0.3, questions.ask_beside: 0.3,
+    questions.ask_above: 0.3,
+}  # fmt: skip
+COMPARISON_OPENING_SHARES, COMPARISON_TURNS, COMPARISON_SHARE = (0.35, 0.15), (1, 6), 0.8
+COMPARISON_TASK_WEIGHTS = TASK_WEIGHTS | {"dialogue": 18}
 VIDEO_TASKS = {"dialogue": 4, "refer_look": 2, "refer_motion": 3, "video_qa": 1, "no_target": 0.5}
 OBJECTS_OF_A_FRAME = (2, 6)
 MASK_REGIONS = 0.85  # share of dialogues with masks only as regions; the others mix in clicks, boxes and scribbles
@@ -60,9 +68,20 @@ def practice_dialogue(settings: ToySettings, rng: np.random.Generator) -> tuple[
     return conversation(settings, rng, KINDS, TURNS, (False, True, True), OPENING_SHARES)
 
 
-def practice_world(seed: int) -> ToyWorld:
-    """The dialogues of stage 3."""
-    return ToyWorld({"split": "train", "tasks": TASK_WEIGHTS}, seed, TASKS | {"dialogue": practice_dialogue})
+def comparison_dialogue(settings: ToySettings, rng: np.random.Generator) -> tuple[Clip, list[ToyTurn]]:
+    """The task "dialogue", mostly with questions that compare or count, and many of them in each dialogue."""
+    if rng.random() >= COMPARISON_SHARE:
+        return practice_dialogue(settings, rng)
+    mode = (False, True, True)
+    return conversation(settings, rng, COMPARISONS, COMPARISON_TURNS, mode, COMPARISON_OPENING_SHARES)
+
+
+def practice_world(seed: int, comparing: bool = False) -> ToyWorld:
+    """The dialogues of stage 3; `comparing`: those of its last phase."""
+    weights, task = TASK_WEIGHTS, practice_dialogue
+    if comparing:
+        weights, task = COMPARISON_TASK_WEIGHTS, comparison_dialogue
+    return ToyWorld({"split": "train", "tasks": weights}, seed, TASKS | {"dialogue": task})
 
 
 def stacked(labels: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
@@ -215,11 +234,12 @@ class DialogueExamples(VisionExamples):
 
     Args:
         with_masks (`bool`): Whether each batch has a frame of each dialogue for SAM 2, and masks of the [SEG]s in it.
+        comparing (`bool`): Whether most questions compare or count, see [`comparison_dialogue`].
     """
 
-    def __init__(self, *arguments, with_masks: bool = False, **named):
+    def __init__(self, *arguments, with_masks: bool = False, comparing: bool = False, **named):
         super().__init__(*arguments, **named)
-        self.world, self.with_masks = practice_world(self.seed), with_masks
+        self.world, self.with_masks = practice_world(self.seed, comparing), with_masks
 
     def __getitem__(self, block: int) -> list[Batch]:
         steps, size = self.steps_of(block), self.arguments.dialogues

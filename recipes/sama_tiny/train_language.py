@@ -3,13 +3,15 @@
     python recipes/sama_tiny/train_language.py --videos outputs/tiny/videos --masks outputs/tiny/masks \\
         --to outputs/tiny/language
 
-Two phases, each with its own learning rate schedule. Both use auxiliary heads (heads.py), which are dropped later.
+Three phases, each with its own learning rate schedule. All use auxiliary heads (heads.py), which are dropped later.
 
 1. Dialogues (`--dialogue-steps`): the language loss, in which words that decide an answer weigh more, and heads on
    the states of cells, regions and [SEG]. The [SEG] prompt is trained to match the attribute prompt by which SAM 2
    found the object in stage 1. The vision tower and the shape encoders are frozen.
 2. Masks (`--mask-steps`): the same, with the masks of SAM 2 in one frame of each dialogue. Its decoder of [SEG] is
    trained, too, and adapts to the errors of predicted prompts.
+3. Comparisons (`--comparison-steps`): dialogues in which most questions compare or count. Among all others, such
+   questions are too few to be learned (docs/log.md).
 
 The language loss alone does not teach motion within hours (docs/log.md). Muon updates the linear layers and AdamW the
 rest. The batch sizes are those of each of two processes (`torchrun --nproc_per_node 2`). An interrupted run resumes
@@ -48,7 +50,7 @@ COMPARED_WORDS = {
     "yes or no": YES_NO, "number": NUMBERS, "order": ("before", "after"), "rank": ("first", "second"),
     "side": ("above", "below", "left", "right"),
 }  # fmt: skip
-MASK_PHASE_RATE = 0.25  # learning rate of the last phase, as a fraction
+MASK_PHASE_RATE, COMPARISON_PHASE_RATE = 0.25, 0.7  # learning rates of the later phases, as fractions
 
 
 def first_tokens(processor: SamaProcessor, words: Iterable[str]) -> torch.Tensor:
@@ -190,15 +192,18 @@ def prompt_loss(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 
 def plan(losses: DialogueLosses, arguments: argparse.Namespace) -> list[Phase]:
-    """The two phases."""
+    """The three phases."""
     frozen, decoder = losses.frozen, losses.model.model.mask_tracker.sam.mask_decoder
     trained = [*losses.modules.values()]
     fixed, rate = (losses.processor, losses.model.config, arguments), arguments.learning_rate
     dialogues = DialogueExamples(*fixed, arguments.dialogue_steps)
     masks = DialogueExamples(*fixed, arguments.mask_steps, first=arguments.dialogue_steps, with_masks=True)
+    before = arguments.dialogue_steps + arguments.mask_steps
+    comparisons = DialogueExamples(*fixed, arguments.comparison_steps, first=before, comparing=True)
     return [
         Phase(dialogues, losses.dialogues, rate, trained, [*frozen, decoder]),
         Phase(masks, losses.dialogues, MASK_PHASE_RATE * rate, trained, frozen),
+        Phase(comparisons, losses.dialogues, COMPARISON_PHASE_RATE * rate, trained, [*frozen, decoder]),
     ]
 
 
@@ -211,6 +216,7 @@ def main() -> None:
     parser.add_argument("--to", type=Path, required=True, help="output folder")
     parser.add_argument("--dialogue-steps", type=int, default=1400, help="steps of the first phase")
     parser.add_argument("--mask-steps", type=int, default=200, help="steps of the second phase")
+    parser.add_argument("--comparison-steps", type=int, default=350, help="steps of the third phase")
     parser.add_argument("--dialogues", type=int, default=16, help="dialogues per step and process")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     add_run_arguments(parser)

@@ -38,7 +38,7 @@ def processor():
 @pytest.fixture(scope="module")
 def arguments():
     """One step of each phase but two of dialogues."""
-    steps = {"frame_steps": 1, "video_steps": 1, "dialogue_steps": 2, "mask_steps": 1}
+    steps = {"frame_steps": 1, "video_steps": 1, "dialogue_steps": 2, "mask_steps": 1, "comparison_steps": 1}
     sizes = {"frames": 3, "videos": 2, "dialogues": 2}
     run = {"learning_rate": 1e-3, "bf16": True, "seed": 0, "device": "cpu", "num_workers": 0}
     return Namespace(**steps, **sizes, **run, log_steps=9, save_steps=1)
