@@ -123,7 +123,7 @@ def find_leaks(text: str, colors: Sequence[str], expressions: Sequence[str] = ()
     for match, review in sorted(found, key=lambda one: (one[0].start(), -one[0].end(), one[1])):
         # Not what overlaps one before and is not surer than that
         if not any(match.start() < one.end and (review or not one.review) for one in leaks):
-            leaks.append(Leak(*match.span(), match[0], review))
+            leaks.append(Leak(match.start(), match.end(), match[0], review))
     yield from leaks
 
 
