@@ -413,8 +413,8 @@ def _fail(problem: str, code: int = 1) -> int:
 
 def summary_lines(counts: RunCounts) -> Iterator[str]:
     """The counts of a run as text."""
-    found = [f"{number} {state}" for state, number in sorted(counts.videos.items())]
-    yield f"videos: {', '.join(found)}" + (" (see errors.jsonl)" if counts.videos["error"] else "")
+    states = [f"{number} {state}" for state, number in sorted(counts.videos.items())]
+    yield f"videos: {', '.join(states)}" + (" (see errors.jsonl)" if counts.videos["error"] else "")
     for stage, found in counts.items.items():
         yield f"{stage}: " + ", ".join(f"{number} {name}" for name, number in found.items())
     if counts.reasons:

@@ -58,7 +58,7 @@ COMPARISON_TASK_WEIGHTS = TASK_WEIGHTS | {"dialogue": 18}
 VIDEO_TASKS = {"dialogue": 4, "refer_look": 2, "refer_motion": 3, "video_qa": 1, "no_target": 0.5}
 OBJECTS_OF_A_FRAME = (2, 6)
 MASK_REGIONS = 0.85  # share of dialogues with masks only as regions; the others mix in clicks, boxes and scribbles
-MASKS = 256  # single masks of a step
+MASKS = 256  # single masks of a step and process
 # What the generators of examples are seeded with after the seed of the run
 FRAMES, SINGLE_MASKS, ORDER = 1, 2, 3
 
@@ -341,8 +341,9 @@ def object_labels(name: str, things: list[tuple[Clip, int]]) -> dict[str, torch.
 
 
 def moment_of(clip: Clip, thing: int) -> float:
-    """When an object appears, leaves or stops, as a fraction of the clip; -1 if it does nothing of the kind."""
-    return max(key_moment(clip, thing) / max(clip.num_frames - 1, 1), -1.0)
+    """When an object appears, leaves or stops, as a fraction of the clip; -1 where [`labels.key_moment`] is."""
+    frame = key_moment(clip, thing)
+    return -1.0 if frame < 0 else frame / (clip.num_frames - 1)
 
 
 def trajectory_of(clip: Clip, thing: int) -> np.ndarray:

@@ -165,8 +165,8 @@ class CellHeads(nn.Module):
 
 
 class TrackHeads(nn.Module):
-    """Heads on the language model's states at the cells of the frames: which frame a cell is in, which object it is
-    of, what that did so far and where it was, and how many there are, see [`labels.track_labels`]. All objects of a
+    """Heads on the language model's states at the cells of the frames: which frame a cell is in, which object it
+    shows, what that did so far and where it was, and how many there are, see [`labels.track_labels`]. All objects of a
     clip are supervised, not only those that a question names."""
 
     def __init__(self, width: int):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from sama.recipes.sama_tiny.examples import moment_of
 from sama.recipes.sama_tiny.labels import (
     CLOSED_SETS,
     MAX_FRAMES,
@@ -125,16 +126,15 @@ def test_alike_objects_are_counted_when_they_were_seen():
 
 def test_a_cell_knows_its_frame_and_when_its_object_stopped():
     clip = clip_of([(0, 0)] * 9, [(8, 16)] * 9)
-    clip.objects[0].motion, clip.objects[0].key = (
-        "stop",
-        0.5,
-    )  # at rest in frame 4 of 9, between the dense frames 3 and 6
+    clip.objects[0].motion = "stop"
+    clip.objects[0].key = 0.5  # at rest in frame 4 of 9, between the dense frames 3 and 6
     labels = track_labels(clip, [0, 3, 6, 8], GRID)
     assert labels["time"].tolist() == [frame for frame in range(4) for _ in range(GRID**2)]
     moments, positions = np.divmod(labels["cells"], GRID**2)
     found = labels["moments"][positions == 0].tolist()
     assert found == pytest.approx([-1, -1, (1 + 1 / 3) / MAX_FRAMES, (1 + 1 / 3) / MAX_FRAMES])
     assert (labels["moments"][positions != 0] == -1).all() and moments.max() == 3
+    assert [moment_of(clip, thing) for thing in (0, 1)] == [0.5, -1]  # of the whole clip
 
 
 def test_two_objects_in_one_cell_are_counted():
