@@ -142,6 +142,7 @@ def conversation(
     bounds: tuple[int, int],
     mode: tuple[bool, bool, bool],
     opening_shares: tuple[float, float] = OPENING_SHARES,
+    constrain: Callable[[int, np.random.Generator], ClipConstraints] | None = None,
 ) -> tuple[Clip, list[ToyTurn]]:
     """
     A clip and its turns.
@@ -152,6 +153,7 @@ def conversation(
         bounds (`(int, int)`): Least and most turns.
         mode (`(bool, bool, bool)`): Whether it is a still image, questions have regions, answers have masks.
         opening_shares (`(float, float)`): Share of dialogues that open with a count, and with a question about order.
+        constrain (`Callable`, *optional*): The constraints of the other clips, given their number of objects.
     """
     (still, regions, masks), (count_share, order_share) = mode, opening_shares
     number = draw_number(settings.things, rng)
@@ -167,6 +169,8 @@ def conversation(
     elif plan < count_share + order_share and not still and settings.things[1] > 1:
         constraints, number = _plan_order(number, rng)
         first = ask_order
+    elif constrain is not None:
+        constraints = constrain(number, rng)
     for clip in propose_clips(settings, constraints, number, num_frames, rng):
         turns = _talk(Scene(clip, rng, regions, masks), kinds, first, wanted)
         if len(turns) >= min(bounds[0], number):

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from sama.configuration_sama import DENSE_FRAME_TOKEN, SamaConfig
 from sama.data.collator import IGNORED
 from sama.data.rendering import UNSEEN, Renderer, RenderSettings
-from sama.recipes.sama_tiny.heads import POINTED, TRAJECTORY_TIMES
+from sama.recipes.sama_tiny.heads import QUESTIONED, TRAJECTORY_TIMES
 from sama.recipes.sama_tiny.labels import (
     colours_of_cells,
     draw_single_masks,
@@ -25,63 +25,18 @@ from sama.recipes.sama_tiny.labels import (
 )
 from sama.recipes.sama_tiny.mask_examples import frame_of, prompt_attributes
 from sama.recipes.sama_tiny.phases import Batch, Examples
-from sama.toy_world import questions
-from sama.toy_world.clip import Clip, ClipConstraints, ToySettings, propose_clips
-from sama.toy_world.questions import ToyTurn
-from sama.toy_world.tasks import TASKS, conversation
+from sama.recipes.sama_tiny.practice import practice_clips, practice_dialogues
+from sama.toy_world.clip import Clip, ClipConstraints, propose_clips
+from sama.toy_world.wording import NUMBERS
 from sama.toy_world.world import ToyWorld
 from sama.video_sama import SamaVideo
 
 
-# Weights of tasks and of kinds of questions. Kinds that compare, or need a motion, are learned last and come more
-# often than in the benchmark; the look of a single object also has heads
-TASK_WEIGHTS = {
-    "dialogue": 6, "refer_look": 1.5, "refer_motion": 2, "description": 0.2, "video_qa": 0.7, "caption": 0.3,
-    "still": 0.3, "no_target": 0.8,
-}  # fmt: skip
-KINDS = {
-    questions.ask_motion: 2, questions.ask_check_motion: 6, questions.ask_order: 2, questions.ask_larger: 2.5,
-    questions.ask_mover_colour: 1.5, questions.ask_mover_shape: 1.5, questions.ask_hides_behind: 2,
-    questions.ask_beside: 0.8, questions.ask_above: 0.8, questions.ask_at_start: 1, questions.ask_at_end: 1,
-    questions.ask_colour: 0.3, questions.ask_shape: 0.3, questions.ask_size: 0.3, questions.ask_identity: 0.5,
-}  # fmt: skip
-OPENING_SHARES = (0.35, 0.3)  # share of dialogues that open with a count, and with a question about order
-TURNS = (2, 6)  # least and most turns of a dialogue: the frames of a clip cost the same however many turns it has
-# Dialogues of the last phase, see train_language.py
-COMPARISONS = {
-    questions.ask_check_motion: 6, questions.ask_at_start: 1.5, questions.ask_at_end: 1.5, questions.ask_order: 2,
-    questions.ask_hides_behind: 1, questions.ask_motion: 0.5, questions.ask_larger: 0.3, questions.ask_beside: 0.3,
-    questions.ask_above: 0.3,
-}  # fmt: skip
-COMPARISON_OPENING_SHARES, COMPARISON_TURNS, COMPARISON_SHARE = (0.35, 0.15), (1, 6), 0.8
-COMPARISON_TASK_WEIGHTS = TASK_WEIGHTS | {"dialogue": 18}
-VIDEO_TASKS = {"dialogue": 4, "refer_look": 2, "refer_motion": 3, "video_qa": 1, "no_target": 0.5}
 OBJECTS_OF_A_FRAME = (2, 6)
 MASK_REGIONS = 0.85  # share of dialogues with masks only as regions; the others mix in clicks, boxes and scribbles
 MASKS = 256  # single masks of a step and process
 # What the generators of examples are seeded with after the seed of the run
 FRAMES, SINGLE_MASKS, ORDER = 1, 2, 3
-
-
-def practice_dialogue(settings: ToySettings, rng: np.random.Generator) -> tuple[Clip, list[ToyTurn]]:
-    """The task "dialogue" with other weights of the kinds of questions, and more turns."""
-    return conversation(settings, rng, KINDS, TURNS, (False, True, True), OPENING_SHARES)
-
-
-def comparison_dialogue(settings: ToySettings, rng: np.random.Generator) -> tuple[Clip, list[ToyTurn]]:
-    """The task "dialogue", mostly with questions that compare or count, and many of them in each dialogue."""
-    if rng.random() >= COMPARISON_SHARE:
-        return practice_dialogue(settings, rng)
-    mode = (False, True, True)
-    return conversation(settings, rng, COMPARISONS, COMPARISON_TURNS, mode, COMPARISON_OPENING_SHARES)
-
-
-def practice_world(seed: int, comparing: bool = False) -> ToyWorld:
-    """The dialogues of stage 3; `comparing`: those of its last phase."""
-    weights, task = TASK_WEIGHTS, practice_dialogue
-    if comparing:
-        weights, task = COMPARISON_TASK_WEIGHTS, comparison_dialogue
-    return ToyWorld({"split": "train", "tasks": weights}, seed, TASKS | {"dialogue": task})
 
 
 def stacked(labels: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
@@ -152,7 +107,7 @@ class VideoExamples(VisionExamples):
 
     def __init__(self, *arguments, **named):
         super().__init__(*arguments, **named)
-        self.world = ToyWorld({"split": "train", "tasks": VIDEO_TASKS}, self.seed)
+        self.world = practice_clips(self.seed)
         shortest, longest = self.world.settings.frames
         self.prefixes = dict(self.prefix(length) for length in range(shortest, longest + 1))
         # Other frames than those of the phase before
@@ -207,6 +162,9 @@ class Dialogue:
         clip (`Clip`): The clip.
         pointed (`list[list[int]]`): Indices of the objects of the regions of each user turn.
         subjects (`list[int]`): Index of the object that each user turn asks about, -1 if unknown.
+        described (`list[int]`): Index of the only object that the answer of each user turn marks, -1 if the question
+            has a region, or if the answer marks several objects or none.
+        infos (`list[dict]`): Kind and decisive words of each answer, see [`toy_world.world.messages`].
         segs (`list[int]`): Index of the object of each [SEG], in reading order.
         context, dense (`list[int]`): The context frames and the dense frames; the former are zeros for the tiles of a
             still image.
@@ -217,6 +175,8 @@ class Dialogue:
     clip: Clip
     pointed: list[list[int]]
     subjects: list[int]
+    described: list[int]
+    infos: list[dict]
     segs: list[int] = field(default_factory=list)
     context: list[int] = field(default_factory=list)
     dense: list[int] = field(default_factory=list)
@@ -234,12 +194,11 @@ class DialogueExamples(VisionExamples):
 
     Args:
         with_masks (`bool`): Whether each batch has a frame of each dialogue for SAM 2, and masks of the [SEG]s in it.
-        comparing (`bool`): Whether most questions compare or count, see [`comparison_dialogue`].
     """
 
-    def __init__(self, *arguments, with_masks: bool = False, comparing: bool = False, **named):
+    def __init__(self, *arguments, with_masks: bool = False, **named):
         super().__init__(*arguments, **named)
-        self.world, self.with_masks = practice_world(self.seed, comparing), with_masks
+        self.world, self.with_masks = practice_dialogues(self.seed), with_masks
 
     def __getitem__(self, block: int) -> list[Batch]:
         steps, size = self.steps_of(block), self.arguments.dialogues
@@ -263,13 +222,16 @@ class DialogueExamples(VisionExamples):
             )
         asked = [message for message in record["messages"] if message["role"] == "user"]
         answers = [message for message in record["messages"] if message["role"] == "assistant"]
-        pointed = [object_ids(message, "region", "object") for message in asked[: len(sample.messages) // 2]]
-        subjects = [
-            (regions or object_ids(answer, "grounded", "objects") or [-1])[0]
-            for regions, answer in zip(pointed, answers, strict=False)
+        asked, answers = (one[: len(sample.messages) // 2] for one in (asked, answers))
+        pointed = [object_ids(message, "region", "object") for message in asked]
+        marked = [object_ids(message, "grounded", "objects") for message in answers]
+        subjects = [(regions or things or [-1])[0] for regions, things in zip(pointed, marked, strict=True)]
+        described = [
+            things[0] if len(things) == 1 and not regions else -1
+            for regions, things in zip(pointed, marked, strict=True)
         ]
-        segs = [int(name) for name in sample.objects]
-        found = Dialogue(sample.messages, clip, pointed, subjects, segs)
+        segs, infos = [int(name) for name in sample.objects], [answer["info"] for answer in answers]
+        found = Dialogue(sample.messages, clip, pointed, subjects, described, infos, segs)
         if video.is_image:
             found.context = [0] * len(self.processor.tile_pixel_values(video))
         else:
@@ -290,11 +252,7 @@ class DialogueExamples(VisionExamples):
         """The labels of all heads and prompts; see the methods below and [`track_labels_of`]."""
         labels = self.context_labels(dialogues)
         labels |= track_labels_of([one.clip for one in dialogues], [one.dense for one in dialogues], self.grid)
-        turns = [(one.clip, things) for one in dialogues for things in one.pointed]
-        for place, name in enumerate(POINTED):
-            known = [turn for turn, (_, things) in enumerate(turns) if len(things) > place]
-            labels[f"{name} turns"] = torch.tensor(known, dtype=torch.long)
-            labels |= object_labels(name, [(turns[turn][0], turns[turn][1][place]) for turn in known])
+        labels |= question_labels(dialogues)
         labels |= object_labels("region", [(one.clip, thing) for one in dialogues for thing in one.regions])
         things = [(one.clip, thing) for one in dialogues for thing in one.segs]
         labels |= object_labels("seg", things)
@@ -327,6 +285,26 @@ class DialogueExamples(VisionExamples):
         if not known.any():
             return {}
         return {"context known": known, "context": torch.from_numpy(np.concatenate(where))[known]}
+
+
+def question_labels(dialogues: list[Dialogue]) -> dict[str, torch.Tensor]:
+    """Labels of the objects that each question is about, of the turns that have them (`QUESTIONED`); and for all turns
+    `fits`, whether the object that is asked for is there, and `number`, how many there are, -100 where not asked."""
+    turns, labels = [], {}
+    for one in dialogues:
+        for things, described in zip(one.pointed, one.described, strict=True):
+            chosen = [*things[:2], *[-1] * (2 - len(things)), described]
+            turns.append([(one.clip, thing) for thing in chosen])
+    for place, name in enumerate(QUESTIONED):
+        known = [turn for turn, chosen in enumerate(turns) if chosen[place][1] >= 0]
+        labels[f"{name} turns"] = torch.tensor(known, dtype=torch.long)
+        labels |= object_labels(name, [turns[turn][place] for turn in known])
+    infos = [info for one in dialogues for info in one.infos]
+    fits = [{"refer": 1, "no_target": 0}.get(info["kind"], IGNORED) for info in infos]
+    numbers = [
+        NUMBERS.index(info["answer"]) if info["kind"].startswith("count") else IGNORED for info in infos
+    ]
+    return labels | {"fits": torch.tensor(fits), "number": torch.tensor(numbers)}
 
 
 def object_labels(name: str, things: list[tuple[Clip, int]]) -> dict[str, torch.Tensor]:

@@ -27,7 +27,8 @@ from sama.toy_world.shapes import COLOURS
 
 LOOKS = ("colour", "shape", "size")
 TRAJECTORY_TIMES = 8  # moments of a clip at which heads predict the place of an object
-POINTED = ("pointed", "also pointed")  # the objects of the first and of the second region of a question
+# What a question is about: the objects of its first and of its second region, or one that it describes
+QUESTIONED = ("pointed", "also pointed", "described")
 # Weights of all losses by name
 LOSS_WEIGHTS = {
     "patch looks": 0.5, "occupied": 0.5, "offsets": 5.0, "windows": 5.0, "cell colours": 20.0, "position": 5.0,
@@ -35,8 +36,9 @@ LOSS_WEIGHTS = {
     "centres": 0.5, "counts": 0.5, "mask classes": 0.2, "mask places": 2.0, "language": 5.0, "context": 1.0,
     "region tokens": 0.1, "region classes": 0.5, "region trajectory": 3.0, "region moment": 3.0,
     "pointed classes": 0.5, "pointed trajectory": 3.0, "pointed moment": 3.0, "also pointed classes": 0.5,
-    "also pointed trajectory": 3.0, "also pointed moment": 3.0, "seg classes": 0.5, "seg trajectory": 3.0,
-    "seg moment": 0.3, "prompt": 3.0, "mask": 3.0,
+    "also pointed trajectory": 3.0, "also pointed moment": 3.0, "described classes": 0.5, "described trajectory": 3.0,
+    "described moment": 3.0, "fits": 0.5, "number": 0.5, "seg classes": 0.5, "seg trajectory": 3.0, "seg moment": 0.3,
+    "prompt": 3.0, "mask": 3.0,
 }  # fmt: skip
 Tensors = dict[str, torch.Tensor]
 Losses = tuple[Tensors, Tensors]  # losses and metrics by name
@@ -228,6 +230,27 @@ class ObjectHeads(nn.Module):
             self.moment, states, labels[f"{name} moments"]
         )
         return losses, named(name, accuracies) | metrics
+
+
+class QuestionHeads(nn.Module):
+    """Heads on the states from which answers start: the objects that the question is about, whether the object that it
+    describes is there, and how many there are."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.objects = nn.ModuleDict({name: ObjectHeads(width) for name in QUESTIONED})
+        self.choices = nn.ModuleDict({"fits": mlp(width, 2), "number": mlp(width, MAX_OBJECTS + 1)})
+
+    def losses(self, states: torch.Tensor, labels: Tensors) -> Losses:
+        """Losses and metrics; `states` (num_turns, width)."""
+        asked = [(name, labels[f"{name} turns"]) for name in QUESTIONED]
+        parts = [self.objects[name].losses(name, states[turns], labels) for name, turns in asked if len(turns)]
+        for name, head in self.choices.items():
+            known = labels[name] != IGNORED
+            if known.any():
+                loss, right = choice_loss(head(states[known]), labels[name][known])
+                parts.append(({name: loss}, {name: right}))
+        return merged(parts)
 
 
 class MaskHeads(nn.Module):

@@ -37,7 +37,7 @@ WORD_PIECE_SIZE = 600
 QFORMER_MAX_LENGTH = 256
 EMBEDDING_SCALE = 0.5
 WIDTH = 192  # of the vision tower, the Q-Formers and the language model
-IMAGE_SIZE, TOKENS_PER_FRAME, SAM_IMAGE_SIZE, REGION_MASK_SIZE = 64, 16, 128, 64
+IMAGE_SIZE, TOKENS_PER_FRAME, SAM_IMAGE_SIZE, REGION_MASK_SIZE = 64, 16, 192, 64
 NUM_DENSE_FRAMES = 8  # all context frames of a toy clip: five are not enough to recognise a zigzag or a stop
 
 # Only the assistant's text and its end-of-turn token are marked as generated: the model is trained on these
@@ -195,7 +195,7 @@ def build_qformer_tokenizer() -> BertTokenizer:
 
 
 def build_config(tokenizer: PreTrainedTokenizerBase, qformer_tokenizer: PreTrainedTokenizerBase) -> SamaConfig:
-    """The architecture of the released model at small sizes: 64 px frames of 16 tokens, SAM 2 at 128 px."""
+    """The architecture of the released model at small sizes: 64 px frames of 16 tokens, SAM 2 at 192 px."""
     text = {
         "model_type": "qwen2",
         "vocab_size": len(tokenizer),
@@ -252,7 +252,8 @@ def build_config(tokenizer: PreTrainedTokenizerBase, qformer_tokenizer: PreTrain
 
 
 def build_sam_config() -> dict:
-    """SAM 2 with a Hiera of seven blocks. 128 is the smallest feature width that its memory accepts."""
+    """SAM 2 with a Hiera of seven blocks. 128 is the smallest feature width that its memory accepts. Frames are three
+    times as large as toy world's: at twice the size, masks of thin shapes are worse (docs/log.md)."""
     width, backbone_width = 128, 32
     stages = [backbone_width * 2**stage for stage in range(4)]
     backbone = {

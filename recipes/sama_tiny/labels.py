@@ -1,5 +1,7 @@
 """What is true of the objects of toy clips, as targets for the auxiliary heads."""
 
+import math
+
 import numpy as np
 import torch
 
@@ -44,38 +46,48 @@ def colours_of_cells(clip: Clip, frames: list[int], grid: int) -> np.ndarray:
 def objects_of_cells(clip: Clip, frames: list[int], grid: int) -> np.ndarray:
     """Index of the object that covers most of each cell, -1 where none covers `MIN_COVER` of it: (num_frames,
     grid * grid)."""
-    cover = np.stack([cells(masks[frames], grid)[..., 0] for masks in clip.masks])
+    return covering_object(np.stack([cells(masks[frames], grid)[..., 0] for masks in clip.masks]))
+
+
+def covering_object(cover: np.ndarray) -> np.ndarray:
+    """Index of the object with the largest share of each cell, `cover` (num_objects, ...), -1 below `MIN_COVER`."""
     return np.where(cover.max(0) < MIN_COVER, -1, cover.argmax(0))
 
 
 def looks_of_cells(clip: Clip, frames: list[int], grid: int) -> np.ndarray:
     """Colour, shape and size classes of the object of each cell: (num_frames, grid * grid, 3); -100 for cells without
     one, and for the size of an object that grows or shrinks."""
-    covering = objects_of_cells(clip, frames, grid)
+    return looks_of(clip, objects_of_cells(clip, frames, grid))
+
+
+def looks_of(clip: Clip, covering: np.ndarray) -> np.ndarray:
+    """Colour, shape and size classes of objects, -100 where `covering` is -1: (..., 3)."""
     looks = np.array([object_classes(clip, thing)[:3] for thing in range(len(clip.objects))])
     return np.where(covering[..., None] < 0, IGNORED, looks[covering])
 
 
 def patch_labels(clip: Clip, frame: int, grid: int) -> dict[str, np.ndarray]:
     """
-    What each patch of a frame shows, for `grid * grid` patches.
+    What each patch of a frame shows, for `grid * grid` patches. Masks are enlarged where the grid does not divide them.
 
     - `patch looks` (num_patches, 3): classes of its object, see [`looks_of_cells`]
     - `occupied` (num_patches,), bool: whether it has one; the rest is meaningless where it has none
     - `offsets` (num_patches, 3): from the centre of the patch to that of the object, x and y, and the object's width
     - `windows` (num_patches, WINDOW**2): covered fraction of each part of a square of 3 x 3 patches around it
     """
-    covering, number = objects_of_cells(clip, [frame], grid)[0], grid**2
-    side = clip.masks.shape[-1] // grid
+    masks, number = clip.masks[:, frame], grid**2
+    times = grid // math.gcd(grid, masks.shape[-1])
+    masks = masks.repeat(times, 1).repeat(times, 2)
+    covering, side = covering_object(cells(masks, grid)[..., 0]), masks.shape[-1] // grid
     centres = (np.stack(np.meshgrid(np.arange(grid), np.arange(grid)), -1).reshape(number, 2) + 0.5) / grid
     spots = places(clip, list(range(len(clip.objects))), [frame])[:, 0]
-    padded = np.pad(clip.masks[:, frame], ((0, 0), (side, side), (side, side)))
+    padded = np.pad(masks, ((0, 0), (side, side), (side, side)))
     around = np.lib.stride_tricks.sliding_window_view(padded, (3 * side, 3 * side), (1, 2))[:, ::side, ::side]
     around = around.reshape(len(spots), number, 3 * side, 3 * side)[covering, np.arange(number)]
     part = 3 * side // WINDOW
     windows = around.reshape(number, WINDOW, part, WINDOW, part).mean((2, 4), dtype=np.float32)
     return {
-        "patch looks": looks_of_cells(clip, [frame], grid)[0],
+        "patch looks": looks_of(clip, covering),
         "occupied": covering >= 0,
         "offsets": np.concatenate([spots[covering, 1:3] - centres, spots[covering, 3:]], 1).astype(np.float32),
         "windows": windows.reshape(number, WINDOW**2),

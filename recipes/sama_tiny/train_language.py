@@ -3,15 +3,13 @@
     python recipes/sama_tiny/train_language.py --videos outputs/tiny/videos --masks outputs/tiny/masks \\
         --to outputs/tiny/language
 
-Three phases, each with its own learning rate schedule. All use auxiliary heads (heads.py), which are dropped later.
+Two phases, each with its own learning rate schedule. All use auxiliary heads (heads.py), which are dropped later.
 
 1. Dialogues (`--dialogue-steps`): the language loss, in which words that decide an answer weigh more, and heads on
    the states of cells, regions and [SEG]. The [SEG] prompt is trained to match the attribute prompt by which SAM 2
    found the object in stage 1. The vision tower and the shape encoders are frozen.
 2. Masks (`--mask-steps`): the same, with the masks of SAM 2 in one frame of each dialogue. Its decoder of [SEG] is
    trained, too, and adapts to the errors of predicted prompts.
-3. Comparisons (`--comparison-steps`): dialogues in which most questions compare or count. Among all others, such
-   questions are too few to be learned (docs/log.md).
 
 The language loss alone does not teach motion within hours (docs/log.md). Muon updates the linear layers and AdamW the
 rest. The batch sizes are those of each of two processes (`torchrun --nproc_per_node 2`). An interrupted run resumes
@@ -31,7 +29,7 @@ from sama.data.collator import IGNORED
 from sama.modeling_sama import VISUAL_INPUT_NAMES, SamaForConditionalGeneration, SamaVisualInputs
 from sama.processing_sama import SamaProcessor
 from sama.recipes.sama_tiny.examples import DialogueExamples
-from sama.recipes.sama_tiny.heads import POINTED, Losses, ObjectHeads, Tensors, class_loss, merged, named, place_loss
+from sama.recipes.sama_tiny.heads import Losses, QuestionHeads, Tensors, class_loss, merged, named, place_loss
 from sama.recipes.sama_tiny.phases import Batch, Phase, add_run_arguments, folder_with, start, train_and_save
 from sama.recipes.sama_tiny.train_masks import AttributePrompts, compare_masks
 from sama.recipes.sama_tiny.train_videos import VideoLosses
@@ -50,7 +48,7 @@ COMPARED_WORDS = {
     "yes or no": YES_NO, "number": NUMBERS, "order": ("before", "after"), "rank": ("first", "second"),
     "side": ("above", "below", "left", "right"),
 }  # fmt: skip
-MASK_PHASE_RATE, COMPARISON_PHASE_RATE = 0.25, 0.7  # learning rates of the later phases, as fractions
+MASK_PHASE_RATE = 0.25  # learning rate of the second phase, as a fraction
 
 
 def first_tokens(processor: SamaProcessor, words: Iterable[str]) -> torch.Tensor:
@@ -72,9 +70,7 @@ class DialogueLosses(VideoLosses):
         self.weights[torch.cat([*self.compared.values()])] = COMPARED_WEIGHT
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            self.questions = nn.ModuleDict(
-                {name: ObjectHeads(model.config.text_config.hidden_size) for name in POINTED}
-            )
+            self.questions = QuestionHeads(model.config.text_config.hidden_size)
             self.prompts = AttributePrompts.of_tracker(model.model.mask_tracker)
         self.prompts.requires_grad_(False)
 
@@ -132,7 +128,7 @@ class DialogueLosses(VideoLosses):
             parts.append(self.heads.regions.losses("region", regions, labels))
         answered = inputs["labels"] != IGNORED
         starts = answered[:, 1:] & ~answered[:, :-1]
-        parts += self.question_losses(states[QUESTION_LAYER][:, :-1][starts], labels)
+        parts.append(self.questions.losses(states[QUESTION_LAYER][:, :-1][starts], labels))
         if "seg classes" in labels:
             is_seg = inputs["labels"] == self.model.config.seg_token_id
             parts.append(self.seg_losses(states[-1][is_seg], labels))
@@ -143,12 +139,6 @@ class DialogueLosses(VideoLosses):
         loss, gap = place_loss(self.heads.context(tokens[labels["context known"]]), labels["context"])
         return {"context": loss}, {"context px": gap}
 
-    def question_losses(self, states: torch.Tensor, labels: Tensors) -> list[Losses]:
-        """Losses of the objects that each question points at; `states` (num_turns, width): of the tokens from which
-        the answers start."""
-        found = [(name, labels[f"{name} turns"]) for name in POINTED]
-        return [self.questions[name].losses(name, states[turns], labels) for name, turns in found if len(turns)]
-
     def region_token_losses(self, pooled: torch.Tensor, shapes: torch.Tensor, labels: Tensors) -> Losses:
         """Losses of the look of each region, read off its two tokens."""
         pooled_loss, pooled_metrics = class_loss(self.heads.pooled, pooled, labels["region classes"])
@@ -157,12 +147,15 @@ class DialogueLosses(VideoLosses):
         return {"region tokens": pooled_loss + 2 * shape_loss}, metrics
 
     def language_losses(self, states: torch.Tensor, labels: torch.Tensor) -> Losses:
-        """Weighted cross-entropy of the answers."""
+        """Weighted cross-entropy of the answers. Their first words weigh more, too: they decide whether the answer marks
+        anything."""
         expected = labels[:, 1:]
         answered = expected != IGNORED
+        starts = answered & ~F.pad(answered[:, :-1], (1, 0))
         logits, expected = self.model.lm_head(states[:, :-1][answered]).float(), expected[answered]
         losses = F.cross_entropy(logits, expected, reduction="none")
-        weights, right = self.weights[expected], (logits.argmax(-1) == expected).float()
+        weights = self.weights[expected].maximum(1 + (NAMED_WEIGHT - 1) * starts[answered])
+        right = (logits.argmax(-1) == expected).float()
         metrics = {"token": right.mean(), "entropy": losses.detach().mean()}
         for name, tokens in self.compared.items():
             asked = torch.isin(expected, tokens)
@@ -192,18 +185,15 @@ def prompt_loss(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 
 def plan(losses: DialogueLosses, arguments: argparse.Namespace) -> list[Phase]:
-    """The three phases."""
+    """The two phases."""
     frozen, decoder = losses.frozen, losses.model.model.mask_tracker.sam.mask_decoder
     trained = [*losses.modules.values()]
     fixed, rate = (losses.processor, losses.model.config, arguments), arguments.learning_rate
     dialogues = DialogueExamples(*fixed, arguments.dialogue_steps)
     masks = DialogueExamples(*fixed, arguments.mask_steps, first=arguments.dialogue_steps, with_masks=True)
-    before = arguments.dialogue_steps + arguments.mask_steps
-    comparisons = DialogueExamples(*fixed, arguments.comparison_steps, first=before, comparing=True)
     return [
         Phase(dialogues, losses.dialogues, rate, trained, [*frozen, decoder]),
         Phase(masks, losses.dialogues, MASK_PHASE_RATE * rate, trained, frozen),
-        Phase(comparisons, losses.dialogues, COMPARISON_PHASE_RATE * rate, trained, [*frozen, decoder]),
     ]
 
 
@@ -214,9 +204,8 @@ def main() -> None:
     )
     parser.add_argument("--masks", type=folder_with("state.pt"), required=True, help="made by train_masks.py")
     parser.add_argument("--to", type=Path, required=True, help="output folder")
-    parser.add_argument("--dialogue-steps", type=int, default=1400, help="steps of the first phase")
-    parser.add_argument("--mask-steps", type=int, default=200, help="steps of the second phase")
-    parser.add_argument("--comparison-steps", type=int, default=350, help="steps of the third phase")
+    parser.add_argument("--dialogue-steps", type=int, default=2400, help="steps of the first phase")
+    parser.add_argument("--mask-steps", type=int, default=400, help="steps of the second phase")
     parser.add_argument("--dialogues", type=int, default=16, help="dialogues per step and process")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     add_run_arguments(parser)

@@ -18,10 +18,11 @@ from sama.modeling_sama import SamaForConditionalGeneration
 from sama.processing_sama import SamaProcessor
 from sama.recipes.sama_tiny.attention import matmul_attention, use_matmul_attention
 from sama.recipes.sama_tiny.examples import DialogueExamples, FrameExamples, VideoExamples
-from sama.recipes.sama_tiny.heads import POINTED
+from sama.recipes.sama_tiny.heads import QUESTIONED
 from sama.recipes.sama_tiny.phases import Phase, batches, optimizers_of, take_step, train, trained_parts
 from sama.recipes.sama_tiny.train_language import DialogueLosses, plan
 from sama.recipes.sama_tiny.train_videos import plan as plan_videos
+from sama.toy_world.wording import NUMBERS
 from sama.training.checkpoints import TrainingError
 
 
@@ -38,7 +39,7 @@ def processor():
 @pytest.fixture(scope="module")
 def arguments():
     """One step of each phase but two of dialogues."""
-    steps = {"frame_steps": 1, "video_steps": 1, "dialogue_steps": 2, "mask_steps": 1, "comparison_steps": 1}
+    steps = {"frame_steps": 1, "video_steps": 1, "dialogue_steps": 2, "mask_steps": 1}
     sizes = {"frames": 3, "videos": 2, "dialogues": 2}
     run = {"learning_rate": 1e-3, "bf16": True, "seed": 0, "device": "cpu", "num_workers": 0}
     return Namespace(**steps, **sizes, **run, log_steps=9, save_steps=1)
@@ -87,10 +88,12 @@ def test_each_question_has_a_start_of_an_answer_in_their_order(dialogues):
     answered = dialogues.encode(drawn)["labels"] != IGNORED
     starts = (answered[:, 1:] & ~answered[:, :-1]).sum(1)
     assert starts.tolist() == [len(one.pointed) for one in drawn]
-    labels, turns = dialogues.labels(drawn), [things for one in drawn for things in one.pointed]
-    for place, name in enumerate(POINTED):
-        expected = [turn for turn, things in enumerate(turns) if len(things) > place]
+    labels, turns = dialogues.labels(drawn), [turn for one in drawn for turn in zip(one.pointed, one.described)]
+    for place, name in enumerate(QUESTIONED[:2]):
+        expected = [turn for turn, (things, _) in enumerate(turns) if len(things) > place]
         assert labels[f"{name} turns"].tolist() == expected and len(labels[f"{name} classes"]) == len(expected) > 0
+    expected = [turn for turn, (_, thing) in enumerate(turns) if thing >= 0]
+    assert labels["described turns"].tolist() == expected and not any(turns[turn][0] for turn in expected)
 
 
 def test_the_tokens_of_a_video_are_the_beginning_of_every_dialogue_about_it(model, processor, arguments):
@@ -183,12 +186,21 @@ def test_states_from_which_answers_start_are_supervised_with_the_objects_of_the_
     """The states of another turn, or the objects of another one, give another loss."""
     losses = DialogueLosses(model, processor, seed=0)
     labels = next(batch["labels"] for batch in dialogues[0] if len(batch["labels"]["pointed turns"]) > 1)
-    states = torch.randn(9, model.config.text_config.hidden_size, generator=torch.Generator().manual_seed(0))
-    (found, _), *_ = losses.question_losses(states, labels)
-    (turned, _), *_ = losses.question_losses(states.flip(0), labels)
-    assert found.keys() == {"pointed classes", "pointed trajectory", "pointed moment"}
-    assert found["pointed moment"] == 0  # nothing in these turns appears, leaves or stops
+    states = torch.randn(
+        len(labels["fits"]), model.config.text_config.hidden_size, generator=torch.Generator().manual_seed(0)
+    )
+    found, turned = (losses.questions.losses(one, labels)[0] for one in (states, states.flip(0)))
     assert all(found[name] != turned[name] for name in ("pointed classes", "pointed trajectory"))
+
+
+def test_a_question_has_a_label_for_what_fits_and_how_many(dialogues):
+    drawn = [dialogues.dialogue(index) for index in range(40)]
+    labels, infos = dialogues.labels(drawn), [info for one in drawn for info in one.infos]
+    expected = {"refer": 1, "no_target": 0}
+    assert labels["fits"].tolist() == [expected.get(info["kind"], IGNORED) for info in infos]
+    counted = [NUMBERS[number] if number >= 0 else None for number in labels["number"].tolist()]
+    assert counted == [info["answer"] if info["kind"].startswith("count") else None for info in infos]
+    assert {0, 1} <= set(labels["fits"].tolist()) and len(set(counted)) > 3
 
 
 def test_matmul_attention_is_the_attention_of_the_library(model, processor, dialogues):

@@ -1,0 +1,128 @@
+"""The clips and dialogues of toy world that stages 2 and 3 practise on: what is learned last comes more often than in
+the benchmark."""
+
+from collections import Counter
+from collections.abc import Callable
+
+import numpy as np
+
+from sama.toy_world import questions
+from sama.toy_world.clip import Clip, ClipConstraints, ToySettings, propose_clips, split_pairs
+from sama.toy_world.motion import SOLO_MOTIONS
+from sama.toy_world.questions import Scene, ToyTurn, ask_count
+from sama.toy_world.shapes import COLOURS, SHAPES
+from sama.toy_world.tasks import MOST_COUNTED, TASKS, conversation, draw_number
+from sama.toy_world.world import ToyWorld
+
+
+TASK_WEIGHTS = {
+    "dialogue": 10, "refer_look": 1.2, "refer_motion": 2, "description": 0.2, "video_qa": 0.5, "caption": 0.3,
+    "still": 0.3, "no_target": 2.5,
+}  # fmt: skip
+VIDEO_TASK_WEIGHTS = {"dialogue": 6, "refer_look": 1, "refer_motion": 3, "no_target": 0.5}
+# Weights of kinds of questions: in general dialogues, and in those that compare two things, or what is seen with what
+# is asked. Such questions are learned last, and not at all where they are few (docs/log.md)
+GENERAL = {
+    questions.ask_motion: 2, questions.ask_check_motion: 6, questions.ask_order: 2, questions.ask_larger: 2.5,
+    questions.ask_mover_colour: 3, questions.ask_mover_shape: 4, questions.ask_hides_behind: 2,
+    questions.ask_beside: 0.8, questions.ask_above: 0.8, questions.ask_at_start: 1, questions.ask_at_end: 1,
+    questions.ask_colour: 0.3, questions.ask_shape: 0.3, questions.ask_size: 0.3, questions.ask_identity: 0.5,
+}  # fmt: skip
+COMPARISONS = {
+    questions.ask_check_motion: 5, questions.ask_at_start: 6, questions.ask_at_end: 6, questions.ask_order: 3,
+    questions.ask_hides_behind: 8, questions.ask_motion: 0.5, questions.ask_larger: 0.5,
+}  # fmt: skip
+# Share of dialogues that open with a count, and with a question about order
+GENERAL_OPENINGS, COMPARISON_OPENINGS = (0.25, 0.15), (0.1, 0.4)
+COMPARISON_SHARE, COUNT_SHARE = 0.4, 0.25  # of the task "dialogue"
+TURNS = (1, 6)  # least and most turns of a dialogue: the frames of a clip cost the same however many turns it has
+WITH_REGIONS_AND_MASKS = (False, True, True)
+# Share of clips in which motions are drawn by weight, and of those whose objects are much alike
+HARD_MOTION_SHARE, ALIKE_SHARE = 0.4, 0.3
+HIDING_SHARE = 0.5  # share of the clips with motions by weight in which the first object hides
+MOTION_WEIGHTS = {"stop": 4.0, "zigzag": 2.0}  # 1 for the others; a stop is hard to tell from a straight movement
+
+
+def draw_motions(number: int, rng: np.random.Generator, pool: tuple[str, ...] = SOLO_MOTIONS) -> list[str]:
+    """Random motions of `number` objects, hard ones more often."""
+    weights = np.array([MOTION_WEIGHTS.get(motion, 1.0) for motion in pool])
+    return [pool[i] for i in rng.choice(len(pool), number, p=weights / weights.sum())]
+
+
+def draw_alike(number: int, split: str, rng: np.random.Generator) -> ClipConstraints:
+    """Constraints of a clip with two motions at most, and with two colours or two shapes."""
+    motions = draw_motions(number, rng, tuple(dict.fromkeys(draw_motions(2, rng))))
+    place, values = ((0, tuple(COLOURS)), (1, SHAPES))[rng.integers(2)]
+    chosen = {values[i] for i in rng.choice(len(values), 2, replace=False)}
+    pool = [pair for pair in split_pairs(split) if pair[place] in chosen]
+    return ClipConstraints(pairs=[pool[i] for i in rng.choice(len(pool), number, replace=False)], motions=motions)
+
+
+def draw_constraints(number: int, split: str, rng: np.random.Generator) -> ClipConstraints:
+    """Constraints of a clip of one of three kinds: as in the benchmark, with hard motions, or with objects that are
+    much alike."""
+    chance = rng.random()
+    if chance < HARD_MOTION_SHARE:
+        motions = draw_motions(number, rng)
+        if number > 1 and rng.random() < HIDING_SHARE:
+            motions[0] = "hide"
+        return ClipConstraints(motions=motions)
+    return draw_alike(number, split, rng) if chance < HARD_MOTION_SHARE + ALIKE_SHARE else ClipConstraints()
+
+
+def count_of(aspect: str) -> Callable[[Scene], ToyTurn | None]:
+    """A question that counts by colour, shape or motion ("all": all objects). The number is drawn first, of those that
+    the clip allows, and larger ones more often."""
+    values = {"colour": tuple(COLOURS), "shape": SHAPES, "motion": SOLO_MOTIONS, "all": ("",)}[aspect]
+
+    def ask(scene: Scene) -> ToyTurn | None:
+        if any(known == aspect for _, known in scene.disclosed):
+            return None
+        found = Counter("" if aspect == "all" else getattr(one, aspect) for one in scene.objects)
+        numbers = sorted({found[value] for value in values})
+        weights = np.maximum(numbers, 0.5)
+        number = scene.rng.choice(numbers, p=weights / weights.sum())
+        return ask_count(
+            scene, aspect, scene.pick([value for value in values if found[value] == number]), MOST_COUNTED
+        )
+
+    return ask
+
+
+COUNTS = {count_of("colour"): 1, count_of("shape"): 1, count_of("motion"): 1.5, count_of("all"): 0.3}
+
+
+def practice_dialogue(settings: ToySettings, rng: np.random.Generator) -> tuple[Clip, list[ToyTurn]]:
+    """The task "dialogue" with other kinds of questions, more turns and harder clips."""
+
+    def constrain(number: int, rng: np.random.Generator) -> ClipConstraints:
+        return draw_constraints(number, settings.split, rng)
+
+    def constrain_counted(number: int, rng: np.random.Generator) -> ClipConstraints:
+        return draw_alike(number, settings.split, rng)
+
+    fixed, chance = (settings, rng), rng.random()
+    if chance < COUNT_SHARE:
+        return conversation(*fixed, COUNTS, TURNS, WITH_REGIONS_AND_MASKS, (0, 0), constrain_counted)
+    if chance < COUNT_SHARE + COMPARISON_SHARE:
+        return conversation(
+            *fixed, COMPARISONS, TURNS, WITH_REGIONS_AND_MASKS, COMPARISON_OPENINGS, constrain
+        )
+    return conversation(*fixed, GENERAL, TURNS, WITH_REGIONS_AND_MASKS, GENERAL_OPENINGS, constrain)
+
+
+def practice_clip(settings: ToySettings, rng: np.random.Generator) -> tuple[Clip, list[ToyTurn]]:
+    """A clip without turns."""
+    number, num_frames = draw_number(settings.things, rng), draw_number(settings.frames, rng)
+    constraints = draw_constraints(number, settings.split, rng)
+    return next(propose_clips(settings, constraints, number, num_frames, rng)), []
+
+
+def practice_dialogues(seed: int) -> ToyWorld:
+    """The dialogues of stage 3."""
+    return ToyWorld({"split": "train", "tasks": TASK_WEIGHTS}, seed, TASKS | {"dialogue": practice_dialogue})
+
+
+def practice_clips(seed: int) -> ToyWorld:
+    """The clips of stage 2."""
+    return ToyWorld({"split": "train", "tasks": VIDEO_TASK_WEIGHTS}, seed, TASKS | {"dialogue": practice_clip})
