@@ -243,9 +243,9 @@ def main() -> None:
         help="a model made by recipes/sama_tiny/initialize.py",
     )
     parser.add_argument("--to", type=Path, required=True, help="output folder")
-    parser.add_argument("--point-steps", type=int, default=4000, help="steps on frames, by clicks and boxes")
+    parser.add_argument("--point-steps", type=int, default=5000, help="steps on frames, by clicks and boxes")
     parser.add_argument("--prompt-steps", type=int, default=2500, help="steps on frames, by attributes")
-    parser.add_argument("--clip-steps", type=int, default=4000, help="steps on clips, some on frames")
+    parser.add_argument("--clip-steps", type=int, default=5000, help="steps on clips, some on frames")
     parser.add_argument("--memory-steps", type=int, default=3, choices=range(5), help="clip steps in four with memory")
     parser.add_argument("--images", type=int, default=8, help="frames per step and process without memory")
     parser.add_argument("--clips", type=int, default=2, help="clips per step and process with memory")
