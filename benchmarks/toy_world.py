@@ -6,7 +6,8 @@ The toy world benchmark: held-out generated clips, scored by the text and the ma
     no target           an object described by its appearance or motion, which half of the clips do not contain
 
 "val" has clips from the training distribution, "unseen" has pairs of colour and shape that training never shows;
-"no_target" has clips like those of "val" and the third task alone. A text answer is correct if it contains the
+"no_target" has clips like those of "val" and the third task alone, "long" has dialogues of five turns alone, whose
+questions come in any order. A text answer is correct if it contains the
 expected word and no other one of the question's choices.
 """
 
@@ -43,11 +44,11 @@ from .tracks import track_overlaps
 
 
 TASKS = {"dialogue": 3, "refer_look": 1, "refer_motion": 1}
-NO_TARGET = "no_target"  # a split and its only task
+NO_TARGET, LONG = "no_target", "long"  # splits with one task
+TASK_OF_SPLIT = {NO_TARGET: "no_target", LONG: "long_dialogue"}
 MAIN_KINDS = ("colour", "size", "shape", "motion")
 DIALOGUE, LOOK, MOTION = "grounded dialogue", "referring by look", "referring by motion only"
 TARGET_OR_NONE = "referring, target or none"
-PART_OF_TASK = {"dialogue": DIALOGUE, "refer_look": LOOK, "refer_motion": MOTION}
 
 
 class ToyWorldBenchmark(Benchmark):
@@ -55,7 +56,7 @@ class ToyWorldBenchmark(Benchmark):
 
     name = "toy_world"
     version = 3  # before: "Yes, it moves left." and plural objects in no order; in version 1, some masks at random
-    splits = ("val", "unseen", NO_TARGET)
+    splits = ("val", "unseen", NO_TARGET, LONG)
     # The sources of the catalogue have the seeds 0, 1 and 2, so that training and benchmark share no clips
     options = {"clips": 300, "seed": 7, "size": 64, "background": "texture"}
     max_new_tokens = 64
@@ -63,8 +64,8 @@ class ToyWorldBenchmark(Benchmark):
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)
         size, split, tasks = self.chosen["size"], self.split, TASKS
-        if split == NO_TARGET:
-            split, tasks = "val", {NO_TARGET: 1}
+        if split in TASK_OF_SPLIT:
+            split, tasks = "val", {TASK_OF_SPLIT[split]: 1}
         try:
             settings = ToySettings(
                 height=size, width=size, split=split, background=self.chosen["background"], tasks=tasks
@@ -126,12 +127,11 @@ class ToyWorldBenchmark(Benchmark):
                 turns[sample.facts["task"]].append({**turn, "number": number, "clip": sample.group})
         if self.split == NO_TARGET:
             return _no_target_rows(turns[NO_TARGET])
-        talk, twins = turns["dialogue"], turns["refer_motion"]
+        if self.split == LONG:
+            return _dialogue_rows(turns["long_dialogue"])
+        twins = turns["refer_motion"]
         return [
-            *_mask_rows(DIALOGUE, talk),
-            _iou_row("mask IoU, first seen in the second half", DIALOGUE, talk, "late"),
-            _iou_row("mask IoU, through full occlusion", DIALOGUE, talk, "hidden"),
-            *_word_rows(talk),
+            *_dialogue_rows(turns["dialogue"]),
             *_mask_rows(LOOK, turns["refer_look"]),
             *_mask_rows(MOTION, twins),
             _share("choice between the twins", MOTION, [turn["chosen"] for turn in twins], 0.5),
@@ -210,6 +210,16 @@ def is_right(answer: str, expected: str, choices: Iterable[str]) -> bool:
 
 
 # Rows of the table
+
+
+def _dialogue_rows(turns: Sequence[dict]) -> list[Score]:
+    """Masks of dialogues, all and those of objects that are hard to find, and correctness of their text."""
+    return [
+        *_mask_rows(DIALOGUE, turns),
+        _iou_row("mask IoU, first seen in the second half", DIALOGUE, turns, "late"),
+        _iou_row("mask IoU, through full occlusion", DIALOGUE, turns, "hidden"),
+        *_word_rows(turns),
+    ]
 
 
 def _mask_rows(part: str, turns: Sequence[dict]) -> list[Score]:

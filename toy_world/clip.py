@@ -29,7 +29,7 @@ DEFAULT_TASKS = {
 }  # fmt: skip
 # Tasks that are sampled only where the settings name them. They were added later: as a default they would change the
 # clips of every seed
-OPTIONAL_TASKS = ("no_target",)
+OPTIONAL_TASKS = ("no_target", "long_dialogue")
 SEEN_SHARE = 0.5  # fraction of an object's pixels and frames that must be visible before questions are asked about it
 HELPER_GROWTH = 1.12  # an object to hide behind is at the upper end of large
 

@@ -37,6 +37,7 @@ from .shapes import COLOURS, SHAPES
 
 MOST_COUNTED = 3
 MOST_TRIES = 9  # descriptions drawn for up to three turns of the task no_target; some suit no object of the clip
+LONG_TURNS = 5
 OPENING_SHARES = (0.25, 0.15)  # share of dialogues that open with a count, and with a question about order
 DIALOGUE_KINDS = {
     ask_motion: 3, ask_check_motion: 1, ask_colour: 1, ask_shape: 1, ask_size: 1, ask_identity: 1, ask_beside: 0.5,
@@ -182,6 +183,15 @@ def dialogue(settings: ToySettings, rng: np.random.Generator) -> tuple[Clip, lis
     return conversation(settings, rng, DIALOGUE_KINDS, settings.turns, (False, True, True))
 
 
+def long_dialogue(settings: ToySettings, rng: np.random.Generator) -> tuple[Clip, list[ToyTurn]]:
+    """Five turns with regions in the questions and masks in the answers, in any order: also a question that counts, or
+    asks for the order of two events, comes anywhere."""
+    while True:
+        clip, turns = conversation(settings, rng, DIALOGUE_KINDS, (LONG_TURNS, LONG_TURNS), (False, True, True))
+        if len(turns) == LONG_TURNS:
+            return clip, _shuffled(turns, rng)
+
+
 def video_qa(settings: ToySettings, rng: np.random.Generator) -> tuple[Clip, list[ToyTurn]]:
     """One to three turns of plain text."""
     return conversation(settings, rng, QA_KINDS, (1, 3), (False, False, False))
@@ -315,4 +325,5 @@ TASKS: dict[str, Callable[[ToySettings, np.random.Generator], tuple[Clip, list[T
     "caption": caption,
     "still": still,
     "no_target": no_target,
+    "long_dialogue": long_dialogue,
 }

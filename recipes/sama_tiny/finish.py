@@ -1,6 +1,7 @@
 """Assemble the checkpoint that ships: weights in bfloat16, configuration, tokenizers and the model card.
 
-    python recipes/sama_tiny/finish.py --run outputs/tiny --to checkpoints/sama-tiny [--results val.md unseen.md]
+    python recipes/sama_tiny/finish.py --run outputs/tiny --to checkpoints/sama-tiny [--results val.md unseen.md \\
+        --further long.md no_target.md --repeated other_seed/val.md other_seed/unseen.md]
 
 Learning curves of the stages that have a log go to `curves.png` in the folder of the run.
 """
@@ -11,6 +12,7 @@ import re
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -83,35 +85,92 @@ def draw_curves(run: Path) -> None:
     figure.savefig(run / "curves.png", dpi=90)
 
 
+class Result(NamedTuple):
+    """A row of a result table, as it was written."""
+
+    value: str
+    interval: str
+    chance: str
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """The interval, if there is one."""
+        low, _, high = self.interval.partition(" to ")
+        return (float(low), float(high)) if high else None
+
+
+def title_of(table: str) -> str:
+    """The heading of a result table."""
+    return table.splitlines()[0].lstrip("# ")
+
+
+def read_table(table: str) -> dict[tuple[str, str], Result]:
+    """The rows of a result table that evaluate.py wrote, by part and score."""
+    lines = [line.strip("|").split("|") for line in table.splitlines() if line[:1] == "|"]
+    rows = [[cell.strip() for cell in line] for line in lines[2:]]
+    return {(part, score): Result(value, interval, chance) for part, score, value, interval, chance, _ in rows}
+
+
 def summary_table(tables: Sequence[str]) -> str:
-    """The rows `SUMMARY` of result tables of evaluate.py, a column for each table.
+    """The rows `SUMMARY` of result tables, a column for each table.
 
     Raises:
         ValueError: if a table lacks one of the rows.
     """
-    titles, columns = [], []
-    for table in tables:
-        titles.append(table.splitlines()[0].lstrip("# "))
-        rows = [
-            [cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line[:1] == "|"
-        ]
-        cells = {(part, score): (value, chance) for part, score, value, _, chance, _ in rows}
-        missing = [row for row in SUMMARY if row not in cells]
+    titles, columns = [title_of(table) for table in tables], []
+    for title, table in zip(titles, tables, strict=True):
+        found = read_table(table)
+        missing = [row for row in SUMMARY if row not in found]
         if missing:
-            raise ValueError(f"The results {titles[-1]!r} lack {len(missing)} of {len(SUMMARY)} rows: {missing[0]}.")
-        columns.append(
-            [value + (f" (chance {chance})" if chance else "") for value, chance in map(cells.get, SUMMARY)]
-        )
+            raise ValueError(f"The results {title!r} lack {len(missing)} of {len(SUMMARY)} rows: {missing[0]}.")
+        chosen = [found[row] for row in SUMMARY]
+        columns.append([one.value + (f" (chance {one.chance})" if one.chance else "") for one in chosen])
     scores = [f"{part}: {score}" for part, score in SUMMARY]
     return markdown_table(["score", *titles], list(zip(scores, *columns, strict=True)))
 
 
-def build_card(results: Sequence[str]) -> str:
-    """The model card with these result tables, which evaluate.py wrote, and a summary of them."""
-    tables = [result.strip().lstrip("# ") for result in results]
+def repeated_table(tables: Sequence[str], repeated: Sequence[str]) -> str:
+    """The results of two runs of the recipe side by side, and how many of their intervals overlap.
+
+    Raises:
+        ValueError: if the tables of the runs have other headings.
+    """
+    titles, others = ([title_of(table) for table in run] for run in (tables, repeated))
+    if titles != others:
+        raise ValueError(f"The results of the two runs are {titles} and {others}: give the same splits of both.")
+    pairs = [(read_table(one), read_table(other)) for one, other in zip(tables, repeated, strict=True)]
+    rows, apart, compared = [], [], 0
+    for part, score in pairs[0][0]:
+        cells = [found[part, score] for pair in pairs for found in pair if (part, score) in found]
+        if len(cells) < 2 * len(pairs):
+            continue
+        rows.append([f"{part}: {score}", *(f"{one.value} ({one.interval})" for one in cells)])
+        for title, one, other in zip(titles, cells[::2], cells[1::2], strict=True):
+            if one.bounds and other.bounds:
+                compared += 1
+                if one.bounds[0] > other.bounds[1] or other.bounds[0] > one.bounds[1]:
+                    apart.append(f"{title}, {part}: {score}")
+    header = ["score", *(name for title in titles for name in (title, f"{title}, other seed"))]
+    verdict = f"The 95 % intervals of the two runs overlap in {compared - len(apart)} of {compared} pairs"
+    return f"{markdown_table(header, rows)}\n\n{verdict}{'; not in ' if apart else ''}{'; '.join(apart)}."
+
+
+def build_card(results: Sequence[str], further: Sequence[str] = (), repeated: Sequence[str] = ()) -> str:
+    """
+    The model card.
+
+    Args:
+        results (`Sequence[str]`): Result tables that evaluate.py wrote, of which the card begins with a summary.
+        further (`Sequence[str]`): Those of other splits, without a summary.
+        repeated (`Sequence[str]`): Those like `results` of a second run of the recipe.
+    """
+    tables, others, again = (
+        [result.strip().lstrip("# ") for result in chosen] for chosen in (results, further, repeated)
+    )
     filled = CARD.read_text(encoding="utf-8")
     filled = filled.replace("{summary}", summary_table(tables) if tables else NOT_MEASURED)
-    return filled.replace("{results}", "\n\n".join(f"### {table}" for table in tables) or NOT_MEASURED)
+    filled = filled.replace("{repeated}", repeated_table(tables, again) if again else NOT_MEASURED)
+    return filled.replace("{results}", "\n\n".join(f"### {table}" for table in tables + others) or NOT_MEASURED)
 
 
 def main(argv: Iterable[str] | None = None) -> None:
@@ -119,6 +178,8 @@ def main(argv: Iterable[str] | None = None) -> None:
     parser.add_argument("--run", type=Path, required=True, help="output folder of recipes/sama_tiny/train.sh")
     parser.add_argument("--to", type=Path, required=True, help="folder of the checkpoint")
     parser.add_argument("--results", type=Path, nargs="+", default=[], help="Markdown tables written by evaluate.py")
+    parser.add_argument("--further", type=Path, nargs="+", default=[], help="those of other splits")
+    parser.add_argument("--repeated", type=Path, nargs="+", default=[], help="those like --results of a second run")
     arguments = parser.parse_args(argv)
     model = SamaForConditionalGeneration.from_pretrained(arguments.run / "language", dtype=torch.bfloat16)
     model.save_pretrained(arguments.to)
@@ -130,7 +191,8 @@ def main(argv: Iterable[str] | None = None) -> None:
     config |= {"trained": True, "occlusion_gate": True}  # the object scores are trained
     (arguments.to / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     draw_curves(arguments.run)
-    card = build_card([path.read_text(encoding="utf-8") for path in arguments.results])
+    given = (arguments.results, arguments.further, arguments.repeated)
+    card = build_card(*([path.read_text(encoding="utf-8") for path in paths] for paths in given))
     (arguments.to / "README.md").write_text(card, encoding="utf-8")
     print(f"{arguments.to}: {sum(parameter.numel() for parameter in model.parameters()) / 1e6:.1f} M parameters")
 

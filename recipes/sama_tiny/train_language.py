@@ -38,10 +38,9 @@ from sama.toy_world.shapes import COLOURS, SHAPES, SIZES
 from sama.toy_world.wording import NUMBERS, YES_NO
 
 
-# Layers after which the objects in question can be read off the states of regions, and off those from which an answer
-# starts, so that the layers after that can compare them. With heads on regions after layer 6 alone, the motion of a
-# region came too late
-REGION_LAYER, QUESTION_LAYER = 5, 6
+# Layers after which the objects in question can be read off the states of regions, which find them in the table that
+# cells keep (train_videos.py), and off those from which an answer starts, so that the layers after that can compare them
+REGION_LAYER, QUESTION_LAYER = 7, 8
 NAMED_WEIGHT, COMPARED_WEIGHT = 3.0, 6.0  # of words that name what is seen, and of those that a comparison decides
 NAMED_WORDS = [*COLOURS, *SHAPES, *SIZES, *(form for motion in MOTIONS.values() for form in motion)]
 COMPARED_WORDS = {

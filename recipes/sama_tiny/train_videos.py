@@ -131,7 +131,7 @@ def main() -> None:
     )
     parser.add_argument("--to", type=Path, required=True, help="output folder")
     parser.add_argument("--frame-steps", type=int, default=800, help="steps of the first phase")
-    parser.add_argument("--video-steps", type=int, default=1600, help="steps of the second phase")
+    parser.add_argument("--video-steps", type=int, default=2000, help="steps of the second phase")
     parser.add_argument("--frames", type=int, default=24, help="single frames per step and process")
     parser.add_argument("--videos", type=int, default=16, help="videos per step and process")
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)

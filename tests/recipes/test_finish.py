@@ -5,7 +5,7 @@ import re
 import pytest
 from checkpoint import CHECKPOINT
 
-from sama.recipes.sama_tiny.finish import NOT_MEASURED, build_card, read_log, summary_table
+from sama.recipes.sama_tiny.finish import NOT_MEASURED, build_card, read_log, repeated_table, summary_table
 
 
 @pytest.fixture(scope="module")
@@ -26,13 +26,29 @@ def test_the_shipped_card_is_reproduced_to_the_byte(card, tables):
 
 def test_a_card_without_results(card):
     text = build_card([])
-    assert text.count(NOT_MEASURED) == 2 and text.splitlines()[:9] == card.splitlines()[:9]
+    assert text.count(NOT_MEASURED) == 3 and text.splitlines()[:9] == card.splitlines()[:9]
 
 
 def test_a_table_without_a_row_of_the_summary_is_an_error(tables):
     table = "\n".join(line for line in tables[0].splitlines() if "accuracy, size" not in line)
     with pytest.raises(ValueError, match="lack 1 of 9 rows.*accuracy, size"):
         summary_table([table])
+
+
+def result_table(title: str, *rows: tuple[str, str, str]) -> str:
+    lines = [f"| part | {score} | {value} | {interval} |  | 9 |" for score, value, interval in rows]
+    return "\n".join([f"# {title}", "", "| part | score | value | 95 % | chance | count |", "| --- " * 6 + "|", *lines])
+
+
+def test_two_runs_are_compared_by_their_intervals():
+    first = result_table("val", ("mIoU", "0.8", "0.7 to 0.9"), ("recall", "0.5", "0.4 to 0.6"), ("rare", "", "-"))
+    again = result_table("val", ("mIoU", "0.9", "0.85 to 0.95"), ("recall", "0.7", "0.61 to 0.8"), ("rare", "", "-"))
+    table = repeated_table([first], [again])
+    assert "| part: mIoU | 0.8 (0.7 to 0.9) | 0.9 (0.85 to 0.95) |" in table
+    assert table.endswith("overlap in 1 of 2 pairs; not in val, part: recall.")
+    assert repeated_table([first], [first]).endswith("overlap in 2 of 2 pairs.")
+    with pytest.raises(ValueError, match="same splits"):
+        repeated_table([first], [again.replace("val", "unseen")])
 
 
 def test_logs_of_stages_are_read(tmp_path):
