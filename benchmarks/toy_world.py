@@ -7,8 +7,8 @@ The toy world benchmark: held-out generated clips, scored by the text and the ma
 
 "val" has clips from the training distribution, "unseen" has pairs of colour and shape that training never shows;
 "no_target" has clips like those of "val" and the third task alone, "long" has dialogues of five turns alone, whose
-questions come in any order. A text answer is correct if it contains the
-expected word and no other one of the question's choices.
+questions come in random order, so that an earlier answer may disclose what a later question asks. A text answer is
+correct if it contains the expected word and no other one of the question's choices.
 """
 
 from collections import defaultdict
@@ -119,8 +119,8 @@ class ToyWorldBenchmark(Benchmark):
         )
 
     def summarise(self, samples: Sequence[Measures], tools: Tools) -> list[Score]:
-        """Scores of dialogues (masks, then text by kind and by turn), of referring by look and by motion only; or of
-        referring to something that may not be there."""
+        """Scores of dialogues (masks, then text by kind and by turn), of referring by look and by motion only; of the
+        split "long" those of dialogues alone; of "no_target" those of referring to something that may not be there."""
         turns = defaultdict(list)
         for sample in samples:
             for number, turn in enumerate(sample.facts["turns"], start=1):
@@ -128,7 +128,7 @@ class ToyWorldBenchmark(Benchmark):
         if self.split == NO_TARGET:
             return _no_target_rows(turns[NO_TARGET])
         if self.split == LONG:
-            return _dialogue_rows(turns["long_dialogue"])
+            return _dialogue_rows(turns[TASK_OF_SPLIT[LONG]])
         twins = turns["refer_motion"]
         return [
             *_dialogue_rows(turns["dialogue"]),

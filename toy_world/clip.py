@@ -98,6 +98,8 @@ class ClipConstraints:
         pairs (`list[(colour, shape)]`, *optional*): Colour and shape of each object.
         motions (`list[str]`, *optional*): Motion of each object. If the first one is "hide", the first object hides
             behind the second, which stands still regardless of its entry here.
+        occluder (`bool`): The first object gets a large neighbour that it could hide behind, whatever its motion. Only
+            used with `motions`.
         same_size, same_pattern (`bool`): The first two objects share this attribute.
         other_size (`bool`): The first two objects have different sizes.
         rest (`bool`): A still image: nothing moves, and objects may lie closer to the border.
@@ -105,6 +107,7 @@ class ClipConstraints:
 
     pairs: list[tuple[str, str]] | None = None
     motions: list[str] | None = None
+    occluder: bool = False
     same_size: bool = False
     same_pattern: bool = False
     other_size: bool = False
@@ -164,7 +167,7 @@ def draw_motions(constraints: ClipConstraints, number: int, rng: np.random.Gener
     if constraints.rest:
         return ["still"] * number, False
     if constraints.motions is not None:
-        hides = constraints.motions[0] == "hide"
+        hides = constraints.motions[0] == "hide" or constraints.occluder
         if hides and number < 2:
             raise ValueError(f"hiding needs at least 2 objects, got {number}: an object hides behind another one")
         return constraints.motions, hides

@@ -67,7 +67,7 @@ def draw_number(bounds: tuple[int, int], rng: np.random.Generator) -> int:
     return int(rng.integers(bounds[0], bounds[1] + 1))
 
 
-def _draw_pairs(pool, number: int, rng: np.random.Generator) -> list[tuple[str, str]]:
+def draw_pairs(pool, number: int, rng: np.random.Generator) -> list[tuple[str, str]]:
     return [pool[i] for i in rng.choice(len(pool), number, replace=False)]
 
 
@@ -97,7 +97,7 @@ def _plan_count(
     most = min(MOST_COUNTED, len(chosen), settings.things[1])
     count = int(rng.integers(most + 1))
     number = max(number, count)
-    pairs = _draw_pairs(chosen, count, rng) + _draw_pairs(others, number - count, rng)
+    pairs = draw_pairs(chosen, count, rng) + draw_pairs(others, number - count, rng)
     # An occluder would replace the appearance of an object, so motions without hiding are drawn here, too
     motions = None if still else [SOLO_MOTIONS[i] for i in rng.integers(len(SOLO_MOTIONS), size=number)]
     return (
@@ -184,8 +184,8 @@ def dialogue(settings: ToySettings, rng: np.random.Generator) -> tuple[Clip, lis
 
 
 def long_dialogue(settings: ToySettings, rng: np.random.Generator) -> tuple[Clip, list[ToyTurn]]:
-    """Five turns with regions in the questions and masks in the answers, in any order: also a question that counts, or
-    asks for the order of two events, comes anywhere."""
+    """Five turns with regions in the questions and masks in the answers, in random order. So a question that counts
+    can come anywhere, and an earlier answer may disclose what a later question asks."""
     while True:
         clip, turns = conversation(settings, rng, DIALOGUE_KINDS, (LONG_TURNS, LONG_TURNS), (False, True, True))
         if len(turns) == LONG_TURNS:
@@ -217,7 +217,7 @@ def refer_look(settings: ToySettings, rng: np.random.Generator) -> tuple[Clip, l
     if not rivals[kind]:
         kind = "none"
     second = rivals[kind][rng.integers(len(rivals[kind]))]
-    others = _draw_pairs([pair for pair in pool if pair not in (first, second)], number - 2, rng)
+    others = draw_pairs([pair for pair in pool if pair not in (first, second)], number - 2, rng)
     constraints = ClipConstraints(pairs=[first, second, *others], other_size=kind == "size")
     steady = [motion for motion in SOLO_MOTIONS if motion not in START_SIZES]
     constraints.motions = [steady[i] for i in rng.integers(len(steady), size=2)]
@@ -235,7 +235,7 @@ def refer_motion(settings: ToySettings, rng: np.random.Generator) -> tuple[Clip,
     number, num_frames = max(2, draw_number(settings.things, rng)), draw_number(settings.frames, rng)
     pool = split_pairs(settings.split)
     twin = pool[rng.integers(len(pool))]
-    others = _draw_pairs([pair for pair in pool if pair != twin], number - 2, rng)
+    others = draw_pairs([pair for pair in pool if pair != twin], number - 2, rng)
     motions = [SOLO_MOTIONS[i] for i in rng.choice(len(SOLO_MOTIONS), 2, replace=False)]
     motions += [SOLO_MOTIONS[i] for i in rng.integers(len(SOLO_MOTIONS), size=number - 2)]
     constraints = ClipConstraints(pairs=[twin, twin, *others], motions=motions, same_size=True, same_pattern=True)
@@ -249,7 +249,7 @@ def refer_motion(settings: ToySettings, rng: np.random.Generator) -> tuple[Clip,
 def no_target(settings: ToySettings, rng: np.random.Generator) -> tuple[Clip, list[ToyTurn]]:
     """One to three requests to segment something that is there or, in half of them, something that is not."""
     number, num_frames = draw_number(settings.things, rng), draw_number(settings.frames, rng)
-    # Nothing hides: no description says so
+    # No object hides, because no description mentions hiding
     motions = [SOLO_MOTIONS[i] for i in rng.integers(len(SOLO_MOTIONS), size=number)]
     wanted = int(rng.integers(1, 4))
     for clip in propose_clips(settings, ClipConstraints(motions=motions), number, num_frames, rng):

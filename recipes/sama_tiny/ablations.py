@@ -3,7 +3,7 @@
     python recipes/sama_tiny/ablations.py --model checkpoints/sama-tiny --masks outputs/tiny/masks \\
         --start outputs/tiny/language --to outputs/ablations
 
-Dialogue variants are trained like in train_language.py, with a part disabled in training and evaluation. Mask
+Dialogue variants are trained as in train_language.py, with a part disabled in training and evaluation. Mask
 variants start from the trained full model and are trained with train.py. Disabled parts are set to zero by hooks.
 All variants answer the same held-out questions of toy world by generation. The result of a variant is written to
 `<variant>.json`; an interrupted run resumes with the missing variants, and dialogue variants from their last state.
@@ -29,8 +29,9 @@ from sama.evaluation.inference import PredictionRunner
 from sama.evaluation.provenance import checkpoint_hash
 from sama.modeling_sama import SamaForConditionalGeneration
 from sama.processing_sama import SamaProcessor
-from sama.recipes.sama_tiny.examples import DialogueExamples, practice_world
+from sama.recipes.sama_tiny.examples import DialogueExamples
 from sama.recipes.sama_tiny.phases import Phase, folder_with, train
+from sama.recipes.sama_tiny.practice import practice_dialogues
 from sama.recipes.sama_tiny.train_language import DialogueLosses
 from sama.toy_world.clip import Clip
 from sama.toy_world.questions import ToyTurn
@@ -134,7 +135,7 @@ def train_dialogues(variant: Dialogues, arguments: argparse.Namespace, folder: P
     settings |= {"bf16": False, "log_steps": 25, "save_steps": 50}
     plan = argparse.Namespace(**settings)
     examples = DialogueExamples(processor, model.config, plan, arguments.steps)
-    examples.world = WindowedToyWorld(practice_world(arguments.seed), variant.rounds)
+    examples.world = WindowedToyWorld(practice_dialogues(arguments.seed), variant.rounds)
     frozen = [*losses.frozen, model.model.mask_tracker.sam.mask_decoder]
     phase = Phase(examples, losses.dialogues, arguments.learning_rate, [*losses.modules.values()], frozen)
     train([phase], losses.modules, plan, folder / STATE)
@@ -249,7 +250,7 @@ def report(results: Sequence[dict]) -> str:
 def cell(row: dict) -> str:
     if row["value"] is None:
         return "-"
-    if row["interval"] is None:  # one clip says unchanged about variation
+    if row["interval"] is None:  # a single clip gives no interval
         return f"{row['value']:.2f}"
     low, high = row["interval"]
     return f"{row['value']:.2f} ± {(high - low) / 2:.2f}"

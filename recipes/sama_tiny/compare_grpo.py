@@ -145,7 +145,7 @@ def table(results: dict[str, Sequence[dict]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=SMALL_MODEL)
     parser.add_argument("--to", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=80)

@@ -24,23 +24,20 @@ from sama.recipes.sama_tiny.labels import (
     track_labels,
 )
 from sama.recipes.sama_tiny.mask_examples import frame_of, prompt_attributes
-from sama.recipes.sama_tiny.phases import Batch, Examples
+from sama.recipes.sama_tiny.phases import Batch, Examples, stacked
 from sama.recipes.sama_tiny.practice import practice_clips, practice_dialogues
 from sama.toy_world.clip import Clip, ClipConstraints, propose_clips
+from sama.toy_world.tasks import draw_number
 from sama.toy_world.wording import NUMBERS
 from sama.toy_world.world import ToyWorld
 from sama.video_sama import SamaVideo
 
 
 OBJECTS_OF_A_FRAME = (2, 6)
-MASK_REGIONS = 0.85  # share of dialogues with masks only as regions; the others mix in clicks, boxes and scribbles
+MASK_REGIONS = 0.85  # share of dialogues whose regions are all masks; in the others each is a mask or a box
 MASKS = 256  # single masks of a step and process
 # What the generators of examples are seeded with after the seed of the run
-FRAMES, SINGLE_MASKS, ORDER = 1, 2, 3
-
-
-def stacked(labels: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
-    return {name: torch.from_numpy(np.stack([one[name] for one in labels])) for name in labels[0]}
+FRAMES, SINGLE_MASKS, ORDER, DIALOGUES = 1, 2, 3, 4
 
 
 def joined(labels: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
@@ -73,8 +70,8 @@ class VisionExamples(Examples):
 
 
 class FrameExamples(VisionExamples):
-    """Single frames with two to six objects, and single masks. A clip shows the same objects in all its frames, so
-    that as many frames of clips teach less."""
+    """Single frames with two to six objects, and single masks. All frames of a clip show the same objects, so the same
+    number of frames from fewer clips teaches less."""
 
     def __init__(self, *arguments, **named):
         super().__init__(*arguments, **named)
@@ -88,7 +85,7 @@ class FrameExamples(VisionExamples):
 
     def clip(self, index: int) -> Clip:
         rng = np.random.default_rng([self.seed, FRAMES, index])
-        number = int(rng.integers(OBJECTS_OF_A_FRAME[0], OBJECTS_OF_A_FRAME[1] + 1))
+        number = draw_number(OBJECTS_OF_A_FRAME, rng)
         found = propose_clips(self.world.settings, ClipConstraints(rest=True), number, 1, rng)
         return self.world.render(next(found), rng)
 
@@ -103,7 +100,7 @@ class FrameExamples(VisionExamples):
 
 class VideoExamples(VisionExamples):
     """The frames of clips as the language model reads them, without a question: every conversation about a clip begins
-    with these tokens, and states after them cannot change them."""
+    with these tokens, and attention is causal, so their states are the same in all of them."""
 
     def __init__(self, *arguments, **named):
         super().__init__(*arguments, **named)
@@ -210,7 +207,7 @@ class DialogueExamples(VisionExamples):
 
     def dialogue(self, index: int) -> Dialogue:
         """A record of toy world, rendered like the Trainer does."""
-        rng = np.random.default_rng([self.seed, index])
+        rng = np.random.default_rng([self.seed, DIALOGUES, index])
         task, clip, turns = self.world.generate(index)
         record = self.world.record(index, task, clip, turns)
         video = SamaVideo.open(clip.frames[0] if task == "still" else list(clip.frames))
@@ -301,9 +298,7 @@ def question_labels(dialogues: list[Dialogue]) -> dict[str, torch.Tensor]:
         labels |= object_labels(name, [turns[turn][place] for turn in known])
     infos = [info for one in dialogues for info in one.infos]
     fits = [{"refer": 1, "no_target": 0}.get(info["kind"], IGNORED) for info in infos]
-    numbers = [
-        NUMBERS.index(info["answer"]) if info["kind"].startswith("count") else IGNORED for info in infos
-    ]
+    numbers = [NUMBERS.index(info["answer"]) if info["kind"].startswith("count") else IGNORED for info in infos]
     return labels | {"fits": torch.tensor(fits), "number": torch.tensor(numbers)}
 
 

@@ -26,7 +26,7 @@ PANELS = (  # title, log file, metrics
     ("cells of videos: accuracy", "videos.log", ("track colour", "track shape", "track size", "track motion")),
     ("cells of dialogues: accuracy", "language.log", ("track shape", "track motion", "region motion", "seg motion")),
     ("position error in pixels of 64", "language.log", ("past px", "context px", "region px", "seg px")),
-    ("words that a comparison decides", "language.log", ("yes or no", "number", "order", "rank", "side")),
+    ("answers: accuracy", "language.log", ("yes or no", "question number", "question fits", "order", "rank")),
     ("answers and their masks", "language.log", ("entropy", "prompt", "mask IoU")),
 )  # fmt: skip
 LINE = re.compile(r"^step (\d+):(.*)$")
@@ -64,7 +64,7 @@ def read_log(path: Path) -> list[dict]:
 
 def draw_curves(run: Path) -> None:
     """Draw the curves of all stages to `curves.png` in the folder of the run."""
-    from matplotlib.figure import Figure  # a second, which what reads no logs does not wait for
+    from matplotlib.figure import Figure  # imported here because it takes a second and read_log does not need it
 
     figure = Figure(figsize=(13, 10), layout="constrained")
     panels = figure.subplots(3, 3)
@@ -107,8 +107,11 @@ def title_of(table: str) -> str:
 def read_table(table: str) -> dict[tuple[str, str], Result]:
     """The rows of a result table that evaluate.py wrote, by part and score."""
     lines = [line.strip("|").split("|") for line in table.splitlines() if line[:1] == "|"]
-    rows = [[cell.strip() for cell in line] for line in lines[2:]]
-    return {(part, score): Result(value, interval, chance) for part, score, value, interval, chance, _ in rows}
+    header, _, *rows = [[cell.strip() for cell in line] for line in lines]
+    found = [dict(zip(header, row, strict=True)) for row in rows]  # empty columns are not written
+    return {
+        (row["part"], row["score"]): Result(row["value"], row.get("95 %", ""), row.get("chance", "")) for row in found
+    }
 
 
 def summary_table(tables: Sequence[str]) -> str:
@@ -130,7 +133,8 @@ def summary_table(tables: Sequence[str]) -> str:
 
 
 def repeated_table(tables: Sequence[str], repeated: Sequence[str]) -> str:
-    """The results of two runs of the recipe side by side, and how many of their intervals overlap.
+    """The results of two runs of the recipe side by side, and how many of their intervals overlap. Rows that a table
+    lacks are left out.
 
     Raises:
         ValueError: if the tables of the runs have other headings.
@@ -144,7 +148,9 @@ def repeated_table(tables: Sequence[str], repeated: Sequence[str]) -> str:
         cells = [found[part, score] for pair in pairs for found in pair if (part, score) in found]
         if len(cells) < 2 * len(pairs):
             continue
-        rows.append([f"{part}: {score}", *(f"{one.value} ({one.interval})" for one in cells)])
+        rows.append(
+            [f"{part}: {score}", *(f"{one.value} ({one.interval})" if one.interval else one.value for one in cells)]
+        )
         for title, one, other in zip(titles, cells[::2], cells[1::2], strict=True):
             if one.bounds and other.bounds:
                 compared += 1
@@ -152,7 +158,8 @@ def repeated_table(tables: Sequence[str], repeated: Sequence[str]) -> str:
                     apart.append(f"{title}, {part}: {score}")
     header = ["score", *(name for title in titles for name in (title, f"{title}, other seed"))]
     verdict = f"The 95 % intervals of the two runs overlap in {compared - len(apart)} of {compared} pairs"
-    return f"{markdown_table(header, rows)}\n\n{verdict}{'; not in ' if apart else ''}{'; '.join(apart)}."
+    verdict += f". They do not overlap for: {'; '.join(apart)}." if apart else "."
+    return f"{markdown_table(header, rows)}\n\n{verdict}"
 
 
 def build_card(results: Sequence[str], further: Sequence[str] = (), repeated: Sequence[str] = ()) -> str:
@@ -183,7 +190,7 @@ def main(argv: Iterable[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     model = SamaForConditionalGeneration.from_pretrained(arguments.run / "language", dtype=torch.bfloat16)
     model.save_pretrained(arguments.to)
-    # Configuration, processor and tokenizers are those of the first stage
+    # Configuration, processor and tokenizers are those of stage 0 (initialize.py)
     shutil.copytree(
         arguments.run / "start", arguments.to, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors")
     )

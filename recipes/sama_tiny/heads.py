@@ -249,7 +249,7 @@ class QuestionHeads(nn.Module):
             known = labels[name] != IGNORED
             if known.any():
                 loss, right = choice_loss(head(states[known]), labels[name][known])
-                parts.append(({name: loss}, {name: right}))
+                parts.append(({name: loss}, {f"question {name}": right}))
         return merged(parts)
 
 
@@ -273,7 +273,7 @@ class MaskHeads(nn.Module):
 
 
 class Heads(nn.Module):
-    """All auxiliary heads of stages 2 and 3."""
+    """The auxiliary heads of stages 2 and 3, but for [`QuestionHeads`], which stage 3 alone has."""
 
     def __init__(self, width: int):
         super().__init__()

@@ -207,31 +207,10 @@ def build_config(tokenizer: PreTrainedTokenizerBase, qformer_tokenizer: PreTrain
         "max_position_embeddings": 8192,
         "tie_word_embeddings": False,
     }
-    vision = {
-        "hidden_size": WIDTH,
-        "intermediate_size": 3 * WIDTH,
-        "num_hidden_layers": 5,
-        "num_attention_heads": 4,
-        "image_size": [IMAGE_SIZE, IMAGE_SIZE],
-        "patch_size": [8, 8],
-        "attention_bias": True,
-        "layer_scale_init_value": 1.0,  # InternVL's 0.1 slows the training of a tower with few layers
-    }
-    qformer = {
-        "hidden_size": WIDTH,
-        "intermediate_size": 2 * WIDTH,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "encoder_hidden_size": WIDTH,
-        "vocab_size": len(qformer_tokenizer),
-        "max_position_embeddings": QFORMER_MAX_LENGTH,
-        # Toy world never shows a clip twice, so there is no overfitting for dropout to prevent
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-    }
+    qformer = build_qformer_config(len(qformer_tokenizer))
     return SamaConfig(
         text_config=text,
-        vision_config=vision,
+        vision_config=build_vision_config(),
         spatial_qformer_config=qformer,
         temporal_qformer_config=qformer | {"cross_attention_frequency": 1, "use_qformer_text_input": True},
         sam_config=build_sam_config(),
@@ -249,6 +228,36 @@ def build_config(tokenizer: PreTrainedTokenizerBase, qformer_tokenizer: PreTrain
         occlusion_gate=False,  # the object scores are untrained
         trained=False,
     )
+
+
+def build_vision_config() -> dict:
+    """The vision tower: five layers, 64 patches of 8 px."""
+    return {
+        "hidden_size": WIDTH,
+        "intermediate_size": 3 * WIDTH,
+        "num_hidden_layers": 5,
+        "num_attention_heads": 4,
+        "image_size": [IMAGE_SIZE, IMAGE_SIZE],
+        "patch_size": [8, 8],
+        "attention_bias": True,
+        "layer_scale_init_value": 1.0,  # InternVL's 0.1 slows the training of a tower with few layers
+    }
+
+
+def build_qformer_config(vocab_size: int) -> dict:
+    """What both Q-Formers share."""
+    return {
+        "hidden_size": WIDTH,
+        "intermediate_size": 2 * WIDTH,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "encoder_hidden_size": WIDTH,
+        "vocab_size": vocab_size,
+        "max_position_embeddings": QFORMER_MAX_LENGTH,
+        # Toy world never shows a clip twice, so there is no overfitting for dropout to prevent
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    }
 
 
 def build_sam_config() -> dict:

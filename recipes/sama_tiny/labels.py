@@ -68,7 +68,7 @@ def looks_of(clip: Clip, covering: np.ndarray) -> np.ndarray:
 
 def patch_labels(clip: Clip, frame: int, grid: int) -> dict[str, np.ndarray]:
     """
-    What each patch of a frame shows, for `grid * grid` patches. Masks are enlarged where the grid does not divide them.
+    What each patch of a frame shows, for `grid * grid` patches. Masks are enlarged if the grid does not divide them.
 
     - `patch looks` (num_patches, 3): classes of its object, see [`looks_of_cells`]
     - `occupied` (num_patches,), bool: whether it has one; the rest is meaningless where it has none
@@ -106,27 +106,15 @@ def track_labels(clip: Clip, frames: list[int], grid: int) -> dict[str, np.ndarr
     - `past_known` (num_known, MAX_FRAMES), bool: the frames up to the cell's own
     - `moments` (num_known,): the frame in which it appeared, left or stopped, between dense frames, as a fraction of
       `MAX_FRAMES`; -1 if it did not so far
-    - `time` (num_frames * grid * grid,): the frame of each cell, which nothing in the prompt tells
+    - `time` (num_frames * grid * grid,): the frame of each cell, which no token of the prompt states
     - `group_cells` (num_frames * grid,): indices of the cells in the last row of each frame
     - `groups` (num_frames * grid, num_classes): see [`group_counts`]
     - `centres` (num_frames * grid * grid,): how many objects have their centre in a cell, at most 2
     - `counts` (num_frames * grid * grid,): how many objects were seen so far, when the cells are read in order
     """
-    covering, everything = objects_of_cells(clip, frames, grid), list(range(len(clip.objects)))
-    spots, centres = places(clip, everything, frames), np.zeros(covering.shape, dtype=np.int64)
-    appearances = np.zeros(covering.size, dtype=np.int64)
-    since = np.full(len(everything), len(frames))  # the frame in which each object is first seen
-    for thing in everything:
-        last = None
-        for moment, (seen, x, y, _) in enumerate(spots[thing]):
-            if seen:
-                last = min(int(y * grid), grid - 1) * grid + min(int(x * grid), grid - 1)
-                if not spots[thing, :moment, 0].any():
-                    appearances[moment * grid**2 + last] += 1
-                    since[thing] = moment
-                centres[moment, last] += 1
-            elif last is not None and covering[moment, last] < 0:
-                covering[moment, last] = thing
+    everything = list(range(len(clip.objects)))
+    spots = places(clip, everything, frames)
+    covering, centres, appearances, since = follow_objects(spots, objects_of_cells(clip, frames, grid), grid)
     moments, positions = np.nonzero(covering >= 0)
     things = covering[moments, positions]
     classes = np.array([object_classes(clip, thing) for thing in everything])[things]
@@ -149,6 +137,31 @@ def track_labels(clip: Clip, frames: list[int], grid: int) -> dict[str, np.ndarr
     }
 
 
+def follow_objects(
+    spots: np.ndarray, covering: np.ndarray, grid: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """
+    Where objects are and have been, from their places (num_objects, num_frames, 4) and the object of each cell
+    (num_frames, grid * grid). Returns the object of each cell, also one that was last seen in it and is gone; how many
+    objects have their centre in it, and how many are first seen in it, of the same shape; and the frame in which each
+    object is first seen, `num_frames` if it never is.
+    """
+    covering, centres, appearances = covering.copy(), np.zeros_like(covering), np.zeros_like(covering)
+    since = np.full(len(spots), len(covering))
+    for thing, track in enumerate(spots):
+        last = None
+        for moment, (seen, x, y, _) in enumerate(track):
+            if seen:
+                last = min(int(y * grid), grid - 1) * grid + min(int(x * grid), grid - 1)
+                centres[moment, last] += 1
+                if since[thing] == len(covering):
+                    since[thing] = moment
+                    appearances[moment, last] += 1
+            elif last is not None and covering[moment, last] < 0:
+                covering[moment, last] = thing
+    return covering, centres, appearances, since
+
+
 def group_counts(clip: Clip, since: np.ndarray, num_frames: int) -> np.ndarray:
     """How many objects of each class of the kinds `GROUPED` were seen up to each frame, at most `MOST_ALIKE`; -100 for
     motions before the last two frames: (num_frames, num_classes). `since`: the frame in which each object is first
@@ -167,7 +180,7 @@ def group_counts(clip: Clip, since: np.ndarray, num_frames: int) -> np.ndarray:
 
 def key_moment(clip: Clip, thing: int) -> int:
     """The frame in which an object appears, leaves or stops; -1 if it does none of these, or nobody sees when."""
-    if clip.num_frames == 1 or clip.objects[thing].motion not in KEY_EVENTS:
+    if clip.num_frames == 1 or not clip.seen[thing].any() or clip.objects[thing].motion not in KEY_EVENTS:
         return -1
     frame = key_frame(clip, thing)
     return -1 if frame is None else frame

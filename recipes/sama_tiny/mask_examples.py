@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from sama.recipes.sama_tiny.labels import patch_labels
-from sama.recipes.sama_tiny.phases import Batch, Examples
+from sama.recipes.sama_tiny.phases import Batch, Examples, stacked
 from sama.toy_world.clip import Clip, ClipConstraints, propose_clips
 from sama.toy_world.motion import SOLO_MOTIONS
 from sama.toy_world.shapes import COLOURS, SHAPES, SIZES
@@ -185,7 +185,7 @@ class MaskExamples(Examples):
             "labels": torch.tensor(labels, dtype=torch.int32),
         }
         patches = [patch_labels(clip, frame, self.grid) for clip, (frame,) in zip(clips, chosen, strict=True)]
-        found["labels"] |= {name: torch.from_numpy(np.stack([one[name] for one in patches])) for name in patches[0]}
+        found["labels"] |= stacked(patches)
         return found
 
     def collate_clips(self, clips: list[Clip], frames: list, prompted: list[int], words: list) -> Batch:

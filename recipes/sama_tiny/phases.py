@@ -9,6 +9,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import distributed, nn
 from torch.utils._pytree import tree_map
@@ -64,6 +65,11 @@ class Examples(Dataset):
         """The indices of the clips of a step of this process."""
         first = ((self.first + step) * self.processes + self.process) * number
         return range(first, first + number)
+
+
+def stacked(labels: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
+    """The labels of several frames or masks, stacked by name."""
+    return {name: torch.from_numpy(np.stack([one[name] for one in labels])) for name in labels[0]}
 
 
 class Phase(NamedTuple):

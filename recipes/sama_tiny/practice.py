@@ -1,4 +1,4 @@
-"""The clips and dialogues of toy world that stages 2 and 3 practise on: what is learned last comes more often than in
+"""The clips and dialogues of toy world for stages 2 and 3: questions that are learned last are more frequent than in
 the benchmark."""
 
 from collections import Counter
@@ -11,7 +11,7 @@ from sama.toy_world.clip import Clip, ClipConstraints, ToySettings, propose_clip
 from sama.toy_world.motion import SOLO_MOTIONS
 from sama.toy_world.questions import Scene, ToyTurn, ask_count
 from sama.toy_world.shapes import COLOURS, SHAPES
-from sama.toy_world.tasks import MOST_COUNTED, TASKS, conversation, draw_number
+from sama.toy_world.tasks import MOST_COUNTED, TASKS, conversation, draw_number, draw_pairs
 from sama.toy_world.world import ToyWorld
 
 
@@ -20,8 +20,8 @@ TASK_WEIGHTS = {
     "still": 0.3, "no_target": 2.5,
 }  # fmt: skip
 VIDEO_TASK_WEIGHTS = {"dialogue": 6, "refer_look": 1, "refer_motion": 3, "no_target": 0.5}
-# Weights of kinds of questions: in general dialogues, and in those that compare two things, or what is seen with what
-# is asked. Such questions are learned last, and not at all where they are few (docs/log.md)
+# Weights of kinds of questions: of general dialogues, and of those that compare two objects, or an object with a
+# statement. Where such questions are few, they are not learned at all (docs/log.md)
 GENERAL = {
     questions.ask_motion: 2, questions.ask_check_motion: 6, questions.ask_order: 2, questions.ask_larger: 2.5,
     questions.ask_mover_colour: 3, questions.ask_mover_shape: 4, questions.ask_hides_behind: 2,
@@ -39,11 +39,13 @@ TURNS = (1, 6)  # least and most turns of a dialogue: the frames of a clip cost 
 WITH_REGIONS_AND_MASKS = (False, True, True)
 # Share of clips in which motions are drawn by weight, and of those whose objects are much alike
 HARD_MOTION_SHARE, ALIKE_SHARE = 0.4, 0.3
-HIDING_SHARE = 0.5  # share of the clips with motions by weight in which the first object hides
+# Share of the clips with motions by weight in which the first object has a neighbour to hide behind; in half of these
+# it does hide
+OCCLUDER_SHARE = 0.6
 MOTION_WEIGHTS = {"stop": 4.0, "zigzag": 2.0}  # 1 for the others; a stop is hard to tell from a straight movement
 
 
-def draw_motions(number: int, rng: np.random.Generator, pool: tuple[str, ...] = SOLO_MOTIONS) -> list[str]:
+def draw_weighted_motions(number: int, rng: np.random.Generator, pool: tuple[str, ...] = SOLO_MOTIONS) -> list[str]:
     """Random motions of `number` objects, hard ones more often."""
     weights = np.array([MOTION_WEIGHTS.get(motion, 1.0) for motion in pool])
     return [pool[i] for i in rng.choice(len(pool), number, p=weights / weights.sum())]
@@ -51,11 +53,11 @@ def draw_motions(number: int, rng: np.random.Generator, pool: tuple[str, ...] = 
 
 def draw_alike(number: int, split: str, rng: np.random.Generator) -> ClipConstraints:
     """Constraints of a clip with two motions at most, and with two colours or two shapes."""
-    motions = draw_motions(number, rng, tuple(dict.fromkeys(draw_motions(2, rng))))
+    motions = draw_weighted_motions(number, rng, tuple(dict.fromkeys(draw_weighted_motions(2, rng))))
     place, values = ((0, tuple(COLOURS)), (1, SHAPES))[rng.integers(2)]
     chosen = {values[i] for i in rng.choice(len(values), 2, replace=False)}
     pool = [pair for pair in split_pairs(split) if pair[place] in chosen]
-    return ClipConstraints(pairs=[pool[i] for i in rng.choice(len(pool), number, replace=False)], motions=motions)
+    return ClipConstraints(pairs=draw_pairs(pool, number, rng), motions=motions)
 
 
 def draw_constraints(number: int, split: str, rng: np.random.Generator) -> ClipConstraints:
@@ -63,10 +65,10 @@ def draw_constraints(number: int, split: str, rng: np.random.Generator) -> ClipC
     much alike."""
     chance = rng.random()
     if chance < HARD_MOTION_SHARE:
-        motions = draw_motions(number, rng)
-        if number > 1 and rng.random() < HIDING_SHARE:
+        motions, occluder = draw_weighted_motions(number, rng), number > 1 and rng.random() < OCCLUDER_SHARE
+        if occluder and rng.random() < 0.5:
             motions[0] = "hide"
-        return ClipConstraints(motions=motions)
+        return ClipConstraints(motions=motions, occluder=occluder)
     return draw_alike(number, split, rng) if chance < HARD_MOTION_SHARE + ALIKE_SHARE else ClipConstraints()
 
 
@@ -79,12 +81,11 @@ def count_of(aspect: str) -> Callable[[Scene], ToyTurn | None]:
         if any(known == aspect for _, known in scene.disclosed):
             return None
         found = Counter("" if aspect == "all" else getattr(one, aspect) for one in scene.objects)
-        numbers = sorted({found[value] for value in values})
+        most = len(scene.objects) if aspect == "all" else MOST_COUNTED
+        numbers = sorted({found[value] for value in values if found[value] <= most})
         weights = np.maximum(numbers, 0.5)
         number = scene.rng.choice(numbers, p=weights / weights.sum())
-        return ask_count(
-            scene, aspect, scene.pick([value for value in values if found[value] == number]), MOST_COUNTED
-        )
+        return ask_count(scene, aspect, scene.pick([value for value in values if found[value] == number]), most)
 
     return ask
 
@@ -105,9 +106,7 @@ def practice_dialogue(settings: ToySettings, rng: np.random.Generator) -> tuple[
     if chance < COUNT_SHARE:
         return conversation(*fixed, COUNTS, TURNS, WITH_REGIONS_AND_MASKS, (0, 0), constrain_counted)
     if chance < COUNT_SHARE + COMPARISON_SHARE:
-        return conversation(
-            *fixed, COMPARISONS, TURNS, WITH_REGIONS_AND_MASKS, COMPARISON_OPENINGS, constrain
-        )
+        return conversation(*fixed, COMPARISONS, TURNS, WITH_REGIONS_AND_MASKS, COMPARISON_OPENINGS, constrain)
     return conversation(*fixed, GENERAL, TURNS, WITH_REGIONS_AND_MASKS, GENERAL_OPENINGS, constrain)
 
 

@@ -3,11 +3,11 @@
     python recipes/sama_tiny/train_language.py --videos outputs/tiny/videos --masks outputs/tiny/masks \\
         --to outputs/tiny/language
 
-Two phases, each with its own learning rate schedule. All use auxiliary heads (heads.py), which are dropped later.
+Two phases, each with its own learning rate schedule. Both use auxiliary heads (heads.py), which are dropped later.
 
 1. Dialogues (`--dialogue-steps`): the language loss, in which words that decide an answer weigh more, and heads on
-   the states of cells, regions and [SEG]. The [SEG] prompt is trained to match the attribute prompt by which SAM 2
-   found the object in stage 1. The vision tower and the shape encoders are frozen.
+   the states of cells, regions, [SEG] and the tokens from which answers start. The [SEG] prompt is trained to match
+   the attribute prompt by which SAM 2 found the object in stage 1. The vision tower and the shape encoders are frozen.
 2. Masks (`--mask-steps`): the same, with the masks of SAM 2 in one frame of each dialogue. Its decoder of [SEG] is
    trained, too, and adapts to the errors of predicted prompts.
 
@@ -38,8 +38,8 @@ from sama.toy_world.shapes import COLOURS, SHAPES, SIZES
 from sama.toy_world.wording import NUMBERS, YES_NO
 
 
-# Layers after which the objects in question can be read off the states of regions, which find them in the table that
-# cells keep (train_videos.py), and off those from which an answer starts, so that the layers after that can compare them
+# Layers after which heads read the objects in question off the states of regions, which find them in the cells (their
+# layers: train_videos.py), and off those from which an answer starts. The layers after that can compare the objects
 REGION_LAYER, QUESTION_LAYER = 7, 8
 NAMED_WEIGHT, COMPARED_WEIGHT = 3.0, 6.0  # of words that name what is seen, and of those that a comparison decides
 NAMED_WORDS = [*COLOURS, *SHAPES, *SIZES, *(form for motion in MOTIONS.values() for form in motion)]
@@ -146,8 +146,7 @@ class DialogueLosses(VideoLosses):
         return {"region tokens": pooled_loss + 2 * shape_loss}, metrics
 
     def language_losses(self, states: torch.Tensor, labels: torch.Tensor) -> Losses:
-        """Weighted cross-entropy of the answers. Their first words weigh more, too: they decide whether the answer marks
-        anything."""
+        """Weighted cross-entropy of answers. First words weigh more, too: they decide whether anything is marked."""
         expected = labels[:, 1:]
         answered = expected != IGNORED
         starts = answered & ~F.pad(answered[:, :-1], (1, 0))

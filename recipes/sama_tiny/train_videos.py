@@ -35,9 +35,9 @@ from sama.recipes.sama_tiny.phases import (
 )
 
 
-# Layers of the language model after which the frame of a cell, the places and the classes of objects can be read off
-# its state. What a layer finds out can be used by later layers only, and nothing in the prompt says which frame it is:
-# without that, where objects were in earlier frames is told by a rough path (docs/log.md)
+# Layers of the language model after which heads read the frame of a cell, and the places and the classes of objects.
+# The result of a layer is available to later layers only. No token says which frame a cell belongs to; without the
+# first head, places in earlier frames stay inaccurate (docs/log.md)
 TIME_LAYER, PLACE_LAYER, CLASS_LAYER = 1, 4, 6
 
 
@@ -57,7 +57,7 @@ class VideoLosses:
 
     @property
     def matrices(self) -> list[nn.Parameter]:
-        """What Muon updates: the linear layers of the model, but not the one that tells words."""
+        """What Muon updates: the linear layers of the model, without `lm_head`."""
         return hidden_matrices(*self.modules["parts"][:-1])
 
     def frames(self, batch: Batch) -> Losses:

@@ -1,4 +1,4 @@
-"""The comparison of supervision and reinforcement: its table and its prompts."""
+"""The table of the comparison of supervision and reinforcement."""
 
 from sama.recipes.sama_tiny.compare_grpo import KINDS, table
 

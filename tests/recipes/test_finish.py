@@ -37,15 +37,20 @@ def test_a_table_without_a_row_of_the_summary_is_an_error(tables):
 
 def result_table(title: str, *rows: tuple[str, str, str]) -> str:
     lines = [f"| part | {score} | {value} | {interval} |  | 9 |" for score, value, interval in rows]
-    return "\n".join([f"# {title}", "", "| part | score | value | 95 % | chance | count |", "| --- " * 6 + "|", *lines])
+    return "\n".join(
+        [f"# {title}", "", "| part | score | value | 95 % | chance | count |", "| --- " * 6 + "|", *lines]
+    )
 
 
 def test_two_runs_are_compared_by_their_intervals():
-    first = result_table("val", ("mIoU", "0.8", "0.7 to 0.9"), ("recall", "0.5", "0.4 to 0.6"), ("rare", "", "-"))
-    again = result_table("val", ("mIoU", "0.9", "0.85 to 0.95"), ("recall", "0.7", "0.61 to 0.8"), ("rare", "", "-"))
+    first = result_table("val", ("mIoU", "0.8", "0.7 to 0.9"), ("recall", "0.5", "0.4 to 0.6"), ("rare", "none", ""))
+    again = result_table(
+        "val", ("mIoU", "0.9", "0.85 to 0.95"), ("recall", "0.7", "0.61 to 0.8"), ("rare", "none", "")
+    )
     table = repeated_table([first], [again])
     assert "| part: mIoU | 0.8 (0.7 to 0.9) | 0.9 (0.85 to 0.95) |" in table
-    assert table.endswith("overlap in 1 of 2 pairs; not in val, part: recall.")
+    assert "| part: rare | none | none |" in table
+    assert table.endswith("overlap in 1 of 2 pairs. They do not overlap for: val, part: recall.")
     assert repeated_table([first], [first]).endswith("overlap in 2 of 2 pairs.")
     with pytest.raises(ValueError, match="same splits"):
         repeated_table([first], [again.replace("val", "unseen")])

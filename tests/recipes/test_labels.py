@@ -10,6 +10,7 @@ from sama.recipes.sama_tiny.labels import (
     WINDOW,
     cells,
     draw_single_masks,
+    key_moment,
     object_classes,
     objects_of_cells,
     patch_labels,
@@ -73,6 +74,19 @@ def test_classes_and_places_are_those_of_the_clip(clips):
             rows, columns = np.nonzero(clip.masks[0, 0])
             assert found[1] == pytest.approx((columns.mean() + 0.5) / clip.masks.shape[-1])
             assert found[2] == pytest.approx((rows.mean() + 0.5) / clip.masks.shape[-2])
+
+
+def test_masks_are_enlarged_for_a_grid_that_does_not_divide_them():
+    labels = patch_labels(clip_of([(0, 0)], side=16), 0, 12)
+    occupied = labels["occupied"].reshape(12, 12)
+    assert occupied[:6, :6].all() and occupied.sum() == 36
+    assert labels["offsets"][0].tolist() == pytest.approx([0.25 - 1 / 24, 0.25 - 1 / 24, 0.5])
+
+
+def test_an_object_that_is_never_seen_has_no_moment():
+    clip = clip_of([(0, 0), (0, 0)], [None, None])
+    clip.objects[1].motion = "appear"
+    assert key_moment(clip, 1) == -1
 
 
 def test_the_object_of_a_cell_covers_most_of_it():

@@ -63,8 +63,13 @@ def test_an_example_knows_the_objects_of_its_questions(dialogues):
         for subject, things in zip(example.subjects, pointed, strict=True):
             assert not things or subject == things[0]
         answered = [message for message in record["messages"] if message["role"] == "assistant"][: len(asked)]
-        grounded = [part["objects"] for message in answered for part in message["content"] if "objects" in part]
-        assert example.segs == [int(name) for names in grounded for name in names]
+        marked = [
+            [int(name) for part in message["content"] for name in part.get("objects", [])] for message in answered
+        ]
+        assert example.segs == sum(marked, [])
+        assert example.described == [
+            one[0] if len(one) == 1 and not things else -1 for one, things in zip(marked, pointed, strict=True)
+        ]
         kinds.add((bool(example.regions), bool(example.segs)))
     assert len(kinds) >= 3
 
@@ -88,7 +93,8 @@ def test_each_question_has_a_start_of_an_answer_in_their_order(dialogues):
     answered = dialogues.encode(drawn)["labels"] != IGNORED
     starts = (answered[:, 1:] & ~answered[:, :-1]).sum(1)
     assert starts.tolist() == [len(one.pointed) for one in drawn]
-    labels, turns = dialogues.labels(drawn), [turn for one in drawn for turn in zip(one.pointed, one.described)]
+    labels = dialogues.labels(drawn)
+    turns = [turn for one in drawn for turn in zip(one.pointed, one.described, strict=True)]
     for place, name in enumerate(QUESTIONED[:2]):
         expected = [turn for turn, (things, _) in enumerate(turns) if len(things) > place]
         assert labels[f"{name} turns"].tolist() == expected and len(labels[f"{name} classes"]) == len(expected) > 0
@@ -182,8 +188,22 @@ def test_words_that_decide_an_answer_weigh_more(model, processor):
         assert losses.weights[processor.tokenizer(word)["input_ids"][0]] == weight, word
 
 
-def test_states_from_which_answers_start_are_supervised_with_the_objects_of_the_question(model, processor, dialogues):
-    """The states of another turn, or the objects of another one, give another loss."""
+def test_answers_start_in_the_order_of_their_labels(dialogues):
+    drawn = [dialogues.dialogue(index) for index in range(20)]
+    encoded = dialogues.encode(drawn)
+    answered, decode = encoded["labels"] != IGNORED, dialogues.processor.tokenizer.decode
+    rows, columns = (answered[:, 1:] & ~answered[:, :-1]).nonzero(as_tuple=True)
+    infos = [info for one in drawn for info in one.infos]
+    judged = 0
+    for row, column, info in zip(rows.tolist(), columns.tolist(), infos, strict=True):
+        if info["answer"] is not None:
+            answer = decode(encoded["input_ids"][row, column + 1 :]).split("<|im_end|>")[0]
+            assert info["answer"].lower() in answer.lower()
+            judged += 1
+    assert judged > 10
+
+
+def test_states_of_other_turns_give_another_loss(model, processor, dialogues):
     losses = DialogueLosses(model, processor, seed=0)
     labels = next(batch["labels"] for batch in dialogues[0] if len(batch["labels"]["pointed turns"]) > 1)
     states = torch.randn(

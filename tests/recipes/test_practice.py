@@ -1,0 +1,63 @@
+"""The clips and dialogues that stages 2 and 3 practise on."""
+
+from collections import Counter, defaultdict
+
+import numpy as np
+import pytest
+
+from sama.recipes.sama_tiny.practice import MOTION_WEIGHTS, TURNS, draw_alike, practice_clips, practice_dialogues
+from sama.toy_world.wording import YES_NO
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """The clip and the turns of dialogues of the practised kind."""
+    world = practice_dialogues(0)
+    found = [world.generate(index, frames=False) for index in range(2000)]
+    return [(clip, turns) for task, clip, turns in found if task == "dialogue"]
+
+
+def test_answers_are_among_their_choices(drawn):
+    lengths = {len(turns) for _, turns in drawn}
+    assert min(lengths) >= TURNS[0] and max(lengths) == TURNS[1]
+    for _, turns in drawn:
+        for turn in turns:
+            assert not turn.choices or turn.answer in turn.choices, (turn.kind, turn.answer, turn.choices)
+
+
+def test_yes_and_no_are_balanced(drawn):
+    answers = defaultdict(Counter)
+    for _, turns in drawn:
+        for turn in turns:
+            if turn.choices == YES_NO:
+                answers[turn.kind][turn.answer] += 1
+    assert set(answers) == {"check_motion", "at_start", "at_end", "hides_behind"}
+    for kind, found in answers.items():
+        number = found.total()
+        assert number > 15 and abs(found["yes"] - number / 2) < 3.5 * np.sqrt(number) / 2, (kind, found)
+
+
+def test_several_objects_of_a_kind_are_counted(drawn):
+    counts = Counter(
+        turn.answer for _, turns in drawn for turn in turns if turn.kind in ("count_look", "count_motion")
+    )
+    assert set(counts) == {"none", "one", "two", "three"}
+    assert counts["two"] + counts["three"] > 0.3 * counts.total()
+
+
+def test_objects_that_are_alike_share_two_motions_and_two_colours_or_shapes():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        constraints = draw_alike(4, "train", rng)
+        assert len(set(constraints.motions)) <= 2
+        assert min(len(set(words)) for words in zip(*constraints.pairs, strict=True)) <= 2
+        assert len(set(constraints.pairs)) == 4
+
+
+def test_clips_have_hard_motions_more_often_and_no_turns():
+    world = practice_clips(0)
+    found = [world.generate(index, frames=False) for index in range(400)]
+    motions = Counter(one.motion for task, clip, _ in found if task == "dialogue" for one in clip.objects)
+    assert not any(turns for task, _, turns in found if task == "dialogue")
+    usual = np.mean([motions[name] for name in ("left", "right", "up", "down", "circle")])
+    assert motions["hide"] and all(motions[name] > 1.3 * usual for name in MOTION_WEIGHTS)
