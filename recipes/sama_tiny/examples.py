@@ -11,8 +11,9 @@ from torch.nn import functional as F
 from sama.configuration_sama import DENSE_FRAME_TOKEN, SamaConfig
 from sama.data.collator import IGNORED
 from sama.data.rendering import UNSEEN, Renderer, RenderSettings
-from sama.recipes.sama_tiny.heads import QUESTIONED, TRAJECTORY_TIMES
+from sama.recipes.sama_tiny.heads import PARTNER, QUESTIONED, TRAJECTORY_TIMES
 from sama.recipes.sama_tiny.labels import (
+    CLOSED_SETS,
     colours_of_cells,
     draw_single_masks,
     key_moment,
@@ -285,8 +286,14 @@ class DialogueExamples(VisionExamples):
 
 
 def question_labels(dialogues: list[Dialogue]) -> dict[str, torch.Tensor]:
-    """Labels of the objects that each question is about, of the turns that have them (`QUESTIONED`); and for all turns
-    `fits`, whether the object that is asked for is there, and `number`, how many there are, -100 where not asked."""
+    """
+    Labels of the objects that each question is about, of the turns that have them (`QUESTIONED`); and for all turns,
+    -100 where not asked:
+
+    - `fits`: whether the object that is asked for is there
+    - `number`: how many objects there are
+    - `shape partners`, `colour partners`: the colour of an object whose shape is asked for, and vice versa
+    """
     turns, labels = [], {}
     for one in dialogues:
         for things, described in zip(one.pointed, one.described, strict=True):
@@ -296,10 +303,24 @@ def question_labels(dialogues: list[Dialogue]) -> dict[str, torch.Tensor]:
         known = [turn for turn, chosen in enumerate(turns) if chosen[place][1] >= 0]
         labels[f"{name} turns"] = torch.tensor(known, dtype=torch.long)
         labels |= object_labels(name, [turns[turn][place] for turn in known])
+    for kind, partner in PARTNER.items():
+        place = list(CLOSED_SETS).index(partner)
+        labels[f"{kind} partners"] = torch.tensor(
+            [
+                object_classes(one.clip, subject)[place] if asks_for(info, kind) and subject >= 0 else IGNORED
+                for one in dialogues
+                for info, subject in zip(one.infos, one.subjects, strict=True)
+            ]
+        )
     infos = [info for one in dialogues for info in one.infos]
     fits = [{"refer": 1, "no_target": 0}.get(info["kind"], IGNORED) for info in infos]
     numbers = [NUMBERS.index(info["answer"]) if info["kind"].startswith("count") else IGNORED for info in infos]
     return labels | {"fits": torch.tensor(fits), "number": torch.tensor(numbers)}
+
+
+def asks_for(info: dict, kind: str) -> bool:
+    """Whether an answer names nothing of the look of an object but this."""
+    return info["kind"] in (kind, f"mover_{kind}")
 
 
 def object_labels(name: str, things: list[tuple[Clip, int]]) -> dict[str, torch.Tensor]:

@@ -20,12 +20,14 @@ from sama.recipes.sama_tiny.labels import (
     MOST_ALIKE,
     PLACE,
     SIDE,
+    UNSEEN,
     WINDOW,
 )
 from sama.toy_world.shapes import COLOURS
 
 
 LOOKS = ("colour", "shape", "size")
+PARTNER = {"colour": "shape", "shape": "colour"}  # of these, training shows some pairs only
 TRAJECTORY_TIMES = 8  # moments of a clip at which heads predict the place of an object
 # What a question is about: the objects of its first and of its second region, or one that it describes
 QUESTIONED = ("pointed", "also pointed", "described")
@@ -79,9 +81,27 @@ def class_loss(
             continue
         known = classes[:, number] != IGNORED
         if known.any():
-            loss, accuracies[kind] = choice_loss(heads[kind](states[known]), classes[known, number])
+            logits = heads[kind](states[known])
+            if kind in PARTNER:
+                partners = classes[known, list(CLOSED_SETS).index(PARTNER[kind])]
+                logits = without_unseen_pairs(kind, logits, partners)
+            loss, accuracies[kind] = choice_loss(logits, classes[known, number])
             losses.append(loss)
     return sum(losses), accuracies
+
+
+def without_unseen_pairs(kind: str, logits: torch.Tensor, partners: torch.Tensor) -> torch.Tensor:
+    """
+    Logits of which those are minus infinity that training never shows with the object's other attribute. With them in
+    the choice, a model also learns that a purple letter T does not exist, and does not recognise it later.
+
+    Args:
+        kind (`str`): "colour" or "shape".
+        logits (`torch.Tensor` of shape `(num_states, num_choices)`): In the order of `CLOSED_SETS[kind]`.
+        partners (`torch.Tensor` of shape `(num_states,)`): Class of the object's shape or colour, -100 where unknown.
+    """
+    unseen = (UNSEEN.T if kind == "colour" else UNSEEN).to(logits.device)
+    return logits.float().masked_fill(unseen[partners.clamp(min=0)] & (partners != IGNORED)[:, None], -torch.inf)
 
 
 def choice_loss(logits: torch.Tensor, expected: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

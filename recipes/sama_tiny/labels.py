@@ -9,11 +9,13 @@ from sama.data.collator import IGNORED
 from sama.toy_world.clip import Clip
 from sama.toy_world.motion import DIRECTIONS, KEY_EVENTS, MOTIONS
 from sama.toy_world.questions import key_frame
-from sama.toy_world.shapes import COLOURS, SHAPES, SIZES, stamp
+from sama.toy_world.shapes import COLOURS, SHAPES, SIZES, UNSEEN_PAIRS, stamp
 
 
 SIDE = 64  # frame size of toy world in pixels
 CLOSED_SETS = {"colour": COLOURS, "shape": SHAPES, "size": SIZES, "motion": MOTIONS, "direction": DIRECTIONS}
+# Whether training never shows a colour with a shape: (num_colours, num_shapes)
+UNSEEN = torch.tensor([[(colour, shape) in UNSEEN_PAIRS for shape in SHAPES] for colour in COLOURS])
 DIRECTED = ("zigzag", "stop", "leave")  # motions with a direction that is not part of their name
 PLACE = 4  # visibility, x, y and width, in fractions of the frame
 MIN_COVER = 0.1  # fraction of a cell

@@ -29,7 +29,18 @@ from sama.data.collator import IGNORED
 from sama.modeling_sama import VISUAL_INPUT_NAMES, SamaForConditionalGeneration, SamaVisualInputs
 from sama.processing_sama import SamaProcessor
 from sama.recipes.sama_tiny.examples import DialogueExamples
-from sama.recipes.sama_tiny.heads import Losses, QuestionHeads, Tensors, class_loss, merged, named, place_loss
+from sama.recipes.sama_tiny.heads import (
+    PARTNER,
+    Losses,
+    QuestionHeads,
+    Tensors,
+    class_loss,
+    merged,
+    named,
+    place_loss,
+    without_unseen_pairs,
+)
+from sama.recipes.sama_tiny.labels import CLOSED_SETS
 from sama.recipes.sama_tiny.phases import Batch, Phase, add_run_arguments, folder_with, start, train_and_save
 from sama.recipes.sama_tiny.train_masks import AttributePrompts, compare_masks
 from sama.recipes.sama_tiny.train_videos import VideoLosses
@@ -57,6 +68,11 @@ def first_tokens(processor: SamaProcessor, words: Iterable[str]) -> torch.Tensor
     return torch.tensor([processor.tokenizer(form)["input_ids"][0] for form in forms]).unique()
 
 
+def last_tokens(processor: SamaProcessor, words: Iterable[str]) -> torch.Tensor:
+    """The last token of each of these words, which tells them apart."""
+    return torch.tensor([processor.tokenizer(f" {word}")["input_ids"][-1] for word in words])
+
+
 class DialogueLosses(VideoLosses):
     """The auxiliary heads, the attribute prompts of stage 1, and the losses of a step."""
 
@@ -64,6 +80,7 @@ class DialogueLosses(VideoLosses):
         super().__init__(model, seed)
         self.processor = processor
         self.compared = {name: first_tokens(processor, words) for name, words in COMPARED_WORDS.items()}
+        self.words = {kind: last_tokens(processor, CLOSED_SETS[kind]) for kind in PARTNER}
         self.weights = torch.ones(len(processor.tokenizer))
         self.weights[first_tokens(processor, NAMED_WORDS)] = NAMED_WEIGHT
         self.weights[torch.cat([*self.compared.values()])] = COMPARED_WEIGHT
@@ -106,7 +123,9 @@ class DialogueLosses(VideoLosses):
         for part in (self.model, self.heads, self.questions, self.prompts):
             part.to(device)
         self.weights = self.weights.to(device)
-        self.compared = {name: tokens.to(device) for name, tokens in self.compared.items()}
+        self.compared, self.words = (
+            {name: tokens.to(device) for name, tokens in one.items()} for one in (self.compared, self.words)
+        )
 
     def dialogues(self, batch: Batch) -> Losses:
         """Dialogues: the language loss, context tokens, and states of cells, regions and [SEG]."""
@@ -115,7 +134,7 @@ class DialogueLosses(VideoLosses):
         visual = SamaVisualInputs(**{name: inputs.get(name) for name in VISUAL_INPUT_NAMES})
         embeds, _ = model.embed_inputs(inputs["input_ids"], types, visual)
         states = self.hidden_states(embeds, inputs["attention_mask"])
-        parts = [self.language_losses(states[-1], inputs["labels"])]
+        parts = [self.language_losses(states[-1], inputs["labels"], labels)]
         if "context" in labels:
             parts.append(self.context_losses(embeds[types == CONTEXT_TOKEN], labels))
         if "cells" in labels:
@@ -145,12 +164,16 @@ class DialogueLosses(VideoLosses):
         metrics = named("pooled", pooled_metrics) | named("shape", shape_metrics)
         return {"region tokens": pooled_loss + 2 * shape_loss}, metrics
 
-    def language_losses(self, states: torch.Tensor, labels: torch.Tensor) -> Losses:
+    def language_losses(self, states: torch.Tensor, expected: torch.Tensor, labels: Tensors) -> Losses:
         """Weighted cross-entropy of answers. First words weigh more, too: they decide whether anything is marked."""
-        expected = labels[:, 1:]
+        expected = expected[:, 1:]
         answered = expected != IGNORED
         starts = answered & ~F.pad(answered[:, :-1], (1, 0))
         logits, expected = self.model.lm_head(states[:, :-1][answered]).float(), expected[answered]
+        turns = starts[answered].cumsum(0) - 1
+        for kind, tokens in self.words.items():
+            chosen = without_unseen_pairs(kind, logits[:, tokens], labels[f"{kind} partners"][turns])
+            logits = logits.index_copy(1, tokens, chosen)
         losses = F.cross_entropy(logits, expected, reduction="none")
         weights = self.weights[expected].maximum(1 + (NAMED_WEIGHT - 1) * starts[answered])
         right = (logits.argmax(-1) == expected).float()

@@ -18,10 +18,12 @@ from sama.modeling_sama import SamaForConditionalGeneration
 from sama.processing_sama import SamaProcessor
 from sama.recipes.sama_tiny.attention import matmul_attention, use_matmul_attention
 from sama.recipes.sama_tiny.examples import DialogueExamples, FrameExamples, VideoExamples
-from sama.recipes.sama_tiny.heads import QUESTIONED
+from sama.recipes.sama_tiny.heads import QUESTIONED, choice_loss, without_unseen_pairs
+from sama.recipes.sama_tiny.labels import CLOSED_SETS
 from sama.recipes.sama_tiny.phases import Phase, batches, optimizers_of, take_step, train, trained_parts
 from sama.recipes.sama_tiny.train_language import DialogueLosses, plan
 from sama.recipes.sama_tiny.train_videos import plan as plan_videos
+from sama.toy_world.shapes import COLOURS, SHAPES, UNSEEN_PAIRS
 from sama.toy_world.wording import NUMBERS
 from sama.training.checkpoints import TrainingError
 
@@ -221,6 +223,34 @@ def test_a_question_has_a_label_for_what_fits_and_how_many(dialogues):
     counted = [NUMBERS[number] if number >= 0 else None for number in labels["number"].tolist()]
     assert counted == [info["answer"] if info["kind"].startswith("count") else None for info in infos]
     assert {0, 1} <= set(labels["fits"].tolist()) and len(set(counted)) > 3
+
+
+def test_pairs_that_training_never_shows_are_no_wrong_answers(model, processor, dialogues):
+    """The shape of a purple object: what training never shows in purple gets no gradient, everything else does."""
+    losses = DialogueLosses(model, processor, seed=0)
+    colour = list(COLOURS).index("purple")
+    never = [SHAPES.index(shape) for tint, shape in UNSEEN_PAIRS if tint == "purple"]
+    logits = torch.zeros(2, len(SHAPES), requires_grad=True)
+    loss, _ = choice_loss(without_unseen_pairs("shape", logits, torch.tensor([colour, IGNORED])), torch.tensor([0, 0]))
+    loss.backward()
+    assert not logits.grad[0, never].any() and logits.grad[1].all() and logits.grad[0].count_nonzero() == 14
+    for kind, words in (("shape", SHAPES), ("colour", tuple(COLOURS))):
+        ends = [processor.tokenizer.decode([token]).strip() for token in losses.words[kind].tolist()]
+        assert ends == [word.split()[-1] for word in words]
+    drawn = [dialogues.dialogue(index) for index in range(60)]
+    labels, place = dialogues.labels(drawn), 0
+    asked = 0
+    for one in drawn:
+        for info, subject in zip(one.infos, one.subjects, strict=True):
+            for kind, other in (("shape", "colour"), ("colour", "shape")):
+                found = labels[f"{kind} partners"][place].item()
+                if info["kind"] in (kind, f"mover_{kind}") and subject >= 0:
+                    assert tuple(CLOSED_SETS[other])[found] == getattr(one.clip.objects[subject], other)
+                    asked += 1
+                else:
+                    assert found == IGNORED
+            place += 1
+    assert asked > 3
 
 
 def test_matmul_attention_is_the_attention_of_the_library(model, processor, dialogues):
