@@ -1,16 +1,68 @@
 """Rendered samples -> the batch for training."""
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 
 import torch
 
+from .frames import MEDIA_ERRORS
+from .records import DataError
 from .rendering import Sample
 
 
 IGNORED = -100
 
 
-class SamaCollator:
+class Collator(ABC):
+    """
+    Collates samples whose videos may turn out to be broken when their frames are decoded, which happens here.
+
+    Args:
+        processor ([`SamaProcessor`]): Makes the tensors.
+        leave_out (`Callable`, *optional*): Called with a sample that cannot be collated and its error; the batch has
+            the others. Default: raise [`DataError`]. See [`Mixture.leave_out`].
+    """
+
+    def __init__(self, processor, leave_out: Callable[[Sample, Exception], None] | None = None):
+        self.processor, self.leave_out = processor, leave_out or refuse
+
+    def __call__(self, samples: Sequence[Sample | None]) -> dict:
+        kept = [sample for sample in samples if sample is not None]
+        try:
+            return self.collate(kept)
+        except MEDIA_ERRORS:
+            whole = [sample for sample in kept if self.is_whole(sample)]
+            if len(whole) == len(kept):  # none of the samples is the cause
+                raise
+            return self.collate(whole)
+
+    def is_whole(self, sample: Sample) -> bool:
+        """Whether a sample can be collated alone; if not, it is left out."""
+        try:
+            self.collate([sample])
+        except MEDIA_ERRORS as error:
+            self.leave_out(sample, error)
+            return False
+        return True
+
+    @abstractmethod
+    def collate(self, samples: Sequence[Sample]) -> dict:
+        """The batch of these samples, which may be none."""
+
+
+def broken_sample(sample: Sample, error: Exception) -> DataError:
+    """The error of a sample whose video broke when it was decoded."""
+    if isinstance(error, DataError):
+        return error
+    return DataError(str(error).rstrip("."), source=sample.source, index=sample.id)
+
+
+def refuse(sample: Sample, error: Exception) -> None:
+    """Raises the error of a sample as [`DataError`]."""
+    raise broken_sample(sample, error) from error
+
+
+class SamaCollator(Collator):
     """
     Collates samples into one batch. Its keys are those of `SamaProcessor.apply_chat_template` and these, which are
     always present:
@@ -28,15 +80,18 @@ class SamaCollator:
     has no labels and no masks, so that every process of a run has a batch.
 
     Args:
-        processor ([`SamaProcessor`]): Makes the tensors.
+        processor, leave_out: As in [`Collator`].
         with_memory (`bool`): Whether samples were rendered with `memory_frames`.
     """
 
-    def __init__(self, processor, with_memory: bool = False):
-        self.processor, self.with_memory = processor, with_memory
+    def __init__(
+        self, processor, with_memory: bool = False, leave_out: Callable[[Sample, Exception], None] | None = None
+    ):
+        super().__init__(processor, leave_out)
+        self.with_memory = with_memory
 
-    def __call__(self, samples: Sequence[Sample | None]) -> dict:
-        kept = [sample for sample in samples if sample is not None] or [blank_sample()]
+    def collate(self, samples: Sequence[Sample]) -> dict:
+        kept = list(samples) or [blank_sample()]
         batch = self.processor.apply_chat_template(
             [sample.messages for sample in kept],
             add_generation_prompt=False,

@@ -145,6 +145,9 @@ def open_visual(record: dict, root: Path, trusted: Sequence[Path] | None = None)
         return SamaVideo(StridedFrames(video, stride, num_frames))
     except DataError as error:
         raise error.with_context(source=record["source"], index=record["id"]) from error
+    except FileNotFoundError as error:
+        problem = f"there is no file '{path}'"
+        raise DataError(problem, source=record["source"], index=record["id"], field=field) from error
     except MEDIA_ERRORS as error:
         problem = str(error).rstrip(".")
         raise DataError(problem, source=record["source"], index=record["id"], field=field) from error

@@ -66,8 +66,8 @@ def parse_json(data: bytes):
     The content of a JSON text in UTF-8.
 
     Raises:
-        ValueError: if it is not JSON, is nested too deeply, or contains NaN, infinity or half a character. The message
-            has no subject: "is not JSON (...)".
+        ValueError: if it is not JSON, is nested too deeply, or contains NaN, Infinity or half a character. The message
+            has no subject: "is not JSON (...)". A number that is too large for a float becomes infinity.
     """
     guard = JSONGuard()
     guard.check(data)

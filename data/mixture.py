@@ -23,6 +23,7 @@ import torch
 from torch.utils.data import Dataset, get_worker_info
 
 from .catalogue import Entry, open_source, parse_entry, read_catalogue, read_yaml
+from .collator import broken_sample
 from .files import write_text_atomically
 from .frames import MEDIA_ERRORS
 from .lengths import estimate_lengths
@@ -92,9 +93,23 @@ class Mixture(Dataset):
             return None
         if NO_TARGET in sample.left_out:
             self._announce(number)
-        left_out = sum(sample.left_out.values())
+        sample.source_number, left_out = number, sum(sample.left_out.values())
         self._count(number, {"read": 1, "shortened": int(left_out > 0), "rounds left out": left_out})
         return sample
+
+    def leave_out(self, sample: Sample, error: Exception) -> None:
+        """
+        What a collator does with a sample whose video breaks when its frames are decoded: as with a sample that is
+        broken from the beginning, it is counted and logged, or the error is raised.
+
+        Raises:
+            DataError: if `on_error` is "raise".
+        """
+        broken = broken_sample(sample, error)
+        if self.on_error == "raise":
+            raise broken from error
+        self._count(sample.source_number, {"read": -1, "skipped": 1})
+        logger.warning("skipped: %s", broken)
 
     def _announce(self, number: int) -> None:
         """Says once for each source that questions are left out; how many is counted."""
@@ -127,7 +142,7 @@ class Mixture(Dataset):
         record = source.record(index)
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about videos with a damaged end; validation reports them
+                warnings.simplefilter("ignore")  # about damaged videos, which validation reports
                 video = source.visual(record)
             return self.renderer(record, video, source.lookup, rng)
         except DataError as error:

@@ -19,7 +19,7 @@ def card_metadata(folder: str | Path) -> dict:
     try:
         head, mark, rest = path.read_text(encoding="utf-8").partition("---\n")
         values = yaml.safe_load(rest.partition("\n---")[0]) if mark and not head.strip() else None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+    except (OSError, ValueError, yaml.YAMLError):  # PyYAML raises ValueError for a date such as 2024-13-01
         return {}
     return values if isinstance(values, dict) else {}
 

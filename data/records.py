@@ -45,7 +45,7 @@ RECORD_KEYS = {"id", "source", "video", "image", "objects", "messages"}
 # What the published training does with a record of its source. The preset `published` of the renderer follows it.
 PUBLISHED_CHOICES = {
     "sampling",  # {"turns": 5, "replace": True, "unit": "turn" or "object"}: how a sample draws from the record
-    "layout",  # newlines around the context tokens, by the names of `prompts_sama.SOURCE_TURN_FORMATS`
+    "layout",  # newlines around the context tokens, by the names of `templates_sama.SOURCE_TURN_FORMATS`
     "region_shape",  # "box": regions become their filled bounding boxes; "mask": they stay as they are
     "frame_policy",  # "segments": a random frame of each of 32 equal segments
 }
@@ -294,6 +294,8 @@ def _check_object(item: dict, objects: dict, num_frames: int | None, at: str) ->
         require_field(item, "store", str, at=at), require_field(item, "key", str, at=at)
     elif forms == ["union"]:
         names = require_field(item, "union", list, at=at)
+        if not names:
+            raise DataError("is empty", field=f"{at}.union")
         for position, name in enumerate(names):
             other = objects.get(require_type(name, str, f"{at}.union[{position}]"), {"union": None})
             if "union" in require_type(other, dict, f"objects.{name}"):

@@ -97,6 +97,7 @@ class Sample:
         info (`list[dict]`): Of each message, what the record says about it beside its content.
         left_out (`dict[str, int]`): Number of rounds that were left out, by reason.
         point_seed (`int`): Seed of the points at which the masks are compared in training.
+        source_number (`int`, *optional*): Number of its source in the mixture that it is from.
     """
 
     source: str
@@ -112,6 +113,7 @@ class Sample:
     info: list[dict] = field(default_factory=list)
     left_out: dict[str, int] = field(default_factory=dict)
     point_seed: int = 0
+    source_number: int | None = None
 
 
 class Renderer:
@@ -140,8 +142,7 @@ class Renderer:
 
         Args:
             record (`dict`): A valid record.
-            frame_choice ([`FrameChoice`], *optional*): Which frames of the video are used for what.
-        video ([`SamaVideo`], *optional*): Its video or image, opened.
+            video ([`SamaVideo`], *optional*): Its video or image, opened.
             lookup (`callable`): `lookup(store, key)` returns the masks of an object in a mask file.
             rng (`np.random.Generator`): All random choices are drawn from it.
 
@@ -214,6 +215,8 @@ class Renderer:
             }
             for message in messages
         ]
+        if not any(part["type"] == "region" or part.get("text", "").strip() for part in written[0]["content"]):
+            raise DataError("has a question without words or regions", field="messages", **_place(record))
         if self.published and record.get("layout") in published.SINGLE_LINE_LAYOUTS:
             if messages[0] is _first_question(record):
                 written[0]["content"] = published.join_lines(written[0]["content"])
@@ -435,7 +438,7 @@ def named_groups(preamble: Preamble, rounds: Rounds) -> Preamble:
     first = next((name for name, _ in preamble if name is not None), None)
     kept = []
     for name, parts in preamble:
-        is_named = name is None or re.search(rf"\b{region_word(name)}\b", text)
+        is_named = name is None or re.search(rf"\b{re.escape(region_word(name))}\b", text)
         # The text in front of the first region introduces the list, so it stays
         kept.append((name, parts if is_named else parts[: int(name == first)]))
     return kept

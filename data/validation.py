@@ -21,6 +21,7 @@ from .rendering import NO_TARGET, NothingToAskError, Renderer, RenderSettings
 
 
 MISSING, UNDECODABLE, UNFIT = "missing files", "undecodable frames", "masks that do not fit"
+DAMAGED = "damaged videos"
 MISMATCH, BROKEN, UNREADABLE = "phrase/mask mismatches", "broken items", "source cannot be opened"
 UNRENDERED, HIDDEN = "samples that cannot be rendered", "objects visible in no frame"
 NOTES = {HIDDEN}  # counted, but not a failure
@@ -84,13 +85,18 @@ class RecordChecker:
         source, counts, findings = self.sources[number], Counter(records=1), []
         record = source.record(index)
         counts["objects"] = len(record.get("objects", {}))
-        try:
-            video = source.visual(record)
-        except DataError as error:
-            kind = MISSING if error.problem.startswith("there is no") else UNDECODABLE
-            return counts, [Finding(kind, str(source.with_context(error)))]
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                video = source.visual(record)
+            except DataError as error:
+                kind = MISSING if error.problem.startswith("there is no") else UNDECODABLE
+                return counts, [Finding(kind, str(source.with_context(error)))]
+            if video is not None:
+                findings += self._check_frames(record, video, counts)
+        place = f"{record['source']}, item {record['id']}"
+        findings += [Finding(DAMAGED, f"{place}: {one.message}") for one in caught if one.category is UserWarning]
         if video is not None:
-            findings += self._check_frames(record, video, counts)
             for name in record.get("objects", {}):
                 findings += self._check_masks(source, record, video, name, counts)
         if all(finding.kind in NOTES for finding in findings):
@@ -151,8 +157,11 @@ class RecordChecker:
             turn_format=sample.turn_format,
             frames=sample.frame_choice,
         )
-        if text.count("[SEG]") != len(sample.targets):
-            problem = f"{text.count('[SEG]')} [SEG] in the text but {len(sample.targets)} masks"
+        parts = [part for message in sample.messages for part in message["content"]]
+        own_words = sum(part.get("text", "").count("[SEG]") for part in parts)  # of the data, which are plain text
+        number = text.count("[SEG]") - own_words
+        if number != len(sample.targets):
+            problem = f"{number} [SEG] in the text but {len(sample.targets)} masks"
             yield Finding(MISMATCH, f"{record['source']}, item {record['id']}, field 'messages': {problem}.")
         counts.update(sample.left_out)
 

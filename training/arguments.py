@@ -99,7 +99,9 @@ class DataArguments:
     turns: int | None = field(
         default=None, metadata={"help": "Maximum number of turns per sample; overrides the mixture."}
     )
-    memory_frames: int = field(default=3, metadata={"help": "Propagated frames per video with --memory_training."})
+    memory_frames: int = field(
+        default=3, metadata={"help": "Propagated frames per video with --memory_training, and in reinforcement."}
+    )
 
     def rendering(self, memory_training: bool) -> dict:
         """Rendering settings that override the mixture's."""

@@ -49,7 +49,7 @@ def write_completions(
     answers: Sequence[Sequence[SampledAnswer]],
     judged: JudgedAnswers,
 ) -> None:
-    """Writes `step_000050.jsonl` and `step_000050.png` to a folder, which is created if needed."""
+    """Writes `step_000001.jsonl` and `step_000001.png` to a folder, which is created if needed."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(described(number, prompts, answers, judged)) for number in range(len(prompts))]
     write_text_atomically(folder / f"step_{step:06d}.jsonl", "".join(line + "\n" for line in lines))

@@ -25,6 +25,9 @@ DECISIVE = (
     "num_generations", "max_completion_length", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "beta",
     "epsilon", "epsilon_high", "delta", "loss_type", "scale_rewards", "importance_sampling_level", "entropy_coef",
     "top_entropy_quantile", "mask_truncated_completions", "disable_dropout", "rewards", "best_answer_mask_loss",
+    "sapo_temperature_pos", "sapo_temperature_neg", "vespo_k_pos", "vespo_k_neg", "vespo_lambda_pos",
+    "vespo_lambda_neg", "use_bias_correction_kl", "use_adaptive_entropy", "entropy_target", "entropy_coef_min",
+    "entropy_coef_max", "entropy_coef_delta", "cast_lm_head_to_fp32",
 )  # fmt: skip
 # Arguments that a difference is worth a line about, although losses and weights stay equal up to rounding
 HARMLESS = (
@@ -34,6 +37,7 @@ HARMLESS = (
 ADAPTER = (
     "use_peft", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_modules_to_save", "use_rslora",
     "use_dora", "load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "use_bnb_nested_quant",
+    "lora_target_parameters", "bnb_4bit_quant_storage",
 )  # fmt: skip
 # Of the model's configuration: where it came from, and what no loss depends on
 CONFIG_LEFT_OUT = ("_name_or_path", "transformers_version", "trained", "use_cache", "auto_map", "architectures")
@@ -60,8 +64,8 @@ def fingerprint(
         settings |= {name: vars(options)[name] for name in ADAPTER if name in vars(options)}
         settings["dtype"] = str(options.dtype)
         base = {"model_name_or_path": options.model_name_or_path, "model_revision": options.model_revision}
-        # A checkpoint holds all weights, but for an adapter only the adapter's
-        (settings if options.use_peft else harmless).update(base)
+        # A checkpoint holds all weights, but for an adapter only the adapter's, and the reference of GRPO is the base
+        (settings if options.use_peft or settings.get("beta") else harmless).update(base)
         harmless["attn_implementation"] = options.attn_implementation
     model = {name: value for name, value in config.items() if name not in CONFIG_LEFT_OUT}
     decisive = {**settings, "model": model, "mixture": mixture_fingerprint(mixture)}

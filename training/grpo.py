@@ -36,6 +36,7 @@ from trl import GRPOTrainer
 from trl import __version__ as trl_version
 from trl.models import unwrap_model_for_generation
 
+from sama.data.collator import IGNORED
 from sama.inputs_sama import VISUAL_INPUT_NAMES
 from sama.metrics.iou import greedy_pairs, overlaps
 
@@ -50,7 +51,6 @@ from .sharding import GatherReplicatedParts
 NUM_TOKEN_SCORES = 3 if tuple(int(part) for part in trl_version.split(".")[:2]) >= (1, 7) else 2
 TEXT_INPUT_NAMES = ("input_ids", "attention_mask", "mm_token_type_ids")
 MASK_LOSSES = ("mask_loss", "dice_loss")
-IGNORED = -100
 
 
 class SamaGRPOTrainer(ResumableTrainer, GRPOTrainer):
@@ -85,7 +85,7 @@ class SamaGRPOTrainer(ResumableTrainer, GRPOTrainer):
         if reference is not None:
             self.ref_model = self.accelerator.prepare_model(reference, evaluation_mode=True)
         gather.trainer = self
-        self.train_dataset, self.data_collator = mixture, PromptCollator(processor)
+        self.train_dataset, self.data_collator = mixture, PromptCollator(processor, mixture.leave_out)
         self.reward_func_names = list(args.chosen_rewards)
         self.shared_inputs: dict[str, torch.Tensor] = {}  # of the prompts whose answers are scored
         self.logged_step: int | None = None  # the update whose answers were written
@@ -100,12 +100,7 @@ class SamaGRPOTrainer(ResumableTrainer, GRPOTrainer):
         rows, prompts = self.repeated(inputs), batch["prompts"]
         shared = {name: inputs[name] for name in VISUAL_INPUT_NAMES if name in inputs}
         answers, completions, lengths = self.sample_answers(rows, shared, prompts, batch["sam_frames"])
-        scores = np.stack(
-            [
-                score(self.args.chosen_rewards, own, prompt.reference)
-                for own, prompt in zip(answers, prompts, strict=True)
-            ]
-        )
+        scores = np.stack([self.scores_of(*one) for one in zip(answers, prompts, strict=True)])
         totals = totals_of(scores, self.args.reward_weights)
         gains = advantages(totals, self.args.scale_rewards)
         self.log_answers(prompts, answers, JudgedAnswers(scores, totals, gains, self.reward_func_names))
@@ -259,6 +254,14 @@ class SamaGRPOTrainer(ResumableTrainer, GRPOTrainer):
         with self.accelerator.unwrap_model(self.model).disable_adapter():
             return self._get_per_token_logps_and_entropies(self.model, *arguments)[0]
 
+    def scores_of(self, answers: Sequence[SampledAnswer], prompt: Prompt) -> np.ndarray:
+        """The rewards of the answers to a prompt. One that fails ends the run with its name, the step and the last
+        checkpoint."""
+        try:
+            return score(self.args.chosen_rewards, answers, prompt.reference)
+        except ValueError as error:
+            self.fail(str(error).rstrip("."))
+
     def _compute_loss(self, model, inputs):
         self.shared_inputs = inputs["shared"]
         loss = super()._compute_loss(model, inputs)
@@ -267,7 +270,7 @@ class SamaGRPOTrainer(ResumableTrainer, GRPOTrainer):
             weights = {name: vars(self.model.config)[f"{name}_coefficient"] for name in MASK_LOSSES}
             masks = sum(weight * outputs[name] for name, weight in weights.items())
             self._metrics["train"]["best_answer_mask_loss"].append(float(masks))
-            loss = loss + self.args.best_answer_mask_loss * masks / self.args.gradient_accumulation_steps
+            loss = loss + self.args.best_answer_mask_loss * masks / self.current_gradient_accumulation_steps
         if self.args.world_size > 1:  # all processes exchange the gradients of all trained parameters
             loss = loss + 0.0 * sum(p.sum() for p in model.parameters() if p.requires_grad)
         if not torch.isfinite(loss):
@@ -283,11 +286,12 @@ class SamaGRPOTrainer(ResumableTrainer, GRPOTrainer):
         sam_frames: Sequence[torch.Tensor],
     ) -> dict[str, Any]:
         """Inputs of the model for the mask losses of the best answer to each prompt, on the frames that [SEG] prompts.
-        An answer whose objects cannot all be matched has none."""
+        An answer whose objects cannot all be matched has none, nor have answers that no reward judges."""
         rows, targets, frames = [], [], []
         for number, (own, prompt) in enumerate(zip(answers, prompts, strict=True)):
-            best = int(np.nanargmax(totals[number])) if not np.isnan(totals[number]).all() else 0
-            is_left_out = self.mask_truncated_completions and not own[best].ended
+            judged = not np.isnan(totals[number]).all()
+            best = int(np.nanargmax(totals[number])) if judged else 0
+            is_left_out = not judged or (self.mask_truncated_completions and not own[best].ended)
             order = None if is_left_out else matched(own[best], prompt)
             rows.append(number * self.num_generations + best)
             masks = prompt.reference.masks[order][:, prompt.prompted] if order else np.zeros((0, 0, 0, 0), dtype=bool)

@@ -9,6 +9,7 @@ from transformers.utils import logging
 from trl import ModelConfig
 
 from sama.data.mixture import Mixture, load_mixture
+from sama.data.model_cards import card_metadata
 from sama.data.records import DataError
 from sama.modeling_sama import SamaForConditionalGeneration
 from sama.processing_sama import SamaProcessor
@@ -16,7 +17,7 @@ from sama.processing_sama import SamaProcessor
 from .adapters import add_lora, quantization
 from .arguments import DataArguments, SamaTrainingArguments
 from .checkpoints import TrainingError, find_checkpoint
-from .model_card import write_model_card
+from .model_card import CARD_TAG, write_model_card
 from .output_lock import lock_output
 from .parts import freeze_all_but, hold_trained_in_float32, parameter_table
 from .resumable import LAST, ResumableTrainer
@@ -78,6 +79,8 @@ def run_trainer(trainer: ResumableTrainer, program: str, base: str) -> int:
     steps = trainer.finished_steps()
     if steps is not None:
         if trainer.is_world_process_zero():
+            if CARD_TAG not in (card_metadata(training.output_dir).get("tags") or ()):  # killed before it was written
+                write_model_card(Path(training.output_dir), base)
             print(f"This run is finished: {steps} updates, the model is in {training.output_dir}. Nothing is trained.")
         return 0
     resumed = trainer.resume_point(training.resume_from_checkpoint)
@@ -129,7 +132,7 @@ def run_program(program: str, parse: Callable, run: Callable, arguments: Sequenc
 
     def stop(error: Exception) -> int:
         logging.get_logger(f"sama.{program}").debug("stopped", exc_info=error)
-        print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        print(f"{program}: {sentence_of(error)}", file=sys.stderr, flush=True)
         return 1
 
     try:
@@ -142,6 +145,15 @@ def run_program(program: str, parse: Callable, run: Callable, arguments: Sequenc
             return run(training, data, options)
     except (TrainingError, DataError) as error:
         return stop(error)
+
+
+def sentence_of(error: Exception) -> str:
+    """The message of an error in one line. That of a loader worker, to which torch adds the worker's traceback, is the
+    message of the error there."""
+    text = " ".join(str(error).split())
+    if text.startswith(f"Caught {type(error).__name__} in DataLoader worker"):
+        text = text.rpartition(f"{type(error).__name__}: ")[2].removesuffix(" .")
+    return text
 
 
 @contextmanager

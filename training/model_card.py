@@ -1,12 +1,13 @@
 """The model card of a trained model, written from the files that train.py saves."""
 
-import json
 from pathlib import Path
 
 from huggingface_hub import ModelCardData
 
 from sama.data.model_cards import CARD, card_metadata, hub_name, license_of
 from sama.drawing.tables import markdown_table
+
+from .checkpoints import read_json
 
 
 METRICS = ("loss", "lm_loss", "mask_loss", "dice_loss", "token_accuracy", "seg_accuracy", "mask_iou")
@@ -31,14 +32,17 @@ model = PeftModel.from_pretrained(AutoModel.from_pretrained("{base}", trust_remo
 ```"""
 
 
-def read_json(path: Path) -> dict:
+CARD_TAG = "sama"  # of each card that is written here
+
+
+def read_if_there(path: Path) -> dict:
     """The content of a JSON file, or an empty dictionary if it does not exist."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
 def data_section(folder: Path) -> str:
     """The sources of the mixture that train.py saved."""
-    mixture = read_json(folder / "mixture.json")
+    mixture = read_if_there(folder / "mixture.json")
     if not mixture:
         return "The training data is not recorded."
     rows = [(name, source["weight"], source["records"]) for name, source in mixture["sources"].items()]
@@ -47,7 +51,7 @@ def data_section(folder: Path) -> str:
 
 def metric_section(folder: Path) -> str:
     """The metrics of the last entry in the training log."""
-    history = read_json(folder / "trainer_state.json").get("log_history", [])
+    history = read_if_there(folder / "trainer_state.json").get("log_history", [])
     last = next((line for line in reversed(history) if "loss" in line), None)
     if last is None:
         return "No training log was found next to the weights."
@@ -58,13 +62,13 @@ def metric_section(folder: Path) -> str:
 
 def inherited_license(folder: Path) -> str | None:
     """The licence that the card of a model names, or that of its base model if it is an adapter of a local one."""
-    base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+    base = read_if_there(folder / "adapter_config.json").get("base_model_name_or_path")
     return license_of(folder) or (license_of(base) if base else None)
 
 
 def base_model_of(folder: Path) -> str | None:
     """The Hub's name of the model that this one was made from, if its card or its adapter's settings name one."""
-    base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+    base = read_if_there(folder / "adapter_config.json").get("base_model_name_or_path")
     return hub_name(base) if base else card_metadata(folder).get("base_model")
 
 
@@ -91,14 +95,14 @@ def model_card(folder: Path, repo: str, license_name: str | None, base_model: st
         base_model (`str` or `list[str]`, *optional*): The model that this one was made from, by its name on the Hub.
             By default what [`base_model_of`] finds.
     """
-    adapter = read_json(folder / "adapter_config.json")
-    config = read_json(folder / "config.json")
+    adapter = read_if_there(folder / "adapter_config.json")
+    config = read_if_there(folder / "config.json")
     base_model = base_model or base_model_of(folder)
     data = ModelCardData(
         license=license_name,
         library_name="peft" if adapter else "transformers",
         pipeline_tag="video-text-to-text",
-        tags=["sama", "video", "grounded-dialogue", "video-segmentation"],
+        tags=[CARD_TAG, "video", "grounded-dialogue", "video-segmentation"],
         base_model=base_model,
     )
     origin = base_model if isinstance(base_model, str) else ", ".join(base_model or ())

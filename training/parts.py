@@ -52,10 +52,10 @@ def parse_parts(names: str, memory_training: bool = False) -> tuple[str, ...]:
     if unknown or not found:
         problem = f"train_parts has {', '.join(unknown) or 'no parts'}"
         raise ValueError(f"{problem}, expected some of {', '.join((*PART_PREFIXES, ALL_PARTS))}")
+    if "memory" in found and not memory_training:
+        raise ValueError("train_parts has memory, which gets a gradient only with memory_training")
     if ALL_PARTS in found:
         found = dict.fromkeys(part for part in PART_PREFIXES if part != "memory")
-    elif "memory" in found and not memory_training:
-        raise ValueError("train_parts has memory, which gets a gradient only with memory_training")
     if memory_training:
         found["memory"] = None
     return tuple(found)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
-from sama.data.collator import blank_sample
+from sama.data.collator import Collator, blank_sample
 from sama.data.mixture import Mixture
 from sama.data.records import DataError
 from sama.data.rendering import Sample
@@ -143,6 +143,7 @@ class TurnMixture(Mixture):
         if self.kinds:
             turns = [turn for turn in turns if sample.info[turn].get("kind") in self.kinds]
         if not turns:
+            self._count(sample.source_number, {"read": -1, "skipped": 1})
             return None
         rng = np.random.default_rng([self.seed, *divmod(index, len(self)), len(turns)])
         return cut_behind(sample, turns[int(rng.integers(len(turns)))])
@@ -181,7 +182,7 @@ def prompt_of(sample: Sample, tokenizer) -> Prompt:
     )
 
 
-class PromptCollator:
+class PromptCollator(Collator):
     """
     Collates samples that end with an answer:
 
@@ -193,17 +194,13 @@ class PromptCollator:
     every process of a run has a batch.
 
     Args:
-        processor ([`SamaProcessor`]): Makes the tensors.
+        processor, leave_out: As in [`Collator`].
     """
 
-    def __init__(self, processor):
-        self.processor = processor
-
-    def __call__(self, samples: Sequence[Sample | None]) -> dict:
-        kept = [sample for sample in samples if sample is not None]
-        prompts = [prompt_of(sample, self.processor.tokenizer) for sample in kept]
-        asked = [replace(sample, messages=sample.messages[:-1]) for sample in kept]
-        if not kept:
+    def collate(self, samples: Sequence[Sample]) -> dict:
+        prompts = [prompt_of(sample, self.processor.tokenizer) for sample in samples]
+        asked = [replace(sample, messages=sample.messages[:-1]) for sample in samples]
+        if not samples:
             asked = [blank_sample()]
             prompts = [Prompt("", "", asked[0].messages[0]["content"][0]["text"])]
         inputs = self.processor.apply_chat_template(

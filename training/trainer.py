@@ -17,7 +17,7 @@ RATIOS = {  # logged name -> numerator and denominator
     "seg_accuracy": ("right_segs", "segs"),
     "mask_iou": ("iou", "masks"),
 }
-COUNTED = (*LOSSES, *(name for pair in RATIOS.values() for name in pair), "updates")
+COUNTED = (*LOSSES, *(name for pair in RATIOS.values() for name in pair))
 
 
 class SamaTrainer(ResumableTrainer):
@@ -39,7 +39,7 @@ class SamaTrainer(ResumableTrainer):
             model=model,
             args=args,
             train_dataset=mixture,
-            data_collator=SamaCollator(processor, with_memory=args.memory_training),
+            data_collator=SamaCollator(processor, args.memory_training, mixture.leave_out),
             processing_class=processor,
             callbacks=[*kwargs.pop("callbacks", []), self.sigterm, gather],
             **kwargs,

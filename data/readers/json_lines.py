@@ -11,7 +11,8 @@ from .source_reader import SourceReader
 
 def read_json_lines(files: Mapping, root, options: Mapping | None = None) -> Iterator[dict]:
     """
-    The records of a file. Files: records, media. `id` and `source` are optional; masks may be any run-length code.
+    The records of a file. Files: records, media. `id` and `source` are optional; masks may be any run-length code. A
+    key that is null counts as missing, since tables write all their columns.
     """
     reader = SourceReader(files, root, options, "json_lines", ["records", "media"])
     path = reader.path("records")
@@ -23,6 +24,7 @@ def read_json_lines(files: Mapping, root, options: Mapping | None = None) -> Ite
         except ValueError as error:
             raise error if isinstance(error, DataError) else DataError(str(error)) from error
         # Checked before it is modified, so that errors refer to the file
+        item = without_nulls(item)
         record = validate_record({"id": f"{reader.source}/{line}", "source": reader.source, **item})
         yield record | _visual(reader, record) | {"objects": _objects(record)}
 
@@ -32,12 +34,24 @@ def read_json_lines(files: Mapping, root, options: Mapping | None = None) -> Ite
 
 def _visual(reader: SourceReader, record: Mapping) -> dict:
     kind = next((kind for kind in ("video", "image") if kind in record), None)
-    if kind is None or "toy" in record[kind]:
+    if kind is None:
         return {}
+    if "toy" in record[kind]:
+        raise DataError("is for generated clips, which have no file", field=f"{kind}.toy")
     visual = {**record[kind], "path": reader.media(record[kind]["path"], f"{kind}.path")}
     if visual.get("frames") is not None:
         visual["frames"] = [frame_name(name, f"video.frames[{i}]") for i, name in enumerate(visual["frames"])]
     return {kind: visual}
+
+
+def without_nulls(value):
+    """A JSON value without the keys that are null, except in `info`, whose form is free. Lists keep their nulls: where
+    nothing is visible, a mask is null."""
+    if isinstance(value, list):
+        return [without_nulls(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    return {key: one if key == "info" else without_nulls(one) for key, one in value.items() if one is not None}
 
 
 def _objects(record: Mapping) -> dict:

@@ -1,13 +1,15 @@
 """The batch: labels on answers only, masks and frames of all samples, and what a skipped sample leaves."""
 
+import pytest
 import torch
-from data_fixtures import mixture, render, source, toy
+from data_fixtures import copied, mixture, render, source, toy
 from fixture_sources import FIXTURES
 from processor_fixtures import TINY_SAM, tiny_processor
 
 from sama.data.catalogue import open_source
 from sama.data.collator import IGNORED, SamaCollator, blank_sample
 from sama.data.mixture import load_mixture
+from sama.data.records import DataError
 from sama.data.sampler import MixtureSampler
 
 
@@ -107,6 +109,26 @@ def test_collator_is_deterministic(tmp_path):
     found = mixture({source("sama239k_conversation", tmp_path): 1})
     first, second = (SamaCollator(processor)([found[0], found[1]]) for _ in range(2))
     assert all(torch.equal(first[key], second[key]) for key in first if key != "target_masks")
+
+
+@pytest.mark.parametrize("action", ["raise", "skip"])
+def test_a_frame_that_breaks_in_the_collator_costs_its_sample(action, tmp_path, caplog):
+    """Only the first frame is decoded before."""
+    root = copied(tmp_path)
+    (root / "video_datas/mevis/train/JPEGImages/vid_a/00003.jpg").write_bytes(b"no picture")
+    found = mixture({source("mevis", tmp_path / "cache", root): 1, toy_source(): 1}, on_error=action)
+    samples = [found[index] for index in range(4)]
+    broken = next(sample for sample in samples if sample.id == "mevis/vid_a")
+    collator = SamaCollator(tiny_processor(), leave_out=found.leave_out)
+    if action == "raise":
+        with pytest.raises(DataError, match=r"mevis, item mevis/vid_a: .*00003\.jpg"):
+            collator(samples)
+        return
+    batch, rest = collator(samples), [sample for sample in samples if sample is not broken]
+    assert torch.equal(batch["input_ids"], collator(rest)["input_ids"]) and len(batch["input_ids"]) == 3
+    assert found.report()["mevis"] == {"read": 1, "skipped": 1, "shortened": 0, "rounds left out": 0}
+    assert "skipped: mevis, item mevis/vid_a" in caplog.text
+    assert (collator([broken])["labels"] == IGNORED).all()
 
 
 def test_samples_carry_seeds_for_their_points():

@@ -1,6 +1,7 @@
 """Every source's reader on its fixture, against expectations written by hand (data.md 1 and evaluation.md 1 to 4)."""
 
 import copy
+import json
 from collections import Counter
 
 import numpy as np
@@ -9,7 +10,7 @@ from fixture_sources import FIXTURES, SOURCES
 
 from sama.data.frames import open_visual, trusted_folders
 from sama.data.readers import READERS, read_mask_store
-from sama.data.records import DataError, decode_object, validate_record
+from sama.data.records import PUBLISHED_CHOICES, VIDEO_KEYS, DataError, decode_object, validate_record
 
 
 HEIGHT, WIDTH = 24, 32
@@ -397,3 +398,50 @@ def test_json_lines():
     assert turns(ball) == ["What is <ball>?", "[A ball|ball]."]
     assert np.array_equal(masks("json_lines", ball, "ball"), boxes((0, 0, 4, 4), None))
     assert hello["id"] == "json_lines/line 3" and turns(hello) == ["Hello", "Hi."]
+
+
+@pytest.mark.parametrize(
+    "place",
+    [(), ("video",), ("sampling",), ("messages", 0), ("messages", 0, "content", 0), ("messages", 1, "content", 0)],
+)
+def test_json_lines_with_null_keys_are_read_as_without_them(place, tmp_path):
+    """As tables write them, with all their columns."""
+    phrase = {"type": "grounded", "text": "a ball", "objects": ["ball"]}
+    record = {
+        "video": {"path": "a.mp4"},
+        "objects": {"ball": {"masks": [None, None]}},
+        "sampling": {"turns": 1},
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "What?"}]},
+            {"role": "assistant", "content": [phrase], "info": {"answer": None}},
+        ],
+    }
+    keys = {
+        (): PUBLISHED_CHOICES - {"sampling"} | {"image"}, ("video",): VIDEO_KEYS - {"path"},
+        ("sampling",): {"replace", "unit"},
+        ("messages", 0): {"preamble", "templates", "wants_masks", "info"},
+    }.get(place, {"name"})  # fmt: skip
+    nulls = json.loads(json.dumps(record))
+    inner = nulls
+    for key in place:
+        inner = inner[key]
+    inner |= dict.fromkeys(keys)
+    found = []
+    for item in (record, nulls):
+        (tmp_path / "mine.jsonl").write_text(json.dumps(item))
+        found += READERS["json_lines"]({"records": "mine.jsonl", "media": "."}, tmp_path)
+    assert found[0] == found[1] and found[1]["messages"][1]["info"] == {"answer": None}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"objects": {"both": {"union": []}}}, "field 'objects.both.union': is empty"),
+        ({"video": {"toy": {"seed": 0}}}, "field 'video.toy': is for generated clips"),
+    ],
+)
+def test_json_lines_that_nothing_can_be_made_of(changes, message, tmp_path):
+    said = [{"role": role, "content": [{"type": "text", "text": "Yes."}]} for role in ("user", "assistant")]
+    (tmp_path / "mine.jsonl").write_text(json.dumps({"video": {"path": "a.mp4"}, "messages": said} | changes))
+    with pytest.raises(DataError, match=message):
+        list(READERS["json_lines"]({"records": "mine.jsonl", "media": "."}, tmp_path))

@@ -289,7 +289,7 @@ def test_opening_a_record_without_its_frame(tmp_path):
     with pytest.raises(DataError, match=message):
         open_visual(RECORD, tmp_path)
     with pytest.raises(
-        DataError, match=r"mevis, item mevis/abc/3, field 'video\.path': There is no file '.*x\.mp4'\."
+        DataError, match=r"mevis, item mevis/abc/3, field 'video\.path': there is no file '.*x\.mp4'\."
     ):
         open_visual(changed("video", value={"path": "x.mp4", "stride": 4}), tmp_path)
     with pytest.raises(DataError, match=r"field 'video\.path': leaves the data folder"):

@@ -1,6 +1,7 @@
 """scripts/validate_data.py on fixtures: a clean mixture, and every kind of damage where it is."""
 
 import json
+from pathlib import Path
 
 import processes
 import pytest
@@ -105,6 +106,25 @@ def test_damage_is_found_and_named(tmp_path, mixture, capsys):
     assert "mevis, item mevis/vid_b, field 'video.frames[1]': there is no file" in printed
     place = "sama239k_conversation, sama239k_data/mevis_train_mask_dict.json, item sama239k_conversation/0/0"
     assert f"{place}, field 'objects.3.masks': has 5 masks for 6 frames." in printed
+
+
+def test_damaged_and_missing_files_have_their_kinds(tmp_path):
+    """A video with damage in the middle, of which players show the frame before, and a file that is not there."""
+    clip = Path(__file__).parents[2] / "assets" / "toy_world.mp4"
+    content = bytearray(clip.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 3000] = bytes(3000)
+    (tmp_path / "damaged.mp4").write_bytes(content)
+    said = [{"role": role, "content": [{"type": "text", "text": "Yes [SEG]."}]} for role in ("user", "assistant")]
+    lines = [{"video": {"path": name}, "messages": said} for name in ("damaged.mp4", "missing.mp4")]
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, [*lines, {"messages": said}])))
+    files = {"records": "mine.jsonl", "media": "."}
+    path = tmp_path / "mixture.yaml"
+    path.write_text(yaml.safe_dump({"sources": {"mine": {"format": "json_lines", "files": files}}}))
+    code, report = run(tmp_path, path, "--all-frames", root=tmp_path)
+    found = report["sources"]["mine"]
+    assert code == 1 and found["problems"] == {"damaged videos": 1, "missing files": 1}  # and no [SEG] without a mask
+    assert "damaged.mp4" in found["examples"]["damaged videos"][0]
 
 
 def test_never_visible_object_is_a_note(tmp_path, mixture):

@@ -8,7 +8,7 @@ from processor_fixtures import tiny_processor
 from tiny_model import IMAGE_SIZE, tiny_config
 from training_fixtures import flags, toy_mixture
 
-from sama import train
+from sama import train, train_grpo
 from sama.data.mixture import load_mixture
 from sama.data.store import open_masks
 from sama.training.checkpoints import FINGERPRINT_FILE, TrainingError
@@ -138,3 +138,16 @@ def test_a_fingerprint_that_is_none(identify, tmp_path, content):
     (tmp_path / FINGERPRINT_FILE).write_text(content)
     with pytest.raises(TrainingError, match=FINGERPRINT_FILE):
         compare_runs(tmp_path, identify())
+
+
+def test_the_reference_of_reinforcement_is_decisive(tmp_path, processor):
+    """The divergence is from the model that training starts from."""
+    path = toy_mixture(tmp_path, samples=4, tasks={"dialogue": 1})
+
+    def base_of(beta: float) -> tuple[bool, bool]:
+        words = flags(tmp_path / "model", path, tmp_path / "out", num_generations=2, beta=beta)
+        training, data, model = train_grpo.parse(words)
+        found = fingerprint(training, load_mixture(data.mixture, processor, 0), CONFIG, model)
+        return "model_name_or_path" in found["decisive"], "model_name_or_path" in found["harmless"]
+
+    assert base_of(0.0) == (False, True) and base_of(0.1) == (True, False)

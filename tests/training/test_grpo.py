@@ -3,17 +3,22 @@
 import json
 import os
 import signal
+from dataclasses import fields
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from training_fixtures import flags, history, save_checkpoint, toy_mixture
+from transformers import TrainingArguments
+from trl import GRPOConfig
 
 from sama import train_grpo
 from sama.data.records import DataError
+from sama.training.checkpoints import TrainingError
+from sama.training.fingerprint import DECISIVE, HARMLESS
 from sama.training.grpo import SamaGRPOTrainer, matched
-from sama.training.grpo_arguments import SamaGRPOArguments
+from sama.training.grpo_arguments import UNSUPPORTED, SamaGRPOArguments
 from sama.training.parts import is_adapter, part_of
 from sama.training.prompts import Prompt, PromptCollator, Reference, TurnMixture
 from sama.training.rewards import SampledAnswer
@@ -24,6 +29,16 @@ RUN = {
     "learning_rate": 1e-3, "warmup_steps": 0, "turns": 2, "memory_frames": 1,
     # Of random weights no answer is right, so another reward tells them apart
     "rewards": "words=1,length=1,format=0.5,masks=1,test_grpo_rewards:even=1",
+}  # fmt: skip
+
+# Settings of trl that nothing reads here, or that follow from others
+NO_EFFECT = {
+    "cache_implementation", "ds3_gather_for_generation", "generation_batch_size", "log_completions_hub_repo",
+    "log_multimodal", "log_unique_prompts", "max_tool_calling_iterations", "model_init_kwargs",
+    "num_completions_to_print", "num_generations_eval", "ref_model_mixup_alpha", "ref_model_sync_steps",
+    "reward_weights", "router_aux_loss_coef", "shuffle_dataset", "steps_per_generation",
+    "transformers_continuous_batching_config", "trust_remote_code", "use_transformers_continuous_batching",
+    "use_transformers_paged",
 }  # fmt: skip
 
 
@@ -211,9 +226,37 @@ def test_a_batch_of_skipped_samples_has_no_advantages(idle):
     kinds = [next(info["kind"] for info in trainer.train_dataset[0].info if "kind" in info)]
     asked = TurnMixture(trainer.train_dataset, kinds)
     found = [asked[index] for index in range(6)]
+    counts = asked.report()["toy"]
+    assert (counts["skipped"], counts["read"]) == (found.count(None), 6 - found.count(None))
     assert None in found and {one.info[-1]["kind"] for one in found if one is not None} == set(kinds)
     inputs = trainer._prepare_inputs(PromptCollator(trainer.processing_class)([None, None]))
     assert inputs["completion_ids"].shape[0] == 3 and not inputs["advantages"].any()
+
+
+def test_an_answer_that_nobody_judged_is_no_best_one(idle):
+    trainer, batch = idle
+    inputs = trainer._prepare_inputs(batch)
+    prompts = batch["prompts"]
+    answers = [[SampledAnswer("", one.reference.masks)] * 3 for one in prompts]
+    arguments = (inputs, prompts, answers)
+    for totals, expected in ((0.0, [len(one.reference.masks) for one in prompts]), (np.nan, [0, 0])):
+        best = trainer.best_answers(*arguments, np.full((2, 3), totals), batch["sam_frames"])
+        assert [len(masks) for masks in best["target_masks"]] == expected
+    assert any(len(one.reference.masks) for one in prompts)
+
+
+def test_a_reward_that_fails_names_itself_and_the_step(idle, monkeypatch):
+    trainer, batch = idle
+    monkeypatch.setattr(type(trainer.args), "chosen_rewards", {"words": (lambda answer, reference: "good", 1.0)})
+    with pytest.raises(TrainingError, match="step 1: The reward 'words' is 'good'.*no checkpoint yet"):
+        trainer.scores_of([SampledAnswer("", np.zeros((0, 0, 0, 0), dtype=bool))], batch["prompts"][0])
+
+
+def test_every_setting_of_grpo_is_decisive_or_known_to_change_nothing():
+    """A new version of trl may bring more."""
+    own = {one.name for one in fields(GRPOConfig)} - {one.name for one in fields(TrainingArguments)}
+    own = {name for name in own if not name.startswith("vllm_")}  # use_vllm is refused
+    assert sorted(own - {*DECISIVE, *HARMLESS, *UNSUPPORTED, *NO_EFFECT}) == []
 
 
 @pytest.mark.parametrize(

@@ -63,3 +63,5 @@ def test_names_on_the_hub(tmp_path):
     assert hub_name(tmp_path) is None
     (tmp_path / "README.md").write_bytes(b"---\n\xff: [")
     assert card_metadata(tmp_path) == {}
+    (tmp_path / "README.md").write_text("---\ndate: 2024-13-01\n---\n")  # ValueError, not YAMLError
+    assert card_metadata(tmp_path) == {}

@@ -92,7 +92,12 @@ def test_parameter_table_has_every_part(checkpoint, tmp_path):
 
 @pytest.mark.parametrize(
     ("names", "message"),
-    [("decoder", "decoder, expected some of vision_tower"), ("", "no parts"), ("memory", "memory_training")],
+    [
+        ("decoder", "decoder, expected some of vision_tower"),
+        ("", "no parts"),
+        ("memory", "memory_training"),
+        ("all,memory", "memory_training"),
+    ],
 )
 def test_unknown_parts_are_an_error(names, message):
     with pytest.raises(ValueError, match=message):
