@@ -121,7 +121,8 @@ def planned_conversations(arguments: argparse.Namespace) -> list[Conversation]:
             for clip, script in EXAMPLES.items()
         ]
     else:
-        planned = [Conversation(arguments.video or arguments.image, out, group_questions(arguments.script))]
+        source = arguments.image if arguments.video is None else arguments.video
+        planned = [Conversation(source, out, group_questions(arguments.script))]
     for source, path, questions in planned:
         existing_path(source)
         check_output(path, source, bool(arguments.image))

@@ -66,6 +66,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("--model is missing; it is optional only with --score_only and --output")
     if found.judge_rpm is not None and not found.judge_rpm > 0:
         parser.error("--judge_rpm must be more than 0")
+    for name in ("limit", "max_new_tokens"):
+        if vars(found)[name] is not None and vars(found)[name] < 1:
+            parser.error(f"--{name} must be at least 1")
     if any("=" not in option for option in found.option):
         parser.error("--option takes NAME=VALUE")
     return found

@@ -122,7 +122,9 @@ class VideoWriter:
         if not (fps and math.isfinite(fps) and fps > 0):
             raise ValueError(f"A video needs a frame rate above 0, got {fps}.")
         self.path = Path(path)
-        self.fps = Fraction(fps).limit_denominator(1001)
+        # Below 1 the period is rounded: with a denominator of at most 1001, slow rates become others, or zero
+        rate, period = (Fraction(value).limit_denominator(1001) for value in (fps, 1 / fps))
+        self.fps = rate if fps >= 1 else 1 / period
         self.time_base = 1 / self.fps
         self.source, self.start, self.keyframe_interval = source, 0.0, keyframe_interval
         self.sound: SoundCopy | None = None
@@ -155,12 +157,11 @@ class VideoWriter:
 
     def _time(self, index: int) -> Fraction:
         """When frame `index` is shown, in seconds of the written file."""
+        if self.source is not None and index > len(self.source):
+            raise ValueError(f"Got frame {index - 1}, but '{self.source.name}' has {len(self.source)} frames.")
         if self.source is None or self.source.times is None:
             return Fraction(self.start) + index / self.fps
-        times = self.source.times
-        if index >= len(times):
-            raise ValueError(f"Got frame {index - 1}, but '{self.source.name}' has {len(times) - 1} frames.")
-        return Fraction(self.start) + Fraction(times[index])
+        return Fraction(self.start) + Fraction(self.source.times[index])
 
     def _mux(self, packets: Iterable) -> None:
         for packet in packets:
@@ -209,16 +210,26 @@ class VideoWriter:
 
     def discard(self) -> None:
         """Deletes the temporary file if it still exists; an earlier file of the final name is kept."""
-        self.container.close()
-        if self.sound is not None:
-            self.sound.close()
-        self.temporary.unlink(missing_ok=True)
+        try:
+            self.container.close()
+        except (OSError, *FFMPEG_ERRORS):  # it writes the end of the file, which fails on a full disk
+            pass
+        finally:
+            if self.sound is not None:
+                self.sound.close()
+            self.temporary.unlink(missing_ok=True)
 
     def __enter__(self):
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
         self.close() if kind is None else self.discard()
+
+
+def is_copied(context: Any) -> bool:
+    """Whether sound is copied as it is. FFmpeg's MP4 writer takes no MP3 below 16 kHz, and says so with the first
+    packet, when the file cannot be written without the sound any more."""
+    return context.name in COPIED_SOUND and not (context.name.startswith("mp3") and context.sample_rate < 16000)
 
 
 class SoundCopy:
@@ -250,7 +261,7 @@ class SoundCopy:
         self.video_start = first_frame - origin
         self.offset = round(origin / stream.time_base)
         try:
-            if stream.codec_context.name in COPIED_SOUND:
+            if is_copied(stream.codec_context):
                 self.packets = self._copied(stream, container.add_stream_from_template(stream))
             else:
                 self.packets = self._encoded(stream, self._new_stream(stream.codec_context))

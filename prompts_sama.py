@@ -315,7 +315,7 @@ def parse_tagged_text(tagged_text: str) -> tuple[str, list[tuple[str, tuple[int,
             # A [SEG] that stands for no words is placed behind the last word, not behind the blank.
             here = len(clean.rstrip())
             spans.append(phrase if phrase is not None and phrase[0] < phrase[1] else (here, here))
-            fresh = False
+            start, fresh = None, False  # a phrase that is still open cannot end behind it: spans follow one another
         elif piece:
             added = re.sub(r"[ \t]+", " ", piece)
             clean += added.lstrip(" ") if not clean or clean.endswith(" ") else added

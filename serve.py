@@ -93,8 +93,9 @@ def serve(arguments: argparse.Namespace) -> None:
         server, service = make_server(app, limits, arguments.verbose), app.state.service
 
         def loaded() -> None:
-            server.should_exit = service.load_error is not None
-            if not server.should_exit:
+            if service.load_error is not None:
+                server.should_exit = True
+            elif not server.should_exit:  # a signal may have come while it was loaded
                 print(f"SAMA: {address(listener)}  (Ctrl-C ends it)", flush=True)
 
         service.on_loaded = loaded

@@ -80,7 +80,8 @@ class Question:
         turns (sequence of [`BenchmarkTurn`]): At least one; all of them are asked.
         history (`str`): Which answers precede a later turn: the model's "own" or the "reference" answers.
         masks (`bool`): Whether the objects of the answers are tracked.
-        layout (`str`, *optional*): Format of a turn, a name of `prompts_sama.LAYOUTS`; the checkpoint's by default.
+        layout (`str`, *optional*): Format of a turn, a name of `templates_sama.TURN_FORMATS` or `SOURCE_TURN_FORMATS`;
+            the checkpoint's by default.
     """
 
     id: str

@@ -52,8 +52,7 @@ class SamaLmms(lmms):
         max_new_tokens (`int`): Maximum length of an answer, if the task does not set it.
         batch_size (`int` or `str`): Must be 1.
         options: `max_batch_size`, which `lmms-eval` passes to every model, is ignored. `policy` is the name of
-        `preset`
-            in earlier versions.
+            `preset` in earlier versions.
     """
 
     is_simple = True

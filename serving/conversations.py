@@ -36,6 +36,12 @@ class Conversation:
     busy: bool = True
     forgotten: bool = False
 
+    @property
+    def is_as_before(self) -> bool:
+        """Whether the chat has no other answers than those of `asked`."""
+        answers = sum(message["role"] == "assistant" for message in self.chat.messages)
+        return answers == len(self.asked) == len(self.turns)
+
     def num_common_turns(self, question: Question) -> int:
         """How many turns at the beginning are those of the question's conversation."""
         if question.system != self.system:
@@ -142,7 +148,9 @@ class ConversationCache:
     @staticmethod
     def _is_free(conversation: Conversation, common: int) -> bool:
         return (
-            not conversation.busy and common == len(conversation.asked) and not (common == 0 and conversation.system)
+            not conversation.busy
+            and common == len(conversation.asked)
+            and not (common == 0 and conversation.chat.messages)
         )
 
     def known(self, source_id: str | None) -> Conversation | None:

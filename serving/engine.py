@@ -226,7 +226,10 @@ class Engine:
                 conversation.chat.replace_answer(tagged_text)
             conversation.asked.append(EarlierTurn.of(question.parts, answer))
         except (ValueError, AnswerStopped):
-            self.conversations.close(conversation)  # it is as it was before the question
+            if conversation.is_as_before:
+                self.conversations.close(conversation)
+            else:  # it failed after the answer
+                self.conversations.drop(conversation)
             raise
         except BaseException:
             self.conversations.drop(conversation)

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 # Relative, so that the type checker finds them whatever the folder of the checkout is called
+from ..messages_sama import check_region_list
 from ..overlay_sama import Color, object_color
 from ..streaming_sama import AnswerStreamer
 from .scheduling import LATER_STEP, DeviceSchedule, DeviceTurn
@@ -249,6 +250,7 @@ class ChatSession:
         self, channel: "AnswerChannel", text: str, regions: Sequence = (), masks: bool = True, **generate_kwargs
     ) -> ChatTurn:
         """Computes an answer in this thread, which has the device, and sends all events but the last; see [`ask`]."""
+        check_region_list(regions)
         references = tuple(self._by_number(region) for region in regions)
         resolved = [self._resolved(region) for region in regions]
         alone = self.chat.decoding_batch is None  # else the turn is passed on before each step, not again behind it
@@ -256,7 +258,8 @@ class ChatSession:
             self.chat.processor, lambda text: channel.send(TextDelta(text) if text else None, pass_on=alone)
         )
         first_new = max(self._numbered(), default=0) + 1
-        events = _AnswerEvents(channel, streamer, self._pointed_at(references), first_new)
+        pointed_at = self._pointed_at(references) if masks and self.chat.video is not None else {}
+        events = _AnswerEvents(channel, streamer, pointed_at, first_new)
         generate_kwargs = {"max_new_tokens": self.max_new_tokens, **generate_kwargs}
         between_steps, self.chat.between_steps = self.chat.between_steps, lambda: channel.send(None)
         try:
@@ -356,7 +359,8 @@ class AnswerStopped(Exception):
 
 
 class _AnswerEvents:
-    """The callbacks of one answer, which number its objects and send its text and masks."""
+    """The callbacks of one answer, which number its objects and send its text and masks. The text waits for the masks
+    of the first frame if the question points at objects (`pointed_at`), which may be found again."""
 
     def __init__(
         self, channel: "AnswerChannel", streamer: AnswerStreamer, pointed_at: Mapping[int, Any], first_new: int

@@ -10,6 +10,7 @@ from transformers import AutoModelForImageTextToText
 
 from sama.configuration_sama import DENSE_FRAME_TOKEN, REGION_CELL_TOKEN
 from sama.inputs_sama import VISUAL_INPUT_NAMES, SamaVisualInputs
+from sama.serving.session import ChatSession
 
 
 @pytest.fixture(scope="module", params=CHECKED)
@@ -130,6 +131,18 @@ def test_a_chat_makes_masks_of_clicks(cells):
     assert reply.completion_tokens == 3
     with pytest.raises(ValueError, match="in the first question only, and 1 of 2 come in later ones"):
         chat.ask("And <region>?", [{"frame": 0, "mask": left_half()}], max_new_tokens=3)
+
+
+def test_an_earlier_region_is_read_like_a_new_one(cells):
+    """Where only the turns of a conversation are known, as after a restart."""
+    model, processor = cells
+    picture = np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8)
+    region = {"frame": 0, "box": [4, 4, 30, 30]}
+    first, second = (ChatSession(model.start_chat(processor, image=picture), max_new_tokens=3) for _ in range(2))
+    list(first.ask("What is <region>?", [region]))
+    second.restore(first.turns)
+    (*_, done), (*_, other) = (session.ask("And now?") for session in (first, second))
+    assert other.turn.reply.prompt_tokens == done.turn.reply.prompt_tokens
 
 
 def test_regions_that_a_sa2va_cannot_read(cells):

@@ -258,6 +258,7 @@ def test_a_folder_of_frames_is_a_video(tmp_path, chat):
         (["--video", "https://host.org/a.mp4", "--ask", "q"], "'https://host.org/a.mp4' is a URL; download it first"),
         (["--video", ".", "--ask", "q"], "holds no pictures to use as frames"),
         (["--video", "absent.mp4", "--ask", "q"], "There is no file 'absent.mp4'."),
+        (["--video", "", "--ask", "q"], "The path is empty"),
         (["--ask", "<region>", "--region", "box=1"], "box= takes 4 numbers, got 1"),
         (["--ask", "<region>"], "has 1 <region> marks but 0"),
         (["--ask", "fail"], "The box (0, 0, 0, 0) has zero area."),

@@ -40,6 +40,14 @@ def test_requests_a_minute_reach_the_judge(tmp_path, capsys):
     assert "--judge_rpm must be more than 0" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["--limit", "--max_new_tokens"])
+@pytest.mark.parametrize("value", ["0", "-1"])
+def test_numbers_below_one_are_refused(option, value, capsys):
+    with pytest.raises(SystemExit):
+        evaluate.parse(["--model", "m", *TOY, option, value])
+    assert f"{option} must be at least 1" in capsys.readouterr().err
+
+
 class ScriptedModel:
     """Says the same to everything, with a mask of everything; `asked` counts."""
 

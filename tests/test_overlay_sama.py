@@ -2,6 +2,8 @@
 
 import itertools
 import os
+import subprocess
+import sys
 from fractions import Fraction
 
 import av
@@ -143,6 +145,27 @@ def test_the_file_appears_when_it_is_complete(tmp_path):
     assert (tmp_path / "a.mp4").stat().st_size > 0
 
 
+@pytest.mark.parametrize("fps", [0.0007, 0.3, 12.5])
+def test_slow_videos_keep_their_rate(tmp_path, fps):
+    """As animated pictures have them."""
+    copy = SamaVideo.open(write_video(tmp_path / "a.mp4", [grey_frame()] * 3, fps=fps))
+    assert copy.fps == pytest.approx(fps, rel=1e-3) and len(copy) == 3
+
+
+def test_nothing_remains_of_a_video_that_does_not_fit_the_disk(tmp_path):
+    """The end of the file cannot be written either."""
+    code = (
+        "import resource, signal, sys, numpy as np\n"
+        "from sama.overlay_sama import write_video\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "noise = (np.random.default_rng(0).integers(0, 256, (400, 400, 3), dtype=np.uint8) for _ in range(40))\n"
+        "write_video(sys.argv[1], noise, fps=5)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "a.mp4"], capture_output=True, text=True)
+    assert done.returncode == 1 and "OSError" in done.stderr and not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("fps", [0, -1, float("nan"), float("inf")])
 def test_video_refuses_a_frame_rate(tmp_path, fps):
     with pytest.raises(ValueError, match="frame rate"):
@@ -196,14 +219,20 @@ def test_pixel_aspect_is_kept_and_turns_with_the_picture(tmp_path, degrees, aspe
 
 @pytest.mark.parametrize(
     ("codec", "rate", "suffix", "written"),
-    [("aac", 44100, ".mp4", "aac"), ("libopus", 48000, ".mkv", "opus"), ("pcm_s16le", 8000, ".mkv", "aac")],
+    [
+        ("aac", 44100, ".mp4", "aac"),
+        ("libopus", 48000, ".mkv", "opus"),
+        ("pcm_s16le", 8000, ".mkv", "aac"),
+        ("libmp3lame", 44100, ".mkv", "mp3"),
+        ("libmp3lame", 11025, ".mkv", "aac"),
+    ],
 )
 def test_sound_is_copied_or_encoded(tmp_path, codec, rate, suffix, written):
     source = write_clip(tmp_path / f"sound{suffix}", 8, sound=(codec, rate))
     copy = saved(tmp_path / "copy.mp4", SamaVideo.open(source))
     with av.open(copy.name) as container:
         stream = container.streams.audio[0]
-        assert stream.codec_context.name.removeprefix("lib") == written
+        assert stream.codec_context.name.removeprefix("lib").removesuffix("float") == written
         heard = sum(frame.samples for frame in container.decode(stream)) / stream.rate
     assert heard == pytest.approx(1.0, abs=0.1) and len(copy) == 8 and copy.times is None
     if written == codec:

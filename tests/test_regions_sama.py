@@ -125,6 +125,8 @@ def test_masks_from_the_json_of_an_answer(video):
     assert region.frame == 30 and (region.mask == blob()).all()
     with pytest.raises(ValueError, match="The mask of the region is empty on all 2 frames given"):
         prepared({"frame": [0, 1], "mask": masks[:2]}, video)
+    with pytest.raises(ValueError, match="The region has no box on any of the 2 frames given"):
+        prepared({"frame": [0, 1], "box": [None, None]}, video)
 
 
 def test_mask_array_of_a_picture_with_alpha():

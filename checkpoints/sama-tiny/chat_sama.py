@@ -18,6 +18,7 @@ from .feature_store_sama import SamFeatureStore
 from .frame_encoder_sama import FrameEncoder
 from .generation_sama import DecodingBatch
 from .inputs_sama import SamaVisualInputs
+from .messages_sama import check_region_list
 from .modeling_sama_tracker import FrameFeatures
 from .objects_sama import GroundedPhrase, MaskTrack, Region, encode_masks
 from .overlay_sama import overlay_masks, write_video
@@ -277,8 +278,6 @@ class SamaChat:
 
     def answer(self, text: str, regions: Sequence, tracking: dict | None, on_answer, **generate_kwargs) -> SamaReply:
         """[`ask`], without its promise about failures."""
-        if self.model.config.region_prompts == "cells":  # the text depends on which cells a region covers
-            regions = [dict(zip(("frame", "mask"), self.region_mask(region), strict=True)) for region in regions]
         messages = [*self.state.messages, {"role": "user", "content": self.question_content(text, regions)}]
         turn = self.processor.encode_turn(messages, self.state.input_ids, self.state.frames)
         self.keep_tokens(turn.num_known_tokens)
@@ -342,6 +341,9 @@ class SamaChat:
 
     def question_content(self, text: str, regions: Sequence) -> list[dict]:
         """The question as the chat template takes it; the video goes in with the first one."""
+        check_region_list(regions)
+        if self.model.config.region_prompts == "cells":  # the text depends on which cells a region covers
+            regions = [dict(zip(("frame", "mask"), self.region_mask(region), strict=True)) for region in regions]
         content = self.processor.question_parts(text, regions)
         if self.video is not None and all(message["role"] != "user" for message in self.state.messages):
             kind = "image" if self.video.is_image else "video"

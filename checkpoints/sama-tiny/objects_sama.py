@@ -249,6 +249,8 @@ def prepare_region(region, video: SamaVideo, dense_frames: Sequence[int], region
         if not (several and single.kind == "mask" and not np.any(single.mask))
     ]
     prepared = {item.frame: item for item in items}
+    if not singles and region.kind != "mask":
+        raise ValueError(f"The region has no {region.kind} on any of the {len(as_list(region.frame))} frames given.")
     if not prepared:
         raise ValueError(f"The mask of the region is empty on all {len(as_list(region.frame))} frames given.")
     return prepared[_choose_frame({frame: item.area for frame, item in prepared.items()}, dense_frames)]

@@ -219,6 +219,41 @@ def test_an_answer_with_a_tag_that_stands_for_nothing_is_read_as_it_is_repeated(
     assert_same_answer(second, answer(make_engine(), CIRCLE, [known])[0])
 
 
+def test_an_object_inside_an_open_phrase_is_answered_and_repeated(make_engine, answer, monkeypatch):
+    _, processor = load_checkpoint()
+    engine, said = make_engine(), dictate(processor, "It is <p> a ring [SEG] there </p> [SEG]")
+    arguments = "sama.serving.engine.sampling_arguments"
+    monkeypatch.setattr(arguments, lambda *_: {"logits_processor": said["logits_processor"]})
+    turn, known = answer(engine, RING, max_new_tokens=said["max_new_tokens"], masks=True)
+    monkeypatch.undo()
+    assert [one.phrase for one in known.objects] == ["", ""] and turn.reply.text == "It is a ring there"
+    second, _ = answer(engine, CIRCLE, [known])
+    assert_same_answer(second, answer(make_engine(), CIRCLE, [known])[0])
+
+
+def test_a_question_that_fails_after_its_answer_leaves_nothing(make_engine, ask, answer, monkeypatch):
+    engine = make_engine()
+
+    def fail(*arguments):
+        raise ValueError("cannot be written")
+
+    monkeypatch.setattr("sama.serving.engine.to_tagged_text", fail)
+    *_, failed = ask(engine, RING)
+    assert isinstance(failed, Failed) and engine.status().conversations == 0
+    monkeypatch.undo()
+    assert_same_answer(answer(engine, CIRCLE)[0], answer(make_engine(), CIRCLE)[0])
+
+
+def test_a_system_message_of_a_cancelled_question_is_not_kept(make_engine, ask, answer):
+    engine = make_engine()
+    stream = ask(engine, CIRCLE, system="")
+    next(stream)
+    stream.close()
+    turn, _ = answer(engine, CIRCLE, system="Answer in one word.")
+    assert_same_answer(turn, answer(make_engine(), CIRCLE, system="Answer in one word.")[0])
+    assert num_read(turn)[1] == num_read(answer(make_engine(), CIRCLE, system="Answer in one word.")[0])[1]
+
+
 def test_a_file_that_is_forgotten_during_an_answer_goes_with_it(make_engine, ask, answer):
     engine = make_engine()
     stream = ask(engine, CIRCLE)

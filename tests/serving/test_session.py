@@ -102,6 +102,30 @@ def test_the_same_answer_as_without_a_session(make_session, loaded, clip):
     assert_same_reply(done.turn.reply, model.start_chat(processor, video=clip).ask("What is <region>?", [BOX], 20))
 
 
+def test_cancelling_at_the_last_event_leaves_no_turn_that_the_session_lacks(make_session, say, monkeypatch):
+    """The text of an answer without masks is sent before the chat keeps the turn."""
+    session = make_session()
+    list(session.ask("Who?", **say("<p> A ring </p> [SEG].")))
+    asked = session.chat.ask
+
+    def ask(*arguments, **named):
+        reply = asked(*arguments, **named)
+        session.cancel()
+        return reply
+
+    monkeypatch.setattr(session.chat, "ask", ask)
+    list(session.ask("And <region>?", [{"object": 1}], masks=False, **say(ANSWER)))
+    assert len(session.chat.messages) == 2 * len(session.turns)
+
+
+@pytest.mark.parametrize("region", [BOX, "phrase"])
+def test_one_region_that_is_in_no_list_is_one_sentence(make_session, say, region):
+    session = make_session()
+    *_, done = session.ask("Who?", **say("<p> A ring </p> [SEG]."))
+    *_, failed = session.ask("And <region>?", done.turn.reply.objects[0] if region == "phrase" else region)
+    assert isinstance(failed, Failed) and "write regions=[...]" in str(failed.message)
+
+
 def test_an_answer_without_objects_or_masks(make_session, say):
     session = make_session()
     assert [type(event) for event in session.ask("Who?", **say("Nobody."))][-2:] == [AnswerText, Done]
