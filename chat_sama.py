@@ -18,9 +18,8 @@ from .feature_store_sama import SamFeatureStore
 from .frame_encoder_sama import FrameEncoder
 from .generation_sama import DecodingBatch
 from .inputs_sama import SamaVisualInputs
-from .messages_sama import check_region_list
 from .modeling_sama_tracker import FrameFeatures
-from .objects_sama import GroundedPhrase, MaskTrack, Region, encode_masks
+from .objects_sama import GroundedPhrase, MaskTrack, Region, check_region_list, encode_masks
 from .overlay_sama import overlay_masks, write_video
 from .prefetch_sama import BackgroundWorker, copy_to_host
 from .streaming_sama import LibraryTextStreamer

@@ -15,6 +15,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 
 try:
@@ -66,6 +67,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("--model is missing; it is optional only with --score_only and --output")
     if found.judge_rpm is not None and not found.judge_rpm > 0:
         parser.error("--judge_rpm must be more than 0")
+    if found.model and Path(found.model).expanduser().is_dir():  # a shell does not expand ~ behind "="
+        found.model = str(Path(found.model).expanduser())
     for name in ("limit", "max_new_tokens"):
         if vars(found)[name] is not None and vars(found)[name] < 1:
             parser.error(f"--{name} must be at least 1")

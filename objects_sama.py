@@ -168,6 +168,17 @@ class HasPrompts(Protocol):
     def per_frame(self) -> list[Region]: ...
 
 
+def check_region_list(regions: Sequence) -> None:
+    """Raises `ValueError` unless `regions` is a list: one region alone would be taken for several."""
+    if isinstance(regions, (str, Mapping, HasPrompts, HasMaskTrack, HasFrameMasks)):
+        raise ValueError(
+            f"`regions` must be a list with one region for each <region>, got one {type(regions).__name__}; "
+            "write regions=[...]."
+        )
+    if not isinstance(regions, Sequence):
+        raise ValueError(f"`regions` must be a list with one region for each <region>, got {type(regions).__name__}.")
+
+
 def as_region(value) -> Region | MaskTrack:
     """
     Everything that a user may point with, as one of two types.

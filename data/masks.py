@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco
 
+from sama.objects_sama import MaskTrack
 from sama.regions_sama import DAMAGED, MAX_CHUNKS, MAX_MASK_PIXELS, run_lengths, shortened
 
 from .numbers import is_number, is_whole
@@ -82,6 +83,11 @@ def to_rle(entry, size: Sequence[int] | None = None, check: bool = True) -> dict
             _check_runs(run_lengths(text), height, width)
         return {"size": [height, width], "counts": text}
     return {"size": [height, width], "counts": _compressed(_counted_runs(counts, height, width), height, width)}
+
+
+def frame_code(track: MaskTrack, frame: int) -> dict | None:
+    """The mask of one frame of a track as compressed COCO RLE; `None` where the object is not visible."""
+    return to_rle(track.to_rle(frame)) if track.area(frame) else None
 
 
 def _counted_runs(counts, height: int, width: int) -> np.ndarray:

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 
 from sama.benchmarks.benchmark import Benchmark, PredictedObject, PredictedTurn, Prediction, Question, RLETrack
-from sama.data.masks import to_rle
+from sama.data.masks import frame_code
 from sama.data.records import describe_error
 from sama.objects_sama import MaskTrack
 from sama.templates_sama import check_turn_format
@@ -91,4 +91,4 @@ def _written(phrase) -> PredictedObject:
 
 def encode_track(track: MaskTrack) -> RLETrack:
     """One compressed COCO RLE per frame, `None` if the object is not visible."""
-    return [to_rle(track.to_rle(frame)) if track.area(frame) else None for frame in range(len(track))]
+    return [frame_code(track, frame) for frame in range(len(track))]

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from sama.data.files import write_text_atomically
-from sama.data.masks import to_rle
+from sama.data.masks import frame_code
 from sama.drawing.regions import draw_region, label_masks
 from sama.drawing.sheets import caption_band, contact_sheet, stack_images
 from sama.objects_sama import Region, as_region
@@ -152,7 +152,7 @@ def describe(session: ChatSession, region_texts: Sequence[Sequence[str]]) -> dic
                 "span": list(item.span),
                 "score": None if phrase.score is None else float(phrase.score),
                 "color": hex_color(item.color),
-                "masks": [mask_code(phrase.track, frame) for frame in range(len(video))],
+                "masks": [frame_code(phrase.track, frame) for frame in range(len(video))],
             }
             for item, phrase in zip(turn.objects, turn.reply.objects, strict=True)
         ]
@@ -160,8 +160,3 @@ def describe(session: ChatSession, region_texts: Sequence[Sequence[str]]) -> dic
         turns.append({"question": turn.question, "regions": list(regions), **answer})
     size = {"num_frames": len(video), "height": video.height, "width": video.width}
     return {"fps": float(video.fps), **size, "turns": turns}
-
-
-def mask_code(track, frame: int) -> dict | None:
-    """The mask of one frame as compressed COCO RLE; `None` if it is empty."""
-    return to_rle(track.to_rle(frame)) if track.area(frame) else None

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 # Relative, so that the type checker finds them whatever the folder of the checkout is called
-from ..messages_sama import check_region_list
+from ..objects_sama import check_region_list
 from ..overlay_sama import Color, object_color
 from ..streaming_sama import AnswerStreamer
 from .scheduling import LATER_STEP, DeviceSchedule, DeviceTurn
@@ -261,17 +261,10 @@ class ChatSession:
         pointed_at = self._pointed_at(references) if masks and self.chat.video is not None else {}
         events = _AnswerEvents(channel, streamer, pointed_at, first_new)
         generate_kwargs = {"max_new_tokens": self.max_new_tokens, **generate_kwargs}
+        generate_kwargs |= {"on_answer": events.on_answer, "on_frame": events.on_frame}
         between_steps, self.chat.between_steps = self.chat.between_steps, lambda: channel.send(None)
         try:
-            reply = self.chat.ask(
-                text,
-                regions=resolved,
-                masks=masks,
-                streamer=streamer,
-                on_answer=events.on_answer,
-                on_frame=events.on_frame,
-                **generate_kwargs,
-            )
+            reply = self.chat.ask(text, resolved, masks=masks, streamer=streamer, **generate_kwargs)
         finally:
             self.chat.between_steps = between_steps
         turn = ChatTurn(text, references, reply, events.finish())

@@ -48,6 +48,13 @@ def test_numbers_below_one_are_refused(option, value, capsys):
     assert f"{option} must be at least 1" in capsys.readouterr().err
 
 
+def test_the_home_folder_in_the_name_of_a_model(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "ckpt").mkdir()
+    for name, expected in (("~/ckpt", str(tmp_path / "ckpt")), ("owner/name", "owner/name"), ("~/none", "~/none")):
+        assert evaluate.parse([f"--model={name}", *TOY]).model == expected
+
+
 class ScriptedModel:
     """Says the same to everything, with a mask of everything; `asked` counts."""
 

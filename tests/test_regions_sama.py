@@ -10,9 +10,9 @@ from PIL import Image
 from processor_fixtures import noise_video
 from pycocotools import mask as coco
 
+from sama.data.masks import frame_code
 from sama.objects_sama import MaskTrack, as_region, prepare_region
 from sama.regions_sama import MAX_LINE_POINTS, MAX_MASK_PIXELS, MAX_POINTS, Region, decode_rle, mask_array
-from sama.serving.answer_files import mask_code
 from sama.video_sama import SamaVideo
 
 
@@ -119,7 +119,7 @@ def test_masks_on_several_frames_in_any_form(video):
 def test_masks_from_the_json_of_an_answer(video):
     track = MaskTrack(48, 20, 30)
     track[30] = track[31] = blob()
-    masks = json.loads(json.dumps([mask_code(track, frame) for frame in range(48)]))
+    masks = json.loads(json.dumps([frame_code(track, frame) for frame in range(48)]))
     assert masks[0] is None and prepared({"frame": 30, "mask": masks[30]}, video).mask.sum() == blob().sum()
     region = prepared({"frame": list(range(48)), "mask": masks}, video)
     assert region.frame == 30 and (region.mask == blob()).all()

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from .objects_sama import HasFrameMasks, HasMaskTrack, HasPrompts
+from .objects_sama import check_region_list
 from .prompts_sama import REGION_WORD, split_tags, with_tags
 from .regions_sama import is_whole, shortened
 from .video_sama import SamaVideo
@@ -228,19 +228,6 @@ def question_parts(question: str, regions: Sequence = ()) -> list[dict]:
     for region, text in zip(regions, texts[1:], strict=True):
         parts += [{"type": "region", "region": region}, {"type": "text", "text": text}]
     return [part for part in parts if part["type"] != "text" or part["text"]]
-
-
-def check_region_list(regions: Sequence) -> None:
-    """Raises `ValueError` unless `regions` is a list: one region alone would be taken for several."""
-    if isinstance(regions, (str, Mapping, HasPrompts, HasMaskTrack, HasFrameMasks)):
-        raise ValueError(
-            f"`regions` must be a list with one region for each {REGION_WORD}, got one {type(regions).__name__}; "
-            "write regions=[...]."
-        )
-    if not isinstance(regions, Sequence):
-        raise ValueError(
-            f"`regions` must be a list with one region for each {REGION_WORD}, got {type(regions).__name__}."
-        )
 
 
 # Arguments of other processors, with the values that change nothing here

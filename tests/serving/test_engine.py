@@ -205,30 +205,24 @@ def test_forgotten_files_are_read_again(make_engine, answer):
     assert num_read(turn)[0] == num_read(turn)[1]
 
 
-def test_an_answer_with_a_tag_that_stands_for_nothing_is_read_as_it_is_repeated(make_engine, ask, answer, monkeypatch):
-    model, processor = load_checkpoint()
-    engine, said = make_engine(), dictate(processor, "It is <p> a ring </p> there")
-    arguments = "sama.serving.engine.sampling_arguments"
-    monkeypatch.setattr(arguments, lambda *_: {"logits_processor": said["logits_processor"]})
-    turn, known = answer(engine, RING, max_new_tokens=said["max_new_tokens"])
+@pytest.mark.parametrize(
+    ("said", "text"),
+    [
+        ("It is <p> a ring </p> there", "It is a ring there"),
+        ("It is <p> a ring [SEG] there </p> [SEG]", "It is a ring [SEG] there [SEG]"),
+    ],
+)
+def test_tags_that_stand_for_nothing_are_read_as_they_are_repeated(make_engine, answer, monkeypatch, said, text):
+    engine, dictated = make_engine(), dictate(load_checkpoint()[1], said)
+    sampled = {"logits_processor": dictated["logits_processor"]}
+    monkeypatch.setattr("sama.serving.engine.sampling_arguments", lambda *_: sampled)
+    turn, known = answer(engine, RING, max_new_tokens=dictated["max_new_tokens"], masks=True)
     monkeypatch.undo()
-    assert turn.reply.tagged_text == "It is <p> a ring </p> there" and known.text == "It is a ring there"
+    assert turn.reply.tagged_text == said and known.text == "It is a ring there"
+    assert [one.phrase for one in known.objects] == [""] * said.count("[SEG]")
     (conversation,) = engine.conversations.conversations
-    assert conversation.chat.messages[-1]["content"] == known.text
-    second, _ = answer(engine, CIRCLE, [known])
-    assert_same_answer(second, answer(make_engine(), CIRCLE, [known])[0])
-
-
-def test_an_object_inside_an_open_phrase_is_answered_and_repeated(make_engine, answer, monkeypatch):
-    _, processor = load_checkpoint()
-    engine, said = make_engine(), dictate(processor, "It is <p> a ring [SEG] there </p> [SEG]")
-    arguments = "sama.serving.engine.sampling_arguments"
-    monkeypatch.setattr(arguments, lambda *_: {"logits_processor": said["logits_processor"]})
-    turn, known = answer(engine, RING, max_new_tokens=said["max_new_tokens"], masks=True)
-    monkeypatch.undo()
-    assert [one.phrase for one in known.objects] == ["", ""] and turn.reply.text == "It is a ring there"
-    second, _ = answer(engine, CIRCLE, [known])
-    assert_same_answer(second, answer(make_engine(), CIRCLE, [known])[0])
+    assert conversation.chat.messages[-1]["content"] == text
+    assert_same_answer(*(answer(one, CIRCLE, [known])[0] for one in (engine, make_engine())))
 
 
 def test_a_question_that_fails_after_its_answer_leaves_nothing(make_engine, ask, answer, monkeypatch):
@@ -249,9 +243,9 @@ def test_a_system_message_of_a_cancelled_question_is_not_kept(make_engine, ask, 
     stream = ask(engine, CIRCLE, system="")
     next(stream)
     stream.close()
-    turn, _ = answer(engine, CIRCLE, system="Answer in one word.")
-    assert_same_answer(turn, answer(make_engine(), CIRCLE, system="Answer in one word.")[0])
-    assert num_read(turn)[1] == num_read(answer(make_engine(), CIRCLE, system="Answer in one word.")[0])[1]
+    turns = [answer(one, CIRCLE, system="Answer in one word.")[0] for one in (engine, make_engine())]
+    assert_same_answer(*turns)
+    assert num_read(turns[0])[1] == num_read(turns[1])[1]
 
 
 def test_a_file_that_is_forgotten_during_an_answer_goes_with_it(make_engine, ask, answer):
