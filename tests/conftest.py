@@ -43,6 +43,7 @@ GROUPS = {
         "evaluation/test_judges.py",
         "serving/test_loading.py",
         "data/test_validation.py",
+        "training/test_launch.py",
         "data/test_collator.py",
         "data/test_mixture.py",
         "recipes/test_train_masks.py",
