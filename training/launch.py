@@ -80,7 +80,8 @@ def run_trainer(trainer: ResumableTrainer, program: str, base: str) -> int:
     if steps is not None:
         if trainer.is_world_process_zero():
             if CARD_TAG not in (card_metadata(training.output_dir).get("tags") or ()):  # killed before it was written
-                write_model_card(Path(training.output_dir), base)
+                with trainer.writing("the model card"):
+                    write_model_card(Path(training.output_dir), base)
             print(f"This run is finished: {steps} updates, the model is in {training.output_dir}. Nothing is trained.")
         return 0
     resumed = trainer.resume_point(training.resume_from_checkpoint)

@@ -7,7 +7,7 @@ from huggingface_hub import ModelCardData
 from sama.data.model_cards import CARD, card_metadata, hub_name, license_of
 from sama.drawing.tables import markdown_table
 
-from .checkpoints import read_json
+from .checkpoints import TrainingError, read_json
 
 
 METRICS = ("loss", "lm_loss", "mask_loss", "dice_loss", "token_accuracy", "seg_accuracy", "mask_iou")
@@ -36,8 +36,11 @@ CARD_TAG = "sama"  # of each card that is written here
 
 
 def read_if_there(path: Path) -> dict:
-    """The content of a JSON file, or an empty dictionary if it does not exist."""
-    return read_json(path) if path.is_file() else {}
+    """The content of a JSON file, or an empty dictionary if it does not exist; `ValueError` if it is damaged."""
+    try:
+        return read_json(path) if path.is_file() else {}
+    except TrainingError as error:  # the scripts that write cards do not train
+        raise ValueError(str(error)) from error
 
 
 def data_section(folder: Path) -> str:

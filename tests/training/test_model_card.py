@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from huggingface_hub import ModelCard
 
 from sama.data.model_cards import card_metadata, hub_name
@@ -65,3 +66,9 @@ def test_names_on_the_hub(tmp_path):
     assert card_metadata(tmp_path) == {}
     (tmp_path / "README.md").write_text("---\ndate: 2024-13-01\n---\n")  # ValueError, not YAMLError
     assert card_metadata(tmp_path) == {}
+
+
+def test_a_damaged_file_is_one_sentence_with_its_name(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"adapter_config\.json cannot be read"):
+        inherited_license(tmp_path)
