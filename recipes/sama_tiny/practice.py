@@ -3,6 +3,7 @@ the benchmark."""
 
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -51,7 +52,7 @@ def draw_weighted_motions(number: int, rng: np.random.Generator, pool: tuple[str
     return [pool[i] for i in rng.choice(len(pool), number, p=weights / weights.sum())]
 
 
-def draw_alike(number: int, split: str, rng: np.random.Generator) -> ClipConstraints:
+def draw_alike(number: int, rng: np.random.Generator, split: str) -> ClipConstraints:
     """Constraints of a clip with two motions at most, and with two colours or two shapes."""
     motions = draw_weighted_motions(number, rng, tuple(dict.fromkeys(draw_weighted_motions(2, rng))))
     place, values = ((0, tuple(COLOURS)), (1, SHAPES))[rng.integers(2)]
@@ -60,7 +61,7 @@ def draw_alike(number: int, split: str, rng: np.random.Generator) -> ClipConstra
     return ClipConstraints(pairs=draw_pairs(pool, number, rng), motions=motions)
 
 
-def draw_constraints(number: int, split: str, rng: np.random.Generator) -> ClipConstraints:
+def draw_constraints(number: int, rng: np.random.Generator, split: str) -> ClipConstraints:
     """Constraints of a clip of one of three kinds: as in the benchmark, with hard motions, or with objects that are
     much alike."""
     chance = rng.random()
@@ -69,7 +70,7 @@ def draw_constraints(number: int, split: str, rng: np.random.Generator) -> ClipC
         if occluder and rng.random() < 0.5:
             motions[0] = "hide"
         return ClipConstraints(motions=motions, occluder=occluder)
-    return draw_alike(number, split, rng) if chance < HARD_MOTION_SHARE + ALIKE_SHARE else ClipConstraints()
+    return draw_alike(number, rng, split) if chance < HARD_MOTION_SHARE + ALIKE_SHARE else ClipConstraints()
 
 
 def count_of(aspect: str) -> Callable[[Scene], ToyTurn | None]:
@@ -95,13 +96,7 @@ COUNTS = {count_of("colour"): 1, count_of("shape"): 1, count_of("motion"): 1.5, 
 
 def practice_dialogue(settings: ToySettings, rng: np.random.Generator) -> tuple[Clip, list[ToyTurn]]:
     """The task "dialogue" with other kinds of questions, more turns and harder clips."""
-
-    def constrain(number: int, rng: np.random.Generator) -> ClipConstraints:
-        return draw_constraints(number, settings.split, rng)
-
-    def constrain_counted(number: int, rng: np.random.Generator) -> ClipConstraints:
-        return draw_alike(number, settings.split, rng)
-
+    constrain, constrain_counted = (partial(draw, split=settings.split) for draw in (draw_constraints, draw_alike))
     fixed, chance = (settings, rng), rng.random()
     if chance < COUNT_SHARE:
         return conversation(*fixed, COUNTS, TURNS, WITH_REGIONS_AND_MASKS, (0, 0), constrain_counted)
@@ -113,7 +108,7 @@ def practice_dialogue(settings: ToySettings, rng: np.random.Generator) -> tuple[
 def practice_clip(settings: ToySettings, rng: np.random.Generator) -> tuple[Clip, list[ToyTurn]]:
     """A clip without turns."""
     number, num_frames = draw_number(settings.things, rng), draw_number(settings.frames, rng)
-    constraints = draw_constraints(number, settings.split, rng)
+    constraints = draw_constraints(number, rng, settings.split)
     return next(propose_clips(settings, constraints, number, num_frames, rng)), []
 
 

@@ -48,7 +48,7 @@ def test_several_objects_of_a_kind_are_counted(drawn):
 def test_objects_that_are_alike_share_two_motions_and_two_colours_or_shapes():
     rng = np.random.default_rng(0)
     for _ in range(50):
-        constraints = draw_alike(4, "train", rng)
+        constraints = draw_alike(4, rng, "train")
         assert len(set(constraints.motions)) <= 2
         assert min(len(set(words)) for words in zip(*constraints.pairs, strict=True)) <= 2
         assert len(set(constraints.pairs)) == 4
