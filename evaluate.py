@@ -15,7 +15,6 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 
 try:
@@ -23,6 +22,7 @@ try:
     from sama.bulk.benchmark_run import evaluate_on_ray
     from sama.bulk.pool import add_pool_arguments, pool_settings
     from sama.configuration_sama import check_preset
+    from sama.data.files import user_path
     from sama.evaluation.processes import leave
     from sama.evaluation.run import evaluate
     from sama.metrics.values import PRESETS
@@ -67,8 +67,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("--model is missing; it is optional only with --score_only and --output")
     if found.judge_rpm is not None and not found.judge_rpm > 0:
         parser.error("--judge_rpm must be more than 0")
-    if found.model and Path(found.model).expanduser().is_dir():  # a shell does not expand ~ behind "="
-        found.model = str(Path(found.model).expanduser())
+    if found.model and user_path(found.model).is_dir():  # a shell does not expand ~ behind "="
+        found.model = str(user_path(found.model))
     for name in ("limit", "max_new_tokens"):
         if vars(found)[name] is not None and vars(found)[name] < 1:
             parser.error(f"--{name} must be at least 1")

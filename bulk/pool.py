@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from importlib import import_module
-from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..data.files import user_path
 from ..data.records import describe_error
 
 
@@ -106,7 +106,7 @@ def add_pool_arguments(parser: argparse.ArgumentParser, dash: str) -> None:
 
 def absolute_path(model: str) -> str:
     """The name of a model for actors, which have another working directory."""
-    folder = Path(model).expanduser()
+    folder = user_path(model)
     return str(folder.resolve()) if folder.is_dir() else model
 
 

@@ -19,6 +19,7 @@ import yaml
 from sama.video_sama import SamaVideo
 
 from ..toy_world.world import ToyWorld
+from .files import user_path
 from .frames import open_visual, trusted_folders
 from .readers import BENCHMARK_READERS, READERS
 from .records import DataError, require_field, require_type
@@ -106,7 +107,7 @@ def parse_entry(name: str, content: Mapping) -> Entry:
 def data_root(root: str | Path | None = None) -> Path | None:
     """`root`, else $SAMA_DATA_ROOT, else `None`."""
     found = root or os.environ.get(ROOT_VARIABLE)
-    return Path(found).expanduser() if found else None
+    return user_path(found) if found else None
 
 
 def open_source(entry: Entry, root: str | Path | None = None, cache=None, on_error: str = "raise"):

@@ -54,6 +54,11 @@ def remove_temporaries(folder: str | os.PathLike, names: Container[str] | None =
             path.unlink(missing_ok=True)
 
 
+def user_path(path: str | os.PathLike) -> Path:
+    """The path with `~` expanded as a shell does: `~name` of an unknown user stays as it is, and does not raise."""
+    return Path(os.path.expanduser(path))
+
+
 def write_text_atomically(path: str | os.PathLike, text: str) -> None:
     """Writes `text` in UTF-8 to `path`, which contains either the old or the new text at any time."""
     with atomic_path(path) as temporary:

@@ -25,7 +25,7 @@ from datasets import Dataset, Features, List, Value
 from datasets.arrow_writer import ArrowWriter
 from filelock import FileLock
 
-from .files import atomic_path, write_text_atomically
+from .files import atomic_path, user_path, write_text_atomically
 from .json_text import parse_json
 from .readers import BENCHMARK_READERS, READERS, read_mask_store
 from .records import DataError, reading
@@ -191,7 +191,7 @@ def content_digest(rows: Dataset, folder: Path) -> str:
 
 def cache_folder(folder: str | Path | None = None) -> Path:
     """`folder`, else $SAMA_CACHE, else a folder in the user's home."""
-    return Path(folder or os.environ.get(CACHE_VARIABLE) or DEFAULT_CACHE).expanduser()
+    return user_path(folder or os.environ.get(CACHE_VARIABLE) or DEFAULT_CACHE)
 
 
 def open_records(format: str, files: Mapping, root: Path, options: Mapping, cache: Path) -> RecordStore:

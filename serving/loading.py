@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from sama.data.files import user_path
 from sama.resources import PACKAGE, SMALL_MODEL
 
 
@@ -21,8 +22,8 @@ def check_model_name(model: str) -> None:
         FileNotFoundError: if there is neither.
         ConnectionError: if the Hub cannot be reached.
     """
-    if Path(model).expanduser().is_dir():
-        if not (Path(model).expanduser() / "config.json").is_file():
+    if user_path(model).is_dir():
+        if not (user_path(model) / "config.json").is_file():
             raise FileNotFoundError(f"The folder {model} has no config.json, so there is no model in it.")
         return
     if model == str(DEFAULT_MODEL):
@@ -62,7 +63,7 @@ def read_settings(folder: Path) -> dict:
 
 def check_converted(model: str) -> None:
     """Raises `ValueError` for a folder with a released SAMA or Sa2VA, whose code needs another transformers."""
-    settings = read_settings(Path(model).expanduser())
+    settings = read_settings(user_path(model))
     if settings.get("model_type") == "sa2va_chat" or "llm_config" in settings:
         raise ValueError(
             f"The model {model} is as it was released and must be converted first: "
@@ -105,7 +106,7 @@ def load_model(
     # Imported here, so that --help and mistakes on the command line do not wait for torch.
     import torch
 
-    folder = Path(model).expanduser()
+    folder = user_path(model)
     model = str(folder) if folder.is_dir() else model
     own_code = folder.is_dir() and not has_code_of_package(folder)
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}

@@ -39,6 +39,7 @@ def test_it_serves_until_it_is_told_to_end(tmp_path):
     ("options", "sentence"),
     [
         (["--model", "no/such/folder"], "There is no folder no/such/folder"),
+        (["--model", "~nobody/x"], "There is no folder ~nobody/x"),
         (["--host", "0.0.0.0"], "needs an API key"),
         (["--api-key", "a b"], "printable ASCII"),
         (["--allow-origin", "*"], "An allowed origin looks like"),
