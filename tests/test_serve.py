@@ -1,13 +1,19 @@
 """The command line of the server, in a process of its own: it starts, says where it is, and ends."""
 
 import http.client
+import os
 import re
+import signal
+import threading
+import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from processes import finish, run_script, run_script_without, start
 
 from sama import serve
+from sama.serving import connections
 from sama.serving.limits import Limits, described_limits, limits_from, option
 
 
@@ -33,6 +39,43 @@ def test_it_serves_until_it_is_told_to_end(tmp_path):
     finally:
         process.kill()
         process.join()
+
+
+def test_a_signal_while_the_model_is_loaded_ends_the_server(monkeypatch, capsys, tmp_path):
+    servers, make_server, handler = [], connections.make_server, signal.getsignal(signal.SIGTERM)
+    forgotten = threading.Event()
+
+    def end_anyway():
+        forgotten.set()
+        servers[0].should_exit = True
+
+    timer = threading.Timer(60, end_anyway)
+
+    def make_and_keep(*arguments):
+        servers.append(make_server(*arguments))
+        return servers[-1]
+
+    def load(settings, limits):
+        while not servers[0].started:  # from then on the handlers are uvicorn's
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+        while not servers[0].should_exit:
+            time.sleep(0.001)
+        timer.start()
+        return Mock()  # before the server looks whether it should end
+
+    monkeypatch.setattr(connections, "make_server", make_and_keep)
+    monkeypatch.setattr(serve, "make_engine", load)
+    try:
+        assert serve.main(["--port", "0", "--folder", str(tmp_path / "files")]) == 0
+    finally:
+        timer.cancel()
+        signal.signal(signal.SIGTERM, handler)
+    for thread in threading.enumerate():
+        if thread.name == "sama-load":
+            thread.join()
+    assert not forgotten.is_set()
+    assert capsys.readouterr().out == ""  # it does not say where it is
 
 
 @pytest.mark.parametrize(
