@@ -71,3 +71,11 @@ def frame_jf(truth: np.ndarray, prediction: np.ndarray) -> tuple[float, float]:
 def track_jf(truth: Iterator[np.ndarray], prediction: Iterator[np.ndarray]) -> list[tuple[float, float]]:
     """J and F of every frame."""
     return [frame_jf(*masks) for masks in zip(truth, prediction, strict=True)]
+
+
+def are_touching(first: np.ndarray, second: np.ndarray) -> bool:
+    """Whether two tracks, bool of shape `(num_frames, height, width)`, overlap or have neighbouring pixels, also at
+    corners, in any frame."""
+    padded = np.pad(first, ((0, 0), (1, 1), (1, 1)))
+    grown = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2)).any((-2, -1))
+    return bool((grown & second).any())

@@ -37,7 +37,7 @@ from .benchmark import (
     Score,
     Tools,
 )
-from .frame_masks import any_pixel, united
+from .frame_masks import any_pixel, are_touching, united
 from .from_records import no_store, record_turns
 from .rows import presence_rows
 from .tracks import track_overlaps
@@ -134,13 +134,13 @@ class ToyWorldBenchmark(Benchmark):
             *_dialogue_rows(turns["dialogue"]),
             *_mask_rows(LOOK, turns["refer_look"]),
             *_mask_rows(MOTION, twins),
-            _share("choice between the twins", MOTION, [turn["chosen"] for turn in twins], 0.5),
+            *_twin_rows(twins),
         ]
 
 
 def object_facts(sample: ToySample, answer: Mapping, about: Mapping) -> dict:
     """For each target, whether it is first visible in the second half (`late`) and whether it reappears after full
-    occlusion (`hidden`); and the masks of its twin, if any (`twin`)."""
+    occlusion (`hidden`); and the masks of its twin, if any (`twin`), and whether the two touch (`touching`)."""
     names = [name for part in answer["content"] for name in part.get("objects", [])]
     seen = sample.masks.any(axis=(2, 3))
     half, events = seen.shape[1] / 2, about["events"]
@@ -156,6 +156,7 @@ def object_facts(sample: ToySample, answer: Mapping, about: Mapping) -> dict:
     }
     if about["task"] == "refer_motion":  # the twins are the first two objects
         facts["twin"] = sample.record["objects"][str(1 - int(names[0]))]["masks"]
+        facts["touching"] = are_touching(sample.masks[0], sample.masks[1])
     return facts
 
 
@@ -164,8 +165,9 @@ def measure_turn(turn: BenchmarkTurn, answer: PredictedTurn, prediction: Predict
     Measures of one answer, serialisable as JSON: `kind`; `chance`; `right` (`None` for a question without choices);
     `ious` of the reference objects under greedy matching, 0 for missed ones; `miou` of the answer, which also counts
     surplus objects; `late` and `hidden` of the objects; `chosen`: whether the first mask overlaps more with the
-    target than with its twin; and of a question whose target may be missing its `presence` (has a target, anything
-    predicted) and its `giou`: the IoU of all masks together, which is 1 if nothing fits and no pixel is predicted.
+    target than with its twin, and `touching`: whether the two touch; and of a question whose target may be missing its
+    `presence` (has a target, anything predicted) and its `giou`: the IoU of all masks together, which is 1 if nothing
+    fits and no pixel is predicted.
     """
     size = (prediction.height, prediction.width)
     found = [item.masks for item in answer.objects]
@@ -191,6 +193,7 @@ def measure_turn(turn: BenchmarkTurn, answer: PredictedTurn, prediction: Predict
         "late": turn.info["late"],
         "hidden": turn.info["hidden"],
         "chosen": chosen,
+        "touching": turn.info.get("touching", False),
         **presence,
     }
 
@@ -216,6 +219,7 @@ def _dialogue_rows(turns: Sequence[dict]) -> list[Score]:
     """Masks of dialogues, all and those of objects that are hard to find, and correctness of their text."""
     return [
         *_mask_rows(DIALOGUE, turns),
+        _mask_mean("mask mIoU, several objects", DIALOGUE, [turn for turn in turns if len(turn["ious"]) > 1]),
         _iou_row("mask IoU, first seen in the second half", DIALOGUE, turns, "late"),
         _iou_row("mask IoU, through full occlusion", DIALOGUE, turns, "hidden"),
         *_word_rows(turns),
@@ -224,12 +228,26 @@ def _dialogue_rows(turns: Sequence[dict]) -> list[Score]:
 
 def _mask_rows(part: str, turns: Sequence[dict]) -> list[Score]:
     """mIoU over answers with masks, and recall over their reference objects."""
-    with_masks = [turn for turn in turns if turn["miou"] is not None]
     ious = [iou for turn in turns for iou in turn["ious"]]
-    values = [turn["miou"] for turn in with_masks]
     return [
-        _mean("mask mIoU", part, values, [turn["clip"] for turn in with_masks]),
+        _mask_mean("mask mIoU", part, turns),
         _share(f"recall at IoU {IOU_THRESHOLD}", part, [iou >= IOU_THRESHOLD for iou in ious]),
+    ]
+
+
+def _mask_mean(name: str, part: str, turns: Sequence[dict]) -> Score:
+    """mIoU over answers with masks."""
+    with_masks = [turn for turn in turns if turn["miou"] is not None]
+    return _mean(name, part, [turn["miou"] for turn in with_masks], [turn["clip"] for turn in with_masks])
+
+
+def _twin_rows(turns: Sequence[dict]) -> list[Score]:
+    """Share of right choices between the twins: of all, and of those that touch or overlap in some frame."""
+    name = "choice between the twins"
+    touching = [turn for turn in turns if turn["touching"]]
+    return [
+        _share(name, MOTION, [turn["chosen"] for turn in turns], 0.5),
+        _share(f"{name}, touching", MOTION, [turn["chosen"] for turn in touching], 0.5),
     ]
 
 

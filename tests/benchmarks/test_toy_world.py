@@ -3,9 +3,17 @@
 import numpy as np
 import pytest
 
-from sama.benchmarks.benchmark import BenchmarkError, BenchmarkTurn, PredictedObject, PredictedTurn, Prediction
+from sama.benchmarks.benchmark import (
+    BenchmarkError,
+    BenchmarkTurn,
+    Measures,
+    PredictedObject,
+    PredictedTurn,
+    Prediction,
+)
+from sama.benchmarks.frame_masks import are_touching
 from sama.benchmarks.registry import open_benchmark
-from sama.benchmarks.toy_world import LOOK, MOTION, is_right, measure_turn, object_facts
+from sama.benchmarks.toy_world import DIALOGUE, LOOK, MOTION, is_right, measure_turn, object_facts
 from sama.data.masks import encode_rle
 from sama.objects_sama import MaskTrack
 from sama.toy_world.world import ToySample
@@ -96,6 +104,46 @@ def test_choice_between_twins(drawn, chosen):
     tracks = [] if drawn is None else [track(drawn, drawn)]
     found = measure_turn(asked, *answer("", *tracks))
     assert found["chosen"] is chosen and found["right"] is None and found["chance"] is None
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        ([(2, 2), None], [(3, 3), (9, 9)], True),  # at a corner
+        ([(2, 2), (0, 0)], [(2, 4), (0, 0)], True),  # in the second frame
+        ([(2, 2), (5, 5)], [(2, 4), (5, 7)], False),  # a pixel between them
+        ([(2, 2), None], [None, (2, 2)], False),  # in different frames
+    ],
+)
+def test_objects_touch_where_their_pixels_are_neighbours(first, second, expected):
+    tracks = np.zeros((2, 2, *SIZE), dtype=bool)
+    for track, places in zip(tracks, (first, second), strict=True):
+        for frame, place in enumerate(places):
+            if place is not None:
+                track[(frame, *place)] = True
+    assert are_touching(*tracks) is expected and are_touching(*tracks[::-1]) is expected
+
+
+def test_rows_of_several_objects_and_of_twins_that_touch():
+    one, other = track((0, 4), None), track((8, 12), None)
+    asked = [
+        turn(one, other, late=[False] * 2, hidden=[False] * 2),
+        turn(one, late=[False], hidden=[False]),
+        turn(one, twin=other, touching=True, choices=[]),
+        turn(other, twin=one, touching=False, choices=[]),
+    ]
+    turns = [measure_turn(each, *answer("It is red.", one)) for each in asked]
+    samples = [
+        Measures(task, task, None, [], 2, 0, {"task": task, "turns": found})
+        for task, found in (("dialogue", turns[:2]), ("refer_motion", turns[2:]))
+    ]
+    rows = {(row.part, row.name): row for row in open_benchmark("toy_world").summarise(samples, None)}
+    several, twins = rows[DIALOGUE, "mask mIoU, several objects"], "choice between the twins"
+    assert (several.value, several.count) == (0.5, 1)
+    assert [(rows[MOTION, name].value, rows[MOTION, name].count) for name in (twins, f"{twins}, touching")] == [
+        (0.5, 2),
+        (1.0, 1),
+    ]
 
 
 def test_questions_are_the_same_in_every_run_and_ask_with_regions():
