@@ -162,7 +162,8 @@ def test_a_compiled_step_is_one_graph(tiny):
 
 def test_later_turns_draws_stop_strings_and_limits_are_each_conversations_own():
     tiny = Together(*load_checkpoint())
-    stop = {"stop_strings": ["t"], "tokenizer": tiny.processor.tokenizer}
+    said = tiny.chats(1)[0].ask("Hello", masks=False, max_new_tokens=5).text
+    stop = {"stop_strings": [said[:2]], "tokenizer": tiny.processor.tokenizer}
     rounds = [
         [("Describe the video.", greedy(8)), ("Hello", {"max_new_tokens": 5, "min_new_tokens": 0, **stop})],
         [("A ring?", {"seed": 1}), ("A ring?", {"seed": 2})],

@@ -20,8 +20,9 @@ def tables(card) -> list[str]:
 
 
 def test_the_shipped_card_is_reproduced_to_the_byte(card, tables):
-    assert [table.splitlines()[0] for table in tables] == ["# toy_world val", "# toy_world unseen"]
-    assert build_card(tables) == card
+    names = ["val", "unseen", "long", "no_target"]
+    assert [table.splitlines()[0] for table in tables] == [f"# toy_world {name}" for name in names]
+    assert build_card(tables[:2], tables[2:]) == card
 
 
 def test_a_card_without_results(card):

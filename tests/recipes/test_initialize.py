@@ -1,14 +1,13 @@
 """The untrained checkpoint: reproducible bytes, tokenizers that decode any text exactly, tags as single tokens."""
 
 import json
-import re
 import sys
 from pathlib import Path
 
 import pytest
 from processes import finish, run_script, start
 from safetensors import safe_open
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer
 
 from sama.recipes.sama_tiny import initialize
 from sama.recipes.sama_tiny.initialize import (
@@ -130,20 +129,13 @@ def test_the_shipped_checkpoint_is_a_trained_one_of_what_the_script_makes(made):
     assert files == {path.relative_to(made) for path in made.rglob("*.*")} | {Path("README.md")}
     common = files - {Path("README.md")}
     changed = {path.name for path in common if contents(shipped / path) != contents(made / path)}
-    # The shipped weights are older than the wording of toy world, SAM 2 at 192 pixels and the last two layers
-    assert changed == {"config.json", "model.safetensors", "tokenizer.json"}
-    tokenizers = [PreTrainedTokenizerFast.from_pretrained(folder) for folder in (shipped, made)]
-    assert len({len(one) for one in tokenizers}) == 1
-    assert tokenizers[0].added_tokens_encoder == tokenizers[1].added_tokens_encoder
+    assert changed == {"config.json", "model.safetensors"}
     configs = [contents(folder / "config.json") for folder in (shipped, made)]
     changed = {key for key in configs[0] if configs[0][key] != configs[1].get(key)}
-    assert changed == {"trained", "occlusion_gate", "backbone_config", "mask_config"}
-    layers = [config["backbone_config"]["text_config"].pop("num_hidden_layers") for config in configs]
-    sizes = [config["mask_config"].pop("image_size") for config in configs]
-    assert (layers, sizes) == ([8, 10], [128, 192])
+    assert changed == {"trained", "occlusion_gate"}
     weights = [safe_open(folder / "model.safetensors", "pt") for folder in (shipped, made)]
     shapes = [{name: tuple(one.get_slice(name).get_shape()) for name in one.keys()} for one in weights]
-    assert shapes[0] == {name: shape for name, shape in shapes[1].items() if not re.search(r"layers\.[89]\.", name)}
+    assert shapes[0] == shapes[1]
     assert {weights[0].get_slice(name).get_dtype() for name in shapes[0]} == {"BF16"}
     assert sum((shipped / path).stat().st_size for path in files) <= 40e6
 

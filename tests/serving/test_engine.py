@@ -2,6 +2,7 @@
 
 import threading
 import time
+from itertools import count
 
 import numpy as np
 import pytest
@@ -20,15 +21,18 @@ NUM_FRAMES = 6
 WAIT = 60  # seconds until a test gives up
 RING = ("What is ", {"frame": 2, "box": [10, 10, 60, 60]}, "?")
 AGAIN = ("What does ", {"object": 1}, " do?")
-CIRCLE = ("Please segment the red circle.",)
+RED = ("Please segment the red thing.",)
 
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
-    """Two short clips, as files."""
+    """Two short clips with one red object each, as files."""
     folder = tmp_path_factory.mktemp("clips")
     world = ToyWorld({"tasks": {"dialogue": 1}, "frames": [8, 8]}, seed=5)
-    return [str(write_video(folder / f"{index}.mp4", world[index].frames[:NUM_FRAMES], 8)) for index in range(2)]
+    drawn = (world.generate(index)[1] for index in count())
+    red = (clip for clip in drawn if [one.colour for one in clip.objects].count("red") == 1)
+    files = [folder / "0.mp4", folder / "1.mp4"]
+    return [str(write_video(file, clip.frames[:NUM_FRAMES], 8)) for file, clip in zip(files, red, strict=False)]
 
 
 @pytest.fixture
@@ -88,7 +92,7 @@ def num_read(turn):
 
 def test_a_conversation_is_the_same_whether_it_is_remembered_or_not(make_engine, answer):
     engine, known = make_engine(), []
-    for parts in (RING, AGAIN, CIRCLE):
+    for parts in (RING, AGAIN, RED):
         turn, repeated = answer(engine, parts, known, masks=True)
         other, _ = answer(make_engine(), parts, known, masks=True)
         assert_same_answer(turn, other)
@@ -103,18 +107,18 @@ def test_the_longest_known_beginning_is_reused(make_engine, answer):
     engine = make_engine()
     first, known = answer(engine, RING, masks=True)
     second, repeated = answer(engine, AGAIN, [known])
-    third, _ = answer(engine, CIRCLE, [known, repeated])
+    third, _ = answer(engine, RED, [known, repeated])
     # another second turn: the first is known, and the other conversation keeps its own
-    other, other_repeated = answer(engine, CIRCLE, [known])
+    other, other_repeated = answer(engine, RED, [known])
     assert num_read(other)[0] < num_read(second)[1] - num_read(first)[1] + 10
     assert engine.status().conversations == 2
-    same, _ = answer(engine, CIRCLE, [known, repeated])
+    same, _ = answer(engine, RED, [known, repeated])
     assert_same_answer(same, third)
     assert num_read(same)[0] == num_read(third)[0]
     # another client's first question about the same file reads the question alone, about another file everything
-    file_known, _ = answer(engine, CIRCLE)
+    file_known, _ = answer(engine, RED)
     assert num_read(file_known)[0] < 30
-    new, _ = answer(engine, CIRCLE, clip=1)
+    new, _ = answer(engine, RED, clip=1)
     assert num_read(new)[0] == num_read(new)[1]
     assert engine.status().files == 2
 
@@ -125,8 +129,8 @@ def test_two_first_questions_of_equal_length_do_not_mix(make_engine, answer):
     for word in ("color", "shape"):
         parts = (f"What {word} is ", RING[1], "?")
         _, known = answer(engine, parts)
-        turn, _ = answer(engine, CIRCLE, [known])
-        alone, _ = answer(make_engine(), CIRCLE, [known])
+        turn, _ = answer(engine, RED, [known])
+        alone, _ = answer(make_engine(), RED, [known])
         assert_same_answer(turn, alone)
         assert num_read(turn)[0] < 60
 
@@ -135,8 +139,8 @@ def test_an_answer_that_was_changed_is_another_answer(make_engine, answer):
     engine = make_engine()
     _, known = answer(engine, RING)
     changed = EarlierTurn(known.parts, "It is a cat.")
-    turn, _ = answer(engine, CIRCLE, [changed])
-    fresh, _ = answer(make_engine(), CIRCLE, [changed])
+    turn, _ = answer(engine, RED, [changed])
+    fresh, _ = answer(make_engine(), RED, [changed])
     assert_same_answer(turn, fresh)
 
 
@@ -169,19 +173,19 @@ def test_a_system_message_belongs_to_the_conversation(make_engine, answer):
     turn, known = answer(engine, RING, system="Answer in one word.")
     assert num_read(turn)[0] > 100  # the frames come behind it
     assert_same_answer(turn, answer(make_engine(), RING, system="Answer in one word.")[0])
-    second, _ = answer(engine, CIRCLE, [known], system="Answer in one word.")
+    second, _ = answer(engine, RED, [known], system="Answer in one word.")
     assert num_read(second)[0] < 40
-    assert_same_answer(second, answer(make_engine(), CIRCLE, [known], system="Answer in one word.")[0])
-    plain, _ = answer(engine, CIRCLE)
-    assert_same_answer(plain, answer(make_engine(), CIRCLE)[0])
+    assert_same_answer(second, answer(make_engine(), RED, [known], system="Answer in one word.")[0])
+    plain, _ = answer(engine, RED)
+    assert_same_answer(plain, answer(make_engine(), RED)[0])
 
 
 def test_what_was_not_used_for_the_longest_time_is_dropped(make_engine, answer):
     engine = make_engine(conversations=2)
     _, first = answer(engine, RING)
-    answer(engine, CIRCLE)
-    answer(engine, CIRCLE, [first])  # now the question about the circle is the oldest
-    answer(engine, CIRCLE, clip=1)
+    answer(engine, RED)
+    answer(engine, RED, [first])  # now the question about the red thing is the oldest
+    answer(engine, RED, clip=1)
     assert [len(one.asked) for one in engine.conversations.conversations] == [2, 1]
     known = engine.conversations.conversations
     bytes_of_one = measured_bytes(known[1:])
@@ -222,7 +226,7 @@ def test_tags_that_stand_for_nothing_are_read_as_they_are_repeated(make_engine, 
     assert [one.phrase for one in known.objects] == [""] * said.count("[SEG]")
     (conversation,) = engine.conversations.conversations
     assert conversation.chat.messages[-1]["content"] == text
-    assert_same_answer(*(answer(one, CIRCLE, [known])[0] for one in (engine, make_engine())))
+    assert_same_answer(*(answer(one, RED, [known])[0] for one in (engine, make_engine())))
 
 
 def test_a_question_that_fails_after_its_answer_leaves_nothing(make_engine, ask, answer, monkeypatch):
@@ -235,22 +239,22 @@ def test_a_question_that_fails_after_its_answer_leaves_nothing(make_engine, ask,
     *_, failed = ask(engine, RING)
     assert isinstance(failed, Failed) and engine.status().conversations == 0
     monkeypatch.undo()
-    assert_same_answer(answer(engine, CIRCLE)[0], answer(make_engine(), CIRCLE)[0])
+    assert_same_answer(answer(engine, RED)[0], answer(make_engine(), RED)[0])
 
 
 def test_a_system_message_of_a_cancelled_question_is_not_kept(make_engine, ask, answer):
     engine = make_engine()
-    stream = ask(engine, CIRCLE, system="")
+    stream = ask(engine, RED, system="")
     next(stream)
     stream.close()
-    turns = [answer(one, CIRCLE, system="Answer in one word.")[0] for one in (engine, make_engine())]
+    turns = [answer(one, RED, system="Answer in one word.")[0] for one in (engine, make_engine())]
     assert_same_answer(*turns)
     assert num_read(turns[0])[1] == num_read(turns[1])[1]
 
 
 def test_a_file_that_is_forgotten_during_an_answer_goes_with_it(make_engine, ask, answer):
     engine = make_engine()
-    stream = ask(engine, CIRCLE)
+    stream = ask(engine, RED)
     next(stream)
     engine.forget("0")
     assert engine.conversations.known("0") is None
@@ -260,7 +264,7 @@ def test_a_file_that_is_forgotten_during_an_answer_goes_with_it(make_engine, ask
 def test_what_several_conversations_share_is_counted_once(make_engine, answer):
     engine = make_engine()
     _, known = answer(engine, RING, masks=True)
-    answer(engine, CIRCLE, [known])
+    answer(engine, RED, [known])
     answer(engine, ("What moves?",), [known])
     first, second = engine.conversations.conversations
     alone = [measured_bytes([one]) for one in (first, second)]
@@ -281,7 +285,7 @@ def test_a_new_question_gets_its_first_word_before_the_others_track_on(make_engi
             with lock:
                 order.append((name, type(event)))
 
-    streams = {name: ask(engine, CIRCLE, clip=name % 2) for name in range(3)}
+    streams = {name: ask(engine, RED, clip=name % 2) for name in range(3)}
     for stream in streams.values():  # all of them track
         while not isinstance(next(stream), MaskFrame):
             pass
@@ -299,7 +303,7 @@ def test_a_new_question_gets_its_first_word_before_the_others_track_on(make_engi
 
 def test_answers_of_many_clients_are_those_of_one(make_engine, ask, answer):
     engine, turns = make_engine(running=3), {}
-    questions = {(parts, clip): None for parts in (CIRCLE, ("What moves?",)) for clip in (0, 1)}
+    questions = {(parts, clip): None for parts in (RED, ("What moves?",)) for clip in (0, 1)}
     jobs = [*questions] * 2
 
     def read(number, parts, clip):
@@ -353,15 +357,15 @@ def test_a_thread_that_cannot_be_started_takes_no_place(make_engine, ask, monkey
 
     monkeypatch.setattr(threading.Thread, "start", no_thread)
     with pytest.raises(RuntimeError, match="new thread"):
-        ask(engine, CIRCLE)
+        ask(engine, RED)
     monkeypatch.undo()
     assert engine.status().running == 0
-    assert isinstance([*ask(engine, CIRCLE, masks=False)][-1], Done)
+    assert isinstance([*ask(engine, RED, masks=False)][-1], Done)
 
 
 def test_the_waiting_line_is_bounded(make_engine, ask):
     engine = make_engine(running=1, waiting=1)
-    running = ask(engine, CIRCLE)
+    running = ask(engine, RED)
     next(running)
     waiting = ask(engine, RING)
     with pytest.raises(EngineBusy, match="The waiting line is full: 1 questions") as caught:
@@ -375,7 +379,7 @@ def test_the_waiting_line_is_bounded(make_engine, ask):
 
 def test_a_question_that_waits_can_be_cancelled(make_engine, ask):
     engine = make_engine(running=1, waiting=4)
-    running = ask(engine, CIRCLE)
+    running = ask(engine, RED)
     next(running)
     waiting = [ask(engine, RING) for _ in range(3)]
     waiting[1].cancel()
@@ -392,20 +396,20 @@ def test_a_question_that_waits_can_be_cancelled(make_engine, ask):
 def test_a_cancelled_answer_leaves_the_conversation_as_it_was(make_engine, ask, answer, kind):
     engine = make_engine()
     _, known = answer(engine, RING)
-    stream = ask(engine, CIRCLE, [known])
+    stream = ask(engine, RED, [known])
     while not isinstance(next(stream), kind):
         pass
     stream.close()
     status = engine.status()
     assert (status.running, status.cancelled) == (0, 1)
-    turn, _ = answer(engine, CIRCLE, [known])
-    assert_same_answer(turn, answer(make_engine(), CIRCLE, [known])[0])
+    turn, _ = answer(engine, RED, [known])
+    assert_same_answer(turn, answer(make_engine(), RED, [known])[0])
 
 
 def test_an_answer_that_nobody_reads_does_not_hold_the_device(make_engine, ask, answer, monkeypatch):
     monkeypatch.setattr("sama.serving.session.MAX_WAITING_EVENTS", 2)
     engine = make_engine()
-    idle = ask(engine, CIRCLE)
+    idle = ask(engine, RED)
     next(idle)
     turn, _ = answer(engine, RING)  # would wait for ever
     assert turn.reply.text and isinstance([*idle][-1], Done)
@@ -424,11 +428,11 @@ def test_a_crash_of_one_question_leaves_the_others_alive(make_engine, ask, answe
         raise MemoryError("out of memory")
 
     monkeypatch.setattr(type(answering), "track_objects", out_of_memory)
-    *_, last = ask(engine, CIRCLE, clip=1)
+    *_, last = ask(engine, RED, clip=1)
     monkeypatch.undo()
     assert isinstance(last, Failed) and isinstance(last.cause, MemoryError)
     assert isinstance([*other][-1], Done)
-    turn, _ = answer(engine, CIRCLE, clip=1)
+    turn, _ = answer(engine, RED, clip=1)
     assert num_read(turn)[0] == num_read(turn)[1]  # nothing of what crashed was kept
     assert (engine.status().failed, engine.status().answered) == (1, 2)
 
@@ -446,7 +450,7 @@ def test_a_wrong_region_is_one_sentence_and_leaves_the_conversation(make_engine,
     engine = make_engine()
     *_, last = ask(engine, parts)
     assert isinstance(last, Failed) and isinstance(last.cause, ValueError) and message in last.message
-    assert answer(engine, CIRCLE)[0].reply.text
+    assert answer(engine, RED)[0].reply.text
 
 
 def test_a_question_that_is_none_is_refused_at_once(make_engine, ask):
@@ -458,12 +462,12 @@ def test_a_question_that_is_none_is_refused_at_once(make_engine, ask):
 
 def test_a_closed_engine_ends_everything(make_engine, ask):
     engine = make_engine(running=1)
-    streams = [ask(engine, CIRCLE), ask(engine, RING)]
+    streams = [ask(engine, RED), ask(engine, RING)]
     next(streams[0])
     engine.close()
     assert [type([*stream][-1]) for stream in streams] == [Cancelled, Cancelled]
     with pytest.raises(RuntimeError, match="closed"):
-        ask(engine, CIRCLE)
+        ask(engine, RED)
 
 
 # Preview and sampling
