@@ -19,7 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -228,7 +228,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     endpoint: ScriptedEndpoint
-    status = 0
+    call: Call | None = None  # that is answered now
 
     def log_message(self, *arguments) -> None:
         pass
@@ -242,13 +242,19 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         number, fault = self.endpoint.begin(request)
-        self.status = 0
+        self.call = Call(number, request, fault, 0, self.headers["Authorization"])
         try:
             self.reply(request, fault)
         except OSError:  # the client hung up
             self.close_connection = True
         finally:
-            self.endpoint.end(Call(number, request, fault, self.status, self.headers["Authorization"]))
+            self.end_call(0)
+
+    def end_call(self, status: int) -> None:
+        """Counts the call, once, before its reply is sent: whoever has the reply sees the call counted."""
+        call, self.call = self.call, None
+        if call is not None:
+            self.endpoint.end(replace(call, status=status))
 
     def reply(self, request: dict, fault: str | None) -> None:
         if self.path != "/v1/chat/completions":
@@ -306,7 +312,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_body(status, "application/json", json.dumps(value).encode(), headers)
 
     def send_body(self, status: int, kind: str, body: bytes, headers=None, sent: int | None = None) -> None:
-        self.status = status
+        self.end_call(status)
         self.send_response(status)
         for name, value in {"Content-Type": kind, "Content-Length": str(len(body)), **(headers or {})}.items():
             self.send_header(name, value)
@@ -315,7 +321,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = self.close_connection or sent is not None
 
     def send_stream(self, completion: dict, request: dict, fault: str | None) -> None:
-        self.status = 200
+        self.end_call(200)
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Transfer-Encoding", "chunked")
