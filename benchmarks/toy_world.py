@@ -175,8 +175,9 @@ def measure_turn(turn: BenchmarkTurn, answer: PredictedTurn, prediction: Predict
     ious = [0.0] * len(turn.targets)
     for truth, guess in greedy_pairs(matrix):
         ious[truth] = float(matrix[truth, guess])
-    chosen = None
+    chosen = touching = None
     if "twin" in turn.info:
+        touching = turn.info["touching"]
         pair = [turn.targets[0], turn.info["twin"]]
         target, twin = track_overlaps(pair, found[:1], prediction.num_frames, size).ious().sum(axis=1)
         chosen = bool(target > twin)
@@ -193,7 +194,7 @@ def measure_turn(turn: BenchmarkTurn, answer: PredictedTurn, prediction: Predict
         "late": turn.info["late"],
         "hidden": turn.info["hidden"],
         "chosen": chosen,
-        "touching": turn.info.get("touching", False),
+        "touching": touching,
         **presence,
     }
 

@@ -56,12 +56,12 @@ def test_a_signal_while_the_model_is_loaded_ends_the_server(monkeypatch, capsys,
         return servers[-1]
 
     def load(settings, limits):
-        while not servers[0].started:  # from then on the handlers are uvicorn's
+        timer.start()
+        while not (servers[0].started or forgotten.is_set()):  # from then on the handlers are uvicorn's
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGTERM)
         while not servers[0].should_exit:
             time.sleep(0.001)
-        timer.start()
         return Mock()  # before the server looks whether it should end
 
     monkeypatch.setattr(connections, "make_server", make_and_keep)

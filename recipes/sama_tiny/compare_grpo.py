@@ -1,5 +1,5 @@
 """
-The small model trained further on the questions that it guesses, once by supervision and once by reinforcement, from
+The small model trained further on questions that compare or count, once by supervision and once by reinforcement, from
 the same weights with the same number of updates on the same prompts; and all three on held-out clips.
 
     python recipes/sama_tiny/compare_grpo.py --to outputs/grpo_comparison

@@ -228,7 +228,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     endpoint: ScriptedEndpoint
-    call: Call | None = None  # that is answered now
+    call: Call | None = None  # the call being answered
 
     def log_message(self, *arguments) -> None:
         pass

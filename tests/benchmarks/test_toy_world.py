@@ -14,7 +14,7 @@ from sama.benchmarks.benchmark import (
 from sama.benchmarks.frame_masks import are_touching
 from sama.benchmarks.registry import open_benchmark
 from sama.benchmarks.toy_world import DIALOGUE, LOOK, MOTION, is_right, measure_turn, object_facts
-from sama.data.masks import encode_rle
+from sama.data.masks import decode_rle, encode_rle
 from sama.objects_sama import MaskTrack
 from sama.toy_world.world import ToySample
 
@@ -100,7 +100,7 @@ def test_a_missed_and_a_surplus_object_count_as_nothing():
 
 @pytest.mark.parametrize(("drawn", "chosen"), [((0, 3), True), ((10, 14), False), ((5, 8), False), (None, False)])
 def test_choice_between_twins(drawn, chosen):
-    asked = turn(track((0, 4), (0, 4)), twin=track((10, 14), (10, 14)), choices=[])
+    asked = turn(track((0, 4), (0, 4)), twin=track((10, 14), (10, 14)), touching=False, choices=[])
     tracks = [] if drawn is None else [track(drawn, drawn)]
     found = measure_turn(asked, *answer("", *tracks))
     assert found["chosen"] is chosen and found["right"] is None and found["chance"] is None
@@ -207,6 +207,23 @@ def test_objects_that_appear_late_are_marked():
                 assert marked == (bool(seen) and seen[0] >= len(target) / 2)
                 late += marked
     assert late
+
+
+def test_twins_that_touch_are_marked():
+    """Against the distances of all their pixels."""
+    benchmark, found = open_benchmark("toy_world", clips=40), []
+    for group in benchmark.outline():
+        for asked in benchmark.questions(group)[0].turns:
+            if "twin" in asked.info:
+                pairs = [
+                    [np.argwhere(decode_rle(code)) for code in codes]
+                    for codes in zip(asked.targets[0], asked.info["twin"], strict=True)
+                    if None not in codes
+                ]
+                near = [abs(one[:, None] - other).max(-1).min() <= 1 for one, other in pairs]
+                assert asked.info["touching"] == any(near)
+                found.append(any(near))
+    assert set(found) == {False, True}
 
 
 def test_objects_that_are_hidden_and_come_back_are_marked():
