@@ -35,7 +35,7 @@ from sama.training.rewards import REWARDS, SampledAnswer
 from sama.training.trainer import SamaTrainer
 
 
-KINDS = ("larger", "order", "check_motion", "count_all", "count_look", "count_motion", "mover_colour", "mover_shape")
+KINDS = ("order", "count_look", "count_motion")
 PARTS = "aggregator,projector,language_model"
 REWARD_WEIGHTS = "answer=1,masks=0.5,count=0.25,format=0.25,consistency=0.25"
 VAL_SEED = 7  # of the benchmark's clips; the training clips have 0

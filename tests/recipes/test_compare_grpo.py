@@ -8,9 +8,9 @@ def rows(kind: str, hits: int, count: int) -> list[dict]:
 
 
 def test_table_has_each_kind_with_its_interval():
-    base, trained = rows("larger", 1, 2) + rows("order", 0, 2), rows("larger", 2, 2) + rows("order", 0, 2)
+    base, trained = rows("count_look", 1, 2) + rows("order", 0, 2), rows("count_look", 2, 2) + rows("order", 0, 2)
     lines = table({"base": base, "reinforced": trained}).splitlines()
     assert lines[0] == "| questions | n | base | reinforced |" and len(lines) == 4 + len(KINDS)
-    assert lines[2] == "| larger | 2 | 0.50 (0.09 to 0.91) | 1.00 (0.34 to 1.00) |"
-    assert "| check_motion | 0 |  |  |" in lines
+    assert lines[3] == "| count_look | 2 | 0.50 (0.09 to 0.91) | 1.00 (0.34 to 1.00) |"
+    assert "| count_motion | 0 |  |  |" in lines
     assert lines[-2].startswith("| all | 4 | 0.25") and lines[-1] == "| mask mIoU, all | 4 | 0.500 | 0.500 |"
