@@ -289,6 +289,11 @@ def checked_box(box: Sequence, video: SamaVideo) -> tuple[float, ...]:
         raise ValueError(f"A box takes 4 numbers (x1, y1, x2, y2), got {count}{shortened(box)}.")
     values = tuple(numbers.tolist())
     limits = (video.width, video.height, video.width, video.height)
+    if values[0] > values[2] or values[1] > values[3]:
+        raise ValueError(
+            f"The box {values} has its second corner above or left of its first one (expected x1 < x2 and y1 < y2; or "
+            "is it x, y, width, height?)."
+        )
     # A detector's box may stick out by a fraction of a pixel
     x1, y1, x2, y2 = inside = tuple(
         min(max(value, 0.0), float(limit)) if -1 < value < limit + 1 else value

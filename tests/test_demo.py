@@ -272,7 +272,7 @@ def test_an_error_is_one_sentence_and_exit_code_2(tmp_path, chat, clip, capsys, 
     source = [] if "--video" in change else ["--video", str(clip)]
     assert demo.main([*source, *change]) == 2
     error = capsys.readouterr().err
-    assert message in error and error.startswith("demo.py: ") and error.count("\n") == 1
+    assert message in error and error.startswith("chat: ") and error.count("\n") == 1
     with pytest.raises((ValueError, OSError)):
         demo.main([*source, *change, "--debug"])
 
