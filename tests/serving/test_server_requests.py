@@ -243,7 +243,7 @@ def test_a_conversation_is_about_one_video_in_its_first_question(server, clip):
     [
         ({"frame": 24, "box": [10, 10, 60, 60]}, "24 frames"),
         ({"frame": 0, "box": [10, 10, 600, 60]}, "256x256"),
-        ({"frame": 0, "box": [60, 60, 10, 10]}, "256x256"),
+        ({"frame": 0, "box": [60, 60, 10, 10]}, "x1 < x2"),
         ({"frame": 0, "points": [[-5, 0]]}, ""),
         ({"frame": 0, "points": [[1, 2]] * 101}, "--max-points"),
         ({"frame": 0, "mask": {"size": [128, 128], "counts": "0"}}, "256 x 256"),
