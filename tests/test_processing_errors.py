@@ -37,7 +37,7 @@ def region(**prompt):
     [
         (region(frame=30, box=(0, 0, 5, 5)), "Frame 30 does not exist: 'array' has 30 frames"),
         (region(box=(0, 0, 31, 5)), r"box \(0.0, 0.0, 31.0, 5.0\) does not lie inside the 30x20 pixels"),
-        (region(box=(5, 0, 2, 5)), "has its second corner above or left of its first one .* width, height"),
+        (region(box=(5, 0, 2, 5)), r"second corner above or to the left of its first one .* \(x, y, width, height\)"),
         (region(box=(5, 2, 5, 9)), r"box \(5.0, 2.0, 5.0, 9.0\) has zero area"),
         (region(box=(5, 2, 5)), "takes 4 numbers .* got 3"),
         (region(box=(5, 2, 5, "a")), "takes 4 numbers .* got"),

@@ -282,18 +282,18 @@ def checked_mask(mask: np.ndarray, frame: int, video: SamaVideo) -> np.ndarray:
 
 def checked_box(box: Sequence, video: SamaVideo) -> tuple[float, ...]:
     """`(x1, y1, x2, y2)`, clipped where it sticks out by less than a pixel; raises `ValueError` if it sticks out by
-    more, is empty, looks normalised, or is not 4 numbers."""
+    more, has its corners in the wrong order, is empty, looks normalised, or is not 4 numbers."""
     numbers = numbers_of(box, limit=4)
     if numbers is None or numbers.shape != (4,):
         count = "" if numbers is None or numbers.ndim != 1 else f"{len(numbers)}: "
         raise ValueError(f"A box takes 4 numbers (x1, y1, x2, y2), got {count}{shortened(box)}.")
     values = tuple(numbers.tolist())
-    limits = (video.width, video.height, video.width, video.height)
     if values[0] > values[2] or values[1] > values[3]:
         raise ValueError(
-            f"The box {values} has its second corner above or left of its first one (expected x1 < x2 and y1 < y2; or "
-            "is it x, y, width, height?)."
+            f"The box {values} has its second corner above or to the left of its first one (expected x1 < x2 and "
+            "y1 < y2). Perhaps it is (x, y, width, height)."
         )
+    limits = (video.width, video.height, video.width, video.height)
     # A detector's box may stick out by a fraction of a pixel
     x1, y1, x2, y2 = inside = tuple(
         min(max(value, 0.0), float(limit)) if -1 < value < limit + 1 else value

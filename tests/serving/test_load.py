@@ -108,14 +108,10 @@ def test_an_answer_ends_when_its_client_is_killed(store, tmp_path):
     """Generation stops: far fewer tokens are computed than were asked for, and none afterwards."""
     model, processor = load_checkpoint()
     engine, limits, steps = Engine(model, processor), Limits(), []
-    end = processor.tokenizer.eos_token_id
-
-    def count_and_go_on(_, __, logits):
-        """No answer ends by itself, however fast it is read."""
-        steps.append(None)
-        return logits.index_fill(-1, torch.tensor([end]), -torch.inf)
-
-    hook = model.lm_head.register_forward_hook(count_and_go_on)
+    count = model.model.backbone.language_model.register_forward_pre_hook(lambda *_: steps.append(None))
+    end = torch.tensor([processor.tokenizer.eos_token_id])
+    # No answer ends by itself before its client is killed
+    go_on = model.lm_head.register_forward_hook(lambda _, __, logits: logits.index_fill(-1, end, -torch.inf))
     with running_server(create_app(engine, store, limits), limits) as client:
         clip = client.get("/v1/examples").json()["data"][0]["id"]
         sampling = {"temperature": 2.0, "max_tokens": limits.new_tokens, "stream": True, "masks": "none"}
@@ -131,7 +127,8 @@ def test_an_answer_ends_when_its_client_is_killed(store, tmp_path):
         answer = client.ask([question("Hello", video=clip)], max_tokens=3, masks="none")
         assert answer.json()["usage"]["completion_tokens"] == 3
         assert len(steps) <= computed + 3 + 2  # the video and the question are read in two steps
-    hook.remove()
+    count.remove()
+    go_on.remove()
     engine.close()
 
 
