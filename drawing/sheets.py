@@ -25,6 +25,7 @@ from sama.prompts_sama import REGION_WORD
 
 PAPER = (235, 235, 235)  # of title bands
 MAX_LINES = 12  # of a question or an answer in a caption band
+PHRASE_PADDING = 2  # pixels left and right of the words of a coloured phrase
 
 
 def contact_sheet(
@@ -148,13 +149,13 @@ def _other_objects(
 def _wrapped_lines(text: str, marks: Sequence, width: float, font: ImageFont.FreeTypeFont, max_lines: int) -> Iterator:
     """(whether it is the first, text, colours of its characters) of each line that is drawn."""
     text = printable(text)
-    lines = _wrap(text, width, font)
+    lines = _wrap(text, marks, width, font)
     for row, (start, end) in enumerate(lines[:max_lines]):
         ellipsis = " ..." if row == max_lines - 1 and len(lines) > max_lines else ""
         yield row == 0, text[start:end] + ellipsis, [*marks[start:end], *[None] * len(ellipsis)]
 
 
-def _wrap(text: str, width: float, font: ImageFont.FreeTypeFont) -> list[tuple[int, int]]:
+def _wrap(text: str, marks: Sequence, width: float, font: ImageFont.FreeTypeFont) -> list[tuple[int, int]]:
     """`(start, end)` characters of each line: broken at newlines and blanks, and inside words wider than a line."""
     lines, start, blank = [], 0, None
     for position, letter in enumerate(text):
@@ -164,12 +165,23 @@ def _wrap(text: str, width: float, font: ImageFont.FreeTypeFont) -> list[tuple[i
             continue
         if letter == " ":
             blank = position
-        elif font.getlength(text[start : position + 1]) > width and position > start:
+        elif position > start and _line_width(text, marks, font, start, position + 1) > width:
             end = position if blank is None else blank
             lines.append((start, end))
             start, blank = (position if blank is None else blank + 1), None
     lines.append((start, len(text)))
     return lines
+
+
+def _runs(text: str, marks: Sequence, font: ImageFont.FreeTypeFont) -> list[tuple[str, Color | None, float, int]]:
+    """(text, colour, width of the text, padding on each side) of each run of characters of one colour."""
+    runs = [(text[start:end], marks[start]) for start, end in equal_runs(marks)]
+    return [(piece, color, font.getlength(piece), 0 if color is None else PHRASE_PADDING) for piece, color in runs]
+
+
+def _line_width(text: str, marks: Sequence, font: ImageFont.FreeTypeFont, start: int, end: int) -> float:
+    """Pixels that `_draw_line` takes for the characters from `start` to `end`."""
+    return sum(width + 2 * padding for _, _, width, padding in _runs(text[start:end], marks[start:end], font))
 
 
 def _draw_line(
@@ -178,10 +190,8 @@ def _draw_line(
     """Writes one line, vertically centred on `corner`; coloured characters are dark on a rectangle of the colour."""
     x, y = corner
     half = round(font.size * 0.62)
-    for start, end in equal_runs(marks):
-        piece, color = text[start:end], marks[start]
-        width, pad = font.getlength(piece), 0 if color is None else 2
+    for piece, color, width, padding in _runs(text, marks, font):
         if color is not None:
-            draw.rounded_rectangle((x, y - half, x + width + 2 * pad - 1, y + half), radius=4, fill=color)
-        draw.text((x + pad, y), piece, font=font, fill=fill if color is None else INK, anchor="lm")
-        x += width + 2 * pad
+            draw.rounded_rectangle((x, y - half, x + width + 2 * padding - 1, y + half), radius=4, fill=color)
+        draw.text((x + padding, y), piece, font=font, fill=fill if color is None else INK, anchor="lm")
+        x += width + 2 * padding

@@ -63,6 +63,14 @@ def test_caption_wraps_and_ends():
     assert caption_band(400, answer="a\nb").height > one.height
 
 
+@pytest.mark.parametrize("width", [300, 316, 332])
+def test_a_line_of_coloured_phrases_stays_inside_the_band(width):
+    answer = " ".join(["ab"] * 60)
+    objects = [SimpleNamespace(span=(start, start + 2)) for start in range(0, len(answer), 3)]
+    band = np.array(caption_band(width, answer=answer, objects=objects))
+    assert (band[:, -20:] == band[0, 0]).all()  # the margin; each phrase is 4 pixels wider than its words
+
+
 def test_caption_refuses_a_span_outside_the_answer():
     with pytest.raises(ValueError, match=r"\(0, 9\).*4 characters"):
         caption_band(400, answer="word", objects=[SimpleNamespace(span=(0, 9))])
