@@ -195,6 +195,8 @@ class Measures:
         ious (`list[float]`): IoU of each true object with the prediction matched to it, for the plots.
         num_frames, num_objects (`int`): Number of frames of the video and number of true objects.
         facts (`dict`): What [`Benchmark.summarise`] needs, ready for JSON: counts, texts, categories.
+        turn_values (`list[float | None]`): What each turn contributes to `value`, for the gallery, which draws the
+            lowest ones if a conversation is too long. Empty if the benchmark does not tell.
     """
 
     question: str
@@ -204,6 +206,7 @@ class Measures:
     num_frames: int = 0
     num_objects: int = 0
     facts: dict[str, Any] = field(default_factory=dict)
+    turn_values: list[float | None] = field(default_factory=list)
 
 
 @dataclass

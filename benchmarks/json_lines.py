@@ -112,7 +112,8 @@ class JsonLinesBenchmark(Benchmark):
             if turn.reference is not None
         ]
         ious = [iou for one in judged for iou in one["ious"]]
-        mious = [one["miou"] for one in judged if one["miou"] is not None]
+        turn_values = [one["miou"] for one in judged]
+        mious = [value for value in turn_values if value is not None]
         return Measures(
             question=question.id,
             group=question.group,
@@ -120,6 +121,7 @@ class JsonLinesBenchmark(Benchmark):
             ious=ious,
             num_frames=prediction.num_frames,
             num_objects=len(ious),
+            turn_values=turn_values,
             facts={
                 "mious": mious,
                 "jf": [pair for one in judged for pair in one["jf"]],

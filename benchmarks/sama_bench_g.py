@@ -81,7 +81,8 @@ class SamaBenchG(CatalogueBenchmark):
 
     def measure(self, question: Question, prediction: Prediction) -> Measures:
         answers = [self._answer(question, prediction, number) for number in range(len(question.turns))]
-        found = [value for value in map(turn_value, answers) if value is not None]
+        turn_values = [turn_value(answer) for answer in answers]
+        found = [value for value in turn_values if value is not None]
         last = question.id.rpartition("/")[2]
         return Measures(
             question.id,
@@ -91,6 +92,7 @@ class SamaBenchG(CatalogueBenchmark):
             prediction.num_frames,
             sum(len(turn.targets) for turn in question.turns),
             {"way": last if last in (OWN, REFERENCE) else SINGLE, "answers": answers},
+            turn_values,
         )
 
     def _answer(self, question: Question, prediction: Prediction, number: int) -> dict:

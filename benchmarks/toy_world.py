@@ -107,7 +107,8 @@ class ToyWorldBenchmark(Benchmark):
             for turn, answer in zip(question.turns, prediction.turns, strict=True)
         ]
         ious = [iou for turn in turns for iou in turn["ious"]]
-        values = [turn["miou"] for turn in turns if turn["miou"] is not None]
+        turn_values = [turn["miou"] for turn in turns]
+        values = [value for value in turn_values if value is not None]
         return Measures(
             question=question.id,
             group=question.group,
@@ -115,6 +116,7 @@ class ToyWorldBenchmark(Benchmark):
             ious=ious,
             num_frames=prediction.num_frames,
             num_objects=len(ious),
+            turn_values=turn_values,
             facts={"task": question.turns[0].info["task"], "turns": turns},
         )
 

@@ -1,5 +1,6 @@
 """Images of the best, median and worst cases of a benchmark, with question, answer and reference."""
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +21,7 @@ from sama.video_sama import SamaVideo
 CASES, COLUMNS, TILE_WIDTH = 3, 4, 260
 MAX_TILE_HEIGHT, MAX_LINES = 200, 3  # of a frame, and of a question or an answer
 MIN_WIDTH = 640  # pixels
-MAX_CASE_HEIGHT = 900  # pixels; of a long conversation, only the turns that fit are drawn
+MAX_CASE_HEIGHT = 900  # pixels; of a long conversation, only some turns are drawn
 REFERENCE = "Reference: "
 
 
@@ -66,18 +67,30 @@ def draw_cases(
 
 
 def draw_case(benchmark: Benchmark, question: Question, sample: Measures, prediction: Prediction) -> Image.Image:
-    """One sample: its title, and its turns below each other as far as they fit; the first one always does."""
+    """One sample: its title, and its turns below each other. Of a long conversation, the turns with the lowest values
+    are drawn, as many as fit, and at least one."""
     video = benchmark.open(sample.group)
-    blocks: list[Image.Image] = []
-    pairs = list(zip(question.turns, prediction.turns, strict=True))
-    for turn, answer in pairs:
-        block = draw_turn(video, turn, answer)
-        if blocks and sum(one.height for one in [*blocks, block]) > MAX_CASE_HEIGHT:
+    blocks: dict[int, Image.Image] = {}
+    for number in by_value(sample.turn_values, len(question.turns)):
+        block = draw_turn(video, question.turns[number], prediction.turns[number])
+        if blocks and sum(one.height for one in [*blocks.values(), block]) > MAX_CASE_HEIGHT:
             break
-        blocks.append(block)
-    shown = "" if len(blocks) == len(pairs) else f", {len(blocks)} of {len(pairs)} turns"
+        blocks[number] = block
+    numbers = sorted(blocks)
+    shown = ""
+    if len(numbers) < len(question.turns):
+        names = ", ".join(str(number + 1) for number in numbers)
+        shown = f", turn{'s' * (len(numbers) > 1)} {names} of {len(question.turns)}"
     title = f"{benchmark.name} {sample.question}: {benchmark.headline} {sample.value:.2f}{shown}"
-    return stack_images([title_band(max(block.width for block in blocks), title), *blocks], gap=4)
+    drawn = [blocks[number] for number in numbers]
+    return stack_images([title_band(max(block.width for block in drawn), title), *drawn], gap=4)
+
+
+def by_value(turn_values: Sequence[float | None], num_turns: int) -> list[int]:
+    """Indices of the turns, those with the lowest values first and those without a value last; in reading order if
+    values are equal, or if `turn_values` is empty."""
+    values = [math.inf if value is None else value for value in turn_values or [None] * num_turns]
+    return sorted(range(num_turns), key=values.__getitem__)
 
 
 def draw_turn(video: SamaVideo | None, turn: BenchmarkTurn, answer: PredictedTurn) -> Image.Image:

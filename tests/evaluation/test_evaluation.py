@@ -420,7 +420,26 @@ def test_a_sheet_of_the_gallery_has_a_bounded_height_and_its_question_is_the_que
         benchmark, question, Measures("some-id", "one", 0.5), Prediction("some-id", [answer] * 6, 9, *size)
     )
     assert sheet.height <= gallery.MAX_CASE_HEIGHT + 60 and sheet.width >= gallery.MIN_WIDTH
-    assert set(asked) == {words, ""} and "some-id" in titles[0] and "of 6 turns" in titles[0]
+    assert set(asked) == {words, ""} and "some-id" in titles[0] and titles[0].endswith(" of 6")
+
+
+def test_of_a_long_conversation_the_gallery_draws_the_turns_with_the_lowest_values(monkeypatch):
+    monkeypatch.setattr(gallery, "MAX_CASE_HEIGHT", 400)
+    titles, drawn = [], []
+    monkeypatch.setattr(gallery, "title_band", lambda width, title: titles.append(title) or title_band(width, title))
+    monkeypatch.setattr(
+        gallery, "draw_turn", lambda video, turn, answer: drawn.append(answer.text) or Image.new("RGB", (640, 150))
+    )
+    question = Question("id", "one", [BenchmarkTurn("?", [], None, [])] * 4)
+    prediction = Prediction("id", [PredictedTurn(text) for text in "abcd"])
+    for values, shown in (
+        ([0.9, None, 0.0, 0.5], "turns 3, 4"),
+        ([], "turns 1, 2"),
+        ([None, None, None, 0.1], "turns 1, 4"),
+    ):
+        draw_case(PlainBenchmark(), question, Measures("id", "one", 0.5, turn_values=values), prediction)
+        assert titles[-1].endswith(f"0.50, {shown} of 4")
+    assert drawn == [*"cda", *"abc", *"dab"]  # each time one that does not fit
 
 
 def test_gallery_shows_best_median_and_worst(tmp_path):
