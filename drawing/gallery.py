@@ -70,17 +70,17 @@ def draw_case(benchmark: Benchmark, question: Question, sample: Measures, predic
     """One sample: its title, and its turns below each other. Of a long conversation, the turns with the lowest values
     are drawn, as many as fit, and at least one."""
     video = benchmark.open(sample.group)
+    pairs = list(zip(question.turns, prediction.turns, strict=True))
     blocks: dict[int, Image.Image] = {}
-    for number in by_value(sample.turn_values, len(question.turns)):
-        block = draw_turn(video, question.turns[number], prediction.turns[number])
+    for number in by_value(sample.turn_values, len(pairs)):
+        block = draw_turn(video, *pairs[number])
         if blocks and sum(one.height for one in [*blocks.values(), block]) > MAX_CASE_HEIGHT:
             break
         blocks[number] = block
-    numbers = sorted(blocks)
-    shown = ""
-    if len(numbers) < len(question.turns):
+    numbers, shown = sorted(blocks), ""
+    if len(numbers) < len(pairs):
         names = ", ".join(str(number + 1) for number in numbers)
-        shown = f", turn{'s' * (len(numbers) > 1)} {names} of {len(question.turns)}"
+        shown = f", turn{'s' * (len(numbers) > 1)} {names} of {len(pairs)}"
     title = f"{benchmark.name} {sample.question}: {benchmark.headline} {sample.value:.2f}{shown}"
     drawn = [blocks[number] for number in numbers]
     return stack_images([title_band(max(block.width for block in drawn), title), *drawn], gap=4)
