@@ -23,6 +23,7 @@ from sama.metrics.captions import caption_scores
 from sama.metrics.iou import greedy_pairs, miou
 from sama.metrics.no_target import Presence
 from sama.metrics.recall import IOU_THRESHOLD
+from sama.metrics.values import mean
 from sama.prompts_sama import parse_tagged_text
 from sama.video_sama import SamaVideo
 
@@ -113,17 +114,16 @@ class JsonLinesBenchmark(Benchmark):
         ]
         ious = [iou for one in judged for iou in one["ious"]]
         turn_values = [one["miou"] for one in judged]
-        mious = [value for value in turn_values if value is not None]
         return Measures(
             question=question.id,
             group=question.group,
-            value=sum(mious) / len(mious) if mious else None,
+            value=mean(turn_values, "turns").value,
             ious=ious,
             num_frames=prediction.num_frames,
             num_objects=len(ious),
             turn_values=turn_values,
             facts={
-                "mious": mious,
+                "mious": [value for value in turn_values if value is not None],
                 "jf": [pair for one in judged for pair in one["jf"]],
                 "presence": [one["presence"] for one in judged if one["presence"] is not None],
                 "texts": texts,

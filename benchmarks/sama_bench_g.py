@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from sama.metrics.answers import caption, current_tags, phrases, shortened
 from sama.metrics.captions import CAPTION_METRICS
-from sama.metrics.values import Value
+from sama.metrics.values import Value, mean
 from sama.video_sama import SamaVideo
 
 from .benchmark import BenchmarkError, Measures, Prediction, Question, Score, Tools
@@ -82,12 +82,11 @@ class SamaBenchG(CatalogueBenchmark):
     def measure(self, question: Question, prediction: Prediction) -> Measures:
         answers = [self._answer(question, prediction, number) for number in range(len(question.turns))]
         turn_values = [turn_value(answer) for answer in answers]
-        found = [value for value in turn_values if value is not None]
         last = question.id.rpartition("/")[2]
         return Measures(
             question.id,
             question.group,
-            sum(found) / len(found) if found else None,
+            mean(turn_values, "turns").value,
             [max(row, default=0.0) for one in answers for row in one["ious"]],
             prediction.num_frames,
             sum(len(turn.targets) for turn in question.turns),

@@ -20,6 +20,7 @@ from sama.metrics.intervals import bootstrap_mean, wilson
 from sama.metrics.iou import PairCounts, count_pair, giou, greedy_pairs, miou
 from sama.metrics.no_target import Presence
 from sama.metrics.recall import IOU_THRESHOLD
+from sama.metrics.values import mean
 from sama.prompts_sama import parse_tagged_text
 from sama.toy_world.clip import ToySettings
 from sama.toy_world.world import ToySample, ToyWorld
@@ -108,11 +109,10 @@ class ToyWorldBenchmark(Benchmark):
         ]
         ious = [iou for turn in turns for iou in turn["ious"]]
         turn_values = [turn["miou"] for turn in turns]
-        values = [value for value in turn_values if value is not None]
         return Measures(
             question=question.id,
             group=question.group,
-            value=sum(values) / len(values) if values else None,
+            value=mean(turn_values, "turns").value,
             ious=ious,
             num_frames=prediction.num_frames,
             num_objects=len(ious),
