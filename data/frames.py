@@ -89,7 +89,7 @@ def image_size(path: Path, field: str = "") -> tuple[int, int]:
         with opened_picture(str(path)) as image:
             return image.height, image.width
     except FileNotFoundError:
-        raise DataError(f"there is no file '{path}'", field=field) from None
+        raise DataError(f"there is no file '{path}'", field=field, missing=[str(path)]) from None
     except MEDIA_ERRORS as error:
         raise DataError(str(error).removesuffix("."), field=field) from error
 
@@ -146,8 +146,8 @@ def open_visual(record: dict, root: Path, trusted: Sequence[Path] | None = None)
     except DataError as error:
         raise error.with_context(source=record["source"], index=record["id"]) from error
     except FileNotFoundError as error:
-        problem = f"there is no file '{path}'"
-        raise DataError(problem, source=record["source"], index=record["id"], field=field) from error
+        problem, place = f"there is no file '{path}'", {"source": record["source"], "index": record["id"]}
+        raise DataError(problem, **place, field=field, missing=[str(path)]) from error
     except MEDIA_ERRORS as error:
         problem = str(error).rstrip(".")
         raise DataError(problem, source=record["source"], index=record["id"], field=field) from error
@@ -159,13 +159,13 @@ def _frame_files(folder: Path, names: Sequence[str], root: Path, trusted: Sequen
         with os.scandir(folder) as entries:
             links = {entry.name: entry.is_symlink() for entry in entries}
     except (FileNotFoundError, NotADirectoryError):
-        raise DataError(f"there is no folder '{folder}'", field="video.path") from None
+        raise DataError(f"there is no folder '{folder}'", field="video.path", missing=[str(folder)]) from None
     except OSError as error:
         raise DataError(f"'{folder}' cannot be listed: {error.strerror}", field="video.path") from error
     for position, name in enumerate(names):
         field = f"video.frames[{position}]"
         if name not in links:
-            raise DataError(f"there is no file '{folder / name}'", field=field)
+            raise DataError(f"there is no file '{folder / name}'", field=field, missing=[str(folder / name)])
         if links[name]:
             safe_path(root, (folder / name).relative_to(root).as_posix(), trusted, field)
     return [str(folder / name) for name in names]

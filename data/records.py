@@ -73,10 +73,22 @@ class DataError(ValueError):
         problem (`str`): What is wrong, without a subject: "is missing".
         source, file, index, field (*optional*): Name of the source, its file, the item in the file, the path of the
             field in the item. Callers add what was not known where the error was raised: [`DataError.with_context`].
+        missing (sequence of `str`): If a file or folder is missing, the paths where it was looked for; relative ones
+            are relative to the data root.
     """
 
-    def __init__(self, problem: str, *, source=None, file=None, index=None, field: str | None = None):
+    def __init__(
+        self,
+        problem: str,
+        *,
+        source=None,
+        file=None,
+        index=None,
+        field: str | None = None,
+        missing: Sequence[str] = (),
+    ):
         self.problem, self.source, self.file, self.index, self.field = problem, source, file, index, field
+        self.missing = tuple(missing)
         where = [None if source is None else f"{source}", None if file is None else f"{file}"]
         where += [None if index is None else f"item {index}", f"field '{field}'" if field else None]
         named = ", ".join(word for word in where if word is not None)
@@ -91,15 +103,17 @@ class DataError(ValueError):
             file=file if self.file is None else self.file,
             index=index if self.index is None else self.index,
             field=path,
+            missing=self.missing,
         )
 
     def __reduce__(self):
         # Worker processes send errors as pickles; by default they would be rebuilt from the finished sentence
-        return _rebuild_error, (type(self), self.problem, self.source, self.file, self.index, self.field)
+        place = self.source, self.file, self.index, self.field
+        return _rebuild_error, (type(self), self.problem, *place, self.missing)
 
 
-def _rebuild_error(kind, problem, source, file, index, field) -> DataError:
-    return kind(problem, source=source, file=file, index=index, field=field)
+def _rebuild_error(kind, problem, source, file, index, field, missing) -> DataError:
+    return kind(problem, source=source, file=file, index=index, field=field, missing=missing)
 
 
 def require_field(item: Mapping, key: str, kind: type | tuple[type, ...], default=REQUIRED, at: str = ""):

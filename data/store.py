@@ -3,8 +3,9 @@ Records and masks as Arrow files that are built once and memory-mapped from then
 
 A reader streams a source into the cache folder. All processes that open the result map the same pages, so loader
 workers share them and none holds a whole mask file in memory. The name of a store contains a hash of its settings, and
-one of the sizes and times of its files: when a file changes, the store is built again and the old one removed. A store
-is built in a temporary folder that is renamed at the end, so an interrupted build leaves no incomplete store.
+one of the sizes and times of its files: when a file changes, the store is built again and the old one removed. The
+same happens when a file has come whose lack had cost the store a record. A store is built in a temporary folder that
+is renamed at the end, so an interrupted build leaves no incomplete store.
 
     cache/<source>-<hash of settings>/<hash of version, sizes, times>/rows.arrow, info.json (and keys.npy for masks)
 """
@@ -32,7 +33,7 @@ from .records import DataError, reading
 
 
 # Raise it when a reader makes other records of the same files, or when the format of a store changes
-VERSION = 3
+VERSION = 4
 CACHE_VARIABLE, DEFAULT_CACHE = "SAMA_CACHE", "~/.cache/sama"
 # Rows in memory before they are written; the masks of an object in a long video take about a megabyte
 ROWS_PER_BATCH = 32
@@ -106,7 +107,8 @@ class RecordStore:
         return content_digest(self._rows, self._folder)
 
     def column(self, name: str) -> np.ndarray:
-        """`kind` (index in `KINDS`), `frames` (0: unknown until the video is opened), `turns` or `characters`."""
+        """`kind` (index in `KINDS`), `frames` (0: unknown until the video is opened), `turns` or `characters`: of a
+        sample, where the record says how many of its turns a sample draws."""
         return self._rows.data.column(name).to_numpy()
 
     @property
@@ -224,9 +226,8 @@ def open_records(format: str, files: Mapping, root: Path, options: Mapping, cach
         info = {"records": count, "dropped": dict(dropped), "broken": [vars(error) for error in broken[:MAX_ERRORS]]}
         (folder / "info.json").write_text(json.dumps(info, default=str), encoding="utf-8")
 
-    store = RecordStore(
-        _up_to_date(_store_folder(cache, options["source"], root, settings), paths, options["source"], write)
-    )
+    place = _store_folder(cache, options["source"], root, settings)
+    store = RecordStore(_up_to_date(place, paths, options["source"], root, write))
     if strict and store.broken:
         raise store.broken[0]
     return store
@@ -235,16 +236,18 @@ def open_records(format: str, files: Mapping, root: Path, options: Mapping, cach
 def _annotation_files(files: Mapping, root: Path, source: str) -> list[Path]:
     """
     The files of a source without its folders. Of several folders for the same pictures some may be missing: a picture
-    is looked for in all of them.
+    is looked for in all of them. A source that is a folder alone (MME) has its questions in text files there.
     """
-    paths = []
+    paths, media = [], []
     for key, entry in files.items():
         names = [entry] if isinstance(entry, str) else entry
         with reading(root, f"files.{key}"):
             folders = [name for name in names if (root / name).is_dir()]
         if key != "media" or not folders:
             paths += [root / name for name in names if name not in folders]
-    return paths
+        else:
+            media += [root / name for name in folders]
+    return paths or sorted(path for folder in media for path in folder.rglob("*.txt"))
 
 
 def open_masks(path: Path, cache: Path, source: str) -> MaskStore:
@@ -271,7 +274,7 @@ def open_masks(path: Path, cache: Path, source: str) -> MaskStore:
         np.save(folder / "keys.npy", np.sort(np.array(keys, dtype=KEY_TYPE)))
 
     place = _store_folder(cache, path.stem, path.parent, {"masks": path.name})
-    return MaskStore(_up_to_date(place, [path], source, write))
+    return MaskStore(_up_to_date(place, [path], source, path.parent, write))
 
 
 def _store_folder(cache: Path, name: str, root: Path, settings: Mapping) -> Path:
@@ -279,23 +282,46 @@ def _store_folder(cache: Path, name: str, root: Path, settings: Mapping) -> Path
     return cache / f"{re.sub(r'[^A-Za-z0-9.+_-]', '_', name)}-{_digest(described)}"
 
 
-def _fingerprint(paths: Iterable[Path], source: str) -> str:
+def _fingerprint(paths: Iterable[Path], source: str, root: Path) -> str:
     found = []
     for path in paths:
         try:
             about = path.stat()
         except OSError:
             raise DataError("there is no such file", source=source, file=path) from None
-        found.append([path.name, about.st_size, about.st_mtime_ns])
+        name = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
+        found.append([name, about.st_size, about.st_mtime_ns])
     return _digest(json.dumps([VERSION, found]))
 
 
-def _up_to_date(place: Path, paths: list[Path], source: str, write: Callable[[Path], None]) -> Path:
+def _current(place: Path, state: str, root: Path) -> tuple[Path | None, Path]:
+    """The folder of a store for files in this state, if there is one, and the folder for a new store."""
+    new = place / state
+    for folder in sorted(path for path in place.glob(f"{state}*") if path.is_dir()):
+        come = _come_since(folder, root)
+        if not come:
+            return folder, new
+        # Under another name: processes that have opened the old store must not find other records in it
+        new = place / f"{state}-{_digest(json.dumps(come))}"
+    return None, new
+
+
+def _come_since(folder: Path, root: Path) -> list[str]:
+    """Files that were missing when a store of records was built, and are there now."""
+    about = folder / "info.json"
+    if not about.is_file():
+        return []
+    with _damage(folder):
+        looked_for = [path for error in parse_json(about.read_bytes())["broken"] for path in error["missing"]]
+    return [path for path in looked_for if (root / path).exists()]
+
+
+def _up_to_date(place: Path, paths: list[Path], source: str, root: Path, write: Callable[[Path], None]) -> Path:
     """The folder of the store for the present files. If it does not exist, `write(folder)` fills it."""
-    state = _fingerprint(paths, source)
-    folder = place / state
-    if folder.is_dir():
-        return folder
+    state = _fingerprint(paths, source, root)
+    found, folder = _current(place, state, root)
+    if found is not None:
+        return found
     try:
         place.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -306,13 +332,14 @@ def _up_to_date(place: Path, paths: list[Path], source: str, write: Callable[[Pa
         ) from error
     # Other processes of this machine wait for the first one instead of building the same store
     with FileLock(place / "lock"):
-        if folder.is_dir():
-            return folder
+        found, folder = _current(place, state, root)
+        if found is not None:
+            return found
         with atomic_path(folder) as temporary:
             shutil.rmtree(temporary, ignore_errors=True)  # of a process with this id that was killed
             temporary.mkdir()
             write(temporary)
-            if _fingerprint(paths, source) != state:
+            if _fingerprint(paths, source, root) != state:
                 raise DataError("one of its files changed while it was read", source=source)
         for other in place.iterdir():
             if other.is_dir() and other != folder:
@@ -333,12 +360,15 @@ def _record_row(record: dict) -> dict:
     if kind == "video":
         frames = len(record["video"].get("frames") or []) or record["video"].get("num_frames") or 0
     parts = [part for message in record["messages"] for part in message["content"]]
+    turns = sum(message["role"] == "user" for message in record["messages"])
+    characters = sum(len(part.get("text", "")) for part in parts)
+    sampled = min(turns, (record.get("sampling") or {}).get("turns", turns))
     return {
         "record": json.dumps(record, ensure_ascii=False),
         "kind": KINDS.index(kind),
         "frames": frames,
-        "turns": sum(message["role"] == "user" for message in record["messages"]),
-        "characters": sum(len(part.get("text", "")) for part in parts),
+        "turns": sampled,
+        "characters": characters * sampled // max(turns, 1),
     }
 
 

@@ -90,7 +90,7 @@ class RecordChecker:
             try:
                 video = source.visual(record)
             except DataError as error:
-                kind = MISSING if error.problem.startswith("there is no") else UNDECODABLE
+                kind = MISSING if error.missing else UNDECODABLE
                 return counts, [Finding(kind, str(source.with_context(error)))]
             if video is not None:
                 findings += self._check_frames(record, video, counts)

@@ -42,11 +42,10 @@ def read_chat_univi(files: Mapping, root, options: Mapping | None = None) -> Ite
 
 def _video_path(reader: SourceReader, name: str) -> str:
     """The path of a video. Some .mkv files of the annotations are distributed as .mp4."""
-    path = reader.media(name, "video")
-    if reader.has_file(path):
-        return path
+    paths = [reader.media(name, "video")]
     if name.endswith(".mkv"):
-        other = reader.media(str(PurePosixPath(name).with_suffix(".mp4")), "video")
-        if reader.has_file(other):
-            return other
-    raise DataError(f"there is no file '{path}'", field="video")
+        paths.append(reader.media(str(PurePosixPath(name).with_suffix(".mp4")), "video"))
+    found = next(filter(reader.has_file, paths), None)
+    if found is None:
+        raise DataError(f"there is no file '{paths[0]}'", field="video", missing=paths)
+    return found

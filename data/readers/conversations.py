@@ -11,6 +11,7 @@ from .source_reader import SourceReader
 VISUAL_WORD = re.compile(r"<image>|<video>")
 VISUAL_TAG = re.compile(r"(?:<image>|<video>)\n|\n(?:<image>|<video>)|<image>|<video>")
 ODD_MESSAGE = "last messages without an answer"
+EMPTY_ANSWER = "rounds with an empty answer"
 
 
 def conversation_rounds(
@@ -22,7 +23,8 @@ def conversation_rounds(
 
     Args:
         messages (`list`): The messages of the file. They are not modified.
-        reader ([`SourceReader`]): Counts a last question without an answer, which is left out.
+        reader ([`SourceReader`]): Counts what is left out: a last question without an answer, and rounds whose answer
+            is empty.
         skip_first_answers (`bool`): Whether answers before the first question are skipped (LLaVA).
         keep_blanks (`bool`): Whether the newline next to a tag and the blanks around a question stay (ChatUniVi).
     """
@@ -41,6 +43,9 @@ def conversation_rounds(
                 found = roles[position + offset]
                 raise DataError(f"is {found!r} where {expected!r} is expected", field=f"{_at(position + offset)}.from")
         question, answer = (require_field(messages[i], "value", str, at=_at(i)) for i in (position, position + 1))
+        if not answer.strip():
+            reader.drop(EMPTY_ANSWER)
+            continue
         bare = VISUAL_WORD.sub("", question) if keep_blanks else without_visual_tags(question).strip()
         yield bare, answer.strip(), position
 

@@ -88,15 +88,22 @@ def grounded_parts(caption: str, names_at: Mapping[Span, Sequence[str]]) -> list
 
 def caption_record(reader: SourceReader, index: int, name: str, caption: str, found: list, size) -> Iterator[dict]:
     """The record of an image. `found` has span, mask (see [`to_rle`]) and field of each grounded phrase."""
-    kept = trim_overlaps(caption, [span for span, _, _ in found])
-    objects, names_at = {}, {}
+    masks = []
     for span, mask, field in found:
         try:
             code = to_rle(mask, size)
         except (ValueError, TypeError) as error:
             raise DataError(str(error), field=field) from error
-        if kept[span] is None or code is None:
-            reader.drop("phrases inside other phrases" if code is not None else "phrases without a mask")
+        if code is None:
+            reader.drop("phrases without a mask")
+        else:
+            masks.append((span, code))
+    # Only now: a phrase that is left out must not shorten its neighbour
+    kept = trim_overlaps(caption, [span for span, _ in masks])
+    objects, names_at = {}, {}
+    for span, code in masks:
+        if kept[span] is None:
+            reader.drop("phrases inside other phrases")
             continue
         objects[str(len(objects))] = {"masks": [code]}
         names_at.setdefault(kept[span], []).append(str(len(objects) - 1))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ..records import DataError, require_field, require_type
 from ..wording import MASK_REQUEST_MARK
-from .conversations import ODD_MESSAGE, without_visual_tags
+from .conversations import EMPTY_ANSWER, ODD_MESSAGE, without_visual_tags
 from .source_reader import SourceReader, assistant, grounded, region, text, user
 
 
@@ -94,6 +94,8 @@ def _round(
         reader.drop("rounds whose <mask> and obj_masks differ in number")
     elif answer.count(SEG) != len(names):
         reader.drop("rounds whose [SEG] and groundtruth differ in number")
+    elif not answer:
+        reader.drop(EMPTY_ANSWER)
     else:
         info = {"round": number}
         if "question_id" in messages[0]:

@@ -41,7 +41,8 @@ def _read_image(reader: SourceReader, category: str, path: Path) -> Iterator[dic
     names = [f"{path.stem}{suffix}" for suffix in sorted(IMAGE_SUFFIXES)]
     name = next((name for name in names if (folder / name).is_file()), None)
     if name is None:
-        raise DataError(f"'{folder}' contains none of {', '.join(names)}", field="image")
+        missing = [str(folder / name) for name in names]
+        raise DataError(f"'{folder}' contains none of {', '.join(names)}", field="image", missing=missing)
     messages = []
     for number, content in read_lines(path):
         try:

@@ -25,7 +25,8 @@ def read_osprey(files: Mapping, root, options: Mapping | None = None) -> Iterato
 
     def read_item(index: int, item: Mapping) -> Iterator[dict]:
         objects = _regions(item)
-        messages = list(_descriptions(item, objects) if "description" in item else _dialogue(reader, item, objects))
+        read_messages = _descriptions if "description" in item else _dialogue
+        messages = list(read_messages(reader, item, objects))
         if not messages:
             reader.drop("items without a complete round")
             return
@@ -62,14 +63,17 @@ def _regions(item: Mapping) -> dict:
     return objects
 
 
-def _descriptions(item: Mapping, objects: dict) -> Iterator[dict]:
+def _descriptions(reader: SourceReader, item: Mapping, objects: dict) -> Iterator[dict]:
     descriptions = require_field(item, "description", list)
     if len(descriptions) != len(objects):
         raise DataError(f"describes {len(descriptions)} of {len(objects)} regions", field="description")
     for number, description in enumerate(descriptions, start=1):
-        answer = require_type(description, str, f"description[{number - 1}]")
+        answer = _without_brackets(require_type(description, str, f"description[{number - 1}]")).strip()
+        if not answer:
+            reader.drop("empty descriptions")
+            continue
         yield user([text(wording.region_word(number))], templates="describe_region_image")
-        yield assistant([text(_without_brackets(answer).strip())])
+        yield assistant([text(answer)])
 
 
 def _dialogue(reader: SourceReader, item: Mapping, objects: dict) -> Iterator[dict]:
@@ -91,8 +95,10 @@ def _without_brackets(text: str) -> str:
 
 def _find_image(reader: SourceReader, name: str) -> str:
     folders = reader.files["media"]
-    for folder in [folders] if isinstance(folders, str) else folders:
-        path = reader.media(name, "file_name", folder)
-        if reader.has_file(path):
-            return path
-    raise DataError(f"{name!r} is in none of the image folders", field="file_name")
+    paths = [
+        reader.media(name, "file_name", folder) for folder in ([folders] if isinstance(folders, str) else folders)
+    ]
+    found = next(filter(reader.has_file, paths), None)
+    if found is None:
+        raise DataError(f"{name!r} is in none of the image folders", field="file_name", missing=paths)
+    return found

@@ -43,6 +43,9 @@ def _read_video(reader: SourceReader, name: str, item: Mapping) -> Iterator[dict
             captions, templates = require_field(description, "short_caps", list, at=field), "segment_video"
         for position, caption in enumerate(captions):
             words = require_type(caption, str, f"{field}.short_caps[{position}]")
+            if not words.strip():
+                reader.drop("empty expressions")
+                continue
             messages.append(user([text(words)], templates=templates))
             messages.append(assistant([grounded("", [key])], templates="segment_answer"))
     if not messages:
@@ -73,7 +76,7 @@ def _read_masklet(reader: SourceReader, name: str) -> list[list]:
     except DataError as error:
         raise error.with_context(field="anno_path") from error
     except FileNotFoundError:
-        raise DataError(f"there is no file '{path}'", field="anno_path") from None
+        raise DataError(f"there is no file '{path}'", field="anno_path", missing=[str(path)]) from None
     except OSError as error:
         raise DataError(f"'{path}' cannot be read ({error.strerror})", field="anno_path") from error
     except ValueError as error:

@@ -123,6 +123,7 @@ class SourceReader:
                 file=inner or self._relative(file),
                 index=index if error.index is None else error.index,
                 field=error.field,
+                missing=error.missing,
             ) from error
 
     def _relative(self, path) -> str:

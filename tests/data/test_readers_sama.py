@@ -78,7 +78,7 @@ def test_sama239k_empty_groundtruth_takes_no_mask():
 )
 def test_sama239k_empty_groundtruth_wherever_it_stands(groundtruth, names):
     """data.md 6.3: the release repeats the mask before it, or takes None where there is none before."""
-    answer = " and ".join(f"<p> thing {name} </p> [SEG]" for name in names)
+    answer = " and ".join(f"<p> thing {name} </p> [SEG]" for name in names) or "Nothing."
     item = {"conversation": [{"from": "human", "value": "What?"}, {"from": "gpt", "value": answer}]}
     item |= {"obj_masks": [[]], "groundtruth": [groundtruth]}
     reader = SourceReader({}, FIXTURES, {}, "sama239k_conversation", [])

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 
 import pytest
 from data_fixtures import copied, entry, source
@@ -141,6 +142,44 @@ def test_broken_item_raises_or_is_counted(tmp_path):
     # A store that was built with something left out is not silently used by who wants to know
     with pytest.raises(DataError, match="item 1, field 'conversations'"):
         source("llava", tmp_path / "b", root)
+
+
+def test_a_store_that_lacks_records_is_built_again_when_their_files_have_come(tmp_path, monkeypatch):
+    root, cache = copied(tmp_path), tmp_path / "cache"
+    runs = counted(monkeypatch, "chat_univi")
+    found = entry("chat_univi")
+    whole = open_entry(found, root, cache)
+    videos = [root / whole[index]["video"]["path"] for index in range(len(whole))]
+    kept = [(path, path.read_bytes()) for path in dict.fromkeys(videos)]
+    for path, _ in kept:
+        path.unlink()
+    shutil.rmtree(cache)
+    opened = [open_entry(found, root, cache, on_error="skip") for _ in range(2)]  # the second one finds the first
+    assert len(runs) == 2 and [len(one) for one in opened] == [0, 0]
+    assert opened[0].dropped["broken items"] == len(whole)
+    with pytest.raises(DataError, match="there is no file"):
+        open_entry(found, root, cache)
+    for number, (path, content) in enumerate(kept, start=1):
+        path.write_bytes(content)
+        again = [open_entry(found, root, cache, on_error="skip") for _ in range(2)]
+        assert len(runs) == 2 + number and len(again[0]) == len(again[1]) > len(opened[0])
+    assert again[1].digest() == open_entry(found, root, cache).digest() == whole.digest()
+    assert len(opened[0]) == 0  # what a process has opened does not change
+
+
+def test_changed_questions_of_mme_are_read_again(tmp_path):
+    shutil.copytree(FIXTURES.parent / "benchmark_fixtures" / "mme", tmp_path / "mme")
+
+    def answers() -> list[str]:
+        opened = open_records("mme", {"media": "mme"}, tmp_path, {"source": "mme"}, tmp_path / "cache")
+        messages = [message for index in range(len(opened)) for message in opened[index]["messages"][1::2]]
+        return [message["content"][0]["text"] for message in messages]
+
+    before = answers()
+    for path in (tmp_path / "mme").rglob("*.txt"):
+        text = path.read_text().replace("\tYes", "\tno").replace("\tNo", "\tYes").replace("\tno", "\tNo")
+        path.write_text(text)
+    assert answers() == [{"Yes": "No", "No": "Yes"}[one] for one in before]
 
 
 MASK_FILES = [
