@@ -38,9 +38,9 @@ def quantization(options: ModelConfig) -> BitsAndBytesConfig | None:
     return config
 
 
-def saved_modules(model: nn.Module, parts: Sequence[str]) -> list[str]:
-    """PEFT's `modules_to_save` for fully trained parts. A module inside another one is left out. A list of modules,
-    which has no forward for PEFT to wrap, stands as its entries."""
+def saved_modules(model: nn.Module, parts: Sequence[str], others: Sequence[str] = ()) -> list[str]:
+    """PEFT's `modules_to_save` for fully trained parts and `others`, modules that the user names. A module inside
+    another one is left out. A list of modules, which has no forward for PEFT to wrap, stands as its entries."""
     names = [name for part in parts for name in PART_MODULES.get(part, ())]
     families = {"vision_tower": model.model.family.vision_tower, "projector": model.model.family.projector}
     for prefix in (prefix for part in parts for prefix in families.get(part, ())):
@@ -48,13 +48,14 @@ def saved_modules(model: nn.Module, parts: Sequence[str]) -> list[str]:
         module = model.get_submodule(name)
         entries = [f"{name}.{entry}" for entry, _ in module.named_children()]
         names += entries if isinstance(module, nn.ModuleList) else [name]
+    names = list(dict.fromkeys([*names, *others]))
     return [name for name in names if not any(name.startswith(f"{other}.") for other in names)]
 
 
 def add_lora(model: nn.Module, options: ModelConfig, parts: Sequence[str]) -> nn.Module:
     """
     Adds LoRA to the model, by default to every linear layer of the language model. The fully trained `parts` are saved
-    with the adapter.
+    with the adapter, and so are the modules of `lora_modules_to_save`, which are fully trained, too.
 
     Raises:
         ValueError: if one of `parts` cannot be fully trained together with LoRA.
@@ -70,5 +71,5 @@ def add_lora(model: nn.Module, options: ModelConfig, parts: Sequence[str]) -> nn
     if options.load_in_4bit or options.load_in_8bit:
         model = prepare_model_for_kbit_training(model)
     options.lora_target_modules = options.lora_target_modules or LORA_TARGETS
-    options.lora_modules_to_save = options.lora_modules_to_save or saved_modules(model, parts)
+    options.lora_modules_to_save = saved_modules(model, parts, options.lora_modules_to_save or ())
     return get_peft_model(model, get_peft_config(options))

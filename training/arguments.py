@@ -8,6 +8,10 @@ from transformers import TrainingArguments
 from .parts import PUBLISHED_PARTS, parse_parts
 
 
+# Settings of the Trainer that SAMA's losses and its order of samples do not use, with their defaults
+NOT_USED = {"label_smoothing_factor": 0.0, "train_sampling_strategy": "random", "dataloader_drop_last": False}
+
+
 @dataclass
 class SamaTrainingArguments(TrainingArguments):
     """[`TrainingArguments`] with the published recipe as defaults, and SAMA's additional arguments."""
@@ -36,7 +40,9 @@ class SamaTrainingArguments(TrainingArguments):
     save_total_limit: int | None = field(default=3, metadata={"help": "Number of newest checkpoints to keep."})
     bf16: bool | None = field(
         default=None,
-        metadata={"help": "Compute in bfloat16 with float32 weights. Default: on if the GPU supports it."},
+        metadata={
+            "help": "Compute in bfloat16 with float32 weights. Default: on if the GPU supports it and fp16 is off."
+        },
     )
     dataloader_num_workers: int = field(
         default=4, metadata={"help": "Processes that load batches; 0 loads in the main process."}
@@ -73,7 +79,11 @@ class SamaTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         if self.bf16 is None:
-            self.bf16 = not self.use_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+            on_gpu = not self.use_cpu and torch.cuda.is_available()
+            self.bf16 = not self.fp16 and on_gpu and torch.cuda.is_bf16_supported()
+        for name, default in NOT_USED.items():
+            if vars(self).get(name, default) != default:
+                raise ValueError(f"{name} is {vars(self)[name]!r}, but this training does not use it; leave it out")
         self.parts  # noqa: B018  raises for an unknown part
         super().__post_init__()
 

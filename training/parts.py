@@ -28,6 +28,7 @@ PART_PREFIXES = {
 }
 PUBLISHED_PARTS = ("aggregator", "seg_head", "mask_decoder", "projector")
 ALL_PARTS = "all"
+SAVED = ".modules_to_save.default."  # in the names of parameters that PEFT saves whole with an adapter
 # Parameters that training never uses: mask prompts, SAM 2's encoding of frames without memory, and the lowest level of
 # SAM 3's pyramid
 UNUSED_PARAMETERS = (
@@ -63,7 +64,7 @@ def parse_parts(names: str, memory_training: bool = False) -> tuple[str, ...]:
 
 def base_name(name: str) -> str:
     """A parameter's name without PEFT's prefixes and wrappers."""
-    return name.removeprefix("base_model.model.").replace(".modules_to_save.default.", ".").replace(".base_layer", "")
+    return name.removeprefix("base_model.model.").replace(SAVED, ".").replace(".base_layer", "")
 
 
 def part_of(name: str) -> str:
@@ -93,8 +94,8 @@ def is_adapter(name: str) -> bool:
 
 def freeze_all_but(model: nn.Module, parts: Sequence[str]) -> None:
     """
-    Makes the named parts trainable and freezes the rest; adapters are unchanged. Parameters that get no gradient are
-    frozen too.
+    Makes the named parts trainable, and the modules that PEFT saves with an adapter; freezes the rest. Adapters are
+    unchanged. Parameters that get no gradient are frozen too.
 
     Raises:
         ValueError: if no parameter of a part gets a gradient.
@@ -104,7 +105,8 @@ def freeze_all_but(model: nn.Module, parts: Sequence[str]) -> None:
         if is_adapter(name):
             continue
         part = part_of(name)
-        wanted = part in parts and ".original_module." not in name and receives_gradient(name, model.config)
+        named = (part in parts or SAVED in name) and ".original_module." not in name
+        wanted = named and receives_gradient(name, model.config)
         parameter.requires_grad_(wanted)
         trained.update({part} if wanted else ())
     missing = [part for part in parts if part not in trained]

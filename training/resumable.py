@@ -85,6 +85,9 @@ class ResumableTrainer(Trainer):
             mixture ([`Mixture`])
             options (`ModelConfig`, *optional*): How the model was loaded, for the fingerprint of the run.
             batch_size (`int`): Samples that a process reads for a forward pass.
+
+        Raises:
+            TrainingError: if the mixture is too small to give each process a batch.
         """
         args = self.args
         self.sigterm.trainer = self
@@ -95,6 +98,11 @@ class ResumableTrainer(Trainer):
         self.sampler = MixtureSampler(
             mixture.lengths, batch_size, seed, rank=args.process_index, num_ranks=args.world_size
         )
+        if not len(self.sampler):
+            raise TrainingError(
+                f"the mixture has {len(mixture.lengths)} samples, fewer than the {batch_size * args.world_size} that "
+                f"{args.world_size} processes read at once, {batch_size} each: nothing would be trained"
+            )
         self.last_logged = 0
 
     # ---- data -------------------------------------------------------------------------------------------------------
