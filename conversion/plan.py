@@ -238,8 +238,9 @@ def plan_release(base: Source, parts: dict[str, Source], request: ConversionRequ
     if EMBEDDINGS not in keys.pieces:
         raise CheckpointError(f"{base.path} has no word embeddings; is it complete?")
     stored_rows = shapes[keys.pieces[EMBEDDINGS].keys[0]][0]
-    num_rows = max(stored_rows, len(tokenizer)) if alone else stored_rows
-    check_vocabulary(tokenizer, num_rows, "language model's")
+    added = len(tokenizer) - num_tokens
+    check_vocabulary(num_tokens, stored_rows, "language model's", added)
+    num_rows = max(stored_rows, len(tokenizer))
     entries = part_configs(base, parts, qformer_tokenizer, read_sizes(request, base.folder))
     entries["seg_state"] = "after_norm" if alone else table.seg_state
     entries["region_prompts"] = table.region_prompts if qformer_tokenizer is None else "encoded"
@@ -252,7 +253,7 @@ def plan_release(base: Source, parts: dict[str, Source], request: ConversionRequ
         entries["round_rotary_to_bfloat16"] = backbone["text_config"]["model_type"] == "qwen2"
     tokens = token_ids(tokenizer, qformer_tokenizer, table)
     plan = Plan(release_config(table, backbone, num_rows, HEAD not in keys.pieces, tokens, entries))
-    if added := len(tokenizer) - num_tokens:
+    if added:
         for name in {EMBEDDINGS, HEAD} & keys.pieces.keys():
             keys.pieces[name] = Piece(keys.pieces[name].keys, append_mean_rows(num_tokens, num_rows))
         plan.report.notes.append(f"{added} new tokens are initialized with the mean of the embeddings")
@@ -336,7 +337,7 @@ def part_configs(base: Source, parts: dict[str, Source], questions: BertTokenize
     else:
         entries["aggregator_config"] = {"temporal_qformer_config": default_temporal_config(len(questions))}
     rows = entries["aggregator_config"]["temporal_qformer_config"]["vocab_size"]
-    check_vocabulary(questions, rows, "question")
+    check_vocabulary(len(questions), rows, "question")
     return entries
 
 

@@ -153,17 +153,23 @@ def complete_tokenizer(tokenizer: PreTrainedTokenizerBase, table: BackboneTable,
         tokenizer.add_tokens([AddedToken(tag, normalized=False, special=True) for tag in missing], special_tokens=True)
 
 
-def check_vocabulary(tokenizer: PreTrainedTokenizerBase, num_rows: int, what: str) -> None:
+def check_vocabulary(num_tokens: int, num_rows: int, what: str, added: int = 0) -> None:
     """
     Checks that the tokenizer belongs to the embeddings.
+
+    Args:
+        num_tokens (`int`): Tokens of the tokenizer as it was loaded.
+        num_rows (`int`): Rows of the embeddings of the checkpoint.
+        what (`str`): Which tokenizer, for the message.
+        added (`int`): Tokens that the conversion adds, with rows of their own where the padding does not suffice.
 
     Raises:
         CheckpointError: If the tokenizer has more tokens than the embeddings have rows, or many fewer.
     """
-    padding = num_rows - len(tokenizer)
-    if padding and not (0 < padding < MAX_PADDING and num_rows % ROW_MULTIPLE == 0):
+    padding = max(num_rows - num_tokens - added, 0)
+    if num_tokens > num_rows or (padding and not (padding < MAX_PADDING and num_rows % ROW_MULTIPLE == 0)):
         raise CheckpointError(
-            f"The {what} tokenizer has {len(tokenizer)} tokens but the checkpoint has embeddings for {num_rows}; they "
+            f"The {what} tokenizer has {num_tokens} tokens but the checkpoint has embeddings for {num_rows}; they "
             "belong to different checkpoints."
         )
 

@@ -13,6 +13,10 @@ UNKNOWN_FRAMES = 96  # assumed where a record does not state its number of frame
 USUAL_TILES = 7
 CHARACTERS_PER_TOKEN = 4
 REGION_TOKENS = 4  # two tags around two placeholders, in the language model and in the Q-Former
+# Of a model that reads regions as copies of frame tokens, without these: a region in the list and in the question, and
+# the words around the list
+CELLS_REGION_BYTES = len(", region000<vp></vp>") + len("region000")
+CELLS_LIST_BYTES = len("\nThere are 000 part regions in the picture: .")
 FRAME_TAG_TOKENS = 3  # two tags and a newline around each dense frame
 OBJECT_BYTES = len(" [SEG]")
 PHRASE_BYTES = len("<p>  </p>")
@@ -38,6 +42,7 @@ class LengthBound:
         # Each message is charged with the wrappers of two: that covers a template's own system text as well
         written = processor.apply_chat_template(probe, tokenize=False, add_generation_prompt=False)
         self._bytes_per_message = len(written.encode())
+        self._as_cells = processor.config.region_prompts == "cells"
 
     def max_tokens(self, messages: Sequence[dict], frames: FrameChoice | None) -> int:
         """
@@ -48,6 +53,10 @@ class LengthBound:
             frames ([`FrameChoice`], *optional*): The frames that it shows; `None` for text.
         """
         total = sum(self._bytes_per_message + _content_bytes(message["content"]) for message in messages)
+        if self._as_cells:
+            num_regions = sum(part["type"] == "region" for message in messages for part in message["content"])
+            # A region covers a whole frame at most
+            total += CELLS_LIST_BYTES + num_regions * (CELLS_REGION_BYTES + self.processor.max_frame_tokens)
         if frames is None:
             return total
         is_image = any(part["type"] == "image" for message in messages for part in message["content"])
@@ -58,7 +67,10 @@ class LengthBound:
         return total + visual + FRAME_TAG_TOKENS * dense
 
     def regions_fit(self, messages: Sequence[dict]) -> bool:
-        """Whether the Q-Former certainly reads all regions; `False` where only its tokenizer can tell."""
+        """Whether the Q-Former, if there is one, certainly reads all regions; `False` where only its tokenizer can
+        tell."""
+        if self._as_cells:
+            return True
         asked = [
             message["content"]
             for message in messages

@@ -85,6 +85,12 @@ def count_objects(messages: Sequence[Mapping]) -> int:
     return sum(len(part.get("objects", ())) for message in messages for part in message["content"])
 
 
+def info_of(sample: Sample, turn: int) -> dict:
+    """What the record says about the answer at position `turn` beside its content, or about its question: most readers
+    put it there."""
+    return {key: value for info in sample.info[max(turn - 1, 0) : turn + 1] for key, value in info.items()}
+
+
 def cut_behind(sample: Sample, turn: int) -> Sample:
     """The sample up to the answer at position `turn`, with the masks of what is left."""
     messages = sample.messages[: turn + 1]
@@ -141,7 +147,7 @@ class TurnMixture(Mixture):
             return None
         turns = answer_turns(sample)
         if self.kinds:
-            turns = [turn for turn in turns if sample.info[turn].get("kind") in self.kinds]
+            turns = [turn for turn in turns if info_of(sample, turn).get("kind") in self.kinds]
         if not turns:
             self._count(sample.source_number, {"read": -1, "skipped": 1})
             return None
@@ -166,7 +172,7 @@ def prompt_of(sample: Sample, tokenizer) -> Prompt:
     question, answer = sample.messages[-2:]
     tagged = "".join(ground_phrase(part["text"], len(part.get("objects", ()))) for part in answer["content"])
     count = count_objects([answer])
-    info = sample.info[-1] if sample.info else {}
+    info = info_of(sample, len(sample.messages) - 1)
     num_tokens = len(tokenizer(tagged, add_special_tokens=False)["input_ids"]) + 1  # and the end mark
     masks = sample.targets[len(sample.targets) - count :]
     frames = [sample.video[frame] for frame in sample.frames]

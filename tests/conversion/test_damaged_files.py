@@ -162,3 +162,14 @@ def test_settings_that_describe_no_model(release, tmp_path, file, change, messag
     with pytest.raises(CheckpointError, match=rf"sama has .*{message} \(\w+: "):
         convert(ConversionRequest([(folder, "sama")], tmp_path / "ours", sizes=sizes))
     assert not (tmp_path / "ours").exists()
+
+
+def test_a_tokenizer_with_more_tokens_than_a_backbone_has_embeddings_is_refused(tmp_path):
+    """The tags that the conversion adds have rows appended; tokens that the tokenizer has already must have theirs."""
+    foreign.write_release(tmp_path / "foreign", "internvl")
+    (tmp_path / "other").mkdir()
+    foreign.write_tokenizers(tmp_path / "other", False, [*foreign.CHAT_TOKENS, *(f"<{i}>" for i in range(300))])
+    own = len(foreign.WORDS + foreign.CHAT_TOKENS)
+    request = ConversionRequest([(tmp_path / "foreign", "internvl")], tmp_path / "ours", tokenizer=tmp_path / "other")
+    with pytest.raises(CheckpointError, match=f"has {own + 300} tokens but the checkpoint has embeddings for {own}"):
+        convert(request)

@@ -7,6 +7,7 @@ import pytest
 from data_fixtures import SIZE, render, renderer, source, words
 from fixture_sources import SOURCES
 from processor_fixtures import language_tokenizer, noise_video, tiny_processor
+from tiny_backbones import tiny_backbone
 
 from sama.data.lengths import LengthBound
 from sama.data.masks import decode_rle, encode_rle, filled_box
@@ -428,6 +429,17 @@ def test_length_bound_is_one(preset, tmp_path):
             bound.max_tokens(sample.messages, frames)
             >= processor.count_tokens(sample.messages, sample.turn_format, frames).total
         )
+
+
+def test_length_bound_counts_the_frame_tokens_that_regions_copy():
+    """As Sa2VA does. A region over the whole frame copies all of its tokens."""
+    _, processor = tiny_backbone("internvl", with_aggregator=False, region_prompts="cells")
+    size = (56, 56)
+    regions = [{"type": "region", "frame": 0, "mask": np.ones(size, dtype=bool)}] * 8
+    shown = {"type": "image", "image": noise_video(1, *size)[0]}
+    messages = [{"role": "user", "content": [shown, *regions, text("What?")]}, assistant("Nothing.")]
+    bound, frames = LengthBound(processor), processor.choose_frames(SamaVideo.open(noise_video(1, *size)))
+    assert bound.max_tokens(messages, frames) >= processor.count_tokens(messages).total and bound.regions_fit(messages)
 
 
 def test_samples_of_few_bytes_are_not_tokenized(monkeypatch):

@@ -39,6 +39,16 @@ def test_columns_say_what_a_record_costs(tmp_path):
     assert [KINDS[kind] for kind in source("llava", tmp_path).columns()["kind"]].count("text") == 1
 
 
+def test_turns_and_characters_are_those_of_a_sample(tmp_path):
+    """Two records of which a sample draws five turns, one of them with twelve times as many."""
+    rounds = [{"role": role, "content": [{"type": "text", "text": "ten letter"}]} for role in ("user", "assistant")]
+    records = [{"id": str(n), "messages": rounds * n, "sampling": {"turns": 5}} for n in (60, 5, 2)]
+    (tmp_path / "records.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records))
+    files = {"records": "records.jsonl", "media": "."}
+    opened = open_records("json_lines", files, tmp_path, {"source": "mine"}, tmp_path / "cache")
+    assert opened.column("turns").tolist() == [5, 5, 2] and opened.column("characters").tolist() == [100, 100, 40]
+
+
 def test_absent_key_is_a_key_error(tmp_path):
     opened = open_masks(FIXTURES / SOURCES["mevis"][1]["masks"], tmp_path, "mevis")
     with pytest.raises(KeyError, match="no such key"):
