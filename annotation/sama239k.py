@@ -110,9 +110,9 @@ def _write_video(group: list[dict], media: Path, folder: Path, masks: dict[str, 
 
 def _files(visual: dict[str, Any], media: Path) -> Iterator[os.stat_result]:
     """The states of a video file, or of all frames of a folder."""
-    path = media / visual["path"]
+    path, frames = media / visual["path"], visual.get("frames")  # null for a file, as for [`open_visual`]
     try:
-        for file in [path / name for name in visual["frames"]] if "frames" in visual else [path]:
+        for file in [path] if frames is None else [path / name for name in frames]:
             yield file.stat()
     except OSError as error:
         raise DataError(f"cannot be read ({error.strerror or error})", file=path) from error

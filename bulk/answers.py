@@ -182,7 +182,7 @@ class AnsweredVideo:
     def check_whole(self, tool: str) -> None:
         """[`BulkError`] if the model was shown a part of the frames: a tool that reads the file counts all of them."""
         shown = self.visual.get("video", {})
-        if "frames" in shown or shown.get("stride", 1) > 1:
+        if shown.get("frames") is not None or shown.get("stride", 1) > 1:
             raise BulkError(
                 f"{tool} shows video files; {self.name!r} was shown as some of its frames. Export coco with --frames."
             )

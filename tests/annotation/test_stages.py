@@ -357,9 +357,10 @@ def test_a_turn_that_differs_after_the_round_trip_is_an_error():
         check_round_trip(checked, ["a", "b"])
 
 
-def test_sama239k_files_are_read_by_its_reader(videos, tmp_path):
+@pytest.mark.parametrize("file", [{}, {"frames": None, "stride": 1}])  # both forms of a record
+def test_sama239k_files_are_read_by_its_reader(videos, tmp_path, file):
     scenes = [Scene("v", "s", {"path": path, **more}, (moving(4), moving(34)), videos) for path, more in (
-        ("clip.mp4", {}), ("folder", {"frames": [f"f{i}.png" for i in range(7, 13)]}))]  # fmt: skip
+        ("clip.mp4", file), ("folder", {"frames": [f"f{i}.png" for i in range(7, 13)]}))]  # fmt: skip
     checked = checked_turn("What does <obj2> do?", "<p> It </p> <obj2> meets <p> both </p> <obj1>.")
     told = description_messages(2, [Statement(text="A square.", first=0, last=5)], ["4", "34"])
     with open(tmp_path / "records.jsonl", "w") as file:

@@ -281,8 +281,9 @@ def test_parts_of_the_frames_are_no_video_for_cvat(shown, tmp_path):
     video = AnsweredVideo("c.mp4", {"video": shown}, 3, 4, 5, [])
     with pytest.raises(BulkError, match="CVAT shows video files; 'c.mp4' was shown as some of its frames"):
         write_cvat(lambda: iter([video]), tmp_path, FrameWriter(None, False))
-    whole = replace(video, visual={"video": {"path": "c.mp4"}})
-    assert write_cvat(lambda: iter([whole]), tmp_path, FrameWriter(None, False))["videos"] == 1
+    for file in ({"path": "c.mp4"}, {"path": "c.mp4", "frames": None, "stride": 1}):  # both forms of a record
+        whole = replace(video, visual={"video": file})
+        assert write_cvat(lambda whole=whole: iter([whole]), tmp_path, FrameWriter(None, False))["videos"] == 1
 
 
 @pytest.mark.parametrize("existed", [False, True])
