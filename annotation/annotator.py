@@ -5,13 +5,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..data.frames import MEDIA_ERRORS
+from ..data.json_text import without_surrogates
 from ..data.records import describe_error
 from .calls import ModelChoice, Replies
 from .errors import RejectedRequestError, StopError, TransientError
 from .held_out import HeldOut
 from .locate import ModelLocator, proposer
 from .render import Rendering
-from .scenes import Scene, without_surrogates
+from .scenes import Scene
 from .video import AnnotationSettings, VideoResult, annotate_video
 
 

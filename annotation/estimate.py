@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from ..data.frames import MEDIA_ERRORS
+from ..data.json_text import without_surrogates
 from . import prompts
 from .calls import ModelChoice
 from .completions import CompletionRequest, Usage
@@ -11,7 +12,7 @@ from .costs import Price
 from .endpoint import estimate_tokens
 from .held_out import HeldOut
 from .render import render, shown_frames
-from .scenes import BrokenScene, Scene, without_surrogates, writable
+from .scenes import BrokenScene, Scene, writable
 from .schema import Descriptions, Dialogue, Verdicts, json_schema
 from .video import AnnotationSettings, objects_to_annotate
 

@@ -11,6 +11,7 @@ import numpy as np
 from pycocotools import mask as coco
 
 from ..data.frames import open_visual
+from ..data.json_text import without_surrogates
 from ..video_sama import SamaVideo
 from .errors import AnnotationError
 
@@ -103,12 +104,6 @@ class BrokenScene:
 
     id: str
     error: Exception
-
-
-def without_surrogates(text: str) -> str:
-    r"""The text with half characters, as names of files in other encodings than UTF-8 have them, written as `\udce9`:
-    no file of UTF-8 can hold them."""
-    return text.encode(errors="backslashreplace").decode()
 
 
 def writable(scene: Scene | BrokenScene) -> Scene | BrokenScene:

@@ -22,6 +22,7 @@ import pyarrow.parquet as parquet
 
 from ..benchmarks.benchmark import PredictedTurn, Prediction
 from ..data.files import atomic_path
+from ..data.json_text import without_surrogates
 from ..data.masks import decode_rle
 from ..prompts_sama import parse_tagged_text
 from .jobs import AskedQuestion, VideoJob
@@ -65,11 +66,11 @@ ROWS_IN_MEMORY = 64  # tracks of long videos are megabytes each
 
 def answer_row(job: VideoJob, asked: AskedQuestion, prediction: Prediction) -> dict[str, Any]:
     """The row of a question."""
-    visual = next(iter(job.visual.values()), None)
+    path = next(iter(job.visual.values()), {}).get("path")
     return {
         "id": asked.id,
-        "video": None if visual is None else visual.get("path"),
-        "visual": json.dumps(job.visual, ensure_ascii=False, sort_keys=True),
+        "video": None if path is None else without_surrogates(path),
+        "visual": without_surrogates(json.dumps(job.visual, ensure_ascii=False, sort_keys=True)),
         "label": asked.label,
         "num_frames": prediction.num_frames,
         "height": prediction.height,

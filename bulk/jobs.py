@@ -16,7 +16,7 @@ from typing import Any, cast
 from ..benchmarks.benchmark import BenchmarkTurn, Prediction, Question
 from ..benchmarks.from_records import no_store, question_text, record_turns
 from ..data.frames import VIDEO_SUFFIXES, open_visual
-from ..data.json_text import parse_json
+from ..data.json_text import parse_json, without_surrogates
 from ..data.readers import READERS
 from ..data.records import DataError, describe_error, read_lines, require_field, require_type
 from ..evaluation.inference import READING_ERRORS, PredictionRunner
@@ -78,7 +78,7 @@ class VideoJob:
 
     def to_json(self) -> str:
         """The job as a text for a worker."""
-        return json.dumps(asdict(self), ensure_ascii=False, sort_keys=True)
+        return without_surrogates(json.dumps(asdict(self), ensure_ascii=False, sort_keys=True))
 
     @classmethod
     def from_json(cls, text: str) -> "VideoJob":
@@ -129,7 +129,8 @@ def without_answers(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def jobs_of_folder(folder: Path, questions: Sequence[Mapping[str, Any]]) -> list[VideoJob]:
     """
-    A job for each video and picture below a folder, by name, that a question is about.
+    A job for each video and picture below a folder, by name, that a question is about. Questions about a file whose
+    name is not UTF-8 fail when they are asked; the others have answers.
 
     Args:
         folder (`Path`)
@@ -153,7 +154,7 @@ def jobs_of_folder(folder: Path, questions: Sequence[Mapping[str, Any]]) -> list
         for number, one in enumerate((one for one in questions if one.get("video") in (None, name)), start=1):
             identity = one.get("id")
             if identity is None or one.get("video") is None:  # one that is given for all videos becomes one for each
-                identity = f"{name}#{number if identity is None else identity}"
+                identity = f"{without_surrogates(name)}#{number if identity is None else identity}"
             _add_id(seen, identity, folder)
             asked.append(AskedQuestion(identity, one["question"], one.get("regions") or [], label=one.get("label")))
         kind = "image" if Path(name).suffix.lower() in IMAGE_SUFFIXES else "video"

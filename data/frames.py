@@ -14,6 +14,7 @@ from sama.pictures_sama import IMAGE_SUFFIXES, opened_picture
 from sama.video_readers_sama import FrameSource
 from sama.video_sama import SamaVideo
 
+from .json_text import without_surrogates
 from .records import DataError
 
 
@@ -29,6 +30,8 @@ def join_inside(folder: str, name: str, field: str = "") -> str:
     path = PurePosixPath(name)
     if not name.strip() or "\0" in name:
         raise DataError(f"is not a path: {name!r}", field=field)
+    if name != without_surrogates(name):
+        raise DataError(f"is not UTF-8: {name!r}; rename the file", field=field)
     if path.is_absolute() or PureWindowsPath(name).drive or "\\" in name or ".." in path.parts:
         raise DataError(f"leaves the data folder: {name!r}", field=field)
     return str(PurePosixPath(folder) / path)

@@ -81,5 +81,11 @@ def parse_json(data: bytes):
         raise ValueError(f"is not JSON that can be read ({str(error).partition(';')[0]})") from error
 
 
+def without_surrogates(text: str) -> str:
+    r"""The text with half characters, as names of files in other encodings than UTF-8 have them, written as `\udce9`:
+    no file of UTF-8 can hold them. JSON stays JSON, with the same values."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def _refuse_constant(name: str):
     raise ValueError(f"{name} is not a JSON number")

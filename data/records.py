@@ -35,7 +35,7 @@ import numpy as np
 from sama.regions_sama import shortened
 from sama.templates_sama import SOURCE_TURN_FORMATS, TURN_FORMATS
 
-from .json_text import MAX_DEPTH
+from .json_text import MAX_DEPTH, without_surrogates
 from .masks import MAX_SIDE, decode_rle, to_rle, union
 from .numbers import LARGEST
 from .wording import TEMPLATES
@@ -62,7 +62,7 @@ REQUIRED = object()
 
 def describe_error(error: BaseException) -> str:
     """An exception in one line, with its kind, for a row of results."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return without_surrogates(f"{type(error).__name__}: {' '.join(str(error).split())}")
 
 
 class DataError(ValueError):

@@ -1,5 +1,7 @@
 """scripts/predict.py with a model that is told what to say: answers as Parquet, runs that were cut off, errors."""
 
+import os
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +16,7 @@ from sama.bulk import predict as prediction
 from sama.bulk.answers import SCHEMA, read_rows, read_videos
 from sama.bulk.command import main
 from sama.bulk.gpu_errors import fatal_gpu_errors
+from sama.bulk.jobs import VideoJob, jobs_of_folder
 from sama.bulk.pool import BulkError, Job, PoolSettings, ProcessLost, run_jobs
 
 
@@ -53,6 +56,26 @@ def test_answers_are_parquet(media, tmp_path, model, capsys):
     assert turn["answer"][found["start"] : found["end"]] == found["phrase"] == "half" and found["score"] == 0.5
     assert [mask["frame"] for mask in found["masks"]] == list(range(24))
     assert rows["broken.mp4#1"]["turns"] == [] and "broken.mp4" in rows["broken.mp4#1"]["error"]
+
+
+def test_a_file_name_that_is_not_unicode_fails_its_questions_alone(media, tmp_path, model):
+    folder = tmp_path / os.fsdecode(b"\xe9")
+    try:
+        folder.mkdir()
+    except OSError:
+        pytest.skip("this file system has only names in UTF-8")
+    for name in (PICTURE, os.fsdecode(b"caf\xe9.png")):
+        shutil.copyfile(media / PICTURE, folder / name)
+    (folder / "broken.mp4").touch()
+    assert run(tmp_path / "out", folder, "--question", "Where?") == 3
+    broken, named, answered = read_rows(tmp_path / "out")
+    assert r"\udce9/broken.mp4" in broken["error"]
+    assert (named["id"], named["video"]) == (r"caf\udce9.png#1", r"caf\udce9.png")
+    assert r"is not UTF-8: 'caf\udce9.png'; rename the file" in named["error"]
+    assert answered["id"] == f"{PICTURE}#1" and answered["error"] is None
+    job = jobs_of_folder(folder, [{"question": "Where?"}])[1]
+    assert VideoJob.from_json(job.to_json().encode().decode()) == job  # what a worker of a pool is sent
+    assert main(["--output", str(tmp_path / "out"), "--export", "coco", "--to", str(tmp_path / "coco")]) == 0
 
 
 def test_an_interrupted_run_goes_on(media, tmp_path, model, monkeypatch):
