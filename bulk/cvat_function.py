@@ -10,13 +10,14 @@ object with `spec` and `detect`.
 
 The first form asks the model for each label on each picture of the task by itself. The second one gives the masks of
 answers that were computed before, tracked through the whole video; pictures of the task are named by the number of
-their frame: `frame_000012.jpg` or `00012.png`. Labels are those of the task.
+their frame: `frame_000012.jpg` or `00012.png`. Without `video`, answers about pictures are found by their names.
+Labels are those of the task.
 """
 
 import re
 from collections.abc import Iterator
 from importlib import import_module
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from PIL import Image
 
 from ..data.wording import TEMPLATES
 from ..resources import SMALL_MODEL
+from .answers import AnsweredVideo, decode, read_videos
 from .exports.cvat import mask_points
 from .exports.frames import joined, rings_of
 from .pool import BulkError
@@ -50,7 +52,7 @@ def create(
         device (`str`): "auto", "cpu", "cuda" or "mps".
         question (`str`): What is asked for each label, which stands for `{}`.
         answers (`str`): Instead of labels and a model: folder of answers, or one of its files.
-        video (`str`): Which of their videos the task shows.
+        video (`str`): Which of their videos the task shows. May be left out if there is one only, or pictures alone.
 
     Raises:
         BulkError: if CVAT's SDK is not installed, or the arguments do not fit each other.
@@ -125,29 +127,27 @@ class AskedFunction(_Function):
 
 class StoredFunction(_Function):
     """
-    Gives the masks of answers about a video.
+    Gives the masks of answers about a video, or about pictures.
 
     Args:
         answers (`Path`): Folder of a run, or one of its Parquet files.
-        video (`str`): Which video; may be left out if there is one only.
+        video (`str`): Which video or picture; may be left out if there is one only, or if all are pictures, which are
+            then found by their names.
     """
 
     def __init__(self, answers: Path, video: str):
-        from .answers import read_videos
-
-        found = [one for one in read_videos(answers) if video in ("", one.name)]
-        if len(found) != 1:
-            raise BulkError(f"{answers} has {len(found)} videos {video!r}, name the one that the task shows.")
-        self.video = found[0]
-        self.video.check_whole("CVAT")
-        super().__init__(list(dict.fromkeys(one.label for one in self.video.objects)))
+        self.videos = [one for one in read_videos(answers) if video in ("", one.name)]
+        if len(self.videos) != 1 and not (self.videos and all(one.is_image for one in self.videos)):
+            count = len(self.videos)
+            raise BulkError(f"{answers} has {count} videos {video!r}, name the one that the task shows.")
+        for one in self.videos:
+            one.check_whole("CVAT")
+        super().__init__(list(dict.fromkeys(found.label for one in self.videos for found in one.objects)))
 
     def detect(self, context: Any, image: Image.Image) -> list[Any]:
-        """The masks of the frame that a picture shows. [`BulkError`] if its name has no number of a frame, or its size
-        is not that of the video."""
-        from .answers import decode
-
-        index, video = self.frame_of(context.frame_name), self.video
+        """The masks of the frame that a picture shows. [`BulkError`] if its name is neither that of a picture nor has
+        the number of a frame, or its size is not that of the video."""
+        video, index = self.frame_of(context.frame_name)
         if image.size != (video.width, video.height):
             raise BulkError(
                 f"{context.frame_name!r} has {image.width} x {image.height} pixels, {video.name!r} {video.width} x "
@@ -158,14 +158,36 @@ class StoredFunction(_Function):
             shapes += self.shapes(context, one.label, decode(video, one, index), one.score, one.number)
         return shapes
 
-    def frame_of(self, name: str) -> int:
-        """The number of a frame in the name of its picture."""
-        if self.video.is_image:
-            return 0
+    def frame_of(self, name: str) -> tuple[AnsweredVideo, int]:
+        """The video and the number of its frame, or the picture and 0, that a picture of the task shows."""
+        first = self.videos[0]
+        if first.is_image:
+            return self._picture_of(name), 0
         number = NUMBER.search(name)
-        if number is None or int(number[1]) >= self.video.num_frames:
+        if number is None or int(number[1]) >= first.num_frames:
             raise BulkError(
-                f"{name!r} is not named by the number of a frame of {self.video.name!r}, 0 to "
-                f"{self.video.num_frames - 1}."
+                f"{name!r} is not named by the number of a frame of {first.name!r}, 0 to {first.num_frames - 1}."
             )
-        return int(number[1])
+        return first, int(number[1])
+
+    def _picture_of(self, name: str) -> AnsweredVideo:
+        # Which of the folders above a picture belong to its name depends on how it came into the task
+        parts = PurePosixPath(name).parts
+        found = [one for one in self.videos if _ends_alike(parts, PurePosixPath(one.name).parts)]
+        if not found:
+            raise BulkError(
+                f"{name!r} is not among the {len(self.videos)} pictures with answers, the first of which is "
+                f"{self.videos[0].name!r}: it was not asked about, or its questions failed."
+            )
+        if len(found) > 1:
+            raise BulkError(
+                f"{name!r} is the name of {len(found)} pictures with answers, such as {found[0].name!r} and "
+                f"{found[1].name!r}; name the one that the task shows."
+            )
+        return found[0]
+
+
+def _ends_alike(one: tuple[str, ...], other: tuple[str, ...]) -> bool:
+    """Whether one of two paths is the end of the other."""
+    count = min(len(one), len(other))
+    return count > 0 and one[-count:] == other[-count:]

@@ -10,7 +10,7 @@ from ..pool import BulkError
 from .coco import write_coco
 from .cvat import write_cvat
 from .fiftyone import write_fiftyone
-from .frames import FrameWriter, Videos
+from .frames import FrameWriter, Videos, frame_name
 from .label_studio import write_label_studio
 from .yolo import write_yolo
 
@@ -70,17 +70,28 @@ def export(
 
 
 def check_names(videos: Iterable[AnsweredVideo]) -> None:
-    """Raises [`BulkError`] if two videos have one path without its suffix: files of an export are named by it, and
-    those of the second would overwrite those of the first."""
+    """Raises [`BulkError`] if frames of two videos have one path without its suffix: files of an export are named by
+    it, and those of the second would overwrite those of the first."""
     seen: dict[str, str] = {}
+    lengths: dict[str, int] = {}
     for video in videos:
-        name = str(PurePath(video.name).with_suffix("")) if video.is_image else video.name
+        name = str(PurePath(frame_name(video, 0)).with_suffix("")) if video.is_image else f"{video.name}/"
         if name in seen:
-            raise BulkError(
-                f"{video.name} and {seen[name]} would have the same files in an export; are frames of one video "
-                "chosen in two ways? Export them apart, or rename one."
-            )
+            raise _same_files(video.name, seen[name])
         seen[name] = video.name
+        if not video.is_image:
+            lengths[name] = video.num_frames
+    for folder, length in lengths.items():  # where the frames of a video are, pictures may have the name of one
+        for frame in (f"{folder}{index:05d}" for index in range(length)):
+            if frame in seen:
+                raise _same_files(seen[frame], seen[folder])
+
+
+def _same_files(name: str, other: str) -> BulkError:
+    return BulkError(
+        f"{name} and {other} would have the same files in an export; are frames of one video chosen in two ways? "
+        "Export them apart, or rename one."
+    )
 
 
 __all__ = ["FORMATS", "export"]

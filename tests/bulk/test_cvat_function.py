@@ -19,9 +19,12 @@ from bulk_fixtures import (
 )  # fmt: skip
 from PIL import Image
 
+from sama.benchmarks.benchmark import PredictedObject, PredictedTurn, Prediction
 from sama.bulk import cvat_function
+from sama.bulk.answers import write_answers
+from sama.bulk.jobs import AskedQuestion, VideoJob
 from sama.bulk.pool import BulkError
-from sama.data.masks import decode_rle
+from sama.data.masks import decode_rle, encode_rle
 
 
 def documented() -> ModuleType:
@@ -76,7 +79,7 @@ def test_stored_masks_of_a_frame(sdk, answers):
 
 def test_polygons_where_cvat_wants_them(sdk, answers):
     function = cvat_function.create(answers=str(answers), video=PICTURE)
-    (one,) = function.detect(context("x.png", polygons=True), Image.new("RGB", (12, 9)))
+    (one,) = function.detect(context(PICTURE, polygons=True), Image.new("RGB", (12, 9)))
     assert str(one.type) == "polygon"
     assert (surrounded(np.array(one.points).reshape(-1, 2), RING.shape) == RING).all()
 
@@ -93,6 +96,42 @@ def test_pictures_of_another_video_are_refused(sdk, answers, name, size, message
     function = cvat_function.create(answers=str(answers), video=CLIP)
     with pytest.raises(BulkError, match=message):
         function.detect(context(name), Image.new("RGB", size))
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Answers about three pictures of one size, each about another row of it."""
+    jobs, predictions = [], []
+    for row, name in enumerate(("photo.webp", "a/x.jpg", "b/x.jpg")):
+        mask = np.zeros((3, 5), dtype=bool)
+        mask[row] = True
+        jobs.append(VideoJob({"image": {"path": name}}, [AskedQuestion(name, "Where?", label="row")]))
+        turn = PredictedTurn("[SEG]", [PredictedObject("", [encode_rle(mask)], 1.0)])
+        predictions.append(Prediction(name, [turn], num_frames=1, height=3, width=5))
+    write_answers(tmp_path, jobs, iter(predictions), 10)
+    return tmp_path
+
+
+def rows_of(function, name: str) -> list[int]:
+    """The rows of pixels that the function finds on a picture."""
+    (one,) = function.detect(context(name), Image.new("RGB", (5, 3)))
+    return np.flatnonzero(cvat_pixels(list(map(int, one.points)), (3, 5)).all(axis=1)).tolist()
+
+
+def test_pictures_are_found_by_their_names(sdk, pictures):
+    function = cvat_function.create(answers=str(pictures))
+    names = ("b/x.jpg", "photo.webp", "share/a/x.jpg", "share/photo.webp")
+    assert [rows_of(function, name) for name in names] == [[2], [0], [1], [0]]
+    one = cvat_function.create(answers=str(pictures), video="a/x.jpg")
+    assert rows_of(one, "x.jpg") == [1]  # CVAT's client uploads files without their folders
+    for asked, name, message in (
+        (function, "x.jpg", "is the name of 2 pictures with answers, such as 'a/x.jpg' and 'b/x.jpg'"),
+        (function, "photo.jpg", "not among the 3 pictures with answers, the first of which is 'photo.webp'"),
+        (one, "photo.webp", "not among the 1 pictures with answers, the first of which is 'a/x.jpg'"),
+        (one, "", "not among the 1 pictures"),
+    ):
+        with pytest.raises(BulkError, match=message):
+            rows_of(asked, name)
 
 
 def test_a_model_is_asked_for_each_label(sdk, monkeypatch, tmp_path):

@@ -260,10 +260,14 @@ def test_bad_masks_are_named(tmp_path, format, counts, message):
 
 
 def test_two_videos_of_one_name_are_refused():
-    video = SimpleNamespace(name="c.mp4", is_image=False)
-    pictures = [SimpleNamespace(name=name, is_image=True) for name in ("x.jpg", "x.png")]
-    check_names([video, *pictures[:1]])
-    for twice in ([video, video], pictures):
+    def pictures(*names):
+        return [SimpleNamespace(name=name, is_image=True) for name in names]
+
+    video, folder = (SimpleNamespace(name=name, is_image=False, num_frames=3) for name in ("c.mp4", "c"))
+    # Pictures that are neither JPEG nor PNG are exported with .png behind their names
+    check_names([video, folder, *pictures("c.jpg", "c/00003.jpg", "x.jpg", "x.bmp", "x.webp")])
+    framed = [*pictures("c/00002.jpg"), folder]
+    for twice in ([video, video], pictures("x.jpg", "x.png"), pictures("x.webp", "x.webp.png"), framed):
         with pytest.raises(BulkError, match="would have the same files in an export"):
             check_names(twice)
 
