@@ -292,8 +292,10 @@ class ReviewQueue:
         if (reviewer in by_reviewer) != skipped or (skipped and by_reviewer[reviewer].decision != "skip"):
             return False
         decided = {one for one, decision in by_reviewer.items() if decision.decision in VERDICTS}
-        holders = set(self._leases.get(name, {})) - {reviewer}
-        return len(decided | holders) < (2 if is_double(name) else 1)
+        holders = set(self._leases.get(name, {}))
+        # Whoever holds an item keeps it, also where another person has taken a decision back since
+        taken = decided if reviewer in holders else decided | holders
+        return len(taken) < (2 if is_double(name) else 1)
 
     def decide(self, decision: Decision) -> Decision:
         """
@@ -326,7 +328,7 @@ class ReviewQueue:
             if latest is None:
                 return None
             self._append(Decision(latest.id, "undo", reviewer, latest.item_hash))
-            self._leases[latest.id] = {reviewer: self.clock() + LEASE_SECONDS}
+            self._leases.setdefault(latest.id, {})[reviewer] = self.clock() + LEASE_SECONDS
             return latest.id
 
     def _append(self, decision: Decision) -> Decision:

@@ -293,8 +293,10 @@ def videos_folder(folder: Path, given: Path | None) -> Path:
     The folder of the videos of an output folder: the one that was given, or the one that the run names.
 
     Raises:
-        [`AnnotationError`]: Neither is there.
+        [`AnnotationError`]: The output folder is not there, or no folder of videos.
     """
+    if not folder.is_dir():
+        raise AnnotationError(f"There is no folder {folder}; --review takes the --output of annotate.py.")
     root: Any = given
     if given is None:
         try:

@@ -468,8 +468,20 @@ def test_a_double_item_is_in_the_hands_of_two_people_at_most(folder):
     write_rows(folder / "review_records.jsonl", [{**records[0], "id": name}])
     queue = ReviewQueue(folder, clock=(clock := Clock()))
     assert queue.next("ann").id == queue.next("bob").id == name and queue.next("cid") is None
+    queue.decide(decision(queue.item(name)))
+    assert queue.undo("ann") == name and queue.next("cid") is None  # the second one has it open
     clock.now = LEASE_SECONDS + 1
     assert queue.next("cid").id == name
+
+
+def test_an_item_is_kept_by_whoever_holds_it_when_another_person_takes_it_back(folder):
+    queue = ReviewQueue(folder)
+    item = queue.next("ann")
+    queue.decide(decision(item, "skip"))
+    assert queue.next("bob").id == item.id and queue.undo("ann") == item.id
+    assert queue.next("ann").id == queue.next("bob").id == item.id != queue.next("cid").id
+    queue.decide(decision(item))
+    assert queue.next("bob").id != item.id
 
 
 def test_an_edit_must_not_speak_of_the_drawn_colours(folder):

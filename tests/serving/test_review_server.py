@@ -190,7 +190,7 @@ def test_the_folder_of_the_videos(folder, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (["--review", "NONE"], "does not name the folder of the videos"),
+        (["--review", "NONE"], "none; --review takes the --output of annotate.py."),
         (["--review", "FOLDER", "--review-videos", "NONE"], "does not exist"),
         (["--review", "FOLDER", "--host", "0.0.0.0"], "needs an API key"),
         (["--review", "FOLDER"], "review.jsonl cannot be read"),
