@@ -73,6 +73,23 @@ def test_json_reader_reads_json():
         read_json(b"[1,[2,3]]", Limits(json_values=3))
 
 
+@pytest.mark.parametrize("text", ["[" * 300_000, '["\\,{' * 100_000, '\\"[,' * 100_000])
+def test_brackets_inside_texts_are_no_values(text):
+    value = {"masks": {"0": text, "1": [text, "\\"]}}  # codes of masks are such texts
+    assert read_json(json.dumps(value).encode(), Limits()) == value
+    with pytest.raises(ApiError, match="400,00. values, at most 200,000"):
+        read_json(json.dumps([text] + [[]] * 200_000).encode(), Limits())
+
+
+@pytest.mark.parametrize(
+    "body", [b"[" + b"[]," * 300_000 + b"[]]", b'"["' * 500_000, b"[" * 300_000 + b'"' + b'\\"' * 2_000_000]
+)
+def test_bodies_of_many_values_are_refused_unparsed(monkeypatch, body):
+    monkeypatch.setattr("sama.serving.bodies.json.loads", lambda *_, **__: pytest.fail("it was parsed"))
+    with pytest.raises(ApiError, match="--max-json-values"):
+        read_json(body, Limits())
+
+
 @pytest.mark.parametrize(
     "headers",
     [
