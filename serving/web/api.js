@@ -6,19 +6,20 @@ import { askDialog, byId, showNotice } from "./dom.js";
 
 const KEY = "sama.key";
 const LOST = "The server cannot be reached. Nothing you typed is lost; try again when it is back.";
+const WRONG_KEY = "The key has a character that no key has, perhaps an invisible one. Copy it again.";
 const BROKEN_UPLOAD = "The upload broke off: the server cannot be reached, or the file is larger than it takes.";
 
 export class ApiError extends Error {
-  /** @param {string} message @param {number} status 0 where there was no answer at all */
-  constructor(message, status) {
+  /** @param {string} message @param {number} status 0 where there was no answer at all @param {string} [code] */
+  constructor(message, status, code = "") {
     super(message);
     this.status = status;
+    this.code = code;
   }
 }
 
-/** @param {FileObject} file */
-export const goneSentence = ({ filename }) =>
-  `The server no longer has ${filename}. Open it again to go on with the conversation.`;
+/** @param {unknown} error @returns {boolean} whether the server no longer has a file */
+export const isGone = (error) => error instanceof ApiError && error.code === "file_not_found";
 
 /** @param {unknown} error @returns {boolean} whether a request was cancelled by us */
 export const isAbort = (error) => error instanceof DOMException && error.name === "AbortError";
@@ -34,6 +35,17 @@ export function showError(error, retry) {
   showNotice(error instanceof Error ? error.message : String(error), refused && !later ? null : retry);
 }
 
+/**
+ * As [`showError`], of a request about a file.
+ * @param {unknown} error
+ * @param {FileObject} file
+ * @param {() => unknown} retry
+ */
+export function showFileError(error, file, retry) {
+  if (!isGone(error)) return showError(error, retry);
+  showNotice(`The server no longer has ${file.filename}. Open it again to go on with the conversation.`);
+}
+
 /** @returns {Record<string, string>} */
 function authorization() {
   const key = sessionStorage.getItem(KEY);
@@ -43,16 +55,23 @@ function authorization() {
 /** Whether a key was given, so that plain addresses of media do not work. */
 export const hasKey = () => sessionStorage.getItem(KEY) !== null;
 
+const keyField = byId("key", HTMLInputElement);
+keyField.addEventListener("input", () => {
+  // The server's rule. Other characters cannot be sent in a header: each request would fail as if there were no server
+  keyField.setCustomValidity(/^[!-~]*$/.test(keyField.value.trim()) ? "" : WRONG_KEY);
+});
+
 /** @type {Promise<boolean> | null} one dialog, however many requests were refused */
 let asking = null;
 
 /** Asks for the key; false if the user gives none. */
 function askForKey() {
   asking ??= askDialog(byId("key-dialog", HTMLDialogElement)).then((answer) => {
-    const field = byId("key", HTMLInputElement);
-    const given = answer === "ok" && field.value !== "";
-    if (given) sessionStorage.setItem(KEY, field.value);
-    field.value = "";
+    const key = keyField.value.trim();
+    const given = answer === "ok" && key !== "";
+    if (given) sessionStorage.setItem(KEY, key);
+    keyField.value = "";
+    keyField.setCustomValidity("");
     asking = null;
     return given;
   });
@@ -62,8 +81,8 @@ function askForKey() {
 /** The server's sentence about a failure. @param {string} text the body of the answer @param {number} status */
 function errorOf(text, status) {
   try {
-    const message = JSON.parse(text).error?.message;
-    if (typeof message === "string" && message) return new ApiError(message, status);
+    const { message, code } = JSON.parse(text).error ?? {};
+    if (typeof message === "string" && message) return new ApiError(message, status, code);
   } catch {
     // a proxy's answer, which is no JSON
   }

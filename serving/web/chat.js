@@ -1,6 +1,6 @@
 /** @file Asks questions and shows the conversation. */
 
-import { ApiError, goneSentence, isAbort, modelName, showError, streamAnswer } from "./api.js";
+import { ApiError, isAbort, modelName, showFileError, streamAnswer } from "./api.js";
 import { chip, lighting, nameOf } from "./chips.js";
 import { announce, byId, element, hideNotice, setIcon, showNotice } from "./dom.js";
 import * as editor from "./editor.js";
@@ -23,7 +23,8 @@ let model = "";
 /** Asks what stands in the question box. */
 export async function ask() {
   const parts = editor.parts();
-  if (!state.file || parts.length === 0) return;
+  const { file } = state;
+  if (!file || parts.length === 0) return;
   if (state.pending) return announce("The previous question is still being answered.");
   hideNotice();
   const controller = (running = new AbortController());
@@ -35,8 +36,7 @@ export async function ask() {
   emit("pending");
   announce("Asked. Waiting for the answer.");
   try {
-    model ||= await modelName();
-    for await (const chunk of streamAnswer(model, question, controller.signal)) receive(pending, chunk);
+    for await (const chunk of answerChunks(question, controller.signal)) receive(pending, chunk);
     if (state.pending !== pending) return;
     state.turns.push({ parts, answer: pending.answer, ...(pending.cut ? { cut: true } : {}) });
     announce(`${pending.answer.content} ${objectSentence(pending.answer)}`);
@@ -46,9 +46,24 @@ export async function ask() {
     finish();
     editor.putBack(parts);
     if (isAbort(error)) showNotice("Stopped. Your question is back in the box.");
-    else if (error instanceof ApiError && error.status === 404 && state.file) showNotice(goneSentence(state.file));
-    else showError(error, ask);
+    else showFileError(error, file, ask);
   }
+}
+
+/**
+ * Asks for the chunks of an answer, once more if the server was started again with another model.
+ * @param {object[]} question
+ * @param {AbortSignal} signal
+ */
+async function* answerChunks(question, signal) {
+  model ||= await modelName();
+  try {
+    return yield* streamAnswer(model, question, signal);
+  } catch (error) {
+    if (!(error instanceof ApiError && error.code === "model_not_found")) throw error;
+  }
+  byId("model", HTMLElement).textContent = model = await modelName();
+  yield* streamAnswer(model, question, signal);
 }
 
 function finish() {

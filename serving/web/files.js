@@ -1,8 +1,8 @@
 /** @file Opens a file: chosen, dropped, or one of the examples. */
 
-import { ApiError, examples, fileObject, goneSentence, isAbort, mediaUrl, showError, upload } from "./api.js";
+import { examples, fileObject, isAbort, isGone, mediaUrl, showError, showFileError, upload } from "./api.js";
 import { drop } from "./chat.js";
-import { announce, askDialog, byId, element, hideNotice, showNotice } from "./dom.js";
+import { announce, askDialog, byId, element, hideNotice } from "./dom.js";
 import { empty } from "./editor.js";
 import { load } from "./player.js";
 import { emit, state } from "./state.js";
@@ -54,11 +54,17 @@ export async function open(file, frame = 0) {
   try {
     showStage("media");
     emit("file");
-    await load(file, frame);
+    await load(file, frame, (error) => showLoss(error, file, () => open(file, state.frame)));
     announce(`${file.filename} is open.`);
   } catch (error) {
-    showError(error, () => open(file, frame));
+    showLoss(error, file, () => open(file, frame));
   }
+}
+
+/** Says why a file cannot be shown, and offers others if it is gone. @type {typeof showFileError} */
+function showLoss(error, file, retry) {
+  if (isGone(error)) showStage("empty");
+  showFileError(error, file, retry);
 }
 
 /**
@@ -73,10 +79,7 @@ export async function reopen(file, frame) {
   try {
     await open(await fileObject(file.id), frame);
   } catch (error) {
-    const gone = error instanceof ApiError && error.status === 404;
-    if (gone) showStage("empty");
-    if (gone) showNotice(goneSentence(file));
-    else showError(error, () => reopen(file, frame));
+    showLoss(error, file, () => reopen(file, frame));
   }
 }
 
@@ -104,6 +107,15 @@ async function send(file) {
   }
 }
 
+/** Opens an example; the server stores those again that it deleted since they were listed. @param {FileObject} file */
+async function openExample(file) {
+  try {
+    await open((await examples()).find(({ id }) => id === file.id) ?? file);
+  } catch (error) {
+    showError(error, () => openExample(file));
+  }
+}
+
 /** Fills the list of examples. */
 export async function showExamples() {
   const list = byId("examples", HTMLElement);
@@ -113,7 +125,7 @@ export async function showExamples() {
     const length = file.kind === "video" ? `${file.num_frames} frames` : "picture";
     return element("li", {}, element(
       "button",
-      { type: "button", onclick: () => void open(file) },
+      { type: "button", onclick: () => void openExample(file) },
       image,
       element("span", {}, file.filename),
       element("small", {}, length),

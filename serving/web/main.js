@@ -36,9 +36,11 @@ async function connect() {
 // ---- what is kept over a reload ----
 
 let timer = 0;
+let restored = false;
 
 function save() {
   clearTimeout(timer);
+  if (!restored) return; // the state is still empty, and would replace what was kept
   const { file, turns, pending, nextNumber, hidden, frame } = state;
   // A question that is being answered is asked again by hand after a reload
   const question = [...(pending?.parts ?? []), ...editor.parts()];
@@ -48,11 +50,11 @@ function save() {
 }
 
 async function restore() {
-  const conversation = await kept();
+  const conversation = await kept().finally(() => (restored = true));
   if (!conversation) return;
   [state.turns, state.nextNumber] = [conversation.turns, conversation.nextNumber];
   state.hidden = new Set(conversation.hidden);
-  state.file = conversation.file;
+  [state.file, state.frame] = [conversation.file, conversation.frame];
   if (conversation.question.length) editor.putBack(conversation.question);
   if (conversation.file) await reopen(conversation.file, conversation.frame);
 }
@@ -120,5 +122,4 @@ if (innerWidth < 720) byId("objects", HTMLDetailsElement).open = false;
 
 emit("file", "turns", "draft");
 void connect();
-void sweep().catch(() => undefined); // no IndexedDB in this browser: then nothing is left in it
-void restore();
+void restore().finally(() => sweep().catch(() => undefined)); // no IndexedDB: then nothing is left in it

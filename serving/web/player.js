@@ -1,7 +1,7 @@
 /** @file Plays a video, or shows a picture, and says which frame is shown. */
 
-import { mediaUrl } from "./api.js";
-import { byId, setIcon, showNotice } from "./dom.js";
+import { fileObject, mediaUrl } from "./api.js";
+import { byId, setIcon } from "./dom.js";
 import { emit, state } from "./state.js";
 
 /** @import { FileObject } from "./state.js" */
@@ -19,7 +19,7 @@ const SETTLE_MILLISECONDS = 150; // after a seek, in which the callback of its f
 /** @type {number | null} the frame that was asked for and is not shown yet */
 let target = null;
 let loads = 0;
-const BROKEN = "The video could not be loaded: the server is gone, or the browser cannot play it.";
+const BROKEN = "The file could not be loaded: the connection broke, or the browser cannot show it.";
 
 const lastFrame = () => (state.file?.num_frames ?? 1) - 1;
 const fps = () => state.file?.fps ?? 1;
@@ -66,8 +66,13 @@ function showPosition() {
   byId("time", HTMLOutputElement).value = `${(frame / fps()).toFixed(2)} s`;
 }
 
-/** Loads a file and shows its frame `frame`. @param {FileObject} file @param {number} frame */
-export async function load(file, frame) {
+/**
+ * Loads a file and shows its frame `frame`.
+ * @param {FileObject} file
+ * @param {number} frame
+ * @param {(error: unknown) => void} lost is told why the file cannot be shown any more
+ */
+export async function load(file, frame, lost) {
   const current = ++loads;
   video.pause();
   video.onerror = null;
@@ -85,7 +90,7 @@ export async function load(file, frame) {
     video.load(); // shows nothing of the video before
     const image = new Image();
     image.src = url;
-    await image.decode();
+    await image.decode().catch(() => explain(file));
     if (current === loads) show(image, 0);
     return;
   }
@@ -93,10 +98,21 @@ export async function load(file, frame) {
   watch();
   await new Promise((resolve, reject) => {
     video.onloadeddata = resolve;
-    video.onerror = () => reject(new Error(BROKEN));
-  });
-  video.onerror = () => showNotice(BROKEN, () => load(file, state.frame).catch(() => showNotice(BROKEN)));
+    video.onerror = reject;
+  }).catch(() => explain(file));
+  video.onerror = () => explain(file).catch((error) => current === loads && lost(error));
   if (current === loads) seek(Math.min(frame, lastFrame()));
+}
+
+/**
+ * Throws the reason why the browser cannot show a file, which an element for media does not tell: that of the server,
+ * if it has one.
+ * @param {FileObject} file
+ * @returns {Promise<never>}
+ */
+async function explain(file) {
+  await fileObject(file.id);
+  throw new Error(BROKEN);
 }
 
 /** @param {number} frame to be shown, the video paused */

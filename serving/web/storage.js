@@ -2,6 +2,7 @@
 
 const ENTRY = "sama.conversation";
 const LARGE = "large:"; // what stands before the name of an entry of IndexedDB
+const WRITTEN = "written:"; // what stands before it in the entry of IndexedDB with the time of its last write
 const KEPT_DAYS = 7;
 
 /** @template T @param {IDBRequest<T>} request @returns {Promise<T>} */
@@ -27,7 +28,9 @@ export async function keep(conversation) {
     sessionStorage.setItem(ENTRY, text);
   } catch {
     // Larger than the browser allows, which is about five million characters
-    await done((await largeEntries()).put(text, name));
+    const entries = await largeEntries();
+    entries.put(Date.now(), WRITTEN + name);
+    await done(entries.put(text, name));
     sessionStorage.setItem(ENTRY, LARGE + name);
   }
 }
@@ -39,8 +42,15 @@ export async function kept() {
   return JSON.parse(text);
 }
 
-/** Deletes what tabs that are closed left in IndexedDB. */
+/** Deletes what tabs that are closed left in IndexedDB: what was not written for days, except this tab's own. */
 export async function sweep() {
   const oldest = Date.now() - KEPT_DAYS * 86_400_000;
-  await done((await largeEntries()).delete(IDBKeyRange.upperBound(`${oldest}`)));
+  const entries = await largeEntries();
+  for (const key of /** @type {string[]} */ (await done(entries.getAllKeys()))) {
+    if (key.startsWith(WRITTEN) || LARGE + key === sessionStorage.getItem(ENTRY)) continue;
+    const written = (await done(entries.get(WRITTEN + key))) ?? parseInt(key); // earlier pages wrote the name alone
+    if (written >= oldest) continue;
+    entries.delete(key);
+    entries.delete(WRITTEN + key);
+  }
 }

@@ -1,0 +1,173 @@
+"""The page after what would otherwise stay wrong: reloads, a server with another model, keys, files that expired."""
+
+import time
+
+import pytest
+
+
+pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[dev]'")
+pytest.importorskip("fastapi", reason="the server is not installed: pip install -e .[serve]")
+
+from http_server import running_server  # noqa: E402
+
+from sama.serving.engine import EngineStatus  # noqa: E402
+from sama.serving.files import FileStore  # noqa: E402
+from sama.serving.limits import Limits  # noqa: E402
+from sama.serving.server import create_app  # noqa: E402
+
+
+DAY = 86_400
+# A conversation of an earlier load of the page, too large for sessionStorage: [seconds since 1970, bytes]
+PUT = """async ([seconds, size]) => {
+    const opened = indexedDB.open("sama", 1);
+    opened.onupgradeneeded = () => opened.result.createObjectStore("conversations");
+    await new Promise((resolve) => (opened.onsuccess = resolve));
+    const turns = [{ parts: [{ text: "What?" }], answer: { content: "x".repeat(size), objects: [] } }];
+    const text = JSON.stringify({ file: null, turns, question: [], nextNumber: 2, hidden: [], frame: 0 });
+    const name = `${seconds * 1000} 1`;
+    const change = opened.result.transaction("conversations", "readwrite");
+    change.objectStore("conversations").put(text, name);
+    await new Promise((resolve) => (change.oncomplete = resolve));
+    opened.result.close();
+    sessionStorage.setItem("sama.conversation", `large:${name}`);
+}"""
+NAMES = """async () => {
+    const opened = indexedDB.open("sama", 1);
+    await new Promise((resolve) => (opened.onsuccess = resolve));
+    const asked = opened.result.transaction("conversations").objectStore("conversations").getAllKeys();
+    await new Promise((resolve) => (asked.onsuccess = resolve));
+    opened.result.close();
+    return asked.result;
+}"""
+# A turn of the page that makes its conversation too large for sessionStorage: text
+TURN = """async (text) => {
+    const { state, emit } = await import("./state.js");
+    state.turns = [{ parts: [{ text }], answer: { content: "A ball.", objects: [] }, padding: "x".repeat(6e6) }];
+    emit("turns");
+}"""
+KEPT = "async () => (await (await import('./storage.js')).kept())?.turns[0]?.parts[0].text"
+
+
+class IdleEngine:
+    """An engine that nothing is asked of."""
+
+    def status(self) -> EngineStatus:
+        return EngineStatus()
+
+    def forget(self, file_id: str) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def leave(new_tab):
+    """A function that opens a tab whose page has left, so that it saves nothing, and keeps a conversation there."""
+
+    def keep(age: float, size: int):
+        tab = new_tab(locale="en-US")  # a profile of its own
+        tab.page.goto(f"{tab.address}style.css")
+        tab.page.evaluate(PUT, [int(time.time() - age), size])
+        return tab
+
+    return keep
+
+
+def test_a_tab_that_was_opened_long_ago_keeps_its_conversation(leave):
+    tab = leave(8 * DAY, 1000)
+    tab.page.goto(tab.address)
+    tab.until("state => state.turns.length === 1")
+    tab.page.wait_for_selector("#examples button")
+    tab.page.reload()
+    tab.until("state => state.turns.length === 1")
+
+
+def test_two_quick_reloads_keep_a_large_conversation(leave):
+    tab = leave(DAY, 30_000_000)
+    tab.page.goto(tab.address, wait_until="commit")
+    tab.page.wait_for_load_state("domcontentloaded")
+    tab.page.reload()
+    tab.until("state => state.turns.length === 1")
+    assert tab.turns()[0]["parts"] == [{"text": "What?"}]
+
+
+def test_what_another_tab_wrote_last_week_is_swept_and_what_it_wrote_yesterday_is_not(new_tab):
+    tab = new_tab(locale="en-US")
+    for days, text in ((8, "first"), (1, "second")):
+        tab.page.clock.set_fixed_time((time.time() - days * DAY) * 1000)
+        if text == "first":
+            tab.page.reload()  # on that day the page was opened
+        tab.page.evaluate(TURN, text)
+        tab.wait(lambda text=text: tab.page.evaluate(KEPT) == text)
+    other = type(tab)(tab.page.context.new_page(), f"{tab.address}style.css")
+    other.page.evaluate(PUT, [int(time.time() - 9 * DAY), 10])
+    other.page.evaluate("sessionStorage.clear()")
+    other.page.goto(tab.address)
+    other.wait(lambda: not any(name.endswith(" 1") for name in other.page.evaluate(NAMES)))
+    assert tab.page.evaluate(KEPT) == "second"
+
+
+def test_a_server_with_another_model_is_asked_again(new_tab):
+    tab, names = new_tab(), ["former"]
+    tab.page.route("**/v1/models", lambda route: route.fulfill(json={"data": [{"id": names[-1]}]}))
+    tab.page.reload()
+    tab.open()
+    tab.type("What is this?")
+    tab.page.press("#question", "Enter")
+    assert "There is no model of this name here; this is sama-tiny." in tab.notice()
+    assert tab.question() == ["What is this?"] and tab.page.text_content("#model") == "former"
+    names.append("sama-tiny")
+    tab.page.click("#ask")
+    tab.until("state => state.turns.length === 1")
+    assert tab.page.text_content("#model") == "sama-tiny" and tab.page.is_hidden("#notice")
+
+
+def test_a_key_that_cannot_be_sent_is_asked_for_again(new_tab):
+    tab, sent = new_tab(), []
+    refusal = {"status": 401, "json": {"error": {"message": "The API key is missing.", "type": "x"}}}
+
+    def check(route) -> None:
+        sent.append(route.request.headers.get("authorization"))
+        route.continue_() if sent[-1] == "Bearer s3cret" else route.fulfill(**refusal)
+
+    tab.page.route("**/v1/**", check)
+    tab.page.reload()
+    for wrong in ("s3\u200bcret", "s3\u2013cret", "s3 cret"):
+        tab.page.fill("#key", wrong)
+        tab.page.keyboard.press("Enter")
+        assert tab.page.is_visible("#key-dialog") and set(sent) == {None}
+        assert "copy it again" in tab.page.evaluate("key.validationMessage").lower()
+        assert tab.page.evaluate("sessionStorage.getItem('sama.key')") is None
+    tab.page.fill("#key", " s3cret ")
+    tab.page.keyboard.press("Enter")
+    tab.open()
+    assert set(sent) == {None, "Bearer s3cret"}
+
+
+def test_files_that_expired(new_tab, tmp_path):
+    limits, late = Limits(), [0.0]
+    store = FileStore(tmp_path, limits, clock=lambda: time.time() + late[0])
+    with running_server(create_app(IdleEngine(), store, limits, model_name="sama-tiny"), limits) as client:
+        tab = new_tab(client.port, locale="en-US")
+        tab.page.wait_for_selector("#examples button")
+        listed = tab.page.evaluate("async () => (await import('./api.js')).examples()")
+        late[0] += 2 * limits.file_seconds
+        tab.open()  # an example, which is stored again
+        assert tab.picture().std() > 20
+
+        late[0] += 2 * limits.file_seconds
+        script = "async (file) => (await import('./files.js')).open(file)"
+        tab.page.evaluate(script, next(one for one in listed if one["filename"] != "toy_world.mp4"))
+        assert "The server no longer has" in tab.notice() and tab.page.is_hidden("#notice-retry")
+        tab.open()
+        late[0] += 2 * limits.file_seconds
+        tab.page.evaluate("video.dispatchEvent(new Event('error'))")  # as when more of it is fetched
+        assert "The server no longer has toy_world.mp4. Open it again" in tab.notice()
+        tab.open()
+        tab.page.wait_for_selector("#media")
+        tab.until_shown(0)
+        tab.page.evaluate("video.dispatchEvent(new Event('error'))")
+        assert "the connection broke, or the browser cannot show it" in tab.notice()
+        tab.page.click("#notice-retry")
+        tab.until_shown(0)
