@@ -1,6 +1,7 @@
 """Your own records as a benchmark, with scores counted by hand."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -123,6 +124,21 @@ def test_scores_by_hand(folder, monkeypatch):
     assert rows["METEOR"].count == 4 and (rows["METEOR"].value is None) == bool(rows["METEOR"].reason)
     assert [sample.ious for sample in scores.samples] == [[0.6], [0.0], []]
     assert scores.samples[0].value == pytest.approx(0.6) and scores.samples[2].value is None
+
+
+def write(folder, *records) -> None:
+    (folder / "records.jsonl").write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
+
+
+@pytest.mark.skipif(shutil.which("java") is None, reason="Java is not installed")
+def test_references_without_words_have_mask_scores_alone(folder, monkeypatch):
+    monkeypatch.setattr("pycocoevalcap.meteor.meteor.Meteor", NoMeteor)
+    answer = said({"type": "grounded", "text": "", "objects": ["a"]}, text("."))
+    write(folder, *({**RECORDS[1], "id": name, "messages": [RECORDS[1]["messages"][0], answer]} for name in "xy"))
+    benchmark = open_benchmark("json_lines", data_root=folder)
+    rows = benchmark.score([predicted(name, ("[SEG].", [square(5, 15), None])) for name in "xy"]).rows
+    assert {row.value for row in rows if row.part == "masks"} == {100}
+    assert {(row.value, row.reason) for row in rows if row.part == "words"} == {(None, "all references are empty")}
 
 
 def test_reference_history_is_an_option_that_names_the_run(folder):
