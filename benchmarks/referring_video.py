@@ -36,12 +36,13 @@ from .benchmark import (
     Tools,
 )
 from .from_catalogue import CatalogueBenchmark
-from .from_records import fitted, record_turns
+from .from_records import masks_on_video, record_turns
 from .published import published_revos_masks
 from .rows import mean_row, presence_rows
 
 
 NO_TARGET = "no target"  # part of the rows about expressions that fit nothing
+FOREGROUND = "foreground_masks"  # ReVOS: key in the catalogue of the file with the union of all objects of a video
 ON_SERVER = "only the challenge server has the masks of this split: write a submission"
 
 
@@ -144,14 +145,15 @@ class ReVOS(ReferringVideo):
 
     name: ClassVar[str] = "revos"
     splits: ClassVar[tuple[str, ...]] = ("valid",)
-    optional_files: ClassVar[tuple[str, ...]] = ("foreground_masks",)
+    optional_files: ClassVar[tuple[str, ...]] = (FOREGROUND,)
 
     def group_questions(self, records: list[dict], video: SamaVideo) -> list[Question]:
         (record,), lookup = records, self.source.lookup
-        single = {name: item for name, item in record["objects"].items() if "union" not in item}
-        self._parts = {name: fitted(lookup(item["store"], item["key"]), video) for name, item in single.items()}
-        if "foreground_masks" in self.source.masks:
-            self._foreground = fitted(lookup("foreground_masks", self.group_of(record)), video)
+        single = [name for name, item in record["objects"].items() if "union" not in item]
+        self._parts = {name: masks_on_video(record, name, video, lookup) for name in single}
+        if FOREGROUND in self.source.masks:
+            item = {"store": FOREGROUND, "key": self.group_of(record)}
+            self._foreground = masks_on_video({**record, "objects": {FOREGROUND: item}}, FOREGROUND, video, lookup)
         else:
             self._foreground = [union(codes) for codes in zip(*self._parts.values(), strict=True)]
         return super().group_questions(records, video)

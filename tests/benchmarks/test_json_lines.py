@@ -141,6 +141,24 @@ def test_references_without_words_have_mask_scores_alone(folder, monkeypatch):
     assert {(row.value, row.reason) for row in rows if row.part == "words"} == {(None, "all references are empty")}
 
 
+@pytest.mark.parametrize("name", ["a", "both"])
+def test_only_masks_that_may_be_fitted_are_resized(folder, name):
+    tall = np.zeros((40, 20), dtype=bool)
+    tall[10:30, 5:15] = True  # the square at twice its height
+    objects = {"a": {"masks": [encode_rle(tall), None]}, "both": {"union": ["a"]}}
+    answer = said({"type": "grounded", "text": "", "objects": [name]})
+    record = {**RECORDS[1], "objects": objects, "messages": [RECORDS[1]["messages"][0], answer]}
+    write(folder, record)
+    benchmark = open_benchmark("json_lines", data_root=folder)
+    (group,) = benchmark.outline()
+    message = rf"item two, field 'objects.{name}.masks\[0\]': the mask is 40 x 20 .*, its frame 20 x 20"
+    with pytest.raises(DataError, match=message):
+        benchmark.questions(group)
+    write(folder, {**record, "objects": {**objects, "a": {**objects["a"], "fit": True}}})
+    (question,) = open_benchmark("json_lines", data_root=folder).questions(group)
+    assert question.turns[0].targets == [[square(5, 15), None]]
+
+
 def test_reference_history_is_an_option_that_names_the_run(folder):
     benchmark = open_benchmark("json_lines", data_root=folder, history="reference")
     assert benchmark.questions(next(iter(benchmark.outline())))[0].history == "reference"
