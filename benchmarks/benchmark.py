@@ -80,6 +80,7 @@ class Question:
         turns (sequence of [`BenchmarkTurn`]): At least one; all of them are asked.
         history (`str`): Which answers precede a later turn: the model's "own" or the "reference" answers.
         masks (`bool`): Whether the objects of the answers are tracked.
+        system (sequence of `str`): System messages, which the conversation begins with.
         layout (`str`, *optional*): Format of a turn, a name of `templates_sama.TURN_FORMATS` or `SOURCE_TURN_FORMATS`;
             the checkpoint's by default.
     """
@@ -90,6 +91,7 @@ class Question:
     history: str = "own"
     masks: bool = True
     layout: str | None = None
+    system: Sequence[str] = ()
 
     def __post_init__(self):
         if not self.turns:

@@ -39,6 +39,11 @@ def no_store(store: str, key: str) -> RLETrack:
     raise KeyError(key)
 
 
+def system_texts(record: Mapping) -> list[str]:
+    """The system messages of a record. As in training they come before its questions, wherever they are."""
+    return [_marked(message["content"]) for message in record["messages"] if message["role"] == "system"]
+
+
 def question_text(message: Mapping) -> str:
     """
     The text of a user message, with `<region>` for each region. From a set of templates the first is used. A preamble

@@ -49,6 +49,8 @@ class PredictionRunner:
         size = {} if video is None else {"num_frames": len(video), "height": video.height, "width": video.width}
         try:
             chat, turns = start(question.layout), []
+            if question.system:
+                chat.add_messages([{"role": "system", "content": text} for text in question.system])
             for number, turn in enumerate(question.turns, start=1):
                 reply = chat.ask(
                     turn.text,

@@ -13,6 +13,8 @@ from sama.benchmarks.registry import open_benchmark
 from sama.benchmarks.tracks import track_overlaps
 from sama.data.masks import encode_rle
 from sama.data.records import DataError
+from sama.metrics.captions import CAPTION_METRICS
+from sama.metrics.values import Value
 
 
 SIZE = (20, 20)
@@ -163,6 +165,29 @@ def test_reference_history_is_an_option_that_names_the_run(folder):
     benchmark = open_benchmark("json_lines", data_root=folder, history="reference")
     assert benchmark.questions(next(iter(benchmark.outline())))[0].history == "reference"
     assert benchmark.identity["options"]["history"] == "reference"
+
+
+def test_answers_without_a_reference_are_in_no_mask_score(folder, monkeypatch):
+    words = dict.fromkeys(CAPTION_METRICS, Value(None, "left out in this test"))
+    monkeypatch.setattr("sama.benchmarks.json_lines.caption_scores", lambda *texts: words)
+    write(folder, {**RECORDS[1], "id": "known"}, {**RECORDS[1], "id": "open", "messages": [user(text("Segment."))]})
+    benchmark, right = open_benchmark("json_lines", data_root=folder), ("[SEG]", [square(5, 15), None])
+    scores = benchmark.score([predicted("known", right), predicted("open", right)])
+    assert {(row.value, row.count) for row in scores.rows if row.part == "masks"} == {(100, 1)}
+    assert scores.samples[1].value is None
+
+
+def test_the_history_is_one_of_two_and_has_an_answer_to_every_question(folder):
+    with pytest.raises(BenchmarkError, match="history is 'refrence', expected one of own, reference"):
+        open_benchmark("json_lines", data_root=folder, history="refrence")
+    system = {"role": "system", "content": [text("Be brief.")]}
+    write(folder, RECORDS[0], {**RECORDS[2], "id": "two", "messages": [user(text("A")), system, user(text("B"))]})
+    assert len(open_benchmark("json_lines", data_root=folder).records) == 2
+    message = "Question 1 of 2 of the record 'two' has no reference answer"
+    with pytest.raises(BenchmarkError, match=message):
+        open_benchmark("json_lines", data_root=folder, history="reference").outline()
+    write(folder, {**RECORDS[2], "messages": [user(text("A")), system, said(text("B")), user(text("C"))]})
+    assert len(open_benchmark("json_lines", data_root=folder, history="reference").records) == 1
 
 
 def test_bad_files(folder):
