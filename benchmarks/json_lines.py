@@ -39,7 +39,7 @@ from .benchmark import (
     Score,
     Tools,
 )
-from .frame_masks import any_pixel, frames, track_jf, united
+from .frame_masks import any_pixel, frames, no_target_jf, track_jf, united
 from .from_records import no_store, record_turns, system_texts
 from .rows import mean_row, percent, presence_rows
 from .tracks import track_overlaps
@@ -184,7 +184,7 @@ def measure_masks(turn: BenchmarkTurn, answer: PredictedTurn, prediction: Predic
     found = [item.masks for item in answer.objects if item.masks]  # text-only records have no masks
     predicted = any_pixel(found, size)
     if turn.no_target:
-        pair = np.mean(track_jf(frames([], num_frames, size), united(found, num_frames, size)), axis=0).tolist()
+        pair = np.mean(no_target_jf(united(found, num_frames, size)), axis=0).tolist()
         return {"ious": [], "miou": float(not predicted), "jf": [pair], "presence": (False, predicted)}
     matrix = track_overlaps(turn.targets, found, num_frames, size).ious()
     pairs = dict(greedy_pairs(matrix))

@@ -49,7 +49,7 @@ ON_SERVER = "only the challenge server has the masks of this split: write a subm
 class ReferringVideo(CatalogueBenchmark):
     """The protocol that the four data sets share."""
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2  # before: where nothing fits, F of a mask of the whole frame was 1
     max_new_tokens: ClassVar[int] = 2048
     headline: ClassVar[str] = "J"
 
@@ -89,9 +89,10 @@ class ReferringVideo(CatalogueBenchmark):
         elif not turn.targets:
             return measures
         frame_masks.check_shape(question, prediction, turn.targets)
-        consistent = self.values(turn, found, prediction)
-        # Several [SEG]s are rare; with one the presets agree on J and F
-        published = self.values(turn, found[:1], prediction) if len(found) > 1 else consistent
+        consistent = self.values(turn, found, prediction, CONSISTENT)
+        # Several [SEG]s are rare; with one the presets agree on J and F of a target
+        agree = len(found) <= 1 and not turn.no_target
+        published = consistent if agree else self.values(turn, found[:1], prediction, PUBLISHED)
         consistent, published = (
             values | self.further_values(turn, tracks, prediction, preset)
             for values, tracks, preset in ((consistent, found, CONSISTENT), (published, found[:1], PUBLISHED))
@@ -103,13 +104,16 @@ class ReferringVideo(CatalogueBenchmark):
         measures.value, measures.ious = consistent["J"], [] if turn.no_target else [consistent["J"]]
         return measures
 
-    def values(self, turn: BenchmarkTurn, found: Sequence[RLETrack], prediction: Prediction) -> dict[str, float]:
+    def values(
+        self, turn: BenchmarkTurn, found: Sequence[RLETrack], prediction: Prediction, preset: str
+    ) -> dict[str, float]:
         """J and F of an expression, means over frames in [0, 1]."""
-        size = (prediction.height, prediction.width)
-        each = frame_masks.track_jf(
-            frame_masks.united(turn.targets, prediction.num_frames, size),
-            frame_masks.united(found, prediction.num_frames, size),
-        )
+        number, size = prediction.num_frames, (prediction.height, prediction.width)
+        guess = frame_masks.united(found, number, size)
+        if turn.no_target and preset == CONSISTENT:
+            each = frame_masks.no_target_jf(guess)
+        else:
+            each = frame_masks.track_jf(frame_masks.united(turn.targets, number, size), guess)
         j, f = np.mean(each, axis=0)
         return {"J": float(j), "F": float(f)}
 
