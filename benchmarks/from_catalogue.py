@@ -57,8 +57,17 @@ class CatalogueBenchmark(Benchmark):
 
     def _read_outline(self) -> dict[str, list[str]]:
         """Reads all records once and groups them."""
+        seen: set[str] = set()
         for index in range(len(self.source)):
-            self._groups.setdefault(self.group_of(self.source.record(index)), []).append(index)
+            record = self.source.record(index)
+            name = self.local_name(record)
+            if name in seen:
+                raise BenchmarkError(
+                    f"{self.name} ({self.split}): the annotation files have 2 entries with the id {name!r}; ids must "
+                    "be unique."
+                )
+            seen.add(name)
+            self._groups.setdefault(self.group_of(record), []).append(index)
         return {group: self.question_ids(self.records(group)) for group in self._groups}
 
     @property
