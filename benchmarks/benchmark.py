@@ -24,6 +24,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from sama.data.catalogue import data_root as find_data_root
 from sama.data.records import DataError, require_field, require_type
 from sama.metrics.values import PRESETS
 from sama.objects_sama import MaskTrack, Region
@@ -298,7 +299,7 @@ class Benchmark(ABC):
     headline: ClassVar[str] = "IoU"
 
     def __init__(self, data_root: str | Path | None = None, split=None, preset: str = "consistent", **options):
-        self.data_root = None if data_root is None else Path(data_root)
+        self.data_root = find_data_root(data_root)
         self.split, self.preset = split or self.splits[0], preset
         for kind, value, known in (("split", self.split, self.splits), ("preset", preset, PRESETS)):
             if value not in known:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from sama.data.catalogue import Entry, FileSource, open_source, read_catalogue
-from sama.data.catalogue import data_root as find_data_root
 from sama.data.records import DataError
 from sama.resources import DATA_CONFIGS
 from sama.video_sama import SamaVideo
@@ -33,7 +32,7 @@ class CatalogueBenchmark(Benchmark):
     published_layout: ClassVar[str] = "published"
 
     def __init__(self, data_root=None, split=None, preset: str = "consistent", **options):
-        super().__init__(find_data_root(data_root), split, preset, **options)
+        super().__init__(data_root, split, preset, **options)
         if self.chosen["broken"] not in BROKEN_ITEMS:
             raise BenchmarkError(f"broken is {self.chosen['broken']!r}, expected one of {', '.join(BROKEN_ITEMS)}.")
         self.source = self._open_source()

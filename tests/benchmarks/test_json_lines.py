@@ -190,7 +190,16 @@ def test_the_history_is_one_of_two_and_has_an_answer_to_every_question(folder):
     assert len(open_benchmark("json_lines", data_root=folder, history="reference").records) == 1
 
 
-def test_bad_files(folder):
+def test_the_data_root_is_a_variable_or_below_the_home_folder(folder, monkeypatch):
+    monkeypatch.setenv("SAMA_DATA_ROOT", str(folder))
+    assert open_benchmark("json_lines").data_root == folder
+    monkeypatch.setenv("HOME", str(folder.parent))
+    monkeypatch.setenv("SAMA_DATA_ROOT", "nowhere")
+    assert open_benchmark("json_lines", data_root=f"~/{folder.name}").data_root == folder
+
+
+def test_bad_files(folder, monkeypatch):
+    monkeypatch.delenv("SAMA_DATA_ROOT", raising=False)
     with pytest.raises(BenchmarkError, match="json_lines .*missing .*mine.jsonl"):
         open_benchmark("json_lines", data_root=folder, records="mine.jsonl")
     with pytest.raises(BenchmarkError, match="--data_root"):
