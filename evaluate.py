@@ -67,8 +67,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("--model is missing; it is optional only with --score_only and --output")
     if found.judge_rpm is not None and not found.judge_rpm > 0:
         parser.error("--judge_rpm must be more than 0")
-    if found.model and user_path(found.model).is_dir():  # a shell does not expand ~ behind "="
-        found.model = str(user_path(found.model))
+    for name in ("model", "judge_model", "similarity_model"):  # a shell does not expand ~ behind "="
+        folder = vars(found)[name] and user_path(vars(found)[name])
+        if folder and folder.is_dir():
+            setattr(found, name, str(folder))
     for name in ("limit", "max_new_tokens"):
         if vars(found)[name] is not None and vars(found)[name] < 1:
             parser.error(f"--{name} must be at least 1")

@@ -24,6 +24,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from sama.data.catalogue import data_root as find_data_root
 from sama.data.records import DataError, require_field, require_type
 from sama.metrics.values import PRESETS
 from sama.objects_sama import MaskTrack, Region
@@ -80,6 +81,7 @@ class Question:
         turns (sequence of [`BenchmarkTurn`]): At least one; all of them are asked.
         history (`str`): Which answers precede a later turn: the model's "own" or the "reference" answers.
         masks (`bool`): Whether the objects of the answers are tracked.
+        system (sequence of `str`): System messages, which the conversation begins with.
         layout (`str`, *optional*): Format of a turn, a name of `templates_sama.TURN_FORMATS` or `SOURCE_TURN_FORMATS`;
             the checkpoint's by default.
     """
@@ -90,6 +92,7 @@ class Question:
     history: str = "own"
     masks: bool = True
     layout: str | None = None
+    system: Sequence[str] = ()
 
     def __post_init__(self):
         if not self.turns:
@@ -296,7 +299,7 @@ class Benchmark(ABC):
     headline: ClassVar[str] = "IoU"
 
     def __init__(self, data_root: str | Path | None = None, split=None, preset: str = "consistent", **options):
-        self.data_root = None if data_root is None else Path(data_root)
+        self.data_root = find_data_root(data_root)
         self.split, self.preset = split or self.splits[0], preset
         for kind, value, known in (("split", self.split, self.splits), ("preset", preset, PRESETS)):
             if value not in known:

@@ -73,6 +73,12 @@ def track_jf(truth: Iterator[np.ndarray], prediction: Iterator[np.ndarray]) -> l
     return [frame_jf(*masks) for masks in zip(truth, prediction, strict=True)]
 
 
+def no_target_jf(prediction: Iterator[np.ndarray]) -> list[tuple[float, float]]:
+    """J and F of every frame where nothing fits: 1 without a predicted pixel, else 0. DAVIS' F is of no use there: a
+    mask that covers the whole frame has no boundary either, so it would be 1."""
+    return [(float(not mask.any()),) * 2 for mask in prediction]
+
+
 def are_touching(first: np.ndarray, second: np.ndarray) -> bool:
     """Whether two tracks, bool of shape `(num_frames, height, width)`, overlap or have neighbouring pixels, also at
     corners, in any frame."""

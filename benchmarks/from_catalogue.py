@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from sama.data.catalogue import Entry, FileSource, open_source, read_catalogue
-from sama.data.catalogue import data_root as find_data_root
 from sama.data.records import DataError
 from sama.resources import DATA_CONFIGS
 from sama.video_sama import SamaVideo
@@ -33,7 +32,7 @@ class CatalogueBenchmark(Benchmark):
     published_layout: ClassVar[str] = "published"
 
     def __init__(self, data_root=None, split=None, preset: str = "consistent", **options):
-        super().__init__(find_data_root(data_root), split, preset, **options)
+        super().__init__(data_root, split, preset, **options)
         if self.chosen["broken"] not in BROKEN_ITEMS:
             raise BenchmarkError(f"broken is {self.chosen['broken']!r}, expected one of {', '.join(BROKEN_ITEMS)}.")
         self.source = self._open_source()
@@ -57,8 +56,17 @@ class CatalogueBenchmark(Benchmark):
 
     def _read_outline(self) -> dict[str, list[str]]:
         """Reads all records once and groups them."""
+        seen: set[str] = set()
         for index in range(len(self.source)):
-            self._groups.setdefault(self.group_of(self.source.record(index)), []).append(index)
+            record = self.source.record(index)
+            name = self.local_name(record)
+            if name in seen:
+                raise BenchmarkError(
+                    f"{self.name} ({self.split}): the annotation files have 2 entries with the id {name!r}; ids must "
+                    "be unique."
+                )
+            seen.add(name)
+            self._groups.setdefault(self.group_of(record), []).append(index)
         return {group: self.question_ids(self.records(group)) for group in self._groups}
 
     @property

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from sama.data.masks import decode_rle, encode_rle, filled_box
-from sama.data.records import is_no_target, no_target_content, object_masks
+from sama.data.masks import decode_rle, filled_box
+from sama.data.records import is_no_target, no_target_content, sized_object_masks
 from sama.data.wording import MASK_REQUEST, MASK_REQUEST_MARK, NO_TARGET_ANSWERS, TEMPLATES
 from sama.objects_sama import MaskTrack
 from sama.video_sama import SamaVideo
@@ -13,34 +13,35 @@ from .benchmark import BenchmarkTurn, RLETrack
 
 def track_of(masks: RLETrack, video: SamaVideo, box: bool = False) -> MaskTrack:
     """
-    The masks of an object as a region of a question, resized to the size of the video.
+    The masks of an object as a region of a question.
 
     Args:
-        masks (`RLETrack`): One entry per frame; entries at the end may be missing.
+        masks (`RLETrack`): One entry per frame, at the size of the video.
         video ([`SamaVideo`]): The video of the masks.
         box (`bool`): Replace each mask by its filled bounding box, the region prompt of SAMA-Bench-G.
     """
     track = MaskTrack(len(video), video.height, video.width)
     for frame, code in enumerate(masks):
         if code is not None:
-            mask = decode_rle(code, (video.height, video.width), resize=True)
+            mask = decode_rle(code, (video.height, video.width))
             track[frame] = filled_box(mask) if box else mask
     return track
 
 
-def fitted(masks: RLETrack, video: SamaVideo) -> RLETrack:
-    """The same masks at the size of the video, with exactly one entry per frame."""
-    size = [video.height, video.width]
-    codes = [*masks, *[None] * (len(video) - len(masks))]
-    return [
-        code if code is None or code["size"] == size else encode_rle(decode_rle(code, size, resize=True))
-        for code in codes
-    ]
+def masks_on_video(record: Mapping, name: str, video: SamaVideo, lookup: Callable) -> RLETrack:
+    """The masks of an object of a record at the size of the video, one entry per frame. As in training, masks of
+    another size are resized if the object allows it with "fit"; otherwise they raise `DataError` with both sizes."""
+    return sized_object_masks(record, name, (video.height, video.width), len(video), lookup)
 
 
 def no_store(store: str, key: str) -> RLETrack:
     """The `lookup` of [`record_turns`] for records that contain their masks."""
     raise KeyError(key)
+
+
+def system_texts(record: Mapping) -> list[str]:
+    """The system messages of a record. As in training they come before its questions, wherever they are."""
+    return [_marked(message["content"]) for message in record["messages"] if message["role"] == "system"]
 
 
 def question_text(message: Mapping) -> str:
@@ -88,12 +89,15 @@ def record_turns(record: Mapping, video: SamaVideo | None, lookup: Callable, box
         box (`bool`): Use filled bounding boxes as regions.
 
     A grounded phrase with several objects gets one [SEG] and one target per object.
+
+    Raises:
+        DataError: for masks that are missing or do not fit the video.
     """
     turns, tracks, visual = [], {}, "image" if "image" in record else "video"
 
     def masks(name: str) -> RLETrack:
         if name not in tracks:
-            tracks[name] = fitted(object_masks(record, name, len(video), lookup), video)
+            tracks[name] = masks_on_video(record, name, video, lookup)
         return tracks[name]
 
     messages: Sequence[Mapping] = [message for message in record["messages"] if message["role"] != "system"]

@@ -11,7 +11,7 @@ predicted pixel and 0 with one. Where there are such questions, two rows have N-
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from sama.prompts_sama import parse_tagged_text
 from sama.video_sama import SamaVideo
 
 from .benchmark import (
+    HISTORIES,
     Benchmark,
     BenchmarkError,
     BenchmarkTurn,
@@ -38,8 +39,8 @@ from .benchmark import (
     Score,
     Tools,
 )
-from .frame_masks import any_pixel, frames, track_jf, united
-from .from_records import no_store, record_turns
+from .frame_masks import any_pixel, frames, no_target_jf, track_jf, united
+from .from_records import no_store, record_turns, system_texts
 from .rows import mean_row, percent, presence_rows
 from .tracks import track_overlaps
 
@@ -51,12 +52,15 @@ class JsonLinesBenchmark(Benchmark):
     """The records of one file. Their paths are relative to the folder `media`."""
 
     name = "json_lines"
-    version = 1
+    version = 2  # before: without system messages; answers without a reference counted 0 in mIoU
     splits = ("all",)
     options = {"records": "records.jsonl", "media": ".", "history": "own"}
 
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)
+        history = self.chosen["history"]
+        if history not in HISTORIES:
+            raise BenchmarkError(f"history is {history!r}, expected one of {', '.join(HISTORIES)}.")
         self.need(self.chosen["records"], self.chosen["media"])
 
     def annotation_files(self) -> list[Path]:
@@ -64,13 +68,20 @@ class JsonLinesBenchmark(Benchmark):
 
     @cached_property
     def records(self) -> dict[str, dict]:
-        """Id -> valid record. Records without a question are left out."""
+        """Id -> valid record. Records without a question are left out. With reference answers in the history, every
+        question but the last of a record needs one."""
         files = {name: self.chosen[name] for name in ("records", "media")}
         found = {}
         for record in READERS["json_lines"](files, self.data_root, {"source": self.name}):
             if record["id"] in found:
                 raise BenchmarkError(f"Two records have the id {record['id']!r}; ids must be unique.")
-            if any(message["role"] == "user" for message in record["messages"]):
+            answered = list(_answered(record["messages"]))
+            if self.chosen["history"] == "reference" and not all(answered[:-1]):
+                raise BenchmarkError(
+                    f"Question {answered.index(False) + 1} of {len(answered)} of the record {record['id']!r} has no "
+                    "reference answer, which history=reference puts before the next question."
+                )
+            if answered:
                 found[record["id"]] = record
         return found
 
@@ -99,9 +110,11 @@ class JsonLinesBenchmark(Benchmark):
 
     def questions(self, group: str) -> list[Question]:
         """One question per record."""
-        video, history = self.open(group), self.chosen["history"]
-        turns = {name: record_turns(self.records[name], video, no_store) for name in self.outline()[group]}
-        return [Question(name, group, turns[name], history, masks=video is not None) for name in turns]
+        video, found = self.open(group), []
+        for name in self.outline()[group]:
+            turns, system = record_turns(self.records[name], video, no_store), system_texts(self.records[name])
+            found.append(Question(name, group, turns, self.chosen["history"], video is not None, system=system))
+        return found
 
     def measure(self, question: Question, prediction: Prediction) -> Measures:
         """IoU, J and F of each true object, and the texts of answers with a reference."""
@@ -153,26 +166,32 @@ class JsonLinesBenchmark(Benchmark):
         ]
 
 
+def _answered(messages: Sequence[Mapping]) -> Iterator[bool]:
+    """For each question whether an answer follows it."""
+    roles = [message["role"] for message in messages if message["role"] != "system"]
+    yield from (after == "assistant" for role, after in zip(roles, [*roles[1:], ""], strict=True) if role == "user")
+
+
 def _masks_row(name: str, values: Sequence[float]) -> Score:
     return mean_row(name, [100 * value for value in values], "answers with masks", "masks")
 
 
 def measure_masks(turn: BenchmarkTurn, answer: PredictedTurn, prediction: Prediction) -> dict:
     """`ious` and `jf` of the true objects under greedy matching, in which missed objects are compared with an empty
-    mask; the `miou` of the answer, which also counts surplus objects; and the `presence` of a target and of a
-    prediction, `None` for a question that asks for no masks."""
+    mask; the `miou` of the answer, which also counts surplus objects, `None` without a reference; and the `presence`
+    of a target and of a prediction, `None` for a question that asks for no masks."""
     size, num_frames = (prediction.height, prediction.width), prediction.num_frames
     found = [item.masks for item in answer.objects if item.masks]  # text-only records have no masks
     predicted = any_pixel(found, size)
     if turn.no_target:
-        pair = np.mean(track_jf(frames([], num_frames, size), united(found, num_frames, size)), axis=0).tolist()
+        pair = np.mean(no_target_jf(united(found, num_frames, size)), axis=0).tolist()
         return {"ious": [], "miou": float(not predicted), "jf": [pair], "presence": (False, predicted)}
     matrix = track_overlaps(turn.targets, found, num_frames, size).ious()
     pairs = dict(greedy_pairs(matrix))
     matched = [found[pairs[truth]] if truth in pairs else [] for truth in range(len(turn.targets))]
     return {
         "ious": [float(matrix[truth, pairs[truth]]) if truth in pairs else 0.0 for truth in range(len(matched))],
-        "miou": miou(matrix),
+        "miou": None if turn.reference is None else miou(matrix),
         "presence": (True, predicted) if turn.targets else None,
         "jf": [
             np.mean(track_jf(*(frames(track, num_frames, size) for track in pair)), axis=0).tolist()

@@ -13,7 +13,7 @@ from typing import ClassVar
 from sama.metrics.mme import PERCEPTION, REASONING, YesNo, mme_rating, yes_or_no
 from sama.video_sama import SamaVideo
 
-from .benchmark import Measures, Prediction, Question, Score, Tools
+from .benchmark import BenchmarkError, Measures, Prediction, Question, Score, Tools
 from .from_catalogue import CatalogueBenchmark
 from .from_records import record_turns
 from .published import published_yes_or_no
@@ -35,6 +35,17 @@ class MME(CatalogueBenchmark):
     def annotation_files(self) -> list[Path]:
         """The text files next to the images."""
         return sorted((self.data_root / self.source.entry.files["media"]).rglob("*.txt"))
+
+    def _read_outline(self) -> dict[str, list[str]]:
+        outline = super()._read_outline()
+        unknown = sorted({group.partition("/")[0] for group in outline} - {*PERCEPTION, *REASONING})
+        if unknown:
+            folder = self.data_root / self.source.entry.files["media"]
+            raise BenchmarkError(
+                f"'{folder / unknown[0]}' is none of the {len(PERCEPTION) + len(REASONING)} categories of MME "
+                f"({', '.join((*PERCEPTION, *REASONING))}); remove the folder."
+            )
+        return outline
 
     def question_ids(self, records: list[dict]) -> list[str]:
         (record,) = records
@@ -58,7 +69,10 @@ class MME(CatalogueBenchmark):
 
     def summarise(self, samples: Sequence[Measures], tools: Tools) -> list[Score]:
         consistent, published = (
-            mme_rating(YesNo(one.facts["category"], one.group, one.facts[preset]) for one in samples)
+            mme_rating(
+                YesNo(one.facts["category"], one.group, one.facts[preset], len(self.outline()[one.group]))
+                for one in samples
+            )
             for preset in ("consistent", "published")
         )
         counts = {name: sum(one.facts["category"] == name for one in samples) for name in (*PERCEPTION, *REASONING)}

@@ -36,19 +36,20 @@ from .benchmark import (
     Tools,
 )
 from .from_catalogue import CatalogueBenchmark
-from .from_records import fitted, record_turns
+from .from_records import masks_on_video, record_turns
 from .published import published_revos_masks
 from .rows import mean_row, presence_rows
 
 
 NO_TARGET = "no target"  # part of the rows about expressions that fit nothing
+FOREGROUND = "foreground_masks"  # ReVOS: key in the catalogue of the file with the union of all objects of a video
 ON_SERVER = "only the challenge server has the masks of this split: write a submission"
 
 
 class ReferringVideo(CatalogueBenchmark):
     """The protocol that the four data sets share."""
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2  # before: where nothing fits, F of a mask of the whole frame was 1
     max_new_tokens: ClassVar[int] = 2048
     headline: ClassVar[str] = "J"
 
@@ -88,9 +89,10 @@ class ReferringVideo(CatalogueBenchmark):
         elif not turn.targets:
             return measures
         frame_masks.check_shape(question, prediction, turn.targets)
-        consistent = self.values(turn, found, prediction)
-        # Several [SEG]s are rare; with one the presets agree on J and F
-        published = self.values(turn, found[:1], prediction) if len(found) > 1 else consistent
+        consistent = self.values(turn, found, prediction, CONSISTENT)
+        # Several [SEG]s are rare; with one the presets agree on J and F of a target
+        agree = len(found) <= 1 and not turn.no_target
+        published = consistent if agree else self.values(turn, found[:1], prediction, PUBLISHED)
         consistent, published = (
             values | self.further_values(turn, tracks, prediction, preset)
             for values, tracks, preset in ((consistent, found, CONSISTENT), (published, found[:1], PUBLISHED))
@@ -102,13 +104,16 @@ class ReferringVideo(CatalogueBenchmark):
         measures.value, measures.ious = consistent["J"], [] if turn.no_target else [consistent["J"]]
         return measures
 
-    def values(self, turn: BenchmarkTurn, found: Sequence[RLETrack], prediction: Prediction) -> dict[str, float]:
+    def values(
+        self, turn: BenchmarkTurn, found: Sequence[RLETrack], prediction: Prediction, preset: str
+    ) -> dict[str, float]:
         """J and F of an expression, means over frames in [0, 1]."""
-        size = (prediction.height, prediction.width)
-        each = frame_masks.track_jf(
-            frame_masks.united(turn.targets, prediction.num_frames, size),
-            frame_masks.united(found, prediction.num_frames, size),
-        )
+        number, size = prediction.num_frames, (prediction.height, prediction.width)
+        guess = frame_masks.united(found, number, size)
+        if turn.no_target and preset == CONSISTENT:
+            each = frame_masks.no_target_jf(guess)
+        else:
+            each = frame_masks.track_jf(frame_masks.united(turn.targets, number, size), guess)
         j, f = np.mean(each, axis=0)
         return {"J": float(j), "F": float(f)}
 
@@ -144,14 +149,15 @@ class ReVOS(ReferringVideo):
 
     name: ClassVar[str] = "revos"
     splits: ClassVar[tuple[str, ...]] = ("valid",)
-    optional_files: ClassVar[tuple[str, ...]] = ("foreground_masks",)
+    optional_files: ClassVar[tuple[str, ...]] = (FOREGROUND,)
 
     def group_questions(self, records: list[dict], video: SamaVideo) -> list[Question]:
         (record,), lookup = records, self.source.lookup
-        single = {name: item for name, item in record["objects"].items() if "union" not in item}
-        self._parts = {name: fitted(lookup(item["store"], item["key"]), video) for name, item in single.items()}
-        if "foreground_masks" in self.source.masks:
-            self._foreground = fitted(lookup("foreground_masks", self.group_of(record)), video)
+        single = [name for name, item in record["objects"].items() if "union" not in item]
+        self._parts = {name: masks_on_video(record, name, video, lookup) for name in single}
+        if FOREGROUND in self.source.masks:
+            item = {"store": FOREGROUND, "key": self.group_of(record)}
+            self._foreground = masks_on_video({**record, "objects": {FOREGROUND: item}}, FOREGROUND, video, lookup)
         else:
             self._foreground = [union(codes) for codes in zip(*self._parts.values(), strict=True)]
         return super().group_questions(records, video)

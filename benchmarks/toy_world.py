@@ -22,6 +22,7 @@ from sama.metrics.no_target import Presence
 from sama.metrics.recall import IOU_THRESHOLD
 from sama.metrics.values import mean
 from sama.prompts_sama import parse_tagged_text
+from sama.toy_world.backgrounds import check_background
 from sama.toy_world.clip import ToySettings
 from sama.toy_world.world import ToySample, ToyWorld
 from sama.video_sama import SamaVideo
@@ -71,7 +72,8 @@ class ToyWorldBenchmark(Benchmark):
             settings = ToySettings(
                 height=size, width=size, split=split, background=self.chosen["background"], tasks=tasks
             )
-        except ValueError as error:
+            check_background(settings.background)
+        except (ValueError, ImportError) as error:
             raise BenchmarkError(f"toy_world cannot be drawn: {error}.") from error
         self.world = ToyWorld(settings, self.chosen["seed"])
         self._drawn: tuple[str, ToySample] | None = None

@@ -5,12 +5,12 @@ import argparse
 import json
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 
 from tqdm import tqdm
 
 from ..benchmarks.benchmark import Benchmark, Measures
 from ..benchmarks.registry import open_benchmark
+from ..data.files import user_path
 from ..evaluation.inference import PredictionRunner
 from ..evaluation.predictions import PredictionFiles, PredictionWriter
 from ..evaluation.processes import rank_and_size
@@ -93,5 +93,5 @@ def with_absolute_paths(arguments: argparse.Namespace) -> argparse.Namespace:
     """The arguments for workers, which have another working directory."""
     given = argparse.Namespace(**vars(arguments))
     given.model = absolute_path(given.model)
-    given.data_root = given.data_root and str(Path(given.data_root).resolve())
+    given.data_root = given.data_root and str(user_path(given.data_root).resolve())
     return given

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from ..benchmarks.benchmark import BenchmarkTurn, Prediction, Question
-from ..benchmarks.from_records import no_store, question_text, record_turns
+from ..benchmarks.from_records import no_store, question_text, record_turns, system_texts
 from ..data.frames import VIDEO_SUFFIXES, open_visual
 from ..data.json_text import parse_json, without_surrogates
 from ..data.readers import READERS
@@ -55,7 +55,7 @@ class AskedQuestion:
         """The question of each turn."""
         if self.record is None:
             return [self.text]
-        return [question_text(message) for message in self.record["messages"]]
+        return [question_text(message) for message in self.record["messages"] if message["role"] == "user"]
 
 
 @dataclass(frozen=True)
@@ -107,19 +107,20 @@ def jobs_of_records(path: Path, media: Path) -> list[VideoJob]:
     _check_folder(media)
     files = {"records": str(path.resolve()), "media": "."}
     for record in READERS["json_lines"](files, media, {"source": SOURCE}):
-        asked = without_answers(record)
-        if not asked["messages"]:
+        asked = AskedQuestion(record["id"], record=without_answers(record))
+        if not asked.texts():
             continue
         _add_id(seen, record["id"], path)
         visual = {kind: record[kind] for kind in ("video", "image") if kind in record}
         key = json.dumps(visual, sort_keys=True) if visual else f"text {record['id']}"
-        grouped.setdefault(key, (visual, []))[1].append(AskedQuestion(record["id"], record=asked))
+        grouped.setdefault(key, (visual, []))[1].append(asked)
     return [VideoJob(visual, questions) for visual, questions in grouped.values()]
 
 
 def without_answers(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record with its questions alone, and the objects that they point at: masks are most of a record."""
-    messages = [message for message in record["messages"] if message["role"] == "user"]
+    """A record with its questions and system messages alone, and the objects that questions point at: masks are most
+    of a record."""
+    messages = [message for message in record["messages"] if message["role"] != "assistant"]
     parts = [part for message in messages for part in (*message.get("preamble", []), *message["content"])]
     objects = record.get("objects", {})
     names = {part["object"] for part in parts if "object" in part}
@@ -299,8 +300,8 @@ class JobQuestions:
         found: dict[str, Question | Exception] = {}
         for asked in self.job.questions:
             try:
-                turns = self._turns(asked)
-                found[asked.id] = Question(asked.id, "", turns, masks=is_seen)
+                system = [] if asked.record is None else system_texts(asked.record)
+                found[asked.id] = Question(asked.id, "", self._turns(asked), masks=is_seen, system=system)
             except READING_ERRORS as error:
                 found[asked.id] = error
         return found

@@ -18,6 +18,7 @@ import yaml
 
 from sama.video_sama import SamaVideo
 
+from ..toy_world.backgrounds import check_background
 from ..toy_world.world import ToyWorld
 from .files import user_path
 from .frames import open_visual, trusted_folders
@@ -202,7 +203,8 @@ class ToySource:
         self._drawn: tuple = (None, None)
         try:
             self.world = ToyWorld(options["settings"], options["seed"])
-        except (ValueError, TypeError) as error:
+            check_background(self.world.settings.background)
+        except (ValueError, TypeError, ImportError) as error:
             raise DataError(str(error), source=entry.name, field="options.settings") from error
 
     def __len__(self) -> int:

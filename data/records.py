@@ -36,7 +36,7 @@ from sama.regions_sama import shortened
 from sama.templates_sama import SOURCE_TURN_FORMATS, TURN_FORMATS
 
 from .json_text import MAX_DEPTH, without_surrogates
-from .masks import MAX_SIDE, decode_rle, to_rle, union
+from .masks import MAX_SIDE, decode_rle, encode_rle, to_rle, union
 from .numbers import LARGEST
 from .wording import TEMPLATES
 
@@ -439,15 +439,26 @@ def decode_object(
             "fit", and raise [`DataError`] otherwise.
     """
     codes = object_masks(record, name, num_frames, lookup, frames)
-    item, field = record["objects"][name], f"objects.{name}"
+    numbers = range(num_frames) if frames is None else frames
+    return np.stack([_decode(record, name, size, frame, code) for frame, code in zip(numbers, codes, strict=True)])
+
+
+def sized_object_masks(
+    record: dict, name: str, size: Sequence[int], num_frames: int, lookup: Callable[[str, str], list]
+) -> list[dict | None]:
+    """The masks of [`object_masks`] at the size of the frames; masks of another size as in [`decode_object`]."""
+    codes = object_masks(record, name, num_frames, lookup)
+    for frame, code in enumerate(codes):
+        if code is not None and tuple(code["size"]) != tuple(size):
+            codes[frame] = encode_rle(_decode(record, name, size, frame, code))
+    return codes
+
+
+def _decode(record: dict, name: str, size: Sequence[int], frame: int, code: dict | None) -> np.ndarray:
+    item = record["objects"][name]
     fit = any(record["objects"][part].get("fit", False) for part in item.get("union", [name]))
     with _record_context(record, item.get("store")):
-        numbers = range(num_frames) if frames is None else frames
-        decode = partial(decode_rle, size=size, resize=fit)
-        masks = [
-            _with_field(decode, code, f"{field}.masks[{frame}]") for frame, code in zip(numbers, codes, strict=True)
-        ]
-    return np.stack(masks)
+        return _with_field(partial(decode_rle, size=size, resize=fit), code, f"objects.{name}.masks[{frame}]")
 
 
 @contextmanager

@@ -226,7 +226,7 @@ class MixtureValidator:
                     "examples": {UNREADABLE: [str(error)]},
                 }
             else:
-                self.sources.append(FirstRecords(source, limit) if limit else source)
+                self.sources.append(source if limit is None else FirstRecords(source, limit))
                 self._weights.append(weight)
                 opened.append(entry)
         self._settings = ValidationSettings(opened, rendering, load_processor, root, cache, all_frames)

@@ -23,7 +23,8 @@ TILE_WIDTH, COLUMNS, TEXT_WIDTH = 300, 5, 900
 
 def write_previews(sources: Sequence, renderer: Renderer, number: int, folder: Path) -> list[Path]:
     """
-    Draw randomly chosen records, the same ones every time. A record that cannot be rendered is logged and left out.
+    Draw randomly chosen records, the same ones every time. A record that cannot be rendered, or a source without
+    records, is logged and left out.
 
     Args:
         sources (sequence): Opened sources, which take turns.
@@ -34,8 +35,12 @@ def write_previews(sources: Sequence, renderer: Renderer, number: int, folder: P
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("[0-9][0-9][0-9]_*.png"):  # of an earlier call
         old.unlink()
+    for source in sources:
+        if not len(source):
+            logger.warning("no preview: %s has no records", source.name)
+    sources = [source for source in sources if len(source)]
     rng, written = np.random.default_rng(0), []
-    for position in range(number):
+    for position in range(number if sources else 0):
         source = sources[position % len(sources)]
         index = int(rng.integers(len(source)))
         try:

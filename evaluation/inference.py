@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from math import isfinite
 
 from sama.benchmarks.benchmark import Benchmark, PredictedObject, PredictedTurn, Prediction, Question, RLETrack
 from sama.data.masks import frame_code
@@ -49,6 +50,8 @@ class PredictionRunner:
         size = {} if video is None else {"num_frames": len(video), "height": video.height, "width": video.width}
         try:
             chat, turns = start(question.layout), []
+            if question.system:
+                chat.add_messages([{"role": "system", "content": text} for text in question.system])
             for number, turn in enumerate(question.turns, start=1):
                 reply = chat.ask(
                     turn.text,
@@ -85,7 +88,8 @@ def _chats(model, processor, video: SamaVideo | None) -> Callable:
 
 
 def _written(phrase) -> PredictedObject:
-    score = None if phrase.score is None else round(float(phrase.score), 4)
+    # A model that overflows scores with NaN, which JSON cannot hold: it has no confidence
+    score = None if phrase.score is None or not isfinite(phrase.score) else round(float(phrase.score), 4)
     return PredictedObject(phrase.text, [] if phrase.track is None else encode_track(phrase.track), score)
 
 

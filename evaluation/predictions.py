@@ -206,7 +206,9 @@ class PredictionWriter:
         os.truncate(path, sum(len(raw) for _, raw in _lines(path)))
 
     def write(self, prediction: Prediction) -> None:
-        self.file.write(json.dumps(prediction.to_dict(), ensure_ascii=False, separators=(",", ":")) + "\n")
+        # NaN would be written as a line that no reader takes
+        line = json.dumps(prediction.to_dict(), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        self.file.write(line + "\n")
         self.file.flush()
         os.fsync(self.file.fileno())
 

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from sama.benchmarks.benchmark import Benchmark, BenchmarkError, Measures, Scores, Tools
 from sama.benchmarks.registry import open_benchmark
 from sama.configuration_sama import SamaConfig
+from sama.data.files import user_path
 from sama.drawing.gallery import write_gallery
 from sama.modeling_sama import SamaForConditionalGeneration
 from sama.processing_sama import SamaProcessor
@@ -108,7 +109,7 @@ def open_tools(arguments: argparse.Namespace, files: PredictionFiles) -> tuple[T
 def output_folder(arguments: argparse.Namespace, benchmark: Benchmark) -> Path:
     """The folder of all output files."""
     if arguments.output:
-        return Path(arguments.output)
+        return user_path(arguments.output)  # a shell does not expand ~ behind "="
     name = f"{benchmark.name}-{benchmark.split}-{benchmark.preset}"
     return Path("outputs") / "evaluation" / Path(arguments.model).name / name
 
@@ -208,6 +209,7 @@ def report(folder: Path, about: dict, scores: Scores) -> int:
 
 def submit(path: str, benchmark: Benchmark, files: PredictionFiles) -> None:
     """Writes and checks the zip for the challenge server; `BenchmarkError` if answers are missing or a check fails."""
+    path = user_path(path)
     write_submission(files.read([name for names in benchmark.outline().values() for name in names]), benchmark, path)
     problems = check_submission(path, benchmark)
     if problems:

@@ -9,7 +9,7 @@ Format (evaluation spec 4.1): one 8-bit greyscale PNG with the values 0 and 255 
 
 import io
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
@@ -21,6 +21,7 @@ from sama.benchmarks.benchmark import Benchmark, BenchmarkError, Prediction
 from sama.benchmarks.referring_video import ReferringVideo
 from sama.data.files import atomic_path
 from sama.metrics.submission import ARCHIVE_FOLDERS, grey_mask, member_name
+from sama.metrics.values import PUBLISHED
 
 
 MOST_PROBLEMS = 20
@@ -41,14 +42,8 @@ def write_submission(predictions: Iterable[Prediction], benchmark: Benchmark, pa
         BenchmarkError: for a benchmark without a server, and if expressions have no answer.
     """
     asked = need_server(benchmark)
-    answered = {one.question: one for one in predictions if one.error is None}
-    wanted = [name for names in asked.outline().values() for name in names]
-    missing = [name for name in wanted if name not in answered]
-    if missing:
-        raise BenchmarkError(
-            f"{len(missing)} of {len(wanted)} expressions of {asked.name} ({asked.split}) have no answer, such as "
-            f"{missing[0]!r}. Run the whole benchmark first."
-        )
+    answered = {one.question: one for one in predictions}
+    _check_complete(asked, answered)
     with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
         for group, names in asked.outline().items():
             for name in names:
@@ -90,6 +85,26 @@ def need_server(benchmark: Benchmark) -> ReferringVideo:
     return benchmark
 
 
+def _check_complete(benchmark: ReferringVideo, answered: Mapping[str, Prediction]) -> None:
+    """Raises `BenchmarkError` if expressions were not asked or failed, and says what to do."""
+    wanted = [name for names in benchmark.outline().values() for name in names]
+    absent = [name for name in wanted if name not in answered]
+    failed = [name for name in wanted if name in answered and answered[name].error is not None]
+    problems = []
+    if absent:
+        problems.append(
+            f"{len(absent)} of {len(wanted)} expressions were not asked, such as {absent[0]!r}: run the whole "
+            "benchmark first."
+        )
+    if failed:
+        problems.append(
+            f"{len(failed)} of {len(wanted)} expressions failed, such as {failed[0]!r} "
+            f"({answered[failed[0]].error}): remove the cause and run again with --retry_failed."
+        )
+    if problems:
+        raise BenchmarkError(f"{benchmark.name} ({benchmark.split}): {' '.join(problems)}")
+
+
 def _masks(
     benchmark: ReferringVideo, group: str, name: str, prediction: Prediction
 ) -> Iterator[tuple[str, np.ndarray]]:
@@ -100,6 +115,8 @@ def _masks(
             f"The prediction for {name!r} has {prediction.num_frames} frames, the expression file {len(names)}: the "
             "prediction was probably made with other files."
         )
+    if benchmark.preset == PUBLISHED:  # the release writes the mask of the first [SEG]
+        found = found[:1]
     yield from zip(names, frame_masks.united(found, len(names), size), strict=True)
 
 

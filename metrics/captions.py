@@ -20,6 +20,7 @@ BLEU = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4")
 CAPTION_METRICS = (*BLEU, "METEOR", "ROUGE_L", "CIDEr")
 Corpus = tuple[Sequence[str], Sequence[str]]  # references and predictions
 
+_NO_REFERENCE = "all references are empty"
 _TOKENIZER_JAR, _TOKENIZER_CLASS = "stanford-corenlp-3.4.1.jar", "edu.stanford.nlp.process.PTBTokenizer"
 
 
@@ -115,18 +116,22 @@ def _installed() -> Path:
 def _unfit(references: Sequence[str]) -> str | None:
     if not references:
         return "there are no samples"
-    return None if any(text.strip() for text in references) else "all references are empty"
+    return None if any(text.strip() for text in references) else _NO_REFERENCE
 
 
 def _score_groups(groups: Mapping, preset: str) -> dict:
-    """Scores of corpora with at least one sample and one reference that is not empty."""
+    """Scores of corpora with at least one sample and one reference that is not empty as a text."""
     texts = [text for corpus in groups.values() for side in corpus for text in side]
     try:
         words = iter(tokenize(texts))
     except CaptionError as error:
         return {name: dict.fromkeys(CAPTION_METRICS, Value(None, str(error))) for name in groups}
     cut = {name: [_numbered(words, len(side)) for side in corpus] for name, corpus in groups.items()}
-    meteors, scores = _meteor(cut), {}
+    # The tokenizer drops punctuation: of references such as "." nothing is left, and CIDEr fails without any word
+    wordless = {name for name, (references, _) in cut.items() if not any(map(any, references.values()))}
+    scores = {name: dict.fromkeys(CAPTION_METRICS, Value(None, _NO_REFERENCE)) for name in wordless}
+    cut = {name: sides for name, sides in cut.items() if name not in wordless}
+    meteors = _meteor(cut) if cut else {}
     for name, sides in cut.items():
         references, predictions = sides
         found = _bleu(references, predictions) | {

@@ -75,8 +75,11 @@ def read_history(run: Path) -> list[dict]:
         FileNotFoundError: if there is no log.
         ValueError: if the log has no entry with a loss.
     """
-    found = sorted(run.glob(f"checkpoint-*/{STATE}"), key=lambda path: int(path.parent.name.split("-")[1]))
-    path = run / STATE if (run / STATE).is_file() else found[-1] if found else None
+    path = run / STATE
+    if not path.is_file():
+        states = {path.parent.name.removeprefix("checkpoint-"): path for path in run.glob(f"checkpoint-*/{STATE}")}
+        steps = [step for step in states if step.isdecimal()]  # not those of a copy such as checkpoint-final
+        path = states[max(steps, key=int)] if steps else None
     if path is None:
         raise FileNotFoundError(
             f"There is no {STATE} in {run} or its checkpoints; is it the output folder of train.py?"

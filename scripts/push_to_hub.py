@@ -18,12 +18,15 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
 from sama.data.model_cards import CARD
+from sama.training.checkpoints import FINGERPRINT_FILE, MANIFEST, ORDER_FILE, STATE_FILE
 from sama.training.model_card import inherited_license, model_card
 
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
 PATTERNS = ("*.safetensors", "*.json", "*.py", "*.jinja", "*.txt", "*.model", "qformer_tokenizer/*")
-EXCLUDED = {"trainer_state.json", "mixture.json", "train_results.json", "all_results.json"}
+# Of a run and its checkpoints: the fingerprint names folders of the machine, and the checksums are of all files
+RUN_FILES = {STATE_FILE, ORDER_FILE, FINGERPRINT_FILE, MANIFEST}
+EXCLUDED = RUN_FILES | {"mixture.json", "train_results.json", "all_results.json"}
 
 
 def files_to_upload(folder: Path) -> list[Path]:

@@ -46,8 +46,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, help="folder of the drawings (default: outputs/preview/MIXTURE)")
     options = parser.parse_args(arguments)
-    if options.preview < 0:
-        parser.error(f"--preview must be at least 0, got {options.preview}")
+    for name, least in (("preview", 0), ("workers", 0), ("limit", 1)):
+        number = vars(options)[name]
+        if number is not None and number < least:
+            parser.error(f"--{name} must be at least {least}, got {number}")
     options.out = options.out or Path("outputs/preview") / options.mixture.stem
     return options
 

@@ -67,7 +67,7 @@ def write_truth(folder: Path, shard_size: int = 1_000) -> tuple[list[VideoJob], 
 
 
 class ScriptedModel:
-    """Finds the upper half of every frame in answer to everything. `asked` is what it was asked."""
+    """Finds the upper half of every frame in answer to everything. `asked` is what it was asked and told."""
 
     def __init__(self):
         self.asked = []
@@ -82,6 +82,9 @@ class ScriptedChat:
 
     def reset(self):
         pass
+
+    def add_messages(self, messages):
+        self.model.asked += messages
 
     def ask(self, text, regions=(), max_new_tokens=512, masks=True, do_sample=False):
         self.model.asked.append((text, len(regions)))

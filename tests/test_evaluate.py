@@ -15,6 +15,7 @@ from processes import finish, run_script, start, start_group
 from sama import evaluate
 from sama.benchmarks.registry import open_benchmark
 from sama.benchmarks.toy_world import ToyWorldBenchmark
+from sama.bulk.benchmark_run import with_absolute_paths
 from sama.evaluation import run as evaluation_run
 from sama.evaluation.inference import PredictionRunner
 from sama.evaluation.predictions import PREDICTIONS, RUN, PredictionFiles
@@ -48,11 +49,14 @@ def test_numbers_below_one_are_refused(option, value, capsys):
     assert f"{option} must be at least 1" in capsys.readouterr().err
 
 
-def test_the_home_folder_in_the_name_of_a_model(tmp_path, monkeypatch):
+def test_the_home_folder_in_paths(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "ckpt").mkdir()
     for name, expected in (("~/ckpt", str(tmp_path / "ckpt")), ("owner/name", "owner/name"), ("~/none", "~/none")):
-        assert evaluate.parse([f"--model={name}", *TOY]).model == expected
+        for option in ("model", "judge_model", "similarity_model"):
+            assert vars(evaluate.parse(["--model=m", f"--{option}={name}", *TOY]))[option] == expected
+    assert evaluation_run.output_folder(evaluate.parse(["--model=m", "--output=~/x", *TOY]), None) == tmp_path / "x"
+    assert with_absolute_paths(evaluate.parse(["--model=m", "--data_root=~/d", *TOY])).data_root == str(tmp_path / "d")
 
 
 class ScriptedModel:

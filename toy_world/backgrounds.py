@@ -16,6 +16,13 @@ PHOTOS = (
 DARKEST, BRIGHTEST = 66.0, 176.0  # grey levels; white, black and every object colour stand out against this range
 
 
+def check_background(kind: str) -> None:
+    """Raises `ImportError` if backgrounds of this kind need photographs that are not installed. For programs that draw
+    many clips, so that they do not fail at the first photograph."""
+    if kind != "texture":
+        _photo_folder()
+
+
 def draw_background(kind: str, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
     """
     A random background image.
@@ -84,8 +91,12 @@ def _muted(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 @lru_cache(maxsize=len(PHOTOS))
 def _load_photo(name: str) -> Image.Image:
+    with Image.open(_photo_folder() / name) as photo:
+        return photo.convert("RGB")
+
+
+def _photo_folder() -> Path:
     package = find_spec("skimage")  # located but not imported: only its data files are needed
     if package is None or package.origin is None:
         raise ImportError("photographs come with scikit-image: install it, or set background='texture'")
-    with Image.open(Path(package.origin).parent / "data" / name) as photo:
-        return photo.convert("RGB")
+    return Path(package.origin).parent / "data"

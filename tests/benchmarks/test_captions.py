@@ -1,13 +1,15 @@
 """Grounded captions of stills and region captions with answers written by hand."""
 
+import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmark_answers import NoMeteor, answer, box, opened, predictions, text_of, values
+from benchmark_answers import ROOT, NoMeteor, answer, box, opened, predictions, text_of, values
 
 from sama.benchmarks import region_captions
-from sama.benchmarks.benchmark import Tools
+from sama.benchmarks.benchmark import BenchmarkError, Tools
 from sama.metrics.captions import CAPTION_METRICS
 from sama.metrics.values import Value
 
@@ -76,6 +78,24 @@ def test_questions_of_grounded_captions(no_captions):
     assert (found["AP50"], found["mIoU"], found["Recall"]) == (pytest.approx(100), 100, None)
     silent = right.score(predictions(right, {"i3": answer(("A square.", []))}), Tools(similarity=similar))
     assert (values(silent)["AP50"], values(silent)["mIoU"], values(silent)["Recall"]) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "entry"),
+    [
+        ("grounded_captions", "val_gcg_coco_caption_gt.json", "i1"),
+        ("region_captions", "finetune_refcocog_val_with_mask.json", "11"),
+    ],
+)
+def test_an_image_that_is_listed_twice_is_named_at_once(tmp_path, name, file, entry):
+    path = Path(shutil.copytree(ROOT, tmp_path / "root")) / "glamm_data" / "annotations" / file
+    content = json.loads(path.read_text())
+    content["annotations"].append(content["annotations"][0])
+    path.write_text(json.dumps(content))
+    with pytest.raises(
+        BenchmarkError, match=f"{name} .val.: the annotation files have 2 entries with the id '{entry}'"
+    ):
+        opened(name, tmp_path / "root")
 
 
 def test_no_answers_no_scores():

@@ -1,6 +1,7 @@
 """Your own records as a benchmark, with scores counted by hand."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from sama.benchmarks.registry import open_benchmark
 from sama.benchmarks.tracks import track_overlaps
 from sama.data.masks import encode_rle
 from sama.data.records import DataError
+from sama.metrics.captions import CAPTION_METRICS
+from sama.metrics.values import Value
 
 
 SIZE = (20, 20)
@@ -125,13 +128,78 @@ def test_scores_by_hand(folder, monkeypatch):
     assert scores.samples[0].value == pytest.approx(0.6) and scores.samples[2].value is None
 
 
+def write(folder, *records) -> None:
+    (folder / "records.jsonl").write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
+
+
+@pytest.mark.skipif(shutil.which("java") is None, reason="Java is not installed")
+def test_references_without_words_have_mask_scores_alone(folder, monkeypatch):
+    monkeypatch.setattr("pycocoevalcap.meteor.meteor.Meteor", NoMeteor)
+    answer = said({"type": "grounded", "text": "", "objects": ["a"]}, text("."))
+    write(folder, *({**RECORDS[1], "id": name, "messages": [RECORDS[1]["messages"][0], answer]} for name in "xy"))
+    benchmark = open_benchmark("json_lines", data_root=folder)
+    rows = benchmark.score([predicted(name, ("[SEG].", [square(5, 15), None])) for name in "xy"]).rows
+    assert {row.value for row in rows if row.part == "masks"} == {100}
+    assert {(row.value, row.reason) for row in rows if row.part == "words"} == {(None, "all references are empty")}
+
+
+@pytest.mark.parametrize("name", ["a", "both"])
+def test_only_masks_that_may_be_fitted_are_resized(folder, name):
+    tall = np.zeros((40, 20), dtype=bool)
+    tall[10:30, 5:15] = True  # the square at twice its height
+    objects = {"a": {"masks": [encode_rle(tall), None]}, "both": {"union": ["a"]}}
+    answer = said({"type": "grounded", "text": "", "objects": [name]})
+    record = {**RECORDS[1], "objects": objects, "messages": [RECORDS[1]["messages"][0], answer]}
+    write(folder, record)
+    benchmark = open_benchmark("json_lines", data_root=folder)
+    (group,) = benchmark.outline()
+    message = rf"item two, field 'objects.{name}.masks\[0\]': the mask is 40 x 20 .*, its frame 20 x 20"
+    with pytest.raises(DataError, match=message):
+        benchmark.questions(group)
+    write(folder, {**record, "objects": {**objects, "a": {**objects["a"], "fit": True}}})
+    (question,) = open_benchmark("json_lines", data_root=folder).questions(group)
+    assert question.turns[0].targets == [[square(5, 15), None]]
+
+
 def test_reference_history_is_an_option_that_names_the_run(folder):
     benchmark = open_benchmark("json_lines", data_root=folder, history="reference")
     assert benchmark.questions(next(iter(benchmark.outline())))[0].history == "reference"
     assert benchmark.identity["options"]["history"] == "reference"
 
 
-def test_bad_files(folder):
+def test_answers_without_a_reference_are_in_no_mask_score(folder, monkeypatch):
+    words = dict.fromkeys(CAPTION_METRICS, Value(None, "left out in this test"))
+    monkeypatch.setattr("sama.benchmarks.json_lines.caption_scores", lambda *texts: words)
+    write(folder, {**RECORDS[1], "id": "known"}, {**RECORDS[1], "id": "open", "messages": [user(text("Segment."))]})
+    benchmark, right = open_benchmark("json_lines", data_root=folder), ("[SEG]", [square(5, 15), None])
+    scores = benchmark.score([predicted("known", right), predicted("open", right)])
+    assert {(row.value, row.count) for row in scores.rows if row.part == "masks"} == {(100, 1)}
+    assert scores.samples[1].value is None
+
+
+def test_the_history_is_one_of_two_and_has_an_answer_to_every_question(folder):
+    with pytest.raises(BenchmarkError, match="history is 'refrence', expected one of own, reference"):
+        open_benchmark("json_lines", data_root=folder, history="refrence")
+    system = {"role": "system", "content": [text("Be brief.")]}
+    write(folder, RECORDS[0], {**RECORDS[2], "id": "two", "messages": [user(text("A")), system, user(text("B"))]})
+    assert len(open_benchmark("json_lines", data_root=folder).records) == 2
+    message = "Question 1 of 2 of the record 'two' has no reference answer"
+    with pytest.raises(BenchmarkError, match=message):
+        open_benchmark("json_lines", data_root=folder, history="reference").outline()
+    write(folder, {**RECORDS[2], "messages": [user(text("A")), system, said(text("B")), user(text("C"))]})
+    assert len(open_benchmark("json_lines", data_root=folder, history="reference").records) == 1
+
+
+def test_the_data_root_is_a_variable_or_below_the_home_folder(folder, monkeypatch):
+    monkeypatch.setenv("SAMA_DATA_ROOT", str(folder))
+    assert open_benchmark("json_lines").data_root == folder
+    monkeypatch.setenv("HOME", str(folder.parent))
+    monkeypatch.setenv("SAMA_DATA_ROOT", "nowhere")
+    assert open_benchmark("json_lines", data_root=f"~/{folder.name}").data_root == folder
+
+
+def test_bad_files(folder, monkeypatch):
+    monkeypatch.delenv("SAMA_DATA_ROOT", raising=False)
     with pytest.raises(BenchmarkError, match="json_lines .*missing .*mine.jsonl"):
         open_benchmark("json_lines", data_root=folder, records="mine.jsonl")
     with pytest.raises(BenchmarkError, match="--data_root"):

@@ -1,9 +1,13 @@
 """MME with answers written by hand."""
 
+import shutil
+from pathlib import Path
+
 import pytest
-from benchmark_answers import answer, opened, predictions
+from benchmark_answers import ROOT, answer, opened, predictions
 from PIL import Image
 
+from sama.benchmarks.benchmark import BenchmarkError
 from sama.benchmarks.published import published_yes_or_no
 from sama.metrics.mme import PERCEPTION, REASONING, yes_or_no
 
@@ -28,8 +32,25 @@ def test_accuracy_of_questions_and_of_pictures():
     # 3 of 4 answers and 1 of 2 pictures
     found = {name: value for name, value in parts(scores).items() if value is not None}
     assert found == {"OCR": 200, "color": 125}
-    assert scores.rows[0].part == "perception" and "no answers in artwork, " in scores.rows[0].reason
+    assert scores.rows[0].part == "perception" and "no score in artwork, " in scores.rows[0].reason
     assert {row.part: row.count for row in scores.rows if row.count} == {"perception": 6, "OCR": 2, "color": 4}
+
+
+def test_an_image_with_an_open_question_is_not_in_acc_plus():
+    mme = opened("mme")
+    (row,) = [row for row in mme.score(predictions(mme, {"OCR/1/0": NO})).rows if row.part == "OCR"]
+    assert (row.value, row.published, row.count) == (None, None, 1) and "all its questions" in row.reason
+    some = {"color/one/0": YES, "color/one/1": NO, "color/two/0": YES}
+    # 2 of 3 answers, 0 of the 1 image that is complete
+    found = parts(mme.score(predictions(mme, some | {"color/one/0": NO})))["color"]
+    assert found == pytest.approx(100 * 2 / 3)
+
+
+def test_a_folder_that_is_no_category_is_named_at_once(tmp_path):
+    root = Path(shutil.copytree(ROOT / "mme", tmp_path / "mme")).parent
+    shutil.copytree(root / "mme" / "color", root / "mme" / "extra")
+    with pytest.raises(BenchmarkError, match=r"mme.extra' is none of the 14 categories of MME \(OCR, "):
+        opened("mme", root)
 
 
 def test_sums_over_all_categories(tmp_path):

@@ -18,7 +18,7 @@ from sama.evaluation.plots import write_plots
 from sama.evaluation.report import terminal_table
 
 
-MIDDLE, CORNER = box(5, 5, 15, 15), box(0, 0, 5, 4)
+MIDDLE, CORNER, WHOLE = box(5, 5, 15, 15), box(0, 0, 5, 4), box(0, 0, 20, 20)
 SILENT = answer(("Nothing in the video fits that description.", []))
 
 
@@ -61,8 +61,9 @@ def test_it_is_asked_with_empty_masks(mevis):
         (masks([None, None]), 1, 100),  # a [SEG] without a pixel predicts nothing
         (masks([MIDDLE, MIDDLE]), 0, 0),
         (masks([None, CORNER]), 0.5, 0),  # silent in one of two frames
+        (masks([WHOLE, WHOLE]), 0, 0),  # which have no boundary inside the frame
     ],
-    ids=["silent", "empty mask", "masks", "one frame"],
+    ids=["silent", "empty mask", "masks", "one frame", "whole frames"],
 )
 def test_mevis(mevis, said, j, n_acc):
     scores = mevis.score(predictions(mevis, {"v1/0": masks([MIDDLE, MIDDLE]), "v1/7": said}))
@@ -72,6 +73,11 @@ def test_mevis(mevis, said, j, n_acc):
     assert {row.name: row.count for row in scores.rows} == {"J&F": 2, "J": 2, "F": 2, "N-acc": 1, "T-acc": 1}
     sample = scores.samples[1]
     assert (sample.value, sample.ious, sample.num_objects) == (j, [], 0)
+
+
+def test_the_release_scores_whole_frames_by_their_boundary(mevis):
+    scores = mevis.score(predictions(mevis, {"v1/7": masks([WHOLE, WHOLE])}))
+    assert (values(scores)["F"], values(scores, published=True)["F"]) == (0, 100)
 
 
 def test_silence_about_a_target_lowers_t_acc(mevis):
@@ -153,8 +159,8 @@ def said(*turns) -> Prediction:
     return Prediction("one", found, 2, 20, 20)
 
 
-@pytest.mark.parametrize(("tracks", "right"), [([], True), ([[None, CORNER]], False)])
-def test_json_lines(tmp_path, monkeypatch, tracks, right):
+@pytest.mark.parametrize(("tracks", "j"), [([], 1), ([[None, CORNER]], 0.5), ([[WHOLE, WHOLE]], 0)])
+def test_json_lines(tmp_path, monkeypatch, tracks, j):
     monkeypatch.setattr("sama.benchmarks.json_lines.caption_scores", lambda *texts: {})
     monkeypatch.setattr("sama.benchmarks.json_lines.CAPTIONS", {})
     benchmark = own_records(tmp_path)
@@ -163,9 +169,9 @@ def test_json_lines(tmp_path, monkeypatch, tracks, right):
     assert question.turns[1].reference == NO_TARGET_ANSWERS["video"][0]
     scores = benchmark.score([said(("[SEG]", [MIDDLE, None]), ("No.", *tracks), ("Yes.",))])
     found = values(scores, "masks")
-    assert (found["N-acc"], found["T-acc"]) == (100 * right, 100)
-    assert found["mIoU"] == (100 if right else 50)
-    assert found["J&F"] == (100 if right else 75)
+    assert (found["N-acc"], found["T-acc"]) == (0 if tracks else 100, 100)
+    assert found["mIoU"] == (50 if tracks else 100)
+    assert found["J"] == found["F"] == found["J&F"] == 100 * (1 + j) / 2
     assert scores.samples[0].ious == [1.0]
 
 

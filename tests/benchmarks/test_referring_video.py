@@ -1,6 +1,7 @@
 """MeViS, Ref-YouTube-VOS, Ref-DAVIS17 and ReVOS with answers written by hand. 20 x 20 frames: the boundary is a pixel
 wide; half of a square of 10 has J 0.5 and F 0.657143 (evaluation spec 4.2)."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from sama.benchmarks import frame_masks
 from sama.benchmarks.benchmark import BenchmarkError, Prediction
 from sama.benchmarks.referring_video import ON_SERVER, disjoint_masks
 from sama.data.catalogue import read_catalogue
+from sama.evaluation.inference import PredictionRunner
 
 
 MIDDLE, LEFT, CORNER = box(5, 5, 15, 15), box(5, 5, 10, 15), box(0, 0, 5, 5)
@@ -123,6 +125,32 @@ def test_revos_without_its_foreground_file_takes_all_objects(tmp_path):
     assert values(scores, "referring")["R"] == pytest.approx(80, abs=1e-4)
     reasoning = [row for row in scores.rows if row.part == "reasoning"]
     assert {row.value for row in reasoning} == {None} and "no reasoning expressions" in reasoning[0].reason
+
+
+def edit_json(path: Path, edit) -> None:
+    """Replaces the content of a JSON file by `edit(content)`."""
+    path.write_text(json.dumps(edit(json.loads(path.read_text()))))
+
+
+@pytest.mark.parametrize("file", ["mask_dict.json", "mask_dict_foreground.json"])
+def test_revos_names_a_mask_that_is_missing_or_does_not_fit(tmp_path, file):
+    """Each is the reason why the questions about the video failed, not the end of the run."""
+    path = Path(shutil.copytree(ROOT, tmp_path / "root")) / "video_datas/revos" / file
+    whole = path.read_text()
+
+    def errors(edit) -> list[str]:
+        edit_json(path, edit)
+        revos = opened("revos", tmp_path / "root")
+        ((group, names),) = revos.outline().items()
+        return [prediction.error for _, prediction in PredictionRunner(None, None, revos, 8).ask_group(group, names)]
+
+    missing = errors(lambda content: {f"other {key}": masks for key, masks in content.items()})
+    assert len(missing) == 3
+    assert all(f"{file}, item " in error and "there is no mask '" in error for error in missing)
+    path.write_text(whole)
+    wide = box(0, 0, 40, 40, side=40)
+    (error, *_) = errors(lambda content: dict.fromkeys(content, {"masks_rle": [wide, wide]}))
+    assert file in error and "the mask is 40 x 40 (height x width), its frame 20 x 20" in error
 
 
 def davis_answers(**changes) -> dict:

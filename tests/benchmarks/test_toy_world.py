@@ -14,8 +14,11 @@ from sama.benchmarks.benchmark import (
 from sama.benchmarks.frame_masks import are_touching
 from sama.benchmarks.registry import open_benchmark
 from sama.benchmarks.toy_world import DIALOGUE, LOOK, MOTION, is_right, measure_turn, object_facts
+from sama.data.catalogue import Entry, open_source
 from sama.data.masks import decode_rle, encode_rle
+from sama.data.records import DataError
 from sama.objects_sama import MaskTrack
+from sama.toy_world import backgrounds
 from sama.toy_world.world import ToySample
 
 
@@ -265,3 +268,14 @@ def test_invalid_arguments_are_errors(arguments, message):
 def test_an_unknown_benchmark_is_an_error():
     with pytest.raises(BenchmarkError, match="no benchmark 'toy'; known are .*toy_world"):
         open_benchmark("toy")
+
+
+def test_photographs_that_are_not_installed_are_named_at_once(monkeypatch):
+    monkeypatch.setattr(backgrounds, "find_spec", lambda name: None)
+    for background in ("photo", "mixed"):
+        with pytest.raises(BenchmarkError, match="toy_world cannot be drawn: photographs come with scikit-image"):
+            open_benchmark("toy_world", background=background)
+        entry = Entry("toys", "toy_world", options={"settings": {"background": background}})
+        with pytest.raises(DataError, match="toys, field 'options.settings': photographs come with scikit-image"):
+            open_source(entry)
+    assert open_benchmark("toy_world").open("0") is not None

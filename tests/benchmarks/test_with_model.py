@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 from benchmark_answers import ROOT, NoMeteor, opened
 from fixture_sources import FIXTURES
+from PIL import Image
 
 from sama.benchmarks.benchmark import Prediction
-from sama.benchmarks.registry import BENCHMARKS
+from sama.benchmarks.registry import BENCHMARKS, open_benchmark
+from sama.chat_sama import SamaChat
 from sama.evaluate import main
 from sama.evaluation import run as evaluation_run
 from sama.evaluation.inference import PredictionRunner
@@ -81,6 +83,27 @@ def test_conversations_of_sama_bench_g(tiny):
     predictions = asked(tiny, benchmark)
     assert [len(prediction.turns) for prediction in predictions] == [2, 2]
     check(benchmark.score(predictions), predictions)
+
+
+def test_system_messages_begin_the_conversation(tiny, tmp_path, monkeypatch):
+    Image.new("RGB", (40, 20)).save(tmp_path / "a.png")
+    messages = [
+        {"role": role, "content": [{"type": "text", "text": text}]}
+        for role, text in (("system", "Be brief."), ("user", "What is it?"), ("user", "And?"), ("system", "Be kind."))
+    ]
+    record = {"image": {"path": "a.png"}, "messages": messages}
+    plain = {**record, "messages": messages[1:3]}
+    (tmp_path / "records.jsonl").write_text("\n".join(map(json.dumps, (record, plain))), encoding="utf-8")
+    asked_with, ask = [], SamaChat.ask
+    monkeypatch.setattr(
+        SamaChat, "ask", lambda chat, *args, **options: asked_with.append(chat.messages) or ask(chat, *args, **options)
+    )
+    predictions = asked(tiny, open_benchmark("json_lines", data_root=tmp_path))
+    assert [prediction.error for prediction in predictions] == [None, None]
+    system = [{"role": "system", "content": text} for text in ("Be brief.", "Be kind.")]
+    assert [messages[:2] for messages in asked_with[:2]] == [system, system]
+    assert [message["role"] for message in asked_with[1][2:]] == ["user", "assistant"]
+    assert asked_with[2] == []  # the next question about the same picture has none
 
 
 def test_run_and_zip(tmp_path, capsys):

@@ -64,6 +64,18 @@ def test_records_of_a_video_are_one_job(media, tmp_path):
     assert answers(jobs[2], media)[0].turns[0].text == "Hi."
 
 
+def test_system_messages_are_part_of_the_question(media, tmp_path):
+    system = {"role": "system", "content": [{"type": "text", "text": "Be "}, {"type": "text", "text": "brief."}]}
+    one, two = ({"messages": messages} for messages in ([system, *ask("One?")], ask("One?")))
+    path = write_records(tmp_path / "r.jsonl", {"id": "a", **one}, {"id": "b", "messages": [system]})
+    (job,), model = jobs_of_records(path, media), ScriptedModel()
+    assert [question.texts() for question in job.questions] == [["One?"]]
+    assert answers(job, media, model)[0].error is None
+    assert model.asked == [{"role": "system", "content": "Be brief."}, ("One?", 0)]
+    (other,) = jobs_of_records(write_records(tmp_path / "r.jsonl", {"id": "a", **two}), media)
+    assert digests_of_jobs([job], media)["questions"] != digests_of_jobs([other], media)["questions"]
+
+
 def test_a_question_that_does_not_fit_fails_alone(media, tmp_path):
     region = [{"role": "user", "content": [{"type": "region", "object": "1"}, {"type": "text", "text": "?"}]}]
     path = write_records(

@@ -63,6 +63,27 @@ def test_a_preview_alone_reads_the_drawn_records_only(tmp_path, monkeypatch, cap
     assert "2 drawings in outputs/preview/toy" in capsys.readouterr().out
 
 
+def test_sources_without_records_have_no_preview(tmp_path, mixture, caplog):
+    root, out = copied(tmp_path), tmp_path / "sheets"
+    llava = root / SOURCES["llava"][1]["annotations"]
+    llava.write_text(json.dumps([{**item, "conversations": "nothing"} for item in json.loads(llava.read_text())]))
+    code, report = run(tmp_path, mixture("llava"), "--preview", "3", "--out", out, root=root)
+    assert code == 1 and set(report["sources"]["llava"]["problems"]) == {"broken items"}
+    assert "no preview: llava has no records" in caplog.text and list(out.iterdir()) == []
+    run(tmp_path, mixture("llava", "mevis"), "--preview", "3", "--out", out, root=root)
+    assert [path.name for path in sorted(out.iterdir())] == [f"00{number}_mevis.png" for number in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "least"), [("limit", "-5", 1), ("limit", "0", 1), ("workers", "-3", 0), ("preview", "-1", 0)]
+)
+def test_numbers_that_are_too_small_are_refused(option, value, least, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([str(CONFIGS / "toy.yaml"), f"--{option}", value])
+    assert end.value.code == 2
+    assert f"--{option} must be at least {least}, got {value}" in capsys.readouterr().err
+
+
 def test_a_processor_that_does_not_exist_is_one_sentence(capsys):
     assert main([str(CONFIGS / "toy.yaml"), "--processor", "sama-tny"]) == 2
     assert capsys.readouterr().err.count("\n") == 1

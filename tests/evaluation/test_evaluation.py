@@ -25,7 +25,7 @@ from sama.evaluation.inference import PredictionRunner
 from sama.evaluation.plots import _bins, write_plots
 from sama.evaluation.predictions import WORDS, PredictionError, PredictionFiles, PredictionWriter
 from sama.evaluation.report import markdown, reasons_of, rows_of, terminal_table
-from sama.objects_sama import MaskTrack, Region
+from sama.objects_sama import GroundedPhrase, MaskTrack, Region
 from sama.video_sama import SamaVideo
 
 
@@ -274,6 +274,20 @@ def test_questions_of_a_video_share_a_chat():
         ("reset", "newlines"), ("Is <region> a?", 1, True, 8), ("Sure?", 0, True, 8),
         ("reset", "newlines"), ("Is <region> c?", 1, True, 8), ("replace", "Yes."), ("Sure?", 0, True, 8),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf")])
+def test_a_score_that_is_no_number_is_none(tmp_path, monkeypatch, score):
+    objects = [GroundedPhrase("it", (0, 2), score=score), GroundedPhrase("it", (0, 2), score=0.12345)]
+    monkeypatch.setattr(Chat, "ask", lambda *_, **options: Reply("[SEG] [SEG]", objects))
+    ((_, found),) = PredictionRunner(Model(), Processor(), PlainBenchmark(), 8).ask_group("one", ["a"])
+    files = PredictionFiles(tmp_path)
+    with PredictionWriter(files.part(0)) as writer:
+        writer.write(found)
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            writer.write(Prediction("b", [PredictedTurn("", [PredictedObject("", [], score)])]))
+    files.merge("ab")
+    assert [[item.score for item in turn.objects] for turn in next(files.read("a")).turns] == [[None, 0.1235]] * 2
 
 
 def test_a_question_with_a_turn_format_of_its_own_has_a_chat_of_its_own():

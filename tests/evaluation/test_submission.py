@@ -93,10 +93,25 @@ def test_zip_of_ref_youtube_vos(tmp_path):
     assert any("no frame of the expression file" in line and "Annotations" in line for line in problems)
 
 
+@pytest.mark.parametrize(("preset", "area"), [("consistent", 50), ("published", 25)])
+def test_the_release_writes_the_mask_of_the_first_seg(tmp_path, preset, area):
+    valid = opened("mevis", split="valid", preset=preset)
+    both = masks([box(5, 5, 10, 10), None], [box(10, 5, 15, 10), None])
+    made = predictions(valid, {"w1/0": both, "w1/10": masks(), "w1/2": masks()})
+    write_submission(made, valid, tmp_path / "mevis.zip")
+    with zipfile.ZipFile(tmp_path / "mevis.zip") as archive:
+        assert (np.asarray(picture(archive, "w1/0/00000.png")) > 0).sum() == area
+
+
 def test_missing_answers_are_an_error(tmp_path):
-    some = answers(mevis())[:1] + [Prediction("w1/2", error="the video cannot be read")]
-    with pytest.raises(BenchmarkError, match="2 of 3 expressions .* such as 'w1/10'"):
-        write_submission(some, mevis(), tmp_path / "x.zip")
+    (first, *_), failed = answers(mevis()), Prediction("w1/2", error="OSError: the video cannot be read")
+    with pytest.raises(BenchmarkError) as error:
+        write_submission([first, failed], mevis(), tmp_path / "x.zip")
+    assert str(error.value) == (
+        "mevis (valid): 1 of 3 expressions were not asked, such as 'w1/10': run the whole benchmark first. "
+        "1 of 3 expressions failed, such as 'w1/2' (OSError: the video cannot be read): remove the cause and run "
+        "again with --retry_failed."
+    )
     assert not list(tmp_path.glob("*x.zip*")) and not list(tmp_path.glob(".x*"))
 
 

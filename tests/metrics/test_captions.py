@@ -99,6 +99,15 @@ def test_empty_corpora_start_nothing(monkeypatch):
     assert set(found["blank"].values()) == {(None, "all references are empty")}
 
 
+def test_references_of_punctuation_alone_are_empty(needs_java, monkeypatch):
+    monkeypatch.setattr("pycocoevalcap.meteor.meteor.Meteor", NoMeteor)
+    empty = {(None, "all references are empty")}
+    assert set(caption_scores([".", "..."], ["a dog", "x"]).values()) == empty
+    found = caption_scores_by_group({"marks": ([".", "?"], ["a", "b"]), "words": ([".", "a cat"], ["x", "a cat"])})
+    assert set(found["marks"].values()) == empty
+    assert found["words"]["ROUGE_L"].value == 0.5  # one of the two texts has words to compare
+
+
 def test_lengths_differ():
     with pytest.raises(ValueError, match="1 references but 2 predictions in group 0"):
         caption_scores(["a"], ["a", "b"])

@@ -26,6 +26,19 @@ def test_points():
     assert found["perception"].value is None and "OCR, artwork, celebrity, count" in found["perception"].reason
 
 
+def test_incomplete_images_are_not_in_acc_plus():
+    rows = [
+        YesNo("color", "1", True),
+        YesNo("color", "2", True),
+        YesNo("color", "2", False),
+        YesNo("scene", "3", True),
+    ]
+    found = mme_rating([*rows, YesNo("posters", "4", True, questions=1)])
+    assert found["color"].value == pytest.approx(200 / 3)  # one image is complete, and not right
+    assert found["scene"] == (None, "no image of this category has answers to all its questions")
+    assert found["posters"].value == 200
+
+
 def test_sums():
     rows = [YesNo(name, image, True) for name in (*PERCEPTION, *REASONING) for image in "1122"]
     found = mme_rating(rows)

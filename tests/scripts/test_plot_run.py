@@ -26,6 +26,15 @@ def test_newest_state_is_plotted(tmp_path):
     assert len(picture.getcolors(picture.width * picture.height)) > 50
 
 
+def test_folders_that_are_no_checkpoint_of_the_trainer_are_passed_over(tmp_path):
+    for name, loss in (("checkpoint-9", 2.0), ("checkpoint-10", 1.0), ("checkpoint-final", 3.0)):
+        (tmp_path / name).mkdir()
+        write_log(tmp_path / name, [{"step": 1, "loss": loss}])
+    assert [entry["loss"] for entry in read_history(tmp_path)] == [1.0]
+    write_log(tmp_path, [{"step": 1, "loss": 0.5}])
+    assert [entry["loss"] for entry in read_history(tmp_path)] == [0.5]
+
+
 def test_folder_without_a_run_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="trainer_state.json"):
         read_history(tmp_path)

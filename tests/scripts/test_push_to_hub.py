@@ -87,6 +87,9 @@ def folder(tmp_path):
         "checkpoint-3/model.safetensors": "older",
         "runs/events": "curves",
         "training_args.bin": "arguments",
+        "fingerprint.json": json.dumps({"data": {"root": str(tmp_path)}}),
+        "order.json": "{}",  # as manifest.json, of a checkpoint
+        "manifest.json": "{}",
         "mixture.json": json.dumps({"sources": {"toy_train": {"weight": 1.0, "records": 4000}}}),
         "trainer_state.json": json.dumps(
             {"log_history": [{"loss": 9.0, "step": 1}, {"loss": 2.5, "mask_iou": 0.5, "step": 7}, {"runtime": 3}]}
