@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,8 +16,9 @@ from .configuration_sama import CONTEXT_TOKEN, DENSE_FRAME_TOKEN
 from .encoding_sama import prompt_tensors
 from .feature_store_sama import SamFeatureStore
 from .frame_encoder_sama import FrameEncoder
-from .generation_sama import DecodingBatch
+from .generation_sama import DecodingBatch, copy_cache, crop_cache
 from .inputs_sama import SamaVisualInputs
+from .messages_sama import checked_messages
 from .modeling_sama_tracker import FrameFeatures
 from .objects_sama import GroundedPhrase, MaskTrack, Region, check_region_list, encode_masks
 from .overlay_sama import overlay_masks, write_video
@@ -245,10 +246,7 @@ class SamaChat:
         length = min(max([state.video_length, *known]), len(state.input_ids))
         chat = SamaChat(self.model, self.processor, video=self.video, sam_features=self.sam_features)
         chat.min_component_fraction, chat.decoding_batch = self.min_component_fraction, self.decoding_batch
-        layers: list[Any] = self.cache.layers
-        for own, layer in zip(cast(list[Any], chat.cache.layers), layers, strict=True):
-            if layer.get_seq_length():
-                own.update(layer.keys[..., :length, :], layer.values[..., :length, :])
+        copy_cache(self.cache, chat.cache, length)
         chat.state = replace(
             state,
             messages=state.messages[: ends[num_turns]],
@@ -258,22 +256,28 @@ class SamaChat:
         return chat
 
     def add_messages(self, messages: Sequence[dict]) -> None:
-        """Adds questions and answers of a conversation that was held elsewhere; the next question reads them.
+        """Adds questions and answers of a conversation that was held elsewhere; the next question reads them. Raises
+        `ValueError` if they cannot be read, or their questions do not show `chat.video`.
 
         Args:
             messages (`list[dict]`): as `apply_chat_template` takes them. The first user message of a chat about a
                 video shows it, as `question_content` writes it.
         """
-        self.state = replace(self.state, messages=[*self.state.messages, *messages])
+        messages = [*self.state.messages, *messages]
+        self.state = replace(self.state, messages=checked_messages(messages, self.video))
 
     def start_over(self) -> None:
         """The name of [`reset`] before version 0.2."""
         self.reset()
 
     def replace_answer(self, tagged_text: str) -> None:
-        """Puts another answer, with its tags, in the place of the last one; later questions follow on that."""
-        *before, last = self.state.messages
-        self.state = replace(self.state, messages=[*before, {**last, "content": tagged_text}])
+        """Puts another answer, with its tags, in the place of the last one; later questions follow on that.
+        Raises `ValueError` if the conversation does not end with an answer, or `tagged_text` cannot be one."""
+        before, last = self.messages[:-1], self.messages[-1:]
+        if not last or last[0]["role"] != "assistant":
+            raise ValueError("There is no answer to replace: the conversation does not end with one.")
+        messages = [*before, {**last[0], "content": tagged_text}]
+        self.state = replace(self.state, messages=checked_messages(messages, self.video))
 
     def answer(self, text: str, regions: Sequence, tracking: dict | None, on_answer, **generate_kwargs) -> SamaReply:
         """[`ask`], without its promise about failures."""
@@ -356,10 +360,7 @@ class SamaChat:
         that a conversation never depends on how it was reached."""
         lengths = {messages: length for messages, length in self.state.turn_lengths.items() if length <= number}
         self.state = replace(self.state, input_ids=self.state.input_ids[:number], turn_lengths=lengths)
-        layers: list[Any] = self.cache.layers
-        for layer in layers:  # one by one: an interrupted question leaves them at different lengths
-            if layer.get_seq_length() > number:
-                layer.crop(number - layer.get_seq_length())
+        crop_cache(self.cache, number)
 
     @torch.no_grad()
     def encode_visual(self, turn) -> dict[str, torch.Tensor]:

@@ -16,7 +16,7 @@ A region is one of these, in pixels of the video and frames counted from 0 (fram
     frame=10,box=x1,y1,x2,y2
     frame=10,point=x,y[,point=x,y][,negative=x,y]       points on the object and outside it
     frame=10,scribble=x,y,x,y,...
-    frame=10,mask=FILE.png                              everything that is not black
+    frame=10,mask=FILE.png                              all that is neither black nor transparent
     object=2                                            the 2nd object of the answers so far
 
 The output is the video with each object in its colour, a contact sheet (.png) and all masks as COCO RLE (.json).

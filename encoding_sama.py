@@ -11,9 +11,9 @@ from PIL import Image
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
-from .configuration_sama import TEXT_TOKEN, SamaConfig
+from .configuration_sama import PADDING_LABEL, TEXT_TOKEN, SamaConfig
 from .messages_sama import ParsedConversation
-from .objects_sama import PADDING_LABEL, PreparedRegion
+from .objects_sama import PreparedRegion
 from .pixels_sama import normalized_pixels
 from .prompts_sama import POOLED_SLOT, SEG, SHAPE_SLOT, TurnText, TurnWriter, VisualText
 from .templates_sama import RenderedText

@@ -163,7 +163,7 @@ class SamaMaskTracker(nn.Module):
         (corners of a box), -1 (none), -10 (padding) to sparse prompts (num_frames, num_objects, num_points + 1,
         width)."""
         sparse, _ = self.sam.prompt_encoder(
-            input_points=points.to(self.sam.no_memory_embedding.dtype),
+            input_points=points.float(),  # cast to the model's dtype once scaled; bfloat16 would round pixels
             input_labels=labels,
             input_boxes=None,
             input_masks=None,

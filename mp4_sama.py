@@ -50,6 +50,14 @@ class Turn:
 NO_TURN = Turn()
 
 
+def skew_message(path: str) -> str:
+    """What to say of a [`Turn`] that is skewed."""
+    return (
+        f"'{path}' declares a rotation that is not a multiple of 90 degrees, or a skew; only quarter turns and "
+        "mirroring are applied."
+    )
+
+
 def upright_frame(frame: np.ndarray, turn: Turn) -> np.ndarray:
     """A frame of shape `(height, width, 3)` as it is shown."""
     if turn.transpose:

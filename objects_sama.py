@@ -207,7 +207,7 @@ def as_region(value) -> Region | MaskTrack:
 
 MAX_SCRIBBLE_POINTS = 8
 # Labels of SAM 2's prompt encoder: 1 and 0 are points of the object and of the rest, 2 and 3 the corners of a box.
-BOX_LABELS, PADDING_LABEL = (2, 3), -10
+BOX_LABELS = (2, 3)
 
 
 @dataclass(frozen=True)

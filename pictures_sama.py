@@ -50,6 +50,7 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+AS_STORED = UPRIGHT | {6: UPRIGHT[8], 8: UPRIGHT[6]}  # undoes them
 # An animation of more pixels in all its frames together is refused: a file of a few kilobytes can claim any number
 MAX_ANIMATION_PIXELS = 2**34
 # Browsers show frames that declare less for 0.1 seconds
@@ -147,12 +148,12 @@ def to_rgb(image: Image.Image, upright: bool = True) -> np.ndarray:
 
     Args:
         image (`PIL.Image.Image`): The picture; of several frames the current one.
-        upright (`bool`): Whether its orientation is applied.
+        upright (`bool`): Whether its orientation is applied; that of a TIFF always is, see [`just_opened_rgb`].
 
     Raises:
         ValueError: if the values of integers or floats lie outside their range.
     """
-    image.load()  # Pillow turns a TIFF upright here
+    image.load()  # Pillow turns a TIFF upright here and forgets its orientation
     method = UPRIGHT.get(orientation(image)) if upright else None
     if image.mode.startswith("I") or image.mode == "F":
         pixels = _scaled_grey(image)
@@ -162,6 +163,13 @@ def to_rgb(image: Image.Image, upright: bool = True) -> np.ndarray:
         image = Image.alpha_composite(Image.new("RGBA", image.size, WHITE), image)
     image = image.convert("RGB")
     return np.array(image if method is None else image.transpose(method))
+
+
+def just_opened_rgb(image: Image.Image, upright: bool) -> np.ndarray:
+    """[`to_rgb`] of a picture that has not been loaded, of which a TIFF is not turned either unless `upright`."""
+    method = AS_STORED.get(orientation(image)) if image.format == "TIFF" and not upright else None
+    pixels = to_rgb(image, upright)
+    return pixels if method is None else np.array(Image.fromarray(pixels).transpose(method))
 
 
 def _scaled_grey(image: Image.Image) -> np.ndarray:
@@ -270,7 +278,7 @@ def read_still(path: str, upright: bool = True) -> np.ndarray:
         count = number_of_frames(image)
         if count > 1:
             raise PictureError(f"'{path}' is animated, with {count} frames: give it as a video, not as one picture.")
-        return to_rgb(image, upright)
+        return just_opened_rgb(image, upright)
 
 
 class AnimationReader:
@@ -326,14 +334,19 @@ class AnimationReader:
                 self._image.load()
             except Exception:  # see `opened_picture`
                 return
-            milliseconds = self._image.info.get("duration")
+            # A frame of a GIF may declare no time, which counts as 0; a TIFF has none
+            milliseconds = self._image.info.get("duration", 0 if self._image.format == "GIF" else None)
             if milliseconds is not None and milliseconds < MIN_FRAME_MILLISECONDS:
                 milliseconds = DEFAULT_FRAME_MILLISECONDS
             yield None if milliseconds is None else milliseconds / 1000
 
     def read(self, index: int) -> np.ndarray:
         try:
+            # Pillow cannot go back in an animated PNG, and a loaded frame of a TIFF has lost its orientation
+            if self._first + index <= self._image.tell():
+                self._image.close()
+                self._open()
             self._image.seek(self._first + index)
-            return to_rgb(self._image, self.upright)
+            return just_opened_rgb(self._image, self.upright)
         except Exception as error:  # see `opened_picture`
             raise ValueError(str(error) or type(error).__name__) from error

@@ -154,8 +154,8 @@ def mask_array(mask) -> np.ndarray:
     A mask in any of its forms as a bool array of shape `(height, width)`.
 
     Args:
-        mask: An array or tensor of numbers, nested lists of them, a PIL image (of a palette, entry 0 does not belong
-            to the mask), or COCO run lengths, compressed or not.
+        mask: An array or tensor of numbers, nested lists of them, a PIL image, or COCO run lengths, compressed or not.
+            Of a picture, black and transparent pixels do not belong to the mask, nor entry 0 of a palette.
 
     Raises:
         ValueError: for anything else, for NaN, and for run lengths that do not fill their size.
@@ -164,7 +164,7 @@ def mask_array(mask) -> np.ndarray:
         return decode_rle(mask)
     try:
         if isinstance(mask, Image.Image):
-            mask = mask if mask.mode in ("P", "1", "I", "F", "I;16") else mask.convert("L")
+            mask = mask if mask.mode in ("P", "1", "I", "F", "I;16") else visible_grey(mask)
         array = tensor_array(mask) if isinstance(mask, torch.Tensor) else np.asarray(mask)
     except OSError as error:
         raise ValueError(f"The picture of a region's mask cannot be decoded: {error}.") from error
@@ -175,6 +175,14 @@ def mask_array(mask) -> np.ndarray:
     if array.dtype.kind == "f" and np.isnan(array).any():
         raise ValueError(f"The mask of a region is NaN in {int(np.isnan(array).sum())} of its {array.size} pixels.")
     return array != 0
+
+
+def visible_grey(picture: Image.Image) -> np.ndarray:
+    """A picture as grey, in which its transparent pixels are black."""
+    grey = np.asarray(picture.convert("L"))
+    if not picture.has_transparency_data:
+        return grey
+    return np.where(np.asarray(picture.convert("RGBA"))[..., 3] > 0, grey, 0)
 
 
 def decode_rle(code: Mapping) -> np.ndarray:

@@ -371,7 +371,7 @@ def choose_frames(
         preset (`str`): "published": the first `num_dense_frames` context frames are dense, and SAM 2 is prompted on
             the first frames of the video. "consistent": the dense frames are spread over the context frames, to
             the end of the video, and SAM 2 is prompted on them.
-        max_context_frames (`int`): Upper bound of the context frames.
+        max_context_frames (`int`): Upper bound of the context frames, and so of the dense ones.
         num_dense_frames (`int`): Dense frames of a video that is long enough.
         with_context (`bool`): Whether the model reads context frames. A Sa2VA does not: its dense frames, which are
             the prompted ones as well, are the first of the video ("published"), or spread from its first frame to its
@@ -383,7 +383,7 @@ def choose_frames(
     if max_context_frames < 1:
         raise ValueError(f"A video needs at least 1 context frame, got max_context_frames={max_context_frames}.")
     if not with_context:
-        number = min(num_dense_frames, num_frames)
+        number = min(num_dense_frames, max_context_frames, num_frames)
         frames = list(range(number))
         if preset == "consistent" and number > 1:
             frames = [index * (num_frames - 1) // (number - 1) for index in range(number)]

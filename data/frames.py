@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
+from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 
 from sama.pictures_sama import IMAGE_SUFFIXES, opened_picture
 from sama.video_readers_sama import FrameSource
@@ -87,9 +88,11 @@ def frame_name(entry, field: str) -> str:
 
 
 def image_size(path: Path, field: str = "") -> tuple[int, int]:
-    """`(height, width)` from the header of an image file."""
+    """`(height, width)` of the stored pixels, from the header of an image file."""
     try:
         with opened_picture(str(path)) as image:
+            if isinstance(image, TiffImageFile):  # whose size Pillow gives as if it were turned upright
+                return image.tag_v2[IMAGELENGTH], image.tag_v2[IMAGEWIDTH]
             return image.height, image.width
     except FileNotFoundError:
         raise DataError(f"there is no file '{path}'", field=field, missing=[str(path)]) from None

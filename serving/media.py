@@ -32,7 +32,7 @@ from ..pictures_sama import (
     read_still,
     resize_frame,
 )
-from ..video_readers_sama import FFMPEG_ERRORS, FileFrames, av_errors, demux, open_container, video_stream
+from ..video_readers_sama import FFMPEG_ERRORS, FileFrames, av_errors, demux, is_hidden, open_container, video_stream
 
 
 # FFmpeg's names of containers. It opens others as well: playlists, which name other files, and texts that it draws.
@@ -44,7 +44,7 @@ VIDEO_CODECS = frozenset(
 LOSSY_PICTURES = frozenset({"JPEG", "MPO", "HEIF", "AVIF"})  # shown as JPEG, all others as PNG
 JPEG_QUALITY = 95
 MAX_JPEG_SIDE, MAX_H264_SIDE = 65_500, 16_384  # of the libraries that write them
-# A file may hold packets that are not shown: what an edit list cuts away, repeated frames
+# A file may hold packets that are not shown: what an edit list cuts away, repeated frames, hidden frames
 PACKETS_A_FRAME = 10
 KEYFRAME_INTERVAL = 12  # of the playable copy, so that a player reaches any frame at once
 # The original is sought for a single frame if at most this many frames have to be decoded; encoders' default is 250
@@ -219,7 +219,7 @@ def _check_packets(container, stream, limits: MediaLimits) -> bool:
     """Counts the packets and their time; returns whether any frame can be decoded with few others."""
     shown, hidden, most = [], 0, limits.video_frames
     for packet in demux(container, stream):
-        if packet.is_discard or not packet.size:
+        if is_hidden(packet):
             hidden += 1
         else:
             shown.append((packet.pts, packet.is_keyframe))

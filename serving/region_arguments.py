@@ -24,7 +24,7 @@ REGION_FORMS = """\
     frame=10,box=x1,y1,x2,y2
     frame=10,point=x,y[,point=x,y][,negative=x,y]       points on the object and outside it
     frame=10,scribble=x,y,x,y,...
-    frame=10,mask=FILE.png                              everything that is not black
+    frame=10,mask=FILE.png                              all that is neither black nor transparent
     object=2                                            the 2nd object of the answers so far"""
 
 
@@ -197,7 +197,8 @@ def group_questions(script: Iterable[tuple[str, str]]) -> list[tuple[str, list[R
 
 def read_mask(path: str) -> np.ndarray:
     """
-    A picture as a bool mask of shape `(height, width)`: what is not black, in a palette picture what is not entry 0.
+    A picture as a bool mask of shape `(height, width)`: what is neither black nor transparent, in a
+    palette picture what is not entry 0.
 
     Raises:
         FileNotFoundError: if there is no such file.

@@ -1,4 +1,6 @@
-"""Chats that branch off from another, and what a region selects before anything is asked."""
+"""Chats that branch off from another or take over its messages, and what a region selects before anything is asked."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -94,6 +96,59 @@ def test_a_conversation_cannot_branch_off_where_it_has_not_been(loaded, clip):
     model, processor = loaded
     with pytest.raises(ValueError, match="has 0 answers, it cannot branch off after 1"):
         model.start_chat(processor, video=clip).branch(1)
+
+
+SYSTEM = {"role": "system", "content": "Be brief."}
+ANSWER = {"role": "assistant", "content": "A ring."}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("What is in the video?", r"do not show the video of this chat; put {'type': 'video', 'video': chat.video}"),
+        ([{"type": "video", "video": np.zeros((3, 8, 8, 3), np.uint8)}, {"type": "text", "text": "Who?"}], "another"),
+        (None, "content must be a string or a list of parts, got NoneType"),
+    ],
+)
+def test_messages_that_a_chat_cannot_take_over(loaded, clip, content, message):
+    """The video would never be read, or every later question would fail."""
+    model, processor = loaded
+    chat = model.start_chat(processor, video=clip)
+    chat.add_messages([SYSTEM])
+    with pytest.raises(ValueError, match=message):
+        chat.add_messages([{"role": "user", "content": content}, ANSWER])
+    assert chat.messages == [SYSTEM]
+    chat.add_messages([{"role": "user", "content": chat.question_content("Who?", [])}, ANSWER])
+    taken = chat.ask("What color is it?", masks=False, max_new_tokens=12)
+    asked = model.start_chat(processor, video=clip)
+    asked.add_messages([SYSTEM])
+    asked.ask("Who?", masks=False, **dictate(processor, ANSWER["content"]))
+    assert taken.tagged_text == asked.ask("What color is it?", masks=False, max_new_tokens=12).tagged_text
+
+
+def test_messages_with_a_video_for_a_chat_without_one(loaded, clip):
+    model, processor = loaded
+    chat = model.start_chat(processor)
+    with pytest.raises(ValueError, match="show a video or image, but this chat was started without one"):
+        chat.add_messages(
+            [{"role": "user", "content": [{"type": "video", "video": clip}, *chat.question_content("?", [])]}]
+        )
+    chat.add_messages([{"role": "user", "content": "Hello?"}, ANSWER])
+    assert len(chat.messages) == 2
+
+
+@pytest.mark.parametrize("messages", [[], [SYSTEM]])
+def test_there_is_no_answer_to_replace(loaded, clip, messages):
+    model, processor = loaded
+    chat = model.start_chat(processor, video=clip)
+    chat.state = replace(chat.state, messages=messages)
+    with pytest.raises(ValueError, match="no answer to replace: the conversation does not end with one"):
+        chat.replace_answer("A ring.")
+    chat.state = replace(chat.state, messages=[*messages, ANSWER])
+    with pytest.raises(ValueError, match="content must be a string or a list of parts, got NoneType"):
+        chat.replace_answer(None)
+    chat.replace_answer("A star.")
+    assert chat.messages == [*messages, {"role": "assistant", "content": "A star."}]
 
 
 def test_what_a_region_selects(loaded, clip):

@@ -366,6 +366,11 @@ def test_a_reply_saves_its_video(loaded, clip, tmp_path):
     reply.save_video(tmp_path / "answer.mp4")
     written = SamaVideo.open(tmp_path / "answer.mp4")
     assert (len(written), written.height, written.width) == (5, *clip.shape[1:3])
+    again = model.start_chat(processor, video=tmp_path / "answer.mp4").ask("Who?", max_new_tokens=2)
+    content = (tmp_path / "answer.mp4").read_bytes()
+    with pytest.raises(ValueError, match="Cannot write .*answer.mp4: the video is read from this file"):
+        again.save_video(tmp_path / "answer.mp4")
+    assert (tmp_path / "answer.mp4").read_bytes() == content
     with pytest.raises(ValueError, match="no video"):
         model.start_chat(processor).ask("Hello?", max_new_tokens=2).save_video(tmp_path / "none.mp4")
 

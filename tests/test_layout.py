@@ -66,6 +66,7 @@ REMOTE_CODE = {
         "generation_sama",
         "frame_encoder_sama",
         "inputs_sama",
+        "messages_sama",
         "modeling_sama_tracker",
         "overlay_sama",
         "prefetch_sama",

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoint import CHECKPOINT, Dictated
+from processor_fixtures import box_part, tiny_processor, user, video_part
 from tiny_model import tiny_config, tiny_model
 
 from sama.configuration_sama import CONTEXT_TOKEN, SamaConfig
@@ -327,3 +328,20 @@ def test_a_region_is_pooled_from_its_own_frame():
         changed = features.clone()
         changed[frame] += 1
         assert torch.equal(pooled(changed), expected) is same
+
+
+@pytest.mark.parametrize("in_batch", [False, True])
+def test_what_a_region_selects_does_not_depend_on_regions_beside_it(in_batch):
+    """Prompts of fewer points are padded, and padding that reaches the decoder changes masks."""
+    model, processor, video = tiny_model().model, tiny_processor(), video_part(6)
+    line = {"type": "region", "frame": 2, "scribble": [(3, 3), (25, 3), (25, 15)]}
+    regions = (line, box_part(2), {"type": "region", "frame": 1, "points": [(10, 10)]})
+
+    def masks(*questions: tuple) -> torch.Tensor:
+        batch = processor.apply_chat_template([[user(video, *question, "?")] for question in questions])
+        visual = SamaVisualInputs(**{name: batch.get(name) for name in VISUAL_INPUT_NAMES})
+        return model.complete_regions(visual).region_masks
+
+    alone = torch.cat([masks((region,)) for region in regions])
+    assert all(0 < mask.mean() < 1 for mask in alone)
+    assert torch.equal(masks(*((region,) for region in regions) if in_batch else (regions,)), alone)

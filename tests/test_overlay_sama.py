@@ -204,6 +204,19 @@ def test_frame_times_are_kept(tmp_path):
     assert not (tmp_path / "long.mp4").exists()
 
 
+@pytest.mark.parametrize("written", ["clip.mp4", "link.mp4"])
+def test_the_source_is_not_overwritten(tmp_path, written):
+    source = SamaVideo.open(write_clip(tmp_path / "clip.mp4", 3))
+    (tmp_path / "link.mp4").symlink_to(tmp_path / "clip.mp4")
+    content = (tmp_path / "clip.mp4").read_bytes()
+    with pytest.raises(ValueError, match=f"Cannot write .*{written}: the video is read from this file"):
+        write_video(tmp_path / written, iter(source), source.fps, source)
+    assert (tmp_path / "clip.mp4").read_bytes() == content and len(list(tmp_path.iterdir())) == 2
+    source.sound, source.name = (str(tmp_path / "clip.mp4"), 0.0), "list of frames"
+    with pytest.raises(ValueError, match="the video is read from this file"):
+        write_video(tmp_path / written, iter(source), source.fps, source)
+
+
 def test_times_of_an_animated_picture_are_kept(tmp_path):
     pictures = [Image.new("RGB", (32, 32), (value, 0, 0)) for value in (0, 90, 200)]
     pictures[0].save(tmp_path / "a.gif", save_all=True, append_images=pictures[1:], duration=[50, 400, 100])

@@ -61,11 +61,13 @@ def test_orientation_is_applied(tmp_path, suffix, orientation):
     image = SamaVideo.open(path)
     assert image.is_image and (image.height, image.width) == (32, 48)
     assert_like(image[0], quarters())
-    # Pillow and libheif turn TIFF and HEIC themselves
-    kept = quarters() if suffix in ("tif", "heic") else np.asarray(stored)
+    kept = quarters() if suffix == "heic" else np.asarray(stored)  # libheif turns it itself
     assert_like(SamaVideo.open(path, upright=False)[0], kept)
     with Image.open(path) as opened:
         assert_like(SamaVideo.open(opened)[0], quarters())
+    with Image.open(path) as opened:
+        video = SamaVideo.open(opened, upright=False)
+        np.testing.assert_array_equal(video[0], video[0])
 
 
 @pytest.mark.parametrize("value", [0, 9, 65535])
@@ -89,6 +91,20 @@ def test_frames_given_as_files_are_turned(tmp_path):
     paths = [tmp_path / "0.png", tmp_path / "1.png"]
     assert SamaVideo.open(paths)[1].shape == SamaVideo.open(tmp_path)[1].shape == (32, 48, 3)
     assert SamaVideo.open(paths, upright=False)[1].shape == (48, 32, 3)
+
+
+@pytest.mark.parametrize("upright", [True, False])
+def test_frames_of_a_tiff_are_turned_one_by_one(tmp_path, upright):
+    frames = []
+    for orientation in (3, 2, 4):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        frames.append(stored_picture(orientation))
+        frames[-1].encoderinfo = {"exif": exif}  # Pillow's way to give each frame its own
+    frames[0].save(tmp_path / "a.tif", save_all=True, append_images=frames[1:], **frames[0].encoderinfo)
+    video = SamaVideo.open(tmp_path / "a.tif", upright=upright)
+    for index in (2, 0, 1, 0, 2):
+        np.testing.assert_array_equal(video[index], quarters() if upright else np.asarray(frames[index]))
 
 
 # Modes
@@ -176,8 +192,8 @@ def test_other_modes(tmp_path):
 # Animated pictures
 
 
-def animation(path, frames=4, durations=(100, 50, 10, 200)):
-    pictures = [Image.new("RGB", (24, 16), (60 * number, 0, 255 - 60 * number)) for number in range(frames)]
+def animation(path, frames=4, durations=(100, 50, 10, 200, 100, 40)):
+    pictures = [Image.new("RGB", (24, 16), (50 * number, 0, 255 - 50 * number)) for number in range(frames)]
     timing = {} if path.suffix == ".tif" or frames == 1 else {"duration": list(durations[:frames])}
     lossless = {"lossless": True} if path.suffix == ".webp" else {}
     pictures[0].save(path, save_all=True, append_images=pictures[1:], **timing, **lossless)
@@ -194,19 +210,29 @@ def test_an_animation_at_an_even_rate_needs_no_times(tmp_path):
 @pytest.mark.parametrize("suffix", [".gif", ".png", ".webp", ".tif", ".avif"])
 def test_an_animated_picture_is_a_video_of_all_its_frames(tmp_path, suffix):
     skip_unless_written(suffix[1:])
-    path = animation(tmp_path / f"a{suffix}")
+    path = animation(tmp_path / f"a{suffix}", frames=6)
     video = SamaVideo.open(path)
-    assert (len(video), video.height, video.width, video.is_image) == (4, 16, 24, False)
-    for index in (0, 3, 1, 2):  # also backward
-        assert np.abs(video[index][0, 0].astype(int) - (60 * index, 0, 255 - 60 * index)).max() < 12
-    with pytest.raises(ValueError, match=f"a{suffix}' is a video of 4 frames; give it as a video"):
+    assert (len(video), video.height, video.width, video.is_image) == (6, 16, 24, False)
+    for index in (2, 1, 4, 0, 3, 5):  # also backward
+        assert np.abs(video[index][0, 0].astype(int) - (50 * index, 0, 255 - 50 * index)).max() < 12
+    with pytest.raises(ValueError, match=f"a{suffix}' is a video of 6 frames; give it as a video"):
         SamaVideo.open(path, "image")
-    with pytest.raises(ValueError, match=f"a{suffix}' is animated, with 4 frames"):
+    with pytest.raises(ValueError, match=f"a{suffix}' is animated, with 6 frames"):
         SamaVideo.open([path, path])
     if suffix in (".gif", ".png", ".webp"):  # 10 milliseconds are shown as 100
-        assert np.allclose(video.times, [0, 0.1, 0.15, 0.25, 0.45]) and video.fps == pytest.approx(4 / 0.45)
+        assert np.allclose(video.times, [0, 0.1, 0.15, 0.25, 0.45, 0.55, 0.59])
+        assert video.fps == pytest.approx(6 / 0.59)
     if suffix == ".tif":
         assert video.times is None and video.fps == 24
+
+
+def test_frames_of_a_gif_that_declare_no_time(tmp_path):
+    pictures = [Image.new("RGB", (24, 16), (50 * number, 0, 0)) for number in range(4)]
+    pictures[0].save(tmp_path / "some.gif", save_all=True, append_images=pictures[1:], duration=[0, 500, 0, 500])
+    assert np.allclose(SamaVideo.open(tmp_path / "some.gif").times, [0, 0.1, 0.6, 0.7, 1.2])
+    pictures[0].save(tmp_path / "none.gif", save_all=True, append_images=pictures[1:])
+    video = SamaVideo.open(tmp_path / "none.gif")
+    assert (len(video), video.times, video.fps) == (4, None, pytest.approx(10))
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".png", ".webp", ".tif", ".avif"])

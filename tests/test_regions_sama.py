@@ -135,6 +135,21 @@ def test_mask_array_of_a_picture_with_alpha():
     assert np.argwhere(mask_array(picture)).tolist() == [[1, 2]]
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_transparent_pixels_do_not_belong_to_a_mask(mode):
+    """Programs that cut out an object often leave its surroundings white and transparent."""
+    picture = Image.new("RGBA", (6, 5), (255, 255, 255, 0))
+    picture.paste((255, 255, 255, 255), (2, 1, 4, 3))
+    assert np.argwhere(mask_array(picture.convert(mode))).tolist() == [[1, 2], [1, 3], [2, 2], [2, 3]]
+
+
+def test_a_transparent_colour_does_not_belong_to_a_mask():
+    picture = Image.new("L", (4, 3), 255)
+    picture.putpixel((2, 1), 9)
+    picture.info["transparency"] = 255
+    assert np.argwhere(mask_array(picture)).tolist() == [[1, 2]]
+
+
 # Frames and times
 
 

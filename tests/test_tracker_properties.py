@@ -130,3 +130,15 @@ def test_bfloat16_masks_are_those_of_float32(tracker, prompts, frames, tracked):
     union = (exact | rounded).flatten(1).sum(1)
     iou = (exact & rounded).flatten(1).sum(1) / union
     assert iou.min() >= LEAST_IOU, iou
+
+
+@torch.no_grad()
+def test_clicks_keep_their_place_in_half_precision():
+    """bfloat16 holds whole numbers up to 256 only, so clicks must be scaled before they are rounded to it. Then those
+    that lie two of 1024 pixels apart differ."""
+    tracker = make_tracker("consistent").to(torch.bfloat16)
+    tracker.sam.prompt_encoder.input_image_size = 1024
+    points = torch.stack([torch.arange(1024.0), torch.full((1024,), 500.0)], 1)[None, :, None]
+    embedded = tracker.embed_points(points, torch.ones(points.shape[:3], dtype=torch.int32))[0, :, 0]
+    assert embedded.dtype == torch.bfloat16
+    assert (embedded[2:] != embedded[:-2]).any(1).all()

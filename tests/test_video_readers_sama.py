@@ -6,6 +6,7 @@ import subprocess
 import sys
 import warnings
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -147,6 +148,32 @@ def test_a_cover_picture_is_not_the_video(tmp_path):
                 target.mux(packet)
     opened = SamaVideo.open(path)
     assert (len(opened), opened.height, opened.width) == (5, 48, 80)
+
+
+@pytest.mark.parametrize("with_next", [False, True])
+def test_frames_of_vp8_that_are_not_shown_are_not_counted(tmp_path, with_next):
+    """Encoders in two passes store frames for others to refer to: a tick after the frame before, or with the next."""
+    whole, path = tmp_path / "whole.webm", tmp_path / "hidden.webm"
+    # In another process: decord, which is imported here, has a libvpx of its own, which PyAV would encode with
+    code = "import sys, video_files; video_files.write_clip(sys.argv[1], 12, codec='libvpx')"
+    subprocess.run([sys.executable, "-c", code, whole], cwd=Path(__file__).parent, check=True)
+    with av.open(str(whole)) as source, av.open(str(path), "w") as target:
+        video = target.add_stream_from_template(source.streams.video[0])
+        before, shown_packets = 0, [packet for packet in source.demux(video=0) if packet.size]
+        for packet in shown_packets:
+            packet.stream = video
+            if packet.is_keyframe and packet.pts:  # which refers to no other, so that pixels stay
+                content = bytes(packet)
+                hidden = av.Packet(bytes([content[0] & ~0x10]) + content[1:])
+                hidden.stream, hidden.time_base = video, packet.time_base
+                hidden.pts = hidden.dts = packet.pts if with_next else before + 1
+                target.mux(hidden)
+            before = packet.pts
+            target.mux(packet)
+    expected, found = opened_with_warnings(whole), opened_with_warnings(path)
+    assert (len(found[0]), found[0].fps, found[0].times, found[2]) == (12, 8, None, []) and expected[2] == []
+    for index in (11, 0, 5, 4, *range(12)):
+        np.testing.assert_array_equal(found[0][index], expected[1][index])
 
 
 # Damage

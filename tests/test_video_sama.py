@@ -11,7 +11,7 @@ from video_files import write_growing
 
 import sama.video_readers_sama as readers
 from sama.objects_sama import GroundedPhrase, MaskTrack, Region
-from sama.video_sama import SamaVideo, choose_frames
+from sama.video_sama import FrameChoice, SamaVideo, choose_frames
 
 
 av = pytest.importorskip("av")
@@ -302,6 +302,12 @@ def test_context_over_96_frames_by_hand():
     expected = [*range(0, 48, 3), *range(51, 99, 3)]
     assert choose_frames(100, "published").context == choose_frames(100, "consistent").context == expected
     assert choose_frames(96, "published").context == list(range(0, 96, 3))
+
+
+@pytest.mark.parametrize(("preset", "expected"), [("published", [0, 1]), ("consistent", [0, 99])])
+def test_a_model_without_context_frames_keeps_to_the_most_frames(preset, expected):
+    choice = choose_frames(100, preset, max_context_frames=2, num_dense_frames=5, with_context=False)
+    assert choice == FrameChoice(expected, expected, expected)
 
 
 @pytest.mark.parametrize("num_frames", range(1, 40))

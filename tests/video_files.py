@@ -21,10 +21,14 @@ def quarters(index=0, height=48, width=80):
     return frame
 
 
-def write_clip(path, num_frames=6, times=None, pixel_aspect=None, sound=None, options=None, keyframes=4):
-    """An H.264 file of `quarters` at 8 frames a second, or at `times` in seconds; `sound` is a codec and a rate."""
+def write_clip(path, num_frames=6, times=None, pixel_aspect=None, sound=None, options=None, keyframes=4, codec=None):
+    """A file of `quarters` at 8 frames a second, or at `times` in seconds, in H.264 or another codec; `sound` is a
+    codec and a rate."""
     with av.open(str(path), "w", options=options or {}) as container:
-        stream = container.add_stream("libx264", rate=8, options={"x264-params": f"keyint={keyframes}:bframes=2"})
+        settings = {"x264-params": f"keyint={keyframes}:bframes=2"}
+        if codec:
+            settings = {"g": str(keyframes), "keyint_min": "0"}
+        stream = container.add_stream(codec or "libx264", rate=8, options=settings)
         stream.width, stream.height, stream.pix_fmt = 80, 48, "yuv420p"
         stream.codec_context.time_base = time_base = Fraction(1, 1000 if times else 8)
         if pixel_aspect:

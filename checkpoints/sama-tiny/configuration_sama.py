@@ -35,6 +35,7 @@ REGION_PROMPTS = ("encoded", "cells", "none")
 SEG_STATES = ("after_norm", "before_norm")
 MEMORY_RULES = ("original", "transformers")
 PROMPTED_MEMORY = ("as_decoded", "masks")
+PADDING_LABEL = -10  # of prompt points that are none, as in SAM 2's prompt encoder
 EDGETAM_ENCODER = "edgetam_vision_model"  # the published one; another may be a Hiera as in SAM 2
 # Settings of the model that the processor needs too. They are stored once, in the model's `config.json`.
 SHARED_SETTINGS = ("preset", "region_prompts", "region_shape", "region_mask_size", "image_token_id", "seg_token_id")

@@ -368,6 +368,22 @@ def decode(model, input_ids, attention_mask, position_ids, cache) -> tuple[torch
     return model.lm_head(outputs.last_hidden_state), outputs.seg_states
 
 
+def copy_cache(source: Cache, target: Cache, length: int) -> None:
+    """Puts the first `length` keys and values of each layer into an empty cache."""
+    layers: Any = zip(source.layers, target.layers, strict=True)
+    for layer, copy in layers:
+        if layer.get_seq_length():
+            copy.update(layer.keys[..., :length, :], layer.values[..., :length, :])
+
+
+def crop_cache(cache: Cache, length: int) -> None:
+    """Cuts keys and values back to the first `length` tokens."""
+    layers: list[Any] = cache.layers
+    for layer in layers:  # one by one: an interrupted question leaves them at different lengths
+        if layer.get_seq_length() > length:
+            layer.crop(length - layer.get_seq_length())
+
+
 def next_power_of_two(number: int) -> int:
     """The smallest power of two that is not below `number`."""
     return 1 << (number - 1).bit_length()

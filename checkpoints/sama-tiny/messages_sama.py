@@ -86,6 +86,26 @@ def read_conversation(messages: Sequence[Mapping]) -> ParsedConversation:
     return conversation
 
 
+def checked_messages(messages: list[dict], video: SamaVideo | None) -> list[dict]:
+    """
+    The messages of a chat about `video`, after a check.
+
+    Raises:
+        ValueError: if they cannot be read, or their questions are about another video, or about none.
+    """
+    conversation = read_conversation(messages)
+    if conversation.video is video or all(message.role != "user" for message in conversation.messages):
+        return messages
+    if video is None:
+        raise ValueError("The messages show a video or image, but this chat was started without one.")
+    problem = "do not show" if conversation.video is None else "show another one than"
+    kind = "image" if video.is_image else "video"
+    raise ValueError(
+        f"The messages {problem} the {kind} of this chat; put {{'type': '{kind}', '{kind}': chat.video}} first into "
+        "the content of the first question."
+    )
+
+
 def _read_message(conversation: ParsedConversation, message: Mapping, index: int) -> None:
     if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
         raise ValueError(f"Message {index} must be a dict with 'role' and 'content', got {shortened(message)}.")

@@ -29,6 +29,7 @@ from .checkpointing_sama import FRAMES_AT_ONCE, SelectiveCheckpointing, is_shard
 from .configuration_sama import (
     CONTEXT_TOKEN,
     DENSE_FRAME_TOKEN,
+    PADDING_LABEL,
     REGION_CELL_TOKEN,
     REGION_POOLED_TOKEN,
     REGION_SHAPE_TOKEN,
@@ -196,11 +197,17 @@ class SamaModel(SamaPreTrainedModel):
 
         Args:
             points, labels: of shape `(num_prompts, num_points, 2)` and `(num_prompts, num_points)`, in SAM 2's input
-            pixels.
+            pixels; shorter prompts are padded at their end.
             features ([`FrameFeatures`]): of each prompt's frame.
         """
         points, labels = points.to(features.image.device), labels.to(features.image.device)
-        logits = self.mask_tracker.segment_points(features, points, labels).mask_logits
+        # The decoder attends to padding as to points, so only prompts of equally many points are decoded together
+        lengths = (labels != PADDING_LABEL).sum(1)
+        groups = [((lengths == length).nonzero().flatten(), length) for length in lengths.unique().tolist()]
+        segment = self.mask_tracker.segment_points
+        parts = [segment(features.take(rows), points[rows, :end], labels[rows, :end]) for rows, end in groups]
+        order = torch.cat([rows for rows, _ in groups]).argsort()
+        logits = torch.cat([part.mask_logits for part in parts])[order]
         return prompted_masks(logits, points, labels, self.config)
 
     def resize_region_masks(self, masks: torch.Tensor, size: Sequence[int]) -> torch.Tensor:

@@ -112,8 +112,8 @@ class VideoWriter:
     Raises:
         ImportError: if PyAV is not installed.
         OSError: if the file cannot be written.
-        ValueError: if the frame rate is not a positive number, frames differ in size, no frame was written, or there
-            are more frames than in `source`.
+        ValueError: if the frame rate is not a positive number, frames differ in size, no frame was written, there are
+            more frames than in `source`, or the file is that of `source` or of its sound.
     """
 
     def __init__(self, path: str | os.PathLike, fps: float, source: Any = None, keyframe_interval: int | None = None):
@@ -130,6 +130,7 @@ class VideoWriter:
         self.sound: SoundCopy | None = None
         self.size, self.num_written, self.last_pts = None, 0, -1
         self.temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
+        check_not_read(self.path, source)
         prepare_output(self.path)
         self.container = av.open(f"file:{self.temporary}", "w", format="mp4", options={"movflags": "faststart"})
         self.stream = None
@@ -336,6 +337,13 @@ def prepare_output(path: str | os.PathLike) -> Path:
         reason = "is a file, not a folder" if path.parent.is_file() else f"is not writable ({error.strerror})"
         raise OSError(f"Cannot write {path}: {path.parent} {reason}.") from error
     return path
+
+
+def check_not_read(path: Path, source: Any) -> None:
+    """Raises `ValueError` if a file that is to be written is one that `source`, a [`SamaVideo`], is read from."""
+    for name in () if source is None else (source.name, *(source.sound or ())[:1]):
+        if path.exists() and os.path.exists(name) and path.samefile(name):
+            raise ValueError(f"Cannot write {path}: the video is read from this file; give the name of another one.")
 
 
 def check_frame(frame: np.ndarray) -> None:

@@ -6,7 +6,7 @@ that an edit list cuts away are left out, and the display matrix (rotation by qu
 
 import re
 from collections.abc import Container, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from io import BytesIO
 from itertools import chain
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .mp4_sama import NO_TURN, Mp4Header, Turn, check_mp4, upright_frame
+from .mp4_sama import NO_TURN, Mp4Header, Turn, check_mp4, skew_message, upright_frame
 
 
 # None where it is not installed
@@ -263,10 +263,10 @@ class AvReader:
             stream = video_stream(container)
             # The index of MP4 knows what an edit list leaves out; the count in its header does not
             declared = len(stream.index_entries) if container.format.name.startswith("mov") else stream.frames
-            packets, num_hidden = [], 0
+            packets, num_hidden, is_cut = [], 0, False
             for packet in demux(container, stream):
-                if packet.is_discard or not packet.size:  # before or after the cut of an edit list; "frame repeats"
-                    num_hidden += 1
+                if is_hidden(packet):
+                    num_hidden, is_cut = num_hidden + 1, is_cut or packet.is_discard or not packet.size
                 else:
                     packets.append((packet.pts, packet.is_keyframe, packet.duration or 0))
             self.length = len(packets)
@@ -277,7 +277,7 @@ class AvReader:
             self._set_times(packets, stream.time_base)
             if self._times and container.streams.audio:
                 self.sound = (self._path, float(self._times[0] * stream.time_base))
-            if self._times and stream.duration and num_hidden == 0:
+            if self._times and stream.duration and not is_cut:
                 first, last = stream.start_time or 0, max(packets)
                 # The file reaches its end all the same: the count in an AVI header includes frames that are repeated
                 if last[0] + 2 * last[2] >= first + stream.duration > 0 and last[2] > 0:
@@ -385,20 +385,24 @@ class AvReader:
         side_data = frame.side_data.get(av.sidedata.sidedata.Type.DISPLAYMATRIX)
         turn = NO_TURN if side_data is None else Turn.from_matrix(np.frombuffer(bytes(side_data), "=i4"))
         if turn.skewed and not self.messages:
-            self.messages.append(_skew_message(self._path))
+            self.messages.append(skew_message(self._path))
         return turn
 
 
 def demux(container: Any, stream: Any) -> Iterator:
     """All packets, up to the first that cannot be read (a truncated file ends there)."""
-    packets = container.demux(stream)
-    while True:
-        try:
-            packet = next(packets)
-        except (StopIteration, OSError, *FFMPEG_ERRORS):
-            return
-        if packet.size or packet.dts is not None:  # not the empty one behind the last
-            yield packet
+    with suppress(OSError, *FFMPEG_ERRORS):
+        for packet in container.demux(stream):
+            if packet.size or packet.dts is not None:  # not the empty one behind the last
+                yield packet
+
+
+def is_hidden(packet: Any) -> bool:
+    """Whether a packet shows no frame of its own: it is cut away by an edit list, says "frame repeats", or holds a
+    frame of VP8 that is only there for others to refer to (RFC 6386, section 9.1: `show_frame`)."""
+    if packet.is_discard or not packet.size:
+        return True
+    return packet.stream.codec_context.codec.canonical_name == "vp8" and not memoryview(packet)[0] & 0x10
 
 
 def _decoded(container, stream) -> Iterator:
@@ -441,7 +445,7 @@ class DecordReader:
         self.messages: list[str] = []
         self._turn = NO_TURN if header is None else header.turn
         if self._turn.skewed:
-            self.messages.append(_skew_message(path))
+            self.messages.append(skew_message(path))
         self._open()
         self.declared = self.length = len(self._shown)
         self._leave_out_the_undecodable()
@@ -491,10 +495,3 @@ class DecordReader:
     def read(self, index: int) -> np.ndarray:
         with _decord_errors():
             return upright_frame(self._reader[int(self._shown[index])].asnumpy(), self._turn)
-
-
-def _skew_message(path: str) -> str:
-    return (
-        f"'{path}' declares a rotation that is not a multiple of 90 degrees, or a skew; only quarter turns and "
-        "mirroring are applied."
-    )

@@ -21,16 +21,17 @@ def sideways(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     stored = np.arange(48 * 32 * 3, dtype=np.uint32).reshape(48, 32, 3).astype(np.uint8)
-    for name in ("0.png", "1.png"):
+    for name in ("0.png", "1.png", "0.tif"):
         Image.fromarray(stored).save(tmp_path / name, exif=exif.tobytes())
     return stored
 
 
 def test_annotations_lie_on_the_stored_pixels(tmp_path, sideways):
-    np.testing.assert_array_equal(open_visual(record(image={"path": "0.png"}), tmp_path)[0], sideways)
+    for name in ("0.png", "0.tif"):
+        np.testing.assert_array_equal(open_visual(record(image={"path": name}), tmp_path)[0], sideways)
+        assert image_size(tmp_path / name) == (48, 32)
     video = open_visual(record(video={"path": ".", "frames": ["0.png", "1.png"]}), tmp_path)
     np.testing.assert_array_equal(video[1], sideways)
-    assert image_size(tmp_path / "0.png") == (48, 32)
 
 
 def test_a_record_may_say_that_pictures_are_turned(tmp_path, sideways):
