@@ -69,6 +69,7 @@ def expected():
         optimizer.zero_grad()
     before, after = mixed_model().state_dict(), model.state_dict()
     assert sum(not torch.equal(before[name], after[name]) for name in after) > 200
+    assert max((before[name] - after[name]).abs().max() for name in after if after[name].is_floating_point()) > 1e-3
     return after
 
 
@@ -93,7 +94,8 @@ def assert_same_weights(file: Path, expected: dict[str, torch.Tensor]) -> None:
     found = torch.load(file)
     assert set(found) == set(expected)
     for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, atol=1e-6, rtol=1e-4, msg=lambda text, n=name: f"{n}: {text}")
+        # Gradients are sums in another order: differences of 1.1e-6 occur, beside updates of more than 1e-3
+        torch.testing.assert_close(found[name], tensor, atol=5e-6, rtol=1e-4, msg=lambda text, n=name: f"{n}: {text}")
 
 
 @needs_deepspeed
