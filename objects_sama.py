@@ -2,6 +2,7 @@
 model reads of a region.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast, runtime_checkable
@@ -122,13 +123,18 @@ class GroundedPhrase:
         text (`str`): The phrase.
         span (`tuple[int, int]`): Its characters in the clean answer.
         track ([`MaskTrack`], *optional*): The object's masks; `None` when the answer was parsed without masks.
-        score (`float`, *optional*): The model's confidence.
+        score (`float`, *optional*): The model's confidence. What is not finite becomes `None`.
     """
 
     text: str
     span: tuple[int, int]
     track: MaskTrack | None = None
     score: float | None = None
+
+    def __post_init__(self):
+        # A model that overflows scores with NaN, which JSON cannot hold: it has no confidence
+        if self.score is not None and not math.isfinite(self.score):
+            self.score = None
 
     @property
     def masks(self) -> np.ndarray:

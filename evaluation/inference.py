@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from math import isfinite
 
 from sama.benchmarks.benchmark import Benchmark, PredictedObject, PredictedTurn, Prediction, Question, RLETrack
 from sama.data.masks import frame_code
@@ -88,8 +87,7 @@ def _chats(model, processor, video: SamaVideo | None) -> Callable:
 
 
 def _written(phrase) -> PredictedObject:
-    # A model that overflows scores with NaN, which JSON cannot hold: it has no confidence
-    score = None if phrase.score is None or not isfinite(phrase.score) else round(float(phrase.score), 4)
+    score = None if phrase.score is None else round(float(phrase.score), 4)
     return PredictedObject(phrase.text, [] if phrase.track is None else encode_track(phrase.track), score)
 
 

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -162,7 +161,7 @@ class Answer:
         """Score and visible frames of each object, where they are known."""
         for item, phrase in zip(turn.objects, turn.reply.objects, strict=True):
             known: dict = {}
-            if phrase.score is not None and math.isfinite(phrase.score):
+            if phrase.score is not None:
                 known["score"] = round(min(max(float(phrase.score), 0.0), 1.0), 4)
             if item.number in self.masks:
                 known["frames"] = frame_ranges(sorted(map(int, self.masks[item.number])))

@@ -1,10 +1,10 @@
-"""Regions on their way to the sizes that the model reads."""
+"""Regions on their way to the sizes that the model reads, and the objects of answers."""
 
 import numpy as np
 import pytest
 
 from sama.encoding_sama import mask_tensors
-from sama.objects_sama import PreparedRegion, drop_small_components
+from sama.objects_sama import GroundedPhrase, PreparedRegion, drop_small_components
 from sama.video_sama import SamaVideo
 
 
@@ -47,3 +47,9 @@ def test_components_are_those_of_scipy(seed):
     areas = ndimage.sum_labels(mask, labels, range(1, count + 1))
     kept = [place + 1 for place, area in enumerate(areas) if area >= min(areas.max(), 0.1 * mask.sum())]
     assert (drop_small_components(mask, 0.1) == np.isin(labels, kept)).all()
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf"), np.float32("nan")])
+def test_a_confidence_that_is_not_finite_is_none(score):
+    assert GroundedPhrase("it", (0, 2), score=score).score is None
+    assert GroundedPhrase("it", (0, 2), score=0.5).score == 0.5
