@@ -5,6 +5,8 @@ from dataclasses import dataclass, fields, replace
 
 import torch
 
+from .configuration_sama import PADDING_LABEL
+
 
 @dataclass
 class SamaVisualInputs:
@@ -167,6 +169,13 @@ def questions_by_shape(shapes: torch.Tensor, question_samples: torch.Tensor) -> 
     shortest videos first, each in reading order."""
     asked = shapes[question_samples]
     return [(asked == shape).all(1).nonzero().flatten() for shape in asked.unique(dim=0)]
+
+
+def rows_by_length(labels: torch.Tensor) -> list[tuple[torch.Tensor, int]]:
+    """Rows of point prompts with equally many points, and that number, of `labels` (num_prompts, num_points). The mask
+    decoder attends to padding as to points, so only prompts of one length are decoded together."""
+    lengths = (labels != PADDING_LABEL).sum(1)
+    return [((lengths == length).nonzero().flatten(), length) for length in lengths.unique().tolist()]
 
 
 def first_rows(lengths: torch.Tensor) -> torch.Tensor:

@@ -29,7 +29,6 @@ from .checkpointing_sama import FRAMES_AT_ONCE, SelectiveCheckpointing, is_shard
 from .configuration_sama import (
     CONTEXT_TOKEN,
     DENSE_FRAME_TOKEN,
-    PADDING_LABEL,
     REGION_CELL_TOKEN,
     REGION_POOLED_TOKEN,
     REGION_SHAPE_TOKEN,
@@ -47,6 +46,7 @@ from .inputs_sama import (
     gather_spans,
     grid_cells,
     questions_by_shape,
+    rows_by_length,
     unpadded,
 )
 from .losses_sama import mask_iou, mask_losses, resize_targets
@@ -201,10 +201,7 @@ class SamaModel(SamaPreTrainedModel):
             features ([`FrameFeatures`]): of each prompt's frame.
         """
         points, labels = points.to(features.image.device), labels.to(features.image.device)
-        # The decoder attends to padding as to points, so only prompts of equally many points are decoded together
-        lengths = (labels != PADDING_LABEL).sum(1)
-        groups = [((lengths == length).nonzero().flatten(), length) for length in lengths.unique().tolist()]
-        segment = self.mask_tracker.segment_points
+        groups, segment = rows_by_length(labels), self.mask_tracker.segment_points
         parts = [segment(features.take(rows), points[rows, :end], labels[rows, :end]) for rows, end in groups]
         order = torch.cat([rows for rows, _ in groups]).argsort()
         logits = torch.cat([part.mask_logits for part in parts])[order]

@@ -34,7 +34,7 @@ REMOTE_CODE = {
     "checkpointing_sama": set(),
     "configuration_sama": {"versions_sama"},
     "generation_sama": {"versions_sama"},
-    "inputs_sama": set(),
+    "inputs_sama": {"configuration_sama"},
     "losses_sama": set(),
     "modeling_sama_aggregator": {"configuration_sama"},
     "modeling_sama_backbones": {"configuration_sama", "pixels_sama", "versions_sama"},

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from sama.configuration_sama import PADDING_LABEL
 from sama.recipes.sama_tiny.labels import patch_labels
 from sama.recipes.sama_tiny.phases import Batch, Examples, stacked
 from sama.toy_world.clip import Clip, ClipConstraints, propose_clips
@@ -11,6 +12,8 @@ from sama.toy_world.shapes import COLOURS, SHAPES, SIZES
 from sama.toy_world.world import ToyWorld
 
 
+# The clips of these tasks do not depend on the wording of questions
+TASK_WEIGHTS = {"description": 2, "refer_look": 3, "refer_motion": 2, "caption": 1}
 FRAMES, CLIP_FRAMES = 16, 5  # length of a toy clip, and frames of it in a step with memory
 STRIDES = 3  # largest distance between the frames of a step with memory
 HIDING = 0.4  # share of clips in which an object is made to hide, in addition to random ones
@@ -19,7 +22,6 @@ PROMPT_NOISE = 0.5  # maximum standard deviation of the noise on prompts, whose 
 LEFT_OUT = 0.15  # probability of leaving out a colour or shape that is not needed
 PLACE_ALONE, LOOK_ALONE = 0.6, 0.2  # probability of giving the place only, and of leaving it out
 NOTHING = (len(COLOURS), len(SHAPES), len(SIZES))  # attributes of an object of which none is given
-NO_POINT = -10  # SAM 2's label of padding points
 CLIPS, STEPS = 1, 2  # what the generators of examples are seeded with after the seed of the run
 SHIFT, JITTER = 0.04, 0.03  # noise on all centres of an object and on each one, in fractions of the frame
 
@@ -105,12 +107,13 @@ def frame_of(clip: Clip, things: list[int] | slice, rng: np.random.Generator) ->
 
 
 def point_at(mask: np.ndarray, size: int, rng: np.random.Generator) -> tuple[list, list]:
-    """A click or a box on a mask, as two points with labels, in pixels of a square image of side `size`."""
+    """A click or a box on a mask, as two points with labels, in pixels of a square image of side `size`; the second
+    point of a click is padding."""
     rows, columns = np.nonzero(mask)
     y_scale, x_scale = size / mask.shape[0], size / mask.shape[1]
     if rng.random() < 0.5:
         chosen = rng.integers(len(rows))
-        return [[(columns[chosen] + 0.5) * x_scale, (rows[chosen] + 0.5) * y_scale], [0, 0]], [1, NO_POINT]
+        return [[(columns[chosen] + 0.5) * x_scale, (rows[chosen] + 0.5) * y_scale], [0, 0]], [1, PADDING_LABEL]
     corners = [[columns.min() * x_scale, rows.min() * y_scale]]
     return [*corners, [(columns.max() + 1) * x_scale, (rows.max() + 1) * y_scale]], [2, 3]
 
@@ -131,8 +134,7 @@ class MaskExamples(Examples):
         self.memory_steps, mask_config = memory_steps, self.config.mask_config
         self.grid = mask_config.vision_config.backbone_feature_sizes[-1][0]
         self.width = mask_config.prompt_encoder_config.hidden_size
-        moving = {"dialogue": 2, "refer_look": 3, "refer_motion": 2, "caption": 1}
-        self.world = ToyWorld({"frames": [FRAMES, FRAMES], "split": split, "tasks": moving}, self.seed)
+        self.world = ToyWorld({"frames": [FRAMES, FRAMES], "split": split, "tasks": TASK_WEIGHTS}, self.seed)
 
     def batch(self, step: int) -> Batch:
         with_memory = (self.first + step) % 4 >= 4 - self.memory_steps
@@ -160,7 +162,7 @@ class MaskExamples(Examples):
         """The clip of this index: a random one, or one in which the first object hides."""
         rng = np.random.default_rng([self.seed, CLIPS, index])
         if rng.random() >= HIDING:
-            return self.world.generate(index)[1]
+            return self.world.render(self.world.generate(index, frames=False)[1], rng)
         settings = self.world.settings
         number = rng.integers(2, settings.things[1] + 1)
         constraints = ClipConstraints(

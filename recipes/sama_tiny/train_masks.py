@@ -29,6 +29,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sama.configuration_sama import SamaConfig
+from sama.inputs_sama import rows_by_length
 from sama.losses_sama import mask_bce, mask_dice, mask_iou
 from sama.modeling_sama_tracker import ObjectMasks, SamaMaskTracker, TrackedFrame
 from sama.processing_sama import SamaProcessor
@@ -142,10 +143,15 @@ class MaskLosses:
         features = tracker.encode_frames(inputs["pixels"])
         losses, metrics = self.heads.losses(features.image.flatten(2).transpose(1, 2), labels)
         scale = features.image.float().square().mean()
-        chosen = features.take(inputs["rows"]).take(inputs["seen"])
+        chosen, points, kinds = features.take(inputs["rows"]).take(inputs["seen"]), inputs["points"], inputs["labels"]
+        groups = rows_by_length(kinds)
         with self.any_candidate(inputs["seed"]):
-            found = tracker.segment_points(chosen, inputs["points"], inputs["labels"]).transpose()
-        loss, overlap, _ = compare_masks([found], labels["masks"][inputs["seen"]], self.processor)
+            found = [
+                tracker.segment_points(chosen.take(rows), points[rows, :end], kinds[rows, :end]).transpose()
+                for rows, end in groups
+            ]
+        order = inputs["seen"][torch.cat([rows for rows, _ in groups])]
+        loss, overlap, _ = compare_masks(found, labels["masks"][order], self.processor)
         losses |= {"mask": loss, "scale": F.relu(scale - 1)}
         return losses, metrics | {"points": overlap.mean(), "scale": scale}
 

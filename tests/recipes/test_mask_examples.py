@@ -23,6 +23,7 @@ from sama.recipes.sama_tiny.mask_examples import (
     point_at,
     sample_attributes,
 )
+from sama.toy_world import wording
 
 
 RED_STAR, RED_RING, BLUE_STAR = ("red", "star", "small"), ("red", "ring", "small"), ("blue", "star", "large")
@@ -103,6 +104,14 @@ def test_an_object_hides_in_many_clips(examples):
     hiding = [clip for clip in clips if clip.objects[0].motion == "hide"]
     assert all(clip.visible_again(0) and clip.frames is not None for clip in hiding)
     assert len(hiding) == pytest.approx(HIDING * len(clips), abs=12)
+
+
+def test_clips_do_not_depend_on_the_wording_of_questions(examples, monkeypatch):
+    before = [examples.clip(index).frames for index in range(24)]
+    more = {kind: (2 * questions, 3 * answers) for kind, (questions, answers) in wording.TEMPLATES.items()}
+    monkeypatch.setattr(wording, "TEMPLATES", more)
+    for index, frames in enumerate(before):
+        np.testing.assert_array_equal(examples.clip(index).frames, frames)
 
 
 def test_frames_with_hidden_objects_are_preferred():

@@ -3,11 +3,13 @@
 from argparse import Namespace
 from copy import deepcopy
 
+import numpy as np
 import pytest
 import torch
 from checkpoint import CHECKPOINT
 from tiny_model import SAM_SIZE, tiny_model
 
+from sama.configuration_sama import PADDING_LABEL
 from sama.processing_sama import SamaProcessor
 from sama.recipes.sama_tiny.mask_examples import MaskExamples, look_of, place_of
 from sama.recipes.sama_tiny.phases import BLOCK, prefetch
@@ -122,3 +124,25 @@ def test_tracking_clips_in_a_batch_equals_tracking_them_alone():
         return overlap.view(3, -1)
 
     torch.testing.assert_close(found([0, 1, 2]), torch.cat([found([number]) for number in range(3)], 1))
+
+
+@torch.no_grad()
+def test_the_padding_of_clicks_has_no_effect(monkeypatch):
+    trained = training()
+    trained.tracker.eval()
+    examples = MaskExamples(trained.processor, trained.tracker.config, steps(), 0)
+    batch = examples.frame_batch([examples.clip(index) for index in range(3)], np.random.default_rng(0))
+    inputs = batch["inputs"] | {"seed": torch.tensor(0)}
+    clicks = (inputs["labels"] == PADDING_LABEL).any(1)
+    assert 0 < clicks.sum() < len(clicks)
+    # The first candidate of each: which one is drawn depends on the number of prompts
+    first = torch.zeros(1, dtype=torch.long)
+    monkeypatch.setattr(torch, "randint", lambda most, size, generator: first.expand(size))
+
+    def total_overlap(chosen: torch.Tensor, num_points: int) -> torch.Tensor:
+        own = {name: inputs[name][chosen] for name in ("seen", "points", "labels")}
+        own |= {name: own[name][:, :num_points] for name in ("points", "labels")}
+        return trained.point_losses(batch | {"inputs": inputs | own})[1]["points"] * len(own["seen"])
+
+    apart = total_overlap(clicks, 1) + total_overlap(~clicks, 2)
+    torch.testing.assert_close(total_overlap(clicks | True, 2), apart)
