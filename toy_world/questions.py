@@ -15,7 +15,7 @@ import numpy as np
 from .clip import Clip
 from .motion import KEY_EVENTS, MOTIONS, SOLO_MOTIONS, ToyObject
 from .shapes import COLOURS, SHAPES, SIZES
-from .wording import NUMBERS, YES_NO, fill, plain, plural, wording
+from .wording import NUMBERS, ORDER, YES_NO, enumeration, fill, plain, plural, wording
 
 
 LOOK = ("colour", "shape", "size")
@@ -267,9 +267,9 @@ def ask_order(scene: Scene) -> ToyTurn | None:
     if None in times or abs(times[0] - times[1]) < max(1, scene.clip.num_frames // 8):
         return None
     first, second = (KEY_EVENTS[scene.objects[i].motion] for i in (a, b))
-    answer = "before" if times[0] < times[1] else "after"
+    answer = ORDER[times[0] > times[1]]
     slots = _pair_slots(scene, a, b) | {"first": first, "second": second}
-    return scene.turn("order", slots, answer, ("before", "after"), aspects_of([a, b], "motion", *NAMED))
+    return scene.turn("order", slots, answer, ORDER, aspects_of([a, b], "motion", *NAMED))
 
 
 def ask_hides_behind(scene: Scene) -> ToyTurn | None:
@@ -366,7 +366,8 @@ def ask_mover_shape(scene: Scene) -> ToyTurn | None:
 def ask_count(scene: Scene, aspect: str, value: str, most: int, least: int = 0) -> ToyTurn | None:
     """
     How many objects have a certain colour, shape or motion; `aspect` "all" counts all objects. Must open a dialogue,
-    because any earlier answer would be a hint, and discloses its aspect for all objects.
+    because any earlier answer would be a hint, and discloses its aspect for all objects. A count by motion names the
+    objects, too.
     """
     objects = scene.objects
     doubtful = aspect == "motion" and any(
@@ -386,19 +387,22 @@ def ask_count(scene: Scene, aspect: str, value: str, most: int, least: int = 0) 
     group = noun if len(candidates) == 1 else plural(noun)
     words = f"{answer} {group}" if candidates else "none"
     slots = {"group": scene.phrase(candidates, words), "look": plural(noun)}
+    discloses = aspects_of(range(len(objects)), aspect)
     if aspect == "motion":
-        slots["motion"] = MOTIONS[value].base
-    turn = scene.turn(kind, slots, answer, NUMBERS[least : most + 1], aspects_of(range(len(objects)), aspect))
-    return _one_thing_agrees(turn) if len(candidates) == 1 else turn
-
-
-def _one_thing_agrees(turn: ToyTurn) -> ToyTurn:
-    """Singular verb forms: "There is one", "one thing moves"."""
-    for part in turn.answer_parts:
-        part["text"] = part["text"].replace("There are", "There is")
-        for motion in MOTIONS.values():
-            part["text"] = part["text"].replace(f" {motion.base}.", f" {motion.third}.")
+        slots = _named_movers(scene, candidates, value)
+        discloses |= aspects_of(candidates, *NAMED)
+    turn = scene.turn(kind, slots, answer, NUMBERS[least : most + 1], discloses)
+    if len(candidates) == 1:
+        for part in turn.answer_parts:
+            part["text"] = part["text"].replace("There are", "There is")
     return turn
+
+
+def _named_movers(scene: Scene, movers: list[int], motion: str) -> dict:
+    """Slots of a count by motion: each thing that moves so is named, and has a phrase of its own."""
+    names = [scene.phrase(i, scene.name_of(i)) for i in movers]
+    third, base = MOTIONS[motion]
+    return {"motion": base, "moves": base if len(movers) > 1 else third, "group": enumeration(names) or "nothing"}
 
 
 # Referring segmentation

@@ -6,14 +6,21 @@ import numpy as np
 
 
 NUMBERS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight")
-YES_NO = ("yes", "no")
+YES_NO, ORDER = ("yes", "no"), ("before", "after")
+MOTION_QUESTIONS = ("What does {a} do?", "What is {a} doing?", "What happens to {a}?", "How does {a} move?")
+REFER_QUESTIONS = (
+    "Please segment {look}.", "Can you segment {look}?", "Where is {look}?", "Find {look}.", "Show me {look}.",
+)  # fmt: skip
 
 # Kind of question -> templates of the question, templates of the answer. All answers of a kind ground the same
 # objects: a random choice there would be impossible to predict. What is seen comes before "yes" or "no": models learn
 # to compare words that stand in the text before they learn to compare what they have not said (docs/log.md)
 TEMPLATES = {
     "colour": (
-        ("What color is {a}?", "Which color does {a} have?", "Tell me the color of {a}."),
+        (
+            "What color is {a}?", "Which color does {a} have?", "Tell me the color of {a}.", "What colour is {a}?",
+            "Which colour does {a} have?",
+        ),
         ("{it} is {answer}.",),
     ),
     "shape": (
@@ -26,18 +33,22 @@ TEMPLATES = {
     ),
     "identity": (("What is {a}?", "What do you see in {a}?"), ("It is {look}.", "This is {look}.")),
     "motion": (
-        ("What does {a} do?", "What is {a} doing?", "What happens to {a}?"),
+        MOTION_QUESTIONS,
         ("{name} {answer}.",),
     ),
-    "hiding": (("What does {a} do?", "What is {a} doing?", "What happens to {a}?"), ("{name} hides behind {other}.",)),
+    "hiding": (MOTION_QUESTIONS, ("{name} hides behind {other}.",)),
     "check_motion": (("Does {a} {motion}?", "Is it true that {a} {moves}?"), ("{name} {truth}, so {answer}.",)),
     "at_start": (
         ("Can {a} be seen at the start?", "Is {a} there from the start?"),
         ("{name} {truth}, so {answer}.",),
     ),
     "at_end": (("Can {a} be seen at the end?", "Is {a} still there at the end?"), ("{name} {truth}, so {answer}.",)),
+    # The events come in the order of the answer: in the other order, the answer is not learned (docs/log.md)
     "order": (
-        ("Is it before or after {b} {second} that {a} {first}?", "{a} {first}. Is that before or after {b} {second}?"),
+        (
+            "When {a} {first}, is that before or after {b} {second}?",
+            "{a} {first}. Is that before or after {b} {second}?",
+        ),
         ("{name} {first} {answer} {other} {second}.",),
     ),
     "hides_behind": (
@@ -57,23 +68,39 @@ TEMPLATES = {
         ("The {answer} one, {name}, is larger.",),
     ),
     "mover_colour": (
-        ("What color is the thing that {motion}?", "One thing {motion}. What color is it?"),
+        (
+            "What color is the thing that {motion}?", "One thing {motion}. What color is it?",
+            "What colour is the thing that {motion}?",
+        ),
         ("{it} is {answer}.",),
     ),
     "mover_shape": (
         ("What shape is the thing that {motion}?", "One thing {motion}. What shape is it?"),
         ("{it} is {article} {answer}.",),
     ),
-    "count_all": (("How many things are there?", "How many things can be seen in all?"), ("There are {group}.",)),
-    "count_look": (("How many {look} are there?", "What is the number of {look}?"), ("There are {group}.",)),
-    "count_motion": (("How many things {motion}?", "Count the things that {motion}."), ("{group} {motion}.",)),
+    "count_all": (
+        (
+            "How many things are there?", "How many things can be seen in all?", "How many objects are in the video?",
+            "How many objects are there?",
+        ),
+        ("There are {group}.",),
+    ),
+    "count_look": (
+        ("How many {look} are there?", "What is the number of {look}?", "How many {look} can be seen?"),
+        ("There are {group}.",),
+    ),
+    # The things that move come before their number, as what is seen comes before "yes" or "no"
+    "count_motion": (
+        ("How many things {motion}?", "Count the things that {motion}.", "How many objects {motion}?"),
+        ("{group} {moves}, so {answer}.",),
+    ),
     "refer": (
-        ("Please segment {look}.", "Can you segment {look}?", "Where is {look}?", "Find {look}."),
+        REFER_QUESTIONS,
         ("It is {name}.", "Here is {name}.", "Sure, this is {name}."),
     ),
     # A grounded phrase without objects: it says that nothing fits, and has no [SEG]
     "no_target": (
-        ("Please segment {look}.", "Can you segment {look}?", "Where is {look}?", "Find {look}."),
+        REFER_QUESTIONS,
         ("There is {none}.", "I see {none}."),
     ),
     "describe": (
@@ -81,11 +108,16 @@ TEMPLATES = {
         ("{sentences}",),
     ),
     "caption": (
-        ("Describe what happens, with masks.", "What happens here? Please show every thing.", "Describe everything."),
+        (
+            "Describe what happens, with masks.", "What happens here? Please show every thing.",
+            "Describe everything.", "Describe the video.", "What happens in the video?", "What is there?",
+            "What can be seen?",
+        ),
         ("{sentences}",),
     ),
-}
-STILL_CHANGES = {"At the start, is": "Is", " at the start": ""}  # a still image has no start
+}  # fmt: skip
+# A still image has no start
+STILL_CHANGES = {"At the start, is": "Is", " at the start": "", "in the video": "in the picture"}
 
 
 def wording(kind: str, rng: np.random.Generator, still: bool = False) -> tuple[str, str]:
@@ -123,6 +155,14 @@ def fill(template: str, slots: dict) -> list[dict]:
     if first["type"] != "region":
         first["text"] = first["text"][:1].upper() + first["text"][1:]
     return parts
+
+
+def enumeration(items: list) -> list:
+    """Items with a comma or "and" between them."""
+    found = []
+    for number, item in enumerate(items):
+        found += [item] if not number else [" and " if number == len(items) - 1 else ", ", item]
+    return found
 
 
 def plural(noun: str) -> str:

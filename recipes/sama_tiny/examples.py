@@ -29,7 +29,7 @@ from sama.recipes.sama_tiny.phases import Batch, Examples, stacked
 from sama.recipes.sama_tiny.practice import practice_clips, practice_dialogues
 from sama.toy_world.clip import Clip, ClipConstraints, propose_clips
 from sama.toy_world.tasks import draw_number
-from sama.toy_world.wording import NUMBERS
+from sama.toy_world.wording import NUMBERS, ORDER
 from sama.toy_world.world import ToyWorld
 from sama.video_sama import SamaVideo
 
@@ -38,7 +38,7 @@ OBJECTS_OF_A_FRAME = (2, 6)
 MASK_REGIONS = 0.85  # share of dialogues whose regions are all masks; in the others each is a mask or a box
 MASKS = 256  # single masks of a step and process
 # What the generators of examples are seeded with after the seed of the run
-FRAMES, SINGLE_MASKS, ORDER, DIALOGUES = 1, 2, 3, 4
+FRAMES, SINGLE_MASKS, BATCHES, DIALOGUES = 1, 2, 3, 4
 
 
 def joined(labels: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
@@ -202,7 +202,7 @@ class DialogueExamples(VisionExamples):
         steps, size = self.steps_of(block), self.arguments.dialogues
         drawn = [self.dialogue(index) for step in steps for index in self.indices(step, size)]
         drawn.sort(key=lambda one: len(one.messages))
-        order = np.random.default_rng([self.seed, ORDER, block]).permutation(len(steps))
+        order = np.random.default_rng([self.seed, BATCHES, block]).permutation(len(steps))
         batches = [drawn[place * size : (place + 1) * size] for place in order]
         return [{"inputs": self.encode(own), "labels": self.labels(own)} for own in batches]
 
@@ -292,6 +292,7 @@ def question_labels(dialogues: list[Dialogue]) -> dict[str, torch.Tensor]:
 
     - `fits`: whether the object that is asked for is there
     - `number`: how many objects there are
+    - `order`: whether the first event is before or after the second one
     - `shape partners`, `colour partners`: the colour of an object whose shape is asked for, and vice versa
     """
     turns, labels = [], {}
@@ -315,7 +316,9 @@ def question_labels(dialogues: list[Dialogue]) -> dict[str, torch.Tensor]:
     infos = [info for one in dialogues for info in one.infos]
     fits = [{"refer": 1, "no_target": 0}.get(info["kind"], IGNORED) for info in infos]
     numbers = [NUMBERS.index(info["answer"]) if info["kind"].startswith("count") else IGNORED for info in infos]
-    return labels | {"fits": torch.tensor(fits), "number": torch.tensor(numbers)}
+    orders = [ORDER.index(info["answer"]) if info["kind"] == "order" else IGNORED for info in infos]
+    choices = {"fits": fits, "number": numbers, "order": orders}
+    return labels | {name: torch.tensor(chosen) for name, chosen in choices.items()}
 
 
 def asks_for(info: dict, kind: str) -> bool:

@@ -24,6 +24,7 @@ from sama.recipes.sama_tiny.labels import (
     WINDOW,
 )
 from sama.toy_world.shapes import COLOURS
+from sama.toy_world.wording import ORDER
 
 
 LOOKS = ("colour", "shape", "size")
@@ -31,16 +32,19 @@ PARTNER = {"colour": "shape", "shape": "colour"}  # of these, training shows som
 TRAJECTORY_TIMES = 8  # moments of a clip at which heads predict the place of an object
 # What a question is about: the objects of its first and of its second region, or one that it describes
 QUESTIONED = ("pointed", "also pointed", "described")
+# Weight of visibility in the loss of places, and for the objects that a conversation is about: when they appear and
+# leave decides what they do
+VISIBILITY_WEIGHT, ASKED_VISIBILITY_WEIGHT = 0.1, 0.4
 # Weights of all losses by name
 LOSS_WEIGHTS = {
     "patch looks": 0.5, "occupied": 0.5, "offsets": 5.0, "windows": 5.0, "cell colours": 20.0, "position": 5.0,
-    "cell looks": 0.3, "track classes": 0.5, "past": 15.0, "time": 0.5, "groups": 0.1, "track moment": 3.0,
-    "centres": 0.5, "counts": 0.5, "mask classes": 0.2, "mask places": 2.0, "language": 5.0, "context": 1.0,
-    "region tokens": 0.1, "region classes": 0.5, "region trajectory": 3.0, "region moment": 3.0,
+    "cell looks": 0.3, "track classes": 0.5, "past": 15.0, "movements": 20.0, "time": 0.5, "groups": 0.1,
+    "track moment": 3.0, "centres": 0.5, "counts": 0.5, "mask classes": 0.2, "mask places": 2.0, "language": 5.0,
+    "context": 1.0, "region tokens": 0.1, "region classes": 0.5, "region trajectory": 3.0, "region moment": 3.0,
     "pointed classes": 0.5, "pointed trajectory": 3.0, "pointed moment": 3.0, "also pointed classes": 0.5,
     "also pointed trajectory": 3.0, "also pointed moment": 3.0, "described classes": 0.5, "described trajectory": 3.0,
-    "described moment": 3.0, "fits": 0.5, "number": 0.5, "seg classes": 0.5, "seg trajectory": 3.0, "seg moment": 0.3,
-    "prompt": 3.0, "mask": 3.0,
+    "described moment": 3.0, "fits": 0.5, "number": 0.5, "order": 0.5, "seg classes": 0.5, "seg trajectory": 3.0,
+    "seg moment": 0.3, "prompt": 3.0, "mask": 3.0,
 }  # fmt: skip
 Tensors = dict[str, torch.Tensor]
 Losses = tuple[Tensors, Tensors]  # losses and metrics by name
@@ -110,14 +114,16 @@ def choice_loss(logits: torch.Tensor, expected: torch.Tensor) -> tuple[torch.Ten
     return F.cross_entropy(logits, expected), (logits.argmax(-1) == expected).float().mean()
 
 
-def place_loss(predicted: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def place_loss(
+    predicted: torch.Tensor, target: torch.Tensor, visibility_weight: float = VISIBILITY_WEIGHT
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Loss of places (..., 4): visibility everywhere, position and size where visible; and the mean L1 error of the
     position in pixels."""
     predicted, seen = predicted.float(), target[..., 0]
     presence = F.binary_cross_entropy_with_logits(predicted[..., 0], seen)
     gap = (predicted[..., 1:] - target[..., 1:]).abs() * seen[..., None]
     visible = seen.sum().clamp(min=1)
-    return 0.1 * presence + gap.sum() / visible, SIDE * gap[..., :2].detach().sum() / visible / 2
+    return visibility_weight * presence + gap.sum() / visible, SIDE * gap[..., :2].detach().sum() / visible / 2
 
 
 def moment_loss(head: nn.Module, states: torch.Tensor, moments: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -188,25 +194,34 @@ class CellHeads(nn.Module):
 
 class TrackHeads(nn.Module):
     """Heads on the language model's states at the cells of the frames: which frame a cell is in, which object it
-    shows, what that did so far and where it was, and how many there are, see [`labels.track_labels`]. All objects of a
-    clip are supervised, not only those that a question names."""
+    shows, what that did so far, where it was and how far it moved, and how many there are, see
+    [`labels.track_labels`]. All objects of a clip are supervised, not only those that a question names."""
 
     def __init__(self, width: int):
         super().__init__()
         self.classes = classifiers(width, *CLOSED_SETS)
         self.past = mlp(width, MAX_FRAMES * PLACE)
+        self.movements = mlp(width, (MAX_FRAMES - 1) * 2)
         self.centres = mlp(width, 3)
         self.counts = mlp(width, MAX_OBJECTS + 1)
         self.time = mlp(width, MAX_FRAMES)
         self.moment = mlp(width, 1)
         self.groups = mlp(width, sum(len(CLOSED_SETS[kind]) for kind in GROUPED) * (MOST_ALIKE + 1))
 
-    def losses(self, first: torch.Tensor, early: torch.Tensor, late: torch.Tensor, labels: Tensors) -> Losses:
-        """Losses and metrics; `first`, `early` and `late` (num_cells_of_all_clips, width): states of the layers from
-        which the frame, places and classes are read."""
+    def losses(
+        self,
+        first: torch.Tensor,
+        early: torch.Tensor,
+        middle: torch.Tensor,
+        late: torch.Tensor,
+        labels: Tensors,
+    ) -> Losses:
+        """Losses and metrics; `first`, `early`, `middle` and `late` (num_cells_of_all_clips, width): states of the
+        layers from which the frame, places, movements and classes are read."""
         shown, every, known = labels["cells"], labels["video_cells"], labels["past_known"]
         past = self.past(early[shown]).unflatten(-1, (MAX_FRAMES, PLACE))
         past_loss, gap = place_loss(past[known], labels["past"][known])
+        movements, moved = self.movement_loss(middle[shown], labels["movements"], labels["movements_known"])
         centres, _ = choice_loss(self.centres(early[every]), labels["centres"])
         time, right_times = choice_loss(self.time(first[every]), labels["time"])
         counts, right_counts = choice_loss(self.counts(late[every]), labels["counts"])
@@ -214,11 +229,20 @@ class TrackHeads(nn.Module):
         classes, accuracies = class_loss(self.classes, late[shown], labels["classes"])
         moment, error = moment_loss(self.moment, late[shown], labels["moments"])
         losses = {
-            "track classes": classes, "past": past_loss, "centres": centres, "time": time, "counts": counts,
-            "groups": groups, "track moment": moment,
+            "track classes": classes, "past": past_loss, "movements": movements, "centres": centres, "time": time,
+            "counts": counts, "groups": groups, "track moment": moment,
         }  # fmt: skip
         accuracies |= {"time": right_times, "count": right_counts, "group": right_groups, "moment": error}
-        return losses, named("track", accuracies) | {"past px": gap}
+        return losses, named("track", accuracies) | {"past px": gap, "movement px": moved}
+
+    def movement_loss(
+        self, states: torch.Tensor, movements: torch.Tensor, known: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean absolute error of movements between frames, in fractions of the frame, and in pixels. An object that
+        stops differs from one that goes on by the two pixels that it does not move."""
+        predicted = self.movements(states).float().unflatten(-1, (MAX_FRAMES - 1, 2))
+        gap = ((predicted - movements).abs().sum(-1) * known).sum() / known.sum().clamp(min=1)
+        return gap, SIDE * gap.detach() / 2
 
     def group_loss(self, states: torch.Tensor, groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Cross-entropy of how many objects of each class there are, summed over classes, and the accuracy for classes
@@ -244,7 +268,7 @@ class ObjectHeads(nn.Module):
         """Losses and metrics of objects `name`; `states` (num_objects, width)."""
         classes, accuracies = class_loss(self.classes, states, labels[f"{name} classes"])
         trajectory = self.trajectory(states).unflatten(-1, (TRAJECTORY_TIMES, PLACE))
-        loss, gap = place_loss(trajectory, labels[f"{name} trajectory"])
+        loss, gap = place_loss(trajectory, labels[f"{name} trajectory"], ASKED_VISIBILITY_WEIGHT)
         losses, metrics = {f"{name} classes": classes, f"{name} trajectory": loss}, {f"{name} px": gap}
         losses[f"{name} moment"], metrics[f"{name} moment"] = moment_loss(
             self.moment, states, labels[f"{name} moments"]
@@ -254,12 +278,13 @@ class ObjectHeads(nn.Module):
 
 class QuestionHeads(nn.Module):
     """Heads on the states from which answers start: the objects that the question is about, whether the object that it
-    describes is there, and how many there are."""
+    describes is there, how many there are, and which of two events comes first."""
 
     def __init__(self, width: int):
         super().__init__()
         self.objects = nn.ModuleDict({name: ObjectHeads(width) for name in QUESTIONED})
-        self.choices = nn.ModuleDict({"fits": mlp(width, 2), "number": mlp(width, MAX_OBJECTS + 1)})
+        sizes = {"fits": 2, "number": MAX_OBJECTS + 1, "order": len(ORDER)}
+        self.choices = nn.ModuleDict({name: mlp(width, size) for name, size in sizes.items()})
 
     def losses(self, states: torch.Tensor, labels: Tensors) -> Losses:
         """Losses and metrics; `states` (num_turns, width)."""

@@ -9,6 +9,7 @@ temporal Q-Former.
 
 import argparse
 import math
+import re
 from functools import cache
 from itertools import cycle
 from pathlib import Path
@@ -123,12 +124,13 @@ SENTENCES = [
 ]
 ROUNDS = 120  # passes over the list; every word occurs and none dominates
 TOY_RECORDS = 1500
+TOY_WORD_ROUNDS = 80  # so often that each word becomes one token
 
 
 @cache  # three passes over it are made, and it takes seconds
 def make_sentences() -> tuple[str, ...]:
     """The training text of both tokenizers: sentences whose slots are filled with the words of each list in turn, then
-    messages of toy world with their roles, as the chat template writes them."""
+    messages of toy world with their roles, as the chat template writes them, and the words of these messages."""
     lines = []
     words = {slot: cycle(choices) for slot, choices in WORDS.items()}
     slots = [[name for _, name, _, _ in Formatter().parse(sentence) if name] for sentence in SENTENCES]
@@ -138,9 +140,11 @@ def make_sentences() -> tuple[str, ...]:
                 sentence = sentence.replace("{" + name + "}", next(words[name]), 1)
             lines.append(sentence)
     world = ToyWorld({"split": "unseen"})  # all splits have the same vocabulary; no training uses this one
-    for index in range(TOY_RECORDS):
-        for message in world.describe(index)["messages"]:
-            lines.append(f"{message['role']}\n{plain(message['content'])}")
+    messages = [message for index in range(TOY_RECORDS) for message in world.describe(index)["messages"]]
+    texts = [plain(message["content"]) for message in messages]
+    lines += [f"{message['role']}\n{text}" for message, text in zip(messages, texts, strict=True)]
+    words = sorted({word for text in texts for word in re.findall("[A-Za-z]+", text.replace("<region>", ""))})
+    lines += TOY_WORD_ROUNDS * [line for word in words for line in (word, f"a {word}")]
     return tuple(lines)
 
 

@@ -106,6 +106,9 @@ def track_labels(clip: Clip, frames: list[int], grid: int) -> dict[str, np.ndarr
     - `classes` (num_known, 5): see [`object_classes`]; motion and direction are unknown before the last two frames
     - `past` (num_known, MAX_FRAMES, 4): places of the object, see [`places`]
     - `past_known` (num_known, MAX_FRAMES), bool: the frames up to the cell's own
+    - `movements` (num_known, MAX_FRAMES - 1, 2): how far the object moved between neighbouring frames, in fractions of
+      the frame
+    - `movements_known` (num_known, MAX_FRAMES - 1), bool: where it is visible in both, up to the cell's own frame
     - `moments` (num_known,): the frame in which it appeared, left or stopped, between dense frames, as a fraction of
       `MAX_FRAMES`; -1 if it did not so far
     - `time` (num_frames * grid * grid,): the frame of each cell, which no token of the prompt states
@@ -125,11 +128,15 @@ def track_labels(clip: Clip, frames: list[int], grid: int) -> dict[str, np.ndarr
     times = np.interp(keys, frames, np.arange(len(frames)))[things]
     past = np.zeros((len(things), MAX_FRAMES, PLACE), dtype=np.float32)
     past[:, : len(frames)] = spots[things]
+    past_known = np.arange(MAX_FRAMES) <= moments[:, None]
+    visible = (past[..., 0] > 0) & past_known
     return {
         "cells": moments * grid**2 + positions,
         "classes": classes,
         "past": past,
-        "past_known": np.arange(MAX_FRAMES) <= moments[:, None],
+        "past_known": past_known,
+        "movements": np.diff(past[..., 1:3], axis=1),
+        "movements_known": visible[:, 1:] & visible[:, :-1],
         "moments": np.where((keys[things] < 0) | (times > moments), -1, times / MAX_FRAMES).astype(np.float32),
         "time": np.arange(covering.size) // grid**2,
         "group_cells": (np.arange(len(frames))[:, None] * grid**2 + np.arange(grid**2 - grid, grid**2)).reshape(-1),

@@ -44,33 +44,45 @@ from sama.recipes.sama_tiny.labels import CLOSED_SETS
 from sama.recipes.sama_tiny.phases import Batch, Phase, add_run_arguments, folder_with, start, train_and_save
 from sama.recipes.sama_tiny.train_masks import AttributePrompts, compare_masks
 from sama.recipes.sama_tiny.train_videos import VideoLosses
+from sama.toy_world.clip import ToySettings
 from sama.toy_world.motion import MOTIONS
 from sama.toy_world.shapes import COLOURS, SHAPES, SIZES
-from sama.toy_world.wording import NUMBERS, YES_NO
+from sama.toy_world.wording import NUMBERS, ORDER, YES_NO
 
 
 # Layers after which heads read the objects in question off the states of regions, which find them in the cells (their
 # layers: train_videos.py), and off those from which an answer starts. The layers after that can compare the objects
 REGION_LAYER, QUESTION_LAYER = 7, 8
 NAMED_WEIGHT, COMPARED_WEIGHT = 3.0, 6.0  # of words that name what is seen, and of those that a comparison decides
-NAMED_WORDS = [*COLOURS, *SHAPES, *SIZES, *(form for motion in MOTIONS.values() for form in motion)]
+# "moves left" is decided by "left"
+NAMED_WORDS = [
+    word
+    for name in (*COLOURS, *SHAPES, *SIZES, *(form for motion in MOTIONS.values() for form in motion))
+    for word in (name.split()[0], name.split()[-1])
+]
 COMPARED_WORDS = {
-    "yes or no": YES_NO, "number": NUMBERS, "order": ("before", "after"), "rank": ("first", "second"),
+    "yes or no": YES_NO, "number": NUMBERS[: ToySettings().things[1] + 1], "order": ORDER, "rank": ("first", "second"),
     "side": ("above", "below", "left", "right"),
 }  # fmt: skip
 MASK_PHASE_RATE = 0.25  # learning rate of the second phase, as a fraction
 
 
-def first_tokens(processor: SamaProcessor, words: Iterable[str]) -> torch.Tensor:
-    """Tokens that begin one of these words, or its last one: "moves left" is decided by "left"."""
-    words = [one for word in words for one in (word, word.split()[-1])]
-    forms = [form for word in words for form in (f" {word}", word.capitalize())]
-    return torch.tensor([processor.tokenizer(form)["input_ids"][0] for form in forms]).unique()
+def word_tokens(processor: SamaProcessor, words: Iterable[str]) -> torch.Tensor:
+    """
+    The token of each of these words inside a sentence.
 
-
-def last_tokens(processor: SamaProcessor, words: Iterable[str]) -> torch.Tensor:
-    """The last token of each of these words, which tells them apart."""
-    return torch.tensor([processor.tokenizer(f" {word}")["input_ids"][-1] for word in words])
+    Raises:
+        ValueError: for a word of several tokens, of which none tells what the word is.
+    """
+    words = list(words)
+    found = [processor.tokenizer(f" {word}")["input_ids"] for word in words]
+    for word, tokens in zip(words, found, strict=True):
+        if len(tokens) != 1:
+            raise ValueError(
+                f"{word!r} has {len(tokens)} tokens, expected 1: the tokenizer was not made by this version of "
+                "initialize.py"
+            )
+    return torch.tensor(found)[:, 0]
 
 
 class DialogueLosses(VideoLosses):
@@ -79,10 +91,11 @@ class DialogueLosses(VideoLosses):
     def __init__(self, model: SamaForConditionalGeneration, processor: SamaProcessor, seed: int):
         super().__init__(model, seed)
         self.processor = processor
-        self.compared = {name: first_tokens(processor, words) for name, words in COMPARED_WORDS.items()}
-        self.words = {kind: last_tokens(processor, CLOSED_SETS[kind]) for kind in PARTNER}
+        self.compared = {name: word_tokens(processor, words) for name, words in COMPARED_WORDS.items()}
+        ends = {kind: [word.split()[-1] for word in CLOSED_SETS[kind]] for kind in PARTNER}
+        self.words = {kind: word_tokens(processor, words) for kind, words in ends.items()}
         self.weights = torch.ones(len(processor.tokenizer))
-        self.weights[first_tokens(processor, NAMED_WORDS)] = NAMED_WEIGHT
+        self.weights[word_tokens(processor, NAMED_WORDS)] = NAMED_WEIGHT
         self.weights[torch.cat([*self.compared.values()])] = COMPARED_WEIGHT
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -225,7 +238,7 @@ def main() -> None:
     )
     parser.add_argument("--masks", type=folder_with("state.pt"), required=True, help="made by train_masks.py")
     parser.add_argument("--to", type=Path, required=True, help="output folder")
-    parser.add_argument("--dialogue-steps", type=int, default=2400, help="steps of the first phase")
+    parser.add_argument("--dialogue-steps", type=int, default=3400, help="steps of the first phase")
     parser.add_argument("--mask-steps", type=int, default=400, help="steps of the second phase")
     parser.add_argument("--dialogues", type=int, default=16, help="dialogues per step and process")
     parser.add_argument("--learning-rate", type=float, default=1e-3)

@@ -35,10 +35,10 @@ from sama.recipes.sama_tiny.phases import (
 )
 
 
-# Layers of the language model after which heads read the frame of a cell, and the places and the classes of objects.
-# The result of a layer is available to later layers only. No token says which frame a cell belongs to; without the
-# first head, places in earlier frames stay inaccurate (docs/log.md)
-TIME_LAYER, PLACE_LAYER, CLASS_LAYER = 1, 4, 6
+# Layers of the language model after which heads read the frame of a cell, and the places, movements and classes of
+# objects. The result of a layer is available to later layers only. No token says which frame a cell belongs to;
+# without the first head, places in earlier frames stay inaccurate (docs/log.md)
+TIME_LAYER, PLACE_LAYER, MOVEMENT_LAYER, CLASS_LAYER = 1, 4, 5, 6
 
 
 class VideoLosses:
@@ -96,8 +96,8 @@ class VideoLosses:
 
     def track_losses(self, states: tuple[torch.Tensor, ...], is_cell: torch.Tensor, labels: Tensors) -> Losses:
         """Losses of the table of objects that the states of the frames keep."""
-        layers = (states[layer][is_cell] for layer in (TIME_LAYER, PLACE_LAYER, CLASS_LAYER))
-        return self.heads.tracks.losses(*layers, labels)
+        layers = TIME_LAYER, PLACE_LAYER, MOVEMENT_LAYER, CLASS_LAYER
+        return self.heads.tracks.losses(*(states[layer][is_cell] for layer in layers), labels)
 
     @property
     def shape_encoders(self) -> list[nn.Module]:
@@ -131,7 +131,7 @@ def main() -> None:
     )
     parser.add_argument("--to", type=Path, required=True, help="output folder")
     parser.add_argument("--frame-steps", type=int, default=800, help="steps of the first phase")
-    parser.add_argument("--video-steps", type=int, default=2000, help="steps of the second phase")
+    parser.add_argument("--video-steps", type=int, default=2400, help="steps of the second phase")
     parser.add_argument("--frames", type=int, default=24, help="single frames per step and process")
     parser.add_argument("--videos", type=int, default=16, help="videos per step and process")
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)

@@ -112,10 +112,18 @@ def test_a_cell_remembers_what_was_last_seen_in_it():
     last = labels["past"][-1]
     assert last[:3, 0].tolist() == [1, 1, 0] and not last[3:].any() and last.shape == (MAX_FRAMES, 4)
     assert labels["past_known"].sum(1).tolist() == [1, 1, 2, 2, 3, 3]
+    assert labels["movements_known"].sum(1).tolist() == [0, 0, 1, 1, 2, 1]  # the second object is gone in the end
     centres = labels["centres"].reshape(3, -1)
     assert centres.sum(1).tolist() == [2, 2, 1] and centres[0, 6] == 1
     # Motion and its direction cannot be known before the last two frames
     assert (labels["classes"][:2, 3:] == -100).all() and (labels["classes"][2:, 3:] >= 0).all()
+
+
+def test_movements_are_those_between_neighbouring_frames():
+    labels = track_labels(clip_of([(0, 0), (0, 8), (16, 8)]), [0, 1, 2], GRID)
+    last = labels["cells"] >= 2 * GRID**2
+    assert labels["movements"][last][:, :2].tolist() == [[[0.25, 0], [0, 0.5]]]
+    assert labels["movements_known"][last].tolist() == [[True, True, *[False] * (MAX_FRAMES - 3)]]
 
 
 def test_objects_are_counted_when_they_appear():

@@ -45,6 +45,22 @@ def test_several_objects_of_a_kind_are_counted(drawn):
     assert counts["two"] + counts["three"] > 0.3 * counts.total()
 
 
+def test_half_of_the_counts_are_of_clips_with_many_motions(drawn):
+    """Not all of them have two motions at most, as in clips of objects that are alike."""
+    kinds = [len({one.motion for one in clip.objects}) > 2 for clip, turns in drawn if turns[0].kind == "count_motion"]
+    assert len(kinds) > 40 and 0.1 < np.mean(kinds) < 0.9
+
+
+def test_named_objects_are_answered_with_masks():
+    world = practice_dialogues(0)
+    turns = [
+        turn for index in range(400) if world.task(index) == "video_qa" for turn in world.generate(index, False)[2]
+    ]
+    marked = [any(part["type"] == "grounded" for part in turn.answer_parts) for turn in turns]
+    assert len(turns) > 30 and np.mean(marked) > 0.9
+    assert not any(part["type"] == "region" for turn in turns for part in turn.question)
+
+
 def test_objects_that_are_alike_share_two_motions_and_two_colours_or_shapes():
     rng = np.random.default_rng(0)
     for _ in range(50):

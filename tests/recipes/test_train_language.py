@@ -21,10 +21,10 @@ from sama.recipes.sama_tiny.examples import DialogueExamples, FrameExamples, Vid
 from sama.recipes.sama_tiny.heads import QUESTIONED, choice_loss, without_unseen_pairs
 from sama.recipes.sama_tiny.labels import CLOSED_SETS
 from sama.recipes.sama_tiny.phases import Phase, batches, optimizers_of, take_step, train, trained_parts
-from sama.recipes.sama_tiny.train_language import DialogueLosses, plan
+from sama.recipes.sama_tiny.train_language import DialogueLosses, plan, word_tokens
 from sama.recipes.sama_tiny.train_videos import plan as plan_videos
 from sama.toy_world.shapes import COLOURS, SHAPES, UNSEEN_PAIRS
-from sama.toy_world.wording import NUMBERS
+from sama.toy_world.wording import NUMBERS, ORDER
 from sama.training.checkpoints import TrainingError
 
 
@@ -34,8 +34,8 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def processor():
-    return SamaProcessor.from_pretrained(CHECKPOINT, trust_remote_code=True)
+def processor(recipe_checkpoint):
+    return SamaProcessor.from_pretrained(recipe_checkpoint, trust_remote_code=True)
 
 
 @pytest.fixture(scope="module")
@@ -185,9 +185,14 @@ def test_the_decoder_of_a_later_stage_wins_over_that_of_the_first(processor, tmp
 
 def test_words_that_decide_an_answer_weigh_more(model, processor):
     losses = DialogueLosses(model, processor, seed=0)
-    words = {" red": 3, " zigzags": 3, " second": 6, "Yes": 6, " before": 6, " the": 1, ".": 1}
+    words = {" red": 3, " zigzags": 3, " appear": 3, " second": 6, " yes": 6, " before": 6, " the": 1, ".": 1, " a": 1}
     for word, weight in words.items():
         assert losses.weights[processor.tokenizer(word)["input_ids"][0]] == weight, word
+
+
+def test_a_word_of_several_tokens_is_refused(processor):
+    with pytest.raises(ValueError, match=r"'rhinoceros' has \d tokens, expected 1"):
+        word_tokens(processor, ["red", "rhinoceros"])
 
 
 def test_answers_start_in_the_order_of_their_labels(dialogues):
@@ -215,14 +220,16 @@ def test_states_of_other_turns_give_another_loss(model, processor, dialogues):
     assert all(found[name] != turned[name] for name in ("pointed classes", "pointed trajectory"))
 
 
-def test_a_question_has_a_label_for_what_fits_and_how_many(dialogues):
+def test_a_question_has_a_label_for_each_choice(dialogues):
     drawn = [dialogues.dialogue(index) for index in range(40)]
     labels, infos = dialogues.labels(drawn), [info for one in drawn for info in one.infos]
     expected = {"refer": 1, "no_target": 0}
     assert labels["fits"].tolist() == [expected.get(info["kind"], IGNORED) for info in infos]
     counted = [NUMBERS[number] if number >= 0 else None for number in labels["number"].tolist()]
     assert counted == [info["answer"] if info["kind"].startswith("count") else None for info in infos]
-    assert {0, 1} <= set(labels["fits"].tolist()) and len(set(counted)) > 3
+    ordered = [ORDER[number] if number >= 0 else None for number in labels["order"].tolist()]
+    assert ordered == [info["answer"] if info["kind"] == "order" else None for info in infos]
+    assert {0, 1} <= set(labels["fits"].tolist()) and len(set(counted)) > 3 and len(set(ordered)) == 3
 
 
 def test_pairs_that_training_never_shows_are_no_wrong_answers(model, processor, dialogues):
@@ -277,10 +284,10 @@ def test_matmul_attention_drops_in_training_only():
 class Recorded(DialogueLosses):
     """Keeps the losses of its steps and fails in the step with index `dies`."""
 
-    def __init__(self, dies: int | None = None):
+    def __init__(self, processor: SamaProcessor, dies: int | None = None):
         model = SamaForConditionalGeneration.from_pretrained(CHECKPOINT, dtype=torch.float32).train()
         model.model.mask_tracker.requires_grad_(False)
-        super().__init__(model, SamaProcessor.from_pretrained(CHECKPOINT, trust_remote_code=True), seed=0)
+        super().__init__(model, processor, seed=0)
         self.dies, self.history = dies, []
 
     def recorded(self, losses, batch):
@@ -302,8 +309,8 @@ def run(losses: Recorded, arguments: Namespace, path) -> Recorded:
 
 
 @pytest.fixture(scope="module")
-def whole(arguments, tmp_path_factory):
-    losses = Recorded()
+def whole(processor, arguments, tmp_path_factory):
+    losses = Recorded(processor)
     tracker = losses.model.model.mask_tracker
     parts = trained_parts(losses.model), tracker.sam.mask_decoder, tracker.sam.vision_encoder
     start = [[parameter.clone() for parameter in part.parameters()] for part in parts]
@@ -321,10 +328,10 @@ def test_everything_but_the_rest_of_sam_is_trained(whole):
 
 
 @pytest.mark.parametrize("dies", [3, *(pytest.param(dies, marks=pytest.mark.slow) for dies in (1, 2, 4, 5))])
-def test_an_interrupted_run_resumes_with_identical_losses(whole, arguments, tmp_path, dies):
+def test_an_interrupted_run_resumes_with_identical_losses(whole, processor, arguments, tmp_path, dies):
     with pytest.raises(pytest.fail.Exception, match="killed"):
-        run(Recorded(dies), arguments, tmp_path / "state.pt")
-    resumed = run(Recorded(), arguments, tmp_path / "state.pt")
+        run(Recorded(processor, dies), arguments, tmp_path / "state.pt")
+    resumed = run(Recorded(processor), arguments, tmp_path / "state.pt")
     assert len(resumed.history) == len(whole[0].history) - dies
     for ours, theirs in zip(resumed.history, whole[0].history[dies:], strict=True):
         # The order of summation may differ, which changes the last digits

@@ -244,10 +244,25 @@ def test_counts(turns):
             else:
                 number = sum(bool(re.search(rf" {value}s?(es)? ?", words, re.IGNORECASE)) for value in values)
             assert turn.answer == NUMBERS[number], turn.question_text
-            assert not grounded or len(grounded[0]["objects"]) == number
+            assert not grounded or sum(len(part["objects"]) for part in grounded) == number
+            if turn.kind == "count_motion":  # what moves is named before it is counted
+                named = [clip.objects[int(name)] for part in grounded for name in part["objects"]]
+                assert all(f"{one.colour} {one.shape}" in turn.answer_text for one in named)
+                assert turn.answer_text.endswith(f", so {turn.answer}.")
 
 
 # The tasks
+
+
+def test_what_a_count_names_is_not_asked_for_afterwards(generated):
+    counted = 0
+    for _, clip, turns in generated:
+        if turns and turns[0].kind == "count_motion" and turns[0].answer != "none":
+            named = {i for i, one in enumerate(clip.objects) if f"{one.colour} {one.shape}" in turns[0].answer_text}
+            asked = [turn for turn in turns[1:] if turn.kind in ("colour", "shape", "identity", "motion")]
+            assert not any(named & set(regions(turn)) for turn in asked)
+            counted += 1
+    assert counted > 40
 
 
 def test_dialogues_point_and_answer_with_masks(generated):
