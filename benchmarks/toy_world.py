@@ -57,7 +57,8 @@ class ToyWorldBenchmark(Benchmark):
     """One question per clip: its dialogue. The same seed, split and index give the same clip."""
 
     name = "toy_world"
-    version = 3  # before: "Yes, it moves left." and plural objects in no order; in version 1, some masks at random
+    # 3: counts and orders in other words; 2: "Yes, it moves left." and plural objects in no order; 1: random masks
+    version = 4
     splits = ("val", "unseen", NO_TARGET, LONG)
     # The sources of the catalogue have the seeds 0, 1 and 2, so that training and benchmark share no clips
     options = {"clips": 300, "seed": 7, "size": 64, "background": "texture"}

@@ -48,6 +48,11 @@ class Reference:
         """The words alone."""
         return parse_tagged_text(self.tagged_text)[0]
 
+    @property
+    def phrases(self) -> list[tuple[str, tuple[int, int]]]:
+        """For each [SEG] the phrase that it stands for, and its characters in the words."""
+        return parse_tagged_text(self.tagged_text)[1]
+
 
 @dataclass(frozen=True)
 class Prompt:

@@ -23,9 +23,13 @@ from .prompts import Reference, no_masks
 NUMBER_WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 NOTHING = {"no", "none", "nothing", "neither"}
 YES_NO = ("yes", "no")
+# Yes or no as an answer: "Yes, there is no dog" says yes only
+ALONE = re.compile(r"(?<![\w'’-])(yes|no)(?=\s*(?:[.,;:!?]|$|(?:or|and)\b))", re.IGNORECASE)
 WORDS_OF_ONE_LETTER = ("A", "I")
 # At the beginning of a phrase: "2 dogs" and "two dogs", but not "3-wheeled", "2.5 m" or the year of "2020 model"
 COUNTED = re.compile(rf"\W*(\d{{1,2}}|{'|'.join(NUMBER_WORDS)})(?![\w-]|[.,:]\d)", re.IGNORECASE)
+# The number after what it counts, at the end of an answer: "The dog and the cat run, so two."
+TOTAL = re.compile(rf"\bso (\d{{1,2}}|none|{'|'.join(NUMBER_WORDS[1:])})\W*$", re.IGNORECASE)
 # An answer may be this many times as long as its reference, and some tokens longer; at twice that it is worth nothing
 LENGTH_RATIO, SPARE_TOKENS = 1.5, 8
 
@@ -85,8 +89,12 @@ def reward_answer(answer: SampledAnswer, reference: Reference) -> float | None:
 
 
 def _named(text: str, choices: Sequence[str]) -> list[str]:
-    """The choices that a text names. Single letters are named as capitals, and "A" and "I" not by the article and the
-    pronoun: no word may follow them, unless "answer", "option" or "choice" stands before."""
+    """The choices that a text names. Yes and no are named where they stand alone, if any does. Single letters are
+    named as capitals, and "A" and "I" not by the article and the pronoun: no word may follow them, unless "answer",
+    "option" or "choice" stands before."""
+    if {choice.lower() for choice in choices} == set(YES_NO) and ALONE.search(text):
+        alone = {word.lower() for word in ALONE.findall(text)}
+        return [choice for choice in choices if choice.lower() in alone]
     if not all(re.fullmatch(r"[A-Za-z]", choice) for choice in choices):
         return named_choices(text, choices)
     found = []
@@ -111,31 +119,53 @@ def reward_count(answer: SampledAnswer, reference: Reference) -> float:
 
 
 def reward_format(answer: SampledAnswer, reference: Reference) -> float:
-    """1 for an answer that has words, ends, and consists of text and `<p> phrase </p> [SEG]`, one or more [SEG]."""
+    """1 for an answer that has words, ends, and consists of text and `<p> phrase </p> [SEG]`, one or more [SEG]. A
+    [SEG] may stand for itself where one of the reference does."""
+    kinds, expected = _pieces(answer.tagged_text), _pieces(reference.tagged_text)
+    units = "w|<w>s+|s" if re.search(r"(?<![>s])s", expected) else "w|<w>s+"
+    return float(bool(re.fullmatch(f"({units})+", kinds)) and answer.ended)
+
+
+def _pieces(tagged_text: str) -> str:
+    """A letter for each tag and each text between tags."""
     tags = "".join(f"({re.escape(tag)})|" for tag in ANSWER_TAGS).removesuffix("|")
-    found = [piece for piece in re.split(tags, answer.tagged_text) if piece and piece.strip()]
-    kinds = "".join({PHRASE_START: "<", PHRASE_END: ">", SEG: "s"}.get(piece, "w") for piece in found)
-    return float(bool(re.fullmatch(r"(w|<w>s+)+", kinds)) and answer.ended)
+    found = [piece for piece in re.split(tags, tagged_text) if piece and piece.strip()]
+    return "".join({PHRASE_START: "<", PHRASE_END: ">", SEG: "s"}.get(piece, "w") for piece in found)
 
 
 def reward_consistency(answer: SampledAnswer, reference: Reference) -> float:
-    """0 for an answer that contradicts itself: a phrase with a number and another number of masks, masks for nothing,
-    both yes and no, or several of the choices of the question."""
-    by_span: dict[tuple[int, int], list[str]] = {}
-    for phrase, span in answer.phrases:
-        by_span.setdefault(span, []).append(phrase)
-    for phrase, *others in by_span.values():
-        if next(iter(words(phrase)), "") in NOTHING:
-            return 0.0
-        counted = COUNTED.match(phrase)
-        if counted is not None and _number(counted[1].lower()) != 1 + len(others):
-            return 0.0
+    """0 for an answer that contradicts itself: a phrase with a number and another number of masks (unless the
+    reference has as many for it), a total that is not the number of masks, masks for nothing, both yes and no, or
+    several of the choices of the question."""
+    phrases, known = _masks_by_phrase(answer), _masks_by_phrase(reference)
+    if any(next(iter(words(phrase)), "") in NOTHING for phrase, _ in phrases):
+        return 0.0
+    if not all(_numbers_agree(phrase, count) or (phrase, count) in known for phrase, count in phrases):
+        return 0.0
+    total = TOTAL.search(answer.text)
+    if phrases and total is not None and _number(total[1]) != sum(count for _, count in phrases):
+        return 0.0
     choices = reference.info.get("choices") or YES_NO
     return float(len(_named(answer.text, choices)) <= 1)
 
 
+def _masks_by_phrase(answer: SampledAnswer | Reference) -> list[tuple[str, int]]:
+    """Each phrase of an answer that has masks, and their number."""
+    by_span: dict[tuple[int, int], list[str]] = {}
+    for phrase, span in answer.phrases:
+        by_span.setdefault(span, []).append(phrase)
+    return [(phrases[0], len(phrases)) for phrases in by_span.values()]
+
+
+def _numbers_agree(phrase: str, count: int) -> bool:
+    """Whether a phrase that begins with a number has that many masks."""
+    counted = COUNTED.match(phrase)
+    return counted is None or _number(counted[1]) == count
+
+
 def _number(word: str) -> int:
-    return int(word) if word.isdecimal() else NUMBER_WORDS.index(word)
+    word = word.lower()
+    return int(word) if word.isdecimal() else 0 if word == "none" else NUMBER_WORDS.index(word)
 
 
 def reward_length(answer: SampledAnswer, reference: Reference) -> float:

@@ -3,6 +3,9 @@
 import numpy as np
 import pytest
 
+from sama.prompts_sama import ground_phrase
+from sama.toy_world.tasks import TASKS
+from sama.toy_world.world import ToyWorld
 from sama.training.prompts import Reference
 from sama.training.rewards import (
     REWARDS,
@@ -18,6 +21,7 @@ from sama.training.rewards import (
 YES = {"choices": ["yes", "no"], "answer": "yes"}
 COUNT = {"choices": ["one", "two", "three"], "answer": "two"}
 TWO = "There are <p> two rings </p> [SEG] [SEG] ."
+LIST = "<p> The ring </p> [SEG] and <p> the star </p> [SEG] move, so two."
 LETTERS = {"answer": "A", "choices": ["A", "B", "C"]}
 
 
@@ -63,6 +67,17 @@ def some(number: int, num_frames: int = 2) -> np.ndarray:
         ("consistency", "It is <p> a 2 </p> [SEG].", TWO, COUNT, 1),
         ("consistency", "It is <p> 3-wheeled </p> [SEG] or <p> 2.5 m long </p> [SEG].", "", {}, 1),
         ("consistency", "It is <p> 2020 model </p> [SEG].", "", {}, 1),
+        ("format", "It is [SEG].", "Sure, it is [SEG].", {}, 1),
+        ("format", "It is [SEG].", "It is <p> a ring </p> [SEG] [SEG].", {}, 0),
+        ("consistency", LIST, LIST, COUNT, 1),
+        ("consistency", LIST.replace("two", "three"), LIST, COUNT, 0),
+        ("consistency", "<p> The ring </p> [SEG] moves, so none.", "Nothing moves, so none.", {}, 0),
+        ("consistency", "The ring and the star move, so two.", "The ring and the star move, so two.", COUNT, 1),
+        ("consistency", "<p> The ring </p> [SEG] stops, so no.", "<p> The ring </p> [SEG] stops, so no.", YES, 1),
+        ("consistency", "It is <p> two dogs </p> [SEG].", "It is <p> two dogs </p> [SEG].", {}, 1),
+        ("consistency", "Yes, there is no dog.", "Yes, there is no dog.", {}, 1),
+        ("answer", "Yes, there is no dog.", "Yes, there is no dog.", YES, 1),
+        ("answer", "No dog is there.", "No dog is there.", YES | {"answer": "no"}, 1),
         ("answer", "A", "A", LETTERS, 1),
         ("answer", "(A) A dog runs.", "A", LETTERS, 1),
         ("answer", "The answer is A because it runs.", "A", LETTERS, 1),
@@ -78,6 +93,21 @@ def some(number: int, num_frames: int = 2) -> np.ndarray:
 def test_rewards_of_words(name, text, truth, info, expected):
     number = Reference(truth, some(truth.count("[SEG]")), info)
     assert REWARDS[name](SampledAnswer(text, some(text.count("[SEG]"))), number) == expected
+
+
+def test_the_answers_of_toy_world_are_perfect():
+    world = ToyWorld({"frames": [8, 10], "tasks": dict.fromkeys(TASKS, 1)}, seed=3)
+    for index in range(200):
+        for turn in world.generate(index, frames=False)[2]:
+            parts = [
+                ground_phrase(part["text"], len(part["objects"])) if part["type"] == "grounded" else part["text"]
+                for part in turn.answer_parts
+            ]
+            text = "".join(parts)
+            info = {"choices": turn.choices, "answer": turn.answer} if turn.answer else {}
+            masks = some(text.count("[SEG]"))
+            for name, reward in REWARDS.items():
+                assert reward(SampledAnswer(text, masks), Reference(text, masks, info)) in (1, None), (name, text)
 
 
 @pytest.mark.parametrize(
