@@ -57,7 +57,8 @@ class ToyWorldBenchmark(Benchmark):
     """One question per clip: its dialogue. The same seed, split and index give the same clip."""
 
     name = "toy_world"
-    # 3: counts and orders in other words; 2: "Yes, it moves left." and plural objects in no order; 1: random masks
+    # What earlier ones had: 3, other wordings, and counts by motion that named nothing; 2, "Yes, it moves left." and
+    # plural objects in no order; 1, some masks at random
     version = 4
     splits = ("val", "unseen", NO_TARGET, LONG)
     # The sources of the catalogue have the seeds 0, 1 and 2, so that training and benchmark share no clips

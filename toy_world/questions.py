@@ -145,7 +145,7 @@ def _attribute(scene: Scene, kind: str, choices: tuple[str, ...]) -> ToyTurn | N
         scene.disclosed |= aspects_of([i], "size", "motion")
         return None
     answer = {"colour": scene.objects[i].colour, "shape": scene.objects[i].shape, "size": scene.objects[i].size}[kind]
-    it = scene.phrase(i, "this thing" if scene.regions else "it")
+    it = scene.phrase(i, "this thing" if scene.masks or scene.regions else "it")
     discloses = {(i, kind)} | (set() if scene.regions else aspects_of([i], *NAMED))
     if kind == "size":
         discloses.add((i, "motion"))  # only objects that neither grow nor shrink are asked for their size
@@ -366,8 +366,8 @@ def ask_mover_shape(scene: Scene) -> ToyTurn | None:
 def ask_count(scene: Scene, aspect: str, value: str, most: int, least: int = 0) -> ToyTurn | None:
     """
     How many objects have a certain colour, shape or motion; `aspect` "all" counts all objects. Must open a dialogue,
-    because any earlier answer would be a hint, and discloses its aspect for all objects. A count by motion names the
-    objects, too.
+    because any earlier answer would be a hint, and discloses its aspect for all objects. A count by motion also
+    discloses colour and shape of the objects that it names.
     """
     objects = scene.objects
     doubtful = aspect == "motion" and any(
@@ -383,14 +383,15 @@ def ask_count(scene: Scene, aspect: str, value: str, most: int, least: int = 0) 
     candidates = in_reading_order(scene.clip, [i for i, one in enumerate(values[aspect]) if one == value])
     answer = NUMBERS[len(candidates)]
     kind = {"all": "count_all", "motion": "count_motion"}.get(aspect, "count_look")
-    noun = {"colour": f"{value} thing", "shape": value}.get(aspect, "thing")
-    group = noun if len(candidates) == 1 else plural(noun)
-    words = f"{answer} {group}" if candidates else "none"
-    slots = {"group": scene.phrase(candidates, words), "look": plural(noun)}
     discloses = aspects_of(range(len(objects)), aspect)
     if aspect == "motion":
         slots = _named_movers(scene, candidates, value)
-        discloses |= aspects_of(candidates, *NAMED)
+        discloses |= aspects_of(candidates, *NAMED, "beside")  # they are named from left to right
+    else:
+        noun = {"colour": f"{value} thing", "shape": value}.get(aspect, "thing")
+        group = noun if len(candidates) == 1 else plural(noun)
+        words = f"{answer} {group}" if candidates else "none"
+        slots = {"group": scene.phrase(candidates, words), "look": plural(noun)}
     turn = scene.turn(kind, slots, answer, NUMBERS[least : most + 1], discloses)
     if len(candidates) == 1:
         for part in turn.answer_parts:
@@ -399,7 +400,7 @@ def ask_count(scene: Scene, aspect: str, value: str, most: int, least: int = 0) 
 
 
 def _named_movers(scene: Scene, movers: list[int], motion: str) -> dict:
-    """Slots of a count by motion: each thing that moves so is named, and has a phrase of its own."""
+    """Slots of a count by motion: each object with this motion is named, and has a phrase of its own."""
     names = [scene.phrase(i, scene.name_of(i)) for i in movers]
     third, base = MOTIONS[motion]
     return {"motion": base, "moves": base if len(movers) > 1 else third, "group": enumeration(names) or "nothing"}

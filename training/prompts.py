@@ -26,7 +26,24 @@ def no_masks() -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Reference:
+class TaggedText:
+    """Words with `<p> ... </p> [SEG]`."""
+
+    tagged_text: str
+
+    @property
+    def text(self) -> str:
+        """The words alone."""
+        return parse_tagged_text(self.tagged_text)[0]
+
+    @property
+    def phrases(self) -> list[tuple[str, tuple[int, int]]]:
+        """For each [SEG] the phrase that it stands for, and its characters in the words."""
+        return parse_tagged_text(self.tagged_text)[1]
+
+
+@dataclass(frozen=True)
+class Reference(TaggedText):
     """
     The answer that a prompt should get.
 
@@ -38,20 +55,9 @@ class Reference:
         num_tokens (`int`): Tokens of the answer.
     """
 
-    tagged_text: str
     masks: np.ndarray = field(default_factory=no_masks)
     info: Mapping = field(default_factory=dict)
     num_tokens: int = 0
-
-    @property
-    def text(self) -> str:
-        """The words alone."""
-        return parse_tagged_text(self.tagged_text)[0]
-
-    @property
-    def phrases(self) -> list[tuple[str, tuple[int, int]]]:
-        """For each [SEG] the phrase that it stands for, and its characters in the words."""
-        return parse_tagged_text(self.tagged_text)[1]
 
 
 @dataclass(frozen=True)

@@ -15,16 +15,16 @@ import numpy as np
 
 from sama.metrics.answers import named_choices
 from sama.metrics.iou import miou, overlaps
-from sama.prompts_sama import ANSWER_TAGS, PHRASE_END, PHRASE_START, SEG, parse_tagged_text
+from sama.prompts_sama import ANSWER_TAGS, PHRASE_END, PHRASE_START, SEG
 
-from .prompts import Reference, no_masks
+from .prompts import Reference, TaggedText, no_masks
 
 
 NUMBER_WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 NOTHING = {"no", "none", "nothing", "neither"}
 YES_NO = ("yes", "no")
-# Yes or no as an answer: "Yes, there is no dog" says yes only
-ALONE = re.compile(r"(?<![\w'’-])(yes|no)(?=\s*(?:[.,;:!?]|$|(?:or|and)\b))", re.IGNORECASE)
+# "No" before what there is none of, which answers nothing: "Yes, there is no dog"
+NO_OF_THAT = re.compile(r"\bno\s+(?!(?:yes|no|or|and)\b)(?=\w)", re.IGNORECASE)
 WORDS_OF_ONE_LETTER = ("A", "I")
 # At the beginning of a phrase: "2 dogs" and "two dogs", but not "3-wheeled", "2.5 m" or the year of "2020 model"
 COUNTED = re.compile(rf"\W*(\d{{1,2}}|{'|'.join(NUMBER_WORDS)})(?![\w-]|[.,:]\d)", re.IGNORECASE)
@@ -35,7 +35,7 @@ LENGTH_RATIO, SPARE_TOKENS = 1.5, 8
 
 
 @dataclass(frozen=True)
-class SampledAnswer:
+class SampledAnswer(TaggedText):
     """
     An answer that was sampled.
 
@@ -47,20 +47,9 @@ class SampledAnswer:
         ended (`bool`): Whether the model ended it; otherwise it was cut at the limit.
     """
 
-    tagged_text: str
     masks: np.ndarray = field(default_factory=no_masks)
     num_tokens: int = 0
     ended: bool = True
-
-    @property
-    def text(self) -> str:
-        """The words alone."""
-        return parse_tagged_text(self.tagged_text)[0]
-
-    @property
-    def phrases(self) -> list[tuple[str, tuple[int, int]]]:
-        """For each [SEG] the phrase that it stands for, and its characters in the words."""
-        return parse_tagged_text(self.tagged_text)[1]
 
 
 Reward = Callable[[SampledAnswer, Reference], float | None]
@@ -89,14 +78,13 @@ def reward_answer(answer: SampledAnswer, reference: Reference) -> float | None:
 
 
 def _named(text: str, choices: Sequence[str]) -> list[str]:
-    """The choices that a text names. Yes and no are named where they stand alone, if any does. Single letters are
-    named as capitals, and "A" and "I" not by the article and the pronoun: no word may follow them, unless "answer",
-    "option" or "choice" stands before."""
-    if {choice.lower() for choice in choices} == set(YES_NO) and ALONE.search(text):
-        alone = {word.lower() for word in ALONE.findall(text)}
-        return [choice for choice in choices if choice.lower() in alone]
+    """The choices that a text names. Beside "yes", the "no" of "no dog" is not named. Single letters are named as
+    capitals, and "A" and "I" not by the article and the pronoun: no word may follow them, unless "answer", "option" or
+    "choice" stands before."""
     if not all(re.fullmatch(r"[A-Za-z]", choice) for choice in choices):
-        return named_choices(text, choices)
+        found = named_choices(text, choices)
+        both = {choice.lower() for choice in found} == set(YES_NO)
+        return named_choices(NO_OF_THAT.sub("", text), choices) if both else found
     found = []
     for choice in choices:
         letter = re.escape(choice.upper())
@@ -123,7 +111,7 @@ def reward_format(answer: SampledAnswer, reference: Reference) -> float:
     [SEG] may stand for itself where one of the reference does."""
     kinds, expected = _pieces(answer.tagged_text), _pieces(reference.tagged_text)
     units = "w|<w>s+|s" if re.search(r"(?<![>s])s", expected) else "w|<w>s+"
-    return float(bool(re.fullmatch(f"({units})+", kinds)) and answer.ended)
+    return float(bool(re.fullmatch(f"({units})+", kinds)) and "w" in kinds and answer.ended)
 
 
 def _pieces(tagged_text: str) -> str:
@@ -134,38 +122,45 @@ def _pieces(tagged_text: str) -> str:
 
 
 def reward_consistency(answer: SampledAnswer, reference: Reference) -> float:
-    """0 for an answer that contradicts itself: a phrase with a number and another number of masks (unless the
-    reference has as many for it), a total that is not the number of masks, masks for nothing, both yes and no, or
-    several of the choices of the question."""
-    phrases, known = _masks_by_phrase(answer), _masks_by_phrase(reference)
-    if any(next(iter(words(phrase)), "") in NOTHING for phrase, _ in phrases):
-        return 0.0
-    if not all(_numbers_agree(phrase, count) or (phrase, count) in known for phrase, count in phrases):
-        return 0.0
-    total = TOTAL.search(answer.text)
-    if phrases and total is not None and _number(total[1]) != sum(count for _, count in phrases):
+    """0 for an answer that contradicts itself: a phrase with a number and another number of masks, or masks for
+    nothing (unless the reference has as many for this phrase); a total that is not the number of masks, where that of
+    the reference is; both yes and no, or several of the choices of the question."""
+    known = _masks_by_phrase(reference)
+    for phrase, count in _masks_by_phrase(answer):
+        if (phrase, count) not in known and not _numbers_agree(phrase, count):
+            return 0.0
+    if _total_agrees(reference) and _total_agrees(answer) is False:
         return 0.0
     choices = reference.info.get("choices") or YES_NO
     return float(len(_named(answer.text, choices)) <= 1)
 
 
-def _masks_by_phrase(answer: SampledAnswer | Reference) -> list[tuple[str, int]]:
-    """Each phrase of an answer that has masks, and their number."""
+def _masks_by_phrase(answer: TaggedText) -> list[tuple[str, int]]:
+    """Each phrase of an answer that has masks, in lower case, and their number."""
     by_span: dict[tuple[int, int], list[str]] = {}
     for phrase, span in answer.phrases:
         by_span.setdefault(span, []).append(phrase)
-    return [(phrases[0], len(phrases)) for phrases in by_span.values()]
+    return [(phrases[0].lower(), len(phrases)) for phrases in by_span.values()]
 
 
 def _numbers_agree(phrase: str, count: int) -> bool:
-    """Whether a phrase that begins with a number has that many masks."""
+    """Whether a phrase that begins with a number has that many masks, and one that names nothing has none."""
+    if next(iter(words(phrase)), "") in NOTHING:
+        return False
     counted = COUNTED.match(phrase)
     return counted is None or _number(counted[1]) == count
 
 
+def _total_agrees(answer: TaggedText) -> bool | None:
+    """Whether the total at the end of an answer is the number of its masks; `None` without a total."""
+    total = TOTAL.search(answer.text)
+    return None if total is None else _number(total[1]) == len(answer.phrases)
+
+
 def _number(word: str) -> int:
-    word = word.lower()
-    return int(word) if word.isdecimal() else 0 if word == "none" else NUMBER_WORDS.index(word)
+    if word.isdecimal():
+        return int(word)
+    return NUMBER_WORDS.index("no" if word.lower() == "none" else word.lower())
 
 
 def reward_length(answer: SampledAnswer, reference: Reference) -> float:

@@ -161,7 +161,7 @@ class Dialogue:
         pointed (`list[list[int]]`): Indices of the objects of the regions of each user turn.
         subjects (`list[int]`): Index of the object that each user turn asks about, -1 if unknown.
         described (`list[int]`): Index of the only object that the answer of each user turn marks, -1 if the question
-            has a region, or if the answer marks several objects or none.
+            has a region or asks which of two objects is larger, or if the answer marks several objects or none.
         infos (`list[dict]`): Kind and decisive words of each answer, see [`toy_world.world.messages`].
         segs (`list[int]`): Index of the object of each [SEG], in reading order.
         context, dense (`list[int]`): The context frames and the dense frames; the former are zeros for the tiles of a
@@ -223,12 +223,13 @@ class DialogueExamples(VisionExamples):
         asked, answers = (one[: len(sample.messages) // 2] for one in (asked, answers))
         pointed = [object_ids(message, "region", "object") for message in asked]
         marked = [object_ids(message, "grounded", "objects") for message in answers]
-        subjects = [(regions or things or [-1])[0] for regions, things in zip(pointed, marked, strict=True)]
-        described = [
-            things[0] if len(things) == 1 and not regions else -1
-            for regions, things in zip(pointed, marked, strict=True)
-        ]
         segs, infos = [int(name) for name in sample.objects], [answer["info"] for answer in answers]
+        subjects, described = [], []
+        for regions, things, info in zip(pointed, marked, infos, strict=True):
+            # The larger one of two is not what the question names
+            known = [] if info["kind"] == "larger" and not regions else things
+            subjects.append((regions or known or [-1])[0])
+            described.append(known[0] if len(known) == 1 and not regions else -1)
         found = Dialogue(sample.messages, clip, pointed, subjects, described, infos, segs)
         if video.is_image:
             found.context = [0] * len(self.processor.tile_pixel_values(video))

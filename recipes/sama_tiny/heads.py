@@ -32,8 +32,8 @@ PARTNER = {"colour": "shape", "shape": "colour"}  # of these, training shows som
 TRAJECTORY_TIMES = 8  # moments of a clip at which heads predict the place of an object
 # What a question is about: the objects of its first and of its second region, or one that it describes
 QUESTIONED = ("pointed", "also pointed", "described")
-# Weight of visibility in the loss of places, and for the objects that a conversation is about: when they appear and
-# leave decides what they do
+# Weight of visibility in the loss of places, and the same for the objects that a conversation is about: when they
+# appear and leave decides what they do
 VISIBILITY_WEIGHT, ASKED_VISIBILITY_WEIGHT = 0.1, 0.4
 # Weights of all losses by name
 LOSS_WEIGHTS = {
@@ -238,8 +238,8 @@ class TrackHeads(nn.Module):
     def movement_loss(
         self, states: torch.Tensor, movements: torch.Tensor, known: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean absolute error of movements between frames, in fractions of the frame, and in pixels. An object that
-        stops differs from one that goes on by the two pixels that it does not move."""
+        """Error of movements between frames, |x| + |y| in fractions of the frame, and as a metric the mean of both in
+        pixels. During a pause an object lacks the two pixels or so that a moving one covers between dense frames."""
         predicted = self.movements(states).float().unflatten(-1, (MAX_FRAMES - 1, 2))
         gap = ((predicted - movements).abs().sum(-1) * known).sum() / known.sum().clamp(min=1)
         return gap, SIDE * gap.detach() / 2

@@ -23,6 +23,7 @@ from transformers import BertTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from sama.configuration_sama import SamaConfig
 from sama.modeling_sama import SamaForConditionalGeneration
 from sama.processing_sama import SamaProcessor
+from sama.prompts_sama import REGION_WORD
 from sama.toy_world.wording import plain
 from sama.toy_world.world import ToyWorld
 
@@ -143,8 +144,8 @@ def make_sentences() -> tuple[str, ...]:
     messages = [message for index in range(TOY_RECORDS) for message in world.describe(index)["messages"]]
     texts = [plain(message["content"]) for message in messages]
     lines += [f"{message['role']}\n{text}" for message, text in zip(messages, texts, strict=True)]
-    words = sorted({word for text in texts for word in re.findall("[A-Za-z]+", text.replace("<region>", ""))})
-    lines += TOY_WORD_ROUNDS * [line for word in words for line in (word, f"a {word}")]
+    toy_words = {word for text in texts for word in re.findall("[A-Za-z]+", text.replace(REGION_WORD, ""))}
+    lines += TOY_WORD_ROUNDS * [line for word in sorted(toy_words) for line in (word, f"a {word}")]
     return tuple(lines)
 
 

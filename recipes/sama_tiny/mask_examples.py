@@ -12,8 +12,8 @@ from sama.toy_world.shapes import COLOURS, SHAPES, SIZES
 from sama.toy_world.world import ToyWorld
 
 
-# The clips of these tasks do not depend on the wording of questions
-TASK_WEIGHTS = {"description": 2, "refer_look": 3, "refer_motion": 2, "caption": 1}
+# Clips of these tasks do not depend on the wording of questions
+CLIP_TASK_WEIGHTS = {"description": 2, "refer_look": 3, "refer_motion": 2, "caption": 1}
 FRAMES, CLIP_FRAMES = 16, 5  # length of a toy clip, and frames of it in a step with memory
 STRIDES = 3  # largest distance between the frames of a step with memory
 HIDING = 0.4  # share of clips in which an object is made to hide, in addition to random ones
@@ -134,7 +134,7 @@ class MaskExamples(Examples):
         self.memory_steps, mask_config = memory_steps, self.config.mask_config
         self.grid = mask_config.vision_config.backbone_feature_sizes[-1][0]
         self.width = mask_config.prompt_encoder_config.hidden_size
-        self.world = ToyWorld({"frames": [FRAMES, FRAMES], "split": split, "tasks": TASK_WEIGHTS}, self.seed)
+        self.world = ToyWorld({"frames": [FRAMES, FRAMES], "split": split, "tasks": CLIP_TASK_WEIGHTS}, self.seed)
 
     def batch(self, step: int) -> Batch:
         with_memory = (self.first + step) % 4 >= 4 - self.memory_steps
@@ -158,10 +158,11 @@ class MaskExamples(Examples):
         found["inputs"]["noise"] = self.noise(words, rng)
         return found
 
-    def clip(self, index: int) -> Clip:
-        """The clip of this index: a random one, or one in which the first object hides."""
+    def clip(self, index: int, hiding: float = HIDING) -> Clip:
+        """The clip of this index: a random one or, in a share of `hiding`, one in which the first object hides. Its
+        background has a generator of its own, so that it does not depend on the wording of questions."""
         rng = np.random.default_rng([self.seed, CLIPS, index])
-        if rng.random() >= HIDING:
+        if rng.random() >= hiding:
             return self.world.render(self.world.generate(index, frames=False)[1], rng)
         settings = self.world.settings
         number = rng.integers(2, settings.things[1] + 1)

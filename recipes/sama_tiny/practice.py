@@ -36,15 +36,13 @@ COMPARISONS = {
 # Share of dialogues that open with a count, and with a question about order
 GENERAL_OPENINGS, COMPARISON_OPENINGS = (0.25, 0.15), (0.1, 0.4)
 COMPARISON_SHARE, COUNT_SHARE = 0.4, 0.25  # of the task "dialogue"
-TURNS, QA_TURNS = (
-    (1, 6),
-    (1, 4),
-)  # least and most turns of a dialogue: the frames of a clip cost the same however many turns it has
+# Least and most turns of a dialogue: the frames of a clip cost the same however many turns it has
+TURNS, QA_TURNS = (1, 6), (1, 4)
 WITH_REGIONS_AND_MASKS, WITH_MASKS = (False, True, True), (False, False, True)
 # Share of clips in which motions are drawn by weight, and of those whose objects are much alike
 HARD_MOTION_SHARE, ALIKE_SHARE = 0.4, 0.3
-# Share of the clips with counts in which objects are much alike. With two motions at most in all of them, the others
-# are counted too high (docs/log.md)
+# Share of the clips with counts in which objects are much alike; the others are drawn like those of general dialogues.
+# With two motions at most in all of them, objects of other clips are counted too high (docs/log.md)
 COUNTED_ALIKE_SHARE = 0.5
 # Share of the clips with motions by weight in which the first object has a neighbour to hide behind; in half of these
 # it does hide
@@ -80,7 +78,7 @@ def draw_constraints(number: int, rng: np.random.Generator, split: str) -> ClipC
 
 
 def draw_counted(number: int, rng: np.random.Generator, split: str) -> ClipConstraints:
-    """Constraints of a clip whose objects are counted."""
+    """Constraints of a clip whose objects are counted: of much alike objects, or as of general dialogues."""
     return (draw_alike if rng.random() < COUNTED_ALIKE_SHARE else draw_constraints)(number, rng, split)
 
 
@@ -129,12 +127,12 @@ def practice_clip(settings: ToySettings, rng: np.random.Generator) -> tuple[Clip
     return next(propose_clips(settings, constraints, number, num_frames, rng)), []
 
 
-PRACTICE = {"dialogue": practice_dialogue, "video_qa": practice_video_qa}
+PRACTICE_TASKS = {"dialogue": practice_dialogue, "video_qa": practice_video_qa}
 
 
 def practice_dialogues(seed: int) -> ToyWorld:
     """The dialogues of stage 3."""
-    return ToyWorld({"split": "train", "tasks": TASK_WEIGHTS}, seed, TASKS | PRACTICE)
+    return ToyWorld({"split": "train", "tasks": TASK_WEIGHTS}, seed, TASKS | PRACTICE_TASKS)
 
 
 def practice_clips(seed: int) -> ToyWorld:

@@ -230,7 +230,7 @@ def evaluate(losses: MaskLosses, config: SamaConfig, arguments: argparse.Namespa
     losses.tracker.eval()
     examples, found = MaskExamples(losses.processor, config, arguments, 0, split="val"), defaultdict(list)
     for index in range(arguments.examined):
-        clip = examples.world.generate(index)[1]
+        clip = examples.clip(index, hiding=0)
         words = [(torch.from_numpy(look_of(clip)), torch.from_numpy(place_of(clip.masks)))]
         batch = move(examples.collate_clips([clip], [range(FRAMES)], [0, FRAMES // 2], words), arguments.device)
         inputs = batch["inputs"]

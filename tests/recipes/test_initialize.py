@@ -10,6 +10,7 @@ from processes import finish, run_script, start
 from safetensors import safe_open
 from transformers import AutoTokenizer
 
+from sama.prompts_sama import REGION_WORD
 from sama.recipes.sama_tiny import initialize
 from sama.recipes.sama_tiny.initialize import (
     BERT_TOKENS,
@@ -161,7 +162,7 @@ def test_each_word_of_toy_world_is_one_token(tokenizer, qformer_tokenizer):
     """In records that the tokenizers were not trained on, at the beginning of a text and in it."""
     worlds = practice_dialogues(1), ToyWorld({"split": "unseen"}, seed=2)
     turns = [turn for world in worlds for index in range(400) for turn in world.generate(index, frames=False)[2]]
-    texts = [text.replace("<region>", "") for turn in turns for text in (turn.question_text, turn.answer_text)]
+    texts = [text.replace(REGION_WORD, "") for turn in turns for text in (turn.question_text, turn.answer_text)]
     words = {word for text in texts for word in re.findall("[A-Za-z]+", text)}
     assert len(words) > 150
     assert not [word for word in words if len(tokenizer(f" {word}")["input_ids"]) > 1]

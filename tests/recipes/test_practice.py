@@ -45,10 +45,11 @@ def test_several_objects_of_a_kind_are_counted(drawn):
     assert counts["two"] + counts["three"] > 0.3 * counts.total()
 
 
-def test_half_of_the_counts_are_of_clips_with_many_motions(drawn):
-    """Not all of them have two motions at most, as in clips of objects that are alike."""
+def test_some_counts_are_of_clips_with_more_than_two_motions(drawn):
+    """As few have them where there are few objects, or objects that are alike; without any, counts of motions in other
+    clips are too high."""
     kinds = [len({one.motion for one in clip.objects}) > 2 for clip, turns in drawn if turns[0].kind == "count_motion"]
-    assert len(kinds) > 40 and 0.1 < np.mean(kinds) < 0.9
+    assert len(kinds) > 40 and 0.1 < np.mean(kinds) < 0.4
 
 
 def test_named_objects_are_answered_with_masks():

@@ -69,8 +69,10 @@ def test_an_example_knows_the_objects_of_its_questions(dialogues):
             [int(name) for part in message["content"] for name in part.get("objects", [])] for message in answered
         ]
         assert example.segs == sum(marked, [])
+        compared = [info["kind"] == "larger" for info in example.infos]
         assert example.described == [
-            one[0] if len(one) == 1 and not things else -1 for one, things in zip(marked, pointed, strict=True)
+            one[0] if len(one) == 1 and not things and not larger else -1
+            for one, things, larger in zip(marked, pointed, compared, strict=True)
         ]
         kinds.add((bool(example.regions), bool(example.segs)))
     assert len(kinds) >= 3

@@ -261,6 +261,8 @@ def test_what_a_count_names_is_not_asked_for_afterwards(generated):
             named = {i for i, one in enumerate(clip.objects) if f"{one.colour} {one.shape}" in turns[0].answer_text}
             asked = [turn for turn in turns[1:] if turn.kind in ("colour", "shape", "identity", "motion")]
             assert not any(named & set(regions(turn)) for turn in asked)
+            sides = [set(regions(turn)) for turn in turns[1:] if turn.kind == "beside"]
+            assert not any(pair and pair <= named for pair in sides)  # they are named from left to right
             counted += 1
     assert counted > 40
 

@@ -22,6 +22,7 @@ YES = {"choices": ["yes", "no"], "answer": "yes"}
 COUNT = {"choices": ["one", "two", "three"], "answer": "two"}
 TWO = "There are <p> two rings </p> [SEG] [SEG] ."
 LIST = "<p> The ring </p> [SEG] and <p> the star </p> [SEG] move, so two."
+GROUP = "<p> Two dogs </p> [SEG] run, so two."
 LETTERS = {"answer": "A", "choices": ["A", "B", "C"]}
 
 
@@ -69,6 +70,7 @@ def some(number: int, num_frames: int = 2) -> np.ndarray:
         ("consistency", "It is <p> 2020 model </p> [SEG].", "", {}, 1),
         ("format", "It is [SEG].", "Sure, it is [SEG].", {}, 1),
         ("format", "It is [SEG].", "It is <p> a ring </p> [SEG] [SEG].", {}, 0),
+        ("format", "[SEG] [SEG]", "Sure, it is [SEG].", {}, 0),
         ("consistency", LIST, LIST, COUNT, 1),
         ("consistency", LIST.replace("two", "three"), LIST, COUNT, 0),
         ("consistency", "<p> The ring </p> [SEG] moves, so none.", "Nothing moves, so none.", {}, 0),
@@ -77,6 +79,16 @@ def some(number: int, num_frames: int = 2) -> np.ndarray:
         ("consistency", "It is <p> two dogs </p> [SEG].", "It is <p> two dogs </p> [SEG].", {}, 1),
         ("consistency", "Yes, there is no dog.", "Yes, there is no dog.", {}, 1),
         ("answer", "Yes, there is no dog.", "Yes, there is no dog.", YES, 1),
+        ("answer", "Yes it does, no doubt.", "Yes.", YES, 1),
+        ("answer", "Yes no.", "No.", YES | {"answer": "no"}, 0),
+        ("answer", "no yes", "No.", YES | {"answer": "no"}, 0),
+        ("answer", "yes/no", "No.", YES | {"answer": "no"}, 0),
+        ("answer", "Yes it moves left, so no.", "No.", YES | {"answer": "no"}, 0),
+        ("consistency", '"Yes" or no.', "No.", YES | {"answer": "no"}, 0),
+        ("consistency", GROUP, GROUP, {}, 1),
+        ("consistency", GROUP.replace("Two", "two"), GROUP, {}, 1),
+        ("consistency", GROUP.replace("Two", "Three"), GROUP, {}, 0),
+        ("consistency", "<p> No entry sign </p> [SEG]", "<p> No entry sign </p> [SEG]", {}, 1),
         ("answer", "No dog is there.", "No dog is there.", YES | {"answer": "no"}, 1),
         ("answer", "A", "A", LETTERS, 1),
         ("answer", "(A) A dog runs.", "A", LETTERS, 1),
