@@ -169,10 +169,14 @@ def ask_identity(scene: Scene) -> ToyTurn | None:
     if not candidates:
         return None
     i = scene.pick(candidates)
-    toy_object = scene.objects[i]
+    slots = {"a": scene.subject(i), "look": scene.phrase(i, full_name(scene.objects[i]))}
+    return scene.turn("identity", slots, discloses=aspects_of([i], *LOOK))
+
+
+def full_name(toy_object: ToyObject) -> str:
+    """ "a small red ring"; without the size of an object that grows or shrinks."""
     size = f"{toy_object.size} " if toy_object.constant_size else ""
-    look = scene.phrase(i, with_article(f"{size}{toy_object.colour} {toy_object.shape}", "a"))
-    return scene.turn("identity", {"a": scene.subject(i), "look": look}, discloses=aspects_of([i], *LOOK))
+    return with_article(f"{size}{toy_object.colour} {toy_object.shape}", "a")
 
 
 def _moving(scene: Scene) -> list[int]:
@@ -369,41 +373,48 @@ def ask_count(scene: Scene, aspect: str, value: str, most: int, least: int = 0) 
     because any earlier answer would be a hint, and discloses its aspect for all objects. A count by motion also
     discloses colour and shape of the objects that it names.
     """
-    objects = scene.objects
+    found = members(scene, aspect, value)
+    if found is None:
+        return None
+    answer = NUMBERS[len(found)]
+    kind = {"all": "count_all", "motion": "count_motion"}.get(aspect, "count_look")
+    slots, discloses = group_slots(scene, aspect, value, found)
+    return one_agrees(scene.turn(kind, slots, answer, NUMBERS[least : most + 1], discloses), found)
+
+
+def members(scene: Scene, aspect: str, value: str) -> list[int] | None:
+    """The objects with this value of an aspect, in reading order; `None` if a viewer could not tell which they are."""
     doubtful = aspect == "motion" and any(
-        value in toy_object.plausible_motions and value != toy_object.motion for toy_object in objects
+        value in one.plausible_motions and value != one.motion for one in scene.objects
     )
     if doubtful or not scene.clip.clear.all():
         return None
-    values = {"all": [""] * len(objects), "colour": [toy_object.colour for toy_object in objects]}
-    values |= {
-        "shape": [toy_object.shape for toy_object in objects],
-        "motion": [toy_object.motion for toy_object in objects],
-    }
-    candidates = in_reading_order(scene.clip, [i for i, one in enumerate(values[aspect]) if one == value])
-    answer = NUMBERS[len(candidates)]
-    kind = {"all": "count_all", "motion": "count_motion"}.get(aspect, "count_look")
-    discloses = aspects_of(range(len(objects)), aspect)
+    chosen = [i for i, one in enumerate(scene.objects) if aspect == "all" or vars(one)[aspect] == value]
+    return in_reading_order(scene.clip, chosen)
+
+
+def group_slots(scene: Scene, aspect: str, value: str, found: list[int]) -> tuple[dict, set[tuple[int, str]]]:
+    """Slots of an answer about [`members`], and what it discloses. Those of a motion are named, and each has a phrase
+    of its own; others are one phrase."""
+    discloses = aspects_of(range(len(scene.objects)), aspect)
     if aspect == "motion":
-        slots = _named_movers(scene, candidates, value)
-        discloses |= aspects_of(candidates, *NAMED, "beside")  # they are named from left to right
-    else:
-        noun = {"colour": f"{value} thing", "shape": value}.get(aspect, "thing")
-        group = noun if len(candidates) == 1 else plural(noun)
-        words = f"{answer} {group}" if candidates else "none"
-        slots = {"group": scene.phrase(candidates, words), "look": plural(noun)}
-    turn = scene.turn(kind, slots, answer, NUMBERS[least : most + 1], discloses)
-    if len(candidates) == 1:
+        names = [scene.phrase(i, scene.name_of(i)) for i in found]
+        third, base = MOTIONS[value]
+        slots = {"motion": base, "moves": third, "verb": base if len(found) > 1 else third}
+        slots["group"] = enumeration(names) or "nothing"
+        # They are named from left to right
+        return slots, discloses | aspects_of(found, *NAMED, "beside")
+    noun = {"colour": f"{value} thing", "shape": value}.get(aspect, "thing")
+    words = f"{NUMBERS[len(found)]} {noun if len(found) == 1 else plural(noun)}" if found else "none"
+    return {"group": scene.phrase(found, words), "look": plural(noun)}, discloses
+
+
+def one_agrees(turn: ToyTurn, found: list[int]) -> ToyTurn:
+    """The turn with "is" in place of "are" before a single object."""
+    if len(found) == 1:
         for part in turn.answer_parts:
-            part["text"] = part["text"].replace("There are", "There is")
+            part["text"] = part["text"].replace("There are", "There is").replace("Here are", "Here is")
     return turn
-
-
-def _named_movers(scene: Scene, movers: list[int], motion: str) -> dict:
-    """Slots of a count by motion: each object with this motion is named, and has a phrase of its own."""
-    names = [scene.phrase(i, scene.name_of(i)) for i in movers]
-    third, base = MOTIONS[motion]
-    return {"motion": base, "moves": base if len(movers) > 1 else third, "group": enumeration(names) or "nothing"}
 
 
 # Referring segmentation

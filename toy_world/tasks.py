@@ -29,8 +29,8 @@ from .questions import (
     ask_refer_motion,
     ask_shape,
     ask_size,
+    full_name,
     in_reading_order,
-    with_article,
 )  # fmt: skip
 from .shapes import COLOURS, SHAPES
 
@@ -285,9 +285,7 @@ def caption(settings: ToySettings, rng: np.random.Generator) -> tuple[Clip, list
 
 
 def _caption_sentence(scene: Scene, i: int) -> list:
-    toy_object = scene.objects[i]
-    size = f"{toy_object.size} " if toy_object.constant_size else ""
-    name = with_article(f"{size}{toy_object.colour} {toy_object.shape}", "a")
+    toy_object, name = scene.objects[i], full_name(scene.objects[i])
     sentence = [scene.phrase(i, name[:1].upper() + name[1:]), f" {MOTIONS[toy_object.motion].third}"]
     if toy_object.behind is not None:
         sentence += [" behind ", scene.phrase(toy_object.behind, scene.name_of(toy_object.behind))]
@@ -304,9 +302,8 @@ def where(place: tuple[float, float]) -> str:
 def describe_one(scene: Scene, i: int) -> ToyTurn:
     """Two sentences: what an object is, where it starts and what it does."""
     toy_object = scene.objects[i]
-    size = f"{toy_object.size} " if toy_object.constant_size else ""
     third, start = MOTIONS[toy_object.motion].third, where(toy_object.start)
-    sentences = f"This is {with_article(f'{size}{toy_object.colour} {toy_object.shape}', 'a')}. "
+    sentences = f"This is {full_name(toy_object)}. "
     if toy_object.motion in ("appear", "still"):
         sentences += f"It {third} {start}."
     elif toy_object.behind is not None:

@@ -11,6 +11,7 @@ MOTION_QUESTIONS = ("What does {a} do?", "What is {a} doing?", "What happens to 
 REFER_QUESTIONS = (
     "Please segment {look}.", "Can you segment {look}?", "Where is {look}?", "Find {look}.", "Show me {look}.",
 )  # fmt: skip
+ALL_QUESTIONS = ("Please segment all {look}.", "Where are the {look}?", "Find all {look}.", "Show me all {look}.")
 
 # Kind of question -> templates of the question, templates of the answer. All answers of a kind ground the same
 # objects: a random choice there would be impossible to predict. What is seen comes before "yes" or "no": models learn
@@ -32,6 +33,10 @@ TEMPLATES = {
         ("{it} is {answer}.",),
     ),
     "identity": (("What is {a}?", "What do you see in {a}?"), ("It is {look}.", "This is {look}.")),
+    "identities": (
+        ("What are {a} and {b}?", "What is {a} and {b}?", "What do you see in {a} and {b}?"),
+        ("This is {look} and this is {other}.",),
+    ),
     "motion": (
         MOTION_QUESTIONS,
         ("{name} {answer}.",),
@@ -92,7 +97,13 @@ TEMPLATES = {
     # The things that move come before their number, as what is seen comes before "yes" or "no"
     "count_motion": (
         ("How many things {motion}?", "Count the things that {motion}.", "How many objects {motion}?"),
-        ("{group} {moves}, so {answer}.",),
+        ("{group} {verb}, so {answer}.",),
+    ),
+    "all_look": (ALL_QUESTIONS, ("Here are {group}.",)),
+    "none_look": (ALL_QUESTIONS, ("There are {group}.",)),
+    "all_motion": (
+        ("Which things {motion}?", "What {moves}?", "Please segment all things that {motion}."),
+        ("{group} {verb}.",),
     ),
     "refer": (
         REFER_QUESTIONS,

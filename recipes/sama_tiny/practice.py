@@ -11,6 +11,7 @@ from sama.toy_world import questions
 from sama.toy_world.clip import Clip, ClipConstraints, ToySettings, propose_clips, split_pairs
 from sama.toy_world.motion import SOLO_MOTIONS
 from sama.toy_world.questions import Scene, ToyTurn, ask_count
+from sama.toy_world.several import ask_all, ask_identities
 from sama.toy_world.shapes import COLOURS, SHAPES
 from sama.toy_world.tasks import MOST_COUNTED, QA_KINDS, TASKS, conversation, draw_number, draw_pairs
 from sama.toy_world.world import ToyWorld
@@ -28,6 +29,7 @@ GENERAL = {
     questions.ask_mover_colour: 3, questions.ask_mover_shape: 4, questions.ask_hides_behind: 2,
     questions.ask_beside: 0.8, questions.ask_above: 0.8, questions.ask_at_start: 1, questions.ask_at_end: 1,
     questions.ask_colour: 0.3, questions.ask_shape: 0.3, questions.ask_size: 0.3, questions.ask_identity: 0.5,
+    ask_identities: 1,
 }  # fmt: skip
 COMPARISONS = {
     questions.ask_check_motion: 5, questions.ask_at_start: 6, questions.ask_at_end: 6, questions.ask_order: 3,
@@ -82,9 +84,9 @@ def draw_counted(number: int, rng: np.random.Generator, split: str) -> ClipConst
     return (draw_alike if rng.random() < COUNTED_ALIKE_SHARE else draw_constraints)(number, rng, split)
 
 
-def count_of(aspect: str) -> Callable[[Scene], ToyTurn | None]:
-    """A question that counts by colour, shape or motion ("all": all objects). The number is drawn first, of those that
-    the clip allows, and larger ones more often."""
+def count_of(aspect: str, segment: bool = False) -> Callable[[Scene], ToyTurn | None]:
+    """A question that counts by colour, shape or motion ("all": all objects), or with `segment` a request to segment
+    all of them. The number is drawn first, of those that the clip allows, and larger ones more often."""
     values = {"colour": tuple(COLOURS), "shape": SHAPES, "motion": SOLO_MOTIONS, "all": ("",)}[aspect]
 
     def ask(scene: Scene) -> ToyTurn | None:
@@ -95,12 +97,16 @@ def count_of(aspect: str) -> Callable[[Scene], ToyTurn | None]:
         numbers = sorted({found[value] for value in values if found[value] <= most})
         weights = np.maximum(numbers, 0.5)
         number = scene.rng.choice(numbers, p=weights / weights.sum())
-        return ask_count(scene, aspect, scene.pick([value for value in values if found[value] == number]), most)
+        value = scene.pick([value for value in values if found[value] == number])
+        return ask_all(scene, aspect, value) if segment else ask_count(scene, aspect, value, most)
 
     return ask
 
 
-COUNTS = {count_of("colour"): 1, count_of("shape"): 1, count_of("motion"): 3, count_of("all"): 0.3}
+COUNTS = {
+    count_of("colour"): 1, count_of("shape"): 1, count_of("motion"): 3, count_of("all"): 0.3,
+    count_of("colour", segment=True): 0.3, count_of("shape", segment=True): 0.3, count_of("motion", segment=True): 1,
+}  # fmt: skip
 
 
 def practice_dialogue(settings: ToySettings, rng: np.random.Generator) -> tuple[Clip, list[ToyTurn]]:

@@ -18,7 +18,8 @@ from sama.toy_world.world import ToyWorld
 
 SMALL = ToySettings(frames=(8, 12), height=48, width=48)
 OPEN = {"identity", "refer", "no_target", "describe", "caption", "hiding"}  # "hiding" is a wording of "motion"
-CLOSED = sorted(set(TEMPLATES) - OPEN)
+PRACTISED = {"identities", "all_look", "none_look", "all_motion"}  # the tasks do not ask them
+CLOSED = sorted(set(TEMPLATES) - OPEN - PRACTISED)
 NUM_CLIPS = 3000
 
 
