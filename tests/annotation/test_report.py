@@ -81,7 +81,7 @@ def test_conversations_with_frames_in_the_drawn_colours(report):
     assert sizes == {(320, 240)}
     styles = [one["style"] for name, one in found.elements if one.get("class") in ("object", "phrase")]
     assert styles and all(re.fullmatch(r"--object: rgb\(\d+ \d+ \d+\)", style) for style in styles)
-    assert "toy/toy/train/0/0" in found.text and "How many things can be seen in all?" in found.text
+    assert "toy/toy/train/0/0" in found.text and "How many objects are in the video?" in found.text
 
 
 def test_without_what_is_optional(tmp_path):
