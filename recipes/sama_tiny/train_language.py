@@ -238,7 +238,7 @@ def main() -> None:
     )
     parser.add_argument("--masks", type=folder_with("state.pt"), required=True, help="made by train_masks.py")
     parser.add_argument("--to", type=Path, required=True, help="output folder")
-    parser.add_argument("--dialogue-steps", type=int, default=3400, help="steps of the first phase")
+    parser.add_argument("--dialogue-steps", type=int, default=3000, help="steps of the first phase")
     parser.add_argument("--mask-steps", type=int, default=400, help="steps of the second phase")
     parser.add_argument("--dialogues", type=int, default=16, help="dialogues per step and process")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
