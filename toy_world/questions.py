@@ -170,11 +170,12 @@ def ask_identity(scene: Scene) -> ToyTurn | None:
         return None
     i = scene.pick(candidates)
     slots = {"a": scene.subject(i), "look": scene.phrase(i, full_name(scene.objects[i]))}
-    return scene.turn("identity", slots, discloses=aspects_of([i], *LOOK))
+    return scene.turn("identity", slots, discloses=aspects_of([i], *LOOK, "motion"))
 
 
 def full_name(toy_object: ToyObject) -> str:
-    """ "a small red ring"; without the size of an object that grows or shrinks."""
+    """Size, colour and shape with an article. An object that grows or shrinks has no size, so the name discloses part
+    of the motion."""
     size = f"{toy_object.size} " if toy_object.constant_size else ""
     return with_article(f"{size}{toy_object.colour} {toy_object.shape}", "a")
 
@@ -379,7 +380,7 @@ def ask_count(scene: Scene, aspect: str, value: str, most: int, least: int = 0) 
     answer = NUMBERS[len(found)]
     kind = {"all": "count_all", "motion": "count_motion"}.get(aspect, "count_look")
     slots, discloses = group_slots(scene, aspect, value, found)
-    return one_agrees(scene.turn(kind, slots, answer, NUMBERS[least : most + 1], discloses), found)
+    return agreeing_in_number(scene.turn(kind, slots, answer, NUMBERS[least : most + 1], discloses), len(found))
 
 
 def members(scene: Scene, aspect: str, value: str) -> list[int] | None:
@@ -402,16 +403,16 @@ def group_slots(scene: Scene, aspect: str, value: str, found: list[int]) -> tupl
         third, base = MOTIONS[value]
         slots = {"motion": base, "moves": third, "verb": base if len(found) > 1 else third}
         slots["group"] = enumeration(names) or "nothing"
-        # They are named from left to right
+        # The order of their names may tell which one is on the left
         return slots, discloses | aspects_of(found, *NAMED, "beside")
     noun = {"colour": f"{value} thing", "shape": value}.get(aspect, "thing")
     words = f"{NUMBERS[len(found)]} {noun if len(found) == 1 else plural(noun)}" if found else "none"
     return {"group": scene.phrase(found, words), "look": plural(noun)}, discloses
 
 
-def one_agrees(turn: ToyTurn, found: list[int]) -> ToyTurn:
-    """The turn with "is" in place of "are" before a single object."""
-    if len(found) == 1:
+def agreeing_in_number(turn: ToyTurn, number: int) -> ToyTurn:
+    """The turn itself, with "is" in place of "are" before a single object."""
+    if number == 1:
         for part in turn.answer_parts:
             part["text"] = part["text"].replace("There are", "There is").replace("Here are", "Here is")
     return turn

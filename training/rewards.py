@@ -23,8 +23,9 @@ from .prompts import Reference, TaggedText, no_masks
 NUMBER_WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 NOTHING = {"no", "none", "nothing", "neither"}
 YES_NO = ("yes", "no")
-# "No" before what there is none of, which answers nothing: "Yes, there is no dog"
-NO_OF_THAT = re.compile(r"\bno\s+(?!(?:yes|no|or|and)\b)(?=\w)", re.IGNORECASE)
+# "No" as a determiner ("Yes, there is no dog"), which is not an answer. A word that begins a clause follows an answer
+CLAUSE = "yes no or and it he she they this that these those the there a an i we you not".split()
+DETERMINER_NO = re.compile(rf"\bno(?:-|\s+(?!(?:{'|'.join(CLAUSE)})\b))(?=\w)", re.IGNORECASE)
 WORDS_OF_ONE_LETTER = ("A", "I")
 # At the beginning of a phrase: "2 dogs" and "two dogs", but not "3-wheeled", "2.5 m" or the year of "2020 model"
 COUNTED = re.compile(rf"\W*(\d{{1,2}}|{'|'.join(NUMBER_WORDS)})(?![\w-]|[.,:]\d)", re.IGNORECASE)
@@ -84,7 +85,7 @@ def _named(text: str, choices: Sequence[str]) -> list[str]:
     if not all(re.fullmatch(r"[A-Za-z]", choice) for choice in choices):
         found = named_choices(text, choices)
         both = {choice.lower() for choice in found} == set(YES_NO)
-        return named_choices(NO_OF_THAT.sub("", text), choices) if both else found
+        return named_choices(DETERMINER_NO.sub("", text), choices) if both else found
     found = []
     for choice in choices:
         letter = re.escape(choice.upper())
@@ -107,11 +108,12 @@ def reward_count(answer: SampledAnswer, reference: Reference) -> float:
 
 
 def reward_format(answer: SampledAnswer, reference: Reference) -> float:
-    """1 for an answer that has words, ends, and consists of text and `<p> phrase </p> [SEG]`, one or more [SEG]. A
-    [SEG] may stand for itself where one of the reference does."""
+    """1 for an answer that has words (if the reference has), ends, and consists of text and `<p> phrase </p> [SEG]`,
+    one or more [SEG]. A [SEG] may stand for itself where one of the reference does."""
     kinds, expected = _pieces(answer.tagged_text), _pieces(reference.tagged_text)
     units = "w|<w>s+|s" if re.search(r"(?<![>s])s", expected) else "w|<w>s+"
-    return float(bool(re.fullmatch(f"({units})+", kinds)) and "w" in kinds and answer.ended)
+    worded = bool(words(answer.text)) or not words(reference.text)
+    return float(bool(re.fullmatch(f"({units})+", kinds)) and worded and answer.ended)
 
 
 def _pieces(tagged_text: str) -> str:
@@ -122,9 +124,10 @@ def _pieces(tagged_text: str) -> str:
 
 
 def reward_consistency(answer: SampledAnswer, reference: Reference) -> float:
-    """0 for an answer that contradicts itself: a phrase with a number and another number of masks, or masks for
-    nothing (unless the reference has as many for this phrase); a total that is not the number of masks, where that of
-    the reference is; both yes and no, or several of the choices of the question."""
+    """0 for an answer that contradicts itself: a phrase that begins with a number and another number of masks, or
+    masks for nothing (unless the reference has as many for this phrase); a total that is not the number of masks,
+    where that of the reference is; both yes and no, or several of the choices of the question (unless the reference
+    does)."""
     known = _masks_by_phrase(reference)
     for phrase, count in _masks_by_phrase(answer):
         if (phrase, count) not in known and not _numbers_agree(phrase, count):
@@ -132,7 +135,7 @@ def reward_consistency(answer: SampledAnswer, reference: Reference) -> float:
     if _total_agrees(reference) and _total_agrees(answer) is False:
         return 0.0
     choices = reference.info.get("choices") or YES_NO
-    return float(len(_named(answer.text, choices)) <= 1)
+    return float(len(_named(answer.text, choices)) <= max(1, len(_named(reference.text, choices))))
 
 
 def _masks_by_phrase(answer: TaggedText) -> list[tuple[str, int]]:

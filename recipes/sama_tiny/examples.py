@@ -35,6 +35,8 @@ from sama.video_sama import SamaVideo
 
 
 OBJECTS_OF_A_FRAME = (2, 6)
+# Questions about all objects, or all of a colour, shape or motion
+OF_SEVERAL = ("count_all", "count_look", "count_motion", "all_look", "all_motion", "caption")
 MASK_REGIONS = 0.85  # share of dialogues whose regions are all masks; in the others each is a mask or a box
 MASKS = 256  # single masks of a step and process
 # What the generators of examples are seeded with after the seed of the run
@@ -159,7 +161,8 @@ class Dialogue:
         messages (`list[dict]`): Input of the processor.
         clip (`Clip`): The clip.
         pointed (`list[list[int]]`): Indices of the objects of the regions of each user turn.
-        subjects (`list[int]`): Index of the object that each user turn asks about, -1 if unknown.
+        subjects (`list[int]`): Index of the object that each user turn points at, names or describes first, -1
+            without one.
         described (`list[int]`): Index of the only object that the answer of each user turn marks, -1 if the question
             has a region or asks which of two objects is larger, or if the answer marks several objects or none.
         infos (`list[dict]`): Kind and decisive words of each answer, see [`toy_world.world.messages`].
@@ -226,8 +229,9 @@ class DialogueExamples(VisionExamples):
         segs, infos = [int(name) for name in sample.objects], [answer["info"] for answer in answers]
         subjects, described = [], []
         for regions, things, info in zip(pointed, marked, infos, strict=True):
-            # The larger one of two is not what the question names
-            known = [] if info["kind"] == "larger" and not regions else things
+            # The question names none of these: the larger one of two, and several objects in the order of their names
+            unnamed = info["kind"] == "larger" or (info["kind"] in OF_SEVERAL and len(things) > 1)
+            known = [] if unnamed and not regions else things
             subjects.append((regions or known or [-1])[0])
             described.append(known[0] if len(known) == 1 and not regions else -1)
         found = Dialogue(sample.messages, clip, pointed, subjects, described, infos, segs)

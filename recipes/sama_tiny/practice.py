@@ -90,7 +90,8 @@ def count_of(aspect: str, segment: bool = False) -> Callable[[Scene], ToyTurn | 
     values = {"colour": tuple(COLOURS), "shape": SHAPES, "motion": SOLO_MOTIONS, "all": ("",)}[aspect]
 
     def ask(scene: Scene) -> ToyTurn | None:
-        if any(known == aspect for _, known in scene.disclosed):
+        known = {name for _, name in scene.disclosed}
+        if known and (aspect == "all" or aspect in known):
             return None
         found = Counter("" if aspect == "all" else getattr(one, aspect) for one in scene.objects)
         most = len(scene.objects) if aspect == "all" else MOST_COUNTED

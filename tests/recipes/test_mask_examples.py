@@ -114,6 +114,13 @@ def test_clips_do_not_depend_on_the_wording_of_questions(examples, monkeypatch):
         np.testing.assert_array_equal(examples.clip(index).frames, frames)
 
 
+def test_clips_of_another_split_have_other_backgrounds(examples):
+    other = MaskExamples(examples.processor, examples.config, Namespace(seed=0), 0, split="val")
+    for index in range(6):
+        ours, theirs = (one.clip(index, hiding=0).frames[0] for one in (examples, other))
+        assert (ours == theirs).all(-1).mean() < 0.5
+
+
 def test_frames_with_hidden_objects_are_preferred():
     covered = np.array([[False] * 8, [False] * 6 + [True] * 2])
     clip, rng = SimpleNamespace(covered=covered, seen=~covered), np.random.default_rng(0)

@@ -46,10 +46,21 @@ def test_several_objects_of_a_kind_are_counted(drawn):
 
 
 def test_some_counts_are_of_clips_with_more_than_two_motions(drawn):
-    """As few have them where there are few objects, or objects that are alike; without any, counts of motions in other
-    clips are too high."""
+    """Few clips do: many have few objects, or objects that are alike. If none did, objects of other clips would be
+    counted too high."""
     kinds = [len({one.motion for one in clip.objects}) > 2 for clip, turns in drawn if turns[0].kind == "count_motion"]
     assert len(kinds) > 40 and 0.1 < np.mean(kinds) < 0.4
+
+
+def test_what_the_benchmark_does_not_ask_is_practised(drawn):
+    kinds = Counter(turn.kind for _, turns in drawn for turn in turns)
+    assert all(kinds[kind] > 20 for kind in ("identities", "all_look", "all_motion"))
+
+
+def test_the_number_of_all_objects_is_asked_first(drawn):
+    """An earlier answer may show how many there are at least."""
+    places = [place for _, turns in drawn for place, turn in enumerate(turns) if turn.kind == "count_all"]
+    assert len(places) > 40 and not any(places)
 
 
 def test_named_objects_are_answered_with_masks():

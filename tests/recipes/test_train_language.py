@@ -62,8 +62,9 @@ def test_an_example_knows_the_objects_of_its_questions(dialogues):
         ]
         assert example.pointed == pointed and example.regions == sum(pointed, [])
         assert len(example.subjects) == sum(message["role"] == "user" for message in example.messages)
-        for subject, things in zip(example.subjects, pointed, strict=True):
+        for subject, things, info in zip(example.subjects, pointed, example.infos, strict=True):
             assert not things or subject == things[0]
+            assert things or info["kind"] != "larger" or subject == -1
         answered = [message for message in record["messages"] if message["role"] == "assistant"][: len(asked)]
         marked = [
             [int(name) for part in message["content"] for name in part.get("objects", [])] for message in answered

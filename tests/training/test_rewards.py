@@ -23,6 +23,7 @@ COUNT = {"choices": ["one", "two", "three"], "answer": "two"}
 TWO = "There are <p> two rings </p> [SEG] [SEG] ."
 LIST = "<p> The ring </p> [SEG] and <p> the star </p> [SEG] move, so two."
 GROUP = "<p> Two dogs </p> [SEG] run, so two."
+SAYS = "A man says yes, and a woman says no."
 LETTERS = {"answer": "A", "choices": ["A", "B", "C"]}
 
 
@@ -80,6 +81,13 @@ def some(number: int, num_frames: int = 2) -> np.ndarray:
         ("consistency", "Yes, there is no dog.", "Yes, there is no dog.", {}, 1),
         ("answer", "Yes, there is no dog.", "Yes, there is no dog.", YES, 1),
         ("answer", "Yes it does, no doubt.", "Yes.", YES, 1),
+        ("answer", "Yes, it is a no-entry sign.", "Yes.", YES, 1),
+        ("answer", "Yes it moves left. No it does not.", "Yes.", YES, 0),
+        ("answer", "Yes and no it depends.", "Yes.", YES, 0),
+        ("answer", "No it does not. Yes.", "Yes.", YES, 0),
+        ("consistency", SAYS, SAYS, {}, 1),
+        ("format", "[SEG]", "[SEG]", {}, 1),
+        ("format", ".", "It is.", {}, 0),
         ("answer", "Yes no.", "No.", YES | {"answer": "no"}, 0),
         ("answer", "no yes", "No.", YES | {"answer": "no"}, 0),
         ("answer", "yes/no", "No.", YES | {"answer": "no"}, 0),
