@@ -23,9 +23,9 @@ from .prompts import Reference, TaggedText, no_masks
 NUMBER_WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 NOTHING = {"no", "none", "nothing", "neither"}
 YES_NO = ("yes", "no")
-# "No" as a determiner ("Yes, there is no dog"), which is not an answer. A word that begins a clause follows an answer
-CLAUSE = "yes no or and it he she they this that these those the there a an i we you not".split()
-DETERMINER_NO = re.compile(rf"\bno(?:-|\s+(?!(?:{'|'.join(CLAUSE)})\b))(?=\w)", re.IGNORECASE)
+# "No" as a determiner ("Yes, there is no dog"), which is not an answer. Before a word that opens a clause, it is one
+CLAUSE_OPENERS = "yes no or and it he she they this that these those the there a an i we you not".split()
+DETERMINER_NO = re.compile(rf"\bno(?:-|\s+(?!(?:{'|'.join(CLAUSE_OPENERS)})\b))(?=\w)", re.IGNORECASE)
 WORDS_OF_ONE_LETTER = ("A", "I")
 # At the beginning of a phrase: "2 dogs" and "two dogs", but not "3-wheeled", "2.5 m" or the year of "2020 model"
 COUNTED = re.compile(rf"\W*(\d{{1,2}}|{'|'.join(NUMBER_WORDS)})(?![\w-]|[.,:]\d)", re.IGNORECASE)

@@ -25,7 +25,7 @@ PANELS = (  # title, log file, metrics
     ("patches of single frames: accuracy", "videos.log", ("patch colour", "patch shape", "patch size")),
     ("cells of videos: accuracy", "videos.log", ("track colour", "track shape", "track size", "track motion")),
     ("cells of dialogues: accuracy", "language.log", ("track shape", "track motion", "region motion", "seg motion")),
-    ("position error in pixels of 64", "language.log", ("past px", "movement px", "region px", "seg px")),
+    ("position error, pixels of 64", "language.log", ("past px", "movement px", "context px", "region px", "seg px")),
     ("answers: accuracy", "language.log", ("yes or no", "question number", "question fits", "question order", "rank")),
     ("answers and their masks", "language.log", ("entropy", "prompt", "mask IoU")),
 )  # fmt: skip

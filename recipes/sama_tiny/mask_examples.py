@@ -24,7 +24,7 @@ PLACE_ALONE, LOOK_ALONE = 0.6, 0.2  # probability of giving the place only, and 
 NOTHING = (len(COLOURS), len(SHAPES), len(SIZES))  # attributes of an object of which none is given
 # What the generators of examples are seeded with after the seed of the run; clips of another split than "train" have
 # other backgrounds
-CLIPS, STEPS, OTHER_CLIPS = 1, 2, 3
+CLIPS, STEPS, HELD_OUT_CLIPS = 1, 2, 3
 SHIFT, JITTER = 0.04, 0.03  # noise on all centres of an object and on each one, in fractions of the frame
 
 
@@ -163,7 +163,7 @@ class MaskExamples(Examples):
     def clip(self, index: int, hiding: float = HIDING) -> Clip:
         """The clip of this index: a random one or, in a share of `hiding`, one in which the first object hides. Its
         background has a generator of its own, so that it does not depend on the wording of questions."""
-        kind = CLIPS if self.world.settings.split == "train" else OTHER_CLIPS
+        kind = CLIPS if self.world.settings.split == "train" else HELD_OUT_CLIPS
         rng = np.random.default_rng([self.seed, kind, index])
         if rng.random() >= hiding:
             return self.world.render(self.world.generate(index, frames=False)[1], rng)
