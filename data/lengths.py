@@ -62,6 +62,7 @@ class LengthBound:
         is_image = any(part["type"] == "image" for message in messages for part in message["content"])
         num_tiles = self.processor.max_tiles + 1  # and the thumbnail
         dense, context = (num_tiles,) * 2 if is_image else (len(frames.dense), len(frames.context))
+        context = context if self.processor.has_aggregator else 0
         questions = sum(message["role"] == "user" for message in messages)
         visual = num_visual_tokens(dense, context, questions, self.processor.max_frame_tokens)
         return total + visual + FRAME_TAG_TOKENS * dense
@@ -100,13 +101,14 @@ def estimate_lengths(columns: dict[str, np.ndarray], processor, max_turns: int |
     """
     frames = np.where(columns["frames"] > 0, columns["frames"], UNKNOWN_FRAMES)
     numbers, rows = np.unique(frames, return_inverse=True)
-    limits = processor.preset, processor.max_context_frames, processor.num_dense_frames
+    limits = processor.preset, processor.max_context_frames, processor.num_dense_frames, processor.has_aggregator
     choices = [choose_frames(int(number), *limits) for number in numbers]
     context = np.array([len(choice.context) for choice in choices])[rows]
     dense = np.array([len(choice.dense) for choice in choices])[rows]
     tiles = min(USUAL_TILES, processor.max_tiles)
     kinds = [columns["kind"] == KINDS.index(kind) for kind in ("video", "image")]
     dense, context = (np.select(kinds, [number, tiles]) for number in (dense, context))
+    context = context if processor.has_aggregator else 0
     turns = np.minimum(columns["turns"], max_turns or columns["turns"])
     words = columns["characters"] * turns // np.maximum(columns["turns"], 1) // CHARACTERS_PER_TOKEN
     return (num_visual_tokens(dense, context, turns, processor.max_frame_tokens) + words).astype(np.int64)

@@ -26,7 +26,7 @@ YES_NO = ("yes", "no")
 # "No" as a determiner ("Yes, there is no dog"), which is not an answer. Before a word that opens a clause, it is one
 CLAUSE_OPENERS = "yes no or and it he she they this that these those the there a an i we you not".split()
 DETERMINER_NO = re.compile(rf"\bno(?:-|\s+(?!(?:{'|'.join(CLAUSE_OPENERS)})\b))(?=\w)", re.IGNORECASE)
-WORDS_OF_ONE_LETTER = ("A", "I")
+WORDS_OF_ONE_LETTER, NOT_A_WORD = ("A", "I"), r"(?!\s+(?!(?:is|or|and)\b)\w)"
 # At the beginning of a phrase: "2 dogs" and "two dogs", but not "3-wheeled", "2.5 m" or the year of "2020 model"
 COUNTED = re.compile(rf"\W*(\d{{1,2}}|{'|'.join(NUMBER_WORDS)})(?![\w-]|[.,:]\d)", re.IGNORECASE)
 # The number after what it counts, at the end of an answer: "The dog and the cat run, so two."
@@ -80,8 +80,8 @@ def reward_answer(answer: SampledAnswer, reference: Reference) -> float | None:
 
 def _named(text: str, choices: Sequence[str]) -> list[str]:
     """The choices that a text names. Beside "yes", the "no" of "no dog" is not named. Single letters are named as
-    capitals, and "A" and "I" not by the article and the pronoun: no word may follow them, unless "answer", "option" or
-    "choice" stands before."""
+    capitals, and "A" and "I" not by the article and the pronoun: no word may follow them but "is", "or" and "and",
+    unless "answer", "option" or "choice" stands before."""
     if not all(re.fullmatch(r"[A-Za-z]", choice) for choice in choices):
         found = named_choices(text, choices)
         both = {choice.lower() for choice in found} == set(YES_NO)
@@ -89,7 +89,7 @@ def _named(text: str, choices: Sequence[str]) -> list[str]:
     found = []
     for choice in choices:
         letter = re.escape(choice.upper())
-        alone = rf"(?<![\w'’]){letter}(?![\w'’])" + (r"(?!\s+\w)" if choice.upper() in WORDS_OF_ONE_LETTER else "")
+        alone = rf"(?<![\w'’]){letter}(?![\w'’])" + (NOT_A_WORD if choice.upper() in WORDS_OF_ONE_LETTER else "")
         introduced = rf"\b(?i:answer|option|choice)(?:\s+is)?:?\s+{letter}(?![\w'’])"
         found += [choice] if re.search(f"{alone}|{introduced}", text) else []
     return found

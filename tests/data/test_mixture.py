@@ -8,11 +8,16 @@ import numpy as np
 import pytest
 from data_fixtures import SIZE, copied, mixture, source, toy
 from fixture_sources import SOURCES
+from processor_fixtures import noise_video
+from tiny_backbones import tiny_backbone
 from torch.utils.data import DataLoader
 
 from sama.data.catalogue import open_source
+from sama.data.lengths import estimate_lengths
 from sama.data.records import DataError
 from sama.data.sampler import MixtureSampler
+from sama.data.store import KINDS
+from sama.video_sama import SamaVideo
 
 
 def told(sample):
@@ -61,6 +66,16 @@ def test_one_length_for_every_repeated_sample_and_all_are_drawn(tmp_path):
     assert sorted(order) == list(range(len(found)))
     drawn = Counter(found.sources[found.locate(index)[0]].name for index in order)
     assert drawn["sama239k_description"] == 20
+
+
+@pytest.mark.parametrize("with_aggregator", [True, False])
+def test_estimated_lengths_count_context_tokens_of_models_that_have_them(with_aggregator):
+    _, processor = tiny_backbone("internvl", with_aggregator=with_aggregator)
+    frames = processor.choose_frames(SamaVideo.open(noise_video(40, 56, 56)))
+    columns = {"kind": KINDS.index("video"), "frames": 40, "turns": 3, "characters": 120}
+    found = estimate_lengths({name: np.array([value]) for name, value in columns.items()}, processor)
+    context = 3 * len(frames.context) if with_aggregator else 0
+    assert found.tolist() == [len(frames.dense) * processor.max_frame_tokens + context + 30]
 
 
 # specs/data.md 6.3: 13 frames gave 4 grounding frames and 5 masks
@@ -153,7 +168,7 @@ def test_mixture_without_sources_or_samples():
 # The order
 
 LENGTHS = np.repeat([2000, 900, 60], [300, 500, 800])
-KINDS = np.repeat(["video", "image", "text"], [300, 500, 800])
+SAMPLE_KINDS = np.repeat(["video", "image", "text"], [300, 500, 800])
 
 
 def test_order_has_every_index_once_in_every_epoch():
@@ -168,13 +183,13 @@ def test_order_has_every_index_once_in_every_epoch():
 
 def test_batches_are_of_like_length_and_steps_of_mixed_kinds():
     order = np.array(list(MixtureSampler(LENGTHS, batch_size=4)))
-    batches = KINDS[order].reshape(-1, 4)
+    batches = SAMPLE_KINDS[order].reshape(-1, 4)
     assert np.mean([len(set(batch)) == 1 for batch in batches]) > 0.97
     steps = batches[: len(batches) // 8 * 8].reshape(-1, 8, 4)  # eight ranks
     mixed = np.mean([len({kind for batch in step for kind in batch}) > 1 for step in steps])
     assert mixed > 0.95
     plain = np.array(list(MixtureSampler(LENGTHS, batch_size=4, grouped=False)))
-    assert np.mean([len(set(batch)) == 1 for batch in KINDS[plain].reshape(-1, 4)]) < 0.3
+    assert np.mean([len(set(batch)) == 1 for batch in SAMPLE_KINDS[plain].reshape(-1, 4)]) < 0.3
 
 
 def test_ranks_divide_the_order():
