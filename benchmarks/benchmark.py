@@ -84,18 +84,20 @@ class Question:
         system (sequence of `str`): System messages, which the conversation begins with.
         layout (`str`, *optional*): Format of a turn, a name of `templates_sama.TURN_FORMATS` or `SOURCE_TURN_FORMATS`;
             the checkpoint's by default.
+        error (`str`, *optional*): Why the question cannot be asked. It has no turns then, and its prediction fails.
     """
 
     id: str
     group: str
-    turns: Sequence[BenchmarkTurn]
+    turns: Sequence[BenchmarkTurn] = ()
     history: str = "own"
     masks: bool = True
     layout: str | None = None
     system: Sequence[str] = ()
+    error: str | None = None
 
     def __post_init__(self):
-        if not self.turns:
+        if not self.turns and self.error is None:
             raise ValueError(f"The question {self.id!r} has no turns.")
         if self.history not in HISTORIES:
             raise ValueError(f"history is {self.history!r}, expected one of {', '.join(HISTORIES)}.")

@@ -19,6 +19,7 @@ import numpy as np
 
 from sama.data.frames import open_visual
 from sama.data.readers import READERS
+from sama.data.records import DataError, describe_error
 from sama.metrics.captions import caption_scores
 from sama.metrics.iou import greedy_pairs, miou
 from sama.metrics.no_target import Presence
@@ -109,12 +110,17 @@ class JsonLinesBenchmark(Benchmark):
         return open_visual(self.records[self.outline()[group][0]], self.data_root)
 
     def questions(self, group: str) -> list[Question]:
-        """One question per record."""
-        video, found = self.open(group), []
-        for name in self.outline()[group]:
-            turns, system = record_turns(self.records[name], video, no_store), system_texts(self.records[name])
-            found.append(Question(name, group, turns, self.chosen["history"], video is not None, system=system))
-        return found
+        """One question per record. One whose masks do not fit the video cannot be asked; the others can."""
+        video = self.open(group)
+        return [self._question(name, group, video) for name in self.outline()[group]]
+
+    def _question(self, name: str, group: str, video: SamaVideo | None) -> Question:
+        record = self.records[name]
+        try:
+            turns = record_turns(record, video, no_store)
+        except DataError as error:
+            return Question(name, group, error=describe_error(error))
+        return Question(name, group, turns, self.chosen["history"], video is not None, system=system_texts(record))
 
     def measure(self, question: Question, prediction: Prediction) -> Measures:
         """IoU, J and F of each true object, and the texts of answers with a reference."""

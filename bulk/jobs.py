@@ -290,22 +290,6 @@ class JobQuestions:
         """The opened video. `OSError` or `ValueError` if it cannot be read."""
         return open_visual({"id": self.job.names[0], "source": SOURCE, **self.job.visual}, self.media)
 
-    @cached_property
-    def built(self) -> dict[str, Question | Exception]:
-        """Id -> question, or why it cannot be asked: the masks of a record do not fit the video."""
-        try:
-            is_seen = self.video is not None
-        except READING_ERRORS as error:
-            return dict.fromkeys(self.job.names, error)
-        found: dict[str, Question | Exception] = {}
-        for asked in self.job.questions:
-            try:
-                system = [] if asked.record is None else system_texts(asked.record)
-                found[asked.id] = Question(asked.id, "", self._turns(asked), masks=is_seen, system=system)
-            except READING_ERRORS as error:
-                found[asked.id] = error
-        return found
-
     def _turns(self, asked: AskedQuestion) -> list[BenchmarkTurn]:
         if asked.record is not None:
             return record_turns(asked.record, self.video, no_store)
@@ -316,14 +300,20 @@ class JobQuestions:
         return self.video
 
     def questions(self, group: str) -> list[Question]:
-        """Those that can be asked."""
-        return [question for question in self.built.values() if isinstance(question, Question)]
+        """All of them. One whose regions or masks do not fit the video cannot be asked; the others can. `OSError` or
+        `ValueError` if the video cannot be read."""
+        is_seen = self.video is not None
+        return [self._question(asked, is_seen) for asked in self.job.questions]
+
+    def _question(self, asked: AskedQuestion, is_seen: bool) -> Question:
+        try:
+            system = [] if asked.record is None else system_texts(asked.record)
+            return Question(asked.id, "", self._turns(asked), masks=is_seen, system=system)
+        except READING_ERRORS as error:
+            return Question(asked.id, "", error=describe_error(error))
 
 
 def answer_job(job: VideoJob, media: Path, model: Any, processor: Any, max_new_tokens: int) -> Iterator[Prediction]:
     """Yields a prediction for each question of a job, in their order; one with an error where there is no answer."""
-    asked = JobQuestions(job, media)
-    names = [question.id for question in asked.questions("")]
-    answers = PredictionRunner(model, processor, asked, max_new_tokens).ask_group("", names) if names else iter(())
-    for name, built in asked.built.items():
-        yield next(answers)[1] if isinstance(built, Question) else Prediction(name, error=describe_error(built))
+    runner = PredictionRunner(model, processor, JobQuestions(job, media), max_new_tokens)
+    yield from (prediction for _, prediction in runner.ask_group("", job.names))

@@ -46,6 +46,8 @@ class PredictionRunner:
 
     def ask(self, start: Callable, video: SamaVideo | None, question: Question) -> Prediction:
         """The answers to one question; `start(layout)` returns an empty chat about the video."""
+        if question.error is not None:
+            return Prediction(question.id, error=question.error)
         size = {} if video is None else {"num_frames": len(video), "height": video.height, "width": video.width}
         try:
             chat, turns = start(question.layout), []

@@ -1,6 +1,7 @@
 """Your own records as a benchmark, with scores counted by hand."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -13,6 +14,7 @@ from sama.benchmarks.registry import open_benchmark
 from sama.benchmarks.tracks import track_overlaps
 from sama.data.masks import encode_rle
 from sama.data.records import DataError
+from sama.evaluation.inference import PredictionRunner
 from sama.metrics.captions import CAPTION_METRICS
 from sama.metrics.values import Value
 
@@ -150,12 +152,17 @@ def test_only_masks_that_may_be_fitted_are_resized(folder, name):
     objects = {"a": {"masks": [encode_rle(tall), None]}, "both": {"union": ["a"]}}
     answer = said({"type": "grounded", "text": "", "objects": [name]})
     record = {**RECORDS[1], "objects": objects, "messages": [RECORDS[1]["messages"][0], answer]}
-    write(folder, record)
+    write(folder, RECORDS[0], record)
     benchmark = open_benchmark("json_lines", data_root=folder)
     (group,) = benchmark.outline()
+    other, question = benchmark.questions(group)
     message = rf"item two, field 'objects.{name}.masks\[0\]': the mask is 40 x 20 .*, its frame 20 x 20"
-    with pytest.raises(DataError, match=message):
-        benchmark.questions(group)
+    assert re.search(message, question.error) and not question.turns
+    assert other.error is None and len(other.turns) == 2  # another record about the same video
+    (failed,) = (answer for _, answer in PredictionRunner(None, None, benchmark, 8).ask_group(group, ["two"]))
+    assert failed == Prediction("two", error=question.error)
+    answers = predicted("one", ("[SEG]", [square(5, 15)] * 2), ("Yes.",)), failed
+    assert [sample.question for sample in benchmark.score(answers).samples] == ["one"]
     write(folder, {**record, "objects": {**objects, "a": {**objects["a"], "fit": True}}})
     (question,) = open_benchmark("json_lines", data_root=folder).questions(group)
     assert question.turns[0].targets == [[square(5, 15), None]]
