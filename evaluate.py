@@ -76,6 +76,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
             parser.error(f"--{name} must be at least 1")
     if any("=" not in option for option in found.option):
         parser.error("--option takes NAME=VALUE")
+    for name in ("data_root", "split", "preset"):
+        if any(option.startswith(f"{name}=") for option in found.option):
+            parser.error(f"{name} is no option of a benchmark: give --{name}")
     return found
 
 

@@ -164,7 +164,7 @@ def mask_array(mask) -> np.ndarray:
         return decode_rle(mask)
     try:
         if isinstance(mask, Image.Image):
-            mask = mask if mask.mode in ("P", "1", "I", "F", "I;16") else visible_grey(mask)
+            mask = mask if mask.mode in ("P", "1", "I", "F", "I;16") else visible_pixels(mask)
         array = tensor_array(mask) if isinstance(mask, torch.Tensor) else np.asarray(mask)
     except OSError as error:
         raise ValueError(f"The picture of a region's mask cannot be decoded: {error}.") from error
@@ -177,12 +177,11 @@ def mask_array(mask) -> np.ndarray:
     return array != 0
 
 
-def visible_grey(picture: Image.Image) -> np.ndarray:
-    """A picture as grey, in which its transparent pixels are black."""
-    grey = np.asarray(picture.convert("L"))
-    if not picture.has_transparency_data:
-        return grey
-    return np.where(np.asarray(picture.convert("RGBA"))[..., 3] > 0, grey, 0)
+def visible_pixels(picture: Image.Image) -> np.ndarray:
+    """Bool array of shape `(height, width)`: the pixels of a picture that are neither black nor transparent. As grey,
+    the darkest colours would be black: (1, 0, 0) may be the number of an object."""
+    channels = np.asarray(picture.convert("RGBA"))
+    return channels[..., :3].any(axis=-1) & (channels[..., 3] > 0)
 
 
 def decode_rle(code: Mapping) -> np.ndarray:
@@ -340,8 +339,8 @@ def refuse_normalised(kind: str, numbers: np.ndarray, video: SamaVideo) -> None:
     """Raises `ValueError` for fractions from 0 to 1: they would all point into the pixel at the top left."""
     if (numbers <= 1).all() and (numbers % 1 != 0).any():
         raise ValueError(
-            f"The {kind} {numbers.tolist()} looks normalised to 0..1; a region is in pixels, so multiply by the width "
-            f"{video.width} and the height {video.height} of '{video.name}'."
+            f"The {kind} {shortened(numbers.tolist())} looks normalised to 0..1; a region is in pixels, so multiply "
+            f"by the width {video.width} and the height {video.height} of '{video.name}'."
         )
 
 

@@ -397,13 +397,20 @@ class Benchmark(ABC):
                 f"The prediction for {question.id!r} has {len(prediction.turns)} turns, the question "
                 f"{len(question.turns)}: the prediction was probably made with other files."
             )
+        if question.masks and any(turn.no_target for turn in question.turns):
+            for name in ("num_frames", "height", "width"):
+                if not getattr(prediction, name):
+                    raise BenchmarkError(
+                        f"The prediction for {question.id!r} has {name} 0; where nothing is to be found it is needed."
+                    )
         try:
             return self.measure(question, prediction)
         except BenchmarkError:
             raise
         except ValueError as error:
-            known = question.id in str(error)
-            raise BenchmarkError(str(error) if known else f"The prediction for {question.id!r}: {error}.") from error
+            problem = str(error).removesuffix(".")
+            named = problem if repr(question.id) in problem else f"The prediction for {question.id!r}: {problem}"
+            raise BenchmarkError(f"{named}.") from error
 
     def score(
         self,

@@ -24,8 +24,8 @@ BENCHMARKS: dict[str, Callable[..., Benchmark]] = {
 }
 
 
-def open_benchmark(name: str, **arguments) -> Benchmark:
-    """Opens the benchmark `name`; arguments as in [`Benchmark`]."""
+def open_benchmark(name: str, /, **arguments) -> Benchmark:
+    """Opens the benchmark `name`; arguments as in [`Benchmark`]. `BenchmarkError` for an unknown one."""
     if name not in BENCHMARKS:
         raise BenchmarkError(f"There is no benchmark {name!r}; known are {', '.join(BENCHMARKS)}.")
     return BENCHMARKS[name](**arguments)

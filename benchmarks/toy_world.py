@@ -67,6 +67,11 @@ class ToyWorldBenchmark(Benchmark):
 
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)
+        for name, least in (("clips", 1), ("seed", 0)):
+            if self.chosen[name] < least:
+                raise BenchmarkError(
+                    f"The option {name} of toy_world is {self.chosen[name]}, expected {least} or more."
+                )
         size, split, tasks = self.chosen["size"], self.split, TASKS
         if split in TASK_OF_SPLIT:
             split, tasks = "val", {TASK_OF_SPLIT[split]: 1}

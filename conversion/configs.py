@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from transformers import Sam2VideoConfig
@@ -50,6 +51,26 @@ def tracker_config(shapes: Shapes, prefix: str, sizes: Mapping[str, Any]) -> dic
     if SAM3_POSITIONS not in own:
         return sam2_config(shapes, prefix, sizes)
     return sam3_config(TensorShapes(own[SAM3_POSITIONS], {name: shapes[key] for name, key in own.items()}), "", sizes)
+
+
+# What --sizes gives of an image encoder that is not a published one
+SIZES = {
+    "hiera": ("num_heads", "global_attention_blocks", "window_spec"),
+    "vit": ("num_heads", "window_size", "global_attention_blocks"),
+}
+
+
+def check_sizes(content: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The sizes in the content of a file of --sizes, or below its key "sizes"; [`CheckpointError`] if some are
+    missing."""
+    sizes = content.get("sizes", content)
+    for name, needed in SIZES.items():
+        given = sizes.get(name, dict.fromkeys(needed)) if isinstance(sizes, dict) else sizes
+        if not isinstance(given, dict):
+            raise CheckpointError(f"{path} has {given!r} where an object of sizes is expected.")
+        if absent := [key for key in needed if key not in given]:
+            raise CheckpointError(f"{path} has no {', '.join(absent)} in {name!r}.")
+    return sizes
 
 
 def sam2_config(shapes: Shapes, prefix: str, sizes: Mapping[str, Any]) -> dict[str, Any]:

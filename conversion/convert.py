@@ -13,10 +13,11 @@ failed conversion leaves no files behind.
 
 import argparse
 import json
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -93,13 +94,17 @@ def new_folder(to: Path) -> Iterator[Path]:
     """A temporary folder that is renamed to `to` on success and deleted on failure.
 
     Raises:
-        CheckpointError: If `to` is a file or a folder that is not empty.
+        CheckpointError: If `to` is a file or a folder that is not empty, or cannot be made.
     """
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise CheckpointError(f"{to} is not empty; give a folder that does not exist yet.")
-    with atomic_path(to) as temporary:
-        shutil.rmtree(temporary, ignore_errors=True)  # of a killed process with the same id
-        temporary.mkdir()
+    with ExitStack() as stack:
+        try:
+            temporary = stack.enter_context(atomic_path(to.resolve()))  # "." has no name
+            shutil.rmtree(temporary, ignore_errors=True)  # of a killed process with the same id
+            temporary.mkdir()
+        except OSError as error:
+            raise CheckpointError(f"{to} cannot be made ({error}).") from error
         yield temporary
         if to.exists():
             to.rmdir()
@@ -129,7 +134,11 @@ def convert(request: ConversionRequest) -> Report:
     with new_folder(request.to) as folder:
         base, parts = open_sources(request)
         described = parts["tracker"].folder if base is None else base.folder
-        with explain_damage(described, "has settings or tensors that describe no model"):
+        with explain_damage(
+            described,
+            "has settings or tensors that describe no model",
+            "check that its files and --sizes belong together",
+        ):
             plan, texts = make_plan(base, parts, request)
             model = meta_model(plan)
         expected = model.state_dict()
@@ -190,12 +199,21 @@ def parse_arguments(argv: Sequence[str] | None = None) -> ConversionRequest:
     )  # fmt: skip
     parser.add_argument("--sizes", type=Path, help="JSON file with sizes that tensor shapes do not determine")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto")
-    parser.add_argument("--max_shard_size", default="2GB", help="of the written weight files (default: %(default)s)")
+    parser.add_argument(
+        "--max_shard_size", type=_shard_size, default="2GB", help="of the written weight files (default: %(default)s)"
+    )
     values = vars(parser.parse_args(argv))
     paths, kinds = values.pop("paths"), values.pop("kinds")
     if len(paths) != len(kinds):
         parser.error(f"{len(paths)} --from and {len(kinds)} --kind: give one --kind for each --from")
     return ConversionRequest(sources=list(zip(paths, kinds, strict=True)), **values)
+
+
+def _shard_size(text: str) -> str:
+    """A size as huggingface_hub reads it."""
+    if not re.fullmatch(r"\d+(\.\d+)? *(KB|MB|GB|TB)", text, re.IGNORECASE):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 500MB or 2GB")
+    return text
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -45,7 +45,9 @@ class CheckpointError(ValueError):
 
 
 @contextmanager
-def explain_damage(file: Path, cause: str = "is truncated or damaged") -> Iterator[None]:
+def explain_damage(
+    file: Path, cause: str = "is truncated or damaged", advice: str = "download it again"
+) -> Iterator[None]:
     """Raises [`CheckpointError`] with the name of the file for whatever reading a damaged one raises."""
     try:
         yield
@@ -53,7 +55,7 @@ def explain_damage(file: Path, cause: str = "is truncated or damaged") -> Iterat
         raise
     except Exception as error:  # whatever torch, safetensors and transformers let escape; tokenizers raises this one
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise CheckpointError(f"{file} {cause} ({reason}); download it again.") from error
+        raise CheckpointError(f"{file} {cause} ({reason}); {advice}.") from error
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from sama.configuration_sama import SamaConfig
 from sama.conversion.backbones import BACKBONES, BackboneTable, backbone_table, has_mark
 from sama.conversion.configs import (
     aggregator_config,
+    check_sizes,
     default_sam2_config,
     default_temporal_config,
     instructblip_config,
@@ -165,8 +166,7 @@ def read_sizes(request: ConversionRequest, folder: Path) -> dict:
     """Sizes that tensor shapes do not determine, from --sizes or from the recorded test checkpoint's own file."""
     recorded = folder / "golden.json"
     path = request.sizes or (recorded if recorded.is_file() else None)
-    content = {} if path is None else read_json(path)
-    return content.get("sizes", content)
+    return {} if path is None else check_sizes(read_json(path), path)
 
 
 def open_sources(request: ConversionRequest) -> tuple[Source | None, dict[str, Source]]:

@@ -1,6 +1,7 @@
 """Draws rendered samples: their frames with target masks and regions, and their dialogues."""
 
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,10 +31,11 @@ def write_previews(sources: Sequence, renderer: Renderer, number: int, folder: P
         sources (sequence): Opened sources, which take turns.
         renderer ([`Renderer`]): Makes the samples.
         number (`int`): How many records are drawn.
-        folder (`Path`): Where the PNG files are written. Created if needed; earlier previews in it are deleted.
+        folder (`Path`): Where the PNG files are written, as `preview_<number>_<source>.png`. Created if needed;
+            earlier ones in it are deleted, other pictures are not.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("[0-9][0-9][0-9]_*.png"):  # of an earlier call
+    for old in folder.glob("preview_[0-9][0-9][0-9]_*.png"):  # of an earlier call
         old.unlink()
     for source in sources:
         if not len(source):
@@ -52,7 +54,8 @@ def write_previews(sources: Sequence, renderer: Renderer, number: int, folder: P
         except (DataError, ValueError, OSError) as error:
             logger.warning("no preview: %s", error)
             continue
-        written.append(folder / f"{position:03d}_{source.name}.png")
+        name = re.sub("[^0-9A-Za-z._-]", "_", source.name)
+        written.append(folder / f"preview_{position:03d}_{name}.png")
         sheet.save(written[-1])
     return written
 

@@ -3,6 +3,7 @@
 A "region" is anything with the attributes `frame`, `mask`, `box`, `points`, `labels` and `scribble`.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -127,7 +128,9 @@ def _center(mask: np.ndarray) -> tuple[int, int]:
 
 
 def _box_mask(frame: np.ndarray, box: Sequence[float]) -> np.ndarray:
-    left, top, right, bottom = (max(0, round(float(value))) for value in box)
+    """All pixels that the box touches, as the model reads it."""
+    left, top = (max(0, math.floor(value)) for value in box[:2])
+    right, bottom = (max(0, math.ceil(value)) for value in box[2:])
     mask = np.zeros(frame.shape[:2], dtype=bool)
     mask[top:bottom, left:right] = True
     return mask

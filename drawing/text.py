@@ -4,6 +4,7 @@ An "object" is anything with a `span`, the first character of its phrase in the 
 """
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -17,11 +18,22 @@ BLACK: Color = (0, 0, 0)
 INK: Color = (16, 16, 20)  # dark text on a colour of the palette
 BACKGROUND: Color = (24, 24, 30)  # of caption bands and contact sheets
 MUTED: Color = (172, 176, 188)  # less prominent text on the background
+# They reorder what stands around them, so that a text reads as another one
+DIRECTION_CONTROLS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
 def printable(text: str) -> str:
-    """The text with each control character except the newline replaced by U+FFFD; spans stay valid."""
-    return "".join(letter if letter.isprintable() or letter == "\n" else "\ufffd" for letter in text)
+    """The text for a terminal or a picture, one character for each, so that spans stay valid: blanks of any kind, the
+    tab and the carriage return are spaces; control characters except the newline, characters that change the direction
+    of writing, and halves of surrogate pairs are U+FFFD. Joiners of emoji and of scripts stay."""
+    return "".join(letter if letter == "\n" else _printable_letter(letter) for letter in text)
+
+
+def _printable_letter(letter: str) -> str:
+    category = unicodedata.category(letter)
+    if category in ("Zs", "Zl", "Zp") or letter in "\t\r":
+        return " "
+    return "\ufffd" if category in ("Cc", "Cs") or letter in DIRECTION_CONTROLS else letter
 
 
 def character_colors(text: str, objects: Sequence, colors: Sequence[Color] | None = None) -> list[Color | None]:

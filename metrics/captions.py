@@ -94,7 +94,8 @@ def tokenize(texts: Sequence[str]) -> list[str]:
             f"{done.stderr.decode(errors='replace').strip()[-300:]}"
         )
     dropped = set(PUNCTUATIONS)
-    return [" ".join(word for word in line.split() if word not in dropped) for line in found]
+    # A token may contain a no-break space ("1 1/2"), at which split() without an argument would cut it
+    return [" ".join(word for word in line.rstrip().split(" ") if word not in dropped) for line in found]
 
 
 def java() -> str:

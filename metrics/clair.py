@@ -29,7 +29,9 @@ reference set? (JSON format, with a key "score", value between 0 and 100, and a 
 """
 UNKNOWN = "Unknown"
 _NUMBER = re.compile(r"\d*\.?\d+")
-_NAMED_SCORE = re.compile(r"[\"']?score[\"']?\s*[:=]\s*[\"']?(\d*\.?\d+)", re.IGNORECASE)
+# Of the consistent preset: a whole text that is a score, and a score that a text names
+_SCORE = re.compile(r"\s*(\d*\.?\d+)\s*(?:%|/\s*100)?\s*\.?\s*")
+_NAMED_SCORE = re.compile(r"\bscore[\"'*\s]*(?:[:=]|\bis\b)[\"'*\s]*(-?\d*\.?\d+)", re.IGNORECASE)
 _REASON = re.compile("reason(.*)", re.IGNORECASE | re.DOTALL)
 
 
@@ -63,10 +65,11 @@ def parse_clair(answer: str, preset: str = CONSISTENT) -> Verdict | None:
 
     Args:
         answer (`str`): The judge's text.
-        preset (`str`): "consistent" takes the number named `score`, in JSON or not, else the first number in the text.
-            A number below 1 is a fraction, so that 0.85, 85 and "85%" mean the same; a number above 100 is no score.
-            "published" parses the first `{...}` as JSON and takes its score unchanged, else the first number in the
-            text.
+        preset (`str`): "consistent" takes the `score` of the JSON, else the number that the text calls a score, else
+            an answer that is only a number; another number of the text, such as that of the dogs, is no score. A
+            number below 1 and 1.0 are fractions, so that 0.85, 85, "85%" and "85/100" mean the same; one below 0 or
+            above 100 is no score. "published" parses the first `{...}` as JSON and takes its score unchanged, else the
+            first number in the text.
 
     Raises:
         `ValueError`: Under "published", the score in the JSON is not a number, such as "85%".
@@ -75,12 +78,14 @@ def parse_clair(answer: str, preset: str = CONSISTENT) -> Verdict | None:
     if preset == PUBLISHED:
         return _parse_published(answer)
     named = _first_object(answer)
-    text = str(named.get("score", "")).strip().removesuffix("%")
-    found = _NUMBER.fullmatch(text) or _NAMED_SCORE.search(answer) or _NUMBER.search(answer)
+    if "score" in named:
+        found = _SCORE.fullmatch(str(named["score"]))
+    else:
+        found = _NAMED_SCORE.search(answer) or _SCORE.fullmatch(answer)
     if found is None:
         return None
-    score = _as_percent(float(found[found.lastindex or 0]))
-    return Verdict(score / 100, str(named.get("reason", UNKNOWN))) if score <= 100 else None
+    score = 100.0 if found[1] == "1.0" else _as_percent(float(found[1]))
+    return Verdict(score / 100, str(named.get("reason", UNKNOWN))) if 0 <= float(found[1]) and score <= 100 else None
 
 
 def clair(candidate: str, reference: str, judge: Judge, preset: str = CONSISTENT, tries: int = TRIES) -> Verdict:

@@ -41,6 +41,12 @@ def test_requests_a_minute_reach_the_judge(tmp_path, capsys):
     assert "--judge_rpm must be more than 0" in capsys.readouterr().err
 
 
+def test_arguments_are_no_options_of_a_benchmark(capsys):
+    with pytest.raises(SystemExit):
+        evaluate.parse(["--model", "m", *TOY, "--option", "split=val"])
+    assert "split is no option of a benchmark: give --split" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("option", ["--limit", "--max_new_tokens"])
 @pytest.mark.parametrize("value", ["0", "-1"])
 def test_numbers_below_one_are_refused(option, value, capsys):

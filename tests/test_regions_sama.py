@@ -135,6 +135,14 @@ def test_mask_array_of_a_picture_with_alpha():
     assert np.argwhere(mask_array(picture)).tolist() == [[1, 2]]
 
 
+def test_the_darkest_colours_belong_to_a_mask():
+    """Numbers of objects that are written as colours begin with them; as grey they would be black."""
+    picture = Image.new("RGB", (4, 3))
+    picture.putpixel((2, 1), (1, 0, 0))
+    picture.putpixel((3, 2), (0, 0, 4))
+    assert np.argwhere(mask_array(picture)).tolist() == [[1, 2], [2, 3]]
+
+
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
 def test_transparent_pixels_do_not_belong_to_a_mask(mode):
     """Programs that cut out an object often leave its surroundings white and transparent."""
@@ -188,6 +196,7 @@ def test_a_box_that_sticks_out_by_less_than_a_pixel_is_clipped(video):
     [
         ({"box": (0.1, 0.2, 0.5, 0.9)}, r"looks normalised to 0..1; .* width 30 and the height 20"),
         ({"points": [(0.4, 0.6)]}, "points .* looks normalised"),
+        ({"scribble": [(0.4, 0.6)] * 5000}, "^The scribble .{1,300} looks normalised"),
         ({"scribble": [(0.4, 0.6), (0.9, 1.0)]}, "looks normalised"),
         ({"box": ("0", "0", "9", "9")}, "takes 4 numbers"),
         ({"box": (False, True, 9, 9)}, "takes 4 numbers"),

@@ -103,7 +103,7 @@ def test_records_that_show_other_frames_are_other_groups(folder):
 @pytest.mark.parametrize("count", [1, 3])
 def test_tracks_of_another_length_are_an_error(folder, count):
     benchmark = open_benchmark("json_lines", data_root=folder)
-    with pytest.raises(ValueError, match=f"A track has {count} entries for 2 frames"):
+    with pytest.raises(ValueError, match=rf"^The prediction for 'two': A track has {count} entries for 2 frames\.$"):
         benchmark.score([predicted("two", ("[SEG]", [square(5, 15)] * count))])
     assert track_overlaps([[]], [[square(5, 15)] * 2], 2, SIZE).ious().tolist() == [[0.0]]
 

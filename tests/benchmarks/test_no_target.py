@@ -3,6 +3,7 @@ T-acc, and J&F, gIoU or R."""
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from benchmark_answers import ROOT, answer, box, masks, opened, perfect, predictions, text_of, values
 from PIL import Image
 
-from sama.benchmarks.benchmark import PredictedObject, PredictedTurn, Prediction
+from sama.benchmarks.benchmark import BenchmarkError, PredictedObject, PredictedTurn, Prediction
 from sama.benchmarks.registry import open_benchmark
 from sama.data.wording import NO_TARGET_ANSWERS
 from sama.drawing.gallery import write_gallery
@@ -204,6 +205,8 @@ def test_toy_world():
     spoken = {row.name: row for row in benchmark.score(made[True]).rows if row.part == part}
     assert (spoken["N-acc"].value, spoken["T-acc"].value) == (0, 1)
     assert spoken["gIoU"].value == pytest.approx(spoken["T-acc"].count / spoken["gIoU"].count)
+    with pytest.raises(BenchmarkError, match="'0' has width 0; where nothing is to be found it is"):
+        benchmark.score([replace(made[False][0], width=0)])
     names = {row.name for row in open_benchmark("toy_world", clips=1).score([]).rows}
     assert not {"N-acc", "T-acc", "gIoU"} & names
 

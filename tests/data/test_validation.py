@@ -55,11 +55,17 @@ def test_toy_world_with_sheets(tmp_path):
 def test_a_preview_alone_reads_the_drawn_records_only(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(MixtureValidator, "run", lambda *_: pytest.fail("all records are read"))
-    old = tmp_path / "outputs" / "preview" / "toy" / "007_toy_train.png"
+    old = tmp_path / "outputs" / "preview" / "toy" / "preview_007_toy_train.png"
     old.parent.mkdir(parents=True)
     old.touch()
+    mine = old.with_name("001_cat.png")
+    mine.touch()
     assert main([str(CONFIGS / "toy.yaml"), "--preview", "2", "--cache", str(tmp_path / "cache")]) == 0
-    assert sorted(path.name for path in old.parent.iterdir()) == ["000_toy_train.png", "001_toy_train.png"]
+    assert sorted(path.name for path in old.parent.iterdir()) == [
+        mine.name,
+        "preview_000_toy_train.png",
+        "preview_001_toy_train.png",
+    ]
     assert "2 drawings in outputs/preview/toy" in capsys.readouterr().out
 
 
@@ -71,7 +77,7 @@ def test_sources_without_records_have_no_preview(tmp_path, mixture, caplog):
     assert code == 1 and set(report["sources"]["llava"]["problems"]) == {"broken items"}
     assert "no preview: llava has no records" in caplog.text and list(out.iterdir()) == []
     run(tmp_path, mixture("llava", "mevis"), "--preview", "3", "--out", out, root=root)
-    assert [path.name for path in sorted(out.iterdir())] == [f"00{number}_mevis.png" for number in range(3)]
+    assert [path.name for path in sorted(out.iterdir())] == [f"preview_00{number}_mevis.png" for number in range(3)]
 
 
 @pytest.mark.parametrize(

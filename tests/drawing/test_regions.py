@@ -40,6 +40,12 @@ def test_a_box_is_outlined_not_filled():
     assert (drawn[:8] == 100).all() and (drawn[53:] == 100).all()
 
 
+@pytest.mark.parametrize(("box", "column"), [((10.1, 10, 10.4, 50), 10), ((79.6, 10, 80, 50), 79)])
+def test_a_box_within_one_pixel_is_drawn(box, column):
+    drawn = draw_region(grey_frame(), make_region(box=box))
+    assert set(np.unique(drawn[10:50, column])) == {0, 255}
+
+
 def test_region_refuses():
     with pytest.raises(ValueError, match="none of mask, box, points and scribble"):
         draw_region(grey_frame(), make_region())

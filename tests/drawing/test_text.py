@@ -78,4 +78,19 @@ def test_colour_is_for_terminals_that_want_it(monkeypatch, terminal, no_color, e
 def test_control_characters_do_not_reach_the_terminal():
     text = "a\x1b[31m\x07b\nc"
     assert printable(text) == "a\ufffd[31m\ufffdb\nc" and len(printable(text)) == len(text)
+    turned = "a\u202eb\u2066c\ud800"  # what would be read in another direction, and half a character
+    assert printable(turned) == "a\ufffdb\ufffdc\ufffd"
     assert "\x07" not in colored_text(text, [SimpleNamespace(span=(0, 1))], enabled=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("50\u00a0%\u3000a\tb\r\n", "50 % a b \n"),
+        ("\U0001f468\u200d\U0001f469", "\U0001f468\u200d\U0001f469"),  # an emoji of two
+        ("\u0645\u06cc\u200c\u062e", "\u0645\u06cc\u200c\u062e"),  # Persian, with a zero-width non-joiner
+        ("soft\u00adhyphen", "soft\u00adhyphen"),
+    ],
+)
+def test_ordinary_text_stays(text, expected):
+    assert printable(text) == expected

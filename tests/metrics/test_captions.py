@@ -39,12 +39,19 @@ def scores(needs_java):
 
 
 def test_tokenize(needs_java):
-    texts = ["The man, wearing a Blue shirt, walks .", "", "two\nlines\u2028and more", "don't (stop) ünïcode"]
+    texts = [
+        "The man, wearing a Blue shirt, walks .",
+        "",
+        "two\nlines\u2028and more",
+        "don't (stop) ünïcode",
+        "1 1/2 cups",
+    ]
     assert tokenize(texts) == [
         "the man wearing a blue shirt walks",
         "",
         "two lines and more",
         "do n't -lrb- stop -rrb- ünïcode",
+        "1\u00a01/2 cups",  # one token
     ]
     assert tokenize([]) == []
 

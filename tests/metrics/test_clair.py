@@ -27,14 +27,27 @@ def test_messages():
         ('```json\n{"score": 55}\n```', 0.55, 0.55),
         ('{"other": 1} then {"score": 55}', 0.55, 0.01),
         ("no number", None, None),
+        ("I cannot rate these 2 sets.", None, 0.02),
+        ("On a scale from 0 to 100, I would say 85.", None, 0.0),
+        ("85", 0.85, 0.85),
+        ("85/100.", 0.85, 0.85),
+        ("The **score** is 70%.", 0.7, 0.7),
+        ('{"score": 1.0, "reason": "same"}', 1.0, 0.01),
+        ('{"score": 1, "reason": "1.0 differs"}', 0.01, 0.01),
+        ('{"score": "85/100"}', 0.85, ValueError),
+        ('{"score": "N/A", "reason": "3 dogs"}', None, ValueError),
+        ('{"score": null, "reason": "There are 2 captions"}', None, ValueError),
+        ('{"score": -5}', None, -0.05),
+        ("Score: -5", None, 0.05),
         ('{"score": 250}', None, 2.5),
-        ('{"score": null}', None, None),
     ],
 )
 def test_parse(answer, consistent, published):
     for mode, expected in (("consistent", consistent), ("published", published)):
-        if answer == '{"score": null}' and mode == "published":
-            continue  # an error there, as for "85%"
+        if expected is ValueError:
+            with pytest.raises(ValueError, match="not a number"):
+                parse_clair(answer, mode)
+            continue
         found = parse_clair(answer, mode)
         assert (None if found is None else found.value) == pytest.approx(expected)
 
