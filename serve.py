@@ -107,7 +107,7 @@ def serve(arguments: argparse.Namespace) -> None:
 def serve_review(arguments: argparse.Namespace) -> None:
     """Serves the review page until the process is told to end."""
     from sama.annotation.review import ReviewQueue
-    from sama.annotation.review_server import create_review_app, videos_folder
+    from sama.annotation.review_server import create_review_app, trusted_of_run, videos_folder
     from sama.serving.connections import make_server
     from sama.serving.security import access_for
 
@@ -115,8 +115,10 @@ def serve_review(arguments: argparse.Namespace) -> None:
     origins, hosts = tuple(arguments.allow_origin), tuple(arguments.allow_host)
     access = access_for(arguments.host, arguments.api_key, origins, hosts, urls=False)
     root = videos_folder(arguments.review, arguments.review_videos)
+    # A folder that was given is the only one whose files are shown
+    trusted = trusted_of_run(arguments.review) if arguments.review_videos is None else []
     with listening_socket(arguments.host, arguments.port) as listener:
-        app = create_review_app(ReviewQueue(arguments.review), root, limits, access)
+        app = create_review_app(ReviewQueue(arguments.review), root, limits, access, trusted)
         print(f"SAMA review: {address(listener)}  (Ctrl-C ends it)", flush=True)
         make_server(app, limits, arguments.verbose).run(sockets=[listener])
 

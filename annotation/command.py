@@ -32,7 +32,7 @@ from .endpoint import MAX_TOKENS_NAMES, STRUCTURED_OUTPUT, Endpoint, EndpointSet
 from .errors import OutputError, UnansweredError, output_errors
 from .estimate import estimate_run
 from .held_out import HeldOut
-from .objects import list_videos, read_scenes, read_source
+from .objects import list_videos, read_scenes, read_source, trusted_by_source
 from .pipeline import Run, RunCounts
 from .provenance import UNKNOWN, Origin
 from .render import STYLES, RenderSettings
@@ -130,7 +130,7 @@ def _add_models(group) -> None:
     group.add_argument("--stream", action="store_true", help="get replies in parts, through gateways that need it")
     group.add_argument("--max-tokens-name", choices=MAX_TOKENS_NAMES, default=MAX_TOKENS_NAMES[0],
                        help="as the endpoint calls the limit")  # fmt: skip
-    group.add_argument("--max-tokens", type=int, default=4096, help="of a reply")
+    group.add_argument("--max-tokens", type=at_least_one, default=4096, help="of a reply")
     group.add_argument("--temperature", type=float, default=0.0)
     group.add_argument("--seed", type=int, default=0, help="of the models, the colours and the samples")
     group.add_argument("--budget", action="append", default=[], metavar="LIMIT",
@@ -277,6 +277,8 @@ def annotate(given: argparse.Namespace) -> RunCounts:
         if costs.locked:
             run.remove_leftovers()
         counts = run.run(scenes, given.concurrency, show, in_pool)
+        if not counts.videos:  # what an earlier run wrote stays
+            return counts
         _finish(given, (settings, models, counts), costs.currency)
     finally:
         costs.close()  # not before: without its lock, another run may remove what this one is still writing
@@ -292,7 +294,7 @@ def _finish(
     stopped = run[2].stopped
     try:
         with output_errors(given.output):
-            write_summary(given.output, root, run, currency)
+            write_summary(given.output, (root, _trusted(given)), run, currency)
             if stopped is not None:
                 write_report(given.output)
     except OutputError as error:  # of a full disk, which may be why the run was stopped
@@ -324,6 +326,13 @@ def prepare(run: Run, given: argparse.Namespace):
     return AnnotationPool(connect(pool), given.concurrency, checkpoints, load_model)
 
 
+def _trusted(given: argparse.Namespace) -> tuple[Path, ...]:
+    """Folders in which the videos may lie, besides the folder of the videos."""
+    if given.source is None:
+        return ()
+    return trusted_by_source(given.catalogue, given.source, data_root(given.data_root))
+
+
 def _export(given: argparse.Namespace, root: Path) -> None:
     """The files that are made of the records."""
     records = given.output / "records.jsonl"
@@ -331,7 +340,7 @@ def _export(given: argparse.Namespace, root: Path) -> None:
         merge_decisions(given.output)
         records = given.output / REVIEWED_RECORDS
     if given.sama239k is not None:
-        write_sama239k(records, root, given.sama239k)
+        write_sama239k(records, root, given.sama239k, _trusted(given))
 
 
 def estimate_lines(given: argparse.Namespace) -> Iterator[str]:
@@ -341,7 +350,7 @@ def estimate_lines(given: argparse.Namespace) -> Iterator[str]:
     if given.relocate is not None:
         check_model_name(given.relocate)
     prices = parse_prices(given.price)
-    models = model_choices(given, Costs(prices=prices))
+    models = model_choices(given, Costs(prices=prices, budget=parse_budget(given.budget)))
     held_out = HeldOut(given.held_out) if given.held_out else None
     found = estimate_run(input_scenes(given), annotation_settings(given), models, held_out)
     for video, problem in found.problems[:SHOWN_PROBLEMS]:
@@ -356,13 +365,17 @@ def estimate_lines(given: argparse.Namespace) -> Iterator[str]:
 
 
 def write_summary(
-    folder: Path, root: Path, run: tuple[AnnotationSettings, dict[str, ModelChoice], RunCounts], currency: str
+    folder: Path,
+    videos: tuple[Path, Sequence[Path]],
+    run: tuple[AnnotationSettings, dict[str, ModelChoice], RunCounts],
+    currency: str,
 ) -> None:
-    """`run.json`: what was run and what came out. `root`: folder of the videos."""
+    """`run.json`: what was run and what came out. `videos`: their folder, and those in which they may lie."""
     settings, models, counts = run
     summary = {
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "root": str(root),
+        "root": str(videos[0]),
+        "trusted": [str(folder) for folder in videos[1]],
         "settings": settings.to_dict() | {"currency": currency},
         "models": {role: model.provenance() for role, model in models.items()},
         "videos": dict(counts.videos),

@@ -69,8 +69,10 @@ def estimate_run(
             continue
         found.videos += 1
         for role, prompt in (("writer", writer), ("verifier", verifier)):
-            again = round(2 * REFINED_SHARE * settings.rounds * (prompt / 2 + ANSWER_TOKENS))
-            found.usage[role] += Usage(prompt=prompt + again, completion=2 * ANSWER_TOKENS)
+            refined = 2 * REFINED_SHARE * settings.rounds
+            again = round(refined * (prompt / 2 + ANSWER_TOKENS))
+            completion = round((2 + refined) * ANSWER_TOKENS)
+            found.usage[role] += Usage(prompt=prompt + again, completion=completion)
         if "blind" in models:
             tokens = settings.scores.blind_tries * TEXT_TOKENS
             found.usage["blind"] += Usage(prompt=tokens // 2, completion=tokens // 2)
@@ -93,4 +95,5 @@ def _image_calls(scene: Scene, settings: AnnotationSettings) -> tuple[int, int]:
     tokens = [
         estimate_tokens(CompletionRequest("", messages, json_schema(form))).prompt for messages, form in requests
     ]
-    return tokens[0] + tokens[1], 2 * (tokens[2] + ANSWER_TOKENS)
+    # The dialogue is written about what the descriptions say
+    return tokens[0] + tokens[1] + ANSWER_TOKENS, 2 * (tokens[2] + ANSWER_TOKENS)

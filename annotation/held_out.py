@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ..data.frames import VIDEO_SUFFIXES
 from ..data.records import DataError
 from ..video_sama import SamaVideo
 from .errors import AnnotationError
@@ -18,6 +19,10 @@ from .scenes import Scene
 
 NUM_FRAMES = 5  # that are compared
 HASH_SIDE = 8
+# Files that lie beside videos
+COMPANION_SUFFIXES = (
+    "", ".txt", ".md", ".json", ".jsonl", ".csv", ".tsv", ".xml", ".yaml", ".yml", ".srt", ".vtt", ".pkl",
+)  # fmt: skip
 MAX_DISTANCE = 6  # of 64 bits, up to which two pictures look alike
 # Nearly uniform pictures have hashes without bits, whatever they show; these are compared by their colours, too
 MIN_BITS, MAX_COLOR_DISTANCE = 4, 12  # of 255, of each of the cells
@@ -39,6 +44,10 @@ class HeldOut:
         self._looks: list[tuple[str, tuple[np.ndarray, np.ndarray]]] = []
         for folder in folders:
             found = list(list_videos(folder, "held out"))
+            others = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
+            for path in others:
+                if path.suffix.lower() not in (*VIDEO_SUFFIXES, *COMPANION_SUFFIXES):
+                    raise DataError("is no video of a known kind, and could not be compared: move it away", file=path)
             if not found:
                 raise DataError("contains no videos", file=folder)
             for scene in found:

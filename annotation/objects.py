@@ -7,18 +7,17 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from PIL import Image
 
 from ..data.catalogue import open_source, read_catalogue
-from ..data.frames import MEDIA_ERRORS, VIDEO_SUFFIXES
+from ..data.frames import MEDIA_ERRORS, VIDEO_SUFFIXES, trusted_folders
 from ..data.json_text import parse_json
 from ..data.masks import encode_rle, to_rle
 from ..data.readers import read_mask_store
 from ..data.records import DataError, object_masks, read_lines, require_field, require_type, validate_record
-from ..pictures_sama import IMAGE_SUFFIXES, natural_key
+from ..pictures_sama import IMAGE_SUFFIXES, natural_key, opened_picture
 from ..video_sama import SamaVideo
 from .errors import AnnotationError
-from .scenes import BrokenScene, Scene, SceneObject
+from .scenes import BrokenScene, Scene, SceneObject, area
 
 
 INFO_FIELDS = {"dataset", "url", "licence", "mask_licence", "mask_origin", "split"}
@@ -73,6 +72,12 @@ def read_source(catalogue: Path, name: str, root: Path | None) -> Iterator[Scene
         yield _attempt(lambda records=records: _source_scene(source, name, records), records[0]["video"]["path"])
 
 
+def trusted_by_source(catalogue: Path, name: str, root: Path | None) -> tuple[Path, ...]:
+    """The folders that a source of a catalogue trusts: its videos may be links to other disks."""
+    entry = read_catalogue(catalogue)[name]
+    return () if root is None else trusted_folders(root, entry.files, entry.links)
+
+
 def _source_scene(source: Any, name: str, records: list[dict]) -> Scene:
     video, objects = source.visual(records[0]), {}
     for record in records:
@@ -84,7 +89,8 @@ def _source_scene(source: Any, name: str, records: list[dict]) -> Scene:
             expressions = tuple(dict.fromkeys((*earlier.expressions, *one.expressions)))
             objects[free] = SceneObject(free, one.masks, expressions)
     visual = records[0]["video"]
-    return Scene(visual["path"], name, visual, tuple(objects.values()), source.root, {"dataset": name})
+    trusted = tuple(map(str, source.trusted))
+    return Scene(visual["path"], name, visual, tuple(objects.values()), source.root, {"dataset": name}, trusted)
 
 
 # ---- JSON Lines -------------------------------------------------------------------------------------------------
@@ -154,6 +160,7 @@ def _record_objects(
 
 
 def _checked(code: dict | None, field: str, video: SamaVideo) -> dict | None:
+    """A code of the size of its video; `None` for an empty one, which many tools write where nothing is visible."""
     try:
         found = to_rle(code)
     except ValueError as error:
@@ -161,7 +168,7 @@ def _checked(code: dict | None, field: str, video: SamaVideo) -> dict | None:
     if found is not None and tuple(found["size"]) != (video.height, video.width):
         shown = " x ".join(map(str, found["size"]))
         raise DataError(f"is {shown}, its video {video.height} x {video.width} (height x width)", field=field)
-    return found
+    return found if found is not None and area(found) else None
 
 
 def _no_store(store: str, key: str) -> list:
@@ -250,7 +257,7 @@ def _frame_numbers(folder: Path, scene: Scene, num_frames: int) -> dict[Path, in
 
 def _read_png(path: Path, size: tuple[int, int]) -> np.ndarray:
     try:
-        with Image.open(path) as image:
+        with opened_picture(str(path)) as image:
             if image.mode not in ("P", "L", "I", "I;16", "1"):
                 raise DataError(f"has the mode {image.mode}, expected the numbers of objects (P or L)", file=path)
             values = np.asarray(image)

@@ -124,7 +124,7 @@ class Run:
         annotate: Callable[["Run", Iterable[Scene | BrokenScene]], Iterator[Outcome]] | None = None,
     ) -> RunCounts:
         """
-        Annotates all videos and writes the output files.
+        Annotates all videos and writes the output files; without a video, those of an earlier run stay.
 
         Args:
             scenes (iterable of [`Scene`]): The videos; a [`BrokenScene`] becomes an error row,
@@ -140,6 +140,8 @@ class Run:
             found.append(outcome)
             if progress is not None:
                 progress(outcome.video)
+        if not found and self.stopped is None:
+            return RunCounts()
         counts = self._write([(one.video, one.result) for one in sorted(found, key=lambda one: one.index)])
         counts.stopped = self.stopped
         return counts
@@ -200,7 +202,7 @@ class Run:
             path = self.result_path(scene)
         except OSError as error:
             return error_row(scene.id, error)
-        if path.exists():
+        if path.exists() and _is_whole(path):
             try:
                 with output_errors(self.samples.folder):
                     wanted = self.samples.wants(scene.id, path.stem)
@@ -325,7 +327,7 @@ class RenderedSamples:
         folder.mkdir(parents=True, exist_ok=True)
         index = folder / "index.json"
         # Videos of earlier runs hold no places until they are seen in this one
-        self._earlier: dict[str, str] = json.loads(index.read_text(encoding="utf-8")) if index.exists() else {}
+        self._earlier: dict[str, str] = _read_index(index)
         self._index: dict[str, str] = {}
 
     def wants(self, video: str, key: str) -> bool:
@@ -390,7 +392,27 @@ def _read_result(path: Path) -> VideoResult:
     try:
         return VideoResult(**json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
-        raise AnnotationError(f"{path} cannot be read ({error}). Delete it, then the video is done again.") from error
+        raise AnnotationError(f"{path} cannot be read ({error}).") from error
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a result can be read. Where it cannot, as after a power cut, the video is annotated again: its replies
+    are stored."""
+    try:
+        _read_result(path)
+    except AnnotationError as error:
+        logger.warning("%s Its video is annotated again.", error)
+        return False
+    return True
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    """The names of drawn samples; none if the file is damaged, since they can be drawn again."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _dialogue(result: VideoResult) -> dict | None:

@@ -38,13 +38,13 @@ class Origin:
         """The fields for one video."""
         known = {"dataset": self.dataset, "licence": self.licence, "mask_licence": self.mask_licence}
         known |= {"mask_origin": self.mask_origin, "split": self.split, "url": ""}
-        return known | scene.info
+        return known | {name: text for name, text in scene.info.items() if text.strip()}
 
     def check(self, scene: Scene, models: Mapping[str, ModelChoice]) -> None:
         """Raises [`AnnotationError`] for a video, masks or a model that must not be used for training data."""
         fields = self.of(scene)
         for name, flag in (("licence", "--video-licence"), ("mask_licence", "--mask-licence")):
-            if fields[name] == UNKNOWN and not self.allow_unknown:
+            if fields[name].strip().lower() in ("", UNKNOWN) and not self.allow_unknown:
                 raise AnnotationError(
                     f"The {name} of {scene.id} is unknown: state it with {flag}, or --allow-unknown."
                 )

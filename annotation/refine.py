@@ -59,7 +59,7 @@ class Settled(Generic[Item]):
         failed ([`ByItem`]): What is still wrong. Under `None`: the reply as a whole cannot be used.
         doubtful (`dict[int, list[Problem]]`): What a person should decide, of items that have not failed.
         findings (`list[Finding]`): Everything that was found in any round.
-        refined (`set[int]`): Items that were corrected.
+        refined (`set[int]`): Items that were taken from a correction.
     """
 
     items: dict[int, Item] = field(default_factory=dict)
@@ -102,7 +102,6 @@ def settle(
         problems = [one for listed in failed.values() for one in listed]
         reply = ask(refine(messages, reply.completion.text, what, problems), number)
         settled.failed = checker.read(reply, places, number)
-        settled.refined |= set(settled.items if places is None else places)
     return settled
 
 
@@ -122,9 +121,10 @@ class _Checker:
             if places is None:
                 settled.items = {}
                 return {None: problems}
-            # What was to be corrected stays as it was, and its problems with it
-            return {item: [*settled.failed[item], *problems] for item in places}
+            # What was to be corrected stays as it was, and its problems with it, and so does what belongs to no item
+            return settled.failed | {item: [*settled.failed[item], *problems] for item in places}
         taken = self.form.items(value, places)
+        settled.refined |= set(taken) if round else set()
         settled.items = taken if places is None else settled.items | taken
         before = settled.failed
         found = self.check(places or ())

@@ -12,7 +12,7 @@ import json
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -268,23 +268,25 @@ class ReviewQueue:
             raise StaleItemError(f"The annotation in {self.folder.name} was run again. Start this server again.")
         self._read_states = states
 
-    def next(self, reviewer: str, skipped: bool = False) -> ReviewItem | None:
-        """
-        An item for a person, who keeps it for `LEASE_SECONDS`: one that was given before and not decided, else the
-        first one that needs a decision of this person; `None` if there is none. With `skipped`, one that this person
-        skipped.
-        """
+    def next(self, reviewer: str, skipped: bool = False, without: Container[str] = ()) -> str | None:
+        """The id of an item for a person, who keeps it for `LEASE_SECONDS`: one given before and not decided, else the
+        first that needs a decision of this person, `without` some; with `skipped`, one that was skipped. Or `None`."""
         reviewer = check_reviewer(reviewer)
         with self._lock:
             now = self.clock()
-            for name, holders in list(self._leases.items()):
+            for name, holders in self._leases.items():
                 self._leases[name] = {one: until for one, until in holders.items() if until > now}
-            waiting = [name for name in self._order if self._wants(name, reviewer, skipped)]
+            waiting = [name for name in self._order if name not in without and self._wants(name, reviewer, skipped)]
             own = [name for name in waiting if reviewer in self._leases.get(name, {})]
-            name = next(iter(own or waiting), None)
-            if name is not None:
+            for name in own or waiting:
                 self._leases.setdefault(name, {})[reviewer] = now + LEASE_SECONDS
-        return None if name is None else self.item(name)
+                return name
+        return None
+
+    def release(self, name: str, reviewer: str) -> None:
+        """Takes an item back that [`next`] gave to a person."""
+        with self._lock:
+            self._leases.get(name, {}).pop(check_reviewer(reviewer), None)
 
     def _wants(self, name: str, reviewer: str, skipped: bool = False) -> bool:
         """Whether an item needs a decision of this person, and is not in the hands of others who suffice."""

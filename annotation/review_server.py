@@ -5,9 +5,10 @@ decisions of people. It needs no model. The guards are those of the other server
 
 import io
 import json
+import logging
 import threading
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -34,6 +35,8 @@ from .errors import AnnotationError, RefusedEditError, StaleItemError, UnknownIt
 from .render import COLORS
 from .review import MAX_NAME, REASONS, Decision, ReviewItem, ReviewQueue
 
+
+logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 OPEN_VIDEOS = 4  # kept open: the items of a video come one after another
@@ -87,10 +90,14 @@ class ReviewService:
     Args:
         queue ([`ReviewQueue`]): The items and decisions.
         root (`Path`): Folder of the videos.
+        trusted (sequence of `Path`): Folders in which they may lie, see [`trusted_folders`].
     """
 
-    def __init__(self, queue: ReviewQueue, root: Path):
-        self.queue, self.root = queue, root
+    def __init__(self, queue: ReviewQueue, root: Path, trusted: Sequence[Path] = ()):
+        self.queue, self.root, self.trusted = queue, root, trusted
+        self.unusable: dict[
+            str, Exception
+        ] = {}  # items whose video cannot be shown, until the server is started again
         self.threads = CapacityLimiter(8)
         self._lock = threading.Lock()
         self._videos: OrderedDict[str, tuple[SamaVideo, threading.Lock]] = OrderedDict()
@@ -120,7 +127,7 @@ class ReviewService:
         key = json.dumps(item.record["video"], sort_keys=True)
         with self._lock:
             if key not in self._videos:
-                opened = open_visual(item.record, self.root)
+                opened = open_visual(item.record, self.root, self.trusted)
                 if opened is None:
                     raise AnnotationError(f"The item {item.id!r} has no video.")
                 self._videos[key] = opened, threading.Lock()
@@ -143,6 +150,24 @@ class ReviewService:
         picture.thumbnail((MAX_SIDE, MAX_SIDE))
         picture.save(file, "JPEG", quality=QUALITY)
         return file.getvalue()
+
+    def show_next(self, reviewer: str, skipped: bool) -> dict[str, Any]:
+        """[`show`] of the next item for a person. One that cannot be shown, such as that of a missing video, is left
+        out for everybody until the server is started again; its error is raised where nothing else is left."""
+        while True:
+            name = self.queue.next(reviewer, skipped, self.unusable)
+            if name is None:
+                if self.unusable:
+                    raise next(iter(self.unusable.values()))
+                return self.show(None, reviewer)
+            try:
+                return self.show(self.queue.item(name), reviewer)
+            except StaleItemError:
+                raise
+            except (ValueError, OSError) as error:
+                logger.warning("the item %s cannot be shown: %s", name, error)
+                self.unusable[name] = error
+                self.queue.release(name, reviewer)
 
     def show(self, item: ReviewItem | None, reviewer: str) -> dict[str, Any]:
         """An item as the page shows it: nothing in it says what the checks found, or whether they accepted it."""
@@ -206,11 +231,7 @@ async def health() -> Response:
 @routes.get("/v1/review/next")
 async def next_item(service: TheService, reviewer: Reviewer, skipped: bool = False) -> Response:
     """The next item for a person, or `null`; with `skipped`, one that this person skipped."""
-
-    def find() -> dict[str, Any]:
-        return service.show(service.queue.next(reviewer, skipped), reviewer)
-
-    return JSONResponse(await service.run(find), headers=NO_STORE)
+    return JSONResponse(await service.run(service.show_next, reviewer, skipped), headers=NO_STORE)
 
 
 @routes.get("/v1/review/items")
@@ -254,7 +275,11 @@ async def undo(service: TheService, body: UndoRequest) -> Response:
 
 
 def create_review_app(
-    queue: ReviewQueue, root: str | Path, limits: Limits | None = None, access: Access | None = None
+    queue: ReviewQueue,
+    root: str | Path,
+    limits: Limits | None = None,
+    access: Access | None = None,
+    trusted: Sequence[Path] = (),
 ) -> FastAPI:
     """
     The app of the review page.
@@ -264,6 +289,7 @@ def create_review_app(
         root (`str` or `Path`): Folder of the videos.
         limits ([`Limits`], *optional*): On what a request may use.
         access ([`Access`], *optional*): Who may use the server; by default programs and pages of this machine.
+        trusted (sequence of `Path`): Folders in which the videos may lie, see [`trusted_folders`].
     """
     limits, access = limits or Limits(), access or Access()
 
@@ -275,7 +301,8 @@ def create_review_app(
     app = FastAPI(
         title="SAMA review", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False
     )
-    app.state.review, app.state.limits, app.state.parsing = ReviewService(queue, Path(root)), limits, parsing_limiter()
+    app.state.review, app.state.limits = ReviewService(queue, Path(root), trusted), limits
+    app.state.parsing = parsing_limiter()
     add_guards(app, limits, access)
     add_error_handlers(app, access)
     app.include_router(routes)
@@ -297,15 +324,24 @@ def videos_folder(folder: Path, given: Path | None) -> Path:
     """
     if not folder.is_dir():
         raise AnnotationError(f"There is no folder {folder}; --review takes the --output of annotate.py.")
-    root: Any = given
-    if given is None:
-        try:
-            run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            run = {}
-        root = run.get("root") if isinstance(run, Mapping) else None
+    root: Any = _run_of(folder).get("root") if given is None else given
     if not isinstance(root, str | Path):
         raise AnnotationError(f"{folder / 'run.json'} does not name the folder of the videos: give --review-videos.")
     if not Path(root).is_dir():
         raise AnnotationError(f"The folder of the videos {root} does not exist: give --review-videos.")
     return Path(root)
+
+
+def trusted_of_run(folder: Path) -> list[Path]:
+    """Folders in which the videos of an output folder may lie, as its run names them."""
+    found = _run_of(folder).get("trusted")
+    return [Path(one) for one in found if isinstance(one, str)] if isinstance(found, list) else []
+
+
+def _run_of(folder: Path) -> Mapping[str, Any]:
+    """`run.json` of an output folder; empty if it cannot be read."""
+    try:
+        run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return run if isinstance(run, Mapping) else {}

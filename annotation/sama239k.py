@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ VIDEO_FOLDER = "mevis/train/JPEGImages"
 QUALITY = 95
 
 
-def write_sama239k(records: Path, media: Path, folder: Path) -> dict[str, int]:
+def write_sama239k(records: Path, media: Path, folder: Path, trusted: Sequence[Path] = ()) -> dict[str, int]:
     """
     Writes the files that `data/readers/sama239k.py` and the release read.
 
@@ -34,6 +34,7 @@ def write_sama239k(records: Path, media: Path, folder: Path) -> dict[str, int]:
         records (`Path`): `records.jsonl` of a run.
         media (`Path`): Folder of its videos.
         folder (`Path`): Data root. Files of an earlier run are replaced, frames that are there already are kept.
+        trusted (sequence of `Path`): Folders in which the videos may lie, see [`trusted_folders`].
 
     Returns:
         `dict`: How many `videos`, `rounds` and `descriptions` were written.
@@ -44,7 +45,7 @@ def write_sama239k(records: Path, media: Path, folder: Path) -> dict[str, int]:
     videos: list[dict[str, Any]] = []
     masks: dict[str, list] = {}
     for group in _by_video(records):
-        videos.append(_write_video(group, media, folder, masks))
+        videos.append(_write_video(group, (media, trusted), folder, masks))
     counts = {"videos": len(videos), "rounds": sum(len(one["obj_masks"]) for one in videos)}
     counts["descriptions"] = sum(len(one["description"]) for one in videos)
     write_text_atomically(folder / MASKS, json.dumps(masks))
@@ -68,10 +69,12 @@ def _by_video(records: Path) -> Iterator[list[dict]]:
         yield group
 
 
-def _write_video(group: list[dict], media: Path, folder: Path, masks: dict[str, list]) -> dict[str, Any]:
+def _write_video(
+    group: list[dict], where: tuple[Path, Sequence[Path]], folder: Path, masks: dict[str, list]
+) -> dict[str, Any]:
     # Not a number, which would mean another video after a run with more of them; with the state of its files, so that
     # frames of a video that was replaced are not taken for those of the new one
-    state = [[one.st_size, one.st_mtime_ns] for one in _files(group[0]["video"], media)]
+    state = [[one.st_size, one.st_mtime_ns] for one in _files(group[0]["video"], where[0])]
     name = hashlib.sha256(json.dumps([group[0]["video"], state], sort_keys=True).encode()).hexdigest()[:16]
     objects: dict[str, dict] = {}
     for record in group:
@@ -84,7 +87,7 @@ def _write_video(group: list[dict], media: Path, folder: Path, masks: dict[str, 
     for one in names:
         keys[one] = len(masks)
         masks[str(keys[one])] = objects[one]["masks"]
-    frames, size = _write_frames(group[0], media, folder / VIDEO_FOLDER / name)
+    frames, size = _write_frames(group[0], *where, folder / VIDEO_FOLDER / name)
     entry: dict[str, Any] = {
         "video": f"{VIDEO_FOLDER}/{name}",
         "video_id": name,
@@ -132,10 +135,12 @@ def _add_round(entry: dict[str, Any], question: dict, answer: dict, keys: dict[s
     entry["groundtruth"].append(truths)
 
 
-def _write_frames(record: dict, media: Path, folder: Path) -> tuple[list[str], tuple[int, int]]:
+def _write_frames(
+    record: dict, media: Path, trusted: Sequence[Path], folder: Path
+) -> tuple[list[str], tuple[int, int]]:
     """The frames as JPEG files; those that are JPEG files already are copied. Returns names without suffix, and the
     size."""
-    video = open_visual(record, media)
+    video = open_visual(record, media, trusted)
     assert video is not None  # records of annotation are about videos
     listed = record["video"].get("frames")
     names = [f"{index:05d}" for index in range(len(video))]

@@ -63,6 +63,7 @@ class Scene:
         root (`Path`): Folder of the videos.
         info (`dict`): What is known of its origin: `dataset`, `url`, `licence`, `mask_licence`, `mask_origin`,
             `split`.
+        trusted (`tuple[str, ...]`): Folders in which files may lie, see [`trusted_folders`]; without any, the root.
     """
 
     id: str
@@ -71,10 +72,12 @@ class Scene:
     objects: tuple[SceneObject, ...]
     root: Path
     info: dict = field(default_factory=dict)
+    trusted: tuple[str, ...] = ()
 
     def open(self) -> SamaVideo:
         """The video, opened; `DataError` if it cannot be read."""
-        video = open_visual({"source": self.source, "id": self.id, "video": self.visual}, self.root)
+        record, trusted = {"source": self.source, "id": self.id, "video": self.visual}, list(map(Path, self.trusted))
+        video = open_visual(record, self.root, trusted)
         assert video is not None  # only a record of text alone has none
         return video
 
@@ -89,7 +92,7 @@ class Scene:
         objects = tuple(
             SceneObject(one["name"], tuple(one["masks"]), tuple(one["expressions"])) for one in value["objects"]
         )
-        return cls(**value | {"objects": objects, "root": Path(value["root"])})
+        return cls(**value | {"objects": objects, "root": Path(value["root"]), "trusted": tuple(value["trusted"])})
 
     def digest(self) -> str:
         """A hash of everything but the pixels of the video."""

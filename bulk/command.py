@@ -100,11 +100,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(error.sentence())
     except (ValueError, OSError) as error:  # among them BulkError, DataError and PredictionError
         return _fail(" ".join(str(error).split()))
+    except KeyboardInterrupt:
+        return _fail("interrupted; run again to go on", code=130)
 
 
-def _fail(problem: str) -> int:
+def _fail(problem: str, code: int = 1) -> int:
     sys.stderr.write(f"predict: {problem}\n")
-    return 1
+    return code
 
 
 if __name__ == "__main__":

@@ -258,16 +258,19 @@ def digests_of_jobs(jobs: Sequence[VideoJob], media: Path) -> dict[str, str]:
 
 def file_state(visual: Mapping[str, Any], media: Path) -> str:
     """What a file of a job is known by wherever its folder lies: its size and beginning, or names and sizes of the
-    pictures in a folder; empty for a video without a file."""
+    pictures in a folder; empty for a video without a file, and for one that cannot be read, which asking reports."""
     shown = next(iter(visual.values()), {})
     name = shown.get("path") if isinstance(shown, Mapping) else shown
     path = media / name if isinstance(name, str) else None
-    if path is not None and path.is_dir():
-        return json.dumps(sorted((one.name, one.stat().st_size) for one in path.iterdir() if one.is_file()))
-    if path is None or not path.is_file():
+    try:
+        if path is not None and path.is_dir():
+            return json.dumps(sorted((one.name, one.stat().st_size) for one in path.iterdir() if one.is_file()))
+        if path is None or not path.is_file():
+            return ""
+        with open(path, "rb") as file:
+            return f"{path.stat().st_size} {hashlib.sha256(file.read(STATE_BYTES)).hexdigest()}"
+    except OSError:
         return ""
-    with open(path, "rb") as file:
-        return f"{path.stat().st_size} {hashlib.sha256(file.read(STATE_BYTES)).hexdigest()}"
 
 
 # ---- asking ---------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from ..serving.loading import check_model_name
 from .answers import write_answers
 from .gpu_errors import fatal_gpu_errors
 from .jobs import VideoJob, answer_job, digests_of_jobs, jobs_of_folder, jobs_of_records, read_questions
-from .pool import Job, PoolSettings, ProcessLost, Worker, absolute_path, connect, run_jobs
+from .pool import Job, PoolSettings, ProcessLost, absolute_path, connect, run_jobs
 from .workers import predictions_of, predictions_to_json, resolved_dtype
 
 
@@ -100,19 +100,23 @@ class Predictor:
 
     def __call__(self, text: str) -> str:
         """Maps the JSON of a [`VideoJob`] to that of its predictions."""
-        job, found = VideoJob.from_json(text), []
-        while len(found) < len(job.questions):
-            rest = replace(job, questions=job.questions[len(found) :])
+        return predictions_to_json(list(self.predictions(VideoJob.from_json(text))))
+
+    def predictions(self, job: VideoJob) -> Iterator[Prediction]:
+        """A prediction for each question, one by one."""
+        done = 0
+        while done < len(job.questions):
             try:
                 with fatal_gpu_errors():
-                    for prediction in self.answers(rest):
-                        found.append(prediction)  # one by one: what comes before an error stays
+                    for prediction in self.answers(replace(job, questions=job.questions[done:])):
+                        done += 1  # before it is taken: what comes before an error stays
+                        yield prediction
             except ProcessLost:
                 raise
             except Exception as error:  # a defect, or too little memory on a GPU: the others are asked nevertheless
-                logger.warning("question %s failed", job.names[len(found)], exc_info=True)
-                found.append(Prediction(job.names[len(found)], error=describe_error(error)))
-        return predictions_to_json(found)
+                logger.warning("question %s failed", job.names[done], exc_info=True)
+                yield Prediction(job.names[done], error=describe_error(error))
+                done += 1
 
     def answers(self, job: VideoJob) -> Iterator[Prediction]:
         """See [`answer_job`]."""
@@ -185,9 +189,15 @@ def _ask(
 
 
 def answered(
-    waiting: dict[int, VideoJob], make_worker: partial[Worker], pool: PoolSettings | None
+    waiting: dict[int, VideoJob], make_worker: partial[Predictor], pool: PoolSettings | None
 ) -> Iterator[Prediction]:
-    """Yields the predictions of all jobs, in any order."""
+    """Yields the predictions of all jobs, in any order: one by one in this process, in a pool those of a job
+    together."""
+    if pool is None:
+        if waiting:
+            worker = make_worker()
+            yield from (prediction for job in waiting.values() for prediction in worker.predictions(job))
+        return
     jobs = [Job(index, job.to_json()) for index, job in waiting.items()]
     for result in run_jobs(jobs, make_worker, pool):
         yield from predictions_of(result, waiting[result.index].names)

@@ -100,7 +100,8 @@ def new_folder(to: Path) -> Iterator[Path]:
         raise CheckpointError(f"{to} is not empty; give a folder that does not exist yet.")
     with ExitStack() as stack:
         try:
-            temporary = stack.enter_context(atomic_path(to.resolve()))  # "." has no name
+            to = to.resolve()  # "." has no name, and cannot be removed
+            temporary = stack.enter_context(atomic_path(to))
             shutil.rmtree(temporary, ignore_errors=True)  # of a killed process with the same id
             temporary.mkdir()
         except OSError as error:

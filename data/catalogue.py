@@ -138,6 +138,7 @@ class FileSource:
     Attributes:
         store ([`RecordStore`]): The records, and counts of what the reader left out.
         masks (`dict[str, MaskStore]`): By the name of the mask file in the catalogue.
+        trusted (`tuple[Path, ...]`): Folders whose files may be opened, see [`trusted_folders`].
     """
 
     def __init__(self, entry: Entry, root: Path, cache: Path, on_error: str):
@@ -148,7 +149,7 @@ class FileSource:
         options = {**entry.options, "source": entry.name, "links": list(entry.links), "on_error": on_error}
         self.store = open_records(entry.format, entry.files, root, options, cache)
         self.dropped, self.broken = self.store.dropped, self.store.broken
-        self._trusted = trusted_folders(root, entry.files, entry.links)
+        self.trusted = trusted_folders(root, entry.files, entry.links)
 
     def __len__(self) -> int:
         return len(self.store)
@@ -159,7 +160,7 @@ class FileSource:
 
     def visual(self, record: dict) -> SamaVideo | None:
         """The video or image of a record, opened; `None` for text alone."""
-        return open_visual(record, self.root, self._trusted)
+        return open_visual(record, self.root, self.trusted)
 
     def lookup(self, store: str, key: str) -> list[dict | None]:
         """The masks of an object in a mask file; `KeyError` if the file does not have them."""

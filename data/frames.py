@@ -19,7 +19,10 @@ from .json_text import without_surrogates
 from .records import DataError
 
 
-VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov")
+VIDEO_SUFFIXES = (
+    ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".wmv", ".flv", ".ogv",
+    ".3gp",
+)  # fmt: skip
 # Every fourth frame of SA-V is annotated, and of VidSTG extracted
 ANNOTATED_STRIDE = 4
 # What opening or decoding a damaged picture or video raises

@@ -56,41 +56,47 @@ def export(
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise BulkError(f"{to} is not an empty folder; choose another one for the export.")
     answer_files(answers)
-    check_names(read_videos(answers))
+    check_names(read_videos(answers), format, with_frames)
 
     existed = to.exists()
     to.mkdir(parents=True, exist_ok=True)
     try:
         return WRITERS[format](partial(read_videos, answers), to, FrameWriter(media, with_frames))
     except BaseException:  # half an export would be read as one, and stand in the way of the next try
-        shutil.rmtree(to)
-        if existed:
-            to.mkdir()
+        # Not the folder itself: it may be a link, a mount, or where the command runs
+        for path in to.iterdir():
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        if not existed:
+            to.rmdir()
         raise
 
 
-def check_names(videos: Iterable[AnsweredVideo]) -> None:
-    """Raises [`BulkError`] if frames of two videos have one path without its suffix: files of an export are named by
-    it, and those of the second would overwrite those of the first."""
+def check_names(videos: Iterable[AnsweredVideo], format: str, written: bool) -> None:
+    """Raises [`BulkError`] if frames of two videos have one path, or, for YOLO, whose labels have other suffixes than
+    the pictures, one path without its suffix: the files of the second would overwrite those of the first."""
+    suffix = "" if format == "yolo" else ".jpg"
     seen: dict[str, str] = {}
     lengths: dict[str, int] = {}
     for video in videos:
-        name = str(PurePath(frame_name(video, 0)).with_suffix("")) if video.is_image else f"{video.name}/"
+        if video.is_image:
+            picture = PurePath(frame_name(video, 0, written))
+            name = str(picture.with_suffix("") if format == "yolo" else picture)
+        else:
+            name = f"{video.name}/"
+            lengths[name] = video.num_frames
         if name in seen:
             raise _same_files(video.name, seen[name])
         seen[name] = video.name
-        if not video.is_image:
-            lengths[name] = video.num_frames
     for folder, length in lengths.items():  # where the frames of a video are, pictures may have the name of one
-        for frame in (f"{folder}{index:05d}" for index in range(length)):
+        for frame in (f"{folder}{index:05d}{suffix}" for index in range(length)):
             if frame in seen:
                 raise _same_files(seen[frame], seen[folder])
 
 
 def _same_files(name: str, other: str) -> BulkError:
     return BulkError(
-        f"{name} and {other} would have the same files in an export; are frames of one video chosen in two ways? "
-        "Export them apart, or rename one."
+        f"{name} and {other} would have the same files in an export: they are parts of one video, or pictures that "
+        "differ in their suffix. Export them apart, or rename one."
     )
 
 

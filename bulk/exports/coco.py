@@ -54,7 +54,7 @@ def _images(videos: Videos, to: Path, frames: FrameWriter, counts: dict[str, int
         counts["videos"] += 1
         for index in range(video.num_frames):
             counts["frames"] += 1
-            image = {"id": counts["frames"], "file_name": frame_name(video, index), "video_id": number}
+            image = {"id": counts["frames"], "file_name": frame_name(video, index, frames.active), "video_id": number}
             yield image | {"frame_index": index, "width": video.width, "height": video.height}
 
 

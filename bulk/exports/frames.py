@@ -21,12 +21,13 @@ JPEG_OPTIONS: dict[str, Any] = {"quality": 95}
 PICTURES = (".jpg", ".jpeg", ".png")  # written under their own names
 
 
-def frame_name(video: AnsweredVideo, index: int) -> str:
-    """Name of the picture of a frame, with the folder of its video. A JPEG or PNG keeps its name."""
+def frame_name(video: AnsweredVideo, index: int, written: bool) -> str:
+    """Name of the picture of a frame, with the folder of its video. A picture keeps its name, unless it is `written`
+    anew and neither a JPEG nor a PNG."""
     inside = join_inside(".", video.name, "video")
     if not video.is_image:
         return f"{inside}/{index:05d}.jpg"
-    return inside if inside.lower().endswith(PICTURES) else f"{inside}.png"
+    return f"{inside}.png" if written and not inside.lower().endswith(PICTURES) else inside
 
 
 class FrameWriter:
@@ -68,7 +69,7 @@ class FrameWriter:
             return
         opened = self.open(video)
         for index in frames:
-            with atomic_path(folder / frame_name(video, index)) as temporary:
+            with atomic_path(folder / frame_name(video, index, written=True)) as temporary:
                 picture, is_jpeg = Image.fromarray(opened[index]), temporary.suffix.lower() in (".jpg", ".jpeg")
                 picture.save(temporary, **(JPEG_OPTIONS if is_jpeg else {}))
 

@@ -36,7 +36,11 @@ def write_label_studio(videos: Videos, to: Path, frames: FrameWriter) -> dict[st
             visible = list(video.by_frame())
             frames.write(video, [index for index, _ in visible], to / IMAGES)
             for index, found in visible:
-                file.write(("," if counts["frames"] else "") + "\n" + to_json(_task(video, index, found)))
+                file.write(
+                    ("," if counts["frames"] else "")
+                    + "\n"
+                    + to_json(_task(video, index, found, frame_name(video, index, frames.active)))
+                )
                 counts["frames"] += 1
                 counts["masks"] += len(found)
         file.write("\n]\n")
@@ -55,8 +59,8 @@ def labeling_config(labels: list[str]) -> str:
     return ElementTree.tostring(view, encoding="unicode") + "\n"
 
 
-def _task(video: AnsweredVideo, index: int, found: list[FoundObject]) -> dict:
-    data = {"image": ADDRESS + quote(frame_name(video, index)), "video": video.name, "frame": index}
+def _task(video: AnsweredVideo, index: int, found: list[FoundObject], picture: str) -> dict:
+    data = {"image": ADDRESS + quote(picture), "video": video.name, "frame": index}
     results = [_result(video, index, one) for one in found]
     scores = [one.score for one in found if one.score is not None]
     score = {"score": sum(scores) / len(scores)} if scores else {}

@@ -32,7 +32,7 @@ def write_yolo(videos: Videos, to: Path, frames: FrameWriter) -> dict[str, int]:
         visible = dict(video.by_frame())
         for index in range(video.num_frames):
             lines = [line_of(labels[one.label], decode(video, one, index), video) for one in visible.get(index, ())]
-            path = (to / LABELS / frame_name(video, index)).with_suffix(".txt")
+            path = (to / LABELS / frame_name(video, index, frames.active)).with_suffix(".txt")
             write_text_atomically(path, "".join(lines))  # an empty file: nothing is visible
             counts["frames"] += 1
             counts["masks"] += len(lines)

@@ -83,7 +83,11 @@ function decide(decision, fields = {}, failed) {
     const seconds = Math.round(performance.now() - review.shownAt) / 1000;
     const about = { id: item.id, hash: item.hash, reviewer: review.reviewer, seconds, informed: review.informed };
     await post("v1/review/decisions", { ...about, decision, ...fields });
-    await fetchNext();
+    try {
+      await fetchNext();
+    } catch (error) {
+      showError(error, loadNext); // the decision is saved, and is not sent again
+    }
   }, failed);
 }
 

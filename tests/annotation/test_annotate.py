@@ -69,7 +69,7 @@ def test_options_that_are_needed_are_named_together_and_a_merge_needs_none(tmp_p
     assert "nowhere" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("option", ["--concurrency", "--request-tries", "--request-failures"])
+@pytest.mark.parametrize("option", ["--concurrency", "--request-tries", "--request-failures", "--max-tokens"])
 @pytest.mark.parametrize("value", ["0", "x", "1.5"])
 def test_an_option_that_counts_is_named_where_it_is_wrong(option, value, capsys):
     with pytest.raises(SystemExit):

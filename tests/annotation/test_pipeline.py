@@ -3,6 +3,7 @@
 import ast
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,10 @@ from small_run import SETTINGS, Models, annotate, read_clips, rows
 from worked_example import make_example
 
 from sama.annotation import video as video_module
-from sama.annotation.errors import OutputError, output_errors
+from sama.annotation.errors import AnnotationError, OutputError, output_errors
 from sama.annotation.held_out import HeldOut
 from sama.annotation.pipeline import RenderedSamples, rendered_folder
+from sama.annotation.provenance import Origin
 from sama.resources import PACKAGE
 from sama.toy_world.export import RECORDS
 
@@ -111,6 +113,41 @@ def test_a_damaged_frame_is_an_error_row_and_the_others_are_kept(example):
     assert annotate(example, Models(example)).videos == {"kept": 2, "error": 1}
     (row,) = rows(example, "errors")
     assert row["class"] == "data" and frame.name in row["message"]
+
+
+def test_a_damaged_result_is_made_again_from_the_same_replies(example):
+    endpoint = Models(example)
+    annotate(example, endpoint)
+    records, asked = rows(example, "records"), endpoint.asked
+    first, second, _ = sorted((example.output / "videos").iterdir())
+    first.write_bytes(b"")
+    second.write_bytes(b"\0" * 100)
+    (example.output / "rendered" / "index.json").write_bytes(b"")
+    assert annotate(example, endpoint).videos == {"kept": 3}
+    assert rows(example, "records") == records and endpoint.asked == asked
+
+
+def test_a_run_without_videos_leaves_the_files_of_an_earlier_one(example):
+    endpoint = Models(example)
+    annotate(example, endpoint)
+    files = {path: path.read_bytes() for path in example.output.rglob("*") if path.is_file()}
+    assert not annotate(example, endpoint, scenes=[]).videos
+    assert {path: path.read_bytes() for path in example.output.rglob("*") if path.is_file()} == files
+
+
+@pytest.mark.parametrize("licence", ["", " ", "Unknown", "unknown"])
+def test_a_blank_licence_is_unknown(example, licence):
+    (scene, *_) = read_clips(example)
+    known = Origin(licence="cc0-1.0", mask_licence="cc0-1.0")
+    told = replace(scene, info={**scene.info, "licence": licence, "mask_licence": licence})
+    with pytest.raises(AnnotationError, match="The licence of .* is unknown"):
+        Origin().check(told, {})
+    if licence.strip():  # it says so itself
+        with pytest.raises(AnnotationError, match="The licence of .* is unknown"):
+            known.check(told, {})
+    else:  # a table without an entry says nothing
+        known.check(told, {})
+        assert known.of(told)["licence"] == "cc0-1.0"
 
 
 def test_an_id_that_is_there_twice_is_an_error_row(example):

@@ -45,14 +45,19 @@ def decision(item, verdict="accept", reviewer="ann", **fields) -> Decision:
     return Decision(item.id, verdict, reviewer, item.item_hash, **fields)
 
 
+def next_item(queue: ReviewQueue, reviewer: str, skipped: bool = False):
+    name = queue.next(reviewer, skipped)
+    return None if name is None else queue.item(name)
+
+
 def item_of(queue: ReviewQueue, turn: int):
     return queue.item(queue.names()[turn])
 
 
 def test_all_items_are_given_once_and_by_video(folder):
     queue, seen = ReviewQueue(folder), []
-    while (item := queue.next("ann")) is not None:
-        assert queue.next("ann").id == item.id  # until it is decided
+    while (item := next_item(queue, "ann")) is not None:
+        assert next_item(queue, "ann").id == item.id  # until it is decided
         seen.append(item)
         queue.decide(decision(item))
     assert sorted(one.id for one in seen) == sorted(queue.names()) and len(seen) == 8
@@ -63,10 +68,10 @@ def test_all_items_are_given_once_and_by_video(folder):
 
 def test_two_people_get_different_items_until_a_lease_ends(folder):
     queue = ReviewQueue(folder, clock=(clock := Clock()))
-    first = queue.next("ann")
-    assert not is_double(first.id) and queue.next("bob").id != first.id
+    first = next_item(queue, "ann")
+    assert not is_double(first.id) and next_item(queue, "bob").id != first.id
     clock.now = LEASE_SECONDS + 1
-    assert queue.next("bob").id == first.id
+    assert next_item(queue, "bob").id == first.id
 
 
 def test_some_items_are_given_to_two_people_and_no_third(folder):
@@ -79,21 +84,21 @@ def test_some_items_are_given_to_two_people_and_no_third(folder):
     queue = ReviewQueue(folder)
     for reviewer in ("ann", "bob"):
         for _ in names:
-            queue.decide(decision(queue.next(reviewer), reviewer=reviewer))
-        assert queue.next(reviewer) is None
-    assert queue.next("cid") is None
+            queue.decide(decision(next_item(queue, reviewer), reviewer=reviewer))
+        assert next_item(queue, reviewer) is None
+    assert next_item(queue, "cid") is None
 
 
 def test_the_latest_decision_counts_and_undo_takes_it_back(folder):
     queue = ReviewQueue(folder)
-    item = queue.next("ann")
+    item = next_item(queue, "ann")
     queue.decide(decision(item, "reject", reasons=["fact"]))
     queue.decide(decision(item, "accept", "bob"))
     assert queue.log.verdict(item.id).reviewer == "bob"
     assert queue.undo("bob") == item.id and queue.log.verdict(item.id).decision == "reject"
-    assert queue.next("bob") is not None and queue.undo("bob") is None
+    assert next_item(queue, "bob") is not None and queue.undo("bob") is None
     assert queue.undo("ann") == item.id and queue.log.verdict(item.id) is None
-    assert queue.next("ann").id == item.id
+    assert next_item(queue, "ann").id == item.id
     queue.close()
     assert [one.decision for one in read_decisions(folder / "decisions.jsonl")] == ["reject", "accept", "undo", "undo"]
     again = ReviewQueue(folder)
@@ -103,25 +108,25 @@ def test_the_latest_decision_counts_and_undo_takes_it_back(folder):
 def test_undo_goes_back_step_by_step(folder):
     queue, seen = ReviewQueue(folder), []
     for _ in range(3):
-        seen.append(queue.next("ann").id)
+        seen.append(next_item(queue, "ann").id)
         queue.decide(decision(queue.item(seen[-1]), "skip" if len(seen) == 2 else "accept"))
     assert [queue.undo("ann") for _ in range(4)] == [*reversed(seen), None]
 
 
 def test_a_skipped_item_waits_for_others_and_can_be_looked_at_again(folder):
     queue = ReviewQueue(folder)
-    item = queue.next("ann")
+    item = next_item(queue, "ann")
     queue.decide(decision(item, "skip"))
-    assert queue.next("ann").id != item.id and queue.log.verdict(item.id) is None
+    assert next_item(queue, "ann").id != item.id and queue.log.verdict(item.id) is None
     assert queue.progress("ann")["skipped"] == 1
-    assert queue.next("ann", skipped=True).id == item.id
+    assert next_item(queue, "ann", skipped=True).id == item.id
     queue.decide(decision(item))
-    assert queue.next("ann", skipped=True) is None and queue.progress("ann")["skipped"] == 0
+    assert next_item(queue, "ann", skipped=True) is None and queue.progress("ann")["skipped"] == 0
 
 
 def test_a_stale_decision_is_refused_and_one_of_an_earlier_run_does_not_count(folder):
     queue = ReviewQueue(folder)
-    item = queue.next("ann")
+    item = next_item(queue, "ann")
     with pytest.raises(StaleItemError, match="has changed since it was shown"):
         queue.decide(replace(decision(item), item_hash="0" * 16))
     queue.decide(decision(item))
@@ -137,7 +142,7 @@ def test_a_stale_decision_is_refused_and_one_of_an_earlier_run_does_not_count(fo
 def test_half_a_decision_of_a_killed_server_is_removed(folder):
     queue = ReviewQueue(folder)
     for _ in range(2):
-        queue.decide(decision(queue.next("ann")))
+        queue.decide(decision(next_item(queue, "ann")))
     queue.close()
     path = folder / "decisions.jsonl"
     os.truncate(path, path.stat().st_size - 9)
@@ -148,7 +153,7 @@ def test_a_second_server_is_refused_but_merging_is_not(folder):
     queue = ReviewQueue(folder)
     with pytest.raises(AnnotationError, match="decisions.jsonl is in use: another run, or another review server"):
         ReviewQueue(folder)
-    queue.decide(decision(queue.next("ann")))
+    queue.decide(decision(next_item(queue, "ann")))
     assert merge_decisions(folder).decisions["accept"] == 1
     with pytest.raises(AnnotationError, match="for reading only"):
         ReviewQueue(folder, read_only=True).undo("ann")
@@ -172,7 +177,7 @@ def test_a_second_server_is_refused_but_merging_is_not(folder):
 def test_decisions_that_contradict_themselves(folder, fields, problem):
     queue = ReviewQueue(folder)
     with pytest.raises(AnnotationError, match=problem):
-        queue.decide(replace(decision(queue.next("ann")), **fields))
+        queue.decide(replace(decision(next_item(queue, "ann")), **fields))
     assert (folder / "decisions.jsonl").read_bytes() == b""
 
 
@@ -422,12 +427,12 @@ def test_an_id_that_is_there_twice_and_a_record_that_is_none(folder):
     records = rows(folder / "review_records.jsonl")
     write_rows(folder / "review_records.jsonl", [{**row, "messages": 5} for row in records])
     with pytest.raises(AnnotationError, match="cannot be used"):
-        ReviewQueue(folder, read_only=True).next("ann")
+        next_item(ReviewQueue(folder, read_only=True), "ann")
     write_rows(
         folder / "review_records.jsonl", [{**row, "objects": {}, "messages": row["messages"]} for row in records]
     )
     with pytest.raises(AnnotationError, match="cannot be used"):
-        ReviewQueue(folder, read_only=True).next("ann")
+        next_item(ReviewQueue(folder, read_only=True), "ann")
 
 
 def test_decisions_about_what_is_not_there_are_counted():
@@ -443,9 +448,9 @@ def test_decisions_about_what_is_not_there_are_counted():
 
 def test_blanks_around_a_name_are_no_other_person(folder):
     queue = ReviewQueue(folder)
-    item = queue.next("ann ")
+    item = next_item(queue, "ann ")
     assert queue.decide(decision(item, reviewer=" ann")).reviewer == "ann"
-    assert queue.next("ann").id != item.id
+    assert next_item(queue, "ann").id != item.id
 
 
 def test_a_run_while_the_queue_is_open_is_told(folder):
@@ -467,21 +472,21 @@ def test_a_double_item_is_in_the_hands_of_two_people_at_most(folder):
     write_rows(folder / "review.jsonl", [{**lines[0], "id": name}])
     write_rows(folder / "review_records.jsonl", [{**records[0], "id": name}])
     queue = ReviewQueue(folder, clock=(clock := Clock()))
-    assert queue.next("ann").id == queue.next("bob").id == name and queue.next("cid") is None
+    assert next_item(queue, "ann").id == next_item(queue, "bob").id == name and next_item(queue, "cid") is None
     queue.decide(decision(queue.item(name)))
-    assert queue.undo("ann") == name and queue.next("cid") is None  # the second one has it open
+    assert queue.undo("ann") == name and next_item(queue, "cid") is None  # the second one has it open
     clock.now = LEASE_SECONDS + 1
-    assert queue.next("cid").id == name
+    assert next_item(queue, "cid").id == name
 
 
 def test_an_item_is_kept_by_whoever_holds_it_when_another_person_takes_it_back(folder):
     queue = ReviewQueue(folder)
-    item = queue.next("ann")
+    item = next_item(queue, "ann")
     queue.decide(decision(item, "skip"))
-    assert queue.next("bob").id == item.id and queue.undo("ann") == item.id
-    assert queue.next("ann").id == queue.next("bob").id == item.id != queue.next("cid").id
+    assert next_item(queue, "bob").id == item.id and queue.undo("ann") == item.id
+    assert next_item(queue, "ann").id == next_item(queue, "bob").id == item.id != next_item(queue, "cid").id
     queue.decide(decision(item))
-    assert queue.next("bob").id != item.id
+    assert next_item(queue, "bob").id != item.id
 
 
 def test_an_edit_must_not_speak_of_the_drawn_colours(folder):

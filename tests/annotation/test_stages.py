@@ -25,7 +25,7 @@ from sama.annotation.export import (
     turn_record,
 )
 from sama.annotation.held_out import HeldOut
-from sama.annotation.objects import list_videos, read_scenes, read_source
+from sama.annotation.objects import list_videos, read_scenes, read_source, trusted_by_source
 from sama.annotation.render import COLORS, RenderSettings, object_colors, render, shown_frames
 from sama.annotation.sama239k import ANNOTATIONS, MASKS, write_sama239k
 from sama.annotation.scenes import BrokenScene, Scene, SceneObject, select_objects, track_iou
@@ -161,13 +161,43 @@ def test_objects_from_a_source_of_the_catalogue(tmp_path, monkeypatch):
         list(read_source(catalogue, "mevi", root))
 
 
+def test_videos_of_a_source_may_lie_where_the_catalogue_trusts_them(videos, tmp_path, monkeypatch):
+    monkeypatch.setenv("SAMA_CACHE", str(tmp_path / "cache"))
+    asked = [{"role": "user", "content": [{"type": "text", "text": "What?"}]}]
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "media").symlink_to(videos)
+    (tmp_path / "root" / "records.jsonl").write_text(scene_line("media/clip.mp4", messages=asked))
+    files = {"records": "records.jsonl", "media": "."}
+    catalogue = tmp_path / "catalogue.yaml"
+    catalogue.write_text(json.dumps({"mine": {"format": "json_lines", "files": files, "links": ["media"]}}))
+    (scene,) = read_source(catalogue, "mine", tmp_path / "root")
+    for one in (scene, Scene.from_json(scene.to_json())):
+        assert len(one.open()) == 6
+    assert videos.resolve() in trusted_by_source(catalogue, "mine", tmp_path / "root")
+    assert scene.digest() == replace(scene, trusted=()).digest()
+    told = description_messages(1, [Statement(text="A square.", first=0, last=5)], ["4"])
+    (tmp_path / "records.jsonl").write_text(json.dumps(make_record(scene, "1", told)) + "\n")
+    with pytest.raises(DataError, match="name the links that you trust"):
+        write_sama239k(tmp_path / "records.jsonl", scene.root, tmp_path / "out")
+    trusted = [Path(one) for one in scene.trusted]
+    assert write_sama239k(tmp_path / "records.jsonl", scene.root, tmp_path / "out", trusted)["videos"] == 1
+
+
+def test_empty_masks_are_not_visible(videos, tmp_path):
+    empty = encode_rle(np.zeros(SIZE, dtype=bool))
+    masks = [*moving(4).masks[:3], empty, empty, None]
+    (tmp_path / "masks.json").write_text(json.dumps({"clip/a": masks}))
+    (scene,) = read_scenes(videos, tmp_path / "masks.json", "mine")
+    assert scene.objects[0].masks == (*moving(4).masks[:3], None, None, None)
+
+
 class Expressions:
     """A source with one record an expression, which call their objects alike; one of its two videos is missing."""
 
     lookup = None
 
     def __init__(self, root: Path):
-        self.root = root
+        self.root, self.trusted = root, (root.resolve(),)
         rows = [("clip.mp4", moving(4)), ("missing.mp4", moving(4)), ("clip.mp4", moving(30)), ("clip.mp4", moving(4))]
         self.records = [
             {"id": str(n), "source": "s", "video": {"path": path}, "objects": {"target": {"masks": list(one.masks)}},
@@ -426,6 +456,12 @@ def test_held_out_videos_are_refused(videos, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="contains no videos"):
         HeldOut([tmp_path / "empty"])
+    (tmp_path / "new" / "notes.txt").touch()
+    (tmp_path / "new" / "again.M4V").write_bytes((videos / "clip.mp4").read_bytes())
+    assert len(HeldOut([tmp_path / "new"])) == 4
+    (tmp_path / "new" / "film.rm").touch()
+    with pytest.raises(DataError, match="film.rm.*is no video of a known kind, and could not be compared"):
+        HeldOut([tmp_path / "new"])
 
 
 def test_uniform_videos_are_told_apart_by_their_colours(tmp_path):

@@ -137,3 +137,22 @@ def test_an_entry_about_no_object_fails_alone(tmp_path):
     )
     assert set(found.failed) == {0} and [one.code for one in found.failed[0]] == ["tag_unknown"]
     assert set(found.kept) == {1, 2} and asked.models["writer"].endpoint.replies == []  # it is not asked for again
+
+
+def test_an_entry_about_no_object_stays_failed_where_a_correction_cannot_be_read(tmp_path):
+    """It was kept as the description of the last object."""
+    entries = [
+        {"object": name, "statements": [{"text": "It is a red thing inside a bounding box.", "first": 0, "last": 3}]}
+        for name in ("obj1", "obj99")
+    ]
+    asked = calls(tmp_path, {"objects": entries}, {"said": "I am sorry."})
+    describing = DescriptionForm(asked, RENDERING, FACTS, CheckLimits())
+
+    def ask(messages, round):
+        stage = "refine" if round else "describe"
+        return asked.ask(stage, "writer", [*messages, {"role": "user", "content": "x"}], describing.model)
+
+    found = settle(ask, [], describing, 1)
+    assert asked.models["writer"].endpoint.replies == []
+    assert [one.code for one in found.failed[0]] == ["tag_unknown"] and 0 not in found.kept and 1 in found.failed
+    assert found.refined == set()  # nothing was taken from the correction

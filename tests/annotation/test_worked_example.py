@@ -397,6 +397,12 @@ def test_a_dry_run_estimates_and_asks_nothing(small, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("about, for 4 videos (0 others") and lines[-1].startswith("price: ")
     assert [line.split(":")[0] for line in lines[1:-1]] == ["writer", "verifier", "blind"]
+    assert annotate.main([*arguments, "--refine-rounds", "0"]) == 0
+    fewer = capsys.readouterr().out.splitlines()
+    # Two answers about each of four videos, of which 30 % are sent back
+    completions = [re.search("and ([0-9,]+) completion", one[1])[1] for one in (lines, fewer)]
+    assert completions == ["15,600", "12,000"]
+    assert annotate.main([*arguments, "--budget", "much"]) == 1 and "The budget is 'much'" in capsys.readouterr().err
     assert annotate.main([*arguments, "--writer-terms", "no"]) == 0
     lines = capsys.readouterr().out.splitlines()
     refused = "cannot be annotated: The terms of the writer writer do not allow training on its output"

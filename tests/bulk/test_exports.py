@@ -24,7 +24,7 @@ from sama.bulk.command import main
 from sama.bulk.exports import FORMATS, WRITERS, check_names, export
 from sama.bulk.exports.cvat import mask_points, write_cvat
 from sama.bulk.exports.fiftyone import FIELD, sample_of
-from sama.bulk.exports.frames import FrameWriter, joined, rings_of
+from sama.bulk.exports.frames import FrameWriter, frame_name, joined, rings_of
 from sama.bulk.exports.label_studio import brush_runs
 from sama.bulk.pool import BulkError
 from sama.data.masks import decode_rle, encode_rle
@@ -264,12 +264,22 @@ def test_two_videos_of_one_name_are_refused():
         return [SimpleNamespace(name=name, is_image=True) for name in names]
 
     video, folder = (SimpleNamespace(name=name, is_image=False, num_frames=3) for name in ("c.mp4", "c"))
-    # Pictures that are neither JPEG nor PNG are exported with .png behind their names
-    check_names([video, folder, *pictures("c.jpg", "c/00003.jpg", "x.jpg", "x.bmp", "x.webp")])
+    # Pictures that are neither JPEG nor PNG are written with .png behind their names
+    names = "c.jpg", "c/00003.jpg", "x.jpg", "x.bmp", "x.webp"
+    check_names([video, folder, *pictures(*names)], "yolo", written=True)
     framed = [*pictures("c/00002.jpg"), folder]
     for twice in ([video, video], pictures("x.jpg", "x.png"), pictures("x.webp", "x.webp.png"), framed):
         with pytest.raises(BulkError, match="would have the same files in an export"):
-            check_names(twice)
+            check_names(twice, "yolo", written=True)
+    check_names(pictures("x.jpg", "x.png", "x.webp", "x.webp.png"), "coco", written=False)  # each has its own name
+    for twice in ([video, video], pictures("x.webp", "x.webp.png"), framed):
+        with pytest.raises(BulkError, match="would have the same files in an export"):
+            check_names(twice, "coco", written=True)
+
+
+def test_pictures_keep_their_names_unless_they_are_written():
+    picture = SimpleNamespace(name="a/b.webp", is_image=True)
+    assert [frame_name(picture, 0, written) for written in (False, True)] == ["a/b.webp", "a/b.webp.png"]
 
 
 def test_files_of_two_runs_are_refused(truth, tmp_path):
@@ -296,11 +306,16 @@ def test_a_failed_export_leaves_nothing_behind(truth, tmp_path, monkeypatch, exi
         (to / "annotations.json").write_text("half of")
         raise OSError("No space left on device")
 
+    def fail_behind(videos, to, frames):
+        (to / "images").mkdir()
+        fail(videos, to, frames)
+
     to = tmp_path / "coco"
-    if existed:
-        to.mkdir()
+    if existed:  # a link is emptied, not removed
+        (tmp_path / "elsewhere").mkdir()
+        to.symlink_to(tmp_path / "elsewhere")
     with monkeypatch.context() as patch:
-        patch.setitem(WRITERS, "coco", fail)
+        patch.setitem(WRITERS, "coco", fail_behind)
         with pytest.raises(OSError, match="No space"):
             export("coco", truth[0], to)
     assert list(to.iterdir()) == [] if existed else not to.exists()

@@ -9,7 +9,15 @@ import pytest
 from bulk_fixtures import CLIP, PICTURE, RING, ScriptedModel, true_tracks, write_media
 from processor_fixtures import tiny_processor
 
-from sama.bulk.jobs import VideoJob, answer_job, digests_of_jobs, jobs_of_folder, jobs_of_records, read_questions
+from sama.bulk.jobs import (
+    VideoJob,
+    answer_job,
+    digests_of_jobs,
+    file_state,
+    jobs_of_folder,
+    jobs_of_records,
+    read_questions,
+)
 from sama.data.masks import encode_rle
 from sama.data.records import DataError
 
@@ -186,3 +194,8 @@ def test_masks_survive(media):
     half = np.zeros((9, 12), dtype=bool)
     half[:4] = True
     assert found.turns[0].objects[0].masks == [encode_rle(half)]
+
+
+def test_a_file_whose_state_cannot_be_known_ends_nothing(tmp_path):
+    """Its question says why it cannot be read; one such name must not end the work on all the others."""
+    assert file_state({"video": {"path": f"{'x' * 300}.mp4"}}, tmp_path) == ""

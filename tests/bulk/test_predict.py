@@ -1,5 +1,6 @@
 """scripts/predict.py with a model that is told what to say: answers as Parquet, runs that were cut off, errors."""
 
+import json
 import os
 import shutil
 import sys
@@ -91,8 +92,7 @@ def test_an_interrupted_run_goes_on(media, tmp_path, model, monkeypatch):
 
     ask = prediction.answer_job
     monkeypatch.setattr(prediction, "answer_job", stop_at_picture)
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "cut", media, *questions)
+    assert run(tmp_path / "cut", media, *questions) == 130
     assert table_bytes(tmp_path / "cut") == {}
     part = tmp_path / "cut" / "predictions.part0.jsonl"
     part.write_bytes(part.read_bytes() + b'{"question": "torn')  # as by a machine that lost its power
@@ -102,6 +102,25 @@ def test_an_interrupted_run_goes_on(media, tmp_path, model, monkeypatch):
     assert table_bytes(tmp_path / "cut") == table_bytes(tmp_path / "whole") and len(table_bytes(tmp_path / "cut")) == 3
     assert run(tmp_path / "cut", media, *questions) == 3 and len(model.asked) == 2 * asked
     assert run(tmp_path / "cut", media, *questions[:2]) == 3 and len(table_bytes(tmp_path / "cut")) == 1
+
+
+def test_answers_about_one_video_are_kept_one_by_one(media, tmp_path, model, monkeypatch):
+    def stop_at_third(*arguments, **options):
+        for answer in ask(*arguments, **options):
+            if len(model.asked) == 3:
+                raise KeyboardInterrupt
+            yield answer
+
+    ask = prediction.answer_job
+    (tmp_path / "videos" / CLIP).parent.mkdir(parents=True)
+    shutil.copyfile(media / CLIP, tmp_path / "videos" / CLIP)
+    asked = [argument for text in ("Where?", "What?", "When?") for argument in ("--question", text)]
+    with monkeypatch.context() as patch:
+        patch.setattr(prediction, "answer_job", stop_at_third)
+        assert run(tmp_path / "out", tmp_path / "videos", *asked) == 130
+    part = (tmp_path / "out" / "predictions.part0.jsonl").read_text(encoding="utf-8")
+    assert [json.loads(line)["question"] for line in part.splitlines()] == [f"{CLIP}#1", f"{CLIP}#2"]
+    assert run(tmp_path / "out", tmp_path / "videos", *asked) == 0 and len(model.asked) == 4
 
 
 def test_other_questions_are_refused(media, tmp_path, model, capsys):

@@ -6,13 +6,14 @@ import pickle
 import shutil
 import struct
 import zipfile
+from pathlib import Path
 
 import foreign_checkpoints as foreign
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from sama.conversion.convert import ConversionRequest, convert
+from sama.conversion.convert import ConversionRequest, convert, parse_arguments
 from sama.conversion.files import CheckpointError, WeightFiles, read_json
 
 
@@ -162,6 +163,42 @@ def test_settings_that_describe_no_model(release, tmp_path, file, change, messag
     with pytest.raises(CheckpointError, match=rf"sama has .*{message} \(\w+: "):
         convert(ConversionRequest([(folder, "sama")], tmp_path / "ours", sizes=sizes))
     assert not (tmp_path / "ours").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"hiera": {"num_heads": 1, "window_spec": [8]}}, "sizes.json has no global_attention_blocks in 'hiera'"),
+        ({"sizes": [1]}, r"sizes.json has \[1\] where an object of sizes is expected"),
+        ({"sizes": {"vit": 3}}, "sizes.json has 3 where an object of sizes is expected"),
+    ],
+)
+def test_wrong_sizes_are_no_damage_of_the_checkpoint(release, tmp_path, content, message):
+    sizes = tmp_path / "sizes.json"
+    sizes.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=message):
+        convert(ConversionRequest([(release, "sama")], tmp_path / "ours", sizes=sizes))
+
+
+@pytest.mark.parametrize("size", ["2GiB", "2", "abc"])
+def test_wrong_shard_sizes_are_refused(size, capsys):
+    with pytest.raises(SystemExit):
+        parse_arguments(["--from", "x", "--kind", "sama", "--to", "y", "--max_shard_size", size])
+    assert f"'{size}' is no size such as 500MB or 2GB" in capsys.readouterr().err
+
+
+def test_targets_that_cannot_be_made(release, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="file/ours cannot be made"):
+        convert(ConversionRequest([(release, "sama")], tmp_path / "file" / "ours"))
+
+
+def test_the_current_folder_is_a_target(release, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "sizes.json").write_text(json.dumps(foreign.SIZES))
+    convert(ConversionRequest([(release, "sama")], Path("."), sizes=tmp_path / "sizes.json"))
+    assert (tmp_path / "here" / "model.safetensors").is_file()
 
 
 def test_a_tokenizer_with_more_tokens_than_a_backbone_has_embeddings_is_refused(tmp_path):

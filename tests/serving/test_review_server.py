@@ -15,7 +15,7 @@ from PIL import Image
 from sama import serve
 from sama.annotation.errors import AnnotationError
 from sama.annotation.review import ReviewQueue, read_decisions
-from sama.annotation.review_server import ReviewService, create_review_app, videos_folder
+from sama.annotation.review_server import ReviewService, create_review_app, trusted_of_run, videos_folder
 from sama.serving.errors import ApiError
 from sama.serving.security import Access
 
@@ -161,6 +161,29 @@ def test_a_video_that_is_gone_is_a_sentence_without_paths(folder):
     with running_server(create_review_app(ReviewQueue(folder), folder / "empty")) as client:
         answer = get(client, "next", reviewer="ann")
     assert answer.status == 400 and str(folder) not in answer.error["message"]
+
+
+def test_an_item_without_its_video_stands_in_the_way_of_no_other(folder):
+    rows = [json.loads(line) for line in (folder / "review_records.jsonl").open()]
+    first = ReviewQueue(folder, read_only=True).names()[0]
+    shown = {**next(row for row in rows if row["id"] == first), "video": {"path": "gone.mp4"}}
+    write_rows(folder / "review_records.jsonl", [shown if row["id"] == first else row for row in rows])
+    queue = ReviewQueue(folder)
+    with running_server(create_review_app(queue, videos_folder(folder, None))) as client:
+        seen = set()
+        for _ in range(len(rows) - 1):
+            item = next_item(client)
+            assert decide(client, item).status == 200
+            seen.add(item["id"])
+        assert len(seen) == len(rows) - 1 and first not in seen
+        answer = get(client, "next", reviewer="ann")
+    assert answer.status == 400 and "gone.mp4" in answer.error["message"]
+
+
+def test_a_review_trusts_the_folders_of_its_run(folder):
+    assert trusted_of_run(folder) == []
+    (folder / "run.json").write_text('{"trusted": ["/media/a", 5]}')
+    assert trusted_of_run(folder) == [Path("/media/a")]
 
 
 def test_the_guards_are_those_of_the_other_server(folder):
