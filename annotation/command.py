@@ -277,7 +277,7 @@ def annotate(given: argparse.Namespace) -> RunCounts:
         if costs.locked:
             run.remove_leftovers()
         counts = run.run(scenes, given.concurrency, show, in_pool)
-        if not counts.videos:  # what an earlier run wrote stays
+        if not counts.videos and counts.stopped is None:  # what an earlier run wrote stays
             return counts
         _finish(given, (settings, models, counts), costs.currency)
     finally:

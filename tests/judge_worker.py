@@ -9,7 +9,7 @@ class Wordy:
     identity = {"model": "wordy"}
 
     def __call__(self, messages):
-        return "85" + "x" * 99_998
+        return "score: 85".ljust(100_000, "x")
 
 
 def ask_often(folder) -> list[int]:

@@ -158,10 +158,10 @@ def test_wrong_addresses(url):
 
 
 def test_kept_answers_are_not_asked_again(serve, tmp_path):
-    server = serve((200, completion("Grüße: 80\u2028")))
+    server = serve((200, completion("Grüße, score: 80\u2028")))
     for _ in range(2):  # a second run
         judge = open_judge(server.url, "small", tmp_path / "new" / "cache", QUICK)
-        assert judge(MESSAGES) == judge(MESSAGES) == "Grüße: 80\u2028"
+        assert judge(MESSAGES) == judge(MESSAGES) == "Grüße, score: 80\u2028"
     assert len(server.requests) == 1
     judge([{"role": "user", "content": "else"}])
     open_judge(server.url, "large", tmp_path / "new" / "cache", QUICK)(MESSAGES)
@@ -186,10 +186,10 @@ def test_answers_without_a_score_are_not_kept(serve, tmp_path):
 
 @pytest.mark.parametrize("damage", ["", '{"answer"', "[1]", '{"answer": 3}', "{}", '{"answer": "no idea"}'])
 def test_a_damaged_file_is_replaced(serve, tmp_path, damage):
-    server = serve((200, completion("fine: 80")))
+    server = serve((200, completion("score: 80")))
     judge = CachedJudge(EndpointJudge(server.url, "small", QUICK), tmp_path)
     judge.path(MESSAGES).write_text(damage)
-    assert judge(MESSAGES) == judge(MESSAGES) == "fine: 80"
+    assert judge(MESSAGES) == judge(MESSAGES) == "score: 80"
     assert len(server.requests) == 1
 
 
