@@ -16,7 +16,6 @@ from typing import Annotated, Any, Literal, TypeVar
 from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Depends, FastAPI, Query, Request
 from fastapi.responses import FileResponse, JSONResponse, Response
-from fastapi.staticfiles import StaticFiles
 from PIL import Image
 from pydantic import Field
 
@@ -28,7 +27,7 @@ from ..serving.limits import Limits
 from ..serving.routes import CACHE, NO_STORE
 from ..serving.schema import MAX_FRAME, Model
 from ..serving.security import Access
-from ..serving.server import WEB, add_error_handlers, add_guards
+from ..serving.server import WEB, PageFiles, add_error_handlers, add_guards
 from ..serving.service import public_sentence
 from ..video_sama import SamaVideo
 from .errors import AnnotationError, RefusedEditError, StaleItemError, UnknownItemError
@@ -308,10 +307,10 @@ def create_review_app(
     app.include_router(routes)
 
     async def page() -> Response:
-        return FileResponse(WEB / "review.html")
+        return FileResponse(WEB / "review.html", headers={"Cache-Control": "no-cache"})
 
     app.add_api_route("/", page, methods=["GET", "HEAD"], include_in_schema=False)
-    app.mount("/", StaticFiles(directory=WEB), name="page")
+    app.mount("/", PageFiles(directory=WEB), name="page")
     return app
 
 

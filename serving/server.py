@@ -81,8 +81,17 @@ def create_app(
     app.include_router(protected, dependencies=needs_key)
     _add_reference(app)
     if WEB.is_dir():
-        app.mount("/", StaticFiles(directory=WEB, html=True), name="page")
+        app.mount("/", PageFiles(directory=WEB, html=True), name="page")
     return app
+
+
+class PageFiles(StaticFiles):
+    """The files of a page. Browsers ask each time whether one has changed: those of two versions are never mixed."""
+
+    def file_response(self, *arguments, **options) -> Response:
+        response = super().file_response(*arguments, **options)
+        response.headers["Cache-Control"] = "no-cache"
+        return response
 
 
 def add_guards(app: FastAPI, limits: Limits, access: Access, metrics: Metrics | None = None) -> None:

@@ -127,6 +127,11 @@ export async function mediaUrl(path) {
   return hasKey() ? URL.createObjectURL(await (await request(path)).blob()) : path;
 }
 
+/** Lets go of an address that [mediaUrl] made. @param {string} url */
+export function releaseUrl(url) {
+  if (url.startsWith("blob:")) URL.revokeObjectURL(url);
+}
+
 /**
  * The mask of a region on its frame.
  * @param {string} fileId

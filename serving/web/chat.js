@@ -178,10 +178,12 @@ function answerNode(turn) {
   return node;
 }
 
+const isAtEnd = () => list.scrollHeight - list.scrollTop - list.clientHeight < 60;
+
 function showPending() {
   const { pending, file } = state;
   if (!pending || !file) return;
-  const atEnd = list.scrollHeight - list.scrollTop - list.clientHeight < 60;
+  const atEnd = isAtEnd();
   const text = `${pending.waiting} ${pending.answer.content} ${pending.answer.objects.map(({ id }) => id)}`;
   if (pendingNode?.dataset.text !== text) {
     // Not for every frame: a phrase that is being clicked stays the same element
@@ -203,6 +205,8 @@ function showPending() {
 }
 
 function show() {
+  // Whoever reads further up goes on reading there, unless a question is asked
+  const keeps = isAtEnd() || state.pending?.waiting ? null : list.scrollTop;
   pendingNode = null;
   const turns = [...state.turns, ...(state.pending ? [state.pending] : [])];
   list.replaceChildren(
@@ -211,7 +215,7 @@ function show() {
   if (turns.length === 0) list.append(state.file ? suggestions() : element("p", { class: "muted intro" },
     "Your questions and the answers appear here. Open a clip or a picture first."));
   showPending();
-  list.scrollTop = list.scrollHeight;
+  list.scrollTop = keeps ?? list.scrollHeight;
   showButton();
 }
 
@@ -237,6 +241,8 @@ function showButton() {
   askButton.disabled = !answering && (!state.file || editor.parts().length === 0);
 }
 
+// Ask becomes Stop under the pointer: the second half of a double click is no stop
+askButton.addEventListener("click", (event) => event.detail > 1 && event.preventDefault());
 byId("composer", HTMLFormElement).addEventListener("submit", (event) => {
   event.preventDefault();
   if (state.pending) stop();

@@ -13,7 +13,7 @@ const PREVIEW_DELAY = 80; // milliseconds: clicks in quick succession ask once
 let past = [];
 /** @type {Snapshot[]} */
 let future = [];
-/** @type {Map<Region, AbortController>} */
+/** @type {Map<Region, AbortController>} requests under way */
 const requested = new Map();
 let timer = 0;
 
@@ -130,9 +130,8 @@ async function requestMask(region) {
     if (!state.draft.includes(region)) emit("turns"); // it was asked about meanwhile
   } catch (error) {
     if (isAbort(error) || !state.draft.includes(region)) return;
-    showError(error, () => {
-      requested.delete(region);
-      requestMasks();
-    });
+    showError(error, requestMasks);
+  } finally {
+    if (requested.get(region) === controller) requested.delete(region);
   }
 }

@@ -1,8 +1,8 @@
 /** @file Opens a file: chosen, dropped, or one of the examples. */
 
-import { examples, fileObject, isAbort, isGone, mediaUrl, showError, showFileError, upload } from "./api.js";
+import { examples, fileObject, isAbort, isGone, mediaUrl, releaseUrl, showError, showFileError, upload } from "./api.js";
 import { drop } from "./chat.js";
-import { announce, askDialog, byId, element, hideNotice } from "./dom.js";
+import { announce, askDialog, byId, element, hideNotice, showNotice } from "./dom.js";
 import { empty } from "./editor.js";
 import { load } from "./player.js";
 import { emit, state } from "./state.js";
@@ -12,6 +12,14 @@ import { emit, state } from "./state.js";
 const field = byId("file", HTMLInputElement);
 const stage = byId("stage", HTMLElement);
 const bar = byId("loading-bar", HTMLProgressElement);
+
+/** What is being opened. The last choice counts: it gives up what was chosen before. */
+let opening = new AbortController();
+
+function begin() {
+  opening.abort();
+  return (opening = new AbortController());
+}
 
 /** @param {"empty" | "loading" | "media"} name of what the stage shows */
 function showStage(name) {
@@ -43,11 +51,15 @@ function forget() {
  * Shows a file of the server. The conversation goes on if it is about this file; otherwise a new one begins.
  * @param {FileObject} file
  * @param {number} [frame]
+ * @param {AbortController} [controller] of what is being opened
  */
-export async function open(file, frame = 0) {
+export async function open(file, frame = 0, controller = begin()) {
+  const { signal } = controller;
   if (state.file?.id !== file.id) {
-    if (!(await mayStartAnew())) return showStage(state.file ? "media" : "empty");
-    forget();
+    const may = await mayStartAnew();
+    if (signal.aborted) return;
+    if (!may) return showStage(state.file ? "media" : "empty");
+    if (state.file) forget(); // before the first file there is only what was written, which stays
   }
   state.file = file;
   hideNotice();
@@ -55,9 +67,11 @@ export async function open(file, frame = 0) {
     showStage("media");
     emit("file");
     await load(file, frame, (error) => showLoss(error, file, () => open(file, state.frame)));
+    if (signal.aborted) return;
     announce(`${file.filename} is open.`);
+    if (file.warnings?.length) showNotice(file.warnings.join(" "));
   } catch (error) {
-    showLoss(error, file, () => open(file, frame));
+    if (!signal.aborted) showLoss(error, file, () => open(file, frame));
   }
 }
 
@@ -73,19 +87,21 @@ function showLoss(error, file, retry) {
  * @param {number} frame
  */
 export async function reopen(file, frame) {
+  const controller = begin();
   state.file = file;
   showStage("media");
   emit("file", "turns", "objects");
   try {
-    await open(await fileObject(file.id), frame);
+    const known = await fileObject(file.id);
+    if (!controller.signal.aborted) await open(known, frame, controller);
   } catch (error) {
-    showLoss(error, file, () => reopen(file, frame));
+    if (!controller.signal.aborted) showLoss(error, file, () => reopen(file, frame));
   }
 }
 
 /** @param {File} file to be sent */
 async function send(file) {
-  const controller = new AbortController();
+  const controller = begin();
   const text = byId("loading-text", HTMLElement);
   byId("loading-cancel", HTMLButtonElement).onclick = () => controller.abort();
   hideNotice();
@@ -100,8 +116,9 @@ async function send(file) {
         text.textContent = `Preparing ${file.name}`;
       }
     }, controller.signal);
-    await open(sent);
+    await open(sent, 0, controller);
   } catch (error) {
+    if (opening !== controller) return; // another file was chosen meanwhile
     showStage(state.file ? "media" : "empty");
     if (!isAbort(error)) showError(error, () => send(file));
   }
@@ -109,10 +126,12 @@ async function send(file) {
 
 /** Opens an example; the server stores those again that it deleted since they were listed. @param {FileObject} file */
 async function openExample(file) {
+  const controller = begin();
   try {
-    await open((await examples()).find(({ id }) => id === file.id) ?? file);
+    const found = (await examples()).find(({ id }) => id === file.id) ?? file;
+    if (!controller.signal.aborted) await open(found, 0, controller);
   } catch (error) {
-    showError(error, () => openExample(file));
+    if (!controller.signal.aborted) showError(error, () => openExample(file));
   }
 }
 
@@ -121,7 +140,10 @@ export async function showExamples() {
   const list = byId("examples", HTMLElement);
   const entries = (await examples()).map((file) => {
     const image = element("img", { alt: "", width: "160", height: "90" });
-    void mediaUrl(`v1/files/${file.id}/frames/0`).then((url) => (image.src = url), () => undefined);
+    void mediaUrl(`v1/files/${file.id}/frames/0`).then((url) => {
+      image.onload = () => releaseUrl(url);
+      image.src = url;
+    }, () => undefined);
     const length = file.kind === "video" ? `${file.num_frames} frames` : "picture";
     return element("li", {}, element(
       "button",

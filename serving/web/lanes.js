@@ -1,7 +1,7 @@
 /** @file The objects of all answers, each with a lane that shows on which frames it is visible. */
 
 import { lighting, nameOf, numberOf } from "./chips.js";
-import { byId, element, icon } from "./dom.js";
+import { byId, element, icon, setIcon } from "./dom.js";
 import { focus, insertChip } from "./editor.js";
 import { seek } from "./player.js";
 import { allObjects, emit, on, state, stretchesOf, visibleFrames } from "./state.js";
@@ -10,52 +10,54 @@ import { allObjects, emit, on, state, stretchesOf, visibleFrames } from "./state
 
 const list = byId("lanes", HTMLElement);
 
-/** @param {AnswerObject} object */
-function row(object) {
-  const hidden = state.hidden.has(object.id);
-  const name = nameOf(object);
-  const eye = element(
-    "button",
-    {
-      type: "button",
-      class: "icon",
-      "aria-label": `Show ${name}`,
-      "aria-pressed": String(!hidden),
-      title: hidden ? "Show the masks" : "Hide the masks",
-      onclick: () => {
-        if (!state.hidden.delete(object.id)) state.hidden.add(object.id);
-        emit("objects");
-      },
-    },
-    icon(hidden ? "hidden" : "eye"),
-  );
+/** @typedef {{ node: HTMLElement, update: (object: AnswerObject) => void }} Row */
+
+/** @type {Map<string, Row>} by object: a row stays while frames arrive, or a press would be released on another one */
+let rows = new Map();
+
+/** @param {string} id of an object @returns {Row} */
+function row(id) {
+  const eye = element("button", { type: "button", class: "icon" }, icon("eye"));
+  eye.addEventListener("click", () => {
+    if (!state.hidden.delete(id)) state.hidden.add(id);
+    emit("objects");
+  });
+  const name = element("span", { class: "name" });
   const use = () => {
-    insertChip({ object: object.id });
+    insertChip({ object: id });
     focus();
   };
   const label = element(
     "button",
     { type: "button", class: "object-name", title: "Ask about it", onclick: use },
-    element("span", { class: "badge" }, numberOf(object.id)),
-    element("span", { class: "name" }, name),
+    element("span", { class: "badge" }, numberOf(id)),
+    name,
   );
-  const score = typeof object.score === "number" ? object.score.toFixed(2) : "";
-  return element(
-    "li",
-    { class: hidden ? "colored off" : "colored", "--object": object.color, ...lighting({ object: object.id }) },
-    eye,
-    label,
-    element("span", { class: "score", title: "How well the model thinks that the masks fit, from 0 to 1" }, score),
-    lane(object, name),
-  );
+  const score = element("span", { class: "score", title: "How well the model thinks that the masks fit, from 0 to 1" });
+  const { bar, fill } = lane();
+  const node = element("li", { class: "colored", ...lighting({ object: id }) }, eye, label, score, bar);
+  return {
+    node,
+    update(object) {
+      const hidden = state.hidden.has(id);
+      name.textContent = nameOf(object);
+      score.textContent = typeof object.score === "number" ? object.score.toFixed(2) : "";
+      setIcon(eye, hidden ? "hidden" : "eye");
+      eye.title = hidden ? "Show the masks" : "Hide the masks";
+      eye.setAttribute("aria-label", `Show ${nameOf(object)}`);
+      eye.setAttribute("aria-pressed", String(!hidden));
+      node.classList.toggle("off", hidden);
+      node.style.setProperty("--object", object.color);
+      fill(object);
+    },
+  };
 }
 
-/** @param {AnswerObject} object @param {string} name */
-function lane(object, name) {
-  const frames = state.file?.num_frames ?? 1;
-  const stretches = visibleFrames(object);
-  const where = stretches.map(([first, last]) => (first === last ? `${first}` : `${first} to ${last}`)).join(", ");
-  const about = stretches.length ? `${name} is visible on the frames ${where}. Go to the next of them.` : `${name} is not visible.`;
+/** The frames of an object as a bar, and a function that draws them. */
+function lane() {
+  /** @type {[number, number][]} */
+  let stretches = [];
+  let frames = 1;
   /** @param {MouseEvent} event */
   const go = (event) => {
     const rectangle = bar.getBoundingClientRect();
@@ -64,27 +66,35 @@ function lane(object, name) {
     if (event.detail) seek(Math.floor(((event.clientX - rectangle.left) / rectangle.width) * frames));
     else if (next) seek(next[0]);
   };
-  const bar = element("button", { type: "button", class: "lane", "aria-label": about, onclick: go });
-  /** @param {"span" | "i"} tag @param {number} first @param {number} last */
-  const piece = (tag, first, last) =>
-    element(tag, { "--from": String(first / frames), "--length": String((last - first + 1) / frames) });
-  for (const [first, last] of stretches) bar.append(piece("span", first, last));
-  if (state.pending && state.pending.answer.objects.some(({ id }) => id === object.id)) {
-    for (const [first, last] of stretchesOf(state.pending.tracked)) bar.append(piece("i", first, last));
-  }
-  return bar;
+  const bar = element("button", { type: "button", class: "lane", onclick: go });
+  /** @param {AnswerObject} object */
+  const fill = (object) => {
+    [stretches, frames] = [visibleFrames(object), state.file?.num_frames ?? 1];
+    const name = nameOf(object);
+    const where = stretches.map(([first, last]) => (first === last ? `${first}` : `${first} to ${last}`)).join(", ");
+    const about = stretches.length ? `${name} is visible on the frames ${where}. Go to the next of them.` : `${name} is not visible.`;
+    bar.setAttribute("aria-label", about);
+    /** @param {"span" | "i"} tag */
+    const piece = (tag) => (/** @type {[number, number]} */ [first, last]) =>
+      element(tag, { "--from": String(first / frames), "--length": String((last - first + 1) / frames) });
+    const isTracked = state.pending?.answer.objects.some(({ id }) => id === object.id);
+    const tracked = isTracked ? stretchesOf(state.pending?.tracked ?? []) : [];
+    bar.replaceChildren(...stretches.map(piece("span")), ...tracked.map(piece("i")));
+  };
+  return { bar, fill };
 }
 
 /** Shows the list; the focus stays on the same control. */
 function show() {
   const objects = [...allObjects().values()].sort((a, b) => Number(numberOf(a.id)) - Number(numberOf(b.id)));
-  const focused = document.activeElement;
-  const [index, control] = focused && list.contains(focused)
-    ? [[...list.children].findIndex((one) => one.contains(focused)), focused.classList[0]]
-    : [-1, ""];
-  list.replaceChildren(...objects.map(row));
-  const again = list.children[index]?.querySelector(`.${control}`);
-  if (again instanceof HTMLElement) again.focus();
+  rows = new Map(objects.map(({ id }) => [id, rows.get(id) ?? row(id)]));
+  for (const object of objects) rows.get(object.id)?.update(object);
+  const nodes = [...rows.values()].map(({ node }) => node);
+  if (nodes.length !== list.children.length || nodes.some((node, index) => node !== list.children[index])) {
+    const focused = document.activeElement;
+    list.replaceChildren(...nodes);
+    if (focused instanceof HTMLElement && list.contains(focused)) focused.focus();
+  }
   list.hidden = objects.length === 0;
   byId("no-objects", HTMLElement).hidden = objects.length > 0;
   byId("objects-count", HTMLElement).textContent = objects.length ? String(objects.length) : "";

@@ -13,6 +13,7 @@ export const gesture = {
   /** @type {number[] | null} */ box: null,
   /** @type {number[][] | null} */ stroke: null,
   /** @type {[number, number] | null} */ crosshair: null,
+  /** @type {number} on which it was begun */ frame: 0,
 };
 
 const DRAFT_COLOR = "#ffffff"; // not a colour of any object

@@ -1,6 +1,6 @@
 /** @file Plays a video, or shows a picture, and says which frame is shown. */
 
-import { fileObject, mediaUrl } from "./api.js";
+import { fileObject, mediaUrl, releaseUrl } from "./api.js";
 import { byId, setIcon } from "./dom.js";
 import { emit, state } from "./state.js";
 
@@ -10,7 +10,6 @@ const video = byId("video", HTMLVideoElement);
 const picture = byId("picture", HTMLCanvasElement);
 const media = byId("media", HTMLElement);
 const play = byId("play", HTMLButtonElement);
-const mute = byId("mute", HTMLButtonElement);
 const scrubber = byId("scrubber", HTMLInputElement);
 const frameField = byId("frame", HTMLInputElement);
 
@@ -19,8 +18,13 @@ const SETTLE_MILLISECONDS = 150; // after a seek, in which the callback of its f
 /** @type {number | null} the frame that was asked for and is not shown yet */
 let target = null;
 let loads = 0;
+let shown = false; // whether the canvas has a frame of the open file
+/** @type {string} address of the video */
+let address = "";
 const BROKEN = "The file could not be loaded: the connection broke, or the browser cannot show it.";
 
+/** Whether a frame of the open file is shown: only then there is something to point at. */
+export const isShown = () => shown;
 const lastFrame = () => (state.file?.num_frames ?? 1) - 1;
 const fps = () => state.file?.fps ?? 1;
 
@@ -32,6 +36,7 @@ const fps = () => state.file?.fps ?? 1;
  */
 function show(source, frame) {
   picture.getContext("2d")?.drawImage(source, 0, 0, picture.width, picture.height);
+  shown = true;
   state.frame = Math.min(Math.max(frame, 0), lastFrame());
   if (state.frame === target) target = null;
   showPosition();
@@ -76,25 +81,29 @@ export async function load(file, frame, lost) {
   const current = ++loads;
   video.pause();
   video.onerror = null;
-  const url = await mediaUrl(`v1/files/${file.id}/content`);
-  if (current !== loads) return;
-  if (video.src.startsWith("blob:")) URL.revokeObjectURL(video.src);
+  // Nothing of the file before is shown under the name of this one, which may be long on its way
+  video.removeAttribute("src");
+  video.load();
+  releaseUrl(address);
+  address = "";
+  shown = false;
   [picture.width, picture.height] = [file.width, file.height];
   media.style.setProperty("--ratio", String(file.width / file.height));
   scrubber.max = frameField.max = String(lastFrame());
   byId("frames", HTMLElement).textContent = `of ${lastFrame()}`;
   state.frame = 0;
   target = null;
+  emit("frame");
+  const url = await mediaUrl(`v1/files/${file.id}/content`);
+  if (current !== loads) return releaseUrl(url);
   if (file.kind === "image") {
-    video.removeAttribute("src");
-    video.load(); // shows nothing of the video before
     const image = new Image();
     image.src = url;
-    await image.decode().catch(() => explain(file));
+    await image.decode().catch(() => explain(file)).finally(() => releaseUrl(url));
     if (current === loads) show(image, 0);
     return;
   }
-  video.src = url;
+  video.src = address = url;
   watch();
   await new Promise((resolve, reject) => {
     video.onloadeddata = resolve;
@@ -139,7 +148,7 @@ export function togglePlay() {
 
 /** Stops on the frame that is shown, so that what is drawn next lies on it. */
 export function hold() {
-  if (!video.paused) seek(state.frame);
+  if (!video.paused || target !== null) seek(state.frame); // also while another frame is on its way
 }
 
 for (const name of ["play", "pause", "ended"]) {
@@ -150,16 +159,12 @@ for (const name of ["play", "pause", "ended"]) {
 }
 // Where the callback of one frame comes after the next frame was shown, that one has no callback of its own
 video.addEventListener("seeked", () => {
+  const load = loads;
   setTimeout(() => {
-    if (target !== null && !video.seeking) show(video, Math.floor(video.currentTime * fps() + 1e-4));
+    if (load === loads && target !== null && !video.seeking) show(video, Math.floor(video.currentTime * fps() + 1e-4));
   }, SETTLE_MILLISECONDS);
 });
 play.addEventListener("click", togglePlay);
-mute.addEventListener("click", () => {
-  video.muted = !video.muted;
-  setIcon(mute, video.muted ? "mute" : "sound");
-  mute.setAttribute("aria-pressed", String(!video.muted));
-});
 byId("first", HTMLButtonElement).addEventListener("click", () => seek(0));
 byId("back", HTMLButtonElement).addEventListener("click", () => step(-1));
 byId("forward", HTMLButtonElement).addEventListener("click", () => step(1));

@@ -3,7 +3,7 @@
 import { announce, byId } from "./dom.js";
 import { addPoint, addRegion, canRedo, canUndo, clear, finishRegion, redo, refinable, undo } from "./draft.js";
 import { draw, gesture, overlay } from "./overlay.js";
-import { hold } from "./player.js";
+import { hold, isShown } from "./player.js";
 import { on, state } from "./state.js";
 
 /** @import { Tool } from "./state.js" */
@@ -53,10 +53,18 @@ function inside(x, y) {
 /** @param {[number, number]} at @param {boolean} adds */
 function begin(at, adds) {
   hold();
+  gesture.frame = state.frame; // another one may be shown at its end
   if (tool() === "box") gesture.box = [...at, ...at];
   else if (tool() === "scribble") gesture.stroke = [at];
-  else if (!addPoint(at, adds)) hint.textContent = "Click on something first; then take away what does not belong to it.";
+  else if (!addPoint(at, adds)) warn("Click on something first; then take away what does not belong to it.");
   draw();
+}
+
+/** Says why nothing was drawn. @param {string} text */
+function warn(text) {
+  hint.textContent = text;
+  hint.classList.add("warns");
+  announce(text);
 }
 
 /** @param {[number, number]} at */
@@ -64,21 +72,21 @@ function move(at) {
   if (gesture.box) gesture.box = [gesture.box[0], gesture.box[1], ...at];
   const last = gesture.stroke?.at(-1);
   if (last && (last[0] !== at[0] || last[1] !== at[1])) gesture.stroke?.push(at);
-  draw();
 }
 
 function end() {
-  const { box, stroke } = gesture;
+  const { box, stroke, frame } = gesture;
   cancel();
   if (box) {
     const [left, right] = [Math.min(box[0], box[2]), Math.max(box[0], box[2]) + 1];
     const [top, bottom] = [Math.min(box[1], box[3]), Math.max(box[1], box[3]) + 1];
-    if (right - left > 2 && bottom - top > 2) addRegion({ frame: state.frame, box: [left, top, right, bottom] });
-    else hint.textContent = "That box is too small: drag from one corner to the other.";
+    if (right - left > 2 && bottom - top > 2) addRegion({ frame, box: [left, top, right, bottom] });
+    else warn("That box is too small: drag from one corner to the other.");
   }
-  if (stroke) {
+  if (stroke?.length === 1) addRegion({ frame, points: stroke, labels: [1] }); // a tap is a click
+  else if (stroke) {
     const every = Math.ceil(stroke.length / MAX_STROKE_POINTS);
-    addRegion({ frame: state.frame, scribble: stroke.filter((_, index) => index % every === 0) });
+    addRegion({ frame, scribble: stroke.filter((_, index) => index % every === 0) });
   }
 }
 
@@ -101,6 +109,7 @@ function showCrosshair(shown) {
 
 function showHint() {
   const refining = refinable() !== null && tool() === "points";
+  hint.classList.remove("warns");
   if (gesture.crosshair) hint.textContent = "Arrows move the crosshair, Enter clicks, Esc leaves.";
   else if (refining) hint.textContent = `Region ${state.active}: click to add, right click to take away.`;
   else hint.textContent = USES[tool()];
@@ -116,7 +125,7 @@ function showHint() {
 function onKey(event) {
   const at = gesture.crosshair;
   const places = event.key === "Enter" || (event.key === " " && at !== null);
-  if (!at && !places) return;
+  if (!isShown() || (!at && !places)) return;
   if (!at) showCrosshair(true);
   else if (event.key === "Escape") {
     if (!cancel()) showCrosshair(false);
@@ -124,6 +133,7 @@ function onKey(event) {
     const length = event.ctrlKey ? 1 : Math.max(1, Math.round(state.file.width / (event.shiftKey ? 16 : 100)));
     gesture.crosshair = inside(at[0] + MOVES[event.key][0] * length, at[1] + MOVES[event.key][1] * length);
     move(gesture.crosshair);
+    draw();
     announce(`Column ${gesture.crosshair[0]}, row ${gesture.crosshair[1]}.`);
   } else if (places || event.key === "-") {
     if (gesture.box || gesture.stroke) end();
@@ -134,16 +144,20 @@ function onKey(event) {
 }
 
 overlay.addEventListener("pointerdown", (event) => {
-  if (!state.file || (event.button !== 0 && event.button !== 2)) return;
+  // A second finger zooms
+  if (!isShown() || !event.isPrimary || (event.button !== 0 && event.button !== 2)) return;
   overlay.setPointerCapture(event.pointerId);
   if (gesture.crosshair) showCrosshair(false);
   begin(pixelAt(event), event.button === 0 && !event.altKey && chosen("sign") === "1");
 });
 overlay.addEventListener("pointermove", (event) => {
-  if (gesture.crosshair) return;
+  if (gesture.crosshair || !event.isPrimary || !(gesture.box || gesture.stroke)) return;
   for (const one of event.getCoalescedEvents?.() ?? [event]) move(pixelAt(one));
+  draw();
 });
-overlay.addEventListener("pointerup", () => gesture.crosshair ?? end());
+overlay.addEventListener("pointerup", (event) => {
+  if (event.isPrimary && !gesture.crosshair) end();
+});
 overlay.addEventListener("pointercancel", cancel);
 overlay.addEventListener("contextmenu", (event) => event.preventDefault());
 // Who points in the middle of writing goes on writing

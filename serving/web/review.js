@@ -131,7 +131,7 @@ function field(name, title, text) {
 
 function openEdit() {
   const { item } = review;
-  if (!item) return;
+  if (!item || busy) return; // another item may be on its way
   openPanel(editForm);
   byId("edit-problem", HTMLElement).hidden = true;
   byId("edit-hint", HTMLElement).hidden = "statements" in item.text; // which have no tags
@@ -166,7 +166,7 @@ function showProblem(text) {
 }
 
 function openReject() {
-  if (!review.item) return;
+  if (!review.item || busy) return;
   openPanel(rejectForm);
   const before = review.item.decision?.reasons ?? [];
   const boxes = Object.entries(review.reasons).map(([name, words], index) => {
@@ -282,6 +282,9 @@ byId("reject-cancel", HTMLButtonElement).addEventListener("click", leave);
 byId("again", HTMLButtonElement).addEventListener("click", () => exclusively(() => fetchNext(true)));
 byId("refresh", HTMLButtonElement).addEventListener("click", loadNext);
 byId("help", HTMLButtonElement).addEventListener("click", () => byId("help-dialog", HTMLDialogElement).showModal());
-byId("reviewer", HTMLButtonElement).addEventListener("click", () => askName().then(loadNext));
+byId("reviewer", HTMLButtonElement).addEventListener("click", async () => {
+  await askName();
+  if (editForm.hidden && rejectForm.hidden) void loadNext(); // else what is written would be lost
+});
 addEventListener("keydown", onKey);
 void begin();

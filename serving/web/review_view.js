@@ -1,6 +1,6 @@
 /** @file Shows an item: its frames with masks, its objects, its text. */
 
-import { mediaUrl, showError } from "./api.js";
+import { mediaUrl, releaseUrl, showError } from "./api.js";
 import { byId, element, icon, setIcon } from "./dom.js";
 import { drawMask } from "./masks.js";
 import { pieces, review } from "./review_state.js";
@@ -17,6 +17,8 @@ const scrubber = byId("scrubber", HTMLInputElement);
 /** @type {Map<number, Promise<HTMLImageElement>>} pictures of the item's frames by their place */
 let pictures = new Map();
 let timer = 0;
+/** Place of the frame whose picture is drawn, -1 before the first. The next one may be on its way. */
+let drawn = -1;
 
 // ---- frames ----
 
@@ -31,7 +33,7 @@ async function fetchPicture(item, place) {
   } catch {
     throw new Error(`Frame ${item.frames[place]} cannot be shown.`);
   } finally {
-    if (url.startsWith("blob:")) URL.revokeObjectURL(url);
+    releaseUrl(url);
   }
   return image;
 }
@@ -61,6 +63,7 @@ export async function seek(place) {
     [picture.width, picture.height] = [image.naturalWidth, image.naturalHeight];
     picture.getContext("2d")?.drawImage(image, 0, 0);
     picture.dataset.frame = String(item.frames[shown]);
+    drawn = shown;
     drawMasks();
     if (shown + 1 < item.frames.length) void pictureOf(item, shown + 1).catch(() => undefined);
   } catch (error) {
@@ -95,16 +98,16 @@ export function togglePlay() {
 
 // ---- masks ----
 
-/** Draws the masks of the shown frame. */
+/** Draws the masks of the frame whose picture is drawn. */
 export function drawMasks() {
   const { item } = review;
   const context = overlay.getContext("2d");
   if (!item || !context) return;
   const box = overlay.getBoundingClientRect();
   [overlay.width, overlay.height] = [Math.round(box.width * devicePixelRatio), Math.round(box.height * devicePixelRatio)];
-  if (!review.masks) return;
+  if (!review.masks || drawn < 0) return;
   for (const { label, color, masks } of item.objects) {
-    const mask = masks[review.place];
+    const mask = masks[drawn];
     if (!mask || review.hidden.has(label)) continue;
     const [height, width] = mask.size; // of an object that may be scaled to the frame
     context.setTransform(overlay.width / width, 0, 0, overlay.height / height, 0, 0);
@@ -196,6 +199,7 @@ function objectToggle(label) {
 
 /** Shows an item from its first frame on. @param {Item} item */
 export function showItem(item) {
+  drawn = -1;
   pause();
   pictures = new Map();
   picture.width = overlay.width = 0;

@@ -9,6 +9,7 @@
  * @property {number} height
  * @property {number} num_frames
  * @property {number | null} fps
+ * @property {string[]} [warnings] what is damaged or missing in it
  *
  * @typedef {{ size: [number, number], counts: string }} Rle COCO run lengths; the size is [height, width]
  *
@@ -117,12 +118,26 @@ export function messages(question = null) {
   const type = file.kind === "image" ? "image_url" : "video_url";
   /** @type {object[]} */
   const list = [];
+  /** @type {Set<string>} */
+  const sent = new Set();
   for (const turn of [...state.turns, ...(question ? [{ parts: question, answer: null }] : [])]) {
     const source = list.length ? [] : [{ type, [type]: { file_id: file.id } }];
     list.push({ role: "user", content: [...source, ...turn.parts.map(contentPart)] });
-    if (turn.answer) list.push({ role: "assistant", ...turn.answer });
+    if (turn.answer) list.push({ role: "assistant", ...turn.answer, objects: turn.answer.objects.map((one) => sentObject(one, sent)) });
   }
   return list;
+}
+
+/**
+ * An object with its masks in the first answer about it, which is the one that the server reads: with them in each
+ * answer, a long conversation about a long video would be too large to be sent.
+ * @param {AnswerObject} object
+ * @param {Set<string>} sent ids of the objects that have been sent with masks
+ */
+function sentObject(object, sent) {
+  if (sent.has(object.id)) return { ...object, masks: undefined };
+  sent.add(object.id);
+  return object;
 }
 
 /** @param {Part} part */

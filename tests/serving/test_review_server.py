@@ -196,7 +196,9 @@ def test_the_guards_are_those_of_the_other_server(folder):
         assert client.get("/", Origin="https://evil.example").status == 403
         page = client.get("/")
         assert page.status == 200 and b"review.js" in page.body
-        assert client.get("/review.js").status == 200 and client.get("/health").json() == {"status": "ok"}
+        script = client.get("/review.js")
+        assert script.status == 200 and page.headers["cache-control"] == script.headers["cache-control"] == "no-cache"
+        assert client.get("/health").json() == {"status": "ok"}
         assert client.get("/docs").status == client.get("/openapi.json").status == 404
 
 
