@@ -41,7 +41,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     asked.add_argument("--limit", type=int, help="only the first LIMIT videos")
     how = parser.add_argument_group("how it is answered")
     how.add_argument("--model", default=str(SMALL_MODEL), help="checkpoint folder, or a name on the Hub")
-    how.add_argument("--preset", type=_preset, choices=PRESETS, default=PRESETS[0])
+    how.add_argument("--preset", type=_preset, choices=PRESETS, help="default: the checkpoint's own")
     how.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="of the weights; default on CPU: float32")
     how.add_argument("--max-new-tokens", type=int, default=512, help="maximum length of an answer")
     how.add_argument("--retry-failed", action="store_true", help="ask questions without an answer again")

@@ -13,6 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..benchmarks.benchmark import Prediction
+from ..configuration_sama import SamaConfig
 from ..data.records import describe_error
 from ..evaluation.predictions import PredictionFiles, PredictionWriter
 from ..evaluation.provenance import checkpoint_hash, commit_of
@@ -43,7 +44,8 @@ class PredictSettings:
         question (sequence of `str`): Asked about each of its videos.
         questions (`Path`, *optional*): File of more questions.
         limit (`int`, *optional*): Only the first videos.
-        preset, dtype (`str`): Of the model.
+        preset (`str`, *optional*): Of frames, prompts and decoder; by default the checkpoint's own.
+        dtype (`str`): Of the weights.
         max_new_tokens (`int`): Maximum length of an answer.
         retry_failed (`bool`): Whether questions without an answer are asked again.
         shard_size (`int`): Videos in a Parquet file.
@@ -57,7 +59,7 @@ class PredictSettings:
     question: Sequence[str] = ()
     questions: Path | None = None
     limit: int | None = None
-    preset: str = "consistent"
+    preset: str | None = None
     dtype: str = "auto"
     max_new_tokens: int = 512
     retry_failed: bool = False
@@ -136,6 +138,7 @@ def predict(settings: PredictSettings, pool: PoolSettings | None = None) -> int:
     """
     jobs = settings.jobs()
     check_model_name(settings.model)
+    settings = replace(settings, preset=settings.preset or SamaConfig.from_pretrained(settings.model).preset)
     pool = None if pool is None else connect(pool)
     settings = replace(settings, dtype=resolved_dtype(settings.loaded, pool))
     files = PredictionFiles(settings.output)

@@ -12,6 +12,7 @@ interval of the median by bootstrap.
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -89,9 +90,9 @@ def difference(before: dict, after: dict) -> str:
             texts += wanted != found
         elif wanted.shape != found.shape:
             return f"{name} has shape {tuple(found.shape)}, before {tuple(wanted.shape)}"
-        elif wanted.numel():
-            scale = wanted.abs().max().clamp_min(1e-12)
-            largest = max(largest, ((found - wanted).abs().max() / scale).item())
+        elif not torch.allclose(found, wanted, rtol=0, atol=0, equal_nan=True):
+            value = ((found - wanted).abs().max() / wanted.abs().max().clamp_min(1e-12)).item()
+            largest = max(largest, value if math.isfinite(value) else math.inf)  # `max` would pass over NaN
     return f"{largest:.1e}" + (f", {texts} texts differ" if texts else "")
 
 

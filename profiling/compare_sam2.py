@@ -113,9 +113,9 @@ def our_masks(tracker: SamaMaskTracker, frames: torch.Tensor, points: torch.Tens
 
 def largest_difference(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> float:
     """The largest difference of mask logits, relative to the largest of the package's logits."""
-    pairs = zip(ours, theirs, strict=True)
     scale = max(mask.abs().max().item() for mask in theirs)
-    return max((one.float() - other.float()).abs().max().item() for one, other in pairs) / scale
+    found = [(one.float() - other.float()).abs().max().item() for one, other in zip(ours, theirs, strict=True)]
+    return max(found) / scale if all(map(math.isfinite, found)) else math.inf  # `max` would pass over NaN
 
 
 def synchronized(masks: Callable[[], Iterator[torch.Tensor]]) -> tuple[float, float]:
@@ -140,7 +140,7 @@ def compare(
     """
     points = clicks(objects, frames.shape[-1]).to(frames.device)
     found = largest_difference(list(ours(frames, points)), list(theirs(frames, points)))
-    if found > tolerance:
+    if not found <= tolerance:
         raise MasksDifferError(
             f"Masks of {objects} object(s) differ by {found:.1e} of the largest logit, more than {tolerance:.1e}; "
             "were the weights converted for another image encoder or version?"

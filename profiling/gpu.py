@@ -2,9 +2,9 @@
 
     python profiling/gpu.py [--size 1b] [--section training tracking ...] [--output DIR] [--tiny]
 
-`profiling/gpu.sh` runs all sections, each with a time limit. With `--output` each section is written to a file when it
-is complete, and a section whose file exists is not measured again. With `--tiny` all sizes are those of sama-tiny, on
-a CPU, too: to see that everything works.
+`profiling/gpu.sh` runs all sections but `attention`, each with a time limit. With `--output` each section is written
+to a file when it is complete, and one that this commit has measured on this GPU is not measured again. With `--tiny`
+all sizes are those of sama-tiny, on a CPU, too: to see that everything works.
 
 Random weights cost the same as trained ones. Times depend on the GPU, whose name is printed.
 """
@@ -18,6 +18,7 @@ import torch
 
 from sama.conversion.released_sizes import LANGUAGE_MODELS
 from sama.drawing.tables import markdown_table
+from sama.evaluation.provenance import commit_of
 from sama.profiling.gpu_inference import (
     measure_attention,
     measure_sam2,
@@ -29,6 +30,7 @@ from sama.profiling.gpu_inference import (
 from sama.profiling.gpu_scale import Scale, peak, seconds, utilisation
 from sama.profiling.operations import count
 from sama.profiling.training_memory import GIGABYTE, SETTINGS, build, ddp, estimate, training_step
+from sama.resources import PACKAGE
 
 
 PUBLISHED = SETTINGS[0]
@@ -83,19 +85,27 @@ SECTIONS = {
 
 
 def measure_section(name: str, scale: Scale, output: Path | None) -> str:
-    """The text of a section: that of its file in `output` if it is there, otherwise measured and written there."""
+    """The text of a section: that of its file in `output` if it was measured there by this commit on this GPU,
+    otherwise measured and written there."""
     path = None if output is None else output / f"{name}_{'tiny' if scale.tiny else scale.size}.md"
-    if path is not None and path.is_file():
+    about = f"### {name}, {'tiny' if scale.tiny else scale.size}\n\n{where(scale)}\n"
+    if path is not None and path.is_file() and path.read_text(encoding="utf-8").startswith(about):
         return path.read_text(encoding="utf-8")
     gc.collect()
     torch.cuda.empty_cache()
-    text = f"### {name}, {'tiny' if scale.tiny else scale.size}\n\n{SECTIONS[name](scale)}\n"
+    text = f"{about}\n{SECTIONS[name](scale)}\n"
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         whole = path.with_suffix(".part")  # a section that is interrupted leaves no file that looks complete
         whole.write_text(text, encoding="utf-8")
         whole.replace(path)
     return text
+
+
+def where(scale: Scale) -> str:
+    """What is measured, and on what."""
+    device = torch.cuda.get_device_name() if scale.device == "cuda" else "CPU"
+    return f"{device}, torch {torch.__version__}, commit {commit_of(PACKAGE)}."
 
 
 def main() -> None:
@@ -108,8 +118,6 @@ def main() -> None:
     if not arguments.tiny and not torch.cuda.is_available():
         parser.error("no CUDA GPU is available; --tiny runs every section at small sizes without one")
     scale = Scale(arguments.size, arguments.tiny)
-    where = torch.cuda.get_device_name() if scale.device == "cuda" else "CPU"
-    print(f"{where}, torch {torch.__version__}\n", flush=True)
     torch.manual_seed(0)
     for name in arguments.section:
         print(measure_section(name, scale, arguments.output), flush=True)

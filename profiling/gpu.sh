@@ -14,6 +14,7 @@
 set -u
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+[ "${1:-}" = --tiny ] && set -- outputs/gpu --tiny
 output=${1:-outputs/gpu}
 tiny=${2:-}
 python=${PYTHON:-python}

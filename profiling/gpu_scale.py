@@ -26,8 +26,8 @@ ROOT = Path(__file__).resolve().parent.parent
 CHECKPOINT = ROOT / "checkpoints" / "sama-tiny"
 CLIP = ROOT / "assets" / "bigbuckbunny.mp4"
 FPS = 24.0
-# Dense bfloat16 operations a second that the maker states, by a part of the GPU's name
-PEAKS = {"H200": 989.4e12, "H100": 989.4e12, "A100": 312e12}
+# Dense bfloat16 operations a second that the maker states, by a part of the GPU's name; the first that fits counts
+PEAKS = {"H200": 989.4e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989.4e12, "A100": 312e12}
 TINY_WORKLOAD = Workload(
     batch=1, tokens=64, labels=8, questions=1, question_tokens=4, frames=2, sam_frames=2, objects=2
 )

@@ -21,6 +21,7 @@ from transformers import AutoModel, AutoProcessor
 
 from sama.drawing.tables import markdown_table
 from sama.overlay_sama import write_video
+from sama.profiling.gpu_scale import synchronize
 from sama.profiling.training import measure_training
 from sama.video_sama import SamaVideo
 
@@ -43,8 +44,10 @@ def seconds(action: Callable[[], object], repeats: int = 5) -> float:
     action()
     times = []
     for _ in range(repeats):
+        synchronize()
         start = time.perf_counter()
         action()
+        synchronize()
         times.append(time.perf_counter() - start)
     return statistics.median(times)
 
@@ -70,7 +73,7 @@ def count_calls(module: torch.nn.Module) -> list[int]:
 def answer_states(model, num_objects: int) -> torch.Tensor:
     """Random but reproducible [SEG] states of an answer with `num_objects` objects."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(num_objects, model.config.text_config.hidden_size, generator=generator)
+    return torch.randn(num_objects, model.config.text_config.hidden_size, generator=generator).to(model.device)
 
 
 def measure_calls(model, processor, folder: Path) -> str:
@@ -83,7 +86,7 @@ def measure_calls(model, processor, folder: Path) -> str:
     chat, rows = model.start_chat(processor, video=video), []
     for turn, num_objects in enumerate((1, 4, 8), start=1):
         reply = chat.ask("What happens here?", max_new_tokens=4)
-        chat.track(answer_states(model, num_objects), None)
+        chat.track_objects(answer_states(model, num_objects))
         rows.append([turn, num_objects, reply.prefilled_tokens, sum(vision_calls), sum(sam_calls)])
     header = ["turn", "objects tracked", "tokens read", "frames through the vision tower", "frames through SAM 2"]
     context = len(processor.choose_frames(video).context)
@@ -111,7 +114,7 @@ def measure_turns(model, processor, folder: Path) -> str:
     def cold() -> tuple[float, int]:
         video = SamaVideo.open(path)
         start = time.perf_counter()
-        inputs = processor.apply_chat_template(conversation(video), return_dict=True)
+        inputs = processor.apply_chat_template(conversation(video), return_dict=True).to(model.device)
         model.generate(**inputs, **generation)
         return time.perf_counter() - start, inputs["input_ids"].shape[1]
 

@@ -10,6 +10,7 @@ time are not.
 
 import argparse
 import json
+import re
 import resource
 import statistics
 import subprocess
@@ -196,6 +197,9 @@ def peak_memory(device: str) -> float:
     """Peak memory of this process in bytes."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status")
+    if status.is_file():  # not getrusage, whose value for a new process includes its parent's peak
+        return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1])
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

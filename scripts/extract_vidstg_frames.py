@@ -51,7 +51,14 @@ def main() -> int:
     parser.add_argument("output", type=Path)
     parser.add_argument("--workers", type=int, default=8)
     arguments = parser.parse_args()
+    if arguments.workers < 1:
+        parser.error(f"--workers is {arguments.workers}, expected 1 or more")
+    for folder in (arguments.videos, arguments.annotations):
+        if not folder.is_dir():
+            parser.error(f"there is no folder {folder}")
     found = sorted(arguments.videos.glob("*.mp4"))
+    if not found:
+        parser.error(f"{arguments.videos} holds no .mp4 file")
     videos = [video for video in found if (arguments.annotations / f"{video.stem}.json").is_file()]
     print(f"{len(videos)} of {len(found)} videos have annotations")
     failed = written = 0

@@ -69,8 +69,8 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         merge(arguments.adapter, arguments.to, arguments.base, arguments.dtype)
-    except ValueError as error:
-        parser.error(str(error))
+    except (ValueError, OSError) as error:
+        parser.error(" ".join(str(error).split()))
     print(f"Saved to {arguments.to}")
 
 

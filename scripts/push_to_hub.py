@@ -86,7 +86,10 @@ def main() -> None:
             f"--license is missing, and neither {folder / CARD} nor its base model's card names one. Weights made "
             "from a converted checkpoint keep its licence: creativeml-openrail-m for the released SAMA weights."
         )
-    card = own.read_text(encoding="utf-8") if own else model_card(folder, repo, license_name)
+    try:
+        card = own.read_text(encoding="utf-8") if own else model_card(folder, repo, license_name)
+    except (ValueError, OSError) as error:
+        parser.error(" ".join(str(error).split()))
     for path in files:
         print(f"{path.stat().st_size / 1e6:10.2f} MB  {path.relative_to(folder).as_posix()}")
     if arguments.dry_run:
@@ -95,8 +98,8 @@ def main() -> None:
         return
     try:
         print(f"Uploaded: {upload(folder, card, repo, arguments.private)}")
-    except HfHubHTTPError as error:
-        parser.exit(1, f"push_to_hub: {error}\n")
+    except (HfHubHTTPError, OSError, ValueError) as error:  # among them a wrong name, and no network
+        parser.exit(1, f"push_to_hub: {' '.join(str(error).split())}\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Arguments of a training run: those of transformers' Trainer, with the published recipe as defaults, and SAMA's."""
+"""Arguments of a training run: those of transformers' Trainer, with optimiser, schedule and trained parts of the
+published recipe as defaults, and SAMA's. One epoch and 64 samples an update are set by scripts/train_released.sh."""
 
 from dataclasses import dataclass, field
 
@@ -14,7 +15,7 @@ NOT_USED = {"label_smoothing_factor": 0.0, "train_sampling_strategy": "random", 
 
 @dataclass
 class SamaTrainingArguments(TrainingArguments):
-    """[`TrainingArguments`] with the published recipe as defaults, and SAMA's additional arguments."""
+    """[`TrainingArguments`] with the published optimiser, schedule and trained parts as defaults, and SAMA's own."""
 
     output_dir: str = field(
         default="outputs/train", metadata={"help": "Folder for checkpoints, logs and the trained model."}

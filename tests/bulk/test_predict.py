@@ -79,6 +79,15 @@ def test_a_file_name_that_is_not_unicode_fails_its_questions_alone(media, tmp_pa
     assert main(["--output", str(tmp_path / "out"), "--export", "coco", "--to", str(tmp_path / "coco")]) == 0
 
 
+@pytest.mark.parametrize("own", ["consistent", "published"])
+def test_the_preset_is_that_of_the_checkpoint(media, tmp_path, model, monkeypatch, own):
+    monkeypatch.setattr(prediction.SamaConfig, "from_pretrained", lambda name: SimpleNamespace(preset=own))
+    run(tmp_path / "own", media, "--question", "Where?")
+    run(tmp_path / "given", media, "--question", "Where?", "--preset", "published")
+    found = {name: json.loads((tmp_path / name / "run.json").read_text())["preset"] for name in ("own", "given")}
+    assert found == {"own": own, "given": "published"}
+
+
 def test_an_interrupted_run_goes_on(media, tmp_path, model, monkeypatch):
     (tmp_path / "q.txt").write_text("Where?\nWhat?\n", encoding="utf-8")
     questions = ("--questions", str(tmp_path / "q.txt"), "--shard-size", "1")

@@ -1,5 +1,6 @@
 """profiling/compare_revisions.py: its process, and what is reported."""
 
+import math
 import os
 import subprocess
 import threading
@@ -23,6 +24,13 @@ def test_difference_is_relative_to_the_largest_value():
     assert difference(before, before | {"text": "a cross"}) == "0.0e+00, 1 texts differ"
     assert difference(before, {"text": "a ring"}) == "other results: ['masks']"
     assert "has shape (1,), before (2,)" in difference(before, before | {"masks": torch.zeros(1)})
+
+
+def test_what_is_no_number_is_a_difference():
+    wanted = {"masks": torch.tensor([1.0, math.inf])}
+    assert difference(wanted, {"masks": torch.tensor([1.0, math.inf])}) == "0.0e+00"
+    for value in (math.nan, -math.inf):
+        assert difference(wanted, {"masks": torch.tensor([1.0, value])}) == "inf"
 
 
 def test_rounds_alternate_and_ratios_have_intervals():

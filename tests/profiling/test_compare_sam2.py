@@ -40,3 +40,8 @@ def test_a_difference_is_an_error(compare_sam2):
     assert row[0] == "2" and row[-1] == "0.0e+00" and all("x [" in cell for cell in row[3:5])
     with pytest.raises(compare_sam2.MasksDifferError, match=r"Masks of 2 object\(s\) differ by 5.0e-01 .* 1.0e-04"):
         compare_sam2.compare(masks(1.0), masks(2.0), frames, 2, rounds=1, tolerance=1e-4)
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(compare_sam2.MasksDifferError, match="differ by inf"):
+            compare_sam2.compare(masks(1.0), masks(value), frames, 2, rounds=1, tolerance=1e-4)
+        with pytest.raises(compare_sam2.MasksDifferError, match="differ by"):
+            compare_sam2.compare(masks(value), masks(1.0), frames, 2, rounds=1, tolerance=1e-4)

@@ -11,6 +11,7 @@ import torch
 from sama.profiling import gpu
 from sama.profiling.gpu_scale import CHECKPOINT, Scale, utilisation
 from sama.profiling.operations import count
+from sama.resources import PACKAGE
 
 
 SCRIPT = Path(__file__).parents[2] / "profiling" / "gpu.sh"
@@ -36,7 +37,7 @@ def small(monkeypatch):
 )
 def test_sections_at_small_sizes(small, name, wanted, tmp_path):
     text = gpu.measure_section(name, TINY, tmp_path)
-    assert text.startswith(f"### {name}, tiny\n\n| ") and all(part in text for part in wanted)
+    assert text.startswith(f"### {name}, tiny\n\n{gpu.where(TINY)}\n\n| ") and all(part in text for part in wanted)
     assert [path.name for path in tmp_path.iterdir()] == [f"{name}_tiny.md"]
 
 
@@ -44,8 +45,33 @@ def test_complete_sections_are_not_measured_again(monkeypatch, tmp_path):
     calls = []
     monkeypatch.setitem(gpu.SECTIONS, "turns", lambda scale: calls.append(scale) or "times")
     first = gpu.measure_section("turns", TINY, tmp_path)
-    assert gpu.measure_section("turns", TINY, tmp_path) == first == "### turns, tiny\n\ntimes\n"
+    assert gpu.measure_section("turns", TINY, tmp_path) == first == f"### turns, tiny\n\n{gpu.where(TINY)}\n\ntimes\n"
     assert gpu.measure_section("turns", Scale("4b"), tmp_path) != first and calls == [TINY, Scale("4b")]
+    monkeypatch.setattr(gpu, "commit_of", lambda folder: "another")  # whose figures are others
+    assert "commit another" in gpu.measure_section("turns", TINY, tmp_path) and len(calls) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "share"), [("NVIDIA H100 PCIe", "100%"), ("NVIDIA H100 NVL", "91%"), ("NVIDIA H100 80GB HBM3", "76%")]
+)
+def test_the_peak_is_that_of_the_variant(name, share, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: name)
+    assert utilisation(756 * 10**12, 1.0) == share
+
+
+@pytest.mark.parametrize("given", [["--tiny"], ["outputs/gpu", "--tiny"]])
+def test_the_script_takes_tiny_alone(given, tmp_path):
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "$@"\n')
+    python.chmod(0o755)
+    done = subprocess.run(
+        ["bash", str(PACKAGE / "profiling" / "gpu.sh"), *given],
+        env={**os.environ, "PYTHON": str(python)}, capture_output=True, text=True,
+    )  # fmt: skip
+    calls = done.stdout.splitlines()
+    assert done.returncode == 0 and len(calls) == 5
+    assert all(call.startswith("profiling/gpu.py --output outputs/gpu --size ") and "--tiny" in call for call in calls)
 
 
 def test_released_sizes_with_the_tokens_at_hand():

@@ -1,5 +1,7 @@
 """profiling/training.py: variants compute the same loss with the expected counts."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -77,3 +79,12 @@ def test_frozen_encoder_saves_nothing(setup):
             tracker.sam.vision_encoder(pixels)
         assert bool(saved.total) is with_graph
         encoder_with_graph(setup)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="needs /proc")
+def test_the_peak_of_a_process_is_not_that_of_its_parent():
+    """getrusage of a child begins with the parent's peak."""
+    held = bytearray(600 * 2**20)
+    script = "from sama.profiling.training import peak_memory; print(peak_memory('cpu'))"
+    child = float(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout)
+    assert len(held) < profiled.peak_memory("cpu") and child < profiled.peak_memory("cpu") - len(held) / 2

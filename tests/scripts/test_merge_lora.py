@@ -73,3 +73,12 @@ def test_the_adapter_names_its_base(trained, monkeypatch, capsys):
 def test_folder_without_adapter_is_an_error(tmp_path):
     with pytest.raises(ValueError, match=r"adapter_config\.json does not exist.*--use_peft"):
         merge(tmp_path, tmp_path / "merged")
+
+
+def test_a_base_that_has_moved_is_one_sentence(trained, tmp_path, capsys, monkeypatch):
+    arguments = [str(trained[1] / "adapter"), str(tmp_path / "merged"), "--base", str(tmp_path / "nowhere")]
+    monkeypatch.setattr(sys, "argv", ["merge_lora.py", *arguments])
+    with pytest.raises(SystemExit):
+        main()
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("merge_lora.py: error: ") and "nowhere" in error
