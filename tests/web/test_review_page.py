@@ -195,14 +195,12 @@ def test_frames_and_masks_are_those_of_the_item(reviewing, queue, folder):
     assert not tab.canvas("overlay")[..., 3].any()
 
 
-@pytest.mark.slow
 def test_masks_are_those_of_the_picture_while_the_next_one_is_on_its_way(reviewing, queue):
     tab, held = reviewing(), []
     first, second = queue.item(tab.item()).frames[:2]
-    tab.page.wait_for_timeout(200)  # the next picture is fetched ahead
-    tab.page.reload()
     tab.page.route(f"**/v1/review/frame?*number={second}*", lambda route: held.append(route))
-    Reviewing(tab.page, "ann") if tab.page.is_visible("#name-dialog") else tab.until_frame(first)
+    tab.page.reload()
+    tab.until_frame(first)
     before = tab.canvas("overlay")
     tab.press("ArrowRight", "m", "m")  # which draws the masks again
     assert held and tab.page.get_attribute("#picture", "data-frame") == str(first)
@@ -226,6 +224,7 @@ def test_nothing_is_opened_while_a_decision_is_on_its_way(reviewing, folder):
     assert tab.page.is_hidden("#edit-form") and len(decisions(folder)) == 1
 
 
+@pytest.mark.slow
 def test_play_goes_on_until_it_is_stopped(reviewing, queue):
     tab = reviewing()
     frames = queue.item(tab.item()).frames
