@@ -294,7 +294,7 @@ def _finish(
     stopped = run[2].stopped
     try:
         with output_errors(given.output):
-            write_summary(given.output, (root, _trusted(given)), run, currency)
+            write_summary(given.output, root, _trusted(given), run, currency)
             if stopped is not None:
                 write_report(given.output)
     except OutputError as error:  # of a full disk, which may be why the run was stopped
@@ -366,16 +366,17 @@ def estimate_lines(given: argparse.Namespace) -> Iterator[str]:
 
 def write_summary(
     folder: Path,
-    videos: tuple[Path, Sequence[Path]],
+    root: Path,
+    trusted: Sequence[Path],
     run: tuple[AnnotationSettings, dict[str, ModelChoice], RunCounts],
     currency: str,
 ) -> None:
-    """`run.json`: what was run and what came out. `videos`: their folder, and those in which they may lie."""
+    """`run.json`: what was run and what came out. `root`: of the videos; `trusted`: where else they may lie."""
     settings, models, counts = run
     summary = {
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "root": str(videos[0]),
-        "trusted": [str(folder) for folder in videos[1]],
+        "root": str(root),
+        "trusted": [str(folder) for folder in trusted],
         "settings": settings.to_dict() | {"currency": currency},
         "models": {role: model.provenance() for role, model in models.items()},
         "videos": dict(counts.videos),

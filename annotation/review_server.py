@@ -94,9 +94,8 @@ class ReviewService:
 
     def __init__(self, queue: ReviewQueue, root: Path, trusted: Sequence[Path] = ()):
         self.queue, self.root, self.trusted = queue, root, trusted
-        self.unusable: dict[
-            str, Exception
-        ] = {}  # items whose video cannot be shown, until the server is started again
+        # Items that cannot be shown, by id, until the server is started again
+        self.unusable: dict[str, Exception] = {}
         self.threads = CapacityLimiter(8)
         self._lock = threading.Lock()
         self._videos: OrderedDict[str, tuple[SamaVideo, threading.Lock]] = OrderedDict()

@@ -45,7 +45,7 @@ def write_sama239k(records: Path, media: Path, folder: Path, trusted: Sequence[P
     videos: list[dict[str, Any]] = []
     masks: dict[str, list] = {}
     for group in _by_video(records):
-        videos.append(_write_video(group, (media, trusted), folder, masks))
+        videos.append(_write_video(group, media, trusted, folder, masks))
     counts = {"videos": len(videos), "rounds": sum(len(one["obj_masks"]) for one in videos)}
     counts["descriptions"] = sum(len(one["description"]) for one in videos)
     write_text_atomically(folder / MASKS, json.dumps(masks))
@@ -70,11 +70,11 @@ def _by_video(records: Path) -> Iterator[list[dict]]:
 
 
 def _write_video(
-    group: list[dict], where: tuple[Path, Sequence[Path]], folder: Path, masks: dict[str, list]
+    group: list[dict], media: Path, trusted: Sequence[Path], folder: Path, masks: dict[str, list]
 ) -> dict[str, Any]:
     # Not a number, which would mean another video after a run with more of them; with the state of its files, so that
     # frames of a video that was replaced are not taken for those of the new one
-    state = [[one.st_size, one.st_mtime_ns] for one in _files(group[0]["video"], where[0])]
+    state = [[one.st_size, one.st_mtime_ns] for one in _files(group[0]["video"], media)]
     name = hashlib.sha256(json.dumps([group[0]["video"], state], sort_keys=True).encode()).hexdigest()[:16]
     objects: dict[str, dict] = {}
     for record in group:
@@ -87,7 +87,7 @@ def _write_video(
     for one in names:
         keys[one] = len(masks)
         masks[str(keys[one])] = objects[one]["masks"]
-    frames, size = _write_frames(group[0], *where, folder / VIDEO_FOLDER / name)
+    frames, size = _write_frames(group[0], media, trusted, folder / VIDEO_FOLDER / name)
     entry: dict[str, Any] = {
         "video": f"{VIDEO_FOLDER}/{name}",
         "video_id": name,

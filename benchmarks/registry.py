@@ -25,7 +25,7 @@ BENCHMARKS: dict[str, Callable[..., Benchmark]] = {
 
 
 def open_benchmark(name: str, /, **arguments) -> Benchmark:
-    """Opens the benchmark `name`; arguments as in [`Benchmark`]. `BenchmarkError` for an unknown one."""
+    """Opens the benchmark `name`; arguments as in [`Benchmark`], which names the options that there are."""
     if name not in BENCHMARKS:
         raise BenchmarkError(f"There is no benchmark {name!r}; known are {', '.join(BENCHMARKS)}.")
     return BENCHMARKS[name](**arguments)

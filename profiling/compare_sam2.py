@@ -140,7 +140,7 @@ def compare(
     """
     points = clicks(objects, frames.shape[-1]).to(frames.device)
     found = largest_difference(list(ours(frames, points)), list(theirs(frames, points)))
-    if not found <= tolerance:
+    if found > tolerance:
         raise MasksDifferError(
             f"Masks of {objects} object(s) differ by {found:.1e} of the largest logit, more than {tolerance:.1e}; "
             "were the weights converted for another image encoder or version?"

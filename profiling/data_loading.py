@@ -31,6 +31,7 @@ from sama.data.sampler import MixtureSampler
 from sama.data.store import open_masks
 from sama.drawing.tables import markdown_table
 from sama.processing_sama import SamaProcessor
+from sama.profiling.training import peak_memory
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -72,15 +73,9 @@ def read_whole(path: Path, cache: Path) -> Callable[[str], list]:
 
 def build(path: Path, cache: Path, results) -> None:
     """Builds the store in a separate process; puts seconds and peak memory in MB, before and after, into `results`."""
-    before, start = _peak(), time.perf_counter()
+    before, start = peak_memory("cpu") / 2**20, time.perf_counter()
     open_masks(path, cache, "profiling")
-    results.put((time.perf_counter() - start, before, _peak()))
-
-
-def _peak() -> float:
-    # Not getrusage, whose value for a new process includes its parent's peak
-    status = Path("/proc/self/status").read_text()
-    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024
+    results.put((time.perf_counter() - start, before, peak_memory("cpu") / 2**20))
 
 
 def work(read: Callable, arguments: tuple, count: int, barrier, results) -> None:

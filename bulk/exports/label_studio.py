@@ -36,11 +36,8 @@ def write_label_studio(videos: Videos, to: Path, frames: FrameWriter) -> dict[st
             visible = list(video.by_frame())
             frames.write(video, [index for index, _ in visible], to / IMAGES)
             for index, found in visible:
-                file.write(
-                    ("," if counts["frames"] else "")
-                    + "\n"
-                    + to_json(_task(video, index, found, frame_name(video, index, frames.active)))
-                )
+                task = _task(video, index, found, frame_name(video, index, frames.active))
+                file.write(("," if counts["frames"] else "") + "\n" + to_json(task))
                 counts["frames"] += 1
                 counts["masks"] += len(found)
         file.write("\n]\n")

@@ -258,6 +258,7 @@ def test_nothing_answered_gives_a_table_of_reasons():
         ({"clip": 3}, "no option 'clip'; it has clips, seed, size, background"),
         ({"clips": "many"}, "option clips of toy_world is 'many', expected int"),
         ({"size": 8}, "cannot be drawn: 8 x 8"),
+        ({"name": "x"}, "toy_world has no option 'name'"),
         ({"clips": 0}, "option clips of toy_world is 0, expected 1 or more"),
         ({"seed": -1}, "option seed of toy_world is -1, expected 0 or more"),
     ],

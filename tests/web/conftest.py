@@ -284,6 +284,13 @@ class Tab:
         """Waits until every region of the question has its mask."""
         self.until("state => state.draft.length > 0 && state.draft.every(region => region.mask)")
 
+    def type_about_ring(self) -> None:
+        """Types a question about the ring on frame 0 of the example clip."""
+        self.type("What is ")
+        self.click(32, 114)
+        self.until_masks()
+        self.type("?")
+
     def ask(self) -> dict:
         """Asks what stands in the box and returns the turn when it is answered."""
         count = len(self.turns())

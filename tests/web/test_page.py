@@ -284,7 +284,7 @@ def test_only_the_last_preview_counts(tab):
 
 def test_an_answer_that_is_stopped_and_one_whose_server_is_lost(new_tab, line):
     tab = new_tab(line.port).open()
-    type_about_ring(tab)
+    tab.type_about_ring()
     begin_to_answer(tab, line)
     tab.page.click("#ask")
     assert "Stopped" in tab.notice()
@@ -314,17 +314,9 @@ def begin_to_answer(tab, line) -> None:
     assert tab.page.locator(".lane span").count() > 0
 
 
-def type_about_ring(tab) -> None:
-    """Types a question about the ring on frame 0."""
-    tab.type("What is ")
-    tab.click(32, 114)
-    tab.until_masks()
-    tab.type("?")
-
-
 def ask_about_ring(tab) -> dict:
     """Asks the first question about the ring on frame 0."""
-    type_about_ring(tab)
+    tab.type_about_ring()
     return tab.ask()
 
 

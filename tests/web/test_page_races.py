@@ -10,13 +10,6 @@ RING = (32, 114)  # on frame 0 of the example clip
 QUESTION = ["What is ", 1, "?"]
 
 
-def type_about_ring(tab) -> None:
-    tab.type("What is ")
-    tab.click(*RING)
-    tab.until_masks()
-    tab.type("?")
-
-
 def test_the_file_that_was_chosen_last_is_opened(new_tab, tmp_path):
     tab, held, sent = new_tab(), [], []
     for event in ("requestfailed", "requestfinished"):
@@ -32,7 +25,7 @@ def test_the_file_that_was_chosen_last_is_opened(new_tab, tmp_path):
     tab.until("state => state.file !== null")
     tab.until_shown(0)
     opened = tab.state("state => state.file.filename")
-    type_about_ring(tab)
+    tab.type_about_ring()
     with contextlib.suppress(browsers.Error):  # the browser has given it up
         held[0].continue_()
     tab.wait(lambda: any(url.endswith("/v1/files") for url in sent))
@@ -92,7 +85,7 @@ def test_a_box_that_is_too_small_is_said_to_everybody(new_tab):
 
 
 def test_a_double_click_asks_and_does_not_stop(tab):
-    type_about_ring(tab)
+    tab.type_about_ring()
     tab.page.dblclick("#ask")
     tab.until("state => state.pending === null && (state.turns.length === 1 || !notice.hidden)")
     assert len(tab.turns()) == 1 and tab.page.is_hidden("#notice")
@@ -113,7 +106,7 @@ def test_masks_that_failed_are_asked_for_again_all_together(tab):
 
 
 def test_each_object_is_sent_with_its_masks_once_and_its_row_stays(tab):
-    type_about_ring(tab)
+    tab.type_about_ring()
     tab.ask()
     tab.page.evaluate("window.kept = document.querySelector('.lanes .icon')")
     tab.type("What does ")
@@ -131,7 +124,7 @@ def test_each_object_is_sent_with_its_masks_once_and_its_row_stays(tab):
 
 def test_who_reads_further_up_stays_there(tab):
     for _ in range(3):
-        type_about_ring(tab)
+        tab.type_about_ring()
         tab.ask()
     tab.page.evaluate("document.getElementById('messages').style.maxHeight = '60px'")
     tab.page.evaluate("document.getElementById('messages').scrollTop = 5")
