@@ -116,7 +116,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--case", nargs="+", choices=CASES, default=list(CASES), help="default: all")
     arguments = parser.parse_args()
-    workers = [Worker(checkout, arguments.threads) for checkout in (arguments.before, arguments.after)]
+    try:
+        workers = [Worker(checkout, arguments.threads) for checkout in (arguments.before, arguments.after)]
+    except ValueError as error:
+        parser.error(str(error))
     rows = []
     for case in arguments.case:
         rows.append(compare(*workers, case, arguments.rounds))

@@ -87,7 +87,16 @@ def settled_frame(tracker: SamaMaskTracker) -> int:
 
 
 def ours(tracker: SamaMaskTracker, objects: int, num_frames: int) -> Counts:
-    """Operations of this tracker, which runs on the meta device."""
+    """Operations of this tracker, which runs on the meta device.
+
+    Raises:
+        ValueError: if the video ends before a frame reads as many memories as all later ones.
+    """
+    settled = settled_frame(tracker)
+    if num_frames <= settled:
+        raise ValueError(
+            f"A video of {num_frames} frames is too short: frame {settled} is the first whose cost stays."
+        )
     size, width = tracker.mask_config.image_size, tracker.mask_config.prompt_encoder_config.hidden_size
     with torch.device("meta"):
         pixels, prompts = torch.zeros(1, 3, size, size), torch.zeros(objects, width)
@@ -97,7 +106,6 @@ def ours(tracker: SamaMaskTracker, objects: int, num_frames: int) -> Counts:
     with FlopCounterMode(display=False) as counter:
         for _ in tracker.track(prompts, num_frames, range(NUM_PROMPTED), lambda index: features):
             after.append(counter.get_total_flops())
-    settled = settled_frame(tracker)
     return Counts(
         frame=encoder + after[settled] - after[settled - 1],
         first=num_frames * encoder + after[-1],
@@ -336,12 +344,15 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=32, help="frames of the video")
     parser.add_argument("--language", choices=LANGUAGE_MODELS, help="whole turns of a released model instead")
     arguments = parser.parse_args()
-    if arguments.language:
-        print(turns_table(arguments.language, arguments.objects, arguments.frames))
-        return
-    for encoder in arguments.encoder:
-        print(f"### Hiera-{encoder}\n\nUnits of 10^9 operations: release / ours / limit.\n")
-        print(table(encoder, arguments.image_size, arguments.objects, arguments.frames) + "\n", flush=True)
+    try:
+        if arguments.language:
+            print(turns_table(arguments.language, arguments.objects, arguments.frames))
+            return
+        for encoder in arguments.encoder:
+            found = table(encoder, arguments.image_size, arguments.objects, arguments.frames)
+            print(f"### Hiera-{encoder}\n\nUnits of 10^9 operations: release / ours / limit.\n\n{found}\n", flush=True)
+    except ValueError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

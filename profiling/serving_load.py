@@ -31,6 +31,7 @@ from sama.drawing.tables import markdown_table
 from sama.regions_sama import decode_rle
 from sama.resources import EXAMPLE_CLIPS, SMALL_MODEL
 from sama.serving.engine import EarlierTurn, Engine, Question
+from sama.serving.settings import KEY_VARIABLE
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -342,22 +343,22 @@ async def measure_first_token(url: str, probe: tuple[str, dict], tracking: tuple
 
         alone: list[float] = []
         idle = [await first_token() for _ in range(NUM_PROBES + 1)][1:]  # the first one reads the video
-        async with background([track(alone)]):
-            await until(lambda: len(alone) > 60)
+        async with background([track(alone)]) as tasks:
+            await until(lambda: len(alone) > 60, tasks)
         frame = statistics.median(np.diff(alone))
         counts: list[list[float]] = [[] for _ in range(NUM_TRACKING)]
-        async with background([track(count) for count in counts]):
-            await until(lambda: all(counts))
+        async with background([track(count) for count in counts]) as tasks:
+            await until(lambda: all(counts), tasks)
             loaded = [await first_token() for _ in range(NUM_PROBES)]
     return FirstToken(statistics.median(idle), statistics.median(loaded), float(frame))
 
 
 @asynccontextmanager
-async def background(coroutines: Sequence) -> AsyncIterator[None]:
-    """Runs coroutines until the block ends; an error of one of them ends the block."""
+async def background(coroutines: Sequence) -> AsyncIterator[list[asyncio.Future]]:
+    """Runs coroutines as tasks until the block ends, and raises the error of one that failed."""
     tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
     try:
-        yield
+        yield tasks
     finally:
         for task in tasks:
             task.cancel()
@@ -366,9 +367,9 @@ async def background(coroutines: Sequence) -> AsyncIterator[None]:
                 raise outcome
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    """Waits for a condition."""
-    while not condition():
+async def until(condition: Callable[[], bool], tasks: Sequence[asyncio.Future]) -> None:
+    """Waits for a condition, or until one of the tasks that bring it about has ended."""
+    while not condition() and not any(task.done() for task in tasks):
         await asyncio.sleep(0.02)
 
 
@@ -378,6 +379,7 @@ async def until(condition: Callable[[], bool]) -> None:
 def start_server(folder: Path, model: str, *options: str) -> tuple[subprocess.Popen, str]:
     """Starts `serve.py` with its files in `folder` and waits for its model: the process and its address."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT.parent), *sys.path])}
+    environment.pop(KEY_VARIABLE, None)  # the clients send no key
     command = [sys.executable, str(ROOT / "serve.py"), "--port", "0", "--folder", str(folder), "--model", model]
     process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True, env=environment)
     assert process.stdout is not None

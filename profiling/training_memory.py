@@ -316,7 +316,13 @@ def training_step(model: SamaForConditionalGeneration, workload: Workload) -> li
 
 
 def estimate(config: SamaConfig, setting: Setting, workload: Workload) -> tuple[Parameters, SavedTensors]:
-    """Parameters and saved tensors of a setting, without allocating them."""
+    """Parameters and saved tensors of a setting, without allocating them.
+
+    Raises:
+        ValueError: if the model has no context aggregator.
+    """
+    if config.aggregator_config is None:
+        raise ValueError("The model has no context aggregator: estimates are of SAMA's training.")
     with FakeTensorMode():
         model = build(config, setting)
         return count_parameters(model, setting), count_activations(model, workload)
@@ -364,15 +370,18 @@ def main() -> None:
     arguments = parser.parse_args()
     labels = min(Workload.labels, arguments.tokens)
     workload = Workload(batch=arguments.batch, tokens=arguments.tokens, labels=labels)
-    if arguments.config:
-        configs = {arguments.config: SamaConfig.from_pretrained(arguments.config)}
-    else:
-        configs = {size: names[size]() for size in arguments.sizes}
-    rows = [
-        row
-        for name, config in configs.items()
-        for row in table_rows(name, config, workload, arguments.gpus, arguments.detail)
-    ]
+    try:
+        if arguments.config:
+            configs = {arguments.config: SamaConfig.from_pretrained(arguments.config)}
+        else:
+            configs = {size: names[size]() for size in arguments.sizes}
+        rows = [
+            row
+            for name, config in configs.items()
+            for row in table_rows(name, config, workload, arguments.gpus, arguments.detail)
+        ]
+    except (OSError, ValueError) as error:
+        parser.error(" ".join(str(error).split()))
     if arguments.detail:
         parts = ["parameters", "gradients", "optimizer", "activations, checkpointed", "activations, all"]
         head = ["model", "setting", "strategy, GPUs", *parts]

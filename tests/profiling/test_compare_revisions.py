@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from sama.profiling import compare_revisions
 from sama.profiling.cases import CASES, CHECKPOINT, randomize, serve, tracker_config
 from sama.profiling.compare_revisions import Worker, compare, difference
 from sama.profiling.ratios import alternate, interval, median_wall, ratio
@@ -64,9 +65,13 @@ def test_published_encoder_at_another_size(version):
     assert config["enable_occlusion_spatial_embedding"] is (version == "2.1")
 
 
-def test_a_folder_without_the_package(tmp_path):
+def test_a_folder_without_the_package(tmp_path, capsys, monkeypatch):
     with pytest.raises(ValueError, match="is no checkout of this repository"):
         Worker(tmp_path, threads=1)
+    monkeypatch.setattr("sys.argv", ["compare_revisions.py", "--before", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        compare_revisions.main()
+    assert "is no checkout of this repository" in capsys.readouterr().err
 
 
 class Answering:

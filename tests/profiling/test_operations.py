@@ -109,3 +109,11 @@ def test_table(few_frames, capsys, monkeypatch):
     row = printed.splitlines()[-2]
     assert printed.startswith("### Hiera-tiny") and row.startswith("| 64 | 3 | ")
     assert [place for place, cell in enumerate(row.split(" | ")) if cell in parts] == [2, 5, 8]
+
+
+def test_a_video_that_ends_too_early(capsys, monkeypatch):
+    options = ["--encoder", "tiny", "--image_size", "64", "--objects", "1", "--frames", "20"]
+    monkeypatch.setattr("sys.argv", ["operations.py", *options])
+    with pytest.raises(SystemExit):
+        operations.main()
+    assert "A video of 20 frames is too short: frame 20 " in capsys.readouterr().err

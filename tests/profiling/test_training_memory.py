@@ -146,3 +146,14 @@ def test_table(capsys, monkeypatch, tmp_path):
     main()
     table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert len(table) == 4 * 4 - 2 + 2 and len({line.count("|") for line in table}) == 1
+
+
+def test_a_configuration_that_cannot_be_estimated(capsys, monkeypatch, tmp_path):
+    config = tiny_config()
+    config.aggregator_config, config.region_prompts = None, "none"
+    config.save_pretrained(tmp_path / "sa2va")
+    for name, message in (("sa2va", "has no context aggregator"), ("missing", "missing")):
+        monkeypatch.setattr("sys.argv", ["training_memory.py", "--config", str(tmp_path / name)])
+        with pytest.raises(SystemExit):
+            main()
+        assert message in capsys.readouterr().err

@@ -90,6 +90,18 @@ def test_clients_notice_answers_that_are_not_theirs(answers, server, clip):
     )
 
 
+def test_waiting_for_tracking_ends_when_tracking_fails():
+    async def fail():
+        raise RuntimeError("no frames")
+
+    async def wait():
+        async with serving_load.background([fail()]) as tasks:
+            await serving_load.until(lambda: False, tasks)
+
+    with pytest.raises(RuntimeError, match="no frames"):
+        asyncio.run(wait())
+
+
 @pytest.mark.slow
 def test_ten_minutes_of_sixteen_clients(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["serving_load.py", "--out", str(tmp_path / "table.md")])
