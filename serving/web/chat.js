@@ -178,6 +178,18 @@ function answerNode(turn) {
   return node;
 }
 
+/**
+ * Replaces nodes of the conversation; the focus stays on the same chip or phrase. Nothing is added before them.
+ * @param {() => void} replace
+ */
+function keepFocus(replace) {
+  const controls = () => [.../** @type {NodeListOf<HTMLElement>} */ (list.querySelectorAll("button, [tabindex]"))];
+  const focused = document.activeElement;
+  const place = controls().findIndex((control) => control === focused);
+  replace();
+  if (place >= 0 && !focused?.isConnected) controls()[place]?.focus({ preventScroll: true });
+}
+
 const isAtEnd = () => list.scrollHeight - list.scrollTop - list.clientHeight < 60;
 
 function showPending() {
@@ -190,7 +202,8 @@ function showPending() {
     const node = answerNode(pending);
     node.dataset.text = text;
     if (pending.waiting) node.replaceChildren(element("p", { class: "muted thinking" }, "Looking"));
-    if (pendingNode?.isConnected) pendingNode.replaceWith(node);
+    const before = pendingNode;
+    if (before?.isConnected) keepFocus(() => before.replaceWith(node));
     else list.append(node);
     pendingNode = node;
   }
@@ -208,6 +221,12 @@ function show() {
   // Whoever reads further up goes on reading there, unless a question is asked
   const keeps = isAtEnd() || state.pending?.waiting ? null : list.scrollTop;
   pendingNode = null;
+  keepFocus(showTurns);
+  list.scrollTop = keeps ?? list.scrollHeight;
+  showButton();
+}
+
+function showTurns() {
   const turns = [...state.turns, ...(state.pending ? [state.pending] : [])];
   list.replaceChildren(
     ...turns.flatMap((turn) => [questionNode(turn), ...(turn === state.pending ? [] : [answerNode(turn)])]),
@@ -215,8 +234,6 @@ function show() {
   if (turns.length === 0) list.append(state.file ? suggestions() : element("p", { class: "muted intro" },
     "Your questions and the answers appear here. Open a clip or a picture first."));
   showPending();
-  list.scrollTop = keeps ?? list.scrollHeight;
-  showButton();
 }
 
 /** What to do first, and questions that wait for a region. */

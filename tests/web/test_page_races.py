@@ -130,3 +130,16 @@ def test_who_reads_further_up_stays_there(tab):
     tab.page.evaluate("document.getElementById('messages').scrollTop = 5")
     tab.page.evaluate("async () => (await import('./state.js')).emit('turns')")
     assert tab.page.evaluate("document.getElementById('messages').scrollTop") == 5
+
+
+def test_the_focus_stays_on_a_phrase_when_the_answer_ends(tab):
+    """The end of an answer shows all of the conversation anew."""
+    for _ in range(2):
+        tab.type_about_ring()
+        tab.ask()
+    tab.page.locator(".phrase").nth(1).focus()
+    tab.page.evaluate("window.focused = document.activeElement")
+    tab.page.evaluate("async () => (await import('./state.js')).emit('pending')")
+    assert not tab.page.evaluate("window.focused.isConnected")
+    found = "[...document.querySelectorAll('.phrase')].indexOf(document.activeElement)"
+    assert tab.page.evaluate(found) == 1
