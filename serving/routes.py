@@ -18,7 +18,7 @@ from ..data.masks import encode_rle
 from .bodies import StrictRoute
 from .chat_route import ChatResponse
 from .download import export
-from .errors import MAX_NAME, ApiError, error_response, shown
+from .errors import MAX_NAME, ApiError, error_response, retry_after, shown
 from .files import CHUNK_BYTES, StoredFile
 from .limits import Limits
 from .requests import ConversationReader
@@ -44,6 +44,7 @@ Result = TypeVar("Result")
 CACHE = {"Cache-Control": "private, max-age=86400, immutable"}
 NO_STORE = {"Cache-Control": "no-store"}
 FORM_FIELDS = {"file", "purpose"}
+PREVIEW_SECONDS = 1  # until a client whose preview found no place should ask again
 
 ERRORS = {
     400: "the request is wrong",
@@ -273,10 +274,18 @@ async def chat_completions(body: ChatRequest, service: TheService) -> Response:
 
 
 @protected.post("/v1/regions/preview", response_model=PreviewMask, responses=errors(*BODY_ERRORS, 404, 429))
-async def preview_region(body: PreviewRequest, service: TheService) -> Response:
+async def preview_region(request: Request, body: PreviewRequest, service: TheService) -> Response:
     """The mask of a region on its frame."""
+    limiter, stop = service.threads.previewing, threading.Event()
+    waiting = limiter.statistics().tasks_waiting
+    if waiting >= service.limits.waiting:
+        raise ApiError(
+            429, f"The waiting line is full: {waiting} previews are waiting.", headers=retry_after(PREVIEW_SECONDS)
+        )
 
     def preview() -> dict:
+        if stop.is_set():
+            return {}  # nobody is there to read it
         with service.store.use(body.file_id) as stored:
             region = ConversationReader((), stored, service.limits).region(body.region, "region")
             path = str(service.store.path(stored.id))
@@ -284,7 +293,7 @@ async def preview_region(body: PreviewRequest, service: TheService) -> Response:
         code = encode_rle(mask)
         return {"size": code["size"], "counts": code["counts"], "frame": frame, "area": int(mask.sum())}
 
-    return JSONResponse(await service.run(service.threads.previewing, preview))
+    return JSONResponse(await run_until_closed(request.receive, stop, service.run(limiter, preview)))
 
 
 @protected.post(

@@ -17,10 +17,14 @@ from processes import start
 from sama.feature_store_sama import FEATURE_PREFIX
 from sama.resources import EXAMPLE_CLIPS
 from sama.serving.engine import Engine
+from sama.serving.errors import ApiError
 from sama.serving.files import INCOMING
 from sama.serving.limits import Limits
-from sama.serving.security import UPLOAD_PATH
+from sama.serving.routes import preview_region
+from sama.serving.schema import PreviewRequest
+from sama.serving.security import UPLOAD_PATH, Access
 from sama.serving.server import create_app
+from sama.serving.service import Service
 
 
 pytest.importorskip("httpx2", reason="the clients of the load test use httpx2: pip install -e .[eval]")
@@ -111,6 +115,50 @@ def test_ten_minutes_of_sixteen_clients(tmp_path, monkeypatch, capsys):
     assert serving_load.main() == 0, capsys.readouterr().out
     middle = memory[len(memory) // 2]
     assert memory[-1] < 1.1 * middle, "the memory of the server grows"
+
+
+# ---- previews -------------------------------------------------------------------------------------------------------
+
+
+class Connection:
+    """Stands in for a request; `closed` says when its client leaves."""
+
+    def __init__(self):
+        self.closed = asyncio.Event()
+
+    async def receive(self) -> dict:
+        await self.closed.wait()
+        return {"type": "http.disconnect"}
+
+
+def test_previews_wait_in_a_line_with_an_end_and_those_whose_client_left_are_not_computed(
+    engine, store, clip, limits, monkeypatch
+):
+    service, computed = Service(engine, store, limits, Access(), "sama-tiny"), []
+    body = PreviewRequest(file_id=clip, region={"frame": 12, "points": [[92, 76]]})
+    preview = engine.preview
+    monkeypatch.setattr(engine, "preview", lambda *args: computed.append(args) or preview(*args))
+
+    async def run() -> list:
+        limiter, holders = service.threads.previewing, [object() for _ in range(4)]
+        for holder in holders:  # every thread is taken
+            limiter.acquire_on_behalf_of_nowait(holder)
+        connections = [Connection() for _ in range(limits.waiting)]
+        tasks = [asyncio.create_task(preview_region(one, body, service)) for one in connections]
+        while limiter.statistics().tasks_waiting < limits.waiting:
+            await asyncio.sleep(0)
+        with pytest.raises(ApiError, match="2 previews are waiting") as refused:
+            await preview_region(Connection(), body, service)
+        assert refused.value.status_code == 429 and refused.value.headers["Retry-After"] == "1"
+        connections[0].closed.set()
+        await asyncio.sleep(0.01)  # the server notices
+        for holder in holders:
+            limiter.release_on_behalf_of(holder)
+        return await asyncio.gather(*tasks)
+
+    left, answered = asyncio.run(run())
+    assert len(computed) == 1
+    assert json.loads(left.body) == {} and json.loads(answered.body)["area"] > 0
 
 
 # ---- clients and servers that are killed ----------------------------------------------------------------------------
