@@ -3,6 +3,7 @@
 import argparse
 import math
 import os
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain, islice
@@ -122,6 +123,7 @@ def train(
         steps = phase.examples.steps
         if phase.begin is not None and steps and done <= first:
             phase.begin()
+        began = time.perf_counter()
         for step, batch in batches(phase.examples, max(done - first, 0), arguments):
             # Dropout in SAM 2's memory
             torch.manual_seed(arguments.seed + (first + step) * num_processes() + process_index())
@@ -130,8 +132,10 @@ def train(
             losses, metrics = take_step(phase, batch, optimizers, arguments)
             if process_index():
                 continue
-            number = first + step + 1
-            log.add(number, metrics | {f"loss {name}": loss for name, loss in losses.items()})
+            number, now = first + step + 1, time.perf_counter()
+            values = metrics | {f"loss {name}": loss for name, loss in losses.items()}
+            log.add(number, values | {"seconds": torch.tensor(now - began)})
+            began = now
             if number % arguments.save_steps == 0 or number == total:
                 save_state(state_path, modules, optimizers, number)
         first += steps
