@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from sama.pictures_sama import existing_path
 from sama.resources import EXAMPLE_CLIPS
 from sama.serving.loading import DEFAULT_MODEL, load_model
-from sama.serving.settings import add_model_options, check_model_options
+from sama.serving.settings import add_model_options, check_model_options, component_fraction
 
 
 # What imports torch is imported by the functions that need it, so that --help and mistakes do not wait for it.
@@ -90,7 +90,7 @@ def run(arguments: argparse.Namespace) -> None:
         if len(conversations) > 1:
             print(f"\n{Path(conversation.source).name}")
         chat = model.start_chat(processor, **{"image" if arguments.image else "video": video})
-        chat.min_component_fraction = arguments.min_component_fraction
+        chat.min_component_fraction = component_fraction(arguments.min_component_fraction, model.config.preset)
         terminal = TerminalChat(ChatSession(chat, max_new_tokens), repeat_unknown_objects=arguments.example)
         try:
             terminal.run(conversation.questions)

@@ -279,17 +279,21 @@ def decode_answer(token_ids: Sequence[int], tokenizer) -> str:
     """
     tags = dict(zip(tokenizer.convert_tokens_to_ids(list(ANSWER_TAGS)), ANSWER_TAGS, strict=True))
     control = set(tokenizer.all_special_ids) - set(tags)
-    text, words = "", []
+    text, before, words = "", None, []
     for token_id in [*(int(token_id) for token_id in token_ids), None]:
         if token_id is not None and token_id not in tags:
             words += [] if token_id in control else [token_id]
             continue
+        # With the tag in front of the words: some tokenizers drop a blank in front of the first one
         spelled = tokenizer.decode(
-            words, skip_special_tokens=False, clean_up_tokenization_spaces=False, spaces_between_special_tokens=False
-        )
+            words if before is None else [before, *words],
+            skip_special_tokens=False,
+            clean_up_tokenization_spaces=False,
+            spaces_between_special_tokens=False,
+        ).removeprefix(tags.get(before, ""))
         for tag in ANSWER_TAGS:
             spelled = spelled.replace(tag, tag.strip("[]<>"))
-        text, words = text + spelled + tags.get(token_id, ""), []
+        text, before, words = text + spelled + tags.get(token_id, ""), token_id, []
     return text
 
 

@@ -105,11 +105,12 @@ class Region:
             return [self]
         frames, prompts = list(cast(Sequence[int], self.frame)), vars(self)[self.kind]
         labels = [None] * len(frames) if self.labels is None else self.labels
-        counts = [len(values) if is_list(values) else 1 for values in (frames, prompts, labels)]
-        if not frames or len(set(counts)) != 1:
+        lists = [is_list(values) for values in (frames, prompts, labels)]
+        counts = [len(values) if found else 1 for values, found in zip((frames, prompts, labels), lists, strict=True)]
+        if not frames or not all(lists) or len(set(counts)) != 1:
             raise ValueError(
                 f"A region over several frames takes one prompt a frame, got {counts[0]} frames, "
-                f"{counts[1]} {self.kind} prompts and {counts[2]} lists of labels."
+                f"{counts[1]} {self.kind} prompts and {counts[2]} lists of labels; give each as a list."
             )
         return [
             Region(frame=int(frame), labels=label, **{self.kind: prompt})
@@ -268,6 +269,11 @@ def region_from_fields(fields: Mapping) -> Region:
         hint = f" Write {' and '.join(meant)}." if meant else ""
         raise ValueError(
             f"A region has unknown fields {', '.join(unknown[:5])}; it takes {', '.join(REGION_FIELDS)}.{hint}"
+        )
+    if "frame" in fields and fields.get("time") is not None:  # frame 0 too, which [`Region`] cannot tell from none
+        raise ValueError(
+            f"A region takes either a frame or a time, got frame {shortened(fields['frame'])} and "
+            f"{shortened(fields['time'])} s."
         )
     return Region(**fields)
 

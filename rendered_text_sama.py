@@ -68,8 +68,9 @@ class TextReader:
         messages = [{"role": "user", "content": QUESTION}]
         text = render_messages(messages, template, special_tokens, False, mark=NONCHARACTERS[-1]).text
         opening, _, end = text.partition(QUESTION)
-        # The line in front of a question; what precedes it may be a system message
-        self.question_start = opening.strip().rpartition("\n")[2]
+        # The line in front of a question; what precedes it may be a system message, or nothing but the first token
+        line = opening.strip().rpartition("\n")[2]
+        self.question_start = line.removeprefix(str(special_tokens.get("bos_token") or ""))
         self.question_end = end.strip()
 
     def is_rendered(self, text: str) -> bool:
@@ -86,8 +87,8 @@ class TextReader:
             visual ([`VisualText`], *optional*): The visual that is given with the text.
 
         Raises:
-            ValueError: if the text shows another number of frames than the visual has, or has more or fewer regions
-                than are given.
+            ValueError: if the text shows another number of frames than the visual has, has more or fewer context
+                tokens for a question, or more or fewer regions than are given.
         """
         text, placeholder, region = call.text, self.tags.context, language_region(self.tags)
         regions = text.count(region)
@@ -108,6 +109,12 @@ class TextReader:
                 "`apply_chat_template(messages, tokenize=False)` for the same file."
             )
         asked = text.partition(frames)[2].replace(region, QFORMER_REGION)
+        for run in re.findall(f"(?:{re.escape(placeholder)})+", asked):
+            if len(run) != len(placeholder) * visual.num_context:
+                raise ValueError(
+                    f"The text has {len(run) // len(placeholder)} context tokens for a question, but this call makes "
+                    f"{visual.num_context}; give both steps the same `num_frames`."
+                )
         if not visual.num_context:
             return []
         pieces = asked.split(placeholder * visual.num_context)[1:]

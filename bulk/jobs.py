@@ -20,7 +20,7 @@ from ..data.json_text import parse_json, without_surrogates
 from ..data.readers import READERS
 from ..data.records import DataError, describe_error, read_lines, require_field, require_type
 from ..evaluation.inference import READING_ERRORS, PredictionRunner
-from ..pictures_sama import IMAGE_SUFFIXES
+from ..pictures_sama import IMAGE_SUFFIXES, number_of_frames, opened_picture
 from ..regions_sama import region_from_fields
 from ..video_sama import SamaVideo
 
@@ -158,10 +158,21 @@ def jobs_of_folder(folder: Path, questions: Sequence[Mapping[str, Any]]) -> list
                 identity = f"{without_surrogates(name)}#{number if identity is None else identity}"
             _add_id(seen, identity, folder)
             asked.append(AskedQuestion(identity, one["question"], one.get("regions") or [], label=one.get("label")))
-        kind = "image" if Path(name).suffix.lower() in IMAGE_SUFFIXES else "video"
         if asked:
-            jobs.append(VideoJob({kind: {"path": name, "upright": True}}, asked))
+            jobs.append(VideoJob({_kind(folder / name): {"path": name, "upright": True}}, asked))
     return jobs
+
+
+def _kind(path: Path) -> str:
+    """Whether a file is a video or an image: animated pictures are videos. One that cannot be read stays an image,
+    and fails when it is asked about."""
+    if path.suffix.lower() not in IMAGE_SUFFIXES:
+        return "video"
+    try:
+        with opened_picture(str(path)) as image:
+            return "image" if number_of_frames(image) == 1 else "video"
+    except (OSError, ValueError):
+        return "image"
 
 
 def _media_files(folder: Path) -> list[str]:
@@ -179,13 +190,10 @@ def read_questions(path: Path) -> list[dict[str, Any]]:
     Raises:
         DataError: with the line, for a wrong question.
     """
-    lines = list(read_lines(path))
-    if path.suffix.lower() != ".jsonl":
-        return [{"question": _decoded(line, path, number)} for number, line in lines if line.strip()]
-    questions = []
-    for number, line in lines:
+    is_text, questions = path.suffix.lower() != ".jsonl", []
+    for number, line in read_lines(path):
         try:
-            questions.append(checked_question(parse_json(line)))
+            questions.append(checked_question({"question": _decoded(line)} if is_text else parse_json(line)))
         except ValueError as error:
             found = error if isinstance(error, DataError) else DataError(str(error).rstrip("."))
             raise found.with_context(file=path, index=f"line {number}") from error
@@ -218,11 +226,11 @@ def checked_question(item: Any) -> dict[str, Any]:
     return item
 
 
-def _decoded(line: bytes, path: Path, number: int) -> str:
+def _decoded(line: bytes) -> str:
     try:
         return line.decode("utf-8-sig").strip()
     except UnicodeDecodeError as error:
-        raise DataError("is not UTF-8", file=path, index=f"line {number}") from error
+        raise DataError("is not UTF-8") from error
 
 
 def _add_id(seen: set[str], name: str, file: Path) -> None:

@@ -22,7 +22,15 @@ from ..resources import PACKAGE
 from ..serving.loading import check_model_name
 from .answers import write_answers
 from .gpu_errors import fatal_gpu_errors
-from .jobs import VideoJob, answer_job, digests_of_jobs, jobs_of_folder, jobs_of_records, read_questions
+from .jobs import (
+    VideoJob,
+    answer_job,
+    checked_question,
+    digests_of_jobs,
+    jobs_of_folder,
+    jobs_of_records,
+    read_questions,
+)
 from .pool import Job, PoolSettings, ProcessLost, absolute_path, connect, run_jobs
 from .workers import predictions_of, predictions_to_json, resolved_dtype
 
@@ -83,7 +91,7 @@ class PredictSettings:
         """What is asked, by video, without regard to the limit. [`DataError`] for wrong records or questions."""
         if self.records is not None:
             return jobs_of_records(self.records, self.media_folder)
-        listed = [{"question": text} for text in self.question]
+        listed = [checked_question({"question": text}) for text in self.question]
         listed += read_questions(self.questions) if self.questions else []
         return jobs_of_folder(self.media_folder, listed)
 

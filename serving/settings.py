@@ -32,9 +32,9 @@ class ModelSettings(Protocol):
     min_component_fraction: float | None
 
 
-def component_fraction(given: float | None, preset: str | None) -> float:
-    """How large a part of a mask must be, as a fraction of the mask, to be kept: by default 0.05, and with the preset
-    "published" 0, since the release drops nothing."""
+def component_fraction(given: float | None, preset: str) -> float:
+    """How large a part of a mask must be, as a fraction of the mask, to be kept: by default 0.05, and for a model with
+    the preset "published" 0, since the release drops nothing."""
     if given is not None:
         return given
     return 0.0 if preset == "published" else COMPONENT_FRACTION
@@ -48,7 +48,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", choices=("published", "consistent"), help="default: the model's own")
     parser.add_argument(
         "--min-component-fraction", type=float, metavar="F",
-        help="drop specks smaller than this fraction of their mask (default: 0.05; 0 with --preset published)",
+        help="drop specks smaller than this fraction of their mask (default: 0.05; 0 with the preset published)",
     )  # fmt: skip
     parser.add_argument(
         "--trust-remote-code", action="store_true", help="run the code of a model on the Hub instead of this package's"
@@ -62,10 +62,10 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def check_model_options(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
-    """Fills in the default that depends on another option; ends the program if a value is wrong."""
-    arguments.min_component_fraction = component_fraction(arguments.min_component_fraction, arguments.preset)
-    if not 0 <= arguments.min_component_fraction <= 1:
-        parser.error(f"--min-component-fraction must lie between 0 and 1, got {arguments.min_component_fraction}")
+    """Ends the program if a value is wrong."""
+    fraction = arguments.min_component_fraction
+    if fraction is not None and not 0 <= fraction <= 1:
+        parser.error(f"--min-component-fraction must lie between 0 and 1, got {fraction}")
 
 
 def limit_malloc_arenas() -> None:
@@ -93,5 +93,5 @@ def make_engine(settings: ModelSettings, limits: Limits) -> "Engine":
         settings.memory_pool,
         settings.compile,
     )
-    fraction = component_fraction(settings.min_component_fraction, settings.preset)
+    fraction = component_fraction(settings.min_component_fraction, model.config.preset)
     return Engine(model, processor, limits, fraction, compile_options={} if settings.compile else None)

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from transformers import AutoModel, AutoProcessor, TextIteratorStreamer, TextStreamer, pipeline
 
-from sama.templates_sama import CHAT_TEMPLATES
+from sama.rendered_text_sama import TextReader
+from sama.templates_sama import CHAT_TEMPLATES, TURN_FORMATS, render_messages
 
 
 ROOT = Path(__file__).parent.parent
@@ -251,6 +252,26 @@ def test_text_of_another_template_is_no_question(processor):
     text = processor.apply_chat_template(messages, chat_template="phi3_chat", tokenize=False)
     with pytest.raises(ValueError, match="was not written by this processor's chat template"):
         processor(text=text, videos=CLIP)
+
+
+def test_text_of_a_template_that_begins_with_a_token_is_known(processor):
+    """The token stands in front of the system message, not of the question."""
+    template, tokens = CHAT_TEMPLATES["internlm2_chat"], {"bos_token": "<s>"}
+    reader = TextReader(template, tokens, processor.family.tags, TURN_FORMATS["newlines"])
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi."}]
+    for start in (0, 1):
+        assert reader.is_rendered(render_messages(messages[start:], template, tokens, True).text)
+    assert not reader.is_rendered("Hi.")
+
+
+@pytest.mark.parametrize(("first", "second"), [({}, {"num_frames": 12}), ({"num_frames": 12}, {})])
+def test_both_steps_choose_as_many_frames(processor, first, second):
+    video = np.zeros((100, 16, 16, 3), dtype=np.uint8)
+    messages = question({"type": "video", "video": video}, text_part("Hi."))
+    text = processor.apply_chat_template(messages, tokenize=False, **first)
+    with pytest.raises(ValueError, match="context tokens for a question, but this call .* the same `num_frames`"):
+        processor(text=text, videos=video, **second)
+    assert "input_ids" in processor(text=text, videos=video, **first)
 
 
 @pytest.mark.parametrize("regions", [[], [BOX, BOX]])

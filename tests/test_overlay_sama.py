@@ -172,6 +172,13 @@ def test_video_refuses_a_frame_rate(tmp_path, fps):
         write_video(tmp_path / "a.mp4", [grey_frame()], fps=fps)
 
 
+@pytest.mark.parametrize("name", ["answer.png", "answer.webm", "answer"])
+def test_other_formats_are_refused(tmp_path, name):
+    with pytest.raises(ValueError, match=f"{name} must end in .mp4"):
+        write_video(tmp_path / name, [grey_frame()], fps=5)
+    assert not list(tmp_path.iterdir())
+
+
 def test_video_without_pyav_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setattr(overlay_sama, "av", None)
     with pytest.raises(ImportError, match="pip install av"):

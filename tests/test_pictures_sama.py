@@ -161,16 +161,20 @@ def transparent(mode):
         picture.putpixel((1, 0), (7, 8, 9))
         picture.info["transparency"] = (7, 8, 9)
         return picture
+    if mode == "I;16":
+        picture = Image.fromarray(np.array([[60 * 257, 7]], dtype=np.uint16))
+        picture.info["transparency"] = 7
+        return picture
     full, none = {"LA": ((60, 255), (60, 0)), "RGBA": ((200, 0, 0, 255), (200, 0, 0, 0))}[mode]
     picture = Image.new(mode, (2, 1), full)
     picture.putpixel((1, 0), none)
     return picture
 
 
-@pytest.mark.parametrize("mode", ["P", "RGB", "LA", "RGBA"])
+@pytest.mark.parametrize("mode", ["P", "RGB", "LA", "RGBA", "I;16"])
 def test_transparent_pixels_lie_on_white(tmp_path, mode):
     transparent(mode).save(tmp_path / "a.png", **transparent(mode).info)
-    expected = [[[60] * 3 if mode == "LA" else [200, 0, 0], [255, 255, 255]]]
+    expected = [[[60] * 3 if mode in ("LA", "I;16") else [200, 0, 0], [255, 255, 255]]]
     np.testing.assert_array_equal(read_still(tmp_path / "a.png"), expected)
     np.testing.assert_array_equal(to_rgb(transparent(mode)), expected)
 
@@ -248,6 +252,8 @@ def test_a_first_picture_for_viewers_without_animations_is_not_shown(tmp_path):
     pictures[0].save(path, save_all=True, append_images=pictures[1:], default_image=True, duration=100)
     video = SamaVideo.open(path)
     assert [frame[0, 0, 0] for frame in video] == [10, 20]
+    pictures[0].save(path, save_all=True, append_images=pictures[1:2], default_image=True, duration=100)
+    assert SamaVideo.open(path).is_image and read_still(path)[0, 0, 0] == 10
 
 
 def test_several_pictures_of_a_phone_are_one_image(tmp_path):
@@ -367,3 +373,4 @@ def test_what_no_path_is(tmp_path, monkeypatch):
 def test_natural_order():
     names = ["f10.png", "f2.png", "F1.png", "f02b.png", "10.png", "9.png", "f2.jpg"]
     assert sorted(names, key=natural_key) == ["9.png", "10.png", "F1.png", "f2.jpg", "f2.png", "f02b.png", "f10.png"]
+    assert sorted(["f1.png", "f"], key=natural_key) == ["f", "f1.png"]

@@ -179,6 +179,8 @@ def test_time_instead_of_a_frame(video):
             Region(time=time, box=(0, 0, 9, 9))
     with pytest.raises(ValueError, match="takes either a frame or a time, got frame 3 and 1.0 s"):
         Region(frame=3, time=1.0, box=(0, 0, 9, 9))
+    with pytest.raises(ValueError, match="takes either a frame or a time, got frame 0 and 1.0 s"):
+        prepared({"frame": 0, "time": 1.0, "box": (0, 0, 9, 9)}, video)
 
 
 # Boxes and points
@@ -254,6 +256,9 @@ def nested(depth: int) -> list:
         ({"points": np.array(3.0)}, r"must be a list of \(x, y\) pairs"),
         ({"points": torch.tensor(3.0)}, r"must be a list of \(x, y\) pairs"),
         ({"frame": [0, 3], "points": torch.tensor(3.0)}, "takes one prompt a frame, got 2 frames, 1 points prompts"),
+        ({"frame": [0], "points": 7}, "takes one prompt a frame, got 1 frames, 1 points prompts"),
+        ({"frame": [0], "mask": {"size": [20, 30], "counts": "0"}}, "1 mask prompts and 1 lists of labels; give each"),
+        ({"frame": [0], "points": [[(3, 5)]], "labels": 1}, "takes one prompt a frame"),
         ({"box": torch.tensor([True] * 4)}, "takes 4 numbers"),
         ({"box": torch.tensor([1j] * 4)}, "takes 4 numbers"),
         ({"box": nested(5000)}, "takes 4 numbers"),

@@ -26,6 +26,7 @@ except ImportError:
     pass
 
 # Time base of uneven frame times; 90 kHz is the clock of MPEG
+MP4_SUFFIXES = (".mp4", ".m4v", ".mov")  # names under which players expect the format that is written
 TIME_BASE = Fraction(1, 90000)
 # Sound that MP4 holds and browsers play; everything else is encoded as AAC, which takes these rates
 COPIED_SOUND = frozenset({"aac", "ac3", "alac", "eac3", "flac", "mp3", "mp3float", "opus", "libopus"})
@@ -112,8 +113,9 @@ class VideoWriter:
     Raises:
         ImportError: if PyAV is not installed.
         OSError: if the file cannot be written.
-        ValueError: if the frame rate is not a positive number, frames differ in size, no frame was written, there are
-            more frames than in `source`, or the file is that of `source` or of its sound.
+        ValueError: if the name is not that of an MP4, the frame rate is not a positive number, frames differ in size,
+            no frame was written, there are more frames than in `source`, or the file is that of `source` or of its
+            sound.
     """
 
     def __init__(self, path: str | os.PathLike, fps: float, source: Any = None, keyframe_interval: int | None = None):
@@ -122,6 +124,10 @@ class VideoWriter:
         if not (fps and math.isfinite(fps) and fps > 0):
             raise ValueError(f"A video needs a frame rate above 0, got {fps}.")
         self.path = Path(path)
+        if self.path.suffix.lower() not in MP4_SUFFIXES:
+            raise ValueError(
+                f"Videos are written as MP4: the name {self.path} must end in {' or '.join(MP4_SUFFIXES)}."
+            )
         # Below 1 the period is rounded: with a denominator of at most 1001, slow rates become others, or zero
         rate, period = (Fraction(value).limit_denominator(1001) for value in (fps, 1 / fps))
         self.fps = rate if fps >= 1 else 1 / period

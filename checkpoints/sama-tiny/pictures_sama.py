@@ -105,10 +105,10 @@ def existing_file(source: str | os.PathLike) -> str:
     return path
 
 
-def natural_key(name: str) -> list:
+def natural_key(name: str) -> tuple[list, str]:
     """Sorts names as people count: frame_2 before frame_10."""
     parts = re.split(r"(\d+)", name)
-    return [*((int(part) if index % 2 else part.casefold()) for index, part in enumerate(parts)), name]
+    return [int(part) if index % 2 else part.casefold() for index, part in enumerate(parts)], name
 
 
 def pictures_in_folder(folder: str) -> tuple[list[str], list[str]]:
@@ -173,8 +173,8 @@ def just_opened_rgb(image: Image.Image, upright: bool) -> np.ndarray:
 
 
 def _scaled_grey(image: Image.Image) -> np.ndarray:
-    """Grey of more than 8 bits as uint8, white staying white."""
-    values = np.asarray(image)
+    """Grey of more than 8 bits as uint8, white staying white; what is transparent becomes white."""
+    values, transparent = np.asarray(image), image.info.get("transparency")
     limit = 1.0 if image.mode == "F" else 65535
     smallest, largest = values.min(), values.max()
     if not (0 <= smallest and largest <= limit):
@@ -182,7 +182,8 @@ def _scaled_grey(image: Image.Image) -> np.ndarray:
             f"its pixels of mode {image.mode} go from {smallest} to {largest}, where 0 to {limit:g} is expected; "
             "save it with 8 or 16 bits"
         )
-    return np.rint(values * (255.0 / limit)).astype(np.uint8)
+    grey = np.rint(values * (255.0 / limit)).astype(np.uint8)
+    return grey if transparent is None else np.where(values == transparent, np.uint8(255), grey)
 
 
 def resize_frame(frame: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -278,6 +279,8 @@ def read_still(path: str, upright: bool = True) -> np.ndarray:
         count = number_of_frames(image)
         if count > 1:
             raise PictureError(f"'{path}' is animated, with {count} frames: give it as a video, not as one picture.")
+        if image.info.get("default_image", False):  # a picture in front of the only frame, see `number_of_frames`
+            image.seek(getattr(image, "n_frames", 1) - 1)
         return just_opened_rgb(image, upright)
 
 

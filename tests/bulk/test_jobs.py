@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bulk_fixtures import CLIP, PICTURE, RING, ScriptedModel, true_tracks, write_media
+from PIL import Image
 from processor_fixtures import tiny_processor
 
 from sama.bulk.jobs import (
@@ -124,6 +125,18 @@ def test_a_folder_and_questions(media, tmp_path):
     assert read_questions(tmp_path / "q.txt") == [{"question": "One?"}, {"question": "Two ö?"}]
 
 
+def test_animated_pictures_are_videos(tmp_path):
+    rng = np.random.default_rng(0)
+    frames = [Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8)) for _ in range(3)]
+    frames[0].save(tmp_path / "moving.webp", save_all=True, append_images=frames[1:], lossless=True)
+    frames[0].save(tmp_path / "still.webp")
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    broken, moving, still = jobs_of_folder(tmp_path, [{"question": "What?"}])
+    assert [list(job.visual) for job in (broken, moving, still)] == [["image"], ["video"], ["image"]]
+    assert [answers(job, tmp_path)[0].num_frames for job in (moving, still)] == [3, 1]
+    assert "broken.png" in answers(broken, tmp_path)[0].error
+
+
 def test_other_questions_have_another_digest(media):
     first, second = (jobs_of_folder(media, [{"question": text}]) for text in ("One?", "Two?"))
     assert digest_of(first, media) != digest_of(second, media)
@@ -164,7 +177,13 @@ def test_wrong_questions_are_named(tmp_path, line, message):
 
 
 def test_broken_files_of_questions_are_named(tmp_path):
-    for name, content in (("a.jsonl", b"{"), ("b.jsonl", b'{"question": "\\ud800"}'), ("c.txt", b"\xff\xfe")):
+    contents = {
+        "a.jsonl": b"{",
+        "b.jsonl": b'{"question": "\\ud800"}',
+        "c.txt": b"\xff\xfe",
+        "d.txt": b"What is <region>?",
+    }
+    for name, content in contents.items():
         (tmp_path / name).write_bytes(content + b"\n")
         with pytest.raises(DataError, match=name):
             read_questions(tmp_path / name)

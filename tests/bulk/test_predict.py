@@ -59,6 +59,14 @@ def test_answers_are_parquet(media, tmp_path, model, capsys):
     assert rows["broken.mp4#1"]["turns"] == [] and "broken.mp4" in rows["broken.mp4#1"]["error"]
 
 
+@pytest.mark.parametrize(
+    ("question", "message"), [("What is <region>?", "has 0 regions for 1 <region>"), (" ", "is empty")]
+)
+def test_a_question_that_cannot_be_asked_ends_before_a_model_is_loaded(media, tmp_path, capsys, question, message):
+    assert run(tmp_path / "out", media, "--question", question) == 1
+    assert message in capsys.readouterr().err
+
+
 def test_a_file_name_that_is_not_unicode_fails_its_questions_alone(media, tmp_path, model):
     folder = tmp_path / os.fsdecode(b"\xe9")
     try:

@@ -7,6 +7,7 @@ from foreign_checkpoints import CHAT_TOKENS, SAMA_TOKENS
 
 from sama.conversion.files import CheckpointError
 from sama.conversion.tokenizers import load_tokenizer
+from sama.prompts_sama import decode_answer
 
 
 sentencepiece = pytest.importorskip("sentencepiece", reason="needed for the 8B's tokenizer: pip install sentencepiece")
@@ -48,6 +49,13 @@ def test_same_tokens_as_sentencepiece(folder):
     assert tokenizer.convert_tokens_to_ids("<|im_end|>") == pieces.piece_to_id(FREE[1])
     assert len(tokenizer) == pieces.get_piece_size() + 8
     assert (tokenizer.bos_token, tokenizer.eos_token) == ("<s>", "</s>")
+
+
+def test_blanks_stay_behind_the_tags_of_answers(folder):
+    """A tokenizer that drops the first blank of what it decodes gets the tag in front of the words."""
+    tokenizer = load_tokenizer([folder])
+    ids = tokenizer("<p> The man </p> [SEG] pets a dog.", add_special_tokens=False)["input_ids"]
+    assert decode_answer(ids, tokenizer) == "<p> The man </p> [SEG] pets a dog."
 
 
 def test_missing_token_is_an_error(folder):

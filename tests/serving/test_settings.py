@@ -12,17 +12,20 @@ from sama.serving.loading import DEFAULT_MODEL, compile_tracker, load_model
 
 
 @pytest.mark.parametrize(
-    ("given", "preset", "fraction"), [(None, None, 0.05), (None, "published", 0.0), (0.2, "published", 0.2)]
+    ("given", "preset", "fraction"), [(None, "consistent", 0.05), (None, "published", 0.0), (0.2, "published", 0.2)]
 )
 def test_an_engine_is_made_from_settings(monkeypatch, given, preset, fraction):
-    monkeypatch.setattr(settings, "load_model", lambda *arguments: ("/".join(map(str, arguments)), "processor"))
+    """The preset is that of the loaded model; the command line names none."""
+    loaded, asked = SimpleNamespace(config=SimpleNamespace(preset=preset)), []
+    monkeypatch.setattr(settings, "load_model", lambda *arguments: asked.append(arguments) or (loaded, "processor"))
     monkeypatch.setattr(engine, "Engine", lambda *arguments, **options: (*arguments, options))
-    model = SimpleNamespace(model="m", device="cpu", dtype="auto", preset=preset, trust_remote_code=False)
+    model = SimpleNamespace(model="m", device="cpu", dtype="auto", preset=None, trust_remote_code=False)
     model.memory_pool, model.compile = None, True
     model.min_component_fraction = given
     limits = Limits(feature_bytes=7)
-    expected = (f"m/cpu/auto/{preset}/False/None/True", "processor", limits, fraction, {"compile_options": {}})
+    expected = (loaded, "processor", limits, fraction, {"compile_options": {}})
     assert settings.make_engine(model, limits) == expected
+    assert asked == [("m", "cpu", "auto", None, False, None, True)]
 
 
 @pytest.mark.parametrize("settings", [{"model_type": "sa2va_chat"}, {"llm_config": {}, "vision_config": {}}])
