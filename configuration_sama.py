@@ -30,11 +30,13 @@ class FrameTags(NamedTuple):
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PRESETS = ("published", "consistent")
-REGION_SHAPES = ("mask", "box")
 REGION_PROMPTS = ("encoded", "cells", "none")
-SEG_STATES = ("after_norm", "before_norm")
-MEMORY_RULES = ("original", "transformers")
-PROMPTED_MEMORY = ("as_decoded", "masks")
+CHOICES = {
+    "region_shape": ("mask", "box"),
+    "memory_rules": ("original", "transformers"),
+    "prompted_memory": ("as_decoded", "masks"),
+    "seg_state": ("after_norm", "before_norm"),
+}
 PADDING_LABEL = -10  # of prompt points that are none, as in SAM 2's prompt encoder
 EDGETAM_ENCODER = "edgetam_vision_model"  # the published one; another may be a Hiera as in SAM 2
 # Settings of the model that the processor needs too. They are stored once, in the model's `config.json`.
@@ -286,25 +288,25 @@ class SamaConfig(PreTrainedConfig):
         if isinstance(self.aggregator_config, dict):
             self.aggregator_config = SamaAggregatorConfig(**self.aggregator_config)
         super().__post_init__(**kwargs)
-        choices = {
-            "region_shape": REGION_SHAPES,
-            "memory_rules": MEMORY_RULES,
-            "prompted_memory": PROMPTED_MEMORY,
-            "seg_state": SEG_STATES,
-        }
-        for name, allowed in choices.items():
-            if vars(self)[name] not in allowed:
-                raise ValueError(f"`{name}` must be one of {allowed}, got {vars(self)[name]!r}.")
-        encoded = self.aggregator_config is not None
         if self.region_prompts is None:
-            self.region_prompts = "encoded" if encoded else "none"
-        if self.region_prompts not in REGION_PROMPTS or encoded != (self.region_prompts == "encoded"):
-            allowed = "encoded with" if encoded else "cells or none without"
-            raise ValueError(f"`region_prompts` must be {allowed} aggregator, got {self.region_prompts!r}.")
+            self.region_prompts = "none" if self.aggregator_config is None else "encoded"
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # `from_pretrained(preset=...)` sets it after the other settings were checked
-        super().__setattr__(name, check_preset(value) if name == "preset" else value)
+        # Choices are checked here: `from_pretrained(preset=...)` sets them when the constructor is done
+        if name == "preset":
+            value = check_preset(value)
+        elif name == "region_prompts" and value is not None:
+            self.check_region_prompts(value)
+        elif name in CHOICES and value not in CHOICES[name]:
+            raise ValueError(f"`{name}` must be one of {CHOICES[name]}, got {value!r}.")
+        super().__setattr__(name, value)
+
+    def check_region_prompts(self, value: Any) -> None:
+        """Raises `ValueError` unless the model can read regions in this way."""
+        encoded = self.aggregator_config is not None
+        if value not in REGION_PROMPTS or encoded != (value == "encoded"):
+            allowed = "encoded with" if encoded else "cells or none without"
+            raise ValueError(f"`region_prompts` must be {allowed} aggregator, got {value!r}.")
 
     def read_former_settings(self, kwargs: dict) -> dict:
         """Puts what files of earlier versions hold where it is now, and returns the rest."""

@@ -54,14 +54,11 @@ class TokenCounts:
 
     Attributes:
         total (`int`): Tokens of the whole conversation.
-        after_answers (`list[int]`): Tokens of the conversation if it ended after its first answer, its second, ...;
-            empty if it does not end with an answer, since what follows a last answer is not known then.
-        cut_regions (`list[int]`): For each question about the video, how many of its regions the Q-Former cannot read
-            because the question is too long.
+        cut_regions (`list[int]`): For each user turn, how many of its regions the Q-Former cannot read because the
+            question is too long.
     """
 
     total: int
-    after_answers: list[int]
     cut_regions: list[int]
 
 
@@ -259,18 +256,12 @@ def one_for_each(name: str, values, number: int, default) -> list:
 
 def count_tokens(written: WrittenConversation, tokenizer, qformer_tokenizer, qformer_max_length: int) -> TokenCounts:
     """How long a conversation is, see [`TokenCounts`]."""
-    text, spans = written.rendered.text, written.rendered.answer_spans
-    ids, is_answer = tokenize_text(tokenizer, written.rendered)
-    after_answers = []
-    if spans and written.parsed.messages[-1].role == "assistant":
-        closing, _ = tokenize_text(tokenizer, RenderedText(text[spans[-1][1] :], [], []))
-        ends = [end for end in range(1, len(ids) + 1) if is_answer[end - 1] and not (is_answer[end:] or [0])[0]]
-        after_answers = [end + len(closing) for end in ends]
+    ids, _ = tokenize_text(tokenizer, written.rendered)
     if qformer_tokenizer is None:
-        return TokenCounts(len(ids), after_answers, [0] * len(written.turns))
+        return TokenCounts(len(ids), [0] * len(written.turns))
     _, kept = tokenize_questions(written.turns, qformer_tokenizer, qformer_max_length)
     cut = [turn.num_regions - found for turn, found in zip(written.turns, kept, strict=True)]
-    return TokenCounts(len(ids), after_answers, cut)
+    return TokenCounts(len(ids), cut)
 
 
 def common_prefix(first: torch.Tensor, second: torch.Tensor) -> int:

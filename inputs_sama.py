@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields, replace
 
 import torch
 
-from .configuration_sama import PADDING_LABEL
+from .configuration_sama import PADDING_LABEL, TEXT_TOKEN
 
 
 @dataclass
@@ -112,7 +112,8 @@ class SamaMaskTargets:
 
     def check(self, num_segs: list[int]) -> None:
         """Raises `ValueError` unless every conversation has a mask for each of its [SEG]s in each of its frames."""
-        found = [tuple(masks.shape[:2]) for masks in self.target_masks]
+        shapes = [tuple(masks.shape[:2]) for masks in self.target_masks]
+        found = [(objects, frames if objects else 0) for objects, frames in shapes]
         wanted = [(segs, frames if segs else 0) for segs, frames in zip(num_segs, self.counts, strict=True)]
         if found != wanted or sum(self.counts) != len(self.sam_pixel_values):
             raise ValueError(
@@ -137,6 +138,30 @@ class SamaMaskTargets:
 
 
 VISUAL_INPUT_NAMES = tuple(field.name for field in fields(SamaVisualInputs))
+
+
+def check_answers(token_types: torch.Tensor, num_answers: int) -> None:
+    """Raises `ValueError` unless `token_types` (B, L) has `num_answers` rows, all alike, for each conversation."""
+    if num_answers == 1:
+        return
+    if num_answers < 1 or len(token_types) % num_answers:
+        raise ValueError(f"`num_answers` is {num_answers}, but there are {len(token_types)} rows of `input_ids`.")
+    if (token_types.unflatten(0, (-1, num_answers)) != token_types[::num_answers].unsqueeze(1)).any():
+        raise ValueError(
+            f"Of `num_answers={num_answers}` rows that share a conversation, some have other `mm_token_type_ids` than "
+            "the first; are rows of one prompt consecutive?"
+        )
+
+
+def check_no_placeholders(token_types: torch.Tensor | None) -> None:
+    """Raises `ValueError` for placeholders in `token_types` (B, L), for which there are no frames. A step of decoding,
+    which would wait for the GPU, has none."""
+    count = 0 if token_types is None or token_types.shape[1] < 2 else int((token_types != TEXT_TOKEN).sum())
+    if count:
+        raise ValueError(
+            f"`mm_token_type_ids` marks {count} tokens as frames, context or regions, but 0 frames were given; "
+            "`pixel_values` is missing."
+        )
 
 
 def unpadded(frames: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:

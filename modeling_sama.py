@@ -41,6 +41,8 @@ from .inputs_sama import (
     VISUAL_INPUT_NAMES,
     SamaMaskTargets,
     SamaVisualInputs,
+    check_answers,
+    check_no_placeholders,
     context_rows,
     first_rows,
     gather_spans,
@@ -410,7 +412,9 @@ class SamaModel(SamaPreTrainedModel):
     def encode_blank_frame(self) -> torch.Tensor:
         """Zero, from a black frame: a process whose samples are text alone runs the vision tower too."""
         frames = self.encode_frames(*self.family.blank_frame(self.backbone))
-        return 0.0 * sum(tokens.sum() for tokens in (frames.features, frames.deepstack) if tokens is not None)
+        return 0.0 * sum(
+            tokens.sum(dtype=torch.float32) for tokens in (frames.features, frames.deepstack) if tokens is not None
+        )
 
     def encode_visual(self, visual: SamaVisualInputs) -> SamaVisualInputs:
         """`visual` with features in place of pixels, and with masks in place of clicks and boxes."""
@@ -427,6 +431,7 @@ class SamaModel(SamaPreTrainedModel):
         states of its first layers: a mask (B, L) and for each level of it the features of the marked positions."""
         inputs_embeds = self.get_input_embeddings()(input_ids)
         if visual.pixel_values is None and visual.frame_features is None:
+            check_no_placeholders(mm_token_type_ids)
             touched = self.encode_blank_frame() if self.is_distributed_training else 0.0
             return inputs_embeds + touched, None
         refuse_offloaded(self)
@@ -573,8 +578,7 @@ class SamaForConditionalGeneration(SamaPreTrainedModel, GenerationMixin):
             seg_recorder.record_step(outputs.seg_states, outputs.get(CACHE))
         logits, losses = self.score_text(hidden_states, labels, logits_to_keep, num_items_in_batch)
         if target_masks is not None:
-            is_seg = labels == self.config.seg_token_id
-            losses |= self.score_masks(outputs.seg_states, is_seg, targets, num_masks_in_batch)
+            losses |= self.score_masks(outputs.seg_states, labels, targets, num_masks_in_batch)
             losses["loss"] = self.total_loss(losses) + touched
         kept = {name: outputs[name] for name in (CACHE, "hidden_states", "attentions") if name in outputs}
         return SamaOutput(logits=logits, last_hidden_state=hidden_states, **kept, **losses)
@@ -606,11 +610,14 @@ class SamaForConditionalGeneration(SamaPreTrainedModel, GenerationMixin):
     def score_masks(
         self,
         hidden_states: torch.Tensor,
-        is_seg: torch.Tensor,
+        labels: torch.Tensor | None,
         targets: SamaMaskTargets,
         num_masks_in_batch: int | torch.Tensor | None,
     ) -> dict[str, torch.Tensor]:
-        """The mask losses by name and `mask_iou`, where `is_seg` (B, L) marks the [SEG]s; zeros without any."""
+        """The mask losses by name and `mask_iou`, at the [SEG]s among `labels` (B, L); zeros without any."""
+        if labels is None:
+            raise ValueError("`target_masks` need `labels`, which say what [SEG] each mask belongs to.")
+        is_seg = labels == self.config.seg_token_id
         num_segs = is_seg.sum(1).tolist()
         targets.check(num_segs)
         if not sum(num_segs):
@@ -674,7 +681,7 @@ class SamaForConditionalGeneration(SamaPreTrainedModel, GenerationMixin):
 
         Raises:
             ValueError: for several sequences a prompt (beams, `num_return_sequences`): frames belong to one
-            conversation.
+            conversation. If states are asked for: for a static cache, and for `input_ids` without their beginning.
         """
         if "cache" in kwargs:
             kwargs[CACHE] = kwargs.pop("cache")
@@ -691,11 +698,17 @@ class SamaForConditionalGeneration(SamaPreTrainedModel, GenerationMixin):
         input_ids = inputs if inputs is not None else kwargs.get("input_ids")
         if input_ids is None:
             raise ValueError("`generate` needs `input_ids`: [SEG] tokens are found by their id.")
+        attention_mask = kwargs.get("attention_mask")
+        if attention_mask is not None and attention_mask.shape[1] != input_ids.shape[1]:
+            raise ValueError(
+                f"`attention_mask` has {attention_mask.shape[1]} columns for {input_ids.shape[1]} `input_ids`: give "
+                "all ids of the conversation, also those in the cache."
+            )
         recorder = SegRecorder(self.config.seg_token_id, input_ids.shape[1])
         with kwargs.get("decoding_slot") or nullcontext():
             output = super().generate(inputs, seg_recorder=recorder, **kwargs)
         if recorder.missing(output.sequences):
-            self.read_last_token(output, kwargs.get("attention_mask"), kwargs.get("position_ids"), recorder)
+            self.read_last_token(output, attention_mask, kwargs.get("position_ids"), recorder)
         seg_states = recorder.collect(output.sequences, self.config.text_config.hidden_size)
         return SamaGenerateOutput(**output, seg_states=seg_states)
 
@@ -850,19 +863,6 @@ def refuse_offloaded(model: nn.Module) -> None:
             )
 
 
-def check_answers(token_types: torch.Tensor, num_answers: int) -> None:
-    """Raises `ValueError` unless `token_types` (B, L) has `num_answers` rows, all alike, for each conversation."""
-    if num_answers == 1:
-        return
-    if num_answers < 1 or len(token_types) % num_answers:
-        raise ValueError(f"`num_answers` is {num_answers}, but there are {len(token_types)} rows of `input_ids`.")
-    if (token_types.unflatten(0, (-1, num_answers)) != token_types[::num_answers].unsqueeze(1)).any():
-        raise ValueError(
-            f"Of `num_answers={num_answers}` rows that share a conversation, some have other `mm_token_type_ids` than "
-            "the first; are rows of one prompt consecutive?"
-        )
-
-
 def prompted_masks(
     logits: torch.Tensor, points: torch.Tensor, labels: torch.Tensor, config: SamaConfig
 ) -> torch.Tensor:
@@ -877,14 +877,14 @@ def prompted_masks(
     """
     masks = (logits > 0).float()
     size = masks.shape[-1]
-    cells = (points * size / config.mask_config.image_size).long().clamp(0, size - 1)
-    for mask, own_cells, own_labels in zip(masks[:, 0], cells, labels, strict=True):
-        clicked = own_cells[own_labels == 1]
+    points = (points * size / config.mask_config.image_size).clamp(min=0)
+    for mask, own_points, own_labels in zip(masks[:, 0], points, labels, strict=True):
+        clicked = own_points[own_labels == 1].long().clamp(max=size - 1)
         mask[clicked[:, 1], clicked[:, 0]] = 1.0
-        corners = own_cells[(own_labels == 2) | (own_labels == 3)]
+        corners = own_points[(own_labels == 2) | (own_labels == 3)]
         if len(corners) and not mask.any():
-            (left, top), (right, bottom) = corners.tolist()
-            mask[top : bottom + 1, left : right + 1] = 1.0
+            (left, top), (right, bottom) = corners[0].long().tolist(), corners[1].ceil().long().tolist()
+            mask[top:bottom, left:right] = 1.0
             logger.warning_once("SAM 2 found nothing in a box; the whole box is taken as the region.")
         if config.region_shape == "box" and mask.any():
             rows, columns = mask.nonzero(as_tuple=True)

@@ -416,7 +416,8 @@ class SamaMaskTracker(nn.Module):
             num_frames (`int`): length of the video.
             prompted_frames (`Sequence[int]`): frames in which the prompts hold, in increasing order.
             frame_features (`Callable`): frame index to the [`FrameFeatures`] of that one frame; asked once a frame.
-                With a row for each object instead, objects of several videos of one length are tracked together.
+                With a row for each object instead, objects of several videos of one length are tracked together;
+                not by compiled parts.
 
         Yields:
             [`TrackedFrame`], in the order of processing.

@@ -280,7 +280,7 @@ def read_still(path: str, upright: bool = True) -> np.ndarray:
         if count > 1:
             raise PictureError(f"'{path}' is animated, with {count} frames: give it as a video, not as one picture.")
         if image.info.get("default_image", False):  # a picture in front of the only frame, see `number_of_frames`
-            image.seek(getattr(image, "n_frames", 1) - 1)
+            image.seek(image.n_frames - 1)  # type: ignore[attr-defined]
         return just_opened_rgb(image, upright)
 
 

@@ -30,10 +30,11 @@ def without(name: str):
         (lambda inputs: inputs.update(position_ids=inputs["position_ids"][0]), r"got those of shape \(1, \d+\)"),
         (without("frame_grids"), "`frame_grids` is needed"),
         (without("mm_token_type_ids"), "without `mm_token_type_ids`"),
+        (without("pixel_values"), r"marks \d+ tokens as frames, context or regions, but 0 frames were given"),
         (lambda inputs: inputs.update(frame_grids=inputs["frame_grids"] + 1), r"\d+ rows.*\d+ patches"),
         (lambda inputs: inputs.update(dense_frames=inputs["dense_frames"][:1]), r"\d+ dense frame placeholders.*\d+"),
     ],
-    ids=["positions", "plain positions", "grids", "types", "other grids", "fewer frames"],
+    ids=["positions", "plain positions", "grids", "types", "pixels", "other grids", "fewer frames"],
 )
 def test_inputs_that_lack_something_are_refused(qwen, change, message):
     model, processor = qwen

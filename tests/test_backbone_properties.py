@@ -315,3 +315,16 @@ def test_a_frames_grid_is_the_one_that_its_pixels_are_cut_by(qwen, height, width
     made = image_processor(images=[picture], return_tensors="pt")["image_grid_thw"][0] // image_processor.merge_size
     rows, columns = processor.family.frame_grid(image_processor, height, width)
     assert [rows, columns] == made[1:].tolist() and rows * columns <= processor.max_frame_tokens
+
+
+@pytest.mark.parametrize(("height", "width"), [(40, 8000), (8000, 40), (20, 3990)])
+def test_no_frame_has_more_tokens_than_is_said(qwen, height, width):
+    """Long ones have one row of tokens, which may be more pixels than a frame has otherwise."""
+    _, processor = qwen
+    size = processor.image_processor.size
+    processor.image_processor.size = size | {"shortest_edge": 16, "longest_edge": 128 * 28**2}
+    try:
+        rows, columns = processor.family.frame_grid(processor.image_processor, height, width)
+        assert rows * columns <= processor.max_frame_tokens
+    finally:
+        processor.image_processor.size = size

@@ -8,7 +8,13 @@ from processor_fixtures import box_part, tiny_processor, user, video_part
 from tiny_model import tiny_config, tiny_model
 
 from sama.configuration_sama import CONTEXT_TOKEN, SamaConfig
-from sama.modeling_sama import VISUAL_INPUT_NAMES, SamaForConditionalGeneration, SamaVisualInputs, SegRecorder
+from sama.modeling_sama import (
+    VISUAL_INPUT_NAMES,
+    SamaForConditionalGeneration,
+    SamaVisualInputs,
+    SegRecorder,
+    prompted_masks,
+)
 from sama.objects_sama import Region
 from sama.processing_sama import SamaProcessor
 
@@ -68,6 +74,29 @@ def test_configuration_survives_saving(saved_model):
 def test_settings_that_do_not_fit_are_refused(overrides, message):
     with pytest.raises(ValueError, match=message):
         tiny_config(**overrides)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"preset": "official"},
+        {"region_shape": "boxes"},
+        {"memory_rules": "transformer"},
+        {"prompted_memory": "mask"},
+        {"seg_state": "after"},
+        {"region_prompts": "cells"},
+    ],
+)
+def test_choices_are_checked_wherever_they_are_given(saved_model, overrides):
+    """`from_pretrained` sets them after the configuration was made."""
+    ((name, value),) = overrides.items()
+    for give in (
+        lambda: tiny_config(**overrides),
+        lambda: SamaConfig.from_pretrained(saved_model[1], **overrides),
+        lambda: setattr(tiny_config(), name, value),
+    ):
+        with pytest.raises(ValueError, match=f"{name}.*{value}"):
+            give()
 
 
 def text_inputs(length: int = 7) -> dict:
@@ -240,6 +269,21 @@ def test_a_final_seg_without_cache_says_what_to_do():
         generate(tiny_model(), [4, SEG], use_cache=False)
 
 
+def test_states_with_a_static_cache_say_what_to_do():
+    model, arguments = tiny_model(), {"cache_implementation": "static", "logits_processor": [Dictated([4, SEG])]}
+    with pytest.raises(ValueError, match=r"states of \[SEG\] are not kept with a static cache"):
+        generate(model, [4, SEG], cache_implementation="static")
+    ids = model.generate(**text_inputs(), max_new_tokens=2, do_sample=False, **arguments)
+    assert ids[0, -2:].tolist() == [4, SEG]
+
+
+def test_all_ids_of_a_conversation_are_needed():
+    """Columns of a cache are counted from its beginning."""
+    inputs = text_inputs()
+    with pytest.raises(ValueError, match="`attention_mask` has 7 columns for 3 `input_ids`"):
+        generate(tiny_model(), [SEG], inputs | {"input_ids": inputs["input_ids"][:, 4:]})
+
+
 def test_recorder_gives_the_states_of_new_seg_tokens_alone():
     recorder = SegRecorder(SEG, prompt_length=2)
     recorder.record(torch.arange(3.0).reshape(1, 3, 1), first_position=0)
@@ -345,3 +389,11 @@ def test_what_a_region_selects_does_not_depend_on_regions_beside_it(in_batch):
     alone = torch.cat([masks((region,)) for region in regions])
     assert all(0 < mask.mean() < 1 for mask in alone)
     assert torch.equal(masks(*((region,) for region in regions) if in_batch else (regions,)), alone)
+
+
+def test_a_box_in_which_nothing_is_found_is_filled_with_the_cells_that_it_touches():
+    config = tiny_config()
+    cell = config.mask_config.image_size / 16
+    corners = torch.tensor([[[2.0, 2.5], [5.0, 4.5]]]) * cell
+    masks = prompted_masks(torch.full((1, 1, 16, 16), -1.0), corners, torch.tensor([[2, 3]]), config)
+    assert masks[0, 0].nonzero().tolist() == [[row, column] for row in (2, 3, 4) for column in (2, 3, 4)]

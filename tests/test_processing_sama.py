@@ -442,16 +442,6 @@ def test_count_tokens_counts_tokens_and_regions_out_of_reach():
     assert (short.count_tokens(messages).total, short.count_tokens(messages).cut_regions) == (tokens, [2])
 
 
-def test_count_tokens_after_each_answer(processor):
-    messages = [user(video_part(), "One?"), assistant("Yes."), user("Two?"), assistant("No.")]
-    counts = processor.count_tokens(messages)
-    for number, count in enumerate(counts.after_answers, start=1):
-        batch = processor.apply_chat_template(messages[: 2 * number], add_generation_prompt=False)
-        assert count == batch["input_ids"].shape[1]
-    assert len(counts.after_answers) == 2 and counts.total == counts.after_answers[1]
-    assert processor.count_tokens(messages[:3]).after_answers == []
-
-
 def test_frames_are_an_argument(processor):
     frames = FrameChoice(context=[4, 9, 2], dense=[9, 4], prompted=[9, 4])
     batch = processor.apply_chat_template([user(video_part(30), "What?")], frames=frames)

@@ -123,6 +123,19 @@ def test_without_masks_the_mask_losses_are_exactly_zero(model):
     assert all(parameter.grad is None for parameter in model.model.mask_tracker.parameters())
 
 
+def test_no_masks_in_frames_with_a_count(model):
+    batch = batch_of((0, 3))
+    batch["target_masks"] = [torch.zeros(0, 3, 24, 32, dtype=torch.bool)]
+    assert model(**batch).mask_loss == 0
+
+
+def test_masks_need_labels(model):
+    batch = batch_of((1, 2))
+    batch.pop("labels")
+    with pytest.raises(ValueError, match="`target_masks` need `labels`"):
+        model(**batch)
+
+
 def test_the_heads_of_sam_learn_only_by_losses_of_their_own(model):
     decoder = model.model.mask_tracker.sam.mask_decoder
     heads = [*decoder.iou_prediction_head.parameters(), *decoder.pred_obj_score_head.parameters()]

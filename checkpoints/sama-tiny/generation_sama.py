@@ -44,7 +44,13 @@ class SegRecorder:
             self.states[first_position + column] = hidden_states[:, column]
 
     def record_step(self, hidden_states: torch.Tensor, cache: Cache | None) -> None:
-        """[`record`] for a step of generation, after which `cache` holds these tokens too."""
+        """[`record`] for a step of generation, after which `cache` holds these tokens too; `ValueError` for a cache of
+        fixed size, whose steps the library may compile and which has no room for [SEG] as the last token."""
+        if cache is not None and cache.is_compileable:
+            raise ValueError(
+                "The states of [SEG] are not kept with a static cache: leave out `cache_implementation`, or generate "
+                "without `return_dict_in_generate`."
+            )
         past = 0 if cache is None else cache.get_seq_length()
         self.record(hidden_states, max(0, past - hidden_states.shape[1]))
 
@@ -359,7 +365,7 @@ class DecodingBatch:
             self._point(last)
         slot.cache = None
         if not self.slots:
-            self.layers, self.num_rows, self.num_columns = [], 0, 0
+            self.layers, self.cache, self.num_rows, self.num_columns = [], None, 0, 0  # the buffers are given back
 
 
 def decode(model, input_ids, attention_mask, position_ids, cache) -> tuple[torch.Tensor, torch.Tensor]:

@@ -321,7 +321,9 @@ class Qwen25VLFamily(BackboneFamily):
         return resized[0] // side, resized[1] // side
 
     def max_frame_tokens(self, image_processor: Any) -> int:
-        return image_processor.size["longest_edge"] // (image_processor.patch_size * image_processor.merge_size) ** 2
+        side, most = image_processor.patch_size * image_processor.merge_size, image_processor.size["longest_edge"]
+        # A frame that is much longer than high has one row of tokens, also where that is more than `most` pixels
+        return max(most // side**2, math.isqrt(MAX_ASPECT_RATIO * most) // side)
 
     def frame_pixel_values(self, image_processor: Any, frames: Sequence[Image.Image]) -> torch.Tensor:
         """Float tensor of shape `(num_patches, values_per_patch)`."""
