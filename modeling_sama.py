@@ -699,12 +699,7 @@ class SamaForConditionalGeneration(SamaPreTrainedModel, GenerationMixin):
         if input_ids is None:
             raise ValueError("`generate` needs `input_ids`: [SEG] tokens are found by their id.")
         attention_mask = kwargs.get("attention_mask")
-        if attention_mask is not None and attention_mask.shape[1] != input_ids.shape[1]:
-            raise ValueError(
-                f"`attention_mask` has {attention_mask.shape[1]} columns for {input_ids.shape[1]} `input_ids`: give "
-                "all ids of the conversation, also those in the cache."
-            )
-        recorder = SegRecorder(self.config.seg_token_id, input_ids.shape[1])
+        recorder = SegRecorder.of_prompt(self.config.seg_token_id, input_ids, attention_mask)
         with kwargs.get("decoding_slot") or nullcontext():
             output = super().generate(inputs, seg_recorder=recorder, **kwargs)
         if recorder.missing(output.sequences):
@@ -786,7 +781,12 @@ class SamaForConditionalGeneration(SamaPreTrainedModel, GenerationMixin):
         # A class registers for one auto class; this is the library's newer name for the same one
         classes = {"AutoModelForMultimodalLM": "modeling_sama.SamaForConditionalGeneration"}
         self.config.auto_map = classes | (vars(self.config).get("auto_map") or {})
-        super().save_pretrained(save_directory, **{"save_original_format": False, **kwargs})
+        # FSDP2 puts the model into a class of its own, and the library would save the code of that one
+        sharded, self.__class__ = type(self), next(c for c in type(self).__mro__ if not c.__name__.startswith("FSDP"))
+        try:
+            super().save_pretrained(save_directory, **{"save_original_format": False, **kwargs})
+        finally:
+            self.__class__ = sharded
 
     # ---- talk -------------------------------------------------------------------------------------------------------
 

@@ -29,25 +29,25 @@ class Collator(ABC):
     def __call__(self, samples: Sequence[Sample | None]) -> dict:
         kept = [sample for sample in samples if sample is not None]
         try:
-            return self.collate(kept)
+            return self.collate(kept, len(samples))
         except MEDIA_ERRORS:
             whole = [sample for sample in kept if self.is_whole(sample)]
             if len(whole) == len(kept):  # none of the samples is the cause
                 raise
-            return self.collate(whole)
+            return self.collate(whole, len(samples))
 
     def is_whole(self, sample: Sample) -> bool:
         """Whether a sample can be collated alone; if not, it is left out."""
         try:
-            self.collate([sample])
+            self.collate([sample], 1)
         except MEDIA_ERRORS as error:
             self.leave_out(sample, error)
             return False
         return True
 
     @abstractmethod
-    def collate(self, samples: Sequence[Sample]) -> dict:
-        """The batch of these samples, which may be none."""
+    def collate(self, samples: Sequence[Sample], size: int) -> dict:
+        """The batch of these samples, which may be none; the others of `size` were left out."""
 
 
 def broken_sample(sample: Sample, error: Exception) -> DataError:
@@ -90,7 +90,7 @@ class SamaCollator(Collator):
         super().__init__(processor, leave_out)
         self.with_memory = with_memory
 
-    def collate(self, samples: Sequence[Sample]) -> dict:
+    def collate(self, samples: Sequence[Sample], size: int) -> dict:
         kept = list(samples) or [blank_sample()]
         batch = self.processor.apply_chat_template(
             [sample.messages for sample in kept],
@@ -101,9 +101,9 @@ class SamaCollator(Collator):
         )
         answers = batch.pop("assistant_masks").bool()
         batch["labels"] = batch["input_ids"].masked_fill(~answers, IGNORED)
-        size = self.processor.sam_image_size
+        side = self.processor.sam_image_size
         frames = [self.processor.sam_pixel_values(s.video[frame]) for s in kept for frame in s.frames]
-        batch["sam_pixel_values"] = torch.stack(frames) if frames else torch.zeros(0, 3, size, size)
+        batch["sam_pixel_values"] = torch.stack(frames) if frames else torch.zeros(0, 3, side, side)
         batch["sam_frame_counts"] = torch.tensor([len(sample.frames) for sample in kept])
         batch["target_masks"] = [torch.from_numpy(sample.targets) for sample in kept]
         batch["point_seeds"] = torch.tensor([sample.point_seed for sample in kept])

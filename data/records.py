@@ -288,6 +288,8 @@ def _check_visual(record: dict) -> int | None:
         if number is not None and not 1 <= number <= MAX_FRAMES:
             raise DataError(f"is {number}, expected 1 to {MAX_FRAMES} frames", field="video.num_frames")
         return number
+    if video.get("stride", 1) != 1 or "num_frames" in video:
+        raise DataError("is a list, of which all are used: leave out stride and num_frames", field="video.frames")
     for position, frame in enumerate(frames):
         require_type(frame, str, f"video.frames[{position}]")
     if not frames:

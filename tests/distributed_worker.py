@@ -172,6 +172,7 @@ def fsdp(file: Path) -> dict:
     }
     if rank == 0:
         torch.save(weights, file)
+        model.save_pretrained(file.with_suffix(""), state_dict=weights)
     return {"wrapper": type(model).__name__, "units": sharded, "num_units": len(units), "kinds": kinds}
 
 

@@ -195,7 +195,11 @@ def test_other_settings_are_refused_or_accepted(copied_run, capsys):
     before = state_of(folder)
     resumed = {"resume_from_checkpoint": folder / "checkpoint-4"}
     for options, told in (
-        ({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps was 1 and is 2. Resume with the values"),
+        ({"learning_rate": 5e-4}, "learning_rate was 0.001 and is 0.0005. Resume with the values"),
+        (
+            {"gradient_accumulation_steps": 2, "accept_changes": True},
+            "gradient_accumulation_steps was 1 and is 2. The order of samples cannot",
+        ),
         (
             {"per_device_train_batch_size": 1},
             "per_device_train_batch_size was 2 and is 1. The order of samples cannot",
@@ -220,9 +224,12 @@ def test_other_settings_are_refused_or_accepted(copied_run, capsys):
         ({"mixture": "/absent.yaml"}, "absent.yaml: there is no such file"),
         ({"train_parts": "nose"}, "train_parts has nose"),
         ({"config": "/absent.yaml"}, "/absent.yaml"),
+        ({"config": "open.yaml"}, "open.yaml"),
     ],
 )
-def test_mistakes_end_in_one_sentence(checkpoint, whole_run, tmp_path, capsys, options, told):
+def test_mistakes_end_in_one_sentence(checkpoint, whole_run, tmp_path, monkeypatch, capsys, options, told):
+    monkeypatch.chdir(tmp_path)
+    Path("open.yaml").write_text("learning_rate: [1e-5")
     words = flags(checkpoint, whole_run[1], tmp_path / "out", **STEPS)
     assert train.main([*words, *(word for name, value in options.items() for word in (f"--{name}", value))]) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]

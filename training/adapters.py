@@ -16,6 +16,7 @@ PART_MODULES = {
     "seg_head": ("seg_projection.0", "seg_projection.2"),
     "sam_encoder": ("sam.vision_encoder",),
     "mask_decoder": ("sam.mask_decoder",),
+    "sam_heads": ("sam.mask_decoder.iou_prediction_head", "sam.mask_decoder.pred_obj_score_head"),
 }
 POSSIBLE_PARTS = ("vision_tower", "projector", *PART_MODULES)
 # Whole names from the root on: bitsandbytes skips what begins with one of them, and matches no name in the middle
@@ -60,16 +61,17 @@ def add_lora(model: nn.Module, options: ModelConfig, parts: Sequence[str]) -> nn
     Raises:
         ValueError: if one of `parts` cannot be fully trained together with LoRA.
     """
-    from peft import get_peft_model, prepare_model_for_kbit_training
+    from peft import get_peft_model
 
     wrong = [part for part in parts if part not in POSSIBLE_PARTS]
     if wrong:
         raise ValueError(
             f"train_parts has {', '.join(wrong)}, which cannot be fully trained together with LoRA; remove "
-            f"{'it' if len(wrong) == 1 else 'them'}. Possible parts: {', '.join(POSSIBLE_PARTS)}."
+            f"{'it' if len(wrong) == 1 else 'them'}{' and --memory_training' if 'memory' in wrong else ''}. Possible "
+            f"parts: {', '.join(POSSIBLE_PARTS)}."
         )
-    if options.load_in_4bit or options.load_in_8bit:
-        model = prepare_model_for_kbit_training(model)
+    # Not PEFT's `prepare_model_for_kbit_training`, which casts all that is frozen and not quantized to float32
+    model.requires_grad_(False)
     options.lora_target_modules = options.lora_target_modules or LORA_TARGETS
     options.lora_modules_to_save = saved_modules(model, parts, options.lora_modules_to_save or ())
     return get_peft_model(model, get_peft_config(options))

@@ -87,6 +87,11 @@ class SamaTrainingArguments(TrainingArguments):
                 raise ValueError(f"{name} is {vars(self)[name]!r}, but this training does not use it; leave it out")
         self.parts  # noqa: B018  raises for an unknown part
         super().__post_init__()
+        if self.n_gpu > 1:  # the library would cut every batch in pieces, whatever belongs together
+            raise ValueError(
+                f"one process sees {self.n_gpu} GPUs: start one for each with `accelerate launch`, or choose one with "
+                "CUDA_VISIBLE_DEVICES=0"
+            )
 
     @property
     def parts(self) -> tuple[str, ...]:

@@ -271,7 +271,8 @@ class SamaGRPOTrainer(ResumableTrainer, GRPOTrainer):
             masks = sum(weight * outputs[name] for name, weight in weights.items())
             self._metrics["train"]["best_answer_mask_loss"].append(float(masks))
             loss = loss + self.args.best_answer_mask_loss * masks / self.current_gradient_accumulation_steps
-        if self.args.world_size > 1:  # all processes exchange the gradients of all trained parameters
+        # All processes exchange the gradients of all trained parameters; a batch without a video may use none of them
+        if self.args.world_size > 1 or not loss.requires_grad:
             loss = loss + 0.0 * sum(p.sum() for p in model.parameters() if p.requires_grad)
         if not torch.isfinite(loss):
             self.fail(f"the loss is {loss.item():g}")

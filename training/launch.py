@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+import yaml
+from accelerate.utils import gather_object
 from transformers.utils import logging
 from trl import ModelConfig
 
@@ -102,7 +104,7 @@ def run_trainer(trainer: ResumableTrainer, program: str, base: str) -> int:
 
 def finish(trainer: ResumableTrainer, base: str | None = None) -> None:
     """Saves the trained model with its processor, the trainer state and, with `base`, a model card that names the
-    model it was made from, and prints how many samples were skipped."""
+    model it was made from, and prints how many samples all processes have skipped since they were started."""
     trainer.model.config.trained = True
     folder = Path(trainer.args.output_dir)
     with trainer.writing("the trained model"):
@@ -112,10 +114,12 @@ def finish(trainer: ResumableTrainer, base: str | None = None) -> None:
         trainer.save_state()  # with it the run is finished
         if base and trainer.is_world_process_zero():
             write_model_card(folder, base)  # in place of PEFT's empty template
-    for source, counts in trainer.train_dataset.report().items():
-        if trainer.is_world_process_zero() and (counts["skipped"] or counts["shortened"]):
-            print(f"{source}: {counts}")
+    reports = gather_object([trainer.train_dataset.report()])
     if trainer.is_world_process_zero():
+        for source in reports[0]:
+            counts = {name: sum(report[source][name] for report in reports) for name in reports[0][source]}
+            if counts["skipped"] or counts["shortened"]:
+                print(f"{source}: {counts}")
         print(f"Saved to {folder}")
 
 
@@ -136,9 +140,12 @@ def run_program(program: str, parse: Callable, run: Callable, arguments: Sequenc
         print(f"{program}: {sentence_of(error)}", file=sys.stderr, flush=True)
         return 1
 
+    words = sys.argv[1:] if arguments is None else arguments
     try:
+        if words and words[-1] == "--config":
+            raise ValueError("--config is the last word: it needs the name of a file")
         training, data, options = parse(arguments)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         return stop(error)
     try:
         # Before the model is loaded, which takes long

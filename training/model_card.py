@@ -32,6 +32,7 @@ model = PeftModel.from_pretrained(AutoModel.from_pretrained("{base}", trust_remo
 ```"""
 
 
+FOLDER_OF_BASE = "FOLDER_OF_THE_MODEL_THAT_IT_WAS_TRAINED_ON"
 CARD_TAG = "sama"  # of each card that is written here
 
 
@@ -73,6 +74,13 @@ def base_model_of(folder: Path) -> str | None:
     """The Hub's name of the model that this one was made from, if its card or its adapter's settings name one."""
     base = read_if_there(folder / "adapter_config.json").get("base_model_name_or_path")
     return hub_name(base) if base else card_metadata(folder).get("base_model")
+
+
+def base_name_of(adapter: dict) -> str:
+    """What the card of an adapter loads it on: the model on the Hub, or words for a folder, which readers do not have.
+    The model that such a folder was converted from is another one, without SAMA's code."""
+    base = str(adapter.get("base_model_name_or_path"))
+    return FOLDER_OF_BASE if Path(base).exists() or base != hub_name(base) else base
 
 
 def write_model_card(folder: Path, base: str) -> None:
@@ -124,7 +132,7 @@ regions, and grounds phrases of its answers in mask tracks ([paper](https://arxi
 {f"{chr(10)}It was made from [{origin}](https://huggingface.co/{origin}).{chr(10)}" if origin else ""}{untrained}
 ## Usage
 
-{usage.format(repo=repo, base=origin or adapter.get("base_model_name_or_path"))}
+{usage.format(repo=repo, base=base_name_of(adapter))}
 
 Loading runs this repository's code (`trust_remote_code=True`). Requires transformers 5.17 to 5.24, `torch` and `av`.
 

@@ -1,6 +1,6 @@
 """The named parts of a SAMA, their parameters, and which of them are trained."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 
 from torch import nn
 
@@ -27,7 +27,7 @@ PART_PREFIXES = {
     "memory": ("model.mask_tracker.",),
 }
 PUBLISHED_PARTS = ("aggregator", "seg_head", "mask_decoder", "projector")
-ALL_PARTS = "all"
+ALL_PARTS, HEADS = "all", "sam_heads"
 SAVED = ".modules_to_save.default."  # in the names of parameters that PEFT saves whole with an adapter
 # Parameters that training never uses: mask prompts, SAM 2's encoding of frames without memory, and the lowest level of
 # SAM 3's pyramid
@@ -95,28 +95,39 @@ def is_adapter(name: str) -> bool:
 def freeze_all_but(model: nn.Module, parts: Sequence[str]) -> None:
     """
     Makes the named parts trainable, and the modules that PEFT saves with an adapter; freezes the rest. Adapters are
-    unchanged. Parameters that get no gradient are frozen too.
+    unchanged. Parameters that get no gradient are frozen too, and so are SAM 2's heads unless they are named, although
+    PEFT saves them with the mask decoder.
 
     Raises:
         ValueError: if no parameter of a part gets a gradient.
     """
-    trained = set()
+    present, trained = set(), set()
     for name, parameter in model.named_parameters():
         if is_adapter(name):
             continue
         part = part_of(name)
-        named = (part in parts or SAVED in name) and ".original_module." not in name
-        wanted = named and receives_gradient(name, model.config)
+        named = part in parts or (SAVED in name and part != HEADS)
+        wanted = named and ".original_module." not in name and receives_gradient(name, model.config)
         parameter.requires_grad_(wanted)
+        present.add(part)
         trained.update({part} if wanted else ())
-    missing = [part for part in parts if part not in trained]
-    if "sam_heads" in missing and len(parts) >= len(PART_PREFIXES) - 1:
-        missing.remove("sam_heads")  # `all` includes it only if its losses are on
+    is_all = len(parts) >= len(PART_PREFIXES) - 1
+    # `all` is what the model has, and the heads only if their losses are on
+    optional = {HEADS, *(part for part in PART_PREFIXES if part not in present)} if is_all else set()
+    missing = [part for part in parts if part not in trained | optional]
     if missing:
-        raise ValueError(
-            f"No parameter of {', '.join(missing)} gets a gradient. SAM 2's heads have their own losses: set "
-            "iou_loss_coefficient and presence_loss_coefficient in the model's configuration"
-        )
+        raise ValueError(untrained_message(missing, present))
+
+
+def untrained_message(missing: Sequence[str], present: Container[str]) -> str:
+    """Why no parameter of these parts is trained."""
+    absent = [part for part in missing if part not in present]
+    if absent:
+        own = ", ".join(part for part in PART_PREFIXES if part in present)
+        return f"train_parts has {', '.join(absent)}, which this model does not have; its parts are {own}"
+    hint = ". They have losses of their own: set iou_loss_coefficient and presence_loss_coefficient in the model's "
+    hint = f"{hint}configuration" if HEADS in missing else ""
+    return f"No parameter of {', '.join(missing)} gets a gradient{hint}"
 
 
 def hold_trained_in_float32(model: nn.Module) -> None:

@@ -207,19 +207,19 @@ class PromptCollator(Collator):
         prompts      list of [`Prompt`]
         sam_frames   list of float tensors `(num_frames, 3, S, S)`: the frames of each prompt as SAM 2 inputs
 
-    Skipped samples (`None`) are left out. A batch without any other holds a question without a reference, so that
-    every process of a run has a batch.
+    In the place of skipped samples (`None`), which come last, stands a question without a reference: every process of
+    a run has equally many prompts, since trl gathers tensors of answers without padding.
 
     Args:
         processor, leave_out: As in [`Collator`].
     """
 
-    def collate(self, samples: Sequence[Sample]) -> dict:
+    def collate(self, samples: Sequence[Sample], size: int) -> dict:
         prompts = [prompt_of(sample, self.processor.tokenizer) for sample in samples]
         asked = [replace(sample, messages=sample.messages[:-1]) for sample in samples]
-        if not samples:
-            asked = [blank_sample()]
-            prompts = [Prompt("", "", asked[0].messages[0]["content"][0]["text"])]
+        for blank in [blank_sample()] * (size - len(samples)):
+            asked.append(blank)
+            prompts.append(Prompt("", "", blank.messages[0]["content"][0]["text"]))
         inputs = self.processor.apply_chat_template(
             [sample.messages for sample in asked],
             turn_format=[sample.turn_format for sample in asked],
@@ -229,6 +229,6 @@ class PromptCollator(Collator):
 
     def sam_frames(self, prompt: Prompt) -> torch.Tensor:
         """The frames of a prompt as SAM 2 inputs."""
-        size = self.processor.sam_image_size
+        side = self.processor.sam_image_size
         frames = [self.processor.sam_pixel_values(picture) for picture in prompt.pictures]
-        return torch.stack(frames) if frames else torch.zeros(0, 3, size, size)
+        return torch.stack(frames) if frames else torch.zeros(0, 3, side, side)

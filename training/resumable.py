@@ -310,8 +310,12 @@ class ResumableTrainer(Trainer):
         return super().train(resume_from_checkpoint=None if path is None else str(path), **kwargs)
 
     def check_order(self, checkpoint: Path) -> None:
-        """Raises `ValueError` if the checkpoint's run had a different order of samples."""
-        sampler = self.sampler
+        """Raises `ValueError` if the checkpoint's run had a different order of samples, or other updates: the library
+        counts the batches that were read in updates."""
+        name, sampler = "gradient_accumulation_steps", self.sampler
+        before, now = read_json(checkpoint / FINGERPRINT_FILE)["decisive"][name], vars(self.args)[name]
+        if before != now:
+            raise ValueError(f"{name} was {before} and is {now}")
         fresh = MixtureSampler(
             self.train_dataset.lengths,
             sampler.batch_size,

@@ -37,6 +37,18 @@ class SegRecorder:
         self.seg_token_id, self.prompt_length = seg_token_id, prompt_length
         self.states: dict[int, torch.Tensor] = {}  # column to (B, width)
 
+    @classmethod
+    def of_prompt(
+        cls, seg_token_id: int, input_ids: torch.Tensor, attention_mask: torch.Tensor | None
+    ) -> "SegRecorder":
+        """One for a prompt (B, L); `ValueError` if only its end is given, and its beginning is in a cache."""
+        if attention_mask is not None and attention_mask.shape[1] != input_ids.shape[1]:
+            raise ValueError(
+                f"`attention_mask` has {attention_mask.shape[1]} columns for {input_ids.shape[1]} `input_ids`: give "
+                "all ids of the conversation, also those in the cache."
+            )
+        return cls(seg_token_id, input_ids.shape[1])
+
     def record(self, hidden_states: torch.Tensor, first_position: int) -> None:
         """Keeps those of `hidden_states` (B, L, width) that are behind the prompt; the first stands at
         `first_position`."""

@@ -82,6 +82,8 @@ def test_text_image_and_toy_records_are_valid():
         (changed("video", "frames", value=[]), "field 'video.frames': is empty."),
         (changed("video", "frames", 1, value=1), "field 'video.frames[1]': is a whole number where a string is"),
         (changed("video", "stride", value=0), "field 'video.stride': is smaller than 1."),
+        (changed("video", "stride", value=4), "field 'video.frames': is a list, of which all are used"),
+        (changed("video", "num_frames", value=2), "field 'video.frames': is a list, of which all are used"),
         (changed("video", "strides", value=4), "field 'video.strides': is unknown; a video has frames, num_frames, "),
         (changed("video", remove=True), "field 'objects': needs a video or an image that shows the objects."),
         (changed("objects", "7", "masks", value=[MASK]), "field 'objects.7.masks': has 1 masks for 2 frames."),

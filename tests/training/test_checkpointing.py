@@ -148,11 +148,15 @@ def test_adapters_behind_frozen_patch_embeddings_get_their_gradients(case):
 
 @pytest.mark.parametrize("case", CASES[:1], indirect=True, ids=" ".join)
 def test_qlora_prepares_a_model_without_its_frozen_encoders(case):
-    """PEFT enables checkpointing before anything is frozen. A CPU does not compute in 4 bits, only the flag is set."""
+    """A CPU does not compute in 4 bits, only the flag is set. What is frozen and not quantized keeps its dtype."""
     model, batch = model_of(case), case[1]
     model.is_loaded_in_4bit = True
+    dtypes = {parameter.dtype for parameter in model.bfloat16().parameters()}
+    model.gradient_checkpointing_enable({"use_reentrant": True})
     model = add_lora(model, ModelConfig(use_peft=True, load_in_4bit=True, lora_r=2, lora_dropout=0.0), ("projector",))
-    freeze_all_but(model.double(), ("projector",))
+    freeze_all_but(model, ("projector",))
+    assert {parameter.dtype for parameter in model.parameters() if not parameter.requires_grad} == dtypes
+    model.double()
     step = Step(model, batch)
     assert step.in_encoders() == (0, 0)
     assert all(gradient.any() for name, gradient in step.gradients.items() if ".lora_B." in name)

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from tiny_model import tiny_model
 from torch.distributed.run import __file__ as torchrun
 from training_fixtures import toy_mixture
+from transformers import AutoModel
 
 from sama.training.parts import PUBLISHED_PARTS, part_of
 from sama.training.sharding import REPLICATED, SHARDABLE
@@ -117,6 +118,11 @@ def test_fsdp2_equals_one_process(sharded, expected):
     assert report["units"] == [*units, "FSDPSamaForConditionalGeneration"]
     assert (report["world"], report["kinds"], report["num_units"]) == (2, ["DTensor"], 4)
     assert_same_weights(folder / "fsdp2.pt", expected)
+    saved = folder / "fsdp2"
+    assert report["wrapper"].startswith("FSDP") and (saved / "modeling_sama.py").is_file()
+    assert not list(saved.glob("_fsdp*")) and "fsdp" not in (saved / "config.json").read_text(encoding="utf-8").lower()
+    loaded = AutoModel.from_pretrained(saved, trust_remote_code=True)
+    assert set(loaded.state_dict()) == set(expected)
 
 
 @pytest.fixture(scope="module")

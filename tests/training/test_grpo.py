@@ -229,8 +229,25 @@ def test_a_batch_of_skipped_samples_has_no_advantages(idle):
     counts = asked.report()["toy"]
     assert (counts["skipped"], counts["read"]) == (found.count(None), 6 - found.count(None))
     assert None in found and {one.info[-1]["kind"] for one in found if one is not None} == set(kinds)
-    inputs = trainer._prepare_inputs(PromptCollator(trainer.processing_class)([None, None]))
-    assert inputs["completion_ids"].shape[0] == 3 and not inputs["advantages"].any()
+    collate = PromptCollator(trainer.processing_class)
+    inputs = trainer._prepare_inputs(collate([None, None]))
+    assert inputs["completion_ids"].shape[0] == 6 and not inputs["advantages"].any()
+    # Without LoRA, a question without a video may have no trained part in its graph
+    trained = {name: each.requires_grad for name, each in trainer.model.named_parameters()}
+    trainer.model.requires_grad_(False)
+    trainer.model.model.context_aggregator.requires_grad_(True)
+    trainer.compute_loss(trainer.model, inputs).backward()
+    for name, each in trainer.model.named_parameters():
+        each.requires_grad_(trained[name])
+
+
+def test_every_process_has_as_many_prompts(idle):
+    """Skipped samples are filled up: trl gathers a value of each answer from all processes without padding."""
+    trainer, batch = idle
+    sample = trainer.train_dataset[0]
+    found = PromptCollator(trainer.processing_class)([None, sample])
+    assert [prompt.reference is None for prompt in found["prompts"]] == [False, True]
+    assert len(found["inputs"]["input_ids"]) == len(batch["inputs"]["input_ids"]) == 2
 
 
 def test_an_answer_that_nobody_judged_is_no_best_one(idle):

@@ -78,9 +78,16 @@ def test_settings_that_would_change_nothing_are_refused(tmp_path, name, value):
         SamaTrainingArguments(output_dir=str(tmp_path), **{name: value})
 
 
+def test_one_process_uses_one_gpu(tmp_path, monkeypatch):
+    monkeypatch.setattr(SamaTrainingArguments, "n_gpu", property(lambda self: 2))
+    with pytest.raises(ValueError, match="one process sees 2 GPUs: start one for each with `accelerate launch`"):
+        SamaTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+
+
 @pytest.mark.parametrize("fp16", [True, False])
 def test_bfloat16_is_the_default_of_gpus_unless_float16_is_given(tmp_path, monkeypatch, fp16):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
     monkeypatch.setattr(TrainingArguments, "__post_init__", lambda self: None)  # it would move to the GPU
+    monkeypatch.setattr(TrainingArguments, "n_gpu", 1)
     assert SamaTrainingArguments(output_dir=str(tmp_path), fp16=fp16).bf16 is not fp16

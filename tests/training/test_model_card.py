@@ -28,7 +28,9 @@ def test_card_of_an_untrained_model(tmp_path):
 
 def test_card_of_an_adapter(tmp_path):
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "you/base"}', encoding="utf-8")
-    data = ModelCard(model_card(tmp_path, "me/toy", "mit")).data
+    card = model_card(tmp_path, "me/toy", "mit")
+    data = ModelCard(card).data
+    assert 'AutoModel.from_pretrained("you/base", trust_remote_code=True), "me/toy")' in card
     assert (data.license, data.library_name, data.base_model) == ("mit", "peft", "you/base")
 
 
@@ -50,6 +52,7 @@ def test_a_model_inherits_licence_and_origin(tmp_path):
     write_model_card(adapter, str(base))
     card = (adapter / "README.md").read_text()
     assert "Model ID" not in card and ModelCard(card).data.base_model == "them/sama"
+    assert 'AutoModel.from_pretrained("FOLDER_OF_THE_MODEL_THAT_IT_WAS_TRAINED_ON"' in card, "them/sama is not SAMA"
 
 
 def test_a_licence_that_nobody_named_is_not_invented(tmp_path):

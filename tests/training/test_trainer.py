@@ -7,12 +7,19 @@ import resource
 import pytest
 import torch
 from processes import finish, start_group
+from tiny_model import tiny_config, tiny_model
 from training_fixtures import history, record_rank, record_run, save_checkpoint, toy_mixture, trainer_of
 from transformers import TrainerCallback
+from trl import ModelConfig
 
+from sama.configuration_sama import SamaConfig
+from sama.modeling_sama import SamaForConditionalGeneration
+from sama.training.adapters import add_lora
 from sama.training.parts import (
     PART_PREFIXES,
     PUBLISHED_PARTS,
+    freeze_all_but,
+    is_adapter,
     parameter_table,
     parse_parts,
     part_of,
@@ -22,6 +29,7 @@ from sama.training.trainer import STAGING, TrainingError, find_checkpoint
 
 
 TALK_AND_MASKS = {"dialogue": 1}
+MASK_PARTS = ("seg_head", "mask_decoder")
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +121,26 @@ def test_all_parts_and_memory():
 def test_heads_without_a_loss_are_an_error(checkpoint, tmp_path):
     with pytest.raises(ValueError, match="sam_heads.*iou_loss_coefficient"):
         trainer_of(checkpoint, toy_mixture(tmp_path), tmp_path / "out", train_parts="sam_heads")
+
+
+def test_parts_that_a_model_does_not_have_are_named():
+    """A Sa2VA has no aggregator."""
+    settings = tiny_config().to_dict() | {"aggregator_config": None, "region_prompts": "none"}
+    model = SamaForConditionalGeneration(SamaConfig(**settings))
+    with pytest.raises(ValueError, match="train_parts has aggregator, which this model does not have; its parts are "):
+        freeze_all_but(model, PUBLISHED_PARTS)
+    freeze_all_but(model, parse_parts("all"))
+    assert set(MASK_PARTS) < {part_of(name) for name, p in model.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("parts", [MASK_PARTS, (*MASK_PARTS, "sam_heads")])
+def test_lora_trains_the_heads_of_sam_only_if_they_are_named(parts):
+    """PEFT saves them with the mask decoder in any case."""
+    model = tiny_model(iou_loss_coefficient=1.0, presence_loss_coefficient=1.0)
+    model = add_lora(model, ModelConfig(use_peft=True, lora_r=2), parts)
+    freeze_all_but(model, parts)
+    named = [(name, p) for name, p in model.named_parameters() if not is_adapter(name)]
+    assert {part_of(name) for name, parameter in named if parameter.requires_grad} == set(parts)
 
 
 # ---- totals of an update --------------------------------------------------------------------------------------------
