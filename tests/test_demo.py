@@ -102,7 +102,7 @@ def chat(monkeypatch):
             chat.video.is_image = True
         return chat
 
-    model = SimpleNamespace(config=SimpleNamespace(trained=False), start_chat=start_chat)
+    model = SimpleNamespace(config=SimpleNamespace(trained=False, preset="consistent"), start_chat=start_chat)
     monkeypatch.setattr(demo, "load_model", lambda *arguments: (model, None))
     return chat
 
