@@ -229,7 +229,6 @@ class Score:
         interval (`(float, float)`, *optional*): 95 % confidence interval.
         chance (`float`, *optional*): The score of random guessing.
         reason (`str`): Why there is no value.
-        lower_is_better (`bool`): Shown in the table.
     """
 
     name: str
@@ -240,7 +239,6 @@ class Score:
     interval: tuple[float, float] | None = None
     chance: float | None = None
     reason: str = ""
-    lower_is_better: bool = False
 
     def __post_init__(self):
         if self.value is None and not self.reason:

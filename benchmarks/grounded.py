@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from sama.metrics.iou import mean_miou, miou
+from sama.metrics.iou import greedy_pairs, mean_miou, miou
 from sama.metrics.recall import GLAMM, GroundedPair, recall
 from sama.metrics.values import PUBLISHED, Value
 from sama.prompts_sama import parse_tagged_text
@@ -51,6 +51,13 @@ def overlap_facts(
         rows = counts.ious(np.nan).tolist()
         facts["published_ious"] = [[None if np.isnan(value) else value for value in row] for row in rows]
     return facts
+
+
+def matched_ious(facts: Mapping) -> list[float]:
+    """The IoU of each true object of one answer with its prediction under greedy matching, 0 without one."""
+    matrix = float_matrix(facts["ious"], len(facts["found"]))
+    pairs = dict(greedy_pairs(matrix))
+    return [float(matrix[truth, pairs[truth]]) if truth in pairs else 0.0 for truth in range(len(matrix))]
 
 
 def turn_value(facts: Mapping) -> float | None:

@@ -21,8 +21,8 @@ from sama.video_sama import SamaVideo
 
 from .benchmark import BenchmarkTurn, Measures, Prediction, Question, Score, Tools
 from .from_catalogue import CatalogueBenchmark
-from .from_records import record_turns
-from .grounded import miou_values, overlap_facts, recall_values, turn_value
+from .from_records import masks_on_video, record_turns
+from .grounded import matched_ious, miou_values, overlap_facts, recall_values, turn_value
 from .region_captions import corpus_rows
 from .rows import mean_row, percent
 
@@ -44,7 +44,8 @@ class GroundedCaptions(CatalogueBenchmark):
         (turn,) = record_turns(record, video, self.source.lookup)
         text = RELEASE_CAPTION_QUESTION if self.preset == "published" else turn.text
         size = (video.height, video.width)
-        truth = [[_empty_if_none(item["masks"][0], size)] for item in record["objects"].values()]
+        tracks = (masks_on_video(record, name, video, self.source.lookup) for name in record["objects"])
+        truth = [[_empty_if_none(track[0], size)] for track in tracks]
         asked = BenchmarkTurn(text, (), turn.reference, truth, turn.info)
         name = self.local_name(record)
         return [Question(name, name, [asked], layout=self.layout)]
@@ -64,8 +65,8 @@ class GroundedCaptions(CatalogueBenchmark):
             "truths": [track[0] for track in turn.targets],
             "guesses": [_empty_if_none(item.masks[0] if item.masks else None, size) for item in answer.objects],
         }
-        best = [max(row, default=0.0) for row in facts["ious"]]
-        return Measures(question.id, question.group, turn_value(facts), best, 1, len(best), facts)
+        ious = matched_ious(facts)
+        return Measures(question.id, question.group, turn_value(facts), ious, 1, len(ious), facts)
 
     def summarise(self, samples: Sequence[Measures], tools: Tools) -> list[Score]:
         facts = [sample.facts for sample in samples]

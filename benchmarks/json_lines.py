@@ -53,7 +53,9 @@ class JsonLinesBenchmark(Benchmark):
     """The records of one file. Their paths are relative to the folder `media`."""
 
     name = "json_lines"
-    version = 2  # before: without system messages; answers without a reference counted 0 in mIoU
+    # 1: without system messages; answers without a reference counted 0 in mIoU. 2: masks that matched nothing were
+    # silence in J and F
+    version = 3
     splits = ("all",)
     options = {"records": "records.jsonl", "media": ".", "history": "own"}
 
@@ -183,9 +185,10 @@ def _masks_row(name: str, values: Sequence[float]) -> Score:
 
 
 def measure_masks(turn: BenchmarkTurn, answer: PredictedTurn, prediction: Prediction) -> dict:
-    """`ious` and `jf` of the true objects under greedy matching, in which missed objects are compared with an empty
-    mask; the `miou` of the answer, which also counts surplus objects, `None` without a reference; and the `presence`
-    of a target and of a prediction, `None` for a question that asks for no masks."""
+    """`ious` and `jf` of the true objects under greedy matching, in which missed objects are compared with a mask that
+    matches none, or an empty one if there is no such mask; the `miou` of the answer, which also counts surplus
+    objects, `None` without a reference; and the `presence` of a target and of a prediction, `None` for a question that
+    asks for no masks."""
     size, num_frames = (prediction.height, prediction.width), prediction.num_frames
     found = [item.masks for item in answer.objects if item.masks]  # text-only records have no masks
     predicted = any_pixel(found, size)
@@ -194,7 +197,9 @@ def measure_masks(turn: BenchmarkTurn, answer: PredictedTurn, prediction: Predic
         return {"ious": [], "miou": float(not predicted), "jf": [pair], "presence": (False, predicted)}
     matrix = track_overlaps(turn.targets, found, num_frames, size).ious()
     pairs = dict(greedy_pairs(matrix))
-    matched = [found[pairs[truth]] if truth in pairs else [] for truth in range(len(turn.targets))]
+    # A mask on something else is not silence, which is right on frames without the object
+    others = iter([masks for guess, masks in enumerate(found) if guess not in pairs.values()])
+    matched = [found[pairs[truth]] if truth in pairs else next(others, []) for truth in range(len(turn.targets))]
     return {
         "ious": [float(matrix[truth, pairs[truth]]) if truth in pairs else 0.0 for truth in range(len(matched))],
         "miou": None if turn.reference is None else miou(matrix),

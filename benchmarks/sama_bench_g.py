@@ -21,7 +21,15 @@ from sama.video_sama import SamaVideo
 from .benchmark import BenchmarkError, Measures, Prediction, Question, Score, Tools
 from .from_catalogue import CatalogueBenchmark
 from .from_records import record_turns
-from .grounded import glamm_recall, miou_values, overlap_facts, recall_values, seg_phrases, turn_value
+from .grounded import (
+    glamm_recall,
+    matched_ious,
+    miou_values,
+    overlap_facts,
+    recall_values,
+    seg_phrases,
+    turn_value,
+)
 from .per_video import caption_values, clair_values, source_rows
 from .published import published_rows
 from .rows import mean_row, percent
@@ -87,7 +95,7 @@ class SamaBenchG(CatalogueBenchmark):
             question.id,
             question.group,
             mean(turn_values, "turns").value,
-            [max(row, default=0.0) for one in answers for row in one["ious"]],
+            [iou for one in answers for iou in matched_ious(one)],
             prediction.num_frames,
             sum(len(turn.targets) for turn in question.turns),
             {"way": last if last in (OWN, REFERENCE) else SINGLE, "answers": answers},
@@ -122,15 +130,17 @@ class SamaBenchG(CatalogueBenchmark):
                 for (asked_as, video), found in answers.items()
                 if asked_as == way
             }
-            rows += self._rows(way, videos, captions)
+            count = sum(len(found) for (asked_as, _), found in answers.items() if asked_as == way)
+            rows += self._rows(way, videos, captions, count)
         return rows
 
-    def _rows(self, way: str, videos: Mapping, captions: Mapping) -> list[Score]:
-        """The rows of one way of asking."""
+    def _rows(self, way: str, videos: Mapping, captions: Mapping, count: int) -> list[Score]:
+        """The rows of one way of asking, by which `count` questions were answered."""
         if not videos:
             return [Score("mIoU", None, 0, f"{WAYS[way]}all", reason="there are no answers")]
         cider = captions[way]["CIDEr"][0]
         one_corpus = mean_row("CIDEr (one corpus)", [percent(cider)], "corpora", f"{WAYS[way]}all", (), cider.reason)
+        one_corpus.count = count
         return [*source_rows(videos, HEADLINES, WAYS[way], FURTHER), one_corpus]
 
     def _video_values(self, answers: Sequence[Mapping], tools: Tools) -> dict:

@@ -15,9 +15,9 @@ Exit codes: 0; 1 if the run failed, with one sentence that says why; 3 if some q
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from ..configuration_sama import check_preset
+from ..data.files import user_path
 from ..metrics.values import PRESETS
 from ..resources import SMALL_MODEL
 from .exports import FORMATS, export
@@ -31,13 +31,13 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, help="folder of the answers")
+    parser.add_argument("--output", type=user_path, required=True, help="folder of the answers")
     asked = parser.add_argument_group("what is asked")
-    asked.add_argument("--records", type=Path, help="JSON Lines of records")
-    asked.add_argument("--media", type=Path, help="folder of their videos; default: that of the records")
-    asked.add_argument("--videos", type=Path, help="instead of records: a folder of videos and pictures")
+    asked.add_argument("--records", type=user_path, help="JSON Lines of records")
+    asked.add_argument("--media", type=user_path, help="folder of their videos; default: that of the records")
+    asked.add_argument("--videos", type=user_path, help="instead of records: a folder of videos and pictures")
     asked.add_argument("--question", action="append", default=[], help="asked about each of them; may be repeated")
-    asked.add_argument("--questions", type=Path, help="file of questions: text, one a line, or JSON Lines")
+    asked.add_argument("--questions", type=user_path, help="file of questions: text, one a line, or JSON Lines")
     asked.add_argument("--limit", type=int, help="only the first LIMIT videos")
     how = parser.add_argument_group("how it is answered")
     how.add_argument("--model", default=str(SMALL_MODEL), help="checkpoint folder, or a name on the Hub")
@@ -49,9 +49,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add_pool_arguments(parser, "-")
     exports = parser.add_argument_group("exports of answers that are there")
     exports.add_argument("--export", choices=FORMATS, help="format; nothing is asked")
-    exports.add_argument("--to", type=Path, help="folder of the export")
+    exports.add_argument("--to", type=user_path, help="folder of the export")
     exports.add_argument("--frames", action="store_true", help="write the frames as pictures, too")
     found = parser.parse_args(arguments)
+    if (folder := user_path(found.model)).is_dir():  # a shell does not expand ~ behind "="
+        found.model = str(folder)
     check(parser, found)
     return found
 

@@ -173,7 +173,9 @@ class StoredFunction(_Function):
     def _picture_of(self, name: str) -> AnsweredVideo:
         # Which of the folders above a picture belong to its name depends on how it came into the task
         parts = PurePosixPath(name).parts
-        found = [one for one in self.videos if _ends_alike(parts, PurePosixPath(one.name).parts)]
+        lengths = [_common_ending(parts, PurePosixPath(one.name).parts) for one in self.videos]
+        most = max(lengths)
+        found = [one for one, length in zip(self.videos, lengths, strict=True) if length == most] if most else []
         if not found:
             raise BulkError(
                 f"{name!r} is not among the {len(self.videos)} pictures with answers, the first of which is "
@@ -187,7 +189,7 @@ class StoredFunction(_Function):
         return found[0]
 
 
-def _ends_alike(one: tuple[str, ...], other: tuple[str, ...]) -> bool:
-    """Whether one of two paths is the end of the other."""
+def _common_ending(one: tuple[str, ...], other: tuple[str, ...]) -> int:
+    """How many parts the shorter of two paths has if it is the end of the other one, else 0."""
     count = min(len(one), len(other))
-    return count > 0 and one[-count:] == other[-count:]
+    return count if one[len(one) - count :] == other[len(other) - count :] else 0

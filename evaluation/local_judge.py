@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import torch
+from jinja2 import TemplateError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from .judges import JudgeError, JudgeSettings, Messages
+from .provenance import checkpoint_hash
 
 
 class LocalJudge:
@@ -31,16 +33,29 @@ class LocalJudge:
             raise JudgeError(f"Cannot load a language model from {folder} as the judge: {error}") from error
         if self.tokenizer.chat_template is None:
             raise JudgeError(f"The tokenizer in {folder} has no chat template, which a judge needs.")
+        self.weights = checkpoint_hash(str(folder))
+        self.has_system_role = self._takes([{"role": "system", "content": "."}, {"role": "user", "content": "."}])
         self.model = model.to(device).eval()
 
     @property
     def identity(self) -> dict:
         """Everything the answers depend on."""
-        return {"folder": str(self.folder), "temperature": 0.0, "max_tokens": self.settings.max_tokens}
+        return {"weights": self.weights, "temperature": 0.0, "max_tokens": self.settings.max_tokens}
+
+    def _takes(self, messages: Messages) -> bool:
+        """Whether the chat template renders these messages; some refuse a system message."""
+        try:
+            self.tokenizer.apply_chat_template(messages, tokenize=False)
+        except TemplateError:
+            return False
+        return True
 
     @torch.no_grad()
     def __call__(self, messages: Messages) -> str:
-        """The answer."""
+        """The answer. What the system says stands before the question where the template has no system role."""
+        if not self.has_system_role and messages[0]["role"] == "system":
+            system, question, *rest = messages
+            messages = [question | {"content": f"{system['content']}\n\n{question['content']}"}, *rest]
         inputs = self.tokenizer.apply_chat_template(
             messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
         ).to(self.model.device)

@@ -22,7 +22,7 @@ def rows_of(scores: Sequence[Score]) -> list[tuple[str, ...]]:
     rows = [
         (
             score.part,
-            score.name + (" (lower is better)" if score.lower_is_better else ""),
+            score.name,
             _number(score.value) if score.value is not None else "none",
             "" if score.interval is None else f"{_number(score.interval[0])} to {_number(score.interval[1])}",
             _number(score.published),

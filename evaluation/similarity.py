@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from transformers import AutoModel, AutoTokenizer
 
+from .provenance import checkpoint_hash
+
 
 MAX_TOKENS = 512
 
@@ -34,14 +36,14 @@ class BertSimilarity:
             model = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
         except ValueError as error:
             raise OSError(f"Cannot load a text encoder from {folder}: {error}") from error
-        self.model = model.to(device).eval()
+        self.model, self.weights = model.to(device).eval(), checkpoint_hash(str(folder))
         self._known: dict[str, np.ndarray] = {}
 
     @property
     def identity(self) -> dict:
         """Everything the similarities depend on."""
         config = self.model.config
-        return {"folder": str(self.folder), "model_type": config.model_type, "hidden_size": config.hidden_size}
+        return {"weights": self.weights, "model_type": config.model_type, "hidden_size": config.hidden_size}
 
     def __call__(self, first: Sequence[str], second: Sequence[str]) -> np.ndarray:
         """Similarity of each pair, float array of shape `(len(first), len(second))`, from -1 to 1."""

@@ -31,7 +31,10 @@ UNKNOWN = "Unknown"
 _NUMBER = re.compile(r"\d*\.?\d+")
 # Of the consistent preset: a whole text that is a score, and a score that a text names
 _SCORE = re.compile(r"\s*(\d*\.?\d+)\s*(?:%|/\s*100)?\s*\.?\s*")
-_NAMED_SCORE = re.compile(r"\bscore[\"'*\s]*(?:[:=]|\bis\b)[\"'*\s]*(-?\d*\.?\d+)", re.IGNORECASE)
+# One on another scale, such as 8/10, is no score
+_NAMED_SCORE = re.compile(
+    r"\bscore[\"'*\s]*(?:[:=]|\bis\b)[\"'*\s]*(-?\d*\.?\d+)(?!\.?\d|\s*(?:/|out of)\s*(?!100\b)\d)", re.IGNORECASE
+)
 _REASON = re.compile("reason(.*)", re.IGNORECASE | re.DOTALL)
 
 

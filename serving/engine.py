@@ -189,13 +189,14 @@ class Engine:
 
     def _answer(self, channel: AnswerChannel, question: Question, place: threading.Event) -> ChatTurn:
         try:
-            for earlier in question.earlier:  # hashed before the turn: masks of a long video take a second
-                for one in earlier.objects:
-                    one.digest  # noqa: B018
-            with self._admitted(channel, place), self.schedule.turn() as turn:
-                channel.turn = turn
-                channel.check()
-                answer = self._answer_in_turn(channel, question)
+            with self._admitted(channel, place):
+                for one in (one for earlier in question.earlier for one in earlier.objects):
+                    one.digest  # noqa: B018  hashed before the turn: masks of a long video take a second
+                    channel.check()
+                with self.schedule.turn() as turn:
+                    channel.turn = turn
+                    channel.check()
+                    answer = self._answer_in_turn(channel, question)
         except AnswerStopped:
             self._count(cancelled=1)
             raise

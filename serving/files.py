@@ -246,12 +246,16 @@ class FileStore:
 
         Where it is deleted meanwhile, it is removed when its last user is done.
         """
+        with self._using(file_id) as (folder, facts):
+            yield self._stored(folder.name, facts)
+            self._touch(folder)
+
+    @contextmanager
+    def _using(self, file_id: str) -> Iterator[tuple[Path, _Facts]]:
         folder = self._folder(file_id)
         try:
             with ExitStack() as stack:
-                facts = self._held(folder, stack)
-                yield self._stored(folder.name, facts)
-                self._touch(folder)
+                yield folder, self._held(folder, stack)
         finally:
             if (folder / DELETED).exists():
                 self._remove_deleted(folder)
@@ -262,9 +266,8 @@ class FileStore:
 
     def content(self, file_id: str) -> Path:
         """The playable copy: an mp4, PNG or JPEG file. Raises [`FileMissing`]."""
-        folder = self._folder(file_id)
-        with ExitStack() as stack:
-            return folder / self._held(folder, stack).media.content
+        with self._using(file_id) as (folder, facts):
+            return folder / facts.media.content
 
     def frame(self, file_id: str, index: int) -> bytes:
         """
@@ -275,9 +278,8 @@ class FileStore:
             FileMissing: if there is no such file.
             FileRefused: if it has no such frame.
         """
-        folder = self._folder(file_id)
-        with ExitStack() as stack:
-            media = self._held(folder, stack).media
+        with self._using(file_id) as (folder, facts):
+            media = facts.media
             if not 0 <= index < media.num_frames:
                 raise FileRefused(
                     f"Frame {index} does not exist: the {media.kind} has {media.num_frames} frames, counted from 0."
@@ -329,11 +331,8 @@ class FileStore:
 
     def delete(self, file_id: str) -> None:
         """Removes a file, once nobody uses it any more; nobody can begin to. Raises [`FileMissing`]."""
-        folder = self._folder(file_id)
-        with ExitStack() as stack:
-            self._held(folder, stack)
+        with self._using(file_id) as (folder, _):
             (folder / DELETED).touch()
-        self._remove_deleted(folder)
 
     def _remove_deleted(self, folder: Path) -> None:
         """Removes a file that was deleted, unless somebody uses it or has sent it again meanwhile."""
@@ -364,6 +363,9 @@ class FileStore:
             sizes = {folder: _disk_bytes(folder) for folder in self.folder.iterdir() if folder.is_dir()}
             used, most = sum(sizes.values()) + extra, self.limits.store_bytes
             entries = [folder for folder in sizes if ENTRY.fullmatch(folder.name)]
+            idle = sum(sizes[folder] for folder in entries if not _is_locked(folder / FACTS))
+            if used - idle > most:  # nobody's files are removed for nothing
+                entries = []
             for folder in sorted(entries, key=_last_use):
                 if used <= most:
                     return
@@ -372,7 +374,7 @@ class FileStore:
             if used > most:
                 raise FileRefused(
                     f"There is no space left on the server for the file: all files together may have {most:,} bytes, "
-                    "and the others are in use.",
+                    "and the others are in use or too small to make room.",
                     NO_SPACE,
                 )
 

@@ -95,6 +95,7 @@ class ConversationReader:
     def __init__(self, messages: Sequence[Message], media: StoredFile | None, limits: Limits):
         self.messages, self.media, self.limits = messages, media, limits
         self.known: set[int] = set()  # objects of the answers so far
+        self.num_tracks = 0  # objects with masks; one that is found again may be sent again
 
     def read(self) -> RequestTurns:
         """The conversation; raises an [`ApiError`] for what does not fit together."""
@@ -191,16 +192,31 @@ class ConversationReader:
             )
 
     def _objects(self, index: int, message: AssistantMessage) -> tuple[EarlierObject, ...]:
-        objects, text = [], self._text(index)
+        objects, numbers, text = [], set(), self._text(index)
+        self._check_tracks(message, f"messages[{index}].objects")
         for number, item in enumerate(message.objects or ()):
             name = f"messages[{index}].objects[{number}]"
             found = self._object(item, text, name)
-            if found.number in [earlier.number for earlier in objects]:
+            if found.number in numbers:
                 raise ApiError(400, f"{name}.id is {item.id}, which another object of the message has.", f"{name}.id")
             objects.append(found)
-        self.known |= {item.number for item in objects}
-        self._at_most(len(self.known), "objects", "The conversation", f"messages[{index}].objects")
+            numbers.add(found.number)
+        self.known |= numbers
         return tuple(objects)
+
+    def _check_tracks(self, message: AssistantMessage, param: str) -> None:
+        """Refuses more masks than the objects of a conversation have, before anything is made of them."""
+        self._at_most(len(message.objects or ()), "objects", "The conversation", param)
+        self.num_tracks += sum(item.masks is not None for item in message.objects or ())
+        frames = self.media.num_frames if self.media else 1
+        most = self.limits.objects * self.limits.video_frames // frames
+        if self.num_tracks > most:
+            raise ApiError(
+                400,
+                f"The conversation has masks of {self.num_tracks} objects on {frames} frames; at most {most} are "
+                "accepted. Send the masks of each object once.",
+                param,
+            )
 
     def _object(self, item: ObjectField, text: str, name: str) -> EarlierObject:
         if item.start is None or item.end is None:

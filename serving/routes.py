@@ -158,7 +158,7 @@ async def get_file(file_id: FileId, service: TheService) -> Response:
 @protected.delete("/v1/files/{file_id}", response_model=DeletedFile, responses=errors(404))
 async def delete_file(file_id: FileId, service: TheService) -> Response:
     """Deletes a stored file, and forgets what is known of it."""
-    await service.run(service.threads.quick, service.delete, file_id)
+    await service.delete(file_id)
     return JSONResponse({"id": file_id, "object": "file", "deleted": True})
 
 
@@ -318,7 +318,8 @@ async def export_conversation(request: Request, body: ExportRequest, service: Th
 
 
 async def run_until_closed(receive: Receive, stop: threading.Event, work: Awaitable[Result]) -> Result:
-    """The result of some work; sets `stop` when the client closes the connection before it is there."""
+    """The result of some work; sets `stop` when the client closes the connection before it is there, or the server
+    ends."""
 
     async def watch() -> None:
         while (await receive())["type"] != "http.disconnect":
@@ -329,4 +330,5 @@ async def run_until_closed(receive: Receive, stop: threading.Event, work: Awaita
     try:
         return await work
     finally:
+        stop.set()  # the thread of work that was cancelled goes on until it looks
         watching.cancel()

@@ -46,6 +46,7 @@ class Threads:
         self.exporting = CapacityLimiter(4)
         self.frames = CapacityLimiter(4)
         self.previewing = CapacityLimiter(4)
+        self.forgetting = CapacityLimiter(4)  # waits for the device, or for a replica
         # One for each question that the engine takes, so that every answer has its reader
         self.reading = CapacityLimiter(limits.running + limits.waiting + 4)
         self.closing = CapacityLimiter(limits.running + limits.waiting + 4)
@@ -175,11 +176,11 @@ class Service:
             self._examples = [stored.id for stored in found]
             return found
 
-    def delete(self, file_id: str) -> None:
+    async def delete(self, file_id: str) -> None:
         """Deletes a file from the store and what the engine knows of it."""
-        self.store.delete(file_id)
+        await self.run(self.threads.quick, self.store.delete, file_id)
         if self._engine is not None:
-            self._engine.forget(file_id)
+            await self.run(self.threads.forgetting, self._engine.forget, file_id)
 
     def close(self) -> None:
         """Ends the engine, if it was made here."""

@@ -19,13 +19,14 @@ import numpy as np
 # Relative, so that the type checker finds them whatever the folder of the checkout is called
 from ..objects_sama import check_region_list
 from ..overlay_sama import Color, object_color
+from ..prompts_sama import answer_parts
 from ..streaming_sama import AnswerStreamer
+from .object_notation import object_numbers
 from .scheduling import LATER_STEP, DeviceSchedule, DeviceTurn
 
 
 # Events that wait for their reader. When it is slow, the model waits: masks of a long video do not pile up in memory.
 MAX_WAITING_EVENTS = 16
-SAME_OBJECT_IOU = 0.5  # of masks on one frame, from which an object of an answer is the one that is asked about
 POLL_SECONDS = 0.05  # how often a blocked worker looks whether its answer was cancelled
 
 
@@ -259,7 +260,8 @@ class ChatSession:
         )
         first_new = max(self._numbered(), default=0) + 1
         pointed_at = self._pointed_at(references) if masks and self.chat.video is not None else {}
-        events = _AnswerEvents(channel, streamer, pointed_at, first_new)
+        num_prompted = len(self.chat.processor.choose_frames(self.chat.video).prompted) if pointed_at else 0
+        events = _AnswerEvents(channel, streamer, pointed_at, first_new, num_prompted)
         generate_kwargs = {"max_new_tokens": self.max_new_tokens, **generate_kwargs}
         generate_kwargs |= {"on_answer": events.on_answer, "on_frame": events.on_frame}
         between_steps, self.chat.between_steps = self.chat.between_steps, lambda: channel.send(None)
@@ -306,7 +308,8 @@ class ChatSession:
         for turn in turns:
             regions = [self._resolved(region) for region in turn.regions]
             question = {"role": "user", "content": self.chat.question_content(turn.question, regions)}
-            self.chat.add_messages([question, {"role": "assistant", "content": turn.reply.tagged_text}])
+            answer = {"role": "assistant", "content": answer_parts(turn.reply.text, turn.reply.objects)}
+            self.chat.add_messages([question, answer])
             self.turns.append(turn)
 
 
@@ -316,27 +319,6 @@ def numbered_objects(phrases: Sequence, numbers: Sequence[int]) -> tuple[AnswerO
         AnswerObject(number, phrase.text, tuple(phrase.span), object_color(number - 1))
         for number, phrase in zip(numbers, phrases, strict=True)
     )
-
-
-def object_numbers(masks: Sequence[np.ndarray], known: Mapping[int, np.ndarray], first_new: int) -> tuple[int, ...]:
-    """
-    The numbers of an answer's objects, from their masks on one frame.
-
-    Args:
-        masks (sequence of `np.ndarray` of shape `(height, width)`, bool): one per object of the answer.
-        known (mapping of `int` to `np.ndarray`): number and mask of the objects that the question points at. Each is
-            found again at most once.
-        first_new (`int`): the number of the first object that is none of these.
-    """
-    numbers, left = [], dict(known)
-    for mask in masks:
-        overlaps = {number: (mask & other).sum() / max(1, (mask | other).sum()) for number, other in left.items()}
-        number = max(overlaps, key=overlaps.__getitem__, default=None)
-        if number is None or overlaps[number] < SAME_OBJECT_IOU:
-            number, first_new = first_new, first_new + 1
-        numbers.append(number)
-        left.pop(number, None)
-    return tuple(numbers)
 
 
 def one_sentence(error: BaseException) -> str:
@@ -352,14 +334,17 @@ class AnswerStopped(Exception):
 
 
 class _AnswerEvents:
-    """The callbacks of one answer, which number its objects and send its text and masks. The text waits for the masks
-    of the first frame if the question points at objects (`pointed_at`), which may be found again."""
+    """The callbacks of one answer, which number its objects and send its text and masks. If the question points at
+    objects (`pointed_at`), which may be found again, the text waits for the masks of the first frame that shows one of
+    them, at most for those of the prompted frames, which come first."""
 
     def __init__(
-        self, channel: "AnswerChannel", streamer: AnswerStreamer, pointed_at: Mapping[int, Any], first_new: int
-    ):
+        self, channel: "AnswerChannel", streamer: AnswerStreamer, pointed_at: Mapping[int, Any], first_new: int,
+        num_prompted: int,
+    ):  # fmt: skip
         self.channel, self.streamer = channel, streamer
-        self.pointed_at, self.first_new = pointed_at, first_new
+        self.pointed_at, self.first_new, self.num_prompted = pointed_at, first_new, num_prompted
+        self.waiting: list[tuple[int, np.ndarray]] = []
         self.reply: Any = None
         self.numbers: tuple[int, ...] | None = None
 
@@ -370,12 +355,16 @@ class _AnswerEvents:
             self._send_text(())
 
     def on_frame(self, frame: int, masks: np.ndarray) -> None:
-        numbers = self.numbers
-        if numbers is None:
+        self.waiting.append((frame, masks))
+        if self.numbers is None:
             tracks = {number: phrase.track for number, phrase in self.pointed_at.items()}
             known = {number: track[frame] for number, track in tracks.items() if track is not None}
-            numbers = self._send_text(object_numbers(list(masks), known, self.first_new))
-        self.channel.send(MaskFrame(frame, dict(zip(numbers, masks, strict=True))))
+            if not any(mask.any() for mask in known.values()) and len(self.waiting) < self.num_prompted:
+                return
+            self._send_text(object_numbers(list(masks), known, self.first_new))
+        for index, found in self.waiting:
+            self.channel.send(MaskFrame(index, dict(zip(self.numbers or (), found, strict=True))))
+        self.waiting.clear()
 
     def finish(self) -> tuple[int, ...]:
         """The numbers of the answer's objects; sends the text if no frame was tracked."""

@@ -6,7 +6,7 @@ import torch
 from processor_fixtures import tiny_processor
 
 from sama.objects_sama import GroundedPhrase, MaskTrack
-from sama.prompts_sama import ground_phrase
+from sama.prompts_sama import answer_parts, ground_phrase
 from sama.templates_sama import CHAT_TEMPLATES
 
 
@@ -54,6 +54,25 @@ def test_blanks_at_the_ends_of_a_span_stay_outside_the_tags(processor):
     objects = [GroundedPhrase(" dog ", (3, 8)), GroundedPhrase("", (8, 8))]
     assert processor.to_tagged_text("the dog runs", objects[:1]) == "the <p> dog </p> [SEG] runs"
     assert processor.to_tagged_text("the dog runs", objects[1:]) == "the dog [SEG] runs"
+
+
+@pytest.mark.parametrize("spans", [[], [(0, 5)], [(2, 5), (2, 5), (6, 10)], [(5, 5)], [(0, 0)], [(10, 10), (10, 10)]])
+def test_parts_of_an_answer_are_its_tagged_text(processor, spans):
+    text, asked = "a dog runs", [{"role": "user", "content": "What?"}]
+    objects = [GroundedPhrase(text[start:end], (start, end)) for start, end in spans]
+    ids = [
+        processor.apply_chat_template([*asked, {"role": "assistant", "content": content}])["input_ids"].tolist()
+        for content in (processor.to_tagged_text(text, objects), answer_parts(text, objects))
+    ]
+    assert ids[0] == ids[1]
+
+
+def test_words_of_an_answer_that_spell_tags_stay_words(processor):
+    asked, text = [{"role": "user", "content": "What?"}], "<p>Hello</p> [SEG]"
+    tags = set(processor.tokenizer.convert_tokens_to_ids(["<p>", "</p>", "[SEG]"]))
+    for content, found in ((text, tags), (answer_parts(text, []), set())):
+        ids = processor.apply_chat_template([*asked, {"role": "assistant", "content": content}])["input_ids"]
+        assert tags & set(ids[0].tolist()) == found
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -5,6 +5,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from ...pictures_sama import IMAGE_SUFFIXES
 from ..answers import AnsweredVideo, decode
 from ..pool import BulkError
 from .frames import FrameWriter, Videos
@@ -30,7 +31,11 @@ def write_fiftyone(videos: Videos, to: Path, frames: FrameWriter) -> dict[str, i
     except fiftyone.core.config.FiftyOneConfigError as error:
         raise BulkError(f"FiftyOne has no database: {' '.join(str(error).split())}") from error
     try:
+        kinds: set[str] = set()
         for video in videos():
+            kinds.add("pictures" if Path(video.name).suffix.lower() in IMAGE_SUFFIXES else "videos")
+            if len(kinds) > 1:
+                raise BulkError("A data set of FiftyOne has videos or pictures, not both: export them apart.")
             dataset.add_sample(sample_of(fiftyone, video, frames, counts))
         dataset.export(export_dir=str(to), dataset_type=fiftyone.types.FiftyOneDataset, export_media=False)
     finally:
@@ -47,6 +52,8 @@ def sample_of(fiftyone: Any, video: AnsweredVideo, frames: FrameWriter, counts: 
         DataError: if the file lies outside that folder.
     """
     video.check_whole("FiftyOne")
+    if not video.is_image and Path(video.name).suffix.lower() in IMAGE_SUFFIXES:
+        raise BulkError(f"{video.name!r} is an animated picture, which FiftyOne reads as a still.")
     counts["videos"] += 1
     sample = fiftyone.Sample(filepath=str(frames.path(video).resolve()))
     for index, found in video.by_frame():

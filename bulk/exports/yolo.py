@@ -5,12 +5,13 @@ with holes is one polygon with bridges of no width, as that format has one polyg
 classes. Training needs the pictures: --frames.
 """
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from ...data.files import write_text_atomically
 from ..answers import AnsweredVideo, decode
+from ..pool import BulkError
 from .frames import FrameWriter, Videos, frame_name, joined, labels_of, rings_of, to_json
 
 
@@ -23,10 +24,15 @@ LEVEL, SHIFT = 0.9, 0.25
 
 def write_yolo(videos: Videos, to: Path, frames: FrameWriter) -> dict[str, int]:
     """Writes `data.yaml` and the lines below `labels/train`, with the frames below `images/train`; returns what was
-    written, counted."""
+    written, counted. [`BulkError`] for a video in a folder `images`."""
     labels = labels_of(videos)
     counts = {"videos": 0, "frames": 0, "masks": 0}
     for video in videos():
+        if "images" in PurePosixPath(video.name).parts:
+            raise BulkError(
+                f"{video.name!r} lies in a folder 'images', by whose name readers of this format find the labels: "
+                "rename it."
+            )
         counts["videos"] += 1
         frames.write(video, range(video.num_frames), to / IMAGES)
         visible = dict(video.by_frame())

@@ -364,6 +364,30 @@ def to_tagged_text(text: str, objects: Sequence[GroundedPhrase]) -> str:
         objects (sequence of [`GroundedPhrase`]): In the order of their spans, which may repeat but not overlap. Blanks
             at the ends of a span stay outside the tags.
     """
+    pieces, position = [], 0
+    for (start, end), count in objects_by_span(text, objects).items():
+        pieces.append(text[position:start])
+        pieces.append(ground_phrase(text[start:end], count) if start < end else f" {SEG}" * count)
+        position = end
+    return ("".join(pieces) + text[position:]).strip()
+
+
+def answer_parts(text: str, objects: Sequence[GroundedPhrase]) -> list[dict]:
+    """A clean answer as the content of a message: what [`to_tagged_text`] writes, but words that spell a tag stay
+    words."""
+    parts, position = [], 0
+    for (start, end), count in objects_by_span(text, objects).items():
+        before = text[position:start] + (" " if start == end else "")
+        parts.append({"type": "text", "text": before if parts else before.lstrip()})
+        parts.append({"type": "grounded", "text": text[start:end], "objects": list(range(count))})
+        position = end
+    rest = text[position:].rstrip()
+    return [*parts, {"type": "text", "text": rest if parts else rest.lstrip()}]
+
+
+def objects_by_span(text: str, objects: Sequence[GroundedPhrase]) -> dict[tuple[int, int], int]:
+    """The characters of each phrase without the blanks at its ends, to the number of its objects. A phrase without
+    words stands behind the word before it. Raises `ValueError` for spans that overlap or lie outside the text."""
     counts: dict[tuple[int, int], int] = {}
     last_start = last_end = 0
     for item in objects:
@@ -376,9 +400,4 @@ def to_tagged_text(text: str, objects: Sequence[GroundedPhrase]) -> str:
         words = text[start:end].strip()
         start = text.index(words, start) if words else len(text[:start].rstrip())
         counts[start, start + len(words)] = counts.get((start, start + len(words)), 0) + 1
-    pieces, position = [], 0
-    for (start, end), count in counts.items():
-        pieces.append(text[position:start])
-        pieces.append(ground_phrase(text[start:end], count) if start < end else f" {SEG}" * count)
-        position = end
-    return ("".join(pieces) + text[position:]).strip()
+    return counts

@@ -10,6 +10,8 @@ from benchmark_answers import ROOT, NoMeteor, answer, box, opened, predictions, 
 
 from sama.benchmarks import region_captions
 from sama.benchmarks.benchmark import BenchmarkError, Tools
+from sama.data.masks import encode_rle
+from sama.data.records import DataError
 from sama.metrics.captions import CAPTION_METRICS
 from sama.metrics.values import Value
 
@@ -78,6 +80,17 @@ def test_questions_of_grounded_captions(no_captions):
     assert (found["AP50"], found["mIoU"], found["Recall"]) == (pytest.approx(100), 100, None)
     silent = right.score(predictions(right, {"i3": answer(("A square.", []))}), Tools(similarity=similar))
     assert (values(silent)["AP50"], values(silent)["mIoU"], values(silent)["Recall"]) == (0, 0, 0)
+
+
+def test_a_true_mask_that_does_not_fit_fails_its_question_alone(tmp_path):
+    path = Path(shutil.copytree(ROOT, tmp_path / "root")) / "glamm_data" / "annotations" / "val_gcg_coco_mask_gt.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["annotations"][0]["segmentation"] = encode_rle(np.ones((10, 20), dtype=bool))
+    path.write_text(json.dumps(content), encoding="utf-8")
+    captions = opened("grounded_captions", tmp_path / "root")
+    with pytest.raises(DataError, match="10"):
+        captions.questions("i1")
+    assert captions.questions("i2")
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from benchmark_answers import NoMeteor
 from PIL import Image
 
 from sama.benchmarks.benchmark import BenchmarkError, PredictedObject, PredictedTurn, Prediction
+from sama.benchmarks.json_lines import measure_masks
 from sama.benchmarks.registry import open_benchmark
 from sama.benchmarks.tracks import track_overlaps
 from sama.data.masks import encode_rle
@@ -128,6 +129,17 @@ def test_scores_by_hand(folder, monkeypatch):
     assert rows["METEOR"].count == 4 and (rows["METEOR"].value is None) == bool(rows["METEOR"].reason)
     assert [sample.ious for sample in scores.samples] == [[0.6], [0.0], []]
     assert scores.samples[0].value == pytest.approx(0.6) and scores.samples[2].value is None
+
+
+def test_a_mask_on_something_else_is_not_silence(folder):
+    """The object is visible in one of two frames. Silence is right in the other one, a mask elsewhere in both is right
+    in none."""
+    benchmark = open_benchmark("json_lines", data_root=folder)
+    (question,) = [one for group in benchmark.outline() for one in benchmark.questions(group) if one.id == "two"]
+    for tracks, expected in (((), 0.5), (([square(16, 20)] * 2,), 0.0)):
+        prediction = predicted("two", ("It.", *tracks))
+        facts = measure_masks(question.turns[0], prediction.turns[0], prediction)
+        assert facts["ious"] == [0.0] and facts["jf"] == [[expected, expected]]
 
 
 def write(folder, *records) -> None:

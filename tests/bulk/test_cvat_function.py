@@ -2,6 +2,7 @@
 that has what its documentation describes."""
 
 import sys
+from functools import partial
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -132,6 +133,14 @@ def test_pictures_are_found_by_their_names(sdk, pictures):
     ):
         with pytest.raises(BulkError, match=message):
             rows_of(asked, name)
+
+
+def test_a_picture_in_the_top_folder_is_told_from_one_of_the_same_name_below(sdk, monkeypatch):
+    function = SimpleNamespace(videos=[SimpleNamespace(name=name, is_image=True) for name in ("x.jpg", "a/x.jpg")])
+    picture_of = partial(cvat_function.StoredFunction._picture_of, function)
+    assert [picture_of(name).name for name in ("a/x.jpg", "share/a/x.jpg")] == ["a/x.jpg"] * 2
+    with pytest.raises(BulkError, match="is the name of 2 pictures"):
+        picture_of("x.jpg")
 
 
 def test_a_model_is_asked_for_each_label(sdk, monkeypatch, tmp_path):

@@ -26,6 +26,7 @@ from sama.bulk.exports.cvat import mask_points, write_cvat
 from sama.bulk.exports.fiftyone import FIELD, sample_of
 from sama.bulk.exports.frames import FrameWriter, frame_name, joined, rings_of
 from sama.bulk.exports.label_studio import brush_runs
+from sama.bulk.exports.yolo import write_yolo
 from sama.bulk.pool import BulkError
 from sama.data.masks import decode_rle, encode_rle
 
@@ -189,6 +190,12 @@ def test_fiftyone_is_asked_for(truth, tmp_path, monkeypatch):
         export("fiftyone", truth[0], tmp_path / "fiftyone", truth[1])
 
 
+def test_yolo_refuses_a_folder_by_which_labels_are_found(tmp_path):
+    video = SimpleNamespace(name="images/a.mp4", objects=(), num_frames=1)
+    with pytest.raises(BulkError, match="'images/a.mp4' lies in a folder 'images'"):
+        write_yolo(lambda: iter([video]), tmp_path, FrameWriter(None, False))
+
+
 @pytest.fixture
 def fiftyone(monkeypatch):
     """The package without its database, which is a program that not every machine has."""
@@ -213,6 +220,8 @@ def test_fiftyone_samples(truth, fiftyone):
     with pytest.raises(BulkError, match="was shown as some of its frames"):
         part = replace(clip, visual={"video": {"path": CLIP, "stride": 2}})
         sample_of(fiftyone, part, FrameWriter(truth[1], False), counts)
+    with pytest.raises(BulkError, match=r"'a.gif' is an animated picture"):
+        sample_of(fiftyone, replace(clip, name="a.gif"), FrameWriter(truth[1], False), counts)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import pytest
 import torch
 from bulk_fixtures import CLIP, PICTURE, ScriptedModel, write_media, write_truth
 
+from sama.bulk import command
 from sama.bulk import predict as prediction
 from sama.bulk.answers import SCHEMA, read_rows, read_videos
 from sama.bulk.command import main
@@ -65,6 +66,12 @@ def test_answers_are_parquet(media, tmp_path, model, capsys):
 def test_a_question_that_cannot_be_asked_ends_before_a_model_is_loaded(media, tmp_path, capsys, question, message):
     assert run(tmp_path / "out", media, "--question", question) == 1
     assert message in capsys.readouterr().err
+
+
+def test_a_home_folder_behind_an_equals_sign(media, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    found = command.parse(["--output=~/out", "--videos=~/clips", "--question", "Where?", "--model=~"])
+    assert (found.output, found.videos, found.model) == (tmp_path / "out", tmp_path / "clips", str(tmp_path))
 
 
 def test_a_file_name_that_is_not_unicode_fails_its_questions_alone(media, tmp_path, model):

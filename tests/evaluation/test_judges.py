@@ -1,6 +1,7 @@
 """Judges behind an endpoint on this machine, in a folder, and behind a cache."""
 
 import json
+import shutil
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -228,6 +229,19 @@ def test_a_local_model_answers_alike_each_time(folder, tmp_path):
     judge = open_judge(model=str(folder), cache=tmp_path, settings=JudgeSettings(max_tokens=5))
     assert isinstance(judge.judge, LocalJudge)
     assert judge(MESSAGES) == judge.judge(MESSAGES) and "<|im_start|>" not in judge(MESSAGES)
+
+
+def test_a_judge_without_a_system_role_and_with_other_weights(folder, tmp_path):
+    judge = LocalJudge(folder, JudgeSettings(max_tokens=5))
+    refusing = "{%- if messages[0]['role'] == 'system' -%}{{- raise_exception('no system role') -}}{%- endif -%}"
+    copy = tmp_path / "judge"
+    shutil.copytree(folder, copy)
+    judge.tokenizer.chat_template = refusing + judge.tokenizer.chat_template
+    judge.tokenizer.save_pretrained(copy)
+    other = LocalJudge(copy, JudgeSettings(max_tokens=5))
+    system, question = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "Rate it."}
+    assert other([system, question]) == other([{"role": "user", "content": "Be brief.\n\nRate it."}])
+    assert other.identity != judge.identity, "answers of other weights or templates are not reused"
 
 
 def test_folders_without_a_judge(folder, tmp_path):

@@ -432,6 +432,28 @@ def test_a_deleted_file_is_gone_when_its_last_user_is_done(store, clip):
     assert left(store) == []
 
 
+def test_a_file_that_is_deleted_while_a_frame_is_read_is_gone_afterwards(store, clip, monkeypatch):
+    stored = store.add(file_chunks(clip))
+    read_frame = files.read_frame
+
+    def delete_and_read(*arguments):
+        store.delete(stored.id)
+        return read_frame(*arguments)
+
+    monkeypatch.setattr(files, "read_frame", delete_and_read)
+    assert store.frame(stored.id, 0)
+    assert left(store) == []
+
+
+def test_a_file_that_cannot_fit_costs_nobody_else(tmp_path, in_process, clock):
+    """Nothing is removed for an upload that is refused all the same."""
+    store = FileStore(tmp_path / "store", SmallLimits(store_bytes=4 * 4096), clock=clock)
+    kept = store.add([picture((1, 2, 3))])
+    with pytest.raises(FileRefused, match="in use or too small to make room") as caught:
+        store.add([bytes(5 * 4096)])
+    assert caught.value.status == 507 and left(store) == [kept.id.removeprefix("file-")]
+
+
 def test_a_deleted_file_that_comes_again_while_it_is_used_stays(store, clip):
     stored = store.add(file_chunks(clip))
     with store.use(stored.id):

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import socket
+import threading
 import time
 from dataclasses import replace
 
@@ -20,7 +21,7 @@ from sama.serving.engine import Engine
 from sama.serving.errors import ApiError
 from sama.serving.files import INCOMING
 from sama.serving.limits import Limits
-from sama.serving.routes import preview_region
+from sama.serving.routes import preview_region, run_until_closed
 from sama.serving.schema import PreviewRequest
 from sama.serving.security import UPLOAD_PATH, Access
 from sama.serving.server import create_app
@@ -159,6 +160,21 @@ def test_previews_wait_in_a_line_with_an_end_and_those_whose_client_left_are_not
     left, answered = asyncio.run(run())
     assert len(computed) == 1
     assert json.loads(left.body) == {} and json.loads(answered.body)["area"] > 0
+
+
+def test_work_of_a_request_that_is_cancelled_is_told_to_stop():
+    """As uvicorn cancels requests when the server ends."""
+    stop = threading.Event()
+
+    async def run() -> None:
+        task = asyncio.create_task(run_until_closed(Connection().receive, stop, asyncio.sleep(SECONDS)))
+        await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(run())
+    assert stop.is_set()
 
 
 # ---- clients and servers that are killed ----------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Sessions on the small checkpoint: what is streamed, what cancelling leaves, and what keeps its number."""
 
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from checkpoint import dictate, load_checkpoint
 
 from sama.overlay_sama import object_color
 from sama.serving import session as module
+from sama.serving.object_notation import object_numbers
 from sama.serving.session import (
     AnswerText,
     Cancelled,
@@ -16,7 +18,7 @@ from sama.serving.session import (
     Failed,
     MaskFrame,
     TextDelta,
-    object_numbers,
+    _AnswerEvents,
 )
 from sama.streaming_sama import AnswerStreamer, stable_prefix
 from sama.toy_world.world import ToyWorld
@@ -324,6 +326,27 @@ def test_numbers_of_objects_follow_their_masks():
     assert object_numbers([right, left], {2: left}, 4) == (4, 2)
     assert object_numbers([left, left], {2: left, 3: right}, 4) == (2, 4)  # found again once
     assert object_numbers([left & right], {2: left & right}, 4) == (4,)  # two empty masks are not the same object
+    coat = left.copy()
+    coat[:3] = False  # a part of the person, named before the person
+    assert object_numbers([coat, left], {2: left}, 4) == (4, 2)
+
+
+def test_objects_are_recognised_on_the_first_frame_that_shows_them():
+    """The object that is pointed at comes into view on the second prompted frame."""
+    sent, streamer = [], SimpleNamespace(finish=lambda text: None)
+    masks = np.zeros((3, 2, 8, 8), bool)
+    masks[1:, 1, :3] = masks[:, 0, 5:] = True
+    reply = SimpleNamespace(text="A b.", objects=[SimpleNamespace(text=text, span=(0, 1)) for text in "ab"])
+    for num_prompted, expected in ((3, (2, 1)), (1, (2, 3))):
+        known = {1: SimpleNamespace(track=masks[:, 1])}
+        events = _AnswerEvents(SimpleNamespace(send=sent.append), streamer, known, 2, num_prompted)
+        events.on_answer(reply)
+        for frame in range(3):
+            events.on_frame(frame, masks[frame])
+        assert events.finish() == expected
+        assert [type(event) for event in sent] == [AnswerText, MaskFrame, MaskFrame, MaskFrame]
+        assert [event.frame for event in sent[1:]] == [0, 1, 2]
+        sent.clear()
 
 
 # Errors
