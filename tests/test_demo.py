@@ -70,6 +70,7 @@ class FakeChat:
         self.processor = SimpleNamespace(
             region_frame=lambda item, video: item.track.visible_frames()[0],
             tokenizer=SimpleNamespace(all_special_tokens=[]),
+            choose_frames=lambda video: SimpleNamespace(prompted=[0]),
             answer_suffix="",
         )
 
