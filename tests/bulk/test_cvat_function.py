@@ -135,7 +135,7 @@ def test_pictures_are_found_by_their_names(sdk, pictures):
             rows_of(asked, name)
 
 
-def test_a_picture_in_the_top_folder_is_told_from_one_of_the_same_name_below(sdk, monkeypatch):
+def test_a_picture_in_the_top_folder_is_told_from_one_of_the_same_name_below():
     function = SimpleNamespace(videos=[SimpleNamespace(name=name, is_image=True) for name in ("x.jpg", "a/x.jpg")])
     picture_of = partial(cvat_function.StoredFunction._picture_of, function)
     assert [picture_of(name).name for name in ("a/x.jpg", "share/a/x.jpg")] == ["a/x.jpg"] * 2
