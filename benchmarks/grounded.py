@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from sama.metrics.iou import greedy_pairs, mean_miou, miou
+from sama.metrics.iou import matched_ious, mean_miou, miou
 from sama.metrics.recall import GLAMM, GroundedPair, recall
 from sama.metrics.values import PUBLISHED, Value
 from sama.prompts_sama import parse_tagged_text
@@ -53,11 +53,9 @@ def overlap_facts(
     return facts
 
 
-def matched_ious(facts: Mapping) -> list[float]:
-    """The IoU of each true object of one answer with its prediction under greedy matching, 0 without one."""
-    matrix = float_matrix(facts["ious"], len(facts["found"]))
-    pairs = dict(greedy_pairs(matrix))
-    return [float(matrix[truth, pairs[truth]]) if truth in pairs else 0.0 for truth in range(len(matrix))]
+def object_ious(facts: Mapping) -> list[float]:
+    """The IoU of each true object of one answer with its prediction."""
+    return matched_ious(float_matrix(facts["ious"], len(facts["found"])))
 
 
 def turn_value(facts: Mapping) -> float | None:

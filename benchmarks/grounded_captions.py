@@ -22,7 +22,7 @@ from sama.video_sama import SamaVideo
 from .benchmark import BenchmarkTurn, Measures, Prediction, Question, Score, Tools
 from .from_catalogue import CatalogueBenchmark
 from .from_records import masks_on_video, record_turns
-from .grounded import matched_ious, miou_values, overlap_facts, recall_values, turn_value
+from .grounded import miou_values, object_ious, overlap_facts, recall_values, turn_value
 from .region_captions import corpus_rows
 from .rows import mean_row, percent
 
@@ -65,7 +65,7 @@ class GroundedCaptions(CatalogueBenchmark):
             "truths": [track[0] for track in turn.targets],
             "guesses": [_empty_if_none(item.masks[0] if item.masks else None, size) for item in answer.objects],
         }
-        ious = matched_ious(facts)
+        ious = object_ious(facts)
         return Measures(question.id, question.group, turn_value(facts), ious, 1, len(ious), facts)
 
     def summarise(self, samples: Sequence[Measures], tools: Tools) -> list[Score]:

@@ -21,7 +21,7 @@ from sama.data.frames import open_visual
 from sama.data.readers import READERS
 from sama.data.records import DataError, describe_error
 from sama.metrics.captions import caption_scores
-from sama.metrics.iou import greedy_pairs, miou
+from sama.metrics.iou import greedy_pairs, matched_ious, miou
 from sama.metrics.no_target import Presence
 from sama.metrics.recall import IOU_THRESHOLD
 from sama.metrics.values import mean
@@ -201,7 +201,7 @@ def measure_masks(turn: BenchmarkTurn, answer: PredictedTurn, prediction: Predic
     others = iter([masks for guess, masks in enumerate(found) if guess not in pairs.values()])
     matched = [found[pairs[truth]] if truth in pairs else next(others, []) for truth in range(len(turn.targets))]
     return {
-        "ious": [float(matrix[truth, pairs[truth]]) if truth in pairs else 0.0 for truth in range(len(matched))],
+        "ious": matched_ious(matrix),
         "miou": None if turn.reference is None else miou(matrix),
         "presence": (True, predicted) if turn.targets else None,
         "jf": [

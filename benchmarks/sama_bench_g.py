@@ -23,8 +23,8 @@ from .from_catalogue import CatalogueBenchmark
 from .from_records import record_turns
 from .grounded import (
     glamm_recall,
-    matched_ious,
     miou_values,
+    object_ious,
     overlap_facts,
     recall_values,
     seg_phrases,
@@ -95,7 +95,7 @@ class SamaBenchG(CatalogueBenchmark):
             question.id,
             question.group,
             mean(turn_values, "turns").value,
-            [iou for one in answers for iou in matched_ious(one)],
+            [iou for one in answers for iou in object_ious(one)],
             prediction.num_frames,
             sum(len(turn.targets) for turn in question.turns),
             {"way": last if last in (OWN, REFERENCE) else SINGLE, "answers": answers},

@@ -107,6 +107,12 @@ def greedy_pairs(ious: np.ndarray) -> list[tuple[int, int]]:
     return pairs
 
 
+def matched_ious(ious: np.ndarray) -> list[float]:
+    """The IoU of each true object with its prediction under greedy matching, 0 without one."""
+    pairs = dict(greedy_pairs(ious))
+    return [float(ious[truth, pairs[truth]]) if truth in pairs else 0.0 for truth in range(len(ious))]
+
+
 def miou(ious: np.ndarray, preset: str = CONSISTENT) -> float | None:
     """
     Mean IoU of the objects of one answer under greedy matching.

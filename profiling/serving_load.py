@@ -31,7 +31,7 @@ from sama.drawing.tables import markdown_table
 from sama.regions_sama import decode_rle
 from sama.resources import EXAMPLE_CLIPS, SMALL_MODEL
 from sama.serving.engine import EarlierTurn, Engine, Question
-from sama.serving.settings import KEY_VARIABLE
+from sama.serving.settings import KEY_VARIABLE, component_fraction
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,7 +40,6 @@ LEAST_IOU = 0.99
 EARLIER_OBJECT = {"object": 1}  # where a question points at the first object of the answer before it
 TIMEOUT = httpx2.Timeout(600.0)
 NUM_PROBES, NUM_TRACKING = 20, 4
-MIN_COMPONENT_FRACTION = 0.05  # the default of serve.py
 MIB = 2**20
 
 
@@ -436,7 +435,8 @@ def main() -> int:
     arguments = parser.parse_args()
     from sama.serving.loading import load_model
 
-    engine = Engine(*load_model(arguments.model), min_component_fraction=MIN_COMPONENT_FRACTION)
+    model, processor = load_model(arguments.model)
+    engine = Engine(model, processor, min_component_fraction=component_fraction(None, model.config.preset))
     answers = [(script.clip, expected_answers(engine, script)) for script in SCRIPTS]
     engine.close()
     with TemporaryDirectory() as folder:
