@@ -90,7 +90,8 @@ def serve(arguments: argparse.Namespace) -> None:
     with listening_socket(arguments.host, arguments.port) as listener, state_folder(arguments.folder) as folder:
         store = FileStore(folder, limits)
         app = create_app(lambda: make_engine(settings, limits), store, limits, access, model_name(arguments.model))
-        server, service = make_server(app, limits, arguments.verbose), app.state.service
+        service = app.state.service
+        server = make_server(app, limits, arguments.verbose, service.close)
 
         def loaded() -> None:
             if service.load_error is not None:

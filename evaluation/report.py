@@ -68,9 +68,8 @@ def markdown(about: Mapping, scores: Scores) -> str:
     lines = [
         f"# {about['benchmark']} {about['split']}",
         "",
-        f"Checkpoint `{about.get('model', 'unknown')}` ({about.get('checkpoint', 'unknown')}), commit "
-        f"{about['commit']}, benchmark version {about['version']}, preset {about['preset']}"
-        f"{_options(about['options'])}.",
+        f"{_run(about)}.",
+        *(f"Some answers may be of an earlier run: {_run(earlier)}." for earlier in about.get("before", ())),
         "",
         f"{samples['scored']} questions scored, {samples['failed']} failed, {samples['skipped']} not asked.",
         "",
@@ -87,8 +86,13 @@ def markdown(about: Mapping, scores: Scores) -> str:
     return "\n".join(lines)
 
 
-def _options(options: Mapping) -> str:
-    return "".join(f", {name} {value}" for name, value in options.items())
+def _run(about: Mapping) -> str:
+    """What predicted, and with which settings, as a phrase."""
+    return (
+        f"Checkpoint `{about.get('model', 'unknown')}` ({about.get('checkpoint', 'unknown')}), commit "
+        f"{about['commit']}, benchmark version {about['version']}, preset {about['preset']}"
+        + "".join(f", {name} {value}" for name, value in about["options"].items())
+    )
 
 
 def write_report(folder: Path, about: Mapping, scores: Scores) -> None:

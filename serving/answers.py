@@ -9,15 +9,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, cast
 
 from ..data.masks import encode_rle
-from .errors import (
-    SHUTDOWN_SECONDS,
-    ApiError,
-    error_body,
-    is_out_of_memory,
-    log_value_error,
-    no_memory,
-    retry_after,
-)
+from .errors import ApiError, error_body, is_out_of_memory, log_value_error, no_memory, shutting_down
 from .exports import frame_ranges
 from .object_notation import hex_color, object_id
 from .session import (
@@ -120,8 +112,7 @@ class Answer:
         elif isinstance(event, Failed):
             self.error = failure(event, self.public)
         elif isinstance(event, Cancelled):
-            message = "The answer was cancelled because the server is shutting down."
-            self.error = ApiError(503, message, headers=retry_after(SHUTDOWN_SECONDS))
+            self.error = shutting_down("The answer was cancelled")
 
     def take_frame(self, event: MaskFrame) -> dict[int, str]:
         """Keeps the masks of a frame; returns those that are not empty, compressed."""

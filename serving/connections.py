@@ -1,7 +1,8 @@
-"""A uvicorn server with time limits for slow clients, which uvicorn lacks."""
+"""A uvicorn server that limits the time of slow clients, and tells clients why their answers end when it does."""
 
 import asyncio
 import socket
+from collections.abc import Callable
 
 import uvicorn
 from fastapi import FastAPI
@@ -12,6 +13,7 @@ from .limits import Limits
 
 KEEP_ALIVE_SECONDS = 5
 SHUTDOWN_SECONDS = 5  # until the answers that are under way are cancelled
+CUT_SECONDS = 3  # from then until the connections that are still open are cut; `docker stop` kills after 10 in all
 
 
 def limited_protocol(limits: Limits) -> type[H11Protocol]:
@@ -87,9 +89,38 @@ def limited_protocol(limits: Limits) -> type[H11Protocol]:
     return LimitedProtocol
 
 
-def make_server(app: FastAPI, limits: Limits, verbose: bool = False) -> uvicorn.Server:
-    """A uvicorn server for the app; `server.run(sockets=[...])` serves until SIGINT or SIGTERM."""
-    return uvicorn.Server(
+class GracefulServer(uvicorn.Server):
+    """
+    A server whose clients learn why an answer ends when the server does.
+
+    When it is told to end, answers that are under way have `SHUTDOWN_SECONDS`; then `end_answers` ends them with an
+    error that is still sent. uvicorn alone would cut their connections.
+    """
+
+    def __init__(self, config: uvicorn.Config, end_answers: Callable[[], None]):
+        super().__init__(config)
+        self.end_answers = end_answers
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        ending = asyncio.create_task(self._end_answers())
+        try:
+            await super().shutdown(sockets)
+        finally:
+            ending.cancel()
+
+    async def _end_answers(self) -> None:
+        await asyncio.sleep(SHUTDOWN_SECONDS)
+        await asyncio.to_thread(self.end_answers)
+
+
+def make_server(
+    app: FastAPI, limits: Limits, verbose: bool = False, end_answers: Callable[[], None] = lambda: None
+) -> GracefulServer:
+    """
+    A server for an app; `server.run(sockets=[...])` serves until SIGINT or SIGTERM. `end_answers` is called in a
+    thread when answers go on for more than `SHUTDOWN_SECONDS` after that, and returns when all have ended.
+    """
+    return GracefulServer(
         uvicorn.Config(
             app,
             http=limited_protocol(limits),
@@ -99,6 +130,7 @@ def make_server(app: FastAPI, limits: Limits, verbose: bool = False) -> uvicorn.
             server_header=False,
             proxy_headers=False,  # addresses of clients decide nothing
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=SHUTDOWN_SECONDS,
-        )
+            timeout_graceful_shutdown=SHUTDOWN_SECONDS + CUT_SECONDS,
+        ),
+        end_answers,
     )

@@ -25,10 +25,14 @@ from .scheduling import DeviceSchedule
 from .session import POLL_SECONDS, AnswerChannel, AnswerStopped, ChatSession, ChatTurn, EventStream
 
 
-__all__ = ["EarlierObject", "EarlierTurn", "Engine", "EngineBusy", "EngineStatus", "Question"]
+__all__ = ["EarlierObject", "EarlierTurn", "Engine", "EngineBusy", "EngineClosed", "EngineStatus", "Question"]
 
 MAX_RETRY_SECONDS = 60
 MEAN_WEIGHT = 0.1  # of the latest answer in the mean time of an answer
+
+
+class EngineClosed(RuntimeError):
+    """The engine was closed, and takes no questions."""
 
 
 class EngineBusy(Exception):
@@ -118,13 +122,13 @@ class Engine:
             EngineBusy: if too many questions are waiting.
             ValueError: if the question is not one, see [`question_text`]. What is wrong with its regions is found when
                 its turn comes: then the last event is [`Failed`], whose cause is a `ValueError`.
-            RuntimeError: if the engine was closed.
+            EngineClosed: if the engine was closed.
         """
         question_text(question.parts)
         channel, place = AnswerChannel(), threading.Event()
         with self._lock:
             if self._closed:
-                raise RuntimeError("The engine was closed.")
+                raise EngineClosed("The engine was closed.")
             if self._status.running < self.limits.running:
                 self._status = replace(self._status, running=self._status.running + 1)
                 place.set()

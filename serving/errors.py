@@ -128,7 +128,7 @@ def validation_error(errors: Sequence[dict]) -> ApiError:
 
 
 NO_MEMORY_SECONDS = 10  # until a client should ask again: about as long as an answer
-SHUTDOWN_SECONDS = 30  # the same, for a server that is restarted
+RESTART_SECONDS = 30  # the same, for a server that is restarted
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
@@ -140,6 +140,11 @@ def no_memory() -> ApiError:
     """What a client learns when there is no memory for its request."""
     message = "The server has no memory left for this question; a shorter video may work."
     return ApiError(503, message, headers=retry_after(NO_MEMORY_SECONDS))
+
+
+def shutting_down(what: str) -> ApiError:
+    """What a client learns whose request the end of the server leaves without an answer."""
+    return ApiError(503, f"{what} because the server is shutting down.", headers=retry_after(RESTART_SECONDS))
 
 
 def log_value_error(error: ValueError) -> None:

@@ -17,8 +17,8 @@ from anyio import CapacityLimiter, to_thread
 from ..resources import EXAMPLE_CLIPS
 from .addresses import fetch
 from .conversion import NO_SPACE_ERRORS
-from .engine import Engine, EngineBusy
-from .errors import ApiError, is_out_of_memory, log_value_error, no_memory, retry_after
+from .engine import Engine, EngineBusy, EngineClosed
+from .errors import ApiError, is_out_of_memory, log_value_error, no_memory, retry_after, shutting_down
 from .files import CHUNK_BYTES, FileMissing, FileRefused, FileStore, StoredFile, file_chunks
 from .limits import Limits
 from .metrics import Metrics
@@ -203,6 +203,8 @@ class known_errors:
             raise ApiError(404, self.service.public(error), code="file_not_found") from error
         if isinstance(error, EngineBusy):
             raise ApiError(429, self.service.public(error), headers=retry_after(error.retry_after)) from error
+        if isinstance(error, EngineClosed):
+            raise shutting_down("The question was not answered") from error
         if isinstance(error, OSError) and error.errno in NO_SPACE_ERRORS:  # of PyAV as well
             raise ApiError(507, "There is no space left on the server.") from error
         if is_out_of_memory(error):

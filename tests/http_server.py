@@ -36,8 +36,8 @@ class Answer(NamedTuple):
 class Client:
     """Sends requests to a server, each on a connection of its own; `connections` are the server's that are open."""
 
-    def __init__(self, port: int, connections: Collection = ()):
-        self.port, self.url, self.connections = port, f"http://127.0.0.1:{port}", connections
+    def __init__(self, port: int, connections: Collection = (), server: Any = None):
+        self.port, self.url, self.connections, self.server = port, f"http://127.0.0.1:{port}", connections, server
 
     def request(self, method: str, path: str, body: bytes | None = None, headers: dict | None = None) -> Answer:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
@@ -93,9 +93,9 @@ def read_all(connection: socket.socket) -> bytes:
 
 
 @contextmanager
-def running_server(app, limits: Limits | None = None) -> Iterator[Client]:
-    """Serves an app until the block ends."""
-    server = make_server(app, limits or Limits())
+def running_server(app, limits: Limits | None = None, **options: Any) -> Iterator[Client]:
+    """Serves an app until the block ends; `options` are those of `make_server`."""
+    server = make_server(app, limits or Limits(), **options)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
@@ -103,7 +103,7 @@ def running_server(app, limits: Limits | None = None) -> Iterator[Client]:
             assert thread.is_alive()
             time.sleep(0.01)
         try:
-            yield Client(listener.getsockname()[1], server.server_state.connections)
+            yield Client(listener.getsockname()[1], server.server_state.connections, server)
         finally:
             server.should_exit = True
             thread.join(timeout=30)

@@ -19,6 +19,7 @@ from sama.bulk.benchmark_run import with_absolute_paths
 from sama.evaluation import run as evaluation_run
 from sama.evaluation.inference import PredictionRunner
 from sama.evaluation.predictions import PREDICTIONS, RUN, PredictionFiles
+from sama.evaluation.report import TABLE
 from sama.objects_sama import GroundedPhrase, MaskTrack
 
 
@@ -308,6 +309,8 @@ def test_predictions_of_another_model_are_refused_and_can_be_taken(scripted, tmp
     assert "preset is consistent there and published here" in capsys.readouterr().err
     assert run(tmp_path / "run", *PLAIN, "--accept_foreign", model=str(other)) == 0
     assert [one["model"] for one in results(tmp_path / "run")["before"]] == [str(CHECKPOINT)]
+    table = (tmp_path / "run" / TABLE).read_text(encoding="utf-8")
+    assert f"Some answers may be of an earlier run: Checkpoint `{CHECKPOINT}`" in table
 
 
 def test_runs_of_earlier_versions_can_be_scored(scripted, tmp_path):

@@ -9,7 +9,7 @@ from checkpoint import dictate, load_checkpoint
 
 from sama.overlay_sama import write_video
 from sama.serving.conversations import measured_bytes
-from sama.serving.engine import EarlierObject, EarlierTurn, Engine, EngineBusy, Question
+from sama.serving.engine import EarlierObject, EarlierTurn, Engine, EngineBusy, EngineClosed, Question
 from sama.serving.limits import Limits
 from sama.serving.scheduling import FIRST_TOKEN
 from sama.serving.session import AnswerText, Cancelled, Done, Failed, MaskFrame, TextDelta
@@ -462,7 +462,7 @@ def test_a_closed_engine_ends_everything(make_engine, ask):
     next(streams[0])
     engine.close()
     assert [type([*stream][-1]) for stream in streams] == [Cancelled, Cancelled]
-    with pytest.raises(RuntimeError, match="closed"):
+    with pytest.raises(EngineClosed, match="closed"):
         ask(engine, RED)
 
 

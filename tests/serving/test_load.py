@@ -7,16 +7,19 @@ import re
 import socket
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 import pytest
 import torch
 from checkpoint import load_checkpoint
-from http_server import Client, question, running_server
+from http_server import Client, question, read_all, running_server
 from processes import start
 
 from sama.feature_store_sama import FEATURE_PREFIX
 from sama.resources import EXAMPLE_CLIPS
+from sama.serving import connections
 from sama.serving.engine import Engine
 from sama.serving.errors import ApiError
 from sama.serving.files import INCOMING
@@ -180,15 +183,50 @@ def test_work_of_a_request_that_is_cancelled_is_told_to_stop():
 # ---- clients and servers that are killed ----------------------------------------------------------------------------
 
 
+@contextmanager
+def answers_without_end() -> Iterator[Engine]:
+    """An engine whose answers end at their limit of tokens only."""
+    model, processor = load_checkpoint()
+    end = torch.tensor([processor.tokenizer.eos_token_id])
+    hook = model.lm_head.register_forward_hook(lambda _, __, logits: logits.index_fill(-1, end, -torch.inf))
+    engine = Engine(model, processor, Limits(running=1))
+    yield engine
+    hook.remove()
+    engine.close()
+
+
+def test_clients_learn_why_their_answers_end_when_the_server_does(store, monkeypatch):
+    monkeypatch.setattr(connections, "SHUTDOWN_SECONDS", 0.1)
+    limits = Limits()
+    with ExitStack() as stack:
+        engine = stack.enter_context(answers_without_end())
+        app = create_app(engine, store, limits)
+        client = stack.enter_context(running_server(app, limits, end_answers=engine.close))
+        clip = client.get("/v1/examples").json()["data"][0]["id"]
+        messages = [question("Describe it.", video=clip)]
+        sampling = {"temperature": 2.0, "max_tokens": limits.new_tokens, "masks": "none"}
+        streamed = stack.enter_context(socket.create_connection(("127.0.0.1", client.port), timeout=SECONDS))
+        streamed.sendall(chat_request(messages=messages, stream=True, **sampling))
+        assert streamed.recv(15) == b"HTTP/1.1 200 OK"
+        waiting = stack.enter_context(socket.create_connection(("127.0.0.1", client.port), timeout=SECONDS))
+        waiting.sendall(chat_request(messages=messages, **sampling))
+        wait_until(lambda: engine.status().waiting == 1)
+        client.server.should_exit = True
+        events, refused = (read_all(connection).decode() for connection in (streamed, waiting))
+        assert engine.status().cancelled == 2
+    *_, last, done, rest = re.findall(r"data: .*|\r\n0\r\n\r\n", events)
+    assert "server is shutting down" in last and done == "data: [DONE]" and rest  # the body is complete
+    head, _, body = refused.partition("\r\n\r\n")
+    assert head.startswith("HTTP/1.1 503") and "\r\nretry-after: 30" in head.lower()
+    assert json.loads(body)["error"]["message"] == "The answer was cancelled because the server is shutting down."
+
+
 def test_an_answer_ends_when_its_client_is_killed(store, tmp_path):
     """Generation stops: far fewer tokens are computed than were asked for, and none afterwards."""
-    model, processor = load_checkpoint()
-    engine, limits, steps = Engine(model, processor), Limits(), []
-    count = model.model.backbone.language_model.register_forward_pre_hook(lambda *_: steps.append(None))
-    end = torch.tensor([processor.tokenizer.eos_token_id])
-    # No answer ends by itself before its client is killed
-    go_on = model.lm_head.register_forward_hook(lambda _, __, logits: logits.index_fill(-1, end, -torch.inf))
-    with running_server(create_app(engine, store, limits), limits) as client:
+    limits, steps = Limits(), []
+    language_model = load_checkpoint()[0].model.backbone.language_model
+    count = language_model.register_forward_pre_hook(lambda *_: steps.append(None))
+    with answers_without_end() as engine, running_server(create_app(engine, store, limits), limits) as client:
         clip = client.get("/v1/examples").json()["data"][0]["id"]
         sampling = {"temperature": 2.0, "max_tokens": limits.new_tokens, "stream": True, "masks": "none"}
         request = chat_request(messages=[question("Describe it.", video=clip)], **sampling)
@@ -204,8 +242,6 @@ def test_an_answer_ends_when_its_client_is_killed(store, tmp_path):
         assert answer.json()["usage"]["completion_tokens"] == 3
         assert len(steps) <= computed + 3 + 2  # the video and the question are read in two steps
     count.remove()
-    go_on.remove()
-    engine.close()
 
 
 @pytest.fixture
