@@ -147,7 +147,8 @@ assert not code and not {{"torch", "transformers", "fastapi"}} & set(sys.modules
 
 
 @pytest.mark.parametrize(
-    ("script", "missing", "extra"), [("evaluate", "pycocotools", "eval"), ("train", "trl", "train")]
+    ("script", "missing", "extra"),
+    [("evaluate", "pycocotools", "eval"), ("train", "trl", "train"), ("scripts/predict", "pyarrow", "bulk")],
 )
 def test_a_script_without_its_extra_is_one_sentence(script, missing, extra, tmp_path):
     """The file is run as `python evaluate.py --help` would, in an environment that lacks a module of the extra."""
@@ -155,6 +156,7 @@ def test_a_script_without_its_extra_is_one_sentence(script, missing, extra, tmp_
     process = start(log, run_script_without, missing, ROOT / f"{script}.py", "--help")
     process.join()
     assert process.exitcode == 1
-    sentence = f"{script}: The Python module {missing} is not installed. Run: pip install 'sama[{extra}]'\n"
+    name = Path(script).name
+    sentence = f"{name}: The Python module {missing} is not installed. Run: pip install 'sama[{extra}]'\n"
     printed = log.read_text(encoding="utf-8")
     assert printed.endswith(sentence) and "Traceback" not in printed
