@@ -31,6 +31,7 @@ MOTIONS = {
     "hide": Motion("hides", "hide"),
 }
 SOLO_MOTIONS = tuple(name for name in MOTIONS if name != "hide")  # motions that need no second object
+ALSO_SEEN_AS = {"appear": ("still",)}  # what appears stands still from then on
 KEY_EVENTS = {
     "appear": "appears",
     "leave": "leaves",
@@ -104,7 +105,8 @@ class ToyObject:
         """Motions that a viewer could plausibly name; several if the motion also has a direction."""
         if self.motion == "hide":
             return {"hide", *DIRECTIONS}
-        return {self.motion, self.direction} if self.motion in ("zigzag", "stop", "leave") else {self.motion}
+        directions = {self.direction} if self.motion in ("zigzag", "stop", "leave") else set()
+        return {self.motion, *ALSO_SEEN_AS.get(self.motion, ())} | directions
 
 
 class Trajectory(NamedTuple):

@@ -1,12 +1,13 @@
 """The tasks of toy world. Each one generates a suitable clip and the turns about it."""
 
 from collections.abc import Callable
+from itertools import permutations
 from typing import NamedTuple
 
 import numpy as np
 
 from .clip import Clip, ClipConstraints, ToySettings, propose_clips, split_pairs
-from .motion import KEY_EVENTS, MOTIONS, SOLO_MOTIONS, START_SIZES
+from .motion import ALSO_SEEN_AS, KEY_EVENTS, MOTIONS, SOLO_MOTIONS, START_SIZES
 from .no_target import ask_refer_or_none
 from .questions import (
     Scene,
@@ -85,7 +86,7 @@ def _plan_count(
     if aspect == "motion":
         value, most = SOLO_MOTIONS[rng.integers(len(SOLO_MOTIONS))], min(MOST_COUNTED, settings.things[1])
         count = int(rng.integers(most + 1))
-        others = [motion for motion in SOLO_MOTIONS if motion != value]
+        others = [motion for motion in SOLO_MOTIONS if value not in (motion, *ALSO_SEEN_AS.get(motion, ()))]
         number = max(number, count)
         motions = [value] * count + [others[i] for i in rng.integers(len(others), size=number - count)]
         return ClipConstraints(motions=_shuffled(motions, rng)), number, Count(aspect, value, most)
@@ -237,6 +238,8 @@ def refer_motion(settings: ToySettings, rng: np.random.Generator) -> tuple[Clip,
     twin = pool[rng.integers(len(pool))]
     others = draw_pairs([pair for pair in pool if pair != twin], number - 2, rng)
     motions = [SOLO_MOTIONS[i] for i in rng.choice(len(SOLO_MOTIONS), 2, replace=False)]
+    while any(one in ALSO_SEEN_AS.get(other, ()) for one, other in permutations(motions)):
+        motions = [SOLO_MOTIONS[i] for i in rng.choice(len(SOLO_MOTIONS), 2, replace=False)]
     motions += [SOLO_MOTIONS[i] for i in rng.integers(len(SOLO_MOTIONS), size=number - 2)]
     constraints = ClipConstraints(pairs=[twin, twin, *others], motions=motions, same_size=True, same_pattern=True)
     order = rng.permutation(2)[: int(rng.integers(1, 3))].tolist()

@@ -1,5 +1,8 @@
 """The toy world benchmark: its questions, and scores computed by hand."""
 
+import hashlib
+import json
+
 import numpy as np
 import pytest
 
@@ -13,7 +16,7 @@ from sama.benchmarks.benchmark import (
 )
 from sama.benchmarks.frame_masks import are_touching
 from sama.benchmarks.registry import open_benchmark
-from sama.benchmarks.toy_world import DIALOGUE, LOOK, MOTION, is_right, measure_turn, object_facts
+from sama.benchmarks.toy_world import DIALOGUE, LOOK, MOTION, ToyWorldBenchmark, is_right, measure_turn, object_facts
 from sama.data.catalogue import Entry, open_source
 from sama.data.masks import decode_rle, encode_rle
 from sama.data.records import DataError
@@ -44,6 +47,18 @@ def turn(*targets, **info) -> BenchmarkTurn:
 def answer(text: str, *tracks) -> tuple[PredictedTurn, Prediction]:
     said = PredictedTurn(text, [PredictedObject("", masks) for masks in tracks])
     return said, Prediction("0", [said], 2, *SIZE)
+
+
+def test_other_questions_have_another_version():
+    """Where this fails because questions have changed, raise `version`: predictions of earlier ones are refused."""
+    digest = hashlib.sha256()
+    for split in ("val", "unseen", "no_target", "long"):
+        benchmark = open_benchmark("toy_world", split=split, clips=40)
+        for group in benchmark.outline():
+            for question in benchmark.questions(group):
+                facts = [[turn.text, turn.reference, turn.info.get("choices")] for turn in question.turns]
+                digest.update(json.dumps(facts).encode())
+    assert (ToyWorldBenchmark.version, digest.hexdigest()[:16]) == (5, "3a3bb78c02abddd0")
 
 
 def reference_answers(benchmark, change=lambda number, turn: turn.reference) -> list[Prediction]:

@@ -307,12 +307,28 @@ def test_refer_by_look_matches_one_object():
             assert fits == [target], phrase["text"]
 
 
+def test_what_appears_stands_still_for_every_question_about_motion():
+    standing = 0
+    for _, clip, turns in generate_all(SMALL, 1500):
+        motions = [one.motion for one in clip.objects]
+        for turn in turns:
+            if not {"stand", "stands"} & set(turn.question_text.replace("?", "").split()):
+                continue
+            standing += 1
+            if turn.kind in ("count_motion", "mover_colour", "mover_shape"):
+                assert "appear" not in motions
+            if turn.kind == "check_motion" and turn.answer == "no":
+                assert [motions[int(part["object"])] for part in turn.question if "object" in part] != ["appear"]
+    assert standing > 20
+
+
 def test_twins_differ_in_nothing_but_motion():
     targets = Counter()
     for _, clip, turns in generate_all(replace(SMALL, tasks={"refer_motion": 1}), 200):
         one, other = clip.objects[:2]
         assert (one.colour, one.shape, one.size, one.pattern) == (other.colour, other.shape, other.size, other.pattern)
         assert not one.plausible_motions & other.plausible_motions and clip.clear[:2].all()
+        assert {one.motion, other.motion} != {"appear", "still"}
         for turn in turns:
             (target,) = [part["objects"][0] for part in turn.answer_parts if part["type"] == "grounded"]
             assert MOTIONS[clip.objects[int(target)].motion].third in turn.question_text
