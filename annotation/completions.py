@@ -121,13 +121,14 @@ def read_completion(body: bytes, stream: bool) -> Completion:
         reply = _joined(body) if stream else json.loads(body)
         choice = reply["choices"][0]
         message, reason = choice["message"], choice.get("finish_reason")
-        text, refusal, model = message["content"], message.get("refusal"), reply.get("model")
+        # Some servers leave the key out where there is no text
+        text, refusal, model = message.get("content"), message.get("refusal"), reply.get("model")
         usage = _usage(reply.get("usage"))
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
         raise BrokenReplyError("is not a chat completion") from None
     if text is not None and not isinstance(text, str):
         raise BrokenReplyError(f"has an answer of type {type(text).__name__} where text is expected")
-    if has_surrogates(text or ""):
+    if any(isinstance(one, str) and has_surrogates(one) for one in (text, refusal, reason, model)):
         raise BrokenReplyError("contains surrogates, which are not Unicode characters")
     if not isinstance(refusal, str) or not refusal:
         refusal = "content_filter" if reason == "content_filter" else None if (text or "").strip() else "empty"

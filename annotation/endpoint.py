@@ -45,6 +45,7 @@ NO_QUOTA, NO_MODEL = {"insufficient_quota", "billing_hard_limit_reached"}, {"mod
 # Estimates, for the budget and the token limit, before an endpoint has counted
 CHARACTERS_PER_TOKEN, TOKENS_PER_PICTURE = 3, 1000
 LONGEST_BACKOFF_S = 60.0
+NOT_SENT = "not sent"  # outcome of an attempt without a connection
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 SHORTEST_SECRET = 16  # characters; shorter API keys are those of local servers, such as "EMPTY"
 
@@ -191,8 +192,9 @@ class Endpoint:
                 completion = self._try(request, mode, stage, record)
             except _Again as error:
                 failures += 1
+                self._check_wait(error)
                 if failures == self.settings.tries:
-                    if error.busy and (error.wait_s or 0.0) <= self.settings.longest_wait_s:
+                    if error.busy:
                         self.rate.pause(error.wait_s or 0.0)  # of the others
                     where = f"{request.model} at {self.settings.url}"
                     problem = TransientError(f"{where} gave no answer in {failures} tries: {error}.")
@@ -223,15 +225,18 @@ class Endpoint:
             f"{error} What is finished is saved."
         )
 
-    def _wait_after(self, error: _Again, number: int) -> None:
-        """Waits before the next try. An overloaded endpoint is left alone by all threads."""
-        planned = min(self.settings.backoff_s * 2 ** (number - 1), LONGEST_BACKOFF_S)
-        wait_s = max(error.wait_s or 0.0, planned * (1 + self._jitter()) / 2)
+    def _check_wait(self, error: _Again) -> None:
+        """[`PermanentError`] if the endpoint asks for a longer wait than is allowed."""
         if error.wait_s is not None and error.wait_s > self.settings.longest_wait_s:
             raise PermanentError(
                 f"{self.settings.url} asks to wait {error.wait_s:,.0f} seconds, more than the "
                 f"{self.settings.longest_wait_s:,.0f} that are allowed. What is finished is saved; run again then."
             )
+
+    def _wait_after(self, error: _Again, number: int) -> None:
+        """Waits before the next try. An overloaded endpoint is left alone by all threads."""
+        planned = min(self.settings.backoff_s * 2 ** (number - 1), LONGEST_BACKOFF_S)
+        wait_s = max(error.wait_s or 0.0, planned * (1 + self._jitter()) / 2)
         if error.busy:
             self.rate.pause(wait_s)
         else:
@@ -258,10 +263,10 @@ class Endpoint:
                 outcome = _outcome(completion)
                 estimated = completion.usage is None
                 usage = completion.usage or replace(estimate, completion=_tokens(completion.text))
-                self._learn(request.model, estimate, usage)
+                self._learn(request, usage)
             except _Again as error:
                 outcome = error.outcome
-                if outcome.isdigit():  # a status: the endpoint says that it did not answer
+                if outcome.isdigit() or outcome == NOT_SENT:  # a status says that there is no answer
                     usage, estimated = Usage(), False
                 if error.busy:
                     self.concurrency.overloaded(slot)
@@ -290,10 +295,11 @@ class Endpoint:
         with self._lock:
             return replace(estimate, prompt=math.ceil(estimate.prompt * self._factors.get(request.model, 1.0)))
 
-    def _learn(self, model: str, estimate: Usage, usage: Usage) -> None:
+    def _learn(self, request: CompletionRequest, usage: Usage) -> None:
+        # Of the estimate without a factor: other replies may have raised it while this one was on its way
+        ratio = usage.prompt / max(estimate_tokens(request).prompt, 1)
         with self._lock:
-            factor = self._factors.get(model, 1.0)
-            self._factors[model] = max(factor, factor * usage.prompt / max(estimate.prompt, 1))
+            self._factors[request.model] = max(self._factors.get(request.model, 1.0), ratio)
 
     def _wait_for_start(self, estimate: Usage) -> None:
         tokens = estimate.prompt + estimate.completion
@@ -322,7 +328,7 @@ class Endpoint:
             problem = without_key(str(error), key)
             if not error.temporary:
                 raise UnusableReplyError(f"{self.settings.url} gave no usable reply: {problem}.") from None
-            raise _Again(problem, "no reply") from None
+            raise _Again(problem, "no reply" if error.sent else NOT_SENT) from None
         if reply.status != 200:
             return self._refused(reply, key)
         try:

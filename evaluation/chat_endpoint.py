@@ -17,14 +17,16 @@ import openai
 
 
 MAX_REPLY_BYTES = 4 * 2**20
+CONNECT_SECONDS = 30.0
 
 
 class NoReplyError(Exception):
-    """There is no usable reply; `temporary` says whether another request may get one."""
+    """There is no usable reply; `temporary` says whether another request may get one, `sent` whether the request may
+    have reached the endpoint."""
 
-    def __init__(self, problem: str, temporary: bool):
+    def __init__(self, problem: str, temporary: bool, sent: bool = True):
         super().__init__(problem)
-        self.temporary = temporary
+        self.temporary, self.sent = temporary, sent
 
 
 @dataclass(frozen=True)
@@ -99,8 +101,10 @@ async def _post_chat(base_url: str, key: str | None, request: Mapping, timeout_s
     own = {"Accept-Encoding": "identity", **omitted}
     hooks = {"request": [authorize], "response": [_limit]}
     http = openai.DefaultAsyncHttpxClient(follow_redirects=False, event_hooks=hooks, verify=_certificates())
-    # Without retries: callers repeat requests themselves, and say how often they did
-    options = {"base_url": base_url, "api_key": "unused", "max_retries": 0, "timeout": timeout_s}
+    # Without retries: callers repeat requests themselves, and say how often they did. Before the deadline of the whole
+    # exchange, so that it is known that nothing was sent
+    timeout = openai.Timeout(timeout_s, connect=min(CONNECT_SECONDS, timeout_s / 2))
+    options = {"base_url": base_url, "api_key": "unused", "max_retries": 0, "timeout": timeout}
     async with openai.AsyncOpenAI(http_client=http, **options) as client:
         try:
             async with asyncio.timeout(timeout_s):
@@ -120,14 +124,15 @@ async def _post_chat(base_url: str, key: str | None, request: Mapping, timeout_s
 
 def _no_reply(error: BaseException) -> NoReplyError:
     """The cause of a failed exchange; the client itself only says "Connection error"."""
-    problem = str(error)
+    problem, sent = str(error), True
     while error is not None and not isinstance(error, NoReplyError):
+        sent = sent and not isinstance(error, (httpx2.ConnectError, httpx2.ConnectTimeout))
         if isinstance(error, OSError) and error.errno is not None and error.errno > 0:
             problem = os.strerror(error.errno)
         elif isinstance(error, (httpx2.HTTPError, OSError)) and str(error):
             problem = str(error)
         error = error.__cause__ or error.__context__
-    return error or NoReplyError(problem, temporary=True)
+    return error or NoReplyError(problem, temporary=True, sent=sent)
 
 
 def _run(coroutine: Coroutine) -> Any:

@@ -24,7 +24,7 @@ from scripted_endpoint import (
     scripted_endpoint,
 )
 
-from sama.annotation.completions import Completion, Usage
+from sama.annotation.completions import BrokenReplyError, Completion, Usage, read_completion
 from sama.annotation.costs import Costs, Spent
 from sama.annotation.endpoint import Endpoint, EndpointSettings, _error_codes, estimate_tokens
 from sama.annotation.errors import (
@@ -409,12 +409,43 @@ def test_a_reply_that_is_lost_on_its_way_may_have_been_charged_whole(ask):
     assert ask.costs.total.usage == need and ask.costs.total.estimated == 1
 
 
+def test_a_request_that_never_left_costs_nothing(time):
+    costs = Costs()
+    with scripted_endpoint(lambda request: ANSWER) as server:
+        endpoint = make_endpoint(server, time, costs, tries=3)
+    with pytest.raises(TransientError, match="Connection refused"):  # the server has ended
+        endpoint.complete(question())
+    assert (costs.total.calls, costs.total.usage, costs.total.estimated) == (3, Usage(), 0)
+
+
+@pytest.mark.parametrize("tries", [1, 2])
+def test_a_wait_that_is_too_long_ends_the_run_at_whatever_try(ask, tries):
+    with pytest.raises(PermanentError, match="asks to wait 86,400 seconds"):
+        ask(always("429 long"), tries=tries)
+
+
+def test_a_reply_whose_reasoning_used_all_tokens_may_have_no_content():
+    choice = {"finish_reason": "length", "message": {"role": "assistant", "reasoning": "First"}}
+    usage = {"prompt_tokens": 3, "completion_tokens": 5}
+    found = read_completion(json.dumps({"choices": [choice], "usage": usage}).encode(), stream=False)
+    assert (found.text, found.finish_reason, found.refusal, found.usage) == ("", "length", None, Usage(3, 0, 5))
+
+
+@pytest.mark.parametrize("place", [("message", "content"), ("message", "refusal"), ("finish_reason",)])
+def test_half_a_character_is_no_reply_wherever_it_is(place):
+    choice: dict = {"finish_reason": "stop", "message": {"content": None, "refusal": "no"}}
+    (choice[place[0]] if len(place) == 2 else choice)[place[-1]] = "I can\ud83d"
+    with pytest.raises(BrokenReplyError, match="surrogates"):
+        read_completion(json.dumps({"choices": [choice]}).encode(), stream=False)
+
+
 def test_estimates_grow_with_what_the_endpoint_counts(time):
     endpoint = Endpoint(EndpointSettings("http://localhost/v1"), clock=time.clock)
     first = endpoint._estimate(question())
-    endpoint._learn("writer", first, replace(first, prompt=3 * first.prompt))
+    for _ in range(8):  # all of them were on their way before the first was answered
+        endpoint._learn(question(), replace(first, prompt=3 * first.prompt))
     assert endpoint._estimate(question()).prompt == 3 * first.prompt
-    endpoint._learn("writer", endpoint._estimate(question()), Usage(1))
+    endpoint._learn(question(), Usage(1))
     assert endpoint._estimate(question()).prompt == 3 * first.prompt  # the largest counts
 
 
