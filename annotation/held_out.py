@@ -9,12 +9,13 @@ from PIL import Image
 
 from ..data.frames import VIDEO_SUFFIXES
 from ..data.records import DataError
+from ..pictures_sama import IMAGE_SUFFIXES
 from ..video_sama import SamaVideo
 from .errors import AnnotationError
 from .objects import list_videos
 from .provenance import video_hash
 from .render import shown_frames
-from .scenes import Scene
+from .scenes import BrokenScene, Scene
 
 
 NUM_FRAMES = 5  # that are compared
@@ -44,13 +45,16 @@ class HeldOut:
         self._looks: list[tuple[str, tuple[np.ndarray, np.ndarray]]] = []
         for folder in folders:
             found = list(list_videos(folder, "held out"))
-            others = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
-            for path in others:
-                if path.suffix.lower() not in (*VIDEO_SUFFIXES, *COMPANION_SUFFIXES):
-                    raise DataError("is no video of a known kind, and could not be compared: move it away", file=path)
             if not found:
                 raise DataError("contains no videos", file=folder)
+            for path in sorted(folder.iterdir()):
+                _check_known(path, (*VIDEO_SUFFIXES, *COMPANION_SUFFIXES))
             for scene in found:
+                if isinstance(scene, BrokenScene):
+                    raise scene.error
+                if scene.visual.get("frames") is not None:
+                    for path in sorted((folder / scene.visual["path"]).iterdir()):
+                        _check_known(path, (*IMAGE_SUFFIXES, *COMPANION_SUFFIXES), folders=False)
                 name = f"{folder.name}/{scene.visual['path']}"
                 self._bytes[video_hash(scene)] = name
                 self._looks.append((name, perceptual_hashes(scene.open())))
@@ -71,6 +75,14 @@ class HeldOut:
         for name, other in self._looks:
             if _look_alike(look, other):
                 raise AnnotationError(f"{scene.id} looks like the held-out video {name}.")
+
+
+def _check_known(path: Path, suffixes: Iterable[str], folders: bool = True) -> None:
+    """[`DataError`] for what may be a video that is not compared."""
+    if path.name.startswith(".") or (folders and path.is_dir()):
+        return
+    if path.is_dir() or path.suffix.lower() not in suffixes:
+        raise DataError("is no video of a known kind, and could not be compared: move it away", file=path)
 
 
 def perceptual_hashes(video: SamaVideo) -> tuple[np.ndarray, np.ndarray]:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any, cast
@@ -9,12 +10,12 @@ from typing import Any, cast
 import numpy as np
 
 from ..data.catalogue import open_source, read_catalogue
-from ..data.frames import MEDIA_ERRORS, VIDEO_SUFFIXES, trusted_folders
+from ..data.frames import MEDIA_ERRORS, VIDEO_SUFFIXES, join_inside, trusted_folders
 from ..data.json_text import parse_json
 from ..data.masks import encode_rle, to_rle
 from ..data.readers import read_mask_store
 from ..data.records import DataError, object_masks, read_lines, require_field, require_type, validate_record
-from ..pictures_sama import IMAGE_SUFFIXES, natural_key, opened_picture
+from ..pictures_sama import opened_picture, pictures_in_folder
 from ..video_sama import SamaVideo
 from .errors import AnnotationError
 from .scenes import BrokenScene, Scene, SceneObject, area
@@ -117,7 +118,7 @@ def _record_scenes(videos: Path, path: Path, source: str) -> Iterator[Scene | Br
 def _attempt(read: Callable[[], Scene], name: str) -> Scene | BrokenScene:
     try:
         return read()
-    except DataError as error:
+    except MEDIA_ERRORS as error:
         return BrokenScene(name, error)
 
 
@@ -146,7 +147,19 @@ def _record_scene(line: bytes, videos: Path, source: str, number: int) -> Scene:
             raise DataError(f"names {name!r}, which is not among the objects", field="expressions")
         told[name] += texts
     scene = Scene(record["id"], record["source"], record["video"], (), videos, info)
-    return _with_objects(scene, list(_record_objects(record, scene.open(), _no_store, told)))
+    video = scene.open()
+    scene = replace(scene, visual=_with_listed_frames(scene))
+    return _with_objects(scene, list(_record_objects(record, video, _no_store, told)))
+
+
+def _with_listed_frames(scene: Scene) -> dict:
+    """The video of a record; where it is a folder of frames that the record does not list, with their names."""
+    folder, visual = scene.root / scene.visual["path"], scene.visual
+    if visual.get("frames") is not None or not folder.is_dir():
+        return visual
+    names = [Path(path).name for path in pictures_in_folder(str(folder))[0]]
+    listed = names[:: visual.get("stride", 1)][: visual.get("num_frames")]
+    return {name: value for name, value in visual.items() if name not in ("stride", "num_frames")} | {"frames": listed}
 
 
 def _record_objects(
@@ -244,7 +257,7 @@ def _frame_numbers(folder: Path, scene: Scene, num_frames: int) -> dict[Path, in
     video = scene.root / scene.visual["path"]
     names = [Path(name).stem for name in scene.visual.get("frames") or []]
     found = {}
-    for file in sorted(folder.glob("*.png")):
+    for file in sorted(folder.glob("[!.]*.png")):
         if names:
             frame = names.index(file.stem) if file.stem in names else -1
         else:
@@ -274,20 +287,26 @@ def _read_png(path: Path, size: tuple[int, int]) -> np.ndarray:
 
 
 def video_scene(videos: Path, name: str, source: str) -> Scene:
-    """A video of a folder without objects: `name` with a suffix, or a folder of frames."""
+    """A video of a folder without objects: `name` with a suffix, or a folder of frames. Hidden files do not count."""
+    join_inside(".", name)
     path = next((path for suffix in ("", *VIDEO_SUFFIXES) if (path := videos / f"{name}{suffix}").exists()), None)
     if path is None:
         raise DataError(f"there is no video {name!r} (suffixes: {', '.join(VIDEO_SUFFIXES)})", file=videos)
     visual: dict = {"path": path.relative_to(videos).as_posix(), "stride": 1}
     if path.is_dir():
-        names = (file.name for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
-        visual["frames"] = sorted(names, key=natural_key)
+        pictures, others = pictures_in_folder(str(path))
+        films = [other for other in others if Path(other).suffix.lower() in VIDEO_SUFFIXES]
+        if films:
+            raise DataError(f"holds frames and also the video {films[0]!r}: move one of them away", file=path)
+        visual["frames"] = [Path(picture).name for picture in pictures]
     return Scene(f"{source}/{name}", source, visual, (), videos)
 
 
-def list_videos(videos: Path, source: str) -> Iterator[Scene]:
-    """All videos of a folder, without objects: files, and folders of frames."""
+def list_videos(videos: Path, source: str) -> Iterator[Scene | BrokenScene]:
+    """All videos of a folder, without objects: files, and folders of frames. Hidden ones do not count. One that cannot
+    be read is a [`BrokenScene`]."""
     if not videos.is_dir():
         raise DataError("there is no such folder", file=videos)
-    paths = (path for path in sorted(videos.iterdir()) if path.suffix.lower() in VIDEO_SUFFIXES or path.is_dir())
-    return (video_scene(videos, path.name, source) for path in paths)
+    for path in sorted(videos.iterdir()):
+        if not path.name.startswith(".") and (path.suffix.lower() in VIDEO_SUFFIXES or path.is_dir()):
+            yield _attempt(lambda path=path: video_scene(videos, path.name, source), f"{source}/{path.name}")

@@ -142,14 +142,15 @@ def _write_frames(
     size."""
     video = open_visual(record, media, trusted)
     assert video is not None  # records of annotation are about videos
-    listed = record["video"].get("frames")
+    # Readers of the format take pictures as they are stored
+    stored = record["video"].get("frames") if not record["video"].get("upright") else None
     names = [f"{index:05d}" for index in range(len(video))]
     if folder.is_dir():
         return names, (video.height, video.width)
     with atomic_path(folder) as temporary:
         temporary.mkdir(parents=True)
         for index, name in enumerate(names):
-            source = media / record["video"]["path"] / listed[index] if listed else None
+            source = media / record["video"]["path"] / stored[index] if stored else None
             if source is not None and source.suffix.lower() in (".jpg", ".jpeg"):
                 shutil.copyfile(source, temporary / f"{name}.jpg")
             else:

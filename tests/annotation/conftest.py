@@ -2,6 +2,7 @@
 
 import pytest
 from asking import ANSWER, Time, make_endpoint, question
+from moving_squares import write_videos
 from scripted_endpoint import KEY, scripted_endpoint
 
 from sama.annotation.completions import Completion
@@ -31,3 +32,9 @@ def ask(time):
             return run.endpoint.complete(request or question(), "describe", "clip")
 
     return run
+
+
+@pytest.fixture
+def videos(tmp_path):
+    """A folder with a video file and a folder of frames."""
+    return write_videos(tmp_path / "videos")

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fixture_sources import FIXTURES, SOURCES
+from moving_squares import SIZE, moving, scene_line
 from PIL import Image
 
 from sama.annotation.checks import CheckLimits, VideoFacts, check_turn, evidence_for
@@ -28,7 +29,7 @@ from sama.annotation.held_out import HeldOut
 from sama.annotation.objects import list_videos, read_scenes, read_source, trusted_by_source
 from sama.annotation.render import COLORS, RenderSettings, object_colors, render, shown_frames
 from sama.annotation.sama239k import ANNOTATIONS, MASKS, write_sama239k
-from sama.annotation.scenes import BrokenScene, Scene, SceneObject, select_objects, track_iou
+from sama.annotation.scenes import BrokenScene, Scene, select_objects, track_iou
 from sama.annotation.schema import Statement, Turn
 from sama.annotation.store import ReplyStore, reply_key
 from sama.data.frames import open_visual
@@ -36,37 +37,6 @@ from sama.data.masks import decode_rle, encode_rle
 from sama.data.readers import READERS
 from sama.data.records import DataError
 from sama.overlay_sama import write_video
-
-
-SIZE = (48, 64)
-
-
-def moving(start: int, width: int = 12, frames: int = 6, hidden: tuple[int, ...] = ()) -> SceneObject:
-    """A square that moves to the right by two pixels a frame."""
-    codes = []
-    for frame in range(frames):
-        mask = np.zeros(SIZE, dtype=bool)
-        mask[10 : 10 + width, start + 2 * frame : start + 2 * frame + width] = True
-        codes.append(None if frame in hidden else encode_rle(mask))
-    return SceneObject(str(start), tuple(codes))
-
-
-@pytest.fixture
-def videos(tmp_path) -> Path:
-    """A folder with a video file and a folder of frames, both of 6 frames."""
-    rng = np.random.default_rng(0)
-    frames = rng.integers(0, 255, size=(6, *SIZE, 3), dtype=np.uint8)
-    (tmp_path / "videos" / "folder").mkdir(parents=True)
-    for index, frame in enumerate(frames):
-        Image.fromarray(frame).save(tmp_path / "videos" / "folder" / f"f{index + 7}.png")  # f7 ... f12
-    write_video(tmp_path / "videos" / "clip.mp4", frames[:, ::-1], 10)
-    return tmp_path / "videos"
-
-
-def scene_line(path: str, **changes) -> str:
-    masks = {"masks": list(moving(4).masks)}
-    record = {"id": path, "source": "s", "video": {"path": path}, "objects": {"4": masks}}
-    return json.dumps({**record, **changes}) + "\n"
 
 
 # ---- objects
