@@ -1,5 +1,6 @@
 """Requests of the stages: from the store if it has the reply, else from the endpoint, and into the store."""
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -16,7 +17,9 @@ from .store import ReplyStore, StoredReply, reply_key
 class CompletesRequests(Protocol):
     """What is needed of an [`Endpoint`]."""
 
-    def complete(self, request: CompletionRequest, stage: str = "", record: str = "") -> Completion: ...
+    def complete(
+        self, request: CompletionRequest, stage: str = "", record: str = "", cut: "KeptCut | None" = None
+    ) -> Completion: ...
 
     def stop(self, error: StopError | None = None) -> None: ...
 
@@ -79,6 +82,34 @@ class ModelChoice:
         return fields | {"terms_allow_training": self.terms}
 
 
+@dataclass(frozen=True)
+class KeptCut:
+    """
+    Where the answer that was cut at its limit is kept until there is a longer one: it is paid for.
+
+    Args:
+        store ([`ReplyStore`]), question ([`Question`]): Whose answer it is.
+        host (`str`): Of the endpoint.
+    """
+
+    store: ReplyStore
+    question: Question
+    host: str
+
+    @property
+    def key(self) -> str:
+        return hashlib.sha256(f"{self.question.key}/cut".encode()).hexdigest()
+
+    def get(self) -> Completion | None:
+        """The cut answer of an earlier run."""
+        reply = self.store.get(self.key)
+        return None if reply is None else reply.completion
+
+    def put(self, completion: Completion) -> None:
+        """Keeps a cut answer."""
+        self.store.put(self.key, self.question.stage, completion, self.host)
+
+
 class StoredReplies:
     """
     Replies from the store if it has them, else from the endpoint, and into the store.
@@ -100,7 +131,8 @@ class StoredReplies:
                 return reply
             model = self.models[question.role]
             assert model.endpoint is not None  # only the copies of a pool's actors have none
-            completion = model.endpoint.complete(question.request, question.stage, question.video)
+            cut = KeptCut(self.store, question, model.host)
+            completion = model.endpoint.complete(question.request, question.stage, question.video, cut)
             return self.store.put(question.key, question.stage, completion, model.host)
 
 

@@ -79,9 +79,27 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("give one of --masks, --propose and --source")
     if given.source is None and given.videos is None:
         parser.error("--videos is missing")
+    _refuse_without_effect(parser, given)
     if given.dry_run and given.propose is not None:
         parser.error("--dry-run needs objects: it cannot be combined with --propose")
     return given
+
+
+def _refuse_without_effect(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
+    """Ends the command for an option that says nothing together with the others."""
+    has_source, has_proposals, has_blind = (
+        vars(given)[name] is not None for name in ("source", "propose", "blind_model")
+    )
+    for name, other, is_idle in (
+        ("videos", "with --source, whose catalogue names the videos", has_source),
+        ("name", "with --source, which is the name", has_source),
+        ("mask_origin", "with --propose, which is the origin", has_proposals),
+        ("propose_request", "without --propose", not has_proposals),
+        ("blind_terms", "without --blind-model", not has_blind),
+        ("blind_revision", "without --blind-model", not has_blind),
+    ):
+        if is_idle and vars(given)[name] != parser.get_default(name):
+            parser.error(f"--{name.replace('_', '-')} has no effect {other}")
 
 
 def _add_inputs(group) -> None:
@@ -132,7 +150,7 @@ def _add_models(group) -> None:
                        help="as the endpoint calls the limit")  # fmt: skip
     group.add_argument("--max-tokens", type=at_least_one, default=4096, help="of a reply")
     group.add_argument("--temperature", type=float, default=0.0)
-    group.add_argument("--seed", type=int, default=0, help="of the models, the colours and the samples")
+    group.add_argument("--seed", type=int, default=0, help="of the models, the colours and the audit")
     group.add_argument("--budget", action="append", default=[], metavar="LIMIT",
                        help="'2000000 tokens', or '25' in money; both may be given")  # fmt: skip
     group.add_argument("--price", action="append", default=[], metavar="MODEL=PROMPT,COMPLETION[,CACHED]",
@@ -279,14 +297,14 @@ def annotate(given: argparse.Namespace) -> RunCounts:
         counts = run.run(scenes, given.concurrency, show, in_pool)
         if not counts.videos and counts.stopped is None:  # what an earlier run wrote stays
             return counts
-        _finish(given, (settings, models, counts), costs.currency)
+        _finish(given, (settings, models, counts), costs)
     finally:
         costs.close()  # not before: without its lock, another run may remove what this one is still writing
     return counts
 
 
 def _finish(
-    given: argparse.Namespace, run: tuple[AnnotationSettings, dict[str, ModelChoice], RunCounts], currency: str
+    given: argparse.Namespace, run: tuple[AnnotationSettings, dict[str, ModelChoice], RunCounts], costs: Costs
 ) -> None:
     """Writes the summary, the exports and the report. Raises why the run was stopped, if it was."""
     # Without a data root, a source has no files: it is toy world
@@ -294,9 +312,9 @@ def _finish(
     stopped = run[2].stopped
     try:
         with output_errors(given.output):
-            write_summary(given.output, root, _trusted(given), run, currency)
+            write_summary(given.output, root, _trusted(given), run)
             if stopped is not None:
-                write_report(given.output)
+                write_report(given.output, costs.table())
     except OutputError as error:  # of a full disk, which may be why the run was stopped
         raise stopped or error from None
     if stopped is not None:
@@ -305,7 +323,7 @@ def _finish(
         _export(given, root)
     finally:
         with output_errors(given.output):
-            write_report(given.output)
+            write_report(given.output, costs.table())
 
 
 def prepare(run: Run, given: argparse.Namespace):
@@ -369,7 +387,6 @@ def write_summary(
     root: Path,
     trusted: Sequence[Path],
     run: tuple[AnnotationSettings, dict[str, ModelChoice], RunCounts],
-    currency: str,
 ) -> None:
     """`run.json`: what was run and what came out. `root`: of the videos; `trusted`: where else they may lie."""
     settings, models, counts = run
@@ -377,7 +394,7 @@ def write_summary(
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "root": str(root),
         "trusted": [str(folder) for folder in trusted],
-        "settings": settings.to_dict() | {"currency": currency},
+        "settings": settings.to_dict(),
         "models": {role: model.provenance() for role, model in models.items()},
         "videos": dict(counts.videos),
         "items": {stage: dict(one) for stage, one in counts.items.items()},

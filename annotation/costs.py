@@ -177,7 +177,6 @@ class Costs:
         path (`str` or `Path`, *optional*): File of the ledger, JSON Lines. Its lines of earlier runs count.
         prices (`dict`, *optional*): From the name of a model to its [`Price`].
         budget ([`Budget`], *optional*): Of this and all earlier runs together.
-        currency (`str`): Unit of the prices, only for display.
 
     Raises:
         [`AnnotationError`]: A line of the ledger cannot be read.
@@ -188,9 +187,8 @@ class Costs:
         path: str | Path | None = None,
         prices: Mapping[str, Price] | None = None,
         budget: Budget | None = None,
-        currency: str = "USD",
     ):
-        self.prices, self.budget, self.currency = dict(prices or {}), budget or Budget(), currency
+        self.prices, self.budget = dict(prices or {}), budget or Budget()
         table = {name: asdict(price) for name, price in self.prices.items()}
         self._prices_hash = hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()[:12]
         self._settled, self._reserved = threading.Condition(), Usage()
@@ -220,7 +218,7 @@ class Costs:
             model, number = unpriced.most_common(1)[0]
             raise AnnotationError(
                 f"{path} has {number:,} calls of the model {model} without a price, which a budget of "
-                f"{self._amount(self.budget.money)} cannot count: give --price {model}=PROMPT,COMPLETION."
+                f"{self.budget.money:g} cannot count: give --price {model}=PROMPT,COMPLETION."
             )
 
     def close(self) -> None:
@@ -244,7 +242,7 @@ class Costs:
         money = self._money(model, estimate)
         if self.budget.money is not None and money is None:
             raise BudgetError(
-                f"A budget of {self._amount(self.budget.money)} needs the price of the model {model}, which is not "
+                f"A budget of {self.budget.money:g} needs the price of the model {model}, which is not "
                 f"among {sorted(self.prices)}: give --price {model}=PROMPT,COMPLETION."
             )
         with self._settled:
@@ -311,7 +309,7 @@ class Costs:
             parts = [f"{total.calls:,} calls", f"{tokens} tokens"]
             if self.prices:
                 limit = "" if self.budget.money is None else f" of {self.budget.money:.2f}"
-                parts.append(f"{total.money:.2f}{limit} {self.currency}")
+                parts.append(f"price {total.money:.2f}{limit}")
                 parts += [f"{total.unpriced:,} without a price"] if total.unpriced else []
             parts += [f"{total.estimated:,} estimated"] if total.estimated else []
             return ", ".join(parts)
@@ -326,9 +324,6 @@ class Costs:
         price = self.prices.get(model)
         return None if price is None else price.of(usage)
 
-    def _amount(self, money: float) -> str:
-        return f"{money:.2f} {self.currency}"
-
     def _fits(self, estimate: Usage, money: float | None) -> bool:
         waiting = self._reserved + estimate
         tokens = self.total.tokens + waiting.prompt + waiting.completion
@@ -342,7 +337,7 @@ class Costs:
             spent, next_call, limit = f"{self.total.tokens:,}", f"{tokens:,}", f"{self.budget.tokens:,} tokens"
         else:
             spent, next_call = f"{self.total.money:.4f}", f"{money or 0.0:.4f}"
-            limit = self._amount(self.budget.money or 0.0)
+            limit = f"{self.budget.money or 0.0:g}"
         return (
             f"The budget of {limit} does not allow another call: {spent} are spent, and the next call may need "
             f"{next_call}. What is finished is saved; run again with a larger --budget to go on."

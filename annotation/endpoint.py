@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from ..evaluation.chat_endpoint import EndpointReply, NoReplyError, post_chat
@@ -91,6 +91,14 @@ class EndpointSettings:
     most_failures: int = 20
 
 
+class KeepsCut(Protocol):
+    """Keeps an answer that was cut at its limit."""
+
+    def get(self) -> Completion | None: ...
+
+    def put(self, completion: Completion) -> None: ...
+
+
 class _Again(Exception):
     """A temporary failure. `wait_s` is what the endpoint asks for; `busy` says that it is overloaded."""
 
@@ -144,7 +152,9 @@ class Endpoint:
         self._factors: dict[str, float] = {}  # model -> largest ratio of counted and estimated prompt tokens, from 1
         self._modes: dict[str, str] = {}  # model -> form of structured output, where it differs from the settings
 
-    def complete(self, request: CompletionRequest, stage: str = "", record: str = "") -> Completion:
+    def complete(
+        self, request: CompletionRequest, stage: str = "", record: str = "", cut: KeepsCut | None = None
+    ) -> Completion:
         """
         The answer to a request. Blocks; called from many threads at a time.
 
@@ -152,6 +162,7 @@ class Endpoint:
             request ([`CompletionRequest`]): What is asked.
             stage (`str`): Name of the stage, for the costs.
             record (`str`): Id of the record, for the costs.
+            cut ([`KeepsCut`], *optional*): Keeps an answer that is cut at its limit until there is a longer one.
 
         Raises:
             [`TransientError`]: No answer in all tries.
@@ -161,8 +172,12 @@ class Endpoint:
         """
         started = self.clock()
         try:
-            completion = self._answer(request, stage, record)
-            if completion.finish_reason == "length" and completion.refusal is None:
+            completion = None if cut is None else cut.get()
+            if completion is None:
+                completion = self._answer(request, stage, record)
+                if cut is not None and _is_cut(completion):
+                    cut.put(completion)
+            if _is_cut(completion):
                 completion = self._longer(request, completion, stage, record)
         except StopError as error:
             self.stop(error)
@@ -436,6 +451,10 @@ def estimate_tokens(request: CompletionRequest) -> Usage:
 
 def _tokens(text: str) -> int:
     return -(-len(text.encode(errors="replace")) // CHARACTERS_PER_TOKEN)
+
+
+def _is_cut(completion: Completion) -> bool:
+    return completion.finish_reason == "length" and completion.refusal is None
 
 
 def _outcome(completion: Completion) -> str:

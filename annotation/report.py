@@ -72,9 +72,14 @@ details { margin-top: 40px; } summary { cursor: pointer; font-weight: 600; } pre
 """
 
 
-def write_report(folder: str | Path) -> Path:
+def write_report(folder: str | Path, spent: Mapping[tuple[str, str], Sum] | None = None) -> Path:
     """
     Writes `report.html` into an output folder and returns its path.
+
+    Args:
+        folder (`str` or `Path`)
+        spent (`dict[tuple[str, str], Sum]`, *optional*): [`Costs.table`], in which earlier calls have prices that were
+            given later; by default what the ledger holds.
 
     Raises:
         [`AnnotationError`]: A file of the folder is missing or damaged.
@@ -82,7 +87,8 @@ def write_report(folder: str | Path) -> Path:
     folder = Path(folder)
     run = _read_run(folder / "run.json")
     ledger = folder / "costs.jsonl"
-    spent = sum_up(read_ledger(ledger)) if ledger.is_file() else {}
+    if spent is None:
+        spent = sum_up(read_ledger(ledger)) if ledger.is_file() else {}
     parts = [
         tag("h1", "Annotation report"),
         tag("p", _models(run), class_="muted"),
@@ -148,9 +154,9 @@ def _overview(run: Mapping[str, Any], spent: Mapping[tuple[str, str], Sum]) -> l
     tiles.append(("tokens", f"{tokens:,}"))
     if any(one.calls > one.unpriced for one in spent.values()):
         # The ledger is that of the folder: it has the calls of earlier runs, too
-        tiles.append((f"{_currency(run)}, all runs", f"{money:,.2f}"))
+        tiles.append(("price, all runs", f"{money:,.2f}"))
         if kept:
-            tiles.append((f"{_currency(run)} per kept item, all runs", f"{money / kept:,.4f}"))
+            tiles.append(("price per kept item, all runs", f"{money / kept:,.4f}"))
     bars = [tag("i", class_=state, style=f"--share: {number}") for state, number in videos.items() if number]
     legend = [tag("li", tag("i", class_=state), f"{state} {number:,}") for state, number in videos.items()]
     sentence = ", ".join(f"{number} {state}" for state, number in videos.items())
@@ -209,7 +215,7 @@ def _costs(run: Mapping[str, Any], spent: Mapping[tuple[str, str], Sum]) -> list
     for one in spent.values():
         total.merge(one)
     rows.append([tag("b", cell) for cell in _cost_row("all", "", total)])
-    header = ["stage", "model", "calls", "answers", "prompt", "cached", "completion", "s per call", _currency(run)]
+    header = ["stage", "model", "calls", "answers", "prompt", "cached", "completion", "s per call", "price"]
     notes = []
     if total.estimated:
         notes.append(f"The endpoint did not count the tokens of {total.estimated:,} calls; they are estimated.")
@@ -344,7 +350,3 @@ def _picture(path: Path) -> str:
 
 def _count(value: Any) -> int:
     return value if type(value) is int else 0
-
-
-def _currency(run: Mapping[str, Any]) -> str:
-    return str(run["settings"].get("currency", "USD"))

@@ -20,6 +20,8 @@ TAG = re.compile(
     r"<obj([0-9]{1,4})>|(</?p>)|"
     rf"((?i:</?obj[^<>]{{0,40}}>|</?(?:{NAMES})\b[^<>]{{0,40}}>|<\|[^|<>]{{0,40}}\|>|\[/?(?:SEG|INST)\]))"
 )
+# Of scripts that separate words by blanks: the blanks inside <p> </p> belong to the tags
+LETTER = re.compile(r"[0-9A-Za-z\u00c0-\u024f\u0370-\u052f]")
 FOLLOWING_TAGS = re.compile(r"(?:\s*<obj[^<>]{0,40}>)+")
 
 
@@ -135,9 +137,16 @@ def _close_phrase(found: TaggedText, text: str, ends: tuple[re.Match, re.Match],
         found.problems.append(Problem("phrase_empty", where, "there is nothing between <p> and </p>"))
     elif not names:
         found.problems.append(Problem("tag_alone", where, "no object tag follows the phrase"))
+    elif is_glued(text[max(0, opened.start() - 1) : opened.start()], phrase.strip()):
+        found.problems.append(Problem("span", where, f"no blank stands between the text and <p>{phrase[:60]}</p>"))
     else:
         found.add(phrase.strip(), tuple(map(int, names)))
     return end
+
+
+def is_glued(before: str, phrase: str) -> bool:
+    """Whether a phrase continues the word before it."""
+    return LETTER.fullmatch(before) is not None and LETTER.match(phrase) is not None
 
 
 def _is_known(digits: str, num_objects: int) -> bool:
@@ -183,6 +192,9 @@ def answer_from_spans(answer: str, spans: Sequence[PhraseSpan], num_objects: int
             found.problems.append(Problem("phrase_empty", f"phrases[{index}]", f"{span.phrase[:60]!r} has no words"))
         elif span.phrase != span.phrase.strip():
             detail = f"{span.phrase[:60]!r} begins or ends with blanks, which belong to the text around the phrase"
+            found.problems.append(Problem("span", f"phrases[{index}]", detail))
+        elif span.start and is_glued(answer[span.start - 1], span.phrase):
+            detail = f"{span.phrase[:60]!r} begins inside a word"
             found.problems.append(Problem("span", f"phrases[{index}]", detail))
         else:
             by_place.setdefault((span.start, span.end), (index, []))[1].append(number)

@@ -29,7 +29,7 @@ class Models:
         self.may_stop = may_stop
         self.stopped: StopError | None = None
 
-    def complete(self, request: CompletionRequest, stage: str = "", record: str = "") -> Completion:
+    def complete(self, request: CompletionRequest, stage: str = "", record: str = "", cut=None) -> Completion:
         self.asked += 1
         text = self.models.answer({"model": request.model, "messages": request.messages})
         return Completion(text, "stop", None, None, 0.0, 1, request.model)

@@ -38,7 +38,7 @@ def test_sums_by_stage_and_model_survive_the_run(tmp_path):
     assert (table["describe", "small"].calls, table["describe", "small"].answers) == (2, 1)
     assert table["describe", "small"].usage == Usage(1000, 400, 100)
     assert table["describe", "small"].money == pytest.approx((600 * 2 + 400 + 100 * 10) / 1e6)
-    assert line == "3 calls, 2,200 tokens, 0.00 USD, 1 without a price, 1 estimated"
+    assert line == "3 calls, 2,200 tokens, price 0.00, 1 without a price, 1 estimated"
     again = Costs(path, PRICES)
     assert again.table() == table and again.line() == line
     assert len(path.read_text().splitlines()) == 3
@@ -58,10 +58,10 @@ def test_money_that_was_spent_keeps_its_price(tmp_path):
     first = Costs(tmp_path / "costs.jsonl", PRICES)
     call(first, Usage(1, 0, 1), spent(usage=Usage(1_000_000)))
     first.close()
-    cheaper = Costs(tmp_path / "costs.jsonl", {"small": Price(1, 1, 1)}, Budget(money=2.5), "EUR")
-    assert cheaper.line() == "1 calls, 1,000,000 tokens, 2.00 of 2.50 EUR"
+    cheaper = Costs(tmp_path / "costs.jsonl", {"small": Price(1, 1, 1)}, Budget(money=2.5))
+    assert cheaper.line() == "1 calls, 1,000,000 tokens, price 2.00 of 2.50"
     call(cheaper, Usage(500_000), spent(usage=Usage(400_000)))
-    with pytest.raises(BudgetError, match="budget of 2.50 EUR .* 2.4000 are spent, and the next call may need 0.2000"):
+    with pytest.raises(BudgetError, match="budget of 2.5 .* 2.4000 are spent, and the next call may need 0.2000"):
         cheaper.reserve("small", Usage(200_000))
     hashes = {json.loads(line)["prices"] for line in (tmp_path / "costs.jsonl").read_text().splitlines()}
     assert len(hashes) == 2

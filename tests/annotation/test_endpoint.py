@@ -24,6 +24,7 @@ from scripted_endpoint import (
     scripted_endpoint,
 )
 
+from sama.annotation.calls import ModelChoice, Question, StoredReplies
 from sama.annotation.completions import BrokenReplyError, Completion, Usage, read_completion
 from sama.annotation.costs import Costs, Spent
 from sama.annotation.endpoint import Endpoint, EndpointSettings, _error_codes, estimate_tokens
@@ -35,6 +36,7 @@ from sama.annotation.errors import (
     UnansweredError,
     UnusableReplyError,
 )
+from sama.annotation.store import ReplyStore
 
 
 pytestmark = pytest.mark.usefixtures("api_key")
@@ -300,6 +302,21 @@ def test_an_answer_that_is_cut_before_its_first_word_is_no_refusal(time):
 def test_an_answer_that_is_cut_twice_is_no_success(ask):
     completion = ask(always("length"))
     assert completion.finish_reason == "length" and len(ask.server.calls) == 2 and ask.costs.total.answers == 0
+
+
+def test_a_cut_answer_is_kept_until_there_is_a_longer_one(time, tmp_path):
+    asked = Question("key", "describe", "writer", "clip", question())
+    with scripted_endpoint(lambda request: ANSWER, by_call({1: "length", 2: "500"})) as server:
+        for _ in range(2):
+            replies = StoredReplies(
+                ReplyStore(tmp_path), {"writer": ModelChoice(make_endpoint(server, time, tries=1), "writer")}
+            )
+            try:
+                reply = replies(asked)
+            except TransientError:  # of the longer one: the next run asks for it alone
+                continue
+        assert [body["max_tokens"] for body in server.requests] == [100, 200, 200]
+    assert reply.completion.text == ANSWER and reply.completion.finish_reason == "stop"
 
 
 def test_a_larger_limit_that_is_refused_leaves_the_cut_answer(ask):

@@ -113,7 +113,7 @@ def test_a_budget_stops_before_the_call_that_could_exceed_it(ask):
     assert ask(budget=Budget(tokens=need.prompt + need.completion)).text == ANSWER
     with pytest.raises(BudgetError, match="next call may need"):
         ask.endpoint.complete(question())
-    with pytest.raises(BudgetError, match="of 0.0001 USD|of 0.00 USD"):
+    with pytest.raises(BudgetError, match="budget of 0.0001 does not"):
         ask(budget=Budget(money=0.0001))
     assert ask.server.calls == []
 

@@ -8,6 +8,7 @@ import pytest
 from moving_squares import SIZE, moving, scene_line
 from PIL import Image
 
+from sama.annotation.command import parse
 from sama.annotation.export import description_messages, make_record
 from sama.annotation.held_out import HeldOut
 from sama.annotation.objects import list_videos, read_scenes
@@ -92,3 +93,21 @@ def test_upright_frames_are_exported_as_they_are_annotated(tmp_path):
         with Image.open(stored) as image:
             pixels = np.asarray(image)  # as stored
         assert np.abs(pixels.astype(int) - scene.open()[0].astype(int)).max() < 16
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        (("--source", "s", "--videos", "v"), "--videos"),
+        (("--source", "s", "--name", "mine"), "--name"),
+        (("--propose", "m", "--videos", "v", "--mask-origin", "people"), "--mask-origin"),
+        (("--masks", "m", "--videos", "v", "--propose-request", "Describe it."), "--propose-request"),
+        (("--masks", "m", "--videos", "v", "--blind-terms", "yes"), "--blind-terms"),
+        (("--masks", "m", "--videos", "v", "--blind-revision", "1"), "--blind-revision"),
+    ],
+)
+def test_options_without_effect_are_refused(options, name, capsys):
+    needed = ("--output", "o", "--endpoint", "http://localhost", "--model", "a", "--verifier-model", "b")
+    with pytest.raises(SystemExit):
+        parse([*needed, *options])
+    assert f"{name} has no effect with" in capsys.readouterr().err

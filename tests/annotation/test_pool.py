@@ -128,7 +128,7 @@ def clip(tmp_path):
     toy = ToyModels(example.truths, example.planted)
 
     class Endpoint:
-        def complete(self, request, stage="", record=""):
+        def complete(self, request, stage="", record="", cut=None):
             text = toy.answer({"model": request.model, "messages": request.messages})
             return Completion(text, "stop", None, None, 0.0, 1, request.model)
 

@@ -45,7 +45,7 @@ class Model:
     def __init__(self, answer):
         self.answer, self.requests = answer, []
 
-    def complete(self, request: CompletionRequest, stage: str = "", record: str = "") -> Completion:
+    def complete(self, request: CompletionRequest, stage: str = "", record: str = "", cut=None) -> Completion:
         self.requests.append(request)
         return Completion(json.dumps(self.answer(request)), "stop", None, None, 0.0, 1, request.model)
 

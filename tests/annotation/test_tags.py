@@ -49,6 +49,7 @@ def test_answers_are_read(text, parts):
         ("a <obj1> runs", "tag_alone", "[2:8]"),
         ("<p> a </p>, <obj1>", "tag_alone", "[0:10]"),
         ("<p> a </p> runs", "tag_alone", "[0:10]"),
+        ("I see<p> a dog </p> <obj1>.", "span", "[5:26]"),
         ("<p>  </p> <obj1>", "phrase_empty", "[0:16]"),
     ],
 )
@@ -137,7 +138,7 @@ PIECES = (
 
 def test_any_text_has_problems_or_comes_back():
     rng, clean = np.random.default_rng(0), 0
-    for _ in range(4000):
+    for _ in range(5000):
         text = "".join(PIECES[i] for i in rng.integers(len(PIECES), size=rng.integers(1, 9)))
         for read, write in ((read_answer, write_answer), (read_question, write_question)):
             found = read(text, 2)
@@ -156,7 +157,7 @@ def test_any_spans_have_problems_or_come_back():
     """Blanks of all kinds, empty and overlapping spans, positions beyond the text, objects that do not exist."""
     rng, clean, codes = np.random.default_rng(1), 0, set()
     pieces = ("a dog", " ", "  ", "\n", "\u00a0", "\u2028", "\N{DOG FACE}", "<", ">", "<p", "[SE", "G]", "obj1>", "x")
-    for _ in range(4000):
+    for _ in range(5000):
         answer = "".join(pieces[i] for i in rng.integers(len(pieces), size=rng.integers(1, 9)))
         if TAG.search(answer):
             continue  # such an answer is read by its tags

@@ -25,7 +25,7 @@ class Answers:
     def __init__(self, *replies: dict):
         self.replies, self.asked = list(replies), []
 
-    def complete(self, request, stage="", record="") -> Completion:
+    def complete(self, request, stage="", record="", cut=None) -> Completion:
         self.asked.append(request.messages)
         return Completion(json.dumps(self.replies.pop(0)), "stop", None, None, 0.0, 1, "m")
 
