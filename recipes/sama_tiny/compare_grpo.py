@@ -26,6 +26,7 @@ from sama.modeling_sama import SamaForConditionalGeneration
 from sama.processing_sama import SamaProcessor
 from sama.resources import SMALL_MODEL
 from sama.training.arguments import SamaTrainingArguments
+from sama.training.checkpoints import TrainingError
 from sama.training.grpo import SamaGRPOTrainer, track_answers
 from sama.training.grpo_arguments import SamaGRPOArguments
 from sama.training.launch import load_model
@@ -144,6 +145,20 @@ def table(results: dict[str, Sequence[dict]]) -> str:
     return markdown_table(["questions", "n", *results], lines)
 
 
+def keep_settings(options: argparse.Namespace) -> None:
+    """Write the options beside the results; raises a [`TrainingError`] if those there were made with others."""
+    settings, path = {name: str(value) for name, value in vars(options).items()}, options.to / "settings.json"
+    if not path.is_file():
+        write_text_atomically(path, json.dumps(settings, indent=2) + "\n")
+        return
+    earlier = json.loads(path.read_text(encoding="utf-8"))
+    for name, value in settings.items():
+        if earlier.get(name) != value:
+            raise TrainingError(
+                f"{options.to} has results with {name} {earlier.get(name)}, not {value}: choose another --to."
+            )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=SMALL_MODEL)
@@ -157,6 +172,7 @@ def main() -> None:
     parser.add_argument("--cpu", action="store_true")
     options = parser.parse_args()
     options.to.mkdir(parents=True, exist_ok=True)
+    keep_settings(options)
     processor = SamaProcessor.from_pretrained(options.model, trust_remote_code=True)
     results = {}
     for name in ("base", "supervised", "reinforced"):

@@ -26,6 +26,7 @@ from sama.training.checkpoints import TrainingError
 
 
 WARM_UP, FLOOR, WEIGHT_DECAY = 50, 0.05, 0.01
+FREE = {"compile", "num_workers", "log_steps", "save_steps", "examined"}  # may differ where a run goes on
 BLOCK = 4  # steps whose examples are drawn together
 Batch = dict[str, dict[str, torch.Tensor]]
 
@@ -114,7 +115,8 @@ def train(
         matrices (`Sequence[nn.Parameter]`): What of the modules Muon updates; AdamW updates the rest.
     """
     optimizers = optimizers_of(modules, matrices)
-    done, first = load_state(state_path, modules, optimizers, arguments.device), 0
+    settings = settings_of(arguments)
+    done, first = load_state(state_path, modules, optimizers, settings, arguments.device), 0
     log, total = StepLog(arguments.log_steps), sum(phase.examples.steps for phase in phases)
     for phase in phases:
         for parts, trained in ((modules.values(), False), (phase.trained, True), (phase.frozen, False)):
@@ -137,7 +139,7 @@ def train(
             log.add(number, values | {"seconds": torch.tensor(now - began)})
             began = now
             if number % arguments.save_steps == 0 or number == total:
-                save_state(state_path, modules, optimizers, number)
+                save_state(state_path, modules, optimizers, settings, number)
         first += steps
 
 
@@ -263,13 +265,34 @@ def folder_with(name: str) -> Callable[[str], Path]:
     return folder
 
 
+def settings_of(arguments: argparse.Namespace) -> dict[str, float]:
+    """What a run depends on and another one may choose otherwise: seed, steps, sizes of batches, learning rates."""
+    numbers = {name: value for name, value in vars(arguments).items() if isinstance(value, int | float)}
+    return {name: value for name, value in numbers.items() if name not in FREE} | {"processes": num_processes()}
+
+
 def load_state(
-    path: Path, modules: dict[str, nn.Module], optimizers: Sequence[torch.optim.Optimizer], device: str
+    path: Path,
+    modules: dict[str, nn.Module],
+    optimizers: Sequence[torch.optim.Optimizer],
+    settings: Mapping[str, float],
+    device: str,
 ) -> int:
-    """Load modules and optimizers if the file exists; the number of steps done so far."""
+    """
+    Load modules and optimizers if the file exists; the number of steps done so far.
+
+    Raises:
+        TrainingError: if the run in the file has other settings.
+    """
     if not path.is_file():
         return 0
     state = torch.load(path, weights_only=True, map_location=device)
+    for name, value in settings.items():
+        if state["settings"].get(name) != value:
+            raise TrainingError(
+                f"{path} is of a run with {name} {state['settings'].get(name)}, and this one has {value}: "
+                "choose another --to."
+            )
     for name, module in modules.items():
         module.load_state_dict(state[name])
     for optimizer, own in zip(optimizers, state["optimizers"], strict=True):
@@ -279,11 +302,15 @@ def load_state(
 
 
 def save_state(
-    path: Path, modules: dict[str, nn.Module], optimizers: Sequence[torch.optim.Optimizer], step: int
+    path: Path,
+    modules: dict[str, nn.Module],
+    optimizers: Sequence[torch.optim.Optimizer],
+    settings: Mapping[str, float],
+    step: int,
 ) -> None:
-    """Save modules and optimizers atomically."""
+    """Save modules, optimizers and the settings of the run atomically."""
     state = {name: module.state_dict() for name, module in modules.items()}
-    state |= {"optimizers": [optimizer.state_dict() for optimizer in optimizers], "step": step}
+    state |= {"optimizers": [optimizer.state_dict() for optimizer in optimizers], "settings": settings, "step": step}
     with atomic_path(path) as temporary:
         torch.save(state, temporary)
 

@@ -12,6 +12,11 @@ python=${PYTHON:-.venv/bin/python}
 recipe=recipes/sama_tiny
 export OMP_NUM_THREADS=1
 mkdir -p "$out"
+[ -f "$out/seed" ] || echo "$seed" > "$out/seed"
+if [ "$(cat "$out/seed")" != "$seed" ]; then
+    echo "train.sh: $out is a run with the seed $(cat "$out/seed"), not $seed: choose another folder." >&2
+    exit 1
+fi
 
 # A stage in two processes, one for each core: its name, and what it starts from
 stage() {

@@ -121,13 +121,16 @@ class DialogueLosses(VideoLosses):
         Load what earlier stages made.
 
         Args:
-            folder (`Path`, *optional*): Output folder of stage 2, or of this stage: its weights and heads.
-            masks (`Path`): Output folder of stage 1: SAM 2 and the prompts.
+            folder (`Path`, *optional*): Output folder of stage 2, or of this stage: its weights and heads. Without
+                one the model stays as it is.
+            masks (`Path`): Output folder of stage 1: the prompts, and with `folder` SAM 2.
         """
         state = torch.load(masks / "state.pt", weights_only=True, map_location="cpu")
-        self.model.model.mask_tracker.load_state_dict(state["tracker"])
         self.prompts.load_state_dict(state["prompts"])
-        state = torch.load(folder / "state.pt", weights_only=True, map_location="cpu") if folder else {}
+        if folder is None:
+            return
+        self.model.model.mask_tracker.load_state_dict(state["tracker"])
+        state = torch.load(folder / "state.pt", weights_only=True, map_location="cpu")
         for name, module in self.modules.items():
             if name in state:  # stage 2 has neither questions nor a decoder
                 module.load_state_dict(state[name])

@@ -181,7 +181,7 @@ def test_no_other_run_may_begin_before_the_report_is_written(example, monkeypatc
     """It would remove the temporary files of this one, as those of a run that was killed."""
     refused = []
 
-    def write_report(folder):
+    def write_report(folder, spent):
         with pytest.raises(AnnotationError, match="is in use") as error:
             AppendOnlyFile(folder / "costs.jsonl")
         refused.append(error)

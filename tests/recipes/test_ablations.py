@@ -87,7 +87,9 @@ def test_one_step_of_a_variant_is_trained_and_saved(recipe_checkpoint, tmp_path,
     model = SamaForConditionalGeneration.from_pretrained(recipe_checkpoint, dtype=torch.float32)
     prompts = AttributePrompts.of_tracker(model.model.mask_tracker)
     (tmp_path / "masks").mkdir()
-    state = {"tracker": model.model.mask_tracker.state_dict(), "prompts": prompts.state_dict()}
+    # Of stage 1; without --start the model keeps its own
+    other = {name: torch.zeros_like(value) for name, value in model.model.mask_tracker.state_dict().items()}
+    state = {"tracker": other, "prompts": prompts.state_dict()}
     torch.save(state, tmp_path / "masks" / "state.pt")
     monkeypatch.setattr(ablations, "evaluate", lambda model, processor, benchmark: {"failed": 0, "scores": []})
     paths = {"model": recipe_checkpoint, "masks": tmp_path / "masks", "start": None, "to": tmp_path / "to"}
@@ -97,6 +99,10 @@ def test_one_step_of_a_variant_is_trained_and_saved(recipe_checkpoint, tmp_path,
     trained = SamaForConditionalGeneration.from_pretrained(tmp_path / "to" / "no-shape", dtype=torch.float32)
     moved = [not torch.equal(*pair) for pair in zip(trained.parameters(), model.parameters(), strict=True)]
     assert any(moved)
+    for ours, theirs in zip(
+        trained.model.mask_tracker.parameters(), model.model.mask_tracker.parameters(), strict=True
+    ):
+        assert torch.equal(ours, theirs)
 
 
 def test_a_finished_variant_is_reused_and_another_budget_is_an_error(tmp_path):

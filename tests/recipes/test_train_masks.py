@@ -12,9 +12,10 @@ from tiny_model import SAM_SIZE, tiny_model
 from sama.configuration_sama import PADDING_LABEL
 from sama.processing_sama import SamaProcessor
 from sama.recipes.sama_tiny.mask_examples import MaskExamples, look_of, place_of
-from sama.recipes.sama_tiny.phases import BLOCK, prefetch
+from sama.recipes.sama_tiny.phases import BLOCK, prefetch, settings_of
 from sama.recipes.sama_tiny.phases import train as train_phases
 from sama.recipes.sama_tiny.train_masks import MaskLosses, plan
+from sama.training.checkpoints import TrainingError
 
 
 def training() -> MaskLosses:
@@ -58,6 +59,13 @@ def test_an_interrupted_run_resumes_to_the_same_weights(tmp_path, monkeypatch):
         # The order of summation may differ, which changes the last bits
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
     assert moved(whole.tracker, tiny_model().model.mask_tracker) > 0.5
+    for changes, problem in (
+        ({"seed": 1}, "seed 0, and this one has 1"),
+        ({"clips": 3}, "clips 2, and this one has 3"),
+    ):
+        with pytest.raises(TrainingError, match=problem):
+            train(training(), steps(**changes), tmp_path / "state.pt")
+    train(training(), steps(log_steps=5), tmp_path / "state.pt")
     assert moved(whole.prompts, training().prompts) == 1
 
 
@@ -77,10 +85,16 @@ def test_each_phase_trains_its_own_parts(tmp_path):
     def changed(before: MaskLosses) -> set[str]:
         return {name for name, part in parts(kept).items() if moved(part, parts(before)[name])}
 
+    def go_on(arguments: Namespace) -> None:
+        """With further steps than the run in the file, which a run must not have."""
+        state = torch.load(tmp_path / "state.pt", weights_only=True)
+        torch.save(state | {"settings": settings_of(arguments)}, tmp_path / "state.pt")
+        train(kept, arguments, tmp_path / "state.pt")
+
     train(kept, steps(prompt_steps=0, clip_steps=0), tmp_path / "state.pt")
     assert changed(start) == {"encoder", "points", "by points", "heads"}
     before = deepcopy(kept)
-    train(kept, steps(clip_steps=0), tmp_path / "state.pt")
+    go_on(steps(clip_steps=0))
     assert changed(before) == {"by prompts", "prompts"}
     # The decoder of prompts began as a copy of the other one
     pairs = zip(
@@ -88,7 +102,7 @@ def test_each_phase_trains_its_own_parts(tmp_path):
     )
     assert all((one - other).abs().max() < 2e-3 for one, other in pairs)
     before = deepcopy(kept)
-    train(kept, steps(), tmp_path / "state.pt")
+    go_on(steps())
     assert changed(before) == {"by prompts", "memory"}
 
 
