@@ -60,7 +60,7 @@ train-toy: .venv/.installed-test
 	$(BIN)/python train.py --config recipes/train_toy.yaml
 	$(BIN)/python scripts/plot_run.py outputs/train_toy
 
-profile: .venv/.installed-demo
+profile: .venv/.installed-test
 	$(BIN)/python profiling/inference.py
 
 # Nothing is installed again until one of these two files changes.

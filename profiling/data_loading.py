@@ -11,7 +11,6 @@ so it runs on Linux only.
 import argparse
 import json
 import multiprocessing
-import os
 import re
 import shutil
 import time
@@ -78,9 +77,9 @@ def build(path: Path, cache: Path, results) -> None:
     results.put((time.perf_counter() - start, before, peak_memory("cpu") / 2**20))
 
 
-def work(read: Callable, arguments: tuple, count: int, barrier, results) -> None:
-    """A data loader worker: opens the masks and reads some; puts the added memory in MB, total and private, and the
-    seconds to open the file and to read an object into `results`."""
+def work(read: Callable, arguments: tuple, count: int, number: int, barrier, results) -> None:
+    """Data loader worker `number`: opens the masks and reads some; puts the added memory in MB, total and private, and
+    the seconds to open the file and to read an object into `results`."""
     barrier.wait()
     before = _memory()
     barrier.wait()
@@ -88,7 +87,7 @@ def work(read: Callable, arguments: tuple, count: int, barrier, results) -> None
     lookup = read(*arguments)
     opened = time.perf_counter() - start
     start = time.perf_counter()
-    for key in np.random.default_rng(os.getpid()).integers(0, count, LOOKUPS):
+    for key in np.random.default_rng(number).integers(0, count, LOOKUPS):
         assert len(lookup(str(key))) == FRAMES
     reading = (time.perf_counter() - start) / LOOKUPS
     barrier.wait()
@@ -110,7 +109,10 @@ def measure_workers(read: Callable, arguments: tuple, count: int, workers: int) 
     the masks, and time per object."""
     context = multiprocessing.get_context("spawn")
     barrier, queue = context.Barrier(workers), context.Queue()
-    processes = [context.Process(target=work, args=(read, arguments, count, barrier, queue)) for _ in range(workers)]
+    shared = (barrier, queue)
+    processes = [
+        context.Process(target=work, args=(read, arguments, count, number, *shared)) for number in range(workers)
+    ]
     for process in processes:
         process.start()
     results = np.array([queue.get() for _ in processes])
