@@ -1,7 +1,7 @@
 """Assemble the checkpoint that ships: weights in bfloat16, configuration, tokenizers and the model card.
 
     python recipes/sama_tiny/finish.py --run outputs/tiny --to checkpoints/sama-tiny [--results val.md unseen.md \\
-        --further long.md no_target.md --repeated other_seed/val.md other_seed/unseen.md]
+        --further long.md no_target.md --repeated other_seed/val.md other_seed/unseen.md --limitations limitations.md]
 
 Learning curves of the stages that have a log go to `curves.png` in the folder of the run.
 """
@@ -45,6 +45,7 @@ SUMMARY = (
     ("referring by motion only", "choice between the twins"),
 )
 NOT_MEASURED = "Not measured yet."
+UNKNOWN_LIMITATIONS = "- What else it cannot do is in its scores."
 
 
 def read_log(path: Path) -> list[dict]:
@@ -162,7 +163,9 @@ def repeated_table(tables: Sequence[str], repeated: Sequence[str]) -> str:
     return f"{markdown_table(header, rows)}\n\n{verdict}"
 
 
-def build_card(results: Sequence[str], further: Sequence[str] = (), repeated: Sequence[str] = ()) -> str:
+def build_card(
+    results: Sequence[str], further: Sequence[str] = (), repeated: Sequence[str] = (), limitations: str = ""
+) -> str:
     """
     The model card.
 
@@ -170,12 +173,14 @@ def build_card(results: Sequence[str], further: Sequence[str] = (), repeated: Se
         results (`Sequence[str]`): Result tables that evaluate.py wrote, of which the card begins with a summary.
         further (`Sequence[str]`): Those of other splits, without a summary.
         repeated (`Sequence[str]`): Those like `results` of a second run of the recipe.
+        limitations (`str`): What these results say of the weights, as a list in Markdown.
     """
     tables, others, again = (
         [result.strip().lstrip("# ") for result in chosen] for chosen in (results, further, repeated)
     )
     filled = CARD.read_text(encoding="utf-8")
     filled = filled.replace("{summary}", summary_table(tables) if tables else NOT_MEASURED)
+    filled = filled.replace("{limitations}", limitations.strip() or UNKNOWN_LIMITATIONS)
     filled = filled.replace("{repeated}", repeated_table(tables, again) if again else NOT_MEASURED)
     return filled.replace("{results}", "\n\n".join(f"### {table}" for table in tables + others) or NOT_MEASURED)
 
@@ -187,6 +192,7 @@ def main(argv: Iterable[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, nargs="+", default=[], help="Markdown tables written by evaluate.py")
     parser.add_argument("--further", type=Path, nargs="+", default=[], help="those of other splits")
     parser.add_argument("--repeated", type=Path, nargs="+", default=[], help="those like --results of a second run")
+    parser.add_argument("--limitations", type=Path, help="Markdown list of what the results show it cannot do")
     arguments = parser.parse_args(argv)
     model = SamaForConditionalGeneration.from_pretrained(arguments.run / "language", dtype=torch.bfloat16)
     model.save_pretrained(arguments.to)
@@ -199,7 +205,9 @@ def main(argv: Iterable[str] | None = None) -> None:
     (arguments.to / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     draw_curves(arguments.run)
     given = (arguments.results, arguments.further, arguments.repeated)
-    card = build_card(*([path.read_text(encoding="utf-8") for path in paths] for paths in given))
+    limitations = "" if arguments.limitations is None else arguments.limitations.read_text(encoding="utf-8")
+    tables = ([path.read_text(encoding="utf-8") for path in paths] for paths in given)
+    card = build_card(*tables, limitations=limitations)
     (arguments.to / "README.md").write_text(card, encoding="utf-8")
     print(f"{arguments.to}: {sum(parameter.numel() for parameter in model.parameters()) / 1e6:.1f} M parameters")
 

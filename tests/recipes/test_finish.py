@@ -1,11 +1,22 @@
 """The model card of sama-tiny, assembled from card.md and result tables."""
 
 import re
+from pathlib import Path
 
 import pytest
 from checkpoint import CHECKPOINT
 
-from sama.recipes.sama_tiny.finish import NOT_MEASURED, build_card, read_log, repeated_table, summary_table
+from sama.recipes.sama_tiny.finish import (
+    NOT_MEASURED,
+    UNKNOWN_LIMITATIONS,
+    build_card,
+    read_log,
+    repeated_table,
+    summary_table,
+)
+
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "sama_tiny"
 
 
 @pytest.fixture(scope="module")
@@ -22,12 +33,17 @@ def tables(card) -> list[str]:
 def test_the_shipped_card_is_reproduced_to_the_byte(card, tables):
     names = ["val", "unseen", "long", "no_target"]
     assert [table.splitlines()[0] for table in tables] == [f"# toy_world {name}" for name in names]
-    assert build_card(tables[:2], tables[2:]) == card
+    limitations = (RECIPE / "limitations.md").read_text(encoding="utf-8")
+    assert build_card(tables[:2], tables[2:], limitations=limitations) == card
 
 
 def test_a_card_without_results(card):
     text = build_card([])
-    assert text.count(NOT_MEASURED) == 3 and text.splitlines()[:9] == card.splitlines()[:9]
+    assert (
+        text.count(NOT_MEASURED) == 3
+        and UNKNOWN_LIMITATIONS in text
+        and text.splitlines()[:9] == card.splitlines()[:9]
+    )
 
 
 def test_a_table_without_a_row_of_the_summary_is_an_error(tables):
