@@ -6,8 +6,10 @@ from pathlib import Path
 import foreign_checkpoints as foreign
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from sama.conversion.convert import ConversionRequest, Report, convert
+from sama.conversion.pieces import ORIGINAL_DECODER
 from sama.processing_sama import SamaProcessor
 
 
@@ -61,3 +63,15 @@ def test_a_training_run_leaves_its_checkpoints_and_logs_behind(converted, base):
     for name in ("generation_config.json", "chat_template.jinja", "processor_config.json", "LICENSE.txt"):
         assert (ours / name).read_bytes() == (base / name).read_bytes()
     assert SamaProcessor.from_pretrained(ours, trust_remote_code=True).turn_format == "newline_after"
+
+
+def test_names_from_before_version_0_3(converted, base):
+    weights = load_file(base / "model.safetensors")
+    former = {name.replace("model.backbone.", "model."): tensor for name, tensor in weights.items()}
+    assert "model.language_model.norm.weight" in former
+    save_file(former, base / "model.safetensors", metadata={"format": "pt"})
+    ours, report = convert_into(base, converted)
+    written = load_file(ours / "model.safetensors")
+    changed = {name for name, tensor in weights.items() if not torch.equal(written[name], tensor)}
+    assert written.keys() == weights.keys() and report.fresh == []
+    assert changed == {name for name in weights if name.startswith(ORIGINAL_DECODER)}
