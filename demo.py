@@ -29,6 +29,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from sama.data.files import user_path
 from sama.pictures_sama import existing_path
 from sama.resources import EXAMPLE_CLIPS
 from sama.serving.loading import DEFAULT_MODEL, load_model
@@ -78,7 +79,7 @@ def run(arguments: argparse.Namespace) -> None:
             kind = "an image" if video.is_image else "a video"
             raise ValueError(f"{given} {video.name} is {kind}; give it as {other}.")
     check_regions(conversations, videos)
-    if arguments.model == str(DEFAULT_MODEL):
+    if user_path(arguments.model).resolve() == DEFAULT_MODEL.resolve():
         print(SMALL_MODEL_NOTE)
     settings = (arguments.device, arguments.dtype, arguments.preset, arguments.trust_remote_code)
     model, processor = load_model(arguments.model, *settings, arguments.memory_pool, arguments.compile)

@@ -26,7 +26,7 @@ import torch
 from sama.configuration_sama import PRESETS, SamaConfig
 from sama.conversion.configs import standalone_sam2_config
 from sama.conversion.files import CheckpointError, explain_damage, explain_write_errors, write_weights
-from sama.conversion.folder import card_facts, copy_other_files, write_card, write_model_files, write_processor
+from sama.conversion.folder import card_facts, carry_processor, write_card, write_model_files, write_processor
 from sama.conversion.pieces import HEAD, SAM, KeyMap
 from sama.conversion.plan import (
     KINDS,
@@ -160,7 +160,7 @@ def write_others(folder: Path, plan: Plan, model: torch.nn.Module, base: Source 
     if isinstance(plan.config, SamaConfig):
         plan.config.trained = not plan.report.fresh
         if texts is None:
-            copy_other_files(base.folder, folder, skip=(REPORT_FILE, "README.md", "config.json"))
+            carry_processor(base.folder, folder)
         else:
             write_processor(folder, plan.config, *texts)
     write_model_files(folder, model, plan.config)

@@ -24,7 +24,13 @@ AUTO_CLASSES = ("AutoModel", "AutoModelForImageTextToText", "AutoModelForMultimo
 # Fewest and most pixels of a frame of Sa2VA on Qwen-VL, in its published inference and in its training. They are cells
 # of 28 x 28 pixels, also for Qwen3-VL, whose tokens are larger
 PIXEL_LIMITS = {"published": (512 * 28**2, 2048 * 28**2), "consistent": (128 * 28**2, 512 * 28**2)}
-WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
+# What processor, tokenizers and generation are loaded from, and the licence. The output folder of a training run holds
+# much else, such as checkpoints, logs and records of its data
+CARRIED_FILES = (
+    "*processor_config.json", "chat_template*", "additional_chat_templates/*", "tokenizer*", "special_tokens_map.json",
+    "added_tokens.json", "vocab.*", "merges.txt", "qformer_tokenizer/*", "generation_config.json", "LICEN[CS]E*",
+    "NOTICE*",
+)  # fmt: skip
 
 
 def write_model_files(folder: Path, model: torch.nn.Module, config: PreTrainedConfig) -> None:
@@ -108,16 +114,15 @@ def make_image_processor(config: SamaConfig, source: Path) -> Any:
     return image_processor
 
 
-def copy_other_files(source: Path, folder: Path, skip: tuple[str, ...]) -> None:
-    """Copies a checkpoint except its weights and the files named in `skip`."""
-    weights = {file for pattern in WEIGHT_FILES for file in source.glob(pattern)}
-    for entry in sorted(source.iterdir()):
-        if entry in weights or entry.name in skip or entry.name.startswith("."):
-            continue
-        if entry.is_dir():
-            shutil.copytree(entry, folder / entry.name)
-        else:
-            shutil.copyfile(entry, folder / entry.name)
+def carry_processor(source: Path, folder: Path) -> None:
+    """Copies the settings of a checkpoint's processor and generation, and writes today's code of the processor: the
+    checkpoint's own may be that of an earlier version, which does not fit today's code of the model."""
+    for entry in sorted(entry for pattern in CARRIED_FILES for entry in source.glob(pattern)):
+        if entry.is_file() and entry.suffix != ".py":
+            target = folder / entry.relative_to(source)
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(entry, target)
+    custom_object_save(SamaProcessor, folder)
 
 
 def card_facts(source: Path) -> dict[str, str]:

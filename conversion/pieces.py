@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from sama.modeling_sama import FORMER_NAMES, PRESENT_NAMES
+
 
 # Prefixes of our names
 SAM, ORIGINAL_DECODER = "model.mask_tracker.sam.", "model.mask_tracker.original_mask_decoder."
@@ -109,5 +111,5 @@ def rename_by_prefix(key: str, prefixes: Prefixes) -> str | None:
 
 
 def map_own(keys: Iterable[str]) -> KeyMap:
-    """Maps a converted checkpoint to itself."""
-    return KeyMap({key: Piece((key,), identity) for key in keys})
+    """Maps a converted checkpoint to itself, also one that has the names from before version 0.3."""
+    return KeyMap({re.sub(FORMER_NAMES, PRESENT_NAMES, key): Piece((key,), identity) for key in keys})

@@ -239,7 +239,7 @@ def plan_release(base: Source, parts: dict[str, Source], request: ConversionRequ
         raise CheckpointError(f"{base.path} has no word embeddings; is it complete?")
     stored_rows = shapes[keys.pieces[EMBEDDINGS].keys[0]][0]
     added = len(tokenizer) - num_tokens
-    check_vocabulary(num_tokens, stored_rows, "language model's", added)
+    check_vocabulary(num_tokens, stored_rows, "language model's", added, alone)
     num_rows = max(stored_rows, len(tokenizer))
     entries = part_configs(base, parts, qformer_tokenizer, read_sizes(request, base.folder))
     entries["seg_state"] = "after_norm" if alone else table.seg_state
@@ -253,10 +253,13 @@ def plan_release(base: Source, parts: dict[str, Source], request: ConversionRequ
         entries["round_rotary_to_bfloat16"] = backbone["text_config"]["model_type"] == "qwen2"
     tokens = token_ids(tokenizer, qformer_tokenizer, table)
     plan = Plan(release_config(table, backbone, num_rows, HEAD not in keys.pieces, tokens, entries))
-    if added:
+    beyond = max(num_tokens - stored_rows, 0)
+    if added or beyond:
         for name in {EMBEDDINGS, HEAD} & keys.pieces.keys():
             keys.pieces[name] = Piece(keys.pieces[name].keys, append_mean_rows(num_tokens, num_rows))
-        plan.report.notes.append(f"{added} new tokens are initialized with the mean of the embeddings")
+    for number, which in ((added, "new tokens"), (beyond, "tokens of the tokenizer without an embedding")):
+        if number:
+            plan.report.notes.append(f"{number} {which} are initialized with the mean of the embeddings")
     plan.add(base, keys)
     template = chat_template(tokenizer, foreign, base.folder, alone)
     if qformer_tokenizer is None and plan.config.preset == "consistent":

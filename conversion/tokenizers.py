@@ -21,6 +21,7 @@ END_OF_TURN, END_OF_TEXT = "<|im_end|>", "<|endoftext|>"
 ONE_END = ("internlm2_chat", "phi3_chat")  # chat templates whose answers `<|endoftext|>` does not end
 # The release resizes the embeddings to the tokenizer; other trainers pad them to a multiple of 64 or more
 ROW_MULTIPLE, MAX_PADDING = 64, 512
+MAX_BEYOND = 64  # tokens without a row: InternVL3-8B-hf has one, 151,675 tokens and 151,674 rows
 
 
 def load_tokenizer(folders: Sequence[Path]) -> PreTrainedTokenizerBase:
@@ -153,7 +154,7 @@ def complete_tokenizer(tokenizer: PreTrainedTokenizerBase, table: BackboneTable,
         tokenizer.add_tokens([AddedToken(tag, normalized=False, special=True) for tag in missing], special_tokens=True)
 
 
-def check_vocabulary(num_tokens: int, num_rows: int, what: str, added: int = 0) -> None:
+def check_vocabulary(num_tokens: int, num_rows: int, what: str, added: int = 0, alone: bool = False) -> None:
     """
     Checks that the tokenizer belongs to the embeddings.
 
@@ -162,12 +163,14 @@ def check_vocabulary(num_tokens: int, num_rows: int, what: str, added: int = 0) 
         num_rows (`int`): Rows of the embeddings of the checkpoint.
         what (`str`): Which tokenizer, for the message.
         added (`int`): Tokens that the conversion adds, with rows of their own where the padding does not suffice.
+        alone (`bool`): Whether it is that of a lone backbone, which may have a few tokens that no row was made for.
 
     Raises:
         CheckpointError: If the tokenizer has more tokens than the embeddings have rows, or many fewer.
     """
     padding = max(num_rows - num_tokens - added, 0)
-    if num_tokens > num_rows or (padding and not (padding < MAX_PADDING and num_rows % ROW_MULTIPLE == 0)):
+    padded = padding < MAX_PADDING and num_rows % ROW_MULTIPLE == 0
+    if num_tokens > num_rows + (MAX_BEYOND if alone else 0) or (padding and not padded):
         raise CheckpointError(
             f"The {what} tokenizer has {num_tokens} tokens but the checkpoint has embeddings for {num_rows}; they "
             "belong to different checkpoints."

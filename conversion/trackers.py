@@ -113,7 +113,8 @@ SAM3_RULES: dict[str, Rules] = {
 }
 SAM3_POSITIONS = "backbone.vision_backbone.trunk.pos_embed"
 SAM3_UNUSED = {
-    "backbone.vision_backbone.convs.": "the neck of SAM 3's detector; its tracker has another, `sam2_convs`"
+    r"^backbone\.vision_backbone\.convs\.": "the neck of SAM 3's detector; its tracker has another, `sam2_convs`",
+    r"\.freqs_cis": "rotary table, which is computed",  # a complex buffer of each block of the image encoder
 }
 # Sa2VA-i stores both decoders: the tuned one under this name, SAM 2's original one under the usual name
 TUNED_DECODER, DECODER = "sam_mask_decoder_modified.", "sam_mask_decoder."
@@ -169,7 +170,7 @@ def map_tracker(keys: Iterable[str], prefix: str = "", original_decoder: bool = 
         if match := re.fullmatch(r"sam_prompt_encoder\.point_embeddings\.(\d)\.weight", name):
             points[int(match[1])] = key
             continue
-        if reason := next((reason for start, reason in SAM3_UNUSED.items() if name.startswith(start)), None):
+        if reason := next((reason for pattern, reason in SAM3_UNUSED.items() if re.search(pattern, name)), None):
             result.unused[key] = reason
             continue
         tuned = name.startswith(TUNED_DECODER)

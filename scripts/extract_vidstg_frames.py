@@ -4,7 +4,8 @@ Extracts the frames of VidSTG's videos that SAMA-239K and SAMA-Bench use: 0, 4, 
     python scripts/extract_vidstg_frames.py VIDEOS ANNOTATIONS OUTPUT [--workers 8]
 
 VIDEOS contains <id>.mp4, ANNOTATIONS <id>.json; videos without annotation are skipped. Frame i is written to
-OUTPUT/<id>/frame_<i>.jpg. A folder appears only when complete, and existing folders are skipped.
+OUTPUT/<id>/frame_<i>.jpg. A folder appears only when complete, and existing folders are skipped. A video that ends
+early or has damaged frames fails: download it again.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from PIL import Image
 
 from sama.data.files import atomic_path
 from sama.data.frames import ANNOTATED_STRIDE
+from sama.video_readers_sama import FileFrames, open_reader
 from sama.video_sama import SamaVideo
 
 
@@ -23,16 +25,26 @@ JPEG_QUALITY = 95  # OpenCV's default, which the release used
 
 
 def extract(video: Path, output: Path) -> int:
-    """Writes the frames of one video; returns their number, or 0 if the folder exists."""
+    """
+    Writes the frames of one video; returns their number, or 0 if the folder exists.
+
+    Raises:
+        ValueError: If the file ends early, or a frame cannot be decoded whole.
+    """
     folder = output / video.stem
     if folder.exists():
         return 0
-    frames = SamaVideo.open(video)
+    reader = open_reader(str(video))
+    if reader.declared > reader.length:
+        raise ValueError(f"only {reader.length} of its {reader.declared} frames can be decoded; download it again")
+    frames = SamaVideo(FileFrames(str(video), reader))
     indices = range(0, len(frames), ANNOTATED_STRIDE)
     with atomic_path(folder) as temporary:
         temporary.mkdir(exist_ok=True)
         for index in indices:
             Image.fromarray(frames[index]).save(temporary / f"frame_{index}.jpg", quality=JPEG_QUALITY)
+        if damaged := frames.damaged_frames:
+            raise ValueError(f"{len(damaged)} frames are damaged, first {damaged[0]}; download it again")
     return len(indices)
 
 

@@ -10,14 +10,23 @@ model is merged into the unquantized base model.
 import argparse
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import torch
-from peft import PeftModel
 
-from sama.modeling_sama import SamaForConditionalGeneration
-from sama.processing_sama import SamaProcessor
-from sama.training.model_card import write_model_card
+
+try:
+    from peft import PeftModel
+
+    from sama.conversion.convert import new_folder
+    from sama.modeling_sama import SamaForConditionalGeneration
+    from sama.processing_sama import SamaProcessor
+    from sama.training.model_card import write_model_card
+except ModuleNotFoundError as error:
+    if __name__ != "__main__" or error.name is None or error.name.startswith("sama"):
+        raise
+    sys.exit(f"merge_lora: The Python module {error.name} is not installed. Run: pip install 'sama[train]'")
 
 
 HISTORY = ("mixture.json", "trainer_state.json")  # what the model card tells about the training
@@ -29,12 +38,12 @@ def merge(adapter: Path, to: Path, base: str | None = None, dtype: str = "auto")
 
     Args:
         adapter (`Path`): Folder with `adapter_config.json`.
-        to (`Path`): Output folder, which must not contain a model.
+        to (`Path`): Output folder, which must be new or empty. It appears only when complete.
         base (`str`, *optional*): Base model, if it has moved since training.
         dtype (`str`): Dtype of the weights: `auto` keeps that of `base`.
 
     Raises:
-        ValueError: if `adapter` contains no adapter, or `to` contains a model.
+        ValueError: if `adapter` contains no adapter, or `to` contains anything.
     """
     settings = adapter / "adapter_config.json"
     if not settings.is_file():
@@ -42,21 +51,21 @@ def merge(adapter: Path, to: Path, base: str | None = None, dtype: str = "auto")
     if (to / "config.json").exists():
         raise ValueError(f"{to} already contains a model; choose another folder")
     base = base or json.loads(settings.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    model = SamaForConditionalGeneration.from_pretrained(
-        base, dtype=dtype if dtype == "auto" else getattr(torch, dtype)
-    )
-    merged = PeftModel.from_pretrained(model, adapter).merge_and_unload(safe_merge=True)
-    merged.config.trained = True
     processor_folder = adapter if (adapter / "processor_config.json").is_file() else base
-    merged.save_pretrained(to)
-    local = Path(
-        processor_folder
-    ).is_dir()  # code of the Hub is not run: the model's classes are those of this package
-    SamaProcessor.from_pretrained(processor_folder, trust_remote_code=local).save_pretrained(to)
-    for name in HISTORY:
-        if (adapter / name).is_file():
-            shutil.copyfile(adapter / name, to / name)
-    write_model_card(to, base)
+    local = Path(processor_folder).is_dir()  # code of the Hub is not run: the classes are those of this package
+    with new_folder(to) as folder:
+        processor = SamaProcessor.from_pretrained(processor_folder, trust_remote_code=local)  # fails in less time
+        model = SamaForConditionalGeneration.from_pretrained(
+            base, dtype=dtype if dtype == "auto" else getattr(torch, dtype)
+        )
+        merged = PeftModel.from_pretrained(model, adapter).merge_and_unload(safe_merge=True)
+        merged.config.trained = True
+        merged.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        for name in HISTORY:
+            if (adapter / name).is_file():
+                shutil.copyfile(adapter / name, folder / name)
+        write_model_card(folder, base, to.resolve().name)
     return merged
 
 

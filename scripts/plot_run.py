@@ -5,16 +5,22 @@ python scripts/plot_run.py outputs/train [--out curves.png] [--smooth 20]
 
 import argparse
 import json
+import sys
 from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
 
+try:
+    import matplotlib
 
-matplotlib.use("Agg")  # without a display
-from matplotlib import pyplot  # noqa: E402
-from matplotlib.ticker import MaxNLocator  # noqa: E402
+    matplotlib.use("Agg")  # without a display
+    from matplotlib import pyplot
+    from matplotlib.ticker import MaxNLocator
+except ModuleNotFoundError as error:
+    if __name__ != "__main__" or error.name is None:
+        raise
+    sys.exit(f"plot_run: The Python module {error.name} is not installed. Run: pip install 'sama[train]'")
 
 
 STATE = "trainer_state.json"

@@ -15,10 +15,16 @@ import shutil
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi
-from huggingface_hub.errors import HfHubHTTPError
 
 from sama.data.model_cards import CARD
-from sama.training.checkpoints import FINGERPRINT_FILE, MANIFEST, ORDER_FILE, STATE_FILE
+from sama.training.checkpoints import (
+    FINGERPRINT_FILE,
+    MANIFEST,
+    ORDER_FILE,
+    STATE_FILE,
+    TrainingError,
+    missing_weights,
+)
 from sama.training.model_card import inherited_license, model_card
 
 
@@ -34,10 +40,13 @@ def files_to_upload(folder: Path) -> list[Path]:
     The model's files, sorted by name.
 
     Raises:
-        ValueError: if the folder contains no weights or no configuration.
+        ValueError: if the folder contains no weights, only some of their shards, or no configuration.
+        TrainingError: if the index of the shards cannot be read.
     """
     if not any((folder / name).is_file() for name in WEIGHTS):
         raise ValueError(f"{folder} contains no weights: expected one of {', '.join(WEIGHTS)}")
+    if missing := missing_weights(folder):
+        raise ValueError(f"{folder} lacks {', '.join(missing)}, which its index of weights names")
     if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise ValueError(f"{folder} contains neither config.json nor adapter_config.json")
     found = {path for pattern in PATTERNS for path in folder.glob(pattern) if path.is_file()}
@@ -78,7 +87,7 @@ def main() -> None:
     folder, repo, own = arguments.folder, arguments.repo, arguments.card
     try:
         files = files_to_upload(folder)
-    except ValueError as error:
+    except (ValueError, TrainingError) as error:
         parser.error(str(error))
     license_name = arguments.license or inherited_license(folder)
     if not own and not license_name:
@@ -98,7 +107,7 @@ def main() -> None:
         return
     try:
         print(f"Uploaded: {upload(folder, card, repo, arguments.private)}")
-    except (HfHubHTTPError, OSError, ValueError) as error:  # among them a wrong name, and no network
+    except Exception as error:  # without network that of an HTTP library, which depends on huggingface_hub
         parser.exit(1, f"push_to_hub: {' '.join(str(error).split())}\n")
 
 

@@ -6,7 +6,8 @@
 #        qwen3vl_4b, internvl3_8b: other backbones, see train_sama_qwen3vl_4b.sh and train_sama_internvl3_8b.sh
 # MODEL  initial checkpoint, converted from Sa2VA and InstructBLIP (docs/checkpoints.md)
 # Further flags are passed to train.py and override the ones below. Environment variables:
-# GPUS   GPUs per machine; BATCH, samples per GPU and forward; CONFIG, a file in scripts/accelerate without extension
+# GPUS   GPUs per machine; BATCH, samples per GPU and forward; CONFIG, a file in scripts/accelerate without extension,
+#        of which single_gpu and cpu are one process
 # NODES  machines: run the same command on each, with RANK (0 on the first) and MAIN (address of the first)
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -21,7 +22,16 @@ qwen3vl_4b) mixture=4b keep=10 layers=Qwen3VLVisionBlock,Qwen3VLTextDecoderLayer
 internvl3_8b) mixture=8b keep=3 layers=InternVLVisionLayer,Qwen2DecoderLayer ;;
 *) echo "$0: unknown size $size, expected 1b, 4b, 8b, qwen3vl_4b or internvl3_8b" >&2 && exit 1 ;;
 esac
-gpus=${GPUS:-8} nodes=${NODES:-1} batch=${BATCH:-2} config=${CONFIG:-zero2}
+config=${CONFIG:-zero2}
+case $config in
+cpu | single_gpu) default_gpus=1 ;;  # Accelerate starts one process, whatever --num_processes says
+*) default_gpus=8 ;;
+esac
+gpus=${GPUS:-$default_gpus} nodes=${NODES:-1} batch=${BATCH:-2}
+if [ "$default_gpus" = 1 ] && [ "$gpus x $nodes" != "1 x 1" ]; then
+    echo "$0: CONFIG=$config is one process, but GPUS x NODES is $gpus x $nodes: leave them out" >&2
+    exit 1
+fi
 processes=$((gpus * nodes))
 if [ $((64 % (processes * batch))) -ne 0 ]; then
     echo "$0: 64 samples per update cannot be divided into $processes processes with batches of $batch" >&2

@@ -16,12 +16,17 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from sama.data.files import write_text_atomically
-from sama.data.records import DataError
-from sama.data.validation import MixtureValidator, report_lines
-from sama.drawing.preview import write_previews
-from sama.processing_sama import SamaProcessor
-from sama.serving.loading import check_model_name
+
+try:
+    from sama.data.files import write_text_atomically
+    from sama.data.validation import MixtureValidator, report_lines
+    from sama.drawing.preview import write_previews
+    from sama.processing_sama import SamaProcessor
+    from sama.serving.loading import check_converted, check_model_name
+except ModuleNotFoundError as error:
+    if __name__ != "__main__" or error.name is None or error.name.startswith("sama"):
+        raise
+    sys.exit(f"validate_data: The Python module {error.name} is not installed. Run: pip install 'sama[train]'")
 
 
 DEFAULT_PROCESSOR = Path(__file__).resolve().parent.parent / "checkpoints" / "sama-tiny"
@@ -60,11 +65,13 @@ def main(arguments: list[str] | None = None) -> int:
     load_processor = partial(SamaProcessor.from_pretrained, options.processor, trust_remote_code=local)
     try:
         check_model_name(options.processor)
+        check_converted(options.processor)
+        load_processor()  # here, because each process that checks records loads its own
         validator = MixtureValidator(
             options.mixture, load_processor, options.root, options.cache, options.all_frames, options.limit
         )
-    except (DataError, OSError) as error:
-        print(f"validate_data: {error}", file=sys.stderr)
+    except (OSError, ValueError) as error:
+        print(f"validate_data: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     drawn = True
     if options.preview and validator.sources:

@@ -176,6 +176,20 @@ def sam3_shapes(c: Settings) -> Shapes:
     return {f"{SAM}{name}": shape for name, shape in shapes.items()}
 
 
+def sam3_file(shapes: Shapes, layers: int, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Random tensors under the names of the authors' `sam3.pt`, which has a rotary table in each block of the image
+    encoder.
+
+    Args:
+        shapes (`Shapes`): From [`sam3_shapes`].
+        layers (`int`): Blocks of its image encoder.
+    """
+    names = {key: key.replace(SAM, "detector." if "vision_backbone" in key else "tracker.") for key in shapes}
+    tensors = foreign.random_weights({names[key]: shape for key, shape in shapes.items()}, seed)
+    block = "detector.backbone.vision_backbone.trunk.blocks"
+    return tensors | {f"{block}.{n}.attn.freqs_cis": torch.ones(4, 4, dtype=torch.complex64) for n in range(layers)}
+
+
 # ---- families ------------------------------------------------------------
 
 

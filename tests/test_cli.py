@@ -148,7 +148,14 @@ assert not code and not {{"torch", "transformers", "fastapi"}} & set(sys.modules
 
 @pytest.mark.parametrize(
     ("script", "missing", "extra"),
-    [("evaluate", "pycocotools", "eval"), ("train", "trl", "train"), ("scripts/predict", "pyarrow", "bulk")],
+    [
+        ("evaluate", "pycocotools", "eval"),
+        ("train", "trl", "train"),
+        ("scripts/predict", "pyarrow", "bulk"),
+        ("scripts/plot_run", "matplotlib", "train"),
+        ("scripts/merge_lora", "peft", "train"),
+        ("scripts/validate_data", "datasets", "train"),
+    ],
 )
 def test_a_script_without_its_extra_is_one_sentence(script, missing, extra, tmp_path):
     """The file is run as `python evaluate.py --help` would, in an environment that lacks a module of the extra."""

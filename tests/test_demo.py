@@ -176,6 +176,15 @@ CONVERSATION = ["--ask", "What is <region>?", "--region", "frame=3,box=5,6,40,30
 CONVERSATION += ["--ask", "And <region> by <region>?", "--region", "object=1", "--region", "frame=2,point=9,9"]
 
 
+@pytest.mark.parametrize(("model", "shown"), [("checkpoints/sama-tiny", True), ("./checkpoints", False)])
+def test_the_small_model_is_known_by_any_path(tmp_path, chat, clip, capsys, monkeypatch, model, shown):
+    """What it is worth on real films is said, however it is named."""
+    monkeypatch.chdir(ROOT)
+    arguments = ["--video", str(clip), "--model", model, "--ask", "none", "--out", str(tmp_path / "answer.mp4")]
+    assert demo.main(arguments) == 0
+    assert (demo.SMALL_MODEL_NOTE in capsys.readouterr().out) == shown
+
+
 def test_files_of_a_conversation(tmp_path, chat, clip, capsys):
     out = tmp_path / "new" / "answer.mp4"
     assert demo.main(["--video", str(clip), "--out", str(out), "--max-new-tokens", "7", *CONVERSATION]) == 0

@@ -83,15 +83,16 @@ def base_name_of(adapter: dict) -> str:
     return FOLDER_OF_BASE if Path(base).exists() or base != hub_name(base) else base
 
 
-def write_model_card(folder: Path, base: str) -> None:
+def write_model_card(folder: Path, base: str, name: str | None = None) -> None:
     """
     Writes the card of a model that was made from another, with the licence and the Hub's name of that one.
 
     Args:
         folder (`Path`): of the new model; its card is replaced.
         base (`str`): folder or Hub name of the model it was made from.
+        name (`str`, *optional*): of the new model in its card; by default that of its folder.
     """
-    card = model_card(folder, folder.resolve().name, license_of(base), hub_name(base))
+    card = model_card(folder, name or folder.resolve().name, license_of(base), hub_name(base))
     (folder / CARD).write_text(card, encoding="utf-8")
 
 

@@ -15,6 +15,8 @@ from safetensors.torch import save_file
 
 from sama.conversion.convert import ConversionRequest, convert, parse_arguments
 from sama.conversion.files import CheckpointError, WeightFiles, read_json
+from sama.conversion.pieces import EMBEDDINGS, HEAD
+from sama.conversion.plan import open_sources, plan_release
 
 
 TENSORS = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4)}
@@ -210,3 +212,25 @@ def test_a_tokenizer_with_more_tokens_than_a_backbone_has_embeddings_is_refused(
     request = ConversionRequest([(tmp_path / "foreign", "internvl")], tmp_path / "ours", tokenizer=tmp_path / "other")
     with pytest.raises(CheckpointError, match=f"has {own + 300} tokens but the checkpoint has embeddings for {own}"):
         convert(request)
+
+
+@pytest.mark.parametrize("tags", [False, True])
+def test_few_tokens_without_embedding_get_the_mean(tmp_path, tags):
+    """As the released InternVL3-8B-hf, whose tokenizer has one token more; also where it has all of our tags."""
+    weights = foreign.write_release(tmp_path / "foreign", "internvl")
+    (tmp_path / "other").mkdir()
+    foreign.write_tokenizers(tmp_path / "other", tags, [*foreign.CHAT_TOKENS, "<more>"])
+    request = ConversionRequest([(tmp_path / "foreign", "internvl")], tmp_path / "ours", tokenizer=tmp_path / "other")
+    plan, _ = plan_release(*open_sources(request), request)
+    words = weights["language_model.model.embed_tokens.weight"]
+    rows = len(words) + 6
+    assert plan.config.text_config.vocab_size == rows
+    for name in (EMBEDDINGS, HEAD):
+        source, piece = plan.pieces[name]
+        stored = source.files.read(piece.keys[0])
+        made = piece.make(stored)
+        assert torch.equal(made[: len(words)], stored)
+        assert torch.equal(made[len(words) :], stored.float().mean(0).bfloat16().expand(6, -1))
+    beyond, added = (6, 0) if tags else (1, 5)
+    notes = [note for note in plan.report.notes if note.endswith("are initialized with the mean of the embeddings")]
+    assert [int(note.split()[0]) for note in notes] == ([added] if added else []) + [beyond]

@@ -230,12 +230,9 @@ def test_a_backbone_and_a_sam3_start_a_sama(tmp_path):
     weights = sa2va_releases.write_release(tmp_path / "qwen", base, grounding=False)
     (tmp_path / "qwen" / "chat_template.jinja").write_text(TURNS)
     (tmp_path / "qwen" / "preprocessor_config.json").write_text('{"image_mean": [0.25, 0.5, 0.5]}')
-    sam3 = {
-        key.replace(sam, "detector." if "vision_backbone" in key else "tracker."): shape
-        for key, shape in wrapped.shapes.items()
-        if key.startswith(sam)
-    }
-    tensors = foreign.random_weights(sam3 | {"detector.transformer.decoder.query_embed.weight": (3, 8)}, seed=5)
+    sam3 = {key: shape for key, shape in wrapped.shapes.items() if key.startswith(sam)}
+    tensors = sa2va_releases.sam3_file(sam3, sa2va_releases.TINY_SAM3["layers"], seed=5)
+    tensors["detector.transformer.decoder.query_embed.weight"] = torch.zeros(3, 8)
     torch.save({"model": tensors}, tmp_path / "sam3.pt")
     torch.save(foreign.random_weights(foreign.instructblip_shapes(), seed=6), tmp_path / "blip.pt")
     sources = [(tmp_path / "qwen", "qwen3_vl"), (tmp_path / "sam3.pt", "sam3"), (tmp_path / "blip.pt", "instructblip")]
@@ -246,6 +243,7 @@ def test_a_backbone_and_a_sam3_start_a_sama(tmp_path):
     assert settings == ("sam3_tracker_video", "after_norm", False)
     detector, neck = "SAM 3's detector finds objects by text", "the neck of SAM 3's detector"
     assert any(reason.startswith(neck) for reason in report.unused) and detector in report.unused
+    assert len(report.unused["rotary table, which is computed"]) == 2
     assert {name.split(".")[1] for name in report.fresh} == {"context_aggregator", "region_encoder", "seg_projection"}
     for prefix in (f"{OUR_SAM}mask_decoder.", ORIGINAL_DECODER):
         assert torch.equal(state[f"{prefix}iou_token.weight"], tensors["tracker.sam_mask_decoder.iou_token.weight"])

@@ -19,6 +19,7 @@ from sama.conversion.keys import guess_kind, map_release
 from sama.conversion.pieces import BACKBONE, HEAD, ORIGINAL_DECODER, KeyMap
 from sama.conversion.pieces import SAM as OUR_SAM
 from sama.conversion.plan import grouped_heads
+from sama.conversion.trackers import map_tracker
 from sama.modeling_sama import SamaForConditionalGeneration
 from sama.modeling_sama_backbones import FAMILIES
 
@@ -303,6 +304,15 @@ def test_sam3_values():
             weights[f"{SAM}sam_mask_decoder.transformer.layers.0.mlp.lin2.bias"],
         f"{OUR_SAM}occlusion_spatial_embedding_parameter": weights[f"{SAM}no_obj_embed_spatial"],
     })  # fmt: skip
+
+
+def test_rotary_tables_of_the_authors_sam3_are_not_used():
+    released = sa2va_releases.sam3_shapes(sa2va_releases.SAM3)
+    names = set(sa2va_releases.sam3_file(dict.fromkeys(released, (1,)), sa2va_releases.SAM3["layers"]))
+    tables = {name for name in names if "freqs_cis" in name}
+    keys = map_tracker(names)
+    assert len(tables) == 32 and keys.pieces.keys() == map_tracker(names - tables).pieces.keys()
+    assert {name for name, reason in keys.unused.items() if reason == "rotary table, which is computed"} == tables
 
 
 def test_sa2va_i_has_two_decoders():

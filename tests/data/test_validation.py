@@ -174,3 +174,20 @@ def test_wrong_mixture_file_is_another_exit_code(tmp_path, mixture, capsys):
 def test_every_kind_of_sample_can_be_drawn(name, tmp_path):
     sheet = preview_sheet(render(name, tmp_path), [0])
     assert sheet.width >= 900 and len(sheet.getcolors(sheet.width * sheet.height)) > 5
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"config.json": '{"model_type": "sa2va_chat"}'}, "is as it was released and must be converted first"),
+        ({"config.json": '{"model_type": "sama"}', "processor_config.json": "{"}, "validate_data: "),
+    ],
+)
+def test_a_processor_that_cannot_be_loaded_is_one_sentence(tmp_path, mixture, capsys, files, message):
+    """Also with worker processes, which end without a word if they cannot load it."""
+    (tmp_path / "model").mkdir()
+    for name, content in files.items():
+        (tmp_path / "model" / name).write_text(content)
+    code, report = run(tmp_path, mixture("mevis"), "--processor", str(tmp_path / "model"), "--workers", "2")
+    error = capsys.readouterr().err
+    assert code == 2 and report is None and message in error and len(error.splitlines()) == 1

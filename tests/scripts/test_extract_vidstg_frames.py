@@ -1,10 +1,43 @@
-"""scripts/extract_vidstg_frames.py: arguments that name nothing."""
+"""scripts/extract_vidstg_frames.py: which frames are written, damaged videos, and arguments that name nothing."""
 
+import re
 import sys
 
 import pytest
+from video_files import damage, write_clip
 
-from sama.scripts.extract_vidstg_frames import main
+from sama.scripts.extract_vidstg_frames import attempt, main
+
+
+@pytest.fixture
+def whole(tmp_path):
+    """A video of 20 frames whose index lies in front."""
+    path = tmp_path / "whole.mp4"
+    write_clip(path, 20, options={"movflags": "faststart"})
+    return path
+
+
+def test_every_fourth_frame_of_a_whole_video(whole, tmp_path):
+    assert attempt(whole, tmp_path / "output") == ("whole", 5, "")
+    names = {path.name for path in (tmp_path / "output" / "whole").iterdir()}
+    assert names == {f"frame_{index}.jpg" for index in (0, 4, 8, 12, 16)}
+    assert attempt(whole, tmp_path / "output") == ("whole", 0, "")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("kind", ["cut", "damaged"])
+def test_no_folder_of_a_video_that_is_not_whole(whole, tmp_path, kind):
+    """A folder would be skipped by each later run, also when the video was downloaded again."""
+    path, output = tmp_path / f"{kind}.mp4", tmp_path / "output"
+    if kind == "cut":
+        path.write_bytes(whole.read_bytes()[: int(whole.stat().st_size * 0.7)])
+        message = r"only \d+ of its 20 frames can be decoded; download it again"
+    else:
+        damage(whole, path, 4)  # a key frame, which is frame 4
+        message = r"\d frames are damaged, first 4; download it again"
+    name, written, error = attempt(path, output)
+    assert (name, written) == (kind, 0) and re.fullmatch(message, error)
+    assert not output.exists() or not any(output.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from tiny_model import tiny_model
 from transformers import AutoModel
 from trl import ModelConfig
 
+from sama.modeling_sama import SamaForConditionalGeneration
 from sama.processing_sama import SamaProcessor
 from sama.scripts.merge_lora import main, merge
 from sama.training.adapters import add_lora
@@ -73,6 +74,37 @@ def test_the_adapter_names_its_base(trained, monkeypatch, capsys):
 def test_folder_without_adapter_is_an_error(tmp_path):
     with pytest.raises(ValueError, match=r"adapter_config\.json does not exist.*--use_peft"):
         merge(tmp_path, tmp_path / "merged")
+
+
+def test_a_failed_merge_leaves_nothing_behind(trained, monkeypatch):
+    """What it left would be refused as a model by the next attempt."""
+    adapter, merged, base = (trained[1] / name for name in ("adapter", "merged", "base"))
+    whole = SamaProcessor.save_pretrained
+
+    def full_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(SamaProcessor, "save_pretrained", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        merge(adapter, merged, str(base))
+    assert sorted(path.name for path in trained[1].iterdir()) == ["adapter", "base"]
+    monkeypatch.setattr(SamaProcessor, "save_pretrained", whole)
+    merge(adapter, merged, str(base))
+    assert (merged / "README.md").read_text().splitlines().count("# merged") == 1
+
+
+def test_a_damaged_processor_is_found_before_the_model_is_loaded(trained, monkeypatch):
+    monkeypatch.setattr(SamaForConditionalGeneration, "from_pretrained", lambda *_, **__: pytest.fail("was loaded"))
+    (trained[1] / "adapter" / "tokenizer.json").write_text("{")
+    with pytest.raises(Exception, match="(?i)expecting|EOF|json"):
+        merge(trained[1] / "adapter", trained[1] / "merged", str(trained[1] / "base"))
+
+
+def test_a_folder_with_files_is_refused(trained):
+    (trained[1] / "merged").mkdir()
+    (trained[1] / "merged" / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="merged is not empty; give a folder that does not exist yet"):
+        merge(trained[1] / "adapter", trained[1] / "merged", str(trained[1] / "base"))
 
 
 def test_a_base_that_has_moved_is_one_sentence(trained, tmp_path, capsys, monkeypatch):

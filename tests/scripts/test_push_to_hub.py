@@ -12,6 +12,7 @@ from huggingface_hub import ModelCard
 from processes import run_script_anew, start
 
 from sama.scripts.push_to_hub import files_to_upload, main
+from sama.training.checkpoints import TrainingError
 from sama.training.model_card import model_card
 
 
@@ -155,6 +156,26 @@ def test_a_licence_is_not_invented(folder, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         main()
     assert "--license is missing" in capsys.readouterr().err and not (folder / "out").exists()
+
+
+def test_missing_network_is_a_message(folder, tmp_path):
+    """The HTTP library's errors are of no class that Python or huggingface_hub knows."""
+    nobody = {"HF_ENDPOINT": "http://localhost:9", "HF_TOKEN": "hf_secret", "HF_HUB_OFFLINE": "0"}
+    code, printed = push(tmp_path / "log.txt", str(folder), "me/toy", "--license", "mit", **nobody)
+    assert code == 1 and "\npush_to_hub: " in printed and "Traceback" not in printed
+
+
+def test_missing_shards_are_named(folder):
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00003.safetensors")
+    shards = {f"layer{number}.weight": f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)}
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": shards}))
+    message = "lacks model-00002-of-00003.safetensors, model-00003-of-00003.safetensors, which its index"
+    with pytest.raises(ValueError, match=message):
+        files_to_upload(folder)
+    index.write_text("{")
+    with pytest.raises(TrainingError, match=r"index\.json cannot be read"):
+        files_to_upload(folder)
 
 
 @pytest.mark.parametrize(("missing", "message"), [("model.safetensors", "no weights"), ("config.json", "neither")])

@@ -66,6 +66,20 @@ def test_published_settings(launched, tmp_path, size, variables, processes, accu
     assert training.output_dir == str(tmp_path / "out")  # further flags take precedence
 
 
+@pytest.mark.parametrize("config", ["single_gpu", "cpu"])
+@pytest.mark.parametrize("script", ["train_released", "train_sama_qwen3vl_4b", "train_sama_internvl3_8b"])
+def test_one_process_has_the_same_samples_per_update(launched, config, script):
+    arguments = ["1b"] if script == "train_released" else []
+    for variables, accumulation in (({}, 32), ({"GPUS": "1", "BATCH": "4"}, 16)):
+        launch, words = split(launched(*arguments, "start", script=script, CONFIG=config, **variables))
+        assert launch[launch.index("--num_processes") + 1] == "1"
+        assert words[words.index("--gradient_accumulation_steps") + 1] == str(accumulation)
+    for variables, found in (({"GPUS": "8"}, "8 x 1"), ({"NODES": "2"}, "1 x 2")):
+        done = launched(*arguments, "start", script=script, CONFIG=config, **variables)
+        assert done.returncode == 1 and not done.stdout
+        assert f"CONFIG={config} is one process, but GPUS x NODES is {found}:" in done.stderr
+
+
 def test_fsdp2_wraps_the_layers_of_the_language_model(launched):
     for size, layer in (("1b", "Qwen2DecoderLayer"), ("8b", "LlamaDecoderLayer")):
         launch, _ = split(launched(size, "start", CONFIG="fsdp2"))
