@@ -76,7 +76,7 @@ export function empty() {
 
 /** The caret, or the end of the box if it never had one. */
 function caretRange() {
-  if (caret && box.contains(caret.startContainer)) return caret;
+  if (caret && box.contains(caret.commonAncestorContainer)) return caret;
   const range = document.createRange();
   range.selectNodeContents(box);
   range.collapse(false);
@@ -118,7 +118,7 @@ function editableChip(part) {
 /** Puts a chip at the caret, apart from the word before it. @param {Exclude<Part, { text: string }>} part */
 export function insertChip(part) {
   const range = caretRange().cloneRange();
-  range.deleteContents();
+  range.collapse(false); // what is selected in the box stays there
   const before = range.cloneRange();
   before.setStart(box, 0);
   const node = editableChip(part);
