@@ -5,7 +5,7 @@ import { chip, lighting, nameOf } from "./chips.js";
 import { announce, byId, element, hideNotice, setIcon, showNotice } from "./dom.js";
 import * as editor from "./editor.js";
 import { overlap } from "./masks.js";
-import { emit, maskAt, messages, on, state } from "./state.js";
+import { allObjects, emit, maskAt, messages, on, state } from "./state.js";
 
 /** @import { Answer, AnswerObject, Part, Pending, Turn } from "./state.js" */
 
@@ -269,6 +269,11 @@ byId("question", HTMLElement).addEventListener("keydown", (event) => {
   if (event.key !== "Enter" || event.shiftKey || event.isComposing || event.target !== event.currentTarget) return;
   event.preventDefault();
   void ask();
+});
+on(["turns"], () => {
+  // The next answer may give the same id to another object
+  const objects = allObjects();
+  for (const id of state.hidden) if (!objects.has(id)) state.hidden.delete(id);
 });
 on(["turns", "pending", "file"], show);
 on(["question"], showButton);

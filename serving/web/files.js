@@ -38,11 +38,12 @@ export async function startAnew() {
   if (await mayStartAnew()) forget();
 }
 
-function forget() {
+/** @param {boolean} [keepsText] whether what is typed in the question box stays */
+function forget(keepsText = false) {
   drop();
   [state.turns, state.nextNumber] = [[], 1];
   state.hidden.clear();
-  empty();
+  empty(keepsText);
   hideNotice();
   emit("turns", "objects");
 }
@@ -56,10 +57,11 @@ function forget() {
 export async function open(file, frame = 0, controller = begin()) {
   const { signal } = controller;
   if (state.file?.id !== file.id) {
+    const isNew = state.turns.length === 0 && !state.pending; // what is typed then belongs to no conversation
     const may = await mayStartAnew();
     if (signal.aborted) return;
     if (!may) return showStage(state.file ? "media" : "empty");
-    if (state.file) forget(); // before the first file there is only what was written, which stays
+    if (state.file) forget(isNew); // before the first file there is only what was written, which stays
   }
   state.file = file;
   hideNotice();

@@ -22,3 +22,67 @@ def test_pointing_replaces_nothing_that_is_selected(tab):
     tab.click(*RING)
     assert tab.question() == ["Is ", 1, " left of ", 2, "? ", 3]
     assert [region["number"] for region in tab.draft()] == [1, 2, 3]
+
+
+def test_undo_puts_a_region_back_where_it_stood(tab):
+    type_about_two(tab)
+    tab.page.locator(".question .chip-label").first.click()
+    tab.page.keyboard.press("Escape")
+    assert tab.question() == ["Is  left of ", 2, "?"]
+    tab.page.click("#undo")
+    assert tab.question() == ["Is ", 1, " left of ", 2, "?"]
+    tab.page.locator(".question .chip-remove").first.click()
+    tab.page.keyboard.type("it")
+    tab.page.click("#undo")
+    assert [part for part in tab.question() if isinstance(part, int)] == [1, 2]
+    assert "it" in "".join(map(str, tab.question()))
+
+
+def test_another_file_keeps_what_was_typed_and_none_of_the_regions(tab):
+    tab.type("What moves ")
+    tab.click(*RING)
+    tab.type("here?")
+    tab.page.evaluate("window.before = document.querySelector('.question .chip')")
+    script = """async () => {
+        const file = (await (await import("./api.js")).examples()).at(-1);
+        await (await import("./files.js")).open(file);
+        return file.id;
+    }"""
+    opened = tab.page.evaluate(script)
+    tab.until("(state, id) => state.file.id === id", opened)
+    assert tab.question() == ["What moves  here?"] and tab.draft() == []
+    # As when the browser's own undo brings back what was removed
+    tab.page.evaluate("question.append(window.before); question.dispatchEvent(new Event('input'))")
+    assert tab.question() == ["What moves  here?"] and tab.draft() == []
+
+
+def test_a_suggestion_keeps_what_is_typed(tab):
+    first, second = tab.page.locator(".suggestions button").all()
+    first.click()
+    second.click()
+    assert tab.question() == ["What does  do?"]
+    tab.click(*RING)
+    assert tab.question() == ["What does ", 1, " do?"]
+    first.click()
+    assert tab.question() == ["What is ", 1, "?"]
+    tab.type("now")
+    before = tab.question()
+    first.click()
+    assert tab.question()[:2] == before[:2] and tab.question()[2] == f"{before[2]} What is ?"
+
+
+def test_objects_of_an_answer_that_was_stopped_leave_the_question(tab):
+    script = """async () => {
+        const { state, emit } = await import("./state.js");
+        const one = { id: "o1", phrase: "ring", start: 0, end: 4, color: "#ff4068" };
+        const answer = { content: "ring", objects: [one] };
+        state.pending = { parts: [{ text: "What?" }], answer, tracked: new Set(), waiting: false };
+        emit("pending", "objects");
+    }"""
+    tab.page.evaluate(script)
+    tab.page.click(".answer .phrase")
+    tab.page.click(".lanes .icon")
+    tab.type("and this?")
+    assert tab.question() == ["o1", " and this?"] and tab.state("state => [...state.hidden]") == ["o1"]
+    tab.state("async (state) => { state.pending = null; (await import('./state.js')).emit('turns', 'objects'); }")
+    assert tab.question() == ["and this?"] and tab.state("state => [...state.hidden]") == []
