@@ -171,3 +171,29 @@ def test_files_that_expired(new_tab, tmp_path):
         assert "the connection broke, or the browser cannot show it" in tab.notice()
         tab.page.click("#notice-retry")
         tab.until_shown(0)
+
+
+def test_a_conversation_that_was_not_written_is_not_taken_for_kept(new_tab):
+    tab = new_tab(locale="en-US")
+    tab.page.wait_for_selector("#examples button")
+    script = """async () => {
+        const { keep } = await import("./storage.js");
+        const put = IDBObjectStore.prototype.put;
+        IDBObjectStore.prototype.put = function (value, key) {
+            const request = put.call(this, value, key);
+            // As where the disk is full: the request succeeds, and what it wrote is lost
+            if (!key.startsWith("written:")) request.addEventListener("success", () => this.transaction.abort());
+            return request;
+        };
+        const result = await keep({ turns: ["x".repeat(8e6)] }).then(() => "kept", () => "lost");
+        IDBObjectStore.prototype.put = put;
+        const entry = sessionStorage.getItem("sama.conversation") ?? "";
+        await keep({ turns: ["x".repeat(8e6)] });
+        const deleted = indexedDB.deleteDatabase("sama");
+        const closed = await new Promise((resolve) => {
+            deleted.onsuccess = () => resolve(true);
+            deleted.onblocked = () => resolve(false);
+        });
+        return [result, entry.startsWith("large:"), closed];
+    }"""
+    assert tab.page.evaluate(script) == ["lost", False, True]
