@@ -1,6 +1,6 @@
 /** @file Opens a file: chosen, dropped, or one of the examples. */
 
-import { examples, fileObject, isAbort, isGone, mediaUrl, releaseUrl, showError, showFileError, upload } from "./api.js";
+import { examples, fileObject, hasKey, isAbort, isGone, mediaUrl, releaseUrl, showError, showFileError, upload } from "./api.js";
 import { drop } from "./chat.js";
 import { announce, askDialog, byId, element, hideNotice, showNotice } from "./dom.js";
 import { empty } from "./editor.js";
@@ -25,6 +25,14 @@ function begin() {
 function showStage(name) {
   for (const one of ["empty", "loading", "media"]) byId(one, HTMLElement).hidden = one !== name;
   for (const id of ["tools", "transport"]) byId(id, HTMLElement).inert = name !== "media";
+}
+
+/** Shows how much of a file has come or gone. @param {string} text @param {AbortController} controller */
+function showLoading(text, controller) {
+  byId("loading-text", HTMLElement).textContent = text;
+  byId("loading-cancel", HTMLButtonElement).onclick = () => controller.abort();
+  bar.value = 0;
+  showStage("loading");
 }
 
 /** @returns {Promise<boolean>} whether the conversation so far may be dropped */
@@ -66,14 +74,23 @@ export async function open(file, frame = 0, controller = begin()) {
   state.file = file;
   hideNotice();
   try {
-    showStage("media");
+    if (hasKey()) showLoading(`Loading ${file.filename}`, controller);
+    else showStage("media");
     emit("file");
-    await load(file, frame, (error) => showLoss(error, file, () => open(file, state.frame)));
+    await load(file, frame, {
+      signal,
+      onProgress: (fraction) => (bar.value = fraction),
+      onFetched: () => showStage("media"),
+      lost: (error) => showLoss(error, file, () => open(file, state.frame)),
+    });
     if (signal.aborted) return;
     announce(`${file.filename} is open.`);
     if (file.warnings?.length) showNotice(file.warnings.join(" "));
   } catch (error) {
-    if (!signal.aborted) showLoss(error, file, () => open(file, frame));
+    if (opening !== controller) return; // another file was chosen meanwhile
+    if (!byId("loading", HTMLElement).hidden) showStage("empty");
+    if (isAbort(error)) showNotice(`${file.filename} was not loaded.`, () => open(file, frame));
+    else showLoss(error, file, () => open(file, frame));
   }
 }
 
@@ -105,11 +122,8 @@ export async function reopen(file, frame) {
 async function send(file) {
   const controller = begin();
   const text = byId("loading-text", HTMLElement);
-  byId("loading-cancel", HTMLButtonElement).onclick = () => controller.abort();
   hideNotice();
-  showStage("loading");
-  bar.value = 0;
-  text.textContent = `Uploading ${file.name}`;
+  showLoading(`Uploading ${file.name}`, controller);
   try {
     const sent = await upload(file, (fraction) => {
       if (fraction < 1) bar.value = fraction;
