@@ -266,7 +266,8 @@ byId("composer", HTMLFormElement).addEventListener("submit", (event) => {
   else void ask();
 });
 byId("question", HTMLElement).addEventListener("keydown", (event) => {
-  if (event.key !== "Enter" || event.shiftKey || event.isComposing || event.target !== event.currentTarget) return;
+  if (event.isComposing || event.keyCode === 229) return; // of an input method; Safari says it by the code alone
+  if (event.key !== "Enter" || event.shiftKey || event.target !== event.currentTarget) return;
   event.preventDefault();
   void ask();
 });

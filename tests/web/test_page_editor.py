@@ -1,4 +1,4 @@
-"""The question box of the page: what is typed and pointed at stays there, in its order, until it is asked or removed."""
+"""The question box of the page: what is typed and pointed at stays there, in order, until it is asked or removed."""
 
 import pytest
 
@@ -86,3 +86,26 @@ def test_objects_of_an_answer_that_was_stopped_leave_the_question(tab):
     assert tab.question() == ["o1", " and this?"] and tab.state("state => [...state.hidden]") == ["o1"]
     tab.state("async (state) => { state.pending = null; (await import('./state.js')).emit('turns', 'objects'); }")
     assert tab.question() == ["and this?"] and tab.state("state => [...state.hidden]") == []
+
+
+def test_keys_of_an_input_method_are_no_keys_of_the_page(tab):
+    tab.type("What ")
+    tab.click(*RING)
+    script = """(key) => question.dispatchEvent(
+        new KeyboardEvent("keydown", { key, keyCode: 229, bubbles: true, cancelable: true }))"""
+    for key in ("Enter", "Escape"):
+        assert tab.page.evaluate(script, key), f"{key} is left to the input method"
+    assert tab.state("state => state.pending") is None and tab.question() == ["What ", 1]
+    assert len(tab.draft()) == 1
+
+
+def test_the_focus_of_a_tool_that_disables_itself_goes_to_the_picture(tab):
+    for name in ("finish", "undo", "redo", "clear"):
+        if name != "redo":
+            tab.click(*RING)
+        tab.page.focus(f"#{name}")
+        tab.page.keyboard.press("Enter")
+        if name == "finish":
+            tab.page.keyboard.press("Control+z")
+        assert tab.page.is_disabled(f"#{name}"), name
+        assert tab.page.evaluate("document.activeElement.id") == "overlay", name
