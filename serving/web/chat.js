@@ -111,7 +111,7 @@ function receive(pending, chunk) {
 /** @param {Turn} turn */
 function questionNode(turn) {
   const pieces = turn.parts.map((part) => ("text" in part ? part.text : chip(part, foundBy(part, turn))));
-  return element("div", { class: "asked" }, element("p", {}, ...pieces));
+  return element("div", { class: "asked" }, element("p", { dir: "auto" }, ...pieces));
 }
 
 /**
@@ -173,7 +173,7 @@ function phrase(object, text) {
 
 /** @param {Turn} turn */
 function answerNode(turn) {
-  const node = element("div", { class: "answer" }, element("p", {}, ...answerText(turn.answer)));
+  const node = element("div", { class: "answer" }, element("p", { dir: "auto" }, ...answerText(turn.answer)));
   if (turn.cut) node.append(element("p", { class: "muted" }, "The answer was cut at its greatest length."));
   return node;
 }

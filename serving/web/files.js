@@ -165,7 +165,7 @@ export async function showExamples() {
       "button",
       { type: "button", onclick: () => void openExample(file) },
       image,
-      element("span", {}, file.filename),
+      element("span", { dir: "auto" }, file.filename),
       element("small", {}, length),
     ));
   });

@@ -150,7 +150,7 @@ function leave() {
 
 /** @param {string} name @param {string} title @param {string} text */
 function field(name, title, text) {
-  const area = element("textarea", { name, rows: String(Math.min(8, Math.max(2, Math.ceil(text.length / 44)))), spellcheck: "true" });
+  const area = element("textarea", { name, rows: String(Math.min(8, Math.max(2, Math.ceil(text.length / 44)))), spellcheck: "true", dir: "auto" });
   area.value = text;
   return element("label", {}, title, area);
 }

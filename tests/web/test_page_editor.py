@@ -109,3 +109,22 @@ def test_the_focus_of_a_tool_that_disables_itself_goes_to_the_picture(tab):
             tab.page.keyboard.press("Control+z")
         assert tab.page.is_disabled(f"#{name}"), name
         assert tab.page.evaluate("document.activeElement.id") == "overlay", name
+
+
+def test_text_from_right_to_left_runs_from_right_to_left(tab):
+    text = "\u05de\u05d4 \u05d6\u05d4"  # Hebrew
+    tab.type(f"{text} ")
+    tab.click(*RING)
+    script = """async (text) => {
+        const { state, emit } = await import("./state.js");
+        const one = { id: "o1", phrase: text, start: 0, end: text.length, color: "#ff4068" };
+        const parts = [{ region: { number: 9, prompt: { frame: 0, points: [[1, 1]] }, mask: null } }, { text }];
+        state.turns = [{ parts, answer: { content: text, objects: [one] } }];
+        emit("turns", "objects");
+    }"""
+    tab.page.evaluate(script, text)
+    tab.page.wait_for_selector(".lanes .name")
+    names = ["#question", ".asked p", ".answer p", ".lanes .name"]
+    found = "(names) => names.map((name) => getComputedStyle(document.querySelector(name)).direction)"
+    assert tab.page.evaluate(found, names) == ["rtl"] * 4
+    assert tab.page.locator("bdi").all_text_contents() == ["9", "1"]

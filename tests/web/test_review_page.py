@@ -303,6 +303,7 @@ def test_letters_in_a_text_are_letters(reviewing, folder):
     assert tab.page.is_hidden("#edit-form") and decisions(folder) == []
     tab.press("e")
     assert tab.page.input_value("textarea[name=answer]") == f"{written} arsu m", "what was left is there again"
+    assert tab.page.get_attribute("textarea[name=answer]", "dir") == "auto"
     tab.page.fill("textarea[name=answer]", written)
     tab.press("Control+Enter")
     tab.page.wait_for_selector("#edit-problem:not([hidden])")
