@@ -31,7 +31,7 @@ export const isAbort = (error) => error instanceof DOMException && error.name ==
  */
 export function showError(error, retry) {
   const refused = error instanceof ApiError && error.status >= 400 && error.status < 500;
-  const later = error instanceof ApiError && [408, 429].includes(error.status);
+  const later = error instanceof ApiError && [401, 408, 429].includes(error.status); // 401: the key is asked for again
   showNotice(error instanceof Error ? error.message : String(error), refused && !later ? null : retry);
 }
 
@@ -46,14 +46,35 @@ export function showFileError(error, file, retry) {
   showNotice(`The server no longer has ${file.filename}. Open it again to go on with the conversation.`);
 }
 
+/** @type {string | null} the key, where the browser forbids the page to keep anything */
+let unkept = null;
+
+function keyOf() {
+  try {
+    return sessionStorage.getItem(KEY) ?? unkept;
+  } catch {
+    return unkept;
+  }
+}
+
+/** @param {string} key */
+function keepKey(key) {
+  unkept = key;
+  try {
+    sessionStorage.setItem(KEY, key);
+  } catch {
+    // then it is asked for again after a reload
+  }
+}
+
 /** @returns {Record<string, string>} */
 function authorization() {
-  const key = sessionStorage.getItem(KEY);
+  const key = keyOf();
   return key ? { Authorization: `Bearer ${key}` } : {};
 }
 
 /** Whether a key was given, so that plain addresses of media do not work. */
-export const hasKey = () => sessionStorage.getItem(KEY) !== null;
+export const hasKey = () => keyOf() !== null;
 
 const keyField = byId("key", HTMLInputElement);
 keyField.addEventListener("input", () => {
@@ -69,7 +90,7 @@ function askForKey() {
   asking ??= askDialog(byId("key-dialog", HTMLDialogElement)).then((answer) => {
     const key = keyField.value.trim();
     const given = answer === "ok" && key !== "";
-    if (given) sessionStorage.setItem(KEY, key);
+    if (given) keepKey(key);
     keyField.value = "";
     keyField.setCustomValidity("");
     asking = null;
@@ -95,36 +116,62 @@ function errorOf(text, status) {
  * @returns {Promise<Response>} of status 200 to 299
  */
 export async function request(path, options = {}) {
-  let response;
+  const headers = { ...options.headers, ...authorization() };
+  const response = await received(fetch(path, { ...options, headers }));
+  if (response.status === 401 && (await askForKey())) return request(path, options);
+  if (!response.ok) throw errorOf(await received(response.text()), response.status);
+  return response;
+}
+
+/**
+ * An answer or its body: the connection can also break on the way of the body.
+ * @template T
+ * @param {Promise<T>} arriving
+ */
+async function received(arriving) {
   try {
-    response = await fetch(path, { ...options, headers: { ...options.headers, ...authorization() } });
+    return await arriving;
   } catch (error) {
     throw isAbort(error) ? error : new ApiError(LOST, 0);
   }
-  if (response.status === 401 && (await askForKey())) return request(path, options);
-  if (!response.ok) throw errorOf(await response.text(), response.status);
-  return response;
 }
+
+/** @param {Response} response @returns {Promise<any>} what its JSON says */
+export const jsonOf = (response) => received(response.json());
 
 /** @param {string} path @param {object} body @param {AbortSignal} [signal] */
 export const post = (path, body, signal) =>
   request(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal });
 
 /** @returns {Promise<string>} the name of the model */
-export const modelName = async () => (await (await request("v1/models")).json()).data[0].id;
+export const modelName = async () => (await jsonOf(await request("v1/models"))).data[0].id;
 
 /** @returns {Promise<FileObject[]>} */
-export const examples = async () => (await (await request("v1/examples")).json()).data;
+export const examples = async () => (await jsonOf(await request("v1/examples"))).data;
 
 /** @param {string} id @returns {Promise<FileObject>} */
-export const fileObject = async (id) => (await request(`v1/files/${id}`)).json();
+export const fileObject = async (id) => jsonOf(await request(`v1/files/${id}`));
 
 /**
  * The address of something that an element shows; with a key, of a copy that was fetched with it.
  * @param {string} path
+ * @param {AbortSignal} [signal]
+ * @param {(fraction: number) => void} [onProgress]
  */
-export async function mediaUrl(path) {
-  return hasKey() ? URL.createObjectURL(await (await request(path)).blob()) : path;
+export async function mediaUrl(path, signal, onProgress = () => undefined) {
+  if (!hasKey()) return path;
+  const { body, headers } = await request(path, { signal });
+  const size = Number(headers.get("Content-Length"));
+  let loaded = 0;
+  const counter = new TransformStream({
+    /** @param {Uint8Array} chunk @param {TransformStreamDefaultController} passed */
+    transform(chunk, passed) {
+      loaded += chunk.length;
+      if (size) onProgress(Math.min(1, loaded / size));
+      passed.enqueue(chunk);
+    },
+  });
+  return URL.createObjectURL(await received(new Response(body?.pipeThrough(counter), { headers }).blob()));
 }
 
 /** Lets go of an address that [mediaUrl] made. @param {string} url */
@@ -140,7 +187,7 @@ export function releaseUrl(url) {
  * @returns {Promise<Rle>}
  */
 export async function previewRegion(fileId, region, signal) {
-  const { size, counts } = await (await post("v1/regions/preview", { file_id: fileId, region }, signal)).json();
+  const { size, counts } = await jsonOf(await post("v1/regions/preview", { file_id: fileId, region }, signal));
   return { size, counts };
 }
 
@@ -153,7 +200,7 @@ export async function previewRegion(fileId, region, signal) {
 export async function exportConversation(messages, format) {
   const response = await post("v1/exports", { messages, format });
   const name = /filename="?([^";]+)"?/.exec(response.headers.get("Content-Disposition") ?? "")?.[1];
-  return { blob: await response.blob(), name: name ?? `sama.${format}` };
+  return { blob: await received(response.blob()), name: name ?? `sama.${format}` };
 }
 
 /**

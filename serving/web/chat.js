@@ -5,7 +5,7 @@ import { chip, lighting, nameOf } from "./chips.js";
 import { announce, byId, element, hideNotice, setIcon, showNotice } from "./dom.js";
 import * as editor from "./editor.js";
 import { overlap } from "./masks.js";
-import { emit, maskAt, messages, on, state } from "./state.js";
+import { allObjects, emit, maskAt, messages, on, state } from "./state.js";
 
 /** @import { Answer, AnswerObject, Part, Pending, Turn } from "./state.js" */
 
@@ -111,7 +111,7 @@ function receive(pending, chunk) {
 /** @param {Turn} turn */
 function questionNode(turn) {
   const pieces = turn.parts.map((part) => ("text" in part ? part.text : chip(part, foundBy(part, turn))));
-  return element("div", { class: "asked" }, element("p", {}, ...pieces));
+  return element("div", { class: "asked" }, element("p", { dir: "auto" }, ...pieces));
 }
 
 /**
@@ -173,7 +173,7 @@ function phrase(object, text) {
 
 /** @param {Turn} turn */
 function answerNode(turn) {
-  const node = element("div", { class: "answer" }, element("p", {}, ...answerText(turn.answer)));
+  const node = element("div", { class: "answer" }, element("p", { dir: "auto" }, ...answerText(turn.answer)));
   if (turn.cut) node.append(element("p", { class: "muted" }, "The answer was cut at its greatest length."));
   return node;
 }
@@ -266,9 +266,15 @@ byId("composer", HTMLFormElement).addEventListener("submit", (event) => {
   else void ask();
 });
 byId("question", HTMLElement).addEventListener("keydown", (event) => {
-  if (event.key !== "Enter" || event.shiftKey || event.isComposing || event.target !== event.currentTarget) return;
+  if (event.isComposing || event.keyCode === 229) return; // of an input method; Safari says it by the code alone
+  if (event.key !== "Enter" || event.shiftKey || event.target !== event.currentTarget) return;
   event.preventDefault();
   void ask();
+});
+on(["turns"], () => {
+  // The next answer may give the same id to another object
+  const objects = allObjects();
+  for (const id of state.hidden) if (!objects.has(id)) state.hidden.delete(id);
 });
 on(["turns", "pending", "file"], show);
 on(["question"], showButton);

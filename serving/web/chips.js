@@ -50,7 +50,7 @@ export function chip(part, found = null, remove = null) {
     "button",
     { type: "button", class: "chip-label", "aria-label": region ? about : false, title: about, onclick: () => visit(part, object) },
     region ? icon(kindOf(region)) : element("span", { class: "badge" }, numberOf("object" in part ? part.object : "")),
-    label,
+    element("bdi", {}, label),
   );
   const node = element(
     "span",

@@ -3,17 +3,21 @@
 import { chip } from "./chips.js";
 import { byId } from "./dom.js";
 import { canRedo, canUndo, change, finishRegion, redo, reset, undo } from "./draft.js";
-import { emit, on, state } from "./state.js";
+import { allObjects, emit, on, state } from "./state.js";
 
 /** @import { Part, Region } from "./state.js" */
 
 const box = byId("question", HTMLElement);
 /** @type {Map<number, Region>} every region that had a chip here, for the browser's own undo */
 const known = new Map();
+/** @type {Map<number, Text>} where the chips of removed regions stood: an undo puts them back there */
+const places = new Map();
 /** @type {Range | null} where the caret is, or was when the box lost the focus */
 let caret = null;
 /** Whether the last change was made by typing, so that undo is the browser's. */
 let typedLast = false;
+/** The text of the last suggestion, which another one may replace. */
+let suggested = "";
 
 const chipsOf = () => /** @type {HTMLElement[]} */ ([...box.querySelectorAll(".chip")]);
 
@@ -51,15 +55,20 @@ export function putBack(question) {
   caret = null;
 }
 
+/** What is typed in the box, without its spaces, some of which were not typed. */
+const typed = () => parts().map((part) => ("text" in part ? part.text : "")).join("").replace(/\s/g, "");
+
 /**
- * Writes a question around the place of its region, or around the regions that are there.
+ * Writes a question around the place of its region, or around the regions that are there; after what is typed already.
  * @param {string} before
  * @param {string} after
  */
 export function suggest(before, after) {
-  const chips = chipsOf();
   const end = document.createTextNode(after);
-  box.replaceChildren(before, ...chips.flatMap((node, index) => (index ? [" ", node] : [node])), end);
+  if (["", suggested].includes(typed())) {
+    box.replaceChildren(before, ...chipsOf().flatMap((node, index) => (index ? [" ", node] : [node])), end);
+    suggested = typed();
+  } else box.append(" ", before, end);
   box.focus();
   const range = document.createRange();
   range.setStartBefore(end);
@@ -67,16 +76,19 @@ export function suggest(before, after) {
   emit("question");
 }
 
-/** Empties the box. */
-export function empty() {
-  box.replaceChildren();
+/** Empties the box. @param {boolean} [keepsText] whether only its regions and objects go */
+export function empty(keepsText = false) {
+  if (keepsText) for (const node of chipsOf()) node.remove();
+  else box.replaceChildren();
   caret = null;
+  known.clear();
+  places.clear();
   reset();
 }
 
 /** The caret, or the end of the box if it never had one. */
 function caretRange() {
-  if (caret && box.contains(caret.startContainer)) return caret;
+  if (caret && box.contains(caret.commonAncestorContainer)) return caret;
   const range = document.createRange();
   range.selectNodeContents(box);
   range.collapse(false);
@@ -103,11 +115,8 @@ export function focus() {
 /** @param {Exclude<Part, { text: string }>} part */
 function editableChip(part) {
   const node = chip(part, null, () => {
-    const { nextSibling } = node;
-    node.remove();
     const range = document.createRange();
-    if (nextSibling) range.setStartBefore(nextSibling);
-    else range.setStart(box, box.childNodes.length);
+    range.setStartBefore(takeOut(node));
     box.focus();
     setCaret(range);
     readChips();
@@ -115,19 +124,42 @@ function editableChip(part) {
   return node;
 }
 
+/** Removes a chip. @param {HTMLElement} node @returns {Text} an empty text where it stood */
+function takeOut(node) {
+  const place = document.createTextNode("");
+  const number = regionOf(node);
+  if (number !== null) places.set(number, place);
+  node.replaceWith(place);
+  return place;
+}
+
+/** Puts the chip of a region where it stood before it was removed, or at the caret. @param {Region} region */
+function putChip(region) {
+  const place = places.get(region.number);
+  if (!place || !box.contains(place)) return insertChip({ region });
+  const node = editableChip({ region });
+  place.before(node);
+  setCaretAfter(node);
+}
+
 /** Puts a chip at the caret, apart from the word before it. @param {Exclude<Part, { text: string }>} part */
 export function insertChip(part) {
   const range = caretRange().cloneRange();
-  range.deleteContents();
+  range.collapse(false); // what is selected in the box stays there
   const before = range.cloneRange();
   before.setStart(box, 0);
   const node = editableChip(part);
   range.insertNode(node);
   if (/\S$/.test(before.toString())) node.before(" ");
-  range.setStartAfter(node);
-  range.collapse(true);
-  setCaret(range);
+  setCaretAfter(node);
   emit("question");
+}
+
+/** @param {Node} node */
+function setCaretAfter(node) {
+  const range = document.createRange();
+  range.setStartAfter(node);
+  setCaret(range);
 }
 
 /** @param {Node} node @returns {Element | null} the chip directly before a node, which no text separates from it */
@@ -139,6 +171,11 @@ function previousChip(node) {
 
 /** Keeps the regions equal to the chips, whatever removed or restored a chip. */
 function readChips() {
+  // The browser's undo can bring back a region of the file before
+  for (const node of chipsOf()) {
+    const number = regionOf(node);
+    if (number !== null && !known.has(number)) node.remove();
+  }
   const numbers = chipsOf().map(regionOf);
   const kept = state.draft.filter(({ number }) => numbers.includes(number));
   const restored = numbers.flatMap((number) => {
@@ -185,10 +222,17 @@ on(["draft"], () => {
   const numbers = state.draft.map(({ number }) => number);
   for (const node of chipsOf()) {
     const number = regionOf(node);
-    if (number !== null && !numbers.includes(number)) node.remove();
+    if (number !== null && !numbers.includes(number)) takeOut(node);
   }
   const present = chipsOf().map(regionOf);
-  for (const region of state.draft) if (!present.includes(region.number)) insertChip({ region });
+  for (const region of state.draft) if (!present.includes(region.number)) putChip(region);
   emit("question");
+});
+on(["turns"], () => {
+  // Objects of an answer that was stopped or failed: the server refuses questions about them
+  const objects = allObjects();
+  const unknown = chipsOf().filter(({ dataset }) => dataset.part && !objects.has(dataset.part));
+  for (const node of unknown) node.remove();
+  if (unknown.length) emit("question");
 });
 on(["question"], () => box.classList.toggle("blank", parts().length === 0));

@@ -1,6 +1,6 @@
 /** @file Opens a file: chosen, dropped, or one of the examples. */
 
-import { examples, fileObject, isAbort, isGone, mediaUrl, releaseUrl, showError, showFileError, upload } from "./api.js";
+import { examples, fileObject, hasKey, isAbort, isGone, mediaUrl, releaseUrl, showError, showFileError, upload } from "./api.js";
 import { drop } from "./chat.js";
 import { announce, askDialog, byId, element, hideNotice, showNotice } from "./dom.js";
 import { empty } from "./editor.js";
@@ -27,6 +27,14 @@ function showStage(name) {
   for (const id of ["tools", "transport"]) byId(id, HTMLElement).inert = name !== "media";
 }
 
+/** Shows how much of a file has come or gone. @param {string} text @param {AbortController} controller */
+function showLoading(text, controller) {
+  byId("loading-text", HTMLElement).textContent = text;
+  byId("loading-cancel", HTMLButtonElement).onclick = () => controller.abort();
+  bar.value = 0;
+  showStage("loading");
+}
+
 /** @returns {Promise<boolean>} whether the conversation so far may be dropped */
 async function mayStartAnew() {
   if (state.turns.length === 0 && !state.pending) return true;
@@ -38,11 +46,12 @@ export async function startAnew() {
   if (await mayStartAnew()) forget();
 }
 
-function forget() {
+/** @param {boolean} [keepsText] whether what is typed in the question box stays */
+function forget(keepsText = false) {
   drop();
   [state.turns, state.nextNumber] = [[], 1];
   state.hidden.clear();
-  empty();
+  empty(keepsText);
   hideNotice();
   emit("turns", "objects");
 }
@@ -56,22 +65,32 @@ function forget() {
 export async function open(file, frame = 0, controller = begin()) {
   const { signal } = controller;
   if (state.file?.id !== file.id) {
+    const isNew = state.turns.length === 0 && !state.pending; // what is typed then belongs to no conversation
     const may = await mayStartAnew();
     if (signal.aborted) return;
     if (!may) return showStage(state.file ? "media" : "empty");
-    if (state.file) forget(); // before the first file there is only what was written, which stays
+    if (state.file) forget(isNew); // before the first file there is only what was written, which stays
   }
   state.file = file;
   hideNotice();
   try {
-    showStage("media");
+    if (hasKey()) showLoading(`Loading ${file.filename}`, controller);
+    else showStage("media");
     emit("file");
-    await load(file, frame, (error) => showLoss(error, file, () => open(file, state.frame)));
+    await load(file, frame, {
+      signal,
+      onProgress: (fraction) => (bar.value = fraction),
+      onFetched: () => showStage("media"),
+      lost: (error) => showLoss(error, file, () => open(file, state.frame)),
+    });
     if (signal.aborted) return;
     announce(`${file.filename} is open.`);
     if (file.warnings?.length) showNotice(file.warnings.join(" "));
   } catch (error) {
-    if (!signal.aborted) showLoss(error, file, () => open(file, frame));
+    if (opening !== controller) return; // another file was chosen meanwhile
+    if (!byId("loading", HTMLElement).hidden) showStage("empty");
+    if (isAbort(error)) showNotice(`${file.filename} was not loaded.`, () => open(file, frame));
+    else showLoss(error, file, () => open(file, frame));
   }
 }
 
@@ -103,11 +122,8 @@ export async function reopen(file, frame) {
 async function send(file) {
   const controller = begin();
   const text = byId("loading-text", HTMLElement);
-  byId("loading-cancel", HTMLButtonElement).onclick = () => controller.abort();
   hideNotice();
-  showStage("loading");
-  bar.value = 0;
-  text.textContent = `Uploading ${file.name}`;
+  showLoading(`Uploading ${file.name}`, controller);
   try {
     const sent = await upload(file, (fraction) => {
       if (fraction < 1) bar.value = fraction;
@@ -149,7 +165,7 @@ export async function showExamples() {
       "button",
       { type: "button", onclick: () => void openExample(file) },
       image,
-      element("span", {}, file.filename),
+      element("span", { dir: "auto" }, file.filename),
       element("small", {}, length),
     ));
   });

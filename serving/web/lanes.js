@@ -22,7 +22,7 @@ function row(id) {
     if (!state.hidden.delete(id)) state.hidden.add(id);
     emit("objects");
   });
-  const name = element("span", { class: "name" });
+  const name = element("span", { class: "name", dir: "auto" });
   const use = () => {
     insertChip({ object: id });
     focus();

@@ -84,6 +84,7 @@ function showHelp() {
 
 /** @param {KeyboardEvent} event */
 function onKey(event) {
+  if (event.isComposing || event.keyCode === 229) return; // of an input method; Safari says it by the code alone
   if (event.defaultPrevented || document.querySelector("dialog[open], :popover-open")) return;
   if (event.key === "F1") event.preventDefault();
   if (event.key === "F1") return showHelp();
@@ -122,4 +123,5 @@ if (innerWidth < 720) byId("objects", HTMLDetailsElement).open = false;
 
 emit("file", "turns", "draft");
 void connect();
-void restore().finally(() => sweep().catch(() => undefined)); // no IndexedDB: then nothing is left in it
+// A browser that forbids the page to keep anything has kept nothing
+void restore().catch(() => undefined).finally(() => sweep().catch(() => undefined));

@@ -35,7 +35,9 @@ const fps = () => state.file?.fps ?? 1;
  * @param {number} frame
  */
 function show(source, frame) {
-  picture.getContext("2d")?.drawImage(source, 0, 0, picture.width, picture.height);
+  const { width, height } = picture;
+  // The copy of a video with odd sides has one row or column more
+  picture.getContext("2d")?.drawImage(source, 0, 0, width, height, 0, 0, width, height);
   shown = true;
   state.frame = Math.min(Math.max(frame, 0), lastFrame());
   if (state.frame === target) target = null;
@@ -75,9 +77,13 @@ function showPosition() {
  * Loads a file and shows its frame `frame`.
  * @param {FileObject} file
  * @param {number} frame
- * @param {(error: unknown) => void} lost is told why the file cannot be shown any more
+ * @param {object} options
+ * @param {AbortSignal} options.signal
+ * @param {(fraction: number) => void} options.onProgress of what is fetched before anything can be shown, with a key
+ * @param {() => void} options.onFetched is called after that
+ * @param {(error: unknown) => void} options.lost is told why the file cannot be shown any more
  */
-export async function load(file, frame, lost) {
+export async function load(file, frame, { signal, onProgress, onFetched, lost }) {
   const current = ++loads;
   video.pause();
   video.onerror = null;
@@ -94,8 +100,9 @@ export async function load(file, frame, lost) {
   state.frame = 0;
   target = null;
   emit("frame");
-  const url = await mediaUrl(`v1/files/${file.id}/content`);
-  if (current !== loads) return releaseUrl(url);
+  const url = await mediaUrl(`v1/files/${file.id}/content`, signal, onProgress);
+  if (current !== loads || signal.aborted) return releaseUrl(url);
+  onFetched();
   if (file.kind === "image") {
     const image = new Image();
     image.src = url;
@@ -106,7 +113,7 @@ export async function load(file, frame, lost) {
   video.src = address = url;
   watch();
   await new Promise((resolve, reject) => {
-    video.onloadeddata = resolve;
+    video.onloadedmetadata = resolve; // iOS fetches a frame for a seek alone
     video.onerror = reject;
   }).catch(() => explain(file));
   video.onerror = () => explain(file).catch((error) => current === loads && lost(error));

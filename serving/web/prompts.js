@@ -108,6 +108,7 @@ function showCrosshair(shown) {
 }
 
 function showHint() {
+  const focused = document.activeElement;
   const refining = refinable() !== null && tool() === "points";
   hint.classList.remove("warns");
   if (gesture.crosshair) hint.textContent = "Arrows move the crosshair, Enter clicks, Esc leaves.";
@@ -117,6 +118,8 @@ function showHint() {
   byId("redo", HTMLButtonElement).disabled = !canRedo();
   byId("clear", HTMLButtonElement).disabled = state.draft.length === 0;
   byId("finish", HTMLButtonElement).disabled = !refining;
+  // A disabled button would lose the focus to nothing
+  if (focused instanceof HTMLButtonElement && focused.disabled && tools.contains(focused)) overlay.focus();
   byId("signs", HTMLElement).inert = tool() !== "points";
   overlay.dataset.tool = tool();
 }

@@ -1,6 +1,6 @@
 /** @file The review page: gives out items, takes decisions, keys. */
 
-import { ApiError, post, request, showError } from "./api.js";
+import { ApiError, jsonOf, post, request, showError } from "./api.js";
 import { announce, askDialog, byId, element, hideNotice, showNotice } from "./dom.js";
 import { review } from "./review_state.js";
 import { hideItem, pause, showItem, step, toggleMasks, togglePlay } from "./review_view.js";
@@ -12,6 +12,8 @@ const editForm = byId("edit-form", HTMLFormElement);
 const rejectForm = byId("reject-form", HTMLFormElement);
 const decisions = byId("decisions", HTMLElement);
 let busy = false;
+/** @type {{ id: string, hash: string, values: string[] } | null} an edit that was left without saving */
+let unsaved = null;
 
 // ---- items ----
 
@@ -47,6 +49,8 @@ function show({ item, progress, reasons }) {
  */
 async function exclusively(work, failed) {
   if (busy) return;
+  const focused = document.activeElement;
+  const byKey = focused?.matches(":focus-visible") ?? false;
   busy = true;
   decisions.inert = true;
   hideNotice();
@@ -59,11 +63,25 @@ async function exclusively(work, failed) {
   } finally {
     busy = false;
     decisions.inert = false;
+    giveFocusBack(focused, byKey);
   }
 }
 
+/**
+ * Gives the focus back that an inert or hidden control has lost. A control that was clicked does not get it: the next
+ * space would be meant to play, and would decide about an item that nobody has seen.
+ * @param {Element | null} focused
+ * @param {boolean} byKey
+ */
+function giveFocusBack(focused, byKey) {
+  const isLost = document.activeElement === focused || document.activeElement === document.body;
+  if (!isLost || !(focused instanceof HTMLElement) || focused === document.body) return;
+  if (!focused.checkVisibility() || focused.matches(":disabled")) byId("messages", HTMLElement).focus();
+  else if (byKey) focused.focus();
+}
+
 /** @param {string} path @param {Record<string, string>} query */
-const get = async (path, query) => (await request(`v1/review/${path}?${new URLSearchParams(query)}`)).json();
+const get = async (path, query) => jsonOf(await request(`v1/review/${path}?${new URLSearchParams(query)}`));
 
 /** @param {boolean} skipped */
 const fetchNext = async (skipped = false) => show(await get("next", { reviewer: review.reviewer, skipped: String(skipped) }));
@@ -93,11 +111,18 @@ function decide(decision, fields = {}, failed) {
 
 function undo() {
   void exclusively(async () => {
-    const { id } = await (await post("v1/review/undo", { reviewer: review.reviewer })).json();
-    if (id === null) announce("There is nothing to undo.");
-    else show(await get("items", { id, reviewer: review.reviewer }));
+    const { id } = await jsonOf(await post("v1/review/undo", { reviewer: review.reviewer }));
+    if (id === null) return announce("There is nothing to undo.");
+    try {
+      await fetchAgain(id);
+    } catch (error) {
+      showError(error, () => exclusively(() => fetchAgain(id))); // the decision is taken back, and no other one is
+    }
   });
 }
+
+/** @param {string} id of an item that was decided */
+const fetchAgain = async (id) => show(await get("items", { id, reviewer: review.reviewer }));
 
 // ---- panels ----
 
@@ -117,6 +142,7 @@ function openPanel(form) {
 /** Leaves an edit or a rejection; whether there was one. */
 function leave() {
   const open = !editForm.hidden || !rejectForm.hidden;
+  if (!editForm.hidden && review.item) unsaved = { id: review.item.id, hash: review.item.hash, values: fieldValues() };
   closePanels();
   if (open) byId("accept", HTMLButtonElement).focus();
   return open;
@@ -124,7 +150,7 @@ function leave() {
 
 /** @param {string} name @param {string} title @param {string} text */
 function field(name, title, text) {
-  const area = element("textarea", { name, rows: String(Math.min(8, Math.max(2, Math.ceil(text.length / 44)))), spellcheck: "true" });
+  const area = element("textarea", { name, rows: String(Math.min(8, Math.max(2, Math.ceil(text.length / 44)))), spellcheck: "true", dir: "auto" });
   area.value = text;
   return element("label", {}, title, area);
 }
@@ -140,12 +166,19 @@ function openEdit() {
       ? item.text.statements.map(({ text, first, last }, i) => field(`${i}`, `Statement, frames ${first} to ${last}`, text))
       : [field("question", "Question", item.text.question), field("answer", "Answer", item.text.answer)];
   byId("edit-fields", HTMLElement).replaceChildren(...fields);
+  if (unsaved?.id === item.id && unsaved.hash === item.hash) {
+    const { values } = unsaved;
+    editAreas().forEach((area, index) => (area.value = values[index]));
+  }
   fields.at(-1)?.querySelector("textarea")?.focus();
 }
 
+const editAreas = () => [...editForm.querySelectorAll("textarea")];
+const fieldValues = () => editAreas().map(({ value }) => value);
+
 /** What stands in the fields, in the form of the item's text; an empty statement is left out. @param {Item} item */
 function editedText(item) {
-  const values = [...editForm.querySelectorAll("textarea")].map(({ value }) => value.trim());
+  const values = fieldValues().map((value) => value.trim());
   if (!("statements" in item.text)) return { question: values[0], answer: values[1] };
   const statements = item.text.statements.map((statement, i) => ({ ...statement, text: values[i] }));
   return { statements: statements.filter(({ text }) => text !== "") };
@@ -156,6 +189,7 @@ function saveEdit() {
   if (!item) return;
   const edit = editedText(item);
   if (JSON.stringify(edit) === JSON.stringify(item.text)) return showProblem("Nothing is changed. Accept it instead, or change something.");
+  unsaved = null;
   decide("edit", { edit }, (error) => showProblem(error instanceof Error ? error.message : String(error)));
 }
 
@@ -247,6 +281,7 @@ function onRejectKey(event) {
 
 /** @param {KeyboardEvent} event */
 function onKey(event) {
+  if (event.isComposing || event.keyCode === 229) return; // of an input method; Safari says it by the code alone
   if (event.defaultPrevented || document.querySelector("dialog[open]")) return;
   if (event.key === "F1") {
     event.preventDefault();

@@ -164,7 +164,7 @@ function tagged(text) {
 
 /** @param {Statement} statement */
 const statementText = ({ text, first, last }) =>
-  element("p", { class: "answer statement" }, text, element("small", {}, `frames ${first} to ${last}`));
+  element("p", { class: "answer statement", dir: "auto" }, text, element("small", {}, `frames ${first} to ${last}`));
 
 /** @param {Item} item */
 function textOf(item) {
@@ -174,8 +174,8 @@ function textOf(item) {
   }
   const { question, answer } = item.text;
   return [
-    element("p", { class: "asked" }, element("span", { class: "unseen" }, "Question: "), ...tagged(question)),
-    element("p", { class: "answer" }, element("span", { class: "unseen" }, "Answer: "), ...tagged(answer)),
+    element("p", { class: "asked", dir: "auto" }, element("bdi", { class: "unseen" }, "Question: "), ...tagged(question)),
+    element("p", { class: "answer", dir: "auto" }, element("bdi", { class: "unseen" }, "Answer: "), ...tagged(answer)),
   ];
 }
 

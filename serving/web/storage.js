@@ -12,10 +12,28 @@ const done = (request) =>
     request.onerror = () => reject(request.error);
   });
 
-async function largeEntries() {
+/**
+ * What some work in the entries of IndexedDB returns, after all that it wrote is there: a transaction can fail after
+ * each of its requests has succeeded, for instance where the disk is full.
+ * @template T
+ * @param {(entries: IDBObjectStore) => Promise<T>} work
+ * @returns {Promise<T>}
+ */
+async function inLargeEntries(work) {
   const opened = indexedDB.open("sama", 1);
   opened.onupgradeneeded = () => opened.result.createObjectStore("conversations");
-  return (await done(opened)).transaction("conversations", "readwrite").objectStore("conversations");
+  const database = await done(opened);
+  try {
+    const change = database.transaction("conversations", "readwrite");
+    const written = new Promise((resolve, reject) => {
+      change.oncomplete = () => resolve(null);
+      change.onabort = () => reject(change.error);
+    });
+    const [found] = await Promise.all([work(change.objectStore("conversations")), written]);
+    return found;
+  } finally {
+    database.close();
+  }
 }
 
 // New in every load of the page: a duplicated tab has a copy of our sessionStorage, but writes to a place of its own
@@ -28,9 +46,10 @@ export async function keep(conversation) {
     sessionStorage.setItem(ENTRY, text);
   } catch {
     // Larger than the browser allows, which is about five million characters
-    const entries = await largeEntries();
-    entries.put(Date.now(), WRITTEN + name);
-    await done(entries.put(text, name));
+    await inLargeEntries((entries) => {
+      entries.put(Date.now(), WRITTEN + name);
+      return done(entries.put(text, name));
+    });
     sessionStorage.setItem(ENTRY, LARGE + name);
   }
 }
@@ -38,19 +57,23 @@ export async function keep(conversation) {
 /** The conversation that was kept in this tab. @returns {Promise<any>} null if there is none */
 export async function kept() {
   let text = sessionStorage.getItem(ENTRY) ?? "null";
-  if (text.startsWith(LARGE)) text = (await done((await largeEntries()).get(text.slice(LARGE.length)))) ?? "null";
+  if (text.startsWith(LARGE)) {
+    const key = text.slice(LARGE.length);
+    text = (await inLargeEntries((entries) => done(entries.get(key)))) ?? "null";
+  }
   return JSON.parse(text);
 }
 
 /** Deletes what tabs that are closed left in IndexedDB: what was not written for days, except this tab's own. */
 export async function sweep() {
   const oldest = Date.now() - KEPT_DAYS * 86_400_000;
-  const entries = await largeEntries();
-  for (const key of /** @type {string[]} */ (await done(entries.getAllKeys()))) {
-    if (key.startsWith(WRITTEN) || LARGE + key === sessionStorage.getItem(ENTRY)) continue;
-    const written = (await done(entries.get(WRITTEN + key))) ?? parseInt(key); // earlier pages wrote the name alone
-    if (written >= oldest) continue;
-    entries.delete(key);
-    entries.delete(WRITTEN + key);
-  }
+  await inLargeEntries(async (entries) => {
+    for (const key of /** @type {string[]} */ (await done(entries.getAllKeys()))) {
+      if (key.startsWith(WRITTEN) || LARGE + key === sessionStorage.getItem(ENTRY)) continue;
+      const written = (await done(entries.get(WRITTEN + key))) ?? parseInt(key); // earlier pages wrote the name alone
+      if (written >= oldest) continue;
+      entries.delete(key);
+      entries.delete(WRITTEN + key);
+    }
+  });
 }

@@ -454,18 +454,22 @@ def test_without_a_mouse(new_tab):
     assert tab.question() == []
 
 
-@pytest.mark.parametrize("widths", [(390,), (1440, 1024)])
-def test_everything_fits(new_tab, widths):
-    ask_about_ring(tab := new_tab(viewport={"width": widths[0], "height": 844}).open())
+@pytest.mark.parametrize("sizes", [((390, 844), (360, 640), (667, 375)), ((1440, 844), (1024, 844))])
+def test_everything_fits(new_tab, sizes):
+    ask_about_ring(tab := new_tab(viewport=dict(zip(("width", "height"), sizes[0], strict=True))).open())
+    tab.page.click(".phrase")
+    tab.click(*CIRCLE)  # with the button for the next region
     tab.page.evaluate("document.querySelector('#file-name').textContent = 'a long name '.repeat(20)")
-    for width in widths:
-        tab.page.set_viewport_size({"width": width, "height": 844})
-        assert tab.page.evaluate("(e => [e.scrollWidth, e.scrollHeight])(document.documentElement)") == [width, 844]
-        for name in ("#overlay", "#play", "#scrubber", "#question", "#ask", "#messages", "#undo", "#help"):
+    tab.page.evaluate("document.querySelector('.question bdi').textContent = 'a long name '.repeat(20)")
+    for width, height in sizes:
+        tab.page.set_viewport_size({"width": width, "height": height})
+        assert tab.page.evaluate("(e => [e.scrollWidth, e.scrollHeight])(document.documentElement)") == [width, height]
+        for name in ("#overlay", "#play", "#scrubber", "#question", "#ask", "#messages", "#undo", "#finish", "#help"):
             box = tab.page.locator(name).bounding_box()
             x, y, across, down = (box[side] for side in ("x", "y", "width", "height"))
-            assert across > 20 and 0 <= x <= width - across and 0 <= y <= 844 - down, name
-        assert tab.page.is_visible("#lanes") == (width > 720)
+            assert across > 20 and 0 <= x <= width - across and 0 <= y <= height - down, name
+        assert tab.page.evaluate("question.scrollWidth <= question.clientWidth && messages.clientHeight > 100")
+        assert tab.page.is_visible("#lanes") == (sizes[0][0] > 720)
 
 
 def test_axe_finds_nothing(new_tab, axe):

@@ -2,7 +2,9 @@
 
 import time
 
+import numpy as np
 import pytest
+from PIL import Image
 
 
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[dev]'")
@@ -171,3 +173,92 @@ def test_files_that_expired(new_tab, tmp_path):
         assert "the connection broke, or the browser cannot show it" in tab.notice()
         tab.page.click("#notice-retry")
         tab.until_shown(0)
+
+
+def test_a_cancelled_key_and_a_cancelled_fetch_can_be_tried_again(new_tab):
+    tab, held, hold = new_tab(), [], [True]
+    refusal = {"status": 401, "json": {"error": {"message": "The API key is missing.", "type": "x"}}}
+
+    def check(route) -> None:
+        if route.request.headers.get("authorization") != "Bearer s3cret":
+            route.fulfill(**refusal)
+        elif hold[0] and route.request.url.endswith("/content"):
+            held.append(route)
+        else:
+            route.continue_()
+
+    tab.page.route("**/v1/**", check)
+    tab.page.reload()
+    tab.page.click("#key-dialog [value=cancel]")
+    assert tab.notice() == "The API key is missing."
+    tab.page.click("#notice-retry")
+    tab.page.fill("#key", "s3cret")
+    tab.page.keyboard.press("Enter")
+    tab.page.locator("#examples button", has_text="toy_world.mp4").click()
+    tab.wait(lambda: held)
+    assert tab.page.text_content("#loading-text") == "Loading toy_world.mp4" and tab.page.is_visible("#loading")
+    assert tab.page.evaluate("tools.inert") and tab.page.is_hidden("#media")
+    with tab.page.expect_event("requestfailed"):
+        tab.page.click("#loading-cancel")
+    assert tab.notice() == "toy_world.mp4 was not loaded." and tab.page.is_visible("#empty")
+    hold[0] = False
+    tab.page.click("#notice-retry")
+    tab.until_shown(0)
+    assert tab.picture().std() > 20 and not tab.page.evaluate("tools.inert")
+
+    broken = """async () => {
+        const { jsonOf } = await import("./api.js");
+        const body = new ReadableStream({ pull: (controller) => controller.error(new TypeError("network error")) });
+        return jsonOf(new Response(body)).catch((error) => [error.status, error.message]);
+    }"""
+    status, message = tab.page.evaluate(broken)
+    assert status == 0 and "cannot be reached" in message
+
+    forbidden = "{ get() { throw new DOMException('It is forbidden.', 'SecurityError'); } }"
+    tab.page.add_init_script(f"Object.defineProperty(window, 'sessionStorage', {forbidden})")
+    tab.page.reload()
+    tab.page.fill("#key", "s3cret")
+    tab.page.keyboard.press("Enter")
+    tab.open()
+
+
+def test_a_conversation_that_was_not_written_is_not_taken_for_kept(new_tab):
+    tab = new_tab(locale="en-US")
+    tab.page.wait_for_selector("#examples button")
+    script = """async () => {
+        const { keep } = await import("./storage.js");
+        const put = IDBObjectStore.prototype.put;
+        IDBObjectStore.prototype.put = function (value, key) {
+            const request = put.call(this, value, key);
+            // As where the disk is full: the request succeeds, and what it wrote is lost
+            if (!key.startsWith("written:")) request.addEventListener("success", () => this.transaction.abort());
+            return request;
+        };
+        const result = await keep({ turns: ["x".repeat(8e6)] }).then(() => "kept", () => "lost");
+        IDBObjectStore.prototype.put = put;
+        const entry = sessionStorage.getItem("sama.conversation") ?? "";
+        await keep({ turns: ["x".repeat(8e6)] });
+        const deleted = indexedDB.deleteDatabase("sama");
+        const closed = await new Promise((resolve) => {
+            deleted.onsuccess = () => resolve(true);
+            deleted.onblocked = () => resolve(false);
+        });
+        return [result, entry.startsWith("large:"), closed];
+    }"""
+    assert tab.page.evaluate(script) == ["lost", False, True]
+
+
+def test_a_video_with_odd_sides_is_not_squeezed(new_tab, tmp_path):
+    """Its playable copy has one row and one column more."""
+    rows, columns = np.mgrid[:45, :61]
+    pixels = np.where((rows // 4 + columns // 4) % 2, 230, 20).astype(np.uint8)
+    frames = [Image.fromarray(np.repeat(pixels[..., None], 3, axis=2)) for _ in range(2)]
+    frames[1].putpixel((0, 0), (99, 99, 99))  # or it would be one frame
+    frames[0].save(tmp_path / "odd.webp", save_all=True, append_images=frames[1:], duration=200, lossless=True)
+    tab = new_tab()
+    tab.page.set_input_files("#file", tmp_path / "odd.webp")
+    tab.until("state => state.file !== null && state.file.kind === 'video'")
+    tab.until_shown(0)
+    shown = tab.picture().astype(int)
+    assert shown.shape == (45, 61, 3)
+    assert np.abs(shown - pixels[..., None])[-12:, -12:].mean() < 12

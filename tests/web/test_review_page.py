@@ -156,6 +156,41 @@ def test_undo_shows_the_item_again(reviewing, folder):
     assert decisions(folder)[-1] == ("reject", first, "ann")
 
 
+def test_undo_whose_item_is_lost_on_its_way_takes_back_one_decision(reviewing, folder):
+    tab = reviewing()
+    first = tab.item()
+    tab.decide("a")
+    second = tab.item()
+    tab.decide("a")
+    tab.page.route("**/v1/review/items?*", lambda route: route.abort())
+    tab.press("u")
+    tab.page.wait_for_selector("#notice:not([hidden])")
+    tab.page.click("#notice-retry")
+    tab.page.wait_for_selector("#notice:not([hidden])")
+    tab.page.unroute("**/v1/review/items?*")
+    tab.page.click("#notice-retry")
+    tab.page.locator("#item-name", has_text=second).wait_for()
+    expected = [("accept", first), ("accept", second), ("undo", second)]
+    assert [one[:2] for one in decisions(folder)] == expected
+
+
+def test_the_focus_stays_where_the_next_item_is_decided(reviewing):
+    tab, focused = reviewing(), "document.activeElement.id"
+    tab.page.focus("#skip")
+    tab.decide("Enter")
+    assert tab.page.evaluate(focused) == "skip"
+    tab.press("e")
+    tab.page.fill("textarea[name=question]", "What is <obj1> doing there?")
+    tab.page.fill("textarea[name=answer]", "I see <p> this one </p> <obj1>.")
+    tab.decide("Control+Enter")
+    assert tab.page.evaluate(focused) == "messages"
+    item = tab.item()
+    tab.page.click("#accept")
+    while tab.item() == item:
+        tab.page.wait_for_timeout(20)
+    assert tab.page.evaluate(focused) != "accept", "the next space plays"
+
+
 def test_a_review_with_the_mouse(reviewing, folder):
     tab = reviewing()
     first = tab.item()
@@ -260,9 +295,17 @@ def test_letters_in_a_text_are_letters(reviewing, folder):
     tab.page.focus("textarea[name=answer]")
     tab.page.keyboard.type(" arsu m")
     assert tab.page.input_value("textarea[name=answer]").endswith(" arsu m")
+    written = tab.page.input_value("textarea[name=answer]").removesuffix(" arsu m")
+    script = """document.activeElement.dispatchEvent(
+        new KeyboardEvent("keydown", { key: "Escape", keyCode: 229, bubbles: true, cancelable: true }))"""
+    assert tab.page.evaluate(script) and tab.page.is_visible("#edit-form"), "it is for the input method"
     tab.press("Escape")
     assert tab.page.is_hidden("#edit-form") and decisions(folder) == []
-    tab.press("e", "Control+Enter")
+    tab.press("e")
+    assert tab.page.input_value("textarea[name=answer]") == f"{written} arsu m", "what was left is there again"
+    assert tab.page.get_attribute("textarea[name=answer]", "dir") == "auto"
+    tab.page.fill("textarea[name=answer]", written)
+    tab.press("Control+Enter")
     tab.page.wait_for_selector("#edit-problem:not([hidden])")
     assert "Nothing is changed" in tab.page.text_content("#edit-problem")
 
