@@ -29,19 +29,16 @@ from sama.conversion.files import CheckpointError, explain_damage, explain_write
 from sama.conversion.folder import card_facts, carry_processor, write_card, write_model_files, write_processor
 from sama.conversion.pieces import HEAD, SAM, KeyMap
 from sama.conversion.plan import (
-    KINDS,
+    NO_MODEL,
     REPORT_FILE,
-    ConversionRequest,
     Plan,
     Report,
-    Source,
     check_plan,
     meta_model,
-    open_sources,
     plan_into,
     plan_release,
-    read_sizes,
 )
+from sama.conversion.sources import KINDS, ConversionRequest, Source, open_sources, read_sizes
 from sama.conversion.trackers import map_tracker
 from sama.data.files import atomic_path
 from sama.modeling_sama import SamaForConditionalGeneration
@@ -135,11 +132,7 @@ def convert(request: ConversionRequest) -> Report:
     with new_folder(request.to) as folder:
         base, parts = open_sources(request)
         described = parts["tracker"].folder if base is None else base.folder
-        with explain_damage(
-            described,
-            "has settings or tensors that describe no model",
-            "check that its files and --sizes belong together",
-        ):
+        with explain_damage(described, *NO_MODEL):
             plan, texts = make_plan(base, parts, request)
             model = meta_model(plan)
         expected = model.state_dict()

@@ -53,6 +53,8 @@ def explain_damage(
         yield
     except CheckpointError:
         raise
+    except ImportError as error:  # a package that is missing is no damage
+        raise CheckpointError(" ".join(str(error).split())) from error
     except Exception as error:  # whatever torch, safetensors and transformers let escape; tokenizers raises this one
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise CheckpointError(f"{file} {cause} ({reason}); {advice}.") from error

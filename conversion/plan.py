@@ -1,18 +1,16 @@
 """The plan of a conversion, complete before the first tensor is read: configuration and source of each tensor."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 import transformers
 from transformers import CONFIG_MAPPING, BertTokenizer, Sam2VideoConfig, Sam2VideoModel
 from transformers.configuration_utils import PreTrainedConfig
 
-from sama.configuration_sama import SamaConfig
+from sama.configuration_sama import SamaConfig, part_config
 from sama.conversion.backbones import BACKBONES, BackboneTable, backbone_table, has_mark
 from sama.conversion.configs import (
     aggregator_config,
-    check_sizes,
     default_sam2_config,
     default_temporal_config,
     instructblip_config,
@@ -20,8 +18,8 @@ from sama.conversion.configs import (
     tracker_config,
 )
 from sama.conversion.facts import file_facts
-from sama.conversion.files import CheckpointError, WeightFiles, read_json
-from sama.conversion.keys import SAM_PREFIX, guess_kind, map_instructblip, map_release
+from sama.conversion.files import CheckpointError, explain_damage, read_json
+from sama.conversion.keys import SAM_PREFIX, map_instructblip, map_release
 from sama.conversion.native import TRACKER_TYPES, native_tracker_config, native_tracker_kind
 from sama.conversion.pieces import (
     AGGREGATOR,
@@ -34,6 +32,7 @@ from sama.conversion.pieces import (
     append_mean_rows,
     map_own,
 )
+from sama.conversion.sources import ConversionRequest, Source, check_new_tracker, read_sizes
 from sama.conversion.tokenizers import (
     chat_template,
     check_vocabulary,
@@ -47,42 +46,10 @@ from sama.modeling_sama import SamaForConditionalGeneration
 from sama.modeling_sama_backbones import FAMILIES
 
 
-TRACKERS = tuple(TRACKER_TYPES)
-KINDS = ("sama", "sa2va", *BACKBONES, *TRACKERS, "instructblip")
-BASES = ("into", "sama", "sa2va", *BACKBONES)  # these contain a language model; the others replace a part
 TRACKER, REGIONS, SEG = "model.mask_tracker.", "model.region_encoder.", "model.seg_projection."
 REPORT_FILE = "conversion.json"
-
-
-@dataclass(frozen=True)
-class ConversionRequest:
-    """
-    What to convert.
-
-    Args:
-        sources (`list[tuple[Path, str]]`): Source files or folders, each with its kind.
-        to (`Path`): Output folder, which must be new or empty.
-        into (`Path`, *optional*): Converted checkpoint whose parts the sources replace.
-        tokenizer, qformer_tokenizer (`Path`, *optional*): Folders of the tokenizers, if not in the first source's.
-        sizes (`Path`, *optional*): JSON file with sizes that tensor shapes do not determine.
-        add_aggregator (`bool`): Whether a Sa2VA gets a newly initialized context aggregator: the start of a SAMA.
-        preset (`str`, *optional*): Of a released model; by default that of its own inference.
-        force_regions (`bool`): Whether a Sa2VA reads regions even if it was never trained to.
-        dtype (`str`): "auto" keeps the dtype of most weights.
-        max_shard_size (`str`): Size limit of the written weight files.
-    """
-
-    sources: list[tuple[Path, str]]
-    to: Path
-    into: Path | None = None
-    tokenizer: Path | None = None
-    qformer_tokenizer: Path | None = None
-    sizes: Path | None = None
-    add_aggregator: bool = False
-    preset: str | None = None
-    force_regions: bool = False
-    dtype: str = "auto"
-    max_shard_size: str = "2GB"
+# What [`explain_damage`] says about a folder whose settings or tensors make no model
+NO_MODEL = ("has settings or tensors that describe no model", "check that its files and --sizes belong together")
 
 
 @dataclass
@@ -111,19 +78,6 @@ class Report:
 
 
 @dataclass
-class Source:
-    """One source checkpoint."""
-
-    kind: str
-    path: Path
-    files: WeightFiles
-
-    @property
-    def folder(self) -> Path:
-        return self.path if self.path.is_dir() else self.path.parent
-
-
-@dataclass
 class Plan:
     """Everything known before the first tensor is read."""
 
@@ -144,80 +98,6 @@ class Plan:
 def abbreviate(names: list[str], limit: int = 8) -> str:
     """The first names of a list, and how many more there are."""
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
-
-
-# ---- sources ------------------------------------------------------------
-
-
-def open_source(path: Path, kind: str) -> Source:
-    """Opens a checkpoint and checks its kind."""
-    source = Source(kind, path, WeightFiles(path, lambda names: guess_kind(names) == kind))
-    found = guess_kind(set(source.files.tensors))
-    if found != kind:
-        looks = f"it looks like --kind {found}" if found in KINDS else "it looks like a converted checkpoint"
-        raise CheckpointError(
-            f"{path} is not a {'converted checkpoint' if kind == 'into' else f'checkpoint of --kind {kind}'}: "
-            f"{looks if found else 'its tensor names are of no known kind'}."
-        )
-    return source
-
-
-def read_sizes(request: ConversionRequest, folder: Path) -> dict:
-    """Sizes that tensor shapes do not determine, from --sizes or from the recorded test checkpoint's own file."""
-    recorded = folder / "golden.json"
-    path = request.sizes or (recorded if recorded.is_file() else None)
-    return {} if path is None else check_sizes(read_json(path), path)
-
-
-def open_sources(request: ConversionRequest) -> tuple[Source | None, dict[str, Source]]:
-    """The checkpoint with the language model, if any, and the other sources by kind."""
-    sources = [open_source(path, kind) for path, kind in request.sources]
-    if request.into is not None:
-        sources.insert(0, open_source(request.into, "into"))
-    bases = [source for source in sources if source.kind in BASES]
-    parts = {
-        "tracker" if source.kind in TRACKERS else source.kind: source for source in sources if source.kind not in BASES
-    }
-    check_options(request, [source.kind for source in bases], starts="instructblip" in parts)
-    if len(bases) > 1 or len(bases) + len(parts) < len(sources):
-        raise CheckpointError(
-            f"{' and '.join(source.kind for source in sources)} cannot be combined: give one of sama, sa2va, "
-            f"{', '.join(BACKBONES)} or --into, and at most one of {', '.join(TRACKERS)} and one instructblip."
-        )
-    if not bases and [source.kind for source in sources] != ["sam2"]:
-        names = {"sam3": "SAM 3", "edgetam": "EdgeTAM"}
-        part = names.get(sources[0].kind, "InstructBLIP") if set(parts) == {"tracker"} else "InstructBLIP"
-        raise CheckpointError(f"{part} replaces one part of a SAMA: also give --into, sama, sa2va or a backbone.")
-    if not bases and native_tracker_kind(sources[0].files.tensors):
-        raise CheckpointError(f"{sources[0].path} is in transformers' format already; also give --into or a backbone.")
-    return (bases[0] if bases else None), parts
-
-
-def check_options(request: ConversionRequest, bases: list[str], starts: bool) -> None:
-    """
-    Checks options that belong to sources of one kind.
-
-    Args:
-        request ([`ConversionRequest`])
-        bases (`list[str]`): Kinds of the sources with a language model.
-        starts (`bool`): Whether an InstructBLIP is given, which makes the start of a SAMA of a Sa2VA.
-
-    Raises:
-        CheckpointError: If an option would have no effect.
-    """
-    if request.add_aggregator and bases != ["sa2va"]:
-        raise CheckpointError("--add_aggregator makes a SAMA of a Sa2VA: give one source of --kind sa2va.")
-    sa2va = bases == ["sa2va"] and not (request.add_aggregator or starts)
-    if request.preset is not None and not sa2va and bases != ["sama"]:
-        raise CheckpointError(
-            "--preset chooses the inference of a released model: give --kind sama, or --kind sa2va without a context "
-            "aggregator to be trained."
-        )
-    if request.force_regions and not sa2va:
-        raise CheckpointError(
-            "--force_regions lets a Sa2VA read regions: give --kind sa2va without a context aggregator to be trained. "
-            "A SAMA has region encoders."
-        )
 
 
 # ---- plan ------------------------------------------------------------
@@ -328,7 +208,7 @@ def part_configs(base: Source, parts: dict[str, Source], questions: BertTokenize
     if base.kind in ("sama", "sa2va"):
         entries = {"mask_config": tracker_config(shapes, SAM_PREFIX, sizes)}
     else:
-        given = given_tracker_config(tracker, sizes) if tracker else default_sam2_config()
+        given = given_tracker_config(tracker, sizes).to_dict() if tracker else default_sam2_config()
         entries = {"mask_config": given}
     check_installed(entries["mask_config"]["model_type"])
     if base.kind == "sama":
@@ -362,11 +242,17 @@ def inference_settings(base: Source, tracker_type: str, preset: str | None) -> d
     return settings
 
 
-def given_tracker_config(tracker: Source, sizes: dict) -> dict:
+def given_tracker_config(tracker: Source, sizes: dict) -> PreTrainedConfig:
     """`mask_config` of a mask tracker of its own, in transformers' format or that of its authors."""
-    if native_tracker_kind(tracker.files.tensors):
-        return native_tracker_config(tracker.folder, tracker.kind)
-    return tracker_config(tracker.files.shapes, "", sizes)
+    with explain_damage(tracker.folder, *NO_MODEL):
+        native = native_tracker_kind(tracker.files.tensors)
+        settings = (
+            native_tracker_config(tracker.folder, tracker.kind)
+            if native
+            else tracker_config(tracker.files.shapes, "", sizes)
+        )
+        check_installed(settings["model_type"])
+        return part_config(settings, settings["model_type"])
 
 
 def plan_into(base: Source, parts: dict[str, Source], request: ConversionRequest) -> Plan:
@@ -377,10 +263,11 @@ def plan_into(base: Source, parts: dict[str, Source], request: ConversionRequest
     fresh = tuple(earlier["fresh"])
     keys = set(base.files.tensors)
     if "tracker" in parts and any(name.startswith(SAM) for name in fresh):
-        given = given_tracker_config(parts["tracker"], read_sizes(request, base.folder))
-        config.mask_config = CONFIG_MAPPING[given["model_type"]](**given)
+        config.mask_config = given_tracker_config(parts["tracker"], read_sizes(request, base.folder))
         keys = {name for name in keys if not name.startswith(TRACKER)}
         fresh = tuple(name for name in fresh if not name.startswith(TRACKER))
+    else:
+        check_new_tracker(request, None)
     if "instructblip" in parts:
         if f"{AGGREGATOR}spatial_queries" not in fresh:
             has = "no context aggregator" if config.aggregator_config is None else "a trained context aggregator"
@@ -429,7 +316,7 @@ def check_same_tracker(config: PreTrainedConfig, sam2: Source) -> None:
     if sam2.kind != "sam2":
         return
     sizes = {"sam_image_size": config.image_size} | known_hiera(config)
-    given = Sam2VideoConfig(**given_tracker_config(sam2, sizes))
+    given = given_tracker_config(sam2, sizes)
     names = ("enable_occlusion_spatial_embedding", "enable_temporal_pos_encoding_for_object_pointers")
     trunks = [each.vision_config.backbone_config for each in (config, given)]
     sizes = [(trunk.hidden_size, tuple(trunk.blocks_per_stage)) for trunk in trunks]

@@ -7,7 +7,7 @@ import pytest
 import sa2va_releases
 
 from sama.conversion.convert import parse_arguments
-from sama.conversion.plan import TRACKERS
+from sama.conversion.sources import TRACKERS
 from sama.modeling_sama_backbones import FAMILIES
 from sama.profiling.inference_memory import inference_memory, parameter_count, table_row
 from sama.profiling.model_sizes import TRACKERS as TRACKER_SIZES

@@ -41,7 +41,7 @@ def convert_source(source: Path, kind: str, to: Path, **others):
     """Converts one source with the sizes of the tiny weights."""
     sizes = to.parent / "sizes.json"
     sizes.write_text(json.dumps(foreign.SIZES), encoding="utf-8")
-    return convert(ConversionRequest([(source, kind)], to, sizes=sizes, **others))
+    return convert(ConversionRequest([(source, kind)], to, sizes=None if "into" in others else sizes, **others))
 
 
 def load(folder: Path) -> SamaForConditionalGeneration:

@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 from sama.conversion.convert import ConversionRequest, convert, parse_arguments
 from sama.conversion.files import CheckpointError, WeightFiles, read_json
 from sama.conversion.pieces import EMBEDDINGS, HEAD
-from sama.conversion.plan import open_sources, plan_release
+from sama.conversion.plan import plan_release
+from sama.conversion.sources import open_sources
 
 
 TENSORS = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4)}

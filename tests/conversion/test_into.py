@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sama.conversion.convert import ConversionRequest, Report, convert
+from sama.conversion.files import CheckpointError
 from sama.conversion.pieces import ORIGINAL_DECODER
 from sama.processing_sama import SamaProcessor
 
@@ -36,8 +37,7 @@ def base(converted, tmp_path) -> Path:
 def convert_into(base: Path, converted: Path) -> tuple[Path, Report]:
     """Replaces the original mask decoder of `base`; returns the new folder and the report."""
     to = base.parent / "ours"
-    sizes = converted / "sama" / "sizes.json"
-    return to, convert(ConversionRequest([(converted / "sam2.pt", "sam2")], to, into=base, sizes=sizes))
+    return to, convert(ConversionRequest([(converted / "sam2.pt", "sam2")], to, into=base))
 
 
 def test_the_code_of_the_processor_is_as_new_as_that_of_the_model(converted, base):
@@ -75,3 +75,12 @@ def test_names_from_before_version_0_3(converted, base):
     changed = {name for name, tensor in weights.items() if not torch.equal(written[name], tensor)}
     assert written.keys() == weights.keys() and report.fresh == []
     assert changed == {name for name in weights if name.startswith(ORIGINAL_DECODER)}
+
+
+def test_sizes_beside_a_trained_tracker_are_refused(converted, base):
+    """The checkpoint has those of its image encoder, and those of the SAM 2 are not used."""
+    request = ConversionRequest(
+        [(converted / "sam2.pt", "sam2")], base.parent / "ours", into=base, sizes=converted / "sama" / "sizes.json"
+    )
+    with pytest.raises(CheckpointError, match="--sizes describes a mask tracker .* without a trained one"):
+        convert(request)

@@ -61,8 +61,9 @@ def convert_parts(folder: Path, *parts: tuple[str, str], **others) -> Report:
         (questions / "vocab.txt").write_text("\n".join(foreign.BERT_WORDS) + "\n", encoding="utf-8")
         save_file(foreign.random_weights(foreign.instructblip_shapes(), seed=5), blip)
     sources = [(folder / name, kind) for name, kind in parts]
-    sources += [] if "into" in others else [(blip, "instructblip")]
-    return convert(ConversionRequest(sources, folder / "ours", qformer_tokenizer=questions, **others))
+    if "into" not in others:
+        sources, others = [*sources, (blip, "instructblip")], {"qformer_tokenizer": questions, **others}
+    return convert(ConversionRequest(sources, folder / "ours", **others))
 
 
 def load(folder: Path) -> SamaForConditionalGeneration:

@@ -20,6 +20,7 @@ from sama.conversion.files import CheckpointError
 from sama.conversion.folder import write_processor
 from sama.conversion.pieces import AGGREGATOR, BACKBONE, ORIGINAL_DECODER
 from sama.conversion.pieces import SAM as OUR_SAM
+from sama.conversion.sources import open_sources
 from sama.conversion.tokenizers import chat_template
 from sama.modeling_sama import SamaForConditionalGeneration
 from sama.processing_sama import SamaProcessor
@@ -67,14 +68,14 @@ def folder(tmp_path) -> Path:
 def plan_of(folder: Path, **others) -> Plan:
     """The plan, without writing anything."""
     request = ConversionRequest([(folder, "sa2va")], folder.parent / "ours", sizes=folder / "sizes.json", **others)
-    base, parts = conversion_plan.open_sources(request)
+    base, parts = open_sources(request)
     return conversion_plan.plan_release(base, parts, request)[0]
 
 
 def processor_of(folder: Path, to: Path, kind: str = "sa2va", **others) -> SamaProcessor:
     """The processor of the converted folder, without converting the weights."""
     request = ConversionRequest([(folder, kind)], to, sizes=folder / "sizes.json", **others)
-    base, parts = conversion_plan.open_sources(request)
+    base, parts = open_sources(request)
     plan, texts = conversion_plan.plan_release(base, parts, request)
     write_processor(to, plan.config, *texts)
     return SamaProcessor.from_pretrained(to, trust_remote_code=True)
@@ -202,7 +203,7 @@ def test_options_of_a_released_model(folder, option, value):
         sources = [] if "into" in others else [(folder, "sa2va")]
         request = ConversionRequest(sources, folder.parent / "ours", **others, **{option: value})
         with pytest.raises(CheckpointError, match=f"--{option} .*: give --kind|is not a converted checkpoint"):
-            conversion_plan.open_sources(request)
+            open_sources(request)
     arguments = ["--from", "Sa2VA-1B", "--kind", "sa2va", "--to", "x"]
     given = [f"--{option}"] + ([] if value is True else [value])
     assert vars(parse_arguments([*arguments, *given]))[option] == value
