@@ -5,6 +5,7 @@ from argparse import Namespace
 
 import pytest
 import torch
+from checkpoint import CHECKPOINT
 from tiny_model import tiny_model
 
 from sama.modeling_sama import SamaForConditionalGeneration
@@ -82,9 +83,9 @@ def start(folder) -> dict:
     return {"model": folder / "model", "masks": folder / "masks", "start": None}
 
 
-def test_one_step_of_a_variant_is_trained_and_saved(recipe_checkpoint, tmp_path, monkeypatch):
+def test_one_step_of_a_variant_is_trained_and_saved(tmp_path, monkeypatch):
     """With sama-tiny; its answers are not evaluated."""
-    model = SamaForConditionalGeneration.from_pretrained(recipe_checkpoint, dtype=torch.float32)
+    model = SamaForConditionalGeneration.from_pretrained(CHECKPOINT, dtype=torch.float32)
     prompts = AttributePrompts.of_tracker(model.model.mask_tracker)
     (tmp_path / "masks").mkdir()
     # Of stage 1; without --start the model keeps its own
@@ -92,7 +93,7 @@ def test_one_step_of_a_variant_is_trained_and_saved(recipe_checkpoint, tmp_path,
     state = {"tracker": other, "prompts": prompts.state_dict()}
     torch.save(state, tmp_path / "masks" / "state.pt")
     monkeypatch.setattr(ablations, "evaluate", lambda model, processor, benchmark: {"failed": 0, "scores": []})
-    paths = {"model": recipe_checkpoint, "masks": tmp_path / "masks", "start": None, "to": tmp_path / "to"}
+    paths = {"model": CHECKPOINT, "masks": tmp_path / "masks", "start": None, "to": tmp_path / "to"}
     arguments = Namespace(**paths, **(BUDGET | {"batch_size": 2}))
     kept = ablations.run_variant("no-shape", arguments)
     assert kept == json.loads((tmp_path / "to" / "no-shape.json").read_text()) and kept["budget"]["start"] is None

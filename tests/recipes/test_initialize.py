@@ -133,8 +133,7 @@ def test_the_shipped_checkpoint_is_a_trained_one_of_what_the_script_makes(made):
     assert files == {path.relative_to(made) for path in made.rglob("*.*")} | {Path("README.md")}
     common = files - {Path("README.md")}
     changed = {path.name for path in common if contents(shipped / path) != contents(made / path)}
-    # The tokenizers are those of the recipe's former wordings until weights with the new ones ship
-    assert changed == {"config.json", "model.safetensors", "tokenizer.json"}
+    assert changed == {"config.json", "model.safetensors"}
     configs = [contents(folder / "config.json") for folder in (shipped, made)]
     changed = {key for key in configs[0] if configs[0][key] != configs[1].get(key)}
     assert changed == {"trained", "occlusion_gate"}

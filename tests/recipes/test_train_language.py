@@ -34,8 +34,8 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def processor(recipe_checkpoint):
-    return SamaProcessor.from_pretrained(recipe_checkpoint, trust_remote_code=True)
+def processor():
+    return SamaProcessor.from_pretrained(CHECKPOINT, trust_remote_code=True)
 
 
 @pytest.fixture(scope="module")
