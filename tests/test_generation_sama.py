@@ -182,7 +182,7 @@ def test_later_turns_draws_stop_strings_and_limits_are_each_conversations_own():
             assert_same(output, tiny.ask([other], None, [(text, drawn(arguments))])[0])
             assert mine.messages[-1] == other.messages[-1]
             assert_same_cache(mine, other)
-    assert len(chats[1].messages[1]["content"]) < 6 and batch.num_steps < 0.7 * batch.num_tokens
+    assert len(chats[1].messages[1]["content"]) < 10 and batch.num_steps < 0.7 * batch.num_tokens
 
 
 def test_who_is_cancelled_or_fails_leaves_the_others_alone(tiny):

@@ -180,10 +180,8 @@ def test_the_decoder_of_a_later_stage_wins_over_that_of_the_first(processor, tmp
     )
     losses.start_from(later, tmp_path)
     assert all(torch.equal(one, decoder[name]) for name, one in tracker.sam.mask_decoder.state_dict().items())
-    losses.start_from(None, tmp_path)
-    assert torch.equal(
-        tracker.sam.mask_decoder.iou_token.weight, first["tracker"]["sam.mask_decoder.iou_token.weight"]
-    )
+    losses.start_from(None, tmp_path)  # of which a model that is trained already takes the prompts alone
+    assert all(torch.equal(one, decoder[name]) for name, one in tracker.sam.mask_decoder.state_dict().items())
 
 
 def test_words_that_decide_an_answer_weigh_more(model, processor):
