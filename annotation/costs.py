@@ -218,7 +218,7 @@ class Costs:
             model, number = unpriced.most_common(1)[0]
             raise AnnotationError(
                 f"{path} has {number:,} calls of the model {model} without a price, which a budget of "
-                f"{self.budget.money:g} cannot count: give --price {model}=PROMPT,COMPLETION."
+                f"{_amount(self.budget.money)} cannot count: give --price {model}=PROMPT,COMPLETION."
             )
 
     def close(self) -> None:
@@ -242,7 +242,7 @@ class Costs:
         money = self._money(model, estimate)
         if self.budget.money is not None and money is None:
             raise BudgetError(
-                f"A budget of {self.budget.money:g} needs the price of the model {model}, which is not "
+                f"A budget of {_amount(self.budget.money)} needs the price of the model {model}, which is not "
                 f"among {sorted(self.prices)}: give --price {model}=PROMPT,COMPLETION."
             )
         with self._settled:
@@ -337,7 +337,7 @@ class Costs:
             spent, next_call, limit = f"{self.total.tokens:,}", f"{tokens:,}", f"{self.budget.tokens:,} tokens"
         else:
             spent, next_call = f"{self.total.money:.4f}", f"{money or 0.0:.4f}"
-            limit = f"{self.budget.money or 0.0:g}"
+            limit = _amount(self.budget.money or 0.0)
         return (
             f"The budget of {limit} does not allow another call: {spent} are spent, and the next call may need "
             f"{next_call}. What is finished is saved; run again with a larger --budget to go on."
@@ -354,6 +354,10 @@ def read_ledger(path: str | Path) -> Iterator[Spent]:
     """
     for number, line in complete_lines(path):
         yield _spent(line, f"{path}, line {number}")
+
+
+def _amount(money: float) -> str:
+    return f"{money:,.10g}"
 
 
 def sum_up(ledger: Iterable[Spent]) -> dict[tuple[str, str], Sum]:

@@ -281,7 +281,7 @@ class Endpoint:
                 self._learn(request, usage)
             except _Again as error:
                 outcome = error.outcome
-                if outcome.isdigit() or outcome == NOT_SENT:  # a status says that there is no answer
+                if outcome.isdigit() or outcome == NOT_SENT:  # nothing was answered, and nothing is charged
                     usage, estimated = Usage(), False
                 if error.busy:
                     self.concurrency.overloaded(slot)

@@ -288,7 +288,7 @@ def _read_png(path: Path, size: tuple[int, int]) -> np.ndarray:
 
 def video_scene(videos: Path, name: str, source: str) -> Scene:
     """A video of a folder without objects: `name` with a suffix, or a folder of frames. Hidden files do not count."""
-    join_inside(".", name)
+    join_inside(".", name)  # raises for a name that leaves the folder
     path = next((path for suffix in ("", *VIDEO_SUFFIXES) if (path := videos / f"{name}{suffix}").exists()), None)
     if path is None:
         raise DataError(f"there is no video {name!r} (suffixes: {', '.join(VIDEO_SUFFIXES)})", file=videos)

@@ -138,7 +138,7 @@ def _close_phrase(found: TaggedText, text: str, ends: tuple[re.Match, re.Match],
     elif not names:
         found.problems.append(Problem("tag_alone", where, "no object tag follows the phrase"))
     elif is_glued(text[max(0, opened.start() - 1) : opened.start()], phrase.strip()):
-        found.problems.append(Problem("span", where, f"no blank stands between the text and <p>{phrase[:60]}</p>"))
+        found.problems.append(Problem("span", where, f"there is no space before <p>{phrase[:60]}</p>"))
     else:
         found.add(phrase.strip(), tuple(map(int, names)))
     return end

@@ -68,8 +68,8 @@ def markdown(about: Mapping, scores: Scores) -> str:
     lines = [
         f"# {about['benchmark']} {about['split']}",
         "",
-        f"{_run(about)}.",
-        *(f"Some answers may be of an earlier run: {_run(earlier)}." for earlier in about.get("before", ())),
+        f"{_described_run(about)}.",
+        *(f"Some answers may be of an earlier run: {_described_run(earlier)}." for earlier in about.get("before", ())),
         "",
         f"{samples['scored']} questions scored, {samples['failed']} failed, {samples['skipped']} not asked.",
         "",
@@ -86,7 +86,7 @@ def markdown(about: Mapping, scores: Scores) -> str:
     return "\n".join(lines)
 
 
-def _run(about: Mapping) -> str:
+def _described_run(about: Mapping) -> str:
     """What predicted, and with which settings, as a phrase."""
     return (
         f"Checkpoint `{about.get('model', 'unknown')}` ({about.get('checkpoint', 'unknown')}), commit "

@@ -13,7 +13,7 @@ from .limits import Limits
 
 KEEP_ALIVE_SECONDS = 5
 SHUTDOWN_SECONDS = 5  # until the answers that are under way are cancelled
-CUT_SECONDS = 3  # from then until the connections that are still open are cut; `docker stop` kills after 10 in all
+CUT_SECONDS = 3  # from then until open connections are cut; `docker stop` kills after 10 seconds
 
 
 def limited_protocol(limits: Limits) -> type[H11Protocol]:

@@ -287,11 +287,11 @@ def load_state(
     if not path.is_file():
         return 0
     state = torch.load(path, weights_only=True, map_location=device)
+    earlier = state.get("settings", {})  # states of earlier versions have none, and cannot be gone on with
     for name, value in settings.items():
-        if state["settings"].get(name) != value:
+        if earlier.get(name) != value:
             raise TrainingError(
-                f"{path} is of a run with {name} {state['settings'].get(name)}, and this one has {value}: "
-                "choose another --to."
+                f"{path} is of a run with {name} {earlier.get(name)}, and this one has {value}: choose another --to."
             )
     for name, module in modules.items():
         module.load_state_dict(state[name])

@@ -67,6 +67,11 @@ def test_money_that_was_spent_keeps_its_price(tmp_path):
     assert len(hashes) == 2
 
 
+def test_a_large_budget_is_written_in_full():
+    with pytest.raises(BudgetError, match="The budget of 2,500,000.5 does not allow another call"):
+        Costs(prices={"small": Price(3, 3, 3)}, budget=Budget(money=2_500_000.5)).reserve("small", Usage(10**12, 0, 1))
+
+
 def test_a_budget_in_money_needs_prices():
     with pytest.raises(BudgetError, match=r"needs the price of the model other.*\['small'\]: give --price other="):
         Costs(prices=PRICES, budget=Budget(money=1)).reserve("other", Usage(1, 0, 1))
