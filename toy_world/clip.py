@@ -379,6 +379,10 @@ def _hidden_spans(clip: Clip, index: int) -> list[dict]:
     return found
 
 
+class NoClipError(ValueError):
+    """No clip fits what was asked for."""
+
+
 def propose_clips(
     settings: ToySettings, constraints: ClipConstraints, number: int, num_frames: int, rng: np.random.Generator
 ) -> Iterator[Clip]:
@@ -387,7 +391,7 @@ def propose_clips(
     objects are drawn once and shared by all proposals, so that rejecting clips does not bias them.
 
     Raises:
-        ValueError: if 400 attempts did not lead to a clip that the caller accepts.
+        NoClipError: if 400 attempts did not lead to a clip that the caller accepts.
     """
     motions, with_occluder = draw_motions(constraints, number, rng)
     margin = 0.15 if constraints.rest else start_margin(settings.speed)
@@ -398,4 +402,4 @@ def propose_clips(
         hidden = all(clip.visible_again(i) for i, toy_object in enumerate(objects) if toy_object.motion == "hide")
         if hidden and clip.clear[0]:
             yield clip
-    raise ValueError(f"no clip of {number} objects fits these settings: {settings}. Reduce things or speed")
+    raise NoClipError(f"no clip of {number} objects fits these settings: {settings}. Reduce things or speed")

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .clip import Clip, ClipConstraints, ToySettings, propose_clips, split_pairs
+from .clip import Clip, ClipConstraints, NoClipError, ToySettings, propose_clips, split_pairs
 from .motion import ALSO_SEEN_AS, KEY_EVENTS, MOTIONS, SOLO_MOTIONS, START_SIZES
 from .no_target import ask_refer_or_none
 from .questions import (
@@ -72,7 +72,7 @@ def draw_pairs(pool, number: int, rng: np.random.Generator) -> list[tuple[str, s
     return [pool[i] for i in rng.choice(len(pool), number, replace=False)]
 
 
-def _shuffled(items: list, rng: np.random.Generator) -> list:
+def shuffled(items: list, rng: np.random.Generator) -> list:
     return [items[i] for i in rng.permutation(len(items))]
 
 
@@ -89,7 +89,7 @@ def _plan_count(
         others = [motion for motion in SOLO_MOTIONS if value not in (motion, *ALSO_SEEN_AS.get(motion, ()))]
         number = max(number, count)
         motions = [value] * count + [others[i] for i in rng.integers(len(others), size=number - count)]
-        return ClipConstraints(motions=_shuffled(motions, rng)), number, Count(aspect, value, most)
+        return ClipConstraints(motions=shuffled(motions, rng)), number, Count(aspect, value, most)
     place = ("colour", "shape").index(aspect)
     values = (tuple(COLOURS), SHAPES)[place]
     value = values[rng.integers(len(values))]
@@ -102,7 +102,7 @@ def _plan_count(
     # An occluder would replace the appearance of an object, so motions without hiding are drawn here, too
     motions = None if still else [SOLO_MOTIONS[i] for i in rng.integers(len(SOLO_MOTIONS), size=number)]
     return (
-        ClipConstraints(pairs=_shuffled(pairs, rng), motions=motions, rest=still),
+        ClipConstraints(pairs=shuffled(pairs, rng), motions=motions, rest=still),
         number,
         Count(aspect, value, most),
     )
@@ -113,7 +113,7 @@ def _plan_order(number: int, rng: np.random.Generator) -> tuple[ClipConstraints,
     number = max(number, 2)
     motions = [tuple(KEY_EVENTS)[i] for i in rng.integers(len(KEY_EVENTS), size=2)]
     motions += [SOLO_MOTIONS[i] for i in rng.integers(len(SOLO_MOTIONS), size=number - 2)]
-    return ClipConstraints(motions=_shuffled(motions, rng)), number
+    return ClipConstraints(motions=shuffled(motions, rng)), number
 
 
 def _talk(scene: Scene, kinds: dict, first: Callable | None, number: int) -> list[ToyTurn]:
@@ -186,11 +186,21 @@ def dialogue(settings: ToySettings, rng: np.random.Generator) -> tuple[Clip, lis
 
 def long_dialogue(settings: ToySettings, rng: np.random.Generator) -> tuple[Clip, list[ToyTurn]]:
     """Five turns with regions in the questions and masks in the answers, in random order. So a question that counts
-    can come anywhere, and an earlier answer may disclose what a later question asks."""
-    while True:
-        clip, turns = conversation(settings, rng, DIALOGUE_KINDS, (LONG_TURNS, LONG_TURNS), (False, True, True))
+    can come anywhere, and an earlier answer may disclose what a later question asks.
+
+    Raises:
+        NoClipError: if 30 conversations have fewer turns, for example because clips have one object only.
+    """
+    bounds = (LONG_TURNS, LONG_TURNS)
+    for _ in range(30):
+        try:
+            clip, turns = conversation(settings, rng, DIALOGUE_KINDS, bounds, (False, True, True))
+        except NoClipError:
+            # Of three objects that all grow, to be counted, there is hardly anything else to ask
+            continue
         if len(turns) == LONG_TURNS:
-            return clip, _shuffled(turns, rng)
+            return clip, shuffled(turns, rng)
+    raise NoClipError(f"no clip with {LONG_TURNS} questions fits these settings: {settings}. Increase things")
 
 
 def video_qa(settings: ToySettings, rng: np.random.Generator) -> tuple[Clip, list[ToyTurn]]:

@@ -11,9 +11,10 @@ from torch.nn import functional as F
 from sama.configuration_sama import DENSE_FRAME_TOKEN, SamaConfig
 from sama.data.collator import IGNORED
 from sama.data.rendering import UNSEEN, Renderer, RenderSettings
-from sama.recipes.sama_tiny.heads import PARTNER, QUESTIONED, TRAJECTORY_TIMES
+from sama.recipes.sama_tiny.heads import MOST_LISTED, PARTNER, QUESTIONED, TRAJECTORY_TIMES
 from sama.recipes.sama_tiny.labels import (
     CLOSED_SETS,
+    PLACE,
     colours_of_cells,
     draw_single_masks,
     key_moment,
@@ -29,7 +30,7 @@ from sama.recipes.sama_tiny.phases import Batch, Examples, stacked
 from sama.recipes.sama_tiny.practice import practice_clips, practice_dialogues
 from sama.toy_world.clip import Clip, ClipConstraints, propose_clips
 from sama.toy_world.tasks import draw_number
-from sama.toy_world.wording import NUMBERS, ORDER
+from sama.toy_world.wording import ORDER
 from sama.toy_world.world import ToyWorld
 from sama.video_sama import SamaVideo
 
@@ -177,6 +178,7 @@ class Dialogue:
     pointed: list[list[int]]
     subjects: list[int]
     described: list[int]
+    listed: list[list[int] | None]
     infos: list[dict]
     segs: list[int] = field(default_factory=list)
     context: list[int] = field(default_factory=list)
@@ -234,7 +236,8 @@ class DialogueExamples(VisionExamples):
             known = [] if unnamed and not regions else things
             subjects.append((regions or known or [-1])[0])
             described.append(known[0] if len(known) == 1 and not regions else -1)
-        found = Dialogue(sample.messages, clip, pointed, subjects, described, infos, segs)
+        listed = [things if info["kind"] in OF_SEVERAL else None for things, info in zip(marked, infos, strict=True)]
+        found = Dialogue(sample.messages, clip, pointed, subjects, described, listed, infos, segs)
         if video.is_image:
             found.context = [0] * len(self.processor.tile_pixel_values(video))
         else:
@@ -296,7 +299,7 @@ def question_labels(dialogues: list[Dialogue]) -> dict[str, torch.Tensor]:
     -100 where not asked:
 
     - `fits`: whether the object that is asked for is there
-    - `number`: how many objects there are
+    - `number`: how many objects the answer lists, see [`listed_labels`]
     - `order`: whether the first event is before or after the second one
     - `shape partners`, `colour partners`: the colour of an object whose shape is asked for, and vice versa
     """
@@ -320,10 +323,29 @@ def question_labels(dialogues: list[Dialogue]) -> dict[str, torch.Tensor]:
         )
     infos = [info for one in dialogues for info in one.infos]
     fits = [{"refer": 1, "no_target": 0}.get(info["kind"], IGNORED) for info in infos]
-    numbers = [NUMBERS.index(info["answer"]) if info["kind"].startswith("count") else IGNORED for info in infos]
     orders = [ORDER.index(info["answer"]) if info["kind"] == "order" else IGNORED for info in infos]
-    choices = {"fits": fits, "number": numbers, "order": orders}
-    return labels | {name: torch.tensor(chosen) for name, chosen in choices.items()}
+    labels |= {"fits": torch.tensor(fits), "order": torch.tensor(orders)}
+    return labels | listed_labels([(one.clip, things) for one in dialogues for things in one.listed])
+
+
+def listed_labels(turns: list[tuple[Clip, list[int] | None]]) -> dict[str, torch.Tensor]:
+    """
+    Labels of the objects that the answer of each turn lists, `None` where it does not answer such a question:
+
+    - `number` (num_turns,): how many, -100 where not asked
+    - `member turns` (num_asked,) and `members` (num_asked, `MOST_LISTED`, `TRAJECTORY_TIMES`, 4): the turns that ask,
+      and the places of the objects in the order of the list, zeros after its end; missing if no turn asks
+    """
+    numbers = torch.tensor([IGNORED if things is None else len(things) for _, things in turns])
+    asked = [turn for turn, (_, things) in enumerate(turns) if things is not None]
+    if not asked:
+        return {"number": numbers}
+    members = np.zeros((len(asked), MOST_LISTED, TRAJECTORY_TIMES, PLACE), dtype=np.float32)
+    for own, turn in zip(members, asked, strict=True):
+        clip, things = turns[turn]
+        for place, thing in enumerate(things[:MOST_LISTED]):
+            own[place] = trajectory_of(clip, thing)
+    return {"number": numbers, "member turns": torch.tensor(asked), "members": torch.from_numpy(members)}
 
 
 def asks_for(info: dict, kind: str) -> bool:

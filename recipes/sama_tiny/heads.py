@@ -30,6 +30,7 @@ from sama.toy_world.wording import ORDER
 LOOKS = ("colour", "shape", "size")
 PARTNER = {"colour": "shape", "shape": "colour"}  # of these, training shows some pairs only
 TRAJECTORY_TIMES = 8  # moments of a clip at which heads predict the place of an object
+MOST_LISTED = 4  # objects of an answer that lists several, of which a head predicts the places
 # What a question is about: the objects of its first and of its second region, or one that it describes
 QUESTIONED = ("pointed", "also pointed", "described")
 # Weight of visibility in the loss of places, and the same for the objects that a conversation is about: when they
@@ -43,8 +44,8 @@ LOSS_WEIGHTS = {
     "context": 1.0, "region tokens": 0.1, "region classes": 0.5, "region trajectory": 3.0, "region moment": 3.0,
     "pointed classes": 0.5, "pointed trajectory": 3.0, "pointed moment": 3.0, "also pointed classes": 0.5,
     "also pointed trajectory": 3.0, "also pointed moment": 3.0, "described classes": 0.5, "described trajectory": 3.0,
-    "described moment": 3.0, "fits": 0.5, "number": 0.5, "order": 0.5, "seg classes": 0.5, "seg trajectory": 3.0,
-    "seg moment": 0.3, "prompt": 3.0, "mask": 3.0,
+    "described moment": 3.0, "fits": 0.5, "number": 0.5, "order": 0.5, "members": 3.0, "seg classes": 0.5,
+    "seg trajectory": 3.0, "seg moment": 0.3, "prompt": 3.0, "mask": 3.0,
 }  # fmt: skip
 Tensors = dict[str, torch.Tensor]
 Losses = tuple[Tensors, Tensors]  # losses and metrics by name
@@ -278,13 +279,15 @@ class ObjectHeads(nn.Module):
 
 class QuestionHeads(nn.Module):
     """Heads on the states from which answers start: the objects that the question is about, whether the object that it
-    describes is there, how many there are, and which of two events comes first."""
+    describes is there, which of two events comes first, and how many objects an answer lists, and where each of them
+    is. The places tell which objects: with their number alone, lists ended too early (docs/log.md)."""
 
     def __init__(self, width: int):
         super().__init__()
         self.objects = nn.ModuleDict({name: ObjectHeads(width) for name in QUESTIONED})
         sizes = {"fits": 2, "number": MAX_OBJECTS + 1, "order": len(ORDER)}
         self.choices = nn.ModuleDict({name: mlp(width, size) for name, size in sizes.items()})
+        self.members = mlp(width, MOST_LISTED * TRAJECTORY_TIMES * PLACE)
 
     def losses(self, states: torch.Tensor, labels: Tensors) -> Losses:
         """Losses and metrics; `states` (num_turns, width)."""
@@ -295,6 +298,12 @@ class QuestionHeads(nn.Module):
             if known.any():
                 loss, right = choice_loss(head(states[known]), labels[name][known])
                 parts.append(({name: loss}, {f"question {name}": right}))
+        if "members" in labels:
+            found = self.members(states[labels["member turns"]])
+            loss, gap = place_loss(
+                found.unflatten(-1, labels["members"].shape[1:]), labels["members"], ASKED_VISIBILITY_WEIGHT
+            )
+            parts.append(({"members": loss}, {"members px": gap}))
         return merged(parts)
 
 

@@ -13,12 +13,12 @@ from sama.toy_world.motion import SOLO_MOTIONS
 from sama.toy_world.questions import Scene, ToyTurn, ask_count
 from sama.toy_world.several import ask_all, ask_identities
 from sama.toy_world.shapes import COLOURS, SHAPES
-from sama.toy_world.tasks import MOST_COUNTED, QA_KINDS, TASKS, conversation, draw_number, draw_pairs
+from sama.toy_world.tasks import MOST_COUNTED, QA_KINDS, TASKS, conversation, draw_number, draw_pairs, shuffled
 from sama.toy_world.world import ToyWorld
 
 
 TASK_WEIGHTS = {
-    "dialogue": 10, "refer_look": 1.2, "refer_motion": 2, "description": 0.2, "video_qa": 1, "caption": 0.5,
+    "dialogue": 10, "refer_look": 1.2, "refer_motion": 2.5, "description": 0.2, "video_qa": 1, "caption": 0.5,
     "still": 0.3, "no_target": 2.5,
 }  # fmt: skip
 VIDEO_TASK_WEIGHTS = {"dialogue": 6, "refer_look": 1, "refer_motion": 3, "no_target": 0.5}
@@ -38,6 +38,9 @@ COMPARISONS = {
 # Share of dialogues that open with a count, and with a question about order
 GENERAL_OPENINGS, COMPARISON_OPENINGS = (0.25, 0.15), (0.1, 0.4)
 COMPARISON_SHARE, COUNT_SHARE = 0.4, 0.25  # of the task "dialogue"
+# Of the other dialogues, the share whose questions are shuffled: those that count and compare moments come first
+# otherwise, and are not learned elsewhere (docs/log.md)
+SHUFFLED_SHARE = 0.5
 # Least and most turns of a dialogue: the frames of a clip cost the same however many turns it has
 TURNS, QA_TURNS = (1, 6), (1, 4)
 WITH_REGIONS_AND_MASKS, WITH_MASKS = (False, True, True), (False, False, True)
@@ -118,7 +121,8 @@ def practice_dialogue(settings: ToySettings, rng: np.random.Generator) -> tuple[
         return conversation(*fixed, COUNTS, TURNS, WITH_REGIONS_AND_MASKS, (0, 0), constrain_counted)
     if chance < COUNT_SHARE + COMPARISON_SHARE:
         return conversation(*fixed, COMPARISONS, TURNS, WITH_REGIONS_AND_MASKS, COMPARISON_OPENINGS, constrain)
-    return conversation(*fixed, GENERAL, TURNS, WITH_REGIONS_AND_MASKS, GENERAL_OPENINGS, constrain)
+    clip, turns = conversation(*fixed, GENERAL, TURNS, WITH_REGIONS_AND_MASKS, GENERAL_OPENINGS, constrain)
+    return clip, shuffled(turns, rng) if rng.random() < SHUFFLED_SHARE else turns
 
 
 def practice_video_qa(settings: ToySettings, rng: np.random.Generator) -> tuple[Clip, list[ToyTurn]]:

@@ -64,6 +64,7 @@ COMPARED_WORDS = {
     "yes or no": YES_NO, "number": NUMBERS[: ToySettings().things[1] + 1], "order": ORDER, "rank": ("first", "second"),
     "side": ("above", "below", "left", "right"),
 }  # fmt: skip
+LISTED_WEIGHT = 6.0  # of the token behind each object of a list, which decides whether the list goes on
 MASK_PHASE_RATE = 0.25  # learning rate of the second phase, as a fraction
 
 
@@ -181,23 +182,25 @@ class DialogueLosses(VideoLosses):
         return {"region tokens": pooled_loss + 2 * shape_loss}, metrics
 
     def language_losses(self, states: torch.Tensor, expected: torch.Tensor, labels: Tensors) -> Losses:
-        """Weighted cross-entropy of answers. First words weigh more, too: they decide whether anything is marked."""
+        """Weighted cross-entropy of answers. First words weigh more, too: they decide whether anything is marked. So
+        do words behind each object of a list: they decide whether it ends."""
         expected = expected[:, 1:]
         answered = expected != IGNORED
         starts = answered & ~F.pad(answered[:, :-1], (1, 0))
+        after_seg = F.pad(expected[:, :-1] == self.model.config.seg_token_id, (1, 0))[answered]
         logits, expected = self.model.lm_head(states[:, :-1][answered]).float(), expected[answered]
         turns = starts[answered].cumsum(0) - 1
         for kind, tokens in self.words.items():
             chosen = without_unseen_pairs(kind, logits[:, tokens], labels[f"{kind} partners"][turns])
             logits = logits.index_copy(1, tokens, chosen)
         losses = F.cross_entropy(logits, expected, reduction="none")
+        goes_on = after_seg & (labels["number"][turns] != IGNORED)
         weights = self.weights[expected].maximum(1 + (NAMED_WEIGHT - 1) * starts[answered])
+        weights = weights.maximum(1 + (LISTED_WEIGHT - 1) * goes_on)
         right = (logits.argmax(-1) == expected).float()
         metrics = {"token": right.mean(), "entropy": losses.detach().mean()}
-        for name, tokens in self.compared.items():
-            asked = torch.isin(expected, tokens)
-            if asked.any():
-                metrics[name] = right[asked].mean()
+        asked = {name: torch.isin(expected, tokens) for name, tokens in self.compared.items()} | {"list": goes_on}
+        metrics |= {name: right[chosen].mean() for name, chosen in asked.items() if chosen.any()}
         return {"language": (weights * losses).sum() / weights.sum()}, metrics
 
     def seg_losses(self, states: torch.Tensor, labels: Tensors) -> Losses:

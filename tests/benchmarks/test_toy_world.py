@@ -22,7 +22,8 @@ from sama.data.masks import decode_rle, encode_rle
 from sama.data.records import DataError
 from sama.objects_sama import MaskTrack
 from sama.toy_world import backgrounds
-from sama.toy_world.world import ToySample
+from sama.toy_world.clip import ToySettings
+from sama.toy_world.world import ToySample, ToyWorld
 
 
 SIZE = (10, 20)
@@ -59,6 +60,20 @@ def test_other_questions_have_another_version():
                 facts = [[turn.text, turn.reference, turn.info.get("choices")] for turn in question.turns]
                 digest.update(json.dumps(facts).encode())
     assert (ToyWorldBenchmark.version, digest.hexdigest()[:16]) == (5, "3a3bb78c02abddd0")
+
+
+def test_long_conversations_replace_clips_with_too_little_to_ask():
+    """Each of these two first draws three objects that all grow, and a question that counts them."""
+    benchmark = open_benchmark("toy_world", split="long", clips=107)
+    for group in ("81", "106"):
+        (question,) = benchmark.questions(group)
+        assert len(question.turns) == 5
+
+
+def test_long_conversations_need_several_objects():
+    settings = ToySettings(things=(1, 1), tasks={"long_dialogue": 1})
+    with pytest.raises(ValueError, match="no clip with 5 questions fits these settings"):
+        ToyWorld(settings, 0).generate(0)
 
 
 def reference_answers(benchmark, change=lambda number, turn: turn.reference) -> list[Prediction]:

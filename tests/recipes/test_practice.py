@@ -57,10 +57,11 @@ def test_what_the_benchmark_does_not_ask_is_practised(drawn):
     assert all(kinds[kind] > 20 for kind in ("identities", "all_look", "all_motion"))
 
 
-def test_the_number_of_all_objects_is_asked_first(drawn):
-    """An earlier answer may show how many there are at least."""
-    places = [place for _, turns in drawn for place, turn in enumerate(turns) if turn.kind == "count_all"]
-    assert len(places) > 40 and not any(places)
+def test_the_number_of_all_objects_is_asked_first_but_in_shuffled_dialogues(drawn):
+    """An earlier answer may show how many there are at least. Where all of them came first, counts were wrong at
+    later turns."""
+    places = np.array([place for _, turns in drawn for place, turn in enumerate(turns) if turn.kind == "count_all"])
+    assert len(places) > 40 and 0.6 < np.mean(places == 0) < 0.95
 
 
 def test_named_objects_are_answered_with_masks():

@@ -3,6 +3,7 @@
 from argparse import Namespace
 from itertools import combinations
 
+import numpy as np
 import pytest
 import torch
 from checkpoint import CHECKPOINT
@@ -16,8 +17,9 @@ from sama.configuration_sama import (
 from sama.data.collator import IGNORED
 from sama.modeling_sama import SamaForConditionalGeneration
 from sama.processing_sama import SamaProcessor
+from sama.recipes.sama_tiny import train_language
 from sama.recipes.sama_tiny.attention import matmul_attention, use_matmul_attention
-from sama.recipes.sama_tiny.examples import DialogueExamples, FrameExamples, VideoExamples
+from sama.recipes.sama_tiny.examples import OF_SEVERAL, DialogueExamples, FrameExamples, VideoExamples, trajectory_of
 from sama.recipes.sama_tiny.heads import QUESTIONED, choice_loss, without_unseen_pairs
 from sama.recipes.sama_tiny.labels import CLOSED_SETS
 from sama.recipes.sama_tiny.phases import Phase, batches, optimizers_of, take_step, train, trained_parts
@@ -226,11 +228,45 @@ def test_a_question_has_a_label_for_each_choice(dialogues):
     labels, infos = dialogues.labels(drawn), [info for one in drawn for info in one.infos]
     expected = {"refer": 1, "no_target": 0}
     assert labels["fits"].tolist() == [expected.get(info["kind"], IGNORED) for info in infos]
-    counted = [NUMBERS[number] if number >= 0 else None for number in labels["number"].tolist()]
-    assert counted == [info["answer"] if info["kind"].startswith("count") else None for info in infos]
+    numbers = [NUMBERS[number] if number >= 0 else None for number in labels["number"].tolist()]
+    counts = [(found, info["answer"]) for found, info in zip(numbers, infos, strict=True) if "count" in info["kind"]]
+    assert all(found == answer for found, answer in counts)
+    assert [found is not None for found in numbers] == [info["kind"] in OF_SEVERAL for info in infos]
     ordered = [ORDER[number] if number >= 0 else None for number in labels["order"].tolist()]
     assert ordered == [info["answer"] if info["kind"] == "order" else None for info in infos]
-    assert {0, 1} <= set(labels["fits"].tolist()) and len(set(counted)) > 3 and len(set(ordered)) == 3
+    assert {0, 1} <= set(labels["fits"].tolist()) and len(set(counts)) > 2 and len(set(ordered)) == 3
+
+
+def test_listed_objects_have_labels_in_the_order_of_the_answer(dialogues):
+    drawn = [dialogues.dialogue(index) for index in range(40)]
+    labels = dialogues.labels(drawn)
+    lists = [(one.clip, things) for one in drawn for things in one.listed if things is not None]
+    assert len(lists) == len(labels["members"]) > 5 and max(len(things) for _, things in lists) > 1
+    assert labels["number"][labels["member turns"]].tolist() == [len(things) for _, things in lists]
+    for found, (clip, things) in zip(labels["members"].numpy(), lists, strict=True):
+        for place, thing in enumerate(things):
+            np.testing.assert_array_equal(found[place], trajectory_of(clip, thing))
+        assert not found[len(things) :].any()
+
+
+def test_words_behind_listed_objects_weigh_more(model, processor, dialogues, monkeypatch):
+    losses, width = DialogueLosses(model, processor, seed=0), model.config.text_config.hidden_size
+    drawn = [dialogues.dialogue(index) for index in range(40)]
+
+    def losses_of(one) -> tuple[float, float]:
+        """The loss of one dialogue with the weight, and without it."""
+        expected = dialogues.encode([one])["labels"]
+        states = torch.randn(*expected.shape, width, generator=torch.Generator().manual_seed(0))
+        found = []
+        for weight in (train_language.LISTED_WEIGHT, 1.0):
+            with monkeypatch.context() as patch:
+                patch.setattr(train_language, "LISTED_WEIGHT", weight)
+                loss, _ = losses.language_losses(states, expected, dialogues.labels([one]))
+            found.append(loss["language"].item())
+        return found[0], found[1]
+
+    changed = [found != usual for found, usual in map(losses_of, drawn)]
+    assert changed == [any(one.listed) for one in drawn] and 0 < sum(changed) < len(drawn)
 
 
 def test_pairs_that_training_never_shows_are_no_wrong_answers(model, processor, dialogues):
