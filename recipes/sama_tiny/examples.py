@@ -25,7 +25,7 @@ from sama.recipes.sama_tiny.labels import (
     places,
     track_labels,
 )
-from sama.recipes.sama_tiny.mask_examples import frame_of, prompt_attributes
+from sama.recipes.sama_tiny.mask_examples import frame_of, frames_beside_hiding, prompt_attributes
 from sama.recipes.sama_tiny.phases import Batch, Examples, stacked
 from sama.recipes.sama_tiny.practice import practice_clips, practice_dialogues
 from sama.toy_world.clip import Clip, ClipConstraints, propose_clips
@@ -39,6 +39,9 @@ OBJECTS_OF_A_FRAME = (2, 6)
 # Questions about all objects, or all of a colour, shape or motion
 OF_SEVERAL = ("count_all", "count_look", "count_motion", "all_look", "all_motion", "caption")
 MASK_REGIONS = 0.85  # share of dialogues whose regions are all masks; in the others each is a mask or a box
+# Probability of preferring a frame beside those in which an object is hidden: it is there, and the decoder has learned
+# from many hidden objects to mark nothing (docs/log.md)
+BESIDE_HIDING = 0.5
 MASKS = 256  # single masks of a step and process
 # What the generators of examples are seeded with after the seed of the run
 FRAMES, SINGLE_MASKS, BATCHES, DIALOGUES = 1, 2, 3, 4
@@ -243,7 +246,9 @@ class DialogueExamples(VisionExamples):
         else:
             frames = self.processor.choose_frames(video)
             found.context, found.dense = list(frames.context), list(frames.dense)
-        found.shown = frame_of(clip, segs, rng) if segs else 0
+        if segs:
+            beside = frames_beside_hiding(clip, segs) if rng.random() < BESIDE_HIDING else ()
+            found.shown = int(rng.choice(beside)) if len(beside) else frame_of(clip, segs, rng)
         return found
 
     def encode(self, dialogues: list[Dialogue]) -> dict[str, torch.Tensor]:

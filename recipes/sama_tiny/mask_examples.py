@@ -18,6 +18,7 @@ FRAMES, CLIP_FRAMES = 16, 5  # length of a toy clip, and frames of it in a step 
 STRIDES = 3  # largest distance between the frames of a step with memory
 HIDING = 0.4  # share of clips in which an object is made to hide, in addition to random ones
 HIDDEN = 0.5  # probability of preferring a frame in which an object is hidden
+BESIDE = 3  # largest distance in frames from a frame in which an object is hidden to those beside it
 PROMPT_NOISE = 0.5  # maximum standard deviation of the noise on prompts, whose variance is 1
 LEFT_OUT = 0.15  # probability of leaving out a colour or shape that is not needed
 PLACE_ALONE, LOOK_ALONE = 0.6, 0.2  # probability of giving the place only, and of leaving it out
@@ -106,6 +107,13 @@ def frame_of(clip: Clip, things: list[int] | slice, rng: np.random.Generator) ->
     in which at least one of them is visible."""
     hidden = np.flatnonzero(clip.covered[things].any(0)) if rng.random() < HIDDEN else ()
     return int(rng.choice(hidden if len(hidden) else np.flatnonzero(clip.seen[things].any(0))))
+
+
+def frames_beside_hiding(clip: Clip, things: list[int]) -> np.ndarray:
+    """The frames in which one of these objects is visible at most `BESIDE` frames before or after it is hidden."""
+    around = np.ones(2 * BESIDE + 1)
+    near = np.stack([np.convolve(covered, around)[BESIDE:-BESIDE] > 0 for covered in clip.covered[things]])
+    return np.flatnonzero((near & clip.seen[things].astype(bool)).any(0))
 
 
 def point_at(mask: np.ndarray, size: int, rng: np.random.Generator) -> tuple[list, list]:

@@ -10,6 +10,7 @@ from checkpoint import CHECKPOINT
 
 from sama.processing_sama import SamaProcessor
 from sama.recipes.sama_tiny.mask_examples import (
+    BESIDE,
     HIDDEN,
     HIDING,
     JITTER,
@@ -17,6 +18,7 @@ from sama.recipes.sama_tiny.mask_examples import (
     SHIFT,
     MaskExamples,
     frame_of,
+    frames_beside_hiding,
     look_of,
     perturb_places,
     place_of,
@@ -127,3 +129,12 @@ def test_frames_with_hidden_objects_are_preferred():
     frames = [frame_of(clip, [1], rng) for _ in range(400)]
     assert np.mean([covered[1, frame] for frame in frames]) == pytest.approx(HIDDEN, abs=0.08)
     assert {frame_of(clip, [0], rng) for _ in range(200)} == set(range(8))
+
+
+def test_frames_beside_those_in_which_an_object_is_hidden():
+    covered, seen = np.zeros((2, 12), dtype=bool), np.full((2, 12), 9)
+    covered[0, 5:7], seen[0, 5:7], seen[0, 4] = True, 0, 0  # it left the picture in frame 4
+    clip = SimpleNamespace(covered=covered, seen=seen)
+    assert frames_beside_hiding(clip, [0]).tolist() == [2, 3, 7, 8, 9] and BESIDE == 3
+    assert not len(frames_beside_hiding(clip, [1]))
+    assert frames_beside_hiding(clip, [1, 0]).tolist() == [2, 3, 7, 8, 9]
