@@ -28,6 +28,9 @@ except ImportError:
 # Time base of uneven frame times; 90 kHz is the clock of MPEG
 MP4_SUFFIXES = (".mp4", ".m4v", ".mov")  # names under which players expect the format that is written
 TIME_BASE = Fraction(1, 90000)
+# Frames a second. MP4 counts the length of a video in milliseconds: above, players leave out the last frames, or all;
+# below, FFmpeg writes none
+SLOWEST, FASTEST = 0.0001, 1000
 # Sound that MP4 holds and browsers play; everything else is encoded as AAC, which takes these rates
 COPIED_SOUND = frozenset({"aac", "ac3", "alac", "eac3", "flac", "mp3", "mp3float", "opus", "libopus"})
 AAC_RATES = frozenset({8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000})
@@ -113,16 +116,16 @@ class VideoWriter:
     Raises:
         ImportError: if PyAV is not installed.
         OSError: if the file cannot be written.
-        ValueError: if the name is not that of an MP4, the frame rate is not a positive number, frames differ in size,
-            no frame was written, there are more frames than in `source`, or the file is that of `source` or of its
-            sound.
+        ValueError: if the name is not that of an MP4, the frame rate is not one that MP4 can hold, frames differ in
+            size, no frame was written, there are more frames than in `source`, or the file is that of `source` or of
+            its sound.
     """
 
     def __init__(self, path: str | os.PathLike, fps: float, source: Any = None, keyframe_interval: int | None = None):
         if av is None:
             raise ImportError("Writing a video needs PyAV, which is not installed: pip install av")
-        if not (fps and math.isfinite(fps) and fps > 0):
-            raise ValueError(f"A video needs a frame rate above 0, got {fps}.")
+        if not (fps and SLOWEST <= fps <= FASTEST):
+            raise ValueError(f"A video needs a frame rate from {SLOWEST} to {FASTEST} frames a second, got {fps}.")
         self.path = Path(path)
         if self.path.suffix.lower() not in MP4_SUFFIXES:
             raise ValueError(

@@ -41,7 +41,7 @@ def contact_sheet(
         tile_width (`int`, *optional*, defaults to 360): in pixels.
 
     Raises:
-        ValueError: without frames or columns, or if there is not one caption per frame.
+        ValueError: without frames or columns, if frames differ in size, or if there is not one caption per frame.
     """
     if len(frames) == 0:
         raise ValueError("A contact sheet needs at least one frame, got none.")
@@ -55,6 +55,11 @@ def contact_sheet(
     sheet = Image.new("RGB", (columns * (tile_width + gap) + gap, rows * (tile_height + gap) + gap), BACKGROUND)
     for index, (frame, caption) in enumerate(zip(frames, captions, strict=True)):
         check_frame(frame)
+        if frame.shape[:2] != (height, width):
+            raise ValueError(
+                f"The frames of a contact sheet have one (height, width), got {(height, width)} for frame 0 and "
+                f"{frame.shape[:2]} for frame {index}."
+            )
         tile = Image.fromarray(frame).resize((tile_width, tile_height), Image.Resampling.LANCZOS)
         draw_badge(ImageDraw.Draw(tile), (5, 5), caption, font_for(tile_width), INK, WHITE)
         row, column = divmod(index, columns)

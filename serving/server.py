@@ -12,6 +12,8 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match, Route
+from starlette.types import Scope
 
 from ..resources import PACKAGE
 from .bodies import parsing_limiter
@@ -86,12 +88,35 @@ def create_app(
 
 
 class PageFiles(StaticFiles):
-    """The files of a page. Browsers ask each time whether one has changed: those of two versions are never mixed."""
+    """The files of a page. Browsers ask each time whether one has changed: those of two versions are never mixed.
+
+    It is mounted at the root, so it is also asked for every address that no route takes with this method: 405 if one
+    takes another method, 404 if nothing is there.
+    """
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        try:
+            return await super().get_response(path, scope)
+        except HTTPException as error:
+            methods = allowed_methods(scope)
+            if methods:
+                raise HTTPException(405, headers={"Allow": ", ".join(methods)}) from error
+            if error.status_code == 405 and self.lookup_path(path)[1] is None:
+                raise HTTPException(404) from error
+            raise
 
     def file_response(self, *arguments, **options) -> Response:
         response = super().file_response(*arguments, **options)
         response.headers["Cache-Control"] = "no-cache"
         return response
+
+
+def allowed_methods(scope: Scope) -> list[str]:
+    """The methods that the routes of the app take at the address of a request to what is mounted at its root."""
+    scope = {**scope, "root_path": scope["app_root_path"]}
+    routes = [*scope["app"].routes, *public.routes, *protected.routes]
+    found = [route for route in routes if isinstance(route, Route) and route.matches(scope)[0] != Match.NONE]
+    return sorted({method for route in found for method in route.methods or ()})
 
 
 def add_guards(app: FastAPI, limits: Limits, access: Access, metrics: Metrics | None = None) -> None:

@@ -14,7 +14,16 @@ from PIL import Image
 from video_files import cut, turn, write_clip
 
 from sama import overlay_sama
-from sama.overlay_sama import PALETTE, VideoWriter, object_color, overlay_masks, prepare_output, write_video
+from sama.overlay_sama import (
+    FASTEST,
+    PALETTE,
+    SLOWEST,
+    VideoWriter,
+    object_color,
+    overlay_masks,
+    prepare_output,
+    write_video,
+)
 from sama.toy_world.shapes import COLOURS
 from sama.video_sama import SamaVideo
 
@@ -166,10 +175,19 @@ def test_nothing_remains_of_a_video_that_does_not_fit_the_disk(tmp_path):
     assert done.returncode == 1 and "OSError" in done.stderr and not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("fps", [0, -1, float("nan"), float("inf")])
+@pytest.mark.parametrize("fps", [0, -1, float("nan"), float("inf"), SLOWEST / 2, 2 * FASTEST, 1e12])
 def test_video_refuses_a_frame_rate(tmp_path, fps):
     with pytest.raises(ValueError, match="frame rate"):
         write_video(tmp_path / "a.mp4", [grey_frame()], fps=fps)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("fps", [SLOWEST, FASTEST])
+def test_players_show_all_frames_at_the_limits_of_frame_rates(tmp_path, fps):
+    path = write_video(tmp_path / "a.mp4", [grey_frame()] * 3, fps=fps)
+    with av.open(str(path)) as container:
+        times = [frame.time for frame in container.decode(video=0)]
+    assert times == pytest.approx([0, 1 / fps, 2 / fps])
 
 
 @pytest.mark.parametrize("name", ["answer.png", "answer.webm", "answer"])

@@ -30,6 +30,9 @@ def test_contact_sheet_has_a_tile_for_every_frame(count, columns, rows):
 def test_contact_sheet_refuses():
     with pytest.raises(ValueError, match="at least one frame"):
         contact_sheet([])
+    other = np.zeros((grey_frame().shape[0] + 2, grey_frame().shape[1], 3), dtype=np.uint8)
+    with pytest.raises(ValueError, match=r"for frame 0 and \(\d+, \d+\) for frame 1"):
+        contact_sheet([grey_frame(), other])
     with pytest.raises(ValueError, match="1 captions for 2 frames"):
         contact_sheet([grey_frame()] * 2, ["a"])
     with pytest.raises(ValueError, match="got 0"):
