@@ -24,7 +24,7 @@ from anyio import CapacityLimiter, to_thread
 from sama.data.masks import encode_rle
 from sama.objects_sama import GroundedPhrase
 from sama.regions_sama import decode_rle
-from sama.serving.engine import Engine, EngineBusy, EngineStatus, Question
+from sama.serving.engine import Engine, EngineBusy, EngineClosed, EngineStatus, Question
 from sama.serving.errors import ApiError, is_out_of_memory, retry_after
 from sama.serving.file_copies import FileCopies
 from sama.serving.questions import question_text
@@ -33,7 +33,7 @@ from sama.serving.session import Cancelled, ChatTurn, Done, Event, Failed, MaskF
 
 log = logging.getLogger("sama.serving")
 
-ATTEMPTS = 3  # of a question whose host is lost before it has answered anything
+ATTEMPTS = 3  # of a question whose host is lost, or ends, before it has answered anything
 RETRY_SECONDS = 2  # until a client should ask again
 PREVIEWS = 4  # that a host computes beside its answers
 LAST_EVENTS = (Done, Cancelled, Failed)
@@ -45,6 +45,11 @@ LAST_EVENTS = (Done, Cancelled, Failed)
 @dataclass(frozen=True)
 class FileNeeded:
     """The host has no such file: the question must be sent again, with the content of the file."""
+
+
+@dataclass(frozen=True)
+class Closing:
+    """The host is ending and has not begun to answer: another one has to."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +168,7 @@ class EngineHost:
             content (`bytes`, *optional*): of the question's file, for a host that lacks it.
 
         Returns:
-            [`FileNeeded`] or [`Refused`] alone where there is no answer.
+            [`FileNeeded`], [`Closing`] or [`Refused`] alone where there is no answer.
         """
 
         holding = ExitStack()
@@ -174,6 +179,8 @@ class EngineHost:
                 return FileNeeded() if local is None else self.engine.ask(local)
             except EngineBusy as error:
                 return Refused(one_sentence(error), error.retry_after)
+            except EngineClosed:
+                return Closing()
             except ValueError as error:
                 return Refused(one_sentence(error))
 
@@ -182,7 +189,7 @@ class EngineHost:
                 stream.close()
 
         stream = await to_thread.run_sync(start, limiter=self._other)
-        if isinstance(stream, FileNeeded | Refused):
+        if isinstance(stream, FileNeeded | Closing | Refused):
             holding.close()
             yield stream
             return
@@ -308,6 +315,8 @@ class RemoteAnswer(Iterator):
                 continue
             if isinstance(first, Refused):
                 return Failed(first.message, refusal_error(first))
+            if isinstance(first, Closing):
+                continue
             if not isinstance(first, FileNeeded):
                 return first
             content = file_content(self.question)

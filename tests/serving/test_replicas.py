@@ -15,7 +15,7 @@ import torch
 from http_server import question, running_server
 
 from sama.objects_sama import GroundedPhrase, MaskTrack
-from sama.serving.engine import EarlierTurn, EngineBusy, EngineStatus, Question
+from sama.serving.engine import EarlierTurn, EngineBusy, EngineClosed, EngineStatus, Question
 from sama.serving.errors import ApiError
 from sama.serving.file_copies import FileCopies
 from sama.serving.files import FileStore
@@ -233,6 +233,14 @@ def test_a_refusal_arrives_as_an_error_with_a_status(host):
 def test_a_question_that_was_not_begun_goes_to_another_host(host):
     hosts = LocalHosts(host(FakeEngine(), "a"), host(FakeEngine(), "b"), dead={"a": 0})
     assert isinstance(ask(hosts)[-1], Done)
+
+
+def test_a_question_to_a_host_that_ends_goes_to_another_one(host):
+    closed = FakeEngine(error=EngineClosed("The engine was closed."))
+    hosts = LocalHosts(host(closed, "a"), host(FakeEngine(), "b"), dead={"a": 5})  # of which one comes
+    assert isinstance(ask(hosts)[-1], Done)
+    (event,) = ask(LocalHosts(host(closed, "a")))
+    assert (event.cause.status_code, event.cause.code) == (503, "replica_lost")
 
 
 @pytest.mark.parametrize("items", [1, 4])
