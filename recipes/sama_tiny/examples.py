@@ -169,6 +169,8 @@ class Dialogue:
             without one.
         described (`list[int]`): Index of the only object that the answer of each user turn marks, -1 if the question
             has a region or asks which of two objects is larger, or if the answer marks several objects or none.
+        listed (`list[list[int] | None]`): Indices of the objects that the answer of each user turn lists, in order;
+            `None` if the question is not one about several objects (`OF_SEVERAL`).
         infos (`list[dict]`): Kind and decisive words of each answer, see [`toy_world.world.messages`].
         segs (`list[int]`): Index of the object of each [SEG], in reading order.
         context, dense (`list[int]`): The context frames and the dense frames; the former are zeros for the tiles of a
