@@ -42,6 +42,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FULL = "full"
 STATE = "state.pt"
 ROUNDS = 3  # rounds per training dialogue, except in the variant with one
+Trained = tuple[SamaForConditionalGeneration, SamaProcessor]
 CONSISTENT, PUBLISHED = "consistent", "published"
 
 
@@ -78,7 +79,7 @@ class Masks:
     """A variant trained on masks: the preset of propagation, and whether training uses memory."""
 
     title: str
-    policy: str
+    preset: str
     memory: bool
 
 
@@ -113,18 +114,19 @@ class WindowedToyWorld(ToyWorld):
         return record | {"messages": messages[first : first + 2 * self.rounds]}
 
 
-def load(folder: Path, policy: str = CONSISTENT) -> tuple[SamaForConditionalGeneration, SamaProcessor]:
+def load(folder: Path, preset: str = CONSISTENT) -> Trained:
     """The model in float32 and its processor, both with a preset."""
-    model = SamaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, preset=policy)
-    return model, SamaProcessor.from_pretrained(folder, trust_remote_code=True, preset=policy)
+    model = SamaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, preset=preset)
+    return model, SamaProcessor.from_pretrained(folder, trust_remote_code=True, preset=preset)
 
 
 def save(model: SamaForConditionalGeneration, processor: SamaProcessor, folder: Path) -> None:
+    """Write the model and its processor."""
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
 
 
-def train_dialogues(variant: Dialogues, arguments: argparse.Namespace, folder: Path):
+def train_dialogues(variant: Dialogues, arguments: argparse.Namespace, folder: Path) -> Trained:
     """Train the start for `--steps` steps on dialogues."""
     model, processor = load(arguments.model)
     variant.disable(model)
@@ -143,10 +145,10 @@ def train_dialogues(variant: Dialogues, arguments: argparse.Namespace, folder: P
     return model, processor
 
 
-def train_masks(variant: Masks, arguments: argparse.Namespace, folder: Path):
+def train_masks(variant: Masks, arguments: argparse.Namespace, folder: Path) -> Trained:
     """Train the full variant for `--mask-steps` steps with train.py and the parts of the published recipe."""
     start, trained = folder / "start", folder / "trained"
-    save(*load(arguments.to / FULL, variant.policy), start)
+    save(*load(arguments.to / FULL, variant.preset), start)
     options = {
         "model_name_or_path": start,
         "mixture": ROOT / "data_configs" / "toy.yaml",
@@ -166,7 +168,7 @@ def train_masks(variant: Masks, arguments: argparse.Namespace, folder: Path):
     }
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     subprocess.run([sys.executable, str(ROOT / "train.py"), *words], check=True)
-    return load(trained, variant.policy)
+    return load(trained, variant.preset)
 
 
 # Evaluation
@@ -177,7 +179,7 @@ def held_out(arguments: argparse.Namespace) -> Benchmark:
     return open_benchmark("toy_world", split="val", clips=arguments.clips)
 
 
-def evaluate(model, processor, benchmark: Benchmark) -> dict:
+def evaluate(model: SamaForConditionalGeneration, processor: SamaProcessor, benchmark: Benchmark) -> dict:
     """Scores and number of failed questions, serialisable as JSON."""
     runner = PredictionRunner(model.eval(), processor, benchmark, benchmark.max_new_tokens)
     predictions = [
@@ -224,8 +226,8 @@ def run_variant(name: str, arguments: argparse.Namespace) -> dict:
         return result
     folder, begin = arguments.to / name, time.process_time()
     folder.mkdir(parents=True, exist_ok=True)
-    train = train_dialogues if isinstance(variant, Dialogues) else train_masks
-    model, processor = train(variant, arguments, folder)
+    train_variant = train_dialogues if isinstance(variant, Dialogues) else train_masks
+    model, processor = train_variant(variant, arguments, folder)
     result = {"variant": name, "budget": wanted} | evaluate(model, processor, held_out(arguments))
     print(f"{name}: done after {time.process_time() - begin:.0f} s of this process", flush=True)
     write_text_atomically(path, json.dumps(result, indent=1))
@@ -248,6 +250,7 @@ def report(results: Sequence[dict]) -> str:
 
 
 def cell(row: dict) -> str:
+    """A score with half of its interval."""
     if row["value"] is None:
         return "-"
     if row["interval"] is None:  # a single clip gives no interval
@@ -278,7 +281,9 @@ def main() -> None:
     parser.add_argument("--mask-batch-size", type=int, default=4, help="dialogues per step of a mask variant")
     parser.add_argument("--mask-learning-rate", type=float, default=2e-4)
     parser.add_argument("--clips", type=int, default=60, help="number of evaluation clips")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--seed", type=int, default=1, help="of the dialogues; with that of --start, its dialogues are shown again"
+    )
     arguments = parser.parse_args()
     # Mask variants start from the full variant
     names = [name for name in VARIANTS if name in (FULL, *arguments.variants)]

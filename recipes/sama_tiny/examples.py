@@ -1,7 +1,8 @@
 """Training examples of stages 2 and 3: frames, videos and dialogues of toy world, with labels of the heads."""
 
+from argparse import Namespace
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 from sama.configuration_sama import DENSE_FRAME_TOKEN, SamaConfig
 from sama.data.collator import IGNORED
 from sama.data.rendering import UNSEEN, Renderer, RenderSettings
+from sama.processing_sama import SamaProcessor
 from sama.recipes.sama_tiny.heads import MOST_LISTED, PARTNER, QUESTIONED, TRAJECTORY_TIMES
 from sama.recipes.sama_tiny.labels import (
     CLOSED_SETS,
@@ -43,20 +45,29 @@ MASK_REGIONS = 0.85  # share of dialogues whose regions are all masks; in the ot
 # from many hidden objects to mark nothing (docs/log.md)
 BESIDE_HIDING = 0.5
 MASKS = 256  # single masks of a step and process
-# What the generators of examples are seeded with after the seed of the run
-FRAMES, SINGLE_MASKS, BATCHES, DIALOGUES = 1, 2, 3, 4
+# What the generators of examples are seeded with after the seed of the run; 1 and 2 are those of the splits of toy
+# world, 10 to 12 those of stage 1 (mask_examples.py)
+SINGLE_FRAMES, SINGLE_MASKS, BATCHES, DIALOGUES = 20, 21, 22, 23
 
 
 def joined(labels: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
+    """The labels of several clips, concatenated by name."""
     return {name: torch.from_numpy(np.concatenate([one[name] for one in labels])) for name in labels[0]}
 
 
 class VisionExamples(Examples):
     """Batches with labels of frames."""
 
-    def __init__(self, *arguments, **named):
-        super().__init__(*arguments, **named)
-        self.grid, self.patch_grid = grid_size(self.config), patch_grid_size(self.config)
+    @property
+    def grid(self) -> int:
+        """Number of cells along a side of a frame."""
+        return int(self.config.backbone_config.image_seq_length**0.5)
+
+    @property
+    def patch_grid(self) -> int:
+        """Number of patches of the vision tower along a side of a frame."""
+        vision = self.config.backbone_config.vision_config
+        return vision.image_size[0] // vision.patch_size[0]
 
     def frame_labels(self, clips: list[Clip], frames: list[list[int]]) -> dict[str, torch.Tensor]:
         """Labels of all patches and cells of these frames of each clip."""
@@ -71,6 +82,7 @@ class VisionExamples(Examples):
         return stacked([patch_labels(clip, frame, self.patch_grid) for clip, frame in pairs]) | joined(cells)
 
     def pixel_values(self, frames: list[np.ndarray]) -> torch.Tensor:
+        """Input of the vision tower, (num_frames, 3, height, width)."""
         return self.processor.family.frame_pixel_values(
             self.processor.image_processor, [Image.fromarray(frame) for frame in frames]
         )
@@ -80,9 +92,10 @@ class FrameExamples(VisionExamples):
     """Single frames with two to six objects, and single masks. All frames of a clip show the same objects, so the same
     number of frames from fewer clips teaches less."""
 
-    def __init__(self, *arguments, **named):
-        super().__init__(*arguments, **named)
-        self.world = ToyWorld({"split": "train", "things": OBJECTS_OF_A_FRAME}, self.seed)
+    @cached_property
+    def world(self) -> ToyWorld:
+        """Renders the clips."""
+        return ToyWorld({"split": "train", "things": OBJECTS_OF_A_FRAME}, self.seed)
 
     def batch(self, step: int) -> Batch:
         clips = [self.clip(index) for index in self.indices(step, self.arguments.frames)]
@@ -91,7 +104,7 @@ class FrameExamples(VisionExamples):
         return {"inputs": inputs, "labels": labels, "single masks": self.single_masks(step)}
 
     def clip(self, index: int) -> Clip:
-        rng = np.random.default_rng([self.seed, FRAMES, index])
+        rng = np.random.default_rng([self.seed, SINGLE_FRAMES, index])
         number = draw_number(OBJECTS_OF_A_FRAME, rng)
         found = propose_clips(self.world.settings, ClipConstraints(rest=True), number, 1, rng)
         return self.world.render(next(found), rng)
@@ -109,13 +122,21 @@ class VideoExamples(VisionExamples):
     """The frames of clips as the language model reads them, without a question: every conversation about a clip begins
     with these tokens, and attention is causal, so their states are the same in all of them."""
 
-    def __init__(self, *arguments, **named):
-        super().__init__(*arguments, **named)
-        self.world = practice_clips(self.seed)
+    @cached_property
+    def world(self) -> ToyWorld:
+        """Draws the clips."""
+        return practice_clips(self.seed)
+
+    @cached_property
+    def prefixes(self) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
+        """Token ids and types up to the last dense frame, by the number of dense frames."""
         shortest, longest = self.world.settings.frames
-        self.prefixes = dict(self.prefix(length) for length in range(shortest, longest + 1))
-        # Other frames than those of the phase before
-        self.frames = FrameExamples(*arguments, **named, first=self.arguments.frame_steps)
+        return dict(self.prefix(length) for length in range(shortest, longest + 1))
+
+    @cached_property
+    def frames(self) -> FrameExamples:
+        """Other frames than those of the phase before."""
+        return FrameExamples(self.processor, self.config, self.arguments, self.steps, self.arguments.frame_steps)
 
     def prefix(self, length: int) -> tuple[int, tuple[torch.Tensor, torch.Tensor]]:
         """The number of dense frames of a clip of this length, and token ids and types up to the last of them."""
@@ -204,20 +225,33 @@ class DialogueExamples(VisionExamples):
         with_masks (`bool`): Whether each batch has a frame of each dialogue for SAM 2, and masks of the [SEG]s in it.
     """
 
-    def __init__(self, *arguments, with_masks: bool = False, **named):
-        super().__init__(*arguments, **named)
+    def __init__(
+        self,
+        processor: SamaProcessor,
+        config: SamaConfig,
+        arguments: Namespace,
+        steps: int,
+        first: int = 0,
+        with_masks: bool = False,
+    ):
+        super().__init__(processor, config, arguments, steps, first)
         self.world, self.with_masks = practice_dialogues(self.seed), with_masks
 
     def __getitem__(self, block: int) -> list[Batch]:
         steps, size = self.steps_of(block), self.arguments.dialogues
         drawn = [self.dialogue(index) for step in steps for index in self.indices(step, size)]
         drawn.sort(key=lambda one: len(one.messages))
-        order = np.random.default_rng([self.seed, BATCHES, block]).permutation(len(steps))
+        order = np.random.default_rng([self.seed, BATCHES, self.first, block]).permutation(len(steps))
         batches = [drawn[place * size : (place + 1) * size] for place in order]
         return [{"inputs": self.encode(own), "labels": self.labels(own)} for own in batches]
 
     def dialogue(self, index: int) -> Dialogue:
-        """A record of toy world, rendered like the Trainer does."""
+        """
+        A record of toy world, rendered like the Trainer does.
+
+        Raises:
+            ValueError: if the renderer leaves out turns: labels are assigned by the order of turns.
+        """
         rng = np.random.default_rng([self.seed, DIALOGUES, index])
         task, clip, turns = self.world.generate(index)
         record = self.world.record(index, task, clip, turns)
@@ -241,7 +275,10 @@ class DialogueExamples(VisionExamples):
             known = [] if unnamed and not regions else things
             subjects.append((regions or known or [-1])[0])
             described.append(known[0] if len(known) == 1 and not regions else -1)
-        listed = [things if info["kind"] in OF_SEVERAL else None for things, info in zip(marked, infos, strict=True)]
+        listed = [  # a caption may mark an object twice
+            list(dict.fromkeys(things)) if info["kind"] in OF_SEVERAL else None
+            for things, info in zip(marked, infos, strict=True)
+        ]
         found = Dialogue(sample.messages, clip, pointed, subjects, described, listed, infos, segs)
         if video.is_image:
             found.context = [0] * len(self.processor.tile_pixel_values(video))
@@ -381,14 +418,3 @@ def trajectory_of(clip: Clip, thing: int) -> np.ndarray:
     """The places of an object at `TRAJECTORY_TIMES` moments, see [`labels.places`]."""
     moments = np.linspace(0, clip.num_frames - 1, TRAJECTORY_TIMES).round().astype(int)
     return places(clip, [thing], moments)[0]
-
-
-def grid_size(config: SamaConfig) -> int:
-    """Number of cells along a side of a frame."""
-    return int(config.backbone_config.image_seq_length**0.5)
-
-
-def patch_grid_size(config: SamaConfig) -> int:
-    """Number of patches of the vision tower along a side of a frame."""
-    vision = config.backbone_config.vision_config
-    return vision.image_size[0] // vision.patch_size[0]

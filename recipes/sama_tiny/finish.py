@@ -3,14 +3,15 @@
     python recipes/sama_tiny/finish.py --run outputs/tiny --to checkpoints/sama-tiny [--results val.md unseen.md \\
         --further long.md no_target.md --repeated other_seed/val.md other_seed/unseen.md --limitations limitations.md]
 
-Learning curves of the stages that have a log go to `curves.png` in the folder of the run.
+Without results, a model card that is there stays as it is. Learning curves of the stages that have a log go to
+`curves.png` in the folder of the run.
 """
 
 import argparse
 import json
 import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -106,8 +107,15 @@ def title_of(table: str) -> str:
 
 
 def read_table(table: str) -> dict[tuple[str, str], Result]:
-    """The rows of a result table that evaluate.py wrote, by part and score."""
+    """
+    The rows of a result table that evaluate.py wrote, by part and score.
+
+    Raises:
+        ValueError: if there is no table.
+    """
     lines = [line.strip("|").split("|") for line in table.splitlines() if line[:1] == "|"]
+    if len(lines) < 3:
+        raise ValueError(f"There is no table of results in {table[:60]!r}.")
     header, _, *rows = [[cell.strip() for cell in line] for line in lines]
     found = [dict(zip(header, row, strict=True)) for row in rows]  # empty columns are not written
     return {
@@ -185,7 +193,8 @@ def build_card(
     return filled.replace("{results}", "\n\n".join(f"### {table}" for table in tables + others) or NOT_MEASURED)
 
 
-def main(argv: Iterable[str] | None = None) -> None:
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options of this script."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="output folder of recipes/sama_tiny/train.sh")
     parser.add_argument("--to", type=Path, required=True, help="folder of the checkpoint")
@@ -193,7 +202,15 @@ def main(argv: Iterable[str] | None = None) -> None:
     parser.add_argument("--further", type=Path, nargs="+", default=[], help="those of other splits")
     parser.add_argument("--repeated", type=Path, nargs="+", default=[], help="those like --results of a second run")
     parser.add_argument("--limitations", type=Path, help="Markdown list of what the results show it cannot do")
-    arguments = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = parse_arguments(argv)
+    given = (arguments.results, arguments.further, arguments.repeated)
+    limitations = "" if arguments.limitations is None else arguments.limitations.read_text(encoding="utf-8")
+    tables = ([path.read_text(encoding="utf-8") for path in paths] for paths in given)
+    text, card = build_card(*tables, limitations=limitations), arguments.to / "README.md"
     model = SamaForConditionalGeneration.from_pretrained(arguments.run / "language", dtype=torch.bfloat16)
     model.save_pretrained(arguments.to)
     # Configuration, processor and tokenizers are those of stage 0 (initialize.py)
@@ -204,11 +221,8 @@ def main(argv: Iterable[str] | None = None) -> None:
     config |= {"trained": True, "occlusion_gate": True}  # the object scores are trained
     (arguments.to / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     draw_curves(arguments.run)
-    given = (arguments.results, arguments.further, arguments.repeated)
-    limitations = "" if arguments.limitations is None else arguments.limitations.read_text(encoding="utf-8")
-    tables = ([path.read_text(encoding="utf-8") for path in paths] for paths in given)
-    card = build_card(*tables, limitations=limitations)
-    (arguments.to / "README.md").write_text(card, encoding="utf-8")
+    if any(given) or not card.is_file():
+        card.write_text(text, encoding="utf-8")
     print(f"{arguments.to}: {sum(parameter.numel() for parameter in model.parameters()) / 1e6:.1f} M parameters")
 
 

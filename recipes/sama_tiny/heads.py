@@ -33,8 +33,8 @@ TRAJECTORY_TIMES = 8  # moments of a clip at which heads predict the place of an
 MOST_LISTED = 4  # objects of an answer that lists several, of which a head predicts the places
 # What a question is about: the objects of its first and of its second region, or one that it describes
 QUESTIONED = ("pointed", "also pointed", "described")
-# Weight of visibility in the loss of places, and the same for the objects that a conversation is about: when they
-# appear and leave decides what they do
+# Weight of visibility in the loss of places. It is larger for the objects that a conversation is about: when they
+# appear and leave decides which motion they make
 VISIBILITY_WEIGHT, ASKED_VISIBILITY_WEIGHT = 0.1, 0.4
 # Weights of all losses by name
 LOSS_WEIGHTS = {
@@ -97,8 +97,8 @@ def class_loss(
 
 def without_unseen_pairs(kind: str, logits: torch.Tensor, partners: torch.Tensor) -> torch.Tensor:
     """
-    Logits of which those are minus infinity that training never shows with the object's other attribute. With them in
-    the choice, a model also learns that a purple letter T does not exist, and does not recognise it later.
+    Mask the classes that training never pairs with the object's other attribute. Otherwise a model also learns that a
+    purple letter T does not exist, and does not recognise it later.
 
     Args:
         kind (`str`): "colour" or "shape".
@@ -137,6 +137,7 @@ def moment_loss(head: nn.Module, states: torch.Tensor, moments: torch.Tensor) ->
 
 
 def named(prefix: str, accuracies: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Accuracies by kind, with a prefix in their names."""
     return {f"{prefix} {kind}": value for kind, value in accuracies.items()}
 
 

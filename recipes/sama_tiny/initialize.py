@@ -10,6 +10,7 @@ temporal Q-Former.
 import argparse
 import math
 import re
+from collections.abc import Sequence
 from functools import cache
 from itertools import cycle
 from pathlib import Path
@@ -223,7 +224,7 @@ def build_config(tokenizer: PreTrainedTokenizerBase, qformer_tokenizer: PreTrain
         image_seq_length=TOKENS_PER_FRAME,
         num_spatial_queries=8,
         num_temporal_queries=8,
-        temporal_window=16 * 8,
+        temporal_window=TOKENS_PER_FRAME * NUM_DENSE_FRAMES,
         region_mask_size=REGION_MASK_SIZE,
         region_mlp_size=512,
         image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
@@ -341,11 +342,16 @@ def patch_positions(config: SamaConfig) -> torch.Tensor:
     return torch.cat([wave for angle in angles for wave in (angle.sin(), angle.cos())], 1)
 
 
-def main() -> None:
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options of this stage."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--to", type=Path, required=True, help="output folder")
-    parser.add_argument("--seed", type=int, default=30, help="seed of the initial weights")
-    arguments = parser.parse_args()
+    parser.add_argument("--seed", type=int, default=0, help="seed of the initial weights")
+    return parser.parse_args(argv)
+
+
+def main() -> None:
+    arguments = parse_arguments()
     tokenizer, qformer_tokenizer = build_tokenizer(), build_qformer_tokenizer()
     config = build_config(tokenizer, qformer_tokenizer)
     config.text_config.eos_token_id = tokenizer.convert_tokens_to_ids("<|im_end|>")

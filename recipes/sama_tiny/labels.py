@@ -151,9 +151,9 @@ def follow_objects(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """
     Where objects are and have been, from their places (num_objects, num_frames, 4) and the object of each cell
-    (num_frames, grid * grid). Returns the object of each cell, also one that was last seen in it and is gone; how many
-    objects have their centre in it, and how many are first seen in it, of the same shape; and the frame in which each
-    object is first seen, `num_frames` if it never is.
+    (num_frames, grid * grid). Returns arrays of the shape of `covering`: the object of each cell, also one that was
+    last seen in it and is gone; how many objects have their centre in it; and how many are first seen in it. The last
+    one, (num_objects,), is the frame in which each object is first seen, `num_frames` if it never is.
     """
     covering, centres, appearances = covering.copy(), np.zeros_like(covering), np.zeros_like(covering)
     since = np.full(len(spots), len(covering))

@@ -16,6 +16,7 @@ from torch import distributed, nn
 from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, Dataset
 
+from sama.benchmarks.benchmark import digest_of
 from sama.configuration_sama import SamaConfig
 from sama.data.files import atomic_path
 from sama.modeling_sama import SamaForConditionalGeneration
@@ -26,7 +27,7 @@ from sama.training.checkpoints import TrainingError
 
 
 WARM_UP, FLOOR, WEIGHT_DECAY = 50, 0.05, 0.01
-FREE = {"compile", "num_workers", "log_steps", "save_steps", "examined"}  # may differ where a run goes on
+FREE = {"compile", "num_workers", "log_steps", "save_steps", "examined"}  # may change when a run resumes
 BLOCK = 4  # steps whose examples are drawn together
 Batch = dict[str, dict[str, torch.Tensor]]
 
@@ -61,6 +62,7 @@ class Examples(Dataset):
         raise NotImplementedError
 
     def steps_of(self, block: int) -> range:
+        """The steps of a block."""
         return range(BLOCK * block, min(BLOCK * (block + 1), self.steps))
 
     def indices(self, step: int, number: int) -> range:
@@ -113,6 +115,9 @@ def train(
         arguments (`argparse.Namespace`): See [`add_run_arguments`].
         state_path (`Path`): Weights, optimizers and number of steps.
         matrices (`Sequence[nn.Parameter]`): What of the modules Muon updates; AdamW updates the rest.
+
+    Raises:
+        TrainingError: if a loss is not finite, or if the state is of a run with other settings.
     """
     optimizers = optimizers_of(modules, matrices)
     settings = settings_of(arguments)
@@ -221,6 +226,7 @@ class StepLog:
         self.steps, self.values = steps, defaultdict(list)
 
     def add(self, step: int, values: Tensors) -> None:
+        """Add the values of a step; print and forget the means every `steps` steps."""
         for name, value in values.items():
             self.values[name].append(value.detach())
         if step % self.steps == 0:
@@ -265,17 +271,27 @@ def folder_with(name: str) -> Callable[[str], Path]:
     return folder
 
 
-def settings_of(arguments: argparse.Namespace) -> dict[str, float]:
-    """What a run depends on and another one may choose otherwise: seed, steps, sizes of batches, learning rates."""
-    numbers = {name: value for name, value in vars(arguments).items() if isinstance(value, int | float)}
-    return {name: value for name, value in numbers.items() if name not in FREE} | {"processes": num_processes()}
+def settings_of(arguments: argparse.Namespace) -> dict[str, float | str]:
+    """What a run depends on and another one may choose otherwise: seed, steps, sizes of batches, learning rates, and a
+    digest of what the earlier stages made."""
+    options = vars(arguments)
+    numbers = {name: value for name, value in options.items() if isinstance(value, int | float) and name not in FREE}
+    inputs = {name: folder for name, folder in options.items() if isinstance(folder, Path) and name != "to"}
+    made = {name: stage_digest(folder) for name, folder in inputs.items()}
+    return numbers | made | {"processes": num_processes()}
+
+
+def stage_digest(folder: Path) -> str:
+    """Digest of what a stage left in its folder: its state, or initial weights."""
+    state = folder / "state.pt"
+    return digest_of([state if state.is_file() else folder / "model.safetensors"])
 
 
 def load_state(
     path: Path,
     modules: dict[str, nn.Module],
     optimizers: Sequence[torch.optim.Optimizer],
-    settings: Mapping[str, float],
+    settings: Mapping[str, float | str],
     device: str,
 ) -> int:
     """
@@ -287,7 +303,7 @@ def load_state(
     if not path.is_file():
         return 0
     state = torch.load(path, weights_only=True, map_location=device)
-    earlier = state.get("settings", {})  # states of earlier versions have none, and cannot be gone on with
+    earlier = state.get("settings", {})  # states of earlier versions have none, and cannot be resumed
     for name, value in settings.items():
         if earlier.get(name) != value:
             raise TrainingError(
@@ -297,7 +313,8 @@ def load_state(
         module.load_state_dict(state[name])
     for optimizer, own in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(own)
-    print(f"resuming from step {state['step']}")
+    if not process_index():
+        print(f"resuming from step {state['step']}", flush=True)
     return state["step"]
 
 
@@ -305,7 +322,7 @@ def save_state(
     path: Path,
     modules: dict[str, nn.Module],
     optimizers: Sequence[torch.optim.Optimizer],
-    settings: Mapping[str, float],
+    settings: Mapping[str, float | str],
     step: int,
 ) -> None:
     """Save modules, optimizers and the settings of the run atomically."""
@@ -338,9 +355,9 @@ def start(folder: Path, arguments: argparse.Namespace) -> tuple[SamaForCondition
     parts of it. On a CPU it uses an attention that is fast in training; its layers are compiled if that is asked for.
     """
     if "WORLD_SIZE" in os.environ:
-        if arguments.device == "cuda":
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        distributed.init_process_group("gloo" if arguments.device == "cpu" else "nccl")
+        if arguments.device == "cuda":  # gloo, unlike NCCL, lets two processes share a GPU
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+        distributed.init_process_group("gloo")
     model = SamaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).train().requires_grad_(False)
     backbone = model.model.backbone
     if arguments.device == "cpu":

@@ -97,7 +97,7 @@ def count_of(aspect: str, segment: bool = False) -> Callable[[Scene], ToyTurn | 
         if known and (aspect == "all" or aspect in known):
             return None
         found = Counter("" if aspect == "all" else getattr(one, aspect) for one in scene.objects)
-        most = len(scene.objects) if aspect == "all" else MOST_COUNTED
+        most = ToySettings().things[1] if aspect == "all" else MOST_COUNTED
         numbers = sorted({found[value] for value in values if found[value] <= most})
         weights = np.maximum(numbers, 0.5)
         number = scene.rng.choice(numbers, p=weights / weights.sum())

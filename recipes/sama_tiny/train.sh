@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train sama-tiny from scratch on two CPU cores. Every stage goes on where it was interrupted: run the same command again.
+# Train sama-tiny from scratch on two CPU cores. Every stage resumes where it was interrupted: run the same command again.
 #
 #   bash recipes/sama_tiny/train.sh [FOLDER] [SEED]   # outputs/tiny and 0 by default
 #
@@ -8,7 +8,8 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 out=${1:-outputs/tiny}
 seed=${2:-0}
-python=${PYTHON:-.venv/bin/python}
+[ -x .venv/bin/python ] && own=.venv/bin/python || own=python
+python=${PYTHON:-$own}
 recipe=recipes/sama_tiny
 export OMP_NUM_THREADS=1
 mkdir -p "$out"
@@ -21,7 +22,7 @@ fi
 # A stage in two processes, one for each core: its name, and what it starts from
 stage() {
     "$python" -m torch.distributed.run --nproc_per_node 2 "$recipe/train_$1.py" --to "$out/$1" --seed "$seed" \
-        --compile "${@:2}" >> "$out/$1.log"
+        --device cpu --compile "${@:2}" >> "$out/$1.log"
 }
 
 # The processor is written last

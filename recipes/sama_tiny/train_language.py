@@ -17,7 +17,7 @@ from `state.pt` with identical losses.
 """
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -137,6 +137,7 @@ class DialogueLosses(VideoLosses):
                 module.load_state_dict(state[name])
 
     def to(self, device: str) -> None:
+        """Move the model, all heads and the tokens of words to a device."""
         for part in (self.model, self.heads, self.questions, self.prompts):
             part.to(device)
         self.weights = self.weights.to(device)
@@ -237,7 +238,8 @@ def plan(losses: DialogueLosses, arguments: argparse.Namespace) -> list[Phase]:
     ]
 
 
-def main() -> None:
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options of this stage."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--videos", type=folder_with("state.pt"), required=True, help="output folder of train_videos.py"
@@ -249,7 +251,11 @@ def main() -> None:
     parser.add_argument("--dialogues", type=int, default=16, help="dialogues per step and process")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     add_run_arguments(parser)
-    arguments = parser.parse_args()
+    return parser.parse_args(argv)
+
+
+def main() -> None:
+    arguments = parse_arguments()
     model, processor = start(arguments.videos, arguments)
     losses = DialogueLosses(model, processor, arguments.seed)
     losses.start_from(arguments.videos, arguments.masks)

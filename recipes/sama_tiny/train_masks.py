@@ -19,7 +19,7 @@ The batch sizes are those of each of two processes (`torchrun --nproc_per_node 2
 import argparse
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -240,7 +240,8 @@ def evaluate(losses: MaskLosses, config: SamaConfig, arguments: argparse.Namespa
     return {name: float(np.mean(values)) for name, values in found.items()}
 
 
-def main() -> None:
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options of this stage."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--model",
@@ -258,7 +259,11 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--examined", type=int, default=100, help="number of validation clips")
     add_run_arguments(parser)
-    arguments = parser.parse_args()
+    return parser.parse_args(argv)
+
+
+def main() -> None:
+    arguments = parse_arguments()
     model, processor = start(arguments.model, arguments)
     losses = MaskLosses(model.model.mask_tracker, processor, arguments.seed)
     for module in losses.modules.values():

@@ -13,6 +13,7 @@ Muon updates the linear layers and AdamW the rest. The batch sizes are those of 
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -121,7 +122,8 @@ def plan(losses: VideoLosses, processor: SamaProcessor, arguments: argparse.Name
     ]
 
 
-def main() -> None:
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options of this stage."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--model",
@@ -136,7 +138,11 @@ def main() -> None:
     parser.add_argument("--videos", type=int, default=16, help="videos per step and process")
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
     add_run_arguments(parser)
-    arguments = parser.parse_args()
+    return parser.parse_args(argv)
+
+
+def main() -> None:
+    arguments = parse_arguments()
     model, processor = start(arguments.model, arguments)
     losses = VideoLosses(model, arguments.seed)
     for part in (model, losses.heads):

@@ -1,15 +1,20 @@
-"""The model card of sama-tiny, assembled from card.md and result tables."""
+"""The model card of sama-tiny, assembled from card.md and result tables, and the folder that ships."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
+import torch
 from checkpoint import CHECKPOINT
+from safetensors.torch import load_file
 
+from sama.modeling_sama import SamaForConditionalGeneration
 from sama.recipes.sama_tiny.finish import (
     NOT_MEASURED,
     UNKNOWN_LIMITATIONS,
     build_card,
+    main,
     read_log,
     repeated_table,
     summary_table,
@@ -84,3 +89,31 @@ def test_logs_of_stages_are_read(tmp_path):
         {"step": 51, "mask IoU": 0.2, "loss mask": 1e-05},
     ]
     assert read_log(tmp_path / "absent.log") == []
+
+
+def test_the_folder_that_ships(tmp_path):
+    """Weights of the last stage, everything else of the first one; a card with results is kept."""
+    run, shipped = tmp_path / "run", tmp_path / "shipped"
+    (run / "start").mkdir(parents=True)
+    (run / "start" / "config.json").write_text('{"trained": false, "occlusion_gate": false, "kept": 1}')
+    (run / "start" / "model.safetensors").write_bytes(b"untrained")
+    (run / "language").symlink_to(CHECKPOINT)
+    (run / "masks.log").write_text("step 50: points 0.7\nstep 100: points 0.8\n")
+    words = ["--run", str(run), "--to", str(shipped)]
+    main(words)
+    found = SamaForConditionalGeneration.from_pretrained(CHECKPOINT, dtype=torch.bfloat16).state_dict()
+    weights = load_file(shipped / "model.safetensors")
+    assert weights.keys() <= found.keys() and all(torch.equal(weights[name], found[name]) for name in weights)
+    config = json.loads((shipped / "config.json").read_text())
+    assert config == {"trained": True, "occlusion_gate": True, "kept": 1}
+    assert (run / "curves.png").stat().st_size
+    card = shipped / "README.md"
+    assert NOT_MEASURED in card.read_text(encoding="utf-8")
+    card.write_text("measured", encoding="utf-8")
+    main(words)
+    assert card.read_text(encoding="utf-8") == "measured"
+    limitations = tmp_path / "limitations.md"
+    limitations.write_text("- None.", encoding="utf-8")
+    (tmp_path / "val.md").write_text("no table", encoding="utf-8")
+    with pytest.raises(ValueError, match="no table of results in 'no table'"):
+        main([*words, "--results", str(tmp_path / "val.md"), "--limitations", str(limitations)])
