@@ -1,5 +1,5 @@
 """
-Your own questions: records with reference answers as JSON Lines (docs/data.md).
+Your own questions: records with reference answers as JSON Lines (data_configs/README.md).
 
 A conversation is one sample. Its turns are asked in order; by default the history holds the model's own answers. Masks
 are scored by mIoU, recall and J&F, texts by the caption metrics over all answers. All values are percentages.
