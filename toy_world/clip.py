@@ -126,9 +126,12 @@ class Clip:
         areas (`numpy.ndarray` of shape `(num_objects, num_frames)`): Pixels of each object without occlusion.
         frames (`numpy.ndarray` of shape `(num_frames, height, width, 3)`, *optional*): uint8; `None` if the clip was
             not rendered.
+        areas_in_frame (`numpy.ndarray` of shape `(num_objects, num_frames)`, *optional*): The pixels of `areas` that
+            lie inside the frame; `areas` by default.
 
-    Derived attributes: `seen` (visible pixels per object and frame), `covered` (present but fully occluded), `clear`
-    (visible enough to ask about), `at_start` and `at_end` (visible in the first and last frame).
+    Derived attributes: `seen` (visible pixels per object and frame), `invisible` (present without a visible pixel),
+    `covered` (invisible because of full occlusion, not because the object is outside the frame), `clear` (visible
+    enough to ask about), `at_start` and `at_end` (visible in the first and last frame).
     """
 
     objects: list[ToyObject]
@@ -136,8 +139,11 @@ class Clip:
     masks: np.ndarray
     areas: np.ndarray
     frames: np.ndarray | None = None
+    areas_in_frame: np.ndarray | None = None
 
     def __post_init__(self):
+        if self.areas_in_frame is None:
+            self.areas_in_frame = self.areas
         self.seen = self.masks.sum(axis=(2, 3))
         share = self.seen / np.maximum(self.areas, 1)
         present = np.array([trajectory.present for trajectory in self.trajectories])
@@ -146,7 +152,8 @@ class Clip:
         starts_clear = clear[:, 0] | np.array([toy_object.motion == "appear" for toy_object in self.objects])
         self.clear = enough & starts_clear & (self.areas.max(axis=1) >= 12)
         self.at_start, self.at_end = share[:, 0] >= SEEN_SHARE, share[:, -1] >= SEEN_SHARE
-        self.covered = (self.seen == 0) & present
+        self.invisible = (self.seen == 0) & present
+        self.covered = self.invisible & (self.areas_in_frame > 0)
 
     @property
     def num_frames(self) -> int:
@@ -310,7 +317,7 @@ def draw(objects: list[ToyObject], num_frames: int, size: tuple[int, int], backg
         trajectories.append(compute_trajectory(toy_object, num_frames, (half / width, half / height)))
     owner = np.full((num_frames, height, width), 255, dtype=np.uint8)
     frames = None if background is None else np.repeat(background[None], num_frames, axis=0)
-    areas = np.zeros((len(objects), num_frames), dtype=np.int64)
+    areas, areas_in_frame = np.zeros((2, len(objects), num_frames), dtype=np.int64)
     for index in sorted(range(len(objects)), key=lambda one: -objects[one].depth):
         toy_object, trajectory = objects[index], trajectories[index]
         sides = np.maximum(np.round(trajectory.diameters * short), 3).astype(int).tolist()
@@ -326,12 +333,14 @@ def draw(objects: list[ToyObject], num_frames: int, size: tuple[int, int], backg
             if box is None:
                 continue
             target, source = box
-            owner[frame][target][solid[source]] = index
+            inside = solid[source]
+            areas_in_frame[index, frame] = np.count_nonzero(inside)
+            owner[frame][target][inside] = index
             if frames is not None:
                 ground = frames[frame][target]
                 frames[frame][target] = (ground * remains[source] + paint[source]) // 255
     masks = owner[None] == np.arange(len(objects), dtype=np.uint8)[:, None, None, None]
-    return Clip(objects, trajectories, masks, areas, frames)
+    return Clip(objects, trajectories, masks, areas, frames, areas_in_frame)
 
 
 def _overlap(left: int, top: int, side: int, size: tuple[int, int]) -> tuple[tuple, tuple] | None:

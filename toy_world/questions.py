@@ -347,7 +347,8 @@ def _mover(scene: Scene, kind: str, aspect: str, choices: tuple[str, ...]) -> To
         if toy_object.role != "helper"
         and not {(i, "motion"), (i, aspect)} & scene.disclosed
         and not any(toy_object.motion in other.plausible_motions for other in scene.objects if other is not toy_object)
-        and (toy_object.motion != "hide" or scene.clip.covered.any(axis=1).sum() == 1)
+        # Objects that are invisible just before they leave count, too: without them, questions would change
+        and (toy_object.motion != "hide" or scene.clip.invisible.any(axis=1).sum() == 1)
     ]
     if not candidates:
         return None
