@@ -144,12 +144,11 @@ def _attribute(scene: Scene, kind: str, choices: tuple[str, ...]) -> ToyTurn | N
         # Otherwise the remaining objects would grow or shrink more often than chance
         scene.disclosed |= aspects_of([i], "size", "motion")
         return None
-    answer = {"colour": scene.objects[i].colour, "shape": scene.objects[i].shape, "size": scene.objects[i].size}[kind]
     it = scene.phrase(i, "this thing" if scene.masks or scene.regions else "it")
     discloses = {(i, kind)} | (set() if scene.regions else aspects_of([i], *NAMED))
     if kind == "size":
         discloses.add((i, "motion"))  # only objects that neither grow nor shrink are asked for their size
-    return scene.turn(kind, {"a": scene.subject(i), "it": it}, answer, choices, discloses)
+    return scene.turn(kind, {"a": scene.subject(i), "it": it}, getattr(scene.objects[i], kind), choices, discloses)
 
 
 def ask_colour(scene: Scene) -> ToyTurn | None:
@@ -353,12 +352,9 @@ def _mover(scene: Scene, kind: str, aspect: str, choices: tuple[str, ...]) -> To
     if not candidates:
         return None
     i = scene.pick(candidates)
-    answer = scene.objects[i].colour if aspect == "colour" else scene.objects[i].shape
-    slots = {
-        "motion": MOTIONS[scene.objects[i].motion].third,
-        "it": scene.phrase(i, "this thing" if scene.masks else "it"),
-    }
-    return scene.turn(kind, slots, answer, choices, aspects_of([i], aspect, "motion"))
+    toy_object, it = scene.objects[i], scene.phrase(i, "this thing" if scene.masks else "it")
+    slots = {"motion": MOTIONS[toy_object.motion].third, "it": it}
+    return scene.turn(kind, slots, getattr(toy_object, aspect), choices, aspects_of([i], aspect, "motion"))
 
 
 def ask_mover_colour(scene: Scene) -> ToyTurn | None:
@@ -391,7 +387,7 @@ def members(scene: Scene, aspect: str, value: str) -> list[int] | None:
     )
     if doubtful or not scene.clip.clear.all():
         return None
-    chosen = [i for i, one in enumerate(scene.objects) if aspect == "all" or vars(one)[aspect] == value]
+    chosen = [i for i, one in enumerate(scene.objects) if aspect == "all" or getattr(one, aspect) == value]
     return in_reading_order(scene.clip, chosen)
 
 
@@ -427,18 +423,9 @@ FORMS = (("colour",), ("shape",), ("size",), NAMED, ("size", "colour"), ("size",
 
 
 def expressions(objects: list[ToyObject], i: int) -> list[str]:
-    """All descriptions by appearance that match this object only. An object of changing size matches every size."""
-    toy_object, found = objects[i], []
-    for aspects in FORMS:
-        if "size" in aspects and not toy_object.constant_size:
-            continue
-        if not any(
-            all(_may_be(other, toy_object, aspect) for aspect in aspects)
-            for other in objects
-            if other is not toy_object
-        ):
-            found.append("the " + described(look_of(toy_object), aspects))
-    return found
+    """All descriptions by appearance that match this object only."""
+    look = look_of(objects[i])
+    return [f"the {described(look, aspects)}" for aspects in FORMS if fits_alone(objects, i, aspects)]
 
 
 def described(look: dict[str, str], aspects: tuple[str, ...]) -> str:
@@ -451,13 +438,27 @@ def described(look: dict[str, str], aspects: tuple[str, ...]) -> str:
 
 def look_of(toy_object: ToyObject) -> dict[str, str]:
     """What a description can name of an object."""
-    return {one: vars(toy_object)[one] for one in (*LOOK, "motion")}
+    return {aspect: getattr(toy_object, aspect) for aspect in (*LOOK, "motion")}
 
 
-def _may_be(other: ToyObject, toy_object: ToyObject, aspect: str) -> bool:
-    if aspect == "size":
-        return other.size == toy_object.size or not other.constant_size
-    return other.colour == toy_object.colour if aspect == "colour" else other.shape == toy_object.shape
+def fits(look: dict[str, str], aspects: tuple[str, ...], toy_object: ToyObject) -> bool:
+    """Whether a description could mean an object. An object of changing size fits every size, one whose motion can be
+    seen in several ways each of them."""
+    for aspect in aspects:
+        if aspect == "size" and not toy_object.constant_size:
+            continue
+        allowed = toy_object.plausible_motions if aspect == "motion" else {getattr(toy_object, aspect)}
+        if look[aspect] not in allowed:
+            return False
+    return True
+
+
+def fits_alone(objects: list[ToyObject], i: int, aspects: tuple[str, ...]) -> bool:
+    """Whether the description of an object by `aspects` is clear and fits no other object."""
+    if "size" in aspects and not objects[i].constant_size:
+        return False
+    look = look_of(objects[i])
+    return not any(fits(look, aspects, other) for other in objects if other is not objects[i])
 
 
 def ask_refer(scene: Scene, candidates: list[int] | None = None) -> ToyTurn | None:
