@@ -18,6 +18,7 @@ from .motion import (
     ToyObject,
     Trajectory,
     compute_trajectory,
+    draw_solo_motions,
     start_margin,
 )
 from .shapes import OCCLUDERS, PATTERNS, SEEN_PAIRS, SIZES, UNSEEN_PAIRS, painted, stamp
@@ -178,7 +179,7 @@ def draw_motions(constraints: ClipConstraints, number: int, rng: np.random.Gener
         if hides and number < 2:
             raise ValueError(f"hiding needs at least 2 objects, got {number}: an object hides behind another one")
         return constraints.motions, hides
-    motions = [SOLO_MOTIONS[i] for i in rng.integers(len(SOLO_MOTIONS), size=number)]
+    motions = draw_solo_motions(number, rng)
     motions[0] = (*SOLO_MOTIONS, "hide")[rng.integers(len(MOTIONS) if number > 1 else len(SOLO_MOTIONS))]
     # An object with another motion gets such a neighbour equally often, so that the neighbour does not predict hiding
     return motions, motions[0] == "hide" or (number > 1 and rng.random() < 1 / len(SOLO_MOTIONS))

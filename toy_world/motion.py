@@ -1,5 +1,6 @@
 """The motions of toy world, and the trajectory of an object through a clip."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -50,6 +51,11 @@ PAUSE = 0.22  # fraction of the clip
 GROWTH = 1.7
 CIRCLE_RADIUS, ZIGZAG_WIDTH = 0.115, 0.075
 HIDING_DISTANCE = 0.27  # from a small object to the large one it may hide behind, in fractions of the frame
+
+
+def draw_solo_motions(number: int, rng: np.random.Generator, pool: Sequence[str] = SOLO_MOTIONS) -> list[str]:
+    """Random motions of `number` objects, uniformly and independently from `pool`."""
+    return [pool[i] for i in rng.integers(len(pool), size=number)]
 
 
 @dataclass

@@ -7,7 +7,7 @@ from sama.configuration_sama import PADDING_LABEL
 from sama.recipes.sama_tiny.labels import patch_labels
 from sama.recipes.sama_tiny.phases import Batch, Examples, stacked
 from sama.toy_world.clip import Clip, ClipConstraints, propose_clips
-from sama.toy_world.motion import SOLO_MOTIONS
+from sama.toy_world.motion import draw_solo_motions
 from sama.toy_world.shapes import COLOURS, SHAPES, SIZES
 from sama.toy_world.world import ToyWorld
 
@@ -177,9 +177,7 @@ class MaskExamples(Examples):
             return self.world.render(self.world.generate(index, frames=False)[1], rng)
         settings = self.world.settings
         number = rng.integers(2, settings.things[1] + 1)
-        constraints = ClipConstraints(
-            motions=["hide", *(SOLO_MOTIONS[i] for i in rng.integers(len(SOLO_MOTIONS), size=number - 1))]
-        )
+        constraints = ClipConstraints(motions=["hide", *draw_solo_motions(number - 1, rng)])
         return self.world.render(next(propose_clips(settings, constraints, number, FRAMES, rng)), rng)
 
     def frame_batch(self, clips: list[Clip], rng: np.random.Generator) -> Batch:
