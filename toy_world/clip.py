@@ -31,6 +31,7 @@ DEFAULT_TASKS = {
 # Tasks that are sampled only where the settings name them. They were added later: as a default they would change the
 # clips of every seed
 OPTIONAL_TASKS = ("no_target", "long_dialogue")
+FRAME_SIDE = 64  # default height and width of a frame in pixels
 SEEN_SHARE = 0.5  # fraction of an object's pixels and frames that must be visible before questions are asked about it
 HELPER_GROWTH = 1.12  # an object to hide behind is at the upper end of large
 
@@ -59,8 +60,8 @@ class ToySettings:
     frames: tuple[int, int] = (8, 24)
     things: tuple[int, int] = (2, 4)
     turns: tuple[int, int] = (2, 4)
-    height: int = 64
-    width: int = 64
+    height: int = FRAME_SIDE
+    width: int = FRAME_SIDE
     speed: float = 1.0
     background: str = "texture"
     split: str = "train"

@@ -43,6 +43,7 @@ START_SIZES = {
     "shrink": ("medium", "large"),
 }  # initial sizes; others allow any
 
+DIRECTED = ("zigzag", "stop", "leave")  # motions with a direction that is not part of their name
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 # Range of the key moment, in fractions of the clip; equal for all motions, so that none tends to come first
 KEY_TIMES = (0.25, 0.58)
@@ -111,7 +112,7 @@ class ToyObject:
         """Motions that a viewer could plausibly name; several if the motion also has a direction."""
         if self.motion == "hide":
             return {"hide", *DIRECTIONS}
-        directions = {self.direction} if self.motion in ("zigzag", "stop", "leave") else set()
+        directions = {self.direction} if self.motion in DIRECTED else set()
         return {self.motion, *ALSO_SEEN_AS.get(self.motion, ())} | directions
 
 
