@@ -19,7 +19,7 @@ from sama.recipes.sama_tiny.mask_examples import (
     MaskExamples,
     frame_of,
     frames_beside_hiding,
-    look_of,
+    look_classes,
     perturb_places,
     place_of,
     point_at,
@@ -56,7 +56,7 @@ def test_place_by_hand():
 
 
 def test_attributes_that_are_needed_are_never_left_out():
-    clip, words = clip_of(RED_STAR, RED_RING, BLUE_STAR), look_of(clip_of(RED_STAR, RED_RING, BLUE_STAR))
+    clip, words = clip_of(RED_STAR, RED_RING, BLUE_STAR), look_classes(clip_of(RED_STAR, RED_RING, BLUE_STAR))
     seen = set()
     for seed in range(60):
         given, places = sample_attributes(clip, np.random.default_rng(seed))
