@@ -159,6 +159,7 @@ class Clip:
 
     @property
     def num_frames(self) -> int:
+        """Length of the clip."""
         return self.masks.shape[1]
 
     def visible_again(self, index: int) -> bool:
@@ -172,7 +173,12 @@ def split_pairs(split: str) -> Sequence[tuple[str, str]]:
 
 
 def draw_motions(constraints: ClipConstraints, number: int, rng: np.random.Generator) -> tuple[list[str], bool]:
-    """The motions of a clip, and whether its first object gets a large neighbour that it could hide behind."""
+    """
+    The motions of a clip, and whether its first object gets a large neighbour that it could hide behind.
+
+    Raises:
+        ValueError: if the constraints need such a neighbour in a clip of one object.
+    """
     if constraints.rest:
         return ["still"] * number, False
     if constraints.motions is not None:
@@ -187,7 +193,11 @@ def draw_motions(constraints: ClipConstraints, number: int, rng: np.random.Gener
 
 
 def sample_objects(
-    settings: ToySettings, constraints: ClipConstraints, motions: list[str], with_occluder: bool, rng
+    settings: ToySettings,
+    constraints: ClipConstraints,
+    motions: list[str],
+    with_occluder: bool,
+    rng: np.random.Generator,
 ) -> list[ToyObject]:
     """The objects of a clip with their appearance and motion parameters, but without positions."""
     pool = split_pairs(settings.split)
@@ -275,7 +285,7 @@ def place_objects(objects: list[ToyObject], margin: float, rng: np.random.Genera
 
 
 def _free_start(
-    toy_object: ToyObject, objects: list[ToyObject], starts: list, margin: float, rng
+    toy_object: ToyObject, objects: list[ToyObject], starts: list, margin: float, rng: np.random.Generator
 ) -> tuple[float, float]:
     """Uniform inside the margin and, if possible within 60 attempts, clear of the objects placed so far."""
     gap = 0.9
@@ -403,6 +413,7 @@ def propose_clips(
 
     Raises:
         NoClipError: if 400 attempts did not lead to a clip that the caller accepts.
+        ValueError: if an object is to hide in a clip of one object.
     """
     motions, with_occluder = draw_motions(constraints, number, rng)
     margin = 0.15 if constraints.rest else start_margin(settings.speed)

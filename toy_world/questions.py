@@ -8,7 +8,9 @@ subject, because a second draw would correlate with the answers of later questio
 facts that the dropped question would have disclosed are then treated as disclosed, too.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -45,10 +47,12 @@ class ToyTurn:
 
     @property
     def question_text(self) -> str:
+        """The question as plain text."""
         return plain(self.question)
 
     @property
     def answer_text(self) -> str:
+        """The answer as plain text."""
         return plain(self.answer_parts)
 
 
@@ -69,7 +73,8 @@ class Scene:
         self.disclosed: set[tuple[int, str]] = set()
         self.still = clip.num_frames == 1
 
-    def pick(self, options):
+    def pick(self, options: Sequence[Any]) -> Any:
+        """A random one of the options."""
         return options[self.rng.integers(len(options))]
 
     def eligible(self, *aspects: str, helpers: bool = False) -> list[int]:
@@ -84,22 +89,19 @@ class Scene:
             and (self.regions or not any(aspect in NAMED for aspect in aspects))
         ]
 
-    def subject(self, i: int):
+    def subject(self, i: int) -> dict | str:
         """How a question refers to an object: a region part or its name."""
         return {"type": "region", "object": str(i)} if self.regions else self.name_of(i)
 
     def name_of(self, i: int, article: str = "the") -> str:
         """The name of an object: colour and shape, with the size only where it is needed to tell two objects apart."""
         toy_object = self.objects[i]
-        alike = [
-            one
-            for one in self.objects
-            if one is not toy_object and (one.colour, one.shape) == (toy_object.colour, toy_object.shape)
-        ]
+        others = (one for one in self.objects if one is not toy_object)
+        alike = [one for one in others if (one.colour, one.shape) == (toy_object.colour, toy_object.shape)]
         size = f"{toy_object.size} " if alike and all(one.size != toy_object.size for one in alike) else ""
         return with_article(f"{size}{toy_object.colour} {toy_object.shape}", article)
 
-    def phrase(self, objects: int | list[int], words: str):
+    def phrase(self, objects: int | list[int], words: str) -> dict | str:
         """A phrase of an answer, grounded in these objects if answers have masks."""
         names = [str(i) for i in (objects if isinstance(objects, list) else [objects])]
         return {"type": "grounded", "text": words, "objects": names} if self.masks and names else words
@@ -114,6 +116,7 @@ class Scene:
 
 
 def with_article(noun: str, article: str) -> str:
+    """A noun with its article; "a" becomes "an" where the noun needs it."""
     if article == "a" and noun.startswith((*"aeiou", "hour")):
         article = "an"
     return f"{article} {noun}"
@@ -125,7 +128,8 @@ def in_reading_order(clip: Clip, things: list[int]) -> list[int]:
     return sorted(things, key=lambda i: (first_seen[i], clip.objects[i].start[0]))
 
 
-def aspects_of(candidates, *aspects: str) -> set[tuple[int, str]]:
+def aspects_of(candidates: Iterable[int], *aspects: str) -> set[tuple[int, str]]:
+    """(object index, aspect) pairs of some objects, as in [`ToyTurn`].discloses."""
     return {(i, aspect) for i in candidates for aspect in aspects}
 
 
@@ -152,18 +156,22 @@ def _attribute(scene: Scene, kind: str, choices: tuple[str, ...]) -> ToyTurn | N
 
 
 def ask_colour(scene: Scene) -> ToyTurn | None:
+    """The colour of an object."""
     return _attribute(scene, "colour", tuple(COLOURS))
 
 
 def ask_shape(scene: Scene) -> ToyTurn | None:
+    """The shape of an object."""
     return _attribute(scene, "shape", SHAPES)
 
 
 def ask_size(scene: Scene) -> ToyTurn | None:
+    """The size of an object, unless it grows or shrinks."""
     return _attribute(scene, "size", tuple(SIZES))
 
 
 def ask_identity(scene: Scene) -> ToyTurn | None:
+    """What an object is: size, colour and shape."""
     candidates = scene.eligible(*LOOK)
     if not candidates:
         return None
@@ -184,6 +192,7 @@ def _moving(scene: Scene) -> list[int]:
 
 
 def ask_motion(scene: Scene) -> ToyTurn | None:
+    """How an object moves."""
     candidates = _moving(scene)
     if not candidates:
         return None
@@ -205,6 +214,7 @@ def _hiding_disclosures(i: int, other: int) -> set[tuple[int, str]]:
 
 
 def ask_check_motion(scene: Scene) -> ToyTurn | None:
+    """Whether an object has a certain motion; a false one must not be plausible."""
     candidates = [i for i in _moving(scene) if scene.objects[i].motion != "hide"]
     if not candidates:
         return None
@@ -236,10 +246,12 @@ def _presence(scene: Scene, kind: str, motion: str, truths: tuple[str, str]) -> 
 
 
 def ask_at_start(scene: Scene) -> ToyTurn | None:
+    """Whether an object is there at the start, if one is and another appears later."""
     return _presence(scene, "at_start", "appear", ("is there from the start", "appears later"))
 
 
 def ask_at_end(scene: Scene) -> ToyTurn | None:
+    """Whether an object is there at the end, if one is and another leaves."""
     return _presence(scene, "at_end", "leave", ("is there until the end", "leaves before the end"))
 
 
@@ -263,6 +275,7 @@ def key_frame(clip: Clip, i: int) -> int | None:
 
 
 def ask_order(scene: Scene) -> ToyTurn | None:
+    """Whether the key moment of an object comes before or after that of another."""
     candidates = [i for i in _moving(scene) if scene.objects[i].motion in KEY_EVENTS]
     if len(candidates) < 2:
         return None
@@ -277,6 +290,7 @@ def ask_order(scene: Scene) -> ToyTurn | None:
 
 
 def ask_hides_behind(scene: Scene) -> ToyTurn | None:
+    """Whether the small object hides behind its large neighbour."""
     helpers = [i for i, toy_object in enumerate(scene.objects) if toy_object.role == "helper"]
     focus = [i for i in _moving(scene) if scene.objects[i].role == "focus"]
     if not helpers or not focus:
@@ -305,14 +319,17 @@ def _side(scene: Scene, kind: str, axis: int, choices: tuple[str, str]) -> ToyTu
 
 
 def ask_beside(scene: Scene) -> ToyTurn | None:
+    """Whether an object is to the left or to the right of another at the start."""
     return _side(scene, "beside", 0, ("left", "right"))
 
 
 def ask_above(scene: Scene) -> ToyTurn | None:
+    """Whether an object is above or below another at the start."""
     return _side(scene, "above", 1, ("above", "below"))
 
 
 def ask_larger(scene: Scene) -> ToyTurn | None:
+    """Which of two objects is larger; neither of them grows or shrinks."""
     candidates = scene.eligible("size", helpers=True)
     if len(candidates) < 2:
         return None
@@ -324,13 +341,8 @@ def ask_larger(scene: Scene) -> ToyTurn | None:
     winner = a if rank[a] > rank[b] else b
     slots = _pair_slots(scene, a, b) | {"name": scene.phrase(winner, scene.name_of(winner))}
     choices = ("first", "second")
-    return scene.turn(
-        "larger",
-        slots,
-        choices[winner == b],
-        choices,
-        aspects_of([a, b], "size", "motion") | aspects_of([winner], *NAMED),
-    )
+    discloses = aspects_of([a, b], "size", "motion") | aspects_of([winner], *NAMED)
+    return scene.turn("larger", slots, choices[winner == b], choices, discloses)
 
 
 # Questions about all objects
@@ -358,10 +370,12 @@ def _mover(scene: Scene, kind: str, aspect: str, choices: tuple[str, ...]) -> To
 
 
 def ask_mover_colour(scene: Scene) -> ToyTurn | None:
+    """The colour of the only object with a certain motion."""
     return _mover(scene, "mover_colour", "colour", tuple(COLOURS))
 
 
 def ask_mover_shape(scene: Scene) -> ToyTurn | None:
+    """The shape of the only object with a certain motion."""
     return _mover(scene, "mover_shape", "shape", SHAPES)
 
 

@@ -1,6 +1,6 @@
 """The tasks of toy world. Each one generates a suitable clip and the turns about it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import permutations
 from typing import NamedTuple
 
@@ -65,14 +65,17 @@ class Count(NamedTuple):
 
 
 def draw_number(bounds: tuple[int, int], rng: np.random.Generator) -> int:
+    """A random integer between two bounds, both included."""
     return int(rng.integers(bounds[0], bounds[1] + 1))
 
 
-def draw_pairs(pool, number: int, rng: np.random.Generator) -> list[tuple[str, str]]:
+def draw_pairs(pool: Sequence[tuple[str, str]], number: int, rng: np.random.Generator) -> list[tuple[str, str]]:
+    """Different random pairs of colour and shape."""
     return [pool[i] for i in rng.choice(len(pool), number, replace=False)]
 
 
 def shuffled(items: list, rng: np.random.Generator) -> list:
+    """The items in random order."""
     return [items[i] for i in rng.permutation(len(items))]
 
 
