@@ -18,6 +18,7 @@ from .motion import (
     ToyObject,
     Trajectory,
     compute_trajectory,
+    draw_solo_motions,
     start_margin,
 )
 from .shapes import OCCLUDERS, PATTERNS, SEEN_PAIRS, SIZES, UNSEEN_PAIRS, painted, stamp
@@ -30,6 +31,7 @@ DEFAULT_TASKS = {
 # Tasks that are sampled only where the settings name them. They were added later: as a default they would change the
 # clips of every seed
 OPTIONAL_TASKS = ("no_target", "long_dialogue")
+FRAME_SIDE = 64  # default height and width of a frame in pixels
 SEEN_SHARE = 0.5  # fraction of an object's pixels and frames that must be visible before questions are asked about it
 HELPER_GROWTH = 1.12  # an object to hide behind is at the upper end of large
 
@@ -58,8 +60,8 @@ class ToySettings:
     frames: tuple[int, int] = (8, 24)
     things: tuple[int, int] = (2, 4)
     turns: tuple[int, int] = (2, 4)
-    height: int = 64
-    width: int = 64
+    height: int = FRAME_SIDE
+    width: int = FRAME_SIDE
     speed: float = 1.0
     background: str = "texture"
     split: str = "train"
@@ -126,9 +128,12 @@ class Clip:
         areas (`numpy.ndarray` of shape `(num_objects, num_frames)`): Pixels of each object without occlusion.
         frames (`numpy.ndarray` of shape `(num_frames, height, width, 3)`, *optional*): uint8; `None` if the clip was
             not rendered.
+        areas_in_frame (`numpy.ndarray` of shape `(num_objects, num_frames)`, *optional*): The pixels of `areas` that
+            lie inside the frame; `areas` by default.
 
-    Derived attributes: `seen` (visible pixels per object and frame), `covered` (present but fully occluded), `clear`
-    (visible enough to ask about), `at_start` and `at_end` (visible in the first and last frame).
+    Derived attributes: `seen` (visible pixels per object and frame), `invisible` (present without a visible pixel),
+    `covered` (invisible because of full occlusion, not because the object is outside the frame), `clear` (visible
+    enough to ask about), `at_start` and `at_end` (visible in the first and last frame).
     """
 
     objects: list[ToyObject]
@@ -136,8 +141,11 @@ class Clip:
     masks: np.ndarray
     areas: np.ndarray
     frames: np.ndarray | None = None
+    areas_in_frame: np.ndarray | None = None
 
     def __post_init__(self):
+        if self.areas_in_frame is None:
+            self.areas_in_frame = self.areas
         self.seen = self.masks.sum(axis=(2, 3))
         share = self.seen / np.maximum(self.areas, 1)
         present = np.array([trajectory.present for trajectory in self.trajectories])
@@ -146,10 +154,12 @@ class Clip:
         starts_clear = clear[:, 0] | np.array([toy_object.motion == "appear" for toy_object in self.objects])
         self.clear = enough & starts_clear & (self.areas.max(axis=1) >= 12)
         self.at_start, self.at_end = share[:, 0] >= SEEN_SHARE, share[:, -1] >= SEEN_SHARE
-        self.covered = (self.seen == 0) & present
+        self.invisible = (self.seen == 0) & present
+        self.covered = self.invisible & (self.areas_in_frame > 0)
 
     @property
     def num_frames(self) -> int:
+        """Length of the clip."""
         return self.masks.shape[1]
 
     def visible_again(self, index: int) -> bool:
@@ -163,7 +173,12 @@ def split_pairs(split: str) -> Sequence[tuple[str, str]]:
 
 
 def draw_motions(constraints: ClipConstraints, number: int, rng: np.random.Generator) -> tuple[list[str], bool]:
-    """The motions of a clip, and whether its first object gets a large neighbour that it could hide behind."""
+    """
+    The motions of a clip, and whether its first object gets a large neighbour that it could hide behind.
+
+    Raises:
+        ValueError: if the constraints need such a neighbour in a clip of one object.
+    """
     if constraints.rest:
         return ["still"] * number, False
     if constraints.motions is not None:
@@ -171,14 +186,18 @@ def draw_motions(constraints: ClipConstraints, number: int, rng: np.random.Gener
         if hides and number < 2:
             raise ValueError(f"hiding needs at least 2 objects, got {number}: an object hides behind another one")
         return constraints.motions, hides
-    motions = [SOLO_MOTIONS[i] for i in rng.integers(len(SOLO_MOTIONS), size=number)]
+    motions = draw_solo_motions(number, rng)
     motions[0] = (*SOLO_MOTIONS, "hide")[rng.integers(len(MOTIONS) if number > 1 else len(SOLO_MOTIONS))]
     # An object with another motion gets such a neighbour equally often, so that the neighbour does not predict hiding
     return motions, motions[0] == "hide" or (number > 1 and rng.random() < 1 / len(SOLO_MOTIONS))
 
 
 def sample_objects(
-    settings: ToySettings, constraints: ClipConstraints, motions: list[str], with_occluder: bool, rng
+    settings: ToySettings,
+    constraints: ClipConstraints,
+    motions: list[str],
+    with_occluder: bool,
+    rng: np.random.Generator,
 ) -> list[ToyObject]:
     """The objects of a clip with their appearance and motion parameters, but without positions."""
     pool = split_pairs(settings.split)
@@ -266,7 +285,7 @@ def place_objects(objects: list[ToyObject], margin: float, rng: np.random.Genera
 
 
 def _free_start(
-    toy_object: ToyObject, objects: list[ToyObject], starts: list, margin: float, rng
+    toy_object: ToyObject, objects: list[ToyObject], starts: list, margin: float, rng: np.random.Generator
 ) -> tuple[float, float]:
     """Uniform inside the margin and, if possible within 60 attempts, clear of the objects placed so far."""
     gap = 0.9
@@ -310,7 +329,7 @@ def draw(objects: list[ToyObject], num_frames: int, size: tuple[int, int], backg
         trajectories.append(compute_trajectory(toy_object, num_frames, (half / width, half / height)))
     owner = np.full((num_frames, height, width), 255, dtype=np.uint8)
     frames = None if background is None else np.repeat(background[None], num_frames, axis=0)
-    areas = np.zeros((len(objects), num_frames), dtype=np.int64)
+    areas, areas_in_frame = np.zeros((2, len(objects), num_frames), dtype=np.int64)
     for index in sorted(range(len(objects)), key=lambda one: -objects[one].depth):
         toy_object, trajectory = objects[index], trajectories[index]
         sides = np.maximum(np.round(trajectory.diameters * short), 3).astype(int).tolist()
@@ -326,12 +345,14 @@ def draw(objects: list[ToyObject], num_frames: int, size: tuple[int, int], backg
             if box is None:
                 continue
             target, source = box
-            owner[frame][target][solid[source]] = index
+            inside = solid[source]
+            areas_in_frame[index, frame] = np.count_nonzero(inside)
+            owner[frame][target][inside] = index
             if frames is not None:
                 ground = frames[frame][target]
                 frames[frame][target] = (ground * remains[source] + paint[source]) // 255
     masks = owner[None] == np.arange(len(objects), dtype=np.uint8)[:, None, None, None]
-    return Clip(objects, trajectories, masks, areas, frames)
+    return Clip(objects, trajectories, masks, areas, frames, areas_in_frame)
 
 
 def _overlap(left: int, top: int, side: int, size: tuple[int, int]) -> tuple[tuple, tuple] | None:
@@ -392,6 +413,7 @@ def propose_clips(
 
     Raises:
         NoClipError: if 400 attempts did not lead to a clip that the caller accepts.
+        ValueError: if an object is to hide in a clip of one object.
     """
     motions, with_occluder = draw_motions(constraints, number, rng)
     margin = 0.15 if constraints.rest else start_margin(settings.speed)

@@ -1,5 +1,6 @@
 """The motions of toy world, and the trajectory of an object through a clip."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -42,6 +43,7 @@ START_SIZES = {
     "shrink": ("medium", "large"),
 }  # initial sizes; others allow any
 
+DIRECTED = ("zigzag", "stop", "leave")  # motions with a direction that is not part of their name
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 # Range of the key moment, in fractions of the clip; equal for all motions, so that none tends to come first
 KEY_TIMES = (0.25, 0.58)
@@ -50,6 +52,11 @@ PAUSE = 0.22  # fraction of the clip
 GROWTH = 1.7
 CIRCLE_RADIUS, ZIGZAG_WIDTH = 0.115, 0.075
 HIDING_DISTANCE = 0.27  # from a small object to the large one it may hide behind, in fractions of the frame
+
+
+def draw_solo_motions(number: int, rng: np.random.Generator, pool: Sequence[str] = SOLO_MOTIONS) -> list[str]:
+    """Random motions of `number` objects, uniformly and independently from `pool`."""
+    return [pool[i] for i in rng.integers(len(pool), size=number)]
 
 
 @dataclass
@@ -105,7 +112,7 @@ class ToyObject:
         """Motions that a viewer could plausibly name; several if the motion also has a direction."""
         if self.motion == "hide":
             return {"hide", *DIRECTIONS}
-        directions = {self.direction} if self.motion in ("zigzag", "stop", "leave") else set()
+        directions = {self.direction} if self.motion in DIRECTED else set()
         return {self.motion, *ALSO_SEEN_AS.get(self.motion, ())} | directions
 
 

@@ -10,33 +10,13 @@ from itertools import product
 
 from .clip import split_pairs
 from .motion import SOLO_MOTIONS, ToyObject
-from .questions import FORMS, LOOK, NAMED, Scene, ToyTurn, aspects_of, described, look_of
+from .questions import FORMS, LOOK, NAMED, Scene, ToyTurn, aspects_of, described, fits, fits_alone, look_of
 from .shapes import SIZES
 
 
 BY_MOTION = (*NAMED, "motion")
 MOTION_SHARE = 0.3  # share of descriptions that name the motion
 NEAR_SHARE = 0.5  # share of descriptions of nothing that differ from some object in one aspect only, where possible
-
-
-def fits(look: dict[str, str], aspects: tuple[str, ...], toy_object: ToyObject) -> bool:
-    """Whether a description could mean an object. An object of changing size fits every size, one whose motion can be
-    seen in several ways each of them."""
-    for aspect in aspects:
-        if aspect == "size" and not toy_object.constant_size:
-            continue
-        allowed = toy_object.plausible_motions if aspect == "motion" else {vars(toy_object)[aspect]}
-        if look[aspect] not in allowed:
-            return False
-    return True
-
-
-def fits_alone(objects: list[ToyObject], i: int, aspects: tuple[str, ...]) -> bool:
-    """Whether the description of an object by `aspects` is clear and fits no other object."""
-    if "size" in aspects and not objects[i].constant_size:
-        return False
-    look = look_of(objects[i])
-    return not any(fits(look, aspects, other) for other in objects if other is not objects[i])
 
 
 def looks_of_nothing(objects: list[ToyObject], aspects: tuple[str, ...], split: str) -> list[dict[str, str]]:

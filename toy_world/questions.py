@@ -8,7 +8,9 @@ subject, because a second draw would correlate with the answers of later questio
 facts that the dropped question would have disclosed are then treated as disclosed, too.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -45,10 +47,12 @@ class ToyTurn:
 
     @property
     def question_text(self) -> str:
+        """The question as plain text."""
         return plain(self.question)
 
     @property
     def answer_text(self) -> str:
+        """The answer as plain text."""
         return plain(self.answer_parts)
 
 
@@ -69,7 +73,8 @@ class Scene:
         self.disclosed: set[tuple[int, str]] = set()
         self.still = clip.num_frames == 1
 
-    def pick(self, options):
+    def pick(self, options: Sequence[Any]) -> Any:
+        """A random one of the options."""
         return options[self.rng.integers(len(options))]
 
     def eligible(self, *aspects: str, helpers: bool = False) -> list[int]:
@@ -84,22 +89,19 @@ class Scene:
             and (self.regions or not any(aspect in NAMED for aspect in aspects))
         ]
 
-    def subject(self, i: int):
+    def subject(self, i: int) -> dict | str:
         """How a question refers to an object: a region part or its name."""
         return {"type": "region", "object": str(i)} if self.regions else self.name_of(i)
 
     def name_of(self, i: int, article: str = "the") -> str:
         """The name of an object: colour and shape, with the size only where it is needed to tell two objects apart."""
         toy_object = self.objects[i]
-        alike = [
-            one
-            for one in self.objects
-            if one is not toy_object and (one.colour, one.shape) == (toy_object.colour, toy_object.shape)
-        ]
+        others = (one for one in self.objects if one is not toy_object)
+        alike = [one for one in others if (one.colour, one.shape) == (toy_object.colour, toy_object.shape)]
         size = f"{toy_object.size} " if alike and all(one.size != toy_object.size for one in alike) else ""
         return with_article(f"{size}{toy_object.colour} {toy_object.shape}", article)
 
-    def phrase(self, objects: int | list[int], words: str):
+    def phrase(self, objects: int | list[int], words: str) -> dict | str:
         """A phrase of an answer, grounded in these objects if answers have masks."""
         names = [str(i) for i in (objects if isinstance(objects, list) else [objects])]
         return {"type": "grounded", "text": words, "objects": names} if self.masks and names else words
@@ -114,6 +116,7 @@ class Scene:
 
 
 def with_article(noun: str, article: str) -> str:
+    """A noun with its article; "a" becomes "an" where the noun needs it."""
     if article == "a" and noun.startswith((*"aeiou", "hour")):
         article = "an"
     return f"{article} {noun}"
@@ -125,7 +128,8 @@ def in_reading_order(clip: Clip, things: list[int]) -> list[int]:
     return sorted(things, key=lambda i: (first_seen[i], clip.objects[i].start[0]))
 
 
-def aspects_of(candidates, *aspects: str) -> set[tuple[int, str]]:
+def aspects_of(candidates: Iterable[int], *aspects: str) -> set[tuple[int, str]]:
+    """(object index, aspect) pairs of some objects, as in [`ToyTurn`].discloses."""
     return {(i, aspect) for i in candidates for aspect in aspects}
 
 
@@ -144,27 +148,30 @@ def _attribute(scene: Scene, kind: str, choices: tuple[str, ...]) -> ToyTurn | N
         # Otherwise the remaining objects would grow or shrink more often than chance
         scene.disclosed |= aspects_of([i], "size", "motion")
         return None
-    answer = {"colour": scene.objects[i].colour, "shape": scene.objects[i].shape, "size": scene.objects[i].size}[kind]
     it = scene.phrase(i, "this thing" if scene.masks or scene.regions else "it")
     discloses = {(i, kind)} | (set() if scene.regions else aspects_of([i], *NAMED))
     if kind == "size":
         discloses.add((i, "motion"))  # only objects that neither grow nor shrink are asked for their size
-    return scene.turn(kind, {"a": scene.subject(i), "it": it}, answer, choices, discloses)
+    return scene.turn(kind, {"a": scene.subject(i), "it": it}, getattr(scene.objects[i], kind), choices, discloses)
 
 
 def ask_colour(scene: Scene) -> ToyTurn | None:
+    """The colour of an object."""
     return _attribute(scene, "colour", tuple(COLOURS))
 
 
 def ask_shape(scene: Scene) -> ToyTurn | None:
+    """The shape of an object."""
     return _attribute(scene, "shape", SHAPES)
 
 
 def ask_size(scene: Scene) -> ToyTurn | None:
+    """The size of an object, unless it grows or shrinks."""
     return _attribute(scene, "size", tuple(SIZES))
 
 
 def ask_identity(scene: Scene) -> ToyTurn | None:
+    """What an object is: size, colour and shape."""
     candidates = scene.eligible(*LOOK)
     if not candidates:
         return None
@@ -185,6 +192,7 @@ def _moving(scene: Scene) -> list[int]:
 
 
 def ask_motion(scene: Scene) -> ToyTurn | None:
+    """How an object moves."""
     candidates = _moving(scene)
     if not candidates:
         return None
@@ -206,6 +214,7 @@ def _hiding_disclosures(i: int, other: int) -> set[tuple[int, str]]:
 
 
 def ask_check_motion(scene: Scene) -> ToyTurn | None:
+    """Whether an object has a certain motion; a false one must not be plausible."""
     candidates = [i for i in _moving(scene) if scene.objects[i].motion != "hide"]
     if not candidates:
         return None
@@ -237,10 +246,12 @@ def _presence(scene: Scene, kind: str, motion: str, truths: tuple[str, str]) -> 
 
 
 def ask_at_start(scene: Scene) -> ToyTurn | None:
+    """Whether an object is there at the start, if one is and another appears later."""
     return _presence(scene, "at_start", "appear", ("is there from the start", "appears later"))
 
 
 def ask_at_end(scene: Scene) -> ToyTurn | None:
+    """Whether an object is there at the end, if one is and another leaves."""
     return _presence(scene, "at_end", "leave", ("is there until the end", "leaves before the end"))
 
 
@@ -264,6 +275,7 @@ def key_frame(clip: Clip, i: int) -> int | None:
 
 
 def ask_order(scene: Scene) -> ToyTurn | None:
+    """Whether the key moment of an object comes before or after that of another."""
     candidates = [i for i in _moving(scene) if scene.objects[i].motion in KEY_EVENTS]
     if len(candidates) < 2:
         return None
@@ -278,6 +290,7 @@ def ask_order(scene: Scene) -> ToyTurn | None:
 
 
 def ask_hides_behind(scene: Scene) -> ToyTurn | None:
+    """Whether the small object hides behind its large neighbour."""
     helpers = [i for i, toy_object in enumerate(scene.objects) if toy_object.role == "helper"]
     focus = [i for i in _moving(scene) if scene.objects[i].role == "focus"]
     if not helpers or not focus:
@@ -306,14 +319,17 @@ def _side(scene: Scene, kind: str, axis: int, choices: tuple[str, str]) -> ToyTu
 
 
 def ask_beside(scene: Scene) -> ToyTurn | None:
+    """Whether an object is to the left or to the right of another at the start."""
     return _side(scene, "beside", 0, ("left", "right"))
 
 
 def ask_above(scene: Scene) -> ToyTurn | None:
+    """Whether an object is above or below another at the start."""
     return _side(scene, "above", 1, ("above", "below"))
 
 
 def ask_larger(scene: Scene) -> ToyTurn | None:
+    """Which of two objects is larger; neither of them grows or shrinks."""
     candidates = scene.eligible("size", helpers=True)
     if len(candidates) < 2:
         return None
@@ -325,13 +341,8 @@ def ask_larger(scene: Scene) -> ToyTurn | None:
     winner = a if rank[a] > rank[b] else b
     slots = _pair_slots(scene, a, b) | {"name": scene.phrase(winner, scene.name_of(winner))}
     choices = ("first", "second")
-    return scene.turn(
-        "larger",
-        slots,
-        choices[winner == b],
-        choices,
-        aspects_of([a, b], "size", "motion") | aspects_of([winner], *NAMED),
-    )
+    discloses = aspects_of([a, b], "size", "motion") | aspects_of([winner], *NAMED)
+    return scene.turn("larger", slots, choices[winner == b], choices, discloses)
 
 
 # Questions about all objects
@@ -347,24 +358,24 @@ def _mover(scene: Scene, kind: str, aspect: str, choices: tuple[str, ...]) -> To
         if toy_object.role != "helper"
         and not {(i, "motion"), (i, aspect)} & scene.disclosed
         and not any(toy_object.motion in other.plausible_motions for other in scene.objects if other is not toy_object)
-        and (toy_object.motion != "hide" or scene.clip.covered.any(axis=1).sum() == 1)
+        # Objects that are invisible just before they leave count, too: without them, questions would change
+        and (toy_object.motion != "hide" or scene.clip.invisible.any(axis=1).sum() == 1)
     ]
     if not candidates:
         return None
     i = scene.pick(candidates)
-    answer = scene.objects[i].colour if aspect == "colour" else scene.objects[i].shape
-    slots = {
-        "motion": MOTIONS[scene.objects[i].motion].third,
-        "it": scene.phrase(i, "this thing" if scene.masks else "it"),
-    }
-    return scene.turn(kind, slots, answer, choices, aspects_of([i], aspect, "motion"))
+    toy_object, it = scene.objects[i], scene.phrase(i, "this thing" if scene.masks else "it")
+    slots = {"motion": MOTIONS[toy_object.motion].third, "it": it}
+    return scene.turn(kind, slots, getattr(toy_object, aspect), choices, aspects_of([i], aspect, "motion"))
 
 
 def ask_mover_colour(scene: Scene) -> ToyTurn | None:
+    """The colour of the only object with a certain motion."""
     return _mover(scene, "mover_colour", "colour", tuple(COLOURS))
 
 
 def ask_mover_shape(scene: Scene) -> ToyTurn | None:
+    """The shape of the only object with a certain motion."""
     return _mover(scene, "mover_shape", "shape", SHAPES)
 
 
@@ -390,7 +401,7 @@ def members(scene: Scene, aspect: str, value: str) -> list[int] | None:
     )
     if doubtful or not scene.clip.clear.all():
         return None
-    chosen = [i for i, one in enumerate(scene.objects) if aspect == "all" or vars(one)[aspect] == value]
+    chosen = [i for i, one in enumerate(scene.objects) if aspect == "all" or getattr(one, aspect) == value]
     return in_reading_order(scene.clip, chosen)
 
 
@@ -426,18 +437,9 @@ FORMS = (("colour",), ("shape",), ("size",), NAMED, ("size", "colour"), ("size",
 
 
 def expressions(objects: list[ToyObject], i: int) -> list[str]:
-    """All descriptions by appearance that match this object only. An object of changing size matches every size."""
-    toy_object, found = objects[i], []
-    for aspects in FORMS:
-        if "size" in aspects and not toy_object.constant_size:
-            continue
-        if not any(
-            all(_may_be(other, toy_object, aspect) for aspect in aspects)
-            for other in objects
-            if other is not toy_object
-        ):
-            found.append("the " + described(look_of(toy_object), aspects))
-    return found
+    """All descriptions by appearance that match this object only."""
+    look = look_of(objects[i])
+    return [f"the {described(look, aspects)}" for aspects in FORMS if fits_alone(objects, i, aspects)]
 
 
 def described(look: dict[str, str], aspects: tuple[str, ...]) -> str:
@@ -450,13 +452,27 @@ def described(look: dict[str, str], aspects: tuple[str, ...]) -> str:
 
 def look_of(toy_object: ToyObject) -> dict[str, str]:
     """What a description can name of an object."""
-    return {one: vars(toy_object)[one] for one in (*LOOK, "motion")}
+    return {aspect: getattr(toy_object, aspect) for aspect in (*LOOK, "motion")}
 
 
-def _may_be(other: ToyObject, toy_object: ToyObject, aspect: str) -> bool:
-    if aspect == "size":
-        return other.size == toy_object.size or not other.constant_size
-    return other.colour == toy_object.colour if aspect == "colour" else other.shape == toy_object.shape
+def fits(look: dict[str, str], aspects: tuple[str, ...], toy_object: ToyObject) -> bool:
+    """Whether a description could mean an object. An object of changing size fits every size, one whose motion can be
+    seen in several ways each of them."""
+    for aspect in aspects:
+        if aspect == "size" and not toy_object.constant_size:
+            continue
+        allowed = toy_object.plausible_motions if aspect == "motion" else {getattr(toy_object, aspect)}
+        if look[aspect] not in allowed:
+            return False
+    return True
+
+
+def fits_alone(objects: list[ToyObject], i: int, aspects: tuple[str, ...]) -> bool:
+    """Whether the description of an object by `aspects` is clear and fits no other object."""
+    if "size" in aspects and not objects[i].constant_size:
+        return False
+    look = look_of(objects[i])
+    return not any(fits(look, aspects, other) for other in objects if other is not objects[i])
 
 
 def ask_refer(scene: Scene, candidates: list[int] | None = None) -> ToyTurn | None:

@@ -1,13 +1,13 @@
 """The tasks of toy world. Each one generates a suitable clip and the turns about it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import permutations
 from typing import NamedTuple
 
 import numpy as np
 
 from .clip import Clip, ClipConstraints, NoClipError, ToySettings, propose_clips, split_pairs
-from .motion import ALSO_SEEN_AS, KEY_EVENTS, MOTIONS, SOLO_MOTIONS, START_SIZES
+from .motion import ALSO_SEEN_AS, KEY_EVENTS, MOTIONS, SOLO_MOTIONS, START_SIZES, draw_solo_motions
 from .no_target import ask_refer_or_none
 from .questions import (
     Scene,
@@ -65,14 +65,17 @@ class Count(NamedTuple):
 
 
 def draw_number(bounds: tuple[int, int], rng: np.random.Generator) -> int:
+    """A random integer between two bounds, both included."""
     return int(rng.integers(bounds[0], bounds[1] + 1))
 
 
-def draw_pairs(pool, number: int, rng: np.random.Generator) -> list[tuple[str, str]]:
+def draw_pairs(pool: Sequence[tuple[str, str]], number: int, rng: np.random.Generator) -> list[tuple[str, str]]:
+    """Different random pairs of colour and shape."""
     return [pool[i] for i in rng.choice(len(pool), number, replace=False)]
 
 
 def shuffled(items: list, rng: np.random.Generator) -> list:
+    """The items in random order."""
     return [items[i] for i in rng.permutation(len(items))]
 
 
@@ -88,7 +91,7 @@ def _plan_count(
         count = int(rng.integers(most + 1))
         others = [motion for motion in SOLO_MOTIONS if value not in (motion, *ALSO_SEEN_AS.get(motion, ()))]
         number = max(number, count)
-        motions = [value] * count + [others[i] for i in rng.integers(len(others), size=number - count)]
+        motions = [value] * count + draw_solo_motions(number - count, rng, others)
         return ClipConstraints(motions=shuffled(motions, rng)), number, Count(aspect, value, most)
     place = ("colour", "shape").index(aspect)
     values = (tuple(COLOURS), SHAPES)[place]
@@ -100,7 +103,7 @@ def _plan_count(
     number = max(number, count)
     pairs = draw_pairs(chosen, count, rng) + draw_pairs(others, number - count, rng)
     # An occluder would replace the appearance of an object, so motions without hiding are drawn here, too
-    motions = None if still else [SOLO_MOTIONS[i] for i in rng.integers(len(SOLO_MOTIONS), size=number)]
+    motions = None if still else draw_solo_motions(number, rng)
     return (
         ClipConstraints(pairs=shuffled(pairs, rng), motions=motions, rest=still),
         number,
@@ -111,8 +114,7 @@ def _plan_count(
 def _plan_order(number: int, rng: np.random.Generator) -> tuple[ClipConstraints, int]:
     """Constraints with at least two objects that have a key moment, and the number of objects."""
     number = max(number, 2)
-    motions = [tuple(KEY_EVENTS)[i] for i in rng.integers(len(KEY_EVENTS), size=2)]
-    motions += [SOLO_MOTIONS[i] for i in rng.integers(len(SOLO_MOTIONS), size=number - 2)]
+    motions = draw_solo_motions(2, rng, tuple(KEY_EVENTS)) + draw_solo_motions(number - 2, rng)
     return ClipConstraints(motions=shuffled(motions, rng)), number
 
 
@@ -231,8 +233,7 @@ def refer_look(settings: ToySettings, rng: np.random.Generator) -> tuple[Clip, l
     others = draw_pairs([pair for pair in pool if pair not in (first, second)], number - 2, rng)
     constraints = ClipConstraints(pairs=[first, second, *others], other_size=kind == "size")
     steady = [motion for motion in SOLO_MOTIONS if motion not in START_SIZES]
-    constraints.motions = [steady[i] for i in rng.integers(len(steady), size=2)]
-    constraints.motions += [SOLO_MOTIONS[i] for i in rng.integers(len(SOLO_MOTIONS), size=number - 2)]
+    constraints.motions = draw_solo_motions(2, rng, steady) + draw_solo_motions(number - 2, rng)
     wanted = int(rng.integers(1, 4))
     for clip in propose_clips(settings, constraints, number, num_frames, rng):
         scene = Scene(clip, rng)
@@ -250,7 +251,7 @@ def refer_motion(settings: ToySettings, rng: np.random.Generator) -> tuple[Clip,
     motions = [SOLO_MOTIONS[i] for i in rng.choice(len(SOLO_MOTIONS), 2, replace=False)]
     while any(one in ALSO_SEEN_AS.get(other, ()) for one, other in permutations(motions)):
         motions = [SOLO_MOTIONS[i] for i in rng.choice(len(SOLO_MOTIONS), 2, replace=False)]
-    motions += [SOLO_MOTIONS[i] for i in rng.integers(len(SOLO_MOTIONS), size=number - 2)]
+    motions += draw_solo_motions(number - 2, rng)
     constraints = ClipConstraints(pairs=[twin, twin, *others], motions=motions, same_size=True, same_pattern=True)
     order = rng.permutation(2)[: int(rng.integers(1, 3))].tolist()
     for clip in propose_clips(settings, constraints, number, num_frames, rng):
@@ -263,7 +264,7 @@ def no_target(settings: ToySettings, rng: np.random.Generator) -> tuple[Clip, li
     """One to three requests to segment something that is there or, in half of them, something that is not."""
     number, num_frames = draw_number(settings.things, rng), draw_number(settings.frames, rng)
     # No object hides, because no description mentions hiding
-    motions = [SOLO_MOTIONS[i] for i in rng.integers(len(SOLO_MOTIONS), size=number)]
+    motions = draw_solo_motions(number, rng)
     wanted = int(rng.integers(1, 4))
     for clip in propose_clips(settings, ClipConstraints(motions=motions), number, num_frames, rng):
         scene, asked, turns = Scene(clip, rng), set(), []

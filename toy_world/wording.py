@@ -177,6 +177,7 @@ def enumeration(items: list) -> list:
 
 
 def plural(noun: str) -> str:
+    """The plural of a noun of toy world."""
     return f"{noun}es" if noun.endswith("s") else f"{noun}s"
 
 

@@ -7,7 +7,7 @@ from sama.configuration_sama import PADDING_LABEL
 from sama.recipes.sama_tiny.labels import patch_labels
 from sama.recipes.sama_tiny.phases import Batch, Examples, stacked
 from sama.toy_world.clip import Clip, ClipConstraints, propose_clips
-from sama.toy_world.motion import SOLO_MOTIONS
+from sama.toy_world.motion import draw_solo_motions
 from sama.toy_world.shapes import COLOURS, SHAPES, SIZES
 from sama.toy_world.world import ToyWorld
 
@@ -29,11 +29,14 @@ CLIPS, STEPS, HELD_OUT_CLIPS = 1, 2, 3
 SHIFT, JITTER = 0.04, 0.03  # noise on all centres of an object and on each one, in fractions of the frame
 
 
-def look_of(clip: Clip) -> np.ndarray:
+def look_classes(clip: Clip) -> np.ndarray:
     """Colour, shape and size of each object as class indices, (num_objects, 3)."""
     kinds = [list(kind) for kind in (COLOURS, SHAPES, SIZES)]
     looks = [(thing.colour, thing.shape, thing.size) for thing in clip.objects]
     return np.array([[kind.index(word) for kind, word in zip(kinds, look, strict=True)] for look in looks])
+
+
+look_of = look_classes  # the name that train_masks.py and its test import
 
 
 def place_of(masks: np.ndarray) -> np.ndarray:
@@ -57,7 +60,7 @@ def prompt_attributes(things: list[tuple[Clip, int]]) -> tuple[np.ndarray, np.nd
     it."""
     looks = []
     for clip, thing in things:
-        own = look_of(clip)
+        own = look_classes(clip)
         look, others = own[thing].copy(), np.delete(own, thing, axis=0)
         if not (others[:, :2] == look[:2]).all(1).any():
             look[2] = len(SIZES)
@@ -73,7 +76,7 @@ def sample_attributes(clip: Clip, rng: np.random.Generator) -> tuple[torch.Tenso
     if rng.random() < 0.5:
         given, places = prompt_attributes([(clip, thing) for thing in range(len(clip.objects))])
         return torch.from_numpy(given), torch.from_numpy(perturb_places(places, rng))
-    looks, places = look_of(clip), perturb_places(place_of(clip.masks), rng)
+    looks, places = look_classes(clip), perturb_places(place_of(clip.masks), rng)
     given = looks.copy()
     for number, look in enumerate(looks):
         others = np.delete(looks, number, axis=0)
@@ -177,9 +180,7 @@ class MaskExamples(Examples):
             return self.world.render(self.world.generate(index, frames=False)[1], rng)
         settings = self.world.settings
         number = rng.integers(2, settings.things[1] + 1)
-        constraints = ClipConstraints(
-            motions=["hide", *(SOLO_MOTIONS[i] for i in rng.integers(len(SOLO_MOTIONS), size=number - 1))]
-        )
+        constraints = ClipConstraints(motions=["hide", *draw_solo_motions(number - 1, rng)])
         return self.world.render(next(propose_clips(settings, constraints, number, FRAMES, rng)), rng)
 
     def frame_batch(self, clips: list[Clip], rng: np.random.Generator) -> Batch:

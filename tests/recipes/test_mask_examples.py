@@ -19,13 +19,16 @@ from sama.recipes.sama_tiny.mask_examples import (
     MaskExamples,
     frame_of,
     frames_beside_hiding,
-    look_of,
+    look_classes,
     perturb_places,
     place_of,
     point_at,
     sample_attributes,
 )
 from sama.toy_world import wording
+from sama.toy_world.clip import draw
+from sama.toy_world.motion import ToyObject
+from sama.toy_world.world import ToyWorld
 
 
 RED_STAR, RED_RING, BLUE_STAR = ("red", "star", "small"), ("red", "ring", "small"), ("blue", "star", "large")
@@ -53,7 +56,7 @@ def test_place_by_hand():
 
 
 def test_attributes_that_are_needed_are_never_left_out():
-    clip, words = clip_of(RED_STAR, RED_RING, BLUE_STAR), look_of(clip_of(RED_STAR, RED_RING, BLUE_STAR))
+    clip, words = clip_of(RED_STAR, RED_RING, BLUE_STAR), look_classes(clip_of(RED_STAR, RED_RING, BLUE_STAR))
     seen = set()
     for seed in range(60):
         given, places = sample_attributes(clip, np.random.default_rng(seed))
@@ -132,9 +135,16 @@ def test_frames_with_hidden_objects_are_preferred():
 
 
 def test_frames_beside_those_in_which_an_object_is_hidden():
-    covered, seen = np.zeros((2, 12), dtype=bool), np.full((2, 12), 9)
-    covered[0, 5:7], seen[0, 5:7], seen[0, 4] = True, 0, 0  # it left the picture in frame 4
-    clip = SimpleNamespace(covered=covered, seen=seen)
-    assert frames_beside_hiding(clip, [0]).tolist() == [2, 3, 7, 8, 9] and BESIDE == 3
+    passing = ToyObject("square", "red", "small", start=(0.2, 0.5), motion="right", amount=0.6, depth=1)
+    clip = draw([passing, ToyObject("square", "blue", "large")], 12, (64, 64), None)
+    assert np.flatnonzero(clip.covered[0]).tolist() == [4, 5, 6] and BESIDE == 3
+    assert frames_beside_hiding(clip, [0]).tolist() == [1, 2, 3, 7, 8, 9]
     assert not len(frames_beside_hiding(clip, [1]))
-    assert frames_beside_hiding(clip, [1, 0]).tolist() == [2, 3, 7, 8, 9]
+    assert frames_beside_hiding(clip, [1, 0]).tolist() == [1, 2, 3, 7, 8, 9]
+
+
+def test_an_object_that_leaves_the_picture_is_not_hidden():
+    clip = ToyWorld({"tasks": {"dialogue": 1}}, 0).generate(274, frames=False)[1]
+    assert clip.objects[1].motion == "leave" and clip.invisible[1].any()
+    assert not len(frames_beside_hiding(clip, [1]))
+    assert {frame_of(clip, [1], np.random.default_rng(seed)) for seed in range(60)} == set(range(6))

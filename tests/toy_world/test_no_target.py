@@ -12,8 +12,8 @@ from sama.data.records import is_no_target, validate_record
 from sama.toy_world.clip import DEFAULT_TASKS, OPTIONAL_TASKS, ToySettings
 from sama.toy_world.export import write_sama239k
 from sama.toy_world.motion import SOLO_MOTIONS
-from sama.toy_world.no_target import BY_MOTION, fits
-from sama.toy_world.questions import FORMS, described
+from sama.toy_world.no_target import BY_MOTION
+from sama.toy_world.questions import FORMS, described, fits
 from sama.toy_world.shapes import COLOURS, SHAPES, SIZES, UNSEEN_PAIRS
 from sama.toy_world.tasks import TASKS
 from sama.toy_world.world import ToyWorld

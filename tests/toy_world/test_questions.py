@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sama.toy_world.clip import ToySettings
+from sama.toy_world.clip import ToySettings, draw
 from sama.toy_world.motion import MOTIONS
 from sama.toy_world.questions import Scene, ask_above, ask_beside, ask_larger, ask_size, expressions
 from sama.toy_world.shapes import COLOURS, SHAPES, SIZES, UNSEEN_PAIRS
@@ -191,20 +191,45 @@ def check_hides_behind(clip, turn):
 
 
 def check_motion(clip, turn):
-    """Only for motions that the first and last position tell apart."""
-    masks = clip.masks[regions(turn)[0]]
-    if turn.answer == "appears":
-        return not masks[0].any() and masks[-1].any()
-    if turn.answer == "leaves the picture":
-        return masks[0].any() and not masks[-1].any()
-    moved = {"moves left": (0, -1), "moves right": (0, 1), "moves up": (1, -1), "moves down": (1, 1)}
-    if turn.answer not in moved:
-        return True
-    axis, sign = moved[turn.answer]
-    return sign * (centre(masks[-1]) - centre(masks[0]))[axis] > 2
+    return turn.answer == visible_motion(clip, regions(turn)[0])
 
 
-CHECKS = [check_beside, check_above, check_at_start, check_at_end, check_hides_behind, check_motion]
+def visible_motion(clip, i: int) -> str:
+    """What the pixels of an object show: when it is visible, whether its area changes, and the path that it takes. For
+    the latter two it is drawn alone and enlarged, because occlusion and rounding shift it by a pixel or two."""
+    seen = clip.masks[i].any(axis=(1, 2))
+    if not seen.all():
+        return "appears" if not seen[0] else "hides" if seen[-1] else "leaves the picture"
+    alone = draw([clip.objects[i]], clip.num_frames, (192, 192), None)
+    first, last = alone.areas[0, [0, -1]]
+    if max(first, last) > 1.5 * min(first, last):
+        return "grows" if last > first else "shrinks"
+    pixels = [np.argwhere(mask)[:, ::-1] for mask in alone.masks[0]]
+    low, high = (np.array([edge(places, axis=0) for places in pixels]) for edge in (np.min, np.max))
+    # The border cuts off one side of some objects at one end of their paths
+    path, whole = np.where((low == 0).any(axis=0), high, low), alone.areas[0] == alone.areas_in_frame[0]
+    moved, axis = path[-1] - path[0], int(np.ptp(path, axis=0).argmax())
+    if not np.ptp(path, axis=0).any():
+        return "stands still"
+    if not moved.any():
+        return "moves in a circle"
+    if np.ptp(path[whole, 1 - axis]):
+        return "zigzags"
+    steps = np.abs(np.diff(path[:, axis]))
+    if steps.min() < 0.5 * steps.max():
+        return "stops and moves on"
+    return (("moves left", "moves right"), ("moves up", "moves down"))[axis][int(moved[axis] > 0)]
+
+
+# Each check, and the share of answers that may fail it: an occluder shifts the visible centre of what is behind it
+CHECKS = {
+    check_beside: 0.01,
+    check_above: 0.01,
+    check_at_start: 0,
+    check_at_end: 0,
+    check_hides_behind: 0,
+    check_motion: 0,
+}
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
@@ -212,7 +237,7 @@ def test_answer_agrees_with_the_masks(turns, check):
     kind = check.__name__.removeprefix("check_")
     mine = [(clip, turn) for turn, _, clip in turns if turn.kind == kind and regions(turn)]
     wrong = [(turn.question_text, turn.answer) for clip, turn in mine if not check(clip, turn)]
-    assert len(mine) > 20 and len(wrong) <= 0.01 * len(mine), wrong  # occlusion shifts the centre of a mask
+    assert len(mine) > 20 and len(wrong) <= CHECKS[check] * len(mine), wrong
 
 
 def test_order_agrees_with_the_masks(turns):

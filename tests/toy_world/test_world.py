@@ -124,6 +124,20 @@ def test_hiding_is_full_occlusion_and_ends():
     assert found >= 5
 
 
+def test_an_object_outside_the_frame_is_not_hidden():
+    """In frame 6 the object is still present, but has no pixel inside the frame. A screen at the border hides it
+    before that."""
+    clip = ToyWorld(ToySettings(tasks={"dialogue": 1}), 0).generate(274, frames=False)[1]
+    leaving, screen = clip.objects[1], ToyObject("square", "blue", "large", start=(1, 0.54), scale=1.2, depth=-1)
+    screened = draw([screen, leaving], clip.num_frames, clip.masks.shape[2:], None)
+    assert leaving.motion == "leave" and clip.trajectories[1].present.tolist() == [True] * 7 + [False] * 11
+    for one, covered in ((clip, []), (screened, [4, 5])):
+        assert one.areas[1, 6] and not one.areas_in_frame[1, 6] and one.invisible[1, 6]
+        assert np.flatnonzero(one.covered[1]).tolist() == covered
+        hidden = [event for event in events(one) if event["kind"] == "hidden"]
+        assert hidden == ([{"thing": 1, "kind": "hidden", "first": 4, "last": 5}] if covered else [])
+
+
 @pytest.mark.parametrize("motion", MOTIONS)
 @pytest.mark.parametrize("num_frames", [8, 24])
 def test_motion_matches_its_name(motion, num_frames):
