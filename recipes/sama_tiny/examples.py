@@ -30,7 +30,7 @@ from sama.recipes.sama_tiny.labels import (
 from sama.recipes.sama_tiny.mask_examples import frame_of, frames_beside_hiding, prompt_attributes
 from sama.recipes.sama_tiny.phases import Batch, Examples, stacked
 from sama.recipes.sama_tiny.practice import practice_clips, practice_dialogues
-from sama.toy_world.clip import Clip, ClipConstraints, propose_clips
+from sama.toy_world.clip import FRAME_SIDE, Clip, ClipConstraints, propose_clips
 from sama.toy_world.tasks import draw_number
 from sama.toy_world.wording import ORDER
 from sama.toy_world.world import ToyWorld
@@ -140,7 +140,7 @@ class VideoExamples(VisionExamples):
 
     def prefix(self, length: int) -> tuple[int, tuple[torch.Tensor, torch.Tensor]]:
         """The number of dense frames of a clip of this length, and token ids and types up to the last of them."""
-        video = SamaVideo.open([np.zeros((64, 64, 3), dtype=np.uint8)] * length)
+        video = SamaVideo.open([np.zeros((FRAME_SIDE, FRAME_SIDE, 3), dtype=np.uint8)] * length)
         content = [{"type": "video", "video": video}, {"type": "text", "text": "."}]
         read = self.processor.apply_chat_template([[{"role": "user", "content": content}]])
         types = read["mm_token_type_ids"][0]

@@ -19,15 +19,15 @@ from sama.recipes.sama_tiny.labels import (
     MAX_OBJECTS,
     MOST_ALIKE,
     PLACE,
-    SIDE,
     UNSEEN,
     WINDOW,
 )
+from sama.toy_world.clip import FRAME_SIDE
+from sama.toy_world.questions import LOOK
 from sama.toy_world.shapes import COLOURS
 from sama.toy_world.wording import ORDER
 
 
-LOOKS = ("colour", "shape", "size")
 PARTNER = {"colour": "shape", "shape": "colour"}  # of these, training shows some pairs only
 TRAJECTORY_TIMES = 8  # moments of a clip at which heads predict the place of an object
 MOST_LISTED = 4  # objects of an answer that lists several, of which a head predicts the places
@@ -124,7 +124,7 @@ def place_loss(
     presence = F.binary_cross_entropy_with_logits(predicted[..., 0], seen)
     gap = (predicted[..., 1:] - target[..., 1:]).abs() * seen[..., None]
     visible = seen.sum().clamp(min=1)
-    return visibility_weight * presence + gap.sum() / visible, SIDE * gap[..., :2].detach().sum() / visible / 2
+    return visibility_weight * presence + gap.sum() / visible, FRAME_SIDE * gap[..., :2].detach().sum() / visible / 2
 
 
 def moment_loss(head: nn.Module, states: torch.Tensor, moments: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -148,7 +148,7 @@ class PatchHeads(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.looks = classifiers(width, *LOOKS)
+        self.looks = classifiers(width, *LOOK)
         self.occupied = nn.Linear(width, 1)
         self.offsets = mlp(width, 3)
         self.windows = nn.Linear(width, WINDOW**2)
@@ -166,7 +166,7 @@ class PatchHeads(nn.Module):
             "offsets": gap.mean(),
             "windows": F.binary_cross_entropy_with_logits(windows, labels["windows"].flatten(0, 1)[occupied]),
         }
-        return losses, named("patch", accuracies) | {"offset px": SIDE * gap[:, :2].detach().mean()}
+        return losses, named("patch", accuracies) | {"offset px": FRAME_SIDE * gap[:, :2].detach().mean()}
 
 
 class CellHeads(nn.Module):
@@ -177,7 +177,7 @@ class CellHeads(nn.Module):
         super().__init__()
         self.colours = mlp(width, CELL * len(COLOURS))
         self.position = nn.Linear(width, 2)
-        self.looks = classifiers(width, *LOOKS)
+        self.looks = classifiers(width, *LOOK)
 
     def losses(self, cells: torch.Tensor, labels: Tensors) -> Losses:
         """Losses and metrics; `cells` (num_frames, num_cells, width)."""
@@ -244,7 +244,7 @@ class TrackHeads(nn.Module):
         pixels. During a pause an object lacks the two pixels or so that a moving one covers between dense frames."""
         predicted = self.movements(states).float().unflatten(-1, (MAX_FRAMES - 1, 2))
         gap = ((predicted - movements).abs().sum(-1) * known).sum() / known.sum().clamp(min=1)
-        return gap, SIDE * gap.detach() / 2
+        return gap, FRAME_SIDE * gap.detach() / 2
 
     def group_loss(self, states: torch.Tensor, groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Cross-entropy of how many objects of each class there are, summed over classes, and the accuracy for classes

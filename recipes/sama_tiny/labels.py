@@ -6,17 +6,15 @@ import numpy as np
 import torch
 
 from sama.data.collator import IGNORED
-from sama.toy_world.clip import Clip
-from sama.toy_world.motion import DIRECTIONS, KEY_EVENTS, MOTIONS
+from sama.toy_world.clip import FRAME_SIDE, Clip
+from sama.toy_world.motion import DIRECTED, DIRECTIONS, KEY_EVENTS, MOTIONS
 from sama.toy_world.questions import key_frame
 from sama.toy_world.shapes import COLOURS, SHAPES, SIZES, UNSEEN_PAIRS, stamp
 
 
-SIDE = 64  # frame size of toy world in pixels
 CLOSED_SETS = {"colour": COLOURS, "shape": SHAPES, "size": SIZES, "motion": MOTIONS, "direction": DIRECTIONS}
 # Whether training never shows a colour with a shape: (num_colours, num_shapes)
 UNSEEN = torch.tensor([[(colour, shape) in UNSEEN_PAIRS for shape in SHAPES] for colour in COLOURS])
-DIRECTED = ("zigzag", "stop", "leave")  # motions with a direction that is not part of their name
 PLACE = 4  # visibility, x, y and width, in fractions of the frame
 MIN_COVER = 0.1  # fraction of a cell
 WINDOW = 12  # parts along a side of the square around a patch
@@ -221,9 +219,9 @@ def object_classes(clip: Clip, thing: int) -> list[int]:
 
 
 def draw_single_masks(number: int, rng: np.random.Generator) -> tuple[np.ndarray, torch.Tensor, torch.Tensor]:
-    """Random masks of single objects, some partly occluded: bool (number, SIDE, SIDE); their classes (number, 3),
-    where the colour is unknown; their places (number, 4)."""
-    masks, shapes, sizes = np.zeros((number, SIDE, SIDE), dtype=bool), [], []
+    """Random masks of single objects, some partly occluded: bool (number, FRAME_SIDE, FRAME_SIDE); their classes
+    (number, 3), where the colour is unknown; their places (number, 4)."""
+    masks, shapes, sizes = np.zeros((number, FRAME_SIDE, FRAME_SIDE), dtype=bool), [], []
     for mask in masks:
         shape, size = rng.integers(len(SHAPES)), rng.integers(len(SIZES))
         while not mask.any():
@@ -233,18 +231,18 @@ def draw_single_masks(number: int, rng: np.random.Generator) -> tuple[np.ndarray
         shapes.append(shape)
         sizes.append(size)
     area = masks.sum((1, 2))
-    x, y = (masks.sum(axis) @ (np.arange(SIDE) + 0.5) / area / SIDE for axis in (1, 2))
-    spots = np.stack([np.ones(number), x, y, np.sqrt(area) / SIDE], -1).astype(np.float32)
+    x, y = (masks.sum(axis) @ (np.arange(FRAME_SIDE) + 0.5) / area / FRAME_SIDE for axis in (1, 2))
+    spots = np.stack([np.ones(number), x, y, np.sqrt(area) / FRAME_SIDE], -1).astype(np.float32)
     return masks, torch.tensor([[IGNORED] * number, shapes, sizes]).T, torch.from_numpy(spots)
 
 
 def paste(shape: str, diameter: float, rng: np.random.Generator) -> np.ndarray:
-    """A shape at a random position, bool (SIDE, SIDE), sometimes cut off by the border."""
-    solid = stamp(shape, max(3, round(diameter * SIDE)))[0] >= 128
+    """A shape at a random position, bool (FRAME_SIDE, FRAME_SIDE), sometimes cut off by the border."""
+    solid = stamp(shape, max(3, round(diameter * FRAME_SIDE)))[0] >= 128
     side = len(solid)
-    canvas = np.zeros((SIDE + 2 * side, SIDE + 2 * side), dtype=bool)
+    canvas = np.zeros((FRAME_SIDE + 2 * side, FRAME_SIDE + 2 * side), dtype=bool)
     over = side // 2 if rng.random() < 0.15 else 0
-    top, left = rng.integers(side - over, SIDE + over + 1, 2)
+    top, left = rng.integers(side - over, FRAME_SIDE + over + 1, 2)
     canvas[top : top + side, left : left + side] = solid
     return canvas[side:-side, side:-side]
 

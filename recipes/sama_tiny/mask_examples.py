@@ -1,9 +1,12 @@
 """Training examples of stage 1: frames and short clips of toy world, and the attributes that prompt their objects."""
 
+from argparse import Namespace
+
 import numpy as np
 import torch
 
-from sama.configuration_sama import PADDING_LABEL
+from sama.configuration_sama import PADDING_LABEL, SamaConfig
+from sama.processing_sama import SamaProcessor
 from sama.recipes.sama_tiny.labels import patch_labels
 from sama.recipes.sama_tiny.phases import Batch, Examples, stacked
 from sama.toy_world.clip import Clip, ClipConstraints, propose_clips
@@ -23,9 +26,9 @@ PROMPT_NOISE = 0.5  # maximum standard deviation of the noise on prompts, whose 
 LEFT_OUT = 0.15  # probability of leaving out a colour or shape that is not needed
 PLACE_ALONE, LOOK_ALONE = 0.6, 0.2  # probability of giving the place only, and of leaving it out
 NOTHING = (len(COLOURS), len(SHAPES), len(SIZES))  # attributes of an object of which none is given
-# What the generators of examples are seeded with after the seed of the run; clips of another split than "train" have
-# other backgrounds
-CLIPS, STEPS, HELD_OUT_CLIPS = 1, 2, 3
+# What the generators of examples are seeded with after the seed of the run, apart from the tags of stages 2 and 3
+# (examples.py); clips of another split than "train" have other backgrounds
+CLIPS, STEPS, HELD_OUT_CLIPS = 10, 11, 12
 SHIFT, JITTER = 0.04, 0.03  # noise on all centres of an object and on each one, in fractions of the frame
 
 
@@ -34,9 +37,6 @@ def look_classes(clip: Clip) -> np.ndarray:
     kinds = [list(kind) for kind in (COLOURS, SHAPES, SIZES)]
     looks = [(thing.colour, thing.shape, thing.size) for thing in clip.objects]
     return np.array([[kind.index(word) for kind, word in zip(kinds, look, strict=True)] for look in looks])
-
-
-look_of = look_classes  # the name that train_masks.py and its test import
 
 
 def place_of(masks: np.ndarray) -> np.ndarray:
@@ -142,8 +142,17 @@ class MaskExamples(Examples):
         split (`str`): Split of toy world.
     """
 
-    def __init__(self, *arguments, memory_steps: int = 0, split: str = "train", **named):
-        super().__init__(*arguments, **named)
+    def __init__(
+        self,
+        processor: SamaProcessor,
+        config: SamaConfig,
+        arguments: Namespace,
+        steps: int,
+        first: int = 0,
+        memory_steps: int = 0,
+        split: str = "train",
+    ):
+        super().__init__(processor, config, arguments, steps, first)
         self.memory_steps, mask_config = memory_steps, self.config.mask_config
         self.grid = mask_config.vision_config.backbone_feature_sizes[-1][0]
         self.width = mask_config.prompt_encoder_config.hidden_size
@@ -184,7 +193,12 @@ class MaskExamples(Examples):
         return self.world.render(next(propose_clips(settings, constraints, number, FRAMES, rng)), rng)
 
     def frame_batch(self, clips: list[Clip], rng: np.random.Generator) -> Batch:
-        """One frame of each clip: all objects prompted by attributes, and the visible ones by a click or a box."""
+        """
+        One frame of each clip: all objects prompted by attributes, and the visible ones by a click or a box.
+
+        Raises:
+            ValueError: if no object is visible in any of the frames.
+        """
         chosen = [[frame_of(clip, slice(None), rng)] for clip in clips]
         words = [sample_attributes(clip, rng) for clip in clips]
         found = self.collate_clips(clips, chosen, [0], words)

@@ -34,7 +34,7 @@ from sama.losses_sama import mask_bce, mask_dice, mask_iou
 from sama.modeling_sama_tracker import ObjectMasks, SamaMaskTracker, TrackedFrame
 from sama.processing_sama import SamaProcessor
 from sama.recipes.sama_tiny.heads import Losses, PatchHeads, Tensors
-from sama.recipes.sama_tiny.mask_examples import FRAMES, MaskExamples, look_of, place_of
+from sama.recipes.sama_tiny.mask_examples import FRAMES, MaskExamples, look_classes, place_of
 from sama.recipes.sama_tiny.phases import (
     Batch,
     Phase,
@@ -231,7 +231,7 @@ def evaluate(losses: MaskLosses, config: SamaConfig, arguments: argparse.Namespa
     examples, found = MaskExamples(losses.processor, config, arguments, 0, split="val"), defaultdict(list)
     for index in range(arguments.examined):
         clip = examples.clip(index, hiding=0)
-        words = [(torch.from_numpy(look_of(clip)), torch.from_numpy(place_of(clip.masks)))]
+        words = [(torch.from_numpy(look_classes(clip)), torch.from_numpy(place_of(clip.masks)))]
         batch = move(examples.collate_clips([clip], [range(FRAMES)], [0, FRAMES // 2], words), arguments.device)
         inputs = batch["inputs"]
         prompts = losses.prompts(inputs["looks"], inputs["places"])

@@ -11,7 +11,7 @@ from tiny_model import SAM_SIZE, tiny_model
 
 from sama.configuration_sama import PADDING_LABEL
 from sama.processing_sama import SamaProcessor
-from sama.recipes.sama_tiny.mask_examples import MaskExamples, look_of, place_of
+from sama.recipes.sama_tiny.mask_examples import MaskExamples, look_classes, place_of
 from sama.recipes.sama_tiny.phases import BLOCK, prefetch, settings_of
 from sama.recipes.sama_tiny.phases import train as train_phases
 from sama.recipes.sama_tiny.train_masks import MaskLosses, plan
@@ -125,7 +125,7 @@ def test_tracking_clips_in_a_batch_equals_tracking_them_alone():
     trained.tracker.eval()
     examples = MaskExamples(trained.processor, trained.tracker.config, steps(), 0)
     clips = [examples.world.generate(index)[1] for index in range(3)]
-    words = [(torch.from_numpy(look_of(clip)), torch.from_numpy(place_of(clip.masks))) for clip in clips]
+    words = [(torch.from_numpy(look_classes(clip)), torch.from_numpy(place_of(clip.masks))) for clip in clips]
 
     def found(chosen: list[int]) -> torch.Tensor:
         batch = examples.collate_clips(
