@@ -223,7 +223,7 @@ def measure_presence(turn: BenchmarkTurn, found: Sequence[RLETrack], prediction:
 
 
 def is_right(answer: str, expected: str, choices: Iterable[str]) -> bool:
-    """Whether the answer contains the expected choice and no other one, as whole words."""
+    """Whether the answer names the expected choice and no other one, as the reward `answer` of reinforcement does."""
     return named_choices(parse_tagged_text(answer)[0], choices) == [expected]
 
 

@@ -6,7 +6,7 @@ evaluation does.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from .values import CONSISTENT, PUBLISHED, check_preset
 
@@ -24,6 +24,12 @@ _PUBLISHED_REGION_WORDS = (
     "region1", "Region1", "The region marked by", "The region marked as", "The region marked", "is", "shows", ":",
 )  # fmt: skip
 
+YES_NO = ("yes", "no")
+# Words that open a clause: a "no" before one of them is an answer, before any other word it is a determiner
+_CLAUSE_OPENERS = "yes no or and it he she they this that these those the there a an i we you not".split()
+_DETERMINER_NO = re.compile(rf"\bno(?:-|\s+(?!(?:{'|'.join(_CLAUSE_OPENERS)})\b))(?=\w)", re.IGNORECASE)
+_ONE_LETTER_WORDS, _NOT_BEFORE_A_WORD = ("A", "I"), r"(?!\s+(?!(?:is|or|and)\b)\w)"
+
 
 def phrases(answer: str, lower: bool = True) -> list[str]:
     """The text of every `<p> ... </p>` in an answer, stripped. A phrase counts with or without a [SEG] behind it: the
@@ -33,14 +39,46 @@ def phrases(answer: str, lower: bool = True) -> list[str]:
 
 
 def named_choices(text: str, choices: Iterable[str]) -> list[str]:
-    """The choices that a text contains as whole words, in any case; "red" is not named by "dark red" where that is a
-    choice, too."""
-    found, rest = set(), text.lower()
+    """
+    The choices that a text names as whole words, in any case, in the order of `choices`.
+
+    - "red" is not named by "dark red" where that is a choice, too.
+    - Beside "yes", "no" is not named by the determiner in "Yes, there is no dog".
+    - If all choices are single letters, they are named as capitals, see [`named_letters`].
+    """
     choices = list(choices)
+    if choices and all(re.fullmatch(r"[A-Za-z]", choice) for choice in choices):
+        return named_letters(text, choices)
+    found = _named_words(text, choices)
+    names_both = {choice.lower() for choice in found} == set(YES_NO)
+    return _named_words(without_determiner_no(text), choices) if names_both else found
+
+
+def _named_words(text: str, choices: Sequence[str]) -> list[str]:
+    """The choices in a text, longer ones first: what one choice covers names no other."""
+    found, rest = set(), text.lower()
     for choice in sorted(choices, key=len, reverse=True):
         rest, count = re.subn(rf"(?<!\w){re.escape(choice.lower())}(?!\w)", "|", rest)
         found |= {choice} if count else set()
     return [choice for choice in choices if choice in found]
+
+
+def without_determiner_no(text: str) -> str:
+    """A text without each "no" that belongs to the word after it: "no dog", "no-entry", but not "no, it stops" or
+    "no it stops"."""
+    return _DETERMINER_NO.sub("", text)
+
+
+def named_letters(text: str, letters: Sequence[str]) -> list[str]:
+    """The letters that a text names as capitals. The article "A" and the pronoun "I" are not named: no word but "is",
+    "or" and "and" may follow these two, unless "answer", "option" or "choice" precedes."""
+    found = []
+    for name in letters:
+        letter = rf"{name.upper()}(?![\w'’])"
+        alone = rf"(?<![\w'’]){letter}" + (_NOT_BEFORE_A_WORD if name.upper() in _ONE_LETTER_WORDS else "")
+        introduced = rf"\b(?i:answer|option|choice)(?:\s+is)?:?\s+{letter}"
+        found += [name] if re.search(f"{alone}|{introduced}", text) else []
+    return found
 
 
 def current_tags(answer: str) -> str:

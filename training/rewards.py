@@ -1,6 +1,6 @@
-"""Rewards: pure functions of an answer and its reference, each from 0 to 1, or `None` where a question cannot be
-judged by it. Reinforcement adds them up by their weights (`--rewards masks=1,answer=1`); a function of your own is
-named by its place, `--rewards masks=1,my_package.my_module:polite=0.5`.
+"""Rewards: pure functions of an answer and its reference, each from 0 to 1, or `None` if it does not apply to the
+question. Reinforcement adds them up by their weights (`--rewards masks=1,answer=1`); a function of your own is given
+as `module:function`, for example `--rewards masks=1,my_package.my_module:polite=0.5`.
 
 Masks are those that the tracker gives for the [SEG]s of the answer: a reward sees what a user would see.
 """
@@ -13,7 +13,7 @@ from importlib import import_module
 
 import numpy as np
 
-from sama.metrics.answers import named_choices
+from sama.metrics.answers import YES_NO, named_choices
 from sama.metrics.iou import miou, overlaps
 from sama.prompts_sama import ANSWER_TAGS, PHRASE_END, PHRASE_START, SEG
 
@@ -22,16 +22,11 @@ from .prompts import Reference, TaggedText, no_masks
 
 NUMBER_WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 NOTHING = {"no", "none", "nothing", "neither"}
-YES_NO = ("yes", "no")
-# "No" as a determiner ("Yes, there is no dog"), which is not an answer. Before a word that opens a clause, it is one
-CLAUSE_OPENERS = "yes no or and it he she they this that these those the there a an i we you not".split()
-DETERMINER_NO = re.compile(rf"\bno(?:-|\s+(?!(?:{'|'.join(CLAUSE_OPENERS)})\b))(?=\w)", re.IGNORECASE)
-WORDS_OF_ONE_LETTER, NOT_A_WORD = ("A", "I"), r"(?!\s+(?!(?:is|or|and)\b)\w)"
 # At the beginning of a phrase: "2 dogs" and "two dogs", but not "3-wheeled", "2.5 m" or the year of "2020 model"
 COUNTED = re.compile(rf"\W*(\d{{1,2}}|{'|'.join(NUMBER_WORDS)})(?![\w-]|[.,:]\d)", re.IGNORECASE)
 # The number after what it counts, at the end of an answer: "The dog and the cat run, so two."
 TOTAL = re.compile(rf"\bso (\d{{1,2}}|none|{'|'.join(NUMBER_WORDS[1:])})\W*$", re.IGNORECASE)
-# An answer may be this many times as long as its reference, and some tokens longer; at twice that it is worth nothing
+# The full reward allows this many times the length of the reference and some tokens; at twice that it is 0
 LENGTH_RATIO, SPARE_TOKENS = 1.5, 8
 
 
@@ -71,28 +66,11 @@ def reward_masks(answer: SampledAnswer, reference: Reference) -> float:
 
 
 def reward_answer(answer: SampledAnswer, reference: Reference) -> float | None:
-    """1 if the answer names the right choice and no other one, as whole words. `None` without choices."""
+    """1 if the answer names the right choice and no other one, see [`named_choices`]. `None` without choices."""
     choices = reference.info.get("choices")
     if not choices:
         return None
-    return float(_named(answer.text, choices) == [reference.info["answer"]])
-
-
-def _named(text: str, choices: Sequence[str]) -> list[str]:
-    """The choices that a text names. Beside "yes", the "no" of "no dog" is not named. Single letters are named as
-    capitals, and "A" and "I" not by the article and the pronoun: no word may follow them but "is", "or" and "and",
-    unless "answer", "option" or "choice" stands before."""
-    if not all(re.fullmatch(r"[A-Za-z]", choice) for choice in choices):
-        found = named_choices(text, choices)
-        both = {choice.lower() for choice in found} == set(YES_NO)
-        return named_choices(DETERMINER_NO.sub("", text), choices) if both else found
-    found = []
-    for choice in choices:
-        letter = re.escape(choice.upper())
-        alone = rf"(?<![\w'’]){letter}(?![\w'’])" + (NOT_A_WORD if choice.upper() in WORDS_OF_ONE_LETTER else "")
-        introduced = rf"\b(?i:answer|option|choice)(?:\s+is)?:?\s+{letter}(?![\w'’])"
-        found += [choice] if re.search(f"{alone}|{introduced}", text) else []
-    return found
+    return float(named_choices(answer.text, choices) == [reference.info["answer"]])
 
 
 def reward_words(answer: SampledAnswer, reference: Reference) -> float:
@@ -135,7 +113,7 @@ def reward_consistency(answer: SampledAnswer, reference: Reference) -> float:
     if _total_agrees(reference) and _total_agrees(answer) is False:
         return 0.0
     choices = reference.info.get("choices") or YES_NO
-    return float(len(_named(answer.text, choices)) <= max(1, len(_named(reference.text, choices))))
+    return float(len(named_choices(answer.text, choices)) <= max(1, len(named_choices(reference.text, choices))))
 
 
 def _masks_by_phrase(answer: TaggedText) -> list[tuple[str, int]]:
@@ -213,7 +191,12 @@ def read_rewards(text: str) -> dict[str, tuple[Reward, float]]:
 
 
 def imported_reward(name: str) -> Reward:
-    """The function that `module:function` names."""
+    """
+    The function that `module:function` names.
+
+    Raises:
+        ValueError: for a name without a colon, a function that cannot be imported, and anything but a function.
+    """
     module, colon, function = name.partition(":")
     if not colon:
         raise ValueError(f"The reward {name!r} is unknown, expected {', '.join(REWARDS)}, or module:function.")
@@ -222,7 +205,7 @@ def imported_reward(name: str) -> Reward:
     except (ImportError, KeyError, ValueError) as error:
         raise ValueError(f"The reward {name!r} cannot be imported ({type(error).__name__}: {error}).") from error
     if not inspect.isfunction(found):
-        raise ValueError(f"The reward {name!r} is no function but {type(found).__name__}.")
+        raise ValueError(f"The reward {name!r} is a {type(found).__name__}, not a function.")
     return found
 
 

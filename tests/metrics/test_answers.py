@@ -7,9 +7,12 @@ from sama.metrics.answers import (
     current_tags,
     image_caption,
     mme_answer,
+    named_choices,
+    named_letters,
     phrases,
     region_caption,
     shortened,
+    without_determiner_no,
 )
 from sama.metrics.values import Value, mean
 
@@ -55,3 +58,30 @@ def test_mme_answer():
 def test_mean_leaves_out_what_has_no_value():
     assert mean([1.0, None, Value(0.0), Value(None, "x")]).value == 0.5
     assert mean([None], "videos") == (None, "none of the 1 videos has a value")
+
+
+@pytest.mark.parametrize(
+    ("text", "choices", "expected"),
+    [
+        ("It is dark red.", ["red", "dark red"], ["dark red"]),
+        ("Blue, then red.", ["red", "blue"], ["red", "blue"]),
+        ("Yes, there is no dog.", ["yes", "no"], ["yes"]),
+        ("No dog is there.", ["yes", "no"], ["no"]),
+        ("Yes. No, it stops.", ["yes", "no"], ["yes", "no"]),
+        ("Yes, it is a no-entry sign.", ["yes", "no", "unclear"], ["yes"]),
+        ("A dog runs, so B.", ["A", "B"], ["B"]),
+        ("A dog", ["a dog", "a"], ["a dog"]),
+        ("Anything.", [], []),
+    ],
+)
+def test_named_choices(text, choices, expected):
+    assert named_choices(text, choices) == expected
+
+
+def test_no_before_the_word_it_belongs_to_is_left_out():
+    assert without_determiner_no("No dog, no it runs, no-entry, no.") == "dog, no it runs, entry, no."
+
+
+def test_letters_are_named_by_capitals():
+    assert named_letters("A island, answer: I see, b.", ["A", "b", "I"]) == ["I"]
+    assert named_letters("Option A or B.", ["a", "B"]) == ["a", "B"]

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from sama.benchmarks.toy_world import is_right
 from sama.prompts_sama import ground_phrase
 from sama.toy_world.tasks import TASKS
 from sama.toy_world.world import ToyWorld
@@ -119,6 +120,12 @@ def test_rewards_of_words(name, text, truth, info, expected):
     assert REWARDS[name](SampledAnswer(text, some(text.count("[SEG]"))), number) == expected
 
 
+@pytest.mark.parametrize("text", ["Yes, there is no dog.", "<p> No dog </p> [SEG], yes.", "Yes and no.", "No."])
+def test_the_benchmark_and_the_reward_judge_alike(text):
+    reward = REWARDS["answer"](SampledAnswer(text, some(text.count("[SEG]"))), Reference("Yes.", info=YES))
+    assert reward == is_right(text, "yes", YES["choices"]) == (not text.endswith("no.") and text != "No.")
+
+
 def test_the_answers_of_toy_world_are_perfect():
     world = ToyWorld({"frames": [8, 10], "tasks": dict.fromkeys(TASKS, 1)}, seed=3)
     for index in range(200):
@@ -182,7 +189,7 @@ def test_weights_and_functions_of_ones_own():
         ("masks,masks", "twice"),
         ("no_such_module:f", "cannot be imported"),
         ("sama.training.rewards:f", "cannot be imported"),
-        ("sama.training.rewards:np", "is no function"),
+        ("sama.training.rewards:np", "is a module, not a function"),
     ],
 )
 def test_wrong_rewards_are_an_error(text, message):
