@@ -27,7 +27,7 @@ WIDTH = MAX_FRAMES * (TILE_WIDTH + 6) + 6  # of a contact sheet
 
 @dataclass(frozen=True)
 class JudgedAnswers:
-    """What the answers to a batch of prompts are worth: `scores` of shape `(num_prompts, num_answers, num_rewards)`,
+    """Rewards of the answers to a batch of prompts: `scores` of shape `(num_prompts, num_answers, num_rewards)`,
     NaN where a reward does not apply, `totals` and `advantages` of shape `(num_prompts, num_answers)`, and the `names`
     of the rewards."""
 

@@ -1,7 +1,7 @@
 """
-Reinforcement by trl's GRPO for conversations about videos with regions, in which masks judge, too.
+Reinforcement by trl's GRPO for conversations about videos with regions, with rewards computed from words and masks.
 
-Of each prompt several answers are sampled in one batch over one encoding of the video. The [SEG]s of all answers are
+Several answers to each prompt are sampled in one batch over one encoding of the video. The [SEG]s of all answers are
 tracked together through the frames that have true masks, and rewards (`rewards.py`) judge each answer by its words
 and its masks. An answer's advantage is how much better it is than the others to the same prompt.
 
@@ -17,34 +17,47 @@ What gets a gradient:
   answer to each prompt, if its objects can be matched with the true ones. Their gradient goes through the mask decoder
   and the state at [SEG] to everything that is trained. No other answer has such a loss.
 
+What counts in the loss are the tokens of answers to prompts with a reference. A skipped sample is replaced by a blank
+question, since every process needs equally many rows; its answers are sampled but masked. With a `loss_type` that
+divides by tokens (dapo, bnpo, cispo, vespo) the loss is that of the batch without them. Those that average over rows
+(grpo, sapo, dr_grpo, luspo) count them as zeros: the loss is scaled by the share of prompts with a reference. A batch
+of blank questions has the loss 0.
+
 Log-probabilities are those of the model's training forward, at the temperature of sampling, with the frames of a
-prompt encoded once for all its answers. Each batch has new answers of the present model: the ratio that GRPO clips
+prompt encoded once for all its answers. Each batch has new answers by the current model: the ratio that GRPO clips
 is 1.
 """
 
 import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from accelerate.utils import gather_object, is_peft_model
 from datasets import Dataset
 from transformers import GenerationConfig, Trainer
-from trl import GRPOTrainer
+from trl import GRPOTrainer, ModelConfig
 from trl import __version__ as trl_version
 from trl.models import unwrap_model_for_generation
 
 from sama.data.collator import IGNORED
 from sama.inputs_sama import VISUAL_INPUT_NAMES
 from sama.metrics.iou import greedy_pairs, overlaps
+from sama.modeling_sama import SamaForConditionalGeneration
+from sama.processing_sama import SamaProcessor
 
 from .completions import JudgedAnswers, write_completions
-from .prompts import Prompt, PromptCollator
+from .grpo_arguments import SamaGRPOArguments
+from .prompts import Prompt, PromptCollator, TurnMixture
 from .resumable import ResumableTrainer, StopOnSigterm
-from .rewards import SampledAnswer, advantages, score, totals_of
+from .rewards import SampledAnswer, advantages, score, spreads, totals_of
 from .sharding import GatherReplicatedParts
+
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 
 # Since 1.7 the function for log-probabilities also returns the loss of a mixture of experts
@@ -66,17 +79,26 @@ class SamaGRPOTrainer(ResumableTrainer, GRPOTrainer):
         options (`ModelConfig`, *optional*): How the model was loaded, for the fingerprint of the run.
     """
 
-    def __init__(self, model, args, mixture, processor, options=None, **kwargs):
+    def __init__(
+        self,
+        model: "SamaForConditionalGeneration | PeftModel",
+        args: SamaGRPOArguments,
+        mixture: TurnMixture,
+        processor: SamaProcessor,
+        options: ModelConfig | None = None,
+        **kwargs,
+    ):
         self.sigterm, gather = StopOnSigterm(), GatherReplicatedParts()
+        self.chosen_rewards = args.chosen_rewards  # parsed and imported once
         # trl would load the reference model by the name of its class, which transformers does not know
         beta, args.beta = args.beta, 0.0
         needs_reference = beta != 0 and not is_peft_model(model)
         reference = copy.deepcopy(model).eval().requires_grad_(False) if needs_reference else None
         super().__init__(
             model=model,
-            reward_funcs=[reward for reward, _ in args.chosen_rewards.values()],
+            reward_funcs=[reward for reward, _ in self.chosen_rewards.values()],
             args=args,
-            train_dataset=Dataset.from_dict({"prompt": [""]}),  # in place of the mixture, which is no `Dataset`
+            train_dataset=Dataset.from_dict({"prompt": [""]}),  # in place of the mixture, not a `Dataset`
             processing_class=processor,
             callbacks=[*kwargs.pop("callbacks", []), self.sigterm, gather],
             **kwargs,
@@ -86,7 +108,7 @@ class SamaGRPOTrainer(ResumableTrainer, GRPOTrainer):
             self.ref_model = self.accelerator.prepare_model(reference, evaluation_mode=True)
         gather.trainer = self
         self.train_dataset, self.data_collator = mixture, PromptCollator(processor, mixture.leave_out)
-        self.reward_func_names = list(args.chosen_rewards)
+        self.reward_func_names = list(self.chosen_rewards)
         self.shared_inputs: dict[str, torch.Tensor] = {}  # of the prompts whose answers are scored
         self.logged_step: int | None = None  # the update whose answers were written
         self.start_run(mixture, options, args.prompts_per_batch)
@@ -104,11 +126,7 @@ class SamaGRPOTrainer(ResumableTrainer, GRPOTrainer):
         totals = totals_of(scores, self.args.reward_weights)
         gains = advantages(totals, self.args.scale_rewards)
         self.log_answers(prompts, answers, JudgedAnswers(scores, totals, gains, self.reward_func_names))
-        columns = torch.arange(completions.shape[1], device=completions.device)
-        mask = (columns < lengths[:, None]).long()
-        if self.mask_truncated_completions:
-            ended = torch.tensor([answer.ended for own in answers for answer in own], device=mask.device)
-            mask = mask * ended[:, None]
+        mask = self.counted_tokens(prompts, answers, lengths, completions.shape[1])
         found = {
             "prompt_ids": rows["input_ids"],
             "prompt_mask": rows["attention_mask"],
@@ -200,7 +218,7 @@ class SamaGRPOTrainer(ResumableTrainer, GRPOTrainer):
         is_end = torch.isin(completions, torch.tensor(self.ends, device=completions.device))
         columns = torch.arange(1, completions.shape[1] + 1, device=completions.device)
         is_word = completions != self.processing_class.tokenizer.pad_token_id
-        last_word = (is_word * columns).amax(1)  # behind a stop string there is padding alone
+        last_word = (is_word * columns).amax(1)  # only padding follows a stop string
         first_end = torch.where(is_end, columns, columns[-1] + 1).amin(1)
         lengths = torch.minimum(last_word.clamp(min=1), first_end)
         lengths = torch.where(is_end.any(1), first_end, lengths)
@@ -219,8 +237,26 @@ class SamaGRPOTrainer(ResumableTrainer, GRPOTrainer):
             positions = (whole.cumsum(1) - 1).clamp(min=0)  # as in `generate`
         return {"mm_token_type_ids": types, "position_ids": positions}
 
+    def counted_tokens(
+        self,
+        prompts: Sequence[Prompt],
+        answers: Sequence[Sequence[SampledAnswer]],
+        lengths: torch.Tensor,
+        num_columns: int,
+    ) -> torch.Tensor:
+        """Marks the tokens that count in the loss, (num_rows, num_columns): those of answers to prompts with a
+        reference, and with `mask_truncated_completions` only of answers that ended."""
+        ended_only = self.mask_truncated_completions
+        counts = [
+            prompt.reference is not None and (answer.ended or not ended_only)
+            for prompt, own in zip(prompts, answers, strict=True)
+            for answer in own
+        ]
+        columns = torch.arange(num_columns, device=lengths.device)
+        return ((columns < lengths[:, None]) & torch.tensor(counts, device=lengths.device)[:, None]).long()
+
     def num_tokens(self, mask: torch.Tensor) -> torch.Tensor:
-        """Tokens of the answers of all processes, as if all accumulated batches had as many."""
+        """Counted tokens of all processes, as if all accumulated batches had equally many; at least 1."""
         own = mask.sum()
         own = own if self.args.world_size == 1 else self.accelerator.reduce(own)
         return own.clamp(min=1) * self.args.gradient_accumulation_steps
@@ -258,7 +294,7 @@ class SamaGRPOTrainer(ResumableTrainer, GRPOTrainer):
         """The rewards of the answers to a prompt. One that fails ends the run with its name, the step and the last
         checkpoint."""
         try:
-            return score(self.args.chosen_rewards, answers, prompt.reference)
+            return score(self.chosen_rewards, answers, prompt.reference)
         except ValueError as error:
             self.fail(str(error).rstrip("."))
 
@@ -287,7 +323,7 @@ class SamaGRPOTrainer(ResumableTrainer, GRPOTrainer):
         sam_frames: Sequence[torch.Tensor],
     ) -> dict[str, Any]:
         """Inputs of the model for the mask losses of the best answer to each prompt, on the frames that [SEG] prompts.
-        An answer whose objects cannot all be matched has none, nor have answers that no reward judges."""
+        An answer whose objects cannot all be matched has none, nor do answers that no reward judges."""
         rows, targets, frames = [], [], []
         for number, (own, prompt) in enumerate(zip(answers, prompts, strict=True)):
             judged = not np.isnan(totals[number]).all()
@@ -323,14 +359,21 @@ class SamaGRPOTrainer(ResumableTrainer, GRPOTrainer):
     def log_answers(
         self, prompts: Sequence[Prompt], answers: Sequence[Sequence[SampledAnswer]], judged: JudgedAnswers
     ) -> None:
-        """Adds a batch to the metrics of the next log entry, and writes its answers if it is their turn."""
-        metrics, flat = self._metrics["train"], [answer for own in answers for answer in own]
+        """Adds a batch to the metrics of the next log entry, and writes its answers every `completion_steps` updates.
+        Deviations are of the prompts with at least two judged answers, lengths of those with a reference."""
+        metrics = self._metrics["train"]
+        asked = [
+            answer
+            for prompt, own in zip(prompts, answers, strict=True)
+            for answer in own
+            if prompt.reference is not None
+        ]
         rows = {
-            "scores": judged.scores.reshape(len(flat), -1).tolist(),
+            "scores": judged.scores.reshape(-1, len(judged.names)).tolist(),
             "totals": judged.totals.flatten().tolist(),
-            "spread": judged.totals.std(1, ddof=1).tolist(),
-            "lengths": [answer.num_tokens for answer in flat],
-            "cut": [not answer.ended for answer in flat],
+            "spreads": spreads(judged.totals).tolist(),
+            "lengths": [answer.num_tokens for answer in asked],
+            "cut": [not answer.ended for answer in asked],
         }
         if self.args.world_size > 1:
             parts = gather_object([rows])
@@ -341,10 +384,13 @@ class SamaGRPOTrainer(ResumableTrainer, GRPOTrainer):
                 metrics[f"rewards/{name}/std"].append(float(np.nanstd(column)))
         if not np.isnan(rows["totals"]).all():
             metrics["reward"].append(float(np.nanmean(rows["totals"])))
-            metrics["reward_std"].append(float(np.nanmean(rows["spread"])))
-            metrics["frac_reward_zero_std"].append(float(np.mean(np.array(rows["spread"]) < 1e-8)))
-        metrics["completions/mean_length"].append(float(np.mean(rows["lengths"])))
-        metrics["completions/clipped_ratio"].append(float(np.mean(rows["cut"])))
+        deviations = np.array([value for value in rows["spreads"] if value == value])
+        if len(deviations):
+            metrics["reward_std"].append(float(deviations.mean()))
+            metrics["frac_reward_zero_std"].append(float(np.mean(deviations < 1e-8)))
+        if rows["lengths"]:
+            metrics["completions/mean_length"].append(float(np.mean(rows["lengths"])))
+            metrics["completions/clipped_ratio"].append(float(np.mean(rows["cut"])))
         step, every = self.state.global_step, self.args.completion_steps
         if every and step % every == 0 and step != self.logged_step and self.is_world_process_zero():
             self.logged_step = step
@@ -371,7 +417,7 @@ def track_answers(
 
 
 def matched(answer: SampledAnswer, prompt: Prompt) -> list[int] | None:
-    """For each object of an answer the true object that it is to show; `None` if not all can be told."""
+    """The true object matched with each object of an answer; `None` if the numbers differ or one has no match."""
     reference = prompt.reference
     if reference is None or not len(answer.masks) or len(answer.masks) != len(reference.masks):
         return None

@@ -12,7 +12,7 @@ DEFAULT_REWARDS = "masks=1,answer=1,count=0.5,format=0.5,consistency=0.5,length=
 # Parts that the log-probabilities of an answer depend on; only masks depend on the others
 TEXT_PARTS = ("vision_tower", "projector", "language_model", "aggregator")
 MASK_LOSS_PARTS = ("seg_head", "mask_decoder")
-# Settings of trl that mean nothing here or would do something else than they say
+# Settings of trl that are ignored or behave differently here
 UNSUPPORTED = {
     "use_vllm": False,
     "use_liger_kernel": False,
@@ -24,7 +24,7 @@ UNSUPPORTED = {
     "generation_kwargs": None,
     "chat_template_kwargs": None,
     "pad_to_multiple_of": None,
-    "log_completions": False,  # trl's own log knows no masks: completion_steps
+    "log_completions": False,  # trl's own log does not show masks; completion_steps writes ours
 }
 
 
@@ -53,7 +53,8 @@ class SamaGRPOArguments(SamaTrainingArguments, GRPOConfig):
         },
     )
     disable_dropout: bool = field(
-        default=True, metadata={"help": "Answers are scored by the very model that sampled them."}
+        default=True,
+        metadata={"help": "Disable dropout, so that answers are scored by the same model that sampled them."},
     )
     max_completion_length: int | None = field(default=128, metadata={"help": "Most tokens of an answer."})
     rewards: str = field(
@@ -79,7 +80,6 @@ class SamaGRPOArguments(SamaTrainingArguments, GRPOConfig):
     )
 
     def __post_init__(self):
-        self.chosen_rewards  # noqa: B018  raises for an unknown reward
         self.reward_weights = [weight for _, weight in self.chosen_rewards.values()]
         super().__post_init__()
         for name, only in UNSUPPORTED.items():
@@ -89,7 +89,7 @@ class SamaGRPOArguments(SamaTrainingArguments, GRPOConfig):
             raise ValueError(f"scale_rewards is {self.scale_rewards!r}, expected group or none.")
         if self.per_device_train_batch_size % self.num_generations:
             raise ValueError(
-                f"per_device_train_batch_size is {self.per_device_train_batch_size}, which is no multiple of "
+                f"per_device_train_batch_size is {self.per_device_train_batch_size}, which is not a multiple of "
                 f"num_generations, {self.num_generations}: all answers to a prompt are in one batch."
             )
         if self.steps_per_generation != self.gradient_accumulation_steps:
@@ -107,7 +107,8 @@ class SamaGRPOArguments(SamaTrainingArguments, GRPOConfig):
 
     @property
     def chosen_rewards(self) -> dict[str, tuple[Reward, float]]:
-        """The functions and weights in `rewards`."""
+        """The functions and weights in `rewards`, imported at each call: not stored, since arguments are pickled with
+        every checkpoint and a reward may be a lambda."""
         return read_rewards(self.rewards)
 
     @property

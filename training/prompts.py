@@ -1,4 +1,4 @@
-"""What reinforcement trains on: prompts that end with a question, and the references that answers to it are judged by.
+"""What reinforcement trains on: prompts that end with a question, and references that its answers are judged by.
 
 A sample of a mixture becomes a prompt by one of its answers: the conversation up to the question, with the reference
 answers of the earlier turns, and the answer with its masks as the reference.
@@ -18,6 +18,7 @@ from sama.prompts_sama import REGION_WORD, ground_phrase, parse_tagged_text
 
 
 RECORDS_LOOKED_AT = 200  # of a source, for the kinds of its questions
+MAX_DRAWS = 100  # of a record with a question of these kinds
 
 
 def no_masks() -> np.ndarray:
@@ -125,7 +126,8 @@ class TurnMixture(Mixture):
     Args:
         mixture ([`Mixture`]): Where the samples come from.
         kinds (sequence of `str`): Only answers of these kinds, as the `info` of the records names them; all if empty.
-            A sample without any is skipped.
+            For a record without any, another one of its source is drawn, see [`locate`]. Samples that have none even
+            so are skipped.
 
     Raises:
         DataError: if none of these kinds is found in the first records of the sources, as after a typing mistake.
@@ -142,8 +144,7 @@ class TurnMixture(Mixture):
         known: set[str] = set()
         for source in self.sources:
             for index in range(min(len(source), RECORDS_LOOKED_AT)):
-                infos = (message.get("info", {}) for message in source.record(index)["messages"])
-                known |= {info["kind"] for info in infos if "kind" in info}
+                known |= kinds_of(source.record(index))
                 if known & set(self.kinds):
                     return
         raise DataError(
@@ -152,7 +153,37 @@ class TurnMixture(Mixture):
             field="question_kinds",
         )
 
+    def locate(self, index: int) -> tuple[int, int]:
+        """As in [`Mixture`]; in place of a record without a question of these kinds one with such a question, drawn at
+        random from the same source. It depends on the seed, the epoch and the index alone. After `MAX_DRAWS` draws
+        the last one is taken."""
+        number, record = super().locate(index)
+        if self.kinds:
+            source = self.sources[number]
+            # Five numbers: rendering draws with three, the choice of the answer with four
+            rng = np.random.default_rng([self.seed, *divmod(index, len(self)), 0, 1])
+            for _ in range(MAX_DRAWS):
+                if self._has_kind(source, record):
+                    break
+                record = int(rng.integers(len(source)))
+        return number, record
+
+    def _has_kind(self, source, record: int) -> bool:
+        """Whether a record has a question of these kinds. One that cannot be read counts: rendering it raises the
+        error, or skips the sample."""
+        try:
+            return not kinds_of(source.record(record)).isdisjoint(self.kinds)
+        except DataError:
+            return True
+
     def __getitem__(self, index: int) -> Sample | None:
+        """
+        The conversation up to one of its answers; `None` if it was skipped.
+
+        Raises:
+            DataError: for a broken sample if `on_error` is "raise".
+            IndexError: for a negative index.
+        """
         sample = super().__getitem__(index)
         if sample is None:
             return None
@@ -166,9 +197,16 @@ class TurnMixture(Mixture):
         return cut_behind(sample, turns[int(rng.integers(len(turns)))])
 
     def resolved(self) -> dict:
-        """As in [`Mixture`], with the kinds among the settings of rendering."""
+        """As in [`Mixture`], with the kinds and how often they are looked for among the settings of rendering."""
         found = super().resolved()
-        return found | {"rendering": {**found["rendering"], "kinds": list(self.kinds)}}
+        own = {"kinds": list(self.kinds)} | ({"max_draws": MAX_DRAWS} if self.kinds else {})
+        return found | {"rendering": {**found["rendering"], **own}}
+
+
+def kinds_of(record: Mapping) -> set[str]:
+    """The kinds of the questions of a record."""
+    infos = (message.get("info", {}) for message in record["messages"])
+    return {info["kind"] for info in infos if "kind" in info}
 
 
 def prompt_of(sample: Sample, tokenizer) -> Prompt:
@@ -207,8 +245,8 @@ class PromptCollator(Collator):
         prompts      list of [`Prompt`]
         sam_frames   list of float tensors `(num_frames, 3, S, S)`: the frames of each prompt as SAM 2 inputs
 
-    In the place of skipped samples (`None`), which come last, stands a question without a reference: every process of
-    a run has equally many prompts, since trl gathers tensors of answers without padding.
+    Skipped samples (`None`) are replaced, at the end of the batch, by a blank question without a reference: every
+    process of a run has equally many prompts, since trl gathers tensors of answers without padding.
 
     Args:
         processor, leave_out: As in [`Collator`].

@@ -254,13 +254,24 @@ def advantages(totals: np.ndarray, scale: str) -> np.ndarray:
     """
     if scale not in ("group", "none"):
         raise ValueError(f"scale_rewards is {scale!r}, expected group or none: groups are not compared.")
-    judged = ~np.isnan(totals)
-    counts = np.maximum(judged.sum(1, keepdims=True), 1)
-    centred = np.where(judged, totals - np.where(judged, totals, 0).sum(1, keepdims=True) / counts, 0)
+    centred = np.nan_to_num(_centred(totals))
     if scale == "none":
         return centred
-    deviation = np.sqrt((centred**2).sum(1, keepdims=True) / np.maximum(counts - 1, 1))
-    return centred / (deviation + 1e-4)
+    return centred / (np.nan_to_num(spreads(totals))[:, None] + 1e-4)
+
+
+def spreads(totals: np.ndarray) -> np.ndarray:
+    """The standard deviation of the judged answers to each prompt, of shape `(num_prompts,)`; NaN for prompts with
+    fewer than two. `totals` is as in [`advantages`]."""
+    counts = (~np.isnan(totals)).sum(1)
+    variances = np.nansum(_centred(totals) ** 2, axis=1) / np.maximum(counts - 1, 1)
+    return np.where(counts > 1, np.sqrt(variances), np.nan)
+
+
+def _centred(totals: np.ndarray) -> np.ndarray:
+    """Totals minus the mean of the judged ones of the same prompt."""
+    counts = np.maximum((~np.isnan(totals)).sum(1, keepdims=True), 1)
+    return totals - np.nansum(totals, axis=1, keepdims=True) / counts
 
 
 def totals_of(scores: np.ndarray, weights: Sequence[float]) -> np.ndarray:

@@ -1,11 +1,15 @@
 """
-The small model trained further on questions that compare or count, once by supervision and once by reinforcement, from
-the same weights with the same number of updates on the same prompts; and all three on held-out clips.
+Compares supervision and reinforcement: trains the small model further on questions that compare or count, once by
+each, from the same weights with the same number of updates on the same prompts, and asks all three models about
+held-out clips.
 
     python recipes/sama_tiny/compare_grpo.py --to outputs/grpo_comparison
 
-Stopped at any time, the same command continues: trainings from their last checkpoints, and models that were asked are
-not asked again. `table.md` in the folder has the result.
+The same command resumes a stopped run: trainings continue from their last checkpoints, and models that were asked are
+not asked again. Results of other settings, weights or clips are refused. `table.md` in the folder has the result.
+
+Masks are judged on tracks: in reinforcement on the frames that [SEG] prompts and three others, in held-out clips on
+all frames.
 """
 
 import argparse
@@ -18,15 +22,18 @@ import numpy as np
 import torch
 from trl import ModelConfig
 
+from sama.benchmarks.toy_world import ToyWorldBenchmark
 from sama.data.files import write_text_atomically
 from sama.data.mixture import load_mixture
 from sama.drawing.tables import markdown_table
+from sama.evaluation.provenance import checkpoint_hash
 from sama.metrics.intervals import wilson
 from sama.modeling_sama import SamaForConditionalGeneration
 from sama.processing_sama import SamaProcessor
 from sama.resources import SMALL_MODEL
+from sama.toy_world.clip import ToySettings
 from sama.training.arguments import SamaTrainingArguments
-from sama.training.checkpoints import TrainingError
+from sama.training.checkpoints import STATE_FILE, TrainingError
 from sama.training.grpo import SamaGRPOTrainer, track_answers
 from sama.training.grpo_arguments import SamaGRPOArguments
 from sama.training.launch import load_model
@@ -41,18 +48,23 @@ PARTS = "aggregator,projector,language_model"
 REWARD_WEIGHTS = "answer=1,masks=0.5,count=0.25,format=0.25,consistency=0.25"
 VAL_SEED = 7  # of the benchmark's clips; the training clips have 0
 BATCH = 8  # prompts that are answered together
+DIALOGUES = 20_000
+# Frames that are tracked beside those that [SEG] prompts: as in recipes/grpo_toy.yaml, and all
+TRAIN_FRAMES, ALL_FRAMES = 3, ToySettings().frames[1]
 
 
-def toy_mixture(processor, folder: Path, seed: int, samples: int) -> TurnMixture:
-    """Dialogues of toy world, each up to a question of one of the kinds."""
-    path = folder / f"mixture_{seed}.yaml"
+def toy_mixture(processor, folder: Path, seed: int, memory_frames: int) -> TurnMixture:
+    """Dialogues of toy world, each up to a question of one of the kinds, with masks on the prompted frames and
+    `memory_frames` others."""
+    path = folder / f"mixture_{seed}_{memory_frames}.yaml"
     options = {
-        "samples": samples,
+        "samples": DIALOGUES,
         "seed": seed,
         "settings": {"split": "train" if seed == 0 else "val", "tasks": {"dialogue": 1}},
     }
     source = {"format": "toy_world", "options": options}
-    write_text_atomically(path, json.dumps({"sources": {"toy": source}}))  # JSON is YAML
+    content = {"sources": {"toy": source}, "rendering": {"memory_frames": memory_frames}}
+    write_text_atomically(path, json.dumps(content))  # JSON is YAML
     return TurnMixture(load_mixture(path, processor, seed=0), KINDS)
 
 
@@ -77,8 +89,10 @@ def shared_settings(options: argparse.Namespace, folder: Path) -> dict:
 
 
 def train(name: str, options: argparse.Namespace, processor) -> Path:
-    """Trains one of the two, or goes on with it; the folder of the trained model."""
+    """Trains one of the two, or resumes it; returns the folder of the trained model."""
     folder = options.to / name
+    if (folder / STATE_FILE).is_file():  # written last
+        return folder
     settings = shared_settings(options, folder)
     if name == "supervised":
         arguments = SamaTrainingArguments(per_device_train_batch_size=options.prompts, **settings)
@@ -93,24 +107,24 @@ def train(name: str, options: argparse.Namespace, processor) -> Path:
         )
     loading = ModelConfig(model_name_or_path=str(options.model), dtype="float32")
     trainer_class = SamaTrainer if name == "supervised" else SamaGRPOTrainer
-    mixture = toy_mixture(processor, options.to, seed=0, samples=20000)
+    # Supervision has mask losses on prompted frames alone, and would prompt the others as well
+    mixture = toy_mixture(processor, options.to, 0, 0 if name == "supervised" else TRAIN_FRAMES)
     trainer = trainer_class(load_model(loading, arguments), arguments, mixture, processor, loading)
-    if not (folder / "model.safetensors").is_file():
-        trainer.train(resume_from_checkpoint=trainer.resume_point(LAST))
-        trainer.save_model()
-        trainer.save_state()
+    trainer.train(resume_from_checkpoint=trainer.resume_point(LAST))
+    trainer.save_model()
+    trainer.save_state()
     return folder
 
 
 @torch.no_grad()
 def ask(model_folder: Path, options: argparse.Namespace, processor) -> list[dict]:
-    """Greedy answers of a model to held-out questions: kind, whether the words are right, and the IoU of the masks."""
+    """Greedy answers of a model to held-out questions: kind, whether the words are right, and the IoU of tracks."""
     model = SamaForConditionalGeneration.from_pretrained(model_folder, dtype="float32").eval()
-    mixture, rows = toy_mixture(processor, options.to, VAL_SEED, samples=20000), []
+    mixture, rows = toy_mixture(processor, options.to, VAL_SEED, ALL_FRAMES), []
     collator, index = PromptCollator(processor), 0
     while len(rows) < options.questions:
         samples = []
-        while len(samples) < BATCH:
+        while len(samples) < min(BATCH, options.questions - len(rows)):
             sample, index = mixture[index], index + 1
             samples += [] if sample is None else [sample]
         batch = collator(samples)
@@ -127,7 +141,7 @@ def ask(model_folder: Path, options: argparse.Namespace, processor) -> list[dict
 
 
 def table(results: dict[str, Sequence[dict]]) -> str:
-    """A row for each kind: the share of right answers of each model with its 95 % interval; then the masks."""
+    """A row for each kind: the share of right answers of each model with its 95 % interval; then the IoU of tracks."""
     by_kind: dict[str, dict[str, list[dict]]] = defaultdict(dict)
     for name, rows in results.items():
         for kind in (*KINDS, "all"):
@@ -141,13 +155,16 @@ def table(results: dict[str, Sequence[dict]]) -> str:
             cells.append(f"{hits / len(rows):.2f} ({low:.2f} to {high:.2f})" if rows else "")
         lines.append([kind, len(next(iter(found.values()))), *cells])
     masks = [f"{np.mean([row['masks'] for row in rows]):.3f}" for rows in results.values()]
-    lines.append(["mask mIoU, all", len(next(iter(results.values()))), *masks])
+    lines.append(["track mIoU, all", len(next(iter(results.values()))), *masks])
     return markdown_table(["questions", "n", *results], lines)
 
 
 def keep_settings(options: argparse.Namespace) -> None:
-    """Write the options beside the results; raises a [`TrainingError`] if those there were made with others."""
-    settings, path = {name: str(value) for name, value in vars(options).items()}, options.to / "settings.json"
+    """Writes what results depend on beside them: the options, the weights and the version of the clips. Raises a
+    [`TrainingError`] if those in the folder were made with others."""
+    settings = {name: str(value) for name, value in vars(options).items() if name not in ("to", "model")}
+    settings |= {"checkpoint": checkpoint_hash(str(options.model)), "toy_world": str(ToyWorldBenchmark.version)}
+    path = options.to / "settings.json"
     if not path.is_file():
         write_text_atomically(path, json.dumps(settings, indent=2) + "\n")
         return
@@ -155,7 +172,8 @@ def keep_settings(options: argparse.Namespace) -> None:
     for name, value in settings.items():
         if earlier.get(name) != value:
             raise TrainingError(
-                f"{options.to} has results with {name} {earlier.get(name)}, not {value}: choose another --to."
+                f"{options.to} has results with {name} {earlier.get(name, 'unknown')}, not {value}: choose another "
+                "--to."
             )
 
 

@@ -3,7 +3,8 @@
 import json
 import os
 import signal
-from dataclasses import fields
+from collections import defaultdict
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from trl import GRPOConfig
 from sama import train_grpo
 from sama.data.records import DataError
 from sama.training.checkpoints import TrainingError
+from sama.training.completions import JudgedAnswers
 from sama.training.fingerprint import DECISIVE, HARMLESS
 from sama.training.grpo import SamaGRPOTrainer, matched
 from sama.training.grpo_arguments import UNSUPPORTED, SamaGRPOArguments
@@ -74,6 +76,18 @@ def idle(checkpoint, tmp_path_factory):
     trainer = trainer_of(checkpoint, tmp_path_factory.mktemp("idle"), completion_steps=0)
     trainer.current_gradient_accumulation_steps = 1
     return trainer, trainer.data_collator([trainer.train_dataset[0], trainer.train_dataset[1]])
+
+
+@pytest.fixture
+def restored(idle):
+    """Undoes what a test does to the weights of `idle`, to what is trained and to gradients."""
+    model = idle[0].model
+    before = {name: (each.detach().clone(), each.requires_grad) for name, each in model.named_parameters()}
+    yield
+    for name, each in model.named_parameters():
+        each.data.copy_(before[name][0])
+        each.requires_grad_(before[name][1])
+    model.zero_grad()
 
 
 def test_answers_share_one_encoding(idle, monkeypatch):
@@ -152,7 +166,7 @@ def test_lora_trains_adapters_against_the_model_without_them(checkpoint, tmp_pat
     assert kl[0] == pytest.approx(0, abs=1e-6) and kl[1] > 1e-6
 
 
-def test_gradient_raises_the_probability_of_better_answers(idle):
+def test_gradient_raises_the_probability_of_better_answers(idle, restored):
     """A step along the gradient on fixed answers: the log-probability of those above the mean rises."""
     trainer, batch = idle
     inputs = trainer._prepare_inputs(batch)
@@ -221,24 +235,60 @@ def test_kinds_that_no_record_has_are_refused(idle):
         TurnMixture(idle[0].train_dataset, ["no_such_kind"])
 
 
-def test_a_batch_of_skipped_samples_has_no_advantages(idle):
+def test_a_batch_of_skipped_samples_has_no_loss(idle, restored, monkeypatch):
     trainer, _ = idle
-    kinds = [next(info["kind"] for info in trainer.train_dataset[0].info if "kind" in info)]
-    asked = TurnMixture(trainer.train_dataset, kinds)
-    found = [asked[index] for index in range(6)]
-    counts = asked.report()["toy"]
-    assert (counts["skipped"], counts["read"]) == (found.count(None), 6 - found.count(None))
-    assert None in found and {one.info[-1]["kind"] for one in found if one is not None} == set(kinds)
     collate = PromptCollator(trainer.processing_class)
     inputs = trainer._prepare_inputs(collate([None, None]))
     assert inputs["completion_ids"].shape[0] == 6 and not inputs["advantages"].any()
     # Without LoRA, a question without a video may have no trained part in its graph
-    trained = {name: each.requires_grad for name, each in trainer.model.named_parameters()}
     trainer.model.requires_grad_(False)
     trainer.model.model.context_aggregator.requires_grad_(True)
-    trainer.compute_loss(trainer.model, inputs).backward()
-    for name, each in trainer.model.named_parameters():
-        each.requires_grad_(trained[name])
+    for loss_type in ("dapo", "grpo", "bnpo", "dr_grpo"):
+        monkeypatch.setattr(trainer, "loss_type", loss_type)
+        loss = trainer.compute_loss(trainer.model, inputs)
+        assert loss.item() == 0
+        loss.backward()
+    assert not any(each.grad.any() for each in trainer.model.parameters() if each.grad is not None)
+
+
+@pytest.mark.parametrize(
+    ("loss_type", "share"), [("dapo", 1), ("bnpo", 1), ("cispo", 1), ("grpo", 0.5), ("dr_grpo", 0.5)]
+)
+def test_a_blank_question_does_not_change_the_loss(idle, monkeypatch, loss_type, share):
+    """The loss of a batch of one prompt and a blank question is that of the prompt alone, also with a KL term."""
+    trainer, _ = idle
+    monkeypatch.setattr(trainer, "beta", 0.1)
+    monkeypatch.setattr(trainer, "loss_type", loss_type)
+    monkeypatch.setattr(trainer, "reference_log_probs", lambda found: torch.full(found["completion_ids"].shape, -2.0))
+    both = trainer._prepare_inputs(trainer.data_collator([trainer.train_dataset[0], None]))
+    both["advantages"][:3] = torch.tensor([1.0, -0.5, 0.25])
+    assert both["completion_mask"][:3].any(1).all() and not both["completion_mask"][3:].any()
+    assert both["num_items_in_batch"] == both["completion_mask"][:3].sum()
+    text = {"mm_token_type_ids": both["shared"]["mm_token_type_ids"][:3]}
+    text["position_ids"] = both["shared"]["position_ids"][..., :3, :]
+    alone = {name: value[:3] for name, value in both.items() if name not in ("shared", "num_items_in_batch")}
+    alone |= {"shared": both["shared"] | text, "num_items_in_batch": alone["completion_mask"].sum()}
+    with torch.no_grad():
+        found, expected = (trainer.compute_loss(trainer.model, inputs).item() for inputs in (both, alone))
+    assert abs(expected) > 1e-3
+    assert found == pytest.approx(share * expected, rel=1e-4)
+
+
+def test_metrics_are_of_judged_prompts(idle, monkeypatch):
+    """Four prompts: three different answers, one of them unjudged; equal ones; one judged answer; a blank question."""
+    trainer, batch = idle
+    monkeypatch.setitem(trainer._metrics, "train", defaultdict(list))
+    totals = np.array([[1, np.nan, 3], [2, 2, 2], [5, np.nan, np.nan], [np.nan] * 3])
+    prompts = [batch["prompts"][0]] * 3 + [Prompt("", "", ".")]
+    answers = [[SampledAnswer("", num_tokens=length)] * 3 for length in (4, 6, 8, 100)]
+    judged = JudgedAnswers(totals[..., None], totals, np.zeros((4, 3)), ["own"])
+    trainer.log_answers(prompts, answers, judged)
+    found = trainer._metrics["train"]
+    assert found["reward"] == [pytest.approx(15 / 6)] and found["completions/mean_length"] == [6]
+    assert found["reward_std"] == [pytest.approx(2**0.5 / 2)] and found["frac_reward_zero_std"] == [0.5]
+    found.clear()
+    trainer.log_answers(prompts[3:], answers[3:], replace(judged, scores=judged.scores[3:], totals=totals[3:]))
+    assert not found
 
 
 def test_every_process_has_as_many_prompts(idle):
@@ -264,7 +314,7 @@ def test_an_answer_that_nobody_judged_is_no_best_one(idle):
 
 def test_a_reward_that_fails_names_itself_and_the_step(idle, monkeypatch):
     trainer, batch = idle
-    monkeypatch.setattr(type(trainer.args), "chosen_rewards", {"words": (lambda answer, reference: "good", 1.0)})
+    monkeypatch.setattr(trainer, "chosen_rewards", {"words": (lambda answer, reference: "good", 1.0)})
     with pytest.raises(TrainingError, match="step 1: The reward 'words' is 'good'.*no checkpoint yet"):
         trainer.scores_of([SampledAnswer("", np.zeros((0, 0, 0, 0), dtype=bool))], batch["prompts"][0])
 
@@ -279,7 +329,10 @@ def test_every_setting_of_grpo_is_decisive_or_known_to_change_nothing():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"per_device_train_batch_size": 4, "num_generations": 3}, "divisible by num_generations|no multiple"),
+        (
+            {"per_device_train_batch_size": 4, "num_generations": 3, "gradient_accumulation_steps": 3},
+            "^per_device_train_batch_size is 4, which is not a multiple of num_generations, 3: all answers",
+        ),
         ({"rewards": "maks"}, "'maks' is unknown"),
         ({"train_parts": "seg_head"}, "reach the tokens of answers alone"),
         ({"scale_rewards": "batch"}, "expected group or none"),

@@ -15,6 +15,7 @@ from sama.training.rewards import (
     read_rewards,
     reward_masks,
     score,
+    spreads,
     totals_of,
 )
 
@@ -215,6 +216,9 @@ def test_what_cannot_be_judged_has_no_advantage():
     np.testing.assert_array_equal(advantages(totals_of(unjudged, [1])[None], "group"), [[0, 0]])
     np.testing.assert_allclose(advantages(np.array([[1.0, np.nan, 3.0]]), "none"), [[-1, 0, 1]])
     np.testing.assert_array_equal(advantages(np.array([[2.0, 2.0]]), "group"), [[0, 0]])  # nothing to prefer
+    assert np.isnan(spreads(np.array([[np.nan, np.nan], [1.0, np.nan]]))).all()
+    np.testing.assert_allclose(spreads(np.array([[1.0, np.nan, 3.0], [2.0, 2.0, 2.0]])), [2**0.5, 0])
+    np.testing.assert_allclose(advantages(np.array([[1.0, np.nan, 3.0]]), "group"), [[-(0.5**0.5), 0, 0.5**0.5]], 1e-3)
     with pytest.raises(ValueError, match="'batch', expected group or none"):
         advantages(np.array([[1.0, 2.0]]), "batch")
     # An answer without a reward that others to the same prompt have is not compared with them
