@@ -135,7 +135,8 @@ regions, and grounds phrases of its answers in mask tracks ([paper](https://arxi
 
 {usage.format(repo=repo, base=base_name_of(adapter))}
 
-Loading runs this repository's code (`trust_remote_code=True`). Requires transformers 5.17 or newer, below 6, `torch` and `av`.
+Loading runs this repository's code (`trust_remote_code=True`). Requires transformers 5.17 or newer (below 6), `torch`
+and `av`.
 
 ## Data
 

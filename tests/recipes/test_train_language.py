@@ -361,7 +361,9 @@ def test_everything_but_the_rest_of_sam_is_trained(whole):
         {name for (name, one), old in zip(part.named_parameters(), before, strict=True) if torch.equal(one, old)}
         for part, before in zip(parts, start, strict=True)
     )
-    assert model == set()
+    # The last layer of the temporal Q-Former has an output for text that nothing reads: weight decay alone moves it,
+    # but for its bias, which is zero
+    assert model == {"2.temporal_qformer.encoder.layer.1.output.LayerNorm.bias"}
     assert decoder == set()
     assert encoder == {name for name, _ in parts[2].named_parameters()}
 
