@@ -58,8 +58,8 @@ class ToyWorldBenchmark(Benchmark):
     """One question per clip: its dialogue. The same seed, split and index give the same clip."""
 
     name = "toy_world"
-    # What earlier ones had: 5, "long" without two of its dialogues; 4, questions for which a thing that appears did not
-    # stand still; 3, other wordings, and counts by motion that named nothing; 2, "Yes, it moves left." and plural
+    # What earlier ones had: 5, "long" without two of its dialogues; 4, questions for which a thing that appears did
+    # not stand still; 3, other wordings, and counts by motion that named nothing; 2, "Yes, it moves left." and plural
     # objects in no order; 1, some masks at random
     version = 6
     splits = ("val", "unseen", NO_TARGET, LONG)
