@@ -133,7 +133,7 @@ def test_toy_world_from_questions_to_pictures(toy_run):
     assert found["samples"] == {"scored": 3, "failed": 0, "skipped": 2}
     assert (found["benchmark"], found["version"], found["split"], found["preset"]) == (
         "toy_world",
-        5,
+        6,
         "val",
         "consistent",
     )
@@ -403,7 +403,7 @@ def test_results_say_who_asked_and_who_scored(scripted, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluation_run, "commit_of", lambda folder: "scored")
     assert run(tmp_path, *PLAIN, "--score_only") == 0
     found = results(tmp_path)
-    assert (found["commit"], found["scored_by"]["commit"], found["scored_by"]["version"]) == ("asked", "scored", 5)
+    assert (found["commit"], found["scored_by"]["commit"], found["scored_by"]["version"]) == ("asked", "scored", 6)
     assert "evaluate.py" in found["scored_by"]["command"]
 
 

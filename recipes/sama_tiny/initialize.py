@@ -361,7 +361,7 @@ def main() -> None:
         tokenizer=tokenizer,
         qformer_tokenizer=qformer_tokenizer,
         image_size=IMAGE_SIZE,
-        max_tiles=4,
+        max_tiles=1,  # frames and stills in training have a single tile; others it mistakes more often
         num_dense_frames=NUM_DENSE_FRAMES,
     )
     model = build_model(config, arguments.seed)
