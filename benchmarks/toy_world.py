@@ -141,8 +141,8 @@ class ToyWorldBenchmark(Benchmark):
         if self.split == NO_TARGET:
             return _no_target_rows(turns[NO_TARGET])
         if self.split == LONG:
-            known = [turn | {"chance": None} for turn in turns[TASK_OF_SPLIT[LONG]]]  # see the top of this file
-            return _dialogue_rows(known)
+            # No chance: see the top of this file
+            return _dialogue_rows([turn | {"chance": None} for turn in turns[TASK_OF_SPLIT[LONG]]])
         twins = turns["refer_motion"]
         return [
             *_dialogue_rows(turns["dialogue"]),

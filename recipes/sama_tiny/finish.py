@@ -111,11 +111,11 @@ def read_table(table: str) -> dict[tuple[str, str], Result]:
     The rows of a result table that evaluate.py wrote, by part and score.
 
     Raises:
-        ValueError: if there is no table.
+        ValueError: if there is no table, or several with other columns.
     """
     lines = [line.strip("|").split("|") for line in table.splitlines() if line[:1] == "|"]
-    if len(lines) < 3:
-        raise ValueError(f"There is no table of results in {table[:60]!r}.")
+    if len(lines) < 3 or len({len(line) for line in lines}) > 1:
+        raise ValueError(f"Expected one table of results of evaluate.py, got a text that begins with {table[:60]!r}.")
     header, _, *rows = [[cell.strip() for cell in line] for line in lines]
     found = [dict(zip(header, row, strict=True)) for row in rows]  # empty columns are not written
     return {
@@ -210,7 +210,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = (arguments.results, arguments.further, arguments.repeated)
     limitations = "" if arguments.limitations is None else arguments.limitations.read_text(encoding="utf-8")
     tables = ([path.read_text(encoding="utf-8") for path in paths] for paths in given)
-    text, card = build_card(*tables, limitations=limitations), arguments.to / "README.md"
+    try:
+        text, card = build_card(*tables, limitations=limitations), arguments.to / "README.md"
+    except ValueError as error:
+        raise SystemExit(f"finish.py: {error}") from error
     model = SamaForConditionalGeneration.from_pretrained(arguments.run / "language", dtype=torch.bfloat16)
     model.save_pretrained(arguments.to)
     # Configuration, processor and tokenizers are those of stage 0 (initialize.py)

@@ -195,12 +195,12 @@ class DialogueLosses(VideoLosses):
             chosen = without_unseen_pairs(kind, logits[:, tokens], labels[f"{kind} partners"][turns])
             logits = logits.index_copy(1, tokens, chosen)
         losses = F.cross_entropy(logits, expected, reduction="none")
-        goes_on = after_seg & (labels["number"][turns] != IGNORED)
+        continues = after_seg & (labels["number"][turns] != IGNORED)
         weights = self.weights[expected].maximum(1 + (NAMED_WEIGHT - 1) * starts[answered])
-        weights = weights.maximum(1 + (LISTED_WEIGHT - 1) * goes_on)
+        weights = weights.maximum(1 + (LISTED_WEIGHT - 1) * continues)
         right = (logits.argmax(-1) == expected).float()
         metrics = {"token": right.mean(), "entropy": losses.detach().mean()}
-        asked = {name: torch.isin(expected, tokens) for name, tokens in self.compared.items()} | {"list": goes_on}
+        asked = {name: torch.isin(expected, tokens) for name, tokens in self.compared.items()} | {"list": continues}
         metrics |= {name: right[chosen].mean() for name, chosen in asked.items() if chosen.any()}
         return {"language": (weights * losses).sum() / weights.sum()}, metrics
 

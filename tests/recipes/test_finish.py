@@ -115,5 +115,5 @@ def test_the_folder_that_ships(tmp_path):
     limitations = tmp_path / "limitations.md"
     limitations.write_text("- None.", encoding="utf-8")
     (tmp_path / "val.md").write_text("no table", encoding="utf-8")
-    with pytest.raises(ValueError, match="no table of results in 'no table'"):
+    with pytest.raises(SystemExit, match="finish.py: Expected one table of results .* begins with 'no table'"):
         main([*words, "--results", str(tmp_path / "val.md"), "--limitations", str(limitations)])
