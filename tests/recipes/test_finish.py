@@ -35,11 +35,43 @@ def tables(card) -> list[str]:
     return [f"# {table.strip()}\n" for table in re.findall(r"^### (.*?)(?=^##)", card, re.MULTILINE | re.DOTALL)]
 
 
+def result_table(title: str, *rows: tuple[str, str, str, str]) -> str:
+    """A table as evaluate.py writes it, of rows of part, score, value and interval."""
+    lines = [f"| {part} | {score} | {value} | {interval} |  | 9 |" for part, score, value, interval in rows]
+    return "\n".join(
+        [f"# {title}", "", "| part | score | value | 95 % | chance | count |", "| --- " * 6 + "|", *lines]
+    )
+
+
+def tables_of_the_other_seed(card: str) -> list[str]:
+    """The result tables of the second run, read from the card's comparison of the two; empty if there is none."""
+    section = card.partition("## The recipe with another seed")[2].partition("\n## ")[0]
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line[:1] == "|"]
+    if not lines:
+        return []
+    header, _, *rows = lines
+    tables = []
+    for column in range(2, len(header), 2):  # after the score, two columns for each split
+        cells = [re.fullmatch(r"(\S+)(?: \((.*)\))?", row[column]).groups(default="") for row in rows]
+        scores = [row[0].split(": ", 1) for row in rows]
+        rows_of_run = [(part, score, *cell) for (part, score), cell in zip(scores, cells, strict=True)]
+        tables.append(result_table(header[column].removesuffix(", other seed"), *rows_of_run))
+    return tables
+
+
 def test_the_shipped_card_is_reproduced_to_the_byte(card, tables):
     names = ["val", "unseen", "long", "no_target"]
     assert [table.splitlines()[0] for table in tables] == [f"# toy_world {name}" for name in names]
     limitations = (RECIPE / "limitations.md").read_text(encoding="utf-8")
-    assert build_card(tables[:2], tables[2:], limitations=limitations) == card
+    again = tables_of_the_other_seed(card)
+    assert build_card(tables[:2], tables[2:], again, limitations) == card
+
+
+def test_the_tables_of_another_seed_are_read_from_the_card(tables):
+    again = [table.replace("0.972", "0.500") for table in tables[:2]]
+    card = build_card(tables[:2], [], again)
+    assert "0.500 (" in card and len(tables_of_the_other_seed(card)) == 2
+    assert build_card(tables[:2], [], tables_of_the_other_seed(card)) == card
 
 
 def test_a_card_without_results(card):
@@ -57,17 +89,18 @@ def test_a_table_without_a_row_of_the_summary_is_an_error(tables):
         summary_table([table])
 
 
-def result_table(title: str, *rows: tuple[str, str, str]) -> str:
-    lines = [f"| part | {score} | {value} | {interval} |  | 9 |" for score, value, interval in rows]
-    return "\n".join(
-        [f"# {title}", "", "| part | score | value | 95 % | chance | count |", "| --- " * 6 + "|", *lines]
-    )
-
-
 def test_two_runs_are_compared_by_their_intervals():
-    first = result_table("val", ("mIoU", "0.8", "0.7 to 0.9"), ("recall", "0.5", "0.4 to 0.6"), ("rare", "none", ""))
+    first = result_table(
+        "val",
+        ("part", "mIoU", "0.8", "0.7 to 0.9"),
+        ("part", "recall", "0.5", "0.4 to 0.6"),
+        ("part", "rare", "none", ""),
+    )
     again = result_table(
-        "val", ("mIoU", "0.9", "0.85 to 0.95"), ("recall", "0.7", "0.61 to 0.8"), ("rare", "none", "")
+        "val",
+        ("part", "mIoU", "0.9", "0.85 to 0.95"),
+        ("part", "recall", "0.7", "0.61 to 0.8"),
+        ("part", "rare", "none", ""),
     )
     table = repeated_table([first], [again])
     assert "| part: mIoU | 0.8 (0.7 to 0.9) | 0.9 (0.85 to 0.95) |" in table
