@@ -22,7 +22,7 @@ try:
     from sama.data.validation import MixtureValidator, report_lines
     from sama.drawing.preview import write_previews
     from sama.processing_sama import SamaProcessor
-    from sama.serving.loading import check_converted, check_model_name
+    from sama.serving.loading import check_model_name
 except ModuleNotFoundError as error:
     if __name__ != "__main__" or error.name is None or error.name.startswith("sama"):
         raise
@@ -65,7 +65,6 @@ def main(arguments: list[str] | None = None) -> int:
     load_processor = partial(SamaProcessor.from_pretrained, options.processor, trust_remote_code=local)
     try:
         check_model_name(options.processor)
-        check_converted(options.processor)
         load_processor()  # here, because each process that checks records loads its own
         validator = MixtureValidator(
             options.mixture, load_processor, options.root, options.cache, options.all_frames, options.limit
