@@ -1,8 +1,10 @@
 # Three commands on a fresh machine: `make app`, `make demo` and `make test`. Each makes .venv, installs what is missing and runs.
 #
 #   PYTHON=python3.12      the interpreter .venv is made from (3.11 or newer)
-#   TORCH=...              what to hand to pip for torch, for instance the path of a wheel. Without it: the CPU release
-#                          that was tested, or, where nvidia-smi finds a GPU, any release from 2.11 on
+#   TORCH=...              what to hand to pip for torch, for instance the path of a wheel. Without it: on Linux without a
+#                          GPU (as nvidia-smi reports it) the release that was tested, elsewhere any from 2.11 on. The
+#                          builds for Linux on x86-64 bring CUDA's libraries, 4 to 5 GB, unless pip is configured with an
+#                          index of builds for CPUs
 #   WORKERS=3              test processes; some wait for servers and browsers, so one more than cores
 #   PORT=8000              of the page
 

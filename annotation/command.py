@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 from ..bulk.pool import ProcessLost, add_pool_arguments, connect, pool_settings
 from ..data.catalogue import data_root
 from ..data.files import write_text_atomically
+from ..evaluation.endpoint_text import base_url
 from ..resources import DATA_CONFIGS
 from .annotator import Checkpoints
 from .calls import ModelChoice
@@ -200,7 +201,7 @@ def annotation_settings(given: argparse.Namespace) -> AnnotationSettings:
 
 def model_choices(given: argparse.Namespace, costs: Costs) -> dict[str, ModelChoice]:
     """The models by role. Two of them at one address share its limits."""
-    endpoints: dict[tuple[str, str], Endpoint] = {}
+    endpoints: dict[tuple, Endpoint] = {}
     urls = {"writer": given.endpoint, "verifier": given.verifier_endpoint or given.endpoint}
     # A key must not reach another host than its own
     other = given.key_variable if _origin(urls["verifier"]) == _origin(given.endpoint) else VERIFIER_KEY
@@ -211,7 +212,8 @@ def model_choices(given: argparse.Namespace, costs: Costs) -> dict[str, ModelCho
     for role, name in names.items():
         if name is None:
             continue
-        url, key_variable = place = urls[role], keys[role]
+        url, key_variable = urls[role], keys[role]
+        place = *_origin(url), urlsplit(base_url(url)).path, key_variable  # however the URL is written
         if place not in endpoints:
             settings = EndpointSettings(
                 url,
@@ -276,14 +278,6 @@ def annotate(given: argparse.Namespace) -> RunCounts:
     settings, scenes = annotation_settings(given), input_scenes(given)
     given.output.mkdir(parents=True, exist_ok=True)
     prices = parse_prices(given.price)
-    costs = Costs(given.output / "costs.jsonl", prices, parse_budget(given.budget))
-    models = model_choices(given, costs)
-    held_out = HeldOut(given.held_out) if given.held_out else None
-    names = ""
-    if given.relocate is not None or given.propose is not None:
-        names = f"{checkpoint_state(given.relocate)}/{checkpoint_state(given.propose)}/{given.propose_request}"
-    run = Run(given.output, settings, models, names, held_out)
-    in_pool = prepare(run, given)
     number = 0
 
     def show(video: str) -> None:
@@ -291,7 +285,15 @@ def annotate(given: argparse.Namespace) -> RunCounts:
         number += 1
         _write(sys.stderr, f"{number} videos, {costs.line()}", "\r" if sys.stderr.isatty() else "\n")
 
+    costs = Costs(given.output / "costs.jsonl", prices, parse_budget(given.budget))
     try:
+        models = model_choices(given, costs)
+        held_out = HeldOut(given.held_out) if given.held_out else None
+        names = ""
+        if given.relocate is not None or given.propose is not None:
+            names = f"{checkpoint_state(given.relocate)}/{checkpoint_state(given.propose)}/{given.propose_request}"
+        run = Run(given.output, settings, models, names, held_out)
+        in_pool = prepare(run, given)
         if costs.locked:
             run.remove_leftovers()
         counts = run.run(scenes, given.concurrency, show, in_pool)

@@ -201,7 +201,7 @@ class Costs:
             self._file = AppendOnlyFile(path)
             try:
                 self._read(path)
-            except AnnotationError:
+            except (ValueError, OSError):  # among them AnnotationError
                 self.close()
                 raise
 

@@ -1,6 +1,5 @@
 """Stage 1: the objects of each video, from mask files in every form that this repository reads."""
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import count
@@ -10,10 +9,11 @@ from typing import Any, cast
 import numpy as np
 
 from ..data.catalogue import open_source, read_catalogue
-from ..data.frames import MEDIA_ERRORS, VIDEO_SUFFIXES, join_inside, trusted_folders
+from ..data.frames import MEDIA_ERRORS, VIDEO_SUFFIXES, join_inside, trusted_folders, visual_key
 from ..data.json_text import parse_json
 from ..data.masks import encode_rle, to_rle
 from ..data.readers import read_mask_store
+from ..data.readers.json_lines import without_nulls
 from ..data.records import DataError, object_masks, read_lines, require_field, require_type, validate_record
 from ..pictures_sama import opened_picture, pictures_in_folder
 from ..video_sama import SamaVideo
@@ -64,11 +64,11 @@ def read_source(catalogue: Path, name: str, root: Path | None) -> Iterator[Scene
         known = ", ".join(entries)
         raise AnnotationError(f"The catalogue {catalogue} has no source {name!r}, expected one of {known}.")
     source: Any = open_source(entries[name], root)
-    by_video: dict[str, list[dict]] = {}
+    by_video: dict[str | None, list[dict]] = {}
     for index in range(len(source)):
         record = source.record(index)
         if "video" in record and "toy" not in record["video"]:
-            by_video.setdefault(json.dumps(record["video"], sort_keys=True), []).append(record)
+            by_video.setdefault(visual_key(record), []).append(record)
     for records in by_video.values():
         yield _attempt(lambda records=records: _source_scene(source, name, records), records[0]["video"]["path"])
 
@@ -98,13 +98,13 @@ def _source_scene(source: Any, name: str, records: list[dict]) -> Scene:
 
 
 def _record_scenes(videos: Path, path: Path, source: str) -> Iterator[Scene | BrokenScene]:
-    seen: dict[str, int] = {}
+    seen: dict[str | None, int] = {}
     for number, line in read_lines(path):
 
         def read(line: bytes = line, number: int = number) -> Scene:
             try:
                 scene = _record_scene(line, videos, source, number)
-                first = seen.setdefault(json.dumps(scene.visual, sort_keys=True), number)
+                first = seen.setdefault(visual_key({"video": scene.visual}), number)
                 if first != number:
                     problem = f"is that of line {first}, too: put all objects of a video into one line"
                     raise DataError(problem, field="video")
@@ -127,8 +127,9 @@ def _record_scene(line: bytes, videos: Path, source: str, number: int) -> Scene:
         item = cast(dict[str, Any], require_type(parse_json(line), dict, ""))
     except ValueError as error:
         raise error if isinstance(error, DataError) else DataError(str(error)) from error
+    item = without_nulls(item)  # as the reader of records does; it leaves `info` as it is, whose form is fixed here
     expressions = cast(dict[str, Any], require_field(item, "expressions", dict, default={}))
-    info = cast(dict[str, Any], require_field(item, "info", dict, default={}))
+    info = without_nulls(cast(dict[str, Any], require_field(item, "info", dict, default={})))
     unknown = sorted(set(info) - INFO_FIELDS)
     if unknown:
         raise DataError(f"is unknown, expected {', '.join(sorted(INFO_FIELDS))}", field=f"info.{unknown[0]}")
@@ -234,7 +235,7 @@ def _store_scene(videos: Path, path: Path, name: str, objects: list[SceneObject]
 
 
 def _png_scenes(videos: Path, masks: Path, source: str) -> Iterator[Scene | BrokenScene]:
-    folders = sorted(path for path in masks.iterdir() if path.is_dir())
+    folders = sorted(path for path in masks.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not folders:
         raise DataError("contains no folder of PNG masks", file=masks)
     for folder in folders:
@@ -245,10 +246,16 @@ def _png_scene(videos: Path, folder: Path, source: str) -> Scene:
     scene = video_scene(videos, folder.name, source)
     video = scene.open()
     tracks: dict[int, list[dict | None]] = {}
+    has_void = False
     for file, frame in _frame_numbers(folder, scene, len(video)).items():
         values = _read_png(file, (video.height, video.width))
-        for value in np.unique(values[values != 0]).tolist():
+        void = VOID if values.dtype == np.uint8 else 0
+        for value in np.unique(values[(values != 0) & (values != void)]).tolist():
             tracks.setdefault(value, [None] * len(video))[frame] = encode_rle(values == value)
+        has_void = has_void or bool(void and (values == void).any())
+    if has_void and not tracks:
+        problem = f"has no value but {VOID}, which is void and no object: number the objects from 1 in its masks"
+        raise DataError(problem, file=folder)
     return _with_objects(scene, [SceneObject(str(value), tuple(track)) for value, track in sorted(tracks.items())])
 
 
@@ -274,9 +281,7 @@ def _read_png(path: Path, size: tuple[int, int]) -> np.ndarray:
             if image.mode not in ("P", "L", "I", "I;16", "1"):
                 raise DataError(f"has the mode {image.mode}, expected the numbers of objects (P or L)", file=path)
             values = np.asarray(image)
-            if values.dtype == np.uint8:
-                values = np.where(values == VOID, 0, values)
-            elif values.dtype == bool:
+            if values.dtype == bool:
                 values = values.astype(np.uint8)
     except MEDIA_ERRORS as error:
         raise error if isinstance(error, DataError) else DataError(f"cannot be read ({error})", file=path) from error

@@ -189,7 +189,7 @@ class ReviewQueue:
         try:
             for decision in read_decisions(path):
                 self.log.add(decision)
-        except AnnotationError:
+        except (ValueError, OSError):  # among them AnnotationError
             self.close()
             raise
         self._items: OrderedDict[str, ReviewItem] = OrderedDict()  # the last ones: each is read for all its frames

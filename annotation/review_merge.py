@@ -32,12 +32,13 @@ class ReviewSummary:
         audited, audited_wrong (`int`): Items that the checks accepted and people decided, and those of them that
             people rejected or edited.
         pairs, agreeing (`int`): Items that two people decided without looking at the checks, and those of them on
-            which they agree.
-        disagreeing (`list[str]`): Items about which two or more people disagree; the latest decision counts.
+            whose decision they agree: accept, edit or reject, whatever the texts of two edits are.
+        disagreeing (`list[str]`): Items about which two or more people disagree, in the decision or in the texts of
+            their edits; the latest decision counts.
         refused (`list[str]`): Items whose edit no longer passes the checks, which have become stricter since. They are
             among the undecided ones.
-        kappa (`float`, *optional*): Cohen's kappa over these pairs; `None` without pairs, or if chance alone agrees
-            always.
+        kappa (`float`, *optional*): Cohen's kappa over these pairs, of the decisions as in `agreeing`; `None` without
+            pairs, or if chance alone agrees always.
     """
 
     records: int = 0
@@ -207,9 +208,10 @@ def summarize(queue: ReviewQueue, refused: Sequence[str] = ()) -> ReviewSummary:
         if verdict is not None and queue.is_audit(name):
             summary.audited += 1
             summary.audited_wrong += verdict.decision != "accept"
-        decided = {one.decision for one in queue.log.of_item(name).values() if one.decision in VERDICTS}
+        verdicts = [one for one in queue.log.of_item(name).values() if one.decision in VERDICTS]
+        decided = {(one.decision, json.dumps(one.edit, sort_keys=True)) for one in verdicts}
         summary.disagreeing += [name] if len(decided) > 1 else []
-        blind = [one for one in queue.log.of_item(name).values() if one.decision in VERDICTS and not one.informed]
+        blind = [one for one in verdicts if not one.informed]
         if is_double(name) and len(blind) > 1:
             pairs.append((blind[0].decision, blind[1].decision))
     summary.pairs, summary.agreeing = len(pairs), sum(first == second for first, second in pairs)

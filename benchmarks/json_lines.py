@@ -9,7 +9,6 @@ predicted pixel and 0 with one. Where there are such questions, two rows have N-
 """
 
 import hashlib
-import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sama.data.frames import open_visual
+from sama.data.frames import open_visual, visual_key
 from sama.data.readers import READERS
 from sama.data.records import DataError, describe_error
 from sama.metrics.captions import caption_scores
@@ -104,8 +103,7 @@ class JsonLinesBenchmark(Benchmark):
         if visual is None:
             return record["id"]
         # Records about the same file are in different groups if they show different frames of it
-        shown = json.dumps({kind: record.get(kind) for kind in ("video", "image")}, sort_keys=True)
-        return f"{visual['path']} {hashlib.sha256(shown.encode()).hexdigest()[:16]}"
+        return f"{visual['path']} {hashlib.sha256(str(visual_key(record)).encode()).hexdigest()[:16]}"
 
     def open(self, group: str) -> SamaVideo | None:
         """The video of the group's records."""

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from ..benchmarks.benchmark import BenchmarkTurn, Prediction, Question
 from ..benchmarks.from_records import no_store, question_text, record_turns, system_texts
-from ..data.frames import VIDEO_SUFFIXES, open_visual
+from ..data.frames import VIDEO_SUFFIXES, open_visual, visual_key
 from ..data.json_text import parse_json, without_surrogates
 from ..data.readers import READERS
 from ..data.records import DataError, describe_error, read_lines, require_field, require_type
@@ -112,7 +112,7 @@ def jobs_of_records(path: Path, media: Path) -> list[VideoJob]:
             continue
         _add_id(seen, record["id"], path)
         visual = {kind: record[kind] for kind in ("video", "image") if kind in record}
-        key = json.dumps(visual, sort_keys=True) if visual else f"text {record['id']}"
+        key = visual_key(record) or f"text {record['id']}"
         grouped.setdefault(key, (visual, []))[1].append(asked)
     return [VideoJob(visual, questions) for visual, questions in grouped.values()]
 
@@ -130,8 +130,9 @@ def without_answers(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def jobs_of_folder(folder: Path, questions: Sequence[Mapping[str, Any]]) -> list[VideoJob]:
     """
-    A job for each video and picture below a folder, by name, that a question is about. Questions about a file whose
-    name is not UTF-8 fail when they are asked; the others have answers.
+    A job for each video and picture below a folder, by name, that a question is about. Hidden files, and those in
+    hidden folders, do not count. Questions about a file whose name is not UTF-8 fail when they are asked; the others
+    have answers.
 
     Args:
         folder (`Path`)
@@ -178,7 +179,8 @@ def _kind(path: Path) -> str:
 def _media_files(folder: Path) -> list[str]:
     known = (*VIDEO_SUFFIXES, *IMAGE_SUFFIXES)
     paths = (path for path in folder.rglob("*") if path.suffix.lower() in known and path.is_file())
-    return sorted(path.relative_to(folder).as_posix() for path in paths)
+    names = (path.relative_to(folder) for path in paths)
+    return sorted(name.as_posix() for name in names if not any(part.startswith(".") for part in name.parts))
 
 
 def read_questions(path: Path) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ Masks and boxes of data sets lie on the stored pixels of a picture, so its EXIF 
 record says `"upright": true`. Video files are upright, as players and the tools that extract frames show them.
 """
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -25,6 +26,7 @@ VIDEO_SUFFIXES = (
 )  # fmt: skip
 # Every fourth frame of SA-V is annotated, and of VidSTG extracted
 ANNOTATED_STRIDE = 4
+DEFAULTS = {"stride": 1, "upright": False}  # of a record's video or image; null stands for them, too
 # What opening or decoding a damaged picture or video raises
 MEDIA_ERRORS = (OSError, ValueError)
 
@@ -39,6 +41,24 @@ def join_inside(folder: str, name: str, field: str = "") -> str:
     if path.is_absolute() or PureWindowsPath(name).drive or "\\" in name or ".." in path.parts:
         raise DataError(f"leaves the data folder: {name!r}", field=field)
     return str(PurePosixPath(folder) / path)
+
+
+def visual_key(record: Mapping) -> str | None:
+    """
+    What the video or image of a record is known by, however it is written: records with the same key show the same
+    frames of the same file. `None` for text alone.
+
+    Raises:
+        DataError: if its path could leave the folder.
+    """
+    kind = next((kind for kind in ("video", "image") if kind in record), None)
+    if kind is None:
+        return None
+    given = {name: value for name, value in record[kind].items() if value is not None}
+    visual = {name: value for name, value in given.items() if value != DEFAULTS.get(name)}
+    if "path" in visual:
+        visual["path"] = join_inside(".", visual["path"], f"{kind}.path")
+    return json.dumps({kind: visual}, sort_keys=True)
 
 
 def trusted_folders(root: Path, files: Mapping, links: Sequence[str] = ()) -> tuple[Path, ...]:

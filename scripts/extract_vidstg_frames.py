@@ -68,7 +68,7 @@ def main() -> int:
     for folder in (arguments.videos, arguments.annotations):
         if not folder.is_dir():
             parser.error(f"there is no folder {folder}")
-    found = sorted(arguments.videos.glob("*.mp4"))
+    found = sorted(arguments.videos.glob("[!.]*.mp4"))
     if not found:
         parser.error(f"{arguments.videos} holds no .mp4 file")
     videos = [video for video in found if (arguments.annotations / f"{video.stem}.json").is_file()]

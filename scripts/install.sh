@@ -24,7 +24,9 @@ make_environment() {
     "$base_python" -m pip --python "$python" install -qq pip
 }
 
-# The default on Linux pulls gigabytes of CUDA libraries: worth it only where a GPU is
+# Without a GPU any build will do, so it is the release that was tested. From pip's default index it brings CUDA's
+# libraries on x86-64, too. Where pip is configured with an index of builds for CPUs, it prefers these: their +cpu counts
+# as newer than the same version without
 default_torch() {
     if [ "$(uname -s)" != Linux ] || nvidia-smi -L >/dev/null 2>&1; then echo 'torch>=2.11'; else echo 'torch==2.13.0'; fi
 }

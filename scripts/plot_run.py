@@ -1,4 +1,4 @@
-"""Plots the losses and metrics of a training run as a PNG.
+"""Plots the losses and metrics of a run of train.py or train_grpo.py as a PNG.
 
 python scripts/plot_run.py outputs/train [--out curves.png] [--smooth 20]
 """
@@ -6,6 +6,7 @@ python scripts/plot_run.py outputs/train [--out curves.png] [--smooth 20]
 import argparse
 import json
 import sys
+from fnmatch import fnmatchcase
 from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
@@ -35,8 +36,9 @@ class Panel(NamedTuple):
     Attributes:
         title (`str`)
         unit (`str`): the label of the vertical axis.
-        curves (`dict`): name of a log entry -> name in the legend.
-        logarithmic, noisy (`bool`): whether the axis is logarithmic, and whether a running mean is drawn.
+        curves (`dict`): name of a log entry -> name in the legend; `*` in both stands for any part of a name.
+        logarithmic, noisy (`bool`): whether the axis is logarithmic if all values are positive, and whether a running
+            mean is drawn.
         limits (pair of `float`, *optional*): of the vertical axis.
     """
 
@@ -48,9 +50,15 @@ class Panel(NamedTuple):
     limits: tuple[float, float] | None = None
 
 
-LOSSES = {"loss": "weighted sum", "lm_loss": "text, nats per token", "train_loss": "mean of the run"}
+LOSSES = {"loss": "total", "lm_loss": "text, nats per token", "train_loss": "mean of the run"}
 PANELS = (
     Panel("Loss", "loss", LOSSES, logarithmic=True),
+    Panel(
+        "Rewards",
+        "mean over answers",
+        {"reward": "weighted sum", "reward_std": "its deviation within prompts", "rewards/*/mean": "*"},
+    ),
+    Panel("KL divergence", "nats per token", {"kl": "from the initial model"}),
     Panel(
         "Mask losses",
         "loss, without weights",
@@ -105,6 +113,18 @@ def curve(history: list[dict], name: str) -> tuple[list[int], list[float]]:
     return [step for step, _ in found], [value for _, value in found]
 
 
+def logged_curves(panel: Panel, history: list[dict]) -> dict[str, str]:
+    """The curves of a panel that the log has: name of a log entry -> name in the legend."""
+    logged = dict.fromkeys(name for entry in history for name in entry)
+    found = {}
+    for pattern, label in panel.curves.items():
+        start, _, end = pattern.partition("*")
+        for name in logged:
+            if fnmatchcase(name, pattern):
+                found[name] = label.replace("*", name.removeprefix(start).removesuffix(end))
+    return found
+
+
 def smoothed(values: list[float], width: int) -> list[float]:
     """The mean of each value and up to `width - 1` before it."""
     windows = (values[max(0, end - width) : end] for end in range(1, len(values) + 1))
@@ -114,20 +134,21 @@ def smoothed(values: list[float], width: int) -> list[float]:
 def draw_panel(axes, panel: Panel, history: list[dict], smooth: int) -> None:
     """Draws one panel: noisy values in a light colour, with their running mean in a strong one; others as they are."""
     marker = "o" if len(history) <= FEW else None
-    for name, label in panel.curves.items():
+    is_positive = True
+    for name, label in logged_curves(panel, history).items():
         steps, values = curve(history, name)
-        if not values:
-            continue
+        is_positive = is_positive and not any(value <= 0 for value in values)
         line = smoothed(values, smooth) if panel.noisy else values
         [drawn] = axes.plot(steps, line, label=f"{label} (last: {line[-1]:.3g})", marker=marker, markersize=3)
         if panel.noisy:
             axes.plot(steps, values, color=drawn.get_color(), alpha=0.25, linewidth=0.7)
+    is_logarithmic = panel.logarithmic and is_positive
     axes.set_title(panel.title)
     axes.set_xlabel("update")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.set_ylabel(panel.unit + (" (logarithmic)" if panel.logarithmic else ""))
+    axes.set_ylabel(panel.unit + (" (logarithmic)" if is_logarithmic else ""))
     axes.grid(alpha=0.3)
-    if panel.logarithmic:
+    if is_logarithmic:
         axes.set_yscale("log")
     else:
         axes.ticklabel_format(axis="y", scilimits=(-2, 4))
@@ -138,7 +159,7 @@ def draw_panel(axes, panel: Panel, history: list[dict], smooth: int) -> None:
 
 def draw(history: list[dict], out: Path, smooth: int, title: str) -> None:
     """Writes the plot, with a panel for each kind of value that the log has."""
-    shown = [panel for panel in PANELS if any(curve(history, name)[0] for name in panel.curves)]
+    shown = [panel for panel in PANELS if logged_curves(panel, history)]
     columns = min(COLUMNS, len(shown))
     rows = -(-len(shown) // columns)
     figure, grid = pyplot.subplots(

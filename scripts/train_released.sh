@@ -8,7 +8,8 @@
 # Further flags are passed to train.py and override the ones below. Environment variables:
 # GPUS   GPUs per machine; BATCH, samples per GPU and forward; CONFIG, a file in scripts/accelerate without extension,
 #        of which single_gpu and cpu are one process
-# NODES  machines: run the same command on each, with RANK (0 on the first) and MAIN (address of the first)
+# NODES  machines: run the same command on each, with RANK (0 on the first), MAIN (address of the first) and PORT (of the
+#        first, where the others reach it; default 29500)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 usage="usage: $0 1b|4b|8b|qwen3vl_4b|internvl3_8b MODEL [flags of train.py]"

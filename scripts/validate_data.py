@@ -22,20 +22,18 @@ try:
     from sama.data.validation import MixtureValidator, report_lines
     from sama.drawing.preview import write_previews
     from sama.processing_sama import SamaProcessor
-    from sama.serving.loading import check_converted, check_model_name
+    from sama.resources import SMALL_MODEL
+    from sama.serving.loading import check_model_name
 except ModuleNotFoundError as error:
     if __name__ != "__main__" or error.name is None or error.name.startswith("sama"):
         raise
     sys.exit(f"validate_data: The Python module {error.name} is not installed. Run: pip install 'sama[train]'")
 
 
-DEFAULT_PROCESSOR = Path(__file__).resolve().parent.parent / "checkpoints" / "sama-tiny"
-
-
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("mixture", type=Path, help="a mixture file, such as data_configs/toy.yaml")
-    parser.add_argument("--processor", default=str(DEFAULT_PROCESSOR), help="checkpoint whose processor is used")
+    parser.add_argument("--processor", default=str(SMALL_MODEL), help="checkpoint whose processor is used")
     parser.add_argument("--root", help="folder of the data (default: $SAMA_DATA_ROOT)")
     parser.add_argument("--cache", help="folder of the stores (default: $SAMA_CACHE, else in the home folder)")
     parser.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="processes; 0: only this one")
@@ -65,7 +63,6 @@ def main(arguments: list[str] | None = None) -> int:
     load_processor = partial(SamaProcessor.from_pretrained, options.processor, trust_remote_code=local)
     try:
         check_model_name(options.processor)
-        check_converted(options.processor)
         load_processor()  # here, because each process that checks records loads its own
         validator = MixtureValidator(
             options.mixture, load_processor, options.root, options.cache, options.all_frames, options.limit

@@ -15,16 +15,18 @@ HUB_TIMEOUT = 10.0  # seconds for the one request that tells whether a model exi
 
 def check_model_name(model: str) -> None:
     """
-    Checks that a model can be found, before anything is loaded: a folder, or a model on the Hub, for which one request
-    is made unless it is in the cache.
+    Checks that there is a model of this name, before anything is loaded or written: a folder, or a model on the Hub,
+    for which one request is made unless it is in the cache.
 
     Raises:
         FileNotFoundError: if there is neither.
         ConnectionError: if the Hub cannot be reached.
+        ValueError: if the folder holds a released model, which must be converted first.
     """
     if user_path(model).is_dir():
         if not (user_path(model) / "config.json").is_file():
             raise FileNotFoundError(f"The folder {model} has no config.json, so there is no model in it.")
+        check_converted(model)
         return
     if model == str(DEFAULT_MODEL):
         raise FileNotFoundError(f"The small model is missing: there is no folder {DEFAULT_MODEL}; name another model.")
@@ -102,7 +104,6 @@ def load_model(
         ValueError: if the device is not available, or the model has no such setting.
     """
     check_model_name(model)
-    check_converted(model)
     # Imported here, so that --help and mistakes on the command line do not wait for torch.
     import torch
 

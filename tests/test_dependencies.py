@@ -9,6 +9,8 @@ import sys
 import tomllib
 from pathlib import Path
 
+from packaging.requirements import Requirement
+
 
 ROOT = Path(__file__).parent.parent
 HEADER = """\
@@ -17,13 +19,19 @@ HEADER = """\
 """
 
 
-def lower_bounds() -> dict[str, set[str]]:
-    """The lower bounds that pyproject.toml declares for each package, in all extras."""
+def requirements() -> list[str]:
+    """All that pyproject.toml declares, in all extras."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return sum(project["optional-dependencies"].values(), project["dependencies"])
+
+
+def lower_bounds() -> dict[str, set[str]]:
+    """The lower bounds of each package."""
     bounds = {}
-    for requirement in sum(project["optional-dependencies"].values(), project["dependencies"]):
-        if found := re.match(r"([\w.-]+)>=([\d.]+)", requirement):
-            bounds.setdefault(found[1], set()).add(found[2])
+    for requirement in map(Requirement, requirements()):
+        for one in requirement.specifier:
+            if one.operator == ">=":
+                bounds.setdefault(requirement.name, set()).add(one.version)
     return bounds
 
 
@@ -34,6 +42,12 @@ def constraints() -> str:
 
 def test_each_dependency_has_one_lower_bound():
     assert {name: bounds for name, bounds in lower_bounds().items() if len(bounds) > 1} == {}
+
+
+def test_no_lower_bound_is_left_out():
+    """Also where extras stand between the name and the bound, as in `ray[data,serve]>=2.60`."""
+    named = {re.match(r"[\w.-]+", one)[0] for one in requirements() if ">=" in one.partition(";")[0]}
+    assert named == set(lower_bounds()) and "ray" in named
 
 
 def test_lowest_versions_are_those_declared():

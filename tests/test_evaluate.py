@@ -109,6 +109,12 @@ def results(output: Path) -> dict:
     return json.loads((output / "results.json").read_text(encoding="utf-8"))
 
 
+def test_a_released_model_is_named_before_anything_is_written(tmp_path, capsys):
+    (tmp_path / "config.json").write_text('{"model_type": "sa2va_chat"}')
+    assert run(tmp_path / "output", *PLAIN, model=str(tmp_path)) == 1
+    assert "must be converted first" in capsys.readouterr().err and not (tmp_path / "output").exists()
+
+
 # Whole runs with the small checkpoint
 
 

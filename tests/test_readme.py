@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from test_layout import ENTRY_POINTS
 
 from sama.scripts import make_readme_picture
 
@@ -119,6 +120,12 @@ def test_readme_tree_is_the_tree():
     assert [path for path in paths if not (ROOT / path).exists()] == []
     assert [path for path, count in Counter(paths).items() if count > 1] == []
     assert len(paths) <= 25
+
+
+def test_readme_tree_names_the_entry_points():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (line,) = [line for line in readme.splitlines() if "entry points, with" in line]
+    assert set(re.findall(r"\b(\w+)\.py", line)) == ENTRY_POINTS
 
 
 def test_tree_paths_reads_levels():

@@ -17,6 +17,15 @@ from sama.objects_sama import Region
 VERSIONS = ["5.16.1", "6.0.0"]  # below and above those that are supported
 
 
+def test_the_hook_that_copies_the_code_sees_every_file():
+    yaml = pytest.importorskip("yaml", reason="PyYAML is not installed: pip install -e '.[dev]'")
+    root = CHECKPOINT.parents[1]
+    (repository,) = yaml.safe_load((root / ".pre-commit-config.yaml").read_text())["repos"]
+    (hook,) = [one for one in repository["hooks"] if one["id"] == "sync"]
+    copied = [path.name for path in root.glob("*_sama*.py")]
+    assert "mp4_sama.py" in copied and [name for name in copied if not re.search(hook["files"], name)] == []
+
+
 PROGRAM = """
 import json, sys
 import numpy as np

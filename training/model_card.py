@@ -1,8 +1,10 @@
 """The model card of a trained model, written from the files that train.py saves."""
 
+import re
 from pathlib import Path
 
-from huggingface_hub import ModelCardData
+import yaml
+from huggingface_hub import ModelCard, ModelCardData
 
 from sama.data.model_cards import CARD, card_metadata, hub_name, license_of
 from sama.drawing.tables import markdown_table
@@ -34,6 +36,7 @@ model = PeftModel.from_pretrained(AutoModel.from_pretrained("{base}", trust_remo
 
 FOLDER_OF_BASE = "FOLDER_OF_THE_MODEL_THAT_IT_WAS_TRAINED_ON"
 CARD_TAG = "sama"  # of each card that is written here
+EMPTY_TEMPLATE = "# Model Card for Model ID"  # PEFT's, which it saves with each adapter
 
 
 def read_if_there(path: Path) -> dict:
@@ -94,6 +97,39 @@ def write_model_card(folder: Path, base: str, name: str | None = None) -> None:
     """
     card = model_card(folder, name or folder.resolve().name, license_of(base), hub_name(base))
     (folder / CARD).write_text(card, encoding="utf-8")
+
+
+def card_to_upload(folder: Path, repo: str, license_name: str) -> str:
+    """
+    The card of a folder, with the licence if it names none. Without a card, or with one that [`write_model_card`]
+    wrote and nobody edited, a card is written for the name on the Hub.
+
+    Args:
+        folder (`Path`): of the model.
+        repo (`str`): Name on the Hub, `owner/name`.
+        license_name (`str`): Licence of the weights, as a Hub identifier.
+
+    Raises:
+        ValueError: if the folder's card names another licence, or cannot be read.
+    """
+    path = folder / CARD
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    if not text.strip() or EMPTY_TEMPLATE in text:
+        return model_card(folder, repo, license_name)
+    base_model, named = card_metadata(folder).get("base_model"), license_of(folder)
+    title = re.search("^# (.+)$", text, re.MULTILINE)
+    if title and text == model_card(folder, title[1], named, base_model):  # it names the folder in place of `repo`
+        return model_card(folder, repo, license_name, base_model)
+    if named == license_name:
+        return text
+    if named:
+        raise ValueError(f"{path} names the licence {named}, not {license_name}: correct the card or leave it out")
+    try:
+        card = ModelCard(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"the metadata of {path} cannot be read ({error})") from error
+    card.data.license = license_name
+    return str(card)
 
 
 def model_card(folder: Path, repo: str, license_name: str | None, base_model: str | list[str] | None = None) -> str:

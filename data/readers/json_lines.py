@@ -1,6 +1,7 @@
 """Your own data: JSON Lines of records (see `records.py`), with paths relative to a media folder."""
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from ..frames import frame_name
 from ..json_text import parse_json
@@ -44,7 +45,7 @@ def _visual(reader: SourceReader, record: Mapping) -> dict:
     return {kind: visual}
 
 
-def without_nulls(value):
+def without_nulls(value: Any) -> Any:
     """A JSON value without the keys that are null, except in `info`, whose form is free. Lists keep their nulls: where
     nothing is visible, a mask is null."""
     if isinstance(value, list):

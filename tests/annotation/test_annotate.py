@@ -41,6 +41,16 @@ def test_models_of_one_endpoint_share_its_limits():
     assert choices["writer"].endpoint is choices["verifier"].endpoint is choices["blind"].endpoint
 
 
+@pytest.mark.parametrize("url", ["https://a.example/v1/", "https://A.example:443/v1/chat/completions"])
+def test_one_endpoint_is_known_however_its_url_is_written(url):
+    choices = annotate.model_choices(parse("--endpoint", "https://a.example/v1", "--verifier-endpoint", url), Costs())
+    assert choices["writer"].endpoint is choices["verifier"].endpoint
+    other = annotate.model_choices(
+        parse("--endpoint", "https://a.example/v1", "--verifier-endpoint", "https://a.example/v2"), Costs()
+    )
+    assert other["writer"].endpoint is not other["verifier"].endpoint
+
+
 def test_a_checkpoint_that_is_trained_again_is_another_one(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"1")
     first = annotate.checkpoint_state(str(tmp_path))

@@ -29,9 +29,43 @@ def test_hidden_files_are_neither_videos_nor_frames_nor_masks(videos, tmp_path):
     for number in range(7, 13):
         Image.fromarray(np.full(SIZE, 1, dtype=np.uint8)).save(masks / f"f{number}.png")
     (masks / "._f7.png").write_bytes(b"\0")
+    (masks.parent / ".ipynb_checkpoints").mkdir()
     (scene,) = read_scenes(videos, masks.parent, "s")
     assert len(scene.visual["frames"]) == len(scene.objects[0].masks) == 6
     assert len(HeldOut([videos])) == 2
+
+
+def test_nulls_of_a_record_are_missing(videos, tmp_path):
+    video = {"path": "clip.mp4", "stride": None, "frames": None, "num_frames": None, "upright": None}
+    (tmp_path / "objects.jsonl").write_text(
+        scene_line("clip.mp4", video=video, image=None, expressions=None, messages=None,
+                   info={"licence": "cc0", "url": None})
+        + scene_line("folder", objects=None) + scene_line("clip.mp4", video=None)
+    )  # fmt: skip
+    first, *broken = read_scenes(videos, tmp_path / "objects.jsonl", "s")
+    assert len(first.objects) == 1 and first.info == {"licence": "cc0"} and first.visual == {"path": "clip.mp4"}
+    for one, words in zip(broken, ("--propose", "needs a video or an image"), strict=True):
+        assert isinstance(one.error, DataError) and words in str(one.error)
+
+
+def test_a_video_that_is_written_otherwise_is_the_same(videos, tmp_path):
+    names = [{"path": "clip.mp4"}, {"path": "./clip.mp4"}, {"path": "clip.mp4", "stride": 1}]
+    (tmp_path / "objects.jsonl").write_text("".join(scene_line(f"{i}", video=name) for i, name in enumerate(names)))
+    first, *others = read_scenes(videos, tmp_path / "objects.jsonl", "s")
+    assert isinstance(first, Scene)
+    assert all("that of line 1, too" in str(one.error) for one in others) and len(others) == 2
+
+
+def test_masks_of_0_and_255_alone_are_explained(videos, tmp_path):
+    folder = tmp_path / "masks" / "folder"
+    folder.mkdir(parents=True)
+    picture = Image.fromarray(np.full(SIZE, 255, dtype=np.uint8))
+    picture.save(folder / "f7.png")
+    (binary,) = read_scenes(videos, folder.parent, "s")
+    assert "masks/folder: has no value but 255, which is void" in str(binary.error) and "from 1" in str(binary.error)
+    Image.new("L", SIZE[::-1]).save(folder / "f7.png")
+    (empty,) = read_scenes(videos, folder.parent, "s")
+    assert "--propose" in str(empty.error)
 
 
 @pytest.mark.parametrize("name", ["thumb.mp4", "film.rm", "more"])

@@ -10,7 +10,7 @@ from sama.annotation.errors import AnnotationError, RefusedEditError
 from sama.annotation.export import description_messages
 from sama.annotation.problems import Problem
 from sama.annotation.review import Decision, ReviewQueue
-from sama.annotation.review_merge import merge_decisions
+from sama.annotation.review_merge import merge_decisions, summarize
 from sama.annotation.schema import Statement
 from sama.data.records import validate_record
 
@@ -94,6 +94,17 @@ def test_an_edit_that_stricter_checks_refuse_is_undecided_and_the_merge_goes_on(
     assert summary.refused == [item.id] and summary.decisions == {"undecided": 1} and not summary.audited
     assert f"1 edits no longer pass the checks and count as undecided: {item.id}" in summary.line()
     assert rows(folder / "reviewed_records.jsonl") == before
+
+
+def test_two_people_who_edit_an_item_differently_disagree(folder):
+    item, queue = only_item(folder), ReviewQueue(folder)
+    edits = [{"question": "What about <obj1> and the rest?", "answer": f"I see <p> this one </p> <obj1> {word}."}
+             for word in ("only", "alone")]  # fmt: skip
+    queue.decide(Decision(item.id, "edit", "ann", item.item_hash, edits[0]))
+    queue.decide(Decision(item.id, "edit", "bob", item.item_hash, dict(reversed(edits[0].items()))))
+    assert summarize(queue).disagreeing == []
+    queue.decide(Decision(item.id, "edit", "bob", item.item_hash, edits[1]))
+    assert summarize(queue).disagreeing == [item.id]
 
 
 @pytest.mark.parametrize("wrong", [5, {"a": "b"}, {"a": [5]}])

@@ -174,6 +174,13 @@ def test_the_command_names_the_option_of_too_many_failures(example, monkeypatch,
     assert capsys.readouterr().err == f"annotate: {stopped} --request-failures sets the number.\n"
 
 
+def test_a_run_that_cannot_begin_leaves_its_folder_free(example, monkeypatch, capsys):
+    monkeypatch.setattr(command.Run, "run", lambda *_: RunCounts(videos=Counter(kept=1)))
+    assert command.main(arguments_of(example, "ftp://127.0.0.1:9/v1")) == 1
+    assert "expected one such as http://" in capsys.readouterr().err
+    assert command.main(arguments_of(example, "http://127.0.0.1:9/v1")) == 0
+
+
 # ---- leftovers of a kill
 
 

@@ -92,7 +92,7 @@ def test_records_that_show_other_frames_are_other_groups(folder):
         {**VIDEO, "frames": ["0.png", "0.png", "0.png"]},
         {"path": "clip.mp4", "num_frames": 4},
         {"path": "clip.mp4", "num_frames": 8},
-        {"num_frames": 8, "path": "clip.mp4"},  # the same in another order
+        {"num_frames": 8, "path": "./clip.mp4", "stride": 1},  # the same, written otherwise
     ]
     records = [{**RECORDS[2], "id": str(number), "video": video} for number, video in enumerate(shown)]
     records.append({**RECORDS[2], "id": "still", "image": {"path": "clip.mp4"}})

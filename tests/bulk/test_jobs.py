@@ -58,17 +58,18 @@ def test_records_of_a_video_are_one_job(media, tmp_path):
                       {"role": "assistant", "content": [{"type": "grounded", "text": "It", "objects": ["1"]}]},
                       *ask("And?")]},
         {"id": "e", "video": {**clip, "stride": 2}, "messages": ask("Four?")},
+        {"id": "g", "video": {"path": f"./{CLIP}", "stride": 1, "frames": None}, "messages": ask("Five?")},
         {"id": "f", "video": clip, "messages": [{"role": "assistant", "content": [{"type": "text", "text": "!"}]}]},
     )  # fmt: skip
     jobs = jobs_of_records(path, media)
-    assert [job.names for job in jobs] == [["a", "d"], ["b"], ["c"], ["e"]]
-    assert [question.texts() for question in jobs[0].questions] == [["One?"], ["<region>?", "And?"]]
+    assert [job.names for job in jobs] == [["a", "d", "g"], ["b"], ["c"], ["e"]]
+    assert [question.texts() for question in jobs[0].questions] == [["One?"], ["<region>?", "And?"], ["Five?"]]
     assert VideoJob.from_json(jobs[0].to_json()) == jobs[0]
-    assert [list(question.record["objects"]) for question in jobs[0].questions] == [[], ["1"]]
+    assert [list(question.record["objects"]) for question in jobs[0].questions] == [[], ["1"], []]
     model = ScriptedModel()
     found = answers(jobs[0], media, model)
-    assert model.asked == [("One?", 0), ("<region>?", 1), ("And?", 0)]
-    assert [len(one.turns) for one in found] == [1, 2] and found[0].num_frames == 24
+    assert model.asked == [("One?", 0), ("<region>?", 1), ("And?", 0), ("Five?", 0)]
+    assert [len(one.turns) for one in found] == [1, 2, 1] and found[0].num_frames == 24
     assert answers(jobs[3], media)[0].num_frames == 12
     assert answers(jobs[2], media)[0].turns[0].text == "Hi."
 
@@ -123,6 +124,14 @@ def test_a_folder_and_questions(media, tmp_path):
     assert (picture.num_frames, picture.height, picture.width) == (1, 9, 12)
     (tmp_path / "q.txt").write_text("\ufeffOne?\n\nTwo ö?\n", encoding="utf-8")
     assert read_questions(tmp_path / "q.txt") == [{"question": "One?"}, {"question": "Two ö?"}]
+
+
+def test_hidden_files_and_folders_are_left_out(media, tmp_path):
+    folder = tmp_path / ".hidden" / "files"  # what lies above the folder does not count
+    for name in ("a.png", "b/c.png", "._a.png", ".ipynb_checkpoints/a-checkpoint.png", "b/.d/e.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(media / PICTURE, folder / name)
+    assert [job.names for job in jobs_of_folder(folder, [{"question": "What?"}])] == [["a.png#1"], ["b/c.png#1"]]
 
 
 def test_animated_pictures_are_videos(tmp_path):

@@ -219,6 +219,9 @@ def test_errors_are_sentences(tmp_path, media, capsys):
     assert "there is no such folder" in capsys.readouterr().err
     assert run(tmp_path, media, "--question", "What?", "--model", str(tmp_path)) == 1
     assert "has no config.json" in capsys.readouterr().err
+    (tmp_path / "config.json").write_text('{"model_type": "sa2va_chat"}')
+    assert run(tmp_path, media, "--question", "What?", "--model", str(tmp_path)) == 1
+    assert "must be converted first" in capsys.readouterr().err and not list(tmp_path.rglob("run.json"))
     assert main(["--output", str(tmp_path / "none"), "--export", "coco", "--to", str(tmp_path / "to")]) == 1
     assert "There are no answers" in capsys.readouterr().err
 

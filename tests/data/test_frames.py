@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from video_files import cut, turn, write_clip
 
-from sama.data.frames import StridedFrames, image_size, open_visual, safe_path
+from sama.data.frames import StridedFrames, image_size, open_visual, safe_path, visual_key
 from sama.data.records import DataError, validate_record
 from sama.video_sama import SamaVideo
 
@@ -24,6 +24,28 @@ def sideways(tmp_path):
     for name in ("0.png", "1.png", "0.tif"):
         Image.fromarray(stored).save(tmp_path / name, exif=exif.tobytes())
     return stored
+
+
+def test_one_video_has_one_key_however_it_is_written():
+    same = [
+        {"path": "a.mp4"},
+        {"path": "./a.mp4", "frames": None, "num_frames": None},
+        {"stride": 1, "upright": False, "path": "a.mp4"},
+        {"path": "a.mp4", "stride": None, "upright": None},
+    ]
+    assert len({visual_key({"video": video}) for video in same}) == 1
+    others = [
+        {"path": "b/a.mp4"},
+        {"path": "a.mp4", "stride": 2},
+        {"path": "a.mp4", "upright": True},
+        {"path": "a.mp4", "num_frames": 1},
+        {"path": "a.mp4", "frames": ["1.png"]},
+        {"toy": {"seed": 1}},
+    ]
+    assert len({visual_key({"video": video}) for video in (same[0], *others)}) == len(others) + 1
+    assert visual_key({"image": same[0]}) != visual_key({"video": same[0]}) and visual_key({}) is None
+    with pytest.raises(DataError, match=r"field 'video\.path': leaves the data folder"):
+        visual_key({"video": {"path": "../a.mp4"}})
 
 
 def test_annotations_lie_on_the_stored_pixels(tmp_path, sideways):

@@ -52,6 +52,7 @@ def test_no_folder_of_a_video_that_is_not_whole(whole, tmp_path, kind):
 def test_arguments_that_name_nothing(tmp_path, capsys, monkeypatch, videos, annotations, workers, message):
     for name in ("videos", "annotations"):
         (tmp_path / name).mkdir()
+    (tmp_path / "videos" / "._1.mp4").touch()  # hidden
     paths = [str(tmp_path / name) for name in (videos, annotations, "output")]
     monkeypatch.setattr(sys, "argv", ["extract_vidstg_frames.py", *paths, "--workers", workers])
     with pytest.raises(SystemExit) as stop:

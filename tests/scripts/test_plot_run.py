@@ -59,6 +59,30 @@ def test_the_learning_rate_is_drawn_as_it_was_and_the_legend_is_off_the_curves()
     pyplot.close(figure)
 
 
+def drawn(title: str, history: list[dict]):
+    """The axes of a panel."""
+    _, axes = pyplot.subplots()
+    draw_panel(axes, next(panel for panel in PANELS if panel.title == title), history, 20)
+    pyplot.close(axes.figure)
+    return axes
+
+
+def test_a_run_of_reinforcement_has_its_rewards_and_a_linear_loss(tmp_path):
+    history = [
+        {"step": step, "loss": 0.01 * (-1) ** step, "reward": 1.2, "reward_std": 0.3, "rewards/masks/mean": 0.5,
+         "rewards/mine:short/mean": 0.7, "rewards/masks/std": 0.1, "kl": 0.002 * step}
+        for step in range(3)
+    ]  # fmt: skip
+    axes = drawn("Loss", history)
+    assert axes.get_yscale() == "linear" and "logarithmic" not in axes.get_ylabel()
+    assert drawn("Loss", [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.1}]).get_yscale() == "log"
+    names = [text.get_text().partition(" (last")[0] for text in drawn("Rewards", history).get_legend().get_texts()]
+    assert names == ["weighted sum", "its deviation within prompts", "masks", "mine:short"]
+    assert len(drawn("KL divergence", history).lines) == 2
+    draw(history, tmp_path / "curves.png", 20, "run")
+    assert (tmp_path / "curves.png").is_file()
+
+
 def test_a_run_shorter_than_its_logging_interval_has_its_mean_loss(tmp_path):
     write_log(tmp_path, [{"step": 6, "train_loss": 1.5, "train_runtime": 2.0}])
     assert [entry["train_loss"] for entry in read_history(tmp_path)] == [1.5]

@@ -1,6 +1,7 @@
 """The launchers: the arguments it passes to Accelerate and train.py, parsed by train.py's own parser."""
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -78,6 +79,13 @@ def test_one_process_has_the_same_samples_per_update(launched, config, script):
         done = launched(*arguments, "start", script=script, CONFIG=config, **variables)
         assert done.returncode == 1 and not done.stdout
         assert f"CONFIG={config} is one process, but GPUS x NODES is {found}:" in done.stderr
+
+
+def test_the_head_of_the_launcher_names_its_variables():
+    text = (ROOT / "scripts" / "train_released.sh").read_text()
+    head = "".join(line for line in text.splitlines(True) if line.startswith("#"))
+    variables = set(re.findall(r"\$\{([A-Z]+)\b", text))
+    assert "PORT" in variables and [name for name in variables if not re.search(rf"\b{name}\b", head)] == []
 
 
 def test_fsdp2_wraps_the_layers_of_the_language_model(launched):
