@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 
 from sama.data.masks import decode_rle, filled_box
-from sama.data.records import is_no_target, no_target_content, sized_object_masks
+from sama.data.records import DataError, is_no_target, no_target_content, sized_object_masks
 from sama.data.wording import MASK_REQUEST, MASK_REQUEST_MARK, NO_TARGET_ANSWERS, TEMPLATES
 from sama.objects_sama import MaskTrack
 from sama.video_sama import SamaVideo
@@ -35,8 +35,8 @@ def masks_on_video(record: Mapping, name: str, video: SamaVideo, lookup: Callabl
 
 
 def no_store(store: str, key: str) -> RLETrack:
-    """The `lookup` of [`record_turns`] for records that contain their masks."""
-    raise KeyError(key)
+    """The `lookup` of [`record_turns`] for records that contain their masks: a [`DataError`]."""
+    raise DataError(f"the masks are in a mask file ({store!r}), which is not read here: write them into the record")
 
 
 def system_texts(record: Mapping) -> list[str]:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sama.data.frames import open_visual, visual_key
+from sama.data.frames import open_visual, trusted_folders, visual_key
 from sama.data.readers import READERS
 from sama.data.records import DataError, describe_error
 from sama.metrics.captions import caption_scores
@@ -107,7 +107,9 @@ class JsonLinesBenchmark(Benchmark):
 
     def open(self, group: str) -> SamaVideo | None:
         """The video of the group's records."""
-        return open_visual(self.records[self.outline()[group][0]], self.data_root)
+        files = {name: self.chosen[name] for name in ("records", "media")}
+        trusted = trusted_folders(self.data_root, files)
+        return open_visual(self.records[self.outline()[group][0]], self.data_root, trusted)
 
     def questions(self, group: str) -> list[Question]:
         """One question per record. One whose masks do not fit the video cannot be asked; the others can."""

@@ -27,7 +27,8 @@ class MME(CatalogueBenchmark):
     """MME, in the folder structure of its release."""
 
     name: ClassVar[str] = "mme"
-    version: ClassVar[int] = 1
+    # 1: "Yes, there is no dog." named both yes and no in the consistent scores
+    version: ClassVar[int] = 2
     splits: ClassVar[tuple[str, ...]] = ("test",)
     max_new_tokens: ClassVar[int] = 64
     headline: ClassVar[str] = "accuracy"

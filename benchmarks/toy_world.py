@@ -58,9 +58,12 @@ class ToyWorldBenchmark(Benchmark):
     """One question per clip: its dialogue. The same seed, split and index give the same clip."""
 
     name = "toy_world"
-    # What earlier ones had: 5, "long" without two of its dialogues; 4, questions for which a thing that appears did
-    # not stand still; 3, other wordings, and counts by motion that named nothing; 2, "Yes, it moves left." and plural
-    # objects in no order; 1, some masks at random
+    # Earlier versions:
+    # 5: "long" had two dialogues less.
+    # 4: An object that appears was not among those that stand still.
+    # 3: Other wordings; answers to counts by motion named no object.
+    # 2: Check questions were answered "Yes, it moves left."; several objects were in no fixed order.
+    # 1: Some masks were random.
     version = 6
     splits = ("val", "unseen", NO_TARGET, LONG)
     # The sources of the catalogue have the seeds 0, 1 and 2, so that training and benchmark share no clips

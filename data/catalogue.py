@@ -42,6 +42,22 @@ YAML_ERRORS = (
 )  # fmt: skip
 
 
+class UniqueKeyLoader(yaml.SafeLoader):
+    """Refuses a mapping with a key twice, of which PyYAML would keep the last."""
+
+    def construct_mapping(self, node, deep=False):
+        """As in PyYAML, after the check."""
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if (key.tag, key.value) in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"has the key {key.value!r} twice", key.start_mark
+                    )
+                seen.add((key.tag, key.value))
+        return super().construct_mapping(node, deep)
+
+
 @dataclass(frozen=True)
 class Entry:
     """One entry of a catalogue."""
@@ -56,7 +72,7 @@ class Entry:
 def read_yaml(path: str | Path) -> dict:
     """The content of a YAML file, which must be a mapping; [`DataError`] otherwise."""
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), UniqueKeyLoader)
     except FileNotFoundError:
         raise DataError("there is no such file", file=path) from None
     except OSError as error:
@@ -163,7 +179,11 @@ class FileSource:
         return open_visual(record, self.root, self.trusted)
 
     def lookup(self, store: str, key: str) -> list[dict | None]:
-        """The masks of an object in a mask file; `KeyError` if the file does not have them."""
+        """The masks of an object in a mask file; `KeyError` if the file lacks them, [`DataError`] if the source has no
+        such file."""
+        if store not in self.masks:
+            known = ", ".join(self.masks) or "none"
+            raise DataError(f"there is no mask file {store!r} among the files of the source, which has {known}")
         return self.masks[store][key]
 
     def with_context(self, error: DataError) -> DataError:

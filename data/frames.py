@@ -120,7 +120,7 @@ def image_size(path: Path, field: str = "") -> tuple[int, int]:
     except FileNotFoundError:
         raise DataError(f"there is no file '{path}'", field=field, missing=[str(path)]) from None
     except MEDIA_ERRORS as error:
-        raise DataError(str(error).removesuffix("."), field=field) from error
+        raise DataError(str(error).removesuffix("."), field=field, unreadable=[str(path)]) from error
 
 
 class StridedFrames(FrameSource):

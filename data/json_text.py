@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from typing import BinaryIO
 
 import numpy as np
@@ -66,13 +67,15 @@ def parse_json(data: bytes):
     The content of a JSON text in UTF-8.
 
     Raises:
-        ValueError: if it is not JSON, is nested too deeply, or contains NaN, Infinity or half a character. The message
-            has no subject: "is not JSON (...)". A number that is too large for a float becomes infinity.
+        ValueError: if it is not JSON, is nested too deeply, contains NaN, Infinity or half a character, or has a key
+            twice, of which parsers keep one or the other. The message has no subject: "is not JSON (...)". A number
+            that is too large for a float becomes infinity.
     """
     guard = JSONGuard()
     guard.check(data)
     try:
-        return json.loads(data.removeprefix(BYTE_ORDER_MARK).decode("utf-8"), parse_constant=_refuse_constant)
+        text = data.removeprefix(BYTE_ORDER_MARK).decode("utf-8")
+        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_with_unique_keys)
     except UnicodeDecodeError as error:
         raise ValueError(f"is not UTF-8 text (byte {error.start} is 0x{error.object[error.start]:02x})") from error
     except json.JSONDecodeError as error:
@@ -89,3 +92,11 @@ def without_surrogates(text: str) -> str:
 
 def _refuse_constant(name: str):
     raise ValueError(f"{name} is not a JSON number")
+
+
+def _with_unique_keys(pairs: list[tuple[str, object]]) -> dict:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        [(key, count)] = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"has the key {key[:80]!r} {count} times")
+    return found

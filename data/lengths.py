@@ -13,8 +13,8 @@ UNKNOWN_FRAMES = 96  # assumed where a record does not state its number of frame
 USUAL_TILES = 7
 CHARACTERS_PER_TOKEN = 4
 REGION_TOKENS = 4  # two tags around two placeholders, in the language model and in the Q-Former
-# Of a model that reads regions as copies of frame tokens, without these: a region in the list and in the question, and
-# the words around the list
+# For a model that reads regions as copies of frame tokens, without these copies: bytes of a region's name and tags in
+# the list of regions and of its name in the question, and bytes of the words around the list
 CELLS_REGION_BYTES = len(", region000<vp></vp>") + len("region000")
 CELLS_LIST_BYTES = len("\nThere are 000 part regions in the picture: .")
 FRAME_TAG_TOKENS = 3  # two tags and a newline around each dense frame

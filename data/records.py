@@ -27,7 +27,7 @@ A record is a plain dict:
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +53,7 @@ MESSAGE_KEYS = {"role", "content", "templates", "preamble", "wants_masks", "info
 PART_KEYS = {"text": {"text"}, "region": {"object", "name"}, "grounded": {"text", "objects"}}
 PARTS_OF_ROLE = {"system": ("text",), "user": ("text", "region"), "assistant": ("text", "grounded")}
 ALLOWANCES = ("short", "fit")  # keys of an object whose masks need not match the frames
+OBJECT_KEYS = {"masks": ALLOWANCES, "store": ("key", *ALLOWANCES), "union": ()}  # beside the key of this name
 SAMPLING_UNITS, REGION_SHAPES, POLICIES = ("turn", "object"), ("box", "mask"), ("segments",)
 MAX_FRAMES = 2**31 - 1  # stores keep the number of frames in 32 bits
 VIDEO_KEYS = {"path", "frames", "stride", "num_frames", "toy", "upright"}
@@ -75,6 +76,7 @@ class DataError(ValueError):
             field in the item. Callers add what was not known where the error was raised: [`DataError.with_context`].
         missing (sequence of `str`): If a file or folder is missing, the paths where it was looked for; relative ones
             are relative to the data root.
+        unreadable (sequence of `str`): Paths of files that are there and cannot be read, beside the file of the item.
     """
 
     def __init__(
@@ -86,9 +88,10 @@ class DataError(ValueError):
         index=None,
         field: str | None = None,
         missing: Sequence[str] = (),
+        unreadable: Sequence[str] = (),
     ):
         self.problem, self.source, self.file, self.index, self.field = problem, source, file, index, field
-        self.missing = tuple(missing)
+        self.missing, self.unreadable = tuple(missing), tuple(unreadable)
         where = [None if source is None else f"{source}", None if file is None else f"{file}"]
         where += [None if index is None else f"item {index}", f"field '{field}'" if field else None]
         named = ", ".join(word for word in where if word is not None)
@@ -104,16 +107,18 @@ class DataError(ValueError):
             index=index if self.index is None else self.index,
             field=path,
             missing=self.missing,
+            unreadable=self.unreadable,
         )
 
     def __reduce__(self):
         # Worker processes send errors as pickles; by default they would be rebuilt from the finished sentence
         place = self.source, self.file, self.index, self.field
-        return _rebuild_error, (type(self), self.problem, *place, self.missing)
+        return _rebuild_error, (type(self), self.problem, *place, self.missing, self.unreadable)
 
 
-def _rebuild_error(kind, problem, source, file, index, field, missing) -> DataError:
-    return kind(problem, source=source, file=file, index=index, field=field, missing=missing)
+def _rebuild_error(kind, problem, source, file, index, field, missing, unreadable) -> DataError:
+    place = {"source": source, "file": file, "index": index, "field": field}
+    return kind(problem, **place, missing=missing, unreadable=unreadable)
 
 
 def require_field(item: Mapping, key: str, kind: type | tuple[type, ...], default=REQUIRED, at: str = ""):
@@ -196,7 +201,8 @@ def validate_record(record: dict) -> dict:
     unknown = sorted(set(require_type(record, dict, "")) - RECORD_KEYS - PUBLISHED_CHOICES)
     if unknown:
         raise DataError(f"is not part of a record, which has {', '.join(sorted(RECORD_KEYS))}", field=unknown[0])
-    require_field(record, "id", str), require_field(record, "source", str)
+    require_field(record, "id", str)
+    require_field(record, "source", str)
     num_frames = _check_visual(record)
     objects = require_field(record, "objects", dict, default={})
     for name, item in objects.items():
@@ -268,7 +274,8 @@ def _check_visual(record: dict) -> int | None:
         raise DataError("is given in addition to an image; a record has 1 of them", field="video")
     if "image" in record:
         image = require_field(record, "image", dict)
-        require_field(image, "path", str, at="image"), require_field(image, "upright", bool, default=False, at="image")
+        require_field(image, "path", str, at="image")
+        require_field(image, "upright", bool, default=False, at="image")
         return 1
     if "video" not in record:
         return None
@@ -279,7 +286,8 @@ def _check_visual(record: dict) -> int | None:
     if "toy" in video:
         require_field(video, "toy", dict, at="video")
         return None
-    require_field(video, "path", str, at="video"), require_field(video, "upright", bool, default=False, at="video")
+    require_field(video, "path", str, at="video")
+    require_field(video, "upright", bool, default=False, at="video")
     if require_field(video, "stride", int, default=1, at="video") < 1:
         raise DataError("is smaller than 1", field="video.stride")
     frames = require_field(video, "frames", list, default=None, at="video")
@@ -303,11 +311,12 @@ def _check_object(item: dict, objects: dict, num_frames: int | None, at: str) ->
         raise DataError(f"has {len(forms)} of masks, store and union where exactly 1 is expected", field=at)
     for allowance in ALLOWANCES:
         require_field(item, allowance, bool, default=False, at=at)
-    unknown = sorted(set(item) - {forms[0], *ALLOWANCES} - ({"key"} if forms == ["store"] else set()))
+    unknown = sorted(set(item) - {forms[0], *OBJECT_KEYS[forms[0]]})
     if unknown:
         raise DataError(f"is unknown in an object with {forms[0]}", field=f"{at}.{unknown[0]}")
     if forms == ["store"]:
-        require_field(item, "store", str, at=at), require_field(item, "key", str, at=at)
+        require_field(item, "store", str, at=at)
+        require_field(item, "key", str, at=at)
     elif forms == ["union"]:
         names = require_field(item, "union", list, at=at)
         if not names:
@@ -343,10 +352,8 @@ def _check_message(message: dict, objects: dict, at: str) -> None:
     templates = require_field(message, "templates", str, default=None, at=at)
     if templates is not None and templates not in TEMPLATES:
         raise DataError(f"is {templates!r}, expected one of {', '.join(TEMPLATES)}", field=f"{at}.templates")
-    (
-        require_field(message, "wants_masks", bool, default=False, at=at),
-        require_field(message, "info", dict, default={}, at=at),
-    )
+    require_field(message, "wants_masks", bool, default=False, at=at)
+    require_field(message, "info", dict, default={}, at=at)
     for name, default in (("preamble", []), ("content", REQUIRED)):
         for position, part in enumerate(require_field(message, name, list, default=default, at=at)):
             _check_part(part, role, objects, f"{at}.{name}[{position}]")
@@ -440,6 +447,9 @@ def decode_object(
         size (`(height, width)`): Size of the frames. Masks of another size are resized if the object allows it with
             "fit", and raise [`DataError`] otherwise.
     """
+    if "union" in record["objects"][name]:
+        parts = record["objects"][name]["union"]
+        return reduce(np.logical_or, (decode_object(record, part, size, num_frames, lookup, frames) for part in parts))
     codes = object_masks(record, name, num_frames, lookup, frames)
     numbers = range(num_frames) if frames is None else frames
     return np.stack([_decode(record, name, size, frame, code) for frame, code in zip(numbers, codes, strict=True)])
@@ -449,6 +459,10 @@ def sized_object_masks(
     record: dict, name: str, size: Sequence[int], num_frames: int, lookup: Callable[[str, str], list]
 ) -> list[dict | None]:
     """The masks of [`object_masks`] at the size of the frames; masks of another size as in [`decode_object`]."""
+    if "union" in record["objects"][name]:
+        parts = record["objects"][name]["union"]
+        tracks = [sized_object_masks(record, part, size, num_frames, lookup) for part in parts]
+        return [union(entries) for entries in zip(*tracks, strict=True)]
     codes = object_masks(record, name, num_frames, lookup)
     for frame, code in enumerate(codes):
         if code is not None and tuple(code["size"]) != tuple(size):
@@ -458,9 +472,9 @@ def sized_object_masks(
 
 def _decode(record: dict, name: str, size: Sequence[int], frame: int, code: dict | None) -> np.ndarray:
     item = record["objects"][name]
-    fit = any(record["objects"][part].get("fit", False) for part in item.get("union", [name]))
+    resize = item.get("fit", False)
     with _record_context(record, item.get("store")):
-        return _with_field(partial(decode_rle, size=size, resize=fit), code, f"objects.{name}.masks[{frame}]")
+        return _with_field(partial(decode_rle, size=size, resize=resize), code, f"objects.{name}.masks[{frame}]")
 
 
 @contextmanager

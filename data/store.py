@@ -4,10 +4,12 @@ Records and masks as Arrow files that are built once and memory-mapped from then
 A reader streams a source into the cache folder. All processes that open the result map the same pages, so loader
 workers share them and none holds a whole mask file in memory. The name of a store contains a hash of its settings, and
 one of the sizes and times of its files: when a file changes, the store is built again and the old one removed. The
-same happens when a file has come whose lack had cost the store a record. A store is built in a temporary folder that
-is renamed at the end, so an interrupted build leaves no incomplete store.
+same happens when a file that records lacked appears, or one that could not be read changes. A store is built in a
+temporary folder that is renamed at the end, so an interrupted build leaves no incomplete store.
 
-    cache/<source>-<hash of settings>/<hash of version, sizes, times>/rows.arrow, info.json (and keys.npy for masks)
+    cache/<source>-<hash of settings>/<hash of version, sizes, times>/rows.arrow
+        records: info.json, lacked.json (files that records lacked, with their size and time)
+        masks: keys.npy
 """
 
 import hashlib
@@ -33,10 +35,11 @@ from .records import DataError, reading
 
 
 # Raise it when a reader makes other records of the same files, or when the format of a store changes
-VERSION = 4
+VERSION = 5
 CACHE_VARIABLE, DEFAULT_CACHE = "SAMA_CACHE", "~/.cache/sama"
 # Rows in memory before they are written; the masks of an object in a long video take about a megabyte
 ROWS_PER_BATCH = 32
+LACKED_FILE = "lacked.json"
 MAX_ERRORS = 1000  # broken items whose errors are kept with a store; all are counted
 
 KINDS = ("text", "image", "video")
@@ -150,20 +153,20 @@ class MaskStore:
         self.__init__(**state)
 
     def __getitem__(self, key: str) -> list[dict | None]:
-        start = int(np.searchsorted(self._hashes["hash"], _hash(key)))
-        for position in range(start, len(self._hashes)):
-            if self._hashes["hash"][position] != _hash(key):
-                break
-            row = self._rows[int(self._hashes["row"][position])]
-            if row["key"] == key and row["problem"] is not None:
-                raise DataError(row["problem"], field=row["field"])
-            if row["key"] == key:
-                sizes = zip(row["heights"], row["widths"], row["counts"], strict=True)
-                return [
-                    None if counts is None else {"size": [height, width], "counts": counts}
-                    for height, width, counts in sizes
-                ]
-        raise KeyError(key)
+        hashes, wanted = self._hashes["hash"], _hash(key)
+        places = range(*(int(np.searchsorted(hashes, wanted, side)) for side in ("left", "right")))
+        rows = [row for row in (self._rows[int(self._hashes["row"][place])] for place in places) if row["key"] == key]
+        if not rows:
+            raise KeyError(key)
+        if len(rows) > 1:
+            raise DataError(f"is {len(rows)} times in the mask file", field=key)
+        [row] = rows
+        if row["problem"] is not None:
+            raise DataError(row["problem"], field=row["field"])
+        sizes = zip(row["heights"], row["widths"], row["counts"], strict=True)
+        return [
+            None if counts is None else {"size": [height, width], "counts": counts} for height, width, counts in sizes
+        ]
 
     def digest(self) -> str:
         """A hash of the masks, see [`content_digest`]."""
@@ -225,6 +228,9 @@ def open_records(format: str, files: Mapping, root: Path, options: Mapping, cach
             raise DataError("contains no record", source=options["source"])
         info = {"records": count, "dropped": dict(dropped), "broken": [vars(error) for error in broken[:MAX_ERRORS]]}
         (folder / "info.json").write_text(json.dumps(info, default=str), encoding="utf-8")
+        names = {name for error in broken for name in (*error.missing, *error.unreadable)}
+        lacked = {name: _size_and_time(root / name) for name in sorted(names)}
+        (folder / LACKED_FILE).write_text(json.dumps(lacked), encoding="utf-8")
 
     place = _store_folder(cache, options["source"], root, settings)
     store = RecordStore(_up_to_date(place, paths, options["source"], root, write))
@@ -294,32 +300,42 @@ def _fingerprint(paths: Iterable[Path], source: str, root: Path) -> str:
     return _digest(json.dumps([VERSION, found]))
 
 
-def _current(place: Path, state: str, root: Path) -> tuple[Path | None, Path]:
+def _find_store(place: Path, state: str, root: Path) -> tuple[Path | None, Path]:
     """The folder of a store for files in this state, if there is one, and the folder for a new store."""
     new = place / state
     for folder in sorted(path for path in place.glob(f"{state}*") if path.is_dir()):
-        come = _come_since(folder, root)
-        if not come:
+        changed = _changed_since(folder, root)
+        if not changed:
             return folder, new
         # Under another name: processes that have opened the old store must not find other records in it
-        new = place / f"{state}-{_digest(json.dumps(come))}"
+        new = place / f"{state}-{_digest(json.dumps(changed))}"
     return None, new
 
 
-def _come_since(folder: Path, root: Path) -> list[str]:
-    """Files that were missing when a store of records was built, and are there now."""
-    about = folder / "info.json"
-    if not about.is_file():
-        return []
+def _changed_since(folder: Path, root: Path) -> dict[str, list[int] | None]:
+    """Files that records lacked when a store was built, and that are not as they were then, with size and time."""
+    kept = folder / LACKED_FILE
+    if not kept.is_file():  # a store of masks
+        return {}
     with _damage(folder):
-        looked_for = [path for error in parse_json(about.read_bytes())["broken"] for path in error["missing"]]
-    return [path for path in looked_for if (root / path).exists()]
+        lacked = parse_json(kept.read_bytes())
+        found = {name: _size_and_time(root / name) for name in lacked}
+        return {name: state for name, state in found.items() if state != lacked[name]}
+
+
+def _size_and_time(path: Path) -> list[int] | None:
+    """Size in bytes and time of modification in nanoseconds of a file; `None` if there is none."""
+    try:
+        about = path.stat()
+    except (OSError, ValueError):
+        return None
+    return [about.st_size, about.st_mtime_ns]
 
 
 def _up_to_date(place: Path, paths: list[Path], source: str, root: Path, write: Callable[[Path], None]) -> Path:
     """The folder of the store for the present files. If it does not exist, `write(folder)` fills it."""
     state = _fingerprint(paths, source, root)
-    found, folder = _current(place, state, root)
+    found, folder = _find_store(place, state, root)
     if found is not None:
         return found
     try:
@@ -332,7 +348,7 @@ def _up_to_date(place: Path, paths: list[Path], source: str, root: Path, write: 
         ) from error
     # Other processes of this machine wait for the first one instead of building the same store
     with FileLock(place / "lock"):
-        found, folder = _current(place, state, root)
+        found, folder = _find_store(place, state, root)
         if found is not None:
             return found
         with atomic_path(folder) as temporary:

@@ -1,9 +1,9 @@
 """MME: pairs of yes-or-no questions about an image, in 14 categories (evaluation spec 6)."""
 
-import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+from .answers import YES_NO, named_choices
 from .values import Value
 
 
@@ -24,9 +24,9 @@ class YesNo(NamedTuple):
 
 
 def yes_or_no(answer: str) -> bool | None:
-    """`True` for yes, `False` for no; `None` if the text contains both words or neither."""
-    words = set(re.findall(r"[a-z]+", answer.lower()))
-    return None if ("yes" in words) == ("no" in words) else "yes" in words
+    """`True` for yes, `False` for no; `None` if the text names both or neither, see [`named_choices`]."""
+    named = named_choices(answer, YES_NO)
+    return named == ["yes"] if len(named) == 1 else None
 
 
 def mme_rating(answers: Iterable[YesNo]) -> dict[str, Value]:

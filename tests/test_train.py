@@ -189,7 +189,7 @@ def test_a_truncated_checkpoint_is_passed_over(copied_run, whole_run, capsys):
     assert error.endswith("none is whole")
 
 
-def test_other_settings_are_refused_or_accepted(copied_run, capsys):
+def test_other_settings_are_refused_or_accepted(copied_run, whole_run, capsys):
     folder, again = copied_run
     (folder / "trainer_state.json").unlink()
     before = state_of(folder)
@@ -204,13 +204,29 @@ def test_other_settings_are_refused_or_accepted(copied_run, capsys):
             {"per_device_train_batch_size": 1},
             "per_device_train_batch_size was 2 and is 1. The order of samples cannot",
         ),
+        (
+            {"train_parts": "language_model", "accept_changes": True},
+            "The saved state of the optimizer (train_parts was ",
+        ),
+        ({"optim": "sgd", "accept_changes": True}, '(optim was "adamw_torch_fused" and is "sgd") cannot continue'),
         ({"seed": 3, "accept_changes": True}, "seed was 42 and is 3; mixture.seed was 42 and is 3. The order of"),
     ):
         assert again(**resumed, **options) == 1
         assert told in capsys.readouterr().err
     assert state_of(folder) == before
-    assert again(**resumed, learning_rate=5e-4, save_steps=3, accept_changes=True) == 0
-    assert history(folder)[-1]["step"] == 6
+    changes = {"learning_rate": 5e-4, "weight_decay": 0.2, "adam_beta1": 0.8, "save_steps": 5}
+    assert again(**resumed, **changes, accept_changes=True) == 0
+    rates, before = ([entry["learning_rate"] for entry in history(one)] for one in (folder, whole_run[0]))
+    assert rates == [*before[:4], *(rate / 2 for rate in before[4:])] and before[4] > 0
+    saved = torch.load(folder / "checkpoint-5" / "optimizer.pt")["param_groups"][0]
+    assert (saved["initial_lr"], saved["weight_decay"], *saved["betas"]) == (5e-4, 0.2, 0.8, 0.999)
+
+
+def test_a_run_from_another_model_is_not_finished(copied_run, checkpoint, tmp_path, capsys):
+    folder, again = copied_run
+    shutil.copytree(checkpoint, tmp_path / "other")
+    assert again(model_name_or_path=tmp_path / "other") == 1
+    assert "a finished run with other data or settings: model_name_or_path was" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

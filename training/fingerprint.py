@@ -29,7 +29,7 @@ DECISIVE = (
     "vespo_lambda_neg", "use_bias_correction_kl", "use_adaptive_entropy", "entropy_target", "entropy_coef_min",
     "entropy_coef_max", "entropy_coef_delta", "cast_lm_head_to_fp32",
 )  # fmt: skip
-# Arguments that a difference is worth a line about, although losses and weights stay equal up to rounding
+# Arguments whose changes are reported, although they change losses and weights by no more than rounding
 HARMLESS = (
     "logging_steps", "save_steps", "save_strategy", "save_total_limit", "dataloader_num_workers",
     "gradient_checkpointing", "torch_compile", "tf32", "use_cpu",
@@ -39,6 +39,12 @@ ADAPTER = (
     "use_dora", "load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "use_bnb_nested_quant",
     "lora_target_parameters", "bnb_4bit_quant_storage",
 )  # fmt: skip
+# What decides which parameters the optimizer has and what it saves of each
+OPTIMIZER_STRUCTURE = {
+    "train_parts", "optim", "optim_args", "optim_target_modules",
+    *(name for name in ADAPTER if name not in ("lora_alpha", "lora_dropout", "use_rslora")),
+}  # fmt: skip
+BASE_MODEL = ("model_name_or_path", "model_revision")
 # Of the model's configuration: where it came from, and what no loss depends on
 CONFIG_LEFT_OUT = ("_name_or_path", "transformers_version", "trained", "use_cache", "auto_map", "architectures")
 ABSENT = "not set"
@@ -63,7 +69,7 @@ def fingerprint(
     if options is not None:
         settings |= {name: vars(options)[name] for name in ADAPTER if name in vars(options)}
         settings["dtype"] = str(options.dtype)
-        base = {"model_name_or_path": options.model_name_or_path, "model_revision": options.model_revision}
+        base = {name: vars(options)[name] for name in BASE_MODEL}
         # A checkpoint holds all weights, but for an adapter only the adapter's, and the reference of GRPO is the base
         (settings if options.use_peft or settings.get("beta") else harmless).update(base)
         harmless["attn_implementation"] = options.attn_implementation
@@ -107,11 +113,11 @@ def flatten(content: Mapping, at: str = "") -> dict:
     return found
 
 
-def differences(saved: Mapping, present: Mapping) -> list[str]:
-    """Each difference in words, with both values."""
+def differences(saved: Mapping, present: Mapping) -> dict[str, str]:
+    """Each difference by name, in words with both values."""
     names = [*saved, *(name for name in present if name not in saved)]
     pairs = [(name, saved.get(name, ABSENT), present.get(name, ABSENT)) for name in names]
-    return [f"{name} was {_shown(old)} and is {_shown(new)}" for name, old, new in pairs if old != new]
+    return {name: f"{name} was {_shown(old)} and is {_shown(new)}" for name, old, new in pairs if old != new}
 
 
 def _shown(value) -> str:
@@ -119,12 +125,18 @@ def _shown(value) -> str:
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[: SHOWN_CHARACTERS - 3]}..."
 
 
-def compare_runs(folder: Path, present: Mapping) -> tuple[list[str], list[str]]:
+def compare_runs(folder: Path, present: Mapping, finished: bool = False) -> tuple[dict[str, str], dict[str, str]]:
     """
     Compares the fingerprint that is saved in a folder with this run's.
 
+    Args:
+        folder (`Path`): Checkpoint or output folder.
+        present (`dict`): The fingerprint of this run.
+        finished (`bool`): Whether the folder holds a finished model. The model that it was trained from is decisive
+            then; a run that resumes takes its weights from a checkpoint.
+
     Returns:
-        `tuple(list[str], list[str])`: Differences that change the run, and harmless ones.
+        `tuple(dict[str, str], dict[str, str])`: Differences that change the run, and harmless ones, by name.
 
     Raises:
         [`TrainingError`]: The saved fingerprint cannot be read.
@@ -134,4 +146,6 @@ def compare_runs(folder: Path, present: Mapping) -> tuple[list[str], list[str]]:
     if not all(isinstance(old, dict) for old, _ in kinds):
         raise TrainingError(f"{folder / FINGERPRINT_FILE} is not the fingerprint of a run")
     decisive, harmless = (differences(old, new) for old, new in kinds)
+    if finished:
+        decisive |= {name: harmless.pop(name) for name in BASE_MODEL if name in harmless}
     return decisive, harmless

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import NoReturn
 
 import torch
+from accelerate.scheduler import AcceleratedScheduler
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 from transformers.utils import logging
@@ -35,7 +37,7 @@ from .checkpoints import (
     resume_point,
     write_manifest,
 )
-from .fingerprint import compare_runs, fingerprint
+from .fingerprint import OPTIMIZER_STRUCTURE, compare_runs, fingerprint
 
 
 logger = logging.get_logger("sama.training")
@@ -128,6 +130,8 @@ class ResumableTrainer(Trainer):
         if self.state.global_step >= self.state.max_steps:  # resumed from the checkpoint of the last step
             self.control.should_training_stop = True
             return None
+        # A checkpoint's state holds the intervals of logging and saving that it was written with
+        self.state.compute_steps(self.args, self.state.max_steps)
         self.sampler.set_epoch(epoch)
         return super()._run_epoch(model, epoch, train_dataloader, *args, **kwargs)
 
@@ -242,15 +246,18 @@ class ResumableTrainer(Trainer):
         """Raises [`TrainingError`] if the checkpoint belongs to a run with other data or settings, unless
         `accept_changes` is set; logs harmless differences."""
         decisive, harmless = compare_runs(checkpoint, self.fingerprint)
+        changes = "; ".join(decisive.values())
+        fixed = "; ".join(words for name, words in decisive.items() if name in OPTIMIZER_STRUCTURE)
         order = ""
         try:
             self.check_order(checkpoint)
         except (ValueError, KeyError, TypeError) as error:
             order = str(error)
-        mismatch = f"{checkpoint} belongs to a run with other data or settings: {'; '.join(decisive) or order}"
-        if order:
+        mismatch = f"{checkpoint} belongs to a run with other data or settings: {changes or order}"
+        if order or (fixed and self.args.accept_changes):
+            broken = "The order of samples" if order else f"The saved state of the optimizer ({fixed})"
             raise TrainingError(
-                f"{mismatch}. The order of samples cannot continue with that: resume with the values of that run, or "
+                f"{mismatch}. {broken} cannot continue with that: resume with the values of that run, or "
                 f"start a new run with --model_name_or_path {checkpoint} and another --output_dir"
             )
         if decisive and not self.args.accept_changes:
@@ -258,9 +265,9 @@ class ResumableTrainer(Trainer):
                 f"{mismatch}. Resume with the values of that run, or add --accept_changes to use the new ones"
             )
         if decisive:
-            logger.warning(f"Going on with changes that were accepted: {'; '.join(decisive)}.")
+            logger.warning(f"Going on with changes that were accepted: {changes}.")
         if harmless:
-            logger.warning(f"Differences that change neither losses nor weights: {'; '.join(harmless)}.")
+            logger.warning(f"Differences that change neither losses nor weights: {'; '.join(harmless.values())}.")
 
     def finished_steps(self) -> int | None:
         """
@@ -279,14 +286,14 @@ class ResumableTrainer(Trainer):
         except (TrainingError, KeyError, TypeError):
             steps, finished = 0, False
         if finished and (folder / FINGERPRINT_FILE).is_file() and not missing_weights(folder):
-            decisive, _ = compare_runs(folder, self.fingerprint)
+            decisive, _ = compare_runs(folder, self.fingerprint, finished=True)
             if not decisive:
                 return steps
             if not (resumes and self.args.accept_changes):
                 raise TrainingError(
-                    f"{folder} holds a finished run with other data or settings: {'; '.join(decisive)}. Choose "
-                    f"another --output_dir, or add --resume_from_checkpoint {LAST} --accept_changes to go on from its "
-                    "last checkpoint"
+                    f"{folder} holds a finished run with other data or settings: {'; '.join(decisive.values())}. "
+                    f"Choose another --output_dir, or add --resume_from_checkpoint {LAST} --accept_changes to go on "
+                    "from its last checkpoint"
                 )
         found = list(numbered_checkpoints(folder).values())
         if found and not resumes:
@@ -308,6 +315,28 @@ class ResumableTrainer(Trainer):
             raise TrainingError(f"There is no complete checkpoint in {self.args.output_dir}")
         self.last_logged = 0 if path is None else read_json(path / STATE_FILE)["global_step"]
         return super().train(resume_from_checkpoint=None if path is None else str(path), **kwargs)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and self.args.accept_changes:
+            self.apply_arguments()
+
+    def apply_arguments(self) -> None:
+        """Sets the learning rate, weight decay and the optimizer's other numbers to the arguments of this run. The
+        states that were loaded hold those of the run that saved them."""
+        _, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+        settings |= {"initial_lr": self.args.learning_rate, "weight_decay": self.args.weight_decay}
+        scheduler = self.lr_scheduler
+        if isinstance(scheduler, AcceleratedScheduler):
+            scheduler = scheduler.scheduler
+        if not isinstance(scheduler, LambdaLR):
+            self.fail(f"--accept_changes cannot set the learning rate of {type(scheduler).__name__}")
+        groups = self.optimizer.param_groups
+        scheduler.base_lrs = [self.args.learning_rate] * len(groups)
+        for group, factor in zip(groups, scheduler.lr_lambdas, strict=True):
+            group.update({name: value for name, value in settings.items() if name in group})
+            group["lr"] = self.args.learning_rate * factor(scheduler.last_epoch)
+        scheduler._last_lr = [group["lr"] for group in groups]
 
     def check_order(self, checkpoint: Path) -> None:
         """Raises `ValueError` if the checkpoint's run had a different order of samples, or other updates: the library

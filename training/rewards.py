@@ -73,8 +73,11 @@ def reward_answer(answer: SampledAnswer, reference: Reference) -> float | None:
     return float(named_choices(answer.text, choices) == [reference.info["answer"]])
 
 
-def reward_words(answer: SampledAnswer, reference: Reference) -> float:
-    """F1 of the words of the answer with those of the reference, for answers without choices."""
+def reward_words(answer: SampledAnswer, reference: Reference) -> float | None:
+    """F1 of the words of the answer with those of the reference. `None` where the question has choices: a sentence
+    with the wrong one shares most words with the right sentence."""
+    if reference.info.get("choices"):
+        return None
     mine, theirs = words(answer.text), words(reference.text)
     common = sum(min(mine.count(word), theirs.count(word)) for word in set(mine))
     return 2 * common / (len(mine) + len(theirs)) if mine or theirs else 1.0

@@ -73,14 +73,15 @@ def _read_masklet(reader: SourceReader, name: str) -> list[list]:
     try:
         masklet = require_field(parse_json(path.read_bytes()), "masklet", list)
         return [require_type(frame, list, f"masklet[{position}]") for position, frame in enumerate(masklet)]
-    except DataError as error:
-        raise error.with_context(field="anno_path") from error
     except FileNotFoundError:
         raise DataError(f"there is no file '{path}'", field="anno_path", missing=[str(path)]) from None
-    except OSError as error:
-        raise DataError(f"'{path}' cannot be read ({error.strerror})", field="anno_path") from error
-    except ValueError as error:
-        raise DataError(f"'{path}' is truncated or not JSON: it {error}", field="anno_path") from error
+    except (OSError, ValueError) as error:
+        field, problem = "anno_path", f"'{path}' is truncated or not JSON: it {error}"
+        if isinstance(error, DataError):
+            field, problem = f"anno_path.{error.field}", error.problem
+        elif isinstance(error, OSError):
+            problem = f"'{path}' cannot be read ({error.strerror})"
+        raise DataError(problem, field=field, unreadable=[str(path)]) from error
 
 
 def _channel(masklet: list[list], key: str, field: str) -> list[dict | None]:

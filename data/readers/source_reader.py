@@ -124,6 +124,7 @@ class SourceReader:
                 index=index if error.index is None else error.index,
                 field=error.field,
                 missing=error.missing,
+                unreadable=error.unreadable,
             ) from error
 
     def _relative(self, path) -> str:

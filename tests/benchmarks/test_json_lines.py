@@ -170,7 +170,7 @@ def test_only_masks_that_may_be_fitted_are_resized(folder, name):
     benchmark = open_benchmark("json_lines", data_root=folder)
     (group,) = benchmark.outline()
     other, question = benchmark.questions(group)
-    message = rf"item two, field 'objects.{name}.masks\[0\]': the mask is 40 x 20 .*, its frame 20 x 20"
+    message = r"item two, field 'objects.a.masks\[0\]': the mask is 40 x 20 .*, its frame 20 x 20"
     assert re.search(message, question.error) and not question.turns
     assert other.error is None and len(other.turns) == 2  # another record about the same video
     (failed,) = (answer for _, answer in PredictionRunner(None, None, benchmark, 8).ask_group(group, ["two"]))
@@ -231,3 +231,19 @@ def test_bad_files(folder, monkeypatch):
     (folder / "records.jsonl").write_text("\n".join([json.dumps(RECORDS[2])] * 2), encoding="utf-8")
     with pytest.raises(BenchmarkError, match="Two records have the id 'words'"):
         open_benchmark("json_lines", data_root=folder).outline()
+
+
+def test_a_media_folder_that_is_a_link(folder, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (folder / "clip").rename(elsewhere / "clip")
+    (folder / "mine").symlink_to(elsewhere)
+    benchmark = open_benchmark("json_lines", data_root=folder, media="mine")
+    assert [len(benchmark.open(group)) for group in benchmark.outline() if "clip" in group] == [2]
+
+
+def test_masks_in_a_mask_file_are_not_read(folder):
+    write(folder, RECORDS[1] | {"objects": {"a": {"store": "masks", "key": "7"}}})
+    benchmark = open_benchmark("json_lines", data_root=folder)
+    (group,) = benchmark.outline()
+    (question,) = benchmark.questions(group)
+    assert "the masks are in a mask file ('masks'), which is not read here" in question.error

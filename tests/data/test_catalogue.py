@@ -131,3 +131,13 @@ def test_yaml_that_is_none(tmp_path):
     (tmp_path / "b.yaml").write_text("- a")
     with pytest.raises(DataError, match="b.yaml: contains list"):
         read_yaml(tmp_path / "b.yaml")
+    (tmp_path / "c.yaml").write_text("a: &shared {x: 1}\nb: {<<: *shared, x: 2}")
+    assert read_yaml(tmp_path / "c.yaml")["b"] == {"x": 2}
+    (tmp_path / "d.yaml").write_text("sources: {toy: 1, toy: 5}")
+    with pytest.raises(DataError, match="d.yaml: is not YAML .*has the key 'toy' twice"):
+        read_yaml(tmp_path / "d.yaml")
+
+
+def test_a_mask_file_that_the_source_does_not_have():
+    with pytest.raises(DataError, match="no mask file 'maks' among the files of the source, which has masks"):
+        open_source(CATALOGUE["mevis"], FIXTURES).lookup("maks", "7")

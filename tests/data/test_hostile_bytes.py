@@ -263,3 +263,8 @@ def test_a_pickle_cannot_copy_a_text_again_and_again(tmp_path, monkeypatch):
 def test_keys_of_plain_pickles(tmp_path, protocol):
     content = {"a": 1, 7: 2, 2**62: 3, -5: 4, 1.5: 5, None: 6, True: 7, "b": {"c": (1, [2], {3, "x"}, 10**30)}}
     assert pickled(tmp_path, pickle.dumps(content, protocol)) == content
+
+
+def test_a_key_that_an_object_has_twice():
+    with pytest.raises(ValueError, match="has the key 'b' 2 times"):
+        parse_json(b'[{"a": {"b": 1, "c": 2, "b": 3}}]')

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sama.data.frames import open_visual, safe_path, trusted_folders
-from sama.data.masks import encode_rle
+from sama.data.masks import decode_rle, encode_rle
 from sama.data.published import TEMPLATE_SETS
 from sama.data.records import (
     DataError,
@@ -17,6 +17,7 @@ from sama.data.records import (
     object_masks,
     read_lines,
     require_field,
+    sized_object_masks,
     validate_record,
 )
 from sama.data.wording import TEMPLATES
@@ -193,6 +194,26 @@ def test_fit_fills_up_and_resizes():
     record["objects"]["7"]["masks"] = [MASK, None, MASK]
     with pytest.raises(DataError, match="has 3 masks for 2 frames"):
         object_masks(record, "7", 2, lookup)
+
+
+def test_each_part_of_a_union_is_resized_by_its_own_allowance():
+    objects = {
+        "small": {"masks": [MASK, None], "fit": True},
+        "same": {"masks": [encode_rle(np.eye(8, dtype=bool)), None]},
+        "both": {"union": ["small", "same"]},
+    }
+    record = changed("objects", value={**RECORD["objects"], **objects})
+    masks = decode_object(validate_record(record), "both", (8, 8), 2, lookup)
+    expected = np.kron(np.eye(4), np.ones((2, 2))).astype(bool) | np.eye(8, dtype=bool)
+    assert np.array_equal(masks, [expected, np.zeros((8, 8), dtype=bool)])
+    sized = sized_object_masks(record, "both", (8, 8), 2, lookup)
+    assert np.array_equal(decode_rle(sized[0], (8, 8)), expected) and sized[1] is None
+    record["objects"]["same"]["masks"] = [MASK, None]
+    with pytest.raises(DataError, match=r"objects.same.masks\[0\]': the mask is 4 x 4"):
+        decode_object(record, "both", (8, 8), 2, lookup)
+    record["objects"]["both"]["fit"] = True
+    with pytest.raises(DataError, match="objects.both.fit': is unknown in an object with union"):
+        validate_record(record)
 
 
 def test_short_fills_up_and_does_not_resize():

@@ -10,6 +10,7 @@ from data_fixtures import copied, entry, source
 from fixture_sources import FIXTURES, SOURCES
 
 from sama.data import store
+from sama.data.catalogue import Entry
 from sama.data.readers import READERS, read_mask_store
 from sama.data.records import DataError
 from sama.data.store import KINDS, MaskStore, open_masks, open_records
@@ -213,3 +214,43 @@ def test_mask_file_that_is_missing_or_cut_is_named(name, key, file, action, tmp_
     with pytest.raises(DataError, match="there is no such file") as told:
         source(name, tmp_path / "cache", root, action)
     assert told.value.source == name and str(told.value.file).endswith(file)
+
+
+def test_a_file_that_appears_is_noticed_however_many_are_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "MAX_ERRORS", 2)
+    said = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "This."}]
+    items = [{"video": f"{number}.mp4", "conversations": said} for number in range(5)]
+    (tmp_path / "items.json").write_text(json.dumps(items))
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "0.mp4").touch()
+    found = Entry("chat", "chat_univi", {"annotations": "items.json", "media": "videos"})
+
+    def number_of_records() -> int:
+        opened = open_entry(found, tmp_path, tmp_path / "cache", on_error="skip")
+        assert len(opened.broken) == min(2, 5 - len(opened))
+        return len(opened)
+
+    assert number_of_records() == number_of_records() == 1
+    (tmp_path / "videos" / "4.mp4").touch()
+    assert number_of_records() == 2
+
+
+def test_a_picture_that_is_repaired_is_noticed(tmp_path):
+    root, found = copied(tmp_path), entry("gcg_refcocog")
+    pictures = sorted(path for path in root.rglob("*.jpg"))
+    whole, expected = {path: path.read_bytes() for path in pictures}, len(open_entry(found, root, tmp_path / "cache"))
+    for path in pictures:
+        path.write_bytes(b"")
+    cache = tmp_path / "other"
+    assert len(open_entry(found, root, cache, on_error="skip")) < expected
+    for path, content in whole.items():
+        path.write_bytes(content)
+    assert len(open_entry(found, root, cache, on_error="raise")) == expected
+
+
+def test_a_key_that_a_mask_file_has_twice(tmp_path):
+    (tmp_path / "masks.json").write_text('{"1": [null], "2": [null], "1": [null]}')
+    masks = open_masks(tmp_path / "masks.json", tmp_path / "cache", "a")
+    assert masks["2"] == [None]
+    with pytest.raises(DataError, match="field '1': is 2 times in the mask file"):
+        masks["1"]

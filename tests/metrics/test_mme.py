@@ -7,7 +7,15 @@ from sama.metrics.mme import PERCEPTION, REASONING, YesNo, mme_rating, yes_or_no
 
 @pytest.mark.parametrize(
     ("answer", "expected"),
-    [("Yes.", True), ("no", False), ("No, it is not", False), ("yes and no", None), ("nothing", None), ("", None)],
+    [
+        ("Yes.", True),
+        ("no", False),
+        ("No, it is not", False),
+        ("Yes, there is no dog in the image.", True),
+        ("yes and no", None),
+        ("nothing", None),
+        ("", None),
+    ],
 )
 def test_yes_or_no(answer, expected):
     assert yes_or_no(answer) is expected

@@ -38,7 +38,7 @@ def identify(tmp_path, processor):
     return run
 
 
-def compare(folder, saved: dict, present: dict) -> tuple[list[str], list[str]]:
+def compare(folder, saved: dict, present: dict) -> tuple[dict[str, str], dict[str, str]]:
     (folder / FINGERPRINT_FILE).write_text(json.dumps(saved))
     return compare_runs(folder, present)
 
@@ -56,16 +56,16 @@ def test_a_decisive_setting_is_named_with_both_values(identify, tmp_path, name, 
     saved, present = identify(), identify(**{name: value})
     decisive, _ = compare(tmp_path, saved, present)
     old, new = (json.dumps(one["decisive"][name]) for one in (saved, present))
-    assert old != new and f"{name} was {old} and is {new}" in decisive
+    assert old != new and decisive[name] == f"{name} was {old} and is {new}"
 
 
 def test_what_changes_neither_losses_nor_weights_is_harmless(identify, tmp_path):
     changed = identify(save_steps=7, dataloader_num_workers=1, logging_steps=3, output_dir="elsewhere")
     decisive, harmless = compare(tmp_path, identify(), changed)
-    assert decisive == []
-    assert sorted(text.split()[0] for text in harmless) == ["dataloader_num_workers", "logging_steps", "save_steps"]
-    assert any(text.startswith("save_steps was 1000 and is 7") for text in harmless)
-    assert compare(tmp_path, identify(), identify()) == ([], [])
+    assert decisive == {}
+    assert sorted(harmless) == ["dataloader_num_workers", "logging_steps", "save_steps"]
+    assert harmless["save_steps"] == "save_steps was 1000 and is 7"
+    assert compare(tmp_path, identify(), identify()) == ({}, {})
 
 
 def change_a_word(folder):
@@ -104,7 +104,7 @@ def test_other_data_is_named(identify, tmp_path, name):
     saved = identify()
     CHANGES[name](tmp_path)
     decisive, _ = compare(tmp_path, saved, identify())
-    assert any(text.startswith(f"mixture.{name.strip()} was") for text in decisive)
+    assert any(text.startswith(f"mixture.{name.strip()} was") for text in decisive.values())
 
 
 def test_the_same_data_elsewhere_is_the_same_data(identify, tmp_path):
@@ -112,7 +112,7 @@ def test_the_same_data_elsewhere_is_the_same_data(identify, tmp_path):
     moved = tmp_path / "moved"
     moved.mkdir()
     (tmp_path / "texts.jsonl").rename(moved / "texts.jsonl")
-    assert compare(tmp_path, saved, identify(data_root=moved, data_cache=moved / "cache")) == ([], [])
+    assert compare(tmp_path, saved, identify(data_root=moved, data_cache=moved / "cache")) == ({}, {})
 
 
 def test_other_masks_are_other_data(tmp_path):
@@ -130,7 +130,8 @@ def test_other_masks_are_other_data(tmp_path):
 def test_another_loss_weight_of_the_model_is_named(identify, tmp_path):
     other = {**CONFIG, "dice_loss_coefficient": 9.0}
     decisive, _ = compare(tmp_path, identify(), identify(config=other))
-    assert decisive == [f"model.dice_loss_coefficient was {CONFIG['dice_loss_coefficient']} and is 9.0"]
+    words = f"model.dice_loss_coefficient was {CONFIG['dice_loss_coefficient']} and is 9.0"
+    assert decisive == {"model.dice_loss_coefficient": words}
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"decisive": 5, "harmless": {}}'])

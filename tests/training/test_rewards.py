@@ -53,6 +53,7 @@ def some(number: int, num_frames: int = 2) -> np.ndarray:
         ("words", "The red ring stops.", "The red ring stops.", {}, 1),
         ("words", "The ring.", "A <p> ring </p> [SEG].", {}, 0.5),
         ("words", "", "", {}, 1),
+        ("words", "It moves left.", "It moves right.", YES, None),
         ("count", TWO, TWO, COUNT, 1),
         ("count", "It is <p> a ring </p> [SEG].", TWO, COUNT, 0),
         ("format", TWO, TWO, COUNT, 1),
