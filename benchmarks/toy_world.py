@@ -59,7 +59,7 @@ class ToyWorldBenchmark(Benchmark):
 
     name = "toy_world"
     # Earlier versions:
-    # 5: "long" had two dialogues less.
+    # 5: "long" had two fewer dialogues.
     # 4: An object that appears was not among those that stand still.
     # 3: Other wordings; answers to counts by motion named no object.
     # 2: Check questions were answered "Yes, it moves left."; several objects were in no fixed order.

@@ -4,11 +4,11 @@ Records and masks as Arrow files that are built once and memory-mapped from then
 A reader streams a source into the cache folder. All processes that open the result map the same pages, so loader
 workers share them and none holds a whole mask file in memory. The name of a store contains a hash of its settings, and
 one of the sizes and times of its files: when a file changes, the store is built again and the old one removed. The
-same happens when a file that records lacked appears, or one that could not be read changes. A store is built in a
+same happens when a file that was missing appears, or one that could not be read changes. A store is built in a
 temporary folder that is renamed at the end, so an interrupted build leaves no incomplete store.
 
     cache/<source>-<hash of settings>/<hash of version, sizes, times>/rows.arrow
-        records: info.json, lacked.json (files that records lacked, with their size and time)
+        records: info.json, unread.json (files that were missing or could not be read, with their size and time)
         masks: keys.npy
 """
 
@@ -39,7 +39,7 @@ VERSION = 5
 CACHE_VARIABLE, DEFAULT_CACHE = "SAMA_CACHE", "~/.cache/sama"
 # Rows in memory before they are written; the masks of an object in a long video take about a megabyte
 ROWS_PER_BATCH = 32
-LACKED_FILE = "lacked.json"
+UNREAD_FILE = "unread.json"
 MAX_ERRORS = 1000  # broken items whose errors are kept with a store; all are counted
 
 KINDS = ("text", "image", "video")
@@ -229,8 +229,8 @@ def open_records(format: str, files: Mapping, root: Path, options: Mapping, cach
         info = {"records": count, "dropped": dict(dropped), "broken": [vars(error) for error in broken[:MAX_ERRORS]]}
         (folder / "info.json").write_text(json.dumps(info, default=str), encoding="utf-8")
         names = {name for error in broken for name in (*error.missing, *error.unreadable)}
-        lacked = {name: _size_and_time(root / name) for name in sorted(names)}
-        (folder / LACKED_FILE).write_text(json.dumps(lacked), encoding="utf-8")
+        unread = {name: _size_and_time(root / name) for name in sorted(names)}
+        (folder / UNREAD_FILE).write_text(json.dumps(unread), encoding="utf-8")
 
     place = _store_folder(cache, options["source"], root, settings)
     store = RecordStore(_up_to_date(place, paths, options["source"], root, write))
@@ -313,14 +313,15 @@ def _find_store(place: Path, state: str, root: Path) -> tuple[Path | None, Path]
 
 
 def _changed_since(folder: Path, root: Path) -> dict[str, list[int] | None]:
-    """Files that records lacked when a store was built, and that are not as they were then, with size and time."""
-    kept = folder / LACKED_FILE
+    """Files that were missing or could not be read when a store was built and have changed since, with size and time
+    of modification now."""
+    kept = folder / UNREAD_FILE
     if not kept.is_file():  # a store of masks
         return {}
     with _damage(folder):
-        lacked = parse_json(kept.read_bytes())
-        found = {name: _size_and_time(root / name) for name in lacked}
-        return {name: state for name, state in found.items() if state != lacked[name]}
+        unread = parse_json(kept.read_bytes())
+        found = {name: _size_and_time(root / name) for name in unread}
+        return {name: state for name, state in found.items() if state != unread[name]}
 
 
 def _size_and_time(path: Path) -> list[int] | None:

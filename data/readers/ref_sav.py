@@ -75,13 +75,14 @@ def _read_masklet(reader: SourceReader, name: str) -> list[list]:
         return [require_type(frame, list, f"masklet[{position}]") for position, frame in enumerate(masklet)]
     except FileNotFoundError:
         raise DataError(f"there is no file '{path}'", field="anno_path", missing=[str(path)]) from None
-    except (OSError, ValueError) as error:
-        field, problem = "anno_path", f"'{path}' is truncated or not JSON: it {error}"
-        if isinstance(error, DataError):
-            field, problem = f"anno_path.{error.field}", error.problem
-        elif isinstance(error, OSError):
-            problem = f"'{path}' cannot be read ({error.strerror})"
-        raise DataError(problem, field=field, unreadable=[str(path)]) from error
+    except DataError as error:
+        raise DataError(error.problem, field=f"anno_path.{error.field}", unreadable=[str(path)]) from error
+    except OSError as error:
+        problem = f"'{path}' cannot be read ({error.strerror})"
+        raise DataError(problem, field="anno_path", unreadable=[str(path)]) from error
+    except ValueError as error:
+        problem = f"'{path}' is truncated or not JSON: it {error}"
+        raise DataError(problem, field="anno_path", unreadable=[str(path)]) from error
 
 
 def _channel(masklet: list[list], key: str, field: str) -> list[dict | None]:
